@@ -1,0 +1,30 @@
+"""pip install for the tox environments: whatever the locks pin, with `--no-deps`, and torch's CPU build beside them.
+
+torch cannot stand in a lock with hashes (see .ci/lock.py): a CPU build of the pinned release comes from pip's own
+configuration where that offers one, and from PyTorch's index of CPU wheels where it does not.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+TORCH = "torch==2.13.0+cpu"
+PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
+
+
+def install_torch() -> None:
+    """From pip's configuration, or else from PyTorch's index."""
+    print(f"installing {TORCH}", flush=True)
+    if subprocess.run([*PIP, "--quiet", "--only-binary=:all:", TORCH], capture_output=True).returncode:
+        subprocess.run([*PIP, "--index-url", PYTORCH_INDEX, TORCH], check=True)
+
+
+def main(arguments: list[str]) -> None:
+    if any(pathlib.Path(argument).name == "requirements-cpu.lock" for argument in arguments):
+        install_torch()
+    subprocess.run([*PIP, *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

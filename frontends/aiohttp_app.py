@@ -1,0 +1,248 @@
+"""The HTTP server: routes of about ten lines over one `EngineManager`. `python -m frontends.aiohttp_app --help`
+
+Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp programs; `frontends.serve` runs it alone.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from frontends import sse
+from frontends.choices import Choices, open_choices
+from frontends.errors import ErrorBody, HTTPFailure, describe
+from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, check_model, decode
+from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
+from llmserve import EngineManager, GenerationRequest, InvalidRequest, LLMServeError
+
+# A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
+MAX_BODY = 4 * 2**20
+# aiohttp has no limit of its own for either: a client that sends its body, or reads its answer, slower than this is gone.
+BODY_SECONDS = 30.0
+WRITE_SECONDS = 30.0
+JSON = "application/json"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Routes:
+    """The handlers; each reads its body, makes one call, and writes the answer."""
+
+    def __init__(self, manager: EngineManager, model: str) -> None:
+        self.manager = manager
+        self.model = model
+        self._completion = msgspec.json.Decoder(CompletionRequest)
+        self._chat = msgspec.json.Decoder(ChatRequest)
+        self._generate = msgspec.json.Decoder(GenerateRequest)
+        self._tokenize = msgspec.json.Decoder(TokenizeRequest)
+        self._detokenize = msgspec.json.Decoder(DetokenizeRequest)
+
+    def table(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/generate", self.generate),
+            web.get("/v1/models", self.models),
+            web.get("/v1/models/{model:.+}", self.one_model),
+            web.post("/tokenize", self.tokenize),
+            web.post("/detokenize", self.detokenize),
+            web.get("/health", self.ready),
+            web.get("/health/live", self.live),
+            web.get("/health/ready", self.ready),
+            web.get("/metrics", self.metrics),
+        ]
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = decode(self._completion, await _read(request))
+        check_model(body.model, self.model)
+        requests = body.generation_requests(_deadline(request))
+        echoes = await self._echoes(requests) if body.echo else None
+        answerer = TextAnswerer(requests[0].request_id, self.model, echoes.__getitem__ if echoes else None)
+        return await self._answer(request, requests, answerer, body)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = decode(self._chat, await _read(request))
+        check_model(body.model, self.model)
+        requests = body.generation_requests(_deadline(request))
+        return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, self.model), body)
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = decode(self._generate, await _read(request))
+        wanted = body.generation_request(_deadline(request))
+        if not body.stream:
+            return _json(await self.manager.generate(wanted))
+        async with _event_stream(request) as begin, self.manager.stream(wanted) as stream:
+            write = await begin(wanted.request_id)
+            async for delta in stream:
+                await write(sse.event(delta))
+            await write(sse.event(stream.usage) + sse.DONE)
+        return write.response
+
+    async def models(self, request: web.Request) -> web.Response:
+        return _json({"object": "list", "data": [self._model_card()]})
+
+    async def one_model(self, request: web.Request) -> web.Response:
+        check_model(request.match_info["model"], self.model)
+        return _json(self._model_card())
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = decode(self._tokenize, await _read(request))
+        check_model(body.model, self.model)
+        prompt = await self.manager.tokenize(body.generation_request())
+        tokens = list(prompt.token_ids)
+        return _json({"count": len(tokens), "max_model_len": self.manager.info.max_model_len, "tokens": tokens})
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body = decode(self._detokenize, await _read(request))
+        check_model(body.model, self.model)
+        return _json({"prompt": await self.manager.detokenize(body.tokens)})
+
+    async def live(self, request: web.Request) -> web.Response:
+        if self.manager.state == "failed":
+            self.manager.check_health()
+        return _json({"status": "live", "state": self.manager.state})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        self.manager.check_health()
+        return _json({"status": "ready", "state": self.manager.state})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        accept = request.headers.get("Accept", "")
+        if "text/plain" not in accept and "openmetrics" not in accept:
+            return _json(self.manager.metrics())
+        from llmserve.exporters import prometheus
+
+        text, content_type = prometheus.render(self.manager, accept)
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def _answer(
+        self, request: web.Request, requests: list[GenerationRequest], answerer: Answerer, body: CompletionRequest | ChatRequest
+    ) -> web.StreamResponse:
+        n = body.choices_per_prompt
+        if not body.stream:
+            async with open_choices(self.manager, requests) as choices:
+                return _json(answerer.whole(await choices.collect(), n))
+        async with _event_stream(request) as begin, open_choices(self.manager, requests) as choices:
+            write = await begin(answerer.id)
+            await _pour(choices, answerer, write)
+            usages = [stream.usage for stream in choices.streams]
+            await write((answerer.usage(usages, n) if body.wants_usage else b"") + sse.DONE)
+        return write.response
+
+    async def _echoes(self, requests: list[GenerationRequest]) -> list[str]:
+        return [
+            request.prompt if isinstance(request.prompt, str) else await self.manager.detokenize(request.prompt or ())
+            for request in requests
+        ]
+
+    def _model_card(self) -> dict[str, Any]:
+        length = self.manager.info.max_model_len if self.manager.state == "ready" else None
+        return {"id": self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
+
+
+async def _pour(choices: Choices, answerer: Answerer, write: "Writer") -> None:
+    first = b"".join(answerer.first(index) for index in range(len(choices.streams)))
+    if first:
+        await write(first)
+    async for index, delta in choices:
+        # While a character or a stop string is incomplete there are tokens without text: nothing to show yet.
+        if delta.text or delta.finish_reason or delta.logprobs:
+            await write(answerer.chunk(index, delta))
+
+
+class Writer:
+    """Writes events; a reader that takes none for too long is given up, as if it had gone."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self.response = response
+
+    async def __call__(self, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self.response.write(data)
+        except TimeoutError:
+            raise ConnectionResetError("the client stopped reading") from None
+
+
+@asynccontextmanager
+async def _event_stream(request: web.Request) -> AsyncIterator[Callable[[str], Awaitable[Writer]]]:
+    """Gives what begins the response, for when it is certain: an error before that is a status, one after it an event.
+
+    Stands outside the stream that is written, so that the stream's error passes through here last.
+    """
+    writer: Writer | None = None
+
+    async def begin(request_id: str) -> Writer:
+        nonlocal writer
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Request-Id": request_id}
+        writer = Writer(web.StreamResponse(headers=headers))
+        await writer.response.prepare(request)
+        return writer
+
+    try:
+        yield begin
+    except LLMServeError as error:
+        if writer is None:
+            raise
+        await writer(sse.event(describe(error)[1]) + sse.DONE)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error as OpenAI's error object, with its status; nothing that the server knows and the client should not."""
+    try:
+        return await handler(request)
+    except LLMServeError as error:
+        return _failure(error)
+    except web.HTTPRequestEntityTooLarge:
+        return _failure(HTTPFailure(413, f"the body is larger than {MAX_BODY} bytes", "body_too_large"))
+    except web.HTTPException as error:
+        return _failure(HTTPFailure(error.status, f"{request.method} {request.path[:64]}: {error.reason}", "http_error"))
+
+
+def build_app(manager: EngineManager, model: str = "bundled") -> web.Application:
+    """An aiohttp application over a manager, which the caller enters and leaves. `model` is the name it is served under.
+
+    Run it with `handler_cancellation=True`, or a client that goes away keeps its request running.
+    """
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[answer_errors])
+    app.add_routes(Routes(manager, model).table())
+    return app
+
+
+async def _read(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise HTTPFailure(408, f"the body did not arrive within {BODY_SECONDS:g} s", "body_timeout") from None
+
+
+def _deadline(request: web.Request) -> float | None:
+    """`X-Request-Timeout`, in seconds."""
+    value = request.headers.get("X-Request-Timeout")
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise InvalidRequest("X-Request-Timeout must be a number of seconds", "X-Request-Timeout") from None
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type=JSON, headers=headers)
+
+
+def _failure(error: LLMServeError) -> web.Response:
+    status, body, headers = describe(error)
+    assert isinstance(body, ErrorBody)
+    return _json(body, status, headers)
+
+
+if __name__ == "__main__":
+    from frontends.serve import main
+
+    main()

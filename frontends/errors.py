@@ -1,0 +1,70 @@
+"""The one table from llmserve's errors to HTTP: status, OpenAI's type and code."""
+
+import math
+
+import msgspec
+
+from llmserve import (
+    DeadlineExceeded,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    LLMServeError,
+    ModelNotFound,
+    Overloaded,
+    PromptTooLong,
+    RequestCancelled,
+    TenantOverloaded,
+    Unavailable,
+)
+
+# Most special first: the first class that fits counts.
+TABLE: tuple[tuple[type[LLMServeError], int, str, str | None], ...] = (
+    (ModelNotFound, 404, "invalid_request_error", "model_not_found"),
+    (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
+    (InvalidRequest, 400, "invalid_request_error", None),
+    (TenantOverloaded, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (Unavailable, 503, "service_unavailable", "unavailable"),
+    (Overloaded, 503, "service_unavailable", "overloaded"),
+    (DeadlineExceeded, 504, "timeout_error", "deadline_exceeded"),
+    (RequestCancelled, 503, "service_unavailable", "cancelled"),
+    (EngineDead, 503, "service_unavailable", "engine_dead"),
+    (EngineError, 500, "server_error", "engine_error"),
+    (LLMServeError, 500, "server_error", None),
+)
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
+
+
+class HTTPFailure(LLMServeError):
+    """Something that only HTTP can get wrong: a body too large or too slow, a path that does not exist."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
+    """Status, body and headers for an error."""
+    if isinstance(error, HTTPFailure):
+        return error.status, ErrorBody(ErrorDetail(str(error), "invalid_request_error", None, error.code)), {}
+    _, status, kind, code = next(row for row in TABLE if isinstance(error, row[0]))
+    headers = {}
+    if isinstance(error, Overloaded):
+        # Whole seconds, as HTTP wants them, and never earlier than computed; OpenAI's client prefers the milliseconds.
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        headers["Retry-After-Ms"] = str(math.ceil(error.retry_after * 1000))
+    param = error.param if isinstance(error, InvalidRequest) else None
+    return status, ErrorBody(ErrorDetail(str(error)[:512], kind, param, code)), headers

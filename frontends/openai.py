@@ -1,0 +1,278 @@
+"""The OpenAI wire: what requests look like, and how they become `GenerationRequest`s. Answers are in `openai_answers.py`.
+
+Unknown fields are refused by name, so that nobody believes in an option that does nothing; those that are ignored on
+purpose stand in `Ignored`, and nowhere else.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+import attrs
+import msgspec
+
+from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
+
+# OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
+MAX_CHOICES = 128
+MAX_PROMPTS = 64
+MAX_MESSAGES = 2048
+
+
+# Under the same name in `Sampling`.
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
+    "stop_token_ids", "ignore_eos", "skip_special_tokens",
+)  # fmt: skip
+
+
+class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields that OpenAI's clients send and that change nothing here: bookkeeping on OpenAI's side."""
+
+    store: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    # Padding against traffic analysis: OpenAI's clients may ask for none of it, and there is none.
+    include_obfuscation: bool | None = None
+
+
+class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chat share: OpenAI's fields, and vLLM's extras under vLLM's names."""
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    priority: int | None = None
+
+    @property
+    def choices_per_prompt(self) -> int:
+        n = 1 if self.n is None else self.n
+        if not 1 <= n <= MAX_CHOICES:
+            raise InvalidRequest(f"n must be from 1 to {MAX_CHOICES}", "n")
+        return n
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, **more: Any) -> Sampling:
+        """The fields that are set, and `more`, which may hold None for unset too."""
+        fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more
+        return Sampling(**{name: value for name, value in fields.items() if value is not None})
+
+    def requests(self, prompts: Sequence[dict[str, Any]], sampling: Sampling, deadline: float | None) -> list[GenerationRequest]:
+        """One request for each choice, prompt by prompt; with a seed, each choice of a prompt has the next one."""
+        n = self.choices_per_prompt
+        if len(prompts) * n > MAX_CHOICES:
+            raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
+        common: dict[str, Any] = {"deadline": deadline, "priority": self.priority or 0}
+        if self.user:
+            common["tenant"] = self.user[:64]
+        return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
+
+
+def _nth(sampling: Sampling, number: int) -> Sampling:
+    if number == 0 or sampling.seed is None:
+        return sampling
+    # Past the end of 64 bits it begins again from the other one.
+    return attrs.evolve(sampling, seed=(sampling.seed + number + 2**63) % 2**64 - 2**63)
+
+
+class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions. `prompt` is text or token ids, or a list of either."""
+
+    prompt: str | list[Any] | None = None
+    max_tokens: int | None = 16
+    logprobs: int | None = None
+    echo: bool | None = None
+
+    def prompts(self) -> list[dict[str, Any]]:
+        prompt = self.prompt
+        if not prompt:
+            raise InvalidRequest("prompt is missing or empty", "prompt")
+        if isinstance(prompt, str) or type(prompt[0]) is int:
+            return [{"prompt": prompt}]
+        if len(prompt) > MAX_PROMPTS:
+            raise InvalidRequest(f"prompt takes at most {MAX_PROMPTS} prompts", "prompt")
+        kind = type(prompt[0])
+        if kind not in (str, list) or any(type(one) is not kind for one in prompt):
+            raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
+        return [{"prompt": one} for one in prompt]
+
+    def generation_requests(self, deadline: float | None) -> list[GenerationRequest]:
+        prompt_logprobs = self.logprobs if self.echo else None
+        sampling = self.sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
+        return self.requests(self.prompts(), sampling, deadline)
+
+
+class TextPart(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates know it: text, and no role newer than they are."""
+        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    def generation_requests(self, deadline: float | None) -> list[GenerationRequest]:
+        if not 1 <= len(self.messages) <= MAX_MESSAGES:
+            raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+        with renamed(max_tokens="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens", logprobs="top_logprobs"):
+            most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+            sampling = self.sampling(max_tokens=most, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+        return self.requests([{"messages": [message.plain() for message in self.messages]}], sampling, deadline)
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /generate: `GenerationRequest` and `Sampling` in one flat object, under their own names."""
+
+    prompt: str | list[int] | None = None
+    messages: list[ChatMessage] | None = None
+    stream: bool = False
+    tenant: str = "default"
+    priority: int = 0
+    deadline: float | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = []
+    include_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def generation_request(self, deadline: float | None) -> GenerationRequest:
+        fields = msgspec.structs.asdict(self)
+        del fields["stream"]
+        request: dict[str, Any] = {name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline")}
+        if self.messages is not None:
+            request["messages"] = [message.plain() for message in self.messages]
+        request["deadline"] = deadline if self.deadline is None else self.deadline
+        request["tenant"] = self.tenant[:64]
+        return GenerationRequest(**request, sampling=Sampling(**fields))
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+
+    def generation_request(self) -> GenerationRequest:
+        messages = None if self.messages is None else [message.plain() for message in self.messages]
+        return GenerationRequest(self.prompt, messages=messages)
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
+    """Inside it, an InvalidRequest about a field of ours is about the caller's field of another name."""
+
+    def __init__(self, **names: str) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InvalidRequest) and error.param in self._names:
+            name = self._names[error.param]
+            raise InvalidRequest(str(error).replace(error.param, name), name) from None
+
+
+Wire = TypeVar("Wire", bound=msgspec.Struct)
+
+_FIELD = re.compile(r"at `\$\.(\w+)|field `(\w+)`")
+
+
+def decode(decoder: "msgspec.json.Decoder[Wire]", body: bytes) -> Wire:
+    """A request's body. Raises InvalidRequest, naming the field where there is one to blame."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        found = _FIELD.search(str(error))
+        param = (found[1] or found[2]) if found else None
+        raise InvalidRequest(str(error)[:300], param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        param = _not_finite(body)
+        if param is not None:
+            raise InvalidRequest(f"{param} must be a finite number", param) from None
+        raise InvalidRequest(f"the body is not valid JSON: {str(error)[:200]}") from None
+
+
+def _not_finite(body: bytes) -> str | None:
+    """The field that holds NaN or an infinity: no JSON, but Python's own encoder writes it, so say which one it was."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(fields, dict):
+        for name, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                return str(name)[:64]
+    return None
+
+
+def check_model(model: str | None, served: str) -> None:
+    """Raises ModelNotFound; no model at all means the one that is served."""
+    if model is not None and model != served:
+        raise ModelNotFound(model, served)

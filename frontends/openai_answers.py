@@ -1,0 +1,215 @@
+"""The OpenAI wire: what answers look like, whole and in chunks."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from frontends import sse
+from llmserve import Completion, Delta, TokenLogprob, Usage
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class UsageBody(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TextLogprobs(msgspec.Struct):
+    """For completions: parallel lists, one entry a token; `text_offset` in characters from the start of the text."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float | None] | None]
+
+
+class TextChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None = None
+
+
+class ChatLogprob(msgspec.Struct):
+    token: str
+    logprob: float | None
+    bytes: list[int]
+    top_logprobs: list["ChatLogprob"] = []
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[ChatLogprob]
+
+
+class ChatMessageBody(msgspec.Struct):
+    role: str
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessageBody
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None = None
+
+
+class ChatDelta(msgspec.Struct, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None = None
+
+
+class Answer(msgspec.Struct):
+    """A whole answer, or a chunk of one; `usage` is left out of chunks unless it was asked for."""
+
+    id: str
+    object: Literal["text_completion", "chat.completion", "chat.completion.chunk"]
+    created: int
+    model: str
+    choices: Sequence[TextChoice | ChatChoice | ChatChunkChoice]
+    usage: UsageBody | msgspec.UnsetType = msgspec.UNSET
+
+
+def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
+    """For a request of several choices: each prompt counts once, however many answers it was given."""
+    prompts = sum(usage.prompt_tokens for usage in usages[::per_prompt])
+    generated = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in usages[::per_prompt])
+    return UsageBody(prompts, generated, prompts + generated, PromptTokensDetails(cached))
+
+
+class Answerer:
+    """Writes the answers to one request: the shape that completions and chat share."""
+
+    kind: Literal["text_completion", "chat.completion"]
+    chunk_kind: Literal["text_completion", "chat.completion.chunk"]
+    prefix: str
+
+    def __init__(self, request_id: str, model: str) -> None:
+        self.id = f"{self.prefix}-{request_id}"
+        self.model = model
+        self.created = int(time.time())
+        self._frames: dict[int, sse.TextEvent] = {}
+
+    def whole(self, completions: Sequence[Completion], per_prompt: int) -> Answer:
+        choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
+        usage = add_usage([completion.usage for completion in completions], per_prompt)
+        return Answer(self.id, self.kind, self.created, self.model, choices, usage)
+
+    def first(self, index: int) -> bytes:
+        """What a choice's stream begins with."""
+        return b""
+
+    def chunk(self, index: int, delta: Delta) -> bytes:
+        """One delta as an event: by template where it is text and nothing else."""
+        if delta.finish_reason is None and delta.logprobs is None:
+            frame = self._frames.get(index)
+            if frame is None:
+                frame = self._frames[index] = sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
+            return frame(delta.text)
+        return sse.event(self._answer(self.chunk_choice(index, delta)))
+
+    def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
+        answer = self._answer()
+        answer.usage = add_usage(usages, per_prompt)
+        return sse.event(answer)
+
+    def _answer(self, *choices: Any) -> Answer:
+        return Answer(self.id, self.chunk_kind, self.created, self.model, choices)
+
+    def choice(self, index: int, completion: Completion) -> Any:
+        raise NotImplementedError
+
+    def chunk_choice(self, index: int, delta: Delta) -> Any:
+        raise NotImplementedError
+
+
+class TextAnswerer(Answerer):
+    """/v1/completions. `echo` gives the prompt's text for a choice, to stand before its answer; None for no echo."""
+
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, request_id: str, model: str, echo: Callable[[int], str] | None = None) -> None:
+        super().__init__(request_id, model)
+        self._echo = echo
+        self._offsets: dict[int, int] = {}
+
+    def first(self, index: int) -> bytes:
+        if self._echo is None:
+            return b""
+        text = self._echo(index)
+        self._offsets[index] = len(text)
+        return sse.event(self._answer(TextChoice(index, text, None, None)))
+
+    def choice(self, index: int, completion: Completion) -> TextChoice:
+        echo = self._echo(index) if self._echo else ""
+        entries = (completion.prompt_logprobs or ()) if self._echo else ()
+        logprobs = None
+        if completion.logprobs is not None:
+            logprobs = _text_logprobs([*entries, *completion.logprobs], 0 if entries else len(echo))
+        return TextChoice(index, echo + completion.text, logprobs, completion.finish_reason, completion.stop_reason)
+
+    def chunk_choice(self, index: int, delta: Delta) -> TextChoice:
+        logprobs = None
+        if delta.logprobs is not None:
+            start = self._offsets.get(index, 0)
+            self._offsets[index] = start + sum(len(entry.token) for entry in delta.logprobs)
+            # The prompt's own come with the first delta, and begin where the echo began.
+            logprobs = _text_logprobs([*(delta.prompt_logprobs or ()), *delta.logprobs], 0 if delta.prompt_logprobs else start)
+        return TextChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
+
+
+class ChatAnswerer(Answerer):
+    """/v1/chat/completions."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def first(self, index: int) -> bytes:
+        return sse.event(self._answer(ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)))
+
+    def choice(self, index: int, completion: Completion) -> ChatChoice:
+        logprobs = None if completion.logprobs is None else _chat_logprobs(completion.logprobs)
+        message = ChatMessageBody("assistant", completion.text)
+        return ChatChoice(index, message, logprobs, completion.finish_reason, completion.stop_reason)
+
+    def chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
+        logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
+        return ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, delta.finish_reason, delta.stop_reason)
+
+
+def _text_logprobs(entries: Sequence[TokenLogprob], start: int) -> TextLogprobs:
+    answer = TextLogprobs([], [], [], [])
+    for entry in entries:
+        answer.text_offset.append(start)
+        answer.tokens.append(entry.token)
+        answer.token_logprobs.append(entry.logprob)
+        answer.top_logprobs.append({other.token: other.logprob for other in entry.top} if entry.logprob is not None else None)
+        start += len(entry.token)
+    return answer
+
+
+def _chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
+    def one(entry: TokenLogprob) -> ChatLogprob:
+        return ChatLogprob(entry.token, entry.logprob, list(entry.token.encode()), [one(other) for other in entry.top])
+
+    return ChatLogprobs([one(entry) for entry in entries])

@@ -1,0 +1,55 @@
+"""The command line that every server shares: engine, limits and promises."""
+
+import argparse
+from typing import Any
+
+from llmserve import SLO, AdmissionConfig, ManagerConfig
+from llmserve.engines import ENGINES
+from llmserve.engines.vllm_args import parse_engine_arg
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--model", default="bundled", help="bundled, a folder, or a hub name (default: %(default)s)")
+    engine.add_argument("--served-model-name", metavar="NAME", help="the name that clients ask for (default: what --model says)")
+    engine.add_argument("--engine", choices=ENGINES, default="vllm", help="default: %(default)s")
+    engine.add_argument(
+        "--engine-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any argument of the engine, such as max_num_seqs=32; repeat it",
+    )
+    limits = parser.add_argument_group("limits and promises")
+    limits.add_argument("--slo-ttft", type=float, metavar="S", help="promised seconds to the first token; bounds the wait, counts goodput")
+    limits.add_argument("--slo-tpot", type=float, metavar="S", help="promised seconds for each further token; counts goodput")
+    limits.add_argument(
+        "--max-running", type=int, metavar="N", help="sequences in the engine at once; 0: no limit (default: what it batches, and 1/8)"
+    )
+    limits.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: four times --max-running)")
+    limits.add_argument("--max-wait", type=float, metavar="S", default=30.0, help="longest wait for a slot (default: %(default)s)")
+    limits.add_argument("--tenant-limit", type=int, metavar="N", help="requests of one user at once (default: no limit)")
+    limits.add_argument(
+        "--max-tokens", type=int, metavar="N", help="most tokens that a request may ask for (default: what the context holds)"
+    )
+    limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
+
+
+def manager_config(options: argparse.Namespace) -> ManagerConfig:
+    """Raises ConfigurationError, naming the value that is wrong."""
+    return ManagerConfig(
+        slo=SLO(ttft=options.slo_ttft, tpot=options.slo_tpot),
+        admission=AdmissionConfig(
+            max_running=options.max_running,
+            max_waiting=options.max_waiting,
+            max_wait=options.max_wait,
+            tenant_limit=options.tenant_limit,
+        ),
+        max_tokens=options.max_tokens,
+        drain_timeout=options.drain_timeout,
+    )
+
+
+def engine_args(options: argparse.Namespace) -> dict[str, Any]:
+    """Raises ConfigurationError for what is not KEY=VALUE."""
+    return dict(parse_engine_arg(text) for text in options.engine_arg)

@@ -1,0 +1,116 @@
+"""Runs the HTTP server as a program: listens at once, loads the engine, serves, drains on SIGTERM."""
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from contextlib import AsyncExitStack
+
+import anyio
+from aiohttp import web
+
+from frontends.aiohttp_app import build_app
+from frontends.options import add_options, engine_args, manager_config
+from frontends.startup import loading, say
+from llmserve import ConfigurationError, EngineManager, State
+from llmserve.models import is_local
+
+# aiohttp's own defaults are 128 (ten thousand connections then take 54 s instead of 1.4 s) and 3630 s for AppRunner.
+BACKLOG = 4096
+KEEPALIVE_SECONDS = 75.0
+# After draining there is nothing left to wait for but sockets to close.
+CLOSE_SECONDS = 2.0
+WATCH_SECONDS = 0.2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m frontends.aiohttp_app`: exit code 0 after a drain, 1 if the engine died, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(prog="python -m frontends.aiohttp_app", description="Serve a model over HTTP, as OpenAI does.")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="show the engine's own log")
+    add_options(parser)
+    options = parser.parse_args(argv)
+    _prepare_environment(options)
+    try:
+        manager = EngineManager.open(options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options))
+        sys.exit(anyio.run(serve, manager, options))
+    except ConfigurationError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: error: cannot listen on {options.host}:{options.port}: {error.strerror or error}\n")
+
+
+async def serve(manager: EngineManager, options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT, or the engine's death; returns the exit code."""
+    name = options.served_model_name or options.model
+    app = build_app(manager, name)
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=CLOSE_SECONDS
+    )
+    await runner.setup()
+    code = 0
+    try:
+        await web.TCPSite(runner, options.host, options.port, backlog=BACKLOG).start()
+        say(f"listening http://{options.host}:{runner.addresses[0][1]}  (/health/ready says 503 until the model is loaded)")
+        say(f"model     {options.model}, served as {name!r}")
+        async with anyio.create_task_group() as tasks:
+            stop = anyio.Event()
+            tasks.start_soon(_watch_signals, manager, stop, tasks.cancel_scope)
+            code = await _load_and_wait(manager, options, stop)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    finally:
+        with anyio.CancelScope(shield=True):
+            await runner.cleanup()
+    say("stopped")
+    return code
+
+
+async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event) -> int:
+    async with AsyncExitStack() as stack:
+        async with loading(f"{options.engine} {options.model}"):
+            await stack.enter_async_context(manager)
+        _describe(manager)
+        while not stop.is_set():
+            if manager.state is State.FAILED:
+                say("failed    the engine died")
+                return 1
+            with anyio.move_on_after(WATCH_SECONDS):
+                await stop.wait()
+        # Leaving the manager drains it, while the listener still answers: 503 and Retry-After.
+        say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal ends them now")
+    return 0
+
+
+async def _watch_signals(manager: EngineManager, stop: anyio.Event, everything: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if manager.state is State.STARTING:
+                say("stopping  as soon as the engine's start can be undone")
+                everything.cancel()
+            elif stop.is_set():
+                manager.cancel_all("the server is stopping")
+            stop.set()
+
+
+def _describe(manager: EngineManager) -> None:
+    info, admission = manager.info, manager.admission
+    cache = f", KV cache for {info.kv_cache_tokens:,} tokens" if info.kv_cache_tokens else ""
+    say(f"engine    {info.name} {info.version} on {info.device}: context {info.max_model_len:,}, batch {info.max_num_seqs}{cache}")
+    limit = "any number" if admission.policy.limit is None else admission.policy.limit
+    say(f"admission {limit} running, {admission.max_waiting} waiting")
+    say("ready     Ctrl-C or SIGTERM drains and stops")
+
+
+def _prepare_environment(options: argparse.Namespace) -> None:
+    """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
+    if is_local(options.model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not options.verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        warnings.simplefilter("ignore", FutureWarning)

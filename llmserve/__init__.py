@@ -1,0 +1,51 @@
+"""llmserve: vLLM inside any asyncio program, with admission control, cancellation, deadlines and metrics.
+
+Importing this imports neither vllm nor torch; `EngineManager.open()` does, when it is entered.
+"""
+
+from llmserve.admission import FixedLimit as FixedLimit
+from llmserve.admission import Policy as Policy
+from llmserve.admission import Unlimited as Unlimited
+from llmserve.cancellation import CancellationToken as CancellationToken
+from llmserve.config import SLO as SLO
+from llmserve.config import AdmissionConfig as AdmissionConfig
+from llmserve.config import ManagerConfig as ManagerConfig
+from llmserve.engine import Engine as Engine
+from llmserve.engine import EngineInfo as EngineInfo
+from llmserve.engine import EngineStatistics as EngineStatistics
+from llmserve.errors import ConfigurationError as ConfigurationError
+from llmserve.errors import DeadlineExceeded as DeadlineExceeded
+from llmserve.errors import EngineDead as EngineDead
+from llmserve.errors import EngineError as EngineError
+from llmserve.errors import InvalidRequest as InvalidRequest
+from llmserve.errors import LLMServeError as LLMServeError
+from llmserve.errors import ModelNotFound as ModelNotFound
+from llmserve.errors import Overloaded as Overloaded
+from llmserve.errors import PromptTooLong as PromptTooLong
+from llmserve.errors import RequestCancelled as RequestCancelled
+from llmserve.errors import TenantOverloaded as TenantOverloaded
+from llmserve.errors import Unavailable as Unavailable
+from llmserve.manager import EngineManager as EngineManager
+from llmserve.metrics import Observer as Observer
+from llmserve.request import Completion as Completion
+from llmserve.request import Delta as Delta
+from llmserve.request import GenerationRequest as GenerationRequest
+from llmserve.request import Outcome as Outcome
+from llmserve.request import Sampling as Sampling
+from llmserve.request import Timeline as Timeline
+from llmserve.request import TokenLogprob as TokenLogprob
+from llmserve.request import Usage as Usage
+from llmserve.state import ManagerStatistics as ManagerStatistics
+from llmserve.state import State as State
+from llmserve.stream import TokenStream as TokenStream
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "SLO", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Delta", "Engine", "EngineDead",
+    "EngineError", "EngineInfo", "EngineManager", "EngineStatistics", "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError",
+    "ManagerConfig", "ManagerStatistics", "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong",
+
+    "RequestCancelled", "Sampling", "State", "TenantOverloaded", "Timeline", "TokenLogprob", "TokenStream", "Unavailable",
+    "Unlimited", "Usage",
+)  # fmt: skip

@@ -1,0 +1,13 @@
+"""Who runs, who waits, who is refused. Synchronous: no clock, no event loop, no I/O; the time comes in as an argument."""
+
+from llmserve.admission.controller import AdmissionController as AdmissionController
+from llmserve.admission.controller import AdmissionStatistics as AdmissionStatistics
+from llmserve.admission.policies import FixedLimit as FixedLimit
+from llmserve.admission.policies import Policy as Policy
+from llmserve.admission.policies import Unlimited as Unlimited
+from llmserve.admission.refusal import Refusal as Refusal
+from llmserve.admission.refusal import Refused as Refused
+from llmserve.admission.ticket import Ticket as Ticket
+from llmserve.admission.ticket import TicketState as TicketState
+
+__all__ = ("AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState", "Unlimited")

@@ -1,0 +1,110 @@
+"""The seam between llmserve and whatever generates tokens: a few calls, and the facts they return.
+
+An engine pushes: it is handed a sink for each request and puts deltas into it, in the event loop, as they come. Nothing
+iterates, so there is no generator that could be left half-way, and no task has to be woken for a delta that nobody awaits
+yet. `tests/contracts/engine.py` is the suite that every engine must pass.
+"""
+
+from typing import Protocol
+
+import anyio.abc
+import attrs
+
+from llmserve.request import Delta, GenerationRequest, Sampling
+
+
+@attrs.frozen(kw_only=True)
+class EngineInfo:
+    """What is known once an engine is up. Figures in tokens; None where the engine does not tell."""
+
+    name: str
+    version: str
+    model: str
+    device: str = "unknown"
+    max_model_len: int
+    vocab_size: int
+    max_num_seqs: int
+    kv_cache_tokens: int | None = None
+    has_chat_template: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class EngineStatistics:
+    """The engine's own figures after its last step. `steps` only grows: progress, for a watchdog.
+
+    `kv_usage` is the share of the KV cache in use, 0 to 1. Counters are since the engine's start.
+    """
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class EnginePrompt:
+    """A prompt ready for the engine: its token ids, and the text where there was one."""
+
+    token_ids: tuple[int, ...]
+    text: str | None = None
+
+
+@attrs.define(kw_only=True)
+class EngineTimings:
+    """What the engine says about one request when it ends; seconds on the monotonic clock, None where it does not tell."""
+
+    queued: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    cached_tokens: int = 0
+
+
+class Sink(Protocol):
+    """Where an engine puts what it makes for one request. Called in the event loop's thread; never blocks, never raises."""
+
+    def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
+        """More tokens. The last delta has a finish reason; nothing may follow it."""
+
+    def fail(self, error: Exception) -> None:
+        """No more will come, because of `error`, an `LLMServeError`."""
+
+
+class Engine(Protocol):
+    """Something that generates tokens for many requests at once."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Raises RuntimeError before the engine is up."""
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Start, call `task_status.started()` once requests can be taken, then serve until cancelled, and clean up.
+
+        Returning or raising before being cancelled means that the engine died. An engine may be run again.
+        """
+
+    async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
+        """Render and tokenise, off the event loop where that takes time. Raises InvalidRequest."""
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """The text of some tokens. Raises InvalidRequest for ids out of the vocabulary."""
+
+    async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
+        """Begin; returns when the engine has it. `sampling.max_tokens` is a number by now.
+
+        If this raises, or is cancelled anywhere inside, the caller calls `abort`. Raises InvalidRequest, EngineError.
+        """
+
+    async def abort(self, request_id: str) -> None:
+        """Stop and free it; unknown and finished ids are fine, and so is twice. Puts nothing into the sink afterwards."""
+
+    def statistics(self) -> EngineStatistics:
+        """Cheap enough to be asked at every scrape."""
+
+    def check_health(self) -> None:
+        """Raises EngineDead when the engine cannot serve."""

@@ -1,0 +1,22 @@
+"""Engines behind the protocol in `llmserve.engine`. Importing this imports none of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmserve.engine import Engine
+from llmserve.errors import ConfigurationError
+
+ENGINES = ("vllm", "simulated")
+
+
+def create_engine(engine: str, model: str, engine_args: Mapping[str, Any]) -> Engine:
+    """An engine by name, not yet started. Raises ConfigurationError for an unknown name or argument."""
+    if engine == "vllm":
+        from llmserve.engines.vllm import VLLMEngine
+
+        return VLLMEngine(model, engine_args)
+    if engine == "simulated":
+        from llmserve.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine.from_args(model, engine_args)
+    raise ConfigurationError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")

@@ -1,0 +1,104 @@
+"""The simulated engine's language: a tokenizer over bytes and a few words, and answers drawn from a seed."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmserve.request import Sampling, TokenLogprob
+
+WORDS = (
+    " the", " a", " of", " to", " and", " in", " is", " it", " that", " queue", " token", " batch", " engine", " waits", " runs", " step",
+    " cache", " block", " slow", " fast", " small", " large", " then", " while", " first", " last", " every", " no", ",", ".", "\n", " so",
+)  # fmt: skip
+BYTES = 256
+END = BYTES
+FIRST_WORD = END + 1
+VOCAB_SIZE = FIRST_WORD + len(WORDS)
+# An answer that nothing else bounds has 8 to 64 tokens.
+ANSWER_LENGTH = (8, 64)
+
+
+def encode(text: str) -> tuple[int, ...]:
+    return tuple(text.encode())
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    """Invalid UTF-8 comes out as replacement characters, and the end-of-answer token as nothing."""
+    pieces = bytearray()
+    for token in token_ids:
+        if token < BYTES:
+            pieces.append(token)
+        elif token >= FIRST_WORD:
+            pieces += WORDS[token - FIRST_WORD].encode()
+    return pieces.decode(errors="replace")
+
+
+def render_chat(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(f"<{message['role']}>{message.get('content') or ''}\n" for message in messages) + "<assistant>"
+
+
+class Writer:
+    """One answer, token by token. The same seed, prompt and sampling write the same answer; so does temperature 0."""
+
+    def __init__(self, seed: int, prompt: tuple[int, ...], sampling: Sampling, nonce: int) -> None:
+        if sampling.temperature == 0:
+            source = "greedy"
+        elif sampling.seed is not None:
+            source = f"seed {sampling.seed}"
+        else:
+            source = f"nonce {nonce}"
+        self._random = random.Random(f"{seed} {source} {hash(prompt)}")
+        self._prompt = prompt
+        self._sampling = sampling
+        self._length = self._random.randint(*ANSWER_LENGTH)
+        self._written = 0
+
+    def next(self) -> int:
+        self._written += 1
+        if self._written > max(self._length, self._sampling.min_tokens) and not self._sampling.ignore_eos:
+            return END
+        return FIRST_WORD + self._random.randrange(len(WORDS))
+
+    def logprobs(self, token: int) -> TokenLogprob | None:
+        """Made-up log probabilities in the right shape; None where none were asked for."""
+        return None if self._sampling.logprobs is None else self._logprob(token, self._sampling.logprobs)
+
+    def prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """The same for the prompt; its first token has none, as nothing predicts it."""
+        count = self._sampling.prompt_logprobs
+        if count is None:
+            return None
+        first = TokenLogprob(self._prompt[0], decode(self._prompt[:1]), None)
+        return (first, *(self._logprob(token, count) for token in self._prompt[1:]))
+
+    def _logprob(self, token: int, count: int) -> TokenLogprob:
+        alternatives = [token, *(FIRST_WORD + self._random.randrange(len(WORDS)) for _ in range(count - 1))][:count]
+        top = tuple(TokenLogprob(other, decode([other]), -0.1 - rank) for rank, other in enumerate(alternatives))
+        return TokenLogprob(token, decode([token]), -0.1, top)
+
+
+class StopWatcher:
+    """Finds stop strings, and holds back text that may still become one."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._stops = sampling.stop
+        self._include = sampling.include_stop
+        self._keep = max((len(stop) for stop in self._stops), default=1) - 1
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """Text that may go out, and the stop string that ended it, if one did."""
+        self._held += text
+        found = [(self._held.index(stop), stop) for stop in self._stops if stop in self._held]
+        if found:
+            start, stop = min(found)
+            return self._held[: start + len(stop) * self._include], stop
+        cut = len(self._held) - self._keep
+        if cut <= 0:
+            return "", None
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out, None
+
+    def flush(self) -> str:
+        out, self._held = self._held, ""
+        return out

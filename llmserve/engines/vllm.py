@@ -1,0 +1,370 @@
+"""VLLMEngine: vLLM's AsyncLLM behind the engine protocol. The only module that imports vllm, and only inside functions.
+
+How tokens get out: `AsyncLLM.add_request()` returns a collector, an object with a `put()` that vLLM's output handler calls
+for every step of that request. `generate()` would wrap it in a generator and an event; here the collector's `put` is the
+request's own receiver, which turns each output into a Delta and hands it on at once. Outputs, errors and the engine's
+death all arrive by that one way.
+
+Written against vLLM 0.25.1 and 0.32.0; everything version-specific stands in this file and in `vllm_args.py`.
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import attrs
+
+from llmserve import models
+from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink
+from llmserve.engines.vllm_args import build_engine_args, check_version, version
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, Overloaded, PromptTooLong
+from llmserve.request import Delta, GenerationRequest, Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+# How often the engine's death is looked for while nobody submits; requests under way learn of it at once.
+WATCH_SECONDS = 0.25
+
+
+class VLLMEngine:
+    """vLLM for one model: "bundled", a folder or a hub name. `engine_args` are vLLM's own, by name.
+
+    Needs asyncio. Hosts must guard their entry point with `if __name__ == "__main__":`, because vLLM's engine process may
+    be spawned. Wrong engine arguments are told by `run()`, as a ConfigurationError.
+    """
+
+    def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None) -> None:
+        self._model = model
+        self._engine_args = dict(engine_args or {})
+        self._llm: AsyncLLM | None = None
+        self._info: EngineInfo | None = None
+        self._open: set[str] = set()
+        self._statistics = EngineStatistics()
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise RuntimeError("the engine has not been started")
+        return self._info
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        self._require_asyncio()
+        self._open.clear()
+        # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
+        llm = await anyio.to_thread.run_sync(self._build)
+        try:
+            self._info = await anyio.to_thread.run_sync(self._describe, llm)
+            self._llm = llm
+            task_status.started()
+            while not llm.errored:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
+                await anyio.sleep(WATCH_SECONDS)
+            raise EngineDead("vLLM's engine process died; its own log says why")
+        finally:
+            self._llm = None
+            # First, or it logs the engine's end as a failure of its own.
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(llm.shutdown)
+
+    def _build(self) -> "AsyncLLM":
+        path = models.resolve(self._model)
+        try:
+            import vllm
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
+        check_version(vllm.__version__)
+        args = build_engine_args(path, self._engine_args)
+        try:
+            return AsyncLLM.from_engine_args(args, stat_loggers=[self._make_stat_logger()])
+        except (ValueError, OSError) as error:
+            # pydantic's ValidationError is a ValueError; a model that cannot be found is an OSError.
+            raise ConfigurationError(f"vLLM cannot start with model {self._model!r}: {error}") from error
+
+    def _describe(self, llm: "AsyncLLM") -> EngineInfo:
+        from vllm.platforms import current_platform
+
+        config = llm.vllm_config
+        tokenizer = llm.get_tokenizer()
+        # The longest text that one token can stand for bounds how much text can possibly fit the context.
+        self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
+        self._defaults = llm.model_config.get_diff_sampling_param()
+        return EngineInfo(
+            name="vllm",
+            version=version(),
+            model=self._model,
+            device=current_platform.get_device_name() or current_platform.device_type,
+            max_model_len=llm.model_config.max_model_len,
+            vocab_size=llm.model_config.get_vocab_size(),
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            kv_cache_tokens=config.cache_config.kv_cache_size_tokens,
+            has_chat_template=getattr(tokenizer, "chat_template", None) is not None,
+        )
+
+    # Prompts
+
+    async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
+        if isinstance(request.prompt, tuple):
+            return EnginePrompt(token_ids=request.prompt)
+        llm = self._running()
+        try:
+            if request.prompt is not None:
+                return await self._render_text(llm, request.prompt)
+            return await self._render_chat(llm, [dict(message) for message in request.messages or ()])
+        except InvalidRequest:
+            raise
+        except Exception as error:
+            # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
+            raise InvalidRequest(f"the prompt cannot be rendered: {_brief(error)}", request.prompt_field) from error
+
+    async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        self._refuse_endless(len(text), "prompt")
+        renderer = llm.renderer
+        (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(llm.model_config, text)], self._unbounded("cmpl"))
+        return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=text)
+
+    async def _render_chat(self, llm: "AsyncLLM", messages: list[dict[str, Any]]) -> EnginePrompt:
+        from vllm.renderers.params import ChatParams
+
+        if not self.info.has_chat_template:
+            raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
+        self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
+        kwargs = {"add_generation_prompt": True, "tools": None}
+        _, (rendered,) = await llm.renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), self._unbounded("chat"))
+        return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
+
+    def _unbounded(self, kind: str) -> Any:
+        """vLLM's tokenisation parameters without its length check, so that a long prompt meets one check only: the manager's."""
+        renderer = self._running().renderer
+        params = renderer.default_chat_tok_params if kind == "chat" else renderer.default_cmpl_tok_params
+        return dataclasses.replace(params, max_total_tokens=None)
+
+    def _refuse_endless(self, characters: int, field: str) -> None:
+        """Before any work is spent on it: text that cannot fit, however well it compresses into tokens."""
+        limit = self.info.max_model_len
+        if characters > limit * self._longest_token:
+            raise PromptTooLong(characters // self._longest_token, limit, field)
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        if any(not 0 <= token < self.info.vocab_size for token in token_ids):
+            raise InvalidRequest(f"a token id is outside the vocabulary of {self.info.vocab_size}", "tokens")
+        tokenizer = self._running().get_tokenizer()
+        return str(await anyio.to_thread.run_sync(tokenizer.decode, list(token_ids)))
+
+    # Requests
+
+    async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
+        from vllm.inputs import tokens_input
+
+        llm = self._running()
+        receiver = _Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode)
+        self._open.add(request_id)
+        try:
+            inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text)
+            collector = await llm.add_request(request_id, inputs, self._params(sampling), priority=priority)
+        except Exception as error:
+            self._open.discard(request_id)
+            raise _translate(error) from error
+        # From here on every output comes straight to the receiver; what came during the await is fetched first.
+        collector.put = receiver.put
+        if collector.output is not None:
+            receiver.put(collector.output)
+
+    async def abort(self, request_id: str) -> None:
+        self._open.discard(request_id)
+        if self._llm is not None and not self._llm.errored:
+            await self._llm.abort(request_id)
+
+    def _params(self, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+        defaults = {name: self._defaults[name] for name in chosen if name in self._defaults}
+        return SamplingParams(
+            **(defaults | {name: value for name, value in chosen.items() if value is not None}),
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            include_stop_str_in_output=sampling.include_stop,
+            ignore_eos=sampling.ignore_eos,
+            skip_special_tokens=sampling.skip_special_tokens,
+            logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
+            output_kind=RequestOutputKind.DELTA,
+            # Made for this request alone, so vLLM need not copy it.
+            skip_clone=True,
+        )
+
+    # Health and figures
+
+    def statistics(self) -> EngineStatistics:
+        """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
+        counts would stand still, so they are never more than the requests that are in it."""
+        last = self._statistics
+        return EngineStatistics(
+            steps=last.steps,
+            running=min(last.running, len(self._open)),
+            waiting=min(last.waiting, max(0, len(self._open) - min(last.running, len(self._open)))),
+            kv_usage=last.kv_usage if self._open else 0.0,
+            preemptions=last.preemptions,
+            prompt_tokens=last.prompt_tokens,
+            generation_tokens=last.generation_tokens,
+            prefix_cache_queries=last.prefix_cache_queries,
+            prefix_cache_hits=last.prefix_cache_hits,
+        )
+
+    def check_health(self) -> None:
+        if self._llm is None or self._llm.errored:
+            raise EngineDead("vLLM's engine is not running")
+
+    def _record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
+        last = self._statistics
+        scheduler: dict[str, Any] = {}
+        if scheduler_stats is not None:
+            prefix = scheduler_stats.prefix_cache_stats
+            scheduler = {
+                "running": scheduler_stats.num_running_reqs,
+                "waiting": scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0),
+                "kv_usage": scheduler_stats.kv_cache_usage,
+                "prefix_cache_queries": last.prefix_cache_queries + (prefix.queries if prefix else 0),
+                "prefix_cache_hits": last.prefix_cache_hits + (prefix.hits if prefix else 0),
+            }
+        if iteration_stats is not None:
+            scheduler["preemptions"] = last.preemptions + iteration_stats.num_preempted_reqs
+            scheduler["prompt_tokens"] = last.prompt_tokens + iteration_stats.num_prompt_tokens
+            scheduler["generation_tokens"] = last.generation_tokens + iteration_stats.num_generation_tokens
+        self._statistics = attrs.evolve(last, steps=last.steps + 1, **scheduler)
+
+    def _make_stat_logger(self) -> Any:
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class StepRecorder(StatLoggerBase):  # type: ignore[misc]  # vllm is not installed where types are checked
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                pass
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
+                # vLLM's output handler dies of an exception in here, and the whole engine with it.
+                try:
+                    engine._record(scheduler_stats, iteration_stats)
+                except Exception:
+                    logger.exception("reading the engine's statistics failed")
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return StepRecorder
+
+    def _running(self) -> "AsyncLLM":
+        if self._llm is None:
+            raise EngineDead("vLLM's engine is not running")
+        return self._llm
+
+    def _require_asyncio(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError("the engine vllm needs asyncio; it does not run on trio") from None
+
+
+class _Receiver:
+    """Turns one request's outputs into deltas as vLLM makes them."""
+
+    def __init__(
+        self, request_id: str, sink: Sink, sampling: Sampling, open_requests: set[str], decode: Callable[[list[int]], str]
+    ) -> None:
+        self._id = request_id
+        self._sink = sink
+        self._sampling = sampling
+        self._open = open_requests
+        self._decode = decode
+
+    def put(self, output: Any) -> None:
+        """Stands in for the collector's `put`; an exception is how vLLM tells of the engine's death."""
+        # An aborted request gets a last, empty output; nobody waits for it.
+        if self._id not in self._open:
+            return
+        if isinstance(output, Exception):
+            self._open.discard(self._id)
+            self._sink.fail(_translate(output))
+            return
+        (part,) = output.outputs
+        reason = part.finish_reason
+        if reason is not None:
+            self._open.discard(self._id)
+            if reason not in ("stop", "length"):
+                self._sink.fail(EngineError(f"the engine ended the request: {reason}"))
+                return
+        logprobs, prompt_logprobs = self._logprobs(part.logprobs, part.token_ids), self._prompt_logprobs(output)
+        delta = Delta(part.text, tuple(part.token_ids), reason, part.stop_reason, logprobs, prompt_logprobs)
+        self._sink.put(delta, None if reason is None else _timings(output))
+
+    def _logprobs(self, entries: Any, token_ids: Any) -> tuple[TokenLogprob, ...] | None:
+        if entries is None:
+            return None
+        count = self._sampling.logprobs or 0
+        return tuple(_logprob(token, entry, count) for token, entry in zip(token_ids, entries, strict=False))
+
+    def _prompt_logprobs(self, output: Any) -> tuple[TokenLogprob, ...] | None:
+        if self._sampling.prompt_logprobs is None or not output.prompt_logprobs:
+            return None
+        count = self._sampling.prompt_logprobs
+        pairs = zip(output.prompt_token_ids, output.prompt_logprobs, strict=False)
+        # Nothing predicts the first token, so vLLM has no entry for it, and not its text either.
+        return tuple(_logprob(token, entry, count) if entry else TokenLogprob(token, self._decode([token]), None) for token, entry in pairs)
+
+
+def _timings(output: Any) -> EngineTimings:
+    stats, cached = output.metrics, output.num_cached_tokens or 0
+    if stats is None:
+        return EngineTimings(cached_tokens=cached)
+    return EngineTimings(
+        queued=stats.queued_ts or None,
+        scheduled=stats.scheduled_ts or None,
+        first_token=stats.first_token_ts or None,
+        last_token=stats.last_token_ts or None,
+        cached_tokens=cached,
+    )
+
+
+def _logprob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogprob:
+    """`entry` has the chosen token too, which is an alternative only where its rank says so."""
+    ranked = sorted((value.rank or 0, other) for other, value in entry.items())
+    top = tuple(TokenLogprob(other, entry[other].decoded_token or "", entry[other].logprob) for rank, other in ranked if rank <= count)
+    return TokenLogprob(token, entry[token].decoded_token or "", entry[token].logprob, top)
+
+
+def _translate(error: Exception) -> Exception:
+    """vLLM's error as one of ours. By name where a class is not in every version."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError):
+        return EngineDead("vLLM's engine process died; its own log says why")
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "GracefulHTTPError" in names:
+        return Overloaded(f"vLLM's own limit: {_brief(error)}", retry_after=1.0, reason="queue_full")
+    if isinstance(error, ValueError) or "VLLMClientError" in names:
+        return InvalidRequest(_brief(error), getattr(error, "parameter", None))
+    return EngineError(f"the engine failed the request: {_brief(error)}")
+
+
+def _brief(error: Exception) -> str:
+    """An error's text, cut to what belongs into an answer."""
+    return " ".join(str(error).split())[:300]

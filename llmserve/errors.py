@@ -1,0 +1,98 @@
+"""What can go wrong, one class for each decision that a caller makes.
+
+    LLMServeError
+    ├── InvalidRequest            change the request; repeating it is useless
+    │   ├── PromptTooLong         shorten the prompt
+    │   └── ModelNotFound         ask for a model that is served here
+    ├── Overloaded                come back after `retry_after` seconds, or go elsewhere
+    │   ├── TenantOverloaded      the same, because of your own limit: going elsewhere does not help
+    │   └── Unavailable           starting, draining or stopped: nothing is accepted here now
+    ├── RequestCancelled          you, or a token that you handed in, cancelled it
+    ├── DeadlineExceeded          the time that the request was given is over
+    ├── EngineError               the engine failed this request; another may work
+    │   └── EngineDead            the engine is gone; nothing works until it is back
+    └── ConfigurationError        an argument to start with is wrong; it is named
+
+Foreign exceptions are turned into these where they are met; each frontend turns these into its wire once.
+"""
+
+
+class LLMServeError(Exception):
+    """Base of every error that llmserve raises on purpose."""
+
+
+class InvalidRequest(LLMServeError):
+    """The request can never be answered as it stands.
+
+    `param` names the field that is wrong, in the words of `GenerationRequest` and `Sampling`, or is None when the
+    request as a whole is.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt, and what it leaves for the answer, does not fit the model's context."""
+
+    def __init__(self, prompt_tokens: int, limit: int, param: str = "prompt") -> None:
+        super().__init__(f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in a context of {limit} tokens", param)
+        self.prompt_tokens = prompt_tokens
+        self.limit = limit
+
+
+class ModelNotFound(InvalidRequest):
+    """The model asked for is not served here."""
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(f"the model {model[:64]!r} does not exist here; this server has {served!r}", "model")
+
+
+class Overloaded(LLMServeError):
+    """Refused to keep the promise made to those already accepted.
+
+    `retry_after` is in seconds, computed from how fast work leaves. `reason` is from a closed set, fit for a metric's
+    label: see `llmserve.admission.Refusal`.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, reason: str) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.reason = reason
+
+
+class TenantOverloaded(Overloaded):
+    """The tenant's own limit is reached; others are still served."""
+
+
+class Unavailable(Overloaded):
+    """Not accepting requests: starting, draining or stopped."""
+
+
+class RequestCancelled(LLMServeError):
+    """Cancelled through a token. `reason` is the first reason that the token was given."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"cancelled: {reason}")
+        self.reason = reason
+
+
+class DeadlineExceeded(LLMServeError):
+    """The request's deadline passed before its answer was complete."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not finished within its deadline of {seconds:g} s")
+        self.seconds = seconds
+
+
+class EngineError(LLMServeError):
+    """The engine failed while it worked on this request."""
+
+
+class EngineDead(EngineError):
+    """The engine's process is gone, or it makes no progress."""
+
+
+class ConfigurationError(LLMServeError):
+    """An argument to start with is wrong; the message names it."""

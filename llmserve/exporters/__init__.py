@@ -1,0 +1,1 @@
+"""Metrics in other systems' forms: each module small, its dependency imported lazily."""

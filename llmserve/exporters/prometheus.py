@@ -1,0 +1,78 @@
+"""Prometheus and OpenMetrics text: llmserve's own series, and beside them whatever the process has registered already.
+
+vLLM registers its `vllm:*` series in the process's default registry, so dashboards made for vLLM keep working.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from llmserve.metrics import LogHistogram, MetricsRecorder
+
+# Seconds. From a millisecond, because small models answer in less than vLLM's own first bucket of 300 ms.
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# From a tenth of a millisecond: gaps between tokens.
+GAP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class ManagerCollector:
+    """A `prometheus_client` collector over one manager's recorder and snapshot, read at scrape time."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def collect(self) -> Iterator["Metric"]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        snapshot = self._manager.metrics()
+        outcomes = CounterMetricFamily("llmserve_requests", "Requests by how they ended.", labels=["outcome"])
+        for outcome, count in snapshot.get("requests", {}).items():
+            if outcome not in ("total", "per_second"):
+                outcomes.add_metric([outcome], count)
+        yield outcomes
+        refused = CounterMetricFamily("llmserve_refused", "Refusals by reason.", labels=["reason"])
+        for reason, count in snapshot["admission"].get("refused", {}).items():
+            refused.add_metric([reason], count)
+        yield refused
+        for name in ("prompt", "completion", "cached"):
+            yield CounterMetricFamily(f"llmserve_{name}_tokens", f"Tokens: {name}.", value=snapshot.get("tokens", {}).get(name, 0))
+        yield CounterMetricFamily(
+            "llmserve_slo_met", "Completed requests that met the SLO.", value=snapshot.get("goodput", {}).get("met", 0)
+        )
+        yield GaugeMetricFamily("llmserve_requests_running", "Requests that hold a slot.", value=snapshot["admission"].get("running", 0))
+        yield GaugeMetricFamily(
+            "llmserve_requests_waiting", "Requests that wait for a slot.", value=snapshot["admission"].get("waiting", 0)
+        )
+        yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
+        for name, value in snapshot["engine"].items():
+            family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
+            yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)
+        recorder: MetricsRecorder | None = self._manager.recorder
+        if recorder is not None:
+            yield _histogram("llmserve_time_to_first_token_seconds", "Arrival to first token.", recorder.ttft, LATENCY_BUCKETS)
+            yield _histogram("llmserve_inter_token_latency_seconds", "Gap a token, weighted by tokens.", recorder.itl, GAP_BUCKETS)
+            yield _histogram("llmserve_time_per_output_token_seconds", "(Last - first) / (tokens - 1).", recorder.tpot, GAP_BUCKETS)
+            yield _histogram("llmserve_request_seconds", "Arrival to end.", recorder.e2e, LATENCY_BUCKETS)
+            yield _histogram("llmserve_queue_seconds", "Arrival to admission.", recorder.queue, LATENCY_BUCKETS)
+
+
+def render(manager: Any, accept: str) -> tuple[bytes, str]:
+    """The text, and its content type, for a scraper that sent this Accept header."""
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    # Both in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
+    registry.register(ManagerCollector(manager))
+    registry.register(REGISTRY)
+    return encode(registry), content_type
+
+
+def _histogram(name: str, text: str, data: "LogHistogram", buckets: tuple[float, ...]) -> "Metric":
+    from prometheus_client.core import HistogramMetricFamily
+
+    counts = [(str(bound), data.count_below(bound)) for bound in buckets]
+    return HistogramMetricFamily(name, text, buckets=[*counts, ("+Inf", data.count)], sum_value=data.total)

@@ -1,0 +1,31 @@
+"""Whether this model can do what a request asks. What a request says about itself alone is checked in `request.py`."""
+
+import attrs
+
+from llmserve.engine import EngineInfo, EnginePrompt
+from llmserve.errors import InvalidRequest, PromptTooLong
+from llmserve.request import GenerationRequest, Sampling
+
+
+def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
+    """The request's sampling with a definite `max_tokens`, within the context and the operator's own bound.
+
+    Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt itself.
+    """
+    sampling = request.sampling
+    if max(prompt.token_ids, default=0) >= info.vocab_size:
+        raise InvalidRequest(f"the prompt has a token id outside the vocabulary of {info.vocab_size}", request.prompt_field)
+    if max(sampling.stop_token_ids, default=0) >= info.vocab_size:
+        raise InvalidRequest(f"stop_token_ids has an id outside the vocabulary of {info.vocab_size}", "stop_token_ids")
+    length = len(prompt.token_ids)
+    if length == 0:
+        raise InvalidRequest("the prompt has no tokens", request.prompt_field)
+    room = info.max_model_len - length
+    if room < 1:
+        raise PromptTooLong(length, info.max_model_len, request.prompt_field)
+    most = min(room, max_tokens or room)
+    for name in ("max_tokens", "min_tokens"):
+        wanted = getattr(sampling, name) or 0
+        if wanted > most:
+            raise InvalidRequest(f"{name} is {wanted}, but after a prompt of {length} tokens at most {most} can be generated", name)
+    return attrs.evolve(sampling, max_tokens=sampling.max_tokens or most)

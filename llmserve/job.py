@@ -1,0 +1,89 @@
+"""What one open request holds in a manager, and how its end is named."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import attrs
+
+from llmserve.admission import Ticket
+from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
+from llmserve.request import GenerationRequest, Outcome, Timeline
+from llmserve.stream import TokenStream
+
+
+@attrs.define(eq=False, kw_only=True)
+class Job:
+    """One request's belongings, each to be given back exactly once.
+
+    Attributes:
+        entry: the scope of everything before the caller holds the stream; cancelled when the request ends in there.
+        timer: the scope of the task that waits for the deadline.
+        in_engine: the engine may hold it, so an abort is owed.
+        entered: the caller holds the stream, or entering has unwound.
+        settled: what it holds is being given back, or has been; `released` when that is done.
+    """
+
+    request: GenerationRequest
+    timeline: Timeline
+    stream: TokenStream = attrs.field(init=False)
+    entry: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
+    timer: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
+    ticket: Ticket | None = None
+    in_engine: bool = False
+    entered: bool = False
+    settled: bool = False
+    released: anyio.Event = attrs.field(factory=anyio.Event)
+    unlink: Callable[[], None] = lambda: None
+
+
+def note_outcome(timeline: Timeline, error: BaseException | None) -> None:
+    """Name the end of a request by what ended it, None being completion; the first end counts."""
+    if timeline.outcome is not None:
+        return
+    match error:
+        case None:
+            timeline.outcome = Outcome.COMPLETED
+        case InvalidRequest():
+            timeline.outcome = Outcome.INVALID
+        case Overloaded() if timeline.admitted is None:
+            timeline.outcome, timeline.reason = Outcome.REFUSED, error.reason
+        case Overloaded():
+            timeline.outcome, timeline.reason = Outcome.CANCELLED, error.reason
+        case DeadlineExceeded():
+            timeline.outcome = Outcome.DEADLINE
+        case RequestCancelled():
+            timeline.outcome = Outcome.CANCELLED
+        case EngineError():
+            timeline.outcome = Outcome.FAILED
+        case Exception():
+            # The caller's own error inside the `async with`: it left early.
+            timeline.outcome, timeline.reason = Outcome.CANCELLED, "abandoned"
+        case _:
+            timeline.outcome, timeline.reason = Outcome.CANCELLED, "task_cancelled"
+
+
+def interrupter(stream: TokenStream) -> Callable[[str], None]:
+    """What a cancellation token calls: ends the stream at once in this thread, through the event loop from another one."""
+    home, loop = threading.get_ident(), anyio.lowlevel.current_token()
+
+    def interrupt(reason: str) -> None:
+        error = RequestCancelled(reason)
+        if threading.get_ident() == home:
+            stream.fail(error)
+            return
+        # When the loop is gone, so is the request.
+        with suppress(anyio.RunFinishedError):
+            anyio.from_thread.run_sync(stream.fail, error, token=loop)
+
+    return interrupt
+
+
+async def expire(job: Job, deadline: float, clock: Callable[[], float]) -> None:
+    """End the job at its deadline; a task of the manager's runs this until the job is settled."""
+    with job.timer:
+        await anyio.sleep(max(0.0, deadline - clock()))
+        job.stream.fail(DeadlineExceeded(deadline - job.timeline.arrived))

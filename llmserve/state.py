@@ -1,0 +1,58 @@
+"""Where a manager stands, and a snapshot of it."""
+
+from enum import StrEnum
+
+import attrs
+
+from llmserve.admission import AdmissionStatistics, Refusal
+from llmserve.engine import EngineStatistics
+from llmserve.errors import Unavailable
+
+# What a client is told while the engine starts: a warm start on a CPU takes about half a minute, and asking again is cheap.
+STARTING_RETRY_AFTER = 5.0
+
+
+class State(StrEnum):
+    """Where a manager stands. Requests are taken in READY alone."""
+
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@attrs.frozen(kw_only=True)
+class ManagerStatistics:
+    """A snapshot. `open` counts requests between arrival and the return of what they held."""
+
+    state: State
+    open: int
+    tokenizing: int
+    admission: AdmissionStatistics | None
+    engine: EngineStatistics
+
+    @property
+    def running(self) -> int:
+        return self.admission.running if self.admission else 0
+
+    @property
+    def waiting(self) -> int:
+        return self.admission.waiting if self.admission else 0
+
+    @property
+    def free_slots(self) -> int | None:
+        """None where the policy has no number."""
+        if self.admission is None:
+            return 0
+        return None if self.admission.limit is None else max(0, self.admission.limit - self.admission.running)
+
+
+def unavailable(state: State) -> Unavailable:
+    """The error for a request that comes in a state other than READY."""
+    if state in (State.NEW, State.STARTING):
+        return Unavailable("the engine is starting", retry_after=STARTING_RETRY_AFTER, reason=Refusal.STARTING)
+    if state is State.DRAINING:
+        return Unavailable("the server is shutting down", retry_after=STARTING_RETRY_AFTER, reason=Refusal.DRAINING)
+    return Unavailable("the server has stopped", retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED)

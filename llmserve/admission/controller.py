@@ -88,7 +88,7 @@ class AdmissionController:
         state, ticket.state = ticket.state, TicketState.DONE
         if state is TicketState.RUNNING:
             self._running.remove(ticket)
-            self._drain.departed(now, idle=not self._running)
+            self._drain.departed(now, idle=not self._running and not self._waiting)
         elif state is TicketState.WAITING:
             self._waiting.remove(ticket)
         else:

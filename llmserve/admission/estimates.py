@@ -10,7 +10,7 @@ WINDOW = 64
 class DrainRate:
     """Departures per second over the last departures of one busy period.
 
-    A busy period ends when nothing runs any more: idle time says nothing about speed, so the memory is cleared, but the
+    A busy period ends when nothing runs or waits any more: idle time says nothing about speed, so the memory is cleared, but the
     last rate is kept as the best guess for the start of the next one.
     """
 
@@ -19,7 +19,7 @@ class DrainRate:
         self._last: float | None = None
 
     def departed(self, now: float, *, idle: bool) -> None:
-        """Something left at `now`; `idle` if nothing is left running."""
+        """Something left at `now`; `idle` if nothing runs or waits any more."""
         self._departures.append(now)
         self._last = self._current(now) or self._last
         if idle:

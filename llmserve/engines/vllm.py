@@ -19,10 +19,10 @@ import anyio.abc
 import anyio.to_thread
 import attrs
 
-from llmserve import models
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, Overloaded, PromptTooLong
+from llmserve.models import resolve
 from llmserve.request import Delta, GenerationRequest, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class VLLMEngine:
                 await anyio.to_thread.run_sync(llm.shutdown)
 
     def _build(self) -> "AsyncLLM":
-        path = models.resolve(self._model)
+        path = resolve(self._model)
         try:
             import vllm
             from vllm.v1.engine.async_llm import AsyncLLM

@@ -1,0 +1,23 @@
+"""The frontend contract on the simulated engine, slow enough that leaving early means something."""
+
+import pytest
+from contracts.frontend_contract import FrontendContract
+from http_support import InProcess, OverHTTP, running_server
+
+
+@pytest.fixture
+async def slow_server():
+    async with running_server(time_scale=0.5) as server:
+        yield server
+
+
+class TestInProcess(FrontendContract):
+    @pytest.fixture
+    def client(self, slow_server):
+        return InProcess(slow_server.manager)
+
+
+class TestHTTP(FrontendContract):
+    @pytest.fixture
+    def client(self, slow_server):
+        return OverHTTP(slow_server)

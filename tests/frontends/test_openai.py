@@ -1,0 +1,159 @@
+"""The wire's requests: hostile bodies are told what is wrong with them, and never anything else."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontends.openai import ChatRequest, CompletionRequest, decode
+from llmserve import GenerationRequest, InvalidRequest
+
+COMPLETION = msgspec.json.Decoder(CompletionRequest)
+CHAT = msgspec.json.Decoder(ChatRequest)
+USER = [{"role": "user", "content": "hi"}]
+
+
+def completion(**fields):
+    return decode(COMPLETION, json.dumps({"prompt": "hi", **fields}).encode()).generation_requests(None)
+
+
+def chat(**fields):
+    return decode(CHAT, json.dumps({"messages": USER, **fields}).encode()).generation_requests(None)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+fields = st.dictionaries(
+    st.sampled_from([*CompletionRequest.__struct_fields__, *ChatRequest.__struct_fields__]) | st.text(max_size=8), json_values, max_size=5
+)
+
+
+@given(fields, st.sampled_from([COMPLETION, CHAT]))
+def test_any_json_object_is_a_request_or_a_named_error(body, decoder):
+    base = {"prompt": "hi"} if decoder is COMPLETION else {"messages": USER}
+    try:
+        requests = decode(decoder, json.dumps({**base, **body}).encode()).generation_requests(None)
+    except InvalidRequest as error:
+        assert str(error)
+    else:
+        assert all(isinstance(request, GenerationRequest) for request in requests)
+
+
+@given(st.binary(max_size=50))
+def test_any_bytes_are_a_request_or_an_error(body):
+    with pytest.raises(InvalidRequest):
+        decode(COMPLETION, body).generation_requests(None)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"{} {}", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}'])
+def test_what_is_no_json_object_is_refused(body):
+    with pytest.raises(InvalidRequest):
+        decode(COMPLETION, body).generation_requests(None)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_have_is_blamed_on_its_field(value):
+    with pytest.raises(InvalidRequest) as caught:
+        decode(COMPLETION, f'{{"prompt": "hi", "temperature": {value}}}'.encode()).generation_requests(None)
+    assert caught.value.param == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 10**6}, "n"),
+        ({"n": 2**63}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"n": "3"}, "n"),
+        ({"prompt": ["x"] * 65}, "prompt"),
+        ({"prompt": ["x"] * 64, "n": 3}, "n"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": [""]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": ["a", [1]]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**12}, "max_tokens"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"seed": 2**64}, "seed"),
+        ({"stream_options": {"include": True}}, "stream_options"),
+        ({"best_of": 5}, "best_of"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"logits_processors": []}, "logits_processors"),
+    ],
+)
+def test_a_bad_completion_field_is_named(body, param):
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**body)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": USER * 2049}, "messages"),
+        ({"messages": [{"role": "x", "content": "hi"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]}, "messages"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"top_logprobs": 5}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"tools": []}, "tools"),
+    ],
+)
+def test_a_bad_chat_field_is_named(body, param):
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**body)
+    assert caught.value.param == param
+    assert str(caught.value)
+
+
+def test_what_openai_s_clients_send_for_openai_s_own_sake_is_ignored():
+    completion(store=True, metadata={"a": "b"}, service_tier="auto", safety_identifier="x", prompt_cache_key="y")
+
+
+def test_choices_of_a_seeded_request_differ_by_their_seed_and_repeat():
+    assert [request.sampling.seed for request in completion(n=3, seed=5)] == [5, 6, 7]
+    assert [request.sampling.seed for request in completion(n=2, seed=2**63 - 1)] == [2**63 - 1, -(2**63)]
+    assert [request.sampling.seed for request in completion(n=2)] == [None, None]
+
+
+def test_prompts_come_in_order_with_their_choices_together():
+    requests = completion(prompt=["a", "b"], n=2)
+    assert [request.prompt for request in requests] == ["a", "a", "b", "b"]
+
+
+def test_text_parts_are_joined_and_developers_are_the_system():
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+    ]
+    (request,) = chat(messages=messages)
+    assert request.messages == ({"role": "system", "content": "be brief"}, {"role": "user", "content": "one\ntwo"})
+
+
+def test_the_user_is_the_tenant():
+    (request,) = chat(user="alice")
+    assert request.tenant == "alice"
+    (request,) = chat()
+    assert request.tenant == "default"
+
+
+def test_max_completion_tokens_wins():
+    (request,) = chat(max_tokens=5, max_completion_tokens=6)
+    assert request.sampling.max_tokens == 6

@@ -1,0 +1,138 @@
+"""The server as a program: what it prints, how it stops, what it says to a wrong argument."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+MODULE = [sys.executable, "-m", "frontends.aiohttp_app"]
+
+
+@asynccontextmanager
+async def program(tmp_path, *arguments, until="  ready  "):
+    """A running server on the simulated engine, its URL, and the lines that it has printed."""
+    command = [*MODULE, "--engine", "simulated", "--model", "sim", "--port", "0", *arguments]
+    environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment)
+    lines = []
+    try:
+        with anyio.fail_after(30):
+            while not lines or until not in lines[-1]:
+                lines.append((await process.stderr.readline()).decode())
+                assert lines[-1], "the server ended early: " + "".join(lines)
+        url = re.search(r"http://[\d.:]+", lines[0])[0]
+        yield process, url, lines
+    finally:
+        if process.returncode is None:
+            process.kill()
+        lines += (await process.stderr.read()).decode().splitlines()
+        await process.wait()
+        # Without this the transport closes itself when collected, which is after the loop, with a warning.
+        process._transport.close()
+
+
+async def fetch(url, body=None):
+    def get():
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, data), timeout=20) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    return await anyio.to_thread.run_sync(get)
+
+
+async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
+    async with program(tmp_path, "--slo-ttft", "1.0") as (process, url, lines):
+        assert [line.split()[1] for line in lines] == ["listening", "model", "engine", "engine", "admission", "ready"]
+        status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 3})
+        assert status == 200, body
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    assert "stopped" in lines[-1]
+
+
+async def test_it_is_reachable_but_not_ready_while_the_engine_starts(tmp_path):
+    async with program(tmp_path, "--engine-arg", "start_seconds=60", until="loading") as (process, url, _):
+        assert (await fetch(f"{url}/health/live"))[0] == 200
+        assert (await fetch(f"{url}/health/ready"))[0] == 503
+        assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 503
+        assert (await fetch(f"{url}/metrics"))[0] == 200
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+
+
+async def test_sigterm_lets_what_runs_finish(tmp_path):
+    async with program(tmp_path, "--engine-arg", "step_seconds=0.05") as (process, url, _), anyio.create_task_group() as tasks:
+        answers = []
+
+        async def ask():
+            answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 20, "ignore_eos": True}))
+
+        tasks.start_soon(ask)
+        while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
+            await anyio.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    ((status, body),) = answers
+    assert status == 200
+    assert json.loads(body)["usage"]["completion_tokens"] == 20
+
+
+async def test_a_second_signal_ends_what_runs(tmp_path):
+    async with program(tmp_path, "--engine-arg", "step_seconds=0.5") as (process, url, _), anyio.create_task_group() as tasks:
+        answers = []
+
+        async def ask():
+            answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True}))
+
+        tasks.start_soon(ask)
+        while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
+            await anyio.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        await anyio.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    assert answers[0][0] == 503
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine-arg", "max_num_seq=3"], "unknown engine argument 'max_num_seq'"),
+        (["--engine-arg", "3"], "key=value"),
+        (["--slo-ttft", "-1"], "ttft must be a positive number"),
+        (["--slo-ttft", "nan"], "ttft must be a positive number"),
+        (["--max-wait", "0"], "max_wait must be a positive number"),
+        (["--engine", "fast"], "invalid choice: 'fast'"),
+        (["--port", "99999"], "99999"),
+    ],
+)
+async def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, arguments, words):
+    result = await anyio.run_process([*MODULE, "--engine", "simulated", *arguments], check=False)
+    assert result.returncode == 2
+    last = result.stderr.decode().strip().splitlines()[-1]
+    assert words in last
+    assert "Traceback" not in result.stderr.decode()
+
+
+async def test_a_taken_port_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = await anyio.run_process([*MODULE, "--engine", "simulated", "--port", str(port)], check=False)
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr.decode()

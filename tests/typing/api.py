@@ -1,0 +1,58 @@
+"""Never run: mypy checks that the public API can be used as its documentation says, and that its types say what they are."""
+
+from typing import assert_type
+
+from llmserve import (
+    SLO,
+    AdmissionConfig,
+    CancellationToken,
+    Completion,
+    Delta,
+    Engine,
+    EngineManager,
+    GenerationRequest,
+    ManagerConfig,
+    Observer,
+    Overloaded,
+    Sampling,
+    Timeline,
+    TokenStream,
+    Usage,
+)
+from llmserve.engines.simulated import SimulatedEngine
+from llmserve.engines.vllm import VLLMEngine
+
+
+async def embedded() -> None:
+    config = ManagerConfig(slo=SLO(ttft=1.0, tpot=0.05), admission=AdmissionConfig(max_running=8, tenant_limit=4))
+    async with EngineManager.open("bundled", engine_args={"max_num_seqs": 8}, config=config) as manager:
+        assert_type(manager, EngineManager)
+        completion = await manager.generate("The capital of France is", sampling=Sampling(max_tokens=16))
+        assert_type(completion, Completion)
+        assert_type(completion.usage, Usage)
+        token = CancellationToken()
+        request = GenerationRequest(messages=[{"role": "user", "content": "hello"}], tenant="web", priority=0, deadline=2.0)
+        async with manager.stream(request, token) as stream:
+            assert_type(stream, TokenStream)
+            async for delta in stream:
+                assert_type(delta, Delta)
+        try:
+            await manager.generate([1, 2, 3])
+        except Overloaded as error:
+            assert_type(error.retry_after, float)
+        assert_type(await manager.drain(timeout=30), bool)
+
+
+def engines() -> list[Engine]:
+    return [SimulatedEngine(), VLLMEngine("bundled", {"dtype": "float32"})]
+
+
+class Counting:
+    """An observer as anyone may write one."""
+
+    def tokens(self, timeline: Timeline, count: int, now: float) -> None: ...
+
+    def finished(self, timeline: Timeline) -> None: ...
+
+
+observers: list[Observer] = [Counting()]

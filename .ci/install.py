@@ -16,7 +16,7 @@ PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--disable-pip-versi
 def install_torch() -> None:
     """From pip's configuration, or else from PyTorch's index."""
     print(f"installing {TORCH}", flush=True)
-    if subprocess.run([*PIP, "--quiet", "--only-binary=:all:", TORCH], capture_output=True).returncode:
+    if subprocess.run([*PIP, "--quiet", "--only-binary=:all:", TORCH], capture_output=True, check=False).returncode:
         subprocess.run([*PIP, "--index-url", PYTORCH_INDEX, TORCH], check=True)
 
 

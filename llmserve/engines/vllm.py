@@ -115,7 +115,7 @@ class VLLMEngine:
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
-        llm = self._running()
+        llm = self.running_llm
         try:
             if request.prompt is not None:
                 return await self._render_text(llm, request.prompt)
@@ -146,7 +146,7 @@ class VLLMEngine:
 
     def _unbounded(self, kind: str) -> Any:
         """vLLM's tokenisation parameters without its length check, so that a long prompt meets one check only: the manager's."""
-        renderer = self._running().renderer
+        renderer = self.running_llm.renderer
         params = renderer.default_chat_tok_params if kind == "chat" else renderer.default_cmpl_tok_params
         return dataclasses.replace(params, max_total_tokens=None)
 
@@ -159,7 +159,7 @@ class VLLMEngine:
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         if any(not 0 <= token < self.info.vocab_size for token in token_ids):
             raise InvalidRequest(f"a token id is outside the vocabulary of {self.info.vocab_size}", "tokens")
-        tokenizer = self._running().get_tokenizer()
+        tokenizer = self.running_llm.get_tokenizer()
         return str(await anyio.to_thread.run_sync(tokenizer.decode, list(token_ids)))
 
     # Requests
@@ -167,7 +167,7 @@ class VLLMEngine:
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
         from vllm.inputs import tokens_input
 
-        llm = self._running()
+        llm = self.running_llm
         receiver = _Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode)
         self._open.add(request_id)
         try:
@@ -272,7 +272,9 @@ class VLLMEngine:
 
         return StepRecorder
 
-    def _running(self) -> "AsyncLLM":
+    @property
+    def running_llm(self) -> "AsyncLLM":
+        """vLLM's own object, for what this adapter does not offer. Raises EngineDead while there is none."""
         if self._llm is None:
             raise EngineDead("vLLM's engine is not running")
         return self._llm

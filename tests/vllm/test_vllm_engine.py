@@ -1,0 +1,122 @@
+"""The engine contract on real vLLM, and what is vLLM's own."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import pytest
+from contracts.engine_contract import CollectingSink, EngineContract
+from engines import assert_quiescent
+
+from llmserve import ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, Sampling
+from llmserve.engines.vllm import VLLMEngine
+
+
+class TestContract(EngineContract):
+    """All of it, on the bundled model."""
+
+
+async def test_it_knows_the_capital_of_france(manager):
+    question = GenerationRequest(
+        messages=[{"role": "user", "content": "What is the capital of France?"}], sampling=Sampling(temperature=0, max_tokens=60)
+    )
+    answer = await manager.generate(question)
+    assert "Paris" in answer.text
+    # It ends its turn by itself, and the token that says so is not part of the text.
+    assert answer.finish_reason == "stop"
+    assert "<|im_end|>" not in answer.text
+
+
+async def test_the_cpu_s_defaults_are_sane(engine):
+    info = engine.info
+    assert (info.name, info.device) == ("vllm", "cpu")
+    assert (info.max_model_len, info.max_num_seqs) == (2048, 16)
+    assert info.kv_cache_tokens == 46_592  # one GiB
+
+
+async def test_a_cached_prefix_is_counted(manager):
+    prefix = "The quick brown fox jumps over the lazy dog. " * 40
+    for end in ("One", "Two"):
+        answer = await manager.generate(prefix + end, sampling=Sampling(max_tokens=1))
+    assert answer.usage.cached_tokens >= 128
+
+
+async def test_a_prompt_that_fills_the_context_is_answered_with_one_token(manager):
+    answer = await manager.generate([1] * 2047, sampling=Sampling(ignore_eos=True))
+    assert answer.usage.completion_tokens == 1
+    with pytest.raises(InvalidRequest):
+        await manager.generate([1] * 2048)
+
+
+async def test_every_stage_is_on_one_clock(manager):
+    timelines = []
+
+    class Keep:
+        def tokens(self, timeline, count, now):
+            pass
+
+        def finished(self, timeline):
+            timelines.append(timeline)
+
+    before = manager._observers
+    manager._observers = (*before, Keep())
+    try:
+        await manager.generate("Once upon a time", sampling=Sampling(max_tokens=8, ignore_eos=True))
+    finally:
+        manager._observers = before
+    (line,) = timelines
+    stages = [line.arrived, line.tokenized, line.admitted, line.submitted, line.engine_queued, line.engine_scheduled]
+    stages += [line.engine_first_token, line.first_token, line.last_token, line.finished]
+    assert stages == sorted(stages)
+
+
+async def test_a_conversation_that_the_template_refuses_is_a_bad_request(manager):
+    with pytest.raises(InvalidRequest) as caught:
+        await manager.generate(GenerationRequest(messages=[{"content": "no role"}]))
+    assert caught.value.param == "messages"
+
+
+async def test_a_hundred_cancelled_at_random_leave_nothing(manager, engine):
+    import random
+
+    rng = random.Random(5)
+
+    async def one(number):
+        with anyio.move_on_after(rng.uniform(0, 3)):
+            request = GenerationRequest(f"story {number}", sampling=Sampling(max_tokens=400, ignore_eos=True))
+            await manager.generate(request)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(100):
+            tasks.start_soon(one, number)
+    assert_quiescent(manager)
+    sink = CollectingSink()
+    await engine.submit("probe", await engine.tokenize(GenerationRequest("x")), Sampling(max_tokens=1), 0, sink)
+    await sink.ended.wait()
+    # What the engine core itself says after its next step.
+    last = engine._statistics
+    assert (last.running, last.waiting, last.kv_usage) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"max_num_seq": 4}, "unknown engine argument 'max_num_seq'; did you mean 'max_num_seqs'"),
+        ({"max_model_len": -5}, "max_model_len"),
+        ({"dtype": "float3"}, "float3"),
+    ],
+)
+async def test_a_wrong_engine_argument_is_named(args, message):
+    with pytest.raises(ConfigurationError, match=message):
+        async with EngineManager.open("bundled", engine_args=args):
+            pytest.fail("it started")
+
+
+def test_on_trio_it_says_so():
+    async def main():
+        async with EngineManager(VLLMEngine("bundled")):
+            pytest.fail("it started")
+
+    with pytest.raises(ConfigurationError, match="needs asyncio"):
+        # In a thread of its own: this one has the session's asyncio loop.
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(anyio.run, main, backend="trio").result()

@@ -1,0 +1,97 @@
+"""The server on the real engine: both contracts, clients that leave, and bad input that is told so at once."""
+
+import random
+import time
+
+import aiohttp
+import anyio
+import openai
+import pytest
+from contracts.frontend_contract import FrontendContract
+from contracts.openai_contract import OpenAIContract
+from http_support import InProcess, OverHTTP
+
+# Nothing of this takes a model, so nothing of it may take long.
+BAD_INPUT_SECONDS = 0.25
+
+
+class TestOpenAI(OpenAIContract):
+    @pytest.fixture
+    async def client(self, server):
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+    @pytest.fixture
+    def model(self):
+        return "sim"  # the name that the test server serves under
+
+
+class TestInProcess(FrontendContract):
+    @pytest.fixture
+    def client(self, manager):
+        return InProcess(manager)
+
+
+class TestHTTP(FrontendContract):
+    @pytest.fixture
+    def client(self, server):
+        return OverHTTP(server)
+
+
+async def test_fifty_clients_that_leave_at_random_are_gone_within_two_seconds(server):
+    rng = random.Random(2)
+
+    async def leave(stream, after):
+        body = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "stream": stream}
+        with pytest.raises((TimeoutError, aiohttp.ClientError)):
+            async with aiohttp.ClientSession(server.url) as session:
+                async with session.post("/v1/completions", json=body, timeout=aiohttp.ClientTimeout(total=after)) as response:
+                    await response.read()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(leave, bool(number % 2), rng.uniform(0.05, 5))
+    with anyio.fail_after(2):
+        while server.manager.statistics().open or server.manager.statistics().engine.running:
+            await anyio.sleep(0.02)
+    statistics = server.manager.statistics()
+    assert (statistics.running, statistics.waiting, statistics.engine.waiting) == (0, 0, 0)
+    # One more step, after which the engine core's own counts are those of that step.
+    status, _, _ = await server.post("/v1/completions", {"prompt": "hi", "max_tokens": 1})
+    assert status == 200
+    assert server.manager.engine._statistics.running == 0
+    assert server.manager.engine._statistics.kv_usage == 0.0
+
+
+BAD = [
+    ("not JSON", b"{", 400, None),
+    ("wrong type", {"prompt": 5}, 400, "prompt"),
+    ("unknown model", {"prompt": "x", "model": "other"}, 404, "model"),
+    ("empty prompt", {"prompt": ""}, 400, "prompt"),
+    ("long prompt", {"prompt": "hello " * 10_000}, 400, "prompt"),
+    ("endless prompt", {"prompt": "a" * 3_000_000}, 400, "prompt"),
+    ("max_tokens 0", {"prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
+    ("max_tokens huge", {"prompt": "x", "max_tokens": 10**9}, 400, "max_tokens"),
+    ("NaN temperature", b'{"prompt": "x", "temperature": NaN}', 400, "temperature"),
+    ("token id out of the vocabulary", {"prompt": [49_152]}, 400, "prompt"),
+    ("negative token id", {"prompt": [-1]}, 400, "prompt"),
+    ("stop token out of the vocabulary", {"prompt": "x", "stop_token_ids": [49_152]}, 400, "stop_token_ids"),
+    ("body too large", b" " * 5_000_000, 413, None),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+async def test_bad_input_is_named_at_once_and_the_next_request_works(server, body, status, param):
+    began = time.perf_counter()
+    got, answer, _ = await server.post("/v1/completions", body)
+    assert time.perf_counter() - began < BAD_INPUT_SECONDS
+    assert (got, answer["error"]["param"]) == (status, param)
+    assert (await server.post("/v1/completions", {"prompt": "x", "max_tokens": 1}))[0] == 200
+
+
+async def test_vllm_s_own_series_stand_beside_ours(server):
+    await server.post("/v1/completions", {"prompt": "x", "max_tokens": 2})
+    async with server.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
+        text = await response.text()
+    assert 'vllm:generation_tokens_total{engine="0"' in text
+    assert 'llmserve_requests_total{outcome="completed"}' in text

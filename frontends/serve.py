@@ -8,13 +8,14 @@ import warnings
 from contextlib import AsyncExitStack
 
 import anyio
+import anyio.to_thread
 from aiohttp import web
 
 from frontends.aiohttp_app import build_app
 from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say
-from llmserve import ConfigurationError, EngineManager, State
-from llmserve.models import is_local
+from llmserve import ConfigurationError, EngineError, EngineManager, State
+from llmserve.models import BUNDLED, is_local, resolve
 
 # aiohttp's own defaults are 128 (ten thousand connections then take 54 s instead of 1.4 s) and 3630 s for AppRunner.
 BACKLOG = 4096
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(anyio.run(serve, manager, options))
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except EngineError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     except OSError as error:
         parser.exit(2, f"{parser.prog}: error: cannot listen on {options.host}:{options.port}: {error.strerror or error}\n")
 
@@ -70,6 +73,9 @@ async def serve(manager: EngineManager, options: argparse.Namespace) -> int:
 
 
 async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event) -> int:
+    if options.engine == "vllm" and options.model == BUNDLED:
+        say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
+        await anyio.to_thread.run_sync(resolve, options.model)
     async with AsyncExitStack() as stack:
         async with loading(f"{options.engine} {options.model}"):
             await stack.enter_async_context(manager)

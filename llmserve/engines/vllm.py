@@ -89,6 +89,9 @@ class VLLMEngine:
         except (ValueError, OSError) as error:
             # pydantic's ValidationError is a ValueError; a model that cannot be found is an OSError.
             raise ConfigurationError(f"vLLM cannot start with model {self._model!r}: {error}") from error
+        except Exception as error:
+            # Such as a RuntimeError without particulars, when the engine process gave up; what it wrote says why.
+            raise EngineDead(f"vLLM could not start: {_brief(error)}") from error
 
     def _describe(self, llm: "AsyncLLM") -> EngineInfo:
         from vllm.platforms import current_platform

@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     _prepare_environment(options)
     try:
-        manager = EngineManager.open(options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options))
+        quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
+        args = quiet | engine_args(options)
+        manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=manager_config(options))
         sys.exit(anyio.run(serve, manager, options))
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
@@ -77,7 +79,7 @@ async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, st
         say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
         await anyio.to_thread.run_sync(resolve, options.model)
     async with AsyncExitStack() as stack:
-        async with loading(f"{options.engine} {options.model}"):
+        with loading(f"{options.engine} {options.model}"):
             await stack.enter_async_context(manager)
         _describe(manager)
         while not stop.is_set():
@@ -125,5 +127,6 @@ def _prepare_environment(options: argparse.Namespace) -> None:
     if not options.verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_LOGS", "-all")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
         warnings.simplefilter("ignore", FutureWarning)

@@ -2,11 +2,11 @@
 
 import json
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import anyio
 from tqdm import tqdm
 
 from llmserve.models import cache_folder
@@ -21,27 +21,32 @@ def say(line: str) -> None:
     print(f"llmserve  {line}", file=sys.stderr, flush=True)
 
 
-@asynccontextmanager
-async def loading(what: str) -> AsyncIterator[None]:
-    """A bar that fills in the time that the last start of `what` took; on a terminal only, a line of words elsewhere."""
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """A bar that fills in the time that the last start of `what` took; on a terminal only, a line of words elsewhere.
+
+    Drawn by a thread, not by a task: a task group in here would have to be left before the manager that is entered in here.
+    """
     expected = _remembered().get(what, FIRST_GUESS)
     began = time.monotonic()
-    if not sys.stderr.isatty():
-        say(f"engine    loading, about {expected:.0f} s")
-        yield
+    done = threading.Event()
+    if sys.stderr.isatty():
+        painter = threading.Thread(target=_fill, args=(expected, began, done), daemon=True)
     else:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_fill, expected, began)
-            yield
-            tasks.cancel_scope.cancel()
+        painter = threading.Thread(target=say, args=(f"engine    loading, about {expected:.0f} s",))
+    painter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        painter.join()
     _remember(what, time.monotonic() - began)
 
 
-async def _fill(expected: float, began: float) -> None:
+def _fill(expected: float, began: float, done: threading.Event) -> None:
     shape = "llmserve  engine    loading {bar:30} {elapsed} of about " + f"{expected:.0f} s"
     with tqdm(total=expected, bar_format=shape, leave=False, file=sys.stderr) as bar:
-        while True:
-            await anyio.sleep(TICK)
+        while not done.wait(TICK):
             # Never full before it is ready: what takes longer than last time stays just short of the end.
             bar.n = min(time.monotonic() - began, expected * 0.99)
             bar.refresh()

@@ -26,7 +26,10 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # sha256 of that file in the wheel of 2025-02-07: a changed one would be another model under the same name.
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Raised whenever the conversion below would write something else.
-CONVERSION = 1
+CONVERSION = 2
+# What the model's own card samples with. The GGUF carries no such settings, and at a temperature of 1 a model of this size
+# answers half its questions with noise.
+GENERATION = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 MANIFEST = "llmserve-model.json"
 
 
@@ -92,6 +95,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as tmp:
         AutoTokenizer.from_pretrained(**where).save_pretrained(tmp)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+        model.generation_config.update(**GENERATION)
         model.save_pretrained(tmp)
         sums = {path.name: _sha256(path) for path in sorted(Path(tmp).iterdir())}
         sizes = {name: Path(tmp, name).stat().st_size for name in sums}

@@ -11,7 +11,10 @@ Written against vLLM 0.25.1 and 0.32.0; everything version-specific stands in th
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -85,7 +88,8 @@ class VLLMEngine:
         check_version(vllm.__version__)
         args = build_engine_args(path, self._engine_args)
         try:
-            return AsyncLLM.from_engine_args(args, stat_loggers=[self._make_stat_logger()])
+            with _interrupts_blocked():
+                return AsyncLLM.from_engine_args(args, stat_loggers=[self._make_stat_logger()])
         except (ValueError, OSError) as error:
             # pydantic's ValidationError is a ValueError; a model that cannot be found is an OSError.
             raise ConfigurationError(f"vLLM cannot start with model {self._model!r}: {error}") from error
@@ -287,6 +291,22 @@ class VLLMEngine:
             asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigurationError("the engine vllm needs asyncio; it does not run on trio") from None
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started inside never see SIGINT: a signal mask is inherited, and vLLM resets handlers only.
+
+    A terminal sends Ctrl-C to every process of the group, so the engine would die at once, under the requests that its host
+    wants to finish first. The host stops the engine by SIGTERM, as always. This thread is not the one that handles signals.
+    """
+    # Started now, because starting it later would unblock the signal again: multiprocessing does so around it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Receiver:

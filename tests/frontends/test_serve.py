@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import pty
 import re
 import signal
 import socket
 import sys
+import termios
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
@@ -61,6 +63,25 @@ async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
         with anyio.fail_after(10):
             assert await process.wait() == 0
     assert "stopped" in lines[-1]
+
+
+async def test_on_a_terminal_a_bar_fills_while_the_engine_loads(tmp_path):
+    """A regression: the bar's task group was left before the manager's that was entered inside it."""
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    command = [*MODULE, "--engine", "simulated", "--port", "0", "--engine-arg", "start_seconds=1"]
+    environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(*command, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b""
+    with anyio.fail_after(30):
+        while b"  ready  " not in shown:
+            shown += await anyio.to_thread.run_sync(os.read, master, 4096)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    os.close(master)
+    assert b"of about 40 s" in shown
+    assert json.loads((tmp_path / "starts.json").read_text())["simulated bundled"] >= 1
 
 
 async def test_it_is_reachable_but_not_ready_while_the_engine_starts(tmp_path):

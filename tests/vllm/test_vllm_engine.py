@@ -1,8 +1,10 @@
 """The engine contract on real vLLM, and what is vLLM's own."""
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
+import psutil
 import pytest
 from contracts.engine_contract import CollectingSink, EngineContract
 from engines import assert_quiescent
@@ -31,6 +33,15 @@ async def test_the_cpu_s_defaults_are_sane(engine):
     assert (info.name, info.device) == ("vllm", "cpu")
     assert (info.max_model_len, info.max_num_seqs) == (2048, 16)
     assert info.kv_cache_tokens == 46_592  # one GiB
+
+
+async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine):
+    """Ctrl-C goes to every process of the group, and the engine died under the requests that were to finish first."""
+    (core,) = engine.running_llm.engine_core.resources.engine_manager.processes
+    for process in [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]:
+        process.send_signal(signal.SIGINT)
+    answer = await manager.generate("hello", sampling=Sampling(max_tokens=40, ignore_eos=True))
+    assert answer.usage.completion_tokens == 40
 
 
 async def test_a_cached_prefix_is_counted(manager):

@@ -1,0 +1,17 @@
+"""The README's embedded example runs as it stands there, as a program of its own."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
+
+def test_the_embedded_example_runs(tmp_path):
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (embedded,) = [example for example in examples if "EngineManager.open" in example]
+    (tmp_path / "example.py").write_text(embedded)
+    result = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Paris" in result.stdout

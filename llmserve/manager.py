@@ -14,14 +14,14 @@ import anyio
 import anyio.abc
 import attrs
 
-from llmserve.admission import AdmissionController, FixedLimit, Policy, Refusal, Refused, Ticket, TicketState, Unlimited
+from llmserve.admission import AdmissionController, Refusal, Refused, Ticket, TicketState, build_admission
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.fitting import fit
 from llmserve.job import Job, expire, interrupter, note_outcome
-from llmserve.metrics import MetricsRecorder, Observer
+from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.request import Completion, GenerationRequest, Sampling, Timeline
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Tokenising takes milliseconds, so a full line of it is short.
 TOKENIZER_RETRY_AFTER = 1.0
-# The limit that stands in for "as many as the engine batches", so that a successor waits in the engine when one finishes.
-HEADROOM = 8
 
 
 class EngineManager:
@@ -154,7 +152,7 @@ class EngineManager:
         if request.request_id in self._jobs:
             raise InvalidRequest(f"a request with the id {request.request_id[:64]!r} is already open", "request_id")
         job = Job(request=request, timeline=timeline)
-        job.stream = TokenStream(timeline, self._clock, self._observers, lambda: self._ended(job))
+        job.stream = TokenStream(timeline, self._clock, self._observer, lambda: self._ended(job))
         self._jobs[request.request_id] = job
         deadline = math.inf if request.deadline is None else now + request.deadline
         if token is not None:
@@ -170,8 +168,7 @@ class EngineManager:
             return
         note_outcome(timeline, error)
         timeline.finished = timeline.arrived
-        for observer in self._observers:
-            observer.finished(timeline)
+        self._observer.finished(timeline)
 
     async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
         async with self._tokenizer_slot():
@@ -188,7 +185,7 @@ class EngineManager:
         if refused is not None:
             raise refused.error()
         if ticket.state is TicketState.WAITING:
-            with anyio.move_on_after(self._max_wait):
+            with anyio.move_on_after(self.admission.max_wait):
                 await granted.wait()
             # Asked of the ticket, not of the scope: the slot may have come in the very moment that patience ran out.
             if ticket.state is TicketState.WAITING:
@@ -272,8 +269,7 @@ class EngineManager:
         if job.ticket is not None:
             _wake(self.admission.leave(job.ticket, self._clock()))
         del self._jobs[job.request.request_id]
-        for observer in self._observers:
-            observer.finished(job.timeline)
+        self._observer.finished(job.timeline)
         job.released.set()
         if self._idle is not None and not self._jobs:
             self._idle.set()
@@ -297,11 +293,11 @@ class EngineManager:
         async with anyio.create_task_group() as self._tasks:
             self.state = State.STARTING
             self.recorder = MetricsRecorder(self.config.slo, self._clock())
-            self._observers: tuple[Observer, ...] = (self.recorder, *self._extra_observers)
+            self._observer = Observers((self.recorder, *self._extra_observers))
             self._tokenizers = anyio.CapacityLimiter(self.config.tokenizer_threads)
             try:
                 await self._tasks.start(self._run_engine)
-                self._admission = self._make_admission(self.engine.info)
+                self._admission = build_admission(self.config.admission, self.config.slo, self.engine.info.max_num_seqs)
                 self.state = State.READY
                 yield
                 patience = self.config.drain_timeout
@@ -331,16 +327,6 @@ class EngineManager:
         for job in list(self._jobs.values()):
             job.in_engine = False
             job.stream.fail(error)
-
-    def _make_admission(self, info: EngineInfo) -> AdmissionController:
-        config = self.config.admission
-        limit = config.max_running
-        if limit is None:
-            limit = info.max_num_seqs + max(1, info.max_num_seqs // HEADROOM)
-        policy: Policy = FixedLimit(limit) if limit else Unlimited()
-        max_waiting = config.max_waiting if config.max_waiting is not None else 4 * limit
-        self._max_wait = min(config.max_wait, self.config.slo.ttft or math.inf)
-        return AdmissionController(policy, max_waiting=max_waiting, max_wait=self._max_wait, tenant_limit=config.tenant_limit)
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take nothing new and wait for what is open; True if all of it ended within `timeout` seconds (None: no limit).

@@ -4,22 +4,48 @@ Facts come in through `Observer`; `MetricsRecorder` is the observer that every m
 read its `snapshot()`.
 """
 
+import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from llmserve.config import SLO
 from llmserve.request import Outcome, Timeline
 
+logger = logging.getLogger(__name__)
+
 
 class Observer(Protocol):
-    """Told the facts as they happen, in the event loop: must be quick and must not raise."""
+    """Told the facts as they happen, in the event loop: must be quick."""
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
         """`count` new tokens of a request at `now`. `timeline` still shows the state before them."""
 
     def finished(self, timeline: Timeline) -> None:
         """A request has ended, and nothing about it will change any more."""
+
+
+class Observers:
+    """Several observers as one. What one of them raises is logged and goes no further: it would end in the engine's own
+    output loop, and vLLM's dies of it."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        for observer in self._observers:
+            try:
+                observer.tokens(timeline, count, now)
+            except Exception:
+                logger.exception("the observer %r failed", observer)
+
+    def finished(self, timeline: Timeline) -> None:
+        for observer in self._observers:
+            try:
+                observer.finished(timeline)
+            except Exception:
+                logger.exception("the observer %r failed", observer)
 
 
 class LogHistogram:

@@ -1,6 +1,6 @@
 """TokenStream: the deltas of one request, from the engine that pushes to the caller who reads. Knows neither of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import anyio
 
@@ -17,10 +17,10 @@ class TokenStream:
     a slow reader costs no more memory than the answer itself. An error comes after the tokens that came before it.
     """
 
-    def __init__(self, timeline: Timeline, clock: Callable[[], float], observers: Sequence[Observer], on_end: Callable[[], None]) -> None:
+    def __init__(self, timeline: Timeline, clock: Callable[[], float], observer: Observer, on_end: Callable[[], None]) -> None:
         self.timeline = timeline
         self._clock = clock
-        self._observers = observers
+        self._observer = observer
         self._on_end = on_end
         self._pending: Delta | None = None
         self.error: Exception | None = None
@@ -95,8 +95,7 @@ class TokenStream:
         if delta.token_ids:
             now = self._clock()
             count = len(delta.token_ids)
-            for observer in self._observers:
-                observer.tokens(timeline, count, now)
+            self._observer.tokens(timeline, count, now)
             timeline.completion_tokens += count
             if timeline.first_token is None:
                 timeline.first_token = now

@@ -1,5 +1,6 @@
 """Who runs, who waits, who is refused. Synchronous: no clock, no event loop, no I/O; the time comes in as an argument."""
 
+from llmserve.admission.build import build_admission as build_admission
 from llmserve.admission.controller import AdmissionController as AdmissionController
 from llmserve.admission.controller import AdmissionStatistics as AdmissionStatistics
 from llmserve.admission.policies import FixedLimit as FixedLimit
@@ -10,4 +11,7 @@ from llmserve.admission.refusal import Refused as Refused
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
 
-__all__ = ("AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState", "Unlimited")
+__all__ = (
+    "AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState", "Unlimited",
+    "build_admission",
+)  # fmt: skip

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmserve.admission import AdmissionController, FixedLimit, Refusal, Ticket, TicketState, Unlimited
+from llmserve import SLO, AdmissionConfig
+from llmserve.admission import AdmissionController, FixedLimit, Refusal, Ticket, TicketState, Unlimited, build_admission
 
 LIMIT, MAX_WAITING, TENANT_LIMIT = 3, 4, 5
 
@@ -181,3 +182,18 @@ def test_a_ticket_is_offered_once():
     (ticket,) = busy(controller, 1)
     with pytest.raises(RuntimeError, match="offered once"):
         controller.offer(ticket, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "slo", "expected"),
+    [
+        (AdmissionConfig(), SLO(), (18, 72, 30.0)),
+        (AdmissionConfig(max_running=4), SLO(), (4, 16, 30.0)),
+        (AdmissionConfig(max_running=4, max_waiting=0, max_wait=5), SLO(ttft=1), (4, 0, 1)),
+        (AdmissionConfig(max_wait=0.5), SLO(ttft=1), (18, 72, 0.5)),
+        (AdmissionConfig(max_running=0), SLO(), (None, 0, 30.0)),
+    ],
+)
+def test_what_is_left_open_is_taken_from_the_engine(config, slo, expected):
+    controller = build_admission(config, slo, max_num_seqs=16)
+    assert (controller.policy.limit, controller.max_waiting, controller.max_wait) == expected

@@ -483,6 +483,23 @@ async def test_metrics_tell_what_happened_in_exact_seconds(engine):
     assert metrics["tokens"]["completion"] == 4
 
 
+async def test_an_observer_that_raises_harms_nobody(engine, recorder, caplog):
+    """It is called from the engine's output loop, and vLLM's dies of an exception in there."""
+
+    class Broken:
+        def tokens(self, timeline, count, now):
+            raise ValueError("broken")
+
+        finished = tokens
+
+    async with EngineManager(engine, None, [Broken(), recorder]) as manager:
+        async with manager.stream(request()) as stream:
+            engine.finish("r")
+            assert (await stream.collect()).text == "x"
+    assert recorder.outcomes == [Outcome.COMPLETED]
+    assert "observer" in caplog.text
+
+
 class TestOnTheRealClock:
     """What threads and native cancellation need: asyncio as it is in production."""
 

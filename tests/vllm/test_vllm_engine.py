@@ -19,9 +19,7 @@ class TestContract(EngineContract):
 
 
 async def test_it_knows_the_capital_of_france(manager):
-    question = GenerationRequest(
-        messages=[{"role": "user", "content": "What is the capital of France?"}], sampling=Sampling(temperature=0, max_tokens=60)
-    )
+    question = GenerationRequest(messages=[{"role": "user", "content": "What is the capital of France?"}])
     answer = await manager.generate(question)
     assert "Paris" in answer.text
     # It ends its turn by itself, and the token that says so is not part of the text.
@@ -31,7 +29,8 @@ async def test_it_knows_the_capital_of_france(manager):
 
 async def test_the_cpu_s_defaults_are_sane(engine):
     info = engine.info
-    assert (info.name, info.device) == ("vllm", "cpu")
+    if info.device != "cpu":
+        pytest.skip("on a GPU the defaults are vLLM's own")
     assert (info.max_model_len, info.max_num_seqs) == (2048, 16)
     assert info.kv_cache_tokens == 46_592  # one GiB
 
@@ -53,10 +52,11 @@ async def test_a_cached_prefix_is_counted(manager):
 
 
 async def test_a_prompt_that_fills_the_context_is_answered_with_one_token(manager):
-    answer = await manager.generate([1] * 2047, sampling=Sampling(ignore_eos=True))
+    length = manager.info.max_model_len
+    answer = await manager.generate([1] * (length - 1), sampling=Sampling(ignore_eos=True))
     assert answer.usage.completion_tokens == 1
     with pytest.raises(InvalidRequest):
-        await manager.generate([1] * 2048)
+        await manager.generate([1] * length)
 
 
 async def test_every_stage_is_on_one_clock(manager):

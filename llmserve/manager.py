@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import attrs
 
 from llmserve.admission import AdmissionController, Refusal, Refused, Ticket, TicketState, build_admission
@@ -45,7 +46,7 @@ class EngineManager:
         engine: anything that satisfies `llmserve.engine.Engine`.
         config: limits and promises.
         observers: told about every token and every end, beside the manager's own metrics.
-        clock: monotonic seconds; the event loop's own by default.
+        clock: monotonic seconds; None is the event loop's own.
     """
 
     def __init__(
@@ -54,12 +55,12 @@ class EngineManager:
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         *,
-        clock: Callable[[], float] = anyio.current_time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.engine = engine
         self.config = config or ManagerConfig()
         self.state = State.NEW
-        self._clock = clock
+        self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)
         self._jobs: dict[str, Job] = {}
         self._tokenizing = 0
@@ -292,6 +293,9 @@ class EngineManager:
         patience = 0.0
         async with anyio.create_task_group() as self._tasks:
             self.state = State.STARTING
+            if self._clock is anyio.current_time:
+                # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
+                self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
             self.recorder = MetricsRecorder(self.config.slo, self._clock())
             self._observer = Observers((self.recorder, *self._extra_observers))
             self._tokenizers = anyio.CapacityLimiter(self.config.tokenizer_threads)

@@ -59,6 +59,8 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
             raise ConfigurationError(f"unknown engine argument {name!r}{hint}")
     # Read by vLLM's engine process too, hence in the environment; a host that set it keeps its choice.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # vLLM forks where it can, which in a host with threads and open sockets may deadlock the child and leaks the sockets.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # Statistics stay on for our own logger, and vLLM's periodic log lines go.
     defaults: dict[str, Any] = {"disable_log_stats": True}
     if _on_cpu():

@@ -1,18 +1,19 @@
-"""VLLMEngine: vLLM's AsyncLLM behind the engine protocol. The only module that imports vllm, and only inside functions.
+"""VLLMEngine: vLLM's AsyncLLM behind the engine protocol. With its two neighbours the only module that imports vllm, and only
+inside functions.
 
 How tokens get out: `AsyncLLM.add_request()` returns a collector, an object with a `put()` that vLLM's output handler calls
 for every step of that request. `generate()` would wrap it in a generator and an event; here the collector's `put` is the
 request's own receiver, which turns each output into a Delta and hands it on at once. Outputs, errors and the engine's
 death all arrive by that one way.
 
-Written against vLLM 0.25.1 and 0.32.0; everything version-specific stands in this file and in `vllm_args.py`.
+Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here, in `vllm_args.py` and in `vllm_outputs.py`.
 """
 
 import asyncio
 import dataclasses
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,12 @@ import anyio.abc
 import anyio.to_thread
 import attrs
 
-from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink
+from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
-from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, Overloaded, PromptTooLong
+from llmserve.engines.vllm_outputs import Receiver, brief, translate
+from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
-from llmserve.request import Delta, GenerationRequest, Sampling, TokenLogprob
+from llmserve.request import GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -95,7 +97,7 @@ class VLLMEngine:
             raise ConfigurationError(f"vLLM cannot start with model {self._model!r}: {error}") from error
         except Exception as error:
             # Such as a RuntimeError without particulars, when the engine process gave up; what it wrote says why.
-            raise EngineDead(f"vLLM could not start: {_brief(error)}") from error
+            raise EngineDead(f"vLLM could not start: {brief(error)}") from error
 
     def _describe(self, llm: "AsyncLLM") -> EngineInfo:
         from vllm.platforms import current_platform
@@ -131,7 +133,7 @@ class VLLMEngine:
             raise
         except Exception as error:
             # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
-            raise InvalidRequest(f"the prompt cannot be rendered: {_brief(error)}", request.prompt_field) from error
+            raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
     async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -175,14 +177,14 @@ class VLLMEngine:
         from vllm.inputs import tokens_input
 
         llm = self.running_llm
-        receiver = _Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode)
+        receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode)
         self._open.add(request_id)
         try:
             inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text)
             collector = await llm.add_request(request_id, inputs, self._params(sampling), priority=priority)
         except Exception as error:
             self._open.discard(request_id)
-            raise _translate(error) from error
+            raise translate(error) from error
         # From here on every output comes straight to the receiver; what came during the await is fetched first.
         collector.put = receiver.put
         if collector.output is not None:
@@ -307,89 +309,3 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Receiver:
-    """Turns one request's outputs into deltas as vLLM makes them."""
-
-    def __init__(
-        self, request_id: str, sink: Sink, sampling: Sampling, open_requests: set[str], decode: Callable[[list[int]], str]
-    ) -> None:
-        self._id = request_id
-        self._sink = sink
-        self._sampling = sampling
-        self._open = open_requests
-        self._decode = decode
-
-    def put(self, output: Any) -> None:
-        """Stands in for the collector's `put`; an exception is how vLLM tells of the engine's death."""
-        # An aborted request gets a last, empty output; nobody waits for it.
-        if self._id not in self._open:
-            return
-        if isinstance(output, Exception):
-            self._open.discard(self._id)
-            self._sink.fail(_translate(output))
-            return
-        (part,) = output.outputs
-        reason = part.finish_reason
-        if reason is not None:
-            self._open.discard(self._id)
-            if reason not in ("stop", "length"):
-                self._sink.fail(EngineError(f"the engine ended the request: {reason}"))
-                return
-        logprobs, prompt_logprobs = self._logprobs(part.logprobs, part.token_ids), self._prompt_logprobs(output)
-        delta = Delta(part.text, tuple(part.token_ids), reason, part.stop_reason, logprobs, prompt_logprobs)
-        self._sink.put(delta, None if reason is None else _timings(output))
-
-    def _logprobs(self, entries: Any, token_ids: Any) -> tuple[TokenLogprob, ...] | None:
-        if entries is None:
-            return None
-        count = self._sampling.logprobs or 0
-        return tuple(_logprob(token, entry, count) for token, entry in zip(token_ids, entries, strict=False))
-
-    def _prompt_logprobs(self, output: Any) -> tuple[TokenLogprob, ...] | None:
-        if self._sampling.prompt_logprobs is None or not output.prompt_logprobs:
-            return None
-        count = self._sampling.prompt_logprobs
-        pairs = zip(output.prompt_token_ids, output.prompt_logprobs, strict=False)
-        # Nothing predicts the first token, so vLLM has no entry for it, and not its text either.
-        return tuple(_logprob(token, entry, count) if entry else TokenLogprob(token, self._decode([token]), None) for token, entry in pairs)
-
-
-def _timings(output: Any) -> EngineTimings:
-    stats, cached = output.metrics, output.num_cached_tokens or 0
-    if stats is None:
-        return EngineTimings(cached_tokens=cached)
-    return EngineTimings(
-        queued=stats.queued_ts or None,
-        scheduled=stats.scheduled_ts or None,
-        first_token=stats.first_token_ts or None,
-        last_token=stats.last_token_ts or None,
-        cached_tokens=cached,
-    )
-
-
-def _logprob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogprob:
-    """`entry` has the chosen token too, which is an alternative only where its rank says so."""
-    ranked = sorted((value.rank or 0, other) for other, value in entry.items())
-    top = tuple(TokenLogprob(other, entry[other].decoded_token or "", entry[other].logprob) for rank, other in ranked if rank <= count)
-    return TokenLogprob(token, entry[token].decoded_token or "", entry[token].logprob, top)
-
-
-def _translate(error: Exception) -> Exception:
-    """vLLM's error as one of ours. By name where a class is not in every version."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    if isinstance(error, EngineDeadError):
-        return EngineDead("vLLM's engine process died; its own log says why")
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if "GracefulHTTPError" in names:
-        return Overloaded(f"vLLM's own limit: {_brief(error)}", retry_after=1.0, reason="queue_full")
-    if isinstance(error, ValueError) or "VLLMClientError" in names:
-        return InvalidRequest(_brief(error), getattr(error, "parameter", None))
-    return EngineError(f"the engine failed the request: {_brief(error)}")
-
-
-def _brief(error: Exception) -> str:
-    """An error's text, cut to what belongs into an answer."""
-    return " ".join(str(error).split())[:300]

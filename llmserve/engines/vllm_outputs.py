@@ -1,0 +1,94 @@
+"""What comes out of vLLM, outputs and errors, as llmserve's own. Written against vLLM 0.25.1 and 0.32.0."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmserve.engine import EngineTimings, Sink
+from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded
+from llmserve.request import Delta, Sampling, TokenLogprob
+
+
+class Receiver:
+    """Turns one request's outputs into deltas as vLLM makes them."""
+
+    def __init__(
+        self, request_id: str, sink: Sink, sampling: Sampling, open_requests: set[str], decode: Callable[[list[int]], str]
+    ) -> None:
+        self._id = request_id
+        self._sink = sink
+        self._sampling = sampling
+        self._open = open_requests
+        self._decode = decode
+
+    def put(self, output: Any) -> None:
+        """Stands in for the collector's `put`; an exception is how vLLM tells of the engine's death."""
+        # An aborted request gets a last, empty output; nobody waits for it.
+        if self._id not in self._open:
+            return
+        if isinstance(output, Exception):
+            self._open.discard(self._id)
+            self._sink.fail(translate(output))
+            return
+        (part,) = output.outputs
+        reason = part.finish_reason
+        if reason is not None:
+            self._open.discard(self._id)
+            if reason not in ("stop", "length"):
+                self._sink.fail(EngineError(f"the engine ended the request: {reason}"))
+                return
+        logprobs, prompt_logprobs = self._logprobs(part.logprobs, part.token_ids), self._prompt_logprobs(output)
+        delta = Delta(part.text, tuple(part.token_ids), reason, part.stop_reason, logprobs, prompt_logprobs)
+        self._sink.put(delta, None if reason is None else _timings(output))
+
+    def _logprobs(self, entries: Any, token_ids: Any) -> tuple[TokenLogprob, ...] | None:
+        if entries is None:
+            return None
+        count = self._sampling.logprobs or 0
+        return tuple(_logprob(token, entry, count) for token, entry in zip(token_ids, entries, strict=False))
+
+    def _prompt_logprobs(self, output: Any) -> tuple[TokenLogprob, ...] | None:
+        if self._sampling.prompt_logprobs is None or not output.prompt_logprobs:
+            return None
+        count = self._sampling.prompt_logprobs
+        pairs = zip(output.prompt_token_ids, output.prompt_logprobs, strict=False)
+        # Nothing predicts the first token, so vLLM has no entry for it, and not its text either.
+        return tuple(_logprob(token, entry, count) if entry else TokenLogprob(token, self._decode([token]), None) for token, entry in pairs)
+
+
+def _timings(output: Any) -> EngineTimings:
+    stats, cached = output.metrics, output.num_cached_tokens or 0
+    if stats is None:
+        return EngineTimings(cached_tokens=cached)
+    return EngineTimings(
+        queued=stats.queued_ts or None,
+        scheduled=stats.scheduled_ts or None,
+        first_token=stats.first_token_ts or None,
+        last_token=stats.last_token_ts or None,
+        cached_tokens=cached,
+    )
+
+
+def _logprob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogprob:
+    """`entry` has the chosen token too, which is an alternative only where its rank says so."""
+    ranked = sorted((value.rank or 0, other) for other, value in entry.items())
+    top = tuple(TokenLogprob(other, entry[other].decoded_token or "", entry[other].logprob) for rank, other in ranked if rank <= count)
+    return TokenLogprob(token, entry[token].decoded_token or "", entry[token].logprob, top)
+
+
+def translate(error: Exception) -> Exception:
+    """vLLM's error as one of ours. By name where a class is not in every version."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError):
+        return EngineDead("vLLM's engine process died; its own log says why")
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "GracefulHTTPError" in names:
+        return Overloaded(f"vLLM's own limit: {brief(error)}", retry_after=1.0, reason="queue_full")
+    if isinstance(error, ValueError) or "VLLMClientError" in names:
+        return InvalidRequest(brief(error), getattr(error, "parameter", None))
+    return EngineError(f"the engine failed the request: {brief(error)}")
+
+
+def brief(error: Exception) -> str:
+    """An error's text, cut to what belongs into an answer."""
+    return " ".join(str(error).split())[:300]

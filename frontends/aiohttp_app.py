@@ -127,7 +127,7 @@ class Routes:
                 return _json(answerer.whole(await choices.collect(), n))
         async with _event_stream(request) as begin, open_choices(self.manager, requests) as choices:
             write = await begin(answerer.id)
-            await _pour(choices, answerer, write)
+            await _pour(choices, answerer, write, running_usage=body.wants_running_usage)
             usages = [stream.usage for stream in choices.streams]
             await write((answerer.usage(usages, n) if body.wants_usage else b"") + sse.DONE)
         return write.response
@@ -143,14 +143,18 @@ class Routes:
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
 
 
-async def _pour(choices: Choices, answerer: Answerer, write: "Writer") -> None:
+async def _pour(choices: Choices, answerer: Answerer, write: "Writer", *, running_usage: bool) -> None:
     first = b"".join(answerer.first(index) for index in range(len(choices.streams)))
     if first:
         await write(first)
+    # Not the stream's own count, which runs ahead of what has been written.
+    written = [0] * len(choices.streams)
     async for index, delta in choices:
+        written[index] += len(delta.token_ids)
         # While a character or a stop string is incomplete there are tokens without text: nothing to show yet.
         if delta.text or delta.finish_reason or delta.logprobs:
-            await write(answerer.chunk(index, delta))
+            usage = choices.streams[index].usage if running_usage else None
+            await write(answerer.chunk(index, delta, usage and msgspec.structs.replace(usage, completion_tokens=written[index])))
 
 
 class Writer:

@@ -81,6 +81,10 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def wants_running_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
     def sampling(self, **more: Any) -> Sampling:
         """The fields that are set, and `more`, which may hold None for unset too."""
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more

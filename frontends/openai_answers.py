@@ -117,8 +117,12 @@ class Answerer:
         """What a choice's stream begins with."""
         return b""
 
-    def chunk(self, index: int, delta: Delta) -> bytes:
-        """One delta as an event: by template where it is text and nothing else."""
+    def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        """One delta as an event: by template where it is text and nothing else. `usage` is this choice's so far, if wanted."""
+        if usage is not None:
+            answer = self._answer(self.chunk_choice(index, delta))
+            answer.usage = add_usage([usage], 1)
+            return sse.event(answer)
         if delta.finish_reason is None and delta.logprobs is None:
             frame = self._frames.get(index)
             if frame is None:

@@ -65,6 +65,15 @@ async def test_a_stream_says_the_same_as_a_whole_answer(server, path_and_body):
     assert not any("usage" in chunk for chunk in chunks)
 
 
+async def test_running_usage_counts_what_has_been_written(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with server.session.post("/v1/completions", json={**TEXT, "stream": True, "stream_options": options}) as response:
+        *chunks, final, _ = await events(response)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == final["usage"]["completion_tokens"] == 4
+
+
 async def test_a_chat_stream_begins_with_the_role(server):
     async with server.session.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
         first, *_ = await events(response)

@@ -11,6 +11,12 @@ from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
 from http_support import InProcess, OverHTTP
 
+from benchmarks.load import Generator
+from benchmarks.results import Point
+from benchmarks.targets import InProcess as LoadInProcess
+from benchmarks.targets import open_http
+from benchmarks.workloads import Fixed, Workload
+
 # Nothing of this takes a model, so nothing of it may take long.
 BAD_INPUT_SECONDS = 0.25
 
@@ -96,3 +102,14 @@ async def test_vllm_s_own_series_stand_beside_ours(server):
         text = await response.text()
     assert 'vllm:generation_tokens_total{engine="0"' in text
     assert 'llmserve_requests_total{outcome="completed"}' in text
+
+
+@pytest.mark.parametrize("way", ["in process", "HTTP"])
+async def test_the_load_generator_counts_every_token_of_the_real_engine(server, way):
+    workload = Workload(prompt=Fixed(32), output=Fixed(12), vocabulary=(1000, 30_000))
+    async with open_http(server.url, None) as over_http:
+        target = over_http if way == "HTTP" else LoadInProcess(server.manager)
+        generator = Generator(target, Point(number=0, target=way, concurrency=4))
+        await generator.closed_loop(workload.items(), 8)
+    assert {record.outcome for record in generator.records} == {"ok"}
+    assert all(sum(count for _, count in record.deliveries) == 12 for record in generator.records)

@@ -1,0 +1,104 @@
+"""The load generator's HTTP target against our own server, and against servers that misbehave."""
+
+import anyio
+import anyio.lowlevel
+import pytest
+from aiohttp import web
+from http_support import running_server
+
+from benchmarks.load import Generator
+from benchmarks.results import Point
+from benchmarks.targets import TargetError, open_http
+from benchmarks.workloads import Fixed, Workload
+from llmserve import AdmissionConfig, ManagerConfig
+
+WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
+
+
+async def measure(url, requests=6, concurrency=3):
+    async with open_http(url, None) as target:
+        generator = Generator(target, Point(number=0, target="http", concurrency=concurrency))
+        await generator.closed_loop(WORKLOAD.items(), requests)
+    return generator.records
+
+
+async def test_every_token_is_counted_where_it_was_delivered(server):
+    records = await measure(server.url)
+    assert {record.outcome for record in records} == {"ok"}
+    assert all(sum(count for _, count in record.deliveries) == 6 == record.completion_tokens for record in records)
+
+
+async def test_refusals_come_with_their_retry_after():
+    config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=0), drain_timeout=1)
+    async with running_server(config=config, time_scale=1.0) as server:
+        records = await measure(server.url, requests=12, concurrency=4)
+    outcomes = [record.outcome for record in records]
+    assert outcomes.count("ok") + outcomes.count("refused_503") == 12
+    assert all(record.retry_after >= 1 for record in records if record.outcome == "refused_503")
+
+
+CHUNK = b'data: {"choices": [{"text": "x"}]}\n\n'
+USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 6}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        (CHUNK * 6 + DONE, "ok"),
+        (CHUNK * 2 + USAGE + DONE, "ok"),
+        (CHUNK * 5 + DONE, "wrong_token_count"),
+        (CHUNK * 6, "truncated"),
+        (CHUNK * 3 + b'data: {"error": {"message": "bad luck"}}\n\n' + DONE, "error"),
+    ],
+    ids=["plain", "usage", "short", "cut off", "error in the middle"],
+)
+async def test_a_stream_that_ends_badly_is_never_a_success(body, outcome):
+    async def completions(request):
+        return web.Response(body=body, content_type="text/event-stream")
+
+    (record,) = await measure_scripted(completions)
+    assert record.outcome == outcome
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(429, "refused_429"), (503, "refused_503"), (504, "timeout"), (500, "error")])
+async def test_statuses_are_told_apart(status, outcome):
+    async def completions(request):
+        return web.Response(status=status, headers={"Retry-After": "7"})
+
+    (record,) = await measure_scripted(completions)
+    assert (record.outcome, record.retry_after) == (outcome, 7.0)
+
+
+async def test_a_connection_that_breaks_is_an_outcome():
+    async def completions(request):
+        request.transport.abort()
+        await anyio.lowlevel.checkpoint()
+        return web.Response()
+
+    (record,) = await measure_scripted(completions)
+    assert record.outcome == "connection"
+
+
+async def measure_scripted(completions):
+    async def models(request):
+        return web.json_response({"data": [{"id": "scripted"}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.post("/v1/completions", completions)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return await measure(f"http://127.0.0.1:{runner.addresses[0][1]}", requests=1, concurrency=1)
+    finally:
+        await runner.cleanup()
+
+
+async def test_what_cannot_be_measured_is_said_before_anything_is_sent(server):
+    with pytest.raises(TargetError, match="cannot be reached"):
+        async with open_http("http://127.0.0.1:9", None):
+            pytest.fail("reached")
+    with pytest.raises(TargetError, match="no model 'other'"):
+        async with open_http(server.url, "other"):
+            pytest.fail("opened")

@@ -1,5 +1,6 @@
 """The README's embedded example runs as it stands there, as a program of its own."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -12,6 +13,7 @@ def test_the_embedded_example_runs(tmp_path):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     (embedded,) = [example for example in examples if "EngineManager.open" in example]
     (tmp_path / "example.py").write_text(embedded)
-    result = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    command, environment = [sys.executable, "example.py"], {**os.environ, "PYTHONPATH": str(README.parent)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Paris" in result.stdout

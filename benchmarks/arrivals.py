@@ -36,7 +36,5 @@ def ramp(first: float, last: float, seconds: float) -> Iterator[float]:
     """
     slope = (last - first) / seconds
     for number in range(int((first + last) / 2 * seconds) + 1):
-        if math.isclose(slope, 0.0):
-            yield number / first
-        else:
-            yield (math.sqrt(max(0.0, first * first + 2 * slope * number)) - first) / slope
+        # The quadratic's root in the form that loses no digits, however flat the ramp is.
+        yield 2 * number / (first + math.sqrt(max(0.0, first * first + 2 * slope * number)))

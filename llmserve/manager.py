@@ -324,7 +324,7 @@ class EngineManager:
             if self.state is State.STARTING:
                 raise
             # An engine that reports its own death says why; anything else is a surprise, and its traceback the only clue.
-            logger.error("the engine died: %s", cause, exc_info=not isinstance(cause, EngineDead))
+            logger.critical("the engine died: %s", cause, exc_info=not isinstance(cause, EngineDead))
             error = cause if isinstance(cause, EngineDead) else EngineDead(f"the engine died: {cause}")
         self._failure = error
         if self.state in (State.READY, State.DRAINING):

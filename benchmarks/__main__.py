@@ -13,7 +13,7 @@ from benchmarks.session import Load
 from benchmarks.targets import TargetError
 from llmserve import ConfigurationError
 from llmserve.engines import ENGINES
-from llmserve.engines.vllm_args import parse_engine_arg
+from llmserve.engines.vllm_args import parse_engine_args
 
 
 def run_parity(options: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run_parity(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
-    engine_args = dict(parse_engine_arg(text) for text in options.engine_arg)
+    engine_args = parse_engine_args(options.engine_arg)
     found = asyncio.run(parity.measure(options.model, engine_args, workload, options.rounds, lambda line: print(line, flush=True)))
     print(parity.conclude(found))
     if options.out:

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import anyio
 import attrs
@@ -90,29 +91,16 @@ class Generator:
     def _now(self) -> float:
         return anyio.current_time() - self._origin
 
-    def _timing(self) -> "_Timing":
-        return _Timing(self)
-
-    def begin(self) -> None:
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        """Sets the point's start, and takes its length and the client's CPU time, however it ends."""
+        cpu = time.process_time()
         self._origin = anyio.current_time()
-
-    def end(self, cpu_seconds: float) -> None:
-        self.point.seconds = self._now()
-        self.point.client_cpu_seconds = cpu_seconds
-
-
-class _Timing:
-    """Sets the point's start, and takes its length and the client's CPU time, however it ends."""
-
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
-
-    def __enter__(self) -> None:
-        self._cpu = time.process_time()
-        self._generator.begin()
-
-    def __exit__(self, *error: object) -> None:
-        self._generator.end(time.process_time() - self._cpu)
+        try:
+            yield
+        finally:
+            self.point.seconds = self._now()
+            self.point.client_cpu_seconds = time.process_time() - cpu
 
 
 async def warm_up(target: Target, items: Iterator[Item], concurrency: int, requests: int) -> None:

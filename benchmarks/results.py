@@ -58,6 +58,11 @@ class Point(msgspec.Struct, kw_only=True):
     client_cpu_seconds: float = 0.0
     complete: bool = False
 
+    @property
+    def load(self) -> str:
+        """The load in words, for a person."""
+        return f"{self.concurrency} at once" if self.concurrency else f"{self.rate:g}/s"
+
 
 class Run(msgspec.Struct, kw_only=True):
     """One run: several points on one target, and all that is needed to judge or repeat it."""

@@ -24,7 +24,8 @@ from benchmarks.results import Point, RequestRecord, Run
 from benchmarks.targets import InProcess, Target, TargetError, open_http
 from benchmarks.workloads import Fixed, Lengths, LogNormal, Normal, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
-from llmserve.engines.vllm_args import parse_engine_arg
+from llmserve.engines.vllm_args import parse_engine_args
+from llmserve.models import BUNDLED
 
 
 @attrs.frozen
@@ -77,8 +78,7 @@ async def _measure(target: Target, workload: Workload, point: Point, options: ar
     wide = point.concurrency or 4
     await warm_up(target, workload.items(f"warm-up {point.number}"), wide, max(options.warm_up, wide))
     total = max(options.requests, wide * options.per_client) if point.concurrency else round((point.rate or 1.0) * options.seconds)
-    label = f"{point.concurrency} at once" if point.concurrency else f"{point.rate:g}/s"
-    with tqdm(total=total, desc=f"{target.name}, {label}", unit="req", file=sys.stderr) as bar:
+    with tqdm(total=total, desc=f"{target.name}, {point.load}", unit="req", file=sys.stderr) as bar:
         generator = Generator(target, point, Progress(lambda progress: _show(bar, progress)))
         items = workload.items(f"point {point.number}")
         try:
@@ -107,11 +107,11 @@ def summaries(run: Run, records: list[RequestRecord]) -> list[tuple[Point, summa
 async def open_target(options: argparse.Namespace) -> AsyncIterator[tuple[Target, tuple[int, int]]]:
     """The target, and the token ids to make prompts of: from the middle of the vocabulary, where no special tokens are."""
     if options.target == "inprocess":
-        args = dict(parse_engine_arg(text) for text in options.engine_arg)
+        model, args = options.model or BUNDLED, parse_engine_args(options.engine_arg)
         # Nothing is refused: what is measured is the engine under the load that was asked for.
         config = ManagerConfig(admission=AdmissionConfig(max_running=0))
-        print(f"starting {options.engine} with {options.model}", file=sys.stderr)
-        async with EngineManager.open(options.model or "bundled", engine=options.engine, engine_args=args, config=config) as manager:
+        print(f"starting {options.engine} with {model}", file=sys.stderr)
+        async with EngineManager.open(model, engine=options.engine, engine_args=args, config=config) as manager:
             yield InProcess(manager), _middle(manager.info.vocab_size)
     elif re.match(r"https?://", options.target):
         async with open_http(options.target, options.model) as target:

@@ -23,6 +23,7 @@ CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 # A span counts as steady while at least this share of the peak is in flight.
 STEADY_SHARE = 0.9
+# What lasts longer than this share of the whole is a dip of the load, and no moment between two requests.
 DIP_SHARE = 0.01
 
 
@@ -75,8 +76,7 @@ def distribution(values: Sequence[float], weights: Sequence[int] | None = None) 
     total = sum(weight for _, weight in pairs)
     if not total:
         return Distribution(0, None, {})
-    finite = [(value, weight) for value, weight in pairs if math.isfinite(value)]
-    mean = sum(value * weight for value, weight in finite) / total if len(finite) == len(pairs) else math.inf
+    mean = sum(value * weight for value, weight in pairs) / total
     # Below the guard for an interval a quantile is still shown while at least one value lies beyond it.
     shown = {name: share for name, share in QUANTILES.items() if len(pairs) * (1 - share) >= 1 or share == QUANTILES["p50"]}
     return Distribution(total, mean, {name: _quantile(pairs, total, share) for name, share in shown.items()})
@@ -174,7 +174,6 @@ def table(points: Sequence[tuple[Point, Summary]]) -> str:
     head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for point, summary in points:
-        load = f"{point.concurrency} at once" if point.concurrency else f"{point.rate:g}/s"
         figures = [
             (summary.ttft, "p50"),
             (summary.ttft, "p99"),
@@ -185,7 +184,7 @@ def table(points: Sequence[tuple[Point, Summary]]) -> str:
             (summary.e2e, "p99"),
         ]
         cells = [f"{value * 1000:.1f}" if (value := dist.at(name)) is not None else "-" for dist, name in figures]
-        counts = [point.target, load, str(summary.requests), str(summary.outcomes.get("ok", 0))]
+        counts = [point.target, point.load, str(summary.requests), str(summary.outcomes.get("ok", 0))]
         rates = [f"{summary.tokens_per_second:.1f}", f"{summary.requests_per_second:.2f}"]
         lines.append(f"| {' | '.join(counts + rates + cells)} |")
     return "\n".join(lines)

@@ -1,11 +1,9 @@
 """The command line that every server shares: engine, limits and promises."""
 
 import argparse
-from typing import Any
 
 from llmserve import SLO, AdmissionConfig, ManagerConfig
 from llmserve.engines import ENGINES
-from llmserve.engines.vllm_args import parse_engine_arg
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +46,3 @@ def manager_config(options: argparse.Namespace) -> ManagerConfig:
         max_tokens=options.max_tokens,
         drain_timeout=options.drain_timeout,
     )
-
-
-def engine_args(options: argparse.Namespace) -> dict[str, Any]:
-    """Raises ConfigurationError for what is not KEY=VALUE."""
-    return dict(parse_engine_arg(text) for text in options.engine_arg)

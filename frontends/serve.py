@@ -12,9 +12,10 @@ import anyio.to_thread
 from aiohttp import web
 
 from frontends.aiohttp_app import build_app
-from frontends.options import add_options, engine_args, manager_config
+from frontends.options import add_options, manager_config
 from frontends.startup import loading, say
 from llmserve import ConfigurationError, EngineError, EngineManager, State
+from llmserve.engines.vllm_args import parse_engine_args
 from llmserve.models import BUNDLED, is_local, resolve
 
 # aiohttp's own defaults are 128 (ten thousand connections then take 54 s instead of 1.4 s) and 3630 s for AppRunner.
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     _prepare_environment(options)
     try:
         quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
-        args = quiet | engine_args(options)
+        args = quiet | parse_engine_args(options.engine_arg)
         manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=manager_config(options))
         sys.exit(anyio.run(serve, manager, options))
     except ConfigurationError as error:

@@ -29,18 +29,25 @@ def loading(what: str) -> Iterator[None]:
     """
     expected = _remembered().get(what, FIRST_GUESS)
     began = time.monotonic()
-    done = threading.Event()
     if sys.stderr.isatty():
-        painter = threading.Thread(target=_fill, args=(expected, began, done), daemon=True)
+        with _filling(expected, began):
+            yield
     else:
-        painter = threading.Thread(target=say, args=(f"engine    loading, about {expected:.0f} s",))
+        say(f"engine    loading, about {expected:.0f} s")
+        yield
+    _remember(what, time.monotonic() - began)
+
+
+@contextmanager
+def _filling(expected: float, began: float) -> Iterator[None]:
+    done = threading.Event()
+    painter = threading.Thread(target=_fill, args=(expected, began, done), daemon=True)
     painter.start()
     try:
         yield
     finally:
         done.set()
         painter.join()
-    _remember(what, time.monotonic() - began)
 
 
 def _fill(expected: float, began: float, done: threading.Event) -> None:

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,11 @@ def parse_engine_arg(text: str) -> tuple[str, Any]:
         # As Python and vLLM's own command line spell them.
         parsed = {"True": True, "False": False, "None": None}.get(value, value)
     return name.strip().lstrip("-").replace("-", "_"), parsed
+
+
+def parse_engine_args(texts: Iterable[str]) -> dict[str, Any]:
+    """Several of them; of one that is given twice, the last counts."""
+    return dict(parse_engine_arg(text) for text in texts)
 
 
 def _on_cpu() -> bool:

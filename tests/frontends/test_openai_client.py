@@ -10,14 +10,7 @@ from llmserve import AdmissionConfig, ManagerConfig
 
 
 class TestOpenAI(OpenAIContract):
-    @pytest.fixture
-    async def client(self, server):
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            yield client
-
-    @pytest.fixture
-    def model(self):
-        return "sim"
+    """All of it, on the simulated engine."""
 
 
 async def test_refusals_are_the_client_s_own_exceptions():

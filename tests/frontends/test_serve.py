@@ -54,6 +54,19 @@ async def fetch(url, body=None):
     return await anyio.to_thread.run_sync(get)
 
 
+async def ask_in_the_background(tasks, url, max_tokens):
+    """Returns once the server has the request; its answer is put into the list, in the end."""
+    answers = []
+
+    async def ask():
+        answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True}))
+
+    tasks.start_soon(ask)
+    while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
+        await anyio.sleep(0.02)
+    return answers
+
+
 async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
     async with program(tmp_path, "--slo-ttft", "1.0") as (process, url, lines):
         assert [line.split()[1] for line in lines] == ["listening", "model", "engine", "engine", "admission", "ready"]
@@ -97,14 +110,7 @@ async def test_it_is_reachable_but_not_ready_while_the_engine_starts(tmp_path):
 
 async def test_sigterm_lets_what_runs_finish(tmp_path):
     async with program(tmp_path, "--engine-arg", "step_seconds=0.05") as (process, url, _), anyio.create_task_group() as tasks:
-        answers = []
-
-        async def ask():
-            answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 20, "ignore_eos": True}))
-
-        tasks.start_soon(ask)
-        while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
-            await anyio.sleep(0.02)
+        answers = await ask_in_the_background(tasks, url, max_tokens=20)
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(10):
             assert await process.wait() == 0
@@ -115,14 +121,7 @@ async def test_sigterm_lets_what_runs_finish(tmp_path):
 
 async def test_a_second_signal_ends_what_runs(tmp_path):
     async with program(tmp_path, "--engine-arg", "step_seconds=0.5") as (process, url, _), anyio.create_task_group() as tasks:
-        answers = []
-
-        async def ask():
-            answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True}))
-
-        tasks.start_soon(ask)
-        while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
-            await anyio.sleep(0.02)
+        answers = await ask_in_the_background(tasks, url, max_tokens=2000)
         process.send_signal(signal.SIGTERM)
         await anyio.sleep(0.2)
         process.send_signal(signal.SIGTERM)

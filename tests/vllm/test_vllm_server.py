@@ -5,7 +5,6 @@ import time
 
 import aiohttp
 import anyio
-import openai
 import pytest
 from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
@@ -22,14 +21,7 @@ BAD_INPUT_SECONDS = 0.25
 
 
 class TestOpenAI(OpenAIContract):
-    @pytest.fixture
-    async def client(self, server):
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            yield client
-
-    @pytest.fixture
-    def model(self):
-        return "sim"  # the name that the test server serves under
+    """All of it, on the bundled model."""
 
 
 class TestInProcess(FrontendContract):

@@ -100,7 +100,7 @@ def _show(bar: "tqdm[Any]", progress: Progress) -> None:
 def summaries(run: Run, records: list[RequestRecord]) -> list[tuple[Point, summary.Summary]]:
     """Each point that has requests, with its figures."""
     found = [(point, [record for record in records if record.point == point.number]) for point in run.points]
-    return [(point, summary.summarize(of_point)) for point, of_point in found if of_point]
+    return [(point, summary.summarize(of_point, open_loop=point.rate is not None)) for point, of_point in found if of_point]
 
 
 @asynccontextmanager

@@ -47,8 +47,8 @@ class Distribution(msgspec.Struct):
 
 
 class Summary(msgspec.Struct):
-    """One point. Throughput is over the steady window, the rest over all requests of the point; failures are outcomes, and in
-    the `adjusted` E2E they are infinitely slow."""
+    """One point. Throughput is over the window (the steady one, or that of the sending in an open loop), the rest over all
+    requests of the point; failures are outcomes, and in the `adjusted` E2E they are infinitely slow."""
 
     requests: int
     outcomes: dict[str, int]
@@ -127,8 +127,14 @@ def steady_window(records: Sequence[RequestRecord]) -> tuple[float, float]:
     return max(spans, key=lambda span: span[1] - span[0], default=(0.0, 0.0))
 
 
-def summarize(records: Sequence[RequestRecord]) -> Summary:
-    start, end = steady_window(records)
+def sending_window(records: Sequence[RequestRecord]) -> tuple[float, float]:
+    """From the first to the last intended send: an open loop has no peak to hold, so its throughput is over all of its load."""
+    intended = [record.intended for record in records]
+    return (min(intended, default=0.0), max(intended, default=0.0))
+
+
+def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False) -> Summary:
+    start, end = sending_window(records) if open_loop else steady_window(records)
     length = end - start
     ok = [record for record in records if record.outcome == "ok"]
     begun = [record for record in records if record.deliveries]

@@ -95,6 +95,16 @@ async def test_an_open_loop_sends_on_time_whatever_becomes_of_it():
     assert summary.summarize(generator.records).lateness.at("p50") == 0.0
 
 
+async def test_an_open_loop_s_throughput_is_that_of_its_load_and_not_of_its_peak():
+    """A regression: over the span around the peak, 5 a second came out as 7."""
+    generator = Generator(Scripted(gaps=(0.5, 0.5)), Point(number=0, target="scripted", rate=5.0))
+    await generator.open_loop(WORKLOAD.items(), arrivals.poisson(5.0, seed=1), 200.0)
+    found = summary.summarize(generator.records, open_loop=True)
+    sent = len(generator.records) / (found.window[1] - found.window[0])
+    assert found.requests_per_second == pytest.approx(sent, rel=0.02)
+    assert found.tokens_per_second == pytest.approx(2 * sent, rel=0.02)
+
+
 async def test_an_impatient_client_is_an_outcome():
     workload = Workload(prompt=Fixed(1), output=Fixed(1), vocabulary=(1, 9), cancelling=1.0, patience=0.3)
     generator = Generator(Scripted(), Point(number=0, target="scripted", concurrency=1))

@@ -15,7 +15,10 @@ from llmserve.request import Delta, GenerationRequest, Sampling
 
 @attrs.frozen(kw_only=True)
 class EngineInfo:
-    """What is known once an engine is up. Figures in tokens; None where the engine does not tell."""
+    """What is known once an engine is up. Figures in tokens; None where the engine does not tell.
+
+    A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences.
+    """
 
     name: str
     version: str
@@ -24,6 +27,7 @@ class EngineInfo:
     max_model_len: int
     vocab_size: int
     max_num_seqs: int
+    max_num_batched_tokens: int | None = None
     kv_cache_tokens: int | None = None
     has_chat_template: bool = True
 

@@ -129,6 +129,7 @@ class SimulatedEngine:
             max_model_len=config.max_model_len,
             vocab_size=VOCAB_SIZE,
             max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
             kv_cache_tokens=config.num_blocks * config.block_size,
         )
 

@@ -36,6 +36,8 @@ def compile_lock(requirements: list[str], output: pathlib.Path, extras: list[str
         subprocess.run(command, check=True, cwd=ROOT)
     body = output.read_text()
     body = re.sub(r"\n# (WARNING: )?The following packages .*", "", body, flags=re.DOTALL)
+    # The project itself, which the extra `reports` asks for again with another extra.
+    body = re.sub(r"^llmserve @ .*\n(?:    .*\n)*", "", body, flags=re.MULTILINE)
     header = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
     output.write_text(header + body.rstrip() + "\n")
 
@@ -58,7 +60,7 @@ def main() -> None:
         path.unlink(missing_ok=True)
     compile_lock([*CPU_ONLY, "torch==2.13.0"], cpu, ["bundled"], [])
     # One version of everything that both hold, so that an environment can install the two together.
-    compile_lock([], dev, ["dev", "reports"], [cpu])
+    compile_lock([], dev, ["dev", "benchmarks", "reports"], [cpu])
     add_without_dependencies(MODEL, cpu)
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`: each command measures one thing and prints what it found."""
+"""`python -m benchmarks COMMAND`: measure a model under load, and say where it saturates and why."""
 
 import argparse
 import asyncio
@@ -7,57 +7,70 @@ import sys
 
 import msgspec
 
-from benchmarks import parity, results, session, summary
-from benchmarks.results import UnreadableRun
-from benchmarks.session import Load
+from benchmarks import analysis, compare, options, parity, predict, selftest, session, storage
+from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
-from llmserve import ConfigurationError
-from llmserve.engines import ENGINES
+from benchmarks.traces import UnreadableTrace
+from llmserve import ConfigurationError, EngineError
 from llmserve.engines.vllm_args import parse_engine_args
 
 
-def run_parity(options: argparse.Namespace) -> int:
+def run_sweep(given: argparse.Namespace) -> int:
+    return session.execute(options.settings(given, options.sweep_loads(given)))
+
+
+def run_run(given: argparse.Namespace) -> int:
+    return session.execute(options.settings(given, [options.run_load(given)]))
+
+
+def run_table(given: argparse.Namespace) -> int:
+    print(analysis.conclusion(analysis.analyse(storage.read(given.run))))
+    return 0
+
+
+def run_compare(given: argparse.Namespace) -> int:
+    a, b = (analysis.analyse(storage.read(path)) for path in (given.a, given.b))
+    ratios = compare.compare(a, b)
+    if not ratios:
+        raise UnreadableRun(f"{given.a} and {given.b} have no load in common")
+    print(compare.table(ratios, given.margin))
+    return int(any(ratio.regressed(given.margin) for ratio in ratios))
+
+
+def run_predict(given: argparse.Namespace) -> int:
+    print(predict.predict(analysis.analyse(storage.read(given.run)), given.concurrency, given.prompt_tokens, given.output_tokens))
+    return 0
+
+
+def run_selftest(given: argparse.Namespace) -> int:
+    found = asyncio.run(selftest.measure(given.seconds, lambda line: print(line, flush=True)))
+    if given.out:
+        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    return 0
+
+
+def run_schema(given: argparse.Namespace) -> int:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(storage.schema())) + b"\n")
+    return 0
+
+
+def run_parity(given: argparse.Namespace) -> int:
     workload = parity.Workload(
-        requests=options.requests,
-        concurrency=options.concurrency,
-        prompt_words=options.prompt_words,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
+        requests=given.requests,
+        concurrency=given.concurrency,
+        prompt_words=given.prompt_words,
+        max_tokens=given.max_tokens,
+        seed=given.seed,
     )
-    engine_args = parse_engine_args(options.engine_arg)
-    found = asyncio.run(parity.measure(options.model, engine_args, workload, options.rounds, lambda line: print(line, flush=True)))
+    engine_args = parse_engine_args(given.engine_arg)
+    found = asyncio.run(parity.measure(given.model, engine_args, workload, given.rounds, lambda line: print(line, flush=True)))
     print(parity.conclude(found))
-    if options.out:
-        options.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    if given.out:
+        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     return 0
 
 
-def run_sweep(options: argparse.Namespace) -> int:
-    loads = [Load(concurrency=number) for number in options.concurrency or ()] + [Load(rate=rate) for rate in options.rate or ()]
-    if not loads:
-        raise TargetError("nothing to measure: give --concurrency 1,2,4 or --rate 0.5,1,2")
-    return session.execute(options, loads)
-
-
-def run_table(options: argparse.Namespace) -> int:
-    run, records = results.read(options.run)
-    print(summary.table(session.summaries(run, records)))
-    return 0
-
-
-def _numbers(kind: type[int] | type[float]) -> "argparse._ActionType":
-    def parse(text: str) -> list[float]:
-        numbers = [kind(part) for part in text.split(",")]
-        if not all(0 < number < 10**6 for number in numbers):
-            raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0, with commas between them")
-        return numbers
-
-    return parse
-
-
-def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("parity", help="throughput of an EngineManager against a bare AsyncLLM loop, alternating in one process")
-    command.set_defaults(run_command=run_parity)
+def _add_parity(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--concurrency", type=int, default=16)
@@ -69,38 +82,49 @@ def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
 
-def _add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("sweep", help="one point after another, each a closed loop (--concurrency) or an open one (--rate)")
-    command.set_defaults(run_command=run_sweep)
-    command.add_argument("--target", default="inprocess", help="inprocess, or the URL of a server (default: %(default)s)")
-    command.add_argument("--model", help="in process: bundled, a folder or a hub name; over HTTP: the server's name for it")
-    command.add_argument("--engine", choices=ENGINES, default="vllm")
-    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    command.add_argument("--concurrency", type=_numbers(int), metavar="N,N,...")
-    command.add_argument("--rate", type=_numbers(float), metavar="R,R,...", help="requests a second, Poisson")
-    command.add_argument("--requests", type=int, default=32, help="at least so many in a closed loop (default: %(default)s)")
-    command.add_argument("--per-client", type=int, default=4, help="and at least so many for each client (default: %(default)s)")
-    command.add_argument("--seconds", type=float, default=30.0, help="length of an open loop (default: %(default)s)")
-    command.add_argument("--warm-up", type=int, default=4, help="requests before each point that do not count (default: %(default)s)")
-    command.add_argument("--prompt-tokens", type=session.lengths, default="128", metavar="LENGTHS", help="default: %(default)s")
-    command.add_argument("--output-tokens", type=session.lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
-    command.add_argument("--vocabulary", type=int, default=32_000, help="over HTTP: the model's number of token ids (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=1)
-    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sweep = commands.add_parser("sweep", help="one load after another: closed loops (--concurrency), open ones (--rate)")
+    sweep.set_defaults(run_command=run_sweep)
+    options.add_loads(sweep)
+    options.add_options(sweep)
+    run = commands.add_parser("run", help="one load: a closed or open loop, a ramp, steps, or recorded traffic")
+    run.set_defaults(run_command=run_run)
+    options.add_load(run)
+    options.add_options(run)
+    table = commands.add_parser("table", help="the Markdown table of a run, and its verdict")
+    table.set_defaults(run_command=run_table)
+    table.add_argument("run", type=pathlib.Path, metavar="FILE.json")
+    versus = commands.add_parser("compare", help="B against A, load by load; exit code 1 if something is worse beyond its interval")
+    versus.set_defaults(run_command=run_compare)
+    versus.add_argument("a", type=pathlib.Path, metavar="A.json")
+    versus.add_argument("b", type=pathlib.Path, metavar="B.json")
+    versus.add_argument("--margin", type=float, default=compare.MARGIN, help="changes below it are none (default: %(default)s)")
+    foretell = commands.add_parser("predict", help="throughput at loads that were not measured, and how far off such predictions were")
+    foretell.set_defaults(run_command=run_predict)
+    foretell.add_argument("run", type=pathlib.Path, metavar="FILE.json")
+    foretell.add_argument("--concurrency", type=options.numbers(int), default=[], metavar="N,N,...")
+    foretell.add_argument("--prompt-tokens", type=options.positive(int), help="default: as in the run's first sweep")
+    foretell.add_argument("--output-tokens", type=options.positive(int), help="default: as in the run's first sweep")
+    ceiling = commands.add_parser("self-test", help="the generator's own ceiling, against an engine and a server that do nothing")
+    ceiling.set_defaults(run_command=run_selftest)
+    ceiling.add_argument("--seconds", type=options.positive(float), default=2.0, help="of CPU for each figure (default: %(default)s)")
+    ceiling.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    commands.add_parser("schema", help="the JSON Schema of a run's files").set_defaults(run_command=run_schema)
+    even = commands.add_parser("parity", help="throughput of an EngineManager against a bare AsyncLLM loop, alternating in one process")
+    even.set_defaults(run_command=run_parity)
+    _add_parity(even)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_parity(commands)
-    _add_sweep(commands)
-    command = commands.add_parser("table", help="the Markdown table of a run")
-    command.set_defaults(run_command=run_table)
-    command.add_argument("run", type=pathlib.Path)
-    options = parser.parse_args()
+    """Exit code 0, 1 for a regression, 2 for a wrong input or a target that cannot be measured, 130 after Ctrl-C."""
+    parser = build_parser()
+    given = parser.parse_args()
     try:
-        sys.exit(options.run_command(options))
-    except (ConfigurationError, TargetError, UnreadableRun) as error:
+        sys.exit(given.run_command(given))
+    except (ConfigurationError, EngineError, TargetError, UnreadableRun, UnreadableTrace) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         sys.exit(130)

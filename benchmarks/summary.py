@@ -8,23 +8,21 @@ Each of TTFT and E2E comes twice: from the intended send, which is what a user w
 second.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from benchmarks.results import Point, RequestRecord
+from benchmarks.results import Point, Promise, RequestRecord
+from benchmarks.windows import Window, deliveries, sending_window, steady_window
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-# A span counts as steady while at least this share of the peak is in flight.
-STEADY_SHARE = 0.9
-# What lasts longer than this share of the whole is a dip of the load, and no moment between two requests.
-DIP_SHARE = 0.01
 
 
 class Quantile(msgspec.Struct):
@@ -48,13 +46,19 @@ class Distribution(msgspec.Struct):
 
 class Summary(msgspec.Struct):
     """One point. Throughput is over the window (the steady one, or that of the sending in an open loop), the rest over all
-    requests of the point; failures are outcomes, and in the `adjusted` E2E they are infinitely slow."""
+    requests of the point; failures are outcomes, and in the `adjusted` E2E they are infinitely slow.
+
+    With a promise, an answer that broke it is the outcome `slo_missed` in place of `ok`; `attainment` is the share of all
+    attempts that kept it, and `goodput_per_second` counts those alone. Without one both are None.
+    """
 
     requests: int
     outcomes: dict[str, int]
-    window: tuple[float, float]
+    window: Window
     tokens_per_second: float
     requests_per_second: float
+    prompt_tokens: float
+    output_tokens: float
     ttft: Distribution
     ttft_service: Distribution
     itl: Distribution
@@ -63,6 +67,8 @@ class Summary(msgspec.Struct):
     e2e_service: Distribution
     e2e_adjusted: Distribution
     lateness: Distribution
+    attainment: float | None
+    goodput_per_second: float | None
 
 
 def needed(share: float) -> int:
@@ -72,125 +78,104 @@ def needed(share: float) -> int:
 
 def distribution(values: Sequence[float], weights: Sequence[int] | None = None) -> Distribution:
     """Of values, each counted `weights` times (the interval then takes no account of the repetition)."""
-    pairs = sorted(zip(values, weights or [1] * len(values), strict=True))
-    total = sum(weight for _, weight in pairs)
-    if not total:
+    if not len(values):
         return Distribution(0, None, {})
-    mean = sum(value * weight for value, weight in pairs) / total
+    found = np.asarray(values, dtype=np.float64)
+    counted = np.ones(len(found)) if weights is None else np.asarray(weights, dtype=np.float64)
+    order = np.argsort(found, kind="stable")
+    found, ranks = found[order], np.cumsum(counted[order])
+    total = float(ranks[-1])
+    mean = float(np.average(found, weights=counted[order])) if np.isfinite(found[-1]) else math.inf
     # Below the guard for an interval a quantile is still shown while at least one value lies beyond it.
-    shown = {name: share for name, share in QUANTILES.items() if len(pairs) * (1 - share) >= 1 or share == QUANTILES["p50"]}
-    return Distribution(total, mean, {name: _quantile(pairs, total, share) for name, share in shown.items()})
+    shown = {name: share for name, share in QUANTILES.items() if len(found) * (1 - share) >= 1 or share == QUANTILES["p50"]}
+    return Distribution(int(total), mean, {name: _quantile(found, ranks, share) for name, share in shown.items()})
 
 
-def _quantile(pairs: list[tuple[float, int]], total: int, share: float) -> Quantile:
-    value = _at_rank(pairs, share * total)
-    if len(pairs) < needed(share):
-        return Quantile(value, None, None)
+def _quantile(values: npt.NDArray[np.float64], ranks: npt.NDArray[np.float64], share: float) -> Quantile:
+    def at(part: float) -> float:
+        return float(values[min(len(values) - 1, int(np.searchsorted(ranks, part * ranks[-1])))])
+
+    if len(values) < needed(share):
+        return Quantile(at(share), None, None)
     # Ranks by the normal approximation to the binomial, in units of values, not of their weights.
-    spread = _Z * math.sqrt(len(pairs) * share * (1 - share)) / len(pairs)
-    return Quantile(value, _at_rank(pairs, (share - spread) * total), _at_rank(pairs, (share + spread) * total))
+    spread = _Z * math.sqrt(len(values) * share * (1 - share)) / len(values)
+    return Quantile(at(share), at(share - spread), at(share + spread))
 
 
-def _at_rank(pairs: list[tuple[float, int]], rank: float) -> float:
-    seen = 0
-    for value, weight in pairs:
-        seen += weight
-        if seen >= rank:
-            return value
-    return pairs[-1][0]
+def kept(record: RequestRecord, promise: Promise) -> bool:
+    """Whether an answer came whole and as fast as promised, from the intended send on."""
+    if record.outcome != "ok" or record.first_token is None:
+        return False
+    if promise.ttft is not None and record.first_token - record.intended > promise.ttft:
+        return False
+    return promise.tpot is None or (tpot(record) or 0.0) <= promise.tpot
 
 
-def steady_window(records: Sequence[RequestRecord]) -> tuple[float, float]:
-    """The longest span with at least 90 % of the peak in flight: without the ramp at the start and the drain at the end.
-
-    A dip shorter than 1 % of the whole does not end a span: between a client's two requests there is a moment without one.
-    """
-    net: Counter[float] = Counter()
-    for record in records:
-        if record.dispatched is not None and record.finished is not None:
-            net[record.dispatched] += 1
-            net[record.finished] -= 1
-    times = sorted(net)
-    levels = list(itertools.accumulate(net[time] for time in times))
-    if not times:
-        return (0.0, 0.0)
-    dip = DIP_SHARE * (times[-1] - times[0])
-    peak = max(levels)
-    spans: list[tuple[float, float]] = []
-    for begin, end, level in zip(times, times[1:], levels, strict=False):
-        if level < STEADY_SHARE * peak:
-            continue
-        if spans and begin - spans[-1][1] <= dip:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((begin, end))
-    return max(spans, key=lambda span: span[1] - span[0], default=(0.0, 0.0))
-
-
-def sending_window(records: Sequence[RequestRecord]) -> tuple[float, float]:
-    """From the first to the last intended send: an open loop has no peak to hold, so its throughput is over all of its load."""
-    intended = [record.intended for record in records]
-    return (min(intended, default=0.0), max(intended, default=0.0))
-
-
-def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False) -> Summary:
-    start, end = sending_window(records) if open_loop else steady_window(records)
+def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, promise: Promise = Promise()) -> Summary:  # noqa: B008 - frozen
+    """All figures of one point."""
+    start, end = window = sending_window(records) if open_loop else steady_window(records)
     length = end - start
     ok = [record for record in records if record.outcome == "ok"]
     begun = [record for record in records if record.deliveries]
-    tokens = sum(count for record in records for time, count in record.deliveries if start < time <= end)
-    finished = sum(1 for record in ok if record.finished is not None and start < record.finished <= end)
-    gaps, weights = _gaps(begun)
+    times, counts = deliveries(records)
+    tokens = float(counts[(times > start) & (times <= end)].sum())
+    inside = [record for record in ok if record.finished is not None and start < record.finished <= end]
+    promised = promise != Promise()
+    good = [record for record in ok if kept(record, promise)]
+    outcomes = Counter(record.outcome for record in records if record.outcome != "ok")
+    met = Counter({"ok": len(good), "slo_missed": len(ok) - len(good)})
     return Summary(
         requests=len(records),
-        outcomes=dict(Counter(record.outcome for record in records)),
-        window=(start, end),
+        outcomes={name: count for name, count in (met + outcomes).items() if count},
+        window=window,
         tokens_per_second=tokens / length if length > 0 else 0.0,
-        requests_per_second=finished / length if length > 0 else 0.0,
+        requests_per_second=len(inside) / length if length > 0 else 0.0,
+        prompt_tokens=float(np.mean([record.prompt_tokens for record in records])) if records else 0.0,
+        output_tokens=float(np.mean([record.completion_tokens for record in ok])) if ok else 0.0,
         ttft=distribution([record.deliveries[0][0] - record.intended for record in begun]),
         ttft_service=distribution([record.deliveries[0][0] - (record.dispatched or 0.0) for record in begun]),
-        itl=distribution(gaps, weights),
-        tpot=distribution([value for record in ok if (value := _tpot(record)) is not None]),
+        itl=distribution(*gaps(begun)),
+        tpot=distribution([value for record in ok if (value := tpot(record)) is not None]),
         e2e=distribution([record.deliveries[-1][0] - record.intended for record in ok]),
         e2e_service=distribution([record.deliveries[-1][0] - (record.dispatched or 0.0) for record in ok]),
         e2e_adjusted=distribution(
             [record.deliveries[-1][0] - record.intended if record.outcome == "ok" else math.inf for record in records]
         ),
         lateness=distribution([record.dispatched - record.intended for record in records if record.dispatched is not None]),
+        attainment=len(good) / len(records) if promised and records else None,
+        goodput_per_second=sum(1 for record in inside if kept(record, promise)) / length if promised and length > 0 else None,
     )
 
 
-def _gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
-    gaps, weights = [], []
+def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
+    """Seconds a token of every gap between deliveries, and the tokens that ended it."""
+    found, weights = [], []
     for record in records:
         for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
-            gaps.append((after - before) / count)
+            found.append((after - before) / count)
             weights.append(count)
-    return gaps, weights
+    return found, weights
 
 
-def _tpot(record: RequestRecord) -> float | None:
+def tpot(record: RequestRecord) -> float | None:
+    """Seconds for each token after the first delivery; None where nothing came after it."""
     rest = sum(count for _, count in record.deliveries[1:])
     return (record.deliveries[-1][0] - record.deliveries[0][0]) / rest if rest else None
 
 
-def table(points: Sequence[tuple[Point, Summary]]) -> str:
-    """Markdown: one line a point, milliseconds for latencies."""
-    head = ["target", "load", "requests", "ok", "tokens/s", "requests/s"]
-    head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99"]
+def table(rows: Sequence[tuple[Point, Summary, Sequence[str]]]) -> str:
+    """Markdown: one line a point, milliseconds for latencies; why a point is not valid stands below."""
+    head = ["target", "load", "prompt", "requests", "ok", "tokens/s", "requests/s"]
+    head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99", "valid"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for point, summary in points:
-        figures = [
-            (summary.ttft, "p50"),
-            (summary.ttft, "p99"),
-            (summary.itl, "p50"),
-            (summary.itl, "p99"),
-            (summary.tpot, "p50"),
-            (summary.e2e, "p50"),
-            (summary.e2e, "p99"),
-        ]
+    notes = []
+    for point, summary, faults in rows:
+        figures = [(summary.ttft, "p50"), (summary.ttft, "p99"), (summary.itl, "p50"), (summary.itl, "p99")]
+        figures += [(summary.tpot, "p50"), (summary.e2e, "p50"), (summary.e2e, "p99")]
         cells = [f"{value * 1000:.1f}" if (value := dist.at(name)) is not None else "-" for dist, name in figures]
-        counts = [point.target, point.load, str(summary.requests), str(summary.outcomes.get("ok", 0))]
+        counts = [point.target, point.load, point.prompt, str(summary.requests), str(summary.outcomes.get("ok", 0))]
         rates = [f"{summary.tokens_per_second:.1f}", f"{summary.requests_per_second:.2f}"]
-        lines.append(f"| {' | '.join(counts + rates + cells)} |")
-    return "\n".join(lines)
+        lines.append(f"| {' | '.join([*counts, *rates, *cells, 'no' if faults else 'yes'])} |")
+        if faults:
+            notes.append(f"- {point.target}, {point.load}, prompt {point.prompt}: {'; '.join(faults)}")
+    return "\n".join(lines + (["", "Not valid:", "", *notes] if notes else []))

@@ -25,7 +25,7 @@ def test_prompts_stay_inside_the_vocabulary_and_share_only_what_they_should():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "median"), [(Normal(100, 20), 100), (LogNormal(100, 0.6), 100), (Empirical([100, 100, 7]), 100), (Fixed(100), 100)]
+    ("lengths", "median"), [(Normal(100, 20), 100), (LogNormal(100, 0.6), 100), (Empirical((100, 100, 7)), 100), (Fixed(100), 100)]
 )
 def test_lengths_have_the_median_that_was_asked(lengths, median):
     drawn = sorted(item.max_tokens for item in take(Workload(prompt=Fixed(1), output=lengths, vocabulary=(1, 9)), 2000))

@@ -7,8 +7,9 @@ from aiohttp import web
 from http_support import running_server
 
 from benchmarks.load import Generator
-from benchmarks.results import Point
-from benchmarks.targets import TargetError, open_http
+from benchmarks.plan import Job, Load
+from benchmarks.targets import TargetError
+from benchmarks.targets.http import HTTP, find_model, open_session
 from benchmarks.workloads import Fixed, Workload
 from llmserve import AdmissionConfig, ManagerConfig
 
@@ -16,10 +17,12 @@ WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
 
 
 async def measure(url, requests=6, concurrency=3):
-    async with open_http(url, None) as target:
-        generator = Generator(target, Point(number=0, target="http", concurrency=concurrency))
-        await generator.closed_loop(WORKLOAD.items(), requests)
-    return generator.records
+    model = await find_model(url, None)
+    async with open_session(url) as session:
+        job = Job(point=0, label="test", load=Load(concurrency=concurrency), workload=WORKLOAD, requests=requests)
+        generator = Generator(HTTP(session, model), job)
+        await generator.run()
+    return generator.measured.records
 
 
 async def test_every_token_is_counted_where_it_was_delivered(server):
@@ -97,8 +100,6 @@ async def measure_scripted(completions):
 
 async def test_what_cannot_be_measured_is_said_before_anything_is_sent(server):
     with pytest.raises(TargetError, match="cannot be reached"):
-        async with open_http("http://127.0.0.1:9", None):
-            pytest.fail("reached")
+        await find_model("http://127.0.0.1:9", None)
     with pytest.raises(TargetError, match="no model 'other'"):
-        async with open_http(server.url, "other"):
-            pytest.fail("opened")
+        await find_model(server.url, "other")

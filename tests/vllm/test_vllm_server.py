@@ -11,9 +11,9 @@ from contracts.openai_contract import OpenAIContract
 from http_support import InProcess, OverHTTP
 
 from benchmarks.load import Generator
-from benchmarks.results import Point
-from benchmarks.targets import InProcess as LoadInProcess
-from benchmarks.targets import open_http
+from benchmarks.plan import Job, Load
+from benchmarks.targets.http import HTTP, find_model, open_session
+from benchmarks.targets.inprocess import InProcess as LoadInProcess
 from benchmarks.workloads import Fixed, Workload
 
 # Nothing of this takes a model, so nothing of it may take long.
@@ -99,9 +99,11 @@ async def test_vllm_s_own_series_stand_beside_ours(server):
 @pytest.mark.parametrize("way", ["in process", "HTTP"])
 async def test_the_load_generator_counts_every_token_of_the_real_engine(server, way):
     workload = Workload(prompt=Fixed(32), output=Fixed(12), vocabulary=(1000, 30_000))
-    async with open_http(server.url, None) as over_http:
-        target = over_http if way == "HTTP" else LoadInProcess(server.manager)
-        generator = Generator(target, Point(number=0, target=way, concurrency=4))
-        await generator.closed_loop(workload.items(), 8)
-    assert {record.outcome for record in generator.records} == {"ok"}
-    assert all(sum(count for _, count in record.deliveries) == 12 for record in generator.records)
+    model = await find_model(server.url, None)
+    async with open_session(server.url) as session:
+        target = HTTP(session, model) if way == "HTTP" else LoadInProcess(server.manager)
+        generator = Generator(target, Job(point=0, label=way, load=Load(concurrency=4), workload=workload, requests=8))
+        await generator.run()
+    records = generator.measured.records
+    assert {record.outcome for record in records} == {"ok"}
+    assert all(sum(count for _, count in record.deliveries) == 12 for record in records)

@@ -1,0 +1,88 @@
+"""What the machine says: memory and CPU of the server's processes, memory and use of its GPUs, and what it is made of."""
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import psutil
+
+
+def _nvml() -> Any:
+    """NVIDIA's library, initialised, or None where there is no GPU of theirs."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        # Not installed, no driver, no device: three different errors of one meaning.
+        return None
+    return pynvml
+
+
+@attrs.define
+class Machine:
+    """Gauges of some processes and of every GPU in sight; None where there is none. Reading them takes about a millisecond."""
+
+    processes: Sequence[psutil.Process] = ()
+    _library: Any = attrs.field(factory=_nvml)
+
+    def watch_own_processes(self) -> None:
+        """This process and all that it has started so far: the engine's, if the generators are started later."""
+        own = psutil.Process()
+        self.processes = [own, *own.children(recursive=True)]
+
+    def rss(self) -> int | None:
+        """Resident bytes of the processes that still live."""
+        found = []
+        for process in self.processes:
+            try:
+                found.append(process.memory_info().rss)
+            except psutil.Error:
+                continue
+        return sum(found) or None
+
+    def vram(self) -> int | None:
+        """Used bytes of all GPUs, whoever uses them."""
+        devices = self._devices()
+        return sum(int(self._library.nvmlDeviceGetMemoryInfo(device).used) for device in devices) if devices else None
+
+    def gpu(self) -> float | None:
+        """Share of time in which some kernel ran, over NVML's own window, as a mean over the GPUs."""
+        devices = self._devices()
+        if not devices:
+            return None
+        return float(sum(self._library.nvmlDeviceGetUtilizationRates(device).gpu for device in devices)) / 100 / len(devices)
+
+    def describe(self) -> dict[str, Any]:
+        """For a run's provenance."""
+        devices = self._devices()
+        return {
+            "machine": platform.machine(),
+            "cpu": _cpu_name(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "memory_bytes": psutil.virtual_memory().total,
+            "load_average": os.getloadavg(),
+            "kernel": platform.release(),
+            "gpus": [_text(self._library.nvmlDeviceGetName(device)) for device in devices],
+            "gpu_bytes": [int(self._library.nvmlDeviceGetMemoryInfo(device).total) for device in devices],
+            "driver": _text(self._library.nvmlSystemGetDriverVersion()) if devices else None,
+        }
+
+    def _devices(self) -> list[Any]:
+        library = self._library
+        return [library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())] if library else []
+
+
+def _text(value: str | bytes) -> str:
+    """Older NVML bindings return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

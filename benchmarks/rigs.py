@@ -1,0 +1,159 @@
+"""Targets made ready to be loaded: opened once for a run, then given one job after another."""
+
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from benchmarks.fleet import Fleet, open_fleet
+from benchmarks.load import Generator, Measured, Progress
+from benchmarks.machine import Machine
+from benchmarks.memory import read_shape
+from benchmarks.monitor import Read, manager_source, metrics_source
+from benchmarks.plan import Job
+from benchmarks.results import Memory
+from benchmarks.targets import TargetError
+from benchmarks.targets.here import Timelines, serve_here
+from benchmarks.targets.http import find_model, open_session
+from benchmarks.targets.inprocess import InProcess
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig
+from llmserve.models import BUNDLED, resolve
+
+INPROCESS, HERE = "inprocess", "http"
+
+
+class Rig(Protocol):
+    """One target. `read` tells what its engine says at the moment; `processes` of the generator are its own, 0 where it has none."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def processes(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> tuple[int, int]: ...
+
+    @property
+    def read(self) -> Read: ...
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        """Do a job, and fill in `measured` even if cancelled."""
+
+
+@attrs.define
+class InProcessRig:
+    """The manager itself, loaded from its own event loop."""
+
+    manager: EngineManager
+    vocabulary: tuple[int, int]
+    read: Read
+    name: str = INPROCESS
+    processes: int = 0
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        await Generator(InProcess(self.manager), job, Progress(changed=show), measured, clock=time.monotonic).run()
+
+
+@attrs.define
+class FleetRig:
+    """A server, loaded from processes of their own; `timelines` are what its engine saw, where the server is ours."""
+
+    name: str
+    fleet: Fleet
+    vocabulary: tuple[int, int]
+    read: Read
+    timelines: Timelines | None = None
+
+    @property
+    def processes(self) -> int:
+        return len(self.fleet.pipes)
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        try:
+            await self.fleet.run(job, measured, show)
+        finally:
+            if self.timelines is not None:
+                self.timelines.join(measured.records, measured.origin)
+
+
+@attrs.define
+class Bench:
+    """All rigs of a run, what their engine told of itself, and its memory."""
+
+    rigs: list[Rig]
+    engine: dict[str, Any] | None = None
+    memory: Memory | None = None
+    machine: Machine = attrs.field(factory=Machine)
+
+
+@asynccontextmanager
+async def open_bench(
+    targets: list[str], *, model: str | None, engine: str, engine_args: dict[str, Any], processes: int, vocabulary: int
+) -> AsyncIterator[Bench]:
+    """`inprocess`, `http` (our own server over the same engine) or the URL of a server, each. Raises TargetError."""
+    for target in targets:
+        if target not in (INPROCESS, HERE) and not re.match(r"https?://", target):
+            raise TargetError(f"--target takes inprocess, http, or a URL that begins with http:// or https://, not {target!r}")
+    bench = Bench([])
+    async with AsyncExitStack() as stack:
+        if {INPROCESS, HERE} & set(targets):
+            await _open_own(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
+        for url in targets:
+            if url not in (INPROCESS, HERE):
+                name = await find_model(url, model)
+                read = metrics_source(await stack.enter_async_context(open_session(url)))
+                fleet = await stack.enter_async_context(open_fleet(url, name, processes))
+                bench.rigs.append(FleetRig(url, fleet, middle(vocabulary), read))
+        bench.rigs.sort(key=lambda rig: targets.index(rig.name))
+        yield bench
+
+
+async def _open_own(
+    stack: AsyncExitStack, bench: Bench, targets: list[str], model: str, engine: str, engine_args: dict[str, Any], processes: int
+) -> None:
+    # Nothing is refused: what is measured is the engine under the load that was asked for.
+    config = ManagerConfig(admission=AdmissionConfig(max_running=0))
+    timelines = Timelines()
+    # Asked at every token, so not even an observer that does nothing is there in vain.
+    observers = [timelines] if HERE in targets else []
+    machine = bench.machine
+    machine.watch_own_processes()
+    bench.memory = Memory(device="", before=machine.vram() or machine.rss())
+    print(f"starting {engine} with {model}", file=sys.stderr, flush=True)
+    manager = EngineManager.open(model, engine=engine, engine_args=engine_args, config=config, observers=observers)
+    await stack.enter_async_context(manager)
+    machine.watch_own_processes()
+    info = manager.info
+    bench.engine = attrs.asdict(info)
+    describe_memory(bench.memory, machine, model if engine == "vllm" else None, bench.engine, engine_args)
+    read = manager_source(manager, machine)
+    if INPROCESS in targets:
+        bench.rigs.append(InProcessRig(manager, middle(info.vocab_size), read))
+    if HERE in targets:
+        url = await stack.enter_async_context(serve_here(manager, model))
+        fleet = await stack.enter_async_context(open_fleet(url, model, processes))
+        bench.rigs.append(FleetRig(HERE, fleet, middle(info.vocab_size), read, timelines))
+
+
+def describe_memory(memory: Memory, machine: Machine, model: str | None, engine: dict[str, Any], engine_args: dict[str, Any]) -> None:
+    """What is measured once the engine is up, and what the model's files say."""
+    memory.device = engine["device"]
+    memory.loaded = machine.vram() or machine.rss()
+    memory.max_model_len = engine["max_model_len"]
+    shape = read_shape(Path(resolve(model)), engine_args.get("dtype")) if model else None
+    if shape is not None:
+        memory.weights = shape.weights
+        memory.activations = shape.activations(engine["max_num_batched_tokens"] or 0, engine["max_num_seqs"])
+        memory.kv_bytes_per_token = shape.kv_bytes_per_token
+        memory.kv_budget = shape.kv_bytes_per_token * (engine["kv_cache_tokens"] or 0)
+
+
+def middle(vocabulary: int) -> tuple[int, int]:
+    """Token ids to make prompts of: from the middle of the vocabulary, where no special tokens are."""
+    return vocabulary // 4, vocabulary // 4 * 3

@@ -1,0 +1,49 @@
+"""Our HTTP server over a manager of this process, so that one run measures the same engine with and without HTTP.
+
+Its clients are other processes, as a server's are; the stages that the engine saw are joined to their records by request id, on
+the clock that all processes of a host share.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from benchmarks.results import RequestRecord
+from benchmarks.targets.inprocess import take_timeline
+from frontends.aiohttp_app import build_app
+from llmserve import EngineManager, Timeline
+
+
+class Timelines:
+    """An observer that keeps every finished request's timeline until it is asked for."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Timeline] = {}
+
+    def tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        """Nothing: the timeline has it all in the end."""
+
+    def finished(self, timeline: Timeline) -> None:
+        self._kept[timeline.request_id] = timeline
+
+    def join(self, records: list[RequestRecord], origin: float) -> None:
+        """Fill in what the engine saw, and forget it."""
+        for record in records:
+            line = self._kept.get(record.request_id)
+            if line is not None and record.submitted is None:
+                take_timeline(record, line, origin)
+        self._kept.clear()
+
+
+@asynccontextmanager
+async def serve_here(manager: EngineManager, model: str) -> AsyncIterator[str]:
+    """The URL of a server that lives as long as the context."""
+    runner = web.AppRunner(build_app(manager, model), handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,150 @@
+"""Any OpenAI-compatible server, ours or another's: POST /v1/completions, streamed.
+
+Tokens are counted by the server's running usage, where it gives one with each chunk; elsewhere a chunk counts as one token,
+and what the final usage has more goes to the last.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import attrs
+import msgspec
+
+from benchmarks.results import RequestRecord
+from benchmarks.targets.base import TargetError
+from benchmarks.workloads import Item
+
+# aiohttp's default of 64 KiB stops the reader within one event of a long context; a client must not be what is measured.
+READ_BUFFER = 10 * 2**20
+CONNECT_SECONDS = 10.0
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
+class _Event(msgspec.Struct):
+    """What is looked at in a chunk. Decoding no more than that is half of the client's time."""
+
+    choices: list[msgspec.Raw] = []
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+@attrs.frozen
+class HTTP:
+    """One server's model."""
+
+    session: aiohttp.ClientSession
+    model: str
+
+    async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
+        body = {
+            "model": self.model,
+            "prompt": item.prompt,
+            "max_tokens": item.max_tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "user": item.tenant,
+            "priority": item.priority,
+        }
+        try:
+            async with self.session.post("/v1/completions", data=msgspec.json.encode(body)) as response:
+                record.accepted = now()
+                record.request_id = response.headers.get("X-Request-Id", "")
+                if response.status != 200:
+                    await _refused(record, response)
+                    return ()
+                await self._read(record, response, now)
+        except (aiohttp.ClientError, OSError) as error:
+            record.outcome, record.detail = "connection", f"{type(error).__name__}: {error}"[:200]
+            return ()
+        except msgspec.MsgspecError as error:
+            record.outcome, record.detail = "error", f"the server sent what is no event: {error}"[:200]
+            return ()
+        if record.outcome == "ok" and record.completion_tokens != item.max_tokens:
+            record.outcome = "wrong_token_count"
+        return ()
+
+    async def _read(self, record: RequestRecord, response: aiohttp.ClientResponse, now: Callable[[], float]) -> None:
+        # Until the stream says that it is done, it was cut off.
+        record.outcome = "truncated"
+        rest = b""
+        async for chunk in response.content.iter_any():
+            at = now()
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    record.outcome = "ok"
+                    return
+                event = _decode(data)
+                if event.error is not None:
+                    record.outcome, record.detail = "error", bytes(event.error).decode(errors="replace")[:200]
+                    return
+                _take_event(record, event, at)
+
+
+def _take_event(record: RequestRecord, event: _Event, at: float) -> None:
+    counted = event.usage.completion_tokens - record.completion_tokens if event.usage else None
+    if event.choices:
+        count = 1 if counted is None else counted
+        if count:
+            record.deliveries.append((at, count))
+            record.completion_tokens += count
+    elif counted and record.deliveries:
+        time, count = record.deliveries[-1]
+        record.deliveries[-1] = (time, count + counted)
+        record.completion_tokens += counted
+
+
+async def _refused(record: RequestRecord, response: aiohttp.ClientResponse) -> None:
+    record.detail = (await response.text())[:200]
+    match response.status:
+        case 429:
+            record.outcome = "refused_429"
+        case 503:
+            record.outcome = "refused_503"
+        case 408 | 504:
+            record.outcome = "timeout"
+        case _:
+            record.outcome = "error"
+    try:
+        record.retry_after = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        record.retry_after = None
+
+
+@asynccontextmanager
+async def open_session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client without limits of its own. Raises TargetError for what is no URL."""
+    timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
+    try:
+        session = aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=READ_BUFFER)
+    except ValueError as error:
+        raise TargetError(f"{url} is no URL of a server: {error}") from error
+    async with session:
+        yield session
+
+
+async def find_model(url: str, model: str | None) -> str:
+    """The server's name for the model: its first one, unless one is named. Raises TargetError."""
+    async with open_session(url) as session:
+        try:
+            async with session.get("/v1/models") as response:
+                if response.status != 200:
+                    raise TargetError(f"{url}/v1/models answers {response.status}")
+                models: list[Any] = [card["id"] for card in (await response.json())["data"]]
+        except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError) as error:
+            raise TargetError(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
+    if not models or (model is not None and model not in models):
+        raise TargetError(f"{url} has no model {model!r}, but {', '.join(models) or 'none'}")
+    return str(model or models[0])

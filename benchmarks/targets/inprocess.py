@@ -1,0 +1,58 @@
+"""An `EngineManager` in the generator's own process: no wire, no copy, the same clock."""
+
+from collections.abc import Callable
+
+import attrs
+
+from benchmarks.results import RequestRecord
+from benchmarks.workloads import Item
+from llmserve import (
+    DeadlineExceeded,
+    EngineManager,
+    GenerationRequest,
+    LLMServeError,
+    Overloaded,
+    Sampling,
+    TenantOverloaded,
+    Timeline,
+)
+
+
+@attrs.frozen
+class InProcess:
+    """Sends through `manager.stream()`."""
+
+    manager: EngineManager
+
+    async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
+        sampling = Sampling(max_tokens=item.max_tokens, ignore_eos=True)
+        request = GenerationRequest(item.prompt, sampling=sampling, tenant=item.tenant, priority=item.priority)
+        record.request_id = request.request_id
+        answer: list[int] = []
+        deliveries = record.deliveries
+        try:
+            async with self.manager.stream(request) as stream:
+                record.accepted = now()
+                async for delta in stream:
+                    if delta.token_ids:
+                        deliveries.append((now(), len(delta.token_ids)))
+                        answer += delta.token_ids
+                take_timeline(record, stream.timeline, origin)
+            record.outcome = "ok" if len(answer) == item.max_tokens else "wrong_token_count"
+        except Overloaded as error:
+            record.outcome = "refused_429" if isinstance(error, TenantOverloaded) else "refused_503"
+            record.retry_after, record.detail = error.retry_after, error.reason
+        except DeadlineExceeded as error:
+            record.outcome, record.detail = "timeout", str(error)
+        except LLMServeError as error:
+            record.outcome, record.detail = "error", str(error)
+        finally:
+            record.completion_tokens = len(answer)
+        return tuple(answer)
+
+
+def take_timeline(record: RequestRecord, line: Timeline, origin: float) -> None:
+    """The manager's and the engine's own stages, brought to the point's start: on one host their clock is ours."""
+    for name in ("submitted", "engine_queued", "engine_scheduled", "engine_first_token", "engine_last_token"):
+        reading = getattr(line, name)
+        setattr(record, name, None if reading is None else reading - origin)

@@ -1,0 +1,87 @@
+"""Recorded traffic, as its publishers name the columns: when each request came and how long it was. JSONL or CSV.
+
+Mooncake (github.com/kvcache-ai/Mooncake, FAST25 traces): timestamp in milliseconds, input_length, output_length, hash_ids, where each
+hash id stands for one block of 512 prompt tokens, so that equal ids are a shared prefix. Azure (AzurePublicDataset, LLM
+inference traces): TIMESTAMP as a date, ContextTokens, GeneratedTokens. BurstGPT (HPMLL/BurstGPT): Timestamp in seconds,
+"Request tokens", "Response tokens"; a failed request has a response of 0 tokens and is left out.
+"""
+
+import csv
+import datetime
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+MOONCAKE_BLOCK = 512
+
+
+class UnreadableTrace(Exception):
+    """The message names the file, the line and what is wrong with it."""
+
+
+@attrs.frozen
+class Arrival:
+    """One request of a trace: seconds from the first one, and lengths in tokens. `blocks` are the ids of its prefix's blocks."""
+
+    time: float
+    prompt: int
+    output: int
+    blocks: tuple[int, ...] = ()
+
+
+def _mooncake(row: dict[str, Any]) -> Arrival:
+    blocks = tuple(int(number) for number in row.get("hash_ids") or ())
+    return Arrival(float(row["timestamp"]) / 1000, int(row["input_length"]), int(row["output_length"]), blocks)
+
+
+def _azure(row: dict[str, Any]) -> Arrival:
+    # Seven digits of a second, of which Python reads six.
+    moment = datetime.datetime.fromisoformat(str(row["TIMESTAMP"]).strip()[:26])
+    # The zone does not matter, only that it is the same one for all.
+    seconds = moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
+    return Arrival(seconds, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+
+
+def _burstgpt(row: dict[str, Any]) -> Arrival:
+    return Arrival(float(row["Timestamp"]), int(row["Request tokens"]), int(row["Response tokens"]))
+
+
+# By the column that only this format has.
+FORMATS: dict[str, Callable[[dict[str, Any]], Arrival]] = {
+    "input_length": _mooncake,
+    "ContextTokens": _azure,
+    "Request tokens": _burstgpt,
+}
+
+
+def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> list[Arrival]:
+    """Arrivals in order, from 0; `speed` 2 sends them twice as fast. Raises UnreadableTrace."""
+    try:
+        with path.open(newline="") as file:
+            rows: Iterable[Any] = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
+            found = []
+            for row in rows:
+                arrival = _arrival(row)
+                if arrival.prompt > 0 and arrival.output > 0:
+                    found.append(arrival)
+                if limit is not None and len(found) >= limit:
+                    break
+    except OSError as error:
+        raise UnreadableTrace(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableTrace(f"{path}: request {len(found) + 1}: {error}") from error
+    if not found:
+        raise UnreadableTrace(f"{path}: no requests in it")
+    found.sort(key=lambda arrival: arrival.time)
+    first = found[0].time
+    return [attrs.evolve(arrival, time=(arrival.time - first) / speed) for arrival in found]
+
+
+def _arrival(row: Any) -> Arrival:
+    for column, convert in FORMATS.items():
+        if isinstance(row, dict) and column in row:
+            return convert(row)
+    raise ValueError(f"none of the columns {', '.join(map(repr, FORMATS))} is there, so its format is not known")

@@ -1,0 +1,73 @@
+"""A run's files: what is written comes back, and what cannot be read is named."""
+
+import json
+import pathlib
+
+import pytest
+
+from benchmarks import analysis, storage, summary
+from benchmarks.results import SCHEMA, Point, Recording, RequestRecord, Run, Sample
+
+PUBLISHED = pathlib.Path(__file__).parents[2] / "docs/run.schema.json"
+
+
+def recording():
+    run = Run(
+        command="x", started="now", provenance={"a": 1}, workload={}, points=[Point(number=0, target="t", concurrency=2, complete=True)]
+    )
+    times = {"intended": 0.5, "dispatched": 0.5, "deliveries": [(1.25, 1)], "finished": 1.5}
+    records = [RequestRecord(point=0, number=n, prompt_tokens=1, wanted_tokens=1, outcome="ok", **times) for n in range(3)]
+    return Recording(run, records, [Sample(point=0, time=0.1, running=2)])
+
+
+def test_a_run_survives_its_files(tmp_path):
+    storage.write(tmp_path / "run.json", recording())
+    assert storage.read(tmp_path / "run.json") == recording()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_same_facts_make_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        storage.write(tmp_path / f"{name}.json", recording())
+    assert storage.requests_path(tmp_path / "a.json").read_bytes() == storage.requests_path(tmp_path / "b.json").read_bytes()
+
+
+def test_times_are_kept_to_the_microsecond(tmp_path):
+    kept = recording()
+    kept.records[0].finished = 1.0000004
+    storage.write(tmp_path / "run.json", kept)
+    assert storage.read(tmp_path / "run.json").records[0].finished == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), ('{"schema": 99}', "schema 99"), ("[]", "schema None"), ("{", "run.json")]
+)
+def test_an_unreadable_run_is_named(tmp_path, content, words):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(storage.UnreadableRun, match=words):
+        storage.read(path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no gzip", None])
+def test_a_run_whose_requests_are_damaged_or_gone_is_named(tmp_path, damage):
+    storage.write(tmp_path / "run.json", recording())
+    path = storage.requests_path(tmp_path / "run.json")
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(storage.UnreadableRun, match="requests"):
+        storage.read(tmp_path / "run.json")
+
+
+def test_the_published_schema_is_the_code_s():
+    """`python -m benchmarks schema > docs/run.schema.json` after a change of `results.py`."""
+    assert json.loads(PUBLISHED.read_text()) == json.loads(json.dumps(storage.schema()))
+    assert f"schema {SCHEMA}" in PUBLISHED.read_text()
+
+
+def test_the_table_tells_what_was_measured_and_why_a_point_is_not_valid():
+    found = analysis.analyse(recording())
+    written = summary.table(found.rows)
+    assert "| t | 2 at once |" in written

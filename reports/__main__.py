@@ -1,0 +1,65 @@
+"""`python -m reports COMMAND`: pages and pictures of what `python -m benchmarks` measured."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.storage import UnreadableRun
+from reports import pictures, server, static
+from reports.content import load
+from reports.reference import RTX_4090
+
+
+def run_build(given: argparse.Namespace) -> int:
+    size = static.build(load(given.runs, None if given.no_reference else RTX_4090), given.out)
+    print(f"written: {given.out} ({size / 2**20:.1f} MiB)")
+    return 0
+
+
+def run_pictures(given: argparse.Namespace) -> int:
+    for path in pictures.draw(load(given.runs, None if given.no_reference else RTX_4090), given.out):
+        print(f"written: {path}")
+    return 0
+
+
+def run_serve(given: argparse.Namespace) -> int:
+    server.serve(given.runs, given.host, given.port)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="one HTML file that works without a network")
+    build.set_defaults(run_command=run_build)
+    build.add_argument("-o", "--out", type=Path, default=Path("report.html"))
+    drawn = commands.add_parser("pictures", help="throughput_vs_concurrency, latency_vs_concurrency and vram_usage as PNG (needs Chromium)")
+    drawn.set_defaults(run_command=run_pictures)
+    drawn.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER")
+    serve = commands.add_parser("serve", help="the same page by a server: pick runs, compare them, follow a live server's /metrics")
+    serve.set_defaults(run_command=run_serve)
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--port", type=int, default=5006, help="0 takes a free one (default: %(default)s)")
+    for command in (build, drawn, serve):
+        command.add_argument("runs", type=Path, nargs="+", metavar="RUN.json or FOLDER")
+    for command in (build, drawn):
+        command.add_argument("--no-reference", action="store_true", help="without the built-in RTX 4090 run")
+    return parser
+
+
+def main() -> None:
+    """Exit code 0, or 2 for a wrong input."""
+    parser = build_parser()
+    given = parser.parse_args()
+    try:
+        sys.exit(given.run_command(given))
+    except (UnreadableRun, pictures.NoBrowser) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: error: {error.filename or ''} {error.strerror or error}\n")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

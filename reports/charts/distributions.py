@@ -1,0 +1,103 @@
+"""How latencies are spread, not only their percentiles."""
+
+import numpy as np
+from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LinearColorMapper, UIElement
+
+from benchmarks.analysis import View
+from benchmarks.windows import Floats
+from reports.content import Content
+from reports.theme import INK, chart, explain, hover, legend, plain_numbers
+
+# Shares of the slowest, as HdrHistogram draws a spectrum: 1 is the median's side, each step right is ten times rarer.
+SPECTRUM = {0.5: "p50", 0.9: "p90", 0.95: "p95", 0.99: "p99", 0.999: "p99.9"}
+CURVE_POINTS = 200
+HEAT_COLUMNS, HEAT_ROWS = 60, 30
+HEAT_PALETTE = ("#EAF3FA", "#C6DFF0", "#94C4E3", "#5CA3D0", "#2F80B9", "#12609D", "#08457A", "#062F54")
+
+
+def spectrum(content: Content) -> UIElement:
+    """TTFT by percentile on the axis 1 / (1 - p), at the highest load of each series: from the intended send, and from the actual one."""
+    found = chart("TTFT by percentile, at each series' highest load", "percentile", "ms", x_axis_type="log", y_axis_type="log")
+    plain_numbers(found)
+    found.xaxis.ticker = FixedTicker(ticks=[1 / (1 - share) for share in SPECTRUM])
+    names = ",".join(f"[{1 / (1 - share):.6f}, '{name}']" for share, name in SPECTRUM.items())
+    found.xaxis.formatter = CustomJSTickFormatter(code=f"for (const [at, name] of [{names}]) if (Math.abs(at - tick) < 1e-3) return name")
+    lines = []
+    shown = [
+        (f"{series.label}, {series.sweep.views[-1].point.load}", series.colour, series.sweep.views[-1]) for series in content.every_series
+    ]
+    shown += [(f"{run.name}, {view.point.load}", "#7A68A6", view) for run in content.runs for view in run.analysis.open_loops[-1:]]
+    for label, colour, view in shown:
+        for kind, dash in (("intended", "solid"), ("actual", "dashed")):
+            x, y = _curve(view, intended=kind == "intended")
+            if len(x):
+                source = ColumnDataSource({"x": x, "y": y, "name": [f"{label}, from the {kind} send"] * len(x), "p": 100 * (1 - 1 / x)})
+                text = label if kind == "intended" else f"{label}, service only"
+                lines.append(found.line("x", "y", source=source, color=colour, line_dash=dash, line_width=2, legend_label=text))
+    if not lines:
+        return explain("No request got a first token.")
+    hover(found, lines, [("series", "@name"), ("percentile", "@p{0.00}"), ("ms", "@y{0,0.0}")])
+    legend(found)
+    return found
+
+
+def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
+    begins = [(record.intended if intended else record.dispatched or 0.0, record.first_token) for record in view.records]
+    times = np.sort([first - begin for begin, first in begins if first is not None]) * 1000
+    if not len(times):
+        return np.empty(0), np.empty(0)
+    # To the last percentile that has a value beyond it.
+    x = np.geomspace(1.0, max(2.0, float(len(times))), CURVE_POINTS)
+    return x, times[np.minimum(len(times) - 1, ((1 - 1 / x) * len(times)).astype(int))]
+
+
+def itl_heat(view: View) -> UIElement:
+    """Every gap between two tokens of a point, by when it ended: a stall is a column, a slow mode a row."""
+    ends, values, weights = [], [], []
+    for record in view.records:
+        for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
+            ends.append(after)
+            values.append(max(1e-5, (after - before) / count) * 1000)
+            weights.append(count)
+    if not ends:
+        return explain("No request of this point got a second token, so there are no gaps.")
+    low, high = np.log10(min(values)) - 0.05, np.log10(max(values)) + 0.05
+    counts, columns, rows = np.histogram2d(
+        ends, np.log10(values), bins=(HEAT_COLUMNS, HEAT_ROWS), range=((0, max(ends)), (low, high)), weights=weights
+    )
+    found = chart("Inter-token latency over time", "s from the point's start", "ms a token", y_axis_type="log")
+    plain_numbers(found)
+    at = np.nonzero(counts)
+    shares = np.log10(counts[at])
+    mapper = LinearColorMapper(palette=HEAT_PALETTE, low=0.0, high=max(1.0, float(shares.max())))
+    source = ColumnDataSource(
+        {
+            "left": columns[at[0]],
+            "right": columns[at[0] + 1],
+            "bottom": 10 ** rows[at[1]],
+            "top": 10 ** rows[at[1] + 1],
+            "count": counts[at],
+            "colour": shares,
+        }
+    )
+    cells = found.quad(
+        left="left",
+        right="right",
+        bottom="bottom",
+        top="top",
+        source=source,
+        line_color=None,
+        fill_color={"field": "colour", "transform": mapper},
+    )
+    hover(found, [cells], [("tokens", "@count{0,0}"), ("ms", "@bottom{0.00} to @top{0.00}"), ("s", "@left{0.0} to @right{0.0}")])
+    bar = ColorBar(
+        color_mapper=mapper,
+        title="tokens",
+        formatter=CustomJSTickFormatter(code="return Math.round(10 ** tick).toLocaleString('en')"),
+        background_fill_alpha=0,
+        major_label_text_color=INK,
+        title_text_color=INK,
+        width=10,
+    )
+    found.add_layout(bar, "right")
+    return found

@@ -1,0 +1,89 @@
+"""What kept its promise, against what was offered."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from bokeh.models import ColumnDataSource, Model, UIElement
+from bokeh.plotting import figure
+
+from benchmarks.analysis import View
+from reports.content import Content
+from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend
+
+OUTCOME_COLOURS = {
+    "ok": "#009E73",
+    "slo_missed": "#E69F00",
+    "refused_503": "#56B4E9",
+    "refused_429": "#0072B2",
+    "timeout": "#CC79A7",
+    "cancelled": "#8A8F98",
+    "connection": "#D55E00",
+    "error": "#C0392B",
+    "truncated": "#8C6D31",
+    "wrong_token_count": "#7A68A6",
+}
+
+
+def goodput(content: Content) -> UIElement:
+    """Requests a second that kept it; what is missing to the line was late, refused or failed."""
+    found = chart("Goodput against offered load", "requests/s sent", "requests/s that kept the promise")
+    points: list[Model] = []
+    most = 0.0
+    lines = [(series.label, series.colour, series.sweep.views) for series in content.every_series]
+    lines += [(f"{run.name}, open loop", PALETTE[-1 - index], run.analysis.open_loops) for index, run in enumerate(content.runs)]
+    for label, colour, views in lines:
+        promised = [view for view in views if view.summary.goodput_per_second is not None]
+        if promised:
+            points.append(_line(found, label, colour, promised))
+            most = max([most, *(offered(view) for view in promised)])
+    if not points:
+        return explain("No promise was given, so there is no goodput: measure with <code>--slo-ttft</code> and <code>--slo-tpot</code>.")
+    found.line([0, most], [0, most], color=REFERENCE, line_dash="dotdash", legend_label="all of it kept")
+    hover(found, points, [("series", "@name"), ("load", "@load"), ("kept", "@share{0.0%}")])
+    legend(found)
+    return found
+
+
+def offered(view: View) -> float:
+    """Requests sent a second within the window."""
+    start, end = view.summary.window
+    return sum(1 for record in view.records if start < record.intended <= end) / (end - start) if end > start else 0.0
+
+
+def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Model:
+    views = sorted(views, key=offered)
+    source = ColumnDataSource(
+        {
+            "x": np.array([offered(view) for view in views]),
+            "y": np.array([view.summary.goodput_per_second for view in views]),
+            "load": [view.point.load for view in views],
+            "share": np.array([view.summary.attainment for view in views]),
+            "name": [label] * len(views),
+        }
+    )
+    found.line("x", "y", source=source, color=colour, line_width=2, legend_label=label)
+    return found.scatter("x", "y", source=source, color=colour, size=8, legend_label=label)
+
+
+def outcomes(content: Content) -> UIElement:
+    """How the requests of every point ended, as shares."""
+    views = [(f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in content.views]
+    labels = list(dict.fromkeys(label for label, _ in views))
+    counts = {label: [view for name, view in views if name == label] for label in labels}
+    found = chart("How requests ended", "share of all attempts", "", y_range=labels[::-1])
+    found.height = max(220, 22 * len(labels) + 130)
+    left = np.zeros(len(labels))
+    for outcome, colour in OUTCOME_COLOURS.items():
+        share = np.array(
+            [
+                sum(view.summary.outcomes.get(outcome, 0) for view in of) / sum(view.summary.requests for view in of)
+                for of in counts.values()
+            ]
+        )
+        if share.any():
+            source = ColumnDataSource({"y": labels, "left": left, "right": left + share, "share": share, "name": [outcome] * len(labels)})
+            bars = found.hbar(y="y", left="left", right="right", height=0.7, color=colour, source=source, legend_label=outcome)
+            hover(found, [bars], [("outcome", "@name"), ("share", "@share{0.0%}")])
+            left = left + share
+    legend(found)
+    return found

@@ -1,0 +1,83 @@
+"""How the prompt's length changes what a request waits for."""
+
+import numpy as np
+from bokeh.models import ColumnDataSource, UIElement
+from bokeh.plotting import figure
+
+from benchmarks.analysis import View
+from reports.content import Content, Named
+from reports.theme import PALETTE, chart, explain, hover, legend, plain_numbers
+
+LEAST_LENGTHS = 3
+COMMAND = "python -m benchmarks sweep --prompt-lengths 128,256,512,1024 --concurrency 1"
+NO_LENGTHS = f"Fewer than three prompt lengths at one concurrency: <code>{COMMAND}</code>."
+
+
+def ttft_vs_prompt(content: Content) -> UIElement:
+    """TTFT p50 by prompt length, with the fit a + b * tokens + c * tokens^2: set-up, linear layers, attention."""
+    groups = _groups(content)
+    if not groups:
+        return explain(NO_LENGTHS)
+    found = chart("TTFT against the prompt's length", "prompt tokens", "ms, p50", x_axis_type="log", y_axis_type="log")
+    plain_numbers(found)
+    found.xaxis.formatter = found.yaxis.formatter
+    points = []
+    for index, (label, views) in enumerate(groups.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        x = np.array([view.summary.prompt_tokens for view in views])
+        y = np.array([(view.summary.ttft.at("p50") or np.nan) * 1000 for view in views])
+        source = ColumnDataSource({"x": x, "y": y, "name": [label] * len(x)})
+        points.append(found.scatter("x", "y", source=source, color=colour, size=8, legend_label=label))
+        _fit(found, x, y, colour)
+    hover(found, points, [("series", "@name"), ("prompt tokens", "@x{0,0}"), ("ms", "@y{0,0.0}")])
+    legend(found)
+    return found
+
+
+def throughput_vs_prompt(content: Content) -> UIElement:
+    """Prompt and output tokens a second together: what the engine really computes."""
+    groups = _groups(content)
+    if not groups:
+        return explain(NO_LENGTHS)
+    found = chart(
+        "Tokens computed against the prompt's length", "prompt tokens", "prompt and output tokens/s", x_axis_type="log", y_axis_type="log"
+    )
+    plain_numbers(found)
+    found.xaxis.formatter = found.yaxis.formatter
+    for index, (label, views) in enumerate(groups.items()):
+        x = [view.summary.prompt_tokens for view in views]
+        y = [view.summary.tokens_per_second + view.summary.requests_per_second * view.summary.prompt_tokens for view in views]
+        found.line(x, y, color=PALETTE[index % len(PALETTE)], line_width=2, legend_label=label)
+        found.scatter(x, y, color=PALETTE[index % len(PALETTE)], size=8, legend_label=label)
+    legend(found)
+    return found
+
+
+def _groups(content: Content) -> dict[str, list[View]]:
+    """Views of one target at one concurrency, by length, where there are enough lengths."""
+    found: dict[str, list[View]] = {}
+    for run, view in content.views:
+        if view.point.concurrency and view.summary.ttft.at("p50"):
+            found.setdefault(_label(content, run, view), []).append(view)
+    kept = {label: sorted(views, key=lambda view: view.summary.prompt_tokens) for label, views in found.items()}
+    return {label: views for label, views in kept.items() if len({view.point.prompt for view in views}) >= LEAST_LENGTHS}
+
+
+def _label(content: Content, run: Named, view: View) -> str:
+    return f"{f'{run.name}, ' if len(content.runs) > 1 else ''}{view.point.target}, {view.point.load}"
+
+
+def _fit(
+    found: figure, x: "np.ndarray[tuple[int], np.dtype[np.float64]]", y: "np.ndarray[tuple[int], np.dtype[np.float64]]", colour: str
+) -> None:
+    """Least squares of relative errors; with three lengths there is nothing left to check it by, so it is drawn from four on."""
+    if len(x) <= LEAST_LENGTHS:
+        return
+    design = np.column_stack([np.ones_like(x), x, x**2]) / y[:, None]
+    found_terms, *_ = np.linalg.lstsq(design, np.ones_like(y), rcond=None)
+    along = np.geomspace(x.min(), x.max(), 100)
+    fitted = np.column_stack([np.ones_like(along), along, along**2]) @ found_terms
+    error = np.abs((np.column_stack([np.ones_like(x), x, x**2]) @ found_terms) / y - 1).mean()
+    a, b, c = found_terms
+    text = f"{a:.1f} ms + {b * 1000:.2f} us/token + {c * 1e6:.3f} ns/token², off by {error:.0%}"
+    found.line(along, np.maximum(fitted, 1e-3), color=colour, line_dash="dashed", legend_label=text)

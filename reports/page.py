@@ -1,0 +1,107 @@
+"""The page: one layout for the file and for the server. Provenance and validity, verdict, tiles, then the charts in tabs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bokeh.document import Document
+from bokeh.models import Column, CustomJS, InlineStyleSheet, Row, Select, TabPanel, Tabs, UIElement
+from jinja2 import Environment, FileSystemLoader, Template
+
+from benchmarks.analysis import View
+from benchmarks.knee import Knee
+from reports import words
+from reports.charts.comparison import forest
+from reports.charts.curves import latency_vs_concurrency, throughput_vs_concurrency, throughput_vs_latency
+from reports.charts.distributions import itl_heat, spectrum
+from reports.charts.goodput import goodput, outcomes
+from reports.charts.lengths import throughput_vs_prompt, ttft_vs_prompt
+from reports.charts.memory import kv_vs_concurrency, vram_usage
+from reports.charts.prediction import predicted_vs_measured
+from reports.charts.timelines import engine_timelines, stages
+from reports.content import Content
+
+TAB_STYLE = InlineStyleSheet(
+    css="""
+    :host { --tab-line: var(--line); } .bk-header { border-bottom: 1px solid var(--line) !important; }
+    .bk-tab { color: var(--soft) !important; background: transparent !important; border: none !important; }
+    .bk-tab { padding: 8px 14px !important; font-size: 15px; }
+    .bk-tab:hover { color: var(--ink) !important; }
+    .bk-tab.bk-active { color: var(--ink) !important; border-bottom: 3px solid var(--accent) !important; font-weight: 600; }
+    """
+)
+INPUT_STYLE = InlineStyleSheet(css=":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }")
+
+
+def add_to(document: Document, content: Content, title: str = "llmserve") -> None:
+    """Put the page's roots into a document, with the template that frames them."""
+    document.title = title
+    document.template = template()
+    document.template_variables["title"] = title
+    for root in roots(content):
+        document.add_root(root)
+
+
+def template() -> Template:
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    return environment.get_template("page.html")
+
+
+def roots(content: Content) -> list[UIElement]:
+    """From top to bottom."""
+    return [words.head(content), words.verdicts(content), words.tiles(content), tabs(content)]
+
+
+def tabs(content: Content) -> Tabs:
+    """Each with its charts, or the explanation why there is none."""
+    pages: dict[str, Callable[[], UIElement]] = {
+        "Saturation": lambda: _grid(
+            [
+                throughput_vs_concurrency(content),
+                throughput_vs_latency(content),
+                *(latency_vs_concurrency(content, name) for name in ("ttft", "tpot", "e2e")),
+                goodput(content),
+            ]
+        ),
+        "Distributions": lambda: _stack([spectrum(content), outcomes(content)]),
+        "Timelines": lambda: _stack([stages(content), _moments(content)]),
+        "Prompt lengths": lambda: _grid([ttft_vs_prompt(content), throughput_vs_prompt(content)]),
+        "Memory": lambda: _stack([vram_usage(content), kv_vs_concurrency(content)]),
+        "Prediction": lambda: _stack([predicted_vs_measured(content)]),
+        "Comparison": lambda: _stack([forest(content)]),
+        "Table": lambda: words.table(content),
+        "Data": lambda: words.files(content),
+    }
+    panels = [TabPanel(title=title, child=make()) for title, make in pages.items()]
+    return Tabs(tabs=panels, sizing_mode="stretch_width", stylesheets=[TAB_STYLE])
+
+
+def _grid(children: Sequence[UIElement]) -> UIElement:
+    """Two beside each other, where the window is wide enough."""
+    rows = [
+        Row(children=list(children[index : index + 2]), sizing_mode="stretch_width", spacing=24) for index in range(0, len(children), 2)
+    ]
+    return _stack(rows)
+
+
+def _stack(children: Sequence[UIElement]) -> UIElement:
+    return Column(children=list(children), sizing_mode="stretch_width", spacing=18)
+
+
+def _moments(content: Content) -> UIElement:
+    """One point at a time, chosen from the telling ones of each series: the least loaded, the one at the knee, the most loaded."""
+    chosen: dict[str, View] = {}
+    for series in content.every_series:
+        views, verdict = series.sweep.views, series.sweep.saturation
+        telling = [views[-1], views[0]]
+        if verdict is not None and isinstance(knee := verdict.knee, Knee):
+            telling.insert(0, min(views, key=lambda view: abs((view.point.concurrency or 0) - knee.concurrency)))
+        chosen |= {f"{series.label}, {view.point.load}": view for view in telling}
+    for run in content.runs:
+        chosen |= {f"{run.name}, {view.point.load}, point {view.point.number}": view for view in run.analysis.open_loops}
+    boxes = [_stack([*engine_timelines(view), itl_heat(view)]) for view in chosen.values()]
+    for box in boxes[1:]:
+        box.visible = False
+    select = Select(title="Point", value=next(iter(chosen)), options=list(chosen), stylesheets=[INPUT_STYLE], width=420)
+    code = "boxes.forEach((box, index) => { box.visible = names[index] == cb_obj.value })"
+    select.js_on_change("value", CustomJS(args={"boxes": boxes, "names": list(chosen)}, code=code))
+    return _stack([select, *boxes])

@@ -1,0 +1,64 @@
+"""The three classic pictures as PNG, drawn by the Chromium or Chrome of this machine, without any driver for it."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bokeh.document import Document
+from bokeh.embed import file_html
+from bokeh.models import UIElement
+from bokeh.resources import INLINE
+
+from reports.charts.curves import latency_vs_concurrency, throughput_vs_concurrency
+from reports.charts.memory import vram_usage
+from reports.content import Content
+from reports.words import STYLE
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+WIDTH, HEIGHT = 1100, 620
+PAGE = """{% extends base %}{% block postamble %}<style>
+:root { --ink: #1f2430; --soft: #5b6472; --line: #d9dce1; --tile: #f5f6f8; }
+body { margin: 12px; background: white; font-family: sans-serif; }
+</style>{% endblock %}"""
+
+
+class NoBrowser(Exception):
+    """Nothing can draw; the message says what to install."""
+
+
+def draw(content: Content, folder: Path) -> list[Path]:
+    """Write the pictures; returns their paths. Raises NoBrowser."""
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        raise NoBrowser(f"pictures are drawn by a browser, and none of {', '.join(BROWSERS)} is installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, Callable[[Content], UIElement]] = {
+        "throughput_vs_concurrency": throughput_vs_concurrency,
+        "latency_vs_concurrency": latency_vs_concurrency,
+        "vram_usage": vram_usage,
+    }
+    return [_draw(browser, make(content), folder / f"{name}.png") for name, make in charts.items()]
+
+
+def _draw(browser: str, element: UIElement, out: Path) -> Path:
+    document = Document()
+    # A picture is looked at larger than a chart among others, and an explanation needs its style.
+    element.update(**({"stylesheets": [STYLE]} if element.__class__.__name__ == "Div" else {"height": HEIGHT - 40}))
+    document.add_root(element)
+    with tempfile.TemporaryDirectory() as tmp:
+        page = Path(tmp, "page.html")
+        page.write_text(file_html(document, INLINE, out.stem, template=PAGE))
+        command = [browser, "--headless=new", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp}/profile"]
+        # Chromium refuses to run as root with its sandbox; the page is our own.
+        command += ["--no-sandbox"] if os.geteuid() == 0 else []
+        command += [f"--window-size={WIDTH},{HEIGHT}", "--force-device-scale-factor=2", "--virtual-time-budget=5000"]
+        subprocess.run(  # noqa: S603 - the browser was looked up, and all else is ours
+            [*command, f"--screenshot={out.resolve()}", page.as_uri()],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+    return out

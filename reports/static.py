@@ -1,0 +1,21 @@
+"""One file that needs nothing else: scripts, styles and data are all inside."""
+
+from pathlib import Path
+
+from bokeh.document import Document
+from bokeh.embed import file_html
+from bokeh.resources import INLINE
+
+from reports.content import Content
+from reports.page import add_to, template
+
+
+def build(content: Content, out: Path) -> int:
+    """Write the page; returns its bytes."""
+    document = Document()
+    title = f"{', '.join(dict.fromkeys(run.analysis.model for run in content.runs))} under load"
+    add_to(document, content, title)
+    text = file_html(document, INLINE, title, template=template(), template_variables={"title": title})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    return len(text.encode())

@@ -23,9 +23,10 @@ from benchmarks.windows import Floats, block_rates
 
 @attrs.frozen(kw_only=True)
 class View:
-    """One point with its figures; `faults` says why it is not valid."""
+    """One point with its figures; `faults` says why it is not valid. `traffic` is all that was sent, `records` what counts of it."""
 
     point: Point
+    traffic: list[RequestRecord]
     records: list[RequestRecord]
     samples: list[Sample]
     summary: Summary
@@ -119,10 +120,12 @@ def analyse(recording: Recording) -> Analysis:
 
 def _view(recording: Recording, point: Point, records: list[RequestRecord], samples: list[Sample]) -> View:
     summary = summarize(records, open_loop=point.concurrency is None, promise=recording.run.promise)
-    stages = waterfall(records)
+    counted = [record for record in records if not record.lead]
+    stages = waterfall(counted)
     return View(
         point=point,
-        records=records,
+        traffic=records,
+        records=counted,
         samples=samples,
         summary=summary,
         blocks=block_rates(records, summary.window),
@@ -146,7 +149,7 @@ def _level(concurrency: int, repeats: Sequence[View]) -> Level:
 
 def _observe(view: View) -> capacities.Observed:
     load = capacities.Load(view.point.concurrency or 0, view.summary.prompt_tokens, view.summary.output_tokens)
-    return capacities.observe(load, view.summary.tokens_per_second, view.records)
+    return capacities.observe(load, view.summary.tokens_per_second, view.traffic)
 
 
 def conclusion(found: Analysis) -> str:

@@ -45,7 +45,7 @@ def faults(
 def _complete(point: Point, records: Sequence[RequestRecord]) -> str | None:
     if not point.complete:
         return f"cut short after {len(records)} of {point.planned} requests"
-    first_turns = sum(1 for record in records if record.turn == 0)
+    first_turns = sum(1 for record in records if record.turn == 0 and not record.lead)
     if point.planned is not None and first_turns < point.planned:
         return f"{point.planned - first_turns} of {point.planned} arrivals were dropped"
     return None

@@ -9,9 +9,10 @@ import numpy as np
 from benchmarks.results import Point, Sample
 from benchmarks.summary import Summary
 
-# A cache so full refuses or preempts; a core so busy has nothing left.
+# A cache so full refuses or preempts; a core so busy has nothing left; a GPU that is idle for so long waits for a process.
 FULL_SHARE = 0.95
 BUSY_SHARE = 0.85
+IDLE_GPU_SHARE = 0.75
 
 
 @attrs.frozen(kw_only=True)
@@ -23,6 +24,7 @@ class Evidence:
     kv_usage: float | None
     preemptions: int | None
     host_cpu: float | None
+    engine_cpu: float | None
     gpu: float | None
 
     def __str__(self) -> str:
@@ -32,6 +34,7 @@ class Evidence:
             None if self.kv_usage is None else f"KV cache {self.kv_usage:.0%} full",
             None if self.preemptions is None else f"{self.preemptions} preemptions",
             None if self.host_cpu is None else f"host process {self.host_cpu:.0%} of a core",
+            None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
         ]
         return ", ".join(part for part in told if part is not None) or "the server told nothing"
@@ -46,14 +49,18 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
 
     running, kv, preemptions = values("running", samples), values("kv_usage", samples), values("preemptions", samples)
     waiting, gpu = values("waiting", inside), values("gpu", inside)
-    cpu = [(sample.time, sample.host_cpu) for sample in inside if sample.host_cpu is not None]
-    spent = (cpu[-1][1] - cpu[0][1]) / (cpu[-1][0] - cpu[0][0]) if len(cpu) > 1 and cpu[-1][0] > cpu[0][0] else None
+
+    def spent(name: str) -> float | None:
+        cpu = [(sample.time, value) for sample in inside if (value := getattr(sample, name)) is not None]
+        return (cpu[-1][1] - cpu[0][1]) / (cpu[-1][0] - cpu[0][0]) if len(cpu) > 1 and cpu[-1][0] > cpu[0][0] else None
+
     return Evidence(
         running=int(max(running)) if running else None,
         waiting=float(np.mean(waiting)) if waiting else None,
         kv_usage=max(kv) if kv else None,
         preemptions=int(max(preemptions) - min(preemptions)) if preemptions else None,
-        host_cpu=spent,
+        host_cpu=spent("host_cpu"),
+        engine_cpu=spent("engine_cpu"),
         gpu=float(np.mean(gpu)) if gpu else None,
     )
 
@@ -75,6 +82,9 @@ def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dic
         return Cause("batch", f"the batch is full: max_num_seqs is {limit}, and {evidence.waiting:.1f} more were waiting on average")
     if evidence.host_cpu is not None and evidence.host_cpu >= BUSY_SHARE:
         return Cause("host process", f"the Python process that holds the engine's client used {evidence.host_cpu:.0%} of a core")
+    if (evidence.engine_cpu or 0) >= BUSY_SHARE and evidence.gpu is not None and evidence.gpu < IDLE_GPU_SHARE:
+        clause = f"the engine's own process used {evidence.engine_cpu:.0%} of a core, and the GPU was busy {evidence.gpu:.0%} of the time"
+        return Cause("engine process", clause)
     if evidence.waiting is not None and evidence.waiting > 1:
         budget = (engine or {}).get("max_num_batched_tokens")
         return Cause("prefill", f"{evidence.waiting:.1f} requests waited for prefill in steps of at most {budget or '?'} tokens")

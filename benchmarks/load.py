@@ -27,7 +27,7 @@ class Progress:
 
     def ended(self, record: RequestRecord) -> None:
         self.in_flight -= 1
-        self.done += 1
+        self.done += not record.lead
         self.tokens += record.completion_tokens
         if record.first_token is not None:
             self.ttft = record.first_token - record.intended
@@ -122,6 +122,7 @@ class Generator:
             tenant=item.tenant,
             priority=item.priority,
             turn=turn,
+            lead=item.lead,
             dispatched=self._now(),
         )
         self.measured.records.append(record)

@@ -43,6 +43,18 @@ class Machine:
                 continue
         return sum(found) or None
 
+    def engine_cpu(self) -> float | None:
+        """Seconds of CPU that the busiest process beside this one has used since it began."""
+        found = []
+        for process in self.processes:
+            try:
+                if process.pid != os.getpid():
+                    times = process.cpu_times()
+                    found.append(float(times.user + times.system))
+            except psutil.Error:
+                continue
+        return max(found, default=None)
+
     def vram(self) -> int | None:
         """Used bytes of all GPUs, whoever uses them."""
         devices = self._devices()

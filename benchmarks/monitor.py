@@ -43,11 +43,13 @@ class Monitor:
     def since(self, origin: float) -> list[Sample]:
         """The samples with their times from `origin` on, and CPU seconds from the first of them."""
         kept = [sample for sample in self.samples if sample.time >= origin]
-        spent = kept[0].host_cpu if kept else None
+        for name in ("host_cpu", "engine_cpu"):
+            told = [sample for sample in kept if getattr(sample, name) is not None]
+            first = getattr(told[0], name) if told else 0.0
+            for sample in told:
+                setattr(sample, name, getattr(sample, name) - first)
         for sample in kept:
             sample.time -= origin
-            if spent is not None and sample.host_cpu is not None:
-                sample.host_cpu -= spent
         return kept
 
 
@@ -65,6 +67,7 @@ def manager_source(manager: EngineManager, machine: Machine) -> Read:
             "prompt_tokens": figures.prompt_tokens,
             "generation_tokens": figures.generation_tokens,
             "host_cpu": time.process_time(),
+            "engine_cpu": machine.engine_cpu(),
             "rss": machine.rss(),
             "vram": machine.vram(),
             "gpu": machine.gpu(),

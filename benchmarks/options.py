@@ -92,6 +92,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     load = command.add_argument_group("load")
     load.add_argument("--requests", type=positive(int), default=32, help="at least so many in a closed loop (default: %(default)s)")
     load.add_argument("--per-client", type=positive(int), default=6, help="and at least so many for each client (default: %(default)s)")
+    words = "all clients of a closed loop begin together with whole answers, as other tools have it, and stay in step"
+    load.add_argument("--in-step", action="store_true", help=words)
     load.add_argument("--seconds", type=positive(float), default=30.0, help="length of an open loop (default: %(default)s)")
     load.add_argument(
         "--warm-up", type=positive(int), default=4, help="requests before each point that do not count (default: %(default)s)"
@@ -149,13 +151,13 @@ def open_loop(rate: float, burstiness: float) -> Load:
 
 
 def sweep_loads(options: argparse.Namespace) -> list[Load]:
-    closed = [Load(concurrency=number) for number in options.concurrency or ()]
+    closed = [Load(concurrency=number, staggered=not options.in_step) for number in options.concurrency or ()]
     return closed + [open_loop(rate, options.burstiness) for rate in options.rate or ()]
 
 
 def run_load(options: argparse.Namespace) -> Load:
     if options.concurrency:
-        return Load(concurrency=options.concurrency)
+        return Load(concurrency=options.concurrency, staggered=not options.in_step)
     if options.rate:
         return open_loop(options.rate, options.burstiness)
     if options.ramp:

@@ -1,6 +1,7 @@
 """What a run is going to do: loads to hold, one point after another. Pure, and small enough to be sent to another process."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -23,6 +24,9 @@ class Load:
         ends: of a ramp, its first and last rate.
         stairs: of steps, (rate, seconds) each.
         trace: the requests to send again, at their times and of their lengths.
+        staggered: a closed loop's clients each begin with an answer that is cut to a different part of its length, which does not
+            count, so that they are out of step as clients are that have gone on for long. Clients that begin together with answers of
+            one length end together, and ask together again: every prompt of theirs then waits for all others'.
     """
 
     pattern: Pattern = "closed"
@@ -32,6 +36,7 @@ class Load:
     ends: tuple[float, float] = (0.0, 0.0)
     stairs: tuple[tuple[float, float], ...] = ()
     trace: tuple[Arrival, ...] = ()
+    staggered: bool = False
 
     def times(self, seconds: float, seed: int) -> list[float]:
         """When an open loop sends, from 0, all of them before `seconds` (of steps and traces: before their own end)."""
@@ -86,7 +91,7 @@ class Job:
         count = self.requests if self.load.pattern == "closed" else len(times)
         if which >= of:
             return [], []
-        return times[which::of], list(itertools.islice(self._items(), which, count, of))
+        return times[which::of], [*self._leads()[which::of], *itertools.islice(self._items(), which, count, of)]
 
     def first(self, count: int) -> tuple[list[float], list[Item]]:
         """The first times and items of the whole."""
@@ -95,6 +100,17 @@ class Job:
 
     def _times(self) -> list[float]:
         return [] if self.load.pattern == "closed" else self.load.times(self.seconds, self.workload.seed)
+
+    def _leads(self) -> list[Item]:
+        """One for each client of a staggered closed loop, ending one after another."""
+        clients = self.load.concurrency or 0
+        if not self.load.staggered:
+            return []
+        items = itertools.islice(self.workload.items(f"lead {self.label}", self.salt), clients)
+        return [
+            attrs.evolve(item, max_tokens=math.ceil(item.max_tokens * (number + 1) / clients), cancel_after=None, follow_ups=(), lead=True)
+            for number, item in enumerate(items)
+        ]
 
     def _items(self) -> Iterator[Item]:
         if self.load.pattern == "trace":

@@ -19,6 +19,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     `intended` is when it was due, `dispatched` when it was really sent; in a closed loop they are the same moment.
     `deliveries` are (time, tokens) for every piece that reached the client. Those that begin with `engine_` are the engine
     core's own readings of the same clock; `submitted` is the manager's hand-over to it.
+
+    A `lead` is a client's first request, cut short to bring the clients out of step: it is load like any other, and no sample.
     """
 
     point: int
@@ -30,6 +32,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     tenant: str = "default"
     priority: int = 0
     turn: int = 0
+    lead: bool = False
     dispatched: float | None = None
     accepted: float | None = None
     submitted: float | None = None
@@ -58,7 +61,8 @@ class Sample(msgspec.Struct, kw_only=True):
 
     `waiting` is the engine's own queue, `admission_waiting` the one before it. `kv_usage` is a share, 0 to 1. `rss` is the
     memory of the server's processes and `vram` that of its GPUs, in bytes; `gpu` is their utilisation, 0 to 1.
-    `host_cpu` is seconds of CPU used since the point's start by the process that holds the engine's client.
+    `host_cpu` is seconds of CPU used since the point's start by the process that holds the engine's client, `engine_cpu` by the busiest
+    of the processes that it has started for the engine.
     """
 
     point: int
@@ -74,6 +78,7 @@ class Sample(msgspec.Struct, kw_only=True):
     vram: int | None = None
     gpu: float | None = None
     host_cpu: float | None = None
+    engine_cpu: float | None = None
 
 
 class Point(msgspec.Struct, kw_only=True):

@@ -115,7 +115,7 @@ def _crossing(levels: Sequence[Level], value: Callable[[Level], float | None], b
 
 def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cause | None, beyond: Level, dropped: int) -> str:
     best = max(levels, key=lambda level: level.summary.tokens_per_second)
-    tail = f" {dropped} points were not valid and do not count." if dropped else ""
+    tail = f" {dropped} of {dropped + len(levels)} points were not valid and do not count." if dropped else ""
     peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at {best.concurrency} at once"
     if isinstance(knee, NoKnee):
         return f"{name}: no point of saturation can be named, because {knee.reason}. The most was {peak}.{tail}"
@@ -152,6 +152,8 @@ def _advice(
         )
     if cause is not None and cause.name == "host process":
         found.append("Engine: the device has room; several frontends (vLLM's --api-server-count, or data parallel managers) would use it.")
+    if cause is not None and cause.name == "engine process":
+        found.append("Engine: the device has room, but one process feeds it; data parallel engines on the same device would use it.")
     if cause is not None and cause.name == "kv cache":
         found.append("Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache moves the knee.")
     return found

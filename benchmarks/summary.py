@@ -112,14 +112,15 @@ def kept(record: RequestRecord, promise: Promise) -> bool:
 
 
 def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, promise: Promise = Promise()) -> Summary:  # noqa: B008 - frozen
-    """All figures of one point."""
+    """All figures of one point. Rates count every request within the window, everything else leaves out the leads."""
     start, end = window = sending_window(records) if open_loop else steady_window(records)
     length = end - start
-    ok = [record for record in records if record.outcome == "ok"]
-    begun = [record for record in records if record.deliveries]
+    inside = [record for record in records if record.outcome == "ok" and record.finished is not None and start < record.finished <= end]
     times, counts = deliveries(records)
     tokens = float(counts[(times > start) & (times <= end)].sum())
-    inside = [record for record in ok if record.finished is not None and start < record.finished <= end]
+    records = [record for record in records if not record.lead]
+    ok = [record for record in records if record.outcome == "ok"]
+    begun = [record for record in records if record.deliveries]
     promised = promise != Promise()
     good = [record for record in ok if kept(record, promise)]
     outcomes = Counter(record.outcome for record in records if record.outcome != "ok")

@@ -22,7 +22,8 @@ MOST_BLOCKS = 16
 def steady_window(records: Sequence[RequestRecord]) -> Window:
     """The longest span with at least 90 % of the peak in flight: without the ramp at the start and the drain at the end.
 
-    A dip shorter than 1 % of the whole does not end a span: between a client's two requests there is a moment without one.
+    A dip shorter than 1 % of the whole does not end a span: between a client's two requests there is a moment without one. It begins
+    when all clients have their first token: until then they share one burst of prompts, which never comes again.
     """
     net: Counter[float] = Counter()
     for record in records:
@@ -43,6 +44,8 @@ def steady_window(records: Sequence[RequestRecord]) -> Window:
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((begin, end))
+    begun = max((record.first_token for record in records if record.lead and record.first_token is not None), default=times[0])
+    spans = [(max(start, begun), end) for start, end in spans if end > begun]
     return max(spans, key=lambda span: span[1] - span[0], default=(0.0, 0.0))
 
 

@@ -86,6 +86,7 @@ class Item:
     """One request to send. `cancel_after` is the client's patience in seconds, None for no end of it.
 
     `follow_ups` are the later turns of a conversation: each is sent when the one before it was answered, with all of it before it.
+    A `lead` only brings its client out of step with the others.
     """
 
     prompt: tuple[int, ...]
@@ -94,6 +95,7 @@ class Item:
     priority: int = 0
     cancel_after: float | None = None
     follow_ups: tuple[Turn, ...] = ()
+    lead: bool = False
 
     def after(self, answer: tuple[int, ...]) -> "Item":
         """The next turn, once `answer` is known."""

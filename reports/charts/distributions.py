@@ -54,7 +54,7 @@ def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
 def itl_heat(view: View) -> UIElement:
     """Every gap between two tokens of a point, by when it ended: a stall is a column, a slow mode a row."""
     ends, values, weights = [], [], []
-    for record in view.records:
+    for record in view.traffic:
         for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
             ends.append(after)
             values.append(max(1e-5, (after - before) / count) * 1000)

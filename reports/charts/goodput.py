@@ -47,7 +47,7 @@ def goodput(content: Content) -> UIElement:
 def offered(view: View) -> float:
     """Requests sent a second within the window."""
     start, end = view.summary.window
-    return sum(1 for record in view.records if start < record.intended <= end) / (end - start) if end > start else 0.0
+    return sum(1 for record in view.traffic if start < record.intended <= end) / (end - start) if end > start else 0.0
 
 
 def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Model:

@@ -29,7 +29,7 @@ def engine_timelines(view: View) -> list[UIElement]:
     _trace(shares, view, times, "kv_usage", "KV cache in use", PALETTE[2])
     _trace(shares, view, times, "gpu", "GPU busy", PALETTE[3])
     rate = chart("Output tokens", "s from the point's start", "tokens/s", x_range=queue.x_range)
-    delivered = np.asarray([pair for record in view.records for pair in record.deliveries]).reshape(-1, 2)
+    delivered = np.asarray([pair for record in view.traffic for pair in record.deliveries]).reshape(-1, 2)
     counts, edges = (
         np.histogram(delivered[:, 0], bins=RATE_PARTS, weights=delivered[:, 1]) if len(delivered) else (np.zeros(1), np.zeros(2))
     )

@@ -234,3 +234,28 @@ async def test_a_conversation_carries_its_past_and_waits_for_its_answer():
     assert [record.prompt_tokens for record in records] == [8, 19, 30]
     assert prompts[1][:11] == (*prompts[0], 7, 7, 7)
     assert [record.intended for record in records] == pytest.approx([0.0, 1.25, 2.5])
+
+
+async def test_staggered_clients_are_out_of_step_and_their_leads_do_not_count():
+    class ByLength(Scripted):
+        async def send(self, item, record, now, origin):
+            self.gaps = (0.1,) * item.max_tokens
+            return await super().send(item, record, now, origin)
+
+    workload = Workload(prompt=Fixed(8), output=Fixed(8), vocabulary=(1, 200))
+    generator = generate(ByLength(), Load(concurrency=8, staggered=True), workload, requests=40)
+    await generator.run()
+    records = generator.measured.records
+    leads = [record for record in records if record.lead]
+    assert sorted(record.wanted_tokens for record in leads) == list(range(1, 9))
+    # From then on one of the eight begins at every tenth of a second, and not eight at every eight tenths.
+    begins = sorted(record.dispatched for record in records if not record.lead)
+    assert begins == pytest.approx([0.1 * (number + 1) for number in range(40)])
+    found = summary.summarize(records)
+    assert found.requests == 40
+    assert found.outcomes == {"ok": 40}
+    assert found.e2e.count == 40
+    assert found.e2e.quantiles["p50"].value == pytest.approx(0.8)
+    assert found.window[0] == pytest.approx(0.1)
+    assert found.tokens_per_second == pytest.approx(80, rel=0.01)
+    assert found.requests_per_second == pytest.approx(10, rel=0.03)

@@ -44,8 +44,9 @@ class Content:
 
     @cached_property
     def every_series(self) -> list[Series]:
-        """The same order, and so the same colours, on all charts; colours repeat after eight."""
+        """The same order, and so the same colours, on all charts, sweeps first; colours repeat after eight."""
         found = [(run, sweep) for run in self.runs for sweep in run.analysis.sweeps]
+        found.sort(key=lambda each: each[1].saturation is None)
         return [Series(self._label(run, sweep), PALETTE[index % len(PALETTE)], run, sweep) for index, (run, sweep) in enumerate(found)]
 
     @property

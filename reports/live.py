@@ -9,8 +9,7 @@ from bokeh.plotting import figure
 from tornado.httpclient import AsyncHTTPClient
 
 from benchmarks.exposition import parse_metrics
-from reports.theme import PALETTE, chart, legend
-from reports.words import STYLE
+from reports.theme import PALETTE, STYLE, chart, legend
 
 INTERVAL_MS = 1000
 # Ten minutes at one sample a second.

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from bokeh.document import Document
 from bokeh.embed import file_html
-from bokeh.models import UIElement
+from bokeh.models import Plot, UIElement
 from bokeh.resources import INLINE
 
 from reports.charts.curves import latency_vs_concurrency, throughput_vs_concurrency
 from reports.charts.memory import vram_usage
 from reports.content import Content
-from reports.words import STYLE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTH, HEIGHT = 1100, 620
-PAGE = """{% extends base %}{% block postamble %}<style>
+PAGE = """{% block postamble %}<style>
 :root { --ink: #1f2430; --soft: #5b6472; --line: #d9dce1; --tile: #f5f6f8; }
 body { margin: 12px; background: white; font-family: sans-serif; }
 </style>{% endblock %}"""
@@ -45,8 +44,9 @@ def draw(content: Content, folder: Path) -> list[Path]:
 
 def _draw(browser: str, element: UIElement, out: Path) -> Path:
     document = Document()
-    # A picture is looked at larger than a chart among others, and an explanation needs its style.
-    element.update(**({"stylesheets": [STYLE]} if element.__class__.__name__ == "Div" else {"height": HEIGHT - 40}))
+    if isinstance(element, Plot):
+        # A picture is looked at larger than a chart among others.
+        element.height = HEIGHT - 40
     document.add_root(element)
     with tempfile.TemporaryDirectory() as tmp:
         page = Path(tmp, "page.html")

@@ -7,7 +7,7 @@ series has one colour on every chart. Figures are transparent; the page's script
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import CustomJSTickFormatter, Div, FixedTicker, HoverTool, LegendItem, Model
+from bokeh.models import Axis, CustomJSTickFormatter, Div, FixedTicker, HoverTool, InlineStyleSheet, LegendItem, Model
 from bokeh.plotting import figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A68A6")
@@ -16,7 +16,32 @@ PROMISE = "#C0392B"
 INK, GRID = "#3A3F47", "#D9DCE1"
 DASHES = {"p50": "solid", "p95": "dashed", "p99": "dotted"}
 MARKERS = {"p50": "circle", "p95": "square", "p99": "triangle"}
-HEIGHT = 380
+HEIGHT = 340
+LEGEND_ROW = 22
+
+STYLE = InlineStyleSheet(
+    css="""
+    /* Narrower than its content: a wide table scrolls within itself. */
+    :host { min-width: 0; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+    .bk-clearfix { display: block !important; width: 100%; }
+    h1 { font-size: 26px; margin: 0 90px 4px 0; } h2 { font-size: 19px; margin: 18px 0 6px; } p { margin: 4px 0; }
+    a { color: var(--accent); } code { background: var(--tile); border-radius: 4px; padding: 1px 5px; font-size: 13px; }
+    .soft, .note { color: var(--soft); font-size: 14px; } .good { color: var(--good); } .bad { color: var(--bad); }
+    .banner { border-left: 4px solid currentColor; padding: 4px 12px; margin: 10px 0; } .banner * { color: var(--ink); }
+    .verdict { font-size: 18px; line-height: 1.45; border-left: 4px solid var(--accent); padding: 4px 14px; margin: 12px 0; }
+    .verdict ul { font-size: 15px; color: var(--soft); margin: 6px 0 0; padding-left: 20px; }
+    .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 8px 0 14px; }
+    .tile { background: var(--tile); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+    .tile b { display: block; font-size: 22px; font-weight: 600; } .tile span { color: var(--soft); font-size: 13px; }
+    .empty { border: 1px dashed var(--line); border-radius: 8px; color: var(--soft); padding: 28px; text-align: center; margin: 8px; }
+    .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+    th, td { border-bottom: 1px solid var(--line); padding: 4px 10px; text-align: right; white-space: nowrap; }
+    th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
+    dt { color: var(--soft); } dd { margin: 0 0 6px 0; }
+    dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 14px; margin: 6px 0; }
+    dl.facts dd { margin: 0; overflow-wrap: anywhere; }
+    """
+)
 
 
 def chart(title: str, x: str, y: str, **options: Any) -> figure:
@@ -57,13 +82,15 @@ def concurrency_chart(title: str, y: str, levels: Sequence[int], **options: Any)
     return found
 
 
-def plain_numbers(found: figure) -> None:
-    """On a logarithmic y axis: 250 in place of a power of ten."""
-    found.yaxis.formatter = CustomJSTickFormatter(code="return Number(tick.toPrecision(3)).toLocaleString('en')")
+def plain_numbers(*axes: Axis) -> None:
+    """On logarithmic axes: 1, 2 and 5 of every decade, and 250 in place of a power of ten."""
+    for axis in axes:
+        axis.ticker = FixedTicker(ticks=[digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)])
+        axis.formatter = CustomJSTickFormatter(code="return Number(tick.toPrecision(3)).toLocaleString('en')")
 
 
 def legend(found: figure, *, outside: bool = True) -> None:
-    """One that hides a series at a click; below the plot, where it covers nothing."""
+    """One that hides a series at a click; below the plot, where it covers nothing, and with room of its own."""
     if not found.legend:
         return
     box = found.legend[0]
@@ -77,6 +104,7 @@ def legend(found: figure, *, outside: bool = True) -> None:
     box.padding = box.margin = 4
     if outside:
         found.add_layout(box, "below")
+        found.height += LEGEND_ROW * -(-len(_items(box)) // box.ncols)
 
 
 def _items(box: Any) -> list[LegendItem]:
@@ -89,9 +117,4 @@ def hover(found: figure, renderers: Sequence[Model], tips: Sequence[tuple[str, s
 
 def explain(text: str) -> Div:
     """In place of a chart that has nothing to show: what is missing, and how to get it."""
-    return Div(text=f'<div class="empty">{text}</div>', sizing_mode="stretch_width")
-
-
-def note(text: str) -> Div:
-    """A sentence under a chart."""
-    return Div(text=f'<p class="note">{text}</p>', sizing_mode="stretch_width")
+    return Div(text=f'<div class="empty">{text}</div>', sizing_mode="stretch_width", stylesheets=[STYLE])

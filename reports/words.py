@@ -7,38 +7,16 @@ import io
 import math
 from collections.abc import Sequence
 
-from bokeh.models import Div, InlineStyleSheet
+from bokeh.models import Div
 
 from benchmarks.analysis import View
 from benchmarks.knee import Knee
 from benchmarks.storage import requests_path, samples_path
 from reports.content import Content, Named, Series
+from reports.theme import STYLE
 
 # Larger ones are named only: a page of tens of megabytes is no longer one that opens.
 MOST_EMBEDDED_BYTES = 4 * 2**20
-
-STYLE = InlineStyleSheet(
-    css="""
-    :host { color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-    .bk-clearfix { display: block !important; width: 100%; }
-    h1 { font-size: 26px; margin: 0 90px 4px 0; } h2 { font-size: 19px; margin: 18px 0 6px; } p { margin: 4px 0; }
-    a { color: var(--accent); } code { background: var(--tile); border-radius: 4px; padding: 1px 5px; font-size: 13px; }
-    .soft, .note { color: var(--soft); font-size: 14px; } .good { color: var(--good); } .bad { color: var(--bad); }
-    .banner { border-left: 4px solid currentColor; padding: 4px 12px; margin: 10px 0; } .banner * { color: var(--ink); }
-    .verdict { font-size: 18px; line-height: 1.45; border-left: 4px solid var(--accent); padding: 4px 14px; margin: 12px 0; }
-    .verdict ul { font-size: 15px; color: var(--soft); margin: 6px 0 0; padding-left: 20px; }
-    .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 8px 0 14px; }
-    .tile { background: var(--tile); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
-    .tile b { display: block; font-size: 22px; font-weight: 600; } .tile span { color: var(--soft); font-size: 13px; }
-    .empty { border: 1px dashed var(--line); border-radius: 8px; color: var(--soft); padding: 28px; text-align: center; margin: 8px; }
-    .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-    th, td { border-bottom: 1px solid var(--line); padding: 4px 10px; text-align: right; white-space: nowrap; }
-    th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
-    td.why { text-align: left; white-space: normal; min-width: 260px; } dt { color: var(--soft); } dd { margin: 0 0 6px 0; }
-    dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 14px; margin: 6px 0; }
-    dl.facts dd { margin: 0; overflow-wrap: anywhere; }
-    """
-)
 
 
 def block(text: str) -> Div:
@@ -164,15 +142,21 @@ def table(content: Content) -> Div:
         if len(content.runs) > 1:
             parts.append(f"<h2>{html.escape(run.name)}</h2>")
         heads = "".join(f"<th>{name}</th>" for name in HEADS)
-        rows = "".join("<tr>" + "".join(_cell(text) for text in _row(view)) + "</tr>" for view in run.analysis.views)
+        rows = "".join("<tr>" + "".join(_cell(text) for text in _cells(view)) + "</tr>" for view in run.analysis.views)
         parts.append(f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>')
     if content.reference is not None:
         parts.append(f"<h2>{html.escape(content.reference.name)}</h2>" + _reference(content))
     return block("".join(parts) + '<p class="note">Latencies in ms, from the intended send. "-": too few requests for that percentile.</p>')
 
 
+def _cells(view: View) -> list[str]:
+    """The row without the reasons, which stand at the head of the page."""
+    *cells, _ = _row(view)
+    return [*cells, "yes" if view.valid else "no"]
+
+
 def _cell(text: str) -> str:
-    return f'<td class="{"why bad" if len(text) > 25 else ""}">{html.escape(text)}</td>'
+    return f"<td>{html.escape(text)}</td>"
 
 
 def _reference(content: Content) -> str:

@@ -20,7 +20,7 @@ def throughput_vs_concurrency(content: Content) -> UIElement:
         return explain(NO_SWEEP)
     levels = [level for series in content.sweeps for level in series.levels]
     found = concurrency_chart("Throughput against concurrency", "output tokens/s", levels, y_axis_type="log")
-    plain_numbers(found)
+    plain_numbers(found.yaxis[0])
     lines = []
     for series in content.sweeps:
         source = _throughputs(series)
@@ -75,7 +75,7 @@ def latency_vs_concurrency(content: Content, figure_name: str = "ttft") -> UIEle
     title = {"ttft": "Time to first token", "tpot": "Time per output token", "e2e": "End-to-end time"}[figure_name]
     levels = [level for series in content.sweeps for level in series.levels]
     found = concurrency_chart(f"{title} against concurrency", "ms, from the intended send", levels, y_axis_type="log")
-    plain_numbers(found)
+    plain_numbers(found.yaxis[0])
     points = []
     for series in content.sweeps:
         for name, dash in DASHES.items():
@@ -93,7 +93,7 @@ def latency_vs_concurrency(content: Content, figure_name: str = "ttft") -> UIEle
     promises = {getattr(run.analysis.recording.run.promise, figure_name, None) for run in content.runs}
     for promise in [each for each in promises if each is not None]:
         found.add_layout(Span(location=promise * 1000, dimension="width", line_color=PROMISE, line_width=2))
-        found.line([], [], color=PROMISE, line_width=2, legend_label=f"promised: {promise * 1000:g} ms")
+        found.line([np.nan], [np.nan], color=PROMISE, line_width=2, legend_label=f"promised: {promise * 1000:g} ms")
     hover(found, points, [("series", "@name"), ("at once", "@x"), ("ms", "@y{0,0.0}")])
     legend(found)
     return found

@@ -18,7 +18,7 @@ HEAT_PALETTE = ("#EAF3FA", "#C6DFF0", "#94C4E3", "#5CA3D0", "#2F80B9", "#12609D"
 def spectrum(content: Content) -> UIElement:
     """TTFT by percentile on the axis 1 / (1 - p), at the highest load of each series: from the intended send, and from the actual one."""
     found = chart("TTFT by percentile, at each series' highest load", "percentile", "ms", x_axis_type="log", y_axis_type="log")
-    plain_numbers(found)
+    plain_numbers(found.yaxis[0])
     found.xaxis.ticker = FixedTicker(ticks=[1 / (1 - share) for share in SPECTRUM])
     names = ",".join(f"[{1 / (1 - share):.6f}, '{name}']" for share, name in SPECTRUM.items())
     found.xaxis.formatter = CustomJSTickFormatter(code=f"for (const [at, name] of [{names}]) if (Math.abs(at - tick) < 1e-3) return name")
@@ -66,7 +66,7 @@ def itl_heat(view: View) -> UIElement:
         ends, np.log10(values), bins=(HEAT_COLUMNS, HEAT_ROWS), range=((0, max(ends)), (low, high)), weights=weights
     )
     found = chart("Inter-token latency over time", "s from the point's start", "ms a token", y_axis_type="log")
-    plain_numbers(found)
+    plain_numbers(found.yaxis[0])
     at = np.nonzero(counts)
     shares = np.log10(counts[at])
     mapper = LinearColorMapper(palette=HEAT_PALETTE, low=0.0, high=max(1.0, float(shares.max())))

@@ -71,7 +71,7 @@ def outcomes(content: Content) -> UIElement:
     labels = list(dict.fromkeys(label for label, _ in views))
     counts = {label: [view for name, view in views if name == label] for label in labels}
     found = chart("How requests ended", "share of all attempts", "", y_range=labels[::-1])
-    found.height = max(220, 22 * len(labels) + 130)
+    found.height = max(220, 22 * len(labels) + 100)
     left = np.zeros(len(labels))
     for outcome, colour in OUTCOME_COLOURS.items():
         share = np.array(

@@ -19,8 +19,7 @@ def ttft_vs_prompt(content: Content) -> UIElement:
     if not groups:
         return explain(NO_LENGTHS)
     found = chart("TTFT against the prompt's length", "prompt tokens", "ms, p50", x_axis_type="log", y_axis_type="log")
-    plain_numbers(found)
-    found.xaxis.formatter = found.yaxis.formatter
+    plain_numbers(found.xaxis[0], found.yaxis[0])
     points = []
     for index, (label, views) in enumerate(groups.items()):
         colour = PALETTE[index % len(PALETTE)]
@@ -42,8 +41,7 @@ def throughput_vs_prompt(content: Content) -> UIElement:
     found = chart(
         "Tokens computed against the prompt's length", "prompt tokens", "prompt and output tokens/s", x_axis_type="log", y_axis_type="log"
     )
-    plain_numbers(found)
-    found.xaxis.formatter = found.yaxis.formatter
+    plain_numbers(found.xaxis[0], found.yaxis[0])
     for index, (label, views) in enumerate(groups.items()):
         x = [view.summary.prompt_tokens for view in views]
         y = [view.summary.tokens_per_second + view.summary.requests_per_second * view.summary.prompt_tokens for view in views]
@@ -73,11 +71,13 @@ def _fit(
     """Least squares of relative errors; with three lengths there is nothing left to check it by, so it is drawn from four on."""
     if len(x) <= LEAST_LENGTHS:
         return
-    design = np.column_stack([np.ones_like(x), x, x**2]) / y[:, None]
-    found_terms, *_ = np.linalg.lstsq(design, np.ones_like(y), rcond=None)
+    for degree in (2, 1):
+        terms, *_ = np.linalg.lstsq(np.vander(x, degree + 1, increasing=True) / y[:, None], np.ones_like(y), rcond=None)
+        # No work takes less time the longer the prompt is: where the square's share is lost in noise, there is none.
+        if terms[-1] >= 0:
+            break
     along = np.geomspace(x.min(), x.max(), 100)
-    fitted = np.column_stack([np.ones_like(along), along, along**2]) @ found_terms
-    error = np.abs((np.column_stack([np.ones_like(x), x, x**2]) @ found_terms) / y - 1).mean()
-    a, b, c = found_terms
-    text = f"{a:.1f} ms + {b * 1000:.2f} us/token + {c * 1e6:.3f} ns/token², off by {error:.0%}"
-    found.line(along, np.maximum(fitted, 1e-3), color=colour, line_dash="dashed", legend_label=text)
+    error = np.abs(np.vander(x, len(terms), increasing=True) @ terms / y - 1).mean()
+    text = f"{terms[0]:.1f} ms + {terms[1] * 1000:.2f} us/token" + (f" + {terms[2] * 1e6:.3f} ns/token²" if len(terms) > 2 else "")
+    fitted = np.maximum(np.vander(along, len(terms), increasing=True) @ terms, 1e-3)
+    found.line(along, fitted, color=colour, line_dash="dashed", legend_label=f"{text}, off by {error:.0%}")

@@ -20,7 +20,7 @@ def vram_usage(content: Content) -> UIElement:
         return explain(NO_MEMORY)
     labels = [name for run, _ in told for name in (f"{run.name}: estimated", f"{run.name}: measured")]
     found = chart("Memory: estimated and measured", "GiB", "", y_range=labels[::-1])
-    found.height = 110 + 55 * len(labels)
+    found.height = 80 + 50 * len(labels)
     for run, memory in told:
         left = 0.0
         for part, size in _parts(memory).items():

@@ -18,8 +18,7 @@ def predicted_vs_measured(content: Content) -> UIElement:
         x_axis_type="log",
         y_axis_type="log",
     )
-    plain_numbers(found)
-    found.xaxis.formatter = found.yaxis.formatter
+    plain_numbers(found.xaxis[0], found.yaxis[0])
     points, every = [], []
     models = [(run, target, model) for run in content.runs for target, model in run.analysis.capacity.items()]
     for index, (run, target, model) in enumerate(models):

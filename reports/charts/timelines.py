@@ -58,7 +58,7 @@ def stages(content: Content) -> UIElement:
     labels = list(dict.fromkeys(label for label, _ in rows))
     views = dict(reversed(rows))
     found = chart("Where the time goes: the mean answered request", "ms", "", y_range=labels[::-1])
-    found.height = max(260, 24 * len(labels) + 150)
+    found.height = max(200, 22 * len(labels) + 90)
     left = np.zeros(len(labels))
     for stage, colour in STAGE_COLOURS.items():
         lengths = np.array([max(0.0, views[label].waterfall.stages.get(stage, 0.0)) * 1000 for label in labels])  # type: ignore[union-attr]

@@ -20,6 +20,7 @@ from benchmarks.plan import Job, Load
 from benchmarks.provenance import digest, provenance
 from benchmarks.results import Point, Promise, Recording, Run, Sample
 from benchmarks.rigs import INPROCESS, Bench, Rig, open_bench
+from benchmarks.targets import TargetError
 from benchmarks.workloads import Fixed, Lengths, Workload
 
 # A warm-up fills caches, connections and compilers; long answers would add nothing but time.
@@ -81,9 +82,11 @@ async def run(settings: Settings) -> int:
                     await measure(rig, job, settings, repeat, recording)
                     storage.write(settings.out, recording)
         finally:
-            storage.write(settings.out, recording)
-            print(analysis.conclusion(analysis.analyse(recording)))
-            print(f"written: {settings.out}, and beside it {storage.requests_path(settings.out).name}")
+            # With nothing measured, a file of that name from another day stays.
+            if recording.run.points:
+                storage.write(settings.out, recording)
+                print(analysis.conclusion(analysis.analyse(recording)))
+                print(f"written: {settings.out}, and beside it {storage.requests_path(settings.out).name}")
     return 0
 
 
@@ -104,7 +107,7 @@ def begin(settings: Settings, bench: Bench) -> Run:
 
 
 async def measure(rig: Rig, job: Job, settings: Settings, repeat: int, recording: Recording) -> None:
-    """One point on one target, after a warm-up on prompts of its own."""
+    """One point on one target, after a warm-up on prompts of its own. Raises TargetError when the warm-up brings nothing but errors."""
     point = Point(
         number=len(recording.run.points),
         target=rig.name,
@@ -117,7 +120,11 @@ async def measure(rig: Rig, job: Job, settings: Settings, repeat: int, recording
         processes=rig.processes,
     )
     job = attrs.evolve(job, point=point.number, salt=rig.name)
-    await rig.run(warm_up(job, settings.warm_up), Measured(), lambda _: None)
+    warmed = Measured()
+    await rig.run(warm_up(job, settings.warm_up), warmed, lambda _: None)
+    if all(record.outcome in ("error", "connection") for record in warmed.records):
+        detail = " ".join(next((record.detail for record in warmed.records), "it was sent none").split())
+        raise TargetError(f"{rig.name} answers no request: {detail}")
     measured, monitor = Measured(), Monitor(point.number, rig.read)
     recording.run.points.append(point)
     try:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bokeh.document import Document
-from bokeh.models import Column, CustomJS, InlineStyleSheet, Row, Select, TabPanel, Tabs, UIElement
+from bokeh.models import Column, CustomJS, Row, Select, TabPanel, Tabs, UIElement
 from jinja2 import Environment, FileSystemLoader, Template
 
 from benchmarks.analysis import View
 from benchmarks.knee import Knee
 from reports import words
 from reports.charts.comparison import forest
-from reports.charts.curves import latency_vs_concurrency, throughput_vs_concurrency, throughput_vs_latency
+from reports.charts.curves import NO_SWEEP, latency_vs_concurrency, throughput_vs_concurrency, throughput_vs_latency
 from reports.charts.distributions import itl_heat, spectrum
 from reports.charts.goodput import goodput, outcomes
 from reports.charts.lengths import throughput_vs_prompt, ttft_vs_prompt
@@ -19,9 +19,9 @@ from reports.charts.memory import kv_vs_concurrency, vram_usage
 from reports.charts.prediction import predicted_vs_measured
 from reports.charts.timelines import engine_timelines, stages
 from reports.content import Content
+from reports.theme import explain
 
-TAB_STYLE = InlineStyleSheet(
-    css="""
+TAB_STYLE = """
     :host { --tab-line: var(--line); } .bk-header { border-bottom: 1px solid var(--line) !important; }
     .bk-tab { color: var(--soft) !important; background: transparent !important; border: none !important; }
     .bk-tab { padding: 8px 14px !important; font-size: 15px; }
@@ -30,8 +30,7 @@ TAB_STYLE = InlineStyleSheet(
     [style*="visibility: hidden"] { position: absolute !important; left: 0; right: 0; height: 0 !important; overflow: hidden; }
     .bk-tab.bk-active { color: var(--ink) !important; border-bottom: 3px solid var(--accent) !important; font-weight: 600; }
     """
-)
-INPUT_STYLE = InlineStyleSheet(css=":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }")
+INPUT_STYLE = ":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }"
 
 
 def add_to(document: Document, content: Content, title: str = "llmserve") -> None:
@@ -56,14 +55,7 @@ def roots(content: Content) -> list[UIElement]:
 def tabs(content: Content) -> Tabs:
     """Each with its charts, or the explanation why there is none."""
     pages: dict[str, Callable[[], UIElement]] = {
-        "Saturation": lambda: _grid(
-            [
-                throughput_vs_concurrency(content),
-                throughput_vs_latency(content),
-                *(latency_vs_concurrency(content, name) for name in ("ttft", "tpot", "e2e")),
-                goodput(content),
-            ]
-        ),
+        "Saturation": lambda: _grid(_curves(content)),
         "Distributions": lambda: _stack([spectrum(content), outcomes(content)]),
         "Timelines": lambda: _stack([stages(content), _moments(content)]),
         "Prompt lengths": lambda: _grid([ttft_vs_prompt(content), throughput_vs_prompt(content)]),
@@ -75,6 +67,13 @@ def tabs(content: Content) -> Tabs:
     }
     panels = [TabPanel(title=title, child=make()) for title, make in pages.items()]
     return Tabs(tabs=panels, sizing_mode="stretch_width", stylesheets=[TAB_STYLE])
+
+
+def _curves(content: Content) -> list[UIElement]:
+    if not content.sweeps:
+        return [explain(NO_SWEEP), goodput(content)]
+    latencies = [latency_vs_concurrency(content, name) for name in ("ttft", "tpot", "e2e")]
+    return [throughput_vs_concurrency(content), throughput_vs_latency(content), *latencies, goodput(content)]
 
 
 def _grid(children: Sequence[UIElement]) -> UIElement:

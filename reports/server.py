@@ -28,15 +28,17 @@ class Session:
         self._files = {str(file): file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])}
         self._live = TabPanel(title="Live", child=Live(document).panel())
         names = list(self._files)
-        self._pick = MultiChoice(title=PICK, options=names, value=names[:1], stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
-        self._pick.on_change("value", lambda *_: self._show())
+        newest = max(names, key=lambda name: self._files[name].stat().st_mtime)
+        self._pick = MultiChoice(title=PICK, options=names, value=[newest], stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
+        self._pick.on_change("value", lambda attr, old, new: self._show())
         self._area = Column(children=[], sizing_mode="stretch_width")
         self._tabs: Tabs | None = None
         self._show()
         document.title = "llmserve reports"
         document.template = template()
         document.template_variables["title"] = document.title
-        document.add_root(Column(children=[self._pick, self._area], sizing_mode="stretch_width"))
+        # Beneath the button that switches between light and dark.
+        document.add_root(Column(children=[self._pick, self._area], sizing_mode="stretch_width", margin=(28, 0, 0, 0)))
 
     def _show(self) -> None:
         active = self._tabs.active if self._tabs is not None else 0
@@ -57,7 +59,11 @@ class Session:
 def make_server(paths: Sequence[Path], host: str, port: int) -> Server:
     """Not started yet. Raises UnreadableRun at once for runs that cannot be read, not at the first reader's visit."""
     load(paths)
-    application = Application(FunctionHandler(lambda document: (Session(document, paths), None)[1]))
+
+    def open_page(document: Document) -> None:
+        Session(document, paths)
+
+    application = Application(FunctionHandler(open_page))
     origins = [f"{name}:{port}" for name in {host, "localhost", "127.0.0.1"}] if port else ["*"]
     return Server({"/": application}, address=host, port=port, allow_websocket_origin=origins)
 

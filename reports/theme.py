@@ -7,7 +7,7 @@ series has one colour on every chart. Figures are transparent; the page's script
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import Axis, CustomJSTickFormatter, Div, FixedTicker, HoverTool, InlineStyleSheet, LegendItem, Model
+from bokeh.models import Axis, CustomJSTickFormatter, Div, FixedTicker, HoverTool, LegendItem, Model
 from bokeh.plotting import figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A68A6")
@@ -19,8 +19,8 @@ MARKERS = {"p50": "circle", "p95": "square", "p99": "triangle"}
 HEIGHT = 340
 LEGEND_ROW = 22
 
-STYLE = InlineStyleSheet(
-    css="""
+# A text and no InlineStyleSheet: a model of Bokeh belongs to one document, and ends with its reader.
+STYLE = """
     /* Narrower than its content: a wide table scrolls within itself. */
     :host { min-width: 0; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
     .bk-clearfix { display: block !important; width: 100%; }
@@ -41,7 +41,6 @@ STYLE = InlineStyleSheet(
     dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 14px; margin: 6px 0; }
     dl.facts dd { margin: 0; overflow-wrap: anywhere; }
     """
-)
 
 
 def chart(title: str, x: str, y: str, **options: Any) -> figure:

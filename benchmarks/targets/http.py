@@ -107,7 +107,7 @@ def _take_event(record: RequestRecord, event: _Event, at: float) -> None:
 
 
 async def _refused(record: RequestRecord, response: aiohttp.ClientResponse) -> None:
-    record.detail = (await response.text())[:200]
+    record.detail = f"HTTP {response.status}: {await response.text()}"[:200]
     match response.status:
         case 429:
             record.outcome = "refused_429"

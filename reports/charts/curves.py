@@ -19,7 +19,7 @@ def throughput_vs_concurrency(content: Content) -> UIElement:
     if not content.sweeps:
         return explain(NO_SWEEP)
     levels = [level for series in content.sweeps for level in series.levels]
-    found = concurrency_chart("Throughput against concurrency", "output tokens/s", levels, y_axis_type="log")
+    found = concurrency_chart("Throughput against concurrency; shaded: the knee", "output tokens/s", levels, y_axis_type="log")
     plain_numbers(found.yaxis[0])
     lines = []
     for series in content.sweeps:

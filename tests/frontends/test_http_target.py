@@ -71,6 +71,7 @@ async def test_statuses_are_told_apart(status, outcome):
 
     (record,) = await measure_scripted(completions)
     assert (record.outcome, record.retry_after) == (outcome, 7.0)
+    assert str(status) in record.detail
 
 
 async def test_a_connection_that_breaks_is_an_outcome():

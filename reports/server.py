@@ -25,7 +25,7 @@ class Session:
 
     def __init__(self, document: Document, paths: Sequence[Path]) -> None:
         # Looked for anew for every reader, so that a reload shows what was measured since.
-        self._files = {str(file): file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])}
+        self._files = {name: file for path in paths for name, file in _files(path).items()}
         self._live = TabPanel(title="Live", child=Live(document).panel())
         names = list(self._files)
         newest = max(names, key=lambda name: self._files[name].stat().st_mtime)
@@ -54,6 +54,13 @@ class Session:
         self._tabs = tabs
         children: list[UIElement] = [*above, tabs]
         self._area.children = children
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """A file by its name, those of a folder by their way from it."""
+    if not path.is_dir():
+        return {path.name: path}
+    return {str(Path(path.name, file.relative_to(path))): file for file in sorted(path.rglob("*.json"))}
 
 
 def make_server(paths: Sequence[Path], host: str, port: int) -> Server:

@@ -1,0 +1,87 @@
+"""A real Chromium that reaches nothing but files and this machine, and tells of every error that its console shows."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "reports" / "examples"
+# The figures whose canvases have something on them, of those that can be seen: Bokeh's views live in nested shadow roots.
+FIGURES = """() => {
+  const found = []
+  const walk = (node) => {
+    if (node.classList?.contains("bk-Canvas") && node.checkVisibility({visibilityProperty: true})) found.push(node)
+    for (const child of [...(node.shadowRoot?.children ?? []), ...node.children]) walk(child)
+  }
+  walk(document.body)
+  const painted = (canvas) => canvas.width && canvas.height
+    && canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value)
+  return found.map((each) => [...each.shadowRoot.querySelectorAll("canvas")].some(painted))
+}"""
+
+
+class Reader:
+    """Looks at one page."""
+
+    def __init__(self, page, folder):
+        self.page = page
+        self.errors = []
+        self.refused = []
+        self._folder = folder
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.route("**/*", self._route)
+
+    def _route(self, route):
+        if route.request.url.startswith(("file://", "http://127.0.0.1:")):
+            route.continue_()
+        else:
+            self.refused.append(route.request.url)
+            route.abort()
+
+    def open(self, address):
+        self.page.goto(address)
+        self.page.wait_for_function("() => window.Bokeh?.documents?.length && window.Bokeh.documents.every((doc) => doc.is_idle)")
+
+    def click_through(self, name):
+        """Every tab; returns how many figures each showed, all of them painted. Keeps a picture of each."""
+        tabs = self.page.locator(".bk-tab")
+        shown = {}
+        for index in range(tabs.count()):
+            title = tabs.nth(index).inner_text()
+            tabs.nth(index).click()
+            self.page.wait_for_function("() => { const all = (" + FIGURES + ")(); return all.every((painted) => painted) }")
+            shown[title] = len(self.page.evaluate(FIGURES))
+            self.keep(f"{name}-{title}")
+        return shown
+
+    def keep(self, name):
+        self.page.screenshot(path=self._folder / f"{name}.png".replace(" ", "-").lower(), full_page=True)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture
+def reader(browser, scheme, tmp_path):
+    """Pictures are kept in $LLMSERVE_ARTIFACTS, where that is set."""
+    folder = Path(os.environ.get("LLMSERVE_ARTIFACTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=scheme)
+    yield Reader(context.new_page(), folder)
+    context.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import itertools
 import shlex
 import sys
 from collections.abc import Iterator
@@ -50,16 +51,16 @@ class Settings:
     ceiling_seconds: float = 0.5
 
     def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, Job]]:
-        """Every load of every prompt length, `repeats` times: (which repeat, job). The same whatever the target."""
-        numbers = iter(range(10**9))
-        for prompt in self.prompts:
-            for load in self.loads:
-                for repeat in range(self.repeats):
-                    number = next(numbers)
-                    workload = attrs.evolve(self.workload, prompt=prompt, vocabulary=vocabulary, seed=self.workload.seed + repeat)
-                    requests = max(self.requests, (load.concurrency or 0) * self.per_client)
-                    label = f"point {number}"
-                    yield repeat, Job(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
+        """Every load of every prompt length, all of it `repeats` times: (which repeat, job). The same whatever the target.
+
+        A repeat comes when all other points have had their turn, so that it meets the machine in another mood.
+        """
+        rounds = itertools.product(range(self.repeats), self.prompts, self.loads)
+        for number, (repeat, prompt, load) in enumerate(rounds):
+            workload = attrs.evolve(self.workload, prompt=prompt, vocabulary=vocabulary, seed=self.workload.seed + repeat)
+            requests = max(self.requests, (load.concurrency or 0) * self.per_client)
+            label = f"point {number}"
+            yield repeat, Job(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
 
 
 async def run(settings: Settings) -> int:

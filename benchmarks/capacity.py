@@ -151,28 +151,28 @@ def fit(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_cache_
 
 
 def capacity(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_cache_tokens: int | None = None) -> Capacity | None:
-    """None for fewer than three loads: a model that cannot be checked says nothing."""
-    if len(observed) < LEAST_LOADS:
-        return None
+    """None for fewer than three loads: a model that cannot be checked says nothing. A load's repeats are held out together."""
     held_out = []
     for one in observed:
-        others = [other for other in observed if other is not one]
+        others = [other for other in observed if other.load.concurrency != one.load.concurrency or not _alike(other.load, one.load)]
+        if len({other.load for other in others}) < LEAST_LOADS - 1:
+            return None
         model = fit(others, max_num_seqs, kv_cache_tokens)
         held_out.append(HeldOut(one.load, one.tokens_per_second, model.tokens_per_second(one.load), _naive(one.load, others)))
-    return Capacity(fit(observed, max_num_seqs, kv_cache_tokens), held_out)
+    return Capacity(fit(observed, max_num_seqs, kv_cache_tokens), held_out) if held_out else None
 
 
 def _naive(load: Load, others: Sequence[Observed]) -> float | None:
     """Along the axis on which others differ from it, if it is one: concurrency at these lengths, or prompt length at this concurrency."""
     along = [(float(one.load.concurrency), one.tokens_per_second) for one in others if _alike(one.load, load)]
     at: float = load.concurrency
-    if len(along) < 2:
+    if len({x for x, _ in along}) < 2:
         along = [(one.load.prompt, one.tokens_per_second) for one in others if one.load.concurrency == load.concurrency]
         at = load.prompt
-    points = sorted(set(along))
-    if len(points) < 2 or len({x for x, _ in points}) < 2:
+    places = sorted({x for x, _ in along})
+    if len(places) < 2:
         return None
-    x, y = np.log([point[0] for point in points]), np.log([point[1] for point in points])
+    x, y = np.log(places), np.log([np.mean([rate for place, rate in along if place == x]) for x in places])
     # Outside of what was measured, the line through the nearest two.
     index = int(np.clip(np.searchsorted(x, np.log(at)) - 1, 0, len(x) - 2))
     slope = (y[index + 1] - y[index]) / (x[index + 1] - x[index])

@@ -72,6 +72,11 @@ class Cause:
     name: str
     clause: str
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is something of which nothing is left."""
+        return self.name in ("kv cache", "batch", "host process", "engine process")
+
 
 def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dict[str, Any] | None) -> Cause:
     """From the first point beyond the knee, whose answers `summary` tells of; `first` is the least loaded point."""

@@ -60,7 +60,10 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
     binding = min(kinds, key=lambda kind: kinds[kind], default=None)
     bound = knee.concurrency if isinstance(knee, Knee) else kinds.get("kv cache", usable[-1].concurrency)
     beyond = next((level for level in usable if level.concurrency > bound * CLEARLY_BEYOND), usable[-1])
-    cause = name_cause(beyond.evidence, beyond.summary, usable[0].summary, engine) if isinstance(knee, Knee) else None
+    cause: Cause | None = name_cause(beyond.evidence, beyond.summary, usable[0].summary, engine)
+    if isinstance(knee, NoKnee) and cause is not None and not cause.exhausted:
+        # Waiting and longer steps come with every load; without a knee only what is used up says something.
+        cause = None
     dropped = len(levels) - len(usable)
     return Saturation(
         knee=knee,
@@ -118,7 +121,8 @@ def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cau
     tail = f" {dropped} of {dropped + len(levels)} points were not valid and do not count." if dropped else ""
     peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at {best.concurrency} at once"
     if isinstance(knee, NoKnee):
-        return f"{name}: no point of saturation can be named, because {knee.reason}. The most was {peak}.{tail}"
+        full = f" At {beyond.concurrency} at once {cause.clause}." if cause is not None else ""
+        return f"{name}: no point of saturation can be named, because {knee.reason}.{full} The most was {peak}.{tail}"
     gain = 2**knee.after - 1
     slower = (_tail(beyond.summary, "ttft") or math.nan) / (_tail(levels[0].summary, "ttft") or math.nan)
     reason = f", because {cause.clause}" if cause is not None else ""
@@ -132,9 +136,15 @@ def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cau
 def _advice(
     levels: Sequence[Level], knee: Knee | NoKnee, kinds: dict[str, float], cause: Cause | None, engine: dict[str, Any] | None
 ) -> list[str]:
-    if isinstance(knee, NoKnee):
-        return [f"To place the knee: {knee.reason}."]
-    limit = min([math.ceil(knee.concurrency), *(max(1, math.floor(at)) for kind, at in kinds.items() if kind in ("slo", "kv cache"))])
+    found = [f"To place the knee: {knee.reason}."] if isinstance(knee, NoKnee) else []
+    bounds = [max(1, math.floor(at)) for kind, at in kinds.items() if kind in ("slo", "kv cache")]
+    bounds += [math.ceil(knee.concurrency)] if isinstance(knee, Knee) else []
+    return found + (_settings(levels, min(bounds), knee, kinds, engine) if bounds else []) + _remedies(cause, engine)
+
+
+def _settings(
+    levels: Sequence[Level], limit: int, knee: Knee | NoKnee, kinds: dict[str, float], engine: dict[str, Any] | None
+) -> list[str]:
     at = min(levels, key=lambda level: abs(np.log2(level.concurrency / limit)))
     peak = max(level.summary.tokens_per_second for level in levels)
     why = "the promise is kept up to there" if kinds.get("slo", math.inf) <= limit + 1 else "more only wait"
@@ -142,18 +152,23 @@ def _advice(
     measured = f"{at.concurrency} at once gives {share:.0%} of the highest throughput with a TTFT p95 of {tail:.0f} ms"
     found = [f"Admission: --max-running {limit}, since {why}. Of what was measured, {measured}."]
     seats = (engine or {}).get("max_num_seqs")
-    if cause is not None and cause.name == "batch":
-        found.append(
-            f"Engine: max_num_seqs={seats} is what binds; a larger one moves the knee, as far as the KV cache and the step time allow."
-        )
-    elif seats is not None and seats > 2 * knee.high:
+    if isinstance(knee, Knee) and seats is not None and seats > 2 * knee.high:
         found.append(
             f"Engine: max_num_seqs={2 ** math.ceil(np.log2(knee.high))} would do in place of {seats}; a larger batch is never faster here."
         )
-    if cause is not None and cause.name == "host process":
-        found.append("Engine: the device has room; several frontends (vLLM's --api-server-count, or data parallel managers) would use it.")
-    if cause is not None and cause.name == "engine process":
-        found.append("Engine: the device has room, but one process feeds it; data parallel engines on the same device would use it.")
-    if cause is not None and cause.name == "kv cache":
-        found.append("Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache moves the knee.")
     return found
+
+
+def _remedies(cause: Cause | None, engine: dict[str, Any] | None) -> list[str]:
+    """What moves the knee."""
+    match cause.name if cause is not None else None:
+        case "batch":
+            seats = (engine or {}).get("max_num_seqs")
+            return [f"Engine: max_num_seqs={seats} is what binds; a larger one helps as far as the KV cache and the step time allow."]
+        case "host process":
+            return ["Engine: the device has room; several frontends (vLLM's --api-server-count, or data parallel managers) would use it."]
+        case "engine process":
+            return ["Engine: the device has room, but one process feeds it; data parallel engines on the same device would use it."]
+        case "kv cache":
+            return ["Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache moves the knee."]
+    return []

@@ -30,7 +30,8 @@ class Timelines:
     def join(self, records: list[RequestRecord], origin: float) -> None:
         """Fill in what the engine saw, and forget it."""
         for record in records:
-            line = self._kept.get(record.request_id)
+            # The id that the client is told says also which kind of answer it is.
+            line = self._kept.get(record.request_id.removeprefix("cmpl-"))
             if line is not None and record.submitted is None:
                 take_timeline(record, line, origin)
         self._kept.clear()

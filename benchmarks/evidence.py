@@ -88,7 +88,8 @@ def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dic
     if evidence.host_cpu is not None and evidence.host_cpu >= BUSY_SHARE:
         return Cause("host process", f"the Python process that holds the engine's client used {evidence.host_cpu:.0%} of a core")
     if (evidence.engine_cpu or 0) >= BUSY_SHARE and evidence.gpu is not None and evidence.gpu < IDLE_GPU_SHARE:
-        clause = f"the engine's own process used {evidence.engine_cpu:.0%} of a core, and the GPU was busy {evidence.gpu:.0%} of the time"
+        # vLLM's spins, so that a full core alone says nothing; a GPU that idles beside it does.
+        clause = f"the GPU was busy {evidence.gpu:.0%} of the time: the engine's own process, on a full core, does not feed it faster"
         return Cause("engine process", clause)
     if evidence.waiting is not None and evidence.waiting > 1:
         budget = (engine or {}).get("max_num_batched_tokens")

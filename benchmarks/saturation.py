@@ -136,10 +136,9 @@ def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cau
 def _advice(
     levels: Sequence[Level], knee: Knee | NoKnee, kinds: dict[str, float], cause: Cause | None, engine: dict[str, Any] | None
 ) -> list[str]:
-    found = [f"To place the knee: {knee.reason}."] if isinstance(knee, NoKnee) else []
     bounds = [max(1, math.floor(at)) for kind, at in kinds.items() if kind in ("slo", "kv cache")]
     bounds += [math.ceil(knee.concurrency)] if isinstance(knee, Knee) else []
-    return found + (_settings(levels, min(bounds), knee, kinds, engine) if bounds else []) + _remedies(cause, engine)
+    return (_settings(levels, min(bounds), knee, kinds, engine) if bounds else []) + _remedies(cause, engine)
 
 
 def _settings(

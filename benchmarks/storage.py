@@ -27,6 +27,11 @@ def samples_path(path: Path) -> Path:
     return path.with_name(path.stem + ".samples.jsonl.gz")
 
 
+def find(path: Path) -> list[Path]:
+    """A file itself; of a folder, and all in it, the runs: a .json file with its requests beside it."""
+    return sorted(file for file in path.rglob("*.json") if requests_path(file).exists()) if path.is_dir() else [path]
+
+
 def write(path: Path, recording: Recording) -> None:
     """All three files, each replaced whole or not at all; a run that was cut short is written like any other."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 
 from benchmarks.analysis import Analysis, Sweep, View, analyse
-from benchmarks.storage import UnreadableRun, read
+from benchmarks.storage import UnreadableRun, find, read
 from reports.reference import RTX_4090, Reference
 from reports.theme import PALETTE
 
@@ -69,7 +69,7 @@ class Content:
 
 def load(paths: Sequence[Path], reference: Reference | None = RTX_4090) -> Content:
     """Files, and folders whose runs are all taken. Raises UnreadableRun, also where there is no run or nothing in one."""
-    files = [file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in find(path)]
     if not files:
         raise UnreadableRun(f"no runs (*.json) in {', '.join(map(str, paths)) or 'what was picked: nothing'}")
     runs = []

@@ -10,7 +10,7 @@ from bokeh.document import Document
 from bokeh.models import Column, MultiChoice, TabPanel, Tabs, UIElement
 from bokeh.server.server import Server
 
-from benchmarks.storage import UnreadableRun
+from benchmarks.storage import UnreadableRun, find
 from reports import words
 from reports.content import load
 from reports.live import Live
@@ -58,9 +58,7 @@ class Session:
 
 def _files(path: Path) -> dict[str, Path]:
     """A file by its name, those of a folder by their way from it."""
-    if not path.is_dir():
-        return {path.name: path}
-    return {str(Path(path.name, file.relative_to(path))): file for file in sorted(path.rglob("*.json"))}
+    return {str(Path(path.name, file.relative_to(path))): file for file in find(path)}
 
 
 def make_server(paths: Sequence[Path], host: str, port: int) -> Server:

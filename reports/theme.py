@@ -7,7 +7,8 @@ series has one colour on every chart. Figures are transparent; the page's script
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import Axis, CustomJSTickFormatter, Div, FixedTicker, HoverTool, LegendItem, Model
+import numpy as np
+from bokeh.models import Axis, ColumnDataSource, CustomJSTickFormatter, Div, FixedTicker, HoverTool, LegendItem, Model
 from bokeh.plotting import figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A68A6")
@@ -86,6 +87,14 @@ def plain_numbers(*axes: Axis) -> None:
     for axis in axes:
         axis.ticker = FixedTicker(ticks=[digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)])
         axis.formatter = CustomJSTickFormatter(code="return Number(tick.toPrecision(3)).toLocaleString('en')")
+
+
+def line_through(found: figure, source: ColumnDataSource, key: str, **style: Any) -> None:
+    """A line through the mean point of each value of a column, in its order: the points themselves are repeats."""
+    keys = np.asarray(source.data[key])
+    levels = np.unique(keys)
+    x, y = ([np.mean(np.asarray(source.data[name])[keys == level]) for level in levels] for name in ("x", "y"))
+    found.line(x, y, **style)
 
 
 def legend(found: figure, *, outside: bool = True) -> None:

@@ -7,7 +7,7 @@ from bokeh.plotting import figure
 from benchmarks.knee import Knee
 from benchmarks.summary import Distribution
 from reports.content import Content, Series
-from reports.theme import DASHES, MARKERS, PROMISE, REFERENCE, chart, concurrency_chart, explain, hover, legend, plain_numbers
+from reports.theme import DASHES, MARKERS, PROMISE, REFERENCE, chart, concurrency_chart, explain, hover, legend, line_through, plain_numbers
 
 NO_SWEEP = "No sweep in it. A curve needs several concurrencies: <code>python -m benchmarks sweep --concurrency 1,2,4,8,16,32</code>."
 # Normal quantile of a 95 % interval.
@@ -21,11 +21,11 @@ def throughput_vs_concurrency(content: Content) -> UIElement:
     levels = [level for series in content.sweeps for level in series.levels]
     found = concurrency_chart("Throughput against concurrency; shaded: the knee", "output tokens/s", levels, y_axis_type="log")
     plain_numbers(found.yaxis[0])
-    lines = []
+    points = []
     for series in content.sweeps:
         source = _throughputs(series)
-        lines.append(found.line("x", "y", source=source, color=series.colour, line_width=2, legend_label=series.label))
-        lines.append(found.scatter("x", "y", source=source, color=series.colour, fill_color="fill", size=8, legend_label=series.label))
+        line_through(found, source, "x", color=series.colour, line_width=2, legend_label=series.label)
+        points.append(found.scatter("x", "y", source=source, color=series.colour, fill_color="fill", size=8, legend_label=series.label))
         found.add_layout(Whisker(base="x", lower="low", upper="high", source=source, line_color=series.colour))
         _knee(found, series)
     first = content.sweeps[0]
@@ -37,7 +37,7 @@ def throughput_vs_concurrency(content: Content) -> UIElement:
         reference = content.reference
         found.line(reference.concurrency, reference.tokens_per_second, color=REFERENCE, line_dash="dashed", legend_label=reference.name)
         found.scatter(reference.concurrency, reference.tokens_per_second, color=REFERENCE, legend_label=reference.name)
-    hover(found, lines, [("series", "@name"), ("at once", "@x"), ("tokens/s", "@y{0,0.0}"), ("valid", "@valid")])
+    hover(found, points, [("series", "@name"), ("at once", "@x"), ("tokens/s", "@y{0,0.0}"), ("valid", "@valid")])
     legend(found)
     return found
 
@@ -82,7 +82,7 @@ def latency_vs_concurrency(content: Content, figure_name: str = "ttft") -> UIEle
             source = _latencies(series, figure_name, name)
             if len(source.data["x"]):
                 label = f"{series.label}, {name}"
-                found.line("x", "y", source=source, color=series.colour, line_dash=dash, line_width=2, legend_label=label)
+                line_through(found, source, "x", color=series.colour, line_dash=dash, line_width=2, legend_label=label)
                 marker = MARKERS[name]
                 points.append(found.scatter("x", "y", source=source, color=series.colour, marker=marker, size=7, legend_label=label))
                 found.add_layout(Whisker(base="x", lower="low", upper="high", source=source, line_color=series.colour))
@@ -129,7 +129,7 @@ def throughput_vs_latency(content: Content) -> UIElement:
                 "name": [series.label] * len(views),
             }
         )
-        found.line("x", "y", source=source, color=series.colour, line_width=2, legend_label=series.label)
+        line_through(found, source, "level", color=series.colour, line_width=2, legend_label=series.label)
         points.append(found.scatter("x", "y", source=source, color=series.colour, size=8, legend_label=series.label))
         found.text("x", "y", text="level", source=source, x_offset=7, y_offset=5, text_font_size="11px", text_color=series.colour)
     hover(found, points, [("series", "@name"), ("at once", "@level"), ("tokens/s of all", "@y{0,0.0}"), ("of one user", "@x{0.0}")])

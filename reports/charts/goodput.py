@@ -8,7 +8,7 @@ from bokeh.plotting import figure
 
 from benchmarks.analysis import View
 from reports.content import Content
-from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend
+from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend, line_through
 
 OUTCOME_COLOURS = {
     "ok": "#009E73",
@@ -51,17 +51,17 @@ def offered(view: View) -> float:
 
 
 def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Model:
-    views = sorted(views, key=offered)
     source = ColumnDataSource(
         {
             "x": np.array([offered(view) for view in views]),
             "y": np.array([view.summary.goodput_per_second for view in views]),
+            "level": np.array([view.point.concurrency or offered(view) for view in views]),
             "load": [view.point.load for view in views],
             "share": np.array([view.summary.attainment for view in views]),
             "name": [label] * len(views),
         }
     )
-    found.line("x", "y", source=source, color=colour, line_width=2, legend_label=label)
+    line_through(found, source, "level", color=colour, line_width=2, legend_label=label)
     return found.scatter("x", "y", source=source, color=colour, size=8, legend_label=label)
 
 

@@ -6,7 +6,7 @@ from bokeh.models import ColumnDataSource, UIElement
 from benchmarks.analysis import View
 from benchmarks.results import Memory
 from reports.content import Content, Named
-from reports.theme import INK, PALETTE, chart, concurrency_chart, explain, hover, legend
+from reports.theme import INK, PALETTE, chart, concurrency_chart, explain, hover, legend, plain_numbers
 
 GIB = 2**30
 PARTS = {"weights": PALETTE[0], "activations": PALETTE[4], "KV cache (set aside)": PALETTE[2], "not explained": "#B5B9C0"}
@@ -65,6 +65,7 @@ def kv_vs_concurrency(content: Content) -> UIElement:
     found = concurrency_chart(
         "KV cache against concurrency", "GiB", [level for series in told for level in series.levels], y_axis_type="log"
     )
+    plain_numbers(found.yaxis[0])
     points = []
     for series in told:
         memory = series.run.analysis.recording.run.memory

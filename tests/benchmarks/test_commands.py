@@ -1,11 +1,16 @@
 """The command line, as its user meets it: a sweep of both targets, its files, and one line for what is wrong."""
 
+import http.server
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from benchmarks import storage, waterfall
 
 SWEEP = ["sweep", "--engine", "simulated", "--no-ceiling", "--requests", "8", "--per-client", "2", "--output-tokens", "8"]
 
@@ -30,6 +35,67 @@ def test_a_sweep_measures_both_targets_and_joins_the_engine_s_stages(run):
     found = benchmarks("table", str(run))
     assert found.returncode == 0
     assert found.stdout.count("at once | 128 | 8 | 8 |") == 4
+
+
+def test_both_targets_tell_every_stage_of_every_request(run):
+    """A regression: HTTP's requests were never joined to what their engine saw."""
+    recording = storage.read(run)
+    assert len(recording.records) == 4 * 8 + 2 * (1 + 2)
+    for record in recording.records:
+        stages = waterfall.stages(record)
+        assert list(stages) == list(waterfall.STAGES)
+        assert sum(stages.values()) == pytest.approx(record.last_token - record.intended, abs=1e-5)
+
+
+def test_what_was_measured_survives_an_interrupt(tmp_path):
+    out = tmp_path / "run.json"
+    command = [sys.executable, "-m", "benchmarks", "run", "--engine", "simulated", "--no-ceiling", "--target", "http"]
+    command += ["--concurrency", "4", "--requests", "5000", "--processes", "2", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        seen = ""
+        while "in flight" not in seen:
+            seen += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "cut short after" in told
+    recording = storage.read(out)
+    assert [point.complete for point in recording.run.points] == [False]
+    assert any(record.outcome == "ok" for record in recording.records)
+    assert {record.outcome for record in recording.records} <= {"ok", "cancelled"}
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """Has a model, and answers no request for it."""
+
+    def do_GET(self):
+        self.answer(200, b'{"data": [{"id": "broken"}]}')
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(500, b"out of luck")
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_answers_500_is_told_in_its_own_words_and_no_older_file_is_lost(tmp_path):
+    out = tmp_path / "run.json"
+    out.write_text("from another day")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = benchmarks("run", "--target", f"http://127.0.0.1:{server.server_port}", "--concurrency", "2", "--out", str(out))
+        server.shutdown()
+    assert found.returncode == 2
+    assert "answers no request: HTTP 500: out of luck" in found.stderr.splitlines()[-1]
+    assert out.read_text() == "from another day"
 
 
 def test_a_run_is_not_worse_than_itself(run):

@@ -1,51 +1,21 @@
 """Golden tests: a target whose times are known exactly, on a virtual clock; what comes back must be those times."""
 
+import itertools
 import math
 
 import anyio
 import pytest
+from benchmarks_support import WORKLOAD, Scripted, closed, generate, sent
+from engines import ScriptedEngine
 
 from benchmarks import summary
-from benchmarks.load import Generator
 from benchmarks.plan import Job, Load
-from benchmarks.results import RequestRecord
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.windows import steady_window
 from benchmarks.workloads import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
-
-WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(4), vocabulary=(1, 200))
-
-
-class Scripted:
-    """Delivers `tokens` at a time after each of `gaps`; while `stalled` (a span of time) nothing moves."""
-
-    def __init__(self, gaps=(0.25, 0.4, 0.1, 0.4, 0.1), tokens=1, stalled=(0.0, 0.0)):
-        self.gaps = gaps
-        self.tokens = tokens
-        self.stalled = stalled
-
-    async def send(self, item, record, now, origin):
-        record.accepted = now()
-        for gap in self.gaps:
-            await anyio.sleep(gap)
-            if self.stalled[0] <= now() < self.stalled[1]:
-                await anyio.sleep(self.stalled[1] - now())
-            record.deliveries.append((now(), self.tokens))
-            record.completion_tokens += self.tokens
-        record.outcome = "ok"
-        return ()
-
-
-def generate(target, load, workload=WORKLOAD, **job):
-    return Generator(target, Job(point=0, label="test", load=load, workload=workload, **{"requests": 0, **job}))
-
-
-async def closed(target, concurrency=1, requests=10):
-    generator = generate(target, Load(concurrency=concurrency), requests=requests)
-    await generator.run()
-    return generator.measured
+from llmserve.request import Delta
 
 
 async def opened(target, load, seconds):
@@ -67,6 +37,46 @@ async def test_known_times_come_back_exactly(tokens):
     assert found.tpot.at("p50") == pytest.approx(1.0 / (4 * tokens))
     assert found.tokens_per_second == pytest.approx(5 * tokens / 1.25, rel=0.02)
     assert found.outcomes == {"ok": 100}
+
+
+class PacedEngine(ScriptedEngine):
+    """Delivers `tokens` at a time after each of `gaps`, from the moment it is handed a request."""
+
+    def __init__(self, gaps, tokens):
+        super().__init__(max_num_seqs=64)
+        self.gaps = gaps
+        self.tokens = tokens
+
+    async def run(self, *, task_status=anyio.TASK_STATUS_IGNORED):
+        async with anyio.create_task_group() as self.tasks:
+            task_status.started()
+            await anyio.sleep_forever()
+
+    async def submit(self, request_id, prompt, sampling, priority, sink):
+        await super().submit(request_id, prompt, sampling, priority, sink)
+        self.tasks.start_soon(self.deliver, request_id)
+
+    async def deliver(self, request_id):
+        for number, gap in enumerate(self.gaps, 1):
+            await anyio.sleep(gap)
+            ending = number == len(self.gaps)
+            if ending:
+                self.held.discard(request_id)
+            self.sinks[request_id].put(Delta("x", (1,) * self.tokens, "length" if ending else None))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+async def test_known_times_come_back_exactly_through_the_manager(tokens):
+    gaps = [0.25, 0.4, 0.1, 0.4, 0.1]
+    workload = Workload(prompt=Fixed(8), output=Fixed(5 * tokens), vocabulary=(1, 200))
+    async with EngineManager(PacedEngine(gaps, tokens), ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
+        generator = generate(InProcess(manager), Load(concurrency=4), workload, requests=20)
+        await generator.run()
+    for record in generator.measured.records:
+        times = [record.intended, *(time for time, _ in record.deliveries)]
+        assert [after - before for before, after in itertools.pairwise(times)] == pytest.approx(gaps)
+        assert [count for _, count in record.deliveries] == [tokens] * 5
+        assert record.outcome == "ok"
 
 
 async def test_a_closed_loop_keeps_its_concurrency():
@@ -173,22 +183,8 @@ def test_weights_count_as_repetition():
     assert weighted.at("p50") == 1.0
 
 
-def record(number, start, end, outcome="ok"):
-    return RequestRecord(
-        point=0,
-        number=number,
-        prompt_tokens=1,
-        wanted_tokens=1,
-        intended=start,
-        dispatched=start,
-        deliveries=[(end, 1)],
-        finished=end,
-        outcome=outcome,
-    )
-
-
 def test_the_steady_window_leaves_out_the_ramp_and_the_drain():
-    records = [record(number, float(number), 20.0 - number) for number in range(10)]
+    records = [sent(number, float(number), 20.0 - number) for number in range(10)]
     assert steady_window(records) == (8.0, 12.0)
 
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 from browser.conftest import EXAMPLES, ROOT
 
-from benchmarks.storage import read
+from benchmarks.storage import find, read
 
 # Drawing without a GPU takes its time.
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
-RUNS = sorted((EXAMPLES / "cpu-smollm2").glob("*.json"))
+RUNS = find(EXAMPLES / "cpu-smollm2")
 TABS = ["Saturation", "Distributions", "Timelines", "Prompt lengths", "Memory", "Prediction", "Comparison", "Table", "Data"]
 
 

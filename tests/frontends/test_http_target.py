@@ -1,5 +1,7 @@
 """The load generator's HTTP target against our own server, and against servers that misbehave."""
 
+import statistics
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -16,10 +18,10 @@ from llmserve import AdmissionConfig, ManagerConfig
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
 
 
-async def measure(url, requests=6, concurrency=3):
+async def measure(url, requests=6, concurrency=3, workload=WORKLOAD):
     model = await find_model(url, None)
     async with open_session(url) as session:
-        job = Job(point=0, label="test", load=Load(concurrency=concurrency), workload=WORKLOAD, requests=requests)
+        job = Job(point=0, label="test", load=Load(concurrency=concurrency), workload=workload, requests=requests)
         generator = Generator(HTTP(session, model), job)
         await generator.run()
     return generator.measured.records
@@ -84,7 +86,35 @@ async def test_a_connection_that_breaks_is_an_outcome():
     assert record.outcome == "connection"
 
 
-async def measure_scripted(completions):
+# What a busy machine may add to a time; the median of several requests has to keep it.
+TOLERANCE = 0.03
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+async def test_known_times_come_back_within_the_tolerance(tokens):
+    gaps = [0.25, 0.4, 0.1, 0.4, 0.1]
+
+    async def completions(request):
+        due = anyio.current_time()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number, gap in enumerate(gaps, 1):
+            due += gap
+            await anyio.sleep(due - anyio.current_time())
+            await response.write(b'data: {"choices": [{"text": "x"}], "usage": {"completion_tokens": %d}}\n\n' % (number * tokens))
+        await response.write(DONE)
+        return response
+
+    workload = Workload(prompt=Fixed(8), output=Fixed(5 * tokens), vocabulary=(1, 200))
+    records = await measure_scripted(completions, requests=8, concurrency=8, workload=workload)
+    assert {record.outcome for record in records} == {"ok"}
+    assert all([count for _, count in record.deliveries] == [tokens] * 5 for record in records)
+    times = [[record.intended, *(time for time, _ in record.deliveries)] for record in records]
+    for index, gap in enumerate(gaps):
+        assert statistics.median(row[index + 1] - row[index] for row in times) == pytest.approx(gap, abs=TOLERANCE)
+
+
+async def measure_scripted(completions, requests=1, concurrency=1, workload=WORKLOAD):
     async def models(request):
         return web.json_response({"data": [{"id": "scripted"}]})
 
@@ -94,7 +124,7 @@ async def measure_scripted(completions):
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return await measure(f"http://127.0.0.1:{runner.addresses[0][1]}", requests=1, concurrency=1)
+        return await measure(f"http://127.0.0.1:{runner.addresses[0][1]}", requests, concurrency, workload)
     finally:
         await runner.cleanup()
 

@@ -1,0 +1,51 @@
+"""The step-time model, from a run on an engine whose law it does not know, on a virtual clock."""
+
+import math
+
+from benchmarks_support import generate
+
+from benchmarks.capacity import Load as Shape
+from benchmarks.capacity import capacity, observe
+from benchmarks.plan import Load
+from benchmarks.summary import summarize
+from benchmarks.targets.inprocess import InProcess
+from benchmarks.workloads import Fixed, Workload
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig
+from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+
+
+async def observed(concurrency, prompt, repeat=0):
+    workload = Workload(prompt=Fixed(prompt), output=Fixed(40), vocabulary=(1, 200), seed=repeat)
+    engine = SimulatedEngine(SimulatedConfig(num_blocks=4096, max_num_seqs=32))
+    async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
+        load = Load(concurrency=concurrency, staggered=True)
+        generator = generate(InProcess(manager), load, workload, requests=6 * concurrency)
+        await generator.run()
+    found = summarize(generator.measured.records)
+    return observe(Shape(concurrency, found.prompt_tokens, found.output_tokens), found.tokens_per_second, generator.measured.records)
+
+
+async def test_loads_that_it_has_not_seen_are_foretold_and_better_than_by_interpolation():
+    found = capacity([await observed(concurrency, 64) for concurrency in (1, 2, 4, 8, 16, 32)], max_num_seqs=32)
+    assert len(found.held_out) == 6
+    assert found.error < 0.05
+    assert found.error < found.naive_error
+
+
+async def test_lengths_that_it_has_not_seen_are_foretold():
+    found = capacity([await observed(8, prompt) for prompt in (32, 64, 128, 256)], max_num_seqs=32)
+    assert found.error < 0.05
+
+
+async def test_a_load_s_repeats_are_held_out_together():
+    """A regression: each repeat was foretold from the other one, and interpolated between a load and itself."""
+    loads = [await observed(concurrency, 64, repeat) for repeat in range(2) for concurrency in (1, 2, 4)]
+    twice = capacity(loads)
+    assert len(twice.held_out) == 6
+    assert math.isfinite(twice.naive_error)
+    assert capacity(loads[:3]).held_out[0].naive == twice.held_out[0].naive or twice.held_out[0].naive != loads[3].tokens_per_second
+
+
+async def test_too_few_loads_make_no_model():
+    assert capacity([await observed(concurrency, 64) for concurrency in (1, 2)]) is None
+    assert capacity([]) is None

@@ -1,0 +1,119 @@
+"""The page as a document: every run makes one, and what it lacks is explained. tests/browser opens it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bokeh.document import Document
+from bokeh.models import Div
+
+from benchmarks import storage
+from benchmarks.results import Memory, Point, Recording, RequestRecord, Run
+from reports.content import load
+from reports.page import add_to
+
+EXAMPLES = storage.find(Path(__file__).parents[2] / "reports" / "examples")
+
+
+def texts(*paths):
+    document = Document()
+    add_to(document, load(paths))
+    document.validate()
+    return " ".join(model.text for model in document.models if isinstance(model, Div))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_example_is_readable_and_valid(path):
+    text = texts(path)
+    assert "points are valid" in text or "not valid" in text
+
+
+def write(path, points, outcome="ok", **run):
+    deliveries = [(0.5, 1), (0.75, 1)] if outcome == "ok" else []
+    records = [
+        RequestRecord(
+            point=point.number, number=number, prompt_tokens=4, wanted_tokens=2, completion_tokens=len(deliveries),
+            intended=float(number), dispatched=float(number), finished=number + 1.0, outcome=outcome,
+            deliveries=[(number + at, count) for at, count in deliveries],
+        )
+        for point in points
+        for number in range(10)
+    ]  # fmt: skip
+    provenance = {"engine": {"model": "<b>", "max_num_seqs": 4}}
+    storage.write(
+        path, Recording(Run(command="<script>", started="now", provenance=provenance, workload={}, points=points, **run), records, [])
+    )
+    return path
+
+
+def test_a_single_closed_loop_has_no_curve_and_says_how_to_get_one(tmp_path):
+    text = texts(write(tmp_path / "a.json", [Point(number=0, target="inprocess", concurrency=1, complete=True, planned=10)]))
+    assert "A curve needs several concurrencies" in text
+    assert "memory is measured for targets in this process" in text
+    assert "Fewer than three prompt lengths" in text
+    assert "One run only" in text
+
+
+def test_an_open_loop_alone_is_a_page(tmp_path):
+    assert "No sweep over concurrencies" in texts(
+        write(tmp_path / "a.json", [Point(number=0, target="http", rate=1.0, pattern="poisson", complete=True)])
+    )
+
+
+def test_a_run_in_which_nothing_was_answered_is_a_page(tmp_path):
+    points = [Point(number=number, target="http", concurrency=2**number, complete=True) for number in range(3)]
+    text = texts(write(tmp_path / "a.json", points, outcome="error", memory=Memory(device="cpu")))
+    assert "nothing was answered" in text
+    assert "No request was answered" in text
+
+
+def test_what_a_run_says_of_itself_is_text_and_no_markup(tmp_path):
+    text = texts(write(tmp_path / "a.json", [Point(number=0, target="<i>", concurrency=1, complete=True)]))
+    assert "<script>" not in text
+    assert "<i>" not in text
+    assert "&lt;b&gt; under load" in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    points = [Point(number=0, target="inprocess", concurrency=1, complete=True)]
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "run.json", points)
+    assert [run.name for run in load([tmp_path]).runs] == ["new/run", "old/run"]
+
+
+@pytest.mark.parametrize("command", ["build", "pictures", "serve"])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.json", None, "missing.json"),
+        ("old.json", '{"schema": 1}', "old.json: schema 1"),
+        ("broken.json", "{", "broken.json"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, command, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    out = [] if command == "serve" else ["-o", str(tmp_path / "out")]
+    found = subprocess.run(
+        [sys.executable, "-m", "reports", command, str(tmp_path / name), *out], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert found.returncode == 2
+    assert words in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_a_folder_only_runs_are_taken(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(storage.UnreadableRun, match="no runs"):
+        load([tmp_path])
+    write(tmp_path / "a.json", [Point(number=0, target="inprocess", concurrency=1, complete=True)])
+    assert [run.name for run in load([tmp_path]).runs] == ["a"]
+
+
+def test_an_empty_run_is_told(tmp_path):
+    storage.write(tmp_path / "a.json", Recording(Run(command="x", started="now", provenance={}, workload={}), [], []))
+    with pytest.raises(storage.UnreadableRun, match=r"a\.json: an empty run"):
+        load([tmp_path / "a.json"])

@@ -119,16 +119,29 @@ class Answerer:
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
         """One delta as an event: by template where it is text and nothing else. `usage` is this choice's so far, if wanted."""
-        if usage is not None:
-            answer = self._answer(self.chunk_choice(index, delta))
-            answer.usage = add_usage([usage], 1)
-            return sse.event(answer)
-        if delta.finish_reason is None and delta.logprobs is None:
+        if delta.finish_reason is None and delta.logprobs is None and not (usage is not None and usage.cached_tokens):
             frame = self._frames.get(index)
             if frame is None:
-                frame = self._frames[index] = sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
-            return frame(delta.text)
-        return sse.event(self._answer(self.chunk_choice(index, delta)))
+                frame = self._frames[index] = self._frame(index, usage)
+            if usage is None:
+                return frame(delta.text)
+            return frame(delta.text, usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens)
+        answer = self._answer(self.chunk_choice(index, delta))
+        if usage is not None:
+            answer.usage = add_usage([usage], 1)
+        return sse.event(answer)
+
+    def _frame(self, index: int, usage: Usage | None) -> sse.TextEvent:
+        """Around the text of a choice's chunks, and around what its running usage counts."""
+        if usage is None:
+            return sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
+
+        def make(text: str, completion: int, total: int) -> Answer:
+            answer = self._answer(self.chunk_choice(index, Delta(text, ())))
+            answer.usage = UsageBody(usage.prompt_tokens, completion, total, PromptTokensDetails(0))
+            return answer
+
+        return sse.TextEvent(make, numbers=2)
 
     def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
         answer = self._answer()

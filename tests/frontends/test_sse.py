@@ -3,8 +3,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from frontends import sse
-from frontends.openai_answers import ChatAnswerer, TextAnswerer
-from llmserve import Delta
+from frontends.openai_answers import ChatAnswerer, TextAnswerer, add_usage
+from llmserve import Delta, Usage
 
 text = st.text() | st.text(alphabet='\n\r"\\\u2028\x00data: []{}🙂é', max_size=20)
 
@@ -34,6 +34,17 @@ def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
             delta = Delta(value, (1,))
             whole = sse.event(answerer._answer(answerer.chunk_choice(3, delta)))
             assert answerer.chunk(3, delta) == whole
+
+
+@given(st.lists(st.tuples(text, st.integers(1, 10**6)), max_size=5), st.integers(0, 10**6), st.sampled_from([0, 7]))
+def test_so_does_a_template_that_counts(pieces, prompt, cached):
+    for kind in (TextAnswerer, ChatAnswerer):
+        answerer = kind("id", "model")
+        for value, tokens in pieces:
+            delta, usage = Delta(value, (1,)), Usage(prompt, tokens, cached)
+            whole = answerer._answer(answerer.chunk_choice(3, delta))
+            whole.usage = add_usage([usage], 1)
+            assert answerer.chunk(3, delta, usage) == sse.event(whole)
 
 
 @given(st.lists(text, max_size=5))

@@ -7,7 +7,7 @@ import sys
 
 import msgspec
 
-from benchmarks import analysis, compare, options, parity, predict, selftest, session, storage
+from benchmarks import analysis, compare, options, overhead, parity, predict, selftest, session, storage
 from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.traces import UnreadableTrace
@@ -70,6 +70,17 @@ def run_parity(given: argparse.Namespace) -> int:
     return 0
 
 
+def run_overhead(given: argparse.Namespace) -> int:
+    measuring = overhead.measure(
+        given.streams, given.rounds, http=not given.no_http, report=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    found = asyncio.run(measuring)
+    print(overhead.conclude(found))
+    if given.out:
+        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    return 0
+
+
 def _add_parity(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
@@ -115,6 +126,12 @@ def build_parser() -> argparse.ArgumentParser:
     even = commands.add_parser("parity", help="throughput of an EngineManager against a bare AsyncLLM loop, alternating in one process")
     even.set_defaults(run_command=run_parity)
     _add_parity(even)
+    cost = commands.add_parser("overhead", help="what a token costs the process that holds the engine's client: ours beside vLLM's own")
+    cost.set_defaults(run_command=run_overhead)
+    cost.add_argument("--streams", type=options.positive(int), default=64)
+    cost.add_argument("--rounds", type=options.positive(int), default=5)
+    cost.add_argument("--no-http", action="store_true", help="in process only")
+    cost.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     return parser
 
 

@@ -51,7 +51,12 @@ def test_what_was_measured_survives_an_interrupt(tmp_path):
     out = tmp_path / "run.json"
     command = [sys.executable, "-m", "benchmarks", "run", "--engine", "simulated", "--no-ceiling", "--target", "http"]
     command += ["--concurrency", "4", "--requests", "5000", "--processes", "2", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def hear_interrupts():
+        # A shell that starts the tests in the background lets them ignore SIGINT, and that is inherited.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509 - this process starts no thread
         seen = ""
         while "in flight" not in seen:
             seen += process.stderr.read(1)

@@ -1,0 +1,88 @@
+"""vLLM over an engine core that answers at once: what is left is the cost of the process that holds the engine's client.
+
+`python -m benchmarks.stubbed frontends.aiohttp_app ARGUMENTS` runs a server module so, ours or vLLM's own. The core lives in the
+client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all.
+"""
+
+import asyncio
+import itertools
+import runpy
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+# Ids from the middle of the bundled model's vocabulary: words that end at a token, as most do.
+TOKENS = [2000 + 37 * number for number in range(512)]
+
+
+class StubbedCore:
+    """Stands in for vLLM's AsyncMPClient: a token for every open request at each turn of the event loop."""
+
+    engine_ranks_managed = (0,)
+
+    def __init__(self) -> None:
+        self.resources = SimpleNamespace(engine_dead=False)
+        self._open: dict[str, int] = {}
+        self._fresh: set[str] = set()
+        self._arrival = asyncio.Event()
+        self._tokens = itertools.cycle(TOKENS)
+
+    async def add_request_async(self, request: Any) -> None:
+        self._open[request.request_id] = request.sampling_params.max_tokens
+        self._fresh.add(request.request_id)
+        self._arrival.set()
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self._open.pop(request_id, None)
+            self._fresh.discard(request_id)
+
+    async def get_output_async(self) -> Any:
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+        from vllm.v1.metrics.stats import SchedulerStats
+
+        await asyncio.sleep(0)
+        while not self._open:
+            self._arrival.clear()
+            await self._arrival.wait()
+        now = time.monotonic()
+        outputs = []
+        for request_id, left in list(self._open.items()):
+            output = EngineCoreOutput(request_id, [next(self._tokens)])
+            if request_id in self._fresh:
+                self._fresh.discard(request_id)
+                output.events = _scheduled(now)
+            if left > 1:
+                self._open[request_id] = left - 1
+            else:
+                del self._open[request_id]
+                output.finish_reason = FinishReason.LENGTH
+            outputs.append(output)
+        return EngineCoreOutputs(outputs=outputs, scheduler_stats=SchedulerStats(num_running_reqs=len(outputs)), timestamp=now)
+
+    async def get_supported_tasks_async(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Nothing to stop."""
+
+
+def _scheduled(now: float) -> list[Any]:
+    from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType
+
+    return [EngineCoreEvent(kind, now) for kind in (EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED)]
+
+
+def install() -> None:
+    """Every AsyncLLM that this process makes from now on has such a core."""
+    from vllm.v1.engine.core_client import EngineCoreClient
+
+    EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: StubbedCore())
+
+
+if __name__ == "__main__":
+    _, module, *arguments = sys.argv
+    install()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

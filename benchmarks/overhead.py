@@ -26,7 +26,7 @@ from benchmarks.workloads import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.vllm import VLLMEngine
 
-# Long enough that nearly all streams are open at nearly all times; prompt and answer fit the bundled model's context.
+# Long enough that what begins and ends an answer counts for little; prompt and answer fit the bundled model's context.
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 1024
 VOCABULARY = (2000, 20_000)
 START_SECONDS = 180.0
@@ -57,7 +57,7 @@ Side = Callable[[int], Awaitable[Leg]]
 @asynccontextmanager
 async def inprocess_sides(streams: int) -> AsyncIterator[dict[str, Side]]:
     """Both on the one AsyncLLM of this process."""
-    stubbed.install()
+    stubbed.install(streams)
     engine = VLLMEngine("bundled", {})
     async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
         workload = parity.Workload(requests=streams, concurrency=streams, prompt_words=PROMPT_TOKENS, max_tokens=ANSWER_TOKENS, seed=1)
@@ -78,13 +78,13 @@ async def inprocess_sides(streams: int) -> AsyncIterator[dict[str, Side]]:
 
 
 @asynccontextmanager
-async def server(command: list[str]) -> AsyncIterator[tuple[str, psutil.Process]]:
+async def server(command: list[str], streams: int) -> AsyncIterator[tuple[str, psutil.Process]]:
     """A server module over the stubbed core, in a process of its own: its URL, and it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     model = [] if command[0].startswith("frontends") else ["--model", await _bundled(), "--served-model-name", "bundled"]
-    arguments = [sys.executable, "-m", "benchmarks.stubbed", *command, "--host", "127.0.0.1", "--port", str(port), *model]
+    arguments = [sys.executable, "-m", "benchmarks.stubbed", str(streams), *command, "--host", "127.0.0.1", "--port", str(port), *model]
     process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -151,7 +151,7 @@ async def http_sides(streams: int) -> AsyncIterator[dict[str, Side]]:
     async with AsyncExitStack() as stack:
         sides: dict[str, Side] = {}
         for name, command in SERVERS.items():
-            url, process = await stack.enter_async_context(server(command))
+            url, process = await stack.enter_async_context(server(command, streams))
             fleet = await stack.enter_async_context(open_fleet(url, "bundled", 1))
             sides[name] = http_side(fleet, process, streams)
         yield sides

@@ -1,7 +1,9 @@
 """vLLM over an engine core that answers at once: what is left is the cost of the process that holds the engine's client.
 
-`python -m benchmarks.stubbed frontends.aiohttp_app ARGUMENTS` runs a server module so, ours or vLLM's own. The core lives in the
-client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all.
+`python -m benchmarks.stubbed STREAMS frontends.aiohttp_app ARGUMENTS` runs a server module so, ours or vLLM's own. The core lives in the
+client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all. It waits until so many
+streams are open and then makes a token for each of them at every turn of the loop, until all have ended: were it to begin with the
+first, that one would be over before the next is tokenised.
 """
 
 import asyncio
@@ -17,11 +19,13 @@ TOKENS = [2000 + 37 * number for number in range(512)]
 
 
 class StubbedCore:
-    """Stands in for vLLM's AsyncMPClient: a token for every open request at each turn of the event loop."""
+    """Stands in for vLLM's AsyncMPClient."""
 
     engine_ranks_managed = (0,)
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int) -> None:
+        self._streams = streams
+        self._going = False
         self.resources = SimpleNamespace(engine_dead=False)
         self._open: dict[str, int] = {}
         self._fresh: set[str] = set()
@@ -43,9 +47,11 @@ class StubbedCore:
         from vllm.v1.metrics.stats import SchedulerStats
 
         await asyncio.sleep(0)
-        while not self._open:
+        self._going = self._going and bool(self._open)
+        while not self._going:
             self._arrival.clear()
             await self._arrival.wait()
+            self._going = len(self._open) >= self._streams
         now = time.monotonic()
         outputs = []
         for request_id, left in list(self._open.items()):
@@ -64,6 +70,9 @@ class StubbedCore:
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
         return ("generate",)
 
+    async def reset_mm_cache_async(self) -> None:
+        """vLLM's server asks for it at its start."""
+
     def shutdown(self, timeout: float | None = None) -> None:
         """Nothing to stop."""
 
@@ -74,15 +83,15 @@ def _scheduled(now: float) -> list[Any]:
     return [EngineCoreEvent(kind, now) for kind in (EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED)]
 
 
-def install() -> None:
+def install(streams: int) -> None:
     """Every AsyncLLM that this process makes from now on has such a core."""
     from vllm.v1.engine.core_client import EngineCoreClient
 
-    EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: StubbedCore())
+    EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: StubbedCore(streams))
 
 
 if __name__ == "__main__":
-    _, module, *arguments = sys.argv
-    install()
+    _, streams, module, *arguments = sys.argv
+    install(int(streams))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

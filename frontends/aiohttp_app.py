@@ -23,6 +23,8 @@ MAX_BODY = 4 * 2**20
 # aiohttp has no limit of its own for either: a client that sends its body, or reads its answer, slower than this is gone.
 BODY_SECONDS = 30.0
 WRITE_SECONDS = 30.0
+# A transport that holds less than a quarter of 64 KiB is not paused, by the limits that asyncio and uvloop set.
+UNPAUSED_BYTES = 16 * 1024
 JSON = "application/json"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -160,10 +162,15 @@ async def _pour(choices: Choices, answerer: Answerer, write: "Writer", *, runnin
 class Writer:
     """Writes events; a reader that takes none for too long is given up, as if it had gone."""
 
-    def __init__(self, response: web.StreamResponse) -> None:
+    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
         self.response = response
+        self._transport = request.transport
 
     async def __call__(self, data: bytes) -> None:
+        if self._transport is not None and self._transport.get_write_buffer_size() + len(data) < UNPAUSED_BYTES:
+            # Nothing can make this wait, and a deadline would cost more than the write.
+            await self.response.write(data)
+            return
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 await self.response.write(data)
@@ -182,7 +189,7 @@ async def _event_stream(request: web.Request) -> AsyncIterator[Callable[[str], A
     async def begin(request_id: str) -> Writer:
         nonlocal writer
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Request-Id": request_id}
-        writer = Writer(web.StreamResponse(headers=headers))
+        writer = Writer(web.StreamResponse(headers=headers), request)
         await writer.response.prepare(request)
         return writer
 

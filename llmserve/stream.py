@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import anyio
-
 from llmserve.engine import EngineTimings
 from llmserve.errors import EngineError
 from llmserve.metrics import Observer
 from llmserve.request import Completion, Delta, Timeline, Usage
+from llmserve.wakeup import make_wakeup
 
 
 class TokenStream:
@@ -25,7 +24,7 @@ class TokenStream:
         self._pending: Delta | None = None
         self.error: Exception | None = None
         self._ended = False
-        self._arrival: anyio.Event | None = None
+        self._wakeup = make_wakeup()
 
     def __repr__(self) -> str:
         state = f"failed: {self.error!r}" if self.error else "ended" if self._ended else "open"
@@ -59,8 +58,7 @@ class TokenStream:
             self.raise_if_failed()
             if self._ended:
                 raise StopAsyncIteration
-            self._arrival = anyio.Event()
-            await self._arrival.wait()
+            await self._wakeup.sleep()
         delta, self._pending = self._pending, None
         return delta
 
@@ -105,7 +103,7 @@ class TokenStream:
         self._pending = delta if self._pending is None else self._pending + delta
         if delta.finish_reason is not None:
             self._end()
-        self._wake()
+        self._wakeup.wake()
 
     def fail(self, error: Exception) -> None:
         """End with an error; the first one counts."""
@@ -113,16 +111,11 @@ class TokenStream:
             return
         self.error = error
         self._end()
-        self._wake()
+        self._wakeup.wake()
 
     def _end(self) -> None:
         self._ended = True
         self._on_end()
-
-    def _wake(self) -> None:
-        if self._arrival is not None:
-            self._arrival.set()
-            self._arrival = None
 
 
 def _note_timings(timeline: Timeline, timings: EngineTimings) -> None:

@@ -1,4 +1,4 @@
-"""VLLMEngine: vLLM's AsyncLLM behind the engine protocol. With its two neighbours the only module that imports vllm, and only
+"""VLLMEngine: vLLM's AsyncLLM behind the engine protocol. With its neighbours the only module that imports vllm, and only
 inside functions.
 
 How tokens get out: `AsyncLLM.add_request()` returns a collector, an object with a `put()` that vLLM's output handler calls
@@ -6,7 +6,7 @@ for every step of that request. `generate()` would wrap it in a generator and an
 request's own receiver, which turns each output into a Delta and hands it on at once. Outputs, errors and the engine's
 death all arrive by that one way.
 
-Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here, in `vllm_args.py` and in `vllm_outputs.py`.
+Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in its neighbours `vllm_*.py`.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ import attrs
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
+from llmserve.engines.vllm_short import ShortWay, is_plain
 from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
@@ -68,6 +69,7 @@ class VLLMEngine:
         try:
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
             self._llm = llm
+            ShortWay(llm.output_processor)
             task_status.started()
             while not llm.errored:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
                 await anyio.sleep(WATCH_SECONDS)
@@ -192,6 +194,8 @@ class VLLMEngine:
             raise translate(error) from error
         # From here on every output comes straight to the receiver; what came during the await is fetched first.
         collector.put = receiver.put
+        if is_plain(sampling):
+            ShortWay.open(collector, receiver)
         if collector.output is not None:
             receiver.put(collector.output)
 

@@ -40,6 +40,11 @@ class Receiver:
         delta = Delta(part.text, tuple(part.token_ids), reason, part.stop_reason, logprobs, prompt_logprobs)
         self._sink.put(delta, None if reason is None else _timings(output))
 
+    def take(self, text: str, token_ids: list[int]) -> None:
+        """Tokens in the middle of an answer, with their text."""
+        if self._id in self._open:
+            self._sink.put(Delta(text, tuple(token_ids)))
+
     def _logprobs(self, entries: Any, token_ids: Any) -> tuple[TokenLogprob, ...] | None:
         if entries is None:
             return None

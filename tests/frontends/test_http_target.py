@@ -76,6 +76,17 @@ async def test_statuses_are_told_apart(status, outcome):
     assert str(status) in record.detail
 
 
+async def test_a_request_says_that_it_is_json():
+    """A regression: vLLM's own server refused every request."""
+
+    async def completions(request):
+        assert request.content_type == "application/json"
+        return web.Response(body=CHUNK * 6 + DONE, content_type="text/event-stream")
+
+    (record,) = await measure_scripted(completions)
+    assert record.outcome == "ok"
+
+
 async def test_a_connection_that_breaks_is_an_outcome():
     async def completions(request):
         request.transport.abort()

@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from reports.pictures import find_browser
 
 
 def main() -> None:
-    if any(shutil.which(name) for name in NAMES):
+    if find_browser():
         return
     if shutil.which("apt-get") and os.geteuid() == 0:
         print("installing chromium", flush=True)

@@ -5,8 +5,6 @@ import asyncio
 import pathlib
 import sys
 
-import msgspec
-
 from benchmarks import analysis, compare, options, overhead, parity, predict, selftest, session, storage
 from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
@@ -45,12 +43,12 @@ def run_predict(given: argparse.Namespace) -> int:
 def run_selftest(given: argparse.Namespace) -> int:
     found = asyncio.run(selftest.measure(given.seconds, lambda line: print(line, flush=True)))
     if given.out:
-        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        given.out.write_bytes(storage.readable(found))
     return 0
 
 
 def run_schema(given: argparse.Namespace) -> int:
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(storage.schema())) + b"\n")
+    sys.stdout.buffer.write(storage.readable(storage.schema()))
     return 0
 
 
@@ -66,7 +64,7 @@ def run_parity(given: argparse.Namespace) -> int:
     found = asyncio.run(parity.measure(given.model, engine_args, workload, given.rounds, lambda line: print(line, flush=True)))
     print(parity.conclude(found))
     if given.out:
-        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        given.out.write_bytes(storage.readable(found))
     return 0
 
 
@@ -77,7 +75,7 @@ def run_overhead(given: argparse.Namespace) -> int:
     found = asyncio.run(measuring)
     print(overhead.conclude(found))
     if given.out:
-        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        given.out.write_bytes(storage.readable(found))
     return 0
 
 

@@ -81,11 +81,9 @@ async def run(settings: Settings) -> int:
                 # Point by point through the targets, so that what drifts on the machine falls on all of them alike.
                 for rig in bench.rigs:
                     await measure(rig, job, settings, repeat, recording)
-                    storage.write(settings.out, recording)
         finally:
-            # With nothing measured, a file of that name from another day stays.
+            # With nothing measured, nothing was written, and a file of that name from another day stays.
             if recording.run.points:
-                storage.write(settings.out, recording)
                 print(analysis.conclusion(analysis.analyse(recording)))
                 print(f"written: {settings.out}, and beside it {storage.requests_path(settings.out).name}")
     return 0
@@ -140,6 +138,7 @@ async def measure(rig: Rig, job: Job, settings: Settings, repeat: int, recording
         samples = monitor.since(measured.origin)
         recording.samples += samples
         _note_peak(recording.run, samples)
+        storage.write(settings.out, recording)
 
 
 def warm_up(job: Job, requests: int) -> Job:

@@ -37,7 +37,7 @@ def write(path: Path, recording: Recording) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(requests_path(path), _lines(recording.records))
     _replace(samples_path(path), _lines(recording.samples))
-    _replace(path, msgspec.json.format(msgspec.json.encode(recording.run)) + b"\n")
+    _replace(path, readable(recording.run))
 
 
 def read(path: Path) -> Recording:
@@ -53,6 +53,11 @@ def read(path: Path) -> Recording:
         raise UnreadableRun(f"{error.filename or path}: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UnreadableRun(f"{path}: {error}") from error
+
+
+def readable(found: Any) -> bytes:
+    """Facts as indented JSON, for a file that people look into."""
+    return msgspec.json.format(msgspec.json.encode(found)) + b"\n"
 
 
 def schema() -> dict[str, Any]:

@@ -58,6 +58,11 @@ class Content:
     def views(self) -> Iterator[tuple[Named, View]]:
         return ((run, view) for run in self.runs for view in run.analysis.views)
 
+    @property
+    def labelled(self) -> Iterator[tuple[str, View]]:
+        """Every point by the name of its row; repeats have the same one."""
+        return ((f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in self.views)
+
     def _label(self, run: Named, sweep: Sweep) -> str:
         """As short as it is unambiguous."""
         parts = [run.name] if len(self.runs) > 1 else []

@@ -28,9 +28,14 @@ class NoBrowser(Exception):
     """Nothing can draw; the message says what to install."""
 
 
+def find_browser() -> str | None:
+    """The path of this machine's Chromium or Chrome."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
 def draw(content: Content, folder: Path) -> list[Path]:
     """Write the pictures; returns their paths. Raises NoBrowser."""
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    browser = find_browser()
     if browser is None:
         raise NoBrowser(f"pictures are drawn by a browser, and none of {', '.join(BROWSERS)} is installed")
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def line_through(found: figure, source: ColumnDataSource, key: str, **style: Any
     found.line(x, y, **style)
 
 
-def legend(found: figure, *, outside: bool = True) -> None:
+def legend(found: figure) -> None:
     """One that hides a series at a click; below the plot, where it covers nothing, and with room of its own."""
     if not found.legend:
         return
@@ -110,9 +110,8 @@ def legend(found: figure, *, outside: bool = True) -> None:
     box.orientation = "horizontal"
     box.ncols = 2 if len(_items(box)) > 3 else max(1, len(_items(box)))
     box.padding = box.margin = 4
-    if outside:
-        found.add_layout(box, "below")
-        found.height += LEGEND_ROW * -(-len(_items(box)) // box.ncols)
+    found.add_layout(box, "below")
+    found.height += LEGEND_ROW * -(-len(_items(box)) // box.ncols)
 
 
 def _items(box: Any) -> list[LegendItem]:

@@ -67,9 +67,10 @@ def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Mode
 
 def outcomes(content: Content) -> UIElement:
     """How the requests of every point ended, as shares."""
-    views = [(f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in content.views]
-    labels = list(dict.fromkeys(label for label, _ in views))
-    counts = {label: [view for name, view in views if name == label] for label in labels}
+    counts: dict[str, list[View]] = {}
+    for label, view in content.labelled:
+        counts.setdefault(label, []).append(view)
+    labels = list(counts)
     found = chart("How requests ended", "share of all attempts", "", y_range=labels[::-1])
     found.height = max(220, 22 * len(labels) + 100)
     left = np.zeros(len(labels))

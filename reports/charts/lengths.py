@@ -5,6 +5,7 @@ from bokeh.models import ColumnDataSource, UIElement
 from bokeh.plotting import figure
 
 from benchmarks.analysis import View
+from benchmarks.windows import Floats
 from reports.content import Content, Named
 from reports.theme import PALETTE, chart, explain, hover, legend, plain_numbers
 
@@ -65,9 +66,7 @@ def _label(content: Content, run: Named, view: View) -> str:
     return f"{f'{run.name}, ' if len(content.runs) > 1 else ''}{view.point.target}, {view.point.load}"
 
 
-def _fit(
-    found: figure, x: "np.ndarray[tuple[int], np.dtype[np.float64]]", y: "np.ndarray[tuple[int], np.dtype[np.float64]]", colour: str
-) -> None:
+def _fit(found: figure, x: Floats, y: Floats, colour: str) -> None:
     """Least squares of relative errors; with three lengths there is nothing left to check it by, so it is drawn from four on."""
     if len(x) <= LEAST_LENGTHS:
         return

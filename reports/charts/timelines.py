@@ -6,6 +6,7 @@ from bokeh.plotting import figure
 
 from benchmarks.analysis import View
 from benchmarks.waterfall import BLIND_STAGES, STAGES
+from benchmarks.windows import Floats, deliveries
 from reports.content import Content
 from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend
 
@@ -29,10 +30,8 @@ def engine_timelines(view: View) -> list[UIElement]:
     _trace(shares, view, times, "kv_usage", "KV cache in use", PALETTE[2])
     _trace(shares, view, times, "gpu", "GPU busy", PALETTE[3])
     rate = chart("Output tokens", "s from the point's start", "tokens/s", x_range=queue.x_range)
-    delivered = np.asarray([pair for record in view.traffic for pair in record.deliveries]).reshape(-1, 2)
-    counts, edges = (
-        np.histogram(delivered[:, 0], bins=RATE_PARTS, weights=delivered[:, 1]) if len(delivered) else (np.zeros(1), np.zeros(2))
-    )
+    moments, tokens = deliveries(view.traffic)
+    counts, edges = np.histogram(moments, bins=RATE_PARTS, weights=tokens) if len(moments) else (np.zeros(1), np.zeros(2))
     rate.step((edges[:-1] + edges[1:]) / 2, counts / np.maximum(np.diff(edges), 1e-9), mode="center", color=PALETTE[0], line_width=2)
     start, end = view.summary.window
     for found in (queue, shares, rate):
@@ -42,7 +41,7 @@ def engine_timelines(view: View) -> list[UIElement]:
     return [queue, shares, rate]
 
 
-def _trace(found: figure, view: View, times: "np.ndarray[tuple[int], np.dtype[np.float64]]", name: str, label: str, colour: str) -> None:
+def _trace(found: figure, view: View, times: Floats, name: str, label: str, colour: str) -> None:
     values = np.array([np.nan if (value := getattr(sample, name)) is None else value for sample in view.samples], dtype=float)
     if not np.all(np.isnan(values)):
         found.line(times, values, color=colour, line_width=2, legend_label=label)
@@ -50,9 +49,7 @@ def _trace(found: figure, view: View, times: "np.ndarray[tuple[int], np.dtype[np
 
 def stages(content: Content) -> UIElement:
     """The mean request of every point as a bar, stage after stage; the stages sum to its end-to-end time."""
-    rows = [
-        (f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in content.views if view.waterfall
-    ]
+    rows = [(label, view) for label, view in content.labelled if view.waterfall]
     if not rows:
         return explain("No request was answered.")
     labels = list(dict.fromkeys(label for label, _ in rows))

@@ -26,8 +26,8 @@ TAB_STYLE = """
     .bk-tab { color: var(--soft) !important; background: transparent !important; border: none !important; }
     .bk-tab { padding: 8px 14px !important; font-size: 15px; }
     .bk-tab:hover { color: var(--ink) !important; }
-    /* Bokeh hides the other tabs and lets the tallest of them make the page; they keep their width, so that nothing is laid out anew. */
-    [style*="visibility: hidden"] { position: absolute !important; left: 0; right: 0; height: 0 !important; overflow: hidden; }
+    /* Bokeh hides the other tabs and lets the tallest of them make the page; not displayed, they are laid out when opened. */
+    [style*="visibility: hidden"] { display: none !important; }
     .bk-tab.bk-active { color: var(--ink) !important; border-bottom: 3px solid var(--accent) !important; font-weight: 600; }
     """
 INPUT_STYLE = ":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }"

@@ -15,6 +15,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 REFERENCE = "#8A8F98"
 PROMISE = "#C0392B"
 INK, GRID = "#3A3F47", "#D9DCE1"
+# For what does not follow the theme: readable on light and on dark.
+MIDDLE = "#7D8694"
 DASHES = {"p50": "solid", "p95": "dashed", "p99": "dotted"}
 MARKERS = {"p50": "circle", "p95": "square", "p99": "triangle"}
 HEIGHT = 340
@@ -103,7 +105,7 @@ def legend(found: figure) -> None:
         return
     box = found.legend[0]
     box.click_policy = "hide"
-    box.label_text_color = INK
+    box.stylesheets = [".bk-label { color: var(--ink) !important; }"]
     box.label_text_font_size = "12px"
     box.background_fill_alpha = 0
     box.border_line_color = None

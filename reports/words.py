@@ -23,6 +23,10 @@ def block(text: str) -> Div:
     return Div(text=text, sizing_mode="stretch_width", stylesheets=[STYLE])
 
 
+def warning(text: str) -> Div:
+    return block(f'<div class="banner bad"><p>{html.escape(text)}</p></div>')
+
+
 def head(content: Content) -> Div:
     """Title, what was measured on what, and whether it may be believed."""
     models = ", ".join(dict.fromkeys(run.analysis.model for run in content.runs))

@@ -6,7 +6,7 @@ from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, Fixe
 from benchmarks.analysis import View
 from benchmarks.windows import Floats
 from reports.content import Content
-from reports.theme import INK, chart, explain, hover, legend, plain_numbers
+from reports.theme import MIDDLE, chart, explain, hover, legend, plain_numbers
 
 # Shares of the slowest, as HdrHistogram draws a spectrum: 1 is the median's side, each step right is ten times rarer.
 SPECTRUM = {0.5: "p50", 0.9: "p90", 0.95: "p95", 0.99: "p99", 0.999: "p99.9"}
@@ -95,8 +95,8 @@ def itl_heat(view: View) -> UIElement:
         title="tokens",
         formatter=CustomJSTickFormatter(code="return Math.round(10 ** tick).toLocaleString('en')"),
         background_fill_alpha=0,
-        major_label_text_color=INK,
-        title_text_color=INK,
+        major_label_text_color=MIDDLE,
+        title_text_color=MIDDLE,
         width=10,
     )
     found.add_layout(bar, "right")

@@ -10,18 +10,29 @@ from reports.pictures import find_browser
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "reports" / "examples"
-# The figures whose canvases have something on them, of those that can be seen: Bokeh's views live in nested shadow roots.
-FIGURES = """() => {
+# The canvases of each figure that can be seen: Bokeh's views live in nested shadow roots.
+CANVASES = """
   const found = []
   const walk = (node) => {
-    if (node.classList?.contains("bk-Canvas") && node.checkVisibility({visibilityProperty: true})) found.push(node)
+    const seen = node.classList?.contains("bk-Canvas") && node.checkVisibility({visibilityProperty: true})
+    if (seen) found.push([...node.shadowRoot.querySelectorAll("canvas")])
     for (const child of [...(node.shadowRoot?.children ?? []), ...node.children]) walk(child)
   }
   walk(document.body)
-  const painted = (canvas) => canvas.width && canvas.height
-    && canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value)
-  return found.map((each) => [...each.shadowRoot.querySelectorAll("canvas")].some(painted))
-}"""
+  const painted = ({width, height}) => width && height
+  const pixels = (canvas) => painted(canvas) ? canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data : []
+"""
+# Whether each has something on it.
+FIGURES = "() => {" + CANVASES + "return found.map((each) => each.some((canvas) => pixels(canvas).some((value) => value))) }"
+# Whether each has a pixel of a colour.
+COLOURED = (
+    """([red, green, blue]) => {"""
+    + CANVASES
+    + """
+  const is = (data, at) => data[at] == red && data[at + 1] == green && data[at + 2] == blue && data[at + 3] == 255
+  const has = (data) => { for (let at = 0; at < data.length; at += 4) if (is(data, at)) return true }
+  return found.length && found.every((each) => each.some((canvas) => has(pixels(canvas)))) }"""
+)
 
 
 class Reader:
@@ -58,6 +69,10 @@ class Reader:
             shown[title] = len(self.page.evaluate(FIGURES))
             self.keep(f"{name}-{title}")
         return shown
+
+    def wait_for_colour(self, colour):
+        """Until every figure that can be seen has a pixel of it: red, green, blue, 0 to 255 each."""
+        self.page.wait_for_function(COLOURED, arg=colour)
 
     def keep(self, name):
         self.page.screenshot(path=self._folder / f"{name}.png".replace(" ", "-").lower(), full_page=True)

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from browser.conftest import EXAMPLES, ROOT
@@ -12,6 +14,7 @@ from benchmarks.storage import find, read
 # Drawing without a GPU takes its time.
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
+DRAWING_MS = 120_000
 RUNS = find(EXAMPLES / "cpu-smollm2")
 TABS = ["Saturation", "Distributions", "Timelines", "Prompt lengths", "Memory", "Prediction", "Comparison", "Table", "Data"]
 
@@ -31,14 +34,13 @@ def test_text_follows_the_theme(reader, scheme, tmp_path):
     page = tmp_path / "report.html"
     subprocess.run([sys.executable, "-m", "reports", "build", str(RUNS[0]), "-o", str(page)], check=True, cwd=ROOT)
     reader.open(page.as_uri())
-    titles = (
-        """() => [...Bokeh.documents[0]._all_models.values()].filter((model) => model.type == "Title").map((model) => model.text_color)"""
-    )
-    ink = {"light": "#1f2430", "dark": "#e6e8ec"}
-    reader.page.wait_for_function(f"() => ({titles})().every((colour) => colour == '{ink[scheme]}')")
+    ink = {"light": [0x1F, 0x24, 0x30], "dark": [0xE6, 0xE8, 0xEC]}
+    reader.wait_for_colour(ink[scheme])
     reader.page.locator("#theme").click()
-    other = ink["dark" if scheme == "light" else "light"]
-    assert set(reader.page.evaluate(titles)) == {other}
+    reader.wait_for_colour(ink["dark" if scheme == "light" else "light"])
+    # A tab that was not displayed meanwhile follows, too.
+    reader.page.locator(".bk-tab", has_text="Memory").click()
+    reader.wait_for_colour(ink["dark" if scheme == "light" else "light"])
 
 
 @pytest.fixture
@@ -65,7 +67,16 @@ def test_runs_are_picked_and_compared(reader, scheme, server):
             reader.page.locator(".choices").click()
             reader.page.locator(".choices__item--choice", has_text=run.name).click()
     total = sum(len(read(run).run.points) for run in RUNS)
-    reader.page.get_by_text(f"All {total} points are valid").wait_for()
+    reader.page.get_by_text(f"All {total} points are valid").wait_for(timeout=DRAWING_MS)
+    assert reader.errors == []
+
+
+def test_a_comparison_can_be_linked_to(reader, scheme, server):
+    names = [str(Path("cpu-smollm2", run.name)) for run in RUNS]
+    reader.open(f"{server}/?{urlencode([('run', name) for name in [*names, 'nowhere.json']])}&tab=6")
+    assert reader.page.locator(".choices__list--multiple").inner_text().count("json") == len(names)
+    assert reader.page.locator(".bk-tab.bk-active").inner_text() == "Comparison"
+    reader.page.get_by_text("there is no run nowhere.json").wait_for()
     assert reader.errors == []
 
 

@@ -250,7 +250,7 @@ _PATH = re.compile(r"at `\$\.(\w+)")
 _FIELD = re.compile(r"field `(\w+)`")
 
 
-def decode(decoder: "msgspec.json.Decoder[Wire]", body: bytes) -> Wire:
+def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]", body: bytes | msgspec.Raw) -> Wire:
     """A request's body. Raises InvalidRequest, naming the field where there is one to blame."""
     try:
         return decoder.decode(body)
@@ -258,10 +258,10 @@ def decode(decoder: "msgspec.json.Decoder[Wire]", body: bytes) -> Wire:
         found = _PATH.search(str(error)) or _FIELD.search(str(error))
         raise InvalidRequest(str(error)[:300], found[1] if found else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        param = _not_finite(body)
+        param = _not_finite(bytes(body))
         if param is not None:
             raise InvalidRequest(f"{param} must be a finite number", param) from None
-        raise InvalidRequest(f"the body is not valid JSON: {str(error)[:200]}") from None
+        raise InvalidRequest(f"the body cannot be decoded: {str(error)[:200]}") from None
 
 
 def _not_finite(body: bytes) -> str | None:

@@ -135,11 +135,7 @@ class EngineManager:
         sampling: Sampling | None = None,
     ) -> Completion:
         """The whole answer at once. A string or token ids make a request with `sampling`; raises as `stream` does."""
-        if not isinstance(request, GenerationRequest):
-            request = GenerationRequest(request, sampling=sampling or Sampling())
-        elif sampling is not None:
-            request = attrs.evolve(request, sampling=sampling)
-        async with self.stream(request, token) as stream:
+        async with self.stream(GenerationRequest.of(request, sampling), token) as stream:
             return await stream.collect()
 
     def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:

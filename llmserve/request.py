@@ -159,6 +159,13 @@ class GenerationRequest:
         if isinstance(self.prompt, tuple) and not _token_ids(self.prompt):
             raise InvalidRequest("prompt as token ids takes whole numbers, none negative", "prompt")
 
+    @classmethod
+    def of(cls, request: "GenerationRequest | str | Sequence[int]", sampling: Sampling | None = None) -> "GenerationRequest":
+        """A request as it is, with `sampling` in place of its own where that is given; or one for a text or token ids."""
+        if not isinstance(request, GenerationRequest):
+            return cls(request, sampling=sampling or Sampling())
+        return request if sampling is None else attrs.evolve(request, sampling=sampling)
+
     @property
     def prompt_field(self) -> str:
         """Which of the two fields holds the prompt, for an error's `param`."""

@@ -25,6 +25,7 @@ class TokenStream:
         self.error: Exception | None = None
         self._ended = False
         self._wakeup = make_wakeup()
+        self._wake = self._wakeup.wake
 
     def __repr__(self) -> str:
         state = f"failed: {self.error!r}" if self.error else "ended" if self._ended else "open"
@@ -59,6 +60,21 @@ class TokenStream:
             if self._ended:
                 raise StopAsyncIteration
             await self._wakeup.sleep()
+        delta, self._pending = self._pending, None
+        return delta
+
+    def notify(self, ready: Callable[[], None]) -> None:
+        """For a reader that is no task: `ready()` is called at once and whenever there is more to `take()`, or an end.
+
+        It is called from the middle of the engine's step, in the event loop's thread: it should note that, and take after the step.
+        A stream is either iterated or notifies.
+        """
+        self._wake = ready
+        if self._pending is not None or self._ended:
+            ready()
+
+    def take(self) -> Delta | None:
+        """What has come since the last one, as one delta; None if nothing has. Errors are told by `ended` and `error`."""
         delta, self._pending = self._pending, None
         return delta
 
@@ -103,7 +119,7 @@ class TokenStream:
         self._pending = delta if self._pending is None else self._pending + delta
         if delta.finish_reason is not None:
             self._end()
-        self._wakeup.wake()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """End with an error; the first one counts."""
@@ -111,7 +127,7 @@ class TokenStream:
             return
         self.error = error
         self._end()
-        self._wakeup.wake()
+        self._wake()
 
     def _end(self) -> None:
         self._ended = True

@@ -18,7 +18,7 @@ from reports.page import INPUT_STYLE, roots, template
 # The order in which runs are picked is that of the comparison: the second over the first.
 PICK = "Runs (pick two to compare the second with the first)"
 # A choice is a new page, which can also be linked to. In place, Bokeh lays everything out anew for each new figure: two runs took
-# 27 s in a browser that opens the page with them in 5 s (2 cores, no GPU).
+# 27 s to show, opened anew 15 s (2 cores, no GPU).
 REOPEN = """
 const chosen = new URLSearchParams(pick.value.map((name) => ["run", name]))
 chosen.set("tab", tabs.active)

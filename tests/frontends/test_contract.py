@@ -3,6 +3,7 @@
 import pytest
 from contracts.frontend_contract import FrontendContract
 from http_support import InProcess, OverHTTP, running_server
+from socket_support import over_socket
 
 
 @pytest.fixture
@@ -21,3 +22,17 @@ class TestHTTP(FrontendContract):
     @pytest.fixture
     def client(self, slow_server):
         return OverHTTP(slow_server)
+
+
+class TestSocket(FrontendContract):
+    @pytest.fixture
+    async def client(self):
+        async with over_socket(time_scale=0.5) as client:
+            yield client
+
+
+class TestUnixSocket(FrontendContract):
+    @pytest.fixture
+    async def client(self, tmp_path):
+        async with over_socket(listen=f"unix://{tmp_path}/llmserve.sock", time_scale=0.5) as client:
+            yield client

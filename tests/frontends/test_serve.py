@@ -16,13 +16,17 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from frontends.socket_client import SocketClient
+from llmserve import GenerationRequest, Sampling
+
 MODULE = [sys.executable, "-m", "frontends.aiohttp_app"]
+SOCKET = [sys.executable, "-m", "frontends.socket_app"]
 
 
 @asynccontextmanager
-async def program(tmp_path, *arguments, until="  ready  "):
-    """A running server on the simulated engine, its URL, and the lines that it has printed."""
-    command = [*MODULE, "--engine", "simulated", "--model", "sim", "--port", "0", *arguments]
+async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--port", "0")):
+    """A running server on the simulated engine, its address, and the lines that it has printed."""
+    command = [*module, "--engine", "simulated", "--model", "sim", *arguments]
     environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment)
     lines = []
@@ -31,7 +35,7 @@ async def program(tmp_path, *arguments, until="  ready  "):
             while not lines or until not in lines[-1]:
                 lines.append((await process.stderr.readline()).decode())
                 assert lines[-1], "the server ended early: " + "".join(lines)
-        url = re.search(r"http://[\d.:]+", lines[0])[0]
+        url = re.search(r"\w+://\S+", lines[0])[0]
         yield process, url, lines
     finally:
         if process.returncode is None:
@@ -156,3 +160,37 @@ async def test_a_taken_port_is_named(tmp_path):
         result = await anyio.run_process([*MODULE, "--engine", "simulated", "--port", str(port)], check=False)
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr.decode()
+
+
+async def test_the_socket_server_is_such_a_program_too(tmp_path):
+    path = tmp_path / "llmserve.sock"
+    listen = ("--listen", "tcp://127.0.0.1:0", "--listen", f"unix://{path}", "--engine-arg", "step_seconds=0.05")
+    async with program(tmp_path, *listen, module=SOCKET) as (process, address, lines):
+        assert [line.split()[1] for line in lines] == ["listening", "listening", "model", "engine", "engine", "admission", "ready"]
+        async with SocketClient(address) as tcp, SocketClient(f"unix://{path}") as unix:
+            request = GenerationRequest("hi", sampling=Sampling(max_tokens=10, ignore_eos=True))
+            async with tcp.stream(request) as stream:
+                process.send_signal(signal.SIGTERM)
+                assert (await stream.collect()).usage.completion_tokens == 10
+            with anyio.fail_after(10):
+                await unix.wire.lost.wait()
+                assert await process.wait() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "9000"], "'9000' is no address: use tcp://host:port"),
+        (["--listen", "tls://127.0.0.1:0"], "needs --tls-cert and --tls-key"),
+        (["--listen", "tls://127.0.0.1:0", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "TLS with /nowhere and /nowhere"),
+        (["--listen", "unix:///nowhere/x.sock"], "cannot listen on unix:///nowhere/x.sock: No such file or directory"),
+        (["--max-streams", "0"], "0 is less than 1"),
+        (["--max-streams", "x"], "invalid"),
+    ],
+)
+async def test_a_wrong_argument_of_the_socket_server_is_one_line_too(arguments, words):
+    result = await anyio.run_process([*SOCKET, "--engine", "simulated", *arguments], check=False)
+    assert result.returncode == 2
+    assert words in result.stderr.decode().strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr.decode()

@@ -1,0 +1,128 @@
+"""What running a server as a program means: it listens at once, loads the engine, serves, drains on SIGTERM. For any wire."""
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from importlib.util import find_spec
+
+import anyio
+import anyio.to_thread
+
+from frontends.options import add_options, manager_config
+from frontends.startup import loading, say
+from llmserve import ConfigurationError, EngineError, EngineManager, State
+from llmserve.engines.vllm_args import parse_engine_args
+from llmserve.models import BUNDLED, is_local, resolve
+
+# Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
+BACKLOG = 4096
+WATCH_SECONDS = 0.2
+
+# Listens for a manager under a model's name, while it is entered; gives the addresses, as a person would type them.
+Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str] | None, listener: Callable[[argparse.Namespace], Listen]) -> None:
+    """Parse, serve and exit: code 0 after a drain, 1 if the engine died, 2 for a wrong argument.
+
+    `listener` makes what listens of the options, to which this adds those that every server has.
+    """
+    parser.add_argument("--verbose", action="store_true", help="show the engine's own log")
+    add_options(parser)
+    options = parser.parse_args(argv)
+    _prepare_environment(options)
+    try:
+        listen = listener(options)
+        quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
+        args = quiet | parse_engine_args(options.engine_arg)
+        manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=manager_config(options))
+        # vLLM brings uvloop along; without it the server is slower and otherwise the same.
+        sys.exit(anyio.run(serve, manager, options, listen, backend_options={"use_uvloop": find_spec("uvloop") is not None}))
+    except ConfigurationError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except EngineError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    except CannotListen as error:
+        parser.exit(2, f"{parser.prog}: error: cannot listen on {error}\n")
+
+
+class CannotListen(Exception):
+    """An address that is taken, or that does not exist here."""
+
+    def __init__(self, address: str, error: OSError) -> None:
+        super().__init__(f"{address}: {error.strerror or error}")
+
+
+async def serve(manager: EngineManager, options: argparse.Namespace, listen: Listen) -> int:
+    """Serve until SIGTERM or SIGINT, or the engine's death; returns the exit code."""
+    name = options.served_model_name or options.model
+    code = 0
+    try:
+        async with listen(manager, name) as addresses:
+            for address in addresses:
+                say(f"listening {address}")
+            say(f"model     {options.model}, served as {name!r}; refused until it is loaded")
+            async with anyio.create_task_group() as tasks:
+                stop = anyio.Event()
+                tasks.start_soon(_watch_signals, manager, stop, tasks.cancel_scope)
+                code = await _load_and_wait(manager, options, stop)
+                tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    say("stopped")
+    return code
+
+
+async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event) -> int:
+    if options.engine == "vllm" and options.model == BUNDLED:
+        say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
+        await anyio.to_thread.run_sync(resolve, options.model)
+    async with AsyncExitStack() as stack:
+        with loading(f"{options.engine} {options.model}"):
+            await stack.enter_async_context(manager)
+        _describe(manager)
+        while not stop.is_set():
+            if manager.state is State.FAILED:
+                say("failed    the engine died")
+                return 1
+            with anyio.move_on_after(WATCH_SECONDS):
+                await stop.wait()
+        # Leaving the manager drains it, while the listener still answers: 503 and Retry-After.
+        say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal ends them now")
+    return 0
+
+
+async def _watch_signals(manager: EngineManager, stop: anyio.Event, everything: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if manager.state is State.STARTING:
+                say("stopping  as soon as the engine's start can be undone")
+                everything.cancel()
+            elif stop.is_set():
+                manager.cancel_all("the server is stopping")
+            stop.set()
+
+
+def _describe(manager: EngineManager) -> None:
+    info, admission = manager.info, manager.admission
+    cache = f", KV cache for {info.kv_cache_tokens:,} tokens" if info.kv_cache_tokens else ""
+    say(f"engine    {info.name} {info.version} on {info.device}: context {info.max_model_len:,}, batch {info.max_num_seqs}{cache}")
+    limit = "any number" if admission.policy.limit is None else admission.policy.limit
+    say(f"admission {limit} running, {admission.max_waiting} waiting")
+    say("ready     Ctrl-C or SIGTERM drains and stops")
+
+
+def _prepare_environment(options: argparse.Namespace) -> None:
+    """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
+    if is_local(options.model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not options.verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_LOGS", "-all")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        warnings.simplefilter("ignore", FutureWarning)

@@ -1,0 +1,298 @@
+"""The server's half of one raw-socket connection: frames in, calls of the manager, frames out.
+
+A stream is a task that sleeps until its answer is over. Its tokens come past it: the engine's step notifies the connection, which takes
+what all of its streams have when the step is done and writes it as one frame. While the client does not read, nothing is taken and the
+streams merge; a client that does not read for too long is given up.
+"""
+
+import asyncio
+import hmac
+import logging
+import socket
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, cast
+
+import anyio
+import attrs
+import msgspec
+
+from frontends import frames
+from frontends.frames import Cancel, Credit, Deltas, Detail, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
+from frontends.frames_errors import to_frame
+from frontends.openai import GenerateRequest, decode
+from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
+
+logger = logging.getLogger(__name__)
+
+HELLO_SECONDS = 5.0
+# As HTTP's (aiohttp_app.WRITE_SECONDS).
+WRITE_SECONDS = 30.0
+# A frame of merged deltas is closed at about this size, so that none is too large for a client.
+FRAME_BYTES = 2**20
+# What an id takes in MessagePack at most, and a piece around it.
+ID_BYTES, PIECE_BYTES = 5, 16
+BUSY_SECONDS = 1.0
+# For connections that have something left to be written when the server ends.
+CLOSE_SECONDS = 2.0
+
+
+@attrs.define
+class Service:
+    """What all connections share. `key` is what a client must show, None for nothing."""
+
+    manager: EngineManager
+    model: str
+    key: str | None = None
+    max_streams: int = 1024
+    connections: set["Connection"] = attrs.field(factory=set)
+    tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
+    decoder: "msgspec.msgpack.Decoder[GenerateRequest]" = attrs.field(factory=lambda: msgspec.msgpack.Decoder(GenerateRequest))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it as a task that lives no longer than the service."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def close(self) -> None:
+        """Let what is to be written be written, for a while; then nothing of it is left."""
+        for connection in list(self.connections):
+            connection.close()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            while self.connections:  # noqa: ASYNC110 - a connection's end is a callback without an event
+                await anyio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.abort()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@attrs.define(eq=False)
+class Channel:
+    """One stream of a connection. `queued`: it waits for the next flush; `done` is set when everything of it has been written."""
+
+    id: int
+    credit: int
+    token: CancellationToken = attrs.field(factory=CancellationToken)
+    stream: TokenStream | None = None
+    queued: bool = False
+    done: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+
+class Connection(asyncio.Protocol):
+    """Made for each client by the event loop's server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._reader: FrameReader[frames.FromClient] = FrameReader(frames.FromClient, frames.MAX_HELLO)
+        self._channels: dict[int, Channel] = {}
+        self._queue: list[Channel] = []
+        self._flushing = False
+        self._greeted = False
+        self._paused = False
+        self._closed = False
+
+    # What the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        _send_at_once(self._transport.get_extra_info("socket"))
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(HELLO_SECONDS, self.refuse, FrameError(f"no hello within {HELLO_SECONDS:g} s"))
+        self._service.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while not self._closed and (message := self._reader.next()) is not None:
+                self._receive(message)
+        except FrameError as error:
+            self.refuse(error)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        # Whoever does not read its answers does not get to ask for more.
+        self._transport.pause_reading()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(WRITE_SECONDS, self._transport.abort)
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._timer.cancel()
+        if not self._closed:
+            self._transport.resume_reading()
+            self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed = True
+        self._timer.cancel()
+        self._service.connections.discard(self)
+        for channel in list(self._channels.values()):
+            channel.token.cancel("the client disconnected")
+            channel.done.set()
+
+    # What the client says
+
+    def _receive(self, message: frames.FromClient) -> None:
+        if not self._greeted:
+            self._greet(message)
+            return
+        match message:
+            case Open():
+                self._open(message)
+            case Credit() if message.id in self._channels:
+                channel = self._channels[message.id]
+                # More than an answer could ever need is as good as no limit.
+                channel.credit = min(channel.credit + message.amount, 2**31)
+                if channel.stream is not None:
+                    self._ready(channel)
+            case Cancel() if message.id in self._channels:
+                self._channels[message.id].token.cancel(message.reason[:128])
+            case Ping():
+                self._write(Pong(message.number))
+            case Hello():
+                raise FrameError("a second hello")
+            case _:
+                # A credit or a cancel that crossed the stream's end on its way.
+                pass
+
+    def _greet(self, message: frames.FromClient) -> None:
+        if not isinstance(message, Hello):
+            raise FrameError("the first frame must be a hello")
+        if message.version != frames.VERSION:
+            raise FrameError(f"this server speaks version {frames.VERSION}, not {message.version}")
+        key = self._service.key
+        if key is not None and not hmac.compare_digest(key.encode(), (message.key or "").encode()):
+            raise FrameError("the API key is missing or wrong")
+        self._timer.cancel()
+        self._greeted = True
+        self._reader.limit = frames.MAX_FRAME
+        self._write(Welcome(frames.VERSION, self._service.model, frames.MAX_FRAME, self._service.max_streams))
+
+    def _open(self, message: Open) -> None:
+        if message.id in self._channels:
+            raise FrameError(f"the stream {message.id} is already open")
+        if len(self._channels) >= self._service.max_streams:
+            words = f"this connection has {len(self._channels)} streams, as many as it may"
+            self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
+            return
+        channel = self._channels[message.id] = Channel(message.id, message.credit)
+        self._service.spawn(self._serve(channel, message.request))
+
+    # One stream
+
+    async def _serve(self, channel: Channel, body: msgspec.Raw) -> None:
+        try:
+            request = decode(self._service.decoder, body).generation_request(None)
+            async with self._service.manager.stream(request, channel.token) as stream:
+                self._write(Started(channel.id, stream.request_id, stream.usage.prompt_tokens))
+                channel.stream = stream
+                stream.notify(partial(self._ready, channel))
+                await channel.done.wait()
+                stream.raise_if_failed()
+        except LLMServeError as error:
+            self._fail(channel, error)
+        except Exception:
+            logger.exception("a stream failed")
+            self._fail(channel, EngineError("an internal error"))
+        finally:
+            self._free(channel)
+
+    def _fail(self, channel: Channel, error: LLMServeError) -> None:
+        self._free(channel)
+        self._write(to_frame(channel.id, error))
+
+    def _ready(self, channel: Channel) -> None:
+        """Called from the middle of an engine's step, so what is done here is done for every token."""
+        if not channel.queued:
+            channel.queued = True
+            self._queue.append(channel)
+            if not self._flushing:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what the streams have, as far as the client reads and has given credit."""
+        self._flushing = False
+        if self._paused or self._closed:
+            return
+        queue, self._queue = self._queue, []
+        # Errors are told by their tasks, after this.
+        batch = Batch()
+        for channel in queue:
+            channel.queued = False
+            stream = channel.stream
+            assert stream is not None
+            delta = stream.take() if channel.credit else None
+            if delta is not None:
+                channel.credit -= 1
+                batch.add(channel.id, delta)
+            if delta is not None and delta.finish_reason is not None:
+                batch.ends.append(End(channel.id, delta.finish_reason, delta.stop_reason, stream.usage))
+                # Here and not in its task, because the frame that frees the id goes out now.
+                self._free(channel)
+                channel.done.set()
+            elif stream.error is not None:
+                channel.done.set()
+        data = batch.encoded()
+        if data:
+            self._transport.write(data)
+
+    def _free(self, channel: Channel) -> None:
+        """Its id, unless that has been taken again meanwhile."""
+        if self._channels.get(channel.id) is channel:
+            del self._channels[channel.id]
+
+    def refuse(self, error: FrameError) -> None:
+        """Say what was wrong, and close."""
+        if not self._closed:
+            self._timer.cancel()
+            self._write(frames.Error(0, "FrameError", str(error)))
+            self._closed = True
+            self._timer = self._loop.call_later(HELLO_SECONDS, self._transport.abort)
+            self._transport.close()
+
+    def close(self) -> None:
+        """After what is still to be written."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """At once."""
+        self._transport.abort()
+
+    def _write(self, message: Any) -> None:
+        if not self._closed:
+            self._transport.write(frames.encode(message))
+
+
+def _send_at_once(connection: socket.socket) -> None:
+    """Without it a small frame waits for the last one's acknowledgement, which the other side may delay for 40 ms. asyncio sets it for
+    sockets that name TCP as their protocol, which those of `socket.create_server` do not."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Batch:
+    """The frames of one flush: pieces together, then what ends."""
+
+    def __init__(self) -> None:
+        self.ends: list[End] = []
+        self._done: list[Any] = []
+        self._pieces: list[frames.Piece] = []
+        self._bytes = 0
+
+    def add(self, stream_id: int, delta: Delta) -> None:
+        if delta.logprobs is not None or delta.prompt_logprobs is not None:
+            self._done.append(Detail(stream_id, msgspec.structs.replace(delta, finish_reason=None, stop_reason=None)))
+        elif delta.token_ids or delta.text:
+            self._pieces.append((stream_id, delta.text, delta.token_ids))
+            self._bytes += PIECE_BYTES + 4 * len(delta.text) + ID_BYTES * len(delta.token_ids)
+            if self._bytes > FRAME_BYTES:
+                self._done.append(Deltas(self._pieces))
+                self._pieces, self._bytes = [], 0
+
+    def encoded(self) -> bytes:
+        pieces = [Deltas(self._pieces)] if self._pieces else []
+        return frames.encode(*pieces, *self._done, *self.ends)

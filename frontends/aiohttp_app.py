@@ -6,25 +6,25 @@ Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp pro
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from frontends import sse
-from frontends.choices import Choices, open_choices
+from frontends.choices import generate_choices, open_choices
 from frontends.errors import ErrorBody, HTTPFailure, describe
+from frontends.event_stream import EventStream
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, check_model, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
-from llmserve import EngineManager, GenerationRequest, InvalidRequest, LLMServeError
+from frontends.steps import Steps
+from llmserve import Delta, EngineManager, GenerationRequest, InvalidRequest, LLMServeError, TokenStream
 
 # A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
 MAX_BODY = 4 * 2**20
-# aiohttp has no limit of its own for either: a client that sends its body, or reads its answer, slower than this is gone.
+# aiohttp has no limit of its own: a client that sends its body slower than this is gone.
 BODY_SECONDS = 30.0
-WRITE_SECONDS = 30.0
-# A transport that holds less than a quarter of 64 KiB is not paused, by the limits that asyncio and uvloop set.
-UNPAUSED_BYTES = 16 * 1024
 JSON = "application/json"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -36,6 +36,7 @@ class Routes:
     def __init__(self, manager: EngineManager, model: str) -> None:
         self.manager = manager
         self.model = model
+        self._steps = Steps()
         self._completion = msgspec.json.Decoder(CompletionRequest)
         self._chat = msgspec.json.Decoder(ChatRequest)
         self._generate = msgspec.json.Decoder(GenerateRequest)
@@ -76,12 +77,11 @@ class Routes:
         wanted = body.generation_request(_deadline(request))
         if not body.stream:
             return _json(await self.manager.generate(wanted))
-        async with _event_stream(request) as begin, self.manager.stream(wanted) as stream:
-            write = await begin(wanted.request_id)
-            async for delta in stream:
-                await write(sse.event(delta))
-            await write(sse.event(stream.usage) + sse.DONE)
-        return write.response
+        async with _event_stream(request, self._steps) as events, self.manager.stream(wanted) as stream:
+            await events.begin(wanted.request_id)
+            await events.pour([stream], lambda _, delta: sse.event(delta))
+            await events.end(sse.event(stream.usage) + sse.DONE)
+        return events.response
 
     async def models(self, request: web.Request) -> web.Response:
         return _json({"object": "list", "data": [self._model_card()]})
@@ -125,14 +125,14 @@ class Routes:
     ) -> web.StreamResponse:
         n = body.choices_per_prompt
         if not body.stream:
-            async with open_choices(self.manager, requests) as choices:
-                return _json(answerer.whole(await choices.collect(), n))
-        async with _event_stream(request) as begin, open_choices(self.manager, requests) as choices:
-            write = await begin(answerer.id)
-            await _pour(choices, answerer, write, running_usage=body.wants_running_usage)
-            usages = [stream.usage for stream in choices.streams]
-            await write((answerer.usage(usages, n) if body.wants_usage else b"") + sse.DONE)
-        return write.response
+            return _json(answerer.whole(await generate_choices(self.manager, requests), n))
+        async with _event_stream(request, self._steps) as events, open_choices(self.manager, requests) as streams:
+            running = streams if body.wants_running_usage else None
+            await events.begin(answerer.id, b"".join(answerer.first(index) for index in range(len(streams))))
+            await events.pour(streams, partial(_chunk, answerer, running))
+            usage = answerer.usage([stream.usage for stream in streams], n) if body.wants_usage else b""
+            await events.end(usage + sse.DONE)
+        return events.response
 
     async def _echoes(self, requests: list[GenerationRequest]) -> list[str]:
         return [
@@ -145,60 +145,23 @@ class Routes:
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
 
 
-async def _pour(choices: Choices, answerer: Answerer, write: "Writer", *, running_usage: bool) -> None:
-    first = b"".join(answerer.first(index) for index in range(len(choices.streams)))
-    if first:
-        await write(first)
-    # Not the stream's own count, which runs ahead of what has been written.
-    written = [0] * len(choices.streams)
-    async for index, delta in choices:
-        written[index] += len(delta.token_ids)
-        # While a character or a stop string is incomplete there are tokens without text: nothing to show yet.
-        if delta.text or delta.finish_reason or delta.logprobs:
-            usage = choices.streams[index].usage if running_usage else None
-            await write(answerer.chunk(index, delta, usage and msgspec.structs.replace(usage, completion_tokens=written[index])))
-
-
-class Writer:
-    """Writes events; a reader that takes none for too long is given up, as if it had gone."""
-
-    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
-        self.response = response
-        self._transport = request.transport
-
-    async def __call__(self, data: bytes) -> None:
-        if self._transport is not None and self._transport.get_write_buffer_size() + len(data) < UNPAUSED_BYTES:
-            # Nothing can make this wait, and a deadline would cost more than the write.
-            await self.response.write(data)
-            return
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await self.response.write(data)
-        except TimeoutError:
-            raise ConnectionResetError("the client stopped reading") from None
+def _chunk(answerer: Answerer, running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
+    # While a character or a stop string is incomplete there are tokens without text: nothing to show yet.
+    if not (delta.text or delta.finish_reason or delta.logprobs):
+        return b""
+    return answerer.chunk(index, delta, running[index].usage if running else None)
 
 
 @asynccontextmanager
-async def _event_stream(request: web.Request) -> AsyncIterator[Callable[[str], Awaitable[Writer]]]:
-    """Gives what begins the response, for when it is certain: an error before that is a status, one after it an event.
-
-    Stands outside the stream that is written, so that the stream's error passes through here last.
-    """
-    writer: Writer | None = None
-
-    async def begin(request_id: str) -> Writer:
-        nonlocal writer
-        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Request-Id": request_id}
-        writer = Writer(web.StreamResponse(headers=headers), request)
-        await writer.response.prepare(request)
-        return writer
-
+async def _event_stream(request: web.Request, steps: Steps) -> AsyncIterator[EventStream]:
+    """Stands outside the stream that is written, so that the stream's error passes through here last."""
+    events = EventStream(request, steps)
     try:
-        yield begin
+        yield events
     except LLMServeError as error:
-        if writer is None:
+        if not events.begun:
             raise
-        await writer(sse.event(describe(error)[1]) + sse.DONE)
+        await events.end(sse.event(describe(error)[1]) + sse.DONE)
 
 
 @web.middleware

@@ -21,12 +21,13 @@ from frontends import frames
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
 from frontends.openai import GenerateRequest, decode
+from frontends.steps import Steps
 from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
 
 logger = logging.getLogger(__name__)
 
 HELLO_SECONDS = 5.0
-# As HTTP's (aiohttp_app.WRITE_SECONDS).
+# As HTTP's (event_stream.WRITE_SECONDS).
 WRITE_SECONDS = 30.0
 # A frame of merged deltas is closed at about this size, so that none is too large for a client.
 FRAME_BYTES = 2**20
@@ -47,6 +48,7 @@ class Service:
     max_streams: int = 1024
     connections: set["Connection"] = attrs.field(factory=set)
     tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
+    steps: Steps = attrs.field(factory=Steps)
     decoder: "msgspec.msgpack.Decoder[GenerateRequest]" = attrs.field(factory=lambda: msgspec.msgpack.Decoder(GenerateRequest))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -211,7 +213,7 @@ class Connection(asyncio.Protocol):
             self._queue.append(channel)
             if not self._flushing:
                 self._flushing = True
-                self._loop.call_soon(self._flush)
+                self._service.steps.after(self._flush)
 
     def _flush(self) -> None:
         """Write what the streams have, as far as the client reads and has given credit."""

@@ -1,0 +1,119 @@
+"""One HTTP response of server-sent events, written past its handler: the engine's step notes who has something, and what is new goes
+straight to the transport when the step is over. The handler's task sleeps meanwhile.
+
+While the client does not read, nothing is taken and the streams merge, so it costs no more memory than its answer; one that takes nothing
+for `WRITE_SECONDS` is cut off, as if it had gone.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+
+from frontends.steps import Steps
+from llmserve import Delta, TokenStream
+
+WRITE_SECONDS = 30.0
+
+# A choice's delta as events; empty where there is nothing to show yet.
+Chunk = Callable[[int, Delta], bytes]
+
+
+class EventStream:
+    """For one request: `begin`, `pour`, `end`. Before `begin` an error is still a status, afterwards it is an event."""
+
+    def __init__(self, request: web.Request, steps: Steps) -> None:
+        self.response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
+        self._request = request
+        self._steps = steps
+        # What HTTP/1.0 gets ends with the connection instead.
+        self._chunked = request.version >= HttpVersion11
+        self._writer: AbstractStreamWriter | None = None
+        self._ready: dict[int, None] = {}
+
+    @property
+    def begun(self) -> bool:
+        return self._writer is not None
+
+    async def begin(self, request_id: str, first: bytes = b"") -> None:
+        """Send the status, the headers, and what comes before any token."""
+        self.response.headers["X-Request-Id"] = request_id
+        if self._chunked:
+            self.response.enable_chunked_encoding()
+        self._writer = await self.response.prepare(self._request)
+        self._write(first)
+
+    async def pour(self, streams: Sequence[TokenStream], chunk: Chunk) -> None:
+        """Write what the streams make, until all of them have ended. Raises the first error of any of them, and ConnectionResetError
+        when the client has gone or does not read."""
+        self._streams, self._chunk, self._left = streams, chunk, len(streams)
+        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for index, stream in enumerate(streams):
+            stream.notify(partial(self._note, index))
+        self._flush()
+        await self._turn
+        while self._left:
+            await self._drain()
+            self._turn = asyncio.get_running_loop().create_future()
+            self._flush()
+            await self._turn
+
+    async def end(self, last: bytes) -> None:
+        """Send what comes after all tokens."""
+        self._write(last)
+        # aiohttp waits without end for a client that does not read.
+        await self._drain()
+
+    def _note(self, index: int) -> None:
+        """Called from the middle of an engine's step, so what is done here is done for every token."""
+        ready = self._ready
+        if not ready:
+            self._steps.after(self._flush)
+        ready[index] = None
+
+    def _flush(self) -> None:
+        """Write what there is as one chunk. Ends the handler's sleep when the client does not read, at an error, and at the end."""
+        if self._turn.done():
+            return
+        if self._request.protocol.writing_paused:
+            self._turn.set_result(None)
+            return
+        ready, self._ready = self._ready, {}
+        try:
+            self._write(b"".join([self._take(index) for index in ready]))
+            for index in ready:
+                self._streams[index].raise_if_failed()
+        except Exception as error:
+            self._turn.set_exception(error)
+            return
+        if not self._left:
+            self._turn.set_result(None)
+
+    def _take(self, index: int) -> bytes:
+        delta = self._streams[index].take()
+        if delta is None:
+            return b""
+        if delta.finish_reason is not None:
+            self._left -= 1
+        return self._chunk(index, delta)
+
+    def _write(self, data: bytes) -> None:
+        """Past aiohttp's writer, whose framing, counting and awaiting cost several times the write itself."""
+        if not data:
+            return
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def _drain(self) -> None:
+        assert self._writer is not None
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self._writer.drain()
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the client stopped reading") from None

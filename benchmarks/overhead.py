@@ -21,7 +21,7 @@ from benchmarks.fleet import Fleet, open_fleet
 from benchmarks.load import Measured
 from benchmarks.plan import Job, Load
 from benchmarks.targets import TargetError
-from benchmarks.targets.http import find_model
+from benchmarks.targets.http import is_healthy
 from benchmarks.workloads import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.vllm import VLLMEngine
@@ -90,13 +90,11 @@ async def server(command: list[str], streams: int) -> AsyncIterator[tuple[str, p
         url = f"http://127.0.0.1:{port}"
         with anyio.fail_after(START_SECONDS):
             while True:
-                try:
-                    await find_model(url, "bundled")
+                if await is_healthy(url):
                     break
-                except TargetError:
-                    if process.returncode is not None:
-                        raise TargetError(f"{' '.join(arguments[2:])} ended with {process.returncode}") from None
-                    await anyio.sleep(0.5)
+                if process.returncode is not None:
+                    raise TargetError(f"{' '.join(arguments[2:])} ended with {process.returncode}")
+                await anyio.sleep(0.5)
         yield url, psutil.Process(process.pid)
     finally:
         if process.returncode is None:

@@ -293,7 +293,7 @@ class EngineManager:
                 # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
                 self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
             self.recorder = MetricsRecorder(self.config.slo, self._clock())
-            self._observer = Observers((self.recorder, *self._extra_observers))
+            self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
             self._tokenizers = anyio.CapacityLimiter(self.config.tokenizer_threads)
             try:
                 await self._tasks.start(self._run_engine)

@@ -150,3 +150,13 @@ async def find_model(url: str, model: str | None) -> str:
     if not models or (model is not None and model not in models):
         raise TargetError(f"{url} has no model {model!r}, but {', '.join(models) or 'none'}")
     return str(model or models[0])
+
+
+async def is_healthy(url: str) -> bool:
+    """Whether the server says that it takes requests."""
+    async with open_session(url) as session:
+        try:
+            async with session.get("/health") as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError):
+            return False

@@ -12,7 +12,6 @@ Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in it
 import asyncio
 import dataclasses
 import gc
-import logging
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
+from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
 from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
@@ -34,8 +34,6 @@ from llmserve.request import GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
-
-logger = logging.getLogger(__name__)
 
 # How often the engine's death is looked for while nobody submits; requests under way learn of it at once.
 WATCH_SECONDS = 0.25
@@ -101,7 +99,7 @@ class VLLMEngine:
                 # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown
                 # embedder, which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
                 context = UsageContext.OPENAI_API_SERVER
-                return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=[self._make_stat_logger()])
+                return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=make_stat_loggers(self._record))
         except (ValueError, OSError) as error:
             # pydantic's ValidationError is a ValueError; a model that cannot be found is an OSError.
             raise ConfigurationError(f"vLLM cannot start with model {self._model!r}: {error}") from error
@@ -272,27 +270,6 @@ class VLLMEngine:
             scheduler["prompt_tokens"] = last.prompt_tokens + iteration_stats.num_prompt_tokens
             scheduler["generation_tokens"] = last.generation_tokens + iteration_stats.num_generation_tokens
         self._statistics = attrs.evolve(last, steps=last.steps + 1, **scheduler)
-
-    def _make_stat_logger(self) -> Any:
-        from vllm.v1.metrics.loggers import StatLoggerBase
-
-        engine = self
-
-        class StepRecorder(StatLoggerBase):  # type: ignore[misc]  # vllm is not installed where types are checked
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-                pass
-
-            def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
-                # vLLM's output handler dies of an exception in here, and the whole engine with it.
-                try:
-                    engine._record(scheduler_stats, iteration_stats)
-                except Exception:
-                    logger.exception("reading the engine's statistics failed")
-
-            def log_engine_initialized(self) -> None:
-                pass
-
-        return StepRecorder
 
     @property
     def running_llm(self) -> "AsyncLLM":

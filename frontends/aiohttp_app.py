@@ -19,23 +19,29 @@ from frontends.event_stream import EventStream
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, check_model, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.steps import Steps
-from llmserve import Delta, EngineManager, GenerationRequest, InvalidRequest, LLMServeError, TokenStream
+from llmserve import Delta, EngineManager, Facts, GenerationRequest, InvalidRequest, LLMServeError, TokenStream
 
 # A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
 MAX_BODY = 4 * 2**20
 # aiohttp has no limit of its own: a client that sends its body slower than this is gone.
 BODY_SECONDS = 30.0
+# 3630 s is aiohttp's default for AppRunner.
+KEEPALIVE_SECONDS = 75.0
+# After draining there is nothing left to wait for but sockets to close.
+CLOSE_SECONDS = 2.0
 JSON = "application/json"
 
+GetFacts = Callable[[], Awaitable[Facts]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Routes:
     """The handlers; each reads its body, makes one call, and writes the answer."""
 
-    def __init__(self, manager: EngineManager, model: str) -> None:
+    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None = None) -> None:
         self.manager = manager
         self.model = model
+        self._facts = facts or self._own_facts
         self._steps = Steps()
         self._completion = msgspec.json.Decoder(CompletionRequest)
         self._chat = msgspec.json.Decoder(ChatRequest)
@@ -112,13 +118,16 @@ class Routes:
         return _json({"status": "ready", "state": self.manager.state})
 
     async def metrics(self, request: web.Request) -> web.Response:
-        accept = request.headers.get("Accept", "")
+        accept, facts, now = request.headers.get("Accept", ""), await self._facts(), asyncio.get_running_loop().time()
         if "text/plain" not in accept and "openmetrics" not in accept:
-            return _json(self.manager.metrics())
+            return _json(facts.snapshot(now))
         from llmserve.exporters import prometheus
 
-        text, content_type = prometheus.render(self.manager, accept)
+        text, content_type = prometheus.render(facts, now, accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def _own_facts(self) -> Facts:
+        return self.manager.facts()
 
     async def _answer(
         self, request: web.Request, requests: list[GenerationRequest], answerer: Answerer, body: CompletionRequest | ChatRequest
@@ -177,14 +186,22 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _failure(HTTPFailure(error.status, f"{request.method} {request.path[:64]}: {error.reason}", "http_error"))
 
 
-def build_app(manager: EngineManager, model: str = "bundled") -> web.Application:
-    """An aiohttp application over a manager, which the caller enters and leaves. `model` is the name it is served under.
+def build_app(manager: EngineManager, model: str = "bundled", facts: GetFacts | None = None) -> web.Application:
+    """An aiohttp application over a manager, which the caller enters and leaves. `model` is the name it is served under; `facts` are asked
+    for the metrics where they are not this manager's alone.
 
-    Run it with `handler_cancellation=True`, or a client that goes away keeps its request running.
+    Run it as `make_runner` does, with `handler_cancellation=True`, or a client that goes away keeps its request running.
     """
     app = web.Application(client_max_size=MAX_BODY, middlewares=[answer_errors])
-    app.add_routes(Routes(manager, model).table())
+    app.add_routes(Routes(manager, model, facts).table())
     return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """What runs such an application as a server should: a client that goes cancels its request, idle connections end."""
+    return web.AppRunner(
+        app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=CLOSE_SECONDS
+    )
 
 
 async def _read(request: web.Request) -> bytes:

@@ -1,9 +1,11 @@
 """The command line that every server shares: engine, limits and promises."""
 
 import argparse
+from typing import Any
 
 from llmserve import SLO, AdmissionConfig, ManagerConfig
 from llmserve.engines import ENGINES
+from llmserve.engines.vllm_args import parse_engine_args
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="any argument of the engine, such as max_num_seqs=32; repeat it",
     )
+    engine.add_argument("--verbose", action="store_true", help="show the engine's own log")
     limits = parser.add_argument_group("limits and promises")
     limits.add_argument("--slo-ttft", type=float, metavar="S", help="promised seconds to the first token; bounds the wait, counts goodput")
     limits.add_argument("--slo-tpot", type=float, metavar="S", help="promised seconds for each further token; counts goodput")
@@ -31,6 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=int, metavar="N", help="most tokens that a request may ask for (default: what the context holds)"
     )
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
+
+
+def engine_args(options: argparse.Namespace) -> dict[str, Any]:
+    """Raises ConfigurationError, naming the argument that is wrong."""
+    quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
+    return quiet | parse_engine_args(options.engine_arg)
 
 
 def manager_config(options: argparse.Namespace) -> ManagerConfig:

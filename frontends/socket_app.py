@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from frontends.addresses import Address, parse_address, server_context
-from frontends.program import BACKLOG, CannotListen, Listen, run
+from frontends.program import BACKLOG, CannotListen, Listen, run, serve
 from frontends.socket_connection import Connection, Service
 from llmserve import ConfigurationError, EngineManager
 
@@ -33,7 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the certificate chain for tls:// addresses, as PEM")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     parser.add_argument("--max-streams", type=_positive, default=1024, metavar="N", help="of one connection at once (default: %(default)s)")
-    run(parser, argv, _listener)
+
+    async def start(options: argparse.Namespace) -> int:
+        return await serve(options, _listener(options))
+
+    run(parser, argv, start)
 
 
 def _listener(options: argparse.Namespace) -> Listen:

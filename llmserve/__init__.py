@@ -3,6 +3,7 @@
 Importing this imports neither vllm nor torch; `EngineManager.open()` does, when it is entered.
 """
 
+from llmserve.admission import Admission as Admission
 from llmserve.admission import FixedLimit as FixedLimit
 from llmserve.admission import Policy as Policy
 from llmserve.admission import Unlimited as Unlimited
@@ -25,6 +26,7 @@ from llmserve.errors import PromptTooLong as PromptTooLong
 from llmserve.errors import RequestCancelled as RequestCancelled
 from llmserve.errors import TenantOverloaded as TenantOverloaded
 from llmserve.errors import Unavailable as Unavailable
+from llmserve.facts import Facts as Facts
 from llmserve.manager import EngineManager as EngineManager
 from llmserve.metrics import Observer as Observer
 from llmserve.request import Completion as Completion
@@ -42,10 +44,9 @@ from llmserve.stream import TokenStream as TokenStream
 __version__ = "0.1.0"
 
 __all__ = (
-    "SLO", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Delta", "Engine", "EngineDead",
-    "EngineError", "EngineInfo", "EngineManager", "EngineStatistics", "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError",
-    "ManagerConfig", "ManagerStatistics", "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong",
-
-    "RequestCancelled", "Sampling", "State", "TenantOverloaded", "Timeline", "TokenLogprob", "TokenStream", "Unavailable",
+    "SLO", "Admission", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Delta", "Engine",
+    "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineStatistics", "Facts", "FixedLimit", "GenerationRequest",
+    "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy",
+    "PromptTooLong", "RequestCancelled", "Sampling", "State", "TenantOverloaded", "Timeline", "TokenLogprob", "TokenStream", "Unavailable",
     "Unlimited", "Usage",
 )  # fmt: skip

@@ -13,13 +13,13 @@ from typing import Any, Self
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import attrs
 
-from llmserve.admission import AdmissionController, Refusal, Refused, Ticket, TicketState, build_admission
+from llmserve.admission import Admission, Refusal, Refused, Ticket, TicketState, build_admission
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
+from llmserve.facts import Facts
 from llmserve.fitting import fit
 from llmserve.job import Job, expire, interrupter, note_outcome
 from llmserve.metrics import MetricsRecorder, Observer, Observers
@@ -46,6 +46,7 @@ class EngineManager:
         engine: anything that satisfies `llmserve.engine.Engine`.
         config: limits and promises.
         observers: told about every token and every end, beside the manager's own metrics.
+        admission: who decides what runs; None makes a controller of the config's own.
         clock: monotonic seconds; None is the event loop's own.
     """
 
@@ -55,6 +56,7 @@ class EngineManager:
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         *,
+        admission: Admission | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.engine = engine
@@ -67,7 +69,7 @@ class EngineManager:
         self._idle: anyio.Event | None = None
         self._failure: Exception | None = None
         # Made on entering: they need the event loop, or the engine's own figures.
-        self._admission: AdmissionController | None = None
+        self._admission = admission
         self.recorder: MetricsRecorder | None = None
 
     @classmethod
@@ -177,18 +179,19 @@ class EngineManager:
 
     async def _admit(self, job: Job) -> None:
         granted = anyio.Event()
-        ticket = job.ticket = Ticket(tenant=job.request.tenant, priority=job.request.priority, wake=granted.set)
+        request = job.request
+        ticket = job.ticket = Ticket(request_id=request.request_id, tenant=request.tenant, priority=request.priority, wake=granted.set)
         refused = self.admission.offer(ticket, self._clock())
-        if refused is not None:
-            raise refused.error()
         if ticket.state is TicketState.WAITING:
             with anyio.move_on_after(self.admission.max_wait):
                 await granted.wait()
             # Asked of the ticket, not of the scope: the slot may have come in the very moment that patience ran out.
+            refused = ticket.refused
             if ticket.state is TicketState.WAITING:
                 refused, woken = self.admission.give_up(ticket, self._clock())
                 _wake(woken)
-                raise refused.error()
+        if refused is not None:
+            raise refused.error()
         job.timeline.admitted = ticket.granted
 
     async def _submit(self, job: Job, prompt: EnginePrompt, sampling: Sampling) -> None:
@@ -297,7 +300,7 @@ class EngineManager:
             self._tokenizers = anyio.CapacityLimiter(self.config.tokenizer_threads)
             try:
                 await self._tasks.start(self._run_engine)
-                self._admission = build_admission(self.config.admission, self.config.slo, self.engine.info.max_num_seqs)
+                self._admission = self._admission or build_admission(self.config.admission, self.config.slo, self.engine.info.max_num_seqs)
                 self.state = State.READY
                 yield
                 patience = self.config.drain_timeout
@@ -356,7 +359,7 @@ class EngineManager:
     # What it knows
 
     @property
-    def admission(self) -> AdmissionController:
+    def admission(self) -> Admission:
         """Raises RuntimeError before the engine is up."""
         if self._admission is None:
             raise RuntimeError("the manager has not been started")
@@ -387,18 +390,11 @@ class EngineManager:
 
     def metrics(self) -> dict[str, Any]:
         """Everything that is measured, as one dictionary of plain values; seconds and tokens throughout."""
-        now = self._clock()
-        statistics = self.statistics()
-        recorded = self.recorder.snapshot(now) if self.recorder else {}
-        admission = attrs.asdict(statistics.admission) if statistics.admission else {}
-        return {
-            "state": self.state.value,
-            "open": statistics.open,
-            "tokenizing": statistics.tokenizing,
-            **recorded,
-            "admission": {**admission, "free_slots": statistics.free_slots},
-            "engine": attrs.asdict(statistics.engine),
-        }
+        return self.facts().snapshot(self._clock())
+
+    def facts(self) -> Facts:
+        """What the metrics are made from, which can be put together with those of other managers."""
+        return Facts(self.statistics(), self.recorder)
 
     def _refuse_unless_ready(self) -> None:
         if self.state is State.FAILED:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from llmserve.config import SLO
 from llmserve.request import Outcome, Timeline
@@ -74,6 +74,13 @@ class LogHistogram:
         if value > self.maximum:
             self.maximum = value
 
+    def absorb(self, other: "LogHistogram") -> None:
+        """Add all that another one has counted."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.count += other.count
+        self.total += other.total
+        self.maximum = max(self.maximum, other.maximum)
+
     def percentile(self, share: float) -> float | None:
         """The value that a `share` (0 to 1) of all lie below; None without data."""
         if not self.count:
@@ -110,20 +117,25 @@ class RecentRate:
 
     def __init__(self, window: int = 10) -> None:
         self.window = window
-        self._seconds: dict[int, int] = {}
+        self.seconds: dict[int, int] = {}
 
     def add(self, count: int, now: float) -> None:
         second = int(now)
-        if second in self._seconds:
-            self._seconds[second] += count
+        if second in self.seconds:
+            self.seconds[second] += count
         else:
-            self._seconds[second] = count
-            self._seconds = {key: value for key, value in self._seconds.items() if key >= second - self.window}
+            self.seconds[second] = count
+            self.seconds = {key: value for key, value in self.seconds.items() if key >= second - self.window}
+
+    def absorb(self, other: "RecentRate") -> None:
+        """Add what another one has counted on the same clock."""
+        for second, count in other.seconds.items():
+            self.seconds[second] = self.seconds.get(second, 0) + count
 
     def per_second(self, now: float, since: float) -> float:
         """The rate over the window before `now`, or from `since` where that is later."""
         start = max(now - self.window, since)
-        counted = sum(value for key, value in self._seconds.items() if key >= int(start))
+        counted = sum(value for key, value in self.seconds.items() if key >= int(start))
         # At least a second: a single event a moment after the start is not a rate of thousands.
         return counted / max(now - start, 1.0)
 
@@ -154,6 +166,21 @@ class MetricsRecorder:
         self._token_rate = RecentRate()
         self._request_rate = RecentRate()
         self._good_rate = RecentRate()
+
+    @classmethod
+    def together(cls, parts: "Sequence[MetricsRecorder]") -> Self:
+        """One that has recorded all that those on the same clock, with the same SLO, have. `parts` must not be empty."""
+        whole = cls(parts[0].slo, min(part.started for part in parts))
+        for part in parts:
+            for name, value in vars(part).items():
+                mine = getattr(whole, name)
+                if isinstance(mine, (LogHistogram, RecentRate)):
+                    mine.absorb(value)
+                elif isinstance(mine, Counter):
+                    mine.update(value)
+                elif isinstance(mine, int):
+                    setattr(whole, name, mine + value)
+        return whole
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
         self.completion_tokens += count

@@ -2,16 +2,17 @@
 
 from llmserve.admission.build import build_admission as build_admission
 from llmserve.admission.controller import AdmissionController as AdmissionController
-from llmserve.admission.controller import AdmissionStatistics as AdmissionStatistics
 from llmserve.admission.policies import FixedLimit as FixedLimit
 from llmserve.admission.policies import Policy as Policy
 from llmserve.admission.policies import Unlimited as Unlimited
 from llmserve.admission.refusal import Refusal as Refusal
 from llmserve.admission.refusal import Refused as Refused
+from llmserve.admission.seam import Admission as Admission
+from llmserve.admission.seam import AdmissionStatistics as AdmissionStatistics
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
 
 __all__ = (
-    "AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState", "Unlimited",
-    "build_admission",
+    "Admission", "AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState",
+    "Unlimited", "build_admission",
 )  # fmt: skip

@@ -8,31 +8,17 @@ Rules held here, each by a property test:
 
 from collections import Counter
 
-import attrs
-
 from llmserve.admission.estimates import DrainRate
 from llmserve.admission.policies import Policy
 from llmserve.admission.queue import WaitingLine
 from llmserve.admission.refusal import Refusal, Refused
+from llmserve.admission.seam import AdmissionStatistics
 from llmserve.admission.ticket import Ticket, TicketState
 
 # A client told to come back in less than this only costs another refusal; one told more than 30 s has gone elsewhere.
 RETRY_AFTER_BOUNDS = (0.1, 30.0)
 # Before anything has left there is no rate to compute with.
 RETRY_AFTER_UNKNOWN = 1.0
-
-
-@attrs.frozen(kw_only=True)
-class AdmissionStatistics:
-    """A snapshot. `limit` is None where the policy has no number; `drain_rate` is departures per second, None if unknown."""
-
-    running: int
-    waiting: int
-    limit: int | None
-    max_waiting: int | None
-    admitted: int
-    refused: dict[str, int]
-    drain_rate: float | None
 
 
 class AdmissionController:

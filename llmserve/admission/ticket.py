@@ -5,6 +5,8 @@ from enum import Enum
 
 import attrs
 
+from llmserve.admission.refusal import Refused
+
 
 class TicketState(Enum):
     """NEW -> (WAITING ->) RUNNING -> DONE; a refused or abandoned one goes straight to DONE."""
@@ -23,12 +25,14 @@ def _nothing() -> None:
 class Ticket:
     """One sequence that wants a slot.
 
-    `wake` is called by the controller's user when a waiting ticket has been handed a slot; the controller itself calls
-    nothing. `state` and `granted` belong to the controller.
+    `wake` is called by the admission's user when a waiting ticket has been handed a slot, or refused after all; a controller itself
+    calls nothing. `state`, `granted` and `refused` belong to the admission. `request_id` says whose it is.
     """
 
+    request_id: str = ""
     tenant: str = "default"
     priority: int = 0
     wake: Callable[[], None] = _nothing
     state: TicketState = TicketState.NEW
     granted: float | None = None
+    refused: Refused | None = None

@@ -12,10 +12,7 @@ Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in it
 import asyncio
 import dataclasses
 import gc
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -25,6 +22,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
+from llmserve.engines.vllm_core import CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
@@ -54,6 +52,9 @@ class VLLMEngine:
         self._info: EngineInfo | None = None
         self._open: set[str] = set()
         self._statistics = EngineStatistics()
+        self._death: str | None = None
+        # Set before it runs, this is a client of an engine core that another process owns.
+        self.client: CoreClient | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -72,9 +73,9 @@ class VLLMEngine:
             self._llm = llm
             ShortWay(llm.output_processor)
             task_status.started()
-            while not llm.errored:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
+            while not llm.errored and self._death is None:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
                 await anyio.sleep(WATCH_SECONDS)
-            raise EngineDead("vLLM's engine process died; its own log says why")
+            raise EngineDead(self._death or "vLLM's engine process died; its own log says why")
         finally:
             self._llm = None
             gc.unfreeze()
@@ -85,7 +86,6 @@ class VLLMEngine:
                 await anyio.to_thread.run_sync(llm.shutdown)
 
     def _build(self) -> "AsyncLLM":
-        path = resolve(self._model)
         try:
             import vllm
             from vllm.usage.usage_lib import UsageContext
@@ -93,19 +93,16 @@ class VLLMEngine:
         except ImportError as error:
             raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
         check_version(vllm.__version__)
-        args = build_engine_args(path, self._engine_args)
-        try:
-            with _interrupts_blocked():
-                # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown
-                # embedder, which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
-                context = UsageContext.OPENAI_API_SERVER
-                return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=make_stat_loggers(self._record))
-        except (ValueError, OSError) as error:
-            # pydantic's ValidationError is a ValueError; a model that cannot be found is an OSError.
-            raise ConfigurationError(f"vLLM cannot start with model {self._model!r}: {error}") from error
-        except Exception as error:
-            # Such as a RuntimeError without particulars, when the engine process gave up; what it wrote says why.
-            raise EngineDead(f"vLLM could not start: {brief(error)}") from error
+        # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown embedder,
+        # which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
+        context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)
+        with start_errors(self._model):
+            if self.client is not None:
+                arguments = self.client.arguments()
+                return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)
+            args = build_engine_args(resolve(self._model), self._engine_args)
+            with interrupts_blocked():
+                return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
 
     def _describe(self, llm: "AsyncLLM") -> EngineInfo:
         from vllm.platforms import current_platform
@@ -201,6 +198,14 @@ class VLLMEngine:
         if collector.output is not None:
             receiver.put(collector.output)
 
+    def declare_dead(self, reason: str) -> None:
+        """Of a core that another process owns, and saw die."""
+        self._death = reason
+
+    async def abort_foreign(self, request_ids: list[str]) -> None:
+        """Stop requests that another client of the same core has left behind."""
+        await self.running_llm.engine_core.abort_requests_async(request_ids)
+
     async def abort(self, request_id: str) -> None:
         self._open.discard(request_id)
         if self._llm is not None and not self._llm.errored:
@@ -292,19 +297,3 @@ def _set_heap_aside() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started inside never see SIGINT: a signal mask is inherited, and vLLM resets handlers only.
-
-    A terminal sends Ctrl-C to every process of the group, so the engine would die at once, under the requests that its host
-    wants to finish first. The host stops the engine by SIGTERM, as always. This thread is not the one that handles signals.
-    """
-    # Started now, because starting it later would unblock the signal again: multiprocessing does so around it.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

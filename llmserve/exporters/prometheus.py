@@ -3,13 +3,18 @@
 vLLM registers its `vllm:*` series in the process's default registry, so dashboards made for vLLM keep working.
 """
 
+import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from llmserve.metrics import LogHistogram, MetricsRecorder
+    from llmserve.facts import Facts
+    from llmserve.metrics import LogHistogram
+
+# prometheus_client's own: the folder through which processes share what they count.
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 # Seconds. From a millisecond, because small models answer in less than vLLM's own first bucket of 300 ms.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -17,16 +22,17 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 GAP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class ManagerCollector:
-    """A `prometheus_client` collector over one manager's recorder and snapshot, read at scrape time."""
+class FactsCollector:
+    """A `prometheus_client` collector over what one or several managers know."""
 
-    def __init__(self, manager: Any) -> None:
-        self._manager = manager
+    def __init__(self, facts: "Facts", now: float) -> None:
+        self._facts = facts
+        self._now = now
 
     def collect(self) -> Iterator["Metric"]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        snapshot = self._manager.metrics()
+        snapshot = self._facts.snapshot(self._now)
         outcomes = CounterMetricFamily("llmserve_requests", "Requests by how they ended.", labels=["outcome"])
         for outcome, count in snapshot.get("requests", {}).items():
             if outcome not in ("total", "per_second"):
@@ -49,7 +55,7 @@ class ManagerCollector:
         for name, value in snapshot["engine"].items():
             family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
             yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)
-        recorder: MetricsRecorder | None = self._manager.recorder
+        recorder = self._facts.recorder
         if recorder is not None:
             yield _histogram("llmserve_time_to_first_token_seconds", "Arrival to first token.", recorder.ttft, LATENCY_BUCKETS)
             yield _histogram("llmserve_inter_token_latency_seconds", "Gap a token, weighted by tokens.", recorder.itl, GAP_BUCKETS)
@@ -58,17 +64,29 @@ class ManagerCollector:
             yield _histogram("llmserve_queue_seconds", "Arrival to admission.", recorder.queue, LATENCY_BUCKETS)
 
 
-def render(manager: Any, accept: str) -> tuple[bytes, str]:
+def render(facts: "Facts", now: float, accept: str) -> tuple[bytes, str]:
     """The text, and its content type, for a scraper that sent this Accept header."""
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.exposition import choose_encoder
+    from prometheus_client.multiprocess import MultiProcessCollector
 
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
-    # Both in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
-    registry.register(ManagerCollector(manager))
-    registry.register(REGISTRY)
+    # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
+    registry.register(FactsCollector(facts, now))
+    if MULTIPROCESS in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates most, not this
+    else:
+        registry.register(REGISTRY)
     return encode(registry), content_type
+
+
+def settle() -> None:
+    """Bring what this process has kept back to where the others read it."""
+    from prometheus_client import REGISTRY
+
+    for _ in REGISTRY.collect():
+        pass
 
 
 def _histogram(name: str, text: str, data: "LogHistogram", buckets: tuple[float, ...]) -> "Metric":

@@ -43,7 +43,7 @@ def test_a_rate_covers_its_window_and_forgets():
         rate.add(5, float(second))
     assert rate.per_second(99.9, since=0.0) == pytest.approx(5.0, rel=0.1)
     assert rate.per_second(200.0, since=0.0) == 0.0
-    assert len(rate._seconds) <= 11
+    assert len(rate.seconds) <= 11
 
 
 def timeline(first, last, tokens, outcome=Outcome.COMPLETED):
@@ -88,3 +88,19 @@ def test_goodput_is_a_share_of_all_that_arrived():
     assert snapshot["requests"]["refused"] == 1
     assert snapshot["reasons"] == {"queue_full": 1}
     assert snapshot["e2e"]["count"] == 2
+
+
+def test_recorders_of_several_processes_are_one_that_has_seen_it_all():
+    slo = SLO(ttft=1.0)
+    parts = [MetricsRecorder(slo, started=float(number)) for number in range(3)]
+    whole = MetricsRecorder(slo, started=0.0)
+    for number in range(30):
+        line = Timeline(arrived=1.0, admitted=1.125, prompt_tokens=2, completion_tokens=3, first_token=1.5 + number / 32, last_token=4.0)
+        line.finished, line.outcome, line.reason = 4.0 + number, Outcome.COMPLETED if number % 4 else Outcome.REFUSED, "queue_full"
+        for recorder in (parts[number % 3], whole):
+            recorder.tokens(Timeline(arrived=1.0), 1, 1.5 + number / 32)
+            recorder.tokens(line, 2, 4.0 + number)
+            recorder.finished(line)
+    together = MetricsRecorder.together(parts)
+    assert together.snapshot(35.0) == whole.snapshot(35.0)
+    assert [part.completion_tokens for part in parts] == [30, 30, 30]

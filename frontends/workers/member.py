@@ -1,0 +1,68 @@
+"""One worker as its owner sees it: a process, a channel to it, a way to hand it connections, and its tickets."""
+
+import argparse
+import multiprocessing
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from frontends.workers import messages
+from frontends.workers.desk import Desk
+from frontends.workers.messages import Channel, Load
+from frontends.workers.worker import work
+from llmserve import Facts
+
+STOP_SECONDS = 5.0
+
+
+@attrs.define(eq=False)
+class Member:
+    """`index` is its number as the engine core's client. `up`: it takes requests; until then it answers that it is starting."""
+
+    index: int
+    process: Any
+    handed: socket.socket
+    channel: Channel = attrs.field(init=False)
+    desk: Desk | None = None
+    up: bool = False
+    facts: Facts | None = None
+    given: int = 0
+    load: Load = attrs.field(factory=lambda: Load(0, 0))
+
+    @classmethod
+    async def spawn(
+        cls, index: int, options: argparse.Namespace, receive: Callable[["Member", Any], None], lost: Callable[["Member"], None]
+    ) -> "Member":
+        ours, theirs = socket.socketpair()
+        handed, taken = socket.socketpair()
+        for end in (ours, theirs, handed, taken):
+            end.setblocking(False)
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, taken, options), daemon=True)
+        process.start()
+        theirs.close()
+        taken.close()
+        member = cls(index, process, handed)
+        member.channel = await Channel.open(ours, messages.FromWorker, lambda message: receive(member, message), lambda: lost(member))
+        return member
+
+    @property
+    def connections(self) -> int:
+        """Open there, and on their way."""
+        return self.load.open + self.given - self.load.taken
+
+    def hand(self, connection: socket.socket) -> bool:
+        """Give it an accepted connection; False if it has too many on their way."""
+        try:
+            socket.send_fds(self.handed, [b"c"], [connection.fileno()])
+        except OSError:
+            return False
+        self.given += 1
+        return True
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(STOP_SECONDS)
+        self.handed.close()
+        self.channel.close()

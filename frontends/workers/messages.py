@@ -1,0 +1,151 @@
+"""What an owner and its workers say to each other, over a socket pair: the raw socket's framing around messages of their own.
+
+Both ends are processes of one program on one machine, so what is Python's own travels pickled.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+
+from frontends.frames import MAX_ANSWER, FrameReader, encode
+
+# From a worker
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """A request wants a slot, under a number of the worker's."""
+
+    number: int
+    request_id: str
+    tenant: str
+    priority: int
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """It does not need it any more, whether it has it yet or not."""
+
+    number: int
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Connections that are open, and how many have been taken in all."""
+
+    open: int
+    taken: int
+
+
+class Up(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Requests can be taken. `described` is for a person."""
+
+    described: str
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The engine would not start, or died. `wrong_argument` tells what ends the program with 2."""
+
+    reason: str
+    wrong_argument: bool
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The worker's own facts, pickled."""
+
+    number: int
+    facts: bytes
+
+
+class Gather(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Everyone's facts are wanted."""
+
+    number: int
+
+
+# From the owner
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """The engine is there, or will be soon; `client` is the pickled `CoreClient`, None where each worker has an engine of its own."""
+
+    client: bytes | None
+
+
+class Granted(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    number: int
+
+
+class Declined(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """At once, or after it has waited."""
+
+    number: int
+    reason: str
+    retry_after: float
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """The worker's facts are wanted."""
+
+    number: int
+
+
+class Gathered(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Everyone's facts, pickled."""
+
+    number: int
+    facts: bytes
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Requests that a dead worker has left in the engine."""
+
+    request_ids: list[str]
+
+
+class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """The engine did."""
+
+    reason: str
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """Drain and end; `now` ends open requests at once."""
+
+    now: bool
+
+
+FromWorker = Offer | Leave | Load | Up | Failed | Report | Gather
+FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop
+
+
+class Channel(asyncio.Protocol):
+    """One end. `receive` is called for each message, `lost` when the other end is gone."""
+
+    def __init__(self, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> None:
+        self._reader: FrameReader[Any] = FrameReader(kind, MAX_ANSWER)
+        self._receive = receive
+        self._lost = lost
+
+    @classmethod
+    async def open(cls, connection: socket.socket, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> "Channel":
+        _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(kind, receive, lost), sock=connection)
+        return channel
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (message := self._reader.next()) is not None:
+            self._receive(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost()
+
+    def send(self, message: Any) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    def close(self) -> None:
+        self._transport.close()

@@ -1,0 +1,281 @@
+"""The process that owns engine, listener and admission, and serves no request itself. A worker's death costs its own connections alone:
+its tickets come back, what it left in the engine is aborted, and another takes its place."""
+
+import argparse
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import socket
+import tempfile
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from frontends.options import engine_args, manager_config
+from frontends.program import BACKLOG, WATCH_SECONDS, CannotListen, say_ready, unpack
+from frontends.startup import loading, say
+from frontends.workers import messages
+from frontends.workers.desk import Desk
+from frontends.workers.member import Member
+from frontends.workers.messages import Abort, Ask, Died, Failed, Gather, Gathered, Leave, Load, Offer, Report, Start, Stop, Up
+from llmserve import ConfigurationError, EngineDead, Facts
+from llmserve.admission import AdmissionController, build_admission
+from llmserve.engines import create_engine
+from llmserve.engines.vllm_core import VLLMCore
+from llmserve.exporters.prometheus import MULTIPROCESS
+
+# Workers that may die and be replaced: each needs a place at the engine core that was there from the start.
+SPARES = 32
+# A worker that has nothing more to do still closes its connections and its client.
+CLOSE_SECONDS = 10.0
+# For terminal events on their way when the engine has died.
+LAST_WORDS_SECONDS = 1.0
+# A worker that does not tell its figures within this time is counted with its last ones.
+REPORT_SECONDS = 1.0
+FULL_SECONDS = 0.005
+
+
+async def serve_workers(options: argparse.Namespace, count: int) -> int:
+    """Serve until SIGTERM or SIGINT, the engine's death, or too many workers' deaths; returns the exit code.
+
+    Raises CannotListen, ConfigurationError, EngineDead.
+    """
+    with ExitStack() as stack:
+        if options.engine == "vllm":
+            # Before vLLM is imported here or there: prometheus_client looks once.
+            os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
+        try:
+            listener = stack.enter_context(socket.create_server((options.host, options.port), backlog=BACKLOG))
+        except OSError as error:
+            raise CannotListen(f"{options.host}:{options.port}", error) from None
+        listener.setblocking(False)
+        say(f"listening http://{options.host}:{listener.getsockname()[1]}  (/health/ready says 503 until the model is loaded)")
+        say(f"model     {options.model}, served as {options.served_model_name or options.model!r}; refused until it is loaded")
+        code = await Owner(options, count, listener).run()
+    say("stopped")
+    return code
+
+
+class Owner:
+    """All workers, and what they share."""
+
+    def __init__(self, options: argparse.Namespace, count: int, listener: socket.socket) -> None:
+        self._options = options
+        self._count = count
+        self._listener = listener
+        self._members: list[Member] = []
+        self._last = 0
+        self._past: list[Facts] = []
+        self._core: VLLMCore | None = None
+        self._admission: AdmissionController | None = None
+        self._stopping = False
+        self._failure: Failed | None = None
+        self._orphans: list[str] = []
+        self._started = False
+        self._numbers = itertools.count(1)
+        self._reports: dict[int, asyncio.Event] = {}
+        self._change = asyncio.Event()
+
+    async def run(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        args, config = engine_args(self._options), manager_config(self._options)
+        if self._options.engine == "vllm":
+            self._core = VLLMCore(self._options.model, args, at_once=self._count, in_all=self._count + SPARES)
+            max_num_seqs = None
+        else:
+            max_num_seqs = create_engine(self._options.engine, self._options.model, args).info.max_num_seqs * self._count
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._watch_signals, tasks.cancel_scope)
+                for _ in range(self._count):
+                    await self._spawn()
+                tasks.start_soon(self._accept)
+                await unpack(self._options)
+                with loading(f"{self._options.engine} {self._options.model}"):
+                    if self._core is not None:
+                        await anyio.to_thread.run_sync(self._core.configure)
+                        max_num_seqs = self._core.max_num_seqs
+                    self._admission = build_admission(config.admission, config.slo, max_num_seqs or 1)
+                    await self._start_engine()
+                code = await self._until_stopped()
+                await self._end()
+                tasks.cancel_scope.cancel()
+                return code
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            self._stopping = True
+            for member in self._members:
+                member.kill()
+            if self._core is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._core.stop)
+        return 0
+
+    # From start to end
+
+    async def _start_engine(self) -> None:
+        for member in self._members:
+            self._start(member)
+        self._started = True
+        if self._core is not None:
+            await anyio.to_thread.run_sync(self._core.launch)
+        while not all(member.up for member in self._members):
+            self._raise_failure()
+            await self._changed()
+
+    async def _until_stopped(self) -> int:
+        assert self._admission is not None
+        say_ready(self._admission.statistics(self._loop.time()))
+        while not self._stopping:
+            try:
+                if self._core is not None:
+                    self._core.check()
+                self._raise_failure()
+            except EngineDead as error:
+                say(f"failed    {error}")
+                self._tell_all(Died(str(error)))
+                self._stopping = True
+                await anyio.sleep(LAST_WORDS_SECONDS)
+                return 1
+            await self._changed()
+        return 0
+
+    async def _end(self) -> None:
+        """Workers drain by themselves once they are told to, and end."""
+        timeout = self._options.drain_timeout
+        say(f"draining  at most {timeout:g} s; a second signal ends open requests now")
+        with anyio.move_on_after(timeout + CLOSE_SECONDS):
+            while self._members:
+                await self._changed()
+
+    async def _changed(self) -> None:
+        with anyio.move_on_after(WATCH_SECONDS):
+            await self._change.wait()
+        self._change.clear()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            kind = ConfigurationError if self._failure.wrong_argument else EngineDead
+            raise kind(self._failure.reason)
+
+    async def _watch_signals(self, everything: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if not all(member.up for member in self._members):
+                    say("stopping  as soon as the engine's start can be undone")
+                    everything.cancel()
+                self._tell_all(Stop(now=self._stopping))
+                self._stopping = True
+                self._change.set()
+
+    # Workers
+
+    async def _spawn(self) -> None:
+        index, self._last = self._last, self._last + 1
+        member = await Member.spawn(index, self._options, self._receive, self._lost)
+        self._members.append(member)
+
+    def _start(self, member: Member) -> None:
+        assert self._admission is not None
+        member.desk = Desk(self._admission, member.channel.send, self._loop)
+        member.channel.send(Start(None if self._core is None else pickle.dumps(self._core.client(member.index))))
+
+    def _lost(self, member: Member) -> None:
+        """Its channel has closed: it ended, as it was told to or not."""
+        self._members.remove(member)
+        if member.facts is not None:
+            self._past.append(member.facts.ended())
+        left = member.desk.close() if member.desk is not None else []
+        self._change.set()
+        if self._stopping:
+            return
+        member.process.join(1)
+        say(f"worker    {member.process.pid} died with {member.process.exitcode}; its connections are lost, {len(left)} requests aborted")
+        self._abort(left)
+        if self._last == self._count + SPARES:
+            self._failure = Failed(f"{SPARES} workers have died", wrong_argument=False)
+            return
+        self._tasks.start_soon(self._replace)
+
+    async def _replace(self) -> None:
+        await self._spawn()
+        if self._started:
+            self._start(self._members[-1])
+
+    def _abort(self, request_ids: list[str]) -> None:
+        """By any worker that can: abort goes by the engine's ids, and the core takes it from every client."""
+        self._orphans += request_ids if self._core is not None else []
+        able = next((member for member in self._members if member.up), None)
+        if able is not None and self._orphans:
+            able.channel.send(Abort(self._orphans))
+            self._orphans = []
+
+    def _tell_all(self, message: Any) -> None:
+        for member in self._members:
+            member.channel.send(message)
+
+    def _receive(self, member: Member, message: messages.FromWorker) -> None:
+        match message:
+            case Offer():
+                assert member.desk is not None
+                member.desk.offer(message)
+            case Leave():
+                assert member.desk is not None
+                member.desk.leave(message.number)
+            case Load():
+                member.load = message
+            case Up():
+                if not any(other.up for other in self._members):
+                    say(f"engine    {message.described}, {self._count} workers")
+                member.up = True
+                self._abort([])
+                self._change.set()
+            case Failed():
+                self._failure = self._failure or message
+                self._change.set()
+            case Gather():
+                self._tasks.start_soon(self._gather, member, message.number)
+            case Report():
+                member.facts = pickle.loads(message.facts)  # noqa: S301 - from a process that this one started
+                if message.number in self._reports:
+                    self._reports.pop(message.number).set()
+
+    # Connections
+
+    async def _accept(self) -> None:
+        """To the worker with the fewest; a listener of each one's own would leave it to chance."""
+        while True:
+            connection, _ = await self._loop.sock_accept(self._listener)
+            with connection:
+                while not self._hand(connection):  # noqa: ASYNC110 - a socket pair that is full has no event in asyncio
+                    await anyio.sleep(FULL_SECONDS)
+
+    def _hand(self, connection: socket.socket) -> bool:
+        by_load = sorted(self._members, key=lambda member: member.connections)
+        return any(member.hand(connection) for member in by_load)
+
+    # Facts
+
+    async def _gather(self, asking: Member, number: int) -> None:
+        """Ask all workers, and put together what they say, with what dead ones have said last."""
+        async with anyio.create_task_group() as tasks:
+            for member in self._members:
+                tasks.start_soon(self._ask, member)
+        parts = [member.facts for member in self._members if member.facts is not None]
+        admission = self._admission.statistics(self._loop.time()) if self._admission else None
+        if parts:
+            asking.channel.send(Gathered(number, pickle.dumps(Facts.together([*parts, *self._past], admission))))
+
+    async def _ask(self, member: Member) -> None:
+        number = next(self._numbers)
+        answered = self._reports[number] = asyncio.Event()
+        member.channel.send(Ask(number))
+        with anyio.move_on_after(REPORT_SECONDS):
+            await answered.wait()
+        self._reports.pop(number, None)

@@ -1,0 +1,171 @@
+"""A worker process: an HTTP server and a manager with a client of its own of the owner's engine. It listens nowhere; accepted connections
+are handed to it, and without its owner it ends at once."""
+
+import argparse
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import socket
+from importlib.util import find_spec
+from typing import Any
+
+import anyio
+import attrs
+
+from frontends.aiohttp_app import build_app, make_runner
+from frontends.options import engine_args, manager_config
+from frontends.program import describe_engine
+from frontends.workers import messages
+from frontends.workers.messages import Abort, Ask, Channel, Declined, Died, Failed, Gather, Gathered, Granted, Load, Report, Start, Stop, Up
+from frontends.workers.remote import RemoteAdmission
+from llmserve import ConfigurationError, EngineError, EngineManager, Facts, LLMServeError, State
+from llmserve.engines import create_engine
+
+# How often the owner hears how many connections are open here.
+LOAD_SECONDS = 0.05
+WATCH_SECONDS = 0.05
+# For others' facts, asked for by a scraper that waits for 10 s by default.
+GATHER_SECONDS = 5.0
+
+
+def work(channel: socket.socket, handed: socket.socket, options: argparse.Namespace) -> None:
+    """The process's whole life."""
+    # A terminal sends Ctrl-C to every process of its group, systemd SIGTERM to every one of a service: what follows, the owner says.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The id that the owner knows a request by is then the one that the engine knows it by.
+    os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
+    worker = Worker(options, handed)
+    anyio.run(worker.run, channel, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+
+
+class Worker:
+    """What the owner says, done."""
+
+    def __init__(self, options: argparse.Namespace, handed: socket.socket) -> None:
+        self._options = options
+        self._handed = handed
+        self._taken = 0
+        self._numbers = itertools.count(1)
+        self._gathers: dict[int, asyncio.Future[Facts]] = {}
+        self.channel: Channel
+        self._start: asyncio.Future[Start]
+        self._stop = anyio.Event()
+
+    async def run(self, connection: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._start = self._loop.create_future()
+        self.channel = await Channel.open(connection, messages.FromOwner, self._receive, lambda: os._exit(1))
+        self._admission = RemoteAdmission(self.channel.send)
+        self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
+        self._manager = EngineManager(self._engine, manager_config(self._options), admission=self._admission)
+        app = build_app(self._manager, self._options.served_model_name or self._options.model, self._gather)
+        runner = make_runner(app)
+        await runner.setup()
+        assert runner.server is not None
+        self._server = runner.server
+        self._loop.add_reader(self._handed, self._take)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tell_load)
+            await self._serve()
+            tasks.cancel_scope.cancel()
+        self._loop.remove_reader(self._handed)
+        await runner.cleanup()
+
+    async def _serve(self) -> None:
+        start = await self._start
+        if start.client is not None:
+            self._engine.client = pickle.loads(start.client)  # noqa: S301 - from the process that started this one
+        try:
+            async with self._manager:
+                self.channel.send(Up(describe_engine(self._manager.info)))
+                while self._manager.state is State.READY and not self._stop.is_set():
+                    with anyio.move_on_after(WATCH_SECONDS):
+                        await self._stop.wait()
+                if self._manager.state is State.FAILED:
+                    self._manager.check_health()
+        except (ConfigurationError, EngineError) as error:
+            self.channel.send(Failed(str(error), isinstance(error, ConfigurationError)))
+            # Streams that have just been told of it are still being written; the owner ends this process.
+            await anyio.sleep_forever()
+
+    def _receive(self, message: messages.FromOwner) -> None:
+        match message:
+            case Granted():
+                self._admission.granted(message, self._loop.time())
+            case Declined():
+                self._admission.declined(message)
+            case Start():
+                self._start.set_result(message)
+            case Ask():
+                self._report(message.number)
+            case Gathered():
+                self._gathered(message)
+            case Abort():
+                self._loop.create_task(self._engine.abort_foreign(message.request_ids))
+            case Died():
+                self._engine.declare_dead(message.reason)
+            case Stop():
+                if message.now:
+                    self._manager.cancel_all("the server is stopping")
+                self._stop.set()
+
+    # Connections
+
+    def _take(self) -> None:
+        """Accepted by the owner, and ours from here on."""
+        while True:
+            try:
+                _, descriptors, _, _ = socket.recv_fds(self._handed, 1, 1)
+            except BlockingIOError:
+                return
+            if not descriptors:
+                return
+            self._taken += 1
+            self._loop.create_task(self._connect(socket.socket(fileno=descriptors[0])))
+
+    async def _connect(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        try:
+            await self._loop.connect_accepted_socket(self._server, connection)
+        except OSError:
+            # Gone before it was here.
+            connection.close()
+
+    async def _tell_load(self) -> None:
+        told = None
+        while True:
+            load = Load(len(self._server.connections), self._taken)
+            if load != told:
+                self.channel.send(load)
+                told = load
+            await anyio.sleep(LOAD_SECONDS)
+
+    # Facts
+
+    def _report(self, number: int) -> None:
+        from llmserve.exporters import prometheus
+
+        if prometheus.MULTIPROCESS in os.environ:
+            prometheus.settle()
+        self.channel.send(Report(number, pickle.dumps(self._manager.facts())))
+
+    async def _gather(self) -> Facts:
+        """Everyone's. Raises LLMServeError when the owner does not answer."""
+        number = next(self._numbers)
+        waiting = self._gathers[number] = self._loop.create_future()
+        self.channel.send(Gather(number))
+        with anyio.move_on_after(GATHER_SECONDS):
+            await waiting
+        if not waiting.done():
+            del self._gathers[number]
+            raise LLMServeError("the workers' figures could not be gathered")
+        everyone: Facts = waiting.result()
+        return Facts(attrs.evolve(everyone.statistics, state=self._manager.state), everyone.recorder)
+
+    def _gathered(self, message: Gathered) -> None:
+        waiting = self._gathers.pop(message.number, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(pickle.loads(message.facts))  # noqa: S301 - from the process that started this one

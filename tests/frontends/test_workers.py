@@ -1,0 +1,362 @@
+"""Several processes on one port, as a program on the simulated engine; and their one admission, in memory."""
+
+import json
+import re
+import signal
+from collections import deque
+from contextlib import suppress
+
+import anyio
+import psutil
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from program_support import MODULE, fetch, program
+
+from frontends.workers.desk import Desk
+from frontends.workers.messages import Declined, Granted, Leave, Offer
+from frontends.workers.remote import RemoteAdmission
+from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState
+
+SLOW = ("--engine-arg", "step_seconds=0.02")
+
+
+def serving(tmp_path, *arguments):
+    return program(tmp_path, "--workers", "2", *arguments)
+
+
+def workers_of(process):
+    """The processes that have connections of clients, or could have: those that multiprocessing spawned to work."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # One that has just died has no command line any more.
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+async def metrics(url):
+    return json.loads((await fetch(f"{url}/metrics"))[1])
+
+
+async def until(url, wanted):
+    """The metrics, once they are as wanted."""
+    with anyio.fail_after(20):
+        while not wanted(found := await metrics(url)):
+            await anyio.sleep(0.02)
+    return found
+
+
+class Streams:
+    """Connections that each read one endless answer."""
+
+    def __init__(self, url):
+        self._port = int(url.rsplit(":", 1)[1])
+        self.open = []
+
+    async def begin(self, max_tokens=2000):
+        stream = await anyio.connect_tcp("127.0.0.1", self._port)
+        body = json.dumps({"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
+        await stream.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        head = await stream.receive()
+        assert head.startswith(b"HTTP/1.1 200"), head
+        self.open.append(stream)
+        return stream
+
+    async def __aenter__(self):
+        return self
+
+    async def end(self, *_):
+        for stream in self.open:
+            await stream.aclose()
+
+    __aexit__ = end
+
+
+async def test_they_answer_alike_and_count_together(tmp_path):
+    async with serving(tmp_path) as (process, url, lines):
+        assert any(", 2 workers" in line for line in lines)
+        for _ in range(6):
+            status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 3, "ignore_eos": True})
+            assert status == 200
+            assert json.loads(body)["usage"]["completion_tokens"] == 3
+        found = await metrics(url)
+        assert found["requests"]["completed"] == 6
+        assert found["tokens"]["completion"] == found["engine"]["generation_tokens"] == 18
+        assert found["ttft"]["count"] == 6
+        assert found["admission"]["admitted"] == 6
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    assert "stopped" in lines[-1]
+
+
+async def test_connections_go_to_the_worker_with_the_fewest(tmp_path):
+    async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
+        for _ in range(8):
+            await streams.begin()
+        shares = [sum(one.status == "ESTABLISHED" for one in worker.net_connections("tcp")) for worker in workers_of(process)]
+        assert shares == [4, 4]
+        await streams.end()
+        found = await until(url, lambda found: found["open"] == 0)
+        assert found["requests"]["cancelled"] == 8
+        assert found["admission"]["running"] == 0
+
+
+async def test_one_admission_decides_for_all(tmp_path):
+    async with serving(tmp_path, *SLOW, "--max-running", "2", "--max-waiting", "0") as (_, url, _), Streams(url) as streams:
+        for _ in range(2):
+            await streams.begin()
+        for _ in range(4):
+            status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi"})
+            assert status == 503, body
+        found = await metrics(url)
+        assert found["admission"]["running"] == 2
+        assert found["admission"]["refused"] == {"queue_full": 4}
+        assert found["requests"]["refused"] == 4
+        await streams.end()
+        await until(url, lambda found: found["admission"]["running"] == 0)
+        assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 200
+
+
+async def test_who_waits_is_served_in_turn_or_told_when_its_patience_is_over(tmp_path):
+    async with (
+        serving(tmp_path, "--engine-arg", "step_seconds=0.05", "--max-running", "1", "--max-wait", "1") as (_, url, _),
+        Streams(url) as streams,
+    ):
+        await streams.begin(max_tokens=10)
+        async with anyio.create_task_group() as tasks:
+            answers = []
+
+            async def ask(max_tokens):
+                answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True}))
+
+            tasks.start_soon(ask, 2)
+            tasks.start_soon(ask, 2)
+        assert [status for status, _ in answers] == [200, 200]
+        await streams.begin()
+        status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi"})
+        assert status == 503, body
+        assert (await metrics(url))["admission"]["refused"]
+
+
+async def test_a_worker_s_death_costs_its_own_connections_and_gives_its_tickets_back(tmp_path):
+    async with serving(tmp_path, *SLOW, "--max-running", "4", "--max-waiting", "0") as (process, url, _), Streams(url) as streams:
+        for _ in range(4):
+            await streams.begin(max_tokens=200)
+        assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 503
+        before = workers_of(process)
+        before[0].kill()
+        with anyio.fail_after(20):
+            while len(workers_of(process)) < 2 or before[0] in workers_of(process):
+                await anyio.sleep(0.02)
+        # The two that it held can be used again.
+        for _ in range(2):
+            await streams.begin(max_tokens=200)
+        whole = [data.count(b"[DONE]") for data in [await read_to_end_of_answer(stream) for stream in streams.open]]
+        assert sum(whole) == 4
+        found = await until(url, lambda found: found["open"] == 0)
+        assert found["admission"]["running"] == 0
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+
+
+async def read_to_end_of_answer(stream):
+    found = b""
+    with anyio.move_on_after(20):
+        try:
+            while b"[DONE]" not in found:
+                found += await stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            pass
+    return found
+
+
+async def test_sigterm_lets_every_worker_finish_and_a_second_one_does_not(tmp_path):
+    async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
+        for _ in range(4):
+            await streams.begin(max_tokens=40)
+        process.send_signal(signal.SIGTERM)
+        for stream in streams.open:
+            assert b"[DONE]" in await read_to_end_of_answer(stream)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
+        for _ in range(4):
+            await streams.begin()
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            while (await fetch(f"{url}/health/ready"))[0] == 200:
+                await anyio.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        for stream in streams.open:
+            assert b"the server is stopping" in await read_to_end_of_answer(stream)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+
+
+async def test_workers_do_not_outlive_their_owner(tmp_path):
+    async with serving(tmp_path) as (process, _, _):
+        workers = workers_of(process)
+        assert len(workers) == 2
+        process.kill()
+        with anyio.fail_after(10):
+            while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+                await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workers", "0"], "'0' is no number of workers"),
+        (["--workers", "2", "--engine-arg", "max_num_seq=3"], "unknown engine argument 'max_num_seq'"),
+        (["--workers", "2", "--slo-ttft", "-1"], "ttft must be a positive number"),
+    ],
+)
+async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
+    result = await anyio.run_process([*MODULE, "--engine", "simulated", "--port", "0", *arguments], check=False)
+    assert result.returncode == 2
+    assert words in result.stderr.decode().strip().splitlines()[-1]
+    assert not re.search("Traceback", result.stderr.decode())
+
+
+# One admission, from several processes, in memory
+
+LIMIT, LINE, PATIENCE = 3, 4, 5.0
+
+
+class Loop:
+    """The timers of an owner, on a clock of the test's."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.timers = []
+
+    def time(self):
+        return self.now
+
+    def call_later(self, seconds, callback, *args):
+        timer = Timer(self.now + seconds, callback, args)
+        self.timers.append(timer)
+        return timer
+
+    def advance(self, seconds):
+        self.now += seconds
+        for timer in [timer for timer in self.timers if timer.at <= self.now]:
+            self.timers.remove(timer)
+            if not timer.cancelled:
+                timer.callback(*timer.args)
+
+
+class Timer:
+    def __init__(self, at, callback, args):
+        self.at, self.callback, self.args, self.cancelled = at, callback, args, False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class Process:
+    """One worker and its desk, and the messages between them, which arrive when the test says so."""
+
+    def __init__(self, controller, loop):
+        self.up, self.down = deque(), deque()
+        self.admission = RemoteAdmission(self.up.append)
+        self.desk = Desk(controller, self.down.append, loop)
+        self.tickets = []
+
+    def deliver_up(self):
+        message = self.up.popleft()
+        if isinstance(message, Offer):
+            self.desk.offer(message)
+        else:
+            assert isinstance(message, Leave)
+            self.desk.leave(message.number)
+
+    def deliver_down(self, now):
+        message = self.down.popleft()
+        if isinstance(message, Granted):
+            self.admission.granted(message, now)
+        else:
+            assert isinstance(message, Declined)
+            self.admission.declined(message)
+
+
+class OneAdmission(RuleBasedStateMachine):
+    """Whatever the order in which messages cross: never more than the limit, and in the end nothing is held."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = Loop()
+        self.controller = AdmissionController(FixedLimit(LIMIT), max_waiting=LINE, max_wait=PATIENCE)
+        self.processes = [Process(self.controller, self.loop) for _ in range(2)]
+
+    @rule(which=st.integers(0, 1), priority=st.integers(0, 1))
+    def offer(self, which, priority):
+        ticket = Ticket(priority=priority)
+        process = self.processes[which]
+        assert process.admission.offer(ticket, self.loop.now) is None
+        assert ticket.state is TicketState.WAITING
+        process.tickets.append(ticket)
+
+    @precondition(lambda self: any(process.tickets for process in self.processes))
+    @rule(data=st.data())
+    def leave(self, data):
+        process = data.draw(st.sampled_from([process for process in self.processes if process.tickets]))
+        ticket = data.draw(st.sampled_from(process.tickets))
+        process.tickets.remove(ticket)
+        assert process.admission.leave(ticket, self.loop.now) == []
+        assert ticket.state is TicketState.DONE
+        sent = len(process.up)
+        process.admission.leave(ticket, self.loop.now)
+        assert len(process.up) == sent
+
+    @rule(which=st.integers(0, 1))
+    def up(self, which):
+        if self.processes[which].up:
+            self.processes[which].deliver_up()
+
+    @rule(which=st.integers(0, 1))
+    def down(self, which):
+        if self.processes[which].down:
+            self.processes[which].deliver_down(self.loop.now)
+
+    @rule(seconds=st.floats(0, 2 * PATIENCE))
+    def time_passes(self, seconds):
+        self.loop.advance(seconds)
+
+    @rule(which=st.integers(0, 1))
+    def die(self, which):
+        """What was in flight is gone with it."""
+        self.processes[which].desk.close()
+        self.processes[which] = Process(self.controller, self.loop)
+
+    @invariant()
+    def never_above_the_limit(self):
+        running = sum(ticket.state is TicketState.RUNNING for process in self.processes for ticket in process.tickets)
+        assert running <= LIMIT
+        statistics = self.controller.statistics(self.loop.now)
+        assert statistics.running <= LIMIT
+        assert statistics.waiting == 0 or statistics.running == LIMIT
+
+    def teardown(self):
+        for process in self.processes:
+            for _ in range(2):
+                while process.up or process.down:
+                    if process.up:
+                        process.deliver_up()
+                    if process.down:
+                        process.deliver_down(self.loop.now)
+            for ticket in process.tickets:
+                process.admission.leave(ticket, self.loop.now)
+            while process.up:
+                process.deliver_up()
+        statistics = self.controller.statistics(self.loop.now)
+        assert (statistics.running, statistics.waiting) == (0, 0)
+        for process in self.processes:
+            assert process.admission.statistics(0).running == process.admission.statistics(0).waiting == 0
+
+
+TestOneAdmission = OneAdmission.TestCase

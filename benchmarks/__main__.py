@@ -69,11 +69,10 @@ def run_parity(given: argparse.Namespace) -> int:
 
 
 def run_overhead(given: argparse.Namespace) -> int:
-    measuring = overhead.measure(
-        given.streams, given.rounds, http=not given.no_http, report=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    names, setting = options.side_names(given.sides), options.side_setting(given)
+    measuring = overhead.measure(names, setting, given.streams, given.rounds, lambda line: print(line, file=sys.stderr, flush=True))
     found = asyncio.run(measuring)
-    print(overhead.conclude(found))
+    print(overhead.conclude(found, given.against))
     if given.out:
         given.out.write_bytes(storage.readable(found))
     return 0
@@ -126,10 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_parity(even)
     cost = commands.add_parser("overhead", help="what a token costs the process that holds the engine's client: ours beside vLLM's own")
     cost.set_defaults(run_command=run_overhead)
-    cost.add_argument("--streams", type=options.positive(int), default=64)
-    cost.add_argument("--rounds", type=options.positive(int), default=5)
-    cost.add_argument("--no-http", action="store_true", help="in process only")
-    cost.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    options.add_overhead(cost)
     return parser
 
 

@@ -20,8 +20,9 @@ import attrs
 
 from benchmarks.load import Generator, Measured, Progress
 from benchmarks.plan import Job
-from benchmarks.targets import TargetError
+from benchmarks.targets import Target, TargetError
 from benchmarks.targets.http import HTTP, open_session
+from benchmarks.targets.socket import open_socket
 
 PROGRESS_SECONDS = 0.2
 POLL_SECONDS = 0.02
@@ -30,15 +31,25 @@ HEAD_START_SECONDS = 0.1
 STOP_SECONDS = 10.0
 
 
-def work(pipe: Connection, url: str, model: str) -> None:
+@asynccontextmanager
+async def open_target(url: str, model: str, *, chat: bool = False) -> AsyncIterator[Target]:
+    """By the URL's scheme: http and https, or a raw socket's tcp, tls and unix."""
+    if url.startswith("http"):
+        async with open_session(url) as session:
+            yield HTTP(session, model, chat)
+    else:
+        async with open_socket(url) as target:
+            yield target
+
+
+def work(pipe: Connection, url: str, model: str, chat: bool) -> None:  # noqa: FBT001 - an argument of a process
     """A worker's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_work(pipe, url, model))
+    asyncio.run(_work(pipe, url, model, chat=chat))
 
 
-async def _work(pipe: Connection, url: str, model: str) -> None:
-    async with open_session(url) as session:
-        target = HTTP(session, model)
+async def _work(pipe: Connection, url: str, model: str, *, chat: bool) -> None:
+    async with open_target(url, model, chat=chat) as target:
         while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), Job):
             generator = Generator(target, job, clock=time.monotonic)
             generator.prepare()
@@ -159,12 +170,12 @@ def _join(parts: Sequence[Measured], measured: Measured, *, complete: bool) -> N
 
 
 @asynccontextmanager
-async def open_fleet(url: str, model: str, processes: int) -> AsyncIterator[Fleet]:
+async def open_fleet(url: str, model: str, processes: int, *, chat: bool = False) -> AsyncIterator[Fleet]:
     """So many workers, aimed at one server's model."""
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(processes)]
     # Daemons, so that none outlives this process.
-    workers = [context.Process(target=work, args=(theirs, url, model), daemon=True) for _, theirs in pairs]
+    workers = [context.Process(target=work, args=(theirs, url, model, chat), daemon=True) for _, theirs in pairs]
     for worker, (_, theirs) in zip(workers, pairs, strict=True):
         worker.start()
         theirs.close()

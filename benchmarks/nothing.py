@@ -18,15 +18,13 @@ from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.request import Delta, GenerationRequest, Sampling
 
 VOCABULARY = 32_000
-# The delta that every step gives to every request: one token, no text.
-TOKEN = Delta("", (1,))
-LAST = Delta("", (1,), "length")
 
 
 @attrs.define
 class NoEngine:
-    """One token for every open request at each turn of the event loop."""
+    """One token for every open request at each turn of the event loop, each with the same `text`."""
 
+    text: str = ""
     _open: dict[str, tuple[Sink, int]] = attrs.field(factory=dict)
     _steps: int = 0
 
@@ -36,16 +34,17 @@ class NoEngine:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
+        token, last = Delta(self.text, (1,)), Delta(self.text, (1,), "length")
         while True:
             await anyio.lowlevel.checkpoint()
             self._steps += 1
             for request_id, (sink, left) in list(self._open.items()):
                 if left > 1:
                     self._open[request_id] = (sink, left - 1)
-                    sink.put(TOKEN)
+                    sink.put(token)
                 else:
                     del self._open[request_id]
-                    sink.put(LAST)
+                    sink.put(last)
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         return EnginePrompt(token_ids=request.prompt if isinstance(request.prompt, tuple) else (1,))

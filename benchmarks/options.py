@@ -7,7 +7,9 @@ from typing import Any
 
 from benchmarks.plan import Load
 from benchmarks.results import Promise
+from benchmarks.servers import Setting
 from benchmarks.session import Settings
+from benchmarks.sides import IN_PROCESS, WAYS, parse_side
 from benchmarks.targets import TargetError
 from benchmarks.traces import read_trace
 from benchmarks.workloads import Lengths, Workload, parse_lengths
@@ -206,4 +208,48 @@ def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
         repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+    )
+
+
+def add_overhead(command: argparse.ArgumentParser) -> None:
+    sides = f"of {', '.join([*IN_PROCESS, *WAYS])}; http:N and vllm:N have N processes (default: %(default)s)"
+    command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
+    command.add_argument("--core", choices=("stubbed", "nothing", "real"), default="stubbed", help="the engine core (default: %(default)s)")
+    command.add_argument("--streams", type=numbers(int), default=[64], metavar="N,N,...")
+    command.add_argument("--rounds", type=positive(int), default=5)
+    command.add_argument("--requests", type=positive(int), default=1, help="of each stream in a round, one after another")
+    command.add_argument("--prompt-tokens", type=positive(int), default=16)
+    command.add_argument("--output-tokens", type=positive(int), default=1024)
+    command.add_argument("--processes", type=positive(int), default=1, help="of the generator, for each server")
+    command.add_argument("--model", default="bundled")
+    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="for every engine; repeat it")
+    command.add_argument("--against", type=_pair, action="append", default=[], metavar="A/B", help="one more ratio of two sides; repeat it")
+    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    one, slash, other = text.partition("/")
+    if not slash:
+        raise argparse.ArgumentTypeError(f"{text!r}: write A/B")
+    return one, other
+
+
+def side_names(text: str) -> list[str]:
+    """Raises TargetError, naming the side that does not exist."""
+    names = text.split(",")
+    for name in names:
+        if name not in IN_PROCESS:
+            parse_side(name)
+    return names
+
+
+def side_setting(given: argparse.Namespace) -> Setting:
+    return Setting(
+        core=given.core,
+        model=given.model,
+        engine_args=parse_engine_args(given.engine_arg),
+        prompt_tokens=given.prompt_tokens,
+        answer_tokens=given.output_tokens,
+        requests=given.requests,
+        processes=given.processes,
     )

@@ -1,6 +1,9 @@
-"""An `EngineManager` in the generator's own process: no wire, no copy, the same clock."""
+"""An `EngineManager` in the generator's own process: no wire, no copy, the same clock. Or what stands in for one: a client with its
+`stream()`."""
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import attrs
 
@@ -8,21 +11,27 @@ from benchmarks.results import RequestRecord
 from benchmarks.workloads import Item
 from llmserve import (
     DeadlineExceeded,
-    EngineManager,
     GenerationRequest,
     LLMServeError,
     Overloaded,
     Sampling,
     TenantOverloaded,
     Timeline,
+    TokenStream,
 )
+
+
+class Streams(Protocol):
+    """`EngineManager`, or `SocketClient`."""
+
+    def stream(self, request: GenerationRequest, /) -> AbstractAsyncContextManager[TokenStream]: ...
 
 
 @attrs.frozen
 class InProcess:
     """Sends through `manager.stream()`."""
 
-    manager: EngineManager
+    manager: Streams
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
         sampling = Sampling(max_tokens=item.max_tokens, ignore_eos=True)

@@ -1,0 +1,125 @@
+"""Who is compared by `overhead`: our ways to an engine and vLLM's own, each made ready to carry so many streams at once.
+
+Over a stubbed engine core, over an engine that does nothing, or over real engines; servers are processes of their own, all of them up at
+once, and all but one idle.
+"""
+
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from benchmarks import stubbed
+from benchmarks.fleet import Fleet, open_fleet
+from benchmarks.load import Generator, Measured
+from benchmarks.nothing import NoEngine
+from benchmarks.servers import MODEL, Server, Setting, open_server
+from benchmarks.targets import Target, TargetError
+from benchmarks.targets.bare import Bare
+from benchmarks.targets.inprocess import InProcess
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig
+from llmserve.engines.vllm import VLLMEngine
+
+
+class Leg(msgspec.Struct, kw_only=True):
+    """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds."""
+
+    tokens_per_second: float
+    cpu_microseconds_per_token: float
+    ttft_p50: float
+    ttft_p99: float
+
+
+Side = Callable[[int, int], Awaitable[Leg]]
+
+
+# Each a name, and how to open it: in this process, or by the server that carries it and the way to that.
+IN_PROCESS = ("bare", "inprocess")
+WAYS: dict[str, tuple[str, str]] = {
+    "http": ("llmserve", "http"),
+    "chat": ("llmserve", "chat"),
+    "tcp": ("llmserve-socket", "tcp"),
+    "unix": ("llmserve-socket", "unix"),
+    "vllm": ("vllm", "http"),
+    "vllm-chat": ("vllm", "chat"),
+    "vllm-rust": ("vllm-rust", "http"),
+}
+
+
+def parse_side(name: str) -> tuple[str, str]:
+    """Server and way; `http:4` and `vllm:4` are the same with so many processes. Raises TargetError."""
+    kind, _, count = name.partition(":")
+    if kind not in WAYS or (count and (not count.isdigit() or kind not in ("http", "vllm"))):
+        raise TargetError(f"there is no side {name!r}: choose of {', '.join([*IN_PROCESS, *WAYS])}, or http:N and vllm:N")
+    server, way = WAYS[kind]
+    return (f"{server}:{count}" if count else server), way
+
+
+@asynccontextmanager
+async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
+    """All of them at once. `streams` are the most that will be asked for, and with a stubbed core just as many. Raises TargetError."""
+    servers = {name: parse_side(name) for name in names if name not in IN_PROCESS}
+    async with AsyncExitStack() as stack:
+        sides: dict[str, Side] = {}
+        starting = {server: await stack.enter_async_context(open_server(server, setting, streams)) for server, _ in servers.values()}
+        if set(names) & set(IN_PROCESS):
+            sides |= await stack.enter_async_context(_in_process(names, setting, streams))
+        for process in starting.values():
+            await process.until_healthy()
+        for name, (server, way) in servers.items():
+            process = starting[server]
+            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, chat=way == "chat")
+            sides[name] = _server_side(await stack.enter_async_context(fleet), process, setting)
+        yield {name: sides[name] for name in names}
+
+
+@asynccontextmanager
+async def _in_process(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
+    """Both on the one engine of this process."""
+    if setting.core == "stubbed":
+        stubbed.install(streams)
+    engine = NoEngine(" word") if setting.core == "nothing" else VLLMEngine(setting.model, setting.engine_args)
+    async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
+        targets: dict[str, Target] = {"inprocess": InProcess(manager)}
+        if "bare" in names:
+            if not isinstance(engine, VLLMEngine):
+                raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed or real")
+            targets["bare"] = Bare(engine.running_llm)
+        yield {name: _in_process_side(target, setting) for name, target in targets.items() if name in names}
+
+
+def _in_process_side(target: Target, setting: Setting) -> Side:
+    async def run(streams: int, number: int) -> Leg:
+        generator = Generator(target, setting.job(streams, number), clock=time.monotonic)
+        generator.prepare()
+        await generator.run()
+        return _leg(generator.measured, generator.measured.cpu_seconds)
+
+    return run
+
+
+def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
+    async def run(streams: int, number: int) -> Leg:
+        measured, before = Measured(), process.cpu_seconds()
+        await fleet.run(setting.job(streams, number), measured, lambda _: None)
+        return _leg(measured, process.cpu_seconds() - before)
+
+    return run
+
+
+def _leg(measured: Measured, cpu_seconds: float) -> Leg:
+    records = measured.records
+    failed = [record for record in records if record.outcome != "ok"]
+    if failed:
+        raise TargetError(f"{len(failed)} of {len(records)} requests failed: {failed[0].outcome}, {failed[0].detail}")
+    tokens = sum(record.completion_tokens for record in records)
+    seconds = max(record.finished or 0.0 for record in records)
+    ttfts = sorted((record.first_token or 0.0) - (record.dispatched or 0.0) for record in records)
+    return Leg(
+        tokens_per_second=tokens / seconds,
+        cpu_microseconds_per_token=cpu_seconds / tokens * 1e6,
+        ttft_p50=statistics.median(ttfts),
+        ttft_p99=ttfts[-1 - len(ttfts) // 100],
+    )

@@ -1,0 +1,24 @@
+"""A server of raw sockets, by our own client: it is sent to as the manager itself is."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from benchmarks.targets.base import TargetError
+from benchmarks.targets.inprocess import InProcess
+from frontends.frames import FrameError
+from frontends.socket_client import SocketClient
+from llmserve import ConfigurationError
+
+
+@asynccontextmanager
+async def open_socket(address: str) -> AsyncIterator[InProcess]:
+    """One connection for all requests. Raises TargetError."""
+    try:
+        client = SocketClient(address)
+        await client.__aenter__()
+    except (OSError, FrameError, ConfigurationError, TimeoutError) as error:
+        raise TargetError(f"{address} cannot be reached: {str(error) or type(error).__name__}") from error
+    try:
+        yield InProcess(client)
+    finally:
+        await client.__aexit__(None, None, None)

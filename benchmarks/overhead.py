@@ -34,7 +34,7 @@ class Point(msgspec.Struct, kw_only=True):
 async def measure(
     names: Sequence[str], setting: Setting, streams: Sequence[int], rounds: int, report: Callable[[str], None]
 ) -> list[Point]:
-    """Each side once a round, in turns, after a round that does not count. Raises TargetError when any request fails."""
+    """Each side once a round, in turns, after a round that does not count. Raises TargetError when all requests of a leg fail."""
     points: list[Point] = []
     # A stubbed core waits for just as many streams as it was told of.
     groups = [list(streams)] if setting.core != "stubbed" else [[number] for number in streams]
@@ -56,7 +56,7 @@ async def measure(
 
 def _brief(leg: Leg) -> str:
     cpu, wait = f"{leg.cpu_microseconds_per_token:.1f} us of CPU a token", f"p99 TTFT {leg.ttft_p99 * 1000:,.0f} ms"
-    return f"{leg.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}"
+    return f"{leg.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (f", {leg.failed} failed" if leg.failed else "")
 
 
 def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -> str:
@@ -66,8 +66,8 @@ def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -
         lines += [
             f"**{point.streams} streams, {point.core} engine core**",
             "",
-            "| side | tokens/s | us of CPU a token | p50 TTFT, ms | p99 TTFT, ms |",
-            "|---|---|---|---|---|",
+            "| side | tokens/s | us of CPU a token | p50 TTFT, ms | p99 TTFT, ms | failed |",
+            "|---|---|---|---|---|---|",
         ]
         for name, legs in point.legs.items():
             cells = [
@@ -75,6 +75,7 @@ def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -
                 spread([leg.cpu_microseconds_per_token for leg in legs], 1),
                 spread([leg.ttft_p50 * 1000 for leg in legs], 0),
                 spread([leg.ttft_p99 * 1000 for leg in legs], 0),
+                str(sum(leg.failed for leg in legs)),
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")

@@ -24,12 +24,14 @@ from llmserve.engines.vllm import VLLMEngine
 
 
 class Leg(msgspec.Struct, kw_only=True):
-    """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds."""
+    """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds; `failed` requests count for
+    nothing else."""
 
     tokens_per_second: float
     cpu_microseconds_per_token: float
     ttft_p50: float
     ttft_p99: float
+    failed: int = 0
 
 
 Side = Callable[[int, int], Awaitable[Leg]]
@@ -110,10 +112,10 @@ def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
 
 
 def _leg(measured: Measured, cpu_seconds: float) -> Leg:
-    records = measured.records
-    failed = [record for record in records if record.outcome != "ok"]
-    if failed:
-        raise TargetError(f"{len(failed)} of {len(records)} requests failed: {failed[0].outcome}, {failed[0].detail}")
+    records = [record for record in measured.records if record.outcome == "ok"]
+    failed = [record for record in measured.records if record.outcome != "ok"]
+    if not records:
+        raise TargetError(f"all of {len(failed)} requests failed: {failed[0].outcome}, {failed[0].detail}")
     tokens = sum(record.completion_tokens for record in records)
     seconds = max(record.finished or 0.0 for record in records)
     ttfts = sorted((record.first_token or 0.0) - (record.dispatched or 0.0) for record in records)
@@ -122,4 +124,5 @@ def _leg(measured: Measured, cpu_seconds: float) -> Leg:
         cpu_microseconds_per_token=cpu_seconds / tokens * 1e6,
         ttft_p50=statistics.median(ttfts),
         ttft_p99=ttfts[-1 - len(ttfts) // 100],
+        failed=len(failed),
     )

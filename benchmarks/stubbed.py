@@ -48,11 +48,12 @@ class StubbedCore:
         from vllm.v1.metrics.stats import SchedulerStats
 
         await asyncio.sleep(0)
-        self._going = self._going and bool(self._open)
-        while not self._going:
-            self._arrival.clear()
-            await self._arrival.wait()
-            self._going = len(self._open) >= self._streams
+        if not (self._going and self._open):
+            # Asked before it waits: all of them may have come already.
+            while len(self._open) < self._streams:
+                self._arrival.clear()
+                await self._arrival.wait()
+            self._going = True
         now = time.monotonic()
         outputs = []
         for request_id, left in list(self._open.items()):

@@ -27,7 +27,10 @@ class EventStream:
     def __init__(self, request: web.Request, steps: Steps) -> None:
         self.response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
         self._request = request
+        self._protocol, self._transport = request.protocol, request.transport
         self._steps = steps
+        # Asked for at every step, so they are bound once.
+        self._flush = self._write_out
         # What HTTP/1.0 gets ends with the connection instead.
         self._chunked = request.version >= HttpVersion11
         self._writer: AbstractStreamWriter | None = None
@@ -73,16 +76,16 @@ class EventStream:
             self._steps.after(self._flush)
         ready[index] = None
 
-    def _flush(self) -> None:
+    def _write_out(self) -> None:
         """Write what there is as one chunk. Ends the handler's sleep when the client does not read, at an error, and at the end."""
         if self._turn.done():
             return
-        if self._request.protocol.writing_paused:
+        if self._protocol.writing_paused:
             self._turn.set_result(None)
             return
         ready, self._ready = self._ready, {}
         try:
-            self._write(b"".join([self._take(index) for index in ready]))
+            self._write(b"".join(map(self._take, ready)))
             for index in ready:
                 self._streams[index].raise_if_failed()
         except Exception as error:
@@ -103,7 +106,7 @@ class EventStream:
         """Past aiohttp's writer, whose framing, counting and awaiting cost several times the write itself."""
         if not data:
             return
-        transport = self._request.transport
+        transport = self._transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
@@ -114,6 +117,6 @@ class EventStream:
             async with asyncio.timeout(WRITE_SECONDS):
                 await self._writer.drain()
         except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
+            if self._transport is not None:
+                self._transport.abort()
             raise ConnectionResetError("the client stopped reading") from None

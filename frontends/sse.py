@@ -14,9 +14,12 @@ _ENCODED_MARKER = msgspec.json.encode(_MARKER)
 _NUMBER = 10**17
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 def event(payload: Any) -> bytes:
     """One event with a payload of any type that msgspec encodes."""
-    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+    return b"data: " + _encode(payload) + b"\n\n"
 
 
 class TextEvent:
@@ -25,15 +28,10 @@ class TextEvent:
 
     def __init__(self, make: Callable[..., Any], numbers: int = 0) -> None:
         markers = [_NUMBER + index for index in range(numbers)]
-        self._head, rest = event(make(_MARKER, *markers)).split(_ENCODED_MARKER)
-        self._between = []
+        frame = event(make(_MARKER, *markers)).replace(b"%", b"%%").replace(_ENCODED_MARKER, b"%b")
         for marker in markers:
-            part, rest = rest.split(b"%d" % marker)
-            self._between.append(part)
-        self._tail = rest
+            frame = frame.replace(b"%d" % marker, b"%d")
+        self._frame = frame
 
     def __call__(self, text: str, *numbers: int) -> bytes:
-        frame = self._head + msgspec.json.encode(text)
-        for part, number in zip(self._between, numbers, strict=True):
-            frame += part + b"%d" % number
-        return frame + self._tail
+        return self._frame % (_encode(text), *numbers)

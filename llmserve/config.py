@@ -56,8 +56,7 @@ class ManagerConfig:
 
     Attributes:
         slo: counts goodput and bounds the wait; None promises nothing.
-        tokenizer_threads: prompts tokenised at the same time, off the event loop.
-        max_tokenizing: requests that may wait for those threads; more are refused.
+        max_tokenizing: requests whose prompts may be in the engine's tokeniser, or wait for it; more are refused.
         max_tokens: most tokens that any request may generate; None leaves the model's context as the bound.
         cleanup_timeout: longest time for the engine to confirm an abort, in seconds, before its slot is given on anyway.
         drain_timeout: how long leaving `async with` lets running requests go on, in seconds.
@@ -65,7 +64,6 @@ class ManagerConfig:
 
     slo: SLO = attrs.field(factory=SLO)
     admission: AdmissionConfig = attrs.field(factory=AdmissionConfig)
-    tokenizer_threads: int = attrs.field(default=2, validator=_at_least(1))
     max_tokenizing: int = attrs.field(default=1024, validator=_at_least(1))
     max_tokens: int | None = attrs.field(default=None, validator=_at_least(1))
     cleanup_timeout: float = attrs.field(default=5.0, validator=_positive)

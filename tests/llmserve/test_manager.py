@@ -431,6 +431,18 @@ async def test_the_line_for_the_tokenizer_is_bounded():
         assert caught.value.reason == "tokenizer_busy"
 
 
+async def test_prompts_do_not_wait_for_each_other_before_the_engine_s_tokenizer():
+    """A regression: two at a time went through, each of them a turn of the event loop after the last ones."""
+    engine = ScriptedEngine(tokenize_seconds=1, max_num_seqs=20)
+    async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager, anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(manager.generate, request(f"number {number}"))
+        await anyio.sleep(1.5)
+        assert len(engine.submitted) == 10
+        for request_id in engine.submitted:
+            engine.finish(request_id)
+
+
 async def test_a_token_cancelled_before_is_a_request_never_submitted(manager, engine):
     token = CancellationToken()
     token.cancel("too late")

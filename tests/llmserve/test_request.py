@@ -95,7 +95,7 @@ def test_merging_deltas_loses_nothing_wherever_it_happens(parts, cut):
         (lambda: AdmissionConfig(max_running=-1), "max_running"),
         (lambda: AdmissionConfig(max_wait=0), "max_wait"),
         (lambda: AdmissionConfig(tenant_limit=0), "tenant_limit"),
-        (lambda: ManagerConfig(tokenizer_threads=0), "tokenizer_threads"),
+        (lambda: ManagerConfig(max_tokenizing=0), "max_tokenizing"),
         (lambda: ManagerConfig(drain_timeout=INFINITY), "drain_timeout"),
     ],
 )

@@ -9,7 +9,7 @@ from benchmarks.plan import Load
 from benchmarks.results import Promise
 from benchmarks.servers import Setting
 from benchmarks.session import Settings
-from benchmarks.sides import IN_PROCESS, WAYS, parse_side
+from benchmarks.sides import IN_PROCESS, MANY, WAYS, parse_side
 from benchmarks.targets import TargetError
 from benchmarks.traces import read_trace
 from benchmarks.workloads import Lengths, Workload, parse_lengths
@@ -212,7 +212,7 @@ def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
 
 
 def add_overhead(command: argparse.ArgumentParser) -> None:
-    sides = f"of {', '.join([*IN_PROCESS, *WAYS])}; http:N and vllm:N have N processes (default: %(default)s)"
+    sides = f"of {', '.join([*IN_PROCESS, *WAYS])}; :N behind {', '.join(MANY)} asks for N processes (default: %(default)s)"
     command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
     command.add_argument("--core", choices=("stubbed", "nothing", "real"), default="stubbed", help="the engine core (default: %(default)s)")
     command.add_argument("--streams", type=numbers(int), default=[64], metavar="N,N,...")

@@ -86,10 +86,12 @@ class Server:
 
 @asynccontextmanager
 async def open_server(name: str, setting: Setting, streams: int) -> AsyncIterator[Server]:
-    """Started; `name` is "llmserve", "llmserve-socket", "vllm" or "vllm-rust", the first and third with `:N` for so many processes."""
+    """Started; `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N processes."""
     with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
         addresses = _addresses(name, folder)
         command, environment = await _command(name, setting, addresses)
+        if setting.core != "real" and name.startswith("joined"):
+            raise TargetError("joined is for a real engine core: it starts a process of its own for it")
         if setting.core == "nothing":
             command = ["benchmarks.stubbed", "nothing", *command]
         elif setting.core == "stubbed":
@@ -124,6 +126,9 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
     if kind == "llmserve-socket":
         listen = [word for address in addresses.values() for word in ("--listen", address)]
         return ["frontends.socket_app", *listen, *_our_arguments(setting)], {}
+    if kind == "joined":
+        port = addresses["http"].rpartition(":")[2]
+        return ["benchmarks.targets.joined", count or "1", "127.0.0.1", port, *_our_arguments(setting)], {}
     where = ["--host", "127.0.0.1", "--port", addresses["http"].rpartition(":")[2]]
     if kind == "llmserve":
         return ["frontends.aiohttp_app", *where, "--workers", count or "1", *_our_arguments(setting)], {}

@@ -44,17 +44,20 @@ WAYS: dict[str, tuple[str, str]] = {
     "chat": ("llmserve", "chat"),
     "tcp": ("llmserve-socket", "tcp"),
     "unix": ("llmserve-socket", "unix"),
+    "joined": ("joined", "http"),
     "vllm": ("vllm", "http"),
     "vllm-chat": ("vllm", "chat"),
     "vllm-rust": ("vllm-rust", "http"),
 }
+# Those that can have several processes.
+MANY = ("http", "joined", "vllm")
 
 
 def parse_side(name: str) -> tuple[str, str]:
-    """Server and way; `http:4` and `vllm:4` are the same with so many processes. Raises TargetError."""
+    """Server and way; `http:4` is the same with so many processes. Raises TargetError."""
     kind, _, count = name.partition(":")
-    if kind not in WAYS or (count and (not count.isdigit() or kind not in ("http", "vllm"))):
-        raise TargetError(f"there is no side {name!r}: choose of {', '.join([*IN_PROCESS, *WAYS])}, or http:N and vllm:N")
+    if kind not in WAYS or (count and (not count.isdigit() or kind not in MANY)):
+        raise TargetError(f"there is no side {name!r}: choose of {', '.join([*IN_PROCESS, *WAYS])}, with :N behind {', '.join(MANY)}")
     server, way = WAYS[kind]
     return (f"{server}:{count}" if count else server), way
 

@@ -32,6 +32,7 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "llmserve"},
     # Serves our own HTTP over the manager that is measured in process, so that both targets share one engine.
     "benchmarks.targets.here": {"benchmarks", "llmserve", "frontends"},
+    "benchmarks.targets.joined": {"frontends", "llmserve"},
     "benchmarks.targets.socket": {"benchmarks", "llmserve", "frontends"},
     "reports": {"reports", "benchmarks"},
 }

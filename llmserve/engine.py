@@ -36,9 +36,11 @@ class EngineInfo:
 class EngineStatistics:
     """The engine's own figures after its last step. `steps` only grows: progress, for a watchdog.
 
-    `kv_usage` is the share of the KV cache in use, 0 to 1. Counters are since the engine's start.
+    `kv_usage` is the share of the KV cache in use, 0 to 1. Counters are since the engine's start. `told` is when the engine said so,
+    on the monotonic clock; 0.0 where these are read from the engine itself.
     """
 
+    told: float = 0.0
     steps: int = 0
     running: int = 0
     waiting: int = 0

@@ -28,7 +28,7 @@ class Facts:
             "tokenizing": statistics.tokenizing,
             **(self.recorder.snapshot(now) if self.recorder else {}),
             "admission": {**admission, "free_slots": statistics.free_slots},
-            "engine": attrs.asdict(statistics.engine),
+            "engine": attrs.asdict(statistics.engine, filter=lambda field, _: field.name != "told"),
         }
 
     def ended(self) -> Self:
@@ -37,8 +37,8 @@ class Facts:
         return attrs.evolve(self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, engine=engine))
 
     @classmethod
-    def together(cls, parts: "Sequence[Facts]", admission: AdmissionStatistics | None) -> Self:
-        """Those of managers that share an engine and the admission to it. `parts` must not be empty."""
+    def together(cls, parts: "Sequence[Facts]", admission: AdmissionStatistics | None, *, one_engine: bool) -> Self:
+        """Those of managers that share the admission, and the engine too if it is `one_engine`. `parts` must not be empty."""
         statistics = [part.statistics for part in parts]
         recorders = [part.recorder for part in parts if part.recorder is not None]
         whole = ManagerStatistics(
@@ -46,20 +46,21 @@ class Facts:
             open=sum(part.open for part in statistics),
             tokenizing=sum(part.tokenizing for part in statistics),
             admission=admission,
-            engine=_one_engine([part.engine for part in statistics]),
+            engine=_engine(statistics, one_engine=one_engine),
         )
         return cls(whole, MetricsRecorder.together(recorders) if recorders else None)
 
 
-def _one_engine(parts: Sequence[EngineStatistics]) -> EngineStatistics:
-    """Each part counts its own requests; what is the engine's as a whole, the one tells best that has heard most."""
-    return EngineStatistics(
-        steps=max(part.steps for part in parts),
-        kv_usage=max(part.kv_usage for part in parts),
-        **{
-            name: sum(getattr(part, name) for part in parts)
-            for name in (
-                "running", "waiting", "preemptions", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits",
-            )
-        },
-    )  # fmt: skip
+def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineStatistics:
+    engines = [part.engine for part in parts]
+    counted = ("preemptions", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits")
+    sums = {name: sum(getattr(engine, name) for engine in engines) for name in (*counted, "running", "waiting")}
+    latest = max(engines, key=lambda engine: engine.told)
+    if one_engine:
+        # Each counts its own requests' tokens, but who runs and waits in it the engine tells to one of its clients at each step. It tells
+        # nothing when it does not step, so these are never more than the requests that are open.
+        still = sum(part.open for part in parts)
+        sums["running"] = min(latest.running, still)
+        sums["waiting"] = min(latest.waiting, still - sums["running"])
+    usage = latest.kv_usage if one_engine else max(engine.kv_usage for engine in engines)
+    return EngineStatistics(told=latest.told, steps=max(engine.steps for engine in engines), kv_usage=usage, **sums)

@@ -7,23 +7,30 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
+import psutil
 
+# A real engine takes half a minute, and twice that beside others.
+START_SECONDS = 120
 MODULE = [sys.executable, "-m", "frontends.aiohttp_app"]
 SOCKET = [sys.executable, "-m", "frontends.socket_app"]
 
 
+SIMULATED = ("--engine", "simulated", "--model", "sim")
+
+
 @asynccontextmanager
-async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--port", "0")):
-    """A running server on the simulated engine, its address, and the lines that it has printed."""
-    command = [*module, "--engine", "simulated", "--model", "sim", *arguments]
-    environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
+async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--port", "0"), engine=SIMULATED):
+    """A running server, by default on the simulated engine, its address, and the lines that it has printed. Without a `tmp_path` it has
+    the user's own cache."""
+    command = [*module, *engine, *arguments]
+    environment = {**os.environ, **({"LLMSERVE_CACHE": str(tmp_path)} if tmp_path else {})}
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment)
     lines = []
     try:
-        with anyio.fail_after(30):
+        with anyio.fail_after(START_SECONDS):
             while not lines or until not in lines[-1]:
                 lines.append((await process.stderr.readline()).decode())
                 assert lines[-1], "the server ended early: " + "".join(lines)
@@ -31,7 +38,10 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         yield process, url, lines
     finally:
         if process.returncode is None:
-            process.kill()
+            # An engine's processes outlive a host that is killed, and hold its standard error open.
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
         lines += (await process.stderr.read()).decode().splitlines()
         await process.wait()
         # Without this the transport closes itself when collected, which is after the loop, with a warning.
@@ -48,3 +58,68 @@ async def fetch(url, body=None):
             return error.code, error.read()
 
     return await anyio.to_thread.run_sync(get)
+
+
+def workers_of(process):
+    """The processes that have connections of clients, or could have: those that multiprocessing spawned to work."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # One that has just died has no command line any more.
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+async def metrics(url):
+    return json.loads((await fetch(f"{url}/metrics"))[1])
+
+
+async def until(url, wanted):
+    """The metrics, once they are as wanted."""
+    with anyio.fail_after(20):
+        while not wanted(found := await metrics(url)):
+            await anyio.sleep(0.02)
+    return found
+
+
+class Streams:
+    """Connections that each read one endless answer."""
+
+    def __init__(self, url):
+        self._port = int(url.rsplit(":", 1)[1])
+        self.open = []
+
+    async def begin(self, max_tokens=2000):
+        stream = await anyio.connect_tcp("127.0.0.1", self._port)
+        body = json.dumps({"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
+        await stream.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        head = await stream.receive()
+        assert head.startswith(b"HTTP/1.1 200"), head
+        self.open.append(stream)
+        return stream
+
+    async def __aenter__(self):
+        return self
+
+    async def end(self, *_):
+        for stream in self.open:
+            await stream.aclose()
+
+    __aexit__ = end
+
+
+async def read_to_end_of_answer(stream):
+    found = b""
+    with anyio.move_on_after(20):
+        try:
+            while b"[DONE]" not in found:
+                found += await stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            pass
+    return found
+
+
+def connections(worker):
+    """How many clients' connections a process has open."""
+    return sum(one.status == "ESTABLISHED" for one in worker.net_connections("tcp"))

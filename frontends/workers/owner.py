@@ -103,7 +103,8 @@ class Owner:
                     self._admission = build_admission(config.admission, config.slo, max_num_seqs or 1)
                     await self._start_engine()
                 code = await self._until_stopped()
-                await self._end()
+                if code == 0:
+                    await self._end()
                 tasks.cancel_scope.cancel()
                 return code
         except BaseExceptionGroup as group:
@@ -257,8 +258,9 @@ class Owner:
                     await anyio.sleep(FULL_SECONDS)
 
     def _hand(self, connection: socket.socket) -> bool:
-        by_load = sorted(self._members, key=lambda member: member.connections)
-        return any(member.hand(connection) for member in by_load)
+        # One that takes another's place starts beside those that serve; in the beginning all of them do, and say so.
+        able = [member for member in self._members if member.up] or self._members
+        return any(member.hand(connection) for member in sorted(able, key=lambda member: member.connections))
 
     # Facts
 
@@ -270,7 +272,8 @@ class Owner:
         parts = [member.facts for member in self._members if member.facts is not None]
         admission = self._admission.statistics(self._loop.time()) if self._admission else None
         if parts:
-            asking.channel.send(Gathered(number, pickle.dumps(Facts.together([*parts, *self._past], admission))))
+            facts = Facts.together([*parts, *self._past], admission, one_engine=self._core is not None)
+            asking.channel.send(Gathered(number, pickle.dumps(facts)))
 
     async def _ask(self, member: Member) -> None:
         number = next(self._numbers)

@@ -12,6 +12,7 @@ Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in it
 import asyncio
 import dataclasses
 import gc
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -242,17 +243,12 @@ class VLLMEngine:
         """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
         counts would stand still, so they are never more than the requests that are in it."""
         last = self._statistics
-        return EngineStatistics(
-            steps=last.steps,
-            running=min(last.running, len(self._open)),
-            waiting=min(last.waiting, max(0, len(self._open) - min(last.running, len(self._open)))),
-            kv_usage=last.kv_usage if self._open else 0.0,
-            preemptions=last.preemptions,
-            prompt_tokens=last.prompt_tokens,
-            generation_tokens=last.generation_tokens,
-            prefix_cache_queries=last.prefix_cache_queries,
-            prefix_cache_hits=last.prefix_cache_hits,
-        )
+        if self.client is not None:
+            # What all of its clients have in it, which only they know together.
+            return last
+        running = min(last.running, len(self._open))
+        waiting = min(last.waiting, len(self._open) - running)
+        return attrs.evolve(last, running=running, waiting=waiting, kv_usage=last.kv_usage if self._open else 0.0)
 
     def check_health(self) -> None:
         if self._llm is None or self._llm.errored:
@@ -264,6 +260,7 @@ class VLLMEngine:
         if scheduler_stats is not None:
             prefix = scheduler_stats.prefix_cache_stats
             scheduler = {
+                "told": time.monotonic(),
                 "running": scheduler_stats.num_running_reqs,
                 "waiting": scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0),
                 "kv_usage": scheduler_stats.kv_cache_usage,

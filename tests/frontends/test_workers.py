@@ -4,14 +4,13 @@ import json
 import re
 import signal
 from collections import deque
-from contextlib import suppress
 
 import anyio
 import psutil
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from program_support import MODULE, fetch, program
+from program_support import MODULE, Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 
 from frontends.workers.desk import Desk
 from frontends.workers.messages import Declined, Granted, Leave, Offer
@@ -23,55 +22,6 @@ SLOW = ("--engine-arg", "step_seconds=0.02")
 
 def serving(tmp_path, *arguments):
     return program(tmp_path, "--workers", "2", *arguments)
-
-
-def workers_of(process):
-    """The processes that have connections of clients, or could have: those that multiprocessing spawned to work."""
-    found = []
-    for child in psutil.Process(process.pid).children():
-        # One that has just died has no command line any more.
-        with suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-async def metrics(url):
-    return json.loads((await fetch(f"{url}/metrics"))[1])
-
-
-async def until(url, wanted):
-    """The metrics, once they are as wanted."""
-    with anyio.fail_after(20):
-        while not wanted(found := await metrics(url)):
-            await anyio.sleep(0.02)
-    return found
-
-
-class Streams:
-    """Connections that each read one endless answer."""
-
-    def __init__(self, url):
-        self._port = int(url.rsplit(":", 1)[1])
-        self.open = []
-
-    async def begin(self, max_tokens=2000):
-        stream = await anyio.connect_tcp("127.0.0.1", self._port)
-        body = json.dumps({"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
-        await stream.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        head = await stream.receive()
-        assert head.startswith(b"HTTP/1.1 200"), head
-        self.open.append(stream)
-        return stream
-
-    async def __aenter__(self):
-        return self
-
-    async def end(self, *_):
-        for stream in self.open:
-            await stream.aclose()
-
-    __aexit__ = end
 
 
 async def test_they_answer_alike_and_count_together(tmp_path):
@@ -96,7 +46,7 @@ async def test_connections_go_to_the_worker_with_the_fewest(tmp_path):
     async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
         for _ in range(8):
             await streams.begin()
-        shares = [sum(one.status == "ESTABLISHED" for one in worker.net_connections("tcp")) for worker in workers_of(process)]
+        shares = [connections(worker) for worker in workers_of(process)]
         assert shares == [4, 4]
         await streams.end()
         found = await until(url, lambda found: found["open"] == 0)
@@ -161,17 +111,6 @@ async def test_a_worker_s_death_costs_its_own_connections_and_gives_its_tickets_
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(10):
             assert await process.wait() == 0
-
-
-async def read_to_end_of_answer(stream):
-    found = b""
-    with anyio.move_on_after(20):
-        try:
-            while b"[DONE]" not in found:
-                found += await stream.receive()
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            pass
-    return found
 
 
 async def test_sigterm_lets_every_worker_finish_and_a_second_one_does_not(tmp_path):

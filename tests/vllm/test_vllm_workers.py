@@ -1,0 +1,83 @@
+"""Several workers of one real engine core, as a program: they share it, and outlive each other's deaths and their own places in it."""
+
+import signal
+import urllib.request
+
+import anyio
+import psutil
+from program_support import Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+ENDLESS = 1500
+
+
+def serving():
+    return program(None, "--workers", "2", engine=("--model", "bundled", "--max-wait", "60"))
+
+
+def engine_of(process):
+    """The core and what it has started."""
+    (core,) = [child for child in psutil.Process(process.pid).children() if "EngineCore" in " ".join(child.cmdline())]
+    return [core, *core.children(recursive=True)]
+
+
+async def series(url):
+    def get():
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/metrics", headers={"Accept": "text/plain"}), timeout=20) as response:
+            return response.read().decode()
+
+    families = parse_text(await anyio.to_thread.run_sync(get))
+    counted = ("_total", "_count")
+    return {family.name: sum(one.value for one in family.samples if one.name.endswith(counted)) for family in families}
+
+
+async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it():
+    async with serving() as (process, url, lines):
+        assert any("2 workers" in line for line in lines)
+        for _ in range(4):
+            status, body = await fetch(f"{url}/v1/completions", {"prompt": "The capital of France is", "max_tokens": 8})
+            assert status == 200
+            assert b"Paris" in body
+        found = await series(url)
+        assert found["vllm:generation_tokens"] == found["llmserve_completion_tokens"]
+        assert found["vllm:inter_token_latency_seconds"] == found["llmserve_completion_tokens"] - 4
+        async with Streams(url) as streams:
+            for _ in range(4):
+                await streams.begin(max_tokens=ENDLESS)
+            await until(url, lambda found: found["engine"]["running"] == 4)
+            workers_of(process)[0].kill()
+            # The slots of its own are free at once, and the engine has stopped to work on them.
+            await until(url, lambda found: 0 < found["admission"]["running"] == found["engine"]["running"] < 4)
+            await streams.end()
+        # Its successor has a place at the core that was there from the start; until it is up, the other one answers alone.
+        with anyio.fail_after(60):
+            served = set()
+            while len(served & set(workers_of(process))) < 2:
+                async with Streams(url) as streams:
+                    for _ in range(2):
+                        assert b"[DONE]" in await read_to_end_of_answer(await streams.begin(max_tokens=2))
+                    served |= {worker for worker in workers_of(process) if connections(worker)}
+        await until(url, lambda found: found["open"] == 0)
+        assert (await metrics(url))["requests"]["completed"] >= 4
+        engine = engine_of(process)
+        async with Streams(url) as streams:
+            stream = await streams.begin(max_tokens=60)
+            process.send_signal(signal.SIGTERM)
+            assert b"[DONE]" in await read_to_end_of_answer(stream)
+        with anyio.fail_after(30):
+            assert await process.wait() == 0
+        assert not any(one.is_running() for one in engine)
+
+
+async def test_the_core_s_death_is_told_to_every_stream_and_ends_the_program():
+    async with serving() as (process, url, lines):
+        async with Streams(url) as streams:
+            for _ in range(4):
+                await streams.begin(max_tokens=ENDLESS)
+            for one in engine_of(process):
+                one.kill()
+            for stream in streams.open:
+                assert b"engine_dead" in await read_to_end_of_answer(stream)
+        with anyio.fail_after(30):
+            assert await process.wait() == 1
+    assert any("failed" in line for line in lines)

@@ -5,12 +5,16 @@ import asyncio
 import pathlib
 import sys
 
-from benchmarks import analysis, compare, options, overhead, parity, predict, selftest, session, storage
+from benchmarks import analysis, compare, connections, latency, options, overhead, parity, predict, selftest, session, storage
 from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.traces import UnreadableTrace
 from llmserve import ConfigurationError, EngineError
 from llmserve.engines.vllm_args import parse_engine_args
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def run_sweep(given: argparse.Namespace) -> int:
@@ -70,9 +74,25 @@ def run_parity(given: argparse.Namespace) -> int:
 
 def run_overhead(given: argparse.Namespace) -> int:
     names, setting = options.side_names(given.sides), options.side_setting(given)
-    measuring = overhead.measure(names, setting, given.streams, given.rounds, lambda line: print(line, file=sys.stderr, flush=True))
+    measuring = overhead.measure(names, setting, given.streams, given.rounds, _say)
     found = asyncio.run(measuring)
     print(overhead.conclude(found, given.against))
+    if given.out:
+        given.out.write_bytes(storage.readable(found))
+    return 0
+
+
+def run_connections(given: argparse.Namespace) -> int:
+    found = asyncio.run(connections.measure(given.idle, given.others, _say))
+    print(connections.conclude(found))
+    if given.out:
+        given.out.write_bytes(storage.readable(found))
+    return 0
+
+
+def run_latency(given: argparse.Namespace) -> int:
+    found = asyncio.run(latency.measure(given.streams, given.requests, given.rounds, _say, alone=given.alone))
+    print(latency.conclude(found))
     if given.out:
         given.out.write_bytes(storage.readable(found))
     return 0
@@ -126,6 +146,18 @@ def build_parser() -> argparse.ArgumentParser:
     cost = commands.add_parser("overhead", help="what a token costs the process that holds the engine's client: ours beside vLLM's own")
     cost.set_defaults(run_command=run_overhead)
     options.add_overhead(cost)
+    late = commands.add_parser("latency", help="what each way adds to a token's latency: in process, HTTP, raw sockets, all at once")
+    late.set_defaults(run_command=run_latency)
+    late.add_argument("--streams", type=options.positive(int), default=64, help="at once, of each way (default: %(default)s)")
+    late.add_argument("--requests", type=options.positive(int), default=64, help="of each way in a round (default: %(default)s)")
+    late.add_argument("--rounds", type=options.positive(int), default=5)
+    late.add_argument("--alone", action="store_true", help="one way after another")
+    late.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    still = commands.add_parser("connections", help="what idle connections cost, and readers that do not read")
+    still.set_defaults(run_command=run_connections)
+    still.add_argument("--idle", type=options.positive(int), default=10_000)
+    still.add_argument("--others", type=options.positive(int), default=1000)
+    still.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     return parser
 
 

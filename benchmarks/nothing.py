@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
@@ -22,9 +21,10 @@ VOCABULARY = 32_000
 
 @attrs.define
 class NoEngine:
-    """One token for every open request at each turn of the event loop, each with the same `text`."""
+    """One token for every open request at each turn of the event loop, or every `pause` seconds; each has the same `text`."""
 
     text: str = ""
+    pause: float = 0.0
     _open: dict[str, tuple[Sink, int]] = attrs.field(factory=dict)
     _steps: int = 0
 
@@ -36,7 +36,7 @@ class NoEngine:
         task_status.started()
         token, last = Delta(self.text, (1,)), Delta(self.text, (1,), "length")
         while True:
-            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(self.pause)
             self._steps += 1
             for request_id, (sink, left) in list(self._open.items()):
                 if left > 1:

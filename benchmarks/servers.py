@@ -36,6 +36,8 @@ class Setting:
     """`requests` are for each stream, one after another. `processes` of the generator load a server."""
 
     core: Literal["stubbed", "nothing", "real"] = "stubbed"
+    # Of a core that does nothing: seconds between its steps, and each step's text.
+    pace: tuple[float, str] | None = None
     model: str = "bundled"
     engine_args: dict[str, Any] = attrs.field(factory=dict)
     prompt_tokens: int = 16
@@ -93,7 +95,8 @@ async def open_server(name: str, setting: Setting, streams: int) -> AsyncIterato
         if setting.core != "real" and name.startswith("joined"):
             raise TargetError("joined is for a real engine core: it starts a process of its own for it")
         if setting.core == "nothing":
-            command = ["benchmarks.stubbed", "nothing", *command]
+            pace = f":{setting.pace[0]}:{setting.pace[1]}" if setting.pace else ""
+            command = ["benchmarks.stubbed", f"nothing{pace}", *command]
         elif setting.core == "stubbed":
             command = ["benchmarks.stubbed", str(streams), *command]
         log = Path(folder, "log")

@@ -1,10 +1,11 @@
 """vLLM over an engine core that answers at once: what is left is the cost of the process that holds the engine's client.
 
 `python -m benchmarks.stubbed STREAMS frontends.aiohttp_app ARGUMENTS` runs a server module so, ours or vLLM's own; with `nothing` in place
-of a number, one of ours on the simulated engine is given an engine that does nothing. The core lives in the client's own process and
-event loop, without ZeroMQ and msgpack; its part of the time is the same for all. It waits until so many streams are open and then makes
-a token for each of them at every turn of the loop, until all have ended: were it to begin with the first, that one would be over before
-the next is tokenised.
+of a number, one of ours on the simulated engine is given an engine that does nothing, with `nothing:SECONDS:TEXT` at a pace.
+
+The core lives in the client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all. It waits
+until so many streams are open and then makes a token for each of them at every turn of the loop, until all have ended: were it to begin
+with the first, that one would be over before the next is tokenised.
 """
 
 import asyncio
@@ -92,18 +93,22 @@ def install(streams: int) -> None:
     EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: StubbedCore(streams))
 
 
-def install_nothing() -> None:
-    """Every simulated engine that this process makes from now on does nothing but repeat a word."""
+def install_nothing(pause: float = 0.0, text: str = " word") -> None:
+    """Every simulated engine that this process makes from now on does nothing but repeat a text."""
     from benchmarks.nothing import NoEngine
     from llmserve.engines.simulated import SimulatedEngine
 
-    SimulatedEngine.from_args = classmethod(lambda *_: NoEngine(" word"))  # type: ignore[method-assign, assignment]
+    SimulatedEngine.from_args = classmethod(lambda *_: NoEngine(text, pause))  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
     _, streams, module, *arguments = sys.argv
-    if streams == "nothing":
-        install_nothing()
+    if streams.startswith("nothing"):
+        _, *pace = streams.split(":", 2)
+        if pace:
+            install_nothing(float(pace[0]), pace[1])
+        else:
+            install_nothing()
     else:
         install(int(streams))
     sys.argv = [module, *arguments]

@@ -233,17 +233,6 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
-    def __add__(self, later: "Delta") -> "Delta":
-        both = None if self.logprobs is None and later.logprobs is None else (self.logprobs or ()) + (later.logprobs or ())
-        return Delta(
-            self.text + later.text,
-            self.token_ids + later.token_ids,
-            later.finish_reason,
-            later.stop_reason,
-            both,
-            self.prompt_logprobs or later.prompt_logprobs,
-        )
-
 
 class Usage(msgspec.Struct, frozen=True):
     """Tokens that went in and came out. `cached_tokens` of the prompt were found in the engine's prefix cache."""

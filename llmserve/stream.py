@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from llmserve.backlog import Backlog
 from llmserve.engine import EngineTimings
 from llmserve.errors import EngineError
 from llmserve.metrics import Observer
@@ -21,7 +22,7 @@ class TokenStream:
         self._clock = clock
         self._observer = observer
         self._on_end = on_end
-        self._pending: Delta | None = None
+        self._pending: Delta | Backlog | None = None
         self.error: Exception | None = None
         self._ended = False
         self._wakeup = make_wakeup()
@@ -60,8 +61,7 @@ class TokenStream:
             if self._ended:
                 raise StopAsyncIteration
             await self._wakeup.sleep()
-        delta, self._pending = self._pending, None
-        return delta
+        return self._read()
 
     def notify(self, ready: Callable[[], None]) -> None:
         """For a reader that is no task: `ready()` is called at once and whenever there is more to `take()`, or an end.
@@ -75,14 +75,22 @@ class TokenStream:
 
     def take(self) -> Delta | None:
         """What has come since the last one, as one delta; None if nothing has. Errors are told by `ended` and `error`."""
-        delta, self._pending = self._pending, None
-        return delta
+        return None if self._pending is None else self._read()
+
+    def _read(self) -> Delta:
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        return pending.whole() if isinstance(pending, Backlog) else pending
 
     async def collect(self) -> Completion:
         """Read to the end and return the whole answer. Raises as iterating does."""
-        whole: Delta | None = None
+        read: Backlog | None = None
         async for delta in self:
-            whole = delta if whole is None else whole + delta
+            if read is None:
+                read = Backlog(delta)
+            else:
+                read.add(delta)
+        whole = None if read is None else read.whole()
         if whole is None or whole.finish_reason is None:
             raise EngineError("the engine ended the request without a finish reason")
         return Completion(
@@ -116,7 +124,14 @@ class TokenStream:
             timeline.last_token = now
         if timings is not None:
             _note_timings(timeline, timings)
-        self._pending = delta if self._pending is None else self._pending + delta
+        pending = self._pending
+        if pending is None:
+            self._pending = delta
+        elif isinstance(pending, Backlog):
+            pending.add(delta)
+        else:
+            self._pending = Backlog(pending)
+            self._pending.add(delta)
         if delta.finish_reason is not None:
             self._end()
         self._wake()

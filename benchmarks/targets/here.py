@@ -4,14 +4,16 @@ Its clients are other processes, as a server's are; the stages that the engine s
 the clock that all processes of a host share.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from benchmarks.results import RequestRecord
 from benchmarks.targets.inprocess import take_timeline
-from frontends.aiohttp_app import build_app
+from frontends.addresses import parse_address
+from frontends.aiohttp_app import build_app, make_runner
+from frontends.socket_app import open_server
 from llmserve import EngineManager, Timeline
 
 
@@ -40,7 +42,7 @@ class Timelines:
 @asynccontextmanager
 async def serve_here(manager: EngineManager, model: str) -> AsyncIterator[str]:
     """The URL of a server that lives as long as the context."""
-    runner = web.AppRunner(build_app(manager, model), handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+    runner = make_runner(build_app(manager, model))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
@@ -48,3 +50,10 @@ async def serve_here(manager: EngineManager, model: str) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serve_sockets_here(manager: EngineManager, model: str, addresses: Sequence[str]) -> AsyncIterator[list[str]]:
+    """The addresses of raw sockets that live as long as the context, with their ports."""
+    async with open_server(manager, model, [parse_address(address) for address in addresses]) as bound:
+        yield [str(address) for address in bound]

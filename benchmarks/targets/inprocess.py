@@ -42,6 +42,8 @@ class InProcess:
         try:
             async with self.manager.stream(request) as stream:
                 record.accepted = now()
+                # Over a wire the server has a name of its own for it.
+                record.request_id = stream.request_id
                 async for delta in stream:
                     if delta.token_ids:
                         deliveries.append((now(), len(delta.token_ids)))

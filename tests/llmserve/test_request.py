@@ -1,8 +1,6 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from llmserve import SLO, AdmissionConfig, ConfigurationError, Delta, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
+from llmserve import SLO, AdmissionConfig, ConfigurationError, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -68,23 +66,6 @@ def test_a_malformed_request_is_named(fields, param):
 
 def test_every_request_has_an_id_of_its_own():
     assert GenerationRequest("x").request_id != GenerationRequest("x").request_id
-
-
-deltas = st.builds(Delta, st.text(max_size=3), st.lists(st.integers(0, 9), max_size=3).map(tuple))
-
-
-@given(st.lists(deltas, min_size=1, max_size=6), st.integers(0, 6))
-def test_merging_deltas_loses_nothing_wherever_it_happens(parts, cut):
-    def merge(some):
-        whole = some[0]
-        for part in some[1:]:
-            whole += part
-        return whole
-
-    cut = min(cut, len(parts) - 1)
-    in_two = merge([merge(parts[:cut]), merge(parts[cut:])]) if cut else merge(parts)
-    assert in_two == merge(parts)
-    assert in_two.text == "".join(part.text for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Deltas that nobody has read, to be read as one. Adding one costs the same however many there are, in time and in memory."""
+
+from array import array
+
+from llmserve.request import Delta, TokenLogprob
+
+# Texts are joined so many at a time: a string for each token would take fifty bytes more than the token's text.
+JOINED = 64
+
+
+class Backlog:
+    """Made of the first delta; `whole()` is all of them as one, in which nothing is lost."""
+
+    __slots__ = ("_last", "_logprobs", "_prompt_logprobs", "_texts", "_token_ids")
+
+    def __init__(self, first: Delta) -> None:
+        self._texts: list[str] = []
+        self._token_ids = array("q")
+        self._logprobs: list[TokenLogprob] | None = None
+        self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+        self.add(first)
+
+    def add(self, delta: Delta) -> None:
+        self._last = delta
+        self._token_ids.extend(delta.token_ids)
+        self._texts.append(delta.text)
+        if len(self._texts) == JOINED:
+            self._texts = ["".join(self._texts)]
+        if delta.logprobs is not None:
+            if self._logprobs is None:
+                self._logprobs = []
+            self._logprobs.extend(delta.logprobs)
+        self._prompt_logprobs = self._prompt_logprobs or delta.prompt_logprobs
+
+    def whole(self) -> Delta:
+        """It ends as the last of them did."""
+        last, logprobs = self._last, self._logprobs
+        return Delta(
+            "".join(self._texts),
+            tuple(self._token_ids),
+            last.finish_reason,
+            last.stop_reason,
+            None if logprobs is None else tuple(logprobs),
+            self._prompt_logprobs,
+        )

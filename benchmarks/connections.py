@@ -42,17 +42,14 @@ class Cost(msgspec.Struct, kw_only=True):
 async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost:
     """Raises TargetError where this process may not have so many connections."""
     _allow(max(idle, others) + 256)
-    async with open_server("llmserve", Setting(core="nothing", pace=(STEP_SECONDS, TEXT)), 1) as server:
-        await server.until_healthy()
-        host, port = server.addresses["http"].removeprefix("http://").split(":")
-        where = host, int(port)
-        await _neighbours(*where, tokens=32)
+    # A server for each: memory that one crowd has given back would be used again by the next one, and not be seen.
+    async with _server() as (server, where):
         before = _memory(server)
         async with _connections(*where, idle, b"", reading=True):
             await asyncio.sleep(1)
             idle_growth = _memory(server) - before
         report(f"{idle:,} idle connections: {idle_growth / 2**20:.1f} MiB")
-        # These first: what others have used before would be used again, and not be seen.
+    async with _server() as (server, where):
         before = _memory(server)
         async with _connections(*where, others, _request(OTHERS_TOKENS), reading=False):
             await asyncio.sleep(SETTLE_SECONDS)
@@ -71,6 +68,16 @@ async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost
         gap_p99_beside_readers=beside_readers,
         gap_p99_beside_stalled=beside_stalled,
     )
+
+
+@asynccontextmanager
+async def _server() -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+    """One that has answered before, and its host and port."""
+    async with open_server("llmserve", Setting(core="nothing", pace=(STEP_SECONDS, TEXT)), 1) as server:
+        await server.until_healthy()
+        host, port = server.addresses["http"].removeprefix("http://").split(":")
+        await _neighbours(host, int(port), tokens=32)
+        yield server, (host, int(port))
 
 
 def conclude(cost: Cost) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Coroutine
@@ -22,6 +23,9 @@ from llmserve.models import BUNDLED, is_local, resolve
 # Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
 BACKLOG = 4096
 WATCH_SECONDS = 0.2
+# What the kernel holds for one client that does not read; by itself it would go up to 4 MiB (Linux's tcp_wmem), out of sight of every bound
+# of ours. An answer's tokens need a hundredth of what so much carries a second at a round trip of 100 ms.
+SEND_BUFFER = 128 * 1024
 
 # Listens for a manager under a model's name, while it is entered; gives the addresses, as a person would type them.
 Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
@@ -50,6 +54,15 @@ class CannotListen(Exception):
 
     def __init__(self, address: str, error: OSError) -> None:
         super().__init__(f"{address}: {error.strerror or error}")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    # Its connections inherit it.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return listener
 
 
 async def serve(options: argparse.Namespace, listen: Listen) -> int:

@@ -10,7 +10,7 @@ import anyio
 from aiohttp import web
 
 from frontends.aiohttp_app import build_app, make_runner
-from frontends.program import BACKLOG, CannotListen, Listen, run, serve
+from frontends.program import BACKLOG, CannotListen, Listen, bind, run, serve
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
@@ -58,9 +58,10 @@ def http_listener(host: str, port: int) -> Listen:
         await runner.setup()
         try:
             try:
-                await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+                listener = bind(host, port)
             except OSError as error:
                 raise CannotListen(f"{host}:{port}", error) from None
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
             yield [f"http://{host}:{runner.addresses[0][1]}  (/health/ready says 503 until the model is loaded)"]
         finally:
             with anyio.CancelScope(shield=True):

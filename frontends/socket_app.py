@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from frontends.addresses import Address, parse_address, server_context
-from frontends.program import BACKLOG, CannotListen, Listen, run, serve
+from frontends.program import BACKLOG, CannotListen, Listen, bind, run, serve
 from frontends.socket_connection import Connection, Service
 from llmserve import ConfigurationError, EngineManager
 
@@ -96,8 +96,7 @@ async def open_server(
 
 def _bind(address: Address) -> socket.socket:
     if address.scheme != "unix":
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+        return bind(address.host, address.port)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = Path(address.path)
     try:

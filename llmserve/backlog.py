@@ -11,9 +11,10 @@ JOINED = 64
 class Backlog:
     """Made of the first delta; `whole()` is all of them as one, in which nothing is lost."""
 
-    __slots__ = ("_last", "_logprobs", "_prompt_logprobs", "_texts", "_token_ids")
+    __slots__ = ("_joined", "_last", "_logprobs", "_prompt_logprobs", "_texts", "_token_ids")
 
     def __init__(self, first: Delta) -> None:
+        self._joined: list[str] = []
         self._texts: list[str] = []
         self._token_ids = array("q")
         self._logprobs: list[TokenLogprob] | None = None
@@ -25,7 +26,8 @@ class Backlog:
         self._token_ids.extend(delta.token_ids)
         self._texts.append(delta.text)
         if len(self._texts) == JOINED:
-            self._texts = ["".join(self._texts)]
+            self._joined.append("".join(self._texts))
+            self._texts.clear()
         if delta.logprobs is not None:
             if self._logprobs is None:
                 self._logprobs = []
@@ -36,7 +38,7 @@ class Backlog:
         """It ends as the last of them did."""
         last, logprobs = self._last, self._logprobs
         return Delta(
-            "".join(self._texts),
+            "".join([*self._joined, *self._texts]),
             tuple(self._token_ids),
             last.finish_reason,
             last.stop_reason,

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from frontends.options import engine_args, manager_config
-from frontends.program import BACKLOG, WATCH_SECONDS, CannotListen, say_ready, unpack
+from frontends.program import WATCH_SECONDS, CannotListen, bind, say_ready, unpack
 from frontends.startup import loading, say
 from frontends.workers import messages
 from frontends.workers.desk import Desk
@@ -49,7 +49,7 @@ async def serve_workers(options: argparse.Namespace, count: int) -> int:
             # Before vLLM is imported here or there: prometheus_client looks once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
         try:
-            listener = stack.enter_context(socket.create_server((options.host, options.port), backlog=BACKLOG))
+            listener = stack.enter_context(bind(options.host, options.port))
         except OSError as error:
             raise CannotListen(f"{options.host}:{options.port}", error) from None
         listener.setblocking(False)

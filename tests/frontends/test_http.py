@@ -259,6 +259,54 @@ async def test_an_error_in_the_middle_of_a_stream_is_its_last_event():
         assert done == "[DONE]"
 
 
+async def test_what_a_slow_reader_missed_comes_as_one_chunk():
+    engine = ScriptedEngine()
+    async with running_server(engine) as server, server.session.post("/v1/completions", json={**TEXT, "stream": True}) as response:
+        while not engine.sinks:
+            await anyio.sleep(0.001)
+        (sink,) = engine.sinks.values()
+        # In one step, as an engine does that has several tokens at once.
+        for text in "abc":
+            sink.put(Delta(text, (1,)))
+        engine.finish(engine.submitted[0], "d")
+        found = await events(response)
+        assert [event["choices"][0]["text"] for event in found[:-1]] == ["abcd"]
+
+
+async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_up(monkeypatch):
+    # Half a minute by default.
+    monkeypatch.setattr("frontends.event_stream.WRITE_SECONDS", 0.5)
+    engine = ScriptedEngine()
+    async with running_server(engine) as server:
+        async with await anyio.connect_tcp("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:
+            body = b'{"prompt": "hi", "max_tokens": 50, "stream": true}'
+            await stream.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            while not engine.sinks:
+                await anyio.sleep(0.001)
+            (sink,) = engine.sinks.values()
+            with anyio.fail_after(20):
+                while server.manager.statistics().open:
+                    sink.put(Delta("x" * 4096, (1,)))
+                    await anyio.sleep(0.001)
+            assert engine.aborted
+
+
+async def test_http_1_0_gets_the_events_without_chunks(server):
+    async with await anyio.connect_tcp("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:
+        body = b'{"prompt": "hi", "max_tokens": 3, "ignore_eos": true, "stream": true}'
+        await stream.send(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        answer = b""
+        try:
+            while True:
+                answer += await stream.receive()
+        except anyio.EndOfStream:
+            pass
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert rest.startswith(b"data: {")
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
 async def test_the_engine_s_death_is_503_everywhere():
     engine = ScriptedEngine()
     async with running_server(engine) as server:

@@ -35,4 +35,5 @@ def test_what_it_holds_grows_with_the_answer_and_not_with_its_pieces():
     for _ in range(10_000):
         backlog.add(Delta("a", (1,)))
     assert len(backlog._texts) < JOINED
+    assert len(backlog._joined) == 10_001 // JOINED
     assert backlog._token_ids.itemsize * len(backlog._token_ids) == 8 * 10_001

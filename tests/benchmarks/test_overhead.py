@@ -1,0 +1,88 @@
+"""The comparisons of ways and servers: small, on an engine that does nothing, with real processes and real wires."""
+
+import pytest
+
+from benchmarks import connections, latency, overhead
+from benchmarks.servers import Setting
+from benchmarks.sides import Leg, parse_side
+from benchmarks.targets import TargetError
+
+
+@pytest.fixture
+def anyio_backend():
+    """Real sockets need the real clock."""
+    return "asyncio"
+
+
+def silent(line):
+    pass
+
+
+def leg(rate, wait=0.1, failed=0):
+    return Leg(tokens_per_second=rate, cpu_microseconds_per_token=10.0, ttft_p50=wait / 2, ttft_p99=wait, failed=failed)
+
+
+async def test_every_way_of_ours_is_measured_over_an_engine_that_does_nothing():
+    names = ["inprocess", "http", "chat", "tcp", "unix"]
+    setting = Setting(core="nothing", answer_tokens=20)
+    (point,) = await overhead.measure(names, setting, [4], 2, silent)
+    assert {name: len(legs) for name, legs in point.legs.items()} == dict.fromkeys(names, 2)
+    for legs in point.legs.values():
+        assert all(leg.tokens_per_second > 0 and leg.failed == 0 and leg.ttft_p50 <= leg.ttft_p99 for leg in legs)
+    assert "- tcp over http:" in overhead.conclude([point])
+
+
+@pytest.mark.parametrize("name", ["http:2", "joined", "vllm:4"])
+async def test_several_processes_cannot_share_a_core_that_is_in_one(name):
+    with pytest.raises(TargetError, match="needs a real engine core"):
+        await overhead.measure([name], Setting(core="nothing"), [4], 1, silent)
+
+
+def test_ratios_are_of_the_same_round():
+    point = overhead.Point(
+        streams=8, core="stubbed", legs={"http": [leg(10), leg(30), leg(80)], "vllm": [leg(5), leg(10), leg(20, failed=1)]}
+    )
+    text = overhead.conclude([point])
+    assert "http over vllm: 3.00 (2.00 to 4.00) times the tokens/s" in text
+    assert "| vllm | 10 (5 to 20) |" in text
+    assert text.splitlines()[5].endswith("| 1 |")
+
+
+@pytest.mark.parametrize("name", ["ftp", "tcp:4", "http:x", "http:", "vllm-rust:2", "bare:2"])
+def test_a_side_that_does_not_exist_is_named(name):
+    if name == "http:":
+        assert parse_side(name) == ("llmserve", "http")
+        return
+    with pytest.raises(TargetError, match=f"no side {name!r}"):
+        parse_side(name)
+
+
+async def test_a_server_that_ends_is_told_with_its_last_words():
+    setting = Setting(core="nothing", engine_args={"max_num_seqs": 1}, model="bundled")
+    with pytest.raises(TargetError, match="bare is vLLM's own loop"):
+        await overhead.measure(["bare"], setting, [1], 1, silent)
+    with pytest.raises(TargetError, match=r"ended with 2.*key=value"):
+        await overhead.measure(["http"], Setting(core="nothing", engine_args={"": 1}), [1], 1, silent)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_what_a_way_adds_to_a_token_is_told_for_every_token(alone, monkeypatch):
+    monkeypatch.setattr(latency, "ANSWER_TOKENS", 10)
+    found = await latency.measure(2, 4, 1, silent, alone=alone)
+    for way in found.values():
+        assert len(way.ttft) == len(way.itl) == len(way.e2e) == 4
+        assert all(len(added) == 10 and min(added) > 0 for added in way.added)
+    assert "times what HTTP adds to a token at p99" in latency.conclude(found)
+
+
+async def test_idle_and_stalled_connections_are_held_and_weighed(monkeypatch):
+    monkeypatch.setattr(connections, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "NEIGHBOUR_TOKENS", 10)
+    cost = await connections.measure(20, 5, silent)
+    assert cost.gap_p99_beside_stalled > 0.015
+    assert "20 idle connections take" in connections.conclude(cost)
+
+
+async def test_more_connections_than_the_system_allows_are_refused_at_once():
+    with pytest.raises(TargetError, match="the system allows this process"):
+        await connections.measure(10**9, 1, silent)

@@ -2,14 +2,16 @@
 
 import argparse
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
 
 import anyio
 from aiohttp import web
 
 from frontends.aiohttp_app import build_app, make_runner
+from frontends.options import engine_args
 from frontends.program import BACKLOG, CannotListen, Listen, bind, run, serve
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
@@ -35,20 +37,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 async def start(options: argparse.Namespace) -> int:
-    count = choose_workers(options.engine) if options.workers == "auto" else int(options.workers)
+    count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     if count > 1:
         return await serve_workers(options, count)
     return await serve(options, http_listener(options.host, options.port))
 
 
-def choose_workers(engine: str) -> int:
-    """As many as the cores carry. One, if what limits an answer is not the host: an engine on a CPU, or a simulated one."""
+def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
+    """As many as the cores carry. One, if what limits an answer is not the host: a simulated engine, or one on a CPU; and for several
+    engine cores, which workers cannot share."""
     try:
         distribution("vllm")
     except PackageNotFoundError:
         return 1
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(MOST_WORKERS, cores // CORES_PER_WORKER)) if engine == "vllm" else 1
+    if engine != "vllm" or args.get("data_parallel_size", 1) != 1:
+        return 1
+    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // CORES_PER_WORKER))
 
 
 def http_listener(host: str, port: int) -> Listen:

@@ -75,7 +75,8 @@ class Owner:
         self._stopping = False
         self._failure: Failed | None = None
         self._orphans: list[str] = []
-        self._started = False
+        # `_started`: workers are told of the engine as they come; `_serving`: all of the first ones have been up.
+        self._started = self._serving = False
         self._numbers = itertools.count(1)
         self._reports: dict[int, asyncio.Event] = {}
         self._change = asyncio.Event()
@@ -133,6 +134,7 @@ class Owner:
     async def _until_stopped(self) -> int:
         assert self._admission is not None
         say_ready(self._admission.statistics(self._loop.time()))
+        self._serving = True
         while not self._stopping:
             try:
                 if self._core is not None:
@@ -168,7 +170,7 @@ class Owner:
     async def _watch_signals(self, everything: anyio.CancelScope) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
-                if not all(member.up for member in self._members):
+                if not self._serving:
                     say("stopping  as soon as the engine's start can be undone")
                     everything.cancel()
                 self._tell_all(Stop(now=self._stopping))

@@ -27,16 +27,13 @@ class CoreClient:
     config: Any
     input_address: str
     output_address: str
-    stats_address: str | None
     count: int
     index: int
 
     def arguments(self) -> dict[str, Any]:
         """For `AsyncLLM.from_vllm_config`."""
         self.config.parallel_config._api_process_rank = self.index % self.count  # noqa: SLF001 - as vLLM's own launcher does
-        addresses: dict[str, Any] = {"input_address": self.input_address, "output_address": self.output_address}
-        if self.stats_address is not None:
-            addresses["stats_update_address"] = self.stats_address
+        addresses = {"input_address": self.input_address, "output_address": self.output_address}
         return {"vllm_config": self.config, "client_addresses": addresses, "client_count": self.count, "client_index": self.index}
 
 
@@ -53,7 +50,6 @@ class VLLMCore:
         self._at_once = at_once
         self._in_all = in_all
         self._manager: Any = None
-        self._coordinator: Any = None
 
     def configure(self) -> None:
         """Raises ConfigurationError."""
@@ -70,6 +66,8 @@ class VLLMCore:
             args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
             args._api_process_rank = -1  # noqa: SLF001
             self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        if self._config.parallel_config.data_parallel_size > 1:
+            raise ConfigurationError("data_parallel_size above 1 has cores of its own to balance, which workers do not: use --workers 1")
         paths = [get_open_zmq_ipc_path() for _ in range(2 * self._in_all)]
         self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
 
@@ -87,17 +85,14 @@ class VLLMCore:
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
             # vLLM 0.25 gives a tuple.
-            parts = launched if isinstance(launched, tuple) else (launched.engine_manager, launched.coordinator)
-            self._manager, self._coordinator = parts[0], parts[1]
+            self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
 
     def client(self, index: int) -> CoreClient:
         """For the client with this number, which no other one has had."""
-        coordinator = self._coordinator
         return CoreClient(
             config=self._config,
             input_address=self._addresses.inputs[index],
             output_address=self._addresses.outputs[index],
-            stats_address=coordinator.get_stats_publish_address() if coordinator is not None else None,
             count=self._at_once,
             index=index,
         )
@@ -109,10 +104,9 @@ class VLLMCore:
             raise EngineDead(f"vLLM's engine process {name} ended with {code}; its own log says why")
 
     def stop(self) -> None:
-        for part in (self._manager, self._coordinator):
-            if part is not None:
-                part.shutdown()
-        self._manager = self._coordinator = None
+        if self._manager is not None:
+            self._manager.shutdown()
+            self._manager = None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from program_support import MODULE, Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 
+from frontends.serve import choose_workers
 from frontends.workers.desk import Desk
 from frontends.workers.messages import Declined, Granted, Leave, Offer
 from frontends.workers.remote import RemoteAdmission
@@ -136,6 +137,19 @@ async def test_sigterm_lets_every_worker_finish_and_a_second_one_does_not(tmp_pa
             assert await process.wait() == 0
 
 
+async def test_sigterm_while_a_worker_is_being_replaced_lets_the_others_finish(tmp_path):
+    """A regression: it was taken for one during the start, which nothing has to be finished for."""
+    async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
+        for _ in range(4):
+            await streams.begin(max_tokens=40)
+        workers_of(process)[0].kill()
+        process.send_signal(signal.SIGTERM)
+        whole = [b"[DONE]" in await read_to_end_of_answer(stream) for stream in streams.open]
+        assert sum(whole) == 2
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+
+
 async def test_workers_do_not_outlive_their_owner(tmp_path):
     async with serving(tmp_path) as (process, _, _):
         workers = workers_of(process)
@@ -159,6 +173,24 @@ async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
     assert result.returncode == 2
     assert words in result.stderr.decode().strip().splitlines()[-1]
     assert not re.search("Traceback", result.stderr.decode())
+
+
+@pytest.mark.parametrize(
+    ("cores", "engine", "args", "count"),
+    [
+        (2, "vllm", {}, 1),
+        (16, "vllm", {}, 4),
+        (128, "vllm", {}, 8),
+        (16, "simulated", {}, 1),
+        (16, "vllm", {"data_parallel_size": 2}, 1),
+        (16, "vllm", {"data_parallel_size": 1}, 4),
+    ],
+)
+def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):
+    # A machine with a GPU and so many cores, which this one is not.
+    monkeypatch.setattr("frontends.serve.distribution", lambda name: name)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert choose_workers(engine, args) == count
 
 
 # One admission, from several processes, in memory

@@ -27,6 +27,8 @@ class EventStream:
     def __init__(self, request: web.Request, steps: Steps) -> None:
         self.response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
         self._request = request
+        if request.transport is None:
+            raise ConnectionResetError("the client has gone")
         self._protocol, self._transport = request.protocol, request.transport
         self._steps = steps
         # Asked for at every step, so they are bound once.
@@ -80,7 +82,7 @@ class EventStream:
         """Write what there is as one chunk. Ends the handler's sleep when the client does not read, at an error, and at the end."""
         if self._turn.done():
             return
-        if self._protocol.writing_paused:
+        if self._protocol.writing_paused and not self._gone():
             self._turn.set_result(None)
             return
         ready, self._ready = self._ready, {}
@@ -106,10 +108,13 @@ class EventStream:
         """Past aiohttp's writer, whose framing, counting and awaiting cost several times the write itself."""
         if not data:
             return
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._gone():
             raise ConnectionResetError("the client has gone")
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _gone(self) -> bool:
+        """A connection that is lost while it is paused stays paused, so this is asked beside it."""
+        return self._transport.is_closing()
 
     async def _drain(self) -> None:
         assert self._writer is not None
@@ -117,6 +122,5 @@ class EventStream:
             async with asyncio.timeout(WRITE_SECONDS):
                 await self._writer.drain()
         except TimeoutError:
-            if self._transport is not None:
-                self._transport.abort()
+            self._transport.abort()
             raise ConnectionResetError("the client stopped reading") from None

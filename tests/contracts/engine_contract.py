@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from llmserve import EngineDead, GenerationRequest, InvalidRequest, Sampling
+from llmserve.backlog import Backlog
 from llmserve.request import Delta
 
 PATIENCE = 60
@@ -38,10 +39,10 @@ class CollectingSink:
 
     @property
     def whole(self):
-        whole = Delta("", ())
+        backlog = Backlog(Delta("", ()))
         for delta in self.deltas:
-            whole += delta
-        return whole
+            backlog.add(delta)
+        return backlog.whole()
 
 
 class EngineContract:

@@ -76,11 +76,13 @@ async def metrics(url):
 
 
 async def until(url, wanted):
-    """The metrics, once they are as wanted."""
+    """The metrics, once they are as wanted. A worker that is just dying takes the question with it."""
     with anyio.fail_after(20):
-        while not wanted(found := await metrics(url)):
+        while True:
+            with suppress(OSError):
+                if wanted(found := await metrics(url)):
+                    return found
             await anyio.sleep(0.02)
-    return found
 
 
 class Streams:

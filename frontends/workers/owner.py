@@ -173,16 +173,22 @@ class Owner:
                 if not self._serving:
                     say("stopping  as soon as the engine's start can be undone")
                     everything.cancel()
-                self._tell_all(Stop(now=self._stopping))
-                self._stopping = True
+                now, self._stopping = self._stopping, True
+                for member in list(self._members):
+                    # One that is still starting in another's place has nothing to finish.
+                    if member.up:
+                        member.channel.send(Stop(now))
+                    else:
+                        member.kill()
                 self._change.set()
 
     # Workers
 
-    async def _spawn(self) -> None:
+    async def _spawn(self) -> Member:
         index, self._last = self._last, self._last + 1
         member = await Member.spawn(index, self._options, self._receive, self._lost)
         self._members.append(member)
+        return member
 
     def _start(self, member: Member) -> None:
         assert self._admission is not None
@@ -207,9 +213,13 @@ class Owner:
         self._tasks.start_soon(self._replace)
 
     async def _replace(self) -> None:
-        await self._spawn()
-        if self._started:
-            self._start(self._members[-1])
+        if self._stopping:
+            return
+        member = await self._spawn()
+        if self._stopping:
+            member.kill()
+        elif self._started:
+            self._start(member)
 
     def _abort(self, request_ids: list[str]) -> None:
         """By any worker that can: abort goes by the engine's ids, and the core takes it from every client."""

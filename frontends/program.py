@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +23,8 @@ from llmserve.models import BUNDLED, is_local, resolve
 # Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
 BACKLOG = 4096
 WATCH_SECONDS = 0.2
+# vLLM brings uvloop along; without it a server is slower and otherwise the same.
+BACKEND = {"use_uvloop": find_spec("uvloop") is not None}
 # What the kernel holds for one client that does not read; by itself it would go up to 4 MiB (Linux's tcp_wmem), out of sight of every bound
 # of ours. An answer's tokens need a hundredth of what so much carries a second at a round trip of 100 ms.
 SEND_BUFFER = 128 * 1024
@@ -39,8 +41,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     options = parser.parse_args(argv)
     _prepare_environment(options)
     try:
-        # vLLM brings uvloop along; without it the server is slower and otherwise the same.
-        sys.exit(anyio.run(serve, options, backend_options={"use_uvloop": find_spec("uvloop") is not None}))
+        sys.exit(anyio.run(serve, options, backend_options=BACKEND))
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except EngineError as error:
@@ -65,16 +66,27 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def served_name(options: argparse.Namespace) -> str:
+    return str(options.served_model_name or options.model)
+
+
+def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
+    for address in addresses:
+        say(f"listening {address}")
+    say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
+
+
+def http_address(host: str, listener: socket.socket) -> str:
+    return f"http://{host}:{listener.getsockname()[1]}  (/health/ready says 503 until the model is loaded)"
+
+
 async def serve(options: argparse.Namespace, listen: Listen) -> int:
     """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code."""
     manager = EngineManager.open(options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options))
-    name = options.served_model_name or options.model
     code = 0
     try:
-        async with listen(manager, name) as addresses:
-            for address in addresses:
-                say(f"listening {address}")
-            say(f"model     {options.model}, served as {name!r}; refused until it is loaded")
+        async with listen(manager, served_name(options)) as addresses:
+            announce(addresses, options)
             async with anyio.create_task_group() as tasks:
                 stop = anyio.Event()
                 tasks.start_soon(_watch_signals, manager, stop, tasks.cancel_scope)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from frontends.aiohttp_app import build_app, make_runner
 from frontends.options import engine_args
-from frontends.program import BACKLOG, CannotListen, Listen, bind, run, serve
+from frontends.program import BACKLOG, CannotListen, Listen, bind, http_address, run, serve
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
@@ -66,7 +66,7 @@ def http_listener(host: str, port: int) -> Listen:
             except OSError as error:
                 raise CannotListen(f"{host}:{port}", error) from None
             await web.SockSite(runner, listener, backlog=BACKLOG).start()
-            yield [f"http://{host}:{runner.addresses[0][1]}  (/health/ready says 503 until the model is loaded)"]
+            yield [http_address(host, listener)]
         finally:
             with anyio.CancelScope(shield=True):
                 await runner.cleanup()

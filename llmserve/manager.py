@@ -14,7 +14,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from llmserve.admission import Admission, Refusal, Refused, Ticket, TicketState, build_admission
+from llmserve.admission import Admission, Refusal, Refused, Ticket, TicketState, build_admission, wake
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
@@ -189,7 +189,7 @@ class EngineManager:
             refused = ticket.refused
             if ticket.state is TicketState.WAITING:
                 refused, woken = self.admission.give_up(ticket, self._clock())
-                _wake(woken)
+                wake(woken)
         if refused is not None:
             raise refused.error()
         job.timeline.admitted = ticket.granted
@@ -267,7 +267,7 @@ class EngineManager:
 
     def _release(self, job: Job) -> None:
         if job.ticket is not None:
-            _wake(self.admission.leave(job.ticket, self._clock()))
+            wake(self.admission.leave(job.ticket, self._clock()))
         del self._jobs[job.request.request_id]
         self._observer.finished(job.timeline)
         job.released.set()
@@ -400,8 +400,3 @@ class EngineManager:
             raise EngineDead(str(self._failure))
         if self.state is not State.READY:
             raise unavailable(self.state)
-
-
-def _wake(tickets: list[Ticket]) -> None:
-    for ticket in tickets:
-        ticket.wake()

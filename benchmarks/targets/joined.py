@@ -6,13 +6,13 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from typing import Any, cast
 
 import anyio
 from aiohttp import web
 
 from frontends.aiohttp_app import build_app, make_runner
+from frontends.program import BACKEND
 from frontends.socket_client import SocketClient
 from llmserve import EngineManager
 
@@ -32,7 +32,7 @@ class Joined:
 
 def serve(address: str, host: str, port: int) -> None:
     """One HTTP process, for as long as its parent lives."""
-    anyio.run(_serve, address, host, port, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    anyio.run(_serve, address, host, port, backend_options=BACKEND)
 
 
 async def _serve(address: str, host: str, port: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from frontends.workers.messages import Declined, Granted, Offer
-from llmserve.admission import AdmissionController, Refused, Ticket, TicketState
+from llmserve.admission import AdmissionController, Refused, Ticket, TicketState, wake
 
 
 @attrs.define
@@ -38,7 +38,7 @@ class Desk:
         ticket = self._tickets.pop(number, None)
         self._calm(number)
         if ticket is not None:
-            _wake(self.controller.leave(ticket, self.loop.time()))
+            wake(self.controller.leave(ticket, self.loop.time()))
 
     def close(self) -> list[str]:
         """Give everything back; returns the ids of the requests that ran."""
@@ -55,7 +55,7 @@ class Desk:
         ticket = self._tickets.pop(number)
         del self._patience[number]
         refused, woken = self.controller.give_up(ticket, self.loop.time())
-        _wake(woken)
+        wake(woken)
         self._declined(number, refused)
 
     def _declined(self, number: int, refused: Refused) -> None:
@@ -65,8 +65,3 @@ class Desk:
         timer = self._patience.pop(number, None)
         if timer is not None:
             timer.cancel()
-
-
-def _wake(tickets: list[Ticket]) -> None:
-    for ticket in tickets:
-        ticket.wake()

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from frontends.options import engine_args, manager_config
-from frontends.program import WATCH_SECONDS, CannotListen, bind, say_ready, unpack
+from frontends.program import WATCH_SECONDS, CannotListen, announce, bind, http_address, say_ready, unpack
 from frontends.startup import loading, say
 from frontends.workers import messages
 from frontends.workers.desk import Desk
@@ -53,8 +53,7 @@ async def serve_workers(options: argparse.Namespace, count: int) -> int:
         except OSError as error:
             raise CannotListen(f"{options.host}:{options.port}", error) from None
         listener.setblocking(False)
-        say(f"listening http://{options.host}:{listener.getsockname()[1]}  (/health/ready says 503 until the model is loaded)")
-        say(f"model     {options.model}, served as {options.served_model_name or options.model!r}; refused until it is loaded")
+        announce([http_address(options.host, listener)], options)
         code = await Owner(options, count, listener).run()
     say("stopped")
     return code

@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import socket
-from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -16,7 +15,7 @@ import attrs
 
 from frontends.aiohttp_app import build_app, make_runner
 from frontends.options import engine_args, manager_config
-from frontends.program import describe_engine
+from frontends.program import BACKEND, describe_engine, served_name
 from frontends.workers import messages
 from frontends.workers.messages import Abort, Ask, Channel, Declined, Died, Failed, Gather, Gathered, Granted, Load, Report, Start, Stop, Up
 from frontends.workers.remote import RemoteAdmission
@@ -38,7 +37,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
     # The id that the owner knows a request by is then the one that the engine knows it by.
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     worker = Worker(options, handed)
-    anyio.run(worker.run, channel, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    anyio.run(worker.run, channel, backend_options=BACKEND)
 
 
 class Worker:
@@ -61,7 +60,7 @@ class Worker:
         self._admission = RemoteAdmission(self.channel.send)
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
         self._manager = EngineManager(self._engine, manager_config(self._options), admission=self._admission)
-        app = build_app(self._manager, self._options.served_model_name or self._options.model, self._gather)
+        app = build_app(self._manager, served_name(self._options), self._gather)
         runner = make_runner(app)
         await runner.setup()
         assert runner.server is not None

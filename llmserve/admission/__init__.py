@@ -11,8 +11,9 @@ from llmserve.admission.seam import Admission as Admission
 from llmserve.admission.seam import AdmissionStatistics as AdmissionStatistics
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
+from llmserve.admission.ticket import wake as wake
 
 __all__ = (
     "Admission", "AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState",
-    "Unlimited", "build_admission",
+    "Unlimited", "build_admission", "wake",
 )  # fmt: skip

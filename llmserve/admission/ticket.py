@@ -1,6 +1,6 @@
 """A request's place in admission."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 import attrs
@@ -36,3 +36,9 @@ class Ticket:
     state: TicketState = TicketState.NEW
     granted: float | None = None
     refused: Refused | None = None
+
+
+def wake(tickets: Iterable[Ticket]) -> None:
+    """Tell those that were handed a slot, or refused after all."""
+    for ticket in tickets:
+        ticket.wake()

@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
 
@@ -60,6 +60,9 @@ class NoEngine:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(steps=self._steps, running=len(self._open))
+
+    def watch(self, stepped: Callable[[], None]) -> None:
+        """Its steps are nothing to go by."""
 
     def check_health(self) -> None:
         """Always well."""

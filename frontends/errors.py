@@ -16,11 +16,13 @@ from llmserve import (
     RequestCancelled,
     TenantOverloaded,
     Unavailable,
+    UnknownTenant,
 )
 
 # Most special first: the first class that fits counts.
 TABLE: tuple[tuple[type[LLMServeError], int, str, str | None], ...] = (
     (ModelNotFound, 404, "invalid_request_error", "model_not_found"),
+    (UnknownTenant, 403, "permission_error", "unknown_tenant"),
     (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
     (InvalidRequest, 400, "invalid_request_error", None),
     (TenantOverloaded, 429, "rate_limit_error", "rate_limit_exceeded"),

@@ -33,7 +33,6 @@ class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     store: Any = None
     metadata: Any = None
-    service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
@@ -69,6 +68,8 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     priority: int | None = None
+    # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
 
     @property
     def choices_per_prompt(self) -> int:
@@ -95,7 +96,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         n = self.choices_per_prompt
         if len(prompts) * n > MAX_CHOICES:
             raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
-        common: dict[str, Any] = {"deadline": deadline, "priority": self.priority or 0}
+        common: dict[str, Any] = {"deadline": deadline, "priority": self.priority or 0, "best_effort": self.service_tier == "flex"}
         if self.user:
             common["tenant"] = self.user[:64]
         return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
@@ -180,6 +181,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tenant: str = "default"
     priority: int = 0
     deadline: float | None = None
+    best_effort: bool = False
     max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float | None = None
@@ -201,7 +203,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def generation_request(self, deadline: float | None) -> GenerationRequest:
         fields = msgspec.structs.asdict(self)
         del fields["stream"]
-        request: dict[str, Any] = {name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline")}
+        request: dict[str, Any] = {
+            name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline", "best_effort")
+        }
         if self.messages is not None:
             request["messages"] = [message.plain() for message in self.messages]
         request["deadline"] = deadline if self.deadline is None else self.deadline

@@ -1,8 +1,10 @@
 """The command line that every server shares: engine, limits and promises."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from frontends.tenants import read_tenants
 from llmserve import SLO, AdmissionConfig, ManagerConfig
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
@@ -22,14 +24,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--verbose", action="store_true", help="show the engine's own log")
     limits = parser.add_argument_group("limits and promises")
-    limits.add_argument("--slo-ttft", type=float, metavar="S", help="promised seconds to the first token; bounds the wait, counts goodput")
-    limits.add_argument("--slo-tpot", type=float, metavar="S", help="promised seconds for each further token; counts goodput")
-    limits.add_argument(
-        "--max-running", type=int, metavar="N", help="sequences in the engine at once; 0: no limit (default: what it batches, and 1/8)"
-    )
+    limits.add_argument("--slo-ttft", type=float, metavar="S", help="promised seconds to the first token: as many are let in as keep it")
+    limits.add_argument("--slo-tpot", type=float, metavar="S", help="promised seconds for each further token, likewise")
+    words = "sequences in the engine at once, whatever is promised; 0: no limit (default: what it batches, and 1/8)"
+    limits.add_argument("--max-running", type=int, metavar="N", help=words)
     limits.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: four times --max-running)")
     limits.add_argument("--max-wait", type=float, metavar="S", default=30.0, help="longest wait for a slot (default: %(default)s)")
     limits.add_argument("--tenant-limit", type=int, metavar="N", help="requests of one user at once (default: no limit)")
+    words = "weights and limits of single tenants (docs/admission.md), in place of --tenant-limit; read again when it changes"
+    limits.add_argument("--tenants", type=Path, metavar="FILE.toml", help=words)
     limits.add_argument(
         "--max-tokens", type=int, metavar="N", help="most tokens that a request may ask for (default: what the context holds)"
     )
@@ -51,6 +54,7 @@ def manager_config(options: argparse.Namespace) -> ManagerConfig:
             max_waiting=options.max_waiting,
             max_wait=options.max_wait,
             tenant_limit=options.tenant_limit,
+            tenants=read_tenants(options.tenants) if options.tenants else None,
         ),
         max_tokens=options.max_tokens,
         drain_timeout=options.drain_timeout,

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say
+from frontends.tenants import follow_tenants
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
 from llmserve.admission import AdmissionStatistics
 from llmserve.models import BUNDLED, is_local, resolve
@@ -90,6 +91,8 @@ async def serve(options: argparse.Namespace, listen: Listen) -> int:
             async with anyio.create_task_group() as tasks:
                 stop = anyio.Event()
                 tasks.start_soon(_watch_signals, manager, stop, tasks.cancel_scope)
+                if options.tenants:
+                    tasks.start_soon(follow_tenants, options.tenants, manager.set_tenants)
                 code = await _load_and_wait(manager, options, stop)
                 tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -147,7 +150,7 @@ def describe_engine(info: EngineInfo) -> str:
 
 def say_ready(admission: AdmissionStatistics) -> None:
     limit = "any number" if admission.limit is None else admission.limit
-    say(f"admission {limit} running, {admission.max_waiting} waiting")
+    say(f"admission {admission.policy}: at most {limit} running, {admission.max_waiting} waiting")
     say("ready     Ctrl-C or SIGTERM drains and stops")
 
 

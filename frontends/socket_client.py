@@ -317,5 +317,6 @@ def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict
         "tenant": request.tenant,
         "priority": request.priority,
         "deadline": left if left < math.inf else None,
+        "best_effort": request.best_effort or None,
     }
     return {name: value for name, value in fields.items() if value is not None}

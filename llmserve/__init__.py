@@ -4,6 +4,7 @@ Importing this imports neither vllm nor torch; `EngineManager.open()` does, when
 """
 
 from llmserve.admission import Admission as Admission
+from llmserve.admission import Decision as Decision
 from llmserve.admission import FixedLimit as FixedLimit
 from llmserve.admission import Policy as Policy
 from llmserve.admission import Unlimited as Unlimited
@@ -11,6 +12,8 @@ from llmserve.cancellation import CancellationToken as CancellationToken
 from llmserve.config import SLO as SLO
 from llmserve.config import AdmissionConfig as AdmissionConfig
 from llmserve.config import ManagerConfig as ManagerConfig
+from llmserve.config import TenantLimits as TenantLimits
+from llmserve.config import TenantTable as TenantTable
 from llmserve.engine import Engine as Engine
 from llmserve.engine import EngineInfo as EngineInfo
 from llmserve.engine import EngineStatistics as EngineStatistics
@@ -26,6 +29,7 @@ from llmserve.errors import PromptTooLong as PromptTooLong
 from llmserve.errors import RequestCancelled as RequestCancelled
 from llmserve.errors import TenantOverloaded as TenantOverloaded
 from llmserve.errors import Unavailable as Unavailable
+from llmserve.errors import UnknownTenant as UnknownTenant
 from llmserve.facts import Facts as Facts
 from llmserve.manager import EngineManager as EngineManager
 from llmserve.metrics import Observer as Observer
@@ -44,9 +48,9 @@ from llmserve.stream import TokenStream as TokenStream
 __version__ = "0.1.0"
 
 __all__ = (
-    "SLO", "Admission", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Delta", "Engine",
-    "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineStatistics", "Facts", "FixedLimit", "GenerationRequest",
-    "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy",
-    "PromptTooLong", "RequestCancelled", "Sampling", "State", "TenantOverloaded", "Timeline", "TokenLogprob", "TokenStream", "Unavailable",
-    "Unlimited", "Usage",
+    "SLO", "Admission", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Decision",
+    "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineStatistics", "Facts", "FixedLimit",
+    "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound", "Observer", "Outcome",
+    "Overloaded", "Policy", "PromptTooLong", "RequestCancelled", "Sampling", "State", "TenantLimits", "TenantOverloaded", "TenantTable",
+    "Timeline", "TokenLogprob", "TokenStream", "Unavailable", "UnknownTenant", "Unlimited", "Usage",
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """What an operator decides. Frozen, and checked when made: a wrong value is a `ConfigurationError` that names it."""
 
 import math
-from typing import Any
+import tomllib
+from typing import Any, Self
 
 import attrs
 
@@ -32,22 +33,90 @@ class SLO:
 
 
 @attrs.frozen(kw_only=True)
+class TenantLimits:
+    """One tenant's share and bounds.
+
+    Attributes:
+        weight: of the service when there is not enough for all, against others' weights.
+        concurrency: requests at once, running and waiting; None is without bound.
+        tokens_per_minute: prompt and answer together; unused ones are saved for a minute. None is without bound.
+    """
+
+    weight: float = 1.0
+    concurrency: int | None = None
+    tokens_per_minute: float | None = None
+
+
+@attrs.frozen
+class TenantTable:
+    """All tenants' limits: those that are named, and for all others `default`; None refuses them."""
+
+    named: dict[str, TenantLimits] = attrs.field(factory=dict)
+    default: TenantLimits | None = attrs.field(factory=TenantLimits)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From TOML: a table `[tenants.NAME]` for each, `[default]` for the rest, and `unknown = "refuse"` to have no rest.
+
+        Raises ConfigurationError, naming what is wrong.
+        """
+        try:
+            found = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"not TOML: {error}") from None
+        for key in found:
+            if key not in ("tenants", "default", "unknown"):
+                raise ConfigurationError(f"unknown key {key!r}; there are [tenants.NAME], [default] and unknown")
+        if found.get("unknown", "serve") not in ("serve", "refuse"):
+            raise ConfigurationError(f'unknown must be "serve" or "refuse", not {found["unknown"]!r}')
+        tenants = found.get("tenants", {})
+        if not isinstance(tenants, dict):
+            raise ConfigurationError("tenants must be tables, [tenants.NAME]")
+        named = {name: _limits(f"tenants.{name}", table) for name, table in tenants.items()}
+        if found.get("unknown") == "refuse":
+            if "default" in found:
+                raise ConfigurationError('[default] is for tenants that unknown = "refuse" turns away: leave one of them out')
+            return cls(named, None)
+        return cls(named, _limits("default", found.get("default", {})))
+
+    def of(self, tenant: str) -> TenantLimits | None:
+        return self.named.get(tenant, self.default)
+
+
+def _limits(where: str, table: Any) -> TenantLimits:
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{where} must be a table")
+    known = {field.name for field in attrs.fields(TenantLimits)}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigurationError(f"{where} has the unknown key {key!r}; there are {', '.join(sorted(known))}")
+        whole = key == "concurrency"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value) or value <= 0:
+            kind = "whole number above 0" if whole else "number above 0"
+            raise ConfigurationError(f"{where}.{key} must be a {kind}, not {value!r}")
+    return TenantLimits(**table)
+
+
+@attrs.frozen(kw_only=True)
 class AdmissionConfig:
     """How much work is taken on.
 
     Attributes:
-        max_running: sequences in the engine at once. None asks the engine: as many as it batches and an eighth more, so
-            that a successor is at hand when one finishes. 0 sets no limit at all.
-        max_waiting: requests that may wait for a slot; None is four times max_running.
+        max_running: sequences in the engine at once. None leaves it to LateGate where there is an SLO, which lets in as many
+            as keep it; without one it asks the engine: as many as it batches and an eighth more, so that a successor is at
+            hand when one finishes. 0 sets no limit at all.
+        max_waiting: requests that may wait for a slot; None is four times as many as may run.
         max_wait: longest wait for a slot in seconds. A request that is bound to wait longer is refused on arrival. With
-            an SLO its ttft is the bound, where it is shorter.
+            an SLO its ttft is the bound, where it is shorter, but for those that asked to be served late rather than not.
         tenant_limit: requests of one tenant, running and waiting; None sets no limit.
+        tenants: weights and limits of single tenants, in place of `tenant_limit`.
     """
 
     max_running: int | None = attrs.field(default=None, validator=_at_least(0))
     max_waiting: int | None = attrs.field(default=None, validator=_at_least(0))
     max_wait: float = attrs.field(default=30.0, validator=_positive)
     tenant_limit: int | None = attrs.field(default=None, validator=_at_least(1))
+    tenants: TenantTable | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -68,3 +137,8 @@ class ManagerConfig:
     max_tokens: int | None = attrs.field(default=None, validator=_at_least(1))
     cleanup_timeout: float = attrs.field(default=5.0, validator=_positive)
     drain_timeout: float = attrs.field(default=30.0, validator=_positive)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether admission goes by what it predicts, to keep the SLO, and not by a number."""
+        return self.slo != SLO() and self.admission.max_running is None

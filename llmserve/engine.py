@@ -5,6 +5,7 @@ iterates, so there is no generator that could be left half-way, and no task has 
 yet. `tests/contracts/engine.py` is the suite that every engine must pass.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio.abc
@@ -37,11 +38,14 @@ class EngineStatistics:
     """The engine's own figures after its last step. `steps` only grows: progress, for a watchdog.
 
     `kv_usage` is the share of the KV cache in use, 0 to 1. Counters are since the engine's start. `told` is when the engine said so,
-    on the monotonic clock; 0.0 where these are read from the engine itself.
+    on the monotonic clock; 0.0 where these are read from the engine itself. `busy_seconds` is what `busy_steps` of the steps took: those
+    that followed another one without a pause between them.
     """
 
     told: float = 0.0
     steps: int = 0
+    busy_steps: int = 0
+    busy_seconds: float = 0.0
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0
@@ -110,7 +114,11 @@ class Engine(Protocol):
         """Stop and free it; unknown and finished ids are fine, and so is twice. Puts nothing into the sink afterwards."""
 
     def statistics(self) -> EngineStatistics:
-        """Cheap enough to be asked at every scrape."""
+        """Cheap enough to be asked at every step."""
+
+    def watch(self, stepped: Callable[[], None]) -> None:
+        """Call `stepped` after every step from now on, in the event loop, when the step's tokens are in their sinks. Where an engine cannot
+        tell, it never calls it: admission then counts requests, and says so."""
 
     def check_health(self) -> None:
         """Raises EngineDead when the engine cannot serve."""

@@ -3,7 +3,8 @@
     LLMServeError
     ├── InvalidRequest            change the request; repeating it is useless
     │   ├── PromptTooLong         shorten the prompt
-    │   └── ModelNotFound         ask for a model that is served here
+    │   ├── ModelNotFound         ask for a model that is served here
+    │   └── UnknownTenant         be somebody whom this server knows
     ├── Overloaded                come back after `retry_after` seconds, or go elsewhere
     │   ├── TenantOverloaded      the same, because of your own limit: going elsewhere does not help
     │   └── Unavailable           starting, draining or stopped: nothing is accepted here now
@@ -47,6 +48,13 @@ class ModelNotFound(InvalidRequest):
 
     def __init__(self, model: str, served: str) -> None:
         super().__init__(f"the model {model[:64]!r} does not exist here; this server has {served!r}", "model")
+
+
+class UnknownTenant(InvalidRequest):
+    """The operator's table of tenants has no entry for this one, and none for others."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"this server does not know the tenant {tenant[:64]!r}", "tenant")
 
 
 class Overloaded(LLMServeError):

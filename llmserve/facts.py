@@ -54,7 +54,8 @@ class Facts:
 def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineStatistics:
     engines = [part.engine for part in parts]
     counted = ("preemptions", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits")
-    sums = {name: sum(getattr(engine, name) for engine in engines) for name in (*counted, "running", "waiting")}
+    summed = (*counted, "busy_steps", "busy_seconds", "running", "waiting")
+    sums = {name: sum(getattr(engine, name) for engine in engines) for name in summed}
     latest = max(engines, key=lambda engine: engine.told)
     if one_engine:
         # Each counts its own requests' tokens, but who runs and waits in it the engine tells to one of its clients at each step. It tells

@@ -13,17 +13,19 @@ from typing import Any, Self
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import attrs
 
 from llmserve.admission import Admission, Refusal, Refused, Ticket, TicketState, build_admission, wake
 from llmserve.cancellation import CancellationToken
-from llmserve.config import ManagerConfig
+from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
 from llmserve.job import Job, expire, interrupter, note_outcome
 from llmserve.metrics import MetricsRecorder, Observer, Observers
-from llmserve.request import Completion, GenerationRequest, Sampling, Timeline
+from llmserve.pace import check_promise, engine_facts
+from llmserve.request import Completion, GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
 
@@ -112,8 +114,9 @@ class EngineManager:
         job = self._arrive(request, token)
         try:
             with job.entry:
+                ticket = self._screen(job)
                 prompt, sampling = await self._tokenize(job)
-                await self._admit(job)
+                await self._admit(job, ticket, sampling)
                 await self._submit(job, prompt, sampling)
             job.entered = True
             job.stream.raise_if_failed()
@@ -151,7 +154,7 @@ class EngineManager:
         if request.request_id in self._jobs:
             raise InvalidRequest(f"a request with the id {request.request_id[:64]!r} is already open", "request_id")
         job = Job(request=request, timeline=timeline)
-        job.stream = TokenStream(timeline, self._clock, self._observer, lambda: self._ended(job))
+        job.stream = TokenStream(timeline, self._clock, self._observer, lambda: self._ended(job), lambda: self._begun(job))
         self._jobs[request.request_id] = job
         deadline = math.inf if request.deadline is None else now + request.deadline
         if token is not None:
@@ -177,13 +180,29 @@ class EngineManager:
         job.timeline.tokenized = self._clock()
         return prompt, sampling
 
-    async def _admit(self, job: Job) -> None:
-        granted = anyio.Event()
+    def _screen(self, job: Job) -> Ticket:
+        """Before its prompt is tokenised, which costs something: turn away what would be refused whatever its length."""
         request = job.request
-        ticket = job.ticket = Ticket(request_id=request.request_id, tenant=request.tenant, priority=request.priority, wake=granted.set)
+        ticket = job.ticket = Ticket(
+            request_id=request.request_id,
+            tenant=request.tenant,
+            priority=request.priority,
+            arrived=job.timeline.arrived,
+            deadline=math.inf if request.deadline is None else job.timeline.arrived + request.deadline,
+            best_effort=request.best_effort,
+        )
+        refused = self.admission.screen(ticket, self._clock())
+        if refused is not None:
+            raise refused.error(job.request.tenant)
+        return ticket
+
+    async def _admit(self, job: Job, ticket: Ticket, sampling: Sampling) -> None:
+        granted = anyio.Event()
+        ticket.prompt_tokens, ticket.max_tokens, ticket.wake = job.timeline.prompt_tokens, sampling.max_tokens, granted.set
         refused = self.admission.offer(ticket, self._clock())
-        if ticket.state is TicketState.WAITING:
-            with anyio.move_on_after(self.admission.max_wait):
+        # More than once only for one that may be served late: it gives up its place among those with a promise first.
+        while ticket.state is TicketState.WAITING:
+            with anyio.move_on_after(max(0.0, ticket.expires - self._clock())):
                 await granted.wait()
             # Asked of the ticket, not of the scope: the slot may have come in the very moment that patience ran out.
             refused = ticket.refused
@@ -191,7 +210,7 @@ class EngineManager:
                 refused, woken = self.admission.give_up(ticket, self._clock())
                 wake(woken)
         if refused is not None:
-            raise refused.error()
+            raise refused.error(job.request.tenant)
         job.timeline.admitted = ticket.granted
 
     async def _submit(self, job: Job, prompt: EnginePrompt, sampling: Sampling) -> None:
@@ -225,6 +244,21 @@ class EngineManager:
             yield
         finally:
             self._tokenizing -= 1
+
+    # What admission learns from
+
+    def _begun(self, job: Job) -> None:
+        if job.ticket is not None:
+            wake(self.admission.first_token(job.ticket, self._clock()))
+
+    def _stepped(self) -> None:
+        if self._admission is None:
+            return
+        try:
+            wake(self._admission.record(engine_facts(self.engine.statistics(), self.engine.info), self._clock()))
+        except Exception:
+            # In the engine's own loop, which vLLM's would not survive.
+            logger.exception("admission failed to take in what the engine tells")
 
     # Its end
 
@@ -267,6 +301,7 @@ class EngineManager:
 
     def _release(self, job: Job) -> None:
         if job.ticket is not None:
+            job.ticket.generated, job.ticket.complete = job.timeline.completion_tokens, job.timeline.outcome is Outcome.COMPLETED
             wake(self.admission.leave(job.ticket, self._clock()))
         del self._jobs[job.request.request_id]
         self._observer.finished(job.timeline)
@@ -299,7 +334,10 @@ class EngineManager:
             self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
             try:
                 await self._tasks.start(self._run_engine)
-                self._admission = self._admission or build_admission(self.config.admission, self.config.slo, self.engine.info.max_num_seqs)
+                self._admission = self._admission or self._build_admission()
+                self.engine.watch(self._stepped)
+                if self.config.predicts:
+                    await check_promise(self.engine, self.config.slo)
                 self.state = State.READY
                 yield
                 patience = self.config.drain_timeout
@@ -313,6 +351,10 @@ class EngineManager:
         self.state = State.STOPPED
         if failure is not None:
             raise failure
+
+    def _build_admission(self) -> Admission:
+        info = self.engine.info
+        return build_admission(self.config.admission, self.config.slo, info.max_num_seqs, info.max_num_batched_tokens)
 
     async def _run_engine(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         try:
@@ -349,6 +391,12 @@ class EngineManager:
         """End every open request now: its reader gets an `Unavailable` with this reason."""
         for job in list(self._jobs.values()):
             job.stream.fail(Unavailable(reason, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED))
+
+    def set_tenants(self, table: TenantTable) -> None:
+        """From now on these weights and limits of tenants hold; what they have taken is kept."""
+        self.config = attrs.evolve(self.config, admission=attrs.evolve(self.config.admission, tenants=table))
+        if self._admission is not None:
+            self._admission.set_tenants(table)
 
     async def _wind_up(self, timeout: float) -> None:
         await self.drain(timeout)

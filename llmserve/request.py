@@ -134,6 +134,7 @@ class GenerationRequest:
         messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
         tenant: whom it is counted for.
         priority: smaller goes first, as in vLLM.
+        best_effort: when the server's promise cannot be kept, serve it late rather than refuse it.
         deadline: seconds from arrival within which the whole answer must be there, waiting included.
         request_id: unique while the request lives.
 
@@ -147,6 +148,7 @@ class GenerationRequest:
     tenant: str = attrs.field(default="default", kw_only=True)
     priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
+    best_effort: bool = attrs.field(default=False, kw_only=True)
     request_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, kw_only=True)
 
     def __attrs_post_init__(self) -> None:

@@ -17,11 +17,19 @@ class TokenStream:
     a slow reader costs no more memory than the answer itself. An error comes after the tokens that came before it.
     """
 
-    def __init__(self, timeline: Timeline, clock: Callable[[], float], observer: Observer, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        timeline: Timeline,
+        clock: Callable[[], float],
+        observer: Observer,
+        on_end: Callable[[], None],
+        on_first: Callable[[], None] = lambda: None,
+    ) -> None:
         self.timeline = timeline
         self._clock = clock
         self._observer = observer
         self._on_end = on_end
+        self._on_first = on_first
         self._pending: Delta | Backlog | None = None
         self.error: Exception | None = None
         self._ended = False
@@ -121,6 +129,7 @@ class TokenStream:
             timeline.completion_tokens += count
             if timeline.first_token is None:
                 timeline.first_token = now
+                self._on_first()
             timeline.last_token = now
         if timings is not None:
             _note_timings(timeline, timings)

@@ -61,6 +61,9 @@ class ScriptedEngine:
     def statistics(self):
         return EngineStatistics(running=len(self.held))
 
+    def watch(self, stepped):
+        pass
+
     def check_health(self):
         pass
 

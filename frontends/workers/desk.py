@@ -1,12 +1,13 @@
 """The owner's side of admission: one worker's tickets at the controller that decides for all workers."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
-from frontends.workers.messages import Declined, Granted, Offer
+from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Offer
 from llmserve.admission import AdmissionController, Refused, Ticket, TicketState, wake
 
 
@@ -20,9 +21,28 @@ class Desk:
     _tickets: dict[int, Ticket] = attrs.field(factory=dict, init=False)
     _patience: dict[int, asyncio.TimerHandle] = attrs.field(factory=dict, init=False)
 
-    def offer(self, message: Offer) -> None:
+    def receive(self, message: Offer | FirstToken | Leave) -> None:
+        match message:
+            case Offer():
+                self._offer(message)
+            case FirstToken():
+                self._first_token(message.number)
+            case Leave():
+                self._leave(message.number, message.generated, complete=message.complete)
+
+    def _offer(self, message: Offer) -> None:
         number = message.number
-        ticket = Ticket(request_id=message.request_id, tenant=message.tenant, priority=message.priority, wake=lambda: self._granted(number))
+        ticket = Ticket(
+            request_id=message.request_id,
+            tenant=message.tenant,
+            priority=message.priority,
+            prompt_tokens=message.prompt_tokens,
+            max_tokens=message.max_tokens,
+            arrived=message.arrived,
+            deadline=math.inf if message.deadline is None else message.deadline,
+            best_effort=message.best_effort,
+            wake=lambda: self._over(number),
+        )
         refused = self.controller.offer(ticket, self.loop.time())
         if refused is not None:
             self._declined(number, refused)
@@ -30,33 +50,53 @@ class Desk:
         self._tickets[number] = ticket
         if ticket.state is TicketState.RUNNING:
             self.send(Granted(number))
-        elif self.controller.max_wait is not None:
-            self._patience[number] = self.loop.call_later(self.controller.max_wait, self._give_up, number)
+        else:
+            self._wait(number, ticket)
 
-    def leave(self, number: int) -> None:
+    def _first_token(self, number: int) -> None:
+        ticket = self._tickets.get(number)
+        if ticket is not None:
+            wake(self.controller.first_token(ticket, self.loop.time()))
+
+    def _leave(self, number: int, generated: int = 0, *, complete: bool = False) -> None:
         """A ticket that was refused meanwhile is not known any more."""
         ticket = self._tickets.pop(number, None)
         self._calm(number)
         if ticket is not None:
+            ticket.generated, ticket.complete = generated, complete
             wake(self.controller.leave(ticket, self.loop.time()))
 
     def close(self) -> list[str]:
         """Give everything back; returns the ids of the requests that ran."""
         running = [ticket.request_id for ticket in self._tickets.values() if ticket.state is TicketState.RUNNING]
         for number in list(self._tickets):
-            self.leave(number)
+            self._leave(number)
         return running
 
-    def _granted(self, number: int) -> None:
+    def _over(self, number: int) -> None:
+        """Its wait is."""
         self._calm(number)
-        self.send(Granted(number))
+        refused = self._tickets[number].refused
+        if refused is None:
+            self.send(Granted(number))
+        else:
+            del self._tickets[number]
+            self._declined(number, refused)
+
+    def _wait(self, number: int, ticket: Ticket) -> None:
+        if ticket.expires < math.inf:
+            self._patience[number] = self.loop.call_at(ticket.expires, self._give_up, number)
 
     def _give_up(self, number: int) -> None:
-        ticket = self._tickets.pop(number)
+        ticket = self._tickets[number]
         del self._patience[number]
         refused, woken = self.controller.give_up(ticket, self.loop.time())
+        if refused is None:
+            self._wait(number, ticket)
+        else:
+            del self._tickets[number]
+            self._declined(number, refused)
         wake(woken)
-        self._declined(number, refused)
 
     def _declined(self, number: int, refused: Refused) -> None:
         self.send(Declined(number, refused.reason, refused.retry_after))

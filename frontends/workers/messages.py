@@ -16,18 +16,46 @@ from frontends.frames import MAX_ANSWER, FrameReader, encode
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """A request wants a slot, under a number of the worker's."""
+    """A request wants a slot, under a number of the worker's: the fields of `Ticket`. The clock is the machine's."""
 
     number: int
     request_id: str
     tenant: str
     priority: int
+    prompt_tokens: int
+    max_tokens: int | None
+    arrived: float | None
+    deadline: float | None
+    best_effort: bool
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """It does not need it any more, whether it has it yet or not."""
+    """It does not need it any more, whether it has it yet or not; what became of it."""
 
     number: int
+    generated: int
+    complete: bool
+
+
+class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """It has its first token."""
+
+    number: int
+
+
+class Steps(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """What the engine told this worker of its steps, and when: the fields of `EngineFacts`."""
+
+    told: float
+    steps: float
+    busy_seconds: float
+    running: int
+    waiting: int
+    kv_usage: float
+    kv_tokens: int | None
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -115,7 +143,7 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
     now: bool
 
 
-FromWorker = Offer | Leave | Load | Up | Failed | Report | Gather
+FromWorker = Offer | Leave | FirstToken | Steps | Load | Up | Failed | Report | Gather
 FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop
 
 

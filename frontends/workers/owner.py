@@ -18,12 +18,30 @@ import anyio.to_thread
 from frontends.options import engine_args, manager_config
 from frontends.program import WATCH_SECONDS, CannotListen, announce, bind, http_address, say_ready, unpack
 from frontends.startup import loading, say
+from frontends.tenants import follow_tenants
 from frontends.workers import messages
 from frontends.workers.desk import Desk
 from frontends.workers.member import Member
-from frontends.workers.messages import Abort, Ask, Died, Failed, Gather, Gathered, Leave, Load, Offer, Report, Start, Stop, Up
+from frontends.workers.messages import (
+    Abort,
+    Ask,
+    Died,
+    Failed,
+    FirstToken,
+    Gather,
+    Gathered,
+    Leave,
+    Load,
+    Offer,
+    Report,
+    Start,
+    Steps,
+    Stop,
+    Up,
+)
+from frontends.workers.together import TogetherSteps
 from llmserve import ConfigurationError, EngineDead, Facts
-from llmserve.admission import AdmissionController, build_admission
+from llmserve.admission import AdmissionController, build_admission, wake
 from llmserve.engines import create_engine
 from llmserve.engines.vllm_core import VLLMCore
 from llmserve.exporters.prometheus import MULTIPROCESS
@@ -79,15 +97,17 @@ class Owner:
         self._numbers = itertools.count(1)
         self._reports: dict[int, asyncio.Event] = {}
         self._change = asyncio.Event()
+        self._steps = TogetherSteps(one_engine=options.engine == "vllm")
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
         args, config = engine_args(self._options), manager_config(self._options)
+        size: tuple[int, int | None] = 1, None
         if self._options.engine == "vllm":
             self._core = VLLMCore(self._options.model, args, at_once=self._count, in_all=self._count + SPARES)
-            max_num_seqs = None
         else:
-            max_num_seqs = create_engine(self._options.engine, self._options.model, args).info.max_num_seqs * self._count
+            info = create_engine(self._options.engine, self._options.model, args).info
+            size = info.max_num_seqs * self._count, info.max_num_batched_tokens
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -99,9 +119,11 @@ class Owner:
                 with loading(f"{self._options.engine} {self._options.model}"):
                     if self._core is not None:
                         await anyio.to_thread.run_sync(self._core.configure)
-                        max_num_seqs = self._core.max_num_seqs
-                    self._admission = build_admission(config.admission, config.slo, max_num_seqs or 1)
+                        size = self._core.batch
+                    self._admission = build_admission(config.admission, config.slo, *size)
                     await self._start_engine()
+                if self._options.tenants:
+                    tasks.start_soon(follow_tenants, self._options.tenants, self._admission.set_tenants)
                 code = await self._until_stopped()
                 if code == 0:
                     await self._end()
@@ -200,6 +222,7 @@ class Owner:
         if member.facts is not None:
             self._past.append(member.facts.ended())
         left = member.desk.close() if member.desk is not None else []
+        self._steps.forget(member.index)
         self._change.set()
         if self._stopping:
             return
@@ -234,12 +257,11 @@ class Owner:
 
     def _receive(self, member: Member, message: messages.FromWorker) -> None:
         match message:
-            case Offer():
+            case Offer() | Leave() | FirstToken():
                 assert member.desk is not None
-                member.desk.offer(message)
-            case Leave():
-                assert member.desk is not None
-                member.desk.leave(message.number)
+                member.desk.receive(message)
+            case Steps():
+                self._record(member, message)
             case Load():
                 member.load = message
             case Up():
@@ -257,6 +279,12 @@ class Owner:
                 member.facts = pickle.loads(message.facts)  # noqa: S301 - from a process that this one started
                 if message.number in self._reports:
                     self._reports.pop(message.number).set()
+
+    def _record(self, member: Member, message: Steps) -> None:
+        assert self._admission is not None
+        self._steps.take(member.index, message)
+        now = self._loop.time()
+        wake(self._admission.record(self._steps.together(now), now))
 
     # Connections
 

@@ -75,6 +75,7 @@ class Worker:
 
     async def _serve(self) -> None:
         start = await self._start
+        self._engine_is_shared = start.client is not None
         if start.client is not None:
             self._engine.client = pickle.loads(start.client)  # noqa: S301 - from the process that started this one
         try:
@@ -105,11 +106,18 @@ class Worker:
             case Abort():
                 self._loop.create_task(self._engine.abort_foreign(message.request_ids))
             case Died():
-                self._engine.declare_dead(message.reason)
+                self._bury(message.reason)
             case Stop():
                 if message.now:
                     self._manager.cancel_all("the server is stopping")
                 self._stop.set()
+
+    def _bury(self, reason: str) -> None:
+        """Another worker's engine may have died, or the one that all of them share."""
+        if self._engine_is_shared:
+            self._engine.declare_dead(reason)
+        else:
+            self._manager.cancel_all(reason)
 
     # Connections
 

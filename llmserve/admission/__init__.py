@@ -2,6 +2,9 @@
 
 from llmserve.admission.build import build_admission as build_admission
 from llmserve.admission.controller import AdmissionController as AdmissionController
+from llmserve.admission.decisions import Decision as Decision
+from llmserve.admission.lategate import LateGate as LateGate
+from llmserve.admission.policies import EngineFacts as EngineFacts
 from llmserve.admission.policies import FixedLimit as FixedLimit
 from llmserve.admission.policies import Policy as Policy
 from llmserve.admission.policies import Unlimited as Unlimited
@@ -9,11 +12,12 @@ from llmserve.admission.refusal import Refusal as Refusal
 from llmserve.admission.refusal import Refused as Refused
 from llmserve.admission.seam import Admission as Admission
 from llmserve.admission.seam import AdmissionStatistics as AdmissionStatistics
+from llmserve.admission.tenants import Tenants as Tenants
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
 from llmserve.admission.ticket import wake as wake
 
 __all__ = (
-    "Admission", "AdmissionController", "AdmissionStatistics", "FixedLimit", "Policy", "Refusal", "Refused", "Ticket", "TicketState",
-    "Unlimited", "build_admission", "wake",
+    "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineFacts", "FixedLimit", "LateGate", "Policy", "Refusal",
+    "Refused", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "wake",
 )  # fmt: skip

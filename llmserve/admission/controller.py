@@ -1,24 +1,28 @@
-"""The one thing that the manager talks to: offer, leave, pump, statistics.
+"""The one thing that the manager talks to: offer, leave, pump, record, statistics.
 
 Rules held here, each by a property test:
-1. Never more running than the policy allows, never one waiting while the policy would let it start.
-2. A slot is handed over, not released and raced for: who leaves names the next, and a newcomer never overtakes.
+1. Never one waiting while the policy would let it start; never one started that the policy holds.
+2. A slot is handed over, not released and raced for: who leaves names the next, and a newcomer never overtakes its own tenant.
 3. A ticket leaves exactly once; leaving after a hand-over passes the slot on.
 """
 
 from collections import Counter
 
-from llmserve.admission.estimates import DrainRate
-from llmserve.admission.policies import Policy
-from llmserve.admission.queue import WaitingLine
+from llmserve.admission.decisions import Decision, DecisionLog
+from llmserve.admission.fair import FairLine
+from llmserve.admission.policies import EngineFacts, LineState, Policy
+from llmserve.admission.rates import ServiceRate
 from llmserve.admission.refusal import Refusal, Refused
+from llmserve.admission.retry import RetryAfter
 from llmserve.admission.seam import AdmissionStatistics
+from llmserve.admission.tenants import Tenants
 from llmserve.admission.ticket import Ticket, TicketState
+from llmserve.config import TenantTable
 
-# A client told to come back in less than this only costs another refusal; one told more than 30 s has gone elsewhere.
-RETRY_AFTER_BOUNDS = (0.1, 30.0)
-# Before anything has left there is no rate to compute with.
-RETRY_AFTER_UNKNOWN = 1.0
+# Worse than any priority that a request can ask for: those that wait for what is left over.
+BEST_EFFORT = 1 << 32
+# Seconds of its share that a tenant may have left unused and take later: requests come in lumps, and shares are of what comes over a while.
+CREDIT = 4.0
 
 
 class AdmissionController:
@@ -27,109 +31,297 @@ class AdmissionController:
     Args:
         policy: whether one more may start.
         max_waiting: the longest line; None is without bound.
-        max_wait: a newcomer bound to wait longer than so many seconds is refused.
-        tenant_limit: most of one tenant, running and waiting together; None is without bound.
+        max_wait: how long one that waits for what is left over may wait.
+        tenants: weights and limits; None sets none.
+        aging: seconds after which a waiting ticket goes up a band.
     """
 
     def __init__(
-        self, policy: Policy, *, max_waiting: int | None = None, max_wait: float | None = None, tenant_limit: int | None = None
+        self,
+        policy: Policy,
+        *,
+        max_waiting: int | None = None,
+        max_wait: float = 30.0,
+        tenants: Tenants | None = None,
+        aging: float = 5.0,
     ) -> None:
         self.policy = policy
         self.max_waiting = max_waiting
         self.max_wait = max_wait
-        self.tenant_limit = tenant_limit
+        self.tenants = tenants or Tenants()
+        self.log = DecisionLog()
         self._running: set[Ticket] = set()
-        self._waiting: WaitingLine[Ticket] = WaitingLine()
-        self._tenants: Counter[str] = Counter()
-        self._drain = DrainRate()
+        self._line = FairLine(weight=self.tenants.weight, aging=aging)
+        # Refused after all, in favour of somebody else's; told of at the next occasion.
+        self._displaced: list[Ticket] = []
+        self._rate = ServiceRate()
+        self._retry = RetryAfter()
         self._admitted = 0
+        # The last one to start, and whether another one like it would have to wait.
+        self._last: Ticket | None = None
+        self._full = False
         self._refused: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         limit = self.policy.limit
-        return f"<AdmissionController {len(self._running)}/{limit if limit is not None else 'inf'} running, {len(self._waiting)} waiting>"
+        return f"<AdmissionController {len(self._running)}/{limit if limit is not None else 'inf'} running, {len(self._line)} waiting>"
+
+    # One ticket
+
+    def screen(self, ticket: Ticket, now: float) -> Refused | None:
+        """Whether it would be refused now whatever its length: asked before its prompt is tokenised, which costs something."""
+        if not self._line or ticket.best_effort:
+            return None
+        self._rate.advance(now, full=True)
+        wait = self.predicted_wait(ticket.tenant, ticket.priority, now)
+        if wait is None:
+            return None
+        patience = self.policy.patience(ticket, self._line_state(ticket.tenant, now), now)
+        if wait <= patience:
+            return None
+        self._rate.offered(ticket.tenant, self._rate.mean_cost, now)
+        return self._refuse(ticket, self._refusal(Refusal.WOULD_WAIT_TOO_LONG, ticket, wait, patience, now), now)
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
         """Take a new ticket in: afterwards it runs or waits, or the reason why not is returned and it is done."""
         if ticket.state is not TicketState.NEW:
             raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
-        if self.tenant_limit is not None and self._tenants[ticket.tenant] >= self.tenant_limit:
-            return self._refuse(ticket, Refusal.TENANT_LIMIT, self._until_departures(1, now))
-        if not self._waiting and self.policy.may_start(len(self._running)):
-            self._tenants[ticket.tenant] += 1
-            self._start(ticket, now)
-            return None
-        if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
-            return self._refuse(ticket, Refusal.QUEUE_FULL, self._until_departures(len(self._waiting), now))
-        wait = self.predicted_wait(ticket.priority, now)
-        if self.max_wait is not None and wait is not None and wait > self.max_wait:
-            return self._refuse(ticket, Refusal.WOULD_WAIT_TOO_LONG, wait - self.max_wait)
-        self._tenants[ticket.tenant] += 1
+        self._rate.advance(now, full=self._full or bool(self._line))
+        ticket.cost = self.policy.weigh(ticket)
+        self._rate.offered(ticket.tenant, ticket.cost, now)
+        refused = self.tenants.objection(ticket, self._interval(), now)
+        if refused is not None:
+            return self._refuse(ticket, refused, now)
+        ticket.band = ticket.priority
+        wait = self.predicted_wait(ticket.tenant, ticket.priority, now)
+        line = self._line_state(ticket.tenant, now)
+        patience = self.policy.patience(ticket, line, now)
+        reason = self._objection(ticket, wait, patience, now)
+        if reason is Refusal.QUEUE_FULL and self._displace(ticket, now):
+            reason = None
+        if reason is not None:
+            if not ticket.best_effort or reason in (Refusal.QUEUE_FULL, Refusal.DEADLINE_TOO_SHORT):
+                return self._refuse(ticket, self._refusal(reason, ticket, wait, patience, now), now)
+            self._relegate(ticket, now)
+        else:
+            ticket.expires = self.policy.expires(ticket, line, now)
+        self.tenants.take(ticket, now)
         ticket.state = TicketState.WAITING
-        self._waiting.push(ticket)
+        self._line.push(ticket, now)
+        # Nobody else's lot has changed: those before it were held when something last did, and still are.
+        constraint = "line" if self._line.head() is not ticket else self.policy.holds(ticket, now)
+        if constraint is None:
+            self._start(ticket, now)
+        else:
+            self._note(ticket, "relegated" if ticket.relegated else "waits", now, constraint, wait, patience)
         return None
 
+    def first_token(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """A running one has its first token; returns those whose wait is over by it."""
+        self.policy.first_token(ticket, now)
+        return self.pump(now)
+
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Take a ticket out, wherever it is, and return those that were handed a slot by it. The second time does nothing."""
+        """Take a ticket out, wherever it is, and return those whose wait is over by it. The second time does nothing."""
+        self._rate.advance(now, full=self._full or bool(self._line))
         state, ticket.state = ticket.state, TicketState.DONE
         if state is TicketState.RUNNING:
             self._running.remove(ticket)
-            self._drain.departed(now, idle=not self._running and not self._waiting)
+            actual = self.policy.left(ticket, now)
+            if actual is not None:
+                self._line.charge(ticket.tenant, actual - ticket.cost)
         elif state is TicketState.WAITING:
-            self._waiting.remove(ticket)
+            self._line.remove(ticket, now)
         else:
             return []
-        self._tenants[ticket.tenant] -= 1
-        if not self._tenants[ticket.tenant]:
-            del self._tenants[ticket.tenant]
+        self.tenants.give_back(ticket, now)
+        return self._pump(now)
+
+    def give_up(self, ticket: Ticket, now: float) -> tuple[Refused | None, list[Ticket]]:
+        """A waiting ticket's patience is over: it is refused, and told when to come back; or (None) it waits on for what is left over,
+        until its new `expires`."""
+        if ticket.best_effort and not ticket.relegated:
+            self._line.remove(ticket, now)
+            self._relegate(ticket, now)
+            self._line.push(ticket, now)
+            self._note(ticket, "relegated", now, constraint=Refusal.WAITED_TOO_LONG)
+            return None, self._pump(now)
+        refused = self._late(ticket, now)
+        return refused, self.leave(ticket, now)
+
+    # All tickets
+
+    def record(self, facts: EngineFacts, now: float) -> list[Ticket]:
+        """What the engine tells of its steps; returns those whose wait is over by it."""
+        self.policy.record(facts, now)
         return self.pump(now)
 
-    def give_up(self, ticket: Ticket, now: float) -> tuple[Refused, list[Ticket]]:
-        """A waiting ticket's patience is over: count it as refused and say when to come back."""
-        granted = self.leave(ticket, now)
-        self._refused[Refusal.WAITED_TOO_LONG] += 1
-        return Refused(Refusal.WAITED_TOO_LONG, self._until_departures(len(self._waiting) + 1, now)), granted
-
     def pump(self, now: float) -> list[Ticket]:
-        """Hand out every slot that the policy allows; returns who got one."""
-        granted = []
-        while self._waiting and self.policy.may_start(len(self._running)):
-            ticket = self._waiting.head()
-            self._waiting.remove(ticket)
+        """Let start whoever may, give up who would come too late, and return both: see their state."""
+        if not self._line and not self._full and not self._displaced:
+            return []
+        self._rate.advance(now, full=True)
+        return self._pump(now)
+
+    def _pump(self, now: float) -> list[Ticket]:
+        over, self._displaced = self._displaced, []
+        line = self._line
+        if line:
+            line.age(now)
+        while line:
+            ticket = line.head()
+            if now > ticket.expires and not (ticket.best_effort and not ticket.relegated):
+                line.remove(ticket, now)
+                ticket.state, ticket.refused = TicketState.DONE, self._late(ticket, now)
+                self.tenants.give_back(ticket, now)
+                over.append(ticket)
+                continue
+            constraint = self.policy.holds(ticket, now)
+            if constraint is not None:
+                self.log.held[constraint] += 1
+                break
             self._start(ticket, now)
-            granted.append(ticket)
-        return granted
-
-    def predicted_wait(self, priority: int, now: float) -> float | None:
-        """Seconds until a newcomer would start, from those ahead and the rate at which work leaves; None if unknown."""
-        rate = self._drain.rate(now)
-        if rate is None:
-            return None
-        return (self._waiting.ahead_of(priority) + 1) / rate
-
-    def statistics(self, now: float) -> AdmissionStatistics:
-        return AdmissionStatistics(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            limit=self.policy.limit,
-            max_waiting=self.max_waiting,
-            admitted=self._admitted,
-            refused=dict(self._refused),
-            drain_rate=self._drain.rate(now),
-        )
+            over.append(ticket)
+        if not line and self._full:
+            self._full = self._last is not None and self.policy.holds(self._last, now) is not None
+        return over
 
     def _start(self, ticket: Ticket, now: float) -> None:
+        self._note(ticket, "started", now)
+        self._line.remove(ticket, now)
+        self._line.charge(ticket.tenant, ticket.cost)
         ticket.state = TicketState.RUNNING
         ticket.granted = now
         self._running.add(ticket)
         self._admitted += 1
+        self.policy.started(ticket, now)
+        waited = now > ticket.queued
+        self._last, self._full = ticket, self.policy.holds(ticket, now) is not None
+        if waited or self._full:
+            self._rate.served(ticket.cost)
 
-    def _refuse(self, ticket: Ticket, reason: Refusal, retry_after: float) -> Refused:
+    # Refusals
+
+    def _objection(self, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refusal | None:
+        # Where others wait it would, too, also one that is small enough to start at once: or small ones would be taken and large ones not.
+        would_wait = bool(self._line) or self.policy.holds(ticket, now) is not None
+        if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
+            return Refusal.QUEUE_FULL
+        reason = self.policy.impossible(ticket, wait or 0.0, now)
+        if reason is not None:
+            return reason
+        return Refusal.WOULD_WAIT_TOO_LONG if would_wait and wait is not None and wait > patience else None
+
+    def _refusal(self, reason: Refusal, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refused:
+        over = (wait or 0.0) - patience
+        return Refused(reason, self._retry.next(now, self._interval(), over, ticket.request_id), wait)
+
+    def _late(self, ticket: Ticket, now: float) -> Refused:
+        self._rate.late(now)
+        refused = self._refusal(Refusal.WAITED_TOO_LONG, ticket, None, 0.0, now)
+        self._refused[refused.reason] += 1
+        self._note(ticket, "refused", now, constraint=refused.reason)
+        return refused
+
+    def _refuse(self, ticket: Ticket, refused: Refused, now: float) -> Refused:
         ticket.state = TicketState.DONE
-        self._refused[reason] += 1
-        low, high = RETRY_AFTER_BOUNDS
-        return Refused(reason, min(max(retry_after, low), high))
+        self._refused[refused.reason] += 1
+        self._note(ticket, "refused", now, constraint=refused.reason, wait=refused.wait)
+        return refused
 
-    def _until_departures(self, count: int, now: float) -> float:
-        rate = self._drain.rate(now)
-        return count / rate if rate else RETRY_AFTER_UNKNOWN
+    def _displace(self, ticket: Ticket, now: float) -> bool:
+        """Where the line is full: give the place of the last one of whoever has most in it to one who has less."""
+        if not self._line:
+            return False
+        victim = self._line.newest_of_largest()
+        if self._line.waiting_cost(ticket.tenant) + ticket.cost / self.tenants.weight(ticket.tenant) >= self._line.waiting_cost(
+            victim.tenant
+        ):
+            return False
+        self._line.remove(victim, now)
+        victim.state = TicketState.DONE
+        victim.refused = self._refusal(Refusal.DISPLACED, victim, None, 0.0, now)
+        self._refused[Refusal.DISPLACED] += 1
+        self._note(victim, "refused", now, constraint=Refusal.DISPLACED)
+        self.tenants.give_back(victim, now)
+        self._displaced.append(victim)
+        return True
+
+    def _relegate(self, ticket: Ticket, now: float) -> None:
+        ticket.relegated, ticket.band = True, BEST_EFFORT
+        ticket.expires = now + self.max_wait
+
+    # What it knows
+
+    def predicted_wait(self, tenant: str, priority: int, now: float) -> float | None:
+        """Seconds until a newcomer would start, from the cost ahead of it and the rate at which cost is served; None if unknown."""
+        rate = self._rate.per_second
+        if rate is None:
+            return None
+        return (self._line.ahead_of(tenant, priority) + self._rate.mean_cost) / rate
+
+    def _interval(self) -> float:
+        rate = self._rate.per_second
+        return self._rate.mean_cost / rate if rate else 0.0
+
+    def _line_state(self, tenant: str, now: float) -> LineState:
+        rate = self._rate
+        pace = 1 / rate.per_second if rate.per_second else 0.0
+        pressure = own = rate.pressure
+        if rate.overloaded and rate.per_second:
+            weights = {name: self.tenants.weight(name) for name in (*rate.demanding(now), tenant)}
+            self._line.credit = CREDIT * rate.per_second / sum(weights.values())
+            own = rate.pressure_of(tenant, weights[tenant] / sum(weights.values()), now)
+        return LineState(rate.overloaded, pace * rate.mean_cost, pace, pressure, own)
+
+    def set_tenants(self, table: TenantTable) -> None:
+        """From now on these weights and limits hold; what tenants have taken is kept."""
+        self.tenants.table = table
+
+    def explain(self, request_id: str) -> list[Decision]:
+        """What was decided about a request and why, the oldest first; nothing if that is too long ago."""
+        return self.log.of(request_id)
+
+    def statistics(self, now: float) -> AdmissionStatistics:
+        interval = self._interval()
+        return AdmissionStatistics(
+            policy=self.policy.name,
+            counting=self.policy.counting,
+            running=len(self._running),
+            waiting=len(self._line),
+            limit=self.policy.limit,
+            max_waiting=self.max_waiting,
+            admitted=self._admitted,
+            refused=dict(self._refused),
+            held=dict(self.log.held),
+            drain_rate=1 / interval if interval else None,
+            predicted_wait=self.predicted_wait("", 0, now),
+        )
+
+    def _note(
+        self,
+        ticket: Ticket,
+        verdict: str,
+        now: float,
+        constraint: str | None = None,
+        wait: float | None = None,
+        patience: float | None = None,
+    ) -> None:
+        self.log.add(
+            Decision(
+                at=now,
+                request_id=ticket.request_id,
+                tenant=ticket.tenant,
+                priority=ticket.priority,
+                prompt_tokens=ticket.prompt_tokens,
+                expected_tokens=ticket.expected_tokens,
+                verdict=verdict,
+                constraint=constraint,
+                running=len(self._running),
+                waiting=len(self._line),
+                wait=wait,
+                patience=patience,
+                margin=self.policy.margin,
+                step_seconds=self.policy.step_seconds,
+            )
+        )

@@ -1,36 +1,71 @@
-"""How fast work leaves, learnt from when it left."""
+"""How two things hang together, and what steps have taken lately."""
 
-from collections import deque
+import math
 
-# Enough departures for a steady figure (its standard error is about 1/sqrt(64) = 12 % if they come at random), few enough
-# to follow a change of load within a minute at one request a second.
-WINDOW = 64
+import attrs
 
 
-class DrainRate:
-    """Departures per second over the last departures of one busy period.
+class Line:
+    """y = a + b x by least squares over what was seen lately, both at least 0; also how far off it was."""
 
-    A busy period ends when nothing runs or waits any more: idle time says nothing about speed, so the memory is cleared, but the
-    last rate is kept as the best guess for the start of the next one.
-    """
+    def __init__(self, memory: int = 200) -> None:
+        self._fade = 1 - 1 / memory
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._square = 0.0
+        self.a = self.b = 0.0
 
-    def __init__(self) -> None:
-        self._departures: deque[float] = deque(maxlen=WINDOW)
-        self._last: float | None = None
+    def add(self, x: float, y: float) -> None:
+        if self._n >= 4:
+            # Of the line as it stood before this one: how well it foretold.
+            self._square = self._square * self._fade + (1 - self._fade) * (y - self.at(x)) ** 2
+        fade = self._fade
+        self._n = self._n * fade + 1
+        self._x = self._x * fade + x
+        self._y = self._y * fade + y
+        self._xx = self._xx * fade + x * x
+        self._xy = self._xy * fade + x * y
+        mean_x, mean_y = self._x / self._n, self._y / self._n
+        spread = self._xx / self._n - mean_x * mean_x
+        slope = (self._xy / self._n - mean_x * mean_y) / spread if spread > 1e-9 * (1 + mean_x * mean_x) else 0.0
+        # Through the mean in any case; a line that would begin below 0 begins there.
+        self.b = min(max(slope, 0.0), mean_y / mean_x if mean_x > 0 else 0.0)
+        self.a = mean_y - self.b * mean_x
 
-    def departed(self, now: float, *, idle: bool) -> None:
-        """Something left at `now`; `idle` if nothing runs or waits any more."""
-        self._departures.append(now)
-        self._last = self._current(now) or self._last
-        if idle:
-            self._departures.clear()
+    @property
+    def seen(self) -> float:
+        return self._n
 
-    def rate(self, now: float) -> float | None:
-        """Departures per second, None before the second one. Falls while nothing leaves."""
-        return self._current(now) or self._last
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self._square)
 
-    def _current(self, now: float) -> float | None:
-        if len(self._departures) < 2:
-            return None
-        span = max(now, self._departures[-1]) - self._departures[0]
-        return (len(self._departures) - 1) / span if span > 0 else None
+    def at(self, x: float) -> float:
+        return self.a + self.b * x
+
+
+@attrs.define
+class Recent:
+    """Step times of about the last `seconds`, weighted by how fresh they are: sums of time, of steps and of what ran in them."""
+
+    seconds: float = 1.0
+    # Where steps are slow, so many of them are remembered all the same.
+    at_least: int = 16
+    time: float = 0.0
+    steps: float = 0.0
+    running: float = 0.0
+
+    def add(self, seconds: float, steps: float, running: int) -> None:
+        memory = max(self.seconds, self.at_least * seconds / steps) if steps else self.seconds
+        fade = math.exp(-seconds / memory)
+        self.time = self.time * fade + seconds
+        self.steps = self.steps * fade + steps
+        self.running = self.running * fade + running * steps
+
+    @property
+    def step(self) -> float | None:
+        """Mean seconds of a step."""
+        return self.time / self.steps if self.steps else None
+
+    @property
+    def mean_running(self) -> float:
+        return self.running / self.steps if self.steps else 0.0

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import attrs
 
-from llmserve.errors import Overloaded, TenantOverloaded
+from llmserve.errors import LLMServeError, Overloaded, TenantOverloaded, UnknownTenant
 
 
 class Refusal(StrEnum):
@@ -13,23 +13,41 @@ class Refusal(StrEnum):
     QUEUE_FULL = "queue_full"
     WOULD_WAIT_TOO_LONG = "would_wait_too_long"
     WAITED_TOO_LONG = "waited_too_long"
+    DISPLACED = "displaced"
+    PROMPT_TOO_SLOW = "prompt_too_slow"
+    DEADLINE_TOO_SHORT = "deadline_too_short"
     TENANT_LIMIT = "tenant_limit"
+    TENANT_TOKENS = "tenant_tokens"
+    TENANT_UNKNOWN = "tenant_unknown"
     TOKENIZER_BUSY = "tokenizer_busy"
     STARTING = "starting"
     DRAINING = "draining"
     STOPPED = "stopped"
 
 
+# What the tenant's own doing is, and another server would not change.
+TENANT_REASONS = frozenset({Refusal.TENANT_LIMIT, Refusal.TENANT_TOKENS})
+
+_WORDS = {
+    Refusal.TENANT_LIMIT: "this tenant's limit of requests at once is reached",
+    Refusal.TENANT_TOKENS: "this tenant's tokens for the minute are spent",
+    Refusal.PROMPT_TOO_SLOW: "a prompt of this length cannot have its first token in the time that is promised",
+    Refusal.DEADLINE_TOO_SHORT: "the answer would not be complete before the request's deadline",
+}
+
+
 @attrs.frozen
 class Refused:
-    """Not admitted, and when to come back: `retry_after` in seconds."""
+    """Not admitted, and when to come back: `retry_after` in seconds. `wait` is what was predicted, None where nothing was."""
 
     reason: Refusal
     retry_after: float
+    wait: float | None = None
 
-    def error(self) -> Overloaded:
+    def error(self, tenant: str = "") -> LLMServeError:
         """What the caller is told."""
-        seconds = f"try again in {self.retry_after:.1f} s"
-        if self.reason is Refusal.TENANT_LIMIT:
-            return TenantOverloaded(f"this tenant's limit is reached; {seconds}", retry_after=self.retry_after, reason=self.reason)
-        return Overloaded(f"the server is at its limit; {seconds}", retry_after=self.retry_after, reason=self.reason)
+        if self.reason is Refusal.TENANT_UNKNOWN:
+            return UnknownTenant(tenant)
+        words = _WORDS.get(self.reason, "the server is at its limit")
+        kind = TenantOverloaded if self.reason in TENANT_REASONS else Overloaded
+        return kind(f"{words}; try again in {self.retry_after:.1f} s", retry_after=self.retry_after, reason=self.reason)

@@ -7,7 +7,7 @@ round figures of the order of one small model on one GPU; it is no measurement o
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import anyio
@@ -93,6 +93,8 @@ class SimulatedEngine:
         self._model = model
         self._faults = {fault.step: fault for fault in self.config.faults}
         self._nonce = 0
+        self._stepped: Callable[[], None] = lambda: None
+        self._busy_steps, self._busy_seconds = 0, 0.0
         self._steps = self._preemptions = self._prompt_tokens = self._generation_tokens = self._queries = self._hits = 0
         self._reset()
 
@@ -140,10 +142,16 @@ class SimulatedEngine:
         task_status.started()
         try:
             while True:
+                began: float | None = anyio.current_time()
                 if not self._waiting and not self._running:
                     self._arrival = anyio.Event()
                     await self._arrival.wait()
+                    began = None
                 await self._step()
+                if began is not None:
+                    self._busy_steps += 1
+                    self._busy_seconds += anyio.current_time() - began
+                self._stepped()
         finally:
             self._up = False
 
@@ -187,6 +195,8 @@ class SimulatedEngine:
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
             steps=self._steps,
+            busy_steps=self._busy_steps,
+            busy_seconds=self._busy_seconds,
             running=len(self._running),
             waiting=len(self._waiting),
             kv_usage=self._pool.usage,
@@ -196,6 +206,9 @@ class SimulatedEngine:
             prefix_cache_queries=self._queries,
             prefix_cache_hits=self._hits,
         )
+
+    def watch(self, stepped: Callable[[], None]) -> None:
+        self._stepped = stepped
 
     def check_health(self) -> None:
         if not self._up:

@@ -13,7 +13,7 @@ import asyncio
 import dataclasses
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -54,6 +54,9 @@ class VLLMEngine:
         self._open: set[str] = set()
         self._statistics = EngineStatistics()
         self._death: str | None = None
+        self._stepped: Callable[[], None] = lambda: None
+        # When the last step ended, None after one that left nothing to do.
+        self._last_step: float | None = None
         # Set before it runs, this is a client of an engine core that another process owns.
         self.client: CoreClient | None = None
 
@@ -250,17 +253,25 @@ class VLLMEngine:
         waiting = min(last.waiting, len(self._open) - running)
         return attrs.evolve(last, running=running, waiting=waiting, kv_usage=last.kv_usage if self._open else 0.0)
 
+    def watch(self, stepped: Callable[[], None]) -> None:
+        self._stepped = stepped
+
     def check_health(self) -> None:
         if self._llm is None or self._llm.errored:
             raise EngineDead("vLLM's engine is not running")
 
     def _record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         last = self._statistics
+        now = time.monotonic()
         scheduler: dict[str, Any] = {}
+        if self._last_step is not None:
+            scheduler = {"busy_steps": last.busy_steps + 1, "busy_seconds": last.busy_seconds + now - self._last_step}
+        # Whether there is more to do its clients know as well as the engine does.
+        self._last_step = now if self._open else None
         if scheduler_stats is not None:
             prefix = scheduler_stats.prefix_cache_stats
-            scheduler = {
-                "told": time.monotonic(),
+            scheduler |= {
+                "told": now,
                 "running": scheduler_stats.num_running_reqs,
                 "waiting": scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0),
                 "kv_usage": scheduler_stats.kv_cache_usage,
@@ -272,6 +283,7 @@ class VLLMEngine:
             scheduler["prompt_tokens"] = last.prompt_tokens + iteration_stats.num_prompt_tokens
             scheduler["generation_tokens"] = last.generation_tokens + iteration_stats.num_generation_tokens
         self._statistics = attrs.evolve(last, steps=last.steps + 1, **scheduler)
+        self._stepped()
 
     @property
     def running_llm(self) -> "AsyncLLM":

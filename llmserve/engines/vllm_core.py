@@ -72,8 +72,10 @@ class VLLMCore:
         self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
 
     @property
-    def max_num_seqs(self) -> int:
-        return int(self._config.scheduler_config.max_num_seqs)
+    def batch(self) -> tuple[int, int]:
+        """Sequences, and tokens, of one step."""
+        scheduler = self._config.scheduler_config
+        return int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens)
 
     def launch(self) -> None:
         """Start the core and wait until it is up. Raises ConfigurationError, EngineDead."""

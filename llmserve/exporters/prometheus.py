@@ -42,6 +42,10 @@ class FactsCollector:
         for reason, count in snapshot["admission"].get("refused", {}).items():
             refused.add_metric([reason], count)
         yield refused
+        held = CounterMetricFamily("llmserve_held", "How often the head of the line was held back, by constraint.", labels=["constraint"])
+        for constraint, count in snapshot["admission"].get("held", {}).items():
+            held.add_metric([constraint], count)
+        yield held
         for name in ("prompt", "completion", "cached"):
             yield CounterMetricFamily(f"llmserve_{name}_tokens", f"Tokens: {name}.", value=snapshot.get("tokens", {}).get(name, 0))
         yield CounterMetricFamily(

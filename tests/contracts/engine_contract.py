@@ -172,6 +172,25 @@ class EngineContract:
         assert after.generation_tokens == before.generation_tokens + 8
         assert after.prompt_tokens > before.prompt_tokens
 
+    async def test_it_says_when_it_has_stepped_and_counts_no_pause_as_a_step(self, engine):
+        told = []
+        engine.watch(lambda: told.append(engine.statistics()))
+        try:
+            before, began = engine.statistics(), anyio.current_time()
+            await self.run_one(engine, "first", ignore_eos=True)
+            await anyio.sleep(0.5)
+            await self.run_one(engine, "second", ignore_eos=True)
+            # The last step's end is told after its tokens have been.
+            await anyio.sleep(0.05)
+            after, ended = engine.statistics(), anyio.current_time()
+        finally:
+            engine.watch(lambda: None)
+        assert len(told) >= 16
+        assert [one.generation_tokens for one in told] == sorted(one.generation_tokens for one in told)
+        # Each but the first of a request follows another one; the step that prefills may come alone.
+        assert 14 <= after.busy_steps - before.busy_steps <= len(told) - 2
+        assert 0 < after.busy_seconds - before.busy_seconds < ended - began - 0.5
+
     async def test_text_survives_a_round_trip_through_tokens(self, engine):
         text = "Grüße, 世界!"
         prompt = await engine.tokenize(GenerationRequest(text))

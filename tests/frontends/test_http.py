@@ -217,6 +217,8 @@ async def test_a_full_server_says_503_and_when_to_come_back_also_to_streams(stre
         assert body["error"]["code"] == "overloaded"
         assert int(headers["Retry-After"]) >= 1
         assert int(headers["Retry-After-Ms"]) > 0
+        async with server.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
+            assert 'llmserve_refused_total{reason="queue_full"} 1.0' in await response.text()
 
 
 async def test_a_tenant_s_own_limit_is_429():

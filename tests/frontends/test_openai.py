@@ -127,6 +127,14 @@ def test_what_openai_s_clients_send_for_openai_s_own_sake_is_ignored():
     completion(store=True, metadata={"a": "b"}, service_tier="auto", safety_identifier="x", prompt_cache_key="y")
 
 
+def test_flex_is_openai_s_word_for_late_rather_than_not():
+    assert [request.best_effort for request in completion(service_tier="flex")] == [True]
+    assert [request.best_effort for request in completion(service_tier="default")] == [False]
+    with pytest.raises(InvalidRequest) as caught:
+        completion(service_tier="soon")
+    assert caught.value.param == "service_tier"
+
+
 def test_choices_of_a_seeded_request_differ_by_their_seed_and_repeat():
     assert [request.sampling.seed for request in completion(n=3, seed=5)] == [5, 6, 7]
     assert [request.sampling.seed for request in completion(n=2, seed=2**63 - 1)] == [2**63 - 1, -(2**63)]

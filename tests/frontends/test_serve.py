@@ -99,6 +99,8 @@ async def test_a_second_signal_ends_what_runs(tmp_path):
         (["--engine-arg", "3"], "key=value"),
         (["--slo-ttft", "-1"], "ttft must be a positive number"),
         (["--slo-ttft", "nan"], "ttft must be a positive number"),
+        (["--slo-tpot", "0.0001"], "slo.tpot is 0.0001 s, but one step takes this engine"),
+        (["--tenants", "no-such-file.toml"], "no-such-file.toml"),
         (["--max-wait", "0"], "max_wait must be a positive number"),
         (["--engine", "fast"], "invalid choice: 'fast'"),
         (["--port", "99999"], "99999"),
@@ -152,3 +154,27 @@ async def test_a_wrong_argument_of_the_socket_server_is_one_line_too(arguments, 
     assert result.returncode == 2
     assert words in result.stderr.decode().strip().splitlines()[-1]
     assert "Traceback" not in result.stderr.decode()
+
+
+async def test_tenants_are_read_again_when_their_file_changes_and_a_wrong_one_changes_nothing(tmp_path):
+    table = tmp_path / "tenants.toml"
+    table.write_text('unknown = "refuse"\n[tenants.alice]\n')
+    async with program(tmp_path, "--tenants", str(table)) as (process, url, _):
+
+        async def status(tenant):
+            found, _ = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 1, "user": tenant})
+            return found
+
+        async def said(words):
+            with anyio.fail_after(10):
+                while words not in (line := (await process.stderr.readline()).decode()):
+                    assert line
+            return line
+
+        assert [await status("alice"), await status("bob")] == [200, 403]
+        table.write_text("[tenants.bob]\nweight = -1")
+        assert "tenants.bob.weight" in await said("not changed")
+        assert [await status("alice"), await status("bob")] == [200, 403]
+        table.write_text("[tenants.bob]\nweight = 2")
+        await said("holds from now on")
+        assert [await status("alice"), await status("bob")] == [200, 200]

@@ -14,8 +14,9 @@ from program_support import MODULE, Streams, connections, fetch, metrics, progra
 
 from frontends.serve import choose_workers
 from frontends.workers.desk import Desk
-from frontends.workers.messages import Declined, Granted, Leave, Offer
+from frontends.workers.messages import Declined, Granted, Steps
 from frontends.workers.remote import RemoteAdmission
+from frontends.workers.together import TogetherSteps
 from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState
 
 SLOW = ("--engine-arg", "step_seconds=0.02")
@@ -208,8 +209,8 @@ class Loop:
     def time(self):
         return self.now
 
-    def call_later(self, seconds, callback, *args):
-        timer = Timer(self.now + seconds, callback, args)
+    def call_at(self, at, callback, *args):
+        timer = Timer(at, callback, args)
         self.timers.append(timer)
         return timer
 
@@ -240,11 +241,7 @@ class Process:
 
     def deliver_up(self):
         message = self.up.popleft()
-        if isinstance(message, Offer):
-            self.desk.offer(message)
-        else:
-            assert isinstance(message, Leave)
-            self.desk.leave(message.number)
+        self.desk.receive(message)
 
     def deliver_down(self, now):
         message = self.down.popleft()
@@ -261,7 +258,7 @@ class OneAdmission(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.loop = Loop()
-        self.controller = AdmissionController(FixedLimit(LIMIT), max_waiting=LINE, max_wait=PATIENCE)
+        self.controller = AdmissionController(FixedLimit(limit=LIMIT, max_wait=PATIENCE), max_waiting=LINE)
         self.processes = [Process(self.controller, self.loop) for _ in range(2)]
 
     @rule(which=st.integers(0, 1), priority=st.integers(0, 1))
@@ -331,3 +328,50 @@ class OneAdmission(RuleBasedStateMachine):
 
 
 TestOneAdmission = OneAdmission.TestCase
+
+
+# What workers hear of steps
+
+
+def told(at, steps, seconds, **more):
+    fields = {"running": 0, "waiting": 0, "kv_usage": 0.0, "kv_tokens": 100, "preemptions": 0, "prompt_tokens": 0, "generation_tokens": 0}
+    return Steps(told=at, steps=steps, busy_seconds=seconds, **(fields | more))
+
+
+def test_a_step_that_several_workers_saw_is_one_step():
+    together = TogetherSteps(one_engine=True)
+    for worker in (0, 1):
+        together.take(worker, told(0.0, 100, 1.0))
+    for worker in (0, 1):
+        together.take(worker, told(0.5, 150, 1.5, running=8 + worker, generation_tokens=200))
+    facts = together.together(0.5)
+    assert (facts.steps, facts.busy_seconds, facts.generation_tokens) == (50, 0.5, 400)
+    assert (facts.running, facts.kv_tokens) == (9, 100) or facts.running == 8
+
+
+def test_a_worker_that_has_nothing_to_do_does_not_halve_the_steps():
+    together = TogetherSteps(one_engine=True)
+    for worker in (0, 1):
+        together.take(worker, told(0.0, 0, 0.0))
+    together.take(0, told(5.0, 50, 0.5))
+    assert together.together(5.0).steps == 50
+
+
+def test_engines_of_their_own_add_up():
+    together = TogetherSteps(one_engine=False)
+    for worker in (0, 1):
+        together.take(worker, told(1.0, 10, 0.1, running=3, waiting=1, kv_usage=0.2 + worker / 10))
+    facts = together.together(1.0)
+    assert (facts.running, facts.waiting, facts.kv_tokens, facts.kv_usage) == (6, 2, 200, pytest.approx(0.3))
+
+
+async def test_a_promise_is_kept_by_one_admission_that_hears_of_every_worker_s_steps(tmp_path):
+    async with serving(tmp_path, "--slo-ttft", "0.5", "--slo-tpot", "0.1") as (_, url, _):
+        for _ in range(4):
+            status, _ = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 20, "ignore_eos": True})
+            assert status == 200
+        found = await metrics(url)
+        assert found["admission"]["policy"] == "lategate"
+        assert found["admission"]["counting"] is None
+        assert found["engine"]["busy_steps"] > 40
+        assert found["goodput"]["met"] == 4

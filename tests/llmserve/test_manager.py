@@ -472,7 +472,7 @@ async def test_one_token_ends_many_requests(engine):
 
 
 async def test_metrics_tell_what_happened_in_exact_seconds(engine):
-    config = ManagerConfig(slo=SLO(ttft=1.0, tpot=0.4))
+    config = ManagerConfig(slo=SLO(ttft=1.0, tpot=0.4), admission=AdmissionConfig(max_running=2))
     async with EngineManager(engine, config) as manager:
         async with manager.stream(request()) as stream:
             sink = engine.sinks["r"]

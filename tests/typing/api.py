@@ -7,6 +7,7 @@ from llmserve import (
     AdmissionConfig,
     CancellationToken,
     Completion,
+    Decision,
     Delta,
     Engine,
     EngineManager,
@@ -15,6 +16,8 @@ from llmserve import (
     Observer,
     Overloaded,
     Sampling,
+    TenantLimits,
+    TenantTable,
     Timeline,
     TokenStream,
     Usage,
@@ -40,6 +43,8 @@ async def embedded() -> None:
             await manager.generate([1, 2, 3])
         except Overloaded as error:
             assert_type(error.retry_after, float)
+        manager.set_tenants(TenantTable({"web": TenantLimits(weight=2, concurrency=8)}))
+        assert_type(manager.admission.explain(request.request_id), list[Decision])
         assert_type(await manager.drain(timeout=30), bool)
 
 

@@ -1,0 +1,60 @@
+"""What workers hear of an engine's steps, put together to what the engine would have told one listener."""
+
+import attrs
+
+from frontends.workers.messages import Steps
+from llmserve.admission import EngineFacts
+
+# A worker that has not told anything for so long has no requests in the engine.
+RECENT_SECONDS = 1.0
+
+
+@attrs.define(kw_only=True)
+class TogetherSteps:
+    """With `one_engine` every worker sees the same steps, those in which it has requests; otherwise each has an engine of its own."""
+
+    one_engine: bool
+    _last: dict[int, Steps] = attrs.field(factory=dict, init=False)
+    _steps: float = attrs.field(default=0.0, init=False)
+    _seconds: float = attrs.field(default=0.0, init=False)
+    _preemptions: int = attrs.field(default=0, init=False)
+    _prompt_tokens: int = attrs.field(default=0, init=False)
+    _generation_tokens: int = attrs.field(default=0, init=False)
+
+    def take(self, worker: int, steps: Steps) -> None:
+        """A worker tells its counters; the first time they only say where it begins."""
+        last = self._last.get(worker)
+        self._last[worker] = steps
+        if last is None:
+            return
+        # Each step is counted once for all who saw it.
+        listeners = len(self._recent(steps.told))
+        self._steps += (steps.steps - last.steps) / listeners
+        self._seconds += (steps.busy_seconds - last.busy_seconds) / listeners
+        self._preemptions += steps.preemptions - last.preemptions
+        self._prompt_tokens += steps.prompt_tokens - last.prompt_tokens
+        self._generation_tokens += steps.generation_tokens - last.generation_tokens
+
+    def forget(self, worker: int) -> None:
+        self._last.pop(worker, None)
+
+    def together(self, now: float) -> EngineFacts:
+        told = self._recent(now) or list(self._last.values())
+        latest = max(told, key=lambda one: one.told)
+        # Who runs in the one engine it tells to one of its clients at each step.
+        state = [latest] if self.one_engine else told
+        sizes = [one.kv_tokens for one in state]
+        return EngineFacts(
+            steps=self._steps,
+            busy_seconds=self._seconds,
+            running=sum(one.running for one in state),
+            waiting=sum(one.waiting for one in state),
+            kv_usage=max(one.kv_usage for one in state),
+            kv_tokens=None if None in sizes else sum(size for size in sizes if size is not None),
+            preemptions=self._preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def _recent(self, now: float) -> list[Steps]:
+        return [one for one in self._last.values() if now - one.told < RECENT_SECONDS]

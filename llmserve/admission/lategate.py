@@ -1,0 +1,264 @@
+"""LateGate: requests wait here, where they can be reordered and dropped for nothing, and are let into the engine just in time.
+
+No number in here is tuned to a model, a machine or a mix of prompts: what a step takes, what a prompt takes, how long answers
+get and how fast the line moves are learnt from what the engine tells and from tickets that leave.
+"""
+
+from collections import deque
+
+from llmserve.admission.estimates import Line, Recent
+from llmserve.admission.kv import peak
+from llmserve.admission.lengths import Lengths, Seen, bucket_of
+from llmserve.admission.margins import Preemptions, Spread
+from llmserve.admission.policies import EngineFacts, LineState
+from llmserve.admission.refusal import Refusal
+from llmserve.admission.ticket import Ticket
+from llmserve.config import SLO
+
+# A generated token against one of the prompt: what OpenAI's price lists and VTC's evaluation count alike, within a factor of two.
+OUTPUT_WEIGHT = 2.0
+# Of the time to the first token, what a tenant's standing line may take: a line as long as the whole promise would spend all
+# of it on waiting, for every request, for as long as the overload lasts (Nichols and Jacobson, CoDel: a good queue empties).
+STANDING = 0.25
+# Of so many places the engine may have one more waiting for it.
+SPARE = 32
+# Steps after which it is looked how far the running ones have got.
+LOOK = 16
+# Deviations of the time that prompts take which are kept free before the promise ends.
+DEVIATIONS = 2.5
+
+
+class LateGate:
+    """A `Policy`; needs an SLO with at least one bound.
+
+    Args:
+        slo: the promise, in seconds.
+        max_num_seqs: sequences that the engine batches.
+        max_num_batched_tokens: tokens that one of its steps computes, None if unknown.
+        max_wait: of those without a promise to their first token.
+    """
+
+    name = "lategate"
+
+    def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
+        self.slo = slo
+        self.limit = max_num_seqs
+        # Starts and departures so far; and when the cache was last planned, and whether it was too full then.
+        self._changes = 0
+        self._looked: tuple[Ticket, int, int] | None = None
+        self._full = False
+        self._departures: deque[float] = deque(maxlen=max_num_seqs // SPARE)
+        self.max_wait = max_wait
+        self._step_tokens = max_num_batched_tokens or 0
+        self._live: dict[Ticket, None] = {}
+        self._pending = 0
+        # What was pending when somebody started, on average.
+        self._usually_pending = 0.0
+        # Tokens of the live ones when they will be complete, all together.
+        self._committed = 0.0
+        self._facts: EngineFacts | None = None
+        self._recent = Recent(seconds=max(1.0, 20 * (slo.tpot or 0.0)))
+        self._step = Line()
+        self._prefill = Line()
+        self.answers = Lengths()
+        self.prompts = Seen()
+        self.spread = Spread()
+        self.preemptions = Preemptions()
+
+    # What it is asked
+
+    def weigh(self, ticket: Ticket) -> float:
+        ticket.expected_tokens = self.answers.mean(most=ticket.max_tokens)
+        self.prompts.add(ticket.prompt_tokens)
+        return ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.expected_tokens
+
+    def holds(self, ticket: Ticket, now: float) -> str | None:
+        running = len(self._live)
+        if not running:
+            return None
+        if running >= self.limit + self._spare(now):
+            return "sequences"
+        # A step's worth of prompts is on its way already, and what comes after it would only wait in the engine.
+        if self._pending > self._step_tokens:
+            return "prefill"
+        if self._lacks_room(ticket):
+            return "kv"
+        if self.slo.tpot is not None and self._step_with(ticket) > self.spread.margin * self.slo.tpot:
+            self.spread.bound(now)
+            return "tpot"
+        return None
+
+    def impossible(self, ticket: Ticket, wait: float, now: float) -> Refusal | None:
+        first = self._first_token_within(ticket.prompt_tokens)
+        if self.slo.ttft is not None and first > self.slo.ttft and self._prefill.at(ticket.prompt_tokens) > self.slo.ttft:
+            return Refusal.PROMPT_TOO_SLOW
+        answer = ticket.expected_tokens * (self._recent.step or 0.0)
+        return Refusal.DEADLINE_TOO_SHORT if now + wait + first + answer > ticket.deadline else None
+
+    def patience(self, ticket: Ticket, line: LineState, now: float) -> float:
+        ttft = self.slo.ttft
+        if ttft is None:
+            return self.max_wait
+        if not line.overloaded:
+            # A lump that passes: whoever may still be served in time, is.
+            return max(0.1 * ttft, ttft - self._prefill.at(ticket.prompt_tokens))
+        # The same for every length, or a long prompt would be refused where a short one is taken: what the longest can bear, which also
+        # have to wait for most room when they have come to the head.
+        longest = self._long_prompt()
+        room = line.pace * (longest + OUTPUT_WEIGHT * self.answers.mean())
+        slack = max(0.1 * ttft, ttft - self._first_token_within(longest) - room)
+        if line.own_pressure < 1:
+            # Its turn is soon, however long the others' lines are.
+            return max(slack, 3 * line.interval)
+        # Where little more is asked for than can be served, a short line would run empty; where much more is, it never does.
+        part = max(STANDING, 1 / max(line.pressure, 1.0))
+        return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * line.interval))
+
+    def expires(self, ticket: Ticket, line: LineState, now: float) -> float:
+        if self.slo.ttft is None:
+            return now + self.max_wait
+        arrived = now if ticket.arrived is None else ticket.arrived
+        # Under pressure another one takes its place, and is surer to be in time.
+        first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if line.overloaded else 1.0)
+        return arrived + max(0.1 * self.slo.ttft, self.slo.ttft - first)
+
+    # What it is told
+
+    def started(self, ticket: Ticket, now: float) -> None:
+        self._live[ticket] = None
+        self._changes += 1
+        self._usually_pending += (self._pending - self._usually_pending) / 64
+        self._pending += ticket.prompt_tokens
+        # How much is before it in the engine; its own first token's time is learnt against that.
+        ticket.ahead = self._pending
+        self._committed += ticket.prompt_tokens + ticket.expected_tokens
+
+    def first_token(self, ticket: Ticket, now: float) -> None:
+        if ticket not in self._live or ticket.first_token is not None:
+            return
+        ticket.first_token = now
+        ticket.steps = self._facts.steps if self._facts else 0
+        self._pending -= ticket.prompt_tokens
+        if ticket.granted is not None:
+            self._prefill.add(ticket.ahead, now - ticket.granted)
+
+    def left(self, ticket: Ticket, now: float) -> float | None:
+        del self._live[ticket]
+        self._changes += 1
+        self._departures.append(now)
+        self._committed -= ticket.prompt_tokens + ticket.expected_tokens
+        if ticket.first_token is None:
+            self._pending -= ticket.prompt_tokens
+        if not self._live:
+            self._committed, self._pending = 0.0, 0
+        if ticket.complete:
+            bucket = bucket_of(ticket.generated)
+            self.answers.reached(ticket.bucket, bucket)
+            self.answers.ended(bucket)
+            if self.slo.tpot is not None and ticket.first_token is not None and ticket.generated > 1:
+                tpot = (now - ticket.first_token) / (ticket.generated - 1)
+                self.spread.add(tpot / self.slo.tpot, ticket.first_token)
+        return ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.generated
+
+    def record(self, facts: EngineFacts, now: float) -> None:
+        last, self._facts = self._facts, facts
+        if last is None:
+            return
+        steps = facts.steps - last.steps
+        if steps > 0:
+            seconds = facts.busy_seconds - last.busy_seconds
+            self._recent.add(seconds, steps, facts.running)
+            if facts.steps // LOOK > last.steps // LOOK:
+                self._look(int(facts.steps))
+            if facts.prompt_tokens == last.prompt_tokens:
+                self._step.add(facts.running, seconds / steps)
+            if self.slo.tpot is not None:
+                self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
+        self.preemptions.record(facts.preemptions - last.preemptions, facts.kv_usage, now)
+
+    @property
+    def counting(self) -> str | None:
+        """Why it only counts, None if it predicts."""
+        return "the engine tells nothing about its steps" if self._facts is None else None
+
+    @property
+    def margin(self) -> float | None:
+        return self.spread.margin
+
+    @property
+    def step_seconds(self) -> float | None:
+        return self._recent.step
+
+    # What it predicts
+
+    def _spare(self, now: float) -> int:
+        """How many may wait inside the engine, so that no place is empty for the step or two until the next one comes: as many as have
+        lately left in a small part of the promised time. After a lump that filled the engine nobody leaves for long."""
+        recent = now - 0.1 * (self.slo.ttft or 1.0)
+        return sum(1 for left in self._departures if left > recent)
+
+    def _first_token_within(self, prompt_tokens: int, deviations: float = DEVIATIONS) -> float:
+        """Seconds from the hand-over to the first token that are hardly ever exceeded."""
+        return self._prefill.at(self._usually_pending + prompt_tokens) + deviations * self._prefill.deviation
+
+    def _long_prompt(self) -> int:
+        """Longer than nearly all of those that are asked for, and that can keep the promise at all."""
+        longest = self.prompts.quantile(0.97)
+        if self._prefill.b > 0 and self.slo.ttft is not None:
+            longest = min(longest, max(0.0, 0.8 * self.slo.ttft - self._prefill.a) / self._prefill.b)
+        return int(longest)
+
+    def _step_with(self, ticket: Ticket) -> float:
+        """Mean seconds of a step with this one too: from what was measured, and from there along the line."""
+        recent = self._recent
+        step = recent.step
+        if step is None:
+            return 0.0
+        mean = recent.mean_running
+        # No steeper than a line through the origin: a step has a part that does not grow with what runs in it.
+        slope = min(self._step.b, step / mean) if mean else 0.0
+        more = slope * (len(self._live) + 1 - mean)
+        prompts = self._prefill.b * (self._pending + ticket.prompt_tokens) / max(recent.steps, 1.0)
+        return step + more + prompts
+
+    def _look(self, steps: int) -> None:
+        """How far those that run have got."""
+        for ticket in self._live:
+            if ticket.first_token is not None:
+                made = int(steps - ticket.steps) + 1
+                bucket = bucket_of(made)
+                if bucket > ticket.bucket:
+                    self.answers.reached(ticket.bucket, bucket)
+                    ticket.bucket = bucket
+                    more = self.answers.mean(beyond=made, most=ticket.max_tokens)
+                    self._committed += more - ticket.expected_tokens
+                    ticket.expected_tokens = more
+
+    def _lacks_room(self, ticket: Ticket) -> bool:
+        facts = self._facts
+        if facts is None or facts.kv_tokens is None:
+            return False
+        room = self.preemptions.margin * facts.kv_tokens
+        if self._committed + ticket.prompt_tokens + ticket.expected_tokens <= room:
+            return False
+        # Planning takes some 50 us for 256 sequences. As long as nobody leaves, and for a few steps, it would come to the same.
+        looked = (ticket, self._changes, int(facts.steps) // LOOK)
+        if looked != self._looked:
+            self._looked = looked
+            self._full = peak(*self._planned(facts, ticket), enough=room) > room
+        return self._full
+
+    def _planned(self, facts: EngineFacts, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
+        """(tokens still to come, tokens so far) of all that run, and of the newcomer; and the part of those so far that the cache holds:
+        prompts that share a beginning lie in it once."""
+        found = [(newcomer.expected_tokens, float(newcomer.prompt_tokens))]
+        cached = 0.0
+        steps = facts.steps
+        for ticket in self._live:
+            made = steps - ticket.steps if ticket.first_token is not None else 0
+            used = ticket.prompt_tokens + made
+            cached += used
+            found.append((max(ticket.expected_tokens - made, 1.0), used))
+        # While new prompts are on their way in, the cache seems emptier than it is.
+        known = cached > 0 and not self._pending
+        return found, min(1.0, facts.kv_usage * (facts.kv_tokens or 0) / cached) if known else 1.0

@@ -1,0 +1,102 @@
+"""How fast the line is served, and whether more is asked for than that."""
+
+import math
+
+
+class ServiceRate:
+    """Cost per second that is taken from the line, counted only while the engine was full or somebody waited: at other times it is the
+    demand that is seen, and not what could be served. `pressure` is demand against that."""
+
+    # Long enough to see over the lumps in which slots come free, short enough to follow a change within a few TTFTs.
+    SECONDS = 1.5
+    # Fewer than so many are not forgotten for newer ones, or the rate of a slow engine would be that of its last request.
+    ENOUGH = 16
+    # Demand comes more evenly than slots do, and is wanted as it is over several answers.
+    DEMAND_SECONDS = 4.0
+    ROOM_SECONDS = 1.0
+    # A lump of requests fills an engine for a second or so; an overload, however slight, for good.
+    FULL_SECONDS = 2.0
+    FULL = 0.9
+    # More of them are looked through for those that have not asked for long.
+    TENANTS = 256
+
+    def __init__(self) -> None:
+        self._cost = self._seconds = self._count = 0.0
+        self._offered = 0.0
+        # The part of the last seconds in which the engine was full or somebody waited.
+        self.fullness = 0.0
+        # Each tenant's: how much, as of when.
+        self._tenants: dict[str, tuple[float, float]] = {}
+        self._since: float | None = None
+        self._late = -math.inf
+
+    def advance(self, now: float, *, full: bool) -> None:
+        """To be told before anything changes: whether the engine has been full, or somebody has waited, until now."""
+        if self._since is not None and now > self._since:
+            passed = now - self._since
+            # An engine that has room is proof that the overload is over, however much was asked for a moment ago.
+            self._offered *= math.exp(-passed / (self.DEMAND_SECONDS if full else self.ROOM_SECONDS))
+            self.fullness += (full - self.fullness) * (1 - math.exp(-passed / self.FULL_SECONDS))
+            if full:
+                if self._count > self.ENOUGH:
+                    fade = max(math.exp(-passed / self.SECONDS), self.ENOUGH / self._count)
+                    self._cost *= fade
+                    self._seconds *= fade
+                    self._count *= fade
+                self._seconds += passed
+        self._since = now
+
+    def offered(self, tenant: str, cost: float, now: float) -> None:
+        """Somebody asks for it, whatever becomes of that."""
+        self._offered += cost
+        self._tenants[tenant] = self._demand(tenant, now) + cost, now
+        if len(self._tenants) > self.TENANTS:
+            self._forget(now)
+
+    def late(self, now: float) -> None:
+        """Somebody has waited in vain."""
+        self._late = now + self.DEMAND_SECONDS
+
+    def served(self, cost: float) -> None:
+        """Somebody starts who fills the engine, or who had to wait."""
+        self._cost += cost
+        self._count += 1
+
+    @property
+    def per_second(self) -> float | None:
+        """None until it has been seen for long enough to speak of."""
+        if self._count < 2 or self._seconds <= 0:
+            return None
+        return self._cost / self._seconds
+
+    @property
+    def pressure(self) -> float:
+        """Demand by what can be served; 0 while either is unknown."""
+        return self._offered / (self.per_second * self.DEMAND_SECONDS) if self.per_second else 0.0
+
+    @property
+    def overloaded(self) -> bool:
+        """More is asked for than can be served: by the figures, which tell soon of much; or by how it stays full and somebody has just
+        waited in vain, which tells of little."""
+        return self.pressure > 1 or self.fullness > self.FULL or (self._since or 0.0) < self._late
+
+    def pressure_of(self, tenant: str, share: float, now: float) -> float:
+        """One tenant's demand by its `share` (0 to 1) of what can be served; 0 while either is unknown."""
+        return self._demand(tenant, now) / (share * self.per_second * self.DEMAND_SECONDS) if self.per_second else 0.0
+
+    def demanding(self, now: float) -> list[str]:
+        """Tenants that have asked lately."""
+        self._forget(now)
+        return list(self._tenants)
+
+    def _demand(self, tenant: str, now: float) -> float:
+        value, at = self._tenants.get(tenant, (0.0, now))
+        return value * math.exp(-(now - at) / self.DEMAND_SECONDS)
+
+    def _forget(self, now: float) -> None:
+        oldest = now - 3 * self.DEMAND_SECONDS
+        self._tenants = {name: (value, at) for name, (value, at) in self._tenants.items() if at > oldest}
+
+    @property
+    def mean_cost(self) -> float:
+        return self._cost / self._count if self._count else 0.0

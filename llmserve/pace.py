@@ -1,0 +1,74 @@
+"""How fast an engine is: what it tells of its steps, and what one request alone takes."""
+
+import uuid
+
+import anyio
+import attrs
+
+from llmserve.admission import EngineFacts
+from llmserve.config import SLO
+from llmserve.engine import Engine, EngineInfo, EnginePrompt, EngineStatistics, EngineTimings
+from llmserve.errors import ConfigurationError
+from llmserve.request import Delta, Sampling
+
+# Twice, because the first request of an engine's life compiles and warms what later ones find done.
+PROBES = 2
+PROBE_TOKENS = 8
+# An engine that does not answer one short request by then will not be judged by it.
+PROBE_SECONDS = 20.0
+
+
+def engine_facts(statistics: EngineStatistics, info: EngineInfo) -> EngineFacts:
+    """What admission goes by, from what the engine tells."""
+    return EngineFacts(
+        steps=statistics.busy_steps,
+        busy_seconds=statistics.busy_seconds,
+        running=statistics.running,
+        waiting=statistics.waiting,
+        kv_usage=statistics.kv_usage,
+        kv_tokens=info.kv_cache_tokens,
+        preemptions=statistics.preemptions,
+        prompt_tokens=statistics.prompt_tokens,
+        generation_tokens=statistics.generation_tokens,
+    )
+
+
+@attrs.define
+class _Times:
+    """A sink that notes when tokens come."""
+
+    times: list[float] = attrs.field(factory=list)
+    over: anyio.Event = attrs.field(factory=anyio.Event)
+
+    def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
+        self.times += [anyio.current_time()] * len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self.over.set()
+
+    def fail(self, error: Exception) -> None:
+        self.over.set()
+
+
+async def check_promise(engine: Engine, slo: SLO) -> None:
+    """Let one short request run alone, and hold the promise against it.
+
+    Raises ConfigurationError for a promise that this engine cannot keep for even one request.
+    """
+    firsts, steps = [], []
+    prompt = EnginePrompt(token_ids=tuple(number % engine.info.vocab_size for number in (1, 2, 3, 4)))
+    sampling = Sampling(max_tokens=PROBE_TOKENS, ignore_eos=True, temperature=0)
+    for _ in range(PROBES):
+        sink, name, began = _Times(), f"llmserve-probe-{uuid.uuid4().hex}", anyio.current_time()
+        with anyio.move_on_after(PROBE_SECONDS):
+            await engine.submit(name, prompt, sampling, 0, sink)
+            await sink.over.wait()
+        await engine.abort(name)
+        if len(sink.times) == PROBE_TOKENS:
+            firsts.append(sink.times[0] - began)
+            steps.append((sink.times[-1] - sink.times[0]) / (PROBE_TOKENS - 1))
+    for field, promised, seconds, what in (
+        ("slo.ttft", slo.ttft, firsts, "the first token of a request that is alone"),
+        ("slo.tpot", slo.tpot, steps, "one step"),
+    ):
+        if promised is not None and seconds and promised < min(seconds):
+            raise ConfigurationError(f"{field} is {promised:g} s, but {what} takes this engine {min(seconds):.3g} s")

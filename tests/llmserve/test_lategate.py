@@ -1,0 +1,448 @@
+"""LateGate: a state machine over an engine that tells of its steps, and what each of its parts learns from what."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llmserve import SLO
+from llmserve.admission import AdmissionController, EngineFacts, LateGate, Refusal, Ticket, TicketState
+from llmserve.admission.estimates import Line, Recent
+from llmserve.admission.kv import peak
+from llmserve.admission.lengths import Lengths, Seen, bucket_of
+from llmserve.admission.margins import Preemptions, Spread
+from llmserve.admission.policies import LineState
+from llmserve.admission.rates import ServiceRate
+
+SEQUENCES, TOKENS, CACHE = 4, 100, 1000
+LIGHT = LineState(False, 0.0, 0.0, 0.5, 0.5)
+
+
+class LateGateMachine(RuleBasedStateMachine):
+    """An engine of four places that steps when the machine says so, in its own time; requests of all kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy = LateGate(SLO(ttft=1.0, tpot=0.05), SEQUENCES, TOKENS)
+        self.controller = AdmissionController(self.policy, max_waiting=8)
+        self.now = 0.0
+        self.steps, self.busy = 0, 0.0
+        self.running, self.waiting = [], []
+        self.told = set()
+
+    def over(self, tickets):
+        for ticket in tickets:
+            assert ticket not in self.told
+            self.told.add(ticket)
+            self.waiting.remove(ticket)
+            if ticket.state is TicketState.RUNNING:
+                self.running.append(ticket)
+            else:
+                assert ticket.refused is not None
+
+    @rule(tenant=st.sampled_from("ab"), priority=st.integers(0, 1), prompt=st.integers(1, 200), flexible=st.booleans())
+    def offer(self, tenant, priority, prompt, flexible):
+        fields = {"tenant": tenant, "priority": priority, "best_effort": flexible, "arrived": self.now}
+        ticket = Ticket(**fields)
+        if self.controller.screen(ticket, self.now) is not None:
+            assert ticket.state is TicketState.DONE
+            assert self.waiting
+            return
+        ticket.prompt_tokens, ticket.max_tokens = prompt, 50
+        refused = self.controller.offer(ticket, self.now)
+        if refused is not None:
+            assert 0.1 <= refused.retry_after <= 30
+        elif ticket.state is TicketState.RUNNING:
+            self.running.append(ticket)
+        else:
+            assert self.running, "an engine that does nothing makes nobody wait"
+            self.waiting.append(ticket)
+
+    @precondition(lambda self: self.running)
+    @rule(seconds=st.floats(0.001, 0.2), preempted=st.integers(0, 1), usage=st.floats(0, 1))
+    def step(self, seconds, preempted, usage):
+        self.now += seconds
+        self.steps += 1
+        self.busy += seconds
+        facts = EngineFacts(
+            steps=self.steps, busy_seconds=self.busy, running=len(self.running), kv_usage=usage, kv_tokens=CACHE, preemptions=preempted
+        )
+        self.over(self.controller.record(facts, self.now))
+
+    @precondition(lambda self: any(ticket.first_token is None for ticket in self.running))
+    @rule(data=st.data())
+    def first_token(self, data):
+        ticket = data.draw(st.sampled_from([ticket for ticket in self.running if ticket.first_token is None]))
+        self.over(self.controller.first_token(ticket, self.now))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), generated=st.integers(0, 60), complete=st.booleans())
+    def leave(self, data, generated, complete):
+        ticket = data.draw(st.sampled_from(self.running))
+        self.running.remove(ticket)
+        ticket.generated, ticket.complete = generated, complete
+        self.over(self.controller.leave(ticket, self.now))
+        assert self.controller.leave(ticket, self.now) == []
+
+    @precondition(lambda self: any(ticket.state is TicketState.WAITING for ticket in self.waiting))
+    @rule(data=st.data())
+    def give_up(self, data):
+        ticket = data.draw(st.sampled_from([ticket for ticket in self.waiting if ticket.state is TicketState.WAITING]))
+        self.now = max(self.now, min(ticket.expires, self.now + 60))
+        refused, over = self.controller.give_up(ticket, self.now)
+        if refused is not None:
+            self.waiting.remove(ticket)
+        else:
+            assert ticket.best_effort
+            assert ticket.relegated
+        self.over(over)
+
+    @rule(seconds=st.floats(0, 3))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.over(self.controller.pump(self.now))
+
+    @invariant()
+    def nobody_waits_who_might_run(self):
+        if self.controller._line:
+            assert self.policy.holds(self.controller._line.head(), self.now) is not None
+
+    @invariant()
+    def it_counts_what_there_is(self):
+        statistics = self.controller.statistics(self.now)
+        waiting = [ticket for ticket in self.waiting if ticket.state is TicketState.WAITING]
+        assert (statistics.running, statistics.waiting) == (len(self.running), len(waiting))
+        assert len(self.running) <= self.policy.limit
+        assert self.policy._pending == sum(ticket.prompt_tokens for ticket in self.running if ticket.first_token is None)
+        committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self.running)
+        assert self.policy._committed == pytest.approx(committed)
+        assert Spread.LOWEST <= self.policy.margin <= Spread.HIGHEST
+        assert self.controller._line.cost == pytest.approx(sum(ticket.cost for ticket in waiting))
+
+    def teardown(self):
+        for ticket in [*self.waiting, *self.running]:
+            self.controller.leave(ticket, self.now)
+        assert not self.policy._live
+        assert (self.policy._pending, self.policy._committed) == (0, 0)
+        assert not self.controller.tenants._accounts
+
+
+TestLateGate = LateGateMachine.TestCase
+
+
+def gate(slo=SLO(ttft=1.0, tpot=0.05), sequences=64, tokens=1000, cache=None):  # noqa: B008 - frozen
+    """A controller whose engine has stepped, ten milliseconds at a time, with ten sequences."""
+    controller = AdmissionController(LateGate(slo, sequences, tokens))
+    tell(controller, 10, 0.01, 10, cache)
+    return controller
+
+
+def tell(controller, steps, seconds, running, cache=None, usage=0.0):
+    last = controller.policy._facts or EngineFacts()
+    for _ in range(steps):
+        last = EngineFacts(steps=last.steps + 1, busy_seconds=last.busy_seconds + seconds, running=running, kv_tokens=cache, kv_usage=usage)
+        controller.record(last, last.busy_seconds)
+
+
+def offer(controller, now=0.0, **fields):
+    ticket = Ticket(**{"prompt_tokens": 10, "max_tokens": 100, "arrived": now} | fields)
+    refused = controller.offer(ticket, now)
+    return ticket if refused is None else refused
+
+
+def held(controller, **fields):
+    """What holds the next one."""
+    ticket = Ticket(**{"prompt_tokens": 10, "max_tokens": 100} | fields)
+    controller.policy.weigh(ticket)
+    return controller.policy.holds(ticket, 0.0)
+
+
+# Gates
+
+
+def test_prompts_wait_here_while_a_step_s_worth_of_them_is_in_the_engine():
+    controller = gate()
+    first = offer(controller, prompt_tokens=900)
+    assert held(controller) is None
+    second = offer(controller, prompt_tokens=200)
+    assert held(controller) == "prefill"
+    waiting = offer(controller)
+    assert controller.first_token(first, 0.1) == [waiting]
+    assert second.state is TicketState.RUNNING
+
+
+def test_the_engine_s_places_are_not_exceeded():
+    controller = gate(sequences=3)
+    for _ in range(3):
+        ticket = offer(controller)
+        controller.first_token(ticket, 0.0)
+    assert held(controller) == "sequences"
+
+
+def test_of_many_places_a_few_have_somebody_waiting_while_others_leave():
+    controller = gate(sequences=64, slo=SLO(ttft=1.0))
+    tickets = [offer(controller, now=1.0) for _ in range(64)]
+    assert held(controller) == "sequences"
+    waiting = [offer(controller, now=1.0) for _ in range(3)]
+    # A place is free again, and one more may wait for the next.
+    assert controller.leave(tickets[0], 1.0) == waiting[:2]
+    # When nobody has left for a while, nobody should.
+    assert controller.policy._spare(5.0) == 0
+
+
+def test_steps_that_would_break_the_promise_hold_everybody():
+    controller = gate()
+    offer(controller)
+    assert held(controller) is None
+    tell(controller, 200, 0.06, 10)
+    assert held(controller) == "tpot"
+    tell(controller, 200, 0.01, 10)
+    assert held(controller) is None
+
+
+def test_more_sequences_are_foretold_along_what_was_seen_of_them():
+    controller = gate()
+    for running in (10, 20, 30, 10, 20, 30):
+        tell(controller, 50, 0.01 + 0.001 * running, running)
+    policy = controller.policy
+    assert policy._step.b == pytest.approx(0.001, rel=0.05)
+    for _ in range(29):
+        controller.first_token(offer(controller), 0.0)
+    assert held(controller) == "tpot" or policy._step_with(Ticket(prompt_tokens=0)) == pytest.approx(0.04, rel=0.1)
+
+
+def test_the_cache_is_not_planned_fuller_than_it_is():
+    controller = gate(slo=SLO(ttft=1.0), cache=1000)
+    for _ in range(200):
+        controller.policy.answers.reached(-1, bucket_of(100))
+        controller.policy.answers.ended(bucket_of(100))
+    for _ in range(3):
+        controller.first_token(offer(controller, prompt_tokens=150), 0.0)
+    tell(controller, 1, 0.01, 3, 1000, usage=0.45)
+    # Three will need 250 each, and so would another one.
+    assert held(controller, prompt_tokens=150) == "kv"
+    assert held(controller, prompt_tokens=20) is None
+    # Nine tenths on, those three are about to leave, and what they hold is free before another one needs it.
+    tell(controller, 80, 0.01, 3, 1000, usage=0.7)
+    assert held(controller, prompt_tokens=150) is None
+
+
+def test_an_engine_that_does_nothing_refuses_nobody_a_place():
+    controller = gate(cache=10)
+    tell(controller, 100, 9.0, 1, 10)
+    assert offer(controller, prompt_tokens=5000).state is TicketState.RUNNING
+
+
+def test_an_engine_that_tells_nothing_is_counted_and_that_is_said():
+    controller = AdmissionController(LateGate(SLO(ttft=1.0, tpot=0.05), 2, None))
+    assert "tells nothing" in controller.statistics(0.0).counting
+    controller.first_token(offer(controller), 0.0)
+    controller.first_token(offer(controller), 0.0)
+    assert held(controller) == "sequences"
+    tell(controller, 1, 0.01, 2)
+    assert controller.statistics(0.0).counting is None
+
+
+# Promises
+
+
+def learnt(controller, seconds_per_token=1e-3):
+    """Prompts of many lengths have taken so long for each token."""
+    for tokens in range(10, 500, 10):
+        ticket = offer(controller, prompt_tokens=tokens)
+        controller.first_token(ticket, tokens * seconds_per_token)
+        ticket.generated, ticket.complete = 10, True
+        controller.leave(ticket, tokens * seconds_per_token)
+
+
+def test_a_prompt_too_long_for_the_promise_is_told_so():
+    controller = gate()
+    learnt(controller)
+    assert offer(controller, prompt_tokens=2000).reason is Refusal.PROMPT_TOO_SLOW
+    late = offer(controller, prompt_tokens=2000, best_effort=True)
+    assert late.relegated
+    assert controller.policy.impossible(Ticket(prompt_tokens=500), 0.0, 0.0) is None
+
+
+def test_a_deadline_counts_the_whole_answer():
+    controller = gate()
+    learnt(controller)
+    # A tenth of a second to the first token, and some ten tokens of ten milliseconds.
+    assert offer(controller, prompt_tokens=100, deadline=0.12).reason is Refusal.DEADLINE_TOO_SHORT
+    assert offer(controller, prompt_tokens=100, deadline=1.0).state is TicketState.RUNNING
+
+
+def test_a_waiting_one_is_given_up_when_it_could_not_be_in_time_any_more():
+    policy = gate().policy
+    controller = AdmissionController(policy)
+    learnt(controller)
+    ticket = Ticket(prompt_tokens=400, arrived=5.0)
+    assert policy.expires(ticket, LIGHT, 5.2) == pytest.approx(5.6, abs=0.01)
+    overload = LineState(True, 0.1, 1e-4, 2.0, 2.0)
+    assert policy.expires(ticket, overload, 5.2) <= policy.expires(ticket, LIGHT, 5.2)
+
+
+def test_patience_knows_no_lengths():
+    policy = gate().policy
+    learnt(AdmissionController(policy))
+    overload = LineState(True, 0.01, 1e-4, 2.0, 2.0)
+    short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
+    assert policy.patience(short, overload, 9.0) == policy.patience(long, overload, 9.0) < 0.25
+    # A lump that passes is another matter: each is served that may still be in time.
+    assert policy.patience(short, LIGHT, 9.0) == pytest.approx(0.99, abs=0.005)
+    assert policy.patience(long, LIGHT, 9.0) == pytest.approx(0.55, abs=0.005)
+    # Who has not caused the overload is not made to pay for it.
+    modest = LineState(True, 0.01, 1e-4, 2.0, 0.5)
+    assert policy.patience(short, modest, 9.0) > policy.patience(short, overload, 9.0)
+
+
+def test_without_a_promise_to_the_first_token_it_waits_as_long_as_others():
+    policy = LateGate(SLO(tpot=0.05), 4, 100, max_wait=7.0)
+    assert policy.patience(Ticket(), LIGHT, 0.0) == 7.0
+    assert policy.expires(Ticket(), LIGHT, 1.0) == 8.0
+
+
+# What is learnt
+
+
+def spread_of(levels, *, bound=True, shock=False):
+    spread = Spread()
+    for number, level in enumerate(levels):
+        if bound:
+            spread.bound(number + 0.5)
+        if shock:
+            spread.watch(2.0, number + 0.5)
+        spread.add(level, float(number))
+    return spread
+
+
+def test_the_margin_leaves_room_for_how_far_requests_fall_from_the_mean():
+    narrow = spread_of([0.9] * 200).margin
+    wide = spread_of([0.8, 1.0, 0.9, 1.2] * 50).margin
+    assert wide < narrow <= Spread.HIGHEST
+
+
+def test_a_slower_engine_does_not_wind_the_margin_down():
+    """Nor does a light load wind it up: both are seen while the bound is not what holds requests back."""
+    slow = [2.0] * 300
+    assert spread_of(slow).margin == Spread.LOWEST
+    assert spread_of(slow, shock=True).margin == Spread().margin
+    assert spread_of(slow, bound=False).margin == Spread().margin
+    assert spread_of([0.1] * 300, bound=False).margin == Spread().margin
+
+
+def test_preemptions_take_from_the_cache_and_time_gives_back():
+    margin = Preemptions()
+    margin.record(0, 0.9, 0.0)
+    margin.record(3, 0.9, 1.0)
+    taken = margin.margin
+    assert Preemptions.LOWEST <= taken < 0.97
+    margin.record(0, 0.1, 100.0)
+    assert margin.margin == taken
+    margin.record(0, 0.9, 105.0)
+    assert taken < margin.margin <= 0.97
+    for second in range(100):
+        margin.record(1, 0.9, 200.0 + second)
+    assert margin.margin == Preemptions.LOWEST
+
+
+def test_answers_that_go_on_count_before_they_have_ended():
+    """The first to end are the short ones."""
+    patient, hasty = Lengths(), Lengths()
+    for _ in range(50):
+        for lengths in (patient, hasty):
+            lengths.reached(-1, bucket_of(10))
+            lengths.ended(bucket_of(10))
+        patient.reached(-1, bucket_of(1000))
+    assert hasty.mean() < 40
+    assert patient.mean() > 500
+
+
+def test_an_answer_is_expected_to_be_as_long_as_such_answers_are():
+    lengths = Lengths()
+    for _ in range(400):
+        for tokens in (50, 150):
+            lengths.reached(-1, bucket_of(tokens))
+            lengths.ended(bucket_of(tokens))
+    assert lengths.mean() == pytest.approx(100, rel=0.2)
+    assert lengths.mean(beyond=100) == pytest.approx(150, rel=0.2)
+    assert lengths.mean(most=30) == 30
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6))
+def test_what_is_expected_is_more_than_what_there_is_and_no_more_than_allowed(beyond, most):
+    expected = Lengths().mean(beyond=beyond, most=most)
+    assert expected <= most
+    assert expected >= min(most, beyond + 1)
+
+
+def test_old_lengths_fade():
+    lengths = Lengths()
+    for tokens in [1000] * 3000 + [10] * 6000:
+        lengths.reached(-1, bucket_of(tokens))
+        lengths.ended(bucket_of(tokens))
+    assert lengths.mean() < 30
+    seen = Seen()
+    for value in [1000] * 200_000 + [10] * 6000:
+        seen.add(value)
+    assert seen.quantile(0.97) < 20
+
+
+def test_a_line_is_found_through_noise_and_never_falls():
+    line = Line()
+    for number in range(400):
+        x = number % 20
+        line.add(x, 3 + 2 * x + (0.1 if number % 2 else -0.1))
+    assert (line.a, line.b) == (pytest.approx(3, rel=0.1), pytest.approx(2, rel=0.1))
+    assert line.deviation == pytest.approx(0.1, rel=0.5)
+    for number in range(400):
+        line.add(number % 20, 100 - number % 20)
+    assert line.b == 0
+
+
+def test_recent_steps_are_those_of_about_a_second_or_sixteen():
+    recent = Recent()
+    for _ in range(1000):
+        recent.add(0.01, 1, 4)
+    for _ in range(300):
+        recent.add(0.02, 1, 8)
+    assert recent.step == pytest.approx(0.02, rel=0.02)
+    assert recent.mean_running == pytest.approx(8, rel=0.02)
+    slow = Recent()
+    for seconds in [1.0] * 20 + [2.0]:
+        slow.add(seconds, 1, 1)
+    assert 1.0 < slow.step < 1.2
+
+
+def test_what_is_served_is_measured_only_while_it_is_less_than_what_is_asked():
+    rate = ServiceRate()
+    rate.offered("a", 10.0, 0.0)
+    rate.served(10.0)
+    rate.advance(0.0, full=True)
+    rate.advance(1.0, full=True)
+    rate.served(10.0)
+    rate.advance(2.0, full=True)
+    rate.advance(100.0, full=False)
+    assert rate.per_second == pytest.approx(10.0)
+    assert rate.pressure < 0.01
+
+
+# The cache's peak
+
+
+def brute_force(sequences):
+    """Step by step: all grow by one, and whoever has nothing more to come leaves."""
+    left = [[remaining, cached] for remaining, cached in sequences]
+    most = sum(cached for _, cached in left)
+    while left:
+        left = [[remaining - 1, cached + 1] for remaining, cached in left]
+        most = max(most, sum(cached for _, cached in left))
+        left = [one for one in left if one[0] > 0]
+    return most
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=12))
+def test_the_peak_is_what_growing_step_by_step_comes_to(sequences):
+    assert peak(sequences) == brute_force(sequences)
+    assert peak(sequences, enough=0) > 0

@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 from benchmarks import analysis, compare, connections, latency, options, overhead, parity, predict, selftest, session, storage
+from benchmarks.overload import command
 from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.traces import UnreadableTrace
@@ -153,6 +154,12 @@ def build_parser() -> argparse.ArgumentParser:
     late.add_argument("--rounds", type=options.positive(int), default=5)
     late.add_argument("--alone", action="store_true", help="one way after another")
     late.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    steps = commands.add_parser("calibrate", help="what an engine's steps take, and the law that fits them")
+    steps.set_defaults(run_command=command.run_calibrate)
+    command.add_calibrate(steps)
+    over = commands.add_parser("overload", help="admission under overload, in virtual time: LateGate beside everything else that there is")
+    over.set_defaults(run_command=command.run_overload)
+    command.add_overload(over)
     still = commands.add_parser("connections", help="what idle connections cost, and readers that do not read")
     still.set_defaults(run_command=run_connections)
     still.add_argument("--idle", type=options.positive(int), default=10_000)

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.plan import Load
 from benchmarks.results import Promise
+from benchmarks.rigs import NO_ADMISSION
 from benchmarks.servers import Setting
 from benchmarks.session import Settings
 from benchmarks.sides import IN_PROCESS, MANY, WAYS, parse_side
@@ -86,6 +87,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default="inprocess",
         help="inprocess, http (our server over the same engine), or a server's URL; several with commas between (default: %(default)s)",
     )
+    words = "of our own: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; several with commas between, on one engine (default: none)"
+    what.add_argument("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
     what.add_argument("--model", help="of our own: bundled, a folder or a hub name; of a server: its name for it")
     what.add_argument("--engine", choices=ENGINES, default="vllm")
     what.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
@@ -191,6 +194,7 @@ def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
         patience=options.patience,
     )
     return Settings(
+        admissions=options.admission,
         targets=list(dict.fromkeys(options.target.split(","))),
         loads=loads,
         workload=workload,

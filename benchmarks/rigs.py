@@ -3,11 +3,12 @@
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import anyio
 import attrs
 
 from benchmarks.fleet import Fleet, open_fleet
@@ -15,16 +16,21 @@ from benchmarks.load import Generator, Measured, Progress
 from benchmarks.machine import Machine
 from benchmarks.memory import read_shape
 from benchmarks.monitor import Read, manager_source, metrics_source
+from benchmarks.overload.contenders import Setup, make
+from benchmarks.overload.shared import SharedEngine
 from benchmarks.plan import Job
-from benchmarks.results import Memory
+from benchmarks.results import Memory, Promise
 from benchmarks.targets import TargetError
 from benchmarks.targets.here import Timelines, serve_here
 from benchmarks.targets.http import find_model, open_session
 from benchmarks.targets.inprocess import InProcess
-from llmserve import AdmissionConfig, EngineManager, ManagerConfig
+from llmserve import SLO, AdmissionConfig, EngineManager, ManagerConfig
+from llmserve.engines import create_engine
 from llmserve.models import BUNDLED, resolve
 
 INPROCESS, HERE = "inprocess", "http"
+# What is measured then is the engine, under the load that was asked for.
+NO_ADMISSION = "none"
 
 
 class Rig(Protocol):
@@ -94,51 +100,82 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(
-    targets: list[str], *, model: str | None, engine: str, engine_args: dict[str, Any], processes: int, vocabulary: int
+    targets: list[str],
+    *,
+    model: str | None,
+    engine: str,
+    engine_args: dict[str, Any],
+    processes: int,
+    vocabulary: int,
+    admissions: Sequence[str] = (NO_ADMISSION,),
+    promise: Promise = Promise(),  # noqa: B008 - frozen
 ) -> AsyncIterator[Bench]:
-    """`inprocess`, `http` (our own server over the same engine) or the URL of a server, each. Raises TargetError."""
+    """`inprocess`, `http` (our own server over the same engine), each under each of the `admissions`, or the URL of a server. Raises
+    TargetError, and ConfigurationError for an admission that there is not."""
     for target in targets:
         if target not in (INPROCESS, HERE) and not re.match(r"https?://", target):
             raise TargetError(f"--target takes inprocess, http, or a URL that begins with http:// or https://, not {target!r}")
     bench = Bench([])
     async with AsyncExitStack() as stack:
         if {INPROCESS, HERE} & set(targets):
-            await _open_own(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
+            own = Own(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
+            await own.open(admissions, SLO(ttft=promise.ttft, tpot=promise.tpot))
         for url in targets:
             if url not in (INPROCESS, HERE):
                 name = await find_model(url, model)
                 read = metrics_source(await stack.enter_async_context(open_session(url)))
                 fleet = await stack.enter_async_context(open_fleet(url, name, processes))
                 bench.rigs.append(FleetRig(url, fleet, middle(vocabulary), read))
-        bench.rigs.sort(key=lambda rig: targets.index(rig.name))
+        bench.rigs.sort(key=lambda rig: targets.index(rig.name.split()[0]))
         yield bench
 
 
-async def _open_own(
-    stack: AsyncExitStack, bench: Bench, targets: list[str], model: str, engine: str, engine_args: dict[str, Any], processes: int
-) -> None:
-    # Nothing is refused: what is measured is the engine under the load that was asked for.
-    config = ManagerConfig(admission=AdmissionConfig(max_running=0))
-    timelines = Timelines()
-    # Asked at every token, so not even an observer that does nothing is there in vain.
-    observers = [timelines] if HERE in targets else []
-    machine = bench.machine
-    machine.watch_own_processes()
-    bench.memory = Memory(device="", before=machine.vram() or machine.rss())
-    print(f"starting {engine} with {model}", file=sys.stderr, flush=True)
-    manager = EngineManager.open(model, engine=engine, engine_args=engine_args, config=config, observers=observers)
-    await stack.enter_async_context(manager)
-    machine.watch_own_processes()
-    info = manager.info
-    bench.engine = attrs.asdict(info)
-    describe_memory(bench.memory, machine, model if engine == "vllm" else None, bench.engine, engine_args)
-    read = manager_source(manager, machine)
-    if INPROCESS in targets:
-        bench.rigs.append(InProcessRig(manager, middle(info.vocab_size), read))
-    if HERE in targets:
-        url = await stack.enter_async_context(serve_here(manager, model))
-        fleet = await stack.enter_async_context(open_fleet(url, model, processes))
-        bench.rigs.append(FleetRig(HERE, fleet, middle(info.vocab_size), read, timelines))
+@attrs.define
+class Own:
+    """Our own side of a bench: one engine, and a manager over it for each admission that is measured."""
+
+    stack: AsyncExitStack
+    bench: Bench
+    targets: list[str]
+    model: str
+    engine: str
+    engine_args: dict[str, Any]
+    processes: int
+
+    async def open(self, admissions: Sequence[str], slo: SLO) -> None:
+        machine = self.bench.machine
+        machine.watch_own_processes()
+        self.bench.memory = Memory(device="", before=machine.vram() or machine.rss())
+        print(f"starting {self.engine} with {self.model}", file=sys.stderr, flush=True)
+        engine = create_engine(self.engine, self.model, self.engine_args)
+        tasks = await self.stack.enter_async_context(anyio.create_task_group())
+        await tasks.start(engine.run)
+        self.stack.callback(tasks.cancel_scope.cancel)
+        machine.watch_own_processes()
+        self.bench.engine = attrs.asdict(engine.info)
+        weights = self.model if self.engine == "vllm" else None
+        describe_memory(self.bench.memory, machine, weights, self.bench.engine, self.engine_args)
+        shared = SharedEngine(engine)
+        for name in admissions:
+            await self._open_rigs(shared, name, slo)
+
+    async def _open_rigs(self, engine: SharedEngine, name: str, slo: SLO) -> None:
+        info = engine.info
+        setup = Setup(slo=slo, max_num_seqs=info.max_num_seqs, max_num_batched_tokens=info.max_num_batched_tokens)
+        timelines = Timelines()
+        # Asked at every token, so not even an observer that does nothing is there in vain.
+        observers = [timelines] if HERE in self.targets else []
+        config = ManagerConfig(slo=slo, admission=AdmissionConfig(max_running=0))
+        manager = EngineManager(engine, config, observers, admission=make(name, setup))
+        await self.stack.enter_async_context(manager)
+        read = manager_source(manager, self.bench.machine)
+        label = "" if name == NO_ADMISSION else f" {name}"
+        if INPROCESS in self.targets:
+            self.bench.rigs.append(InProcessRig(manager, middle(info.vocab_size), read, INPROCESS + label))
+        if HERE in self.targets:
+            url = await self.stack.enter_async_context(serve_here(manager, self.model))
+            fleet = await self.stack.enter_async_context(open_fleet(url, self.model, self.processes))
+            self.bench.rigs.append(FleetRig(HERE + label, fleet, middle(info.vocab_size), read, timelines))
 
 
 def describe_memory(memory: Memory, machine: Machine, model: str | None, engine: dict[str, Any], engine_args: dict[str, Any]) -> None:

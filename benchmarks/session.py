@@ -20,7 +20,7 @@ from benchmarks.monitor import Monitor
 from benchmarks.plan import Job, Load
 from benchmarks.provenance import digest, provenance
 from benchmarks.results import Point, Promise, Recording, Run, Sample
-from benchmarks.rigs import INPROCESS, Bench, Rig, open_bench
+from benchmarks.rigs import INPROCESS, NO_ADMISSION, Bench, Rig, open_bench
 from benchmarks.targets import TargetError
 from benchmarks.workloads import Fixed, Lengths, Workload
 
@@ -49,6 +49,7 @@ class Settings:
     repeats: int = 1
     promise: Promise = attrs.field(factory=Promise)
     ceiling_seconds: float = 0.5
+    admissions: tuple[str, ...] = (NO_ADMISSION,)
 
     def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, Job]]:
         """Every load of every prompt length, all of it `repeats` times: (which repeat, job). The same whatever the target.
@@ -72,6 +73,8 @@ async def run(settings: Settings) -> int:
         engine_args=settings.engine_args,
         processes=settings.processes,
         vocabulary=settings.vocabulary,
+        admissions=settings.admissions,
+        promise=settings.promise,
     ) as bench:
         recording = Recording(begin(settings, bench))
         if INPROCESS in settings.targets and settings.ceiling_seconds:

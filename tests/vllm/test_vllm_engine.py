@@ -11,7 +11,8 @@ import pytest
 from contracts.engine_contract import CollectingSink, EngineContract
 from engines import assert_quiescent
 
-from llmserve import ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, Sampling
+from benchmarks.overload.shared import SharedEngine
+from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
 from llmserve.engines.vllm import VLLMEngine
 from llmserve.metrics import Observers
 
@@ -35,6 +36,28 @@ async def test_the_cpu_s_defaults_are_sane(engine):
         pytest.skip("on a GPU the defaults are vLLM's own")
     assert (info.max_model_len, info.max_num_seqs) == (2048, 16)
     assert info.kv_cache_tokens == 46_592  # one GiB
+
+
+async def test_admission_learns_from_vllm_s_own_steps(engine):
+    """A second manager on the same engine, with a promise: it is held against the engine, and requests are let in by what steps take."""
+    config = ManagerConfig(slo=SLO(ttft=20.0, tpot=2.0))
+    async with EngineManager(SharedEngine(engine), config) as manager, anyio.create_task_group() as tasks:
+        for number in range(12):
+            request = GenerationRequest("Once upon a time", sampling=Sampling(max_tokens=16, ignore_eos=True), request_id=f"learn {number}")
+            tasks.start_soon(manager.generate, request)
+    admission = manager.statistics().admission
+    assert (admission.policy, admission.counting, admission.admitted) == ("lategate", None, 12)
+    assert sum(admission.refused.values()) == 0
+    decision = manager.admission.explain("learn 11")[-1]
+    assert decision.verdict == "started"
+    assert 0.001 < decision.step_seconds < 2.0
+    assert manager.metrics()["goodput"]["met"] == 12
+
+
+async def test_a_promise_that_vllm_cannot_keep_is_told_at_the_start(engine):
+    with pytest.raises(ConfigurationError, match=r"slo\.tpot is 1e-05 s, but one step takes this engine 0\.\d+ s"):
+        async with EngineManager(SharedEngine(engine), ManagerConfig(slo=SLO(tpot=0.00001))):
+            pass
 
 
 async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine):

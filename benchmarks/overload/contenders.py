@@ -1,0 +1,150 @@
+"""What LateGate is measured against, made from a name: the same names for the simulation and for real engines.
+
+`lategate`; `none`; `fixed:N` (at most N in the engine, waiting for at most a third of the TTFT) or `fixed:N:S` (for S seconds);
+`vllm:R` or `vllm:R:T` (vLLM's `--max-num-queued-reqs` and `--max-num-queued-tokens`); `gradient2`; `thin:R` (chance, so that R a second
+are taken).
+"""
+
+import math
+import random
+from collections.abc import Callable
+
+import attrs
+
+from llmserve.admission import (
+    AdmissionController,
+    FixedLimit,
+    LateGate,
+    Refusal,
+    Refused,
+    Ticket,
+    Unlimited,
+)
+from llmserve.admission.policies import CountingPolicy
+from llmserve.config import SLO
+from llmserve.errors import ConfigurationError
+
+# Longer lines than any of them makes by itself.
+UNBOUNDED = 1 << 30
+
+
+@attrs.frozen(kw_only=True)
+class Setup:
+    """What a contender may know: the promise, and the engine's size."""
+
+    slo: SLO
+    max_num_seqs: int
+    max_num_batched_tokens: int | None = None
+    seed: int = 0
+
+
+@attrs.define
+class Gradient2(CountingPolicy):
+    """Netflix's concurrency limit by latency: the limit follows the ratio of long-term to recent latency.
+
+    With the parameters of its authors' library: smoothing 0.2, tolerance 1.5, a long window of 600, a queue of 4.
+    """
+
+    limit: int = 20
+    name: str = "gradient2"
+    most: int = 256
+    _long: float = attrs.field(default=0.0, init=False)
+    _estimate: float = attrs.field(default=20.0, init=False)
+    _running: int = attrs.field(default=0, init=False)
+
+    def holds(self, ticket: Ticket, now: float) -> str | None:
+        return "limit" if self._running >= self.limit else None
+
+    def started(self, ticket: Ticket, now: float) -> None:
+        self._running += 1
+
+    def left(self, ticket: Ticket, now: float) -> float | None:
+        running, self._running = self._running, self._running - 1
+        if ticket.complete and ticket.granted is not None:
+            took = now - ticket.granted
+            self._long += (took - self._long) / 600 if self._long else took
+            if self._long / took > 2:
+                self._long *= 0.95
+            if running >= self._estimate / 2:
+                gradient = min(1.0, max(0.5, 1.5 * self._long / took))
+                self._estimate = self._estimate * 0.8 + 0.2 * (self._estimate * gradient + 4)
+                self._estimate = min(max(self._estimate, 1.0), float(self.most))
+                self.limit = int(self._estimate)
+        return None
+
+
+class VLLMFlags(AdmissionController):
+    """vLLM's own: so many requests, and tokens of prompts, without a first token; more are refused with 503 and no time to come back."""
+
+    def __init__(self, requests: int, tokens: float) -> None:
+        super().__init__(Unlimited())
+        self._most = requests, tokens
+        self._queued: dict[Ticket, int] = {}
+
+    def offer(self, ticket: Ticket, now: float) -> Refused | None:
+        requests, tokens = self._most
+        if len(self._queued) >= requests or sum(self._queued.values()) + ticket.prompt_tokens > tokens:
+            return self._refuse(ticket, Refused(Refusal.QUEUE_FULL, 1.0), now)
+        self._queued[ticket] = ticket.prompt_tokens
+        return super().offer(ticket, now)
+
+    def first_token(self, ticket: Ticket, now: float) -> list[Ticket]:
+        self._queued.pop(ticket, None)
+        return super().first_token(ticket, now)
+
+    def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
+        self._queued.pop(ticket, None)
+        return super().leave(ticket, now)
+
+
+class Thinning(AdmissionController):
+    """Takes requests by chance, `rate` a second whatever is offered, and lets all of them start: blind to what they are."""
+
+    def __init__(self, rate: float, seed: int) -> None:
+        super().__init__(Unlimited())
+        self._rate_taken = rate
+        self._random = random.Random(f"thinning {seed}")
+        self._arrivals = 0.0
+        self._at = 0.0
+
+    def offer(self, ticket: Ticket, now: float) -> Refused | None:
+        # How fast requests come, over about ten seconds.
+        self._arrivals = self._arrivals * math.exp((self._at - now) / 10) + 1
+        self._at = now
+        offered = self._arrivals / max(0.1, 10 * (1 - math.exp(-now / 10)))
+        if self._random.random() > self._rate_taken / offered:
+            return self._refuse(ticket, Refused(Refusal.QUEUE_FULL, 1.0), now)
+        return super().offer(ticket, now)
+
+
+def _lategate(setup: Setup) -> AdmissionController:
+    policy = LateGate(setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens)
+    return AdmissionController(policy, max_waiting=4 * policy.limit)
+
+
+def _fixed(setup: Setup, limit: str, seconds: str | None = None) -> AdmissionController:
+    wait = _third(setup) if seconds is None else float(seconds)
+    return AdmissionController(FixedLimit(limit=int(limit), max_wait=wait), max_waiting=UNBOUNDED)
+
+
+_KINDS: dict[str, Callable[..., AdmissionController]] = {
+    "lategate": _lategate,
+    "none": lambda setup: AdmissionController(Unlimited()),
+    "fixed": _fixed,
+    "vllm": lambda setup, requests, tokens="inf": VLLMFlags(int(requests), float(tokens)),
+    "gradient2": lambda setup: AdmissionController(Gradient2(max_wait=_third(setup), most=setup.max_num_seqs), max_waiting=UNBOUNDED),
+    "thin": lambda setup, rate: Thinning(float(rate), setup.seed),
+}
+
+
+def _third(setup: Setup) -> float:
+    return setup.slo.ttft / 3 if setup.slo.ttft is not None else math.inf
+
+
+def make(name: str, setup: Setup) -> AdmissionController:
+    """A new controller by its name. Raises ConfigurationError for one that there is not."""
+    kind, *arguments = name.split(":")
+    try:
+        return _KINDS[kind](setup, *arguments)
+    except (KeyError, TypeError, ValueError):
+        raise ConfigurationError(f"no admission {name!r}: choose of {', '.join(_KINDS)} (fixed:64, vllm:256, thin:12)") from None

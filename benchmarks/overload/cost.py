@@ -1,0 +1,57 @@
+"""What a decision costs in microseconds, with so many sequences in the engine."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+from llmserve.admission import AdmissionController, EngineFacts, LateGate, Ticket, TicketState
+from llmserve.config import SLO
+
+RUNNING = 256
+TIMES = 2000
+
+
+def measure() -> dict[str, float]:
+    """Medians, of a controller whose cache is so full that every look at it has to plan, the slowest of its gates."""
+    policy = LateGate(SLO(ttft=1000.0, tpot=0.05), 2 * RUNNING, 8192)
+    controller = AdmissionController(policy, max_waiting=RUNNING)
+    cache = RUNNING * 300
+    facts = EngineFacts(kv_tokens=cache, kv_usage=0.9, running=RUNNING)
+    controller.record(facts, 0.0)
+    running = [_ticket(number) for number in range(RUNNING)]
+    for ticket in running:
+        controller.offer(ticket, 0.0)
+        controller.first_token(ticket, 0.01)
+    for number in range(1, 200):
+        facts = EngineFacts(steps=number, busy_seconds=0.02 * number, kv_tokens=cache, kv_usage=0.9, running=RUNNING)
+        controller.record(facts, 0.02 * number)
+    now, steps = 4.0, 200
+    waiting = _ticket(-1)
+    controller.offer(waiting, now)
+    assert waiting.state is TicketState.WAITING
+
+    def arrive(number: int) -> None:
+        controller.offer(_ticket(number), now + number * 1e-4)
+
+    def record(number: int) -> None:
+        told = EngineFacts(steps=steps + number, busy_seconds=0.02 * (steps + number), kv_tokens=cache, kv_usage=0.9, running=RUNNING)
+        controller.record(told, now)
+
+    return {
+        "arrival, refused or waiting": _median(arrive),
+        "arrival, refused before it is tokenised": _median(lambda number: controller.screen(_ticket(number), now + 1.0)),
+        "step, with somebody held by the cache": _median(record),
+    }
+
+
+def _ticket(number: int) -> Ticket:
+    return Ticket(request_id=str(number), prompt_tokens=200, max_tokens=256, arrived=0.0)
+
+
+def _median(act: Callable[[int], object]) -> float:
+    taken = []
+    for number in range(TIMES):
+        began = time.perf_counter()
+        act(number)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken) * 1e6

@@ -1,0 +1,246 @@
+"""A vLLM-like engine in virtual time that costs microseconds a step, whatever runs in it.
+
+`llmserve.engines.simulated` writes every token and satisfies the engine's protocol; this one only says when tokens come, so that hours
+of overload can be simulated. It batches continuously, prefills in chunks beside the decoding, shares prefixes, preempts by recomputation,
+schedules a step ahead, and its steps are noisy. Its step law is not the line that the controller fits (`benchmarks.overload.laws`).
+"""
+
+import random
+from collections import OrderedDict, deque
+
+import attrs
+
+from benchmarks.overload.laws import Law
+from llmserve.admission import EngineFacts
+
+BLOCK = 16
+
+
+@attrs.define(eq=False, slots=True)
+class Sequence:
+    """One request in the engine. `fresh` tokens of it are still to be prefilled; `held` lie in the cache for it alone.
+
+    It decodes from the step `begun` on and ends with the step `ends`; `prefix` names tokens that it shares with others.
+    """
+
+    owner: object
+    prompt: int
+    output: int
+    prefix: int | None = None
+    prefix_tokens: int = 0
+    fresh: int = 0
+    held: int = 0
+    made: int = 0
+    begun: int = 0
+    ends: int = 0
+    decoding: bool = False
+    computed: int = 0
+
+
+@attrs.define(kw_only=True)
+class EngineSize:
+    """Tokens throughout."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    kv_tokens: int = 300_000
+
+
+class StepEngine:
+    """`start()` begins a step and says how long it takes; `finish()` ends it and says who got a first token, and who is complete."""
+
+    def __init__(self, size: EngineSize, law: Law, seed: int) -> None:
+        self.size = size
+        self.law = law
+        self.slowness = 1.0
+        self._random = random.Random(seed)
+        self._submitted: deque[Sequence] = deque()
+        self._waiting: deque[Sequence] = deque()
+        self._prefilling: dict[Sequence, None] = {}
+        self._decoding: dict[Sequence, None] = {}
+        self._ends: dict[int, list[Sequence]] = {}
+        self._step = 0
+        self._held = 0
+        self._shared: dict[int, list[int]] = {}
+        self._idle_prefixes: OrderedDict[int, int] = OrderedDict()
+        self._idle_tokens = 0
+        self._chunks: list[tuple[Sequence, int]] = []
+        self._duration = 0.0
+        self._followed = False
+        self._steps = 0
+        self._busy = 0.0
+        self.preemptions = self.prompt_tokens = self.generation_tokens = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._submitted or self._waiting or self._prefilling or self._decoding)
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Requests that wait in the engine, and tokens of prompts that are not in the cache yet."""
+        tokens = sum(one.prompt for one in (*self._submitted, *self._waiting)) + sum(one.prompt for one in self._prefilling)
+        return len(self._submitted) + len(self._waiting), tokens
+
+    def submit(self, sequence: Sequence) -> None:
+        self._submitted.append(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        for queue in (self._submitted, self._waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+                return
+        if sequence in self._prefilling or sequence in self._decoding:
+            self._leave(sequence)
+
+    def start(self) -> float:
+        """Choose what runs in the next step; returns its length in seconds."""
+        size = self.size
+        budget = size.max_num_batched_tokens
+        while self._decoding and self._held + len(self._decoding) + self._slack() > size.kv_tokens:
+            self._preempt()
+        decoding = len(self._decoding)
+        budget -= decoding
+        chunks = []
+        for sequence in self._prefilling:
+            if budget <= 0:
+                break
+            count = min(budget, sequence.fresh)
+            chunks.append((sequence, count))
+            budget -= count
+        while self._waiting and budget > 0 and decoding + len(self._prefilling) < size.max_num_seqs:
+            sequence = self._waiting[0]
+            if not self._begin(sequence):
+                break
+            self._waiting.popleft()
+            count = min(budget, sequence.fresh)
+            chunks.append((sequence, count))
+            budget -= count
+        # What comes while a step runs is scheduled not with the next one, which is on its way already, but with the one after it.
+        self._waiting.extend(self._submitted)
+        self._submitted.clear()
+        self._chunks = chunks
+        prefill = sum(count for _, count in chunks)
+        attended = sum(count * (one.prompt - one.fresh + count / 2) for one, count in chunks)
+        self._duration = self.law.seconds(prefill, attended, decoding, self._held) * self.slowness
+        self._duration *= self._random.lognormvariate(0.0, self.law.noise)
+        if self._random.random() < self.law.hiccup_chance:
+            self._duration += self.law.hiccup_seconds
+        return self._duration
+
+    def finish(self) -> tuple[list[Sequence], list[Sequence]]:
+        """(those with a first token, those that are complete), after the step that was started."""
+        first: list[Sequence] = []
+        complete: list[Sequence] = []
+        self._step += 1
+        self._held += len(self._decoding)
+        self.generation_tokens += len(self._decoding)
+        for sequence in self._ends.pop(self._step, ()):
+            if sequence.decoding and sequence.ends == self._step:
+                sequence.made = sequence.output
+                self._leave(sequence)
+                complete.append(sequence)
+        for sequence, count in self._chunks:
+            if sequence not in self._prefilling:
+                continue
+            sequence.fresh -= count
+            sequence.computed += count
+            if sequence.fresh == 0:
+                self._decode(sequence, first, complete)
+        if self._followed:
+            self._steps += 1
+            self._busy += self._duration
+        self._followed = self.busy
+        return first, complete
+
+    def facts(self) -> EngineFacts:
+        return EngineFacts(
+            steps=self._steps,
+            busy_seconds=self._busy,
+            running=len(self._decoding) + len(self._prefilling),
+            waiting=len(self._waiting),
+            kv_usage=min(1.0, (self._held + self._slack()) / self.size.kv_tokens),
+            kv_tokens=self.size.kv_tokens,
+            preemptions=self.preemptions,
+            prompt_tokens=self.prompt_tokens,
+            generation_tokens=self.generation_tokens,
+        )
+
+    def _decode(self, sequence: Sequence, first: list[Sequence], complete: list[Sequence]) -> None:
+        del self._prefilling[sequence]
+        self.prompt_tokens += sequence.prompt
+        self.generation_tokens += 1
+        if sequence.made == 0:
+            first.append(sequence)
+        sequence.made += 1
+        self._decoding[sequence] = None
+        sequence.decoding, sequence.begun = True, self._step
+        sequence.held += 1
+        self._held += 1
+        if sequence.made >= sequence.output:
+            self._leave(sequence)
+            complete.append(sequence)
+            return
+        sequence.ends = self._step + sequence.output - sequence.made
+        self._ends.setdefault(sequence.ends, []).append(sequence)
+
+    def _begin(self, sequence: Sequence) -> bool:
+        """Take a sequence in, if the cache has room for its prompt as it stands."""
+        shared = 0
+        group = sequence.prefix
+        if group is not None and (group in self._shared or group in self._idle_prefixes):
+            shared = sequence.prefix_tokens // BLOCK * BLOCK
+        need = sequence.prompt + sequence.made - shared
+        if group is not None and not shared:
+            # It brings the prefix in, for the others too.
+            need = sequence.prompt + sequence.made
+        if self._held + need + self._slack() + BLOCK > self.size.kv_tokens and (self._decoding or self._prefilling):
+            return False
+        if group is not None:
+            self._share(group, sequence.prefix_tokens // BLOCK * BLOCK)
+            need = sequence.prompt + sequence.made - sequence.prefix_tokens // BLOCK * BLOCK
+        sequence.fresh = sequence.prompt + sequence.made - shared
+        sequence.held = need
+        self._held += need
+        while self._idle_prefixes and self._held + self._idle_tokens + self._slack() > self.size.kv_tokens:
+            self._idle_tokens -= self._idle_prefixes.popitem(last=False)[1]
+        self._prefilling[sequence] = None
+        return True
+
+    def _share(self, group: int, tokens: int) -> None:
+        if group in self._shared:
+            self._shared[group][0] += 1
+            return
+        if group in self._idle_prefixes:
+            self._idle_tokens -= self._idle_prefixes.pop(group)
+        self._shared[group] = [1, tokens]
+        self._held += tokens
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._prefilling.pop(sequence, None)
+        if sequence.decoding:
+            del self._decoding[sequence]
+            sequence.made += 0 if sequence.made >= sequence.output else self._step - sequence.begun
+            self._held -= self._step - sequence.begun
+            sequence.decoding = False
+        self._held -= sequence.held
+        sequence.held = 0
+        group = sequence.prefix
+        if group is not None:
+            users = self._shared[group]
+            users[0] -= 1
+            if not users[0]:
+                del self._shared[group]
+                self._held -= users[1]
+                self._idle_prefixes[group] = users[1]
+                self._idle_tokens += users[1]
+
+    def _preempt(self) -> None:
+        """The youngest goes back to the head of the queue and begins anew, with what it has made as part of its prompt."""
+        sequence = next(reversed(self._decoding))
+        self._leave(sequence)
+        self._waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _slack(self) -> int:
+        """Half a block for each sequence: its last one is half empty."""
+        return BLOCK // 2 * (len(self._decoding) + len(self._prefilling))

@@ -1,0 +1,227 @@
+"""The study's parts, each a table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from benchmarks.overload.judge import Verdict
+from benchmarks.overload.scenarios import SCENARIOS, Scenario
+from benchmarks.overload.study import (
+    BURST_AT,
+    BURST_SECONDS,
+    BURST_TIMES,
+    GRADIENT2,
+    LATEGATE,
+    NONE,
+    Bench,
+    Cell,
+    best,
+    best_fixed,
+    capacity,
+    flags,
+    thinnings,
+)
+
+
+@attrs.define
+class Study:
+    """All seeds of every cell; what is tuned in hindsight is chosen by the first `tuning` of them."""
+
+    bench: Bench
+    seeds: Sequence[int]
+    tuning: int
+    capacities: dict[str, float] = attrs.field(factory=dict)
+
+    def capacity(self, scenario: Scenario) -> float:
+        """Before any drop: a capacity that changes has no number."""
+        if scenario.name not in self.capacities:
+            steady = SCENARIOS["mixed"] if scenario.drop is not None else scenario
+            self.capacities[scenario.name] = capacity(self.bench, steady, self.seeds[: self.tuning])
+        return self.capacities[scenario.name]
+
+    def cells(self, scenario: str, contender: str, rate: float, **more: Any) -> list[Cell]:
+        return [Cell(scenario=scenario, contender=contender, rate=rate, seed=seed, **more) for seed in self.seeds]
+
+    # The workloads
+
+    def light(self, names: Sequence[str], part: float) -> list[dict[str, Any]]:
+        """Below capacity nobody should be refused."""
+        rows = []
+        for name in names:
+            rate = part * self.capacity(SCENARIOS[name])
+            verdict = self.bench.of(self.cells(name, LATEGATE, rate))
+            plain = self.bench.of(self.cells(name, NONE, rate))
+            rows.append(
+                {
+                    "workload": name,
+                    "rate": rate,
+                    "offered": verdict.offered,
+                    "refused": verdict.refused,
+                    "goodput_of_none": verdict.goodput / plain.goodput,
+                    "misses": verdict.miss_share,
+                    "misses_of_none": plain.miss_share,
+                }
+            )
+        return rows
+
+    def overload(self, names: Sequence[str], loads: Sequence[float]) -> list[dict[str, Any]]:
+        """Goodput beside that of everything else that there is."""
+        return [self._overload(SCENARIOS[name], load) for name in names for load in loads]
+
+    def _overload(self, scenario: Scenario, load: float) -> dict[str, Any]:
+        steady = self.capacity(scenario)
+        rate = load * steady
+        fixed, by_limit = best_fixed(self.bench, scenario, rate, self.seeds, self.tuning)
+        _, thinned = best(self.bench, scenario, thinnings(steady), rate, self.seeds, self.tuning)
+        flag, flagged = best(self.bench, scenario, flags(), rate, self.seeds, self.tuning)
+        ours = self.bench.of(self.cells(scenario.name, LATEGATE, rate))
+        others = {name: self.bench.of(self.cells(scenario.name, name, rate)) for name in (NONE, GRADIENT2)}
+        row = {"workload": scenario.name, "load": load, "rate": rate, **described(ours)}
+        row |= {"best_fixed": fixed, "of_fixed": ours.goodput / by_limit.goodput, "fixed": described(by_limit)}
+        row |= {"of_thinning": ours.goodput / thinned.goodput, "thinning": described(thinned)}
+        row |= {"best_flags": flag, "flags": described(flagged)}
+        return row | {name: described(verdict) for name, verdict in others.items()}
+
+    # Tenants, bursts, retries
+
+    def tenants(self, name: str, loads: Sequence[float]) -> list[dict[str, Any]]:
+        """Three ask for less than their share, one for all the rest."""
+        rows = []
+        steady = self.capacity(SCENARIOS[name])
+        for load in loads:
+            modest = 0.2 / load
+            shares = (("a", modest), ("b", modest), ("c", modest), ("flood", 1 - 3 * modest))
+            for contender in (LATEGATE, NONE):
+                verdict = self.bench.of(self.cells(name, contender, load * steady, tenants=shares))
+                satisfied = verdict.satisfaction()
+                rows.append(
+                    {
+                        "workload": name,
+                        "load": load,
+                        "admission": contender,
+                        "jain": verdict.jain,
+                        "worst": min(satisfied.values(), default=0.0),
+                        "goodput": verdict.goodput,
+                        "kept": {tenant: good / asked for tenant, (asked, good) in sorted(verdict.tenants.items())},
+                    }
+                )
+        return rows
+
+    def bursts(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Ten seconds at ten times the capacity, on top of 0.7 times."""
+        rows: list[dict[str, Any]] = []
+        groups = []
+        for name in names:
+            steady = self.capacity(SCENARIOS[name])
+            burst = (BURST_AT, BURST_AT + BURST_SECONDS, BURST_TIMES * steady)
+            for contender in (LATEGATE, NONE):
+                rows.append({"workload": name, "admission": contender})
+                groups.append(self.cells(name, contender, 0.7 * steady, burst=burst))
+        for row, seconds in zip(rows, self.bench.recoveries(groups), strict=True):
+            row["recovered_after"] = seconds
+        return rows
+
+    def retries(self, name: str, load: float) -> list[dict[str, Any]]:
+        """Clients that give up, that come back when they are told to, that come back at once."""
+        rate = load * self.capacity(SCENARIOS[name])
+        rows = []
+        for retry in ("none", "obey", "naive"):
+            verdict = self.bench.of(self.cells(name, LATEGATE, rate, retry=retry))
+            off = sorted(verdict.hinted)
+            rows.append(
+                {
+                    "workload": name,
+                    "load": load,
+                    "clients": retry,
+                    **described(verdict),
+                    "kept_in_the_end": verdict.kept / verdict.offered,
+                    "returned": verdict.returned,
+                    "admitted_at_first_return": verdict.at_first / verdict.returned if verdict.returned else None,
+                    "hint_off_p50": off[len(off) // 2] if off else None,
+                }
+            )
+        return rows
+
+
+def described(verdict: Verdict) -> dict[str, Any]:
+    """The figures that tables show."""
+    return {
+        "goodput": verdict.goodput,
+        "misses": verdict.miss_share,
+        "wasted": verdict.wasted_share,
+        "class_ratio": verdict.class_ratio,
+        "ttft_p99": verdict.ttft(0.99),
+        "preemptions": verdict.preemptions,
+        "refused": verdict.refused,
+        "refused_late": verdict.slow_refusals / verdict.refused if verdict.refused else 0.0,
+    }
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def percent(value: float, digits: int = 0) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+def overload_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["workload", "load", "offered/s", "goodput/s", "of best fixed limit", "(which)", "of thinning", "missed", "wasted"]
+    head += ["class ratio", "TTFT p99", "no control (class ratio)", "vLLM's flags", "Gradient2"]
+    lines = []
+    for row in rows:
+        goodput = row["goodput"]
+        others = [f"{percent(row[name]['goodput'] / goodput)} ({row[name]['class_ratio']:.2f})" for name in ("none", "flags", "gradient2")]
+        fixed = row["best_fixed"].removeprefix("fixed:").replace(":", ", ") + " s"
+        cells = [row["workload"], f"{row['load']:g}", f"{row['rate']:.1f}", f"{goodput:.2f}", percent(row["of_fixed"]), fixed]
+        cells += [percent(row["of_thinning"]), percent(row["misses"], 2), percent(row["wasted"], 1), f"{row['class_ratio']:.2f}"]
+        lines.append([*cells, f"{row['ttft_p99']:.2f} s", *others])
+    return markdown(head, lines)
+
+
+def light_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["workload", "offered/s", "requests", "refused", "goodput, of that without control", "missed", "missed without control"]
+    lines = []
+    for row in rows:
+        cells = [row["workload"], f"{row['rate']:.1f}", str(row["offered"]), str(row["refused"]), percent(row["goodput_of_none"], 1)]
+        lines.append([*cells, percent(row["misses"], 2), percent(row["misses_of_none"], 2)])
+    return markdown(head, lines)
+
+
+def tenants_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["workload", "load", "admission", "Jain", "worst tenant, of its share", "kept of a, b, c", "kept of the flood"]
+    lines = []
+    for row in rows:
+        cells = [row["workload"], f"{row['load']:g}", row["admission"], f"{row['jain']:.3f}", percent(row["worst"])]
+        lines.append([*cells, ", ".join(percent(row["kept"][tenant]) for tenant in "abc"), percent(row["kept"]["flood"])])
+    return markdown(head, lines)
+
+
+def bursts_table(rows: Sequence[dict[str, Any]]) -> str:
+    def after(seconds: float | None) -> str:
+        return "not within the run" if seconds is None else f"{seconds:.1f} s"
+
+    return markdown(
+        ["workload", "admission", "recovered after"], [[row["workload"], row["admission"], after(row["recovered_after"])] for row in rows]
+    )
+
+
+def retries_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["clients", "kept in the end", "missed", "wasted", "came back", "of them admitted the first time", "hint off, p50"]
+    lines = []
+    for row in rows:
+        cells = [
+            row["clients"],
+            percent(row["kept_in_the_end"]),
+            percent(row["misses"], 2),
+            percent(row["wasted"], 1),
+            str(row["returned"]),
+        ]
+        first = percent(row["admitted_at_first_return"]) if row["returned"] else "-"
+        lines.append([*cells, first, "-" if row["hint_off_p50"] is None else f"{row['hint_off_p50']:.2f} s"])
+    return markdown(head, lines)
+
+
+def cost_table(found: dict[str, float]) -> str:
+    return markdown(["decision", "median"], [[name, f"{micros:.1f} us"] for name, micros in found.items()])

@@ -1,0 +1,83 @@
+"""What is asked for: lengths, classes, prefixes, tenants, and when. Pure and seeded."""
+
+import math
+import random
+from collections.abc import Iterator
+
+import attrs
+
+
+@attrs.frozen
+class LengthClass:
+    """Requests of one kind: (median, sigma, longest) of log-normal prompts and outputs, `share` of all."""
+
+    name: str
+    share: float
+    prompt: tuple[float, float, int]
+    output: tuple[float, float, int]
+
+
+@attrs.frozen(kw_only=True)
+class Mix:
+    """Classes of requests; `prefixed` is the share that begins with one of `prefixes` texts of `prefix_tokens` tokens."""
+
+    classes: tuple[LengthClass, ...]
+    prefixed: float = 0.0
+    prefixes: int = 1
+    prefix_tokens: int = 0
+
+
+@attrs.define(eq=False, slots=True)
+class Request:
+    """One request as its client sees it; times are seconds of the simulation, None for what never happened.
+
+    `sent` is when it was sent last: a retry counts anew. `computed` are tokens that the engine worked on for it.
+    """
+
+    number: int
+    due: float
+    kind: int
+    prompt: int
+    output: int
+    tenant: str = "default"
+    prefix: int | None = None
+    prefix_tokens: int = 0
+    sent: float = 0.0
+    tries: int = 0
+    admitted: float | None = None
+    first: float | None = None
+    finished: float | None = None
+    hint: float | None = None
+    hinted_at: float | None = None
+    refusals: int = 0
+    refused_after: float | None = None
+    left: bool = False
+    computed: int = 0
+
+
+def _length(rng: random.Random, shape: tuple[float, float, int]) -> int:
+    median, sigma, longest = shape
+    return max(1, min(longest, round(rng.lognormvariate(math.log(median), sigma))))
+
+
+def requests(mix: Mix, times: Iterator[float], seed: int, tenants: dict[str, float] | None = None) -> Iterator[Request]:
+    """One for each time; `tenants` have their shares of them."""
+    rng = random.Random(f"requests {seed}")
+    shares = [one.share for one in mix.classes]
+    names = list(tenants or {"default": 1.0})
+    weights = list((tenants or {"default": 1.0}).values())
+    for number, due in enumerate(times):
+        kind = rng.choices(range(len(shares)), shares)[0]
+        chosen = mix.classes[kind]
+        prompt, output = _length(rng, chosen.prompt), _length(rng, chosen.output)
+        prefix = rng.randrange(mix.prefixes) if rng.random() < mix.prefixed else None
+        tokens = mix.prefix_tokens if prefix is not None else 0
+        tenant = rng.choices(names, weights)[0]
+        yield Request(number, due, kind, prompt + tokens, output, tenant, prefix, tokens)
+
+
+def poisson(rate: float, start: float, end: float, seed: int) -> Iterator[float]:
+    rng = random.Random(f"poisson {seed} {start}")
+    now = start
+    while (now := now + rng.expovariate(rate)) < end:
+        yield now

@@ -1,0 +1,309 @@
+"""Overload in virtual time: the engine that is simulated, the judgement by hand, and LateGate beside what it must beat.
+
+Runs are seeded and short; the full study is a command (docs/admission.md).
+"""
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.overload import calibrate, tables
+from benchmarks.overload.contenders import Gradient2, Setup, VLLMFlags, make
+from benchmarks.overload.engine import EngineSize, Sequence, StepEngine
+from benchmarks.overload.judge import Verdict, judge, kept, together
+from benchmarks.overload.laws import H200_8B, Law
+from benchmarks.overload.scenarios import CHAT, SCENARIOS
+from benchmarks.overload.study import Cell, play, run
+from benchmarks.overload.traffic import Request, poisson, requests
+from benchmarks.overload.world import World
+from llmserve import SLO, ConfigurationError
+from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
+from llmserve.admission.margins import Spread
+
+EVEN = Law(weights=0.01, kv=0.0, flops=1e-5, attention=0.0, host=0.0, sequence=0.0, noise=0.0, hiccup_chance=0.0, hiccup_seconds=0.0)
+SLO_ = SLO(ttft=1.0, tpot=0.05)
+
+
+# The engine
+
+
+def drain(engine, sequences):
+    """Every sequence's tokens, step by step: when the first came and when the last."""
+    for sequence in sequences:
+        engine.submit(sequence)
+    now, first, complete = 0.0, {}, {}
+    while engine.busy:
+        now += engine.start()
+        begun, done = engine.finish()
+        first.update(dict.fromkeys(begun, now))
+        complete.update(dict.fromkeys(done, now))
+    return first, complete
+
+
+def test_prompts_are_chunked_and_answers_take_a_step_a_token():
+    engine = StepEngine(EngineSize(max_num_seqs=4, max_num_batched_tokens=100, kv_tokens=10_000), EVEN, 1)
+    one, other = Sequence(None, 250, 5), Sequence(None, 40, 2)
+    first, complete = drain(engine, [one, other])
+    # A step in which they are taken in, three of prefill for the first, beside whose last chunk the other one fits.
+    assert first[one] == first[other] == pytest.approx(0.04)
+    assert complete[other] == pytest.approx(0.05)
+    assert complete[one] == pytest.approx(0.08)
+    facts = engine.facts()
+    assert (facts.prompt_tokens, facts.generation_tokens) == (290, 7)
+    assert (facts.kv_usage, facts.running) == (0, 0)
+
+
+def test_a_full_cache_preempts_the_youngest_which_begins_anew():
+    engine = StepEngine(EngineSize(max_num_seqs=4, max_num_batched_tokens=1000, kv_tokens=300), EVEN, 1)
+    old, young = Sequence(None, 100, 80), Sequence(None, 100, 80)
+    first, complete = drain(engine, [old, young])
+    assert engine.preemptions > 0
+    assert complete[old] < complete[young]
+    assert young.computed > old.computed
+    assert set(first) == {old, young}
+    assert engine.facts().kv_usage == 0
+
+
+def test_a_shared_prefix_is_computed_once_and_kept_while_there_is_room():
+    engine = StepEngine(EngineSize(max_num_seqs=4, max_num_batched_tokens=1000, kv_tokens=10_000), EVEN, 1)
+    drain(engine, [Sequence(None, 200, 2, 1, 160)])
+    again = Sequence(None, 200, 2, 1, 160)
+    drain(engine, [again])
+    assert again.computed == 40
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 120), st.integers(1, 60), st.booleans()), min_size=1, max_size=20), st.integers(200, 2000))
+def test_everything_ends_and_nothing_is_left_in_the_cache(asked, cache):
+    engine = StepEngine(EngineSize(max_num_seqs=5, max_num_batched_tokens=64, kv_tokens=cache), H200_8B, 1)
+    sequences = [Sequence(None, prompt + 32 * shared, output, 7 if shared else None, 32 * shared) for prompt, output, shared in asked]
+    first, complete = drain(engine, sequences)
+    assert set(first) == set(complete) == set(sequences)
+    assert engine._held == 0
+    assert all(first[sequence] <= complete[sequence] for sequence in sequences)
+
+
+def test_an_aborted_one_is_gone():
+    engine = StepEngine(EngineSize(), EVEN, 1)
+    waiting, running = Sequence(None, 10, 50), Sequence(None, 10, 50)
+    engine.submit(running)
+    for _ in range(4):
+        engine.start()
+        engine.finish()
+    engine.submit(waiting)
+    engine.abort(running)
+    engine.abort(waiting)
+    assert not engine.busy
+    assert engine._held == 0
+
+
+def test_the_law_is_none_of_the_lines_that_the_controller_fits():
+    def step(prefill, decoding):
+        return attrs.evolve(H200_8B, noise=0.0).seconds(prefill, 0.0, decoding, 50_000)
+
+    # Flat where memory is the roof, steep where arithmetic is, and in stairs.
+    assert step(100, 0) - step(50, 0) < 0.05 * (step(2000, 0) - step(1950, 0))
+    assert step(0, 201) > step(0, 200) + H200_8B.sequence * 2
+
+
+def test_a_law_is_found_again_in_steps_that_it_made():
+    engine = StepEngine(EngineSize(max_num_seqs=512, max_num_batched_tokens=8192, kv_tokens=10**6), H200_8B, 3)
+    steps, last = [], engine.facts()
+    for prompt, count in ((10, 4), (10, 512), (4000, 64), (10, 500), (10, 2)):
+        for _ in range(count):
+            engine.submit(Sequence(None, prompt, 60))
+        while engine.busy:
+            seconds = engine.start()
+            engine.finish()
+            now = engine.facts()
+            if now.steps > last.steps:
+                made = now.generation_tokens - last.generation_tokens
+                steps.append(calibrate.Step(seconds, now.prompt_tokens - last.prompt_tokens, made, 0.0))
+            last = now
+    law = calibrate.fit(steps)
+    assert law.weights + law.host == pytest.approx(H200_8B.weights + H200_8B.host, rel=0.1)
+    assert law.noise == pytest.approx(H200_8B.noise, rel=0.4)
+    assert law.flops == pytest.approx(H200_8B.flops, rel=0.3)
+
+
+# The judgement
+
+
+def test_what_is_kept_is_kept_in_both_promises():
+    def answered(first, finished, output=11):
+        return Request(0, 0.0, 0, 10, output, sent=5.0, admitted=5.0, first=first, finished=finished)
+
+    assert kept(answered(6.0, 6.5), SLO_)
+    assert not kept(answered(6.1, 6.5), SLO_)
+    assert not kept(answered(6.0, 6.6), SLO_)
+    assert not kept(answered(6.0, None), SLO_)
+    assert kept(answered(6.0, 6.0, output=1), SLO_)
+
+
+def test_figures_by_hand():
+    asked = [
+        Request(0, 0.0, 0, 10, 3, "a", sent=0.0, admitted=0.0, first=0.5, finished=0.6, computed=13),
+        Request(1, 0.0, 1, 10, 3, "b", sent=0.0, admitted=0.0, first=1.5, finished=1.6, computed=13),
+        Request(2, 0.0, 0, 10, 3, "a", refusals=1, hint=2.0, hinted_at=0.0),
+        Request(
+            3,
+            0.0,
+            1,
+            10,
+            3,
+            "b",
+            tries=2,
+            refusals=1,
+            hint=2.0,
+            hinted_at=0.0,
+            sent=2.0,
+            admitted=2.5,
+            first=2.6,
+            finished=2.69,
+            computed=13,
+        ),
+    ]
+    asked[3].tries = 2
+    verdict = judge(asked, ["short", "long"], SLO_, 10.0, 0)
+    assert verdict.goodput == 0.2
+    assert (verdict.offered, verdict.admitted, verdict.misses, verdict.refused) == (4, 3, 1, 2)
+    assert verdict.wasted_share == pytest.approx(1 / 3)
+    assert verdict.class_ratio == 1.0
+    assert (verdict.returned, verdict.at_first, verdict.hinted) == (1, 1, [0.5])
+    twice = together([verdict, verdict])
+    assert (twice.offered, twice.seconds, twice.classes["short"]) == (8, 20.0, [4, 2])
+    assert len(verdict.ttfts) == 3
+
+
+def test_fairness_is_measured_by_what_each_may_have():
+    verdict = Verdict(seconds=1.0, tenants={"a": [10, 10], "b": [10, 10], "flood": [1000, 40]})
+    assert verdict.satisfaction() == {"a": 1.0, "b": 1.0, "flood": 1.0}
+    assert verdict.jain == pytest.approx(1.0)
+    starved = Verdict(seconds=1.0, tenants={"a": [10, 1], "flood": [1000, 59]})
+    assert starved.satisfaction()["a"] == pytest.approx(0.1)
+    assert starved.jain < 0.7
+
+
+# The contenders
+
+
+@pytest.mark.parametrize("name", ["lategate", "none", "fixed:16", "fixed:16:0.5", "vllm:8", "vllm:8:4000", "gradient2", "thin:5"])
+def test_every_contender_plays(name):
+    verdict = run_short(name, rate=20.0, seconds=20.0)
+    assert verdict.kept > 0
+
+
+@pytest.mark.parametrize("name", ["", "late", "fixed", "fixed:many", "vllm:1:2:3"])
+def test_a_contender_that_there_is_not_is_named(name):
+    with pytest.raises(ConfigurationError, match=f"no admission '{name}'"):
+        make(name, Setup(slo=SLO_, max_num_seqs=8))
+
+
+def test_vllm_s_flags_count_what_has_no_first_token():
+    flags = VLLMFlags(2, 100)
+    tickets = [Ticket(prompt_tokens=40) for _ in range(2)]
+    assert [flags.offer(ticket, 0.0) for ticket in tickets] == [None, None]
+    assert flags.offer(Ticket(prompt_tokens=1), 0.0) is not None
+    flags.first_token(tickets[0], 0.0)
+    assert flags.offer(Ticket(prompt_tokens=61), 0.0) is not None
+    assert flags.offer(Ticket(prompt_tokens=60), 0.0) is None
+
+
+def test_gradient2_falls_when_latency_grows():
+    policy = Gradient2()
+
+    def round_of(latency):
+        running = policy.limit
+        for _ in range(running):
+            policy.started(Ticket(), 0.0)
+        for _ in range(running):
+            policy.left(Ticket(granted=0.0, complete=True), latency)
+        return policy.limit
+
+    grown = [round_of(1.0) for _ in range(20)]
+    assert grown == sorted(grown)
+    assert grown[-1] > 100
+    assert round_of(5.0) < grown[-1]
+
+
+# LateGate beside them
+
+
+def run_short(name, rate, seconds=40.0, slowness=(), policy=None, warm_up=5.0):
+    """Chat on the 8B engine."""
+    size = EngineSize()
+    engine = StepEngine(size, H200_8B, 1)
+    setup = Setup(slo=SLO_, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens)
+    admission = AdmissionController(policy, max_waiting=1024) if policy else make(name, setup)
+    asked = list(requests(CHAT, poisson(rate, 0.0, seconds, 1), 1))
+    World(engine, admission, slowness=slowness).run(asked, seconds + 60)
+    judged = [request for request in asked if warm_up <= request.due < seconds - 5]
+    return judge(judged, ["short", "medium", "long"], SLO_, seconds - 5 - warm_up, engine.preemptions)
+
+
+def test_under_overload_it_keeps_its_promise_and_refuses_alike():
+    # Long enough for the shares of the classes to be known to within a few per cent.
+    ours, best = run_short("lategate", 150.0, seconds=160.0), run_short("fixed:256:0.33", 150.0, seconds=160.0)
+    assert ours.goodput > 0.95 * best.goodput
+    assert ours.miss_share < 0.01
+    assert ours.wasted_share < 0.02
+    assert ours.class_ratio > 0.9
+    assert run_short("none", 150.0).goodput < 0.1 * ours.goodput
+
+
+def test_below_capacity_nobody_is_refused():
+    verdict = run_short("lategate", 40.0)
+    assert verdict.refused == 0
+    assert verdict.miss_share < 0.01
+
+
+class WindsUp(Spread):
+    """Learns from every request, whatever held it back: as the first version of this design did."""
+
+    def add(self, level, since):
+        self.bound(since)
+        self._shock = float("-inf")
+        super().add(level, since)
+
+
+def test_without_anti_windup_goodput_falls_after_a_drop_of_capacity():
+    slo = SLO(ttft=1.0, tpot=0.025)
+
+    def after_the_drop(spread):
+        policy = LateGate(slo, 256, 2048)
+        policy.spread = spread
+        verdict = run_short("", 120.0, seconds=40.0, slowness=((20.0, 2.5),), policy=policy, warm_up=22.0)
+        return verdict.goodput, policy.margin
+
+    (good, margin), (wound_up, wound_margin) = after_the_drop(Spread()), after_the_drop(WindsUp())
+    assert wound_margin == Spread.LOWEST < margin
+    assert wound_up < good / 3
+
+
+def test_a_flood_leaves_others_what_is_theirs():
+    shares = (("a", 0.04), ("b", 0.04), ("flood", 0.92))
+    verdict = run(Cell(scenario="chat", contender="lategate", rate=250.0, seed=1, tenants=shares))
+    assert min(verdict.satisfaction().values()) > 0.95
+    assert verdict.jain > 0.99
+
+
+def test_who_comes_back_as_told_is_served_more_often():
+    waits = play(Cell(scenario="mixed", contender="lategate", rate=30.0, seed=1, retry="obey"))[0]
+    gives_up = play(Cell(scenario="mixed", contender="lategate", rate=30.0, seed=1))[0]
+    slo = SCENARIOS["mixed"].slo
+    assert sum(kept(request, slo) for request in waits) > sum(kept(request, slo) for request in gives_up)
+
+
+def test_the_tables_show_what_was_measured():
+    row = {"workload": "chat", "rate": 10.0, "offered": 100, "refused": 0, "goodput_of_none": 1.0, "misses": 0.001, "misses_of_none": 0.0}
+    assert tables.light_table([row]).splitlines()[-1] == "| chat | 10.0 | 100 | 0 | 100.0 % | 0.10 % | 0.00 % |"
+    burst = {"workload": "chat", "admission": "none", "recovered_after": None}
+    assert "not within the run" in tables.bursts_table([burst])
+
+
+def test_a_world_without_control_serves_everyone_who_waits():
+    engine = StepEngine(EngineSize(), EVEN, 1)
+    asked = list(requests(CHAT, poisson(5.0, 0.0, 5.0, 2), 2))
+    World(engine, AdmissionController(Unlimited())).run(asked, 100.0)
+    assert all(request.finished is not None for request in asked)

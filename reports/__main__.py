@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.storage import UnreadableRun
-from reports import pictures, server, static
+from reports import overload, pictures, server, static
 from reports.content import load
 from reports.reference import RTX_4090
 
@@ -19,6 +19,12 @@ def run_build(given: argparse.Namespace) -> int:
 def run_pictures(given: argparse.Namespace) -> int:
     for path in pictures.draw(load(given.runs, None if given.no_reference else RTX_4090), given.out):
         print(f"written: {path}")
+    return 0
+
+
+def run_overload(given: argparse.Namespace) -> int:
+    size = overload.build(given.study, given.out)
+    print(f"written: {given.out} ({size / 2**20:.1f} MiB)")
     return 0
 
 
@@ -36,6 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     drawn = commands.add_parser("pictures", help="throughput_vs_concurrency, latency_vs_concurrency and vram_usage as PNG (needs Chromium)")
     drawn.set_defaults(run_command=run_pictures)
     drawn.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER")
+    study = commands.add_parser("overload", help="what `python -m benchmarks overload --out` wrote, as a page")
+    study.set_defaults(run_command=run_overload)
+    study.add_argument("study", type=Path, metavar="STUDY.json")
+    study.add_argument("-o", "--out", type=Path, default=Path("overload.html"))
     serve = commands.add_parser("serve", help="the same page by a server: pick runs, compare them, follow a live server's /metrics")
     serve.set_defaults(run_command=run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")

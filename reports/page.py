@@ -98,7 +98,9 @@ def _moments(content: Content) -> UIElement:
             telling.insert(0, min(views, key=lambda view: abs((view.point.concurrency or 0) - knee.concurrency)))
         chosen |= {f"{series.label}, {view.point.load}": view for view in telling}
     for run in content.runs:
-        chosen |= {f"{run.name}, {view.point.load}, point {view.point.number}": view for view in run.analysis.open_loops}
+        chosen |= {
+            f"{run.name}, {view.point.target}, {view.point.load}, point {view.point.number}": view for view in run.analysis.open_loops
+        }
     boxes = [_stack([*engine_timelines(view), itl_heat(view)]) for view in chosen.values()]
     for box in boxes[1:]:
         box.visible = False

@@ -30,7 +30,11 @@ def goodput(content: Content) -> UIElement:
     points: list[Model] = []
     most = 0.0
     lines = [(series.label, series.colour, series.sweep.views) for series in content.every_series]
-    lines += [(f"{run.name}, open loop", PALETTE[-1 - index], run.analysis.open_loops) for index, run in enumerate(content.runs)]
+    for run in content.runs:
+        # Each target, and each admission of our own ones, is a line.
+        for target in dict.fromkeys(view.point.target for view in run.analysis.open_loops):
+            views = [view for view in run.analysis.open_loops if view.point.target == target]
+            lines.append((f"{run.name}, {target}, open loop", PALETTE[len(lines) % len(PALETTE)], views))
     for label, colour, views in lines:
         promised = [view for view in views if view.summary.goodput_per_second is not None]
         if promised:

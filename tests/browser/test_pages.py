@@ -88,3 +88,13 @@ def test_a_live_server_that_is_not_there_is_told(reader, scheme, server):
     reader.page.get_by_role("button", name="follow").click()
     reader.page.get_by_text("http://127.0.0.1:9/metrics: ").wait_for()
     assert reader.errors == []
+
+
+def test_the_study_of_overload_is_a_page(reader, scheme, tmp_path):
+    page = tmp_path / "overload.html"
+    study = EXAMPLES / "overload" / "study.json"
+    subprocess.run([sys.executable, "-m", "reports", "overload", str(study), "-o", str(page)], check=True, cwd=ROOT)
+    reader.open(page.as_uri())
+    reader.wait_for_colour({"light": [0x1F, 0x24, 0x30], "dark": [0xE6, 0xE8, 0xEC]}[scheme])
+    reader.keep(f"overload-{scheme}")
+    assert (reader.errors, reader.refused) == ([], [])

@@ -1,5 +1,6 @@
 """The page as a document: every run makes one, and what it lacks is explained. tests/browser opens it."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +8,17 @@ from pathlib import Path
 import pytest
 from bokeh.document import Document
 from bokeh.models import Div
+from bokeh.plotting import figure
 
 from benchmarks import storage
-from benchmarks.results import Memory, Point, Recording, RequestRecord, Run
+from benchmarks.results import Memory, Point, Promise, Recording, RequestRecord, Run
+from reports import overload
+from reports.charts.goodput import goodput
 from reports.content import load
 from reports.page import add_to
 
-EXAMPLES = storage.find(Path(__file__).parents[2] / "reports" / "examples")
+EXAMPLES_FOLDER = Path(__file__).parents[2] / "reports" / "examples"
+EXAMPLES = storage.find(EXAMPLES_FOLDER)
 
 
 def texts(*paths):
@@ -117,3 +122,31 @@ def test_an_empty_run_is_told(tmp_path):
     storage.write(tmp_path / "a.json", Recording(Run(command="x", started="now", provenance={}, workload={}), [], []))
     with pytest.raises(storage.UnreadableRun, match=r"a\.json: an empty run"):
         load([tmp_path / "a.json"])
+
+
+def test_goodput_has_a_line_for_each_admission_that_was_measured(tmp_path):
+    points = [
+        Point(number=number, target=target, rate=rate, pattern="poisson", complete=True)
+        for number, (target, rate) in enumerate(itertools.product(("inprocess lategate", "inprocess none"), (1.0, 2.0)))
+    ]
+    content = load([write(tmp_path / "a.json", points, promise=Promise(ttft=1.0))])
+    labels = [item.label.value for item in goodput(content).legend[0].items]
+    assert labels == ["a, inprocess lategate, open loop", "a, inprocess none, open loop", "all of it kept"]
+
+
+def test_the_study_of_overload_has_two_charts_for_each_workload():
+    rows = overload.read_study(EXAMPLES_FOLDER / "overload" / "study.json")
+    document = Document()
+    for root in overload.roots(rows):
+        document.add_root(root)
+    document.validate()
+    titles = [found.title.text for found in document.select({"type": figure})]
+    assert len(titles) == 2 * len({row["workload"] for row in rows}) == 12
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"overload": []}', '{"overload": [{"workload": "chat"}]}'])
+def test_what_is_no_study_of_overload_is_named(text, tmp_path):
+    path = tmp_path / "study.json"
+    path.write_text(text)
+    with pytest.raises(storage.UnreadableRun, match=r"study\.json"):
+        overload.read_study(path)

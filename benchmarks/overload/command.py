@@ -57,7 +57,7 @@ def run_overload(given: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(processors()) as pool, tqdm(desc="simulations", unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
         study = Study(Bench(pool, bar.update), given.seeds, given.tuning)
-        steady = [name for name in names if SCENARIOS[name].drop is None]
+        steady = [name for name in names if SCENARIOS[name].drop is None and SCENARIOS[name].later is None]
         found["light"] = study.light(steady, given.light)
         found["overload"] = study.overload(names, given.offered)
         found["tenants"] = study.tenants("mixed", given.offered)

@@ -7,6 +7,9 @@ import attrs
 from benchmarks.overload.traffic import Request
 from llmserve.config import SLO
 
+# How the names of a later mix's classes begin.
+LATER = "later "
+
 
 def kept(request: Request, slo: SLO) -> bool:
     """Whether it was answered whole, as fast as promised, counted from when it was sent last."""
@@ -67,10 +70,15 @@ class Verdict:
 
     @property
     def class_ratio(self) -> float:
-        """The share of requests kept in the worst-served class of lengths, by that of the best-served; 1 is even-handed."""
-        shares = [good / offered for offered, good in self.classes.values() if offered]
-        best = max(shares, default=0.0)
-        return min(shares) / best if best else 0.0
+        """The share of requests kept in the worst-served class of lengths, by that of the best-served; 1 is even-handed. Classes of a later
+        mix are held against each other alone: they met another load."""
+        ratios = []
+        for later in (False, True):
+            of = [counts for name, counts in self.classes.items() if name.startswith(LATER) is later]
+            shares = [good / offered for offered, good in of if offered]
+            if shares:
+                ratios.append(min(shares) / max(shares) if max(shares) else 0.0)
+        return min(ratios, default=0.0)
 
     def satisfaction(self) -> dict[str, float]:
         """For each tenant what it got, by its max-min fair share of what all got: nobody gets more than asked for, and what that leaves

@@ -3,6 +3,7 @@
 import attrs
 
 from benchmarks.overload.engine import EngineSize
+from benchmarks.overload.judge import LATER
 from benchmarks.overload.laws import H200_8B, Law
 from benchmarks.overload.traffic import LengthClass, Mix
 from llmserve.config import SLO
@@ -12,7 +13,8 @@ from llmserve.config import SLO
 class Scenario:
     """`seconds` are sent, of which those from `warm_up` on, and before `cool_down` at the end, are judged.
 
-    From `drop` (start and end, as shares of `seconds`) on the engine takes `slower` times as long.
+    From `drop` (start and end, as shares of `seconds`) on the engine takes `slower` times as long. From the middle on it is the mix
+    `later` that is asked for, where there is one. Gaps between requests are gamma distributed with `shape`: 1 is Poisson, less is bursty.
     """
 
     name: str
@@ -23,8 +25,16 @@ class Scenario:
     seconds: float = 160.0
     warm_up: float = 20.0
     cool_down: float = 20.0
+    later: Mix | None = None
+    shape: float = 1.0
     drop: tuple[float, float] | None = None
     slower: float = 2.0
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of lengths; those of the later mix follow."""
+        later = [LATER + one.name for one in self.later.classes] if self.later is not None else []
+        return [one.name for one in self.mix.classes] + later
 
     def slowness(self) -> tuple[tuple[float, float], ...]:
         if self.drop is None:
@@ -81,5 +91,8 @@ SCENARIOS = {
         Scenario(name="mixed", mix=MIXED),
         Scenario(name="kv-tight", mix=MIXED, size=EngineSize(kv_tokens=60_000)),
         Scenario(name="capacity-drop", mix=MIXED, drop=(0.35, 0.7)),
+        Scenario(name="mix-shift", mix=CHAT, later=MIXED),
+        # A coefficient of variation of 2.
+        Scenario(name="bursty", mix=CHAT, shape=0.25),
     )
 }

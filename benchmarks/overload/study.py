@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import attrs
 
+from benchmarks.arrivals import gamma
 from benchmarks.overload.contenders import Setup, make
 from benchmarks.overload.engine import StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
@@ -52,13 +53,20 @@ def play(cell: Cell) -> tuple[list[Request], StepEngine]:
     setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
     engine = StepEngine(size, scenario.law, cell.seed)
     world = World(engine, make(cell.contender, setup), PATIENCE, cell.retry, scenario.slowness(), cell.seed)
-    times: Iterable[float] = poisson(cell.rate, 0.0, scenario.seconds, cell.seed)
+    times = _times(scenario, cell)
     if cell.burst is not None:
         start, end, rate = cell.burst
         times = sorted(itertools.chain(times, poisson(rate, start, end, cell.seed)))
-    asked = list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None))
+    later = None if scenario.later is None else (scenario.seconds / 2, scenario.later)
+    asked = list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None, later))
     world.run(asked, scenario.seconds + 120.0)
     return asked, engine
+
+
+def _times(scenario: Scenario, cell: Cell) -> Iterable[float]:
+    if scenario.shape == 1.0:
+        return poisson(cell.rate, 0.0, scenario.seconds, cell.seed)
+    return itertools.takewhile(lambda time: time < scenario.seconds, gamma(cell.rate, scenario.shape, cell.seed))
 
 
 def run(cell: Cell) -> Verdict:
@@ -66,8 +74,7 @@ def run(cell: Cell) -> Verdict:
     asked, engine = play(cell)
     end = scenario.seconds - scenario.cool_down
     judged = [request for request in asked if scenario.warm_up <= request.due < end]
-    names = [one.name for one in scenario.mix.classes]
-    return judge(judged, names, scenario.slo, end - scenario.warm_up, engine.preemptions)
+    return judge(judged, scenario.classes, scenario.slo, end - scenario.warm_up, engine.preemptions)
 
 
 def recovery(cells: Sequence[Cell]) -> float | None:

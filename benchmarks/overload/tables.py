@@ -36,7 +36,8 @@ class Study:
     def capacity(self, scenario: Scenario) -> float:
         """Before any drop: a capacity that changes has no number."""
         if scenario.name not in self.capacities:
-            steady = SCENARIOS["mixed"] if scenario.drop is not None else scenario
+            # Of one whose mix changes, the later one's, which asks for more.
+            steady = SCENARIOS["mixed"] if scenario.drop is not None or scenario.later is not None else scenario
             self.capacities[scenario.name] = capacity(self.bench, steady, self.seeds[: self.tuning])
         return self.capacities[scenario.name]
 

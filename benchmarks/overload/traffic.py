@@ -60,20 +60,27 @@ def _length(rng: random.Random, shape: tuple[float, float, int]) -> int:
     return max(1, min(longest, round(rng.lognormvariate(math.log(median), sigma))))
 
 
-def requests(mix: Mix, times: Iterator[float], seed: int, tenants: dict[str, float] | None = None) -> Iterator[Request]:
-    """One for each time; `tenants` have their shares of them."""
+def requests(
+    mix: Mix, times: Iterator[float], seed: int, tenants: dict[str, float] | None = None, later: tuple[float, Mix] | None = None
+) -> Iterator[Request]:
+    """One for each time; `tenants` have their shares of them. From the time in `later` on they are of the mix beside it, whose classes
+    are numbered after those of the first one."""
     rng = random.Random(f"requests {seed}")
-    shares = [one.share for one in mix.classes]
     names = list(tenants or {"default": 1.0})
     weights = list((tenants or {"default": 1.0}).values())
+    before = 0
     for number, due in enumerate(times):
-        kind = rng.choices(range(len(shares)), shares)[0]
+        if later is not None and due >= later[0]:
+            before, mix, later = len(mix.classes), later[1], None
+        kind = rng.choices(range(len(mix.classes)), [one.share for one in mix.classes])[0]
         chosen = mix.classes[kind]
         prompt, output = _length(rng, chosen.prompt), _length(rng, chosen.output)
         prefix = rng.randrange(mix.prefixes) if rng.random() < mix.prefixed else None
         tokens = mix.prefix_tokens if prefix is not None else 0
         tenant = rng.choices(names, weights)[0]
-        yield Request(number, due, kind, prompt + tokens, output, tenant, prefix, tokens)
+        # The later mix has texts of its own.
+        shared = prefix if prefix is None or not before else -1 - prefix
+        yield Request(number, due, before + kind, prompt + tokens, output, tenant, shared, tokens)
 
 
 def poisson(rate: float, start: float, end: float, seed: int) -> Iterator[float]:

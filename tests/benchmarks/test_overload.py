@@ -171,6 +171,8 @@ def test_figures_by_hand():
     assert verdict.wasted_share == pytest.approx(1 / 3)
     assert verdict.class_ratio == 1.0
     assert (verdict.returned, verdict.at_first, verdict.hinted) == (1, 1, [0.5])
+    shifted = Verdict(classes={"short": [10, 10], "long": [10, 9], "later short": [10, 5], "later long": [10, 4]})
+    assert shifted.class_ratio == pytest.approx(0.8)
     twice = together([verdict, verdict])
     assert (twice.offered, twice.seconds, twice.classes["short"]) == (8, 20.0, [4, 2])
     assert len(verdict.ttfts) == 3
@@ -307,3 +309,10 @@ def test_a_world_without_control_serves_everyone_who_waits():
     asked = list(requests(CHAT, poisson(5.0, 0.0, 5.0, 2), 2))
     World(engine, AdmissionController(Unlimited())).run(asked, 100.0)
     assert all(request.finished is not None for request in asked)
+
+
+def test_a_mix_may_change_in_the_middle_and_arrivals_may_be_bursty():
+    asked = list(requests(CHAT, iter([1.0, 2.0, 3.0, 4.0]), 1, later=(3.0, SCENARIOS["mixed"].mix)))
+    assert [request.kind < 3 for request in asked] == [True, True, False, False]
+    assert len(SCENARIOS["mix-shift"].classes) == 6
+    assert all(len(play(Cell(scenario=name, contender="none", rate=1.0, seed=1))[0]) > 50 for name in ("mix-shift", "bursty"))

@@ -207,7 +207,7 @@ class AdmissionController:
         would_wait = bool(self._line) or self.policy.holds(ticket, now) is not None
         if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
             return Refusal.QUEUE_FULL
-        reason = self.policy.impossible(ticket, wait or 0.0, now)
+        reason = self.policy.impossible(ticket, wait or 0.0 if would_wait else 0.0, now)
         if reason is not None:
             return reason
         return Refusal.WOULD_WAIT_TOO_LONG if would_wait and wait is not None and wait > patience else None

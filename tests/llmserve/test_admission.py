@@ -198,6 +198,14 @@ def test_a_deadline_that_the_line_alone_would_break_is_refused():
     assert controller.offer(Ticket(deadline=3.0), 1.0) is None
 
 
+def test_who_can_start_at_once_is_not_refused_for_a_wait_that_others_had():
+    controller, tickets = moving()
+    for ticket in tickets[2:]:
+        controller.leave(ticket, 1.0)
+    assert controller.predicted_wait("default", 0, 1.0) > 0.1
+    assert controller.offer(Ticket(deadline=1.01), 1.0) is None
+
+
 def test_unlimited_admits_everyone():
     controller = AdmissionController(Unlimited(), max_waiting=0)
     busy(controller, 1000)

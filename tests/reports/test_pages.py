@@ -141,7 +141,7 @@ def test_the_study_of_overload_has_two_charts_for_each_workload():
         document.add_root(root)
     document.validate()
     titles = [found.title.text for found in document.select({"type": figure})]
-    assert len(titles) == 2 * len({row["workload"] for row in rows}) == 12
+    assert len(titles) == 2 * len({row["workload"] for row in rows})
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"overload": []}', '{"overload": [{"workload": "chat"}]}'])

@@ -16,9 +16,7 @@ def read_tenants(path: Path) -> TenantTable:
     """Raises ConfigurationError, naming the file and what is wrong in it."""
     try:
         return TenantTable.parse(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--tenants {path}: {error}") from None
-    except ConfigurationError as error:
+    except (OSError, UnicodeDecodeError, ConfigurationError) as error:
         raise ConfigurationError(f"--tenants {path}: {error}") from None
 
 

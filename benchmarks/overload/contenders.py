@@ -20,7 +20,6 @@ from llmserve.admission import (
     Ticket,
     Unlimited,
 )
-from llmserve.admission.policies import CountingPolicy
 from llmserve.config import SLO
 from llmserve.errors import ConfigurationError
 
@@ -39,7 +38,7 @@ class Setup:
 
 
 @attrs.define
-class Gradient2(CountingPolicy):
+class Gradient2(FixedLimit):
     """Netflix's concurrency limit by latency: the limit follows the ratio of long-term to recent latency.
 
     With the parameters of its authors' library: smoothing 0.2, tolerance 1.5, a long window of 600, a queue of 4.
@@ -50,16 +49,9 @@ class Gradient2(CountingPolicy):
     most: int = 256
     _long: float = attrs.field(default=0.0, init=False)
     _estimate: float = attrs.field(default=20.0, init=False)
-    _running: int = attrs.field(default=0, init=False)
-
-    def holds(self, ticket: Ticket, now: float) -> str | None:
-        return "limit" if self._running >= self.limit else None
-
-    def started(self, ticket: Ticket, now: float) -> None:
-        self._running += 1
 
     def left(self, ticket: Ticket, now: float) -> float | None:
-        running, self._running = self._running, self._running - 1
+        running = self._running
         if ticket.complete and ticket.granted is not None:
             took = now - ticket.granted
             self._long += (took - self._long) / 600 if self._long else took
@@ -70,7 +62,7 @@ class Gradient2(CountingPolicy):
                 self._estimate = self._estimate * 0.8 + 0.2 * (self._estimate * gradient + 4)
                 self._estimate = min(max(self._estimate, 1.0), float(self.most))
                 self.limit = int(self._estimate)
-        return None
+        return super().left(ticket, now)
 
 
 class VLLMFlags(AdmissionController):

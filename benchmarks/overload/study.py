@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import attrs
 
@@ -26,9 +27,9 @@ QUEUED_TOKENS = ("inf", "8000")
 THINNED = (0.9, 1.0, 1.1, 1.25, 1.4)
 # Capacity is where so many are kept without any control (DistServe asks for 90 %, which leaves more of them late).
 CAPACITY_SHARE = 0.99
-# After the last request is sent.
+# Seconds after which a client without a first token goes away.
 PATIENCE = 10.0
-# The burst: how long, and how long before its end nothing is judged.
+# The burst: how many seconds, how many times the capacity, and when it begins; and the windows in which it is seen to be over.
 BURST_SECONDS, BURST_TIMES, BURST_AT = 10.0, 10.0, 60.0
 WINDOW = 0.5
 
@@ -44,6 +45,11 @@ class Cell:
     retry: Retry = "none"
     tenants: tuple[tuple[str, float], ...] = ()
     burst: tuple[float, float, float] | None = None
+
+
+def cells(scenario: Scenario, contender: str, rate: float, seeds: Sequence[int], **more: Any) -> list[Cell]:
+    """One for each seed."""
+    return [Cell(scenario=scenario.name, contender=contender, rate=rate, seed=seed, **more) for seed in seeds]
 
 
 def play(cell: Cell) -> tuple[list[Request], StepEngine]:
@@ -128,7 +134,7 @@ def capacity(bench: Bench, scenario: Scenario, seeds: Sequence[int]) -> float:
     """The highest rate at which nearly all are kept when nothing is controlled, to within 2 %."""
 
     def share(rate: float) -> float:
-        verdict = bench.of(Cell(scenario=scenario.name, contender=NONE, rate=rate, seed=seed) for seed in seeds)
+        verdict = bench.of(cells(scenario, NONE, rate, seeds))
         return verdict.kept / verdict.offered
 
     low, high = 0.5, 1.0
@@ -144,16 +150,11 @@ def best_fixed(bench: Bench, scenario: Scenario, rate: float, seeds: Sequence[in
     """The best limit, and for the two best ones the best bound on the wait."""
     assert scenario.slo.ttft is not None
     middle = WAITS[1] * scenario.slo.ttft
-    of = [
-        Cell(scenario=scenario.name, contender=f"fixed:{limit}:{middle:g}", rate=rate, seed=seed)
-        for limit in LIMITS
-        for seed in seeds[:tuning]
-    ]
-    bench.run(of)
+    of = {limit: cells(scenario, f"fixed:{limit}:{middle:g}", rate, seeds[:tuning]) for limit in LIMITS}
+    bench.run(itertools.chain.from_iterable(of.values()))
 
     def goodput(limit: int) -> float:
-        name = f"fixed:{limit}:{middle:g}"
-        return bench.of(cell for cell in of if cell.contender == name).goodput
+        return bench.of(of[limit]).goodput
 
     leading = sorted(LIMITS, key=goodput, reverse=True)[:2]
     names = [f"fixed:{limit}:{wait * scenario.slo.ttft:g}" for limit in leading for wait in WAITS]
@@ -173,10 +174,10 @@ def thinnings(rate: float) -> Iterator[str]:
 def best(bench: Bench, scenario: Scenario, names: Iterable[str], rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
     """The contender with the most goodput, in hindsight: chosen by the first `tuning` seeds, shown over all of them."""
     names = list(names)
-    bench.run(Cell(scenario=scenario.name, contender=name, rate=rate, seed=seed) for name in names for seed in seeds[:tuning])
+    bench.run(itertools.chain.from_iterable(cells(scenario, name, rate, seeds[:tuning]) for name in names))
 
     def of(name: str, chosen: Sequence[int]) -> Verdict:
-        return bench.of(Cell(scenario=scenario.name, contender=name, rate=rate, seed=seed) for seed in chosen)
+        return bench.of(cells(scenario, name, rate, chosen))
 
     # The best few are looked at closely: by chance the first by the first seeds need not be the best of all.
     leading = sorted(names, key=lambda name: of(name, seeds[:tuning]).goodput, reverse=True)[:2]

@@ -19,6 +19,7 @@ from benchmarks.overload.study import (
     best,
     best_fixed,
     capacity,
+    cells,
     flags,
     thinnings,
 )
@@ -42,7 +43,7 @@ class Study:
         return self.capacities[scenario.name]
 
     def cells(self, scenario: str, contender: str, rate: float, **more: Any) -> list[Cell]:
-        return [Cell(scenario=scenario, contender=contender, rate=rate, seed=seed, **more) for seed in self.seeds]
+        return cells(SCENARIOS[scenario], contender, rate, self.seeds, **more)
 
     # The workloads
 

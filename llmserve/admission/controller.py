@@ -146,8 +146,10 @@ class AdmissionController:
             self._line.push(ticket, now)
             self._note(ticket, "relegated", now, constraint=Refusal.WAITED_TOO_LONG)
             return None, self._pump(now)
-        refused = self._late(ticket, now)
-        return refused, self.leave(ticket, now)
+        self._rate.late(now)
+        refused = self._turn_out(ticket, Refusal.WAITED_TOO_LONG, now)
+        self._rate.advance(now, full=True)
+        return refused, self._pump(now)
 
     # All tickets
 
@@ -171,9 +173,8 @@ class AdmissionController:
         while line:
             ticket = line.head()
             if now > ticket.expires and not (ticket.best_effort and not ticket.relegated):
-                line.remove(ticket, now)
-                ticket.state, ticket.refused = TicketState.DONE, self._late(ticket, now)
-                self.tenants.give_back(ticket, now)
+                self._rate.late(now)
+                self._turn_out(ticket, Refusal.WAITED_TOO_LONG, now)
                 over.append(ticket)
                 continue
             constraint = self.policy.holds(ticket, now)
@@ -216,12 +217,12 @@ class AdmissionController:
         over = (wait or 0.0) - patience
         return Refused(reason, self._retry.next(now, self._interval(), over, ticket.request_id), wait)
 
-    def _late(self, ticket: Ticket, now: float) -> Refused:
-        self._rate.late(now)
-        refused = self._refusal(Refusal.WAITED_TOO_LONG, ticket, None, 0.0, now)
-        self._refused[refused.reason] += 1
-        self._note(ticket, "refused", now, constraint=refused.reason)
-        return refused
+    def _turn_out(self, ticket: Ticket, reason: Refusal, now: float) -> Refused:
+        """Refuse one that has waited, and take it out of the line."""
+        ticket.refused = self._refuse(ticket, self._refusal(reason, ticket, None, 0.0, now), now)
+        self._line.remove(ticket, now)
+        self.tenants.give_back(ticket, now)
+        return ticket.refused
 
     def _refuse(self, ticket: Ticket, refused: Refused, now: float) -> Refused:
         ticket.state = TicketState.DONE
@@ -234,16 +235,10 @@ class AdmissionController:
         if not self._line:
             return False
         victim = self._line.newest_of_largest()
-        if self._line.waiting_cost(ticket.tenant) + ticket.cost / self.tenants.weight(ticket.tenant) >= self._line.waiting_cost(
-            victim.tenant
-        ):
+        mine = self._line.waiting_cost(ticket.tenant) + ticket.cost / self.tenants.weight(ticket.tenant)
+        if mine >= self._line.waiting_cost(victim.tenant):
             return False
-        self._line.remove(victim, now)
-        victim.state = TicketState.DONE
-        victim.refused = self._refusal(Refusal.DISPLACED, victim, None, 0.0, now)
-        self._refused[Refusal.DISPLACED] += 1
-        self._note(victim, "refused", now, constraint=Refusal.DISPLACED)
-        self.tenants.give_back(victim, now)
+        self._turn_out(victim, Refusal.DISPLACED, now)
         self._displaced.append(victim)
         return True
 

@@ -32,10 +32,6 @@ class Line:
         self.a = mean_y - self.b * mean_x
 
     @property
-    def seen(self) -> float:
-        return self._n
-
-    @property
     def deviation(self) -> float:
         return math.sqrt(self._square)
 

@@ -5,7 +5,7 @@ weight, is next; who comes back from a pause starts level with those who kept as
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import attrs
 
@@ -47,11 +47,6 @@ class FairLine:
 
     def __len__(self) -> int:
         return self._length
-
-    def __iter__(self) -> Iterator[Ticket]:
-        for band in sorted(self._bands):
-            for queue in self._bands[band].values():
-                yield from queue.tickets
 
     def push(self, ticket: Ticket, now: float) -> None:
         tenant = ticket.tenant

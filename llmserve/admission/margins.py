@@ -17,9 +17,8 @@ class Spread:
     margin: float = 0.9
     LOWEST = 0.6
     HIGHEST = 1.0
-    # Three in a thousand may miss: a third of the one in a hundred that is promised in docs/admission.md.
+    # Three in a thousand may miss: a third of the one in a hundred that an SLO usually leaves.
     SHARE = 0.997
-    MEMORY = 512
     ENOUGH = 64
     # So much above the bound it is the engine that has become slower.
     SHOCK = 1.2

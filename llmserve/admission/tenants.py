@@ -67,11 +67,14 @@ class Tenants:
         account.open -= 1
         used = ticket.prompt_tokens + ticket.generated if ticket.granted is not None else 0
         account.balance += ticket.reserved - used
-        if len(self._accounts) > 2 * self._kept + KEPT or not self._is_debtor(ticket.tenant, now):
-            self._forget(ticket.tenant, now)
+        if not self._is_debtor(ticket.tenant, now):
+            del self._accounts[ticket.tenant]
+        elif len(self._accounts) > 2 * self._kept + KEPT:
+            self._accounts = {name: one for name, one in self._accounts.items() if self._is_debtor(name, now)}
+            self._kept = len(self._accounts)
 
     def _is_debtor(self, tenant: str, now: float) -> bool:
-        """Whether there is something to remember of one that has nothing open: tokens that it has spent and not saved again."""
+        """Whether there is something to remember: what is open, or tokens that it has spent and not saved again."""
         limits = self.table.of(tenant)
         account = self._accounts[tenant]
         if account.open:
@@ -79,13 +82,6 @@ class Tenants:
         if limits is None or limits.tokens_per_minute is None:
             return False
         return self._balance(tenant, limits.tokens_per_minute, now) < limits.tokens_per_minute
-
-    def _forget(self, tenant: str, now: float) -> None:
-        if not self._is_debtor(tenant, now):
-            del self._accounts[tenant]
-        if len(self._accounts) > 2 * self._kept + KEPT:
-            self._accounts = {name: account for name, account in self._accounts.items() if self._is_debtor(name, now)}
-            self._kept = len(self._accounts)
 
     def _balance(self, tenant: str, per_minute: float, now: float) -> float:
         account = self._accounts.get(tenant)

@@ -8,12 +8,11 @@ from typing import Any
 
 import attrs
 
-from benchmarks.arrivals import gamma
 from benchmarks.overload.contenders import Setup, make
 from benchmarks.overload.engine import StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.scenarios import SCENARIOS, Scenario
-from benchmarks.overload.traffic import Request, poisson, requests
+from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import Retry, World
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
@@ -59,20 +58,14 @@ def play(cell: Cell) -> tuple[list[Request], StepEngine]:
     setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
     engine = StepEngine(size, scenario.law, cell.seed)
     world = World(engine, make(cell.contender, setup), PATIENCE, cell.retry, scenario.slowness(), cell.seed)
-    times = _times(scenario, cell)
+    times: Iterable[float] = arrivals(cell.rate, 0.0, scenario.seconds, cell.seed, scenario.shape)
     if cell.burst is not None:
         start, end, rate = cell.burst
-        times = sorted(itertools.chain(times, poisson(rate, start, end, cell.seed)))
+        times = sorted([*times, *arrivals(rate, start, end, cell.seed + 1000)])
     later = None if scenario.later is None else (scenario.seconds / 2, scenario.later)
     asked = list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None, later))
     world.run(asked, scenario.seconds + 120.0)
     return asked, engine
-
-
-def _times(scenario: Scenario, cell: Cell) -> Iterable[float]:
-    if scenario.shape == 1.0:
-        return poisson(cell.rate, 0.0, scenario.seconds, cell.seed)
-    return itertools.takewhile(lambda time: time < scenario.seconds, gamma(cell.rate, scenario.shape, cell.seed))
 
 
 def run(cell: Cell) -> Verdict:

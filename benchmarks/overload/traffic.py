@@ -1,10 +1,13 @@
 """What is asked for: lengths, classes, prefixes, tenants, and when. Pure and seeded."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
 
 import attrs
+
+from benchmarks.arrivals import gamma
 
 
 @attrs.frozen
@@ -60,6 +63,11 @@ def _length(rng: random.Random, shape: tuple[float, float, int]) -> int:
     return max(1, min(longest, round(rng.lognormvariate(math.log(median), sigma))))
 
 
+def arrivals(rate: float, start: float, end: float, seed: int, shape: float = 1.0) -> Iterator[float]:
+    """When they are sent between `start` and `end`: `rate` a second, Poisson at a shape of 1, bursty below."""
+    return itertools.takewhile(lambda time: time < end, (start + gap for gap in gamma(rate, shape, seed)))
+
+
 def requests(
     mix: Mix, times: Iterator[float], seed: int, tenants: dict[str, float] | None = None, later: tuple[float, Mix] | None = None
 ) -> Iterator[Request]:
@@ -81,10 +89,3 @@ def requests(
         # The later mix has texts of its own.
         shared = prefix if prefix is None or not before else -1 - prefix
         yield Request(number, due, before + kind, prompt + tokens, output, tenant, shared, tokens)
-
-
-def poisson(rate: float, start: float, end: float, seed: int) -> Iterator[float]:
-    rng = random.Random(f"poisson {seed} {start}")
-    now = start
-    while (now := now + rng.expovariate(rate)) < end:
-        yield now

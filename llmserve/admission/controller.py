@@ -57,6 +57,7 @@ class AdmissionController:
         self._rate = ServiceRate()
         self._retry = RetryAfter()
         self._admitted = 0
+        self._suspended: float | None = None
         # The last one to start, and whether another one like it would have to wait.
         self._last: Ticket | None = None
         self._full = False
@@ -88,13 +89,14 @@ class AdmissionController:
             raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
         self._rate.advance(now, full=self._full or bool(self._line))
         ticket.cost = self.policy.weigh(ticket)
+        # The line as it is without this one: a long prompt would make an overload of itself, and be refused for that.
+        line = self._line_state(ticket.tenant, now)
         self._rate.offered(ticket.tenant, ticket.cost, now)
         refused = self.tenants.objection(ticket, self._interval(), now)
         if refused is not None:
             return self._refuse(ticket, refused, now)
         ticket.band = ticket.priority
         wait = self.predicted_wait(ticket.tenant, ticket.priority, now)
-        line = self._line_state(ticket.tenant, now)
         patience = self.policy.patience(ticket, line, now)
         reason = self._objection(ticket, wait, patience, now)
         if reason is Refusal.QUEUE_FULL and self._displace(ticket, now):
@@ -138,20 +140,40 @@ class AdmissionController:
         return self._pump(now)
 
     def give_up(self, ticket: Ticket, now: float) -> tuple[Refused | None, list[Ticket]]:
-        """A waiting ticket's patience is over: it is refused, and told when to come back; or (None) it waits on for what is left over,
-        until its new `expires`."""
+        """A waiting ticket's patience is over: it is refused, and told when to come back; or (None) it waits on, late or for what is left
+        over, until its new `expires`."""
+        if now < ticket.expires or self._suspended is not None:
+            # It was given more time since the clock was set for it.
+            return None, []
         if ticket.best_effort and not ticket.relegated:
             self._line.remove(ticket, now)
             self._relegate(ticket, now)
             self._line.push(ticket, now)
             self._note(ticket, "relegated", now, constraint=Refusal.WAITED_TOO_LONG)
             return None, self._pump(now)
-        self._rate.late(now)
+        if self._may_be_late(ticket, now):
+            return None, self._pump(now)
         refused = self._turn_out(ticket, Refusal.WAITED_TOO_LONG, now)
         self._rate.advance(now, full=True)
         return refused, self._pump(now)
 
     # All tickets
+
+    def suspend(self, now: float) -> None:
+        """The engine is gone: until it is back nobody starts, and nobody's patience ends."""
+        if self._suspended is None:
+            self._rate.advance(now, full=self._full or bool(self._line))
+            self._suspended = now
+
+    def resume(self, now: float) -> list[Ticket]:
+        """It is back: patience goes on where it stood, and what was not served meanwhile says nothing of how fast the engine is."""
+        if self._suspended is None:
+            return []
+        for ticket in self._line:
+            ticket.expires += now - self._suspended
+        self._suspended = None
+        self._rate.skip(now)
+        return self._pump(now)
 
     def record(self, facts: EngineFacts, now: float) -> list[Ticket]:
         """What the engine tells of its steps; returns those whose wait is over by it."""
@@ -167,13 +189,14 @@ class AdmissionController:
 
     def _pump(self, now: float) -> list[Ticket]:
         over, self._displaced = self._displaced, []
+        if self._suspended is not None:
+            return over
         line = self._line
         if line:
             line.age(now)
         while line:
             ticket = line.head()
-            if now > ticket.expires and not (ticket.best_effort and not ticket.relegated):
-                self._rate.late(now)
+            if now > ticket.expires and not (ticket.best_effort and not ticket.relegated) and not self._may_be_late(ticket, now):
                 self._turn_out(ticket, Refusal.WAITED_TOO_LONG, now)
                 over.append(ticket)
                 continue
@@ -217,8 +240,18 @@ class AdmissionController:
         over = (wait or 0.0) - patience
         return Refused(reason, self._retry.next(now, self._interval(), over, ticket.request_id), wait)
 
+    def _may_be_late(self, ticket: Ticket, now: float) -> bool:
+        until = self.policy.grace(ticket, self._line_state(ticket.tenant, now), now)
+        if until is None or until <= now:
+            return False
+        ticket.expires = until
+        self._note(ticket, "may be late", now)
+        return True
+
     def _turn_out(self, ticket: Ticket, reason: Refusal, now: float) -> Refused:
         """Refuse one that has waited, and take it out of the line."""
+        if reason is Refusal.WAITED_TOO_LONG:
+            self.policy.gave_up(ticket)
         ticket.refused = self._refuse(ticket, self._refusal(reason, ticket, None, 0.0, now), now)
         self._line.remove(ticket, now)
         self.tenants.give_back(ticket, now)
@@ -263,11 +296,11 @@ class AdmissionController:
         rate = self._rate
         pace = 1 / rate.per_second if rate.per_second else 0.0
         pressure = own = rate.pressure
-        if rate.overloaded and rate.per_second:
+        if rate.backlog and rate.per_second:
             weights = {name: self.tenants.weight(name) for name in (*rate.demanding(now), tenant)}
             self._line.credit = CREDIT * rate.per_second / sum(weights.values())
             own = rate.pressure_of(tenant, weights[tenant] / sum(weights.values()), now)
-        return LineState(rate.overloaded, pace * rate.mean_cost, pace, pressure, own)
+        return LineState(rate.backlog, pace * rate.mean_cost, pace, pressure, own)
 
     def set_tenants(self, table: TenantTable) -> None:
         """From now on these weights and limits hold; what tenants have taken is kept."""

@@ -5,7 +5,7 @@ weight, is next; who comes back from a pause starts level with those who kept as
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
@@ -47,6 +47,9 @@ class FairLine:
 
     def __len__(self) -> int:
         return self._length
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return (ticket for queues in self._bands.values() for queue in queues.values() for ticket in queue.tickets)
 
     def push(self, ticket: Ticket, now: float) -> None:
         tenant = ticket.tenant

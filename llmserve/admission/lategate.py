@@ -9,7 +9,7 @@ from collections import deque
 from llmserve.admission.estimates import Line, Recent
 from llmserve.admission.kv import peak
 from llmserve.admission.lengths import Lengths, Seen, bucket_of
-from llmserve.admission.margins import Preemptions, Spread
+from llmserve.admission.margins import ErrorBudget, Preemptions, Reserve, Spread
 from llmserve.admission.policies import EngineFacts, LineState
 from llmserve.admission.refusal import Refusal
 from llmserve.admission.ticket import Ticket
@@ -20,6 +20,8 @@ OUTPUT_WEIGHT = 2.0
 # Of the time to the first token, what a tenant's standing line may take: a line as long as the whole promise would spend all
 # of it on waiting, for every request, for as long as the overload lasts (Nichols and Jacobson, CoDel: a good queue empties).
 STANDING = 0.25
+# Times the promised TTFT: how long a backlog is still a lump of requests, and how late one may be that is served with leave.
+LATE = 2.0
 # Of so many places the engine may have one more waiting for it.
 SPARE = 32
 # Steps after which it is looked how far the running ones have got.
@@ -64,6 +66,8 @@ class LateGate:
         self.prompts = Seen()
         self.spread = Spread()
         self.preemptions = Preemptions()
+        self.reserve = Reserve()
+        self.budget = ErrorBudget()
 
     # What it is asked
 
@@ -99,14 +103,17 @@ class LateGate:
         ttft = self.slo.ttft
         if ttft is None:
             return self.max_wait
-        if not line.overloaded:
+        if line.backlog < LATE * ttft and self.budget.left >= 1:
+            return LATE * ttft
+        if line.backlog < ttft:
             # A lump that passes: whoever may still be served in time, is.
             return max(0.1 * ttft, ttft - self._prefill.at(ticket.prompt_tokens))
         # The same for every length, or a long prompt would be refused where a short one is taken: what the longest can bear, which also
         # have to wait for most room when they have come to the head.
         longest = self._long_prompt()
         room = line.pace * (longest + OUTPUT_WEIGHT * self.answers.mean())
-        slack = max(0.1 * ttft, ttft - self._first_token_within(longest) - room)
+        # One may always wait, or the line would be for those alone who are small enough to start at once.
+        slack = max(line.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
         if line.own_pressure < 1:
             # Its turn is soon, however long the others' lines are.
             return max(slack, 3 * line.interval)
@@ -119,13 +126,25 @@ class LateGate:
             return now + self.max_wait
         arrived = now if ticket.arrived is None else ticket.arrived
         # Under pressure another one takes its place, and is surer to be in time.
-        first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if line.overloaded else 1.0)
+        first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if line.backlog >= self.slo.ttft else 1.0)
         return arrived + max(0.1 * self.slo.ttft, self.slo.ttft - first)
+
+    def grace(self, ticket: Ticket, line: LineState, now: float) -> float | None:
+        ttft = self.slo.ttft
+        if ttft is None or ticket.late or line.backlog > LATE * ttft or not self.budget.spend():
+            return None
+        ticket.late = True
+        arrived = now if ticket.arrived is None else ticket.arrived
+        return arrived + LATE * ttft - self._first_token_within(ticket.prompt_tokens, 1.0)
+
+    def gave_up(self, ticket: Ticket) -> None:
+        self.reserve.gave_up()
 
     # What it is told
 
     def started(self, ticket: Ticket, now: float) -> None:
         self._live[ticket] = None
+        self.reserve.started()
         self._changes += 1
         self._usually_pending += (self._pending - self._usually_pending) / 64
         self._pending += ticket.prompt_tokens
@@ -137,6 +156,7 @@ class LateGate:
         if ticket not in self._live or ticket.first_token is not None:
             return
         ticket.first_token = now
+        self.budget.earn()
         ticket.steps = self._facts.steps if self._facts else 0
         self._pending -= ticket.prompt_tokens
         if ticket.granted is not None:
@@ -208,6 +228,10 @@ class LateGate:
             longest = min(longest, max(0.0, 0.8 * self.slo.ttft - self._prefill.a) / self._prefill.b)
         return int(longest)
 
+    def _size(self, ticket: Ticket) -> float:
+        """Prompt tokens that there must be room for to let it in."""
+        return max(ticket.prompt_tokens, self.reserve.share * self._long_prompt())
+
     def _step_with(self, ticket: Ticket) -> float:
         """Mean seconds of a step with this one too: from what was measured, and from there along the line."""
         recent = self._recent
@@ -218,7 +242,7 @@ class LateGate:
         # No steeper than a line through the origin: a step has a part that does not grow with what runs in it.
         slope = min(self._step.b, step / mean) if mean else 0.0
         more = slope * (len(self._live) + 1 - mean)
-        prompts = self._prefill.b * (self._pending + ticket.prompt_tokens) / max(recent.steps, 1.0)
+        prompts = self._prefill.b * (self._pending + self._size(ticket)) / max(recent.steps, 1.0)
         return step + more + prompts
 
     def _look(self, steps: int) -> None:
@@ -239,7 +263,7 @@ class LateGate:
         if facts is None or facts.kv_tokens is None:
             return False
         room = self.preemptions.margin * facts.kv_tokens
-        if self._committed + ticket.prompt_tokens + ticket.expected_tokens <= room:
+        if self._committed + self._size(ticket) + ticket.expected_tokens <= room:
             return False
         # Planning takes some 50 us for 256 sequences. As long as nobody leaves, and for a few steps, it would come to the same.
         looked = (ticket, self._changes, int(facts.steps) // LOOK)
@@ -251,7 +275,7 @@ class LateGate:
     def _planned(self, facts: EngineFacts, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
         """(tokens still to come, tokens so far) of all that run, and of the newcomer; and the part of those so far that the cache holds:
         prompts that share a beginning lie in it once."""
-        found = [(newcomer.expected_tokens, float(newcomer.prompt_tokens))]
+        found = [(newcomer.expected_tokens, self._size(newcomer))]
         cached = 0.0
         steps = facts.steps
         for ticket in self._live:

@@ -33,14 +33,14 @@ class LineState:
     """What a policy may know of the line.
 
     Attributes:
-        overloaded: more is asked for than can be served.
+        backlog: seconds that it would take to serve what is left of all that was asked for, refused ones included.
         interval: seconds between two who leave the line, 0 if unknown.
         pace: seconds for each unit of cost, 0 if unknown.
         pressure: demand against what can be served.
         own_pressure: the tenant's demand against its share of it; below 1 the overload is not its doing.
     """
 
-    overloaded: bool
+    backlog: float
     interval: float
     pace: float
     pressure: float
@@ -71,6 +71,12 @@ class Policy(Protocol):
 
     def expires(self, ticket: Ticket, line: LineState, now: float) -> float:
         """When it should be given up if it still waits."""
+
+    def grace(self, ticket: Ticket, line: LineState, now: float) -> float | None:
+        """Its patience is over: until when it may wait on, and be served late; None refuses it."""
+
+    def gave_up(self, ticket: Ticket) -> None:
+        """One was refused that had waited in vain."""
 
     def started(self, ticket: Ticket, now: float) -> None: ...
 
@@ -114,6 +120,12 @@ class CountingPolicy:
 
     def expires(self, ticket: Ticket, line: LineState, now: float) -> float:
         return now + self.max_wait
+
+    def grace(self, ticket: Ticket, line: LineState, now: float) -> float | None:
+        return None
+
+    def gave_up(self, ticket: Ticket) -> None:
+        pass
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         pass

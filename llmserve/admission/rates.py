@@ -5,7 +5,8 @@ import math
 
 class ServiceRate:
     """Cost per second that is taken from the line, counted only while the engine was full or somebody waited: at other times it is the
-    demand that is seen, and not what could be served. `pressure` is demand against that."""
+    demand that is seen, and not what could be served. `pressure` is demand against that, over some seconds; `backlog` adds up what is asked
+    for too much, so that it tells an overload, however slight, from a lump of requests that passes (Page's cumulative sum, 1954)."""
 
     # Long enough to see over the lumps in which slots come free, short enough to follow a change within a few TTFTs.
     SECONDS = 1.5
@@ -13,30 +14,28 @@ class ServiceRate:
     ENOUGH = 16
     # Demand comes more evenly than slots do, and is wanted as it is over several answers.
     DEMAND_SECONDS = 4.0
+    # An engine that has room is proof that an overload is over, however much was asked for a moment ago.
     ROOM_SECONDS = 1.0
-    # A lump of requests fills an engine for a second or so; an overload, however slight, for good.
-    FULL_SECONDS = 2.0
-    FULL = 0.9
+    # The longest backlog, in seconds: beyond it an overload is no more certain, and is to be forgotten soon after it.
+    LONGEST = 6.0
     # More of them are looked through for those that have not asked for long.
     TENANTS = 256
 
     def __init__(self) -> None:
         self._cost = self._seconds = self._count = 0.0
         self._offered = 0.0
-        # The part of the last seconds in which the engine was full or somebody waited.
-        self.fullness = 0.0
+        # Seconds that it would take to serve whatever is left of what was asked for, if nobody were refused.
+        self.backlog = 0.0
         # Each tenant's: how much, as of when.
         self._tenants: dict[str, tuple[float, float]] = {}
         self._since: float | None = None
-        self._late = -math.inf
 
     def advance(self, now: float, *, full: bool) -> None:
         """To be told before anything changes: whether the engine has been full, or somebody has waited, until now."""
         if self._since is not None and now > self._since:
             passed = now - self._since
-            # An engine that has room is proof that the overload is over, however much was asked for a moment ago.
             self._offered *= math.exp(-passed / (self.DEMAND_SECONDS if full else self.ROOM_SECONDS))
-            self.fullness += (full - self.fullness) * (1 - math.exp(-passed / self.FULL_SECONDS))
+            self.backlog = max(0.0, self.backlog - passed) if full else self.backlog * math.exp(-2 * passed / self.ROOM_SECONDS)
             if full:
                 if self._count > self.ENOUGH:
                     fade = max(math.exp(-passed / self.SECONDS), self.ENOUGH / self._count)
@@ -46,16 +45,18 @@ class ServiceRate:
                 self._seconds += passed
         self._since = now
 
+    def skip(self, now: float) -> None:
+        """Nothing until now is to count."""
+        self._since = now
+
     def offered(self, tenant: str, cost: float, now: float) -> None:
         """Somebody asks for it, whatever becomes of that."""
         self._offered += cost
+        if self.per_second:
+            self.backlog = min(self.LONGEST, self.backlog + cost / self.per_second)
         self._tenants[tenant] = self._demand(tenant, now) + cost, now
         if len(self._tenants) > self.TENANTS:
             self._forget(now)
-
-    def late(self, now: float) -> None:
-        """Somebody has waited in vain."""
-        self._late = now + self.DEMAND_SECONDS
 
     def served(self, cost: float) -> None:
         """Somebody starts who fills the engine, or who had to wait."""
@@ -73,12 +74,6 @@ class ServiceRate:
     def pressure(self) -> float:
         """Demand by what can be served; 0 while either is unknown."""
         return self._offered / (self.per_second * self.DEMAND_SECONDS) if self.per_second else 0.0
-
-    @property
-    def overloaded(self) -> bool:
-        """More is asked for than can be served: by the figures, which tell soon of much; or by how it stays full and somebody has just
-        waited in vain, which tells of little."""
-        return self.pressure > 1 or self.fullness > self.FULL or (self._since or 0.0) < self._late
 
     def pressure_of(self, tenant: str, share: float, now: float) -> float:
         """One tenant's demand by its `share` (0 to 1) of what can be served; 0 while either is unknown."""

@@ -39,7 +39,8 @@ class Ticket:
     The rest belongs to the admission. `state`, `granted`, `refused`, and `expires`, when a waiting one is given up, are for its user
     to read. What it counts by: `cost` in the line, where it is in a `band` since `queued`; `reserved` of its tenant's tokens;
     `expected_tokens` of the answer, which has come to the `bucket` of lengths; prompts `ahead` of its first token, its own
-    included; when `first_token` came, at which of the engine's `steps`; and whether it was `relegated` to what is left over.
+    included; when `first_token` came, at which of the engine's `steps`; whether it was `relegated` to what is left over; and
+    whether it may be `late`.
     """
 
     request_id: str = ""
@@ -67,6 +68,7 @@ class Ticket:
     bucket: int = -1
     complete: bool = False
     relegated: bool = False
+    late: bool = False
 
 
 def wake(tickets: Iterable[Ticket]) -> None:

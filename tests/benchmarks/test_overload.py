@@ -15,7 +15,7 @@ from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.laws import H200_8B, Law
 from benchmarks.overload.scenarios import CHAT, SCENARIOS
 from benchmarks.overload.study import Cell, play, run
-from benchmarks.overload.traffic import Request, poisson, requests
+from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import World
 from llmserve import SLO, ConfigurationError
 from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
@@ -238,7 +238,7 @@ def run_short(name, rate, seconds=40.0, slowness=(), policy=None, warm_up=5.0):
     engine = StepEngine(size, H200_8B, 1)
     setup = Setup(slo=SLO_, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens)
     admission = AdmissionController(policy, max_waiting=1024) if policy else make(name, setup)
-    asked = list(requests(CHAT, poisson(rate, 0.0, seconds, 1), 1))
+    asked = list(requests(CHAT, arrivals(rate, 0.0, seconds, 1), 1))
     World(engine, admission, slowness=slowness).run(asked, seconds + 60)
     judged = [request for request in asked if warm_up <= request.due < seconds - 5]
     return judge(judged, ["short", "medium", "long"], SLO_, seconds - 5 - warm_up, engine.preemptions)
@@ -306,7 +306,7 @@ def test_the_tables_show_what_was_measured():
 
 def test_a_world_without_control_serves_everyone_who_waits():
     engine = StepEngine(EngineSize(), EVEN, 1)
-    asked = list(requests(CHAT, poisson(5.0, 0.0, 5.0, 2), 2))
+    asked = list(requests(CHAT, arrivals(5.0, 0.0, 5.0, 2), 2))
     World(engine, AdmissionController(Unlimited())).run(asked, 100.0)
     assert all(request.finished is not None for request in asked)
 

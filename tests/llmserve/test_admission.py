@@ -93,6 +93,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         if patient:
             self.over(self.controller.leave(ticket, self.now))
         else:
+            # Before its time is over nothing happens.
+            assert self.now >= ticket.expires or self.controller.give_up(ticket, self.now) == (None, [])
+            self.now = max(self.now, ticket.expires)
             refused, over = self.controller.give_up(ticket, self.now)
             self.refused += 1
             assert refused.reason is Refusal.WAITED_TOO_LONG

@@ -5,12 +5,27 @@ import asyncio
 import pathlib
 import sys
 
-from benchmarks import analysis, compare, connections, latency, options, overhead, parity, predict, selftest, session, storage
+from benchmarks import (
+    analysis,
+    cancels,
+    compare,
+    connections,
+    faults,
+    latency,
+    options,
+    overhead,
+    parity,
+    predict,
+    selftest,
+    session,
+    storage,
+)
 from benchmarks.overload import command
 from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.traces import UnreadableTrace
-from llmserve import ConfigurationError, EngineError
+from llmserve import ConfigurationError, EngineError, EngineManager
+from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
 
 
@@ -91,6 +106,39 @@ def run_connections(given: argparse.Namespace) -> int:
     return 0
 
 
+def run_cancels(given: argparse.Namespace) -> int:
+    manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg))
+
+    def report(done: int) -> None:
+        print(f"\r{done:,} of {given.count:,}", end="", file=sys.stderr, flush=True)
+
+    found = asyncio.run(cancels.measure(manager, given.count, given.clients, given.at_once, given.seed, report))
+    _say("")
+    print(cancels.conclude(found))
+    if given.out:
+        given.out.write_bytes(storage.readable(found))
+    return int(any(found.left.over.values()))
+
+
+def run_faults(given: argparse.Namespace) -> int:
+    args = parse_engine_args(given.engine_arg)
+    found = asyncio.run(
+        faults.measure(
+            lambda config, ledger: EngineManager.open(given.model, engine_args=args, config=config, observers=[ledger]),
+            faults.SIGNALS[given.signal],
+            seconds=given.seconds,
+            every=given.every,
+            clients=given.clients,
+            stall=given.stall_timeout,
+            report=_say,
+        )
+    )
+    print(faults.conclude(found))
+    if given.out:
+        given.out.write_bytes(storage.readable(found))
+    return int(bool(found.faults))
+
+
 def run_latency(given: argparse.Namespace) -> int:
     found = asyncio.run(latency.measure(given.streams, given.requests, given.rounds, _say, alone=given.alone))
     print(latency.conclude(found))
@@ -108,6 +156,28 @@ def _add_parity(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-tokens", type=int, default=48)
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+
+
+def _add_cancels(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="bundled")
+    command.add_argument("--engine", choices=ENGINES, default="vllm")
+    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--count", type=options.positive(int), default=2000, help="in process (default: %(default)s)")
+    command.add_argument("--clients", type=options.positive(int), default=1000, help="over HTTP (default: %(default)s)")
+    command.add_argument("--at-once", type=options.positive(int), default=32)
+    command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+
+
+def _add_faults(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="bundled")
+    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--signal", choices=faults.SIGNALS, default="kill", help="stop lets it hang (default: %(default)s)")
+    command.add_argument("--seconds", type=options.positive(float), default=600.0)
+    command.add_argument("--every", type=options.positive(float), default=20.0, help="seconds that the engine is up (default: %(default)s)")
+    command.add_argument("--clients", type=options.positive(int), default=8)
+    command.add_argument("--stall-timeout", type=options.positive(float), default=5.0, help="default: %(default)s")
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
 
@@ -160,6 +230,12 @@ def build_parser() -> argparse.ArgumentParser:
     over = commands.add_parser("overload", help="admission under overload, in virtual time: LateGate beside everything else that there is")
     over.set_defaults(run_command=command.run_overload)
     command.add_overload(over)
+    broken = commands.add_parser("faults", help="a real engine killed, or stopped, under load: what came of every request")
+    broken.set_defaults(run_command=run_faults)
+    _add_faults(broken)
+    leaving = commands.add_parser("cancels", help="requests left at random moments: what stays, and how soon the engine hears of it")
+    leaving.set_defaults(run_command=run_cancels)
+    _add_cancels(leaving)
     still = commands.add_parser("connections", help="what idle connections cost, and readers that do not read")
     still.set_defaults(run_command=run_connections)
     still.add_argument("--idle", type=options.positive(int), default=10_000)

@@ -46,6 +46,9 @@ class NoEngine:
                     del self._open[request_id]
                     sink.put(last)
 
+    def kill(self) -> None:
+        """It never hangs."""
+
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         return EnginePrompt(token_ids=request.prompt if isinstance(request.prompt, tuple) else (1,))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from frontends.tenants import read_tenants
-from llmserve import SLO, AdmissionConfig, ManagerConfig
+from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
 
@@ -36,6 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     limits.add_argument(
         "--max-tokens", type=int, metavar="N", help="most tokens that a request may ask for (default: what the context holds)"
     )
+    words = "restarts of an engine that died, within ten minutes; one death more ends the server (default: %(default)s)"
+    limits.add_argument("--restarts", type=int, metavar="N", default=RestartConfig().most, help=words)
+    words = "an engine that has requests and makes no step for so long is killed (default: %(default)s)"
+    limits.add_argument("--stall-timeout", type=float, metavar="S", default=RestartConfig().stall_timeout, help=words)
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
 
 
@@ -56,6 +60,7 @@ def manager_config(options: argparse.Namespace) -> ManagerConfig:
             tenant_limit=options.tenant_limit,
             tenants=read_tenants(options.tenants) if options.tenants else None,
         ),
+        restart=RestartConfig(most=options.restarts, stall_timeout=options.stall_timeout),
         max_tokens=options.max_tokens,
         drain_timeout=options.drain_timeout,
     )

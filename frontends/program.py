@@ -107,15 +107,25 @@ async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, st
         with loading(f"{options.engine} {options.model}"):
             await stack.enter_async_context(manager)
         _describe(manager)
+        state = manager.state
         while not stop.is_set():
-            if manager.state is State.FAILED:
-                say("failed    the engine died")
+            if manager.state is not state:
+                state = manager.state
+                say(_CHANGES.get(state, f"state     {state}"))
+            if state is State.FAILED:
                 return 1
             with anyio.move_on_after(WATCH_SECONDS):
                 await stop.wait()
         # Leaving the manager drains it, while the listener still answers: 503 and Retry-After.
         say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal ends them now")
     return 0
+
+
+_CHANGES = {
+    State.RESTARTING: "restarting the engine died; new requests are refused until it is back",
+    State.READY: "ready     again",
+    State.FAILED: "failed    the engine died, and is not started again",
+}
 
 
 async def _watch_signals(manager: EngineManager, stop: anyio.Event, everything: anyio.CancelScope) -> None:

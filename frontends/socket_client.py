@@ -33,6 +33,7 @@ from llmserve import (
     Timeline,
     TokenStream,
 )
+from llmserve.backlog import Backlog
 from llmserve.job import interrupter
 
 # Pieces that may be on their way for one stream; half of them are given anew when they have been read.
@@ -148,6 +149,16 @@ class RemoteStream(TokenStream):
                 self._wire.send(Credit(self.id, self._unread))
             self._unread = 0
         return delta
+
+    async def _rest(self) -> Delta | None:
+        # Reading gives the credit that the server needs to go on.
+        read: Backlog | None = None
+        async for delta in self:
+            if read is None:
+                read = Backlog(delta)
+            else:
+                read.add(delta)
+        return None if read is None else read.whole()
 
     def start(self, message: Started) -> None:
         self.timeline.request_id, self.timeline.prompt_tokens = message.request_id, message.prompt_tokens

@@ -12,6 +12,7 @@ from llmserve.cancellation import CancellationToken as CancellationToken
 from llmserve.config import SLO as SLO
 from llmserve.config import AdmissionConfig as AdmissionConfig
 from llmserve.config import ManagerConfig as ManagerConfig
+from llmserve.config import RestartConfig as RestartConfig
 from llmserve.config import TenantLimits as TenantLimits
 from llmserve.config import TenantTable as TenantTable
 from llmserve.engine import Engine as Engine
@@ -21,6 +22,7 @@ from llmserve.errors import ConfigurationError as ConfigurationError
 from llmserve.errors import DeadlineExceeded as DeadlineExceeded
 from llmserve.errors import EngineDead as EngineDead
 from llmserve.errors import EngineError as EngineError
+from llmserve.errors import EngineRestarted as EngineRestarted
 from llmserve.errors import InvalidRequest as InvalidRequest
 from llmserve.errors import LLMServeError as LLMServeError
 from llmserve.errors import ModelNotFound as ModelNotFound
@@ -49,8 +51,9 @@ __version__ = "0.1.0"
 
 __all__ = (
     "SLO", "Admission", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Decision",
-    "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineStatistics", "Facts", "FixedLimit",
-    "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound", "Observer", "Outcome",
-    "Overloaded", "Policy", "PromptTooLong", "RequestCancelled", "Sampling", "State", "TenantLimits", "TenantOverloaded", "TenantTable",
-    "Timeline", "TokenLogprob", "TokenStream", "Unavailable", "UnknownTenant", "Unlimited", "Usage",
+    "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineRestarted", "EngineStatistics", "Facts",
+    "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound",
+    "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong", "RequestCancelled", "RestartConfig", "Sampling", "State",
+    "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob", "TokenStream", "Unavailable", "UnknownTenant",
+    "Unlimited", "Usage",
 )  # fmt: skip

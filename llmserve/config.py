@@ -120,10 +120,31 @@ class AdmissionConfig:
 
 
 @attrs.frozen(kw_only=True)
+class RestartConfig:
+    """What is done about an engine that dies, or that hangs.
+
+    Attributes:
+        most: restarts within `window` seconds; one death more, and it stays down. 0 never starts it again.
+        first_pause, longest_pause: seconds before a restart; from the one to the other they double with every death in the window.
+        stall_timeout: an engine that has requests and has made no step for so many seconds is taken for hung, and killed. None
+            waits for ever. The longest step that is no fault is a compilation, of some ten seconds.
+        start_timeout: seconds in which a start has to be done; vLLM's own bound is the same.
+    """
+
+    most: int = attrs.field(default=5, validator=_at_least(0))
+    window: float = attrs.field(default=600.0, validator=_positive)
+    first_pause: float = attrs.field(default=1.0, validator=_positive)
+    longest_pause: float = attrs.field(default=60.0, validator=_positive)
+    stall_timeout: float | None = attrs.field(default=60.0, validator=_positive)
+    start_timeout: float = attrs.field(default=600.0, validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
 class ManagerConfig:
     """How an `EngineManager` behaves.
 
     Attributes:
+        restart: what is done when the engine dies.
         slo: counts goodput and bounds the wait; None promises nothing.
         max_tokenizing: requests whose prompts may be in the engine's tokeniser, or wait for it; more are refused.
         max_tokens: most tokens that any request may generate; None leaves the model's context as the bound.
@@ -133,6 +154,7 @@ class ManagerConfig:
 
     slo: SLO = attrs.field(factory=SLO)
     admission: AdmissionConfig = attrs.field(factory=AdmissionConfig)
+    restart: RestartConfig = attrs.field(factory=RestartConfig)
     max_tokenizing: int = attrs.field(default=1024, validator=_at_least(1))
     max_tokens: int | None = attrs.field(default=None, validator=_at_least(1))
     cleanup_timeout: float = attrs.field(default=5.0, validator=_positive)

@@ -95,8 +95,11 @@ class Engine(Protocol):
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Start, call `task_status.started()` once requests can be taken, then serve until cancelled, and clean up.
 
-        Returning or raising before being cancelled means that the engine died. An engine may be run again.
+        Returning or raising before being cancelled means that the engine died. An engine may be run again, and its counters go on.
         """
+
+    def kill(self) -> None:
+        """End what it has outside of this process at once, without its help: it hangs. `run()` is cancelled after that, or raises."""
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """Render and tokenise, off the event loop where that takes time. Raises InvalidRequest."""

@@ -11,6 +11,7 @@
     ├── RequestCancelled          you, or a token that you handed in, cancelled it
     ├── DeadlineExceeded          the time that the request was given is over
     ├── EngineError               the engine failed this request; another may work
+    │   ├── EngineRestarted       the engine died under an answer that had begun; ask again
     │   └── EngineDead            the engine is gone; nothing works until it is back
     └── ConfigurationError        an argument to start with is wrong; it is named
 
@@ -96,6 +97,11 @@ class DeadlineExceeded(LLMServeError):
 
 class EngineError(LLMServeError):
     """The engine failed while it worked on this request."""
+
+
+class EngineRestarted(EngineError):
+    """The engine died while this answer was on its way, and is started again. What came of the answer stays as it is: another
+    one would not go on where it ended."""
 
 
 class EngineDead(EngineError):

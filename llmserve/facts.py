@@ -24,6 +24,7 @@ class Facts:
         admission = attrs.asdict(statistics.admission) if statistics.admission else {}
         return {
             "state": statistics.state.value,
+            "restarts": statistics.restarts,
             "open": statistics.open,
             "tokenizing": statistics.tokenizing,
             **(self.recorder.snapshot(now) if self.recorder else {}),
@@ -43,6 +44,7 @@ class Facts:
         recorders = [part.recorder for part in parts if part.recorder is not None]
         whole = ManagerStatistics(
             state=statistics[0].state,
+            restarts=sum(part.restarts for part in statistics),
             open=sum(part.open for part in statistics),
             tokenizing=sum(part.tokenizing for part in statistics),
             admission=admission,

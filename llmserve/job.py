@@ -10,8 +10,9 @@ import anyio.lowlevel
 import attrs
 
 from llmserve.admission import Ticket
+from llmserve.engine import EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
-from llmserve.request import GenerationRequest, Outcome, Timeline
+from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.stream import TokenStream
 
 
@@ -25,6 +26,8 @@ class Job:
         in_engine: the engine may hold it, so an abort is owed.
         entered: the caller holds the stream, or entering has unwound.
         settled: what it holds is being given back, or has been; `released` when that is done.
+        prompt, sampling: as the engine was given them, so that another one can be; `replays` says how often that was, and
+            `replaying` is the scope of the task that does it.
     """
 
     request: GenerationRequest
@@ -38,6 +41,10 @@ class Job:
     settled: bool = False
     released: anyio.Event = attrs.field(factory=anyio.Event)
     unlink: Callable[[], None] = lambda: None
+    prompt: EnginePrompt | None = None
+    sampling: Sampling | None = None
+    replays: int = 0
+    replaying: anyio.CancelScope | None = None
 
 
 def note_outcome(timeline: Timeline, error: BaseException | None) -> None:

@@ -25,9 +25,11 @@ from llmserve.fitting import fit
 from llmserve.job import Job, expire, interrupter, note_outcome
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
+from llmserve.recovery import Recovery
 from llmserve.request import Completion, GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
+from llmserve.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,11 @@ class EngineManager:
         self._jobs: dict[str, Job] = {}
         self._tokenizing = 0
         self._idle: anyio.Event | None = None
+        self._supervisor: Supervisor | None = None
+        self._recovery = Recovery(engine, lambda: self._supervisor is not None and self._supervisor.restarts_again)
         self._failure: Exception | None = None
+        # When the engine should be up again.
+        self._back = 0.0
         # Made on entering: they need the event loop, or the engine's own figures.
         self._admission = admission
         self.recorder: MetricsRecorder | None = None
@@ -107,6 +113,7 @@ class EngineManager:
 
         Raises, on entering:
             InvalidRequest: the request cannot be answered by this model.
+            EngineRestarted: it was in several engines that died.
             Overloaded: refused; see its `retry_after`.
             RequestCancelled, DeadlineExceeded: ended while it waited.
             EngineError: the engine would not take it.
@@ -117,7 +124,8 @@ class EngineManager:
                 ticket = self._screen(job)
                 prompt, sampling = await self._tokenize(job)
                 await self._admit(job, ticket, sampling)
-                await self._submit(job, prompt, sampling)
+                job.timeline.submitted = self._clock()
+                await self._recovery.submit(job, prompt, sampling)
             job.entered = True
             job.stream.raise_if_failed()
             yield job.stream
@@ -154,7 +162,14 @@ class EngineManager:
         if request.request_id in self._jobs:
             raise InvalidRequest(f"a request with the id {request.request_id[:64]!r} is already open", "request_id")
         job = Job(request=request, timeline=timeline)
-        job.stream = TokenStream(timeline, self._clock, self._observer, lambda: self._ended(job), lambda: self._begun(job))
+        job.stream = TokenStream(
+            timeline,
+            self._clock,
+            self._observer,
+            on_end=lambda: self._ended(job),
+            on_first=lambda: self._begun(job),
+            on_death=lambda error: self._recovery.judge(job, error),
+        )
         self._jobs[request.request_id] = job
         deadline = math.inf if request.deadline is None else now + request.deadline
         if token is not None:
@@ -174,7 +189,7 @@ class EngineManager:
 
     async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
         with self._tokenizer_slot():
-            prompt = await self.engine.tokenize(job.request)
+            prompt = await self._recovery.tokenize(job)
         sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
         job.timeline.prompt_tokens = len(prompt.token_ids)
         job.timeline.tokenized = self._clock()
@@ -204,6 +219,8 @@ class EngineManager:
         while ticket.state is TicketState.WAITING:
             with anyio.move_on_after(max(0.0, ticket.expires - self._clock())):
                 await granted.wait()
+            # While there is no engine, patience does not end.
+            await self._recovery.wait()
             # Asked of the ticket, not of the scope: the slot may have come in the very moment that patience ran out.
             refused = ticket.refused
             if ticket.state is TicketState.WAITING:
@@ -212,12 +229,6 @@ class EngineManager:
         if refused is not None:
             raise refused.error(job.request.tenant)
         job.timeline.admitted = ticket.granted
-
-    async def _submit(self, job: Job, prompt: EnginePrompt, sampling: Sampling) -> None:
-        # Before the await: a submit that is cancelled half-way may have left the request in the engine.
-        job.in_engine = True
-        job.timeline.submitted = self._clock()
-        await self.engine.submit(job.request.request_id, prompt, sampling, job.request.priority, job.stream)
 
     # Around requests
 
@@ -284,7 +295,9 @@ class EngineManager:
         job.timeline.finished = self._clock()
         # Does nothing unless the stream was left with `break` or `return` before its end.
         job.stream.fail(RequestCancelled("the stream was left"))
-        if job.in_engine:
+        if job.replaying is not None:
+            job.replaying.cancel()
+        elif job.in_engine:
             self._tasks.start_soon(self._abort, job)
         else:
             self._release(job)
@@ -338,7 +351,7 @@ class EngineManager:
                 self.engine.watch(self._stepped)
                 if self.config.predicts:
                     await check_promise(self.engine, self.config.slo)
-                self.state = State.READY
+                self.state = State.READY if self._recovery.up else State.RESTARTING
                 yield
                 patience = self.config.drain_timeout
             except Exception as error:
@@ -357,28 +370,56 @@ class EngineManager:
         return build_admission(self.config.admission, self.config.slo, info.max_num_seqs, info.max_num_batched_tokens)
 
     async def _run_engine(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        self._supervisor = Supervisor(
+            self.engine,
+            self.config.restart,
+            self._clock,
+            # Where it says that it is dead, and goes on, everybody waits for it in vain.
+            busy=lambda: sum(job.in_engine or not self._recovery.up for job in self._jobs.values()),
+            up=self._engine_up,
+            down=self._engine_down,
+        )
         try:
-            await self.engine.run(task_status=task_status)
-            error: Exception = EngineDead("the engine stopped by itself")
-        except Exception as cause:
+            await self._supervisor.run(task_status=task_status)
+        except EngineDead:
             if self.state is State.STARTING:
                 raise
-            # An engine that reports its own death says why; anything else is a surprise, and its traceback the only clue.
-            logger.critical("the engine died: %s", cause, exc_info=not isinstance(cause, EngineDead))
-            error = cause if isinstance(cause, EngineDead) else EngineDead(f"the engine died: {cause}")
-        self._failure = error
-        if self.state in (State.READY, State.DRAINING):
-            self.state = State.FAILED
-        for job in list(self._jobs.values()):
-            job.in_engine = False
-            job.stream.fail(error)
+
+    def _engine_up(self) -> None:
+        if self.state is State.RESTARTING:
+            self.state = State.READY
+        for job in self._recovery.rise(self._jobs.values()):
+            self._tasks.start_soon(self._replay, job)
+        if self._admission is not None:
+            wake(self._admission.resume(self._clock()))
+
+    def _engine_down(self, error: EngineDead, pause: float | None) -> None:
+        now = self._clock()
+        if pause is None:
+            self._failure = error
+            if self.state in (State.READY, State.RESTARTING, State.DRAINING):
+                self.state = State.FAILED
+        elif self._supervisor is not None:
+            self._back = now + pause + self._supervisor.start_seconds
+            if self.state is State.READY:
+                self.state = State.RESTARTING
+        if self._admission is not None:
+            self._admission.suspend(now)
+        self._recovery.fall(error, list(self._jobs.values()), for_good=pause is None)
+
+    async def _replay(self, job: Job) -> None:
+        if not job.settled:
+            await self._recovery.replay(job)
+            if job.settled:
+                # It was left meanwhile, or it failed.
+                await self._abort(job)
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take nothing new and wait for what is open; True if all of it ended within `timeout` seconds (None: no limit).
 
         What remains then still runs; leaving the manager ends it.
         """
-        if self.state is State.READY:
+        if self.state in (State.READY, State.RESTARTING):
             self.state = State.DRAINING
         if not self._jobs:
             return True
@@ -422,13 +463,14 @@ class EngineManager:
         if self.state is State.FAILED:
             raise EngineDead(str(self._failure or "the engine died"))
         if self.state is not State.READY:
-            raise unavailable(self.state)
+            raise self._unavailable()
         self.engine.check_health()
 
     def statistics(self) -> ManagerStatistics:
         """A snapshot of who runs and who waits."""
         return ManagerStatistics(
             state=self.state,
+            restarts=self._supervisor.restarts if self._supervisor else 0,
             open=len(self._jobs),
             tokenizing=self._tokenizing,
             admission=self._admission.statistics(self._clock()) if self._admission else None,
@@ -447,4 +489,7 @@ class EngineManager:
         if self.state is State.FAILED:
             raise EngineDead(str(self._failure))
         if self.state is not State.READY:
-            raise unavailable(self.state)
+            raise self._unavailable()
+
+    def _unavailable(self) -> Unavailable:
+        return unavailable(self.state, max(1.0, self._back - self._clock()))

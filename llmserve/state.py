@@ -18,6 +18,7 @@ class State(StrEnum):
     NEW = "new"
     STARTING = "starting"
     READY = "ready"
+    RESTARTING = "restarting"
     DRAINING = "draining"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -25,9 +26,10 @@ class State(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class ManagerStatistics:
-    """A snapshot. `open` counts requests between arrival and the return of what they held."""
+    """A snapshot. `open` counts requests between arrival and the return of what they held, `restarts` of the engine."""
 
     state: State
+    restarts: int = 0
     open: int
     tokenizing: int
     admission: AdmissionStatistics | None
@@ -49,8 +51,10 @@ class ManagerStatistics:
         return None if self.admission.limit is None else max(0, self.admission.limit - self.admission.running)
 
 
-def unavailable(state: State) -> Unavailable:
+def unavailable(state: State, retry_after: float = STARTING_RETRY_AFTER) -> Unavailable:
     """The error for a request that comes in a state other than READY."""
+    if state is State.RESTARTING:
+        return Unavailable("the engine is being restarted", retry_after=retry_after, reason=Refusal.RESTARTING)
     if state in (State.NEW, State.STARTING):
         return Unavailable("the engine is starting", retry_after=STARTING_RETRY_AFTER, reason=Refusal.STARTING)
     if state is State.DRAINING:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from llmserve.backlog import Backlog
 from llmserve.engine import EngineTimings
-from llmserve.errors import EngineError
+from llmserve.errors import EngineDead, EngineError
 from llmserve.metrics import Observer
 from llmserve.request import Completion, Delta, Timeline, Usage
 from llmserve.wakeup import make_wakeup
@@ -24,15 +24,20 @@ class TokenStream:
         observer: Observer,
         on_end: Callable[[], None],
         on_first: Callable[[], None] = lambda: None,
+        on_death: Callable[[EngineDead], Exception | None] = lambda error: error,
     ) -> None:
         self.timeline = timeline
         self._clock = clock
         self._observer = observer
         self._on_end = on_end
         self._on_first = on_first
+        self._on_death = on_death
         self._pending: Delta | Backlog | None = None
         self.error: Exception | None = None
         self._ended = False
+        # Takes nothing in: it has ended, or what comes is from an engine that is gone.
+        self._deaf = False
+        self._read_from = False
         self._wakeup = make_wakeup()
         self._wake = self._wakeup.wake
 
@@ -61,6 +66,7 @@ class TokenStream:
         """The next delta.
 
         Raises:
+            EngineRestarted: the engine died, and what had come was read already; what had not is begun again, unseen.
             RequestCancelled, DeadlineExceeded: it was ended from outside.
             EngineError: the engine failed it, or died.
         """
@@ -86,19 +92,14 @@ class TokenStream:
         return None if self._pending is None else self._read()
 
     def _read(self) -> Delta:
+        self._read_from = True
         pending, self._pending = self._pending, None
         assert pending is not None
         return pending.whole() if isinstance(pending, Backlog) else pending
 
     async def collect(self) -> Completion:
         """Read to the end and return the whole answer. Raises as iterating does."""
-        read: Backlog | None = None
-        async for delta in self:
-            if read is None:
-                read = Backlog(delta)
-            else:
-                read.add(delta)
-        whole = None if read is None else read.whole()
+        whole = await self._rest()
         if whole is None or whole.finish_reason is None:
             raise EngineError("the engine ended the request without a finish reason")
         return Completion(
@@ -112,6 +113,15 @@ class TokenStream:
             prompt_logprobs=whole.prompt_logprobs,
         )
 
+    async def _rest(self) -> Delta | None:
+        """Everything until the end. Nothing is read before that, so that an engine that dies under it may begin again."""
+        wake = self._wakeup.wake
+        self._wake = lambda: wake() if self._ended else None
+        while not self._ended:
+            await self._wakeup.sleep()
+        self.raise_if_failed()
+        return self.take()
+
     def raise_if_failed(self) -> None:
         """Raise what ended the stream, if it was an error."""
         if self.error is not None:
@@ -119,7 +129,7 @@ class TokenStream:
 
     def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
         """Take more tokens in; after the end, nothing is taken."""
-        if self._ended:
+        if self._deaf:
             return
         timeline = self.timeline
         if delta.token_ids:
@@ -146,15 +156,31 @@ class TokenStream:
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """End with an error; the first one counts."""
+        """End with an error; the first one counts. The engine's death need not be the end."""
         if self._ended:
             return
-        self.error = error
-        self._end()
-        self._wake()
+        fatal = self._on_death(error) if isinstance(error, EngineDead) else error
+        if fatal is not None:
+            self.error = fatal
+            self._end()
+            self._wake()
+
+    def rewind(self) -> bool:
+        """Forget what has come and take nothing in until `replay()`; False if some of it has been read."""
+        if self._read_from:
+            return False
+        self._deaf = True
+        self._pending = None
+        self.timeline.completion_tokens = 0
+        self.timeline.first_token = self.timeline.last_token = None
+        return True
+
+    def replay(self) -> None:
+        """The answer begins anew."""
+        self._deaf = self._ended
 
     def _end(self) -> None:
-        self._ended = True
+        self._ended = self._deaf = True
         self._on_end()
 
 

@@ -3,6 +3,7 @@
 import anyio
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics
+from llmserve.errors import EngineDead
 from llmserve.request import Delta
 
 
@@ -12,7 +13,8 @@ class ScriptedEngine:
     `held` are the requests that it has and was not told to drop: what an engine would go on computing.
     """
 
-    def __init__(self, *, submit_seconds=0.0, abort_seconds=0.0, tokenize_seconds=0.0, max_num_seqs=2):
+    def __init__(self, *, start_seconds=0.0, submit_seconds=0.0, abort_seconds=0.0, tokenize_seconds=0.0, max_num_seqs=2):
+        self.start_seconds = start_seconds
         self.submit_seconds = submit_seconds
         self.abort_seconds = abort_seconds
         self.tokenize_seconds = tokenize_seconds
@@ -23,19 +25,42 @@ class ScriptedEngine:
         self.submitted = []
         self.aborted = []
         self.death = None
+        self.steps = 0
+        self.starts = 0
+        # Starts that fail, by their number.
+        self.fails_to_start = set()
 
     @property
     def info(self):
         return EngineInfo(name="scripted", version="0", model="none", max_model_len=100, vocab_size=256, max_num_seqs=self.max_num_seqs)
 
     async def run(self, *, task_status=anyio.TASK_STATUS_IGNORED):
+        self.starts += 1
+        if self.starts in self.fails_to_start:
+            raise EngineDead(f"start {self.starts} fails")
+        if self.starts > 1:
+            await anyio.sleep(self.start_seconds)
         self.death = anyio.Event()
+        self.held.clear()
         task_status.started()
-        await self.death.wait()
-        raise RuntimeError("the script says so")
+        try:
+            await self.death.wait()
+        finally:
+            # Whatever ends it: what was in it is gone.
+            self.held.clear()
+            self.death = None
+        raise EngineDead("the script says so")
+
+    def kill(self):
+        self.death.set()
+
+    def _require_life(self):
+        if self.death is None or self.death.is_set():
+            raise EngineDead("it is not running")
 
     async def tokenize(self, request):
         await anyio.sleep(self.tokenize_seconds)
+        self._require_life()
         prompt = request.prompt or ""
         return EnginePrompt(token_ids=prompt if isinstance(prompt, tuple) else tuple(prompt.encode()))
 
@@ -43,6 +68,7 @@ class ScriptedEngine:
         return bytes(token_ids).decode()
 
     async def submit(self, request_id, prompt, sampling, priority, sink):
+        self._require_life()
         self.held.add(request_id)
         self.sinks[request_id] = sink
         self.samplings[request_id] = sampling
@@ -59,19 +85,10 @@ class ScriptedEngine:
         self.sinks[request_id].put(Delta(text, (1,), "stop"))
 
     def statistics(self):
-        return EngineStatistics(running=len(self.held))
+        return EngineStatistics(steps=self.steps, running=len(self.held))
 
     def watch(self, stepped):
         pass
 
     def check_health(self):
         pass
-
-
-def assert_quiescent(manager):
-    """Nothing runs, waits, is held or is owed: what every test of an ending asserts."""
-    statistics = manager.statistics()
-    assert statistics.open == 0
-    assert statistics.tokenizing == 0
-    assert (statistics.running, statistics.waiting) == (0, 0)
-    assert (statistics.engine.running, statistics.engine.waiting) == (0, 0)

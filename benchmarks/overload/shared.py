@@ -29,6 +29,9 @@ class SharedEngine:
         task_status.started()
         await anyio.sleep_forever()
 
+    def kill(self) -> None:
+        self.inner.kill()
+
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         return await self.inner.tokenize(request)
 

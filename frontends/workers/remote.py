@@ -64,6 +64,12 @@ class RemoteAdmission:
             self._send(Steps(told=now, **{name: getattr(facts, name) for name in FACTS}))
         return []
 
+    def suspend(self, now: float) -> None:
+        """The owner knows when the engine is gone."""
+
+    def resume(self, now: float) -> list[Ticket]:
+        return []
+
     def set_tenants(self, table: TenantTable) -> None:
         """The owner's table is the one that holds."""
 

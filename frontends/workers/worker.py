@@ -19,7 +19,7 @@ from frontends.program import BACKEND, describe_engine, served_name
 from frontends.workers import messages
 from frontends.workers.messages import Abort, Ask, Channel, Declined, Died, Failed, Gather, Gathered, Granted, Load, Report, Start, Stop, Up
 from frontends.workers.remote import RemoteAdmission
-from llmserve import ConfigurationError, EngineError, EngineManager, Facts, LLMServeError, State
+from llmserve import ConfigurationError, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
 from llmserve.engines import create_engine
 
 # How often the owner hears how many connections are open here.
@@ -59,7 +59,7 @@ class Worker:
         self.channel = await Channel.open(connection, messages.FromOwner, self._receive, lambda: os._exit(1))
         self._admission = RemoteAdmission(self.channel.send)
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
-        self._manager = EngineManager(self._engine, manager_config(self._options), admission=self._admission)
+        self._manager = EngineManager(self._engine, self._config(), admission=self._admission)
         app = build_app(self._manager, served_name(self._options), self._gather)
         runner = make_runner(app)
         await runner.setup()
@@ -72,6 +72,10 @@ class Worker:
             tasks.cancel_scope.cancel()
         self._loop.remove_reader(self._handed)
         await runner.cleanup()
+
+    def _config(self) -> ManagerConfig:
+        """The engine is the owner's, who ends all workers when it dies."""
+        return attrs.evolve(manager_config(self._options), restart=RestartConfig(most=0, stall_timeout=None))
 
     async def _serve(self) -> None:
         start = await self._start

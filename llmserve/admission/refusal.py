@@ -21,6 +21,7 @@ class Refusal(StrEnum):
     TENANT_UNKNOWN = "tenant_unknown"
     TOKENIZER_BUSY = "tokenizer_busy"
     STARTING = "starting"
+    RESTARTING = "restarting"
     DRAINING = "draining"
     STOPPED = "stopped"
 

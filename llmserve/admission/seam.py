@@ -57,6 +57,12 @@ class Admission(Protocol):
         """A waiting ticket's patience is over: it is refused, and told when to come back; or (None) it waits on for what is left over,
         until its new `expires`."""
 
+    def suspend(self, now: float) -> None:
+        """The engine is gone: until it is back nobody starts, and nobody's patience ends."""
+
+    def resume(self, now: float) -> list[Ticket]:
+        """It is back: patience goes on where it stood. Returns those whose wait is over."""
+
     def record(self, facts: EngineFacts, now: float) -> list[Ticket]:
         """What the engine tells of its steps; returns those whose wait is over by it."""
 

@@ -113,6 +113,7 @@ class SimulatedEngine:
 
     def _reset(self) -> None:
         self._pool = BlockPool(self.config.num_blocks, self.config.block_size, prefix_caching=self.config.prefix_caching)
+        self._life: anyio.CancelScope | None = None
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
         self._up = False
@@ -137,9 +138,18 @@ class SimulatedEngine:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         self._reset()
-        await anyio.sleep(self.config.start_seconds * self.config.time_scale)
-        self._up = True
-        task_status.started()
+        with anyio.CancelScope() as self._life:
+            await anyio.sleep(self.config.start_seconds * self.config.time_scale)
+            self._up = True
+            task_status.started()
+            await self._serve()
+        raise EngineDead("the simulated engine was killed")
+
+    def kill(self) -> None:
+        if self._life is not None:
+            self._life.cancel()
+
+    async def _serve(self) -> None:
         try:
             while True:
                 began: float | None = anyio.current_time()

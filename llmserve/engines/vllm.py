@@ -12,8 +12,11 @@ Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in it
 import asyncio
 import dataclasses
 import gc
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,6 +25,7 @@ import anyio.to_thread
 import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
+from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_core import CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm_metrics import make_stat_loggers
@@ -69,12 +73,16 @@ class VLLMEngine:
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         self._require_asyncio()
         self._open.clear()
+        self._last_step = None
+        self._statistics = attrs.evolve(self._statistics, running=0, waiting=0, kv_usage=0.0)
         # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
         llm = await anyio.to_thread.run_sync(self._build)
+        guard: Guard | None = None
         try:
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
             await anyio.to_thread.run_sync(_set_heap_aside)
             self._llm = llm
+            guard = Guard(self.processes())
             ShortWay(llm.output_processor)
             task_status.started()
             while not llm.errored and self._death is None:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
@@ -88,6 +96,19 @@ class VLLMEngine:
                 llm.output_handler.cancel()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(llm.shutdown)
+                if guard is not None:
+                    await anyio.to_thread.run_sync(guard.close)
+
+    def kill(self) -> None:
+        """Its processes: what workers of its own the core has end with it. Of a core that another process owns, that one is the judge."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def processes(self) -> list[int]:
+        """The ids of the engine core's processes, where they are this one's children. Raises EngineDead while there is none."""
+        manager = getattr(self.running_llm.engine_core.resources, "engine_manager", None)
+        return [process.pid for process in getattr(manager, "processes", ())]
 
     def _build(self) -> "AsyncLLM":
         try:

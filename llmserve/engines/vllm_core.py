@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version
 from llmserve.engines.vllm_outputs import brief
 from llmserve.errors import ConfigurationError, EngineDead
@@ -50,6 +51,7 @@ class VLLMCore:
         self._at_once = at_once
         self._in_all = in_all
         self._manager: Any = None
+        self._guard: Guard | None = None
 
     def configure(self) -> None:
         """Raises ConfigurationError."""
@@ -88,6 +90,7 @@ class VLLMCore:
             )
             # vLLM 0.25 gives a tuple.
             self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
+            self._guard = Guard([process.pid for process in self._manager.processes])
 
     def client(self, index: int) -> CoreClient:
         """For the client with this number, which no other one has had."""
@@ -109,6 +112,8 @@ class VLLMCore:
         if self._manager is not None:
             self._manager.shutdown()
             self._manager = None
+        if self._guard is not None:
+            self._guard.close()
 
 
 @contextmanager

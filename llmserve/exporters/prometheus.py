@@ -56,6 +56,7 @@ class FactsCollector:
             "llmserve_requests_waiting", "Requests that wait for a slot.", value=snapshot["admission"].get("waiting", 0)
         )
         yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
+        yield CounterMetricFamily("llmserve_engine_restarts", "How often the engine was started again.", value=snapshot["restarts"])
         for name, value in snapshot["engine"].items():
             family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
             yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)

@@ -49,8 +49,7 @@ class PacedEngine(ScriptedEngine):
 
     async def run(self, *, task_status=anyio.TASK_STATUS_IGNORED):
         async with anyio.create_task_group() as self.tasks:
-            task_status.started()
-            await anyio.sleep_forever()
+            await super().run(task_status=task_status)
 
     async def submit(self, request_id, prompt, sampling, priority, sink):
         await super().submit(request_id, prompt, sampling, priority, sink)

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from frontends.aiohttp_app import MAX_BODY
-from llmserve import AdmissionConfig, EngineError, ManagerConfig, State
+from llmserve import AdmissionConfig, EngineError, ManagerConfig, RestartConfig, State
 from llmserve.request import Delta
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
@@ -311,7 +311,7 @@ async def test_http_1_0_gets_the_events_without_chunks(server):
 
 async def test_the_engine_s_death_is_503_everywhere():
     engine = ScriptedEngine()
-    async with running_server(engine) as server:
+    async with running_server(engine, config=ManagerConfig(restart=RestartConfig(most=0))) as server:
         engine.death.set()
         while server.manager.state is not State.FAILED:
             await anyio.sleep(0.001)

@@ -8,7 +8,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from anyio import wait_all_tasks_blocked
-from engines import ScriptedEngine, assert_quiescent
+from engines import ScriptedEngine
+from quiescence import check_quiescent
 
 from llmserve import (
     SLO,
@@ -26,6 +27,7 @@ from llmserve import (
     Overloaded,
     PromptTooLong,
     RequestCancelled,
+    RestartConfig,
     Sampling,
     State,
     TenantOverloaded,
@@ -71,7 +73,7 @@ def config():
 async def manager(engine, config, recorder):
     async with EngineManager(engine, config, [recorder]) as manager:
         yield manager
-        assert_quiescent(manager)
+        check_quiescent(manager)
         assert not engine.held
 
 
@@ -167,7 +169,7 @@ async def test_ended_from_outside_at_every_stage_nothing_is_left(where, how, rec
         if where == "wait":
             holder.cancel()
         await anyio.sleep(3)
-        assert_quiescent(manager)
+        check_quiescent(manager)
         assert not engine.held
     assert seen == (["a"] if where == "stream" else []) + ([error] if error else [])
     assert recorder.finished_timelines[0].outcome is outcome
@@ -340,7 +342,8 @@ async def test_a_request_that_the_engine_fails_fails_alone(manager, engine, reco
     assert manager.state is State.READY
 
 
-async def test_the_engine_s_death_fails_everyone_and_every_later_one(engine, config, recorder):
+async def test_an_engine_that_is_not_started_again_fails_everyone_and_every_later_one(engine, recorder):
+    config = ManagerConfig(restart=RestartConfig(most=0))
     async with EngineManager(engine, config, [recorder]) as manager:
         async with manager.stream(request()) as stream:
             engine.death.set()
@@ -351,8 +354,7 @@ async def test_the_engine_s_death_fails_everyone_and_every_later_one(engine, con
             await manager.generate("again")
         with pytest.raises(EngineDead):
             manager.check_health()
-        engine.held.clear()
-        assert_quiescent(manager)
+        check_quiescent(manager)
     assert recorder.outcomes == [Outcome.FAILED, Outcome.FAILED]
 
 
@@ -391,7 +393,7 @@ async def test_leaving_the_manager_ends_what_outlasts_the_drain(engine, recorder
         assert anyio.current_time() - began == 10
     assert len(caught) == 1
     assert recorder.outcomes == [Outcome.CANCELLED]
-    assert_quiescent(manager)
+    check_quiescent(manager)
 
 
 async def test_an_error_in_the_body_comes_out_as_it_is_and_without_a_drain(engine):
@@ -466,7 +468,7 @@ async def test_one_token_ends_many_requests(engine):
                 tasks.start_soon(run, manager, name)
             await wait_all_tasks_blocked()
             token.cancel()
-        assert_quiescent(manager)
+        check_quiescent(manager)
     assert sorted(ended) == list("abcd")
     assert "0 callbacks" in repr(token)
 
@@ -551,5 +553,5 @@ class TestOnTheRealClock:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await manager.drain(timeout=5)
-            assert_quiescent(manager)
+            check_quiescent(manager)
             assert not engine.held

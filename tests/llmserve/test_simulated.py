@@ -6,7 +6,7 @@ from contracts.engine_contract import CollectingSink, EngineContract, assert_dea
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, GenerationRequest, ManagerConfig, Sampling
+from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, GenerationRequest, ManagerConfig, RestartConfig, Sampling
 from llmserve.config import AdmissionConfig
 from llmserve.engines.paging import BlockPool
 from llmserve.engines.simulated import Fault, SimulatedConfig, SimulatedEngine
@@ -15,7 +15,10 @@ from llmserve.engines.simulated_text import StopWatcher
 
 def manager_for(**config):
     admission = AdmissionConfig(max_running=0)
-    return EngineManager(SimulatedEngine(SimulatedConfig(**config)), ManagerConfig(admission=admission, drain_timeout=1))
+    # It is the engine that is looked at here: it is left as it is.
+    left_alone = RestartConfig(most=0, stall_timeout=None)
+    managing = ManagerConfig(admission=admission, restart=left_alone, drain_timeout=1)
+    return EngineManager(SimulatedEngine(SimulatedConfig(**config)), managing)
 
 
 async def all_of(manager, count, tokens, prompt="prompt"):
@@ -97,6 +100,24 @@ class TestEngine:
         async with manager_for(faults=[Fault(step=3, kind="die")]) as manager, manager.stream(GenerationRequest("x")) as stream:
             with pytest.raises(EngineDead, match="step 3"):
                 await stream.collect()
+
+    async def test_killed_it_ends_and_may_run_again_and_its_counters_go_on(self):
+        engine = SimulatedEngine()
+
+        async def live(*, task_status):
+            with pytest.raises(EngineDead, match="killed"):
+                await engine.run(task_status=task_status)
+
+        for life in (1, 2):
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(live)
+                sink = CollectingSink()
+                prompt = await engine.tokenize(GenerationRequest("hello"))
+                await engine.submit(f"r{life}", prompt, Sampling(max_tokens=4, ignore_eos=True), 0, sink)
+                await sink.ended.wait()
+                assert engine.statistics().generation_tokens == 4 * life
+                engine.kill()
+            await assert_dead(engine)
 
     async def test_a_failed_request_fails_alone(self):
         async with manager_for(faults=[Fault(step=3, kind="fail")]) as manager:

@@ -1,22 +1,44 @@
-"""The engine's process is killed: everyone is told, and the program that embeds it goes on."""
+"""The engine's process is killed, or stopped: everyone is told or answered after all, and the program that embeds it goes on."""
 
-import os
+import re
 import signal
+import subprocess
+import sys
+import textwrap
 
 import anyio
 import psutil
 import pytest
 
-from llmserve import EngineDead, EngineManager, GenerationRequest, Sampling, State
+from llmserve import EngineDead, EngineManager, EngineRestarted, GenerationRequest, ManagerConfig, RestartConfig, Sampling, State
 
 
-async def test_kill_9_of_the_engine_is_told_to_everyone():
-    async with EngineManager.open("bundled") as manager:
-        async with manager.stream(GenerationRequest("x", sampling=Sampling(max_tokens=2000, ignore_eos=True))) as stream:
+def endless(name):
+    return GenerationRequest("x", request_id=name, sampling=Sampling(max_tokens=2000, ignore_eos=True))
+
+
+def short(name):
+    return GenerationRequest("The capital of France is", request_id=name, sampling=Sampling(max_tokens=8, temperature=0))
+
+
+def core_of(manager):
+    (core,) = manager.engine.running_llm.engine_core.resources.engine_manager.processes
+    return psutil.Process(core.pid)
+
+
+async def gone(processes):
+    with anyio.fail_after(10):
+        while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+            await anyio.sleep(0.1)
+
+
+async def test_an_engine_that_is_not_to_be_started_again_takes_everyone_with_it():
+    async with EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(most=0))) as manager:
+        core = core_of(manager)
+        family = [core, *core.children(recursive=True)]
+        async with manager.stream(endless("seen")) as stream:
             await anext(stream)
-            (core,) = manager.engine.running_llm.engine_core.resources.engine_manager.processes
-            family = [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]
-            os.kill(core.pid, signal.SIGKILL)
+            core.kill()
             with anyio.fail_after(5), pytest.raises(EngineDead):
                 async for _ in stream:
                     pass
@@ -25,6 +47,65 @@ async def test_kill_9_of_the_engine_is_told_to_everyone():
                 await anyio.sleep(0.05)
         with pytest.raises(EngineDead):
             await manager.generate("again")
-    with anyio.fail_after(10):
-        while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
-            await anyio.sleep(0.1)
+    await gone(family)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+async def test_an_engine_that_dies_is_started_again_and_loses_nothing(sent):
+    stall = 3.0
+    config = ManagerConfig(restart=RestartConfig(stall_timeout=stall))
+    answers = {}
+    async with EngineManager.open("bundled", config=config) as manager:
+        expected = (await manager.generate(short("before"))).text
+        core = core_of(manager)
+
+        async def ask(name):
+            answers[name] = (await manager.generate(short(name))).text
+
+        async with anyio.create_task_group() as tasks:
+            async with manager.stream(endless("seen")) as stream:
+                await anext(stream)
+                core.send_signal(sent)
+                for number in range(4):
+                    tasks.start_soon(ask, f"unseen {number}")
+                # vLLM looks after its processes once a second, and we after steps a little less often than that.
+                with anyio.fail_after(3 if sent == signal.SIGKILL else stall + 3), pytest.raises(EngineRestarted):
+                    async for _ in stream:
+                        pass
+            with anyio.fail_after(120):
+                while manager.state is not State.READY:
+                    await anyio.sleep(0.1)
+        assert answers == {f"unseen {number}": expected for number in range(4)}
+        await gone([core])
+        assert manager.statistics().restarts == 1
+        assert (await manager.generate(short("after"))).text == expected
+        assert manager.statistics().engine.running == 0
+
+
+PARENT = """
+    import anyio
+    from llmserve import EngineManager
+
+    async def main():
+        async with EngineManager.open("bundled") as manager:
+            (core,) = manager.engine.running_llm.engine_core.resources.engine_manager.processes
+            print("core", core.pid, flush=True)
+            await anyio.sleep_forever()
+
+    if __name__ == "__main__":
+        anyio.run(main)
+"""
+
+
+async def test_an_engine_ends_with_its_host_however_that_ends(tmp_path):
+    program = tmp_path / "host.py"
+    program.write_text(textwrap.dedent(PARENT))
+    async with await anyio.open_process([sys.executable, str(program)], stderr=subprocess.DEVNULL) as host:
+        assert host.stdout is not None
+        told = b""
+        while not (found := re.search(rb"core (\d+)\n", told)):
+            told += await host.stdout.receive()
+        core = psutil.Process(int(found[1]))
+        family = [core, *core.children(recursive=True)]
+        host.kill()
+        await gone(family)

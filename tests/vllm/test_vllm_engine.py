@@ -9,7 +9,7 @@ import prometheus_client
 import psutil
 import pytest
 from contracts.engine_contract import CollectingSink, EngineContract
-from engines import assert_quiescent
+from quiescence import check_quiescent
 
 from benchmarks.overload.shared import SharedEngine
 from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
@@ -153,7 +153,7 @@ async def test_a_hundred_cancelled_at_random_leave_nothing(manager, engine):
     async with anyio.create_task_group() as tasks:
         for number in range(100):
             tasks.start_soon(one, number)
-    assert_quiescent(manager)
+    check_quiescent(manager)
     sink = CollectingSink()
     await engine.submit("probe", await engine.tokenize(GenerationRequest("x")), Sampling(max_tokens=1), 0, sink)
     await sink.ended.wait()

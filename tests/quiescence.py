@@ -1,0 +1,73 @@
+"""What must hold when nothing is open any more, however everything ended: one check for every test of an ending.
+
+An `AuditedEngine` and an `Audit` beside a manager keep the books that the check balances.
+"""
+
+from collections import Counter
+
+from llmserve.engines.simulated import SimulatedEngine
+
+
+class Audit:
+    """An observer: each request that came has one end."""
+
+    def __init__(self):
+        self.ends = Counter()
+        self.outcomes = Counter()
+        # Tokens that a request's caller was shown, by its id.
+        self.shown = Counter()
+
+    def tokens(self, timeline, count, now):
+        pass
+
+    def finished(self, timeline):
+        self.ends[timeline.request_id] += 1
+        self.outcomes[timeline.outcome] += 1
+
+
+class AuditedEngine(SimulatedEngine):
+    """Counts what goes in, and how it comes out: with its last token, by an abort, or with the engine's own end."""
+
+    def __init__(self, config):
+        self.dropped = self.lost = 0
+        super().__init__(config)
+
+    def _reset(self):
+        self.lost += len(getattr(self, "_running", ())) + len(getattr(self, "_waiting", ()))
+        super()._reset()
+
+    @property
+    def added(self):
+        return self._nonce
+
+    def _drop(self, request_id):
+        before = len(self._running) + len(self._waiting)
+        super()._drop(request_id)
+        self.dropped += before - len(self._running) - len(self._waiting)
+
+    @property
+    def inside(self):
+        return len(self._running) + len(self._waiting)
+
+
+def check_quiescent(manager, audit=None):
+    """Nothing runs, waits, is held or is owed."""
+    statistics = manager.statistics()
+    assert statistics.open == 0
+    assert statistics.tokenizing == 0
+    assert (statistics.running, statistics.waiting) == (0, 0)
+    assert (statistics.engine.running, statistics.engine.waiting) == (0, 0)
+    assert statistics.engine.kv_usage == 0
+    engine, controller = manager.engine, manager.admission
+    if isinstance(engine, AuditedEngine):
+        # Finished ones are dropped as well, by the engine itself.
+        assert engine.added == engine.dropped + engine.lost + engine.inside
+        assert engine.inside == 0
+    if hasattr(controller, "policy"):
+        assert not controller.tenants._accounts
+        assert controller._line.cost == 0
+        assert getattr(controller.policy, "_running", 0) == 0
+        assert not getattr(controller.policy, "_live", None)
+        assert getattr(controller.policy, "_pending", 0) == 0
+    if audit is not None:
+        assert set(audit.ends.values()) <= {1}, f"more than one end: {audit.ends.most_common(1)}"

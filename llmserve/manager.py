@@ -5,8 +5,8 @@ Speaks anyio. Knows the engine only through its protocol, and no frontend at all
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
-from llmserve.admission import Admission, Refusal, Refused, Ticket, TicketState, build_admission, wake
+from llmserve.admission import Admission, Refusal, Ticket, TicketState, build_admission, wake
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
@@ -30,11 +30,9 @@ from llmserve.request import Completion, GenerationRequest, Outcome, Sampling, T
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
 from llmserve.supervisor import Supervisor
+from llmserve.tokenizing import TokenizerLine
 
 logger = logging.getLogger(__name__)
-
-# Tokenising takes milliseconds, so a full line of it is short.
-TOKENIZER_RETRY_AFTER = 1.0
 
 
 class EngineManager:
@@ -69,7 +67,7 @@ class EngineManager:
         self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)
         self._jobs: dict[str, Job] = {}
-        self._tokenizing = 0
+        self._tokenizing = TokenizerLine(self.config.max_tokenizing)
         self._idle: anyio.Event | None = None
         self._supervisor: Supervisor | None = None
         self._recovery = Recovery(engine, lambda: self._supervisor is not None and self._supervisor.restarts_again)
@@ -188,7 +186,7 @@ class EngineManager:
         self._observer.finished(timeline)
 
     async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
-        with self._tokenizer_slot():
+        with self._tokenizing.place():
             prompt = await self._recovery.tokenize(job)
         sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
         job.timeline.prompt_tokens = len(prompt.token_ids)
@@ -235,26 +233,14 @@ class EngineManager:
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """The request's prompt as the engine would see it. Raises InvalidRequest, Overloaded."""
         self._refuse_unless_ready()
-        with self._tokenizer_slot():
+        with self._tokenizing.place():
             return await self.engine.tokenize(request)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens. Raises InvalidRequest, Overloaded."""
         self._refuse_unless_ready()
-        with self._tokenizer_slot():
+        with self._tokenizing.place():
             return await self.engine.detokenize(tuple(token_ids))
-
-    @contextmanager
-    def _tokenizer_slot(self) -> Iterator[None]:
-        """Bounds the line, and not how many are at work: that is the engine's, whose threads are its own. With 512 requests at once, two
-        at a time put 100 ms before each first token on an H200, because every turn of a busy event loop let only two pass."""
-        if self._tokenizing >= self.config.max_tokenizing:
-            raise Refused(Refusal.TOKENIZER_BUSY, TOKENIZER_RETRY_AFTER).error()
-        self._tokenizing += 1
-        try:
-            yield
-        finally:
-            self._tokenizing -= 1
 
     # What admission learns from
 
@@ -472,7 +458,7 @@ class EngineManager:
             state=self.state,
             restarts=self._supervisor.restarts if self._supervisor else 0,
             open=len(self._jobs),
-            tokenizing=self._tokenizing,
+            tokenizing=self._tokenizing.length,
             admission=self._admission.statistics(self._clock()) if self._admission else None,
             engine=self.engine.statistics(),
         )

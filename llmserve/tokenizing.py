@@ -1,0 +1,29 @@
+"""How long the line before the tokeniser may get."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llmserve.admission import Refusal, Refused
+
+# Tokenising takes milliseconds, so a full line of it is short.
+RETRY_AFTER = 1.0
+
+
+class TokenizerLine:
+    """Bounds the line, and not how many are at work: that is the engine's, whose threads are its own. With 512 requests at once, two
+    at a time put 100 ms before each first token on an H200, because every turn of a busy event loop let only two pass."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.length = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Raises Overloaded."""
+        if self.length >= self._most:
+            raise Refused(Refusal.TOKENIZER_BUSY, RETRY_AFTER).error()
+        self.length += 1
+        try:
+            yield
+        finally:
+            self.length -= 1

@@ -21,6 +21,6 @@ EXPOSE 8000
 # Live, not ready: a model that loads for ten minutes is no reason to be restarted.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/live', timeout=4)"]
-# Inside a container the loopback interface would be reachable by nobody: publish the port to where it is safe.
-ENTRYPOINT ["python", "-m", "frontends.aiohttp_app", "--host", "0.0.0.0"]
+# Inside a container the loopback interface would be reachable by nobody: publish the port to where it is safe, which is why --insecure.
+ENTRYPOINT ["python", "-m", "frontends.aiohttp_app", "--host", "0.0.0.0", "--insecure"]
 CMD ["--model", "bundled"]

@@ -40,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--restarts", type=int, metavar="N", default=RestartConfig().most, help=words)
     words = "an engine that has requests and makes no step for so long is killed (default: %(default)s)"
     limits.add_argument("--stall-timeout", type=float, metavar="S", default=RestartConfig().stall_timeout, help=words)
+    words = "listen where other machines can connect although nobody is asked who they are, or the engine is known to be vulnerable"
+    limits.add_argument("--insecure", action="store_true", help=words)
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
 
 

@@ -7,18 +7,20 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
+from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say
 from frontends.tenants import follow_tenants
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
 from llmserve.admission import AdmissionStatistics
+from llmserve.engines.vllm_args import version
 from llmserve.models import BUNDLED, is_local, resolve
 
 # Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
@@ -67,6 +69,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def installed(options: argparse.Namespace) -> str | None:
+    """vLLM's version; None where it is not the engine, or not there: whoever needs it says so."""
+    if options.engine != "vllm":
+        return None
+    with suppress(ImportError):
+        return version()
+    return None
+
+
 def served_name(options: argparse.Namespace) -> str:
     return str(options.served_model_name or options.model)
 
@@ -74,6 +85,10 @@ def served_name(options: argparse.Namespace) -> str:
 def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
     for address in addresses:
         say(f"listening {address}")
+    found = installed(options)
+    if found is not None and below_floor(options.engine, found):
+        names = ", ".join(one.id for one in carried("vllm", found))
+        say(f"advisory  vLLM {found} is older than {VLLM_FLOOR} and has {names or 'none that was looked at'} (SECURITY.md)")
     say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
 
 

@@ -11,8 +11,9 @@ import anyio
 from aiohttp import web
 
 from frontends.aiohttp_app import build_app, make_runner
+from frontends.exposure import check_reach
 from frontends.options import engine_args
-from frontends.program import BACKLOG, CannotListen, Listen, bind, http_address, run, serve
+from frontends.program import BACKLOG, CannotListen, Listen, bind, http_address, installed, run, serve
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 async def start(options: argparse.Namespace) -> int:
+    check_reach("--host", [options.host], installed(options), insecure=options.insecure)
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     if count > 1:
         return await serve_workers(options, count)

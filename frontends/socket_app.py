@@ -12,7 +12,8 @@ from pathlib import Path
 import anyio
 
 from frontends.addresses import Address, parse_address, server_context
-from frontends.program import BACKLOG, CannotListen, Listen, bind, run, serve
+from frontends.exposure import check_reach
+from frontends.program import BACKLOG, CannotListen, Listen, bind, installed, run, serve
 from frontends.socket_connection import Connection, Service
 from llmserve import ConfigurationError, EngineManager
 
@@ -47,6 +48,9 @@ def _listener(options: argparse.Namespace) -> Listen:
     # Read now: a wrong file is told before the model is loaded.
     context = server_context(options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
     key = os.environ.get(KEY_VARIABLE) or None
+
+    hosts = [address.host for address in addresses if address.scheme != "unix"]
+    check_reach("--listen", hosts, installed(options), insecure=options.insecure, authenticated=key is not None)
 
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:

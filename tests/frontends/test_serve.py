@@ -104,6 +104,9 @@ async def test_a_second_signal_ends_what_runs(tmp_path):
         (["--max-wait", "0"], "max_wait must be a positive number"),
         (["--engine", "fast"], "invalid choice: 'fast'"),
         (["--port", "99999"], "99999"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines"),
+        (["--restarts", "-1"], "most must be a whole number of at least 0"),
+        (["--stall-timeout", "0"], "stall_timeout must be a positive number"),
     ],
 )
 async def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, arguments, words):
@@ -147,6 +150,7 @@ async def test_the_socket_server_is_such_a_program_too(tmp_path):
         (["--listen", "unix:///nowhere/x.sock"], "cannot listen on unix:///nowhere/x.sock: No such file or directory"),
         (["--max-streams", "0"], "0 is less than 1"),
         (["--max-streams", "x"], "invalid"),
+        (["--listen", "tcp://0.0.0.0:0"], "--listen 0.0.0.0 can be reached from other machines"),
     ],
 )
 async def test_a_wrong_argument_of_the_socket_server_is_one_line_too(arguments, words):

@@ -1,0 +1,111 @@
+"""What is known to be vulnerable, who may reach it, and what vLLM is told of a request."""
+
+import ast
+import importlib.metadata
+import pathlib
+
+import pytest
+
+from frontends.exposure import VLLM_FLOOR, advisories, below_floor, carried, check_reach, is_loopback
+from llmserve import ConfigurationError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+# What a request may set in vLLM. A new name needs a look at what it has done to others: see advisories.toml.
+ALLOWED = {
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "logprobs",
+    "max_tokens",
+    "min_p",
+    "min_tokens",
+    "output_kind",
+    "presence_penalty",
+    "prompt_logprobs",
+    "repetition_penalty",
+    "seed",
+    "skip_clone",
+    "skip_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "temperature",
+    "top_k",
+    "top_p",
+}
+
+
+def test_the_table_says_what_is_done_about_each():
+    found = advisories()
+    assert len({one.id for one in found}) == len(found) >= 10
+    policy = (ROOT / "SECURITY.md").read_text()
+    for one in found:
+        assert one.here in ("guarded", "absent", "open")
+        assert f"| {one.id}" in policy
+        assert one.by in policy
+        assert below_floor("vllm", one.fixed) or one.fixed == VLLM_FLOOR or one.package != "vllm"
+
+
+@pytest.mark.parametrize("package", sorted({one.package for one in advisories()} - {"vllm"}))
+def test_what_is_installed_has_none(package):
+    assert carried(package, importlib.metadata.version(package)) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "first", "count"),
+    [("0.25.1", "CVE-2026-73559", 7), ("0.30.2", "GHSA-4xqp-c3mv-qff7", 1), ("0.31.0rc1", None, 0), ("0.33.0", None, 0)],
+)
+def test_a_version_carries_what_was_mended_later(version, first, count):
+    found = carried("vllm", version)
+    assert len(found) == count
+    assert not count or found[0].id == first
+    assert below_floor("vllm", version) == bool(count)
+    assert not below_floor("simulated", version)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("127.8.8.8", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback_is_what_no_other_machine_can_reach(host, expected):
+    assert is_loopback(host) is expected
+
+
+def test_nobody_listens_for_other_machines_without_saying_so():
+    with pytest.raises(ConfigurationError, match=r"--host 0\.0\.0\.0 can be reached from other machines.*--insecure"):
+        check_reach("--host", ["127.0.0.1", "0.0.0.0"], None, insecure=False)
+    with pytest.raises(ConfigurationError, match=r"vLLM 0\.25\.1 has CVE-2026-73559.*use vLLM 0\.31"):
+        check_reach("--listen", ["10.0.0.1"], "0.25.1", insecure=False, authenticated=True)
+    check_reach("--listen", ["10.0.0.1"], "0.32.0", insecure=False, authenticated=True)
+    check_reach("--host", ["0.0.0.0"], "0.25.1", insecure=True)
+    check_reach("--host", ["127.0.0.1"], "0.25.1", insecure=False)
+    check_reach("--listen", [], None, insecure=False)
+
+
+def test_vllm_is_told_nothing_that_was_not_looked_at():
+    """By the source: every argument of every `SamplingParams(...)`, also those that are spread from a dictionary of chosen names."""
+    calls = 0
+    for path in (ROOT / "llmserve").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "SamplingParams"):
+                continue
+            calls += 1
+            assert not node.args
+            named = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+            assert named <= ALLOWED, named - ALLOWED
+    assert calls == 1
+    source = (ROOT / "llmserve/engines/vllm.py").read_text()
+    (spread,) = [
+        node.generators[0].iter
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.DictComp) and isinstance(node.generators[0].iter, ast.Tuple)
+    ]
+    assert {element.value for element in spread.elts} <= ALLOWED

@@ -4,7 +4,6 @@ A restart is always of the whole engine. What becomes of requests is not decided
 """
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 
@@ -27,7 +26,8 @@ class Supervisor:
     Args:
         busy: how many requests the engine should be working on.
         up: called whenever the engine can take requests.
-        down: called as soon as it cannot any more, with the reason, and seconds until it is started again; None is never.
+        down: called as soon as it cannot any more, with the reason, and about how many seconds later it is started again; None is
+            never. A second time when that is known.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Supervisor:
                 self._engine.kill()
                 error = EngineDead(f"the engine made no step for {patience:g} s, with {self._busy()} requests in it")
                 # Before it is taken down, which may take a while.
-                self._down(error, math.inf)
+                self._down(error, self._config.first_pause)
                 raise error
             looked = now
 

@@ -304,6 +304,10 @@ async def test_a_hung_engine_s_streams_are_told_before_it_is_taken_down(engine):
             await anext(stream)
             with anyio.fail_after(12.0), pytest.raises(EngineRestarted):
                 await anext(stream)
+        # Nor is a newcomer told to come back never.
+        with pytest.raises(Unavailable) as refused:
+            await manager.generate("x")
+        assert 1.0 <= refused.value.retry_after < 10.0
         await ready(manager)
 
 

@@ -143,10 +143,13 @@ async def test_sigterm_while_a_worker_is_being_replaced_lets_the_others_finish(t
     async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
         for _ in range(4):
             await streams.begin(max_tokens=40)
-        workers_of(process)[0].kill()
+        first, second = workers_of(process)
+        # Two, or one where a connection that has just been closed was still counted when they were shared out.
+        others = connections(second)
+        first.kill()
         process.send_signal(signal.SIGTERM)
         whole = [b"[DONE]" in await read_to_end_of_answer(stream) for stream in streams.open]
-        assert sum(whole) == 2
+        assert sum(whole) == others > 0
         with anyio.fail_after(10):
             assert await process.wait() == 0
 

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -58,7 +59,8 @@ def test_what_was_measured_survives_an_interrupt(tmp_path):
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509 - this process starts no thread
         seen = ""
-        while "in flight" not in seen:
+        # Not before some have been answered: a bar is drawn at 0 already.
+        while not re.search(r"[1-9]\d*/\d+ \[.*in flight", seen):
             seen += process.stderr.read(1)
         process.send_signal(signal.SIGINT)
         told, _ = process.communicate(timeout=60)

@@ -49,12 +49,25 @@ def _unix(parts: SplitResult, wrong: ConfigurationError) -> Address:
     return Address("unix", path=parts.path)
 
 
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Raises ConfigurationError for files that are not there or do not fit."""
+def server_context(certificate: Path | None, key: Path | None, client_ca: Path | None = None) -> ssl.SSLContext | None:
+    """What `--tls-cert`, `--tls-key` and `--tls-client-ca` say; None without them. With a `client_ca`, clients show a certificate of it.
+
+    Raises ConfigurationError for files that are not there or do not fit.
+    """
+    if not certificate or not key:
+        if certificate or key or client_ca:
+            raise ConfigurationError("TLS needs both --tls-cert and --tls-key")
+        return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"TLS with {certificate} and {key}: {error}") from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"--tls-client-ca {client_ca}: {error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
     return context

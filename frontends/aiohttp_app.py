@@ -7,40 +7,39 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from frontends import sse
+from frontends.access import Access
 from frontends.choices import generate_choices, open_choices
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
+from frontends.http.form import MAX_BODY, Handler, check_form, expect_later, read
+from frontends.http.idempotency import HEADER, Memory, answer_once
+from frontends.http.log import Write, name_and_log, name_answer, sign
+from frontends.http.openapi import document
+from frontends.http.who import CALLER, ask_for_key
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, check_model, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.steps import Steps
-from llmserve import Delta, EngineManager, Facts, GenerationRequest, InvalidRequest, LLMServeError, TokenStream
+from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
 
-# A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
-MAX_BODY = 4 * 2**20
-# aiohttp has no limit of its own: a client that sends its body slower than this is gone.
-BODY_SECONDS = 30.0
-# 3630 s is aiohttp's default for AppRunner.
-KEEPALIVE_SECONDS = 75.0
-# After draining there is nothing left to wait for but sockets to close.
-CLOSE_SECONDS = 2.0
 JSON = "application/json"
 
 GetFacts = Callable[[], Awaitable[Facts]]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Routes:
     """The handlers; each reads its body, makes one call, and writes the answer."""
 
-    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None = None) -> None:
+    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None, access: Access) -> None:
         self.manager = manager
         self.model = model
+        self._access = access
         self._facts = facts or self._own_facts
         self._steps = Steps()
         self._completion = msgspec.json.Decoder(CompletionRequest)
@@ -51,40 +50,42 @@ class Routes:
 
     def table(self) -> list[web.RouteDef]:
         return [
-            web.post("/v1/completions", self.completions),
-            web.post("/v1/chat/completions", self.chat),
-            web.post("/generate", self.generate),
+            web.post("/v1/completions", self.completions, expect_handler=expect_later),
+            web.post("/v1/chat/completions", self.chat, expect_handler=expect_later),
+            web.post("/generate", self.generate, expect_handler=expect_later),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{model:.+}", self.one_model),
-            web.post("/tokenize", self.tokenize),
-            web.post("/detokenize", self.detokenize),
+            web.post("/tokenize", self.tokenize, expect_handler=expect_later),
+            web.post("/detokenize", self.detokenize, expect_handler=expect_later),
             web.get("/health", self.ready),
             web.get("/health/live", self.live),
             web.get("/health/ready", self.ready),
             web.get("/metrics", self.metrics),
+            web.get("/openapi.json", self.openapi),
         ]
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = decode(self._completion, await _read(request))
+        body = decode(self._completion, await read(request))
         check_model(body.model, self.model)
-        requests = body.generation_requests(_deadline(request))
+        requests = body.generation_requests(request[CALLER])
         echoes = await self._echoes(requests) if body.echo else None
         answerer = TextAnswerer(requests[0].request_id, self.model, echoes.__getitem__ if echoes else None)
         return await self._answer(request, requests, answerer, body)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = decode(self._chat, await _read(request))
+        body = decode(self._chat, await read(request))
         check_model(body.model, self.model)
-        requests = body.generation_requests(_deadline(request))
+        requests = body.generation_requests(request[CALLER])
         return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, self.model), body)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        body = decode(self._generate, await _read(request))
-        wanted = body.generation_request(_deadline(request))
+        body = decode(self._generate, await read(request))
+        wanted = body.generation_request(request[CALLER])
+        name_answer(request, wanted.request_id)
         if not body.stream:
             return _json(await self.manager.generate(wanted))
         async with _event_stream(request, self._steps) as events, self.manager.stream(wanted) as stream:
-            await events.begin(wanted.request_id)
+            await events.begin()
             await events.pour([stream], lambda _, delta: sse.event(delta))
             await events.end(sse.event(stream.usage) + sse.DONE)
         return events.response
@@ -97,14 +98,14 @@ class Routes:
         return _json(self._model_card())
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        body = decode(self._tokenize, await _read(request))
+        body = decode(self._tokenize, await read(request))
         check_model(body.model, self.model)
         prompt = await self.manager.tokenize(body.generation_request())
         tokens = list(prompt.token_ids)
         return _json({"count": len(tokens), "max_model_len": self.manager.info.max_model_len, "tokens": tokens})
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        body = decode(self._detokenize, await _read(request))
+        body = decode(self._detokenize, await read(request))
         check_model(body.model, self.model)
         return _json({"prompt": await self.manager.detokenize(body.tokens)})
 
@@ -126,6 +127,9 @@ class Routes:
         text, content_type = prometheus.render(facts, now, accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
 
+    async def openapi(self, request: web.Request) -> web.Response:
+        return _json(document(version("llmserve"), keys=self._access.keys is not None))
+
     async def _own_facts(self) -> Facts:
         return self.manager.facts()
 
@@ -133,11 +137,12 @@ class Routes:
         self, request: web.Request, requests: list[GenerationRequest], answerer: Answerer, body: CompletionRequest | ChatRequest
     ) -> web.StreamResponse:
         n = body.choices_per_prompt
+        name_answer(request, answerer.id)
         if not body.stream:
             return _json(answerer.whole(await generate_choices(self.manager, requests), n))
         async with _event_stream(request, self._steps) as events, open_choices(self.manager, requests) as streams:
             running = streams if body.wants_running_usage else None
-            await events.begin(answerer.id, b"".join(answerer.first(index) for index in range(len(streams))))
+            await events.begin(b"".join(answerer.first(index) for index in range(len(streams))))
             await events.pour(streams, partial(_chunk, answerer, running))
             usage = answerer.usage([stream.usage for stream in streams], n) if body.wants_usage else b""
             await events.end(usage + sse.DONE)
@@ -165,12 +170,14 @@ def _chunk(answerer: Answerer, running: list[TokenStream] | None, index: int, de
 async def _event_stream(request: web.Request, steps: Steps) -> AsyncIterator[EventStream]:
     """Stands outside the stream that is written, so that the stream's error passes through here last."""
     events = EventStream(request, steps)
+    if HEADER in request.headers:
+        events.record()
     try:
         yield events
     except LLMServeError as error:
         if not events.begun:
             raise
-        await events.end(sse.event(describe(error)[1]) + sse.DONE)
+        await events.fail(sse.event(describe(error)[1]) + sse.DONE)
 
 
 @web.middleware
@@ -180,47 +187,38 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except LLMServeError as error:
         return _failure(error)
-    except web.HTTPRequestEntityTooLarge:
-        return _failure(HTTPFailure(413, f"the body is larger than {MAX_BODY} bytes", "body_too_large"))
     except web.HTTPException as error:
-        return _failure(HTTPFailure(error.status, f"{request.method} {request.path[:64]}: {error.reason}", "http_error"))
+        allow = {name: value for name, value in error.headers.items() if name == "Allow"}
+        return _failure(HTTPFailure(error.status, error.reason, "http_error", allow))
 
 
-def build_app(manager: EngineManager, model: str = "bundled", facts: GetFacts | None = None) -> web.Application:
-    """An aiohttp application over a manager, which the caller enters and leaves. `model` is the name it is served under; `facts` are asked
-    for the metrics where they are not this manager's alone.
+def build_app(
+    manager: EngineManager,
+    model: str = "bundled",
+    facts: GetFacts | None = None,
+    *,
+    access: Access | None = None,
+    log: Write | None = None,
+    memory: Memory | None = None,
+) -> web.Application:
+    """An aiohttp application over a manager, which the caller enters and leaves.
 
-    Run it as `make_runner` does, with `handler_cancellation=True`, or a client that goes away keeps its request running.
+    Run it with `frontends.http.server.running`; under another server, which needs `handler_cancellation=True` and `auto_decompress=False`,
+    there are no timeouts but that server's.
+
+    Args:
+        model: the name it is served under.
+        facts: asked for the metrics, where they are not this manager's alone.
+        access: whose keys are let in; None asks nobody.
+        memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
+        log: takes a line for each request (`frontends.http.log.open_log`).
     """
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[answer_errors])
-    app.add_routes(Routes(manager, model, facts).table())
+    access = access or Access()
+    middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_once(memory)]
+    app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
+    app.on_response_prepare.append(sign)
+    app.add_routes(Routes(manager, model, facts, access).table())
     return app
-
-
-def make_runner(app: web.Application) -> web.AppRunner:
-    """What runs such an application as a server should: a client that goes cancels its request, idle connections end."""
-    return web.AppRunner(
-        app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=CLOSE_SECONDS
-    )
-
-
-async def _read(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
-    except TimeoutError:
-        raise HTTPFailure(408, f"the body did not arrive within {BODY_SECONDS:g} s", "body_timeout") from None
-
-
-def _deadline(request: web.Request) -> float | None:
-    """`X-Request-Timeout`, in seconds."""
-    value = request.headers.get("X-Request-Timeout")
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        raise InvalidRequest("X-Request-Timeout must be a number of seconds", "X-Request-Timeout") from None
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

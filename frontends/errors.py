@@ -1,6 +1,7 @@
 """The one table from llmserve's errors to HTTP: status, OpenAI's type and code."""
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
@@ -54,16 +55,17 @@ class ErrorBody(msgspec.Struct, frozen=True):
 class HTTPFailure(LLMServeError):
     """Something that only HTTP can get wrong: a body too large or too slow, a path that does not exist."""
 
-    def __init__(self, status: int, message: str, code: str) -> None:
+    def __init__(self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.headers = dict(headers or {})
 
 
 def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
     """Status, body and headers for an error."""
     if isinstance(error, HTTPFailure):
-        return error.status, ErrorBody(ErrorDetail(str(error), "invalid_request_error", None, error.code)), {}
+        return error.status, ErrorBody(ErrorDetail(str(error), "invalid_request_error", None, error.code)), error.headers
     _, status, kind, code = next(row for row in TABLE if isinstance(error, row[0]))
     headers = {}
     if isinstance(error, Overloaded):

@@ -16,6 +16,7 @@ from frontends.steps import Steps
 from llmserve import Delta, TokenStream
 
 WRITE_SECONDS = 30.0
+RECORD = web.ResponseKey("record", bytes)
 
 # A choice's delta as events; empty where there is nothing to show yet.
 Chunk = Callable[[int, Delta], bytes]
@@ -37,14 +38,18 @@ class EventStream:
         self._chunked = request.version >= HttpVersion11
         self._writer: AbstractStreamWriter | None = None
         self._ready: dict[int, None] = {}
+        self._record: list[bytes] | None = None
+
+    def record(self) -> None:
+        """Keep what is written, for `RECORD` of the response when it was complete."""
+        self._record = []
 
     @property
     def begun(self) -> bool:
         return self._writer is not None
 
-    async def begin(self, request_id: str, first: bytes = b"") -> None:
+    async def begin(self, first: bytes = b"") -> None:
         """Send the status, the headers, and what comes before any token."""
-        self.response.headers["X-Request-Id"] = request_id
         if self._chunked:
             self.response.enable_chunked_encoding()
         self._writer = await self.response.prepare(self._request)
@@ -70,6 +75,13 @@ class EventStream:
         self._write(last)
         # aiohttp waits without end for a client that does not read.
         await self._drain()
+        if self._record is not None:
+            self.response[RECORD] = b"".join(self._record)
+
+    async def fail(self, last: bytes) -> None:
+        """Send what says that there will be no more."""
+        self._record = None
+        await self.end(last)
 
     def _note(self, index: int) -> None:
         """Called from the middle of an engine's step, so what is done here is done for every token."""
@@ -110,6 +122,8 @@ class EventStream:
             return
         if self._gone():
             raise ConnectionResetError("the client has gone")
+        if self._record is not None:
+            self._record.append(data)
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def _gone(self) -> bool:

@@ -28,6 +28,18 @@ SAMPLING_FIELDS = (
 )  # fmt: skip
 
 
+@attrs.frozen
+class Caller:
+    """Who sends a request, as far as its wire tells.
+
+    `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds.
+    """
+
+    tenant: str | None = None
+    key: str | None = None
+    deadline: float | None = None
+
+
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Fields that OpenAI's clients send and that change nothing here: bookkeeping on OpenAI's side."""
 
@@ -91,14 +103,15 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
 
-    def requests(self, prompts: Sequence[dict[str, Any]], sampling: Sampling, deadline: float | None) -> list[GenerationRequest]:
+    def requests(self, prompts: Sequence[dict[str, Any]], sampling: Sampling, caller: Caller) -> list[GenerationRequest]:
         """One request for each choice, prompt by prompt; with a seed, each choice of a prompt has the next one."""
         n = self.choices_per_prompt
         if len(prompts) * n > MAX_CHOICES:
             raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
-        common: dict[str, Any] = {"deadline": deadline, "priority": self.priority or 0, "best_effort": self.service_tier == "flex"}
-        if self.user:
-            common["tenant"] = self.user[:64]
+        common: dict[str, Any] = {"deadline": caller.deadline, "priority": self.priority or 0, "best_effort": self.service_tier == "flex"}
+        # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
+        if caller.tenant or self.user:
+            common["tenant"] = caller.tenant or str(self.user)[:64]
         return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
 
 
@@ -130,10 +143,10 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
         return [{"prompt": one} for one in prompt]
 
-    def generation_requests(self, deadline: float | None) -> list[GenerationRequest]:
+    def generation_requests(self, caller: Caller) -> list[GenerationRequest]:
         prompt_logprobs = self.logprobs if self.echo else None
         sampling = self.sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
-        return self.requests(self.prompts(), sampling, deadline)
+        return self.requests(self.prompts(), sampling, caller)
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True):
@@ -161,7 +174,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
-    def generation_requests(self, deadline: float | None) -> list[GenerationRequest]:
+    def generation_requests(self, caller: Caller) -> list[GenerationRequest]:
         if not 1 <= len(self.messages) <= MAX_MESSAGES:
             raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
         if self.top_logprobs is not None and not self.logprobs:
@@ -169,7 +182,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         with renamed(max_tokens="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens", logprobs="top_logprobs"):
             most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
             sampling = self.sampling(max_tokens=most, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
-        return self.requests([{"messages": [message.plain() for message in self.messages]}], sampling, deadline)
+        return self.requests([{"messages": [message.plain() for message in self.messages]}], sampling, caller)
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -178,7 +191,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt: str | list[int] | None = None
     messages: list[ChatMessage] | None = None
     stream: bool = False
-    tenant: str = "default"
+    tenant: str | None = None
     priority: int = 0
     deadline: float | None = None
     best_effort: bool = False
@@ -200,7 +213,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
-    def generation_request(self, deadline: float | None) -> GenerationRequest:
+    def generation_request(self, caller: Caller) -> GenerationRequest:
+        """Raises InvalidRequest, also for a tenant that the caller's key is not for."""
         fields = msgspec.structs.asdict(self)
         del fields["stream"]
         request: dict[str, Any] = {
@@ -208,8 +222,10 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         }
         if self.messages is not None:
             request["messages"] = [message.plain() for message in self.messages]
-        request["deadline"] = deadline if self.deadline is None else self.deadline
-        request["tenant"] = self.tenant[:64]
+        request["deadline"] = caller.deadline if self.deadline is None else self.deadline
+        if caller.tenant and self.tenant not in (None, caller.tenant):
+            raise InvalidRequest("this API key is not for this tenant", "tenant")
+        request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
         return GenerationRequest(**request, sampling=Sampling(**fields))
 
 

@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from frontends.tenants import read_tenants
+from frontends.access import KEY_VARIABLE, Access
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
+
+# What OpenAI's client waits by default: whoever is answered later has gone.
+MAX_SECONDS = 600.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +43,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--restarts", type=int, metavar="N", default=RestartConfig().most, help=words)
     words = "an engine that has requests and makes no step for so long is killed (default: %(default)s)"
     limits.add_argument("--stall-timeout", type=float, metavar="S", default=RestartConfig().stall_timeout, help=words)
-    words = "listen where other machines can connect although nobody is asked who they are, or the engine is known to be vulnerable"
-    limits.add_argument("--insecure", action="store_true", help=words)
+    words = "longest that any request may take, waiting included; 0: no bound (default: %(default)s)"
+    limits.add_argument("--max-seconds", type=float, metavar="S", default=MAX_SECONDS, help=words)
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
+    access = parser.add_argument_group("who may use it")
+    words = f"only who shows one of these keys (`keys add` makes them; read again when it changes); {KEY_VARIABLE} holds a single one"
+    access.add_argument("--api-keys", type=Path, metavar="FILE.toml", help=words)
+    access.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve TLS with this certificate chain, as PEM")
+    access.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    access.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="only clients with a certificate of these authorities")
+    words = "listen where other machines can connect although nobody is asked who they are, or the engine is known to be vulnerable"
+    access.add_argument("--insecure", action="store_true", help=words)
 
 
 def engine_args(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,6 +64,7 @@ def engine_args(options: argparse.Namespace) -> dict[str, Any]:
 
 def manager_config(options: argparse.Namespace) -> ManagerConfig:
     """Raises ConfigurationError, naming the value that is wrong."""
+    access = Access.open(options)
     return ManagerConfig(
         slo=SLO(ttft=options.slo_ttft, tpot=options.slo_tpot),
         admission=AdmissionConfig(
@@ -60,9 +72,12 @@ def manager_config(options: argparse.Namespace) -> ManagerConfig:
             max_waiting=options.max_waiting,
             max_wait=options.max_wait,
             tenant_limit=options.tenant_limit,
-            tenants=read_tenants(options.tenants) if options.tenants else None,
+            tenants=access.table,
         ),
         restart=RestartConfig(most=options.restarts, stall_timeout=options.stall_timeout),
         max_tokens=options.max_tokens,
+        max_seconds=options.max_seconds or None,
+        # Where callers are who they say they are, what they say to the model is theirs too.
+        isolate_tenants=access.keys is not None,
         drain_timeout=options.drain_timeout,
     )

@@ -3,7 +3,6 @@
 import argparse
 import os
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
@@ -14,24 +13,20 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from frontends.access import Access
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
+from frontends.http.door import raise_descriptor_limit
+from frontends.listeners import CannotListen
 from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say
-from frontends.tenants import follow_tenants
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
 from llmserve.admission import AdmissionStatistics
 from llmserve.engines.vllm_args import version
 from llmserve.models import BUNDLED, is_local, resolve
 
-# Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
-BACKLOG = 4096
 WATCH_SECONDS = 0.2
 # vLLM brings uvloop along; without it a server is slower and otherwise the same.
 BACKEND = {"use_uvloop": find_spec("uvloop") is not None}
-# What the kernel holds for one client that does not read; by itself it would go up to 4 MiB (Linux's tcp_wmem), out of sight of every bound
-# of ours. An answer's tokens need a hundredth of what so much carries a second at a round trip of 100 ms.
-SEND_BUFFER = 128 * 1024
-
 # Listens for a manager under a model's name, while it is entered; gives the addresses, as a person would type them.
 Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
 # Serves with what was parsed, until it is told to stop; gives the exit code.
@@ -42,6 +37,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     """Parse, serve and exit: code 0 after a drain, 1 if the engine died, 2 for a wrong argument."""
     add_options(parser)
     options = parser.parse_args(argv)
+    raise_descriptor_limit()
     _prepare_environment(options)
     try:
         sys.exit(anyio.run(serve, options, backend_options=BACKEND))
@@ -51,22 +47,6 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     except CannotListen as error:
         parser.exit(2, f"{parser.prog}: error: cannot listen on {error}\n")
-
-
-class CannotListen(Exception):
-    """An address that is taken, or that does not exist here."""
-
-    def __init__(self, address: str, error: OSError) -> None:
-        super().__init__(f"{address}: {error.strerror or error}")
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    # Its connections inherit it.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    return listener
 
 
 def installed(options: argparse.Namespace) -> str | None:
@@ -92,12 +72,8 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
     say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
 
 
-def http_address(host: str, listener: socket.socket) -> str:
-    return f"http://{host}:{listener.getsockname()[1]}  (/health/ready says 503 until the model is loaded)"
-
-
-async def serve(options: argparse.Namespace, listen: Listen) -> int:
-    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code."""
+async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> int:
+    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed meanwhile."""
     manager = EngineManager.open(options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options))
     code = 0
     try:
@@ -106,8 +82,7 @@ async def serve(options: argparse.Namespace, listen: Listen) -> int:
             async with anyio.create_task_group() as tasks:
                 stop = anyio.Event()
                 tasks.start_soon(_watch_signals, manager, stop, tasks.cancel_scope)
-                if options.tenants:
-                    tasks.start_soon(follow_tenants, options.tenants, manager.set_tenants)
+                tasks.start_soon(access.follow, manager.set_tenants)
                 code = await _load_and_wait(manager, options, stop)
                 tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -2,18 +2,25 @@
 
 import argparse
 import os
+import socket
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
-import anyio
-from aiohttp import web
-
-from frontends.aiohttp_app import build_app, make_runner
+from frontends.access import Access
+from frontends.addresses import server_context
+from frontends.aiohttp_app import build_app
 from frontends.exposure import check_reach
+from frontends.http.door import Door
+from frontends.http.log import open_log
+from frontends.http.server import listen, running
+from frontends.keys_command import keys_command
+from frontends.listeners import CannotListen, bind, bind_unix
 from frontends.options import engine_args
-from frontends.program import BACKLOG, CannotListen, Listen, bind, http_address, installed, run, serve
+from frontends.program import Listen, installed, run, serve
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
@@ -24,9 +31,17 @@ MOST_WORKERS = 8
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m frontends.aiohttp_app`"""
-    parser = argparse.ArgumentParser(prog="python -m frontends.aiohttp_app", description="Serve a model over HTTP, as OpenAI does.")
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["keys"]:
+        sys.exit(keys_command(given[1:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m frontends.aiohttp_app",
+        description="Serve a model over HTTP, as OpenAI does.",
+        epilog="`python -m frontends.aiohttp_app keys --help` makes API keys.",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a unix socket instead, for this user alone")
     parser.add_argument(
         "--workers",
         type=_workers,
@@ -34,15 +49,32 @@ def main(argv: list[str] | None = None) -> None:
         metavar="N",
         help="processes that serve HTTP beside the engine's; auto: by the cores, 1 for an engine on a CPU (default: %(default)s)",
     )
-    run(parser, argv, start)
+    words = "connections at once, of each process (default: what it may open files, less 64)"
+    parser.add_argument("--max-connections", type=_count, metavar="N", help=words)
+    words = "of them from one address, other than this machine's (default: a quarter)"
+    parser.add_argument("--max-peer-connections", type=_count, metavar="N", help=words)
+    words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
+    parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
+    run(parser, given, start)
 
 
 async def start(options: argparse.Namespace) -> int:
-    check_reach("--host", [options.host], installed(options), insecure=options.insecure)
+    access = Access.open(options)
+    # Read now: a wrong file is told before the model is loaded.
+    server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+    hosts = [] if options.unix else [options.host]
+    known = access.keys is not None or options.tls_client_ca is not None
+    check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=known)
+    address, listener = bind_http(options)
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
-    if count > 1:
-        return await serve_workers(options, count)
-    return await serve(options, http_listener(options.host, options.port))
+    try:
+        if count > 1:
+            return await serve_workers(options, count, address, listener, access)
+        return await serve(options, http_listener(options, address, listener, access), access)
+    finally:
+        listener.close()
+        if options.unix:
+            options.unix.unlink(missing_ok=True)
 
 
 def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
@@ -57,29 +89,45 @@ def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
     return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // CORES_PER_WORKER))
 
 
-def http_listener(host: str, port: int) -> Listen:
-    @asynccontextmanager
-    async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        runner = make_runner(build_app(manager, model))
-        await runner.setup()
-        try:
-            try:
-                listener = bind(host, port)
-            except OSError as error:
-                raise CannotListen(f"{host}:{port}", error) from None
-            await web.SockSite(runner, listener, backlog=BACKLOG).start()
-            yield [http_address(host, listener)]
-        finally:
-            with anyio.CancelScope(shield=True):
-                await runner.cleanup()
+def bind_http(options: argparse.Namespace) -> tuple[str, socket.socket]:
+    """What listens, and its address as a person would type it. Raises CannotListen."""
+    words = "  (/health/ready says 503 until the model is loaded)"
+    try:
+        if options.unix:
+            return f"unix://{options.unix.absolute()}{words}", bind_unix(options.unix)
+        listener = bind(options.host, options.port)
+    except OSError as error:
+        raise CannotListen(str(options.unix or f"{options.host}:{options.port}"), error) from None
+    return f"{'https' if options.tls_cert else 'http'}://{options.host}:{listener.getsockname()[1]}{words}", listener
 
-    return listen
+
+def http_listener(options: argparse.Namespace, address: str, listener: socket.socket, access: Access) -> Listen:
+    log = open_log(options.request_log)
+
+    @asynccontextmanager
+    async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
+        app = build_app(manager, model, access=access, log=log)
+        tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+        async with (
+            running(app, Door(options.max_connections, options.max_peer_connections)) as handlers,
+            listen(handlers, listener, tls),
+        ):
+            yield [address]
+
+    return listening
 
 
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"{number} is no port: choose 0 to 65535")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import anyio
 
+from frontends.access import Access
 from frontends.addresses import Address, parse_address, server_context
 from frontends.exposure import check_reach
-from frontends.program import BACKLOG, CannotListen, Listen, bind, installed, run, serve
+from frontends.listeners import BACKLOG, CannotListen, bind, bind_unix
+from frontends.program import Listen, installed, run, serve
 from frontends.socket_connection import Connection, Service
 from llmserve import ConfigurationError, EngineManager
 
 DEFAULT = "tcp://127.0.0.1:9000"
-KEY_VARIABLE = "LLMSERVE_API_KEY"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,35 +26,33 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m frontends.socket_app",
         description="Serve a model over raw sockets: many streams on one connection, for clients that want every token at the least cost.",
-        epilog=f"With {KEY_VARIABLE} in the environment, clients must show that key.",
     )
     parser.add_argument(
         "--listen", action="append", metavar="ADDRESS", help=f"tcp://host:port, tls://host:port or unix:///path; repeat it ({DEFAULT})"
     )
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the certificate chain for tls:// addresses, as PEM")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     parser.add_argument("--max-streams", type=_positive, default=1024, metavar="N", help="of one connection at once (default: %(default)s)")
 
     async def start(options: argparse.Namespace) -> int:
-        return await serve(options, _listener(options))
+        access = Access.open(options)
+        return await serve(options, _listener(options, access), access)
 
     run(parser, argv, start)
 
 
-def _listener(options: argparse.Namespace) -> Listen:
+def _listener(options: argparse.Namespace, access: Access) -> Listen:
     addresses = [parse_address(text) for text in options.listen or [DEFAULT]]
-    if any(address.scheme == "tls" for address in addresses) and not (options.tls_cert and options.tls_key):
-        raise ConfigurationError("a tls:// address needs --tls-cert and --tls-key")
     # Read now: a wrong file is told before the model is loaded.
-    context = server_context(options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
-    key = os.environ.get(KEY_VARIABLE) or None
-
+    context = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+    if context is None and any(address.scheme == "tls" for address in addresses):
+        raise ConfigurationError("a tls:// address needs --tls-cert and --tls-key")
+    plain = any(address.scheme == "tcp" for address in addresses)
+    known = access.keys is not None or (options.tls_client_ca is not None and not plain)
     hosts = [address.host for address in addresses if address.scheme != "unix"]
-    check_reach("--listen", hosts, installed(options), insecure=options.insecure, authenticated=key is not None)
+    check_reach("--listen", hosts, installed(options), insecure=options.insecure, authenticated=known)
 
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        async with open_server(manager, model, addresses, tls=context, key=key, max_streams=options.max_streams) as bound:
+        async with open_server(manager, model, addresses, tls=context, access=access, max_streams=options.max_streams) as bound:
             yield [str(address) for address in bound]
 
     return listen
@@ -67,7 +65,7 @@ async def open_server(
     addresses: Sequence[Address],
     *,
     tls: ssl.SSLContext | None = None,
-    key: str | None = None,
+    access: Access | None = None,
     max_streams: int = 1024,
 ) -> AsyncIterator[list[Address]]:
     """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
@@ -75,7 +73,7 @@ async def open_server(
     Raises CannotListen.
     """
     loop = asyncio.get_running_loop()
-    service = Service(manager, model, key, max_streams)
+    service = Service(manager, model, access or Access(), max_streams)
     bound = []
     with ExitStack() as stack:
         for address in addresses:
@@ -99,33 +97,7 @@ async def open_server(
 
 
 def _bind(address: Address) -> socket.socket:
-    if address.scheme != "unix":
-        return bind(address.host, address.port)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path = Path(address.path)
-    try:
-        if path.is_socket() and not _answers(path):
-            # Left behind by a server that was killed.
-            path.unlink()
-        # For its owner alone, from the moment that it exists.
-        before = os.umask(0o177)
-        try:
-            listener.bind(address.path)
-        finally:
-            os.umask(before)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
+    return bind_unix(Path(address.path)) if address.scheme == "unix" else bind(address.host, address.port)
 
 
 def _positive(text: str) -> int:

@@ -6,7 +6,6 @@ streams merge; a client that does not read for too long is given up.
 """
 
 import asyncio
-import hmac
 import logging
 import socket
 from collections.abc import Coroutine
@@ -18,9 +17,12 @@ import attrs
 import msgspec
 
 from frontends import frames
+from frontends.access import Access
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
-from frontends.openai import GenerateRequest, decode
+from frontends.keys import Key
+from frontends.listeners import is_stranger
+from frontends.openai import Caller, GenerateRequest, decode
 from frontends.steps import Steps
 from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
 
@@ -40,11 +42,11 @@ CLOSE_SECONDS = 2.0
 
 @attrs.define
 class Service:
-    """What all connections share. `key` is what a client must show, None for nothing."""
+    """What all connections share."""
 
     manager: EngineManager
     model: str
-    key: str | None = None
+    access: Access
     max_streams: int = 1024
     connections: set["Connection"] = attrs.field(factory=set)
     tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
@@ -93,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._queue: list[Channel] = []
         self._flushing = False
         self._greeted = False
+        self._key: Key | None = None
         self._paused = False
         self._closed = False
 
@@ -100,6 +103,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if is_stranger(transport.get_extra_info("socket")):
+            self._closed = True
+            self._transport.abort()
         _send_at_once(self._transport.get_extra_info("socket"))
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(HELLO_SECONDS, self.refuse, FrameError(f"no hello within {HELLO_SECONDS:g} s"))
@@ -165,8 +171,9 @@ class Connection(asyncio.Protocol):
             raise FrameError("the first frame must be a hello")
         if message.version != frames.VERSION:
             raise FrameError(f"this server speaks version {frames.VERSION}, not {message.version}")
-        key = self._service.key
-        if key is not None and not hmac.compare_digest(key.encode(), (message.key or "").encode()):
+        access = self._service.access
+        self._key = access.find(message.key or "")
+        if not access.still(self._key):
             raise FrameError("the API key is missing or wrong")
         self._timer.cancel()
         self._greeted = True
@@ -176,6 +183,8 @@ class Connection(asyncio.Protocol):
     def _open(self, message: Open) -> None:
         if message.id in self._channels:
             raise FrameError(f"the stream {message.id} is already open")
+        if not self._service.access.still(self._key):
+            raise FrameError("the API key does not count any more")
         if len(self._channels) >= self._service.max_streams:
             words = f"this connection has {len(self._channels)} streams, as many as it may"
             self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
@@ -187,7 +196,7 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self, channel: Channel, body: msgspec.Raw) -> None:
         try:
-            request = decode(self._service.decoder, body).generation_request(None)
+            request = decode(self._service.decoder, body).generation_request(Caller(self._key.tenant if self._key else None))
             async with self._service.manager.stream(request, channel.token) as stream:
                 self._write(Started(channel.id, stream.request_id, stream.usage.prompt_tokens))
                 channel.stream = stream

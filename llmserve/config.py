@@ -46,6 +46,21 @@ class TenantLimits:
     concurrency: int | None = None
     tokens_per_minute: float | None = None
 
+    @classmethod
+    def of(cls, where: str, table: Any) -> Self:
+        """From a table of TOML. Raises ConfigurationError, naming what is wrong `where`."""
+        if not isinstance(table, dict):
+            raise ConfigurationError(f"{where} must be a table")
+        known = {field.name for field in attrs.fields(cls)}
+        for key, value in table.items():
+            if key not in known:
+                raise ConfigurationError(f"{where} has the unknown key {key!r}; there are {', '.join(sorted(known))}")
+            whole = key == "concurrency"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value) or value <= 0:
+                kind = "whole number above 0" if whole else "number above 0"
+                raise ConfigurationError(f"{where}.{key} must be a {kind}, not {value!r}")
+        return cls(**table)
+
 
 @attrs.frozen
 class TenantTable:
@@ -72,29 +87,15 @@ class TenantTable:
         tenants = found.get("tenants", {})
         if not isinstance(tenants, dict):
             raise ConfigurationError("tenants must be tables, [tenants.NAME]")
-        named = {name: _limits(f"tenants.{name}", table) for name, table in tenants.items()}
+        named = {name: TenantLimits.of(f"tenants.{name}", table) for name, table in tenants.items()}
         if found.get("unknown") == "refuse":
             if "default" in found:
                 raise ConfigurationError('[default] is for tenants that unknown = "refuse" turns away: leave one of them out')
             return cls(named, None)
-        return cls(named, _limits("default", found.get("default", {})))
+        return cls(named, TenantLimits.of("default", found.get("default", {})))
 
     def of(self, tenant: str) -> TenantLimits | None:
         return self.named.get(tenant, self.default)
-
-
-def _limits(where: str, table: Any) -> TenantLimits:
-    if not isinstance(table, dict):
-        raise ConfigurationError(f"{where} must be a table")
-    known = {field.name for field in attrs.fields(TenantLimits)}
-    for key, value in table.items():
-        if key not in known:
-            raise ConfigurationError(f"{where} has the unknown key {key!r}; there are {', '.join(sorted(known))}")
-        whole = key == "concurrency"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value) or value <= 0:
-            kind = "whole number above 0" if whole else "number above 0"
-            raise ConfigurationError(f"{where}.{key} must be a {kind}, not {value!r}")
-    return TenantLimits(**table)
 
 
 @attrs.frozen(kw_only=True)
@@ -117,6 +118,11 @@ class AdmissionConfig:
     max_wait: float = attrs.field(default=30.0, validator=_positive)
     tenant_limit: int | None = attrs.field(default=None, validator=_at_least(1))
     tenants: TenantTable | None = None
+
+    @property
+    def table(self) -> TenantTable:
+        """Of tenants, whichever of the two ways it is said in."""
+        return self.tenants or TenantTable(default=TenantLimits(concurrency=self.tenant_limit))
 
 
 @attrs.frozen(kw_only=True)
@@ -148,6 +154,9 @@ class ManagerConfig:
         slo: counts goodput and bounds the wait; None promises nothing.
         max_tokenizing: requests whose prompts may be in the engine's tokeniser, or wait for it; more are refused.
         max_tokens: most tokens that any request may generate; None leaves the model's context as the bound.
+        max_seconds: longest that any request may take, waiting included, whatever its own deadline; None sets no bound.
+        isolate_tenants: no tenant finds in the engine's prefix cache what another one has put there, and so cannot tell from the time to
+            a first token what others have asked. Tenants that send the same long beginning no longer share its work.
         cleanup_timeout: longest time for the engine to confirm an abort, in seconds, before its slot is given on anyway.
         drain_timeout: how long leaving `async with` lets running requests go on, in seconds.
     """
@@ -157,6 +166,8 @@ class ManagerConfig:
     restart: RestartConfig = attrs.field(factory=RestartConfig)
     max_tokenizing: int = attrs.field(default=1024, validator=_at_least(1))
     max_tokens: int | None = attrs.field(default=None, validator=_at_least(1))
+    max_seconds: float | None = attrs.field(default=None, validator=_positive)
+    isolate_tenants: bool = False
     cleanup_timeout: float = attrs.field(default=5.0, validator=_positive)
     drain_timeout: float = attrs.field(default=30.0, validator=_positive)
 

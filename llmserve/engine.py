@@ -58,10 +58,14 @@ class EngineStatistics:
 
 @attrs.frozen(kw_only=True)
 class EnginePrompt:
-    """A prompt ready for the engine: its token ids, and the text where there was one."""
+    """A prompt ready for the engine: its token ids, and the text where there was one.
+
+    Prompts with another `cache_salt` share nothing in the engine's prefix cache, whatever their beginnings.
+    """
 
     token_ids: tuple[int, ...]
     text: str | None = None
+    cache_salt: str | None = None
 
 
 @attrs.define(kw_only=True)

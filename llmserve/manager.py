@@ -30,7 +30,7 @@ from llmserve.request import Completion, GenerationRequest, Outcome, Sampling, T
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
 from llmserve.supervisor import Supervisor
-from llmserve.tokenizing import TokenizerLine
+from llmserve.tokenizing import TokenizerLine, cache_salt
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +169,17 @@ class EngineManager:
             on_death=lambda error: self._recovery.judge(job, error),
         )
         self._jobs[request.request_id] = job
-        deadline = math.inf if request.deadline is None else now + request.deadline
+        deadline = now + self._longest(request)
         if token is not None:
             deadline = min(deadline, token.deadline)
             job.unlink = token.add_callback(interrupter(job.stream))
         if deadline < math.inf:
             self._tasks.start_soon(expire, job, deadline, self._clock)
         return job
+
+    def _longest(self, request: GenerationRequest) -> float:
+        """Seconds that the request may take."""
+        return min(bound for bound in (request.deadline, self.config.max_seconds, math.inf) if bound is not None)
 
     def _count_refused(self, timeline: Timeline, error: LLMServeError) -> None:
         """For one that is turned away at the door: nothing is held, but it is counted."""
@@ -188,6 +192,8 @@ class EngineManager:
     async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
         with self._tokenizing.place():
             prompt = await self._recovery.tokenize(job)
+        if self.config.isolate_tenants:
+            prompt = attrs.evolve(prompt, cache_salt=cache_salt(job.request.tenant))
         sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
         job.timeline.prompt_tokens = len(prompt.token_ids)
         job.timeline.tokenized = self._clock()
@@ -201,7 +207,7 @@ class EngineManager:
             tenant=request.tenant,
             priority=request.priority,
             arrived=job.timeline.arrived,
-            deadline=math.inf if request.deadline is None else job.timeline.arrived + request.deadline,
+            deadline=job.timeline.arrived + self._longest(request),
             best_effort=request.best_effort,
         )
         refused = self.admission.screen(ticket, self._clock())

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import aiohttp
 import attrs
 import msgspec
-from aiohttp import web
 
 from frontends.aiohttp_app import build_app
+from frontends.http.server import listen, running
+from frontends.listeners import bind
 from llmserve import (
     DeadlineExceeded,
     EngineManager,
@@ -35,24 +36,21 @@ class Server:
 
     async def post(self, path, body, **more):
         """Status, decoded body and headers."""
-        kind = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
+        kind = {"data": io.BytesIO(body), "headers": {"Content-Type": "application/json"}} if isinstance(body, bytes) else {"json": body}
         async with self.session.post(path, **kind, **more) as response:
             return response.status, await response.json(), response.headers
 
 
 @asynccontextmanager
-async def running_server(engine=None, config=None, **simulated):
+async def running_server(engine=None, config=None, app=None, door=None, tls=None, **simulated):
+    app = app or {}
     engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
     async with EngineManager(engine, config or ManagerConfig(drain_timeout=1)) as manager:
-        runner = web.AppRunner(build_app(manager, "sim"), handler_cancellation=True, access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        listener = bind("127.0.0.1", 0)
+        async with running(build_app(manager, "sim", **app), door) as handlers, listen(handlers, listener, tls):
+            url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
             async with aiohttp.ClientSession(url) as session:
                 yield Server(manager, url, session)
-        finally:
-            await runner.cleanup()
 
 
 SAMPLING = {field.name for field in attrs.fields(Sampling)}

@@ -37,10 +37,10 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         url = re.search(r"\w+://\S+", lines[0])[0]
         yield process, url, lines
     finally:
-        if process.returncode is None:
+        with suppress(psutil.NoSuchProcess):
             # An engine's processes outlive a host that is killed, and hold its standard error open.
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-                with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.NoSuchProcess, ProcessLookupError):
                     one.kill()
         lines += (await process.stderr.read()).decode().splitlines()
         await process.wait()
@@ -48,11 +48,13 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         process._transport.close()
 
 
-async def fetch(url, body=None):
+async def fetch(url, body=None, headers=None):
     def get():
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data), timeout=20) as response:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}), timeout=20
+            ) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()

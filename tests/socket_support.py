@@ -7,8 +7,10 @@ import anyio
 from http_support import request
 
 from frontends import frames
+from frontends.access import Access
 from frontends.addresses import parse_address
 from frontends.frames import FrameReader, Hello
+from frontends.keys import Keys
 from frontends.socket_app import open_server
 from frontends.socket_client import SocketClient
 from llmserve import EngineManager, ManagerConfig
@@ -73,12 +75,16 @@ class Raw:
 
 
 @asynccontextmanager
-async def running_socket(*, listen="tcp://127.0.0.1:0", config=None, engine=None, tls=None, key=None, max_streams=1024, **simulated):
+async def running_socket(
+    *, listen="tcp://127.0.0.1:0", config=None, engine=None, tls=None, key=None, access=None, max_streams=1024, **simulated
+):
     engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
     addresses = [parse_address(listen)]
     async with (
         EngineManager(engine, config or ManagerConfig(drain_timeout=1)) as manager,
-        open_server(manager, "sim", addresses, tls=tls, key=key, max_streams=max_streams) as bound,
+        open_server(
+            manager, "sim", addresses, tls=tls, access=access or Access(Keys.single(key) if key else None), max_streams=max_streams
+        ) as bound,
     ):
         yield Served(manager, bound)
 

@@ -7,12 +7,12 @@ the clock that all processes of a host share.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from aiohttp import web
-
 from benchmarks.results import RequestRecord
 from benchmarks.targets.inprocess import take_timeline
 from frontends.addresses import parse_address
-from frontends.aiohttp_app import build_app, make_runner
+from frontends.aiohttp_app import build_app
+from frontends.http.server import listen, running
+from frontends.listeners import bind
 from frontends.socket_app import open_server
 from llmserve import EngineManager, Timeline
 
@@ -42,14 +42,9 @@ class Timelines:
 @asynccontextmanager
 async def serve_here(manager: EngineManager, model: str) -> AsyncIterator[str]:
     """The URL of a server that lives as long as the context."""
-    runner = make_runner(build_app(manager, model))
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
-        await site.start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    listener = bind("127.0.0.1", 0)
+    async with running(build_app(manager, model)) as handlers, listen(handlers, listener):
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @asynccontextmanager

@@ -9,9 +9,10 @@ import tempfile
 from typing import Any, cast
 
 import anyio
-from aiohttp import web
 
-from frontends.aiohttp_app import build_app, make_runner
+from frontends.aiohttp_app import build_app
+from frontends.http.server import listen, running
+from frontends.listeners import bind
 from frontends.program import BACKEND
 from frontends.socket_client import SocketClient
 from llmserve import EngineManager
@@ -38,10 +39,9 @@ def serve(address: str, host: str, port: int) -> None:
 async def _serve(address: str, host: str, port: int) -> None:
     async with SocketClient(address) as client:
         manager: Any = Joined(client)
-        runner = make_runner(build_app(cast("EngineManager", manager), client.model))
-        await runner.setup()
-        await web.TCPSite(runner, host, port, reuse_port=True, backlog=4096).start()
-        await client.wire.lost.wait()
+        app = build_app(cast("EngineManager", manager), client.model)
+        async with running(app) as handlers, listen(handlers, bind(host, port, share=True)):
+            await client.wire.lost.wait()
 
 
 def main(count: int, host: str, port: int, arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from frontends.workers import messages
+from frontends.workers.answers import AnswersDesk
 from frontends.workers.desk import Desk
 from frontends.workers.messages import Channel, Load
 from frontends.workers.worker import work
@@ -25,6 +26,7 @@ class Member:
     process: Any
     handed: socket.socket
     channel: Channel = attrs.field(init=False)
+    answers: AnswersDesk = attrs.field(init=False)
     desk: Desk | None = None
     up: bool = False
     facts: Facts | None = None

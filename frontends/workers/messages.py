@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from frontends.frames import MAX_ANSWER, FrameReader, encode
+from frontends.http.idempotency import Kept
 
 # From a worker
 
@@ -91,6 +92,22 @@ class Gather(msgspec.Struct, frozen=True, array_like=True, tag=6):
     number: int
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """A request with an `Idempotency-Key` is about to be answered: has it been before?"""
+
+    number: int
+    name: tuple[str | None, str | None, str]
+    body: bytes
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """It has been answered, or not."""
+
+    name: tuple[str | None, str | None, str]
+    kind: str
+    answer: bytes | None
+
+
 # From the owner
 
 
@@ -143,8 +160,16 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
     now: bool
 
 
-FromWorker = Offer | Leave | FirstToken | Steps | Load | Up | Failed | Report | Gather
-FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop
+class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """The answer that there was, if any, or why there is none to be had: the fields of an `HTTPFailure`."""
+
+    number: int
+    kept: Kept | None
+    refused: tuple[int, str, str, dict[str, str]] | None
+
+
+FromWorker = Offer | Leave | FirstToken | Steps | Load | Up | Failed | Report | Gather | Claim | Answered
+FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed
 
 
 class Channel(asyncio.Protocol):

@@ -15,16 +15,20 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from frontends.access import Access
+from frontends.http.idempotency import Answers
 from frontends.options import engine_args, manager_config
-from frontends.program import WATCH_SECONDS, CannotListen, announce, bind, http_address, say_ready, unpack
+from frontends.program import WATCH_SECONDS, announce, say_ready, unpack
 from frontends.startup import loading, say
-from frontends.tenants import follow_tenants
 from frontends.workers import messages
+from frontends.workers.answers import AnswersDesk
 from frontends.workers.desk import Desk
 from frontends.workers.member import Member
 from frontends.workers.messages import (
     Abort,
+    Answered,
     Ask,
+    Claim,
     Died,
     Failed,
     FirstToken,
@@ -57,22 +61,19 @@ REPORT_SECONDS = 1.0
 FULL_SECONDS = 0.005
 
 
-async def serve_workers(options: argparse.Namespace, count: int) -> int:
-    """Serve until SIGTERM or SIGINT, the engine's death, or too many workers' deaths; returns the exit code.
+async def serve_workers(options: argparse.Namespace, count: int, address: str, listener: socket.socket, access: Access) -> int:
+    """Serve until SIGTERM or SIGINT, the engine's death, or too many workers' deaths; returns the exit code. `access` is followed
+    meanwhile, here for its limits and by each worker for its keys.
 
-    Raises CannotListen, ConfigurationError, EngineDead.
+    Raises ConfigurationError, EngineDead.
     """
     with ExitStack() as stack:
         if options.engine == "vllm":
             # Before vLLM is imported here or there: prometheus_client looks once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
-        try:
-            listener = stack.enter_context(bind(options.host, options.port))
-        except OSError as error:
-            raise CannotListen(f"{options.host}:{options.port}", error) from None
         listener.setblocking(False)
-        announce([http_address(options.host, listener)], options)
-        code = await Owner(options, count, listener).run()
+        announce([address], options)
+        code = await Owner(options, count, listener, access).run()
     say("stopped")
     return code
 
@@ -80,8 +81,9 @@ async def serve_workers(options: argparse.Namespace, count: int) -> int:
 class Owner:
     """All workers, and what they share."""
 
-    def __init__(self, options: argparse.Namespace, count: int, listener: socket.socket) -> None:
+    def __init__(self, options: argparse.Namespace, count: int, listener: socket.socket, access: Access) -> None:
         self._options = options
+        self._access = access
         self._count = count
         self._listener = listener
         self._members: list[Member] = []
@@ -101,6 +103,7 @@ class Owner:
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
+        self._answers = Answers(self._loop.time)
         args, config = engine_args(self._options), manager_config(self._options)
         size: tuple[int, int | None] = 1, None
         if self._options.engine == "vllm":
@@ -122,8 +125,7 @@ class Owner:
                         size = self._core.batch
                     self._admission = build_admission(config.admission, config.slo, *size)
                     await self._start_engine()
-                if self._options.tenants:
-                    tasks.start_soon(follow_tenants, self._options.tenants, self._admission.set_tenants)
+                tasks.start_soon(self._access.follow, self._admission.set_tenants)
                 code = await self._until_stopped()
                 if code == 0:
                     await self._end()
@@ -208,6 +210,7 @@ class Owner:
     async def _spawn(self) -> Member:
         index, self._last = self._last, self._last + 1
         member = await Member.spawn(index, self._options, self._receive, self._lost)
+        member.answers = AnswersDesk(self._answers, member.channel.send)
         self._members.append(member)
         return member
 
@@ -221,6 +224,7 @@ class Owner:
         self._members.remove(member)
         if member.facts is not None:
             self._past.append(member.facts.ended())
+        member.answers.close()
         left = member.desk.close() if member.desk is not None else []
         self._steps.forget(member.index)
         self._change.set()
@@ -260,8 +264,16 @@ class Owner:
             case Offer() | Leave() | FirstToken():
                 assert member.desk is not None
                 member.desk.receive(message)
+            case Claim() | Answered():
+                member.answers.receive(message)
             case Steps():
                 self._record(member, message)
+            case _:
+                self._note(member, message)
+
+    def _note(self, member: Member, message: Load | Up | Failed | Gather | Report) -> None:
+        """What it says of itself."""
+        match message:
             case Load():
                 member.load = message
             case Up():

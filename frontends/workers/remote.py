@@ -89,7 +89,15 @@ class RemoteAdmission:
     def give_up(self, ticket: Ticket, now: float) -> tuple[Refused, list[Ticket]]:
         raise RuntimeError("the owner gives up waiting tickets by itself")
 
-    def granted(self, message: Granted, now: float) -> None:
+    def receive(self, message: Granted | Declined, now: float) -> None:
+        """The owner's word."""
+        match message:
+            case Granted():
+                self._granted(message, now)
+            case Declined():
+                self._declined(message)
+
+    def _granted(self, message: Granted, now: float) -> None:
         # One that has left meanwhile gave it back with its Leave.
         ticket = self._tickets.get(message.number)
         if ticket is not None:
@@ -97,7 +105,7 @@ class RemoteAdmission:
             self._admitted += 1
             ticket.wake()
 
-    def declined(self, message: Declined) -> None:
+    def _declined(self, message: Declined) -> None:
         self._refused[message.reason] += 1
         ticket = self._tickets.pop(message.number, None)
         if ticket is not None:

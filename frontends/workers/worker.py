@@ -8,16 +8,39 @@ import os
 import pickle
 import signal
 import socket
+from functools import partial
 from typing import Any
 
 import anyio
 import attrs
 
-from frontends.aiohttp_app import build_app, make_runner
+from frontends.access import Access
+from frontends.addresses import server_context
+from frontends.aiohttp_app import build_app
+from frontends.http.door import Door, raise_descriptor_limit
+from frontends.http.log import open_log
+from frontends.http.server import HANDSHAKE_SECONDS, running
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
 from frontends.workers import messages
-from frontends.workers.messages import Abort, Ask, Channel, Declined, Died, Failed, Gather, Gathered, Granted, Load, Report, Start, Stop, Up
+from frontends.workers.answers import SharedAnswers
+from frontends.workers.messages import (
+    Abort,
+    Ask,
+    Channel,
+    Claimed,
+    Declined,
+    Died,
+    Failed,
+    Gather,
+    Gathered,
+    Granted,
+    Load,
+    Report,
+    Start,
+    Stop,
+    Up,
+)
 from frontends.workers.remote import RemoteAdmission
 from llmserve import ConfigurationError, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
 from llmserve.engines import create_engine
@@ -36,6 +59,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The id that the owner knows a request by is then the one that the engine knows it by.
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
+    raise_descriptor_limit()
     worker = Worker(options, handed)
     anyio.run(worker.run, channel, backend_options=BACKEND)
 
@@ -57,21 +81,24 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._start = self._loop.create_future()
         self.channel = await Channel.open(connection, messages.FromOwner, self._receive, lambda: os._exit(1))
+        self._answers = SharedAnswers(self.channel.send)
         self._admission = RemoteAdmission(self.channel.send)
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
         self._manager = EngineManager(self._engine, self._config(), admission=self._admission)
-        app = build_app(self._manager, served_name(self._options), self._gather)
-        runner = make_runner(app)
-        await runner.setup()
-        assert runner.server is not None
-        self._server = runner.server
-        self._loop.add_reader(self._handed, self._take)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell_load)
-            await self._serve()
-            tasks.cancel_scope.cancel()
-        self._loop.remove_reader(self._handed)
-        await runner.cleanup()
+        options, access = self._options, Access.open(self._options)
+        self._tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+        app = build_app(
+            self._manager, served_name(options), self._gather, access=access, log=open_log(options.request_log), memory=self._answers
+        )
+        async with running(app, Door(options.max_connections, options.max_peer_connections)) as self._handlers:
+            self._loop.add_reader(self._handed, self._take)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tell_load)
+                # The owner tells the operator what has changed.
+                tasks.start_soon(partial(access.follow, quiet=True))
+                await self._serve()
+                tasks.cancel_scope.cancel()
+            self._loop.remove_reader(self._handed)
 
     def _config(self) -> ManagerConfig:
         """The engine is the owner's, who ends all workers when it dies."""
@@ -97,10 +124,10 @@ class Worker:
 
     def _receive(self, message: messages.FromOwner) -> None:
         match message:
-            case Granted():
-                self._admission.granted(message, self._loop.time())
-            case Declined():
-                self._admission.declined(message)
+            case Claimed():
+                self._answers.claimed(message)
+            case Granted() | Declined():
+                self._admission.receive(message, self._loop.time())
             case Start():
                 self._start.set_result(message)
             case Ask():
@@ -140,7 +167,8 @@ class Worker:
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
-            await self._loop.connect_accepted_socket(self._server, connection)
+            handshake = HANDSHAKE_SECONDS if self._tls is not None else None
+            await self._loop.connect_accepted_socket(self._handlers, connection, ssl=self._tls, ssl_handshake_timeout=handshake)
         except OSError:
             # Gone before it was here.
             connection.close()
@@ -148,7 +176,7 @@ class Worker:
     async def _tell_load(self) -> None:
         told = None
         while True:
-            load = Load(len(self._server.connections), self._taken)
+            load = Load(self._handlers.door.inside, self._taken)
             if load != told:
                 self.channel.send(load)
                 told = load

@@ -4,7 +4,7 @@ from llmserve.admission.controller import AdmissionController
 from llmserve.admission.lategate import LateGate
 from llmserve.admission.policies import FixedLimit, Policy, Unlimited
 from llmserve.admission.tenants import Tenants
-from llmserve.config import SLO, AdmissionConfig, TenantLimits, TenantTable
+from llmserve.config import SLO, AdmissionConfig
 
 # A limit of exactly what the engine batches would leave it a place short until the next request comes over: with an eighth
 # more, the successor waits inside the engine when one finishes.
@@ -26,5 +26,4 @@ def build_admission(config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_nu
             limit = max_num_seqs + max(1, max_num_seqs // HEADROOM)
         policy = FixedLimit(limit=limit, max_wait=max_wait) if limit else Unlimited(max_wait=max_wait)
     max_waiting = LINE * limit if config.max_waiting is None else config.max_waiting
-    table = config.tenants or TenantTable(default=TenantLimits(concurrency=config.tenant_limit))
-    return AdmissionController(policy, max_waiting=max_waiting, max_wait=config.max_wait, tenants=Tenants(table))
+    return AdmissionController(policy, max_waiting=max_waiting, max_wait=config.max_wait, tenants=Tenants(config.table))

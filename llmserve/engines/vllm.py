@@ -211,7 +211,7 @@ class VLLMEngine:
         receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode)
         self._open.add(request_id)
         try:
-            inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text)
+            inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
             collector = await llm.add_request(request_id, inputs, self._params(sampling), priority=priority)
         except Exception as error:
             self._open.discard(request_id)

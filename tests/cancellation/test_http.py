@@ -11,6 +11,8 @@ from cancellation.interrupt import Reached, interrupted
 from quiescence import Audit, AuditedEngine, check_quiescent
 
 from frontends.aiohttp_app import build_app
+from frontends.http.server import listen, running
+from frontends.listeners import bind
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig
 from llmserve.engines.simulated import SimulatedConfig
 
@@ -90,11 +92,9 @@ async def test_at_every_suspension(kind, fault):
     )
     async with EngineManager(engine, config, [audit]) as manager:
         rig = Rig(manager)
-        runner = web.AppRunner(rig.app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+        listener = bind("127.0.0.1", 0)
+        async with running(rig.app) as handlers, listen(handlers, listener):
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.getsockname()[1]}") as session:
                 for point in itertools.count(1):
                     if not await rig.ask(session, *BODIES[kind], point, fault):
                         break
@@ -106,5 +106,3 @@ async def test_at_every_suspension(kind, fault):
                     assert response.status == 200
             await rig.settled()
             check_quiescent(manager, audit)
-        finally:
-            await runner.cleanup()

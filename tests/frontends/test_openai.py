@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontends.openai import ChatRequest, CompletionRequest, decode
+from frontends.openai import Caller, ChatRequest, CompletionRequest, decode
 from llmserve import GenerationRequest, InvalidRequest
 
 COMPLETION = msgspec.json.Decoder(CompletionRequest)
@@ -16,11 +16,11 @@ USER = [{"role": "user", "content": "hi"}]
 
 
 def completion(**fields):
-    return decode(COMPLETION, json.dumps({"prompt": "hi", **fields}).encode()).generation_requests(None)
+    return decode(COMPLETION, json.dumps({"prompt": "hi", **fields}).encode()).generation_requests(Caller())
 
 
 def chat(**fields):
-    return decode(CHAT, json.dumps({"messages": USER, **fields}).encode()).generation_requests(None)
+    return decode(CHAT, json.dumps({"messages": USER, **fields}).encode()).generation_requests(Caller())
 
 
 json_values = st.recursive(
@@ -37,7 +37,7 @@ fields = st.dictionaries(
 def test_any_json_object_is_a_request_or_a_named_error(body, decoder):
     base = {"prompt": "hi"} if decoder is COMPLETION else {"messages": USER}
     try:
-        requests = decode(decoder, json.dumps({**base, **body}).encode()).generation_requests(None)
+        requests = decode(decoder, json.dumps({**base, **body}).encode()).generation_requests(Caller())
     except InvalidRequest as error:
         assert str(error)
     else:
@@ -47,19 +47,19 @@ def test_any_json_object_is_a_request_or_a_named_error(body, decoder):
 @given(st.binary(max_size=50))
 def test_any_bytes_are_a_request_or_an_error(body):
     with pytest.raises(InvalidRequest):
-        decode(COMPLETION, body).generation_requests(None)
+        decode(COMPLETION, body).generation_requests(Caller())
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"{} {}", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}'])
 def test_what_is_no_json_object_is_refused(body):
     with pytest.raises(InvalidRequest):
-        decode(COMPLETION, body).generation_requests(None)
+        decode(COMPLETION, body).generation_requests(Caller())
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_json_does_not_have_is_blamed_on_its_field(value):
     with pytest.raises(InvalidRequest) as caught:
-        decode(COMPLETION, f'{{"prompt": "hi", "temperature": {value}}}'.encode()).generation_requests(None)
+        decode(COMPLETION, f'{{"prompt": "hi", "temperature": {value}}}'.encode()).generation_requests(Caller())
     assert caught.value.param == "temperature"
 
 

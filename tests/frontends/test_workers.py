@@ -14,7 +14,7 @@ from program_support import MODULE, Streams, connections, fetch, metrics, progra
 
 from frontends.serve import choose_workers
 from frontends.workers.desk import Desk
-from frontends.workers.messages import Declined, Granted, Steps
+from frontends.workers.messages import Steps
 from frontends.workers.remote import RemoteAdmission
 from frontends.workers.together import TogetherSteps
 from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState
@@ -247,12 +247,7 @@ class Process:
         self.desk.receive(message)
 
     def deliver_down(self, now):
-        message = self.down.popleft()
-        if isinstance(message, Granted):
-            self.admission.granted(message, now)
-        else:
-            assert isinstance(message, Declined)
-            self.admission.declined(message)
+        self.admission.receive(self.down.popleft(), now)
 
 
 class OneAdmission(RuleBasedStateMachine):

@@ -1,0 +1,96 @@
+"""What form a request must have before anybody looks at what it wants: its Host, its target, its headers, its body."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
+
+from frontends.errors import HTTPFailure
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
+MAX_BODY = 4 * 2**20
+# aiohttp has no limit of its own: a client that sends its body slower than this is gone.
+BODY_SECONDS = 30.0
+
+# A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
+_HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+REQUEST_ID = "X-Request-Id"
+CONTINUE = "100-continue"
+
+
+@web.middleware
+async def check_form(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Raises HTTPFailure for a request that another server on its way could have read in another way, and for what has no place here."""
+    _check_head(request)
+    if request.body_exists:
+        _check_body_headers(request)
+    return await handler(request)
+
+
+def _check_head(request: web.Request) -> None:
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise HTTPFailure(400, "only HTTP/1.0 and HTTP/1.1 are spoken here", "invalid_version")
+    if not request.raw_path.startswith("/"):
+        raise HTTPFailure(400, "the request's target must be a path", "invalid_target")
+    host = request.headers.get(hdrs.HOST)
+    if not (host is None and request.version < HttpVersion11) and not _HOST.fullmatch(host or ""):
+        raise HTTPFailure(400, "the Host header is no name and no address", "invalid_host")
+    if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
+        raise HTTPFailure(400, "HTTP/1.0 has no transfer encodings", "invalid_headers")
+    origin = request.headers.get(hdrs.ORIGIN)
+    # A page in somebody's browser may send to this machine what its user could.
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise HTTPFailure(403, "pages of other origins may not call this server", "cross_origin")
+    if request.headers.get(hdrs.EXPECT, CONTINUE).lower() != CONTINUE:
+        raise HTTPFailure(417, "the only expectation that is met is 100-continue", "unknown_expectation")
+
+
+def _check_body_headers(request: web.Request) -> None:
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    if encoding.lower() != "identity":
+        raise HTTPFailure(415, "compressed bodies are not taken", "unsupported_encoding")
+    kind = request.headers.get(hdrs.CONTENT_TYPE)
+    if kind is not None and kind.partition(";")[0].strip().lower() != "application/json":
+        raise HTTPFailure(415, "send the body as Content-Type: application/json", "unsupported_media_type")
+    if request.content_length is not None and request.content_length > MAX_BODY:
+        raise too_large()
+
+
+async def expect_later(request: web.Request) -> None:
+    """A route's `expect_handler` that leaves `Expect: 100-continue` unanswered until the body is wanted (`read`): whoever is refused need
+    not have sent it."""
+
+
+async def read(request: web.Request) -> bytes:
+    """The body. Raises HTTPFailure for one that is too large or too slow."""
+    if (
+        hdrs.EXPECT in request.headers
+        and request.version >= HttpVersion11
+        and request.transport is not None
+        and not request.content.is_eof()
+    ):
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise HTTPFailure(408, f"the body did not arrive within {BODY_SECONDS:g} s", "body_timeout") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large() from None
+    except web.RequestPayloadError:
+        raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
+
+
+def too_large() -> HTTPFailure:
+    return HTTPFailure(413, f"the body is larger than {MAX_BODY} bytes", "body_too_large")
+
+
+def client_id(request: web.Request) -> str | None:
+    """The client's own name for the request, if it is one that may be written into headers and logs. It is a key to nothing."""
+    name = request.headers.get(REQUEST_ID, "")
+    return name if _ID.fullmatch(name) else None

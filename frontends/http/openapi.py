@@ -1,0 +1,156 @@
+"""The OpenAPI document of the HTTP interface, made from the structs that its requests are read into and its answers written from."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from frontends.errors import ErrorBody
+from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai_answers import ChatChoice, TextChoice, UsageBody
+from llmserve import Completion
+
+REF = "#/components/schemas/{name}"
+
+
+class TextAnswer(msgspec.Struct):
+    """A whole answer to POST /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageBody
+
+
+class ChatAnswer(msgspec.Struct):
+    """A whole answer to POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class Tokens(msgspec.Struct):
+    """The answer to POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Text(msgspec.Struct):
+    """The answer to POST /detokenize."""
+
+    prompt: str
+
+
+class ModelCard(msgspec.Struct):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+
+
+class ModelList(msgspec.Struct):
+    """The answer to GET /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(msgspec.Struct):
+    """The answer to GET /health/live and /health/ready."""
+
+    status: Literal["live", "ready"]
+    state: str
+
+
+# What each status means, on any route (docs/http.md).
+ERRORS = {
+    400: "A field, a header or the body is wrong; `param` names the field.",
+    401: "The API key is missing, unknown or over.",
+    403: "This server does not know the tenant, or the request is from a page of another origin.",
+    404: "There is no such model, or no such path.",
+    405: "The path takes other methods.",
+    408: "The body did not come in time.",
+    409: "The first request with this Idempotency-Key is still being answered.",
+    413: "The body is too large.",
+    415: "The body is compressed, or no JSON.",
+    417: "The only expectation that is met is 100-continue.",
+    422: "This Idempotency-Key was used for another request.",
+    429: "The tenant's own limit is reached.",
+    500: "The engine failed this request.",
+    503: "The server is starting, stopping or at its limit, or its engine died.",
+    504: "The request's time is over.",
+}
+POSTS: dict[str, tuple[Any, Any, str]] = {
+    "/v1/completions": (CompletionRequest, TextAnswer, "Go on with a text"),
+    "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
+    "/generate": (GenerateRequest, Completion, "Generate one sequence"),
+    "/tokenize": (TokenizeRequest, Tokens, "The tokens of a prompt, as the model would see it"),
+    "/detokenize": (DetokenizeRequest, Text, "The text of some tokens"),
+}
+GETS: dict[str, tuple[Any, str]] = {
+    "/v1/models": (ModelList, "The models that are served"),
+    "/v1/models/{model}": (ModelCard, "One of them"),
+    "/health": (Health, "Whether requests are taken"),
+    "/health/ready": (Health, "Whether requests are taken"),
+    "/health/live": (Health, "Whether the process is of use"),
+}
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
+
+
+def document(version: str, *, keys: bool) -> dict[str, Any]:
+    """For `GET /openapi.json`; `keys`: whether API keys are asked for."""
+    types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in GETS.values()]
+    _, schemas = msgspec.json.schema_components([*types, ErrorBody], ref_template=REF)
+    paths: dict[str, Any] = {}
+    for path, (request, answer, words) in POSTS.items():
+        content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
+        body = {"required": True, "content": _json(request)}
+        paths[path] = {"post": _operation(words, content) | {"requestBody": body, "parameters": HEADERS}}
+    for path, (answer, words) in GETS.items():
+        paths[path] = {"get": _operation(words, _json(answer))}
+    paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    metrics: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+    paths["/metrics"] = {"get": _operation("Everything that is measured", {"application/json": {"schema": {"type": "object"}}} | metrics)}
+    secure: dict[str, Any] = {}
+    if keys:
+        paths["/health/live"]["get"]["security"] = []
+        secure = {"security": [{"key": []}]}
+    return secure | {
+        "openapi": "3.1.0",
+        "info": {"title": "llmserve", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+HEADERS = [
+    {"name": name, "in": "header", "schema": schema, "description": words}
+    for name, schema, words in (
+        (
+            "X-Request-Timeout",
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400},
+            "Seconds for the whole answer, waiting included.",
+        ),
+        ("X-Request-Id", {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "A name for the request, for logs."),
+        ("Idempotency-Key", {"type": "string", "pattern": "^[!-~]{1,255}$"}, "The same one has the same answer, for ten minutes."),
+    )
+]
+
+
+def _json(kind: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": REF.format(name=kind.__name__)}}}
+
+
+def _operation(words: str, content: dict[str, Any]) -> dict[str, Any]:
+    errors = {str(status): {"description": meaning, "content": _json(ErrorBody)} for status, meaning in ERRORS.items()}
+    return {"summary": words, "responses": {"200": {"description": "The answer", "content": content}} | errors}

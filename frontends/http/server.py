@@ -1,0 +1,191 @@
+"""aiohttp's server with the bounds that it has not: of connections, and of the time that a client may take to ask and to read.
+
+aiohttp 3.14 has one timeout for a connection, which also bounds the headers (75 s), and waits without end for a client that does not read
+a whole answer. The body's deadline is the routes' own (`frontends.http.form.read`).
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, cast
+
+import anyio
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.web_protocol import _ErrInfo
+
+from frontends.errors import ErrorBody, ErrorDetail
+from frontends.http.door import Door
+from frontends.http.log import SERVER
+from frontends.listeners import BACKLOG, is_stranger
+
+logger = logging.getLogger(__name__)
+
+# For a request's line and headers, from the connection or from their first byte. nginx has 60 s; its hardening guides (CIS) 10 s.
+HEADER_SECONDS = 10.0
+# Between requests. 3630 s is aiohttp's default for AppRunner.
+IDLE_SECONDS = 75.0
+# For a client that reads nothing of an answer, as nginx's send_timeout between two writes.
+WRITE_SECONDS = 30.0
+HANDSHAKE_SECONDS = 10.0
+# After draining there is nothing left to wait for but sockets to close.
+CLOSE_SECONDS = 2.0
+RETRY_AFTER = 1
+
+
+class GuardedHandler(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = ("_door", "_header_timer", "_peer", "_write_timer")
+
+    def __init__(self, server: web.Server, door: Door, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._door = door
+        self._peer: str | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", transport)
+        address = transport.get_extra_info("peername")
+        # Behind a socket that was handed over, the other end may have gone before it was here.
+        peer = address[0] if isinstance(address, tuple) else ""
+        if is_stranger(transport.get_extra_info("socket")):
+            self._force_close = True
+            transport.abort()
+            return
+        if not self._door.enter(peer):
+            # Nothing of aiohttp's is begun, so that one too many costs no more than this.
+            self._force_close = True
+            transport.write(_plain(503, "this server has as many connections as it may", "too_many_connections"))
+            transport.close()
+            return
+        self._peer = peer
+        super().connection_made(transport)
+        self._header_timer = self._loop.call_later(HEADER_SECONDS, self._late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._peer is not None:
+            self._door.leave(self._peer)
+            self._peer = None
+        self._calm()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._fail_body()
+        if self._asked():
+            self._calm()
+        elif self._header_timer is None:
+            self._header_timer = self._loop.call_later(HEADER_SECONDS, self._late)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:
+            self._write_timer = self._loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().resume_writing()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What could not be parsed, or failed unforeseen: fixed words, where aiohttp's quote what was sent."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("a handler failed", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was on its way already")
+        known = HTTPStatus(status)
+        kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+        response = web.Response(body=_error(f"{status} {known.phrase}", kind, "http_error"), status=status, content_type="application/json")
+        response.headers[hdrs.SERVER] = SERVER
+        response.force_close()
+        return response
+
+    def _fail_body(self) -> None:
+        """A body that breaks off in nonsense has ended: aiohttp puts the error behind its request, whose handler waits for more."""
+        request = self._current_request
+        if self._messages and request is not None and not request.content.is_eof() and isinstance(self._messages[-1][0], _ErrInfo):
+            self._messages.clear()
+            request.content.set_exception(web.RequestPayloadError("the body's transfer encoding is broken"))
+            # Nothing is left to be read after the answer either.
+            request.content.feed_eof()
+            self.close()
+
+    def _asked(self) -> bool:
+        """Whether a request's headers are here; if not, what came is the beginning of one."""
+        return bool(self._messages) or self._request_in_progress
+
+    def _late(self) -> None:
+        self._header_timer = None
+        if self._asked() or self.transport is None:
+            return
+        self.transport.write(_plain(408, f"no request within {HEADER_SECONDS:g} s", "header_timeout"))
+        self.force_close()
+
+    def _calm(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+
+class Listening:
+    """Makes a connection's handler: what an event loop's server asks for one."""
+
+    def __init__(self, server: web.Server, door: Door) -> None:
+        self._server = server
+        self.door = door
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self) -> GuardedHandler:
+        # What is compressed is refused before it is read (`frontends.http.form`); this way nothing ever unpacks it.
+        return GuardedHandler(
+            self._server, self.door, loop=self._loop, access_log=None, keepalive_timeout=IDLE_SECONDS, auto_decompress=False
+        )
+
+
+@asynccontextmanager
+async def running(app: web.Application, door: Door | None = None) -> AsyncIterator[Listening]:
+    """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
+    see `listen`."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
+    await runner.setup()
+    try:
+        assert runner.server is not None
+        yield Listening(runner.server, door or Door())
+    finally:
+        with anyio.CancelScope(shield=True):
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def listen(handlers: Listening, listener: socket.socket, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """Accept connections from a listening socket."""
+    handshake = HANDSHAKE_SECONDS if tls is not None else None
+    server = await asyncio.get_running_loop().create_server(
+        handlers, sock=listener, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake
+    )
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def _plain(status: int, message: str, code: str) -> bytes:
+    """A whole answer, for where there is no request to answer."""
+    body = _error(message, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "service_unavailable", code)
+    retry = f"Retry-After: {RETRY_AFTER}\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}"
+    return head.encode() + b"Connection: close\r\n\r\n" + body
+
+
+def _error(message: str, kind: str, code: str) -> bytes:
+    return msgspec.json.encode(ErrorBody(ErrorDetail(message, kind, None, code)))

@@ -1,0 +1,62 @@
+"""Who asks over HTTP: `Authorization: Bearer KEY`, on every route but those that say nothing."""
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from frontends.access import Access
+from frontends.errors import HTTPFailure
+from frontends.http.form import Handler
+from frontends.openai import Caller
+from llmserve import InvalidRequest
+
+# By the resolved route, never by the path as it was sent.
+OPEN = frozenset({"/health/live"})
+
+
+CALLER = web.RequestKey("caller", Caller)
+
+
+def ask_for_key(access: Access) -> Middleware:
+    """A middleware that lets through who shows a key, before anything of the body is read."""
+
+    @web.middleware
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        key = None
+        if access.keys is not None and route_of(request) not in OPEN:
+            key = access.find(_shown(request))
+            if key is None:
+                # The same for everybody: not what was wrong with it, nor whether there is such a path.
+                raise HTTPFailure(401, "this server wants an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
+        request[CALLER] = Caller(key.tenant if key else None, key.id if key else None, _deadline(request))
+        return await handler(request)
+
+    return authenticate
+
+
+def route_of(request: web.Request) -> str | None:
+    """The route that answers, in a word from a closed set; None where there is none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else None
+
+
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+def _shown(request: web.Request) -> str:
+    """An empty one is nobody's."""
+    headers = request.headers.getall(hdrs.AUTHORIZATION, [])
+    if len(headers) != 1:
+        return ""
+    scheme, _, secret = headers[0].partition(" ")
+    return secret if scheme.lower() == "bearer" else ""
+
+
+def _deadline(request: web.Request) -> float | None:
+    """`X-Request-Timeout`, in seconds."""
+    value = request.headers.get("X-Request-Timeout")
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise InvalidRequest("X-Request-Timeout must be a number of seconds", "X-Request-Timeout") from None

@@ -1,0 +1,110 @@
+"""Bad fields and bad bodies, over HTTP and over frames: each is refused with the field's name, and the next request is served as ever."""
+
+import asyncio
+import io
+import json
+import socket
+
+import msgspec
+import pytest
+from attacks.canary import check_error, sing
+from attacks.requests import BODIES, CHAT, COMPLETIONS, GENERATE, rows
+from http_support import running_server
+from quiescence import check_quiescent
+from socket_support import running_socket
+
+from frontends import frames
+from frontends.frames import Open
+
+pytestmark = pytest.mark.anyio
+
+ROWS = list(rows())
+# A request too long for its route's field is refused as a whole.
+STATUSES = {"P18": {404}, "P19": {400, 413}}
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def nobody_calls():
+    """A port of this machine to which no connection may come."""
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.setblocking(False)
+        yield trap.getsockname()[1]
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+def encoded(body):
+    return body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+
+
+async def send(server, path, body):
+    """Status and body of the answer."""
+    async with server.session.post(path, data=io.BytesIO(body), headers={"Content-Type": "application/json"}) as response:
+        return response.status, await response.read()
+
+
+async def test_over_http(nobody_calls):
+    async with running_server() as server:
+        song = await sing(server)
+        for row, path, body, field in ROWS:
+            data = encoded(body).replace(b"{port}", str(nobody_calls).encode())
+            error = check_error(*await send(server, path, data), STATUSES.get(row, {400}), (row, data[:300]))
+            assert error["param"] == field or row == "P20", (row, data[:300], error)
+            assert await sing(server) == song
+        check_quiescent(server.manager)
+
+
+async def test_bodies_over_http():
+    async with running_server() as server:
+        song = await sing(server)
+        for path in (COMPLETIONS, CHAT, GENERATE, "/tokenize", "/detokenize"):
+            for body in BODIES.values():
+                check_error(*await send(server, path, body), {400}, (path, body[:300]))
+            assert await sing(server) == song
+        check_quiescent(server.manager)
+
+
+async def test_over_frames():
+    """Those rows whose field the wire has, as JSON's values are in MessagePack."""
+    tried = 0
+    async with running_socket() as served, served.raw() as raw:
+        for number, (_, path, body, field) in enumerate(ROWS, start=1):
+            if path != GENERATE:
+                continue
+            try:
+                fields = json.loads(body) if isinstance(body, bytes) else body
+                packed = msgspec.msgpack.encode(fields)
+            except (OverflowError, ValueError):
+                # No integer of MessagePack's is so large.
+                continue
+            raw.send(Open(number, 1000, msgspec.Raw(packed)))
+            error = await raw.read()
+            assert isinstance(error, frames.Error), (field, error)
+            assert (error.id, error.kind) in ((number, "InvalidRequest"), (number, "PromptTooLong"))
+            assert error.details.get("param") == field, (field, error)
+            tried += 1
+            raw.send(Open(0x10000 + number, 1000, msgspec.Raw(msgspec.msgpack.encode({"prompt": "canary", "max_tokens": 2}))))
+            await raw.read_until(frames.End)
+        assert tried > 100
+        await served.quiet()
+
+
+async def test_neighbours_are_not_touched():
+    """A seeded answer is what it was beside a crowd that is refused all the time."""
+    async with running_server(time_scale=0.001) as server:
+        song = await sing(server)
+
+        async def crowd(part):
+            for _, path, body, _ in ROWS[part::16]:
+                await send(server, path, encoded(body))
+
+        async with asyncio.TaskGroup() as tasks:
+            crowds = [tasks.create_task(crowd(part)) for part in range(16)]
+            while not all(task.done() for task in crowds):
+                assert await sing(server) == song
+        check_quiescent(server.manager)

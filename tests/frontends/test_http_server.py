@@ -1,0 +1,237 @@
+"""Connections: how many, how slow they may be, and whose they are."""
+
+import os
+import resource
+import socket
+import ssl
+from pathlib import Path
+
+import aiohttp
+import anyio
+import pytest
+import trustme
+from http_support import running_server
+from hypothesis import given
+from hypothesis import strategies as st
+from program_support import MODULE, program
+
+from frontends.addresses import server_context
+from frontends.http import form, server
+from frontends.http.door import RESERVED, Door, spare_descriptors
+from frontends.listeners import bind_unix, is_stranger
+from llmserve import ConfigurationError
+
+pytestmark = pytest.mark.anyio
+
+ASK = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+async def connect(running):
+    return await anyio.connect_tcp("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
+
+
+async def rest(stream):
+    found = b""
+    with anyio.fail_after(10):
+        try:
+            while True:
+                found += await stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            return found
+
+
+# How many
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["10.0.0.1", "10.0.0.2", "fe80::1%eth0", "127.0.0.1", "::1", ""]))))
+def test_the_door_lets_in_no_more_than_there_are_places(moves):
+    door, inside = Door(6, 2), []
+    for comes, peer in moves:
+        if comes:
+            mine = inside.count(peer)
+            here = peer in ("127.0.0.1", "::1", "")
+            assert door.enter(peer) == (len(inside) < 6 and (here or mine < 2))
+            if len(inside) < 6 and (here or mine < 2):
+                inside.append(peer)
+        elif peer in inside:
+            inside.remove(peer)
+            door.leave(peer)
+        assert door.inside == len(inside)
+
+
+def test_there_are_never_more_places_than_files():
+    door = Door(10**9)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert spare_descriptors() == soft - RESERVED
+    assert all(door.enter("127.0.0.1") for _ in range(soft - RESERVED))
+    assert not door.enter("127.0.0.1")
+
+
+async def test_one_too_many_is_told_and_the_next_has_its_place():
+    door = Door(2)
+    async with running_server(door=door) as running:
+        first, second = await connect(running), await connect(running)
+        for stream in (first, second):
+            await stream.send(ASK)
+            assert b"200 OK" in await stream.receive()
+        async with await connect(running) as third:
+            assert b"503 Service Unavailable" in await rest(third)
+        assert door.turned_away == 1
+        await first.aclose()
+        with anyio.fail_after(10):
+            while door.inside > 1:
+                await anyio.sleep(0.01)
+        async with await connect(running) as fourth:
+            await fourth.send(ASK)
+            assert b"200 OK" in await fourth.receive()
+        await second.aclose()
+    assert door.inside == 0
+
+
+@pytest.mark.timeout(120)
+async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_path):
+    """R12: with 256 descriptors and 400 clients the server goes on."""
+    module = ("/bin/sh", "-c", 'ulimit -n 256; exec "$0" "$@"', *MODULE, "--port", "0")
+    async with program(tmp_path, module=module) as (_, url, lines):
+        port, before = int(url.rsplit(":", 1)[1]), len(lines)
+        streams = [await anyio.connect_tcp("127.0.0.1", port) for _ in range(400)]
+        with anyio.fail_after(20):
+            refused = await rest(streams[-1])
+        assert b"503" in refused
+        await streams[0].send(ASK)
+        assert b"200 OK" in await streams[0].receive()
+        for stream in streams:
+            await stream.aclose()
+    assert len([line for line in lines[before:] if "stopped" not in line and "draining" not in line]) == 0
+
+
+# How slow
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET /health/live HT", ASK[:-2]])
+async def test_who_never_asks_is_let_go(monkeypatch, beginning):
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.2)
+    async with running_server() as running, await connect(running) as stream:
+        if beginning:
+            await stream.send(beginning)
+        assert b"408 Request Timeout" in await rest(stream)
+
+
+async def test_between_requests_there_is_time_but_not_within_one(monkeypatch):
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
+    async with running_server() as running, await connect(running) as stream:
+        await stream.send(ASK)
+        assert b"200 OK" in await stream.receive()
+        await anyio.sleep(0.5)
+        await stream.send(ASK)
+        assert b"200 OK" in await stream.receive()
+        await stream.send(b"GET ")
+        assert b"408" in await rest(stream)
+
+
+async def test_a_request_that_is_being_answered_has_all_the_time_it_needs(monkeypatch):
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.1)
+    async with running_server(time_scale=1.0, step_seconds=0.1) as running:
+        status, _, _ = await running.post("/v1/completions", {"prompt": "hi", "max_tokens": 6, "ignore_eos": True})
+        assert status == 200
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(form, "BODY_SECONDS", 0.2)
+    async with running_server() as running, await connect(running) as stream:
+        await stream.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\nContent-Type: application/json\r\n\r\n{")
+        assert b"body_timeout" in await stream.receive()
+
+
+async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
+    monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
+    door = Door()
+    async with running_server(door=door) as running:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        with connection:
+            with pytest.raises(BlockingIOError):
+                connection.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+            await anyio.wait_writable(connection)
+            with anyio.fail_after(20):
+                sent = 0
+                while not sent or door.inside:
+                    # As many answers as the kernel holds for it, and one more.
+                    try:
+                        sent += connection.send(ASK * 100)
+                    except (BlockingIOError, ConnectionError):
+                        sent += 1
+                    await anyio.sleep(0.001)
+
+
+# Whose
+
+
+async def test_tls_and_certificates_of_clients(tmp_path):
+    authority, other = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    chain, key, ca = tmp_path / "chain.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    certificate.private_key_and_cert_chain_pem.write_to_path(chain)
+    certificate.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+
+    async def ask(running, issuer):
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        if issuer is not None:
+            issuer.issue_cert("client").configure_cert(context)
+        async with running.session.get("/health/live", ssl=context) as response:
+            return response.status
+
+    async with running_server(tls=server_context(chain, key)) as running:
+        assert await ask(running, None) == 200
+    async with running_server(tls=server_context(chain, key, ca)) as running:
+        assert await ask(running, authority) == 200
+        for stranger in (None, other):
+            with pytest.raises(aiohttp.ClientError):
+                await ask(running, stranger)
+
+
+def test_half_of_tls_is_told():
+    with pytest.raises(ConfigurationError, match="--tls-key"):
+        server_context(Path("chain.pem"), None)
+    with pytest.raises(ConfigurationError, match="--tls-cert"):
+        server_context(None, None, Path("ca.pem"))
+
+
+async def test_a_unix_socket_is_for_its_owner(tmp_path):
+    path = tmp_path / "socket"
+    async with program(tmp_path, "--unix", str(path)) as (_, url, _):
+        assert url == f"unix://{path}"
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        async with await anyio.connect_unix(path) as stream:
+            await stream.send(ASK)
+            assert b"200 OK" in await stream.receive()
+
+
+def test_a_socket_that_a_killed_server_left_is_replaced_and_no_other(tmp_path):
+    path = tmp_path / "socket"
+    bind_unix(path).close()
+    with bind_unix(path), pytest.raises(OSError, match="in use"):
+        bind_unix(path)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="in use"):
+        bind_unix(link)
+    assert link.is_symlink()
+    with pytest.raises(OSError, match="too long"):
+        bind_unix(tmp_path / ("x" * 108))
+
+
+def test_a_stranger_is_another_user(monkeypatch):
+    one, other = socket.socketpair()
+    with one, other:
+        assert not is_stranger(one)
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        assert is_stranger(one) == (os.getuid() != 0)

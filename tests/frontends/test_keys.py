@@ -1,0 +1,269 @@
+import os
+import stat
+from datetime import date
+
+import anyio
+import pytest
+from http_support import running_server
+from hypothesis import given
+from hypothesis import strategies as st
+from program_support import program
+from socket_support import running_socket
+
+from frontends import frames
+from frontends.access import LOOK_SECONDS, Access
+from frontends.frames import Hello, Open
+from frontends.keys import PREFIX, Key, Keys, add_key, digest, read_keys
+from frontends.keys_command import keys_command
+from llmserve import ConfigurationError, TenantLimits, TenantTable
+
+pytestmark = pytest.mark.anyio
+
+DIGEST = digest("one").hex()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[keys", "TOML"),
+        ("other = 1", "'other'"),
+        ("keys = 1", "keys"),
+        ("[keys.a]", "keys.a.sha256"),
+        ('[keys.a]\nsha256 = "abc"', "keys.a.sha256"),
+        (f'[keys.a]\nsha256 = "{DIGEST.upper()}"', "keys.a.sha256"),
+        (f'[keys.a]\nsha256 = "{DIGEST}"\nlimit = 3', "'limit'"),
+        (f'[keys.a]\nsha256 = "{DIGEST}"\ntenant = ""', "keys.a.tenant"),
+        (f'[keys.a]\nsha256 = "{DIGEST}"\ntenant = "a b"', "keys.a.tenant"),
+        (f'[keys."a/b"]\nsha256 = "{DIGEST}"', "keys.a/b"),
+        (f'[keys.a]\nsha256 = "{DIGEST}"\nexpires = "soon"', "keys.a.expires"),
+        (f'[keys.a]\nsha256 = "{DIGEST}"\nconcurrency = 0', "keys.a.concurrency"),
+        (f'[keys.a]\nsha256 = "{DIGEST}"\n[keys.b]\nsha256 = "{DIGEST}"', "the same"),
+    ],
+)
+def test_a_wrong_file_is_told_by_what_is_wrong(text, named):
+    with pytest.raises(ConfigurationError, match=named.replace("[", r"\[")):
+        Keys.parse(text)
+
+
+@given(st.lists(st.text(min_size=1), unique=True, max_size=5), st.text())
+def test_only_the_key_itself_is_found(secrets, other):
+    keys = Keys(Key(f"k{number}", digest(secret), "t") for number, secret in enumerate(secrets))
+    for number, secret in enumerate(secrets):
+        assert keys.find(secret, 0).id == f"k{number}"
+    if other not in secrets:
+        assert keys.find(other, 0) is None
+
+
+def test_a_key_ends_on_its_day():
+    keys = Keys.parse(f'[keys.a]\nsha256 = "{DIGEST}"\nexpires = 2027-01-01')
+    (key,) = keys
+    assert keys.find("one", key.expires - 1) == key
+    assert keys.find("one", key.expires) is None
+    assert keys.holds(key, key.expires - 1)
+    assert not keys.holds(key, key.expires)
+    zoned = Keys.parse(f'[keys.a]\nsha256 = "{DIGEST}"\nexpires = 2027-01-01T01:00:00+01:00')
+    assert next(iter(zoned)).expires == key.expires
+
+
+def test_a_key_s_limits_are_its_tenant_s():
+    keys = Keys.parse(f'[keys.a]\nsha256 = "{DIGEST}"\ntenant = "t"\nconcurrency = 3')
+    table = keys.tenants(TenantTable({"u": TenantLimits(weight=2)}))
+    assert table.of("t") == TenantLimits(concurrency=3)
+    assert table.of("u") == TenantLimits(weight=2)
+    with pytest.raises(ConfigurationError, match="'t'"):
+        keys.tenants(TenantTable({"t": TenantLimits()}))
+    with pytest.raises(ConfigurationError, match=r"keys\.b"):
+        Keys([*keys, Key("b", digest("two"), "t", limits=TenantLimits(concurrency=4))]).tenants(TenantTable())
+
+
+def test_whose_key_is_known_is_known_where_strangers_are_refused():
+    table = Keys([Key("a", digest("one"), "a")]).tenants(TenantTable(default=None))
+    assert table.of("a") == TenantLimits()
+    assert table.of("b") is None
+
+
+def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path, capsys):
+    path = tmp_path / "keys.toml"
+    assert keys_command(["add", str(path), "a", "--tenant", "t", "--expires", "2030-02-01", "--concurrency", "2", "--weight", "1.5"]) == 0
+    secret = capsys.readouterr().out.strip()
+    assert secret.startswith(PREFIX)
+    assert secret not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["keys.toml"]
+    keys_command(["add", str(path), "b"])
+    found = read_keys(path).find(secret, 0)
+    assert (found.id, found.tenant, found.limits) == ("a", "t", TenantLimits(weight=1.5, concurrency=2))
+    capsys.readouterr()
+    keys_command(["list", str(path)])
+    assert capsys.readouterr().out == "a: tenant t, until 2030-02-01 00:00 UTC\nb: tenant b\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["a"], "already"), (["b/c"], "b/c"), (["b", "--tenant", "x y"], "tenant"), (["b", "--concurrency", "0"], "concurrency")],
+)
+def test_what_cannot_be_added_leaves_the_file_as_it_was(tmp_path, capsys, arguments, named):
+    path = tmp_path / "keys.toml"
+    add_key(path, "a", {"expires": date(2030, 1, 1)})
+    before = path.read_text()
+    with pytest.raises(SystemExit) as end:
+        keys_command(["add", str(path), *arguments])
+    assert end.value.code == 2
+    assert named in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_a_file_that_others_can_write_is_refused(tmp_path):
+    path = tmp_path / "keys.toml"
+    add_key(path, "a", {})
+    path.chmod(0o666)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        read_keys(path)
+
+
+# Over HTTP
+
+ALICE, BOB = "lls_alice", "lls_bob"
+KEYS = Keys([Key("alice-1", digest(ALICE), "alice"), Key("bob-1", digest(BOB), "bob"), Key("old", digest("lls_old"), "old", expires=1.0)])
+BODY = {"prompt": "hi", "max_tokens": 2}
+
+
+def bearer(secret):
+    return {"Authorization": f"Bearer {secret}"}
+
+
+async def test_every_route_but_one_wants_a_key():
+    async with running_server(app={"access": Access(KEYS)}) as server:
+        from frontends.aiohttp_app import build_app
+
+        app = build_app(server.manager, "sim")
+        routes = {(route.method, route.resource.canonical.replace("{model}", "sim")) for route in app.router.routes()}
+        assert len(routes) > 10
+        for method, path in {*routes, ("GET", "/no/such/path"), ("POST", "/health/live"), ("GET", "/%6detrics"), ("GET", "/v1//metrics")}:
+            async with server.session.request(method, path) as response:
+                if path == "/health/live" and method in ("GET", "HEAD"):
+                    assert response.status == 200
+                else:
+                    assert response.status == 401, (method, path)
+                    assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+WRONG = (
+    {}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer  {ALICE}"},
+    {"Authorization": f"Basic {ALICE}"}, {"Authorization": ALICE}, bearer("x" * 7000), bearer(ALICE[:-1]), bearer(ALICE + "\t."),
+    bearer(ALICE + "x"), bearer("ällice"), bearer("lls_old"), bearer(ALICE.upper()), {"X-Api-Key": ALICE},
+)  # fmt: skip
+
+
+async def test_all_wrong_keys_get_the_same_answer_before_the_body_is_read():
+    async with running_server(app={"access": Access(KEYS)}) as server:
+        answers = set()
+        for headers in WRONG:
+            for path in ("/v1/completions", "/v1/completions?key=" + ALICE):
+                async with server.session.post(path, data=b"not json", headers=headers) as response:
+                    answers.add((response.status, await response.text()))
+        assert len(answers) == 1
+        assert answers.pop()[0] == 401
+        from multidict import CIMultiDict
+
+        twice = CIMultiDict([("Authorization", f"Bearer {ALICE}"), ("Authorization", f"Bearer {ALICE}")])
+        async with server.session.post("/v1/completions", json=BODY, headers=twice) as response:
+            assert response.status in (400, 401)
+
+
+async def test_a_key_says_who_asks_whatever_the_request_says():
+    async with running_server(app={"access": Access(KEYS)}) as server:
+        status, _, _ = await server.post("/v1/completions", {**BODY, "user": "bob"}, headers=bearer(ALICE))
+        assert status == 200
+        status, _, _ = await server.post("/generate", {**BODY, "tenant": "alice"}, headers=bearer(ALICE))
+        assert status == 200
+        status, answer, _ = await server.post("/generate", {**BODY, "tenant": "bob"}, headers=bearer(ALICE))
+        assert (status, answer["error"]["param"]) == (400, "tenant")
+        assert server.manager.metrics()["requests"]["completed"] == 2
+
+
+async def test_a_key_that_is_taken_back_ends_nothing_that_runs(tmp_path):
+    """Over both wires: the stream goes on, and the next request is refused."""
+    access = Access(KEYS)
+    async with running_server(app={"access": access}, time_scale=0.05) as server:
+        body = {"prompt": "hi", "max_tokens": 30, "ignore_eos": True, "stream": True}
+        async with server.session.post("/v1/completions", json=body, headers=bearer(ALICE)) as response:
+            await response.content.readline()
+            access.keys = Keys([])
+            assert (await response.text()).endswith("data: [DONE]\n\n")
+        status, _, _ = await server.post("/v1/completions", BODY, headers=bearer(ALICE))
+        assert status == 401
+
+
+async def test_over_frames_a_key_is_shown_once_and_asked_about_always():
+    access = Access(KEYS)
+    async with running_socket(access=access) as served:
+        for wrong in (None, "", "lls_carol", "lls_old"):
+            async with served.raw(greet=False) as raw:
+                raw.send(Hello(frames.VERSION, wrong))
+                assert (await raw.read()).kind == "FrameError"
+        async with served.raw(greet=False) as raw:
+            raw.send(Hello(frames.VERSION, ALICE))
+            await raw.read()
+            from msgspec import Raw, msgpack
+
+            raw.send(Open(1, 1000, Raw(msgpack.encode(BODY))))
+            await raw.read_until(frames.End)
+            raw.send(Open(2, 1000, Raw(msgpack.encode({**BODY, "tenant": "bob"}))))
+            assert (await raw.read()).details["param"] == "tenant"
+            access.keys = Keys([])
+            raw.send(Open(3, 1000, Raw(msgpack.encode(BODY))))
+            assert "does not count" in (await raw.read()).message
+            assert await raw.read() is None
+
+
+# As a program
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_file_is_read_again_when_it_changes(tmp_path, workers):
+    import json
+    import urllib.request
+
+    path = tmp_path / "keys.toml"
+    first = add_key(path, "first", {"concurrency": 5})
+
+    def ask(url, key):
+        request = urllib.request.Request(
+            url + "/v1/completions", json.dumps(BODY).encode(), {**bearer(key), "Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    async with program(tmp_path, "--api-keys", str(path), "--workers", workers) as (_, url, lines):
+        assert await anyio.to_thread.run_sync(ask, url, first) == 200
+        assert await anyio.to_thread.run_sync(ask, url, "lls_other") == 401
+        second = add_key(path, "second", {})
+        with anyio.fail_after(20):
+            while await anyio.to_thread.run_sync(ask, url, second) != 200:
+                await anyio.sleep(0.05)
+        path.write_text("nonsense")
+        os.utime(path, (1, 1))
+        await anyio.sleep(LOOK_SECONDS * 2)
+        assert await anyio.to_thread.run_sync(ask, url, second) == 200
+    assert any("not changed" in line for line in lines)
+
+
+async def test_with_keys_other_machines_may_reach_it(tmp_path):
+    path = tmp_path / "keys.toml"
+    add_key(path, "a", {})
+    async with program(tmp_path, "--host", "0.0.0.0", "--api-keys", str(path)) as (_, url, _):
+        assert url.startswith("http://0.0.0.0:")
+
+
+async def test_two_ways_to_say_who_may_ask_are_one_too_many(tmp_path, monkeypatch):
+    path = tmp_path / "keys.toml"
+    add_key(path, "a", {})
+    monkeypatch.setenv("LLMSERVE_API_KEY", "x")
+    with pytest.raises(AssertionError, match="LLMSERVE_API_KEY"):
+        async with program(tmp_path, "--api-keys", str(path)):
+            pass

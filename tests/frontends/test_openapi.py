@@ -1,0 +1,60 @@
+"""The document says what the server does: every route, every status, every answer's shape. Thousands of made-up requests against it:
+`tox run -e fuzz`."""
+
+import msgspec
+import pytest
+from http_support import running_server
+
+from frontends.access import Access
+from frontends.aiohttp_app import build_app
+from frontends.errors import TABLE
+from frontends.http.openapi import ERRORS, ChatAnswer, Completion, ModelList, TextAnswer, Tokens
+from frontends.keys import Keys
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+async def test_every_route_is_in_it_and_no_other():
+    async with running_server() as server:
+        async with server.session.get("/openapi.json") as response:
+            document = await response.json()
+        told = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+        routes = {(route.method, route.resource.canonical) for route in build_app(server.manager).router.routes()}
+        assert told == {route for route in routes if route[0] != "HEAD"} - {("GET", "/openapi.json")}
+        assert "security" not in document
+    assert {status for _, status, _, _ in TABLE} <= set(ERRORS)
+
+
+async def test_it_says_where_a_key_is_wanted():
+    async with running_server(app={"access": Access(Keys.single("k"))}) as server:
+        async with server.session.get("/openapi.json", headers={"Authorization": "Bearer k"}) as response:
+            document = await response.json()
+    assert document["security"] == [{"key": []}]
+    assert document["paths"]["/health/live"]["get"]["security"] == []
+
+
+async def test_answers_have_the_shapes_that_it_tells():
+    """Exactly: no field more than it has."""
+    user = [{"role": "user", "content": "hi"}]
+    async with running_server() as server:
+        for path, body, shape in (
+            ("/v1/completions", {"prompt": "hi", "logprobs": 1}, TextAnswer),
+            ("/v1/chat/completions", {"messages": user, "logprobs": True, "max_tokens": 2}, ChatAnswer),
+            ("/generate", {"prompt": "hi", "max_tokens": 2, "logprobs": 1, "prompt_logprobs": 1}, Completion),
+            ("/tokenize", {"prompt": "hi"}, Tokens),
+        ):
+            _, answer, _ = await server.post(path, body)
+            assert again(answer, shape) == answer
+        async with server.session.get("/v1/models") as response:
+            answer = await response.json()
+        assert again(answer, ModelList) == answer
+
+
+def again(answer, shape):
+    """Read as the shape and written anew."""
+    return msgspec.json.decode(msgspec.json.encode(msgspec.convert(answer, shape)))

@@ -69,7 +69,7 @@ class Sampling:
     Attributes:
         max_tokens: most tokens to generate; None means as many as the context still holds.
         min_tokens: no end-of-sequence token before so many tokens.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; at most 2, as OpenAI has it and vLLM 0.32 too.
         top_p, top_k, min_p: cut the distribution's tail; a top_k of 0 or -1 keeps all.
         seed: makes the choice repeatable, signed 64 bits.
         stop: at most 4 strings of at most 256 characters that end the text, left out of it unless `include_stop`.
@@ -82,7 +82,7 @@ class Sampling:
 
     max_tokens: int | None = attrs.field(default=None, validator=_integer(1, MAX_TOKENS_FIELD))
     min_tokens: int = attrs.field(default=0, validator=_integer(0, MAX_TOKENS_FIELD))
-    temperature: float | None = attrs.field(default=None, validator=_number(0, 100))
+    temperature: float | None = attrs.field(default=None, validator=_number(0, 2))
     top_p: float | None = attrs.field(default=None, validator=_number(0, 1, above=True))
     top_k: int | None = attrs.field(default=None, validator=_integer(-1, MAX_TOKENS_FIELD))
     min_p: float | None = attrs.field(default=None, validator=_number(0, 1))

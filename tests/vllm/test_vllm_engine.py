@@ -5,6 +5,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
+import attrs
 import prometheus_client
 import psutil
 import pytest
@@ -102,6 +103,43 @@ async def test_a_cached_prefix_is_counted(manager):
     for end in ("One", "Two"):
         answer = await manager.generate(prefix + end, sampling=Sampling(max_tokens=1))
     assert answer.usage.cached_tokens >= 128
+
+
+async def test_a_tenant_finds_nothing_of_another_one_s_in_the_cache(engine):
+    """Nor what was put there before anybody was told apart; its own it does find."""
+    words = "The quick brown fox jumps over the lazy dog. " * 40
+    async with EngineManager(SharedEngine(engine), ManagerConfig(isolate_tenants=True)) as manager:
+        cached = {}
+        for tenant in ("alice", "bob", "alice", "bob", "tenant/with a slash" * 3):
+            request = GenerationRequest(words, sampling=Sampling(max_tokens=1), tenant=tenant)
+            cached.setdefault(tenant, []).append((await manager.generate(request)).usage.cached_tokens)
+    assert [found[0] for found in cached.values()] == [0, 0, 0]
+    assert min(cached["alice"][1], cached["bob"][1]) >= 128
+
+
+async def test_extreme_neighbours_leave_a_greedy_answer_as_it_is(manager):
+    """Row P17: what others may ask for at most changes nothing of an answer beside theirs."""
+    mine = GenerationRequest("The capital of France is", sampling=Sampling(max_tokens=12, temperature=0.0, seed=1))
+    alone = (await manager.generate(mine)).token_ids
+    extremes = (
+        Sampling(max_tokens=12, temperature=2.0, top_k=0),
+        Sampling(max_tokens=12, presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=100.0),
+        Sampling(max_tokens=12, repetition_penalty=0.01, min_p=1.0),
+        Sampling(max_tokens=12, min_tokens=12, stop_token_ids=tuple(range(128))),
+        Sampling(max_tokens=12, logprobs=20, prompt_logprobs=20, top_p=1e-6),
+        Sampling(max_tokens=12, ignore_eos=True, stop=("a", "e", "i", "o")),
+    )
+    answers = []
+
+    async def again(number):
+        answers.append((await manager.generate(attrs.evolve(mine, request_id=f"mine {number}"))).token_ids)
+
+    async with anyio.create_task_group() as tasks:
+        for number, sampling in enumerate(extremes * 4):
+            tasks.start_soon(manager.generate, GenerationRequest([number + 1, 2, 3], sampling=sampling))
+            tasks.start_soon(again, number)
+    # Rounding may differ by the batch's size where two tokens are equally likely; here none are.
+    assert set(answers) == {alone}
 
 
 async def test_a_prompt_that_fills_the_context_is_answered_with_one_token(manager):

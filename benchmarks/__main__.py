@@ -107,17 +107,19 @@ def run_connections(given: argparse.Namespace) -> int:
 
 
 def run_cancels(given: argparse.Namespace) -> int:
-    manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg))
+    ends = cancels.Ends()
+    manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg), observers=[ends])
 
     def report(done: int) -> None:
-        print(f"\r{done:,} of {given.count:,}", end="", file=sys.stderr, flush=True)
+        print(f"\r{done:,}", end="", file=sys.stderr, flush=True)
 
-    found = asyncio.run(cancels.measure(manager, given.count, given.clients, given.at_once, given.seed, report))
+    counts = cancels.Counts(inside=given.count, wires=given.wires, clients=given.clients, at_once=given.at_once, seed=given.seed)
+    found = asyncio.run(cancels.measure(manager, counts, ends, report))
     _say("")
     print(cancels.conclude(found))
     if given.out:
         given.out.write_bytes(storage.readable(found))
-    return int(any(found.left.over.values()))
+    return int(any(any(left.over.values()) for left in found.left))
 
 
 def run_faults(given: argparse.Namespace) -> int:
@@ -164,7 +166,9 @@ def _add_cancels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", choices=ENGINES, default="vllm")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--count", type=options.positive(int), default=2000, help="in process (default: %(default)s)")
-    command.add_argument("--clients", type=options.positive(int), default=1000, help="over HTTP (default: %(default)s)")
+    command.add_argument("--wires", type=int, default=0, metavar="N", help="so many over HTTP, and over frames (default: %(default)s)")
+    words = "clients that go away over HTTP, to see how soon the engine hears (default: %(default)s)"
+    command.add_argument("--clients", type=options.positive(int), default=1000, help=words)
     command.add_argument("--at-once", type=options.positive(int), default=32)
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")

@@ -1,7 +1,7 @@
-"""Requests that are left at random moments, in process and over HTTP: `python -m benchmarks cancels`. What is left behind, and how soon the
-engine has heard of a client that went away.
+"""Requests that are left at random moments, in process and over each wire: `python -m benchmarks cancels`.
 
-Moments are drawn over somewhat more than a whole request takes, so that some are left before they are admitted and some are answered first.
+What is left behind, and how soon the engine has heard of a client that went away. Half of the requests are left, at a moment anywhere
+between their arrival and their last token; the others are answered first.
 """
 
 import asyncio
@@ -9,25 +9,32 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from http import HTTPStatus
+from typing import Any, Protocol
 
+import aiohttp
 import anyio
+import attrs
 import msgspec
 
 from benchmarks.targets import TargetError
-from benchmarks.targets.here import serve_here
-from llmserve import CancellationToken, EngineManager, GenerationRequest, LLMServeError, Sampling
+from benchmarks.targets.here import connect, serve_here, serve_sockets_here
+from llmserve import CancellationToken, EngineManager, GenerationRequest, LLMServeError, Sampling, Timeline
 
 TOKENS = 8
-# Of the time that a request takes beside the others.
-LONGEST = 1.2
+# The longest that one is waited for, at first; after each that was answered before that a little less, after each that was left a little
+# more, so that half of them are left, at any moment of their lives.
+FIRST_SECONDS = 0.02
+STEP = 1.01
 SETTLE_SECONDS = 30.0
 
 
 class Left(msgspec.Struct, kw_only=True):
-    """`ends` of requests by what their callers saw; `over` what was still held when all of them had ended."""
+    """Of requests in process or over one wire: how they ended for their callers, and `over`, what was still held after all of them."""
 
+    way: str
     seconds: float
     ends: dict[str, int]
     over: dict[str, float]
@@ -42,21 +49,65 @@ class Heard(msgspec.Struct, kw_only=True):
     longest: float
 
 
-async def leave(manager: EngineManager, count: int, at_once: int, seed: int, report: Callable[[int], None]) -> Left:
-    """In process: half of them by a token, half by their task's cancellation."""
+class Asker(Protocol):
+    """A manager, or what is at the other end of a wire of one."""
+
+    async def generate(self, request: GenerationRequest, token: CancellationToken | None = None) -> Any:
+        """Raises LLMServeError."""
+
+
+@attrs.define
+class OverHTTP:
+    """Whole answers and streams in turn. There are no tokens on this wire: who does not want an answer any more is gone."""
+
+    session: aiohttp.ClientSession
+    _number: int = 0
+
+    async def generate(self, request: GenerationRequest, token: CancellationToken | None = None) -> None:
+        self._number += 1
+        sampling = request.sampling
+        body = {
+            "prompt": request.prompt,
+            "max_tokens": sampling.max_tokens,
+            "ignore_eos": sampling.ignore_eos,
+            "stream": self._number % 2 > 0,
+        }
+        async with self.session.post("/generate", json=body) as response:
+            text = await response.text()
+            if response.status != HTTPStatus.OK or (body["stream"] and "[DONE]" not in text):
+                raise LLMServeError(f"{response.status}: {text[:200]}")
+
+
+class Ends:
+    """An observer: a request that ends twice has given something back twice."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self.twice = 0
+
+    def tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        """Nothing."""
+
+    def finished(self, timeline: Timeline) -> None:
+        self.twice += timeline.request_id in self._seen
+        self._seen.add(timeline.request_id)
+
+
+async def leave(asker: Asker, count: int, at_once: int, seed: int, report: Callable[[int], None]) -> dict[str, int]:
+    """Half of them by a token, half by their task's cancellation; returns how often each end was seen."""
     rng = random.Random(f"cancels {seed}")
-    began = time.perf_counter()
-    await asyncio.gather(*(_ask(manager, f"typical {number}") for number in range(at_once)))
-    longest = LONGEST * (time.perf_counter() - began)
+    longest = FIRST_SECONDS
     ends: Counter[str] = Counter()
     numbers = iter(range(count))
 
     async def client() -> None:
+        nonlocal longest
         for number in numbers:
             token = CancellationToken()
-            task = asyncio.create_task(_ask(manager, f"{number}", token))
-            await asyncio.wait([task], timeout=rng.random() * longest)
-            if number % 2:
+            task = asyncio.create_task(_ask(asker, f"{seed} {number}", token))
+            done, _ = await asyncio.wait([task], timeout=rng.random() * longest)
+            longest *= 1 / STEP if done else STEP
+            if number % 2 and not isinstance(asker, OverHTTP):
                 token.cancel("enough")
             else:
                 task.cancel()
@@ -65,27 +116,26 @@ async def leave(manager: EngineManager, count: int, at_once: int, seed: int, rep
             if number % 1000 == 999:
                 report(number + 1)
 
-    began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(at_once)))
-    return Left(seconds=time.perf_counter() - began, ends=dict(ends), over=await _left_over(manager))
+    return dict(ends)
 
 
-async def _ask(manager: EngineManager, name: str, token: CancellationToken | None = None) -> str:
+async def _ask(asker: Asker, name: str, token: CancellationToken | None = None) -> str:
     sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
     try:
-        await manager.generate(GenerationRequest("Once upon a time", request_id=name, sampling=sampling), token)
+        await asker.generate(GenerationRequest("Once upon a time", request_id=name, sampling=sampling), token)
     except LLMServeError as error:
         return type(error).__name__
     return "answered"
 
 
-async def _left_over(manager: EngineManager) -> dict[str, float]:
+async def _left_over(manager: EngineManager, name: str) -> dict[str, float]:
     """After everything that takes its time has had it."""
     with anyio.move_on_after(SETTLE_SECONDS):
         while manager.statistics().open:  # noqa: ASYNC110 - a figure has no event
             await asyncio.sleep(0.01)
     # An engine tells at a step, and it takes one more to show what it has left.
-    await _ask(manager, "the last")
+    await _ask(manager, name)
     statistics = manager.statistics()
     engine = statistics.engine
     return {
@@ -144,27 +194,60 @@ async def _come_and_go(port: int, gone: dict[str, float]) -> None:
 
 
 class Cancels(msgspec.Struct, kw_only=True):
-    """In process, and over HTTP."""
+    """In process and over each wire; and how soon the engine hears."""
 
-    left: Left
+    left: list[Left]
     heard: Heard
 
 
-async def measure(manager: EngineManager, count: int, clients: int, at_once: int, seed: int, report: Callable[[int], None]) -> Cancels:
+@attrs.frozen
+class Counts:
+    """Requests in process, over each wire, and clients that go away over HTTP; so many at once."""
+
+    inside: int
+    wires: int
+    clients: int
+    at_once: int
+    seed: int
+
+
+async def measure(manager: EngineManager, counts: Counts, ends: Ends, report: Callable[[int], None]) -> Cancels:
+    """`ends` observes the manager."""
     async with manager:
-        left = await leave(manager, count, at_once, seed, report)
-        return Cancels(left=left, heard=await go_away(manager, clients, at_once))
+        ways: list[tuple[str, int, AbstractAsyncContextManager[Asker]]] = [("in process", counts.inside, nullcontext(manager))]
+        if counts.wires:
+            ways += [("over HTTP", counts.wires, _over_http(manager)), ("over frames", counts.wires, _over_frames(manager))]
+        left = []
+        for number, (way, count, opening) in enumerate(ways):
+            async with opening as asker:
+                began = time.perf_counter()
+                seen = await leave(asker, count, counts.at_once, counts.seed * len(ways) + number, report)
+                seconds = time.perf_counter() - began
+                over = await _left_over(manager, f"the last {way}") | {"ended twice": float(ends.twice)}
+            left.append(Left(way=way, seconds=seconds, ends=seen, over=over))
+        return Cancels(left=left, heard=await go_away(manager, counts.clients, counts.at_once))
+
+
+@asynccontextmanager
+async def _over_http(manager: EngineManager) -> AsyncIterator[Asker]:
+    async with serve_here(manager, "model") as url, aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield OverHTTP(session)
+
+
+@asynccontextmanager
+async def _over_frames(manager: EngineManager) -> AsyncIterator[Asker]:
+    async with serve_sockets_here(manager, "model", ["tcp://127.0.0.1:0"]) as (address,), connect(address) as client:
+        yield client
 
 
 def conclude(found: Cancels) -> str:
     """What a person wants to know."""
-    left, heard = found.left, found.heard
-    over = {name: value for name, value in left.over.items() if value}
-    ends = ", ".join(f"{count} {name}" for name, count in sorted(left.ends.items()))
+    lines = []
+    for left in found.left:
+        over = {name: value for name, value in left.over.items() if value}
+        ends = ", ".join(f"{count:,} {name}" for name, count in sorted(left.ends.items()))
+        rest = f"left over: {over}" if over else "nothing is left over, and nothing ended twice"
+        lines.append(f"{left.way}: {sum(left.ends.values()):,} in {left.seconds:.1f} s: {ends}; {rest}")
+    heard = found.heard
     times = f"{heard.p50 * 1e3:.1f} ms, p99 {heard.p99 * 1e3:.1f} ms, at most {heard.longest * 1e3:.1f} ms"
-    lines = [
-        f"{sum(left.ends.values())} in {left.seconds:.1f} s: {ends}",
-        f"left over: {over}" if over else "nothing is left over",
-        f"{heard.clients} clients that went away: the engine heard of it after {times}",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"{heard.clients:,} clients that went away: the engine heard of it after {times}"])

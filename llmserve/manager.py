@@ -3,9 +3,10 @@
 Speaks anyio. Knows the engine only through its protocol, and no frontend at all.
 """
 
+import contextvars
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import attrs
+import sniffio
 
 from llmserve.admission import Admission, Refusal, Ticket, TicketState, build_admission, wake
 from llmserve.cancellation import CancellationToken
@@ -174,7 +176,7 @@ class EngineManager:
             deadline = min(deadline, token.deadline)
             job.unlink = token.add_callback(interrupter(job.stream))
         if deadline < math.inf:
-            self._tasks.start_soon(expire, job, deadline, self._clock)
+            self._spawn(expire, job, deadline, self._clock)
         return job
 
     def _longest(self, request: GenerationRequest) -> float:
@@ -277,6 +279,10 @@ class EngineManager:
             # Entering unwinds first: an abort that overtakes the submit would find nothing to abort.
             job.entry.cancel()
 
+    def _spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run it in a task of the manager's own."""
+        self._context.run(self._tasks.start_soon, work, *args)
+
     def _settle(self, job: Job) -> None:
         """Give everything back, once: now if the engine is done with it, after the abort if not."""
         if job.settled:
@@ -290,7 +296,7 @@ class EngineManager:
         if job.replaying is not None:
             job.replaying.cancel()
         elif job.in_engine:
-            self._tasks.start_soon(self._abort, job)
+            self._spawn(self._abort, job)
         else:
             self._release(job)
 
@@ -332,6 +338,9 @@ class EngineManager:
         patience = 0.0
         async with anyio.create_task_group() as self._tasks:
             self.state = State.STARTING
+            # For callbacks of the event loop, which may cancel a token: there nothing else tells anyio what it runs on.
+            self._context = contextvars.copy_context()
+            self._context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
             if self._clock is anyio.current_time:
                 # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
                 self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
@@ -381,7 +390,7 @@ class EngineManager:
         if self.state is State.RESTARTING:
             self.state = State.READY
         for job in self._recovery.rise(self._jobs.values()):
-            self._tasks.start_soon(self._replay, job)
+            self._spawn(self._replay, job)
         if self._admission is not None:
             wake(self._admission.resume(self._clock()))
 

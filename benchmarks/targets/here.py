@@ -14,6 +14,7 @@ from frontends.aiohttp_app import build_app
 from frontends.http.server import listen, running
 from frontends.listeners import bind
 from frontends.socket_app import open_server
+from frontends.socket_client import SocketClient
 from llmserve import EngineManager, Timeline
 
 
@@ -52,3 +53,8 @@ async def serve_sockets_here(manager: EngineManager, model: str, addresses: Sequ
     """The addresses of raw sockets that live as long as the context, with their ports."""
     async with open_server(manager, model, [parse_address(address) for address in addresses]) as bound:
         yield [str(address) for address in bound]
+
+
+def connect(address: str) -> SocketClient:
+    """A client for one of them."""
+    return SocketClient(address)

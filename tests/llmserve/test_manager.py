@@ -1,5 +1,7 @@
 """The life of a request, with the engine in the test's hands. Every test ends in quiescence."""
 
+import asyncio
+import contextvars
 import threading
 
 import anyio
@@ -555,3 +557,17 @@ class TestOnTheRealClock:
             await manager.drain(timeout=5)
             check_quiescent(manager)
             assert not engine.held
+
+
+async def test_a_callback_of_the_event_loop_may_cancel_too(anyio_backend_name):
+    """Where nothing tells anyio what it runs on: a protocol's `connection_lost` under a plain `asyncio.run`."""
+    if anyio_backend_name == "trio":
+        return
+    loop, engine = asyncio.get_running_loop(), ScriptedEngine()
+    async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:
+        token = CancellationToken()
+        loop.call_later(1, token.cancel, "from a callback", context=contextvars.Context())
+        with pytest.raises(RequestCancelled, match="from a callback"):
+            await manager.generate(GenerationRequest("hi", request_id="r"), token)
+        assert engine.aborted == ["r"]
+        check_quiescent(manager)

@@ -38,7 +38,7 @@ def numbers(kind: type[int] | type[float]) -> Any:
             found = [kind(part) for part in text.split(",")]
         except ValueError:
             found = []
-        if not found or not all(0 < number < 10**6 for number in found):
+        if not found or not all(0 < number < 10**8 for number in found):
             raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0, with commas between them")
         return found
 

@@ -10,6 +10,14 @@ BACKLOG = 4096
 # What the kernel holds for one client that does not read; by itself it would go up to 4 MiB (Linux's tcp_wmem), out of sight of every bound
 # of ours. An answer's tokens need a hundredth of what so much carries a second at a round trip of 100 ms.
 SEND_BUFFER = 128 * 1024
+# A client whose machine or network is gone says nothing. It is asked after 15 s of silence and again every 5 s, and given up 30 s after
+# it should have acknowledged something; by themselves a kernel asks after two hours, and gives up what it has sent after fifteen minutes.
+VANISHED = {
+    socket.TCP_KEEPIDLE: 15,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
 
 
 class CannotListen(Exception):
@@ -61,6 +69,9 @@ def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
     """A listening TCP socket, which other processes may `share` the port of. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=share)
-    # Its connections inherit it.
+    # Its connections inherit these.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in VANISHED.items():
+        listener.setsockopt(socket.IPPROTO_TCP, option, value)
     return listener

@@ -108,10 +108,8 @@ def http_listener(options: argparse.Namespace, address: str, listener: socket.so
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         app = build_app(manager, model, access=access, log=log)
         tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
-        async with (
-            running(app, Door(options.max_connections, options.max_peer_connections)) as handlers,
-            listen(handlers, listener, tls),
-        ):
+        door = Door(options.max_connections, options.max_peer_connections)
+        async with running(app, door, tls) as reception, listen(reception, listener):
             yield [address]
 
     return listening

@@ -36,6 +36,9 @@ FRAME_BYTES = 2**20
 # What an id takes in MessagePack at most, and a piece around it.
 ID_BYTES, PIECE_BYTES = 5, 16
 BUSY_SECONDS = 1.0
+# A client may cancel all of its streams, of which 1024 are the default's most, and open as many anew, but not go on like that.
+MOST_FRUITLESS = 2048
+FRUITLESS_SECONDS = 10.0
 # For connections that have something left to be written when the server ends.
 CLOSE_SECONDS = 2.0
 
@@ -98,6 +101,9 @@ class Connection(asyncio.Protocol):
         self._key: Key | None = None
         self._paused = False
         self._closed = False
+        # Streams that were cancelled since one was read to its end.
+        self._fruitless = 0
+        self._fruitless_since = 0.0
 
     # What the event loop tells
 
@@ -157,6 +163,7 @@ class Connection(asyncio.Protocol):
                 if channel.stream is not None:
                     self._ready(channel)
             case Cancel() if message.id in self._channels:
+                self._count_cancel()
                 self._channels[message.id].token.cancel(message.reason[:128])
             case Ping():
                 self._write(Pong(message.number))
@@ -165,6 +172,15 @@ class Connection(asyncio.Protocol):
             case _:
                 # A credit or a cancel that crossed the stream's end on its way.
                 pass
+
+    def _count_cancel(self) -> None:
+        """Opening and cancelling in a loop keeps a server busy for nothing, as HTTP/2's rapid resets did (CVE-2023-44487)."""
+        now = self._loop.time()
+        if now - self._fruitless_since > FRUITLESS_SECONDS:
+            self._fruitless, self._fruitless_since = 0, now
+        self._fruitless += 1
+        if self._fruitless > MOST_FRUITLESS:
+            raise FrameError("too many streams were cancelled, and none was read to its end")
 
     def _greet(self, message: frames.FromClient) -> None:
         if not isinstance(message, Hello):
@@ -241,6 +257,7 @@ class Connection(asyncio.Protocol):
                 channel.credit -= 1
                 batch.add(channel.id, delta)
             if delta is not None and delta.finish_reason is not None:
+                self._fruitless = 0
                 batch.ends.append(End(channel.id, delta.finish_reason, delta.stop_reason, stream.usage))
                 # Here and not in its task, because the frame that frees the id goes out now.
                 self._free(channel)

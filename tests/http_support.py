@@ -47,7 +47,7 @@ async def running_server(engine=None, config=None, app=None, door=None, tls=None
     engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
     async with EngineManager(engine, config or ManagerConfig(drain_timeout=1)) as manager:
         listener = bind("127.0.0.1", 0)
-        async with running(build_app(manager, "sim", **app), door) as handlers, listen(handlers, listener, tls):
+        async with running(build_app(manager, "sim", **app), door, tls) as reception, listen(reception, listener):
             url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
             async with aiohttp.ClientSession(url) as session:
                 yield Server(manager, url, session)

@@ -44,7 +44,7 @@ class Timelines:
 async def serve_here(manager: EngineManager, model: str) -> AsyncIterator[str]:
     """The URL of a server that lives as long as the context."""
     listener = bind("127.0.0.1", 0)
-    async with running(build_app(manager, model)) as handlers, listen(handlers, listener):
+    async with running(build_app(manager, model)) as reception, listen(reception, listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 

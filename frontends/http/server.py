@@ -8,10 +8,10 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import msgspec
@@ -21,7 +21,7 @@ from aiohttp.web_protocol import _ErrInfo
 from frontends.errors import ErrorBody, ErrorDetail
 from frontends.http.door import Door
 from frontends.http.log import SERVER
-from frontends.listeners import BACKLOG, is_stranger
+from frontends.listeners import is_stranger
 
 logger = logging.getLogger(__name__)
 
@@ -34,48 +34,35 @@ WRITE_SECONDS = 30.0
 HANDSHAKE_SECONDS = 10.0
 # After draining there is nothing left to wait for but sockets to close.
 CLOSE_SECONDS = 2.0
+# What is left of a body that nobody wants is read for so long, so that the answer is not lost in a reset.
+LINGER_SECONDS = 2.0
 RETRY_AFTER = 1
+RETRY_SECONDS = 0.1
 
 
 class GuardedHandler(web.RequestHandler):
-    """One connection."""
+    """One connection; `left` is called when it is lost."""
 
-    __slots__ = ("_door", "_header_timer", "_peer", "_write_timer")
+    __slots__ = ("_header_timer", "_left", "_write_timer", "made")
 
-    def __init__(self, server: web.Server, door: Door, **options: Any) -> None:
+    def __init__(self, server: web.Server, left: Callable[[], None], **options: Any) -> None:
         super().__init__(server, **options)
-        self._door = door
-        self._peer: str | None = None
+        self.made = False
+        self._left = left
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)
-        address = transport.get_extra_info("peername")
-        # Behind a socket that was handed over, the other end may have gone before it was here.
-        peer = address[0] if isinstance(address, tuple) else ""
-        if is_stranger(transport.get_extra_info("socket")):
-            self._force_close = True
-            transport.abort()
-            return
-        if not self._door.enter(peer):
-            # Nothing of aiohttp's is begun, so that one too many costs no more than this.
-            self._force_close = True
-            transport.write(_plain(503, "this server has as many connections as it may", "too_many_connections"))
-            transport.close()
-            return
-        self._peer = peer
+        self.made = True
         super().connection_made(transport)
         self._header_timer = self._loop.call_later(HEADER_SECONDS, self._late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._peer is not None:
-            self._door.leave(self._peer)
-            self._peer = None
         self._calm()
         if self._write_timer is not None:
             self._write_timer.cancel()
         super().connection_lost(exc)
+        self._left()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -137,46 +124,102 @@ class GuardedHandler(web.RequestHandler):
             self._header_timer = None
 
 
-class Listening:
-    """Makes a connection's handler: what an event loop's server asks for one."""
+class Reception:
+    """Takes accepted connections in, as far as there are places for them."""
 
-    def __init__(self, server: web.Server, door: Door) -> None:
-        self._server = server
+    def __init__(self, server: web.Server, door: Door, tls: ssl.SSLContext | None) -> None:
         self.door = door
+        self._server = server
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def __call__(self) -> GuardedHandler:
+    def welcome(self, connection: socket.socket) -> None:
+        """Serve it, or say that there is no place. Before anything is made of it: one too many costs one system call."""
+        connection.setblocking(False)
+        peer = _peer(connection)
+        if is_stranger(connection):
+            connection.close()
+        elif self.door.enter(peer):
+            task = self._loop.create_task(self._begin(connection, peer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            with connection, suppress(OSError):
+                if self._tls is None:
+                    connection.send(_plain(503, "this server has as many connections as it may", "too_many_connections"))
+
+    async def _begin(self, connection: socket.socket, peer: str) -> None:
         # What is compressed is refused before it is read (`frontends.http.form`); this way nothing ever unpacks it.
-        return GuardedHandler(
-            self._server, self.door, loop=self._loop, access_log=None, keepalive_timeout=IDLE_SECONDS, auto_decompress=False
+        handler = GuardedHandler(
+            self._server,
+            lambda: self.door.leave(peer),
+            loop=self._loop,
+            access_log=None,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=LINGER_SECONDS,
+            auto_decompress=False,
         )
+        handshake = HANDSHAKE_SECONDS if self._tls is not None else None
+        try:
+            await self._loop.connect_accepted_socket(lambda: handler, connection, ssl=self._tls, ssl_handshake_timeout=handshake)
+        except OSError:
+            # Gone before it was here, or no TLS that this server takes.
+            pass
+        finally:
+            if not handler.made:
+                self.door.leave(peer)
+                connection.close()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Welcome everybody who comes, one at a time: asyncio's own server would accept a whole backlog before it asked whether there is a
+        descriptor left."""
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(listener)
+            except OSError:
+                # Gone in the line, or no descriptor: those that are open will end some day.
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self.welcome(connection)
+            await asyncio.sleep(0)
 
 
 @asynccontextmanager
-async def running(app: web.Application, door: Door | None = None) -> AsyncIterator[Listening]:
+async def running(app: web.Application, door: Door | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[Reception]:
     """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
     see `listen`."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     try:
         assert runner.server is not None
-        yield Listening(runner.server, door or Door())
+        yield Reception(runner.server, door or Door(), tls)
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()
 
 
 @asynccontextmanager
-async def listen(handlers: Listening, listener: socket.socket, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Accept connections from a listening socket."""
-    handshake = HANDSHAKE_SECONDS if tls is not None else None
-    server = await asyncio.get_running_loop().create_server(
-        handlers, sock=listener, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake
-    )
+async def listen(reception: Reception, listener: socket.socket) -> AsyncIterator[None]:
+    """Accept connections from a listening socket, which is closed at the end."""
+    listener.setblocking(False)
+    accepting = asyncio.get_running_loop().create_task(reception.accept(listener))
     try:
         yield
     finally:
-        server.close()
+        accepting.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([accepting])
+        listener.close()
+
+
+def _peer(connection: socket.socket) -> str:
+    """Its address; empty for a unix socket, and for one that is gone already."""
+    try:
+        address = connection.getpeername()
+    except OSError:
+        return ""
+    return str(address[0]) if isinstance(address, tuple) else ""
 
 
 def _plain(status: int, message: str, code: str) -> bytes:

@@ -17,6 +17,7 @@ import anyio.to_thread
 
 from frontends.access import Access
 from frontends.http.idempotency import Answers
+from frontends.http.server import RETRY_SECONDS
 from frontends.options import engine_args, manager_config
 from frontends.program import WATCH_SECONDS, announce, say_ready, unpack
 from frontends.startup import loading, say
@@ -303,7 +304,12 @@ class Owner:
     async def _accept(self) -> None:
         """To the worker with the fewest; a listener of each one's own would leave it to chance."""
         while True:
-            connection, _ = await self._loop.sock_accept(self._listener)
+            try:
+                connection, _ = await self._loop.sock_accept(self._listener)
+            except OSError:
+                # Gone in the line, or no descriptor is left for a while.
+                await anyio.sleep(RETRY_SECONDS)
+                continue
             with connection:
                 while not self._hand(connection):  # noqa: ASYNC110 - a socket pair that is full has no event in asyncio
                     await anyio.sleep(FULL_SECONDS)

@@ -19,7 +19,7 @@ from frontends.addresses import server_context
 from frontends.aiohttp_app import build_app
 from frontends.http.door import Door, raise_descriptor_limit
 from frontends.http.log import open_log
-from frontends.http.server import HANDSHAKE_SECONDS, running
+from frontends.http.server import running
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
 from frontends.workers import messages
@@ -86,11 +86,11 @@ class Worker:
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
         self._manager = EngineManager(self._engine, self._config(), admission=self._admission)
         options, access = self._options, Access.open(self._options)
-        self._tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+        tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
         app = build_app(
             self._manager, served_name(options), self._gather, access=access, log=open_log(options.request_log), memory=self._answers
         )
-        async with running(app, Door(options.max_connections, options.max_peer_connections)) as self._handlers:
+        async with running(app, Door(options.max_connections, options.max_peer_connections), tls) as self._reception:
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell_load)
@@ -162,21 +162,12 @@ class Worker:
             if not descriptors:
                 return
             self._taken += 1
-            self._loop.create_task(self._connect(socket.socket(fileno=descriptors[0])))
-
-    async def _connect(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        try:
-            handshake = HANDSHAKE_SECONDS if self._tls is not None else None
-            await self._loop.connect_accepted_socket(self._handlers, connection, ssl=self._tls, ssl_handshake_timeout=handshake)
-        except OSError:
-            # Gone before it was here.
-            connection.close()
+            self._reception.welcome(socket.socket(fileno=descriptors[0]))
 
     async def _tell_load(self) -> None:
         told = None
         while True:
-            load = Load(self._handlers.door.inside, self._taken)
+            load = Load(self._reception.door.inside, self._taken)
             if load != told:
                 self.channel.send(load)
                 told = load

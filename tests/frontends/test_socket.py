@@ -3,6 +3,7 @@
 import asyncio
 import pathlib
 import ssl
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -10,7 +11,7 @@ from engines import ScriptedEngine
 from http_support import request
 from socket_support import running_socket
 
-from frontends import frames
+from frontends import frames, socket_connection
 from frontends.addresses import parse_address, server_context
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, Error, FrameError, Hello, Open, Ping, Pong, Started
 from frontends.socket_app import open_server
@@ -212,19 +213,40 @@ async def test_a_wrong_key_is_refused_and_the_right_one_is_taken(key):
             assert (await client.generate("hi", sampling=Sampling(max_tokens=2))).usage.completion_tokens == 2
 
 
-async def test_a_flood_of_opens_and_cancels_leaves_nothing():
+async def flood(raw, count):
+    """Open and cancel so many; returns the ids that were answered."""
+    for start in range(1, count, 50):
+        raw.send(*(message for number in range(start, start + 50) for message in (opening(number, **ENDLESS), Cancel(number))))
+        await raw.writer.drain()
+    ended = set()
+    while len(ended) < count and (message := await raw.read()) is not None:
+        if isinstance(message, Error) and message.id:
+            assert message.kind in ("RequestCancelled", "Overloaded")
+            assert message.id not in ended
+            ended.add(message.id)
+        elif isinstance(message, Error):
+            assert "too many streams were cancelled" in message.message
+    return ended
+
+
+async def test_many_opens_and_cancels_leave_nothing():
     async with running_socket(time_scale=0.1, max_streams=64) as served, served.raw() as raw:
-        count = 5000
-        for start in range(1, count, 100):
-            raw.send(*(message for number in range(start, start + 100) for message in (opening(number, **ENDLESS), Cancel(number))))
-            await raw.writer.drain()
-        ended = set()
-        while len(ended) < count:
-            message = await raw.read()
-            if isinstance(message, Error):
-                assert message.kind in ("RequestCancelled", "Overloaded")
-                assert message.id not in ended
-                ended.add(message.id)
+        assert len(await flood(raw, socket_connection.MOST_FRUITLESS)) == socket_connection.MOST_FRUITLESS
+        await served.quiet()
+        # One that is read to its end, and there may be as many again.
+        raw.send(opening(10_001, max_tokens=2))
+        await raw.read_until(End)
+        assert len(await flood(raw, socket_connection.MOST_FRUITLESS)) == socket_connection.MOST_FRUITLESS
+
+
+async def test_who_does_nothing_but_open_and_cancel_is_cut_off_and_others_go_on():
+    async with running_socket(time_scale=0.1) as served, served.raw() as other:
+        for _ in range(3):
+            async with served.raw() as raw:
+                with suppress(ConnectionError):
+                    assert len(await flood(raw, 10_000)) < 10_000
+                other.send(opening(1, max_tokens=2))
+                await other.read_until(End)
         await served.quiet()
 
 

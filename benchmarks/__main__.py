@@ -18,7 +18,9 @@ from benchmarks import (
     predict,
     selftest,
     session,
+    soak,
     storage,
+    storms,
 )
 from benchmarks.overload import command
 from benchmarks.storage import UnreadableRun
@@ -101,6 +103,23 @@ def run_overhead(given: argparse.Namespace) -> int:
 def run_connections(given: argparse.Namespace) -> int:
     found = asyncio.run(connections.measure(given.idle, given.others, _say))
     print(connections.conclude(found))
+    if given.out:
+        given.out.write_bytes(storage.readable(found))
+    return 0
+
+
+def run_soak(given: argparse.Namespace) -> int:
+    manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg))
+    found = asyncio.run(soak.measure(manager, given.requests, given.at_once, given.seed, _say))
+    print(soak.conclude(found))
+    if given.out:
+        given.out.write_bytes(storage.readable(found))
+    return 0
+
+
+def run_storms(given: argparse.Namespace) -> int:
+    found = asyncio.run(storms.measure(given.idle, given.clients, _say))
+    print(storms.conclude(found))
     if given.out:
         given.out.write_bytes(storage.readable(found))
     return 0
@@ -245,6 +264,20 @@ def build_parser() -> argparse.ArgumentParser:
     still.add_argument("--idle", type=options.positive(int), default=10_000)
     still.add_argument("--others", type=options.positive(int), default=1000)
     still.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    bad = commands.add_parser("storms", help="thousands of clients that never ask, never end or never read: what the others notice")
+    bad.set_defaults(run_command=run_storms)
+    bad.add_argument("--idle", type=options.positive(int), default=10_000, help="connections that may stay, or come at once")
+    bad.add_argument("--clients", type=options.positive(int), default=5000, help="of each slow attack (default: %(default)s)")
+    bad.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    long = commands.add_parser("soak", help="a million requests of every kind: what grows that should not")
+    long.set_defaults(run_command=run_soak)
+    long.add_argument("--model", default="bundled")
+    long.add_argument("--engine", choices=ENGINES, default="simulated", help="default: %(default)s")
+    long.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+    long.add_argument("--requests", type=options.positive(int), default=1_000_000, help="default: %(default)s")
+    long.add_argument("--at-once", type=options.positive(int), default=32)
+    long.add_argument("--seed", type=int, default=1)
+    long.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     return parser
 
 

@@ -41,22 +41,22 @@ class Cost(msgspec.Struct, kw_only=True):
 
 async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost:
     """Raises TargetError where this process may not have so many connections."""
-    _allow(max(idle, others) + 256)
+    allow_descriptors(max(idle, others) + 256)
     # A server for each: memory that one crowd has given back would be used again by the next one, and not be seen.
-    async with _server() as (server, where):
-        before = _memory(server)
+    async with pacing_server() as (server, where):
+        before = memory_of(server)
         async with _connections(*where, idle, b"", reading=True):
             await asyncio.sleep(1)
-            idle_growth = _memory(server) - before
+            idle_growth = memory_of(server) - before
         report(f"{idle:,} idle connections: {idle_growth / 2**20:.1f} MiB")
-    async with _server() as (server, where):
-        before = _memory(server)
-        async with _connections(*where, others, _request(OTHERS_TOKENS), reading=False):
+    async with pacing_server() as (server, where):
+        before = memory_of(server)
+        async with _connections(*where, others, completion_request(OTHERS_TOKENS), reading=False):
             await asyncio.sleep(SETTLE_SECONDS)
             beside_stalled = await _neighbours(*where, NEIGHBOUR_TOKENS)
-            stalled_growth = _memory(server) - before
+            stalled_growth = memory_of(server) - before
         report(f"beside {others:,} that do not read: a p99 gap of {beside_stalled * 1000:.2f} ms, and {stalled_growth / 2**20:.1f} MiB")
-        async with _connections(*where, others, _request(OTHERS_TOKENS), reading=True):
+        async with _connections(*where, others, completion_request(OTHERS_TOKENS), reading=True):
             await asyncio.sleep(SETTLE_SECONDS)
             beside_readers = await _neighbours(*where, NEIGHBOUR_TOKENS)
         report(f"beside {others:,} that do: {beside_readers * 1000:.2f} ms")
@@ -71,7 +71,7 @@ async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost
 
 
 @asynccontextmanager
-async def _server() -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+async def pacing_server() -> AsyncIterator[tuple[Server, tuple[str, int]]]:
     """One that has answered before, and its host and port."""
     async with open_server("llmserve", Setting(core="nothing", pace=(STEP_SECONDS, TEXT)), 1) as server:
         await server.until_healthy()
@@ -90,20 +90,20 @@ def conclude(cost: Cost) -> str:
     )
 
 
-def _allow(descriptors: int) -> None:
+def allow_descriptors(descriptors: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < descriptors:
         raise TargetError(f"{descriptors} connections are wanted, and the system allows this process {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, descriptors), hard))
 
 
-def _memory(server: Server) -> int:
+def memory_of(server: Server) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def _request(tokens: int) -> bytes:
+def completion_request(tokens: int) -> bytes:
     body = msgspec.json.encode({"prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True})
-    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ async def _neighbours(host: str, port: int, tokens: int) -> float:
 
 async def _read(host: str, port: int, tokens: int) -> Sequence[float]:
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(_request(tokens))
+    writer.write(completion_request(tokens))
     times: list[float] = []
     try:
         async for line in reader:

@@ -80,7 +80,7 @@ class AdmissionController:
         patience = self.policy.patience(ticket, self._line_state(ticket.tenant, now), now)
         if wait <= patience:
             return None
-        self._rate.offered(ticket.tenant, self._rate.mean_cost, now)
+        self._rate.offered(ticket.tenant, self._rate.mean_cost, now, self.tenants.weight(ticket.tenant))
         return self._refuse(ticket, self._refusal(Refusal.WOULD_WAIT_TOO_LONG, ticket, wait, patience, now), now)
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
@@ -91,7 +91,7 @@ class AdmissionController:
         ticket.cost = self.policy.weigh(ticket)
         # The line as it is without this one: a long prompt would make an overload of itself, and be refused for that.
         line = self._line_state(ticket.tenant, now)
-        self._rate.offered(ticket.tenant, ticket.cost, now)
+        self._rate.offered(ticket.tenant, ticket.cost, now, self.tenants.weight(ticket.tenant))
         refused = self.tenants.objection(ticket, self._interval(), now)
         if refused is not None:
             return self._refuse(ticket, refused, now)
@@ -297,9 +297,10 @@ class AdmissionController:
         pace = 1 / rate.per_second if rate.per_second else 0.0
         pressure = own = rate.pressure
         if rate.backlog and rate.per_second:
-            weights = {name: self.tenants.weight(name) for name in (*rate.demanding(now), tenant)}
-            self._line.credit = CREDIT * rate.per_second / sum(weights.values())
-            own = rate.pressure_of(tenant, weights[tenant] / sum(weights.values()), now)
+            weight = self.tenants.weight(tenant)
+            weights = rate.demanding(tenant, weight, now)
+            self._line.credit = CREDIT * rate.per_second / weights
+            own = rate.pressure_of(tenant, weight / weights, now)
         return LineState(rate.backlog, pace * rate.mean_cost, pace, pressure, own)
 
     def set_tenants(self, table: TenantTable) -> None:

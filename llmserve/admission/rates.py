@@ -18,16 +18,19 @@ class ServiceRate:
     ROOM_SECONDS = 1.0
     # The longest backlog, in seconds: beyond it an overload is no more certain, and is to be forgotten soon after it.
     LONGEST = 6.0
-    # More of them are looked through for those that have not asked for long.
-    TENANTS = 256
+
+    # Of more, those that asked longest ago are forgotten.
+    TENANTS = 1024
 
     def __init__(self) -> None:
         self._cost = self._seconds = self._count = 0.0
         self._offered = 0.0
         # Seconds that it would take to serve whatever is left of what was asked for, if nobody were refused.
         self.backlog = 0.0
-        # Each tenant's: how much, as of when.
-        self._tenants: dict[str, tuple[float, float]] = {}
+        # Each tenant's, in the order in which they asked last: how much, as of when, and its weight; and all of their weights together.
+        # A caller may be another tenant every time, so that nothing here may cost more for each of them.
+        self._tenants: dict[str, tuple[float, float, float]] = {}
+        self._weights = 0.0
         self._since: float | None = None
 
     def advance(self, now: float, *, full: bool) -> None:
@@ -49,14 +52,16 @@ class ServiceRate:
         """Nothing until now is to count."""
         self._since = now
 
-    def offered(self, tenant: str, cost: float, now: float) -> None:
+    def offered(self, tenant: str, cost: float, now: float, weight: float = 1.0) -> None:
         """Somebody asks for it, whatever becomes of that."""
         self._offered += cost
         if self.per_second:
             self.backlog = min(self.LONGEST, self.backlog + cost / self.per_second)
-        self._tenants[tenant] = self._demand(tenant, now) + cost, now
-        if len(self._tenants) > self.TENANTS:
-            self._forget(now)
+        demand = self._demand(tenant, now) + cost
+        self._drop(tenant)
+        self._tenants[tenant] = demand, now, weight
+        self._weights += weight
+        self._forget(now)
 
     def served(self, cost: float) -> None:
         """Somebody starts who fills the engine, or who had to wait."""
@@ -79,18 +84,27 @@ class ServiceRate:
         """One tenant's demand by its `share` (0 to 1) of what can be served; 0 while either is unknown."""
         return self._demand(tenant, now) / (share * self.per_second * self.DEMAND_SECONDS) if self.per_second else 0.0
 
-    def demanding(self, now: float) -> list[str]:
-        """Tenants that have asked lately."""
+    def demanding(self, tenant: str, weight: float, now: float) -> float:
+        """The weights of those who have asked lately, and of this tenant, together."""
         self._forget(now)
-        return list(self._tenants)
+        return self._weights if tenant in self._tenants else self._weights + weight
 
     def _demand(self, tenant: str, now: float) -> float:
-        value, at = self._tenants.get(tenant, (0.0, now))
+        value, at, _ = self._tenants.get(tenant, (0.0, now, 0.0))
         return value * math.exp(-(now - at) / self.DEMAND_SECONDS)
 
     def _forget(self, now: float) -> None:
         oldest = now - 3 * self.DEMAND_SECONDS
-        self._tenants = {name: (value, at) for name, (value, at) in self._tenants.items() if at > oldest}
+        while self._tenants:
+            first, (_, at, _) = next(iter(self._tenants.items()))
+            if at > oldest and len(self._tenants) <= self.TENANTS:
+                break
+            self._drop(first)
+
+    def _drop(self, tenant: str) -> None:
+        _, _, weight = self._tenants.pop(tenant, (0.0, 0.0, 0.0))
+        # Without the last one there is no rounding left either.
+        self._weights = self._weights - weight if self._tenants else 0.0
 
     @property
     def mean_cost(self) -> float:

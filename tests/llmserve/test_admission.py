@@ -17,6 +17,7 @@ from llmserve import (
 )
 from llmserve.admission import AdmissionController, FixedLimit, LateGate, Refusal, Tenants, Ticket, TicketState, Unlimited, build_admission
 from llmserve.admission.fair import FORGET, FairLine
+from llmserve.admission.rates import ServiceRate
 from llmserve.admission.tenants import KEPT
 
 LIMIT, MAX_WAITING, TENANT_LIMIT = 3, 4, 5
@@ -498,3 +499,18 @@ def test_a_promise_makes_it_predict_and_a_number_makes_it_count():
     assert isinstance(build_admission(AdmissionConfig(), SLO(tpot=0.05), 16).policy, LateGate)
     assert isinstance(build_admission(AdmissionConfig(max_running=8), SLO(tpot=0.05), 16).policy, FixedLimit)
     assert isinstance(build_admission(AdmissionConfig(), SLO(), 16).policy, FixedLimit)
+
+
+ASKED = st.tuples(st.sampled_from("abcdef"), st.sampled_from([0.25, 1.0, 4.0]), st.floats(0, 8), st.sampled_from("abcdefg"))
+
+
+@given(st.lists(ASKED, max_size=60))
+def test_the_weights_of_those_who_ask_are_those_of_the_last_seconds(moves):
+    """Against looking through all of them, which an attacker with a new name for each request would make expensive."""
+    rate, now, asked = ServiceRate(), 0.0, {}
+    for tenant, weight, passed, other in moves:
+        now += passed
+        rate.offered(tenant, 1.0, now, weight)
+        asked[tenant] = now, weight
+        recent = {name: weight for name, (at, weight) in asked.items() if at > now - 3 * ServiceRate.DEMAND_SECONDS}
+        assert rate.demanding(other, 2.0, now) == pytest.approx(sum(({other: 2.0} | recent).values()))

@@ -71,9 +71,9 @@ async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost
 
 
 @asynccontextmanager
-async def pacing_server() -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+async def pacing_server(pace: tuple[float, str] = (STEP_SECONDS, TEXT)) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
     """One that has answered before, and its host and port."""
-    async with open_server("llmserve", Setting(core="nothing", pace=(STEP_SECONDS, TEXT)), 1) as server:
+    async with open_server("llmserve", Setting(core="nothing", pace=pace), 1) as server:
         await server.until_healthy()
         host, port = server.addresses["http"].removeprefix("http://").split(":")
         await _neighbours(host, int(port), tokens=32)

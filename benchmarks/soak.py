@@ -1,6 +1,6 @@
 """A million requests through one manager: `python -m benchmarks soak`. What grows that should not: memory, tasks, file descriptors, series.
 
-Most are whole answers in process. A tenth is left at some moment, a twentieth cannot be answered, a hundredth is read slowly, and one in twenty
+Most are whole answers in process. A tenth is left at some moment, a twentieth cannot be answered, a hundredth is read slowly, one in twenty
 goes over HTTP, where half of them ask for what there is not. Each has a tenant of its own.
 """
 

@@ -1,6 +1,7 @@
 """What form a request must have before anybody looks at what it wants: its Host, its target, its headers, its body."""
 
 import asyncio
+import random
 import re
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -15,6 +16,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = 4 * 2**20
 # aiohttp has no limit of its own: a client that sends its body slower than this is gone.
 BODY_SECONDS = 30.0
+
+# By chance a deadline is up to so much shorter, so that a crowd that came at once does not go at once.
+SPREAD = 0.2
 
 # A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
@@ -76,7 +80,7 @@ async def read(request: web.Request) -> bytes:
     ):
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(spread(BODY_SECONDS)):
             return await request.read()
     except TimeoutError:
         raise HTTPFailure(408, f"the body did not arrive within {BODY_SECONDS:g} s", "body_timeout") from None
@@ -84,6 +88,11 @@ async def read(request: web.Request) -> bytes:
         raise too_large() from None
     except web.RequestPayloadError:
         raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
+
+
+def spread(seconds: float) -> float:
+    """A deadline for one client of many."""
+    return seconds * (1 - SPREAD * random.random())
 
 
 def too_large() -> HTTPFailure:

@@ -20,6 +20,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from frontends.errors import ErrorBody, ErrorDetail
 from frontends.http.door import Door
+from frontends.http.form import spread
 from frontends.http.log import SERVER
 from frontends.listeners import is_stranger
 
@@ -55,7 +56,7 @@ class GuardedHandler(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.made = True
         super().connection_made(transport)
-        self._header_timer = self._loop.call_later(HEADER_SECONDS, self._late)
+        self._await_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._calm()
@@ -70,12 +71,12 @@ class GuardedHandler(web.RequestHandler):
         if self._asked():
             self._calm()
         elif self._header_timer is None:
-            self._header_timer = self._loop.call_later(HEADER_SECONDS, self._late)
+            self._await_headers()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.transport is not None:
-            self._write_timer = self._loop.call_later(WRITE_SECONDS, self.transport.abort)
+            self._write_timer = self._loop.call_later(spread(WRITE_SECONDS), self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._write_timer is not None:
@@ -110,6 +111,9 @@ class GuardedHandler(web.RequestHandler):
     def _asked(self) -> bool:
         """Whether a request's headers are here; if not, what came is the beginning of one."""
         return bool(self._messages) or self._request_in_progress
+
+    def _await_headers(self) -> None:
+        self._header_timer = self._loop.call_later(spread(HEADER_SECONDS), self._late)
 
     def _late(self) -> None:
         self._header_timer = None

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import anyio
+import anyio.lowlevel
 import psutil
 import pytest
 
@@ -80,6 +81,56 @@ async def test_an_engine_that_dies_is_started_again_and_loses_nothing(sent):
         assert manager.statistics().restarts == 1
         assert (await manager.generate(short("after"))).text == expected
         assert manager.statistics().engine.running == 0
+
+
+async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
+    """Sixteen prompts that fill the context take seconds before a first token; then an end of the server is under way."""
+    answers = []
+
+    async def ask(request):
+        answers.append(await manager.generate(request))
+
+    async with anyio.create_task_group() as tasks:
+        async with EngineManager.open("bundled", config=ManagerConfig(drain_timeout=120)) as manager:
+            for number in range(16):
+                long = GenerationRequest([number + 1] * 2000, sampling=Sampling(max_tokens=4, ignore_eos=True))
+                tasks.start_soon(ask, long)
+            with anyio.fail_after(20):
+                while not manager.statistics().engine.running:
+                    await anyio.sleep(0.01)
+            first = core_of(manager)
+            first.kill()
+            assert manager.metrics()["tokens"]["generation"] == 0
+            with anyio.fail_after(120):
+                while len(answers) < 16:
+                    await anyio.sleep(0.1)
+            assert {len(answer.token_ids) for answer in answers} == {4}
+            tasks.start_soon(ask, short("whole"))
+            tasks.start_soon(told_so, manager)
+            with anyio.fail_after(20):
+                while manager.statistics().engine.running < 2:
+                    await anyio.sleep(0.01)
+            second = core_of(manager)
+            # Once it drains.
+            tasks.start_soon(kill_when, manager, State.DRAINING, second)
+    assert len(answers) == 17
+    assert manager.state is State.STOPPED
+    await gone([first, second])
+
+
+async def told_so(manager):
+    """A stream that has begun has its end within 3 s of the death."""
+    async with manager.stream(endless("seen")) as stream:
+        await anext(stream)
+        with pytest.raises(EngineRestarted):
+            async for _ in stream:
+                pass
+
+
+async def kill_when(manager, state, core):
+    while manager.state is not state:
+        await anyio.lowlevel.checkpoint()
+    core.kill()
 
 
 PARENT = """

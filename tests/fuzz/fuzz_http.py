@@ -16,6 +16,11 @@ CHECKS = (
     "response_headers_conformance", "unsupported_method", "ignored_auth",
 )  # fmt: skip
 EXAMPLES = 700
+# A deadline of 1e-300 s cannot be met, and is refused with 503 or over with 504; no other answer may say that the server is at fault.
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
+"""
 SERVER = [sys.executable, "-m", "frontends.aiohttp_app", "--engine", "simulated", "--engine-arg", "time_scale=0", "--port", "0"]
 
 
@@ -30,7 +35,17 @@ def main():
                 url = url or re.search(r"http://\S+", line)
                 if "  ready  " in line:
                     break
-            command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url[0]}/openapi.json", "--mode", "all"]
+            config = Path(folder, "schemathesis.toml")
+            config.write_text(CONFIG)
+            command = [
+                str(Path(sys.executable).with_name("schemathesis")),
+                "--config-file",
+                str(config),
+                "run",
+                f"{url[0]}/openapi.json",
+                "--mode",
+                "all",
+            ]
             command += ["--header", f"Authorization: Bearer {key}", "--checks", ",".join(CHECKS), "--max-examples", str(EXAMPLES)]
             found = subprocess.run(command, check=False, cwd=folder)
             alive = server.poll() is None

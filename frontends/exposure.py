@@ -52,7 +52,7 @@ def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: b
     if not authenticated:
         raise ConfigurationError(
             f"{what} {reachable[0]} can be reached from other machines, and this server asks nobody who they are: "
-            "put a proxy that does before it and add --insecure, or listen on 127.0.0.1"
+            "add --api-keys, or put a proxy that asks before it and add --insecure, or listen on 127.0.0.1"
         )
     if version is not None and below_floor("vllm", version):
         names = ", ".join(one.id for one in carried("vllm", version))

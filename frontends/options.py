@@ -52,8 +52,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     access.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve TLS with this certificate chain, as PEM")
     access.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     access.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="only clients with a certificate of these authorities")
+    words = "connections at once, of each process (default: what it may open files, less 64)"
+    access.add_argument("--max-connections", type=count, metavar="N", help=words)
+    words = "of them from one address, other than this machine's (default: a quarter)"
+    access.add_argument("--max-peer-connections", type=count, metavar="N", help=words)
     words = "listen where other machines can connect although nobody is asked who they are, or the engine is known to be vulnerable"
     access.add_argument("--insecure", action="store_true", help=words)
+
+
+def count(text: str) -> int:
+    """An argument's value; raises ArgumentTypeError."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def engine_args(options: argparse.Namespace) -> dict[str, Any]:

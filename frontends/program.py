@@ -14,8 +14,8 @@ import anyio
 import anyio.to_thread
 
 from frontends.access import Access
+from frontends.door import raise_descriptor_limit
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
-from frontends.http.door import raise_descriptor_limit
 from frontends.listeners import CannotListen
 from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say

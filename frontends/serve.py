@@ -13,14 +13,15 @@ from typing import Any
 from frontends.access import Access
 from frontends.addresses import server_context
 from frontends.aiohttp_app import build_app
+from frontends.door import Door
 from frontends.exposure import check_reach
-from frontends.http.door import Door
 from frontends.http.log import open_log
-from frontends.http.server import listen, running
+from frontends.http.server import running
 from frontends.keys_command import keys_command
 from frontends.listeners import CannotListen, bind, bind_unix
 from frontends.options import engine_args
 from frontends.program import Listen, installed, run, serve
+from frontends.reception import listen
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
@@ -49,10 +50,6 @@ def main(argv: list[str] | None = None) -> None:
         metavar="N",
         help="processes that serve HTTP beside the engine's; auto: by the cores, 1 for an engine on a CPU (default: %(default)s)",
     )
-    words = "connections at once, of each process (default: what it may open files, less 64)"
-    parser.add_argument("--max-connections", type=_count, metavar="N", help=words)
-    words = "of them from one address, other than this machine's (default: a quarter)"
-    parser.add_argument("--max-peer-connections", type=_count, metavar="N", help=words)
     words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
     parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
     run(parser, given, start)
@@ -119,13 +116,6 @@ def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"{number} is no port: choose 0 to 65535")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
 
 

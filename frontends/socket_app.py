@@ -1,23 +1,28 @@
 """The raw-socket server: one connection, many streams. `python -m frontends.socket_app --help`; docs/protocol.md is its wire."""
 
 import argparse
-import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 
+from frontends import frames
 from frontends.access import Access
 from frontends.addresses import Address, parse_address, server_context
+from frontends.door import Door
 from frontends.exposure import check_reach
-from frontends.listeners import BACKLOG, CannotListen, bind, bind_unix
+from frontends.listeners import CannotListen, bind, bind_unix
+from frontends.options import count
 from frontends.program import Listen, installed, run, serve
+from frontends.reception import Reception, listen
 from frontends.socket_connection import Connection, Service
 from llmserve import ConfigurationError, EngineManager
 
+REFUSAL = frames.encode(frames.Error(0, "FrameError", "this server has as many connections as it may"))
 DEFAULT = "tcp://127.0.0.1:9000"
 
 
@@ -30,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--listen", action="append", metavar="ADDRESS", help=f"tcp://host:port, tls://host:port or unix:///path; repeat it ({DEFAULT})"
     )
-    parser.add_argument("--max-streams", type=_positive, default=1024, metavar="N", help="of one connection at once (default: %(default)s)")
+    parser.add_argument("--max-streams", type=count, default=1024, metavar="N", help="of one connection at once (default: %(default)s)")
 
     async def start(options: argparse.Namespace) -> int:
         access = Access.open(options)
@@ -52,7 +57,8 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
 
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        async with open_server(manager, model, addresses, tls=context, access=access, max_streams=options.max_streams) as bound:
+        door = Door(options.max_connections, options.max_peer_connections)
+        async with open_server(manager, model, addresses, tls=context, access=access, max_streams=options.max_streams, door=door) as bound:
             yield [str(address) for address in bound]
 
     return listen
@@ -67,28 +73,29 @@ async def open_server(
     tls: ssl.SSLContext | None = None,
     access: Access | None = None,
     max_streams: int = 1024,
+    door: Door | None = None,
 ) -> AsyncIterator[list[Address]]:
     """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
 
     Raises CannotListen.
     """
-    loop = asyncio.get_running_loop()
+    door = door or Door()
     service = Service(manager, model, access or Access(), max_streams)
     bound = []
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         for address in addresses:
             try:
                 listener = _bind(address)
             except OSError as error:
                 raise CannotListen(str(address), error) from None
-            context = tls if address.scheme == "tls" else None
-            server = await loop.create_server(lambda: Connection(service), sock=listener, backlog=BACKLOG, ssl=context)
-            stack.callback(server.close)
+            port = 0 if address.scheme == "unix" else listener.getsockname()[1]
+            reception = Reception(partial(Connection, service), REFUSAL, door, tls if address.scheme == "tls" else None)
+            await stack.enter_async_context(listen(reception, listener))
             if address.scheme == "unix":
                 stack.callback(Path(address.path).unlink, missing_ok=True)
                 bound.append(address)
             else:
-                bound.append(Address(address.scheme, address.host, listener.getsockname()[1]))
+                bound.append(Address(address.scheme, address.host, port))
         try:
             yield bound
         finally:
@@ -98,13 +105,6 @@ async def open_server(
 
 def _bind(address: Address) -> socket.socket:
     return bind_unix(Path(address.path)) if address.scheme == "unix" else bind(address.host, address.port)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 if __name__ == "__main__":

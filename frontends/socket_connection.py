@@ -8,7 +8,7 @@ streams merge; a client that does not read for too long is given up.
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +21,6 @@ from frontends.access import Access
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
 from frontends.keys import Key
-from frontends.listeners import is_stranger
 from frontends.openai import Caller, GenerateRequest, decode
 from frontends.steps import Steps
 from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
@@ -89,10 +88,12 @@ class Channel:
 
 
 class Connection(asyncio.Protocol):
-    """Made for each client by the event loop's server."""
+    """Made for each client; `left` is called when it is lost."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, left: Callable[[], None]) -> None:
+        self.made = False
         self._service = service
+        self._left = left
         self._reader: FrameReader[frames.FromClient] = FrameReader(frames.FromClient, frames.MAX_HELLO)
         self._channels: dict[int, Channel] = {}
         self._queue: list[Channel] = []
@@ -108,10 +109,8 @@ class Connection(asyncio.Protocol):
     # What the event loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made = True
         self._transport = cast("asyncio.Transport", transport)
-        if is_stranger(transport.get_extra_info("socket")):
-            self._closed = True
-            self._transport.abort()
         _send_at_once(self._transport.get_extra_info("socket"))
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(HELLO_SECONDS, self.refuse, FrameError(f"no hello within {HELLO_SECONDS:g} s"))
@@ -146,6 +145,7 @@ class Connection(asyncio.Protocol):
         for channel in list(self._channels.values()):
             channel.token.cancel("the client disconnected")
             channel.done.set()
+        self._left()
 
     # What the client says
 

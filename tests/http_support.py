@@ -11,8 +11,9 @@ import attrs
 import msgspec
 
 from frontends.aiohttp_app import build_app
-from frontends.http.server import listen, running
+from frontends.http.server import running
 from frontends.listeners import bind
+from frontends.reception import listen
 from llmserve import (
     DeadlineExceeded,
     EngineManager,

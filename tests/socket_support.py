@@ -76,14 +76,31 @@ class Raw:
 
 @asynccontextmanager
 async def running_socket(
-    *, listen="tcp://127.0.0.1:0", config=None, engine=None, tls=None, key=None, access=None, observers=(), max_streams=1024, **simulated
+    *,
+    listen="tcp://127.0.0.1:0",
+    config=None,
+    engine=None,
+    tls=None,
+    key=None,
+    access=None,
+    observers=(),
+    door=None,
+    max_streams=1024,
+    **simulated,
 ):
     engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
     addresses = [parse_address(listen)]
+    access = access or Access(Keys.single(key) if key else None)
     async with (
         EngineManager(engine, config or ManagerConfig(drain_timeout=1), observers) as manager,
         open_server(
-            manager, "sim", addresses, tls=tls, access=access or Access(Keys.single(key) if key else None), max_streams=max_streams
+            manager,
+            "sim",
+            addresses,
+            tls=tls,
+            access=access or Access(Keys.single(key) if key else None),
+            door=door,
+            max_streams=max_streams,
         ) as bound,
     ):
         yield Served(manager, bound)

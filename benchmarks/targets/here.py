@@ -11,8 +11,9 @@ from benchmarks.results import RequestRecord
 from benchmarks.targets.inprocess import take_timeline
 from frontends.addresses import parse_address
 from frontends.aiohttp_app import build_app
-from frontends.http.server import listen, running
+from frontends.http.server import running
 from frontends.listeners import bind
+from frontends.reception import listen
 from frontends.socket_app import open_server
 from frontends.socket_client import SocketClient
 from llmserve import EngineManager, Timeline

@@ -11,9 +11,10 @@ from typing import Any, cast
 import anyio
 
 from frontends.aiohttp_app import build_app
-from frontends.http.server import listen, running
+from frontends.http.server import running
 from frontends.listeners import bind
 from frontends.program import BACKEND
+from frontends.reception import listen
 from frontends.socket_client import SocketClient
 from llmserve import EngineManager
 

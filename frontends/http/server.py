@@ -6,10 +6,9 @@ a whole answer. The body's deadline is the routes' own (`frontends.http.form.rea
 
 import asyncio
 import logging
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -18,11 +17,11 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import _ErrInfo
 
+from frontends.door import Door
 from frontends.errors import ErrorBody, ErrorDetail
-from frontends.http.door import Door
 from frontends.http.form import spread
 from frontends.http.log import SERVER
-from frontends.listeners import is_stranger
+from frontends.reception import Reception
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +31,11 @@ HEADER_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 # For a client that reads nothing of an answer, as nginx's send_timeout between two writes.
 WRITE_SECONDS = 30.0
-HANDSHAKE_SECONDS = 10.0
 # After draining there is nothing left to wait for but sockets to close.
 CLOSE_SECONDS = 2.0
 # What is left of a body that nobody wants is read for so long, so that the answer is not lost in a reset.
 LINGER_SECONDS = 2.0
 RETRY_AFTER = 1
-RETRY_SECONDS = 0.1
 
 
 class GuardedHandler(web.RequestHandler):
@@ -128,102 +125,33 @@ class GuardedHandler(web.RequestHandler):
             self._header_timer = None
 
 
-class Reception:
-    """Takes accepted connections in, as far as there are places for them."""
+@asynccontextmanager
+async def running(app: web.Application, door: Door | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[Reception]:
+    """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
+    see `frontends.reception.listen`."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
+    await runner.setup()
+    server, loop = runner.server, asyncio.get_running_loop()
+    assert server is not None
 
-    def __init__(self, server: web.Server, door: Door, tls: ssl.SSLContext | None) -> None:
-        self.door = door
-        self._server = server
-        self._tls = tls
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def welcome(self, connection: socket.socket) -> None:
-        """Serve it, or say that there is no place. Before anything is made of it: one too many costs one system call."""
-        connection.setblocking(False)
-        peer = _peer(connection)
-        if is_stranger(connection):
-            connection.close()
-        elif self.door.enter(peer):
-            task = self._loop.create_task(self._begin(connection, peer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            with connection, suppress(OSError):
-                if self._tls is None:
-                    connection.send(_plain(503, "this server has as many connections as it may", "too_many_connections"))
-
-    async def _begin(self, connection: socket.socket, peer: str) -> None:
+    def make(left: Callable[[], None]) -> GuardedHandler:
         # What is compressed is refused before it is read (`frontends.http.form`); this way nothing ever unpacks it.
-        handler = GuardedHandler(
-            self._server,
-            lambda: self.door.leave(peer),
-            loop=self._loop,
+        return GuardedHandler(
+            server,
+            left,
+            loop=loop,
             access_log=None,
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=LINGER_SECONDS,
             auto_decompress=False,
         )
-        handshake = HANDSHAKE_SECONDS if self._tls is not None else None
-        try:
-            await self._loop.connect_accepted_socket(lambda: handler, connection, ssl=self._tls, ssl_handshake_timeout=handshake)
-        except OSError:
-            # Gone before it was here, or no TLS that this server takes.
-            pass
-        finally:
-            if not handler.made:
-                self.door.leave(peer)
-                connection.close()
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Welcome everybody who comes, one at a time: asyncio's own server would accept a whole backlog before it asked whether there is a
-        descriptor left."""
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(listener)
-            except OSError:
-                # Gone in the line, or no descriptor: those that are open will end some day.
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            self.welcome(connection)
-            await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def running(app: web.Application, door: Door | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[Reception]:
-    """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
-    see `listen`."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
-    await runner.setup()
+    refusal = _plain(503, "this server has as many connections as it may", "too_many_connections")
     try:
-        assert runner.server is not None
-        yield Reception(runner.server, door or Door(), tls)
+        yield Reception(make, refusal, door or Door(), tls)
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()
-
-
-@asynccontextmanager
-async def listen(reception: Reception, listener: socket.socket) -> AsyncIterator[None]:
-    """Accept connections from a listening socket, which is closed at the end."""
-    listener.setblocking(False)
-    accepting = asyncio.get_running_loop().create_task(reception.accept(listener))
-    try:
-        yield
-    finally:
-        accepting.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([accepting])
-        listener.close()
-
-
-def _peer(connection: socket.socket) -> str:
-    """Its address; empty for a unix socket, and for one that is gone already."""
-    try:
-        address = connection.getpeername()
-    except OSError:
-        return ""
-    return str(address[0]) if isinstance(address, tuple) else ""
 
 
 def _plain(status: int, message: str, code: str) -> bytes:

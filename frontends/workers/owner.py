@@ -17,9 +17,9 @@ import anyio.to_thread
 
 from frontends.access import Access
 from frontends.http.idempotency import Answers
-from frontends.http.server import RETRY_SECONDS
 from frontends.options import engine_args, manager_config
 from frontends.program import WATCH_SECONDS, announce, say_ready, unpack
+from frontends.reception import RETRY_SECONDS
 from frontends.startup import loading, say
 from frontends.workers import messages
 from frontends.workers.answers import AnswersDesk

@@ -17,7 +17,7 @@ import attrs
 from frontends.access import Access
 from frontends.addresses import server_context
 from frontends.aiohttp_app import build_app
-from frontends.http.door import Door, raise_descriptor_limit
+from frontends.door import Door, raise_descriptor_limit
 from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.options import engine_args, manager_config

@@ -11,8 +11,9 @@ from cancellation.interrupt import Reached, interrupted
 from quiescence import Audit, AuditedEngine, check_quiescent
 
 from frontends.aiohttp_app import build_app
-from frontends.http.server import listen, running
+from frontends.http.server import running
 from frontends.listeners import bind
+from frontends.reception import listen
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig
 from llmserve.engines.simulated import SimulatedConfig
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from program_support import MODULE, program
 
 from frontends.addresses import server_context
+from frontends.door import RESERVED, Door, spare_descriptors
 from frontends.http import form, server
-from frontends.http.door import RESERVED, Door, spare_descriptors
 from frontends.listeners import VANISHED, bind, bind_unix, is_stranger
 from llmserve import ConfigurationError
 

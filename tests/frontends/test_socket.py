@@ -13,6 +13,7 @@ from socket_support import running_socket
 
 from frontends import frames, socket_connection
 from frontends.addresses import parse_address, server_context
+from frontends.door import Door
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, Error, FrameError, Hello, Open, Ping, Pong, Started
 from frontends.socket_app import open_server
 from frontends.socket_client import SocketClient
@@ -426,3 +427,21 @@ async def test_while_it_drains_streams_finish_and_new_ones_are_refused():
             assert caught.value.reason == "draining"
             engine.finish(engine.submitted[0])
             assert [delta.finish_reason async for delta in stream][-1] == "stop"
+
+
+async def test_one_connection_too_many_is_told_and_the_next_has_its_place():
+    door = Door(1)
+    async with running_socket(door=door) as served:
+        async with served.raw() as first:
+            first.send(Ping(1))
+            assert (await first.read()).number == 1
+            async with served.raw(greet=False) as second:
+                assert "as many connections as it may" in (await second.read()).message
+                assert await second.read() is None
+        with anyio.fail_after(5):
+            while door.inside:
+                await anyio.sleep(0.01)
+        async with served.raw() as third:
+            third.send(Ping(3))
+            assert (await third.read()).number == 3
+    assert (door.inside, door.turned_away) == (0, 1)

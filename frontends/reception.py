@@ -1,0 +1,100 @@
+"""Takes accepted connections in, as far as there are places for them; for any wire."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol, cast
+
+import anyio
+
+from frontends.door import Door
+from frontends.listeners import is_stranger
+
+HANDSHAKE_SECONDS = 10.0
+RETRY_SECONDS = 0.1
+
+
+class Guest(Protocol):
+    """A connection's protocol. `made`: it has had a transport; from then on it says itself when it has left."""
+
+    made: bool
+
+
+class Reception:
+    """`make(left)` makes the protocol of a connection, which calls `left()` when it is lost. `refusal` is what one too many is told, where
+    there is no TLS to say it in."""
+
+    def __init__(self, make: Callable[[Callable[[], None]], Guest], refusal: bytes, door: Door, tls: ssl.SSLContext | None = None) -> None:
+        self.door = door
+        self._make = make
+        self._refusal = refusal
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def welcome(self, connection: socket.socket) -> None:
+        """Serve it, or say that there is no place. Before anything is made of it: one too many costs one system call."""
+        connection.setblocking(False)
+        peer = _peer(connection)
+        if is_stranger(connection):
+            connection.close()
+        elif self.door.enter(peer):
+            task = self._loop.create_task(self._begin(connection, peer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            with connection, suppress(OSError):
+                if self._tls is None:
+                    connection.send(self._refusal)
+
+    async def _begin(self, connection: socket.socket, peer: str) -> None:
+        guest = self._make(lambda: self.door.leave(peer))
+        protocol = cast("asyncio.Protocol", guest)
+        handshake = HANDSHAKE_SECONDS if self._tls is not None else None
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=handshake)
+        except OSError:
+            # Gone before it was here, or no TLS that this server takes.
+            pass
+        finally:
+            if not guest.made:
+                self.door.leave(peer)
+                connection.close()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Welcome everybody who comes, one at a time: asyncio's own server would accept a whole backlog before it asked whether there is a
+        descriptor left."""
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(listener)
+            except OSError:
+                # Gone in the line, or no descriptor: those that are open will end some day.
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self.welcome(connection)
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def listen(reception: Reception, listener: socket.socket) -> AsyncIterator[None]:
+    """Accept connections from a listening socket, which is closed at the end."""
+    listener.setblocking(False)
+    accepting = asyncio.get_running_loop().create_task(reception.accept(listener))
+    try:
+        yield
+    finally:
+        accepting.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([accepting])
+        listener.close()
+
+
+def _peer(connection: socket.socket) -> str:
+    """Its address; empty for a unix socket, and for one that is gone already."""
+    try:
+        address = connection.getpeername()
+    except OSError:
+        return ""
+    return str(address[0]) if isinstance(address, tuple) else ""

@@ -78,3 +78,15 @@ def test_of_many_threads_exactly_one_cancels():
     for thread in threads:
         thread.join()
     assert wins == [token.reason]
+
+
+def test_what_is_over_holds_nothing_any_more():
+    parent = CancellationToken()
+    child, closed = CancellationToken(parent), CancellationToken(parent)
+    child.add_callback(lambda reason: None)
+    assert "2 callbacks" in repr(parent)
+    child.cancel()
+    assert "0 callbacks" in repr(child)
+    assert "1 callbacks" in repr(parent)
+    closed.close()
+    assert "0 callbacks" in repr(parent)

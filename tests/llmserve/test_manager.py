@@ -1,7 +1,6 @@
 """The life of a request, with the engine in the test's hands. Every test ends in quiescence."""
 
 import asyncio
-import contextvars
 import threading
 
 import anyio
@@ -12,6 +11,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from engines import ScriptedEngine
 from quiescence import check_quiescent
+from virtual import VirtualLoop
 
 from llmserve import (
     SLO,
@@ -32,9 +32,13 @@ from llmserve import (
     RestartConfig,
     Sampling,
     State,
+    TenantLimits,
     TenantOverloaded,
+    TenantTable,
     Unavailable,
+    UnknownTenant,
 )
+from llmserve.admission import AdmissionController, FixedLimit, Refusal, Refused
 
 pytestmark = pytest.mark.anyio
 
@@ -559,15 +563,197 @@ class TestOnTheRealClock:
             assert not engine.held
 
 
-async def test_a_callback_of_the_event_loop_may_cancel_too(anyio_backend_name):
-    """Where nothing tells anyio what it runs on: a protocol's `connection_lost` under a plain `asyncio.run`."""
-    if anyio_backend_name == "trio":
-        return
-    loop, engine = asyncio.get_running_loop(), ScriptedEngine()
+# What nothing else misses
+
+
+class RecordingAdmission(AdmissionController):
+    """A controller that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__(FixedLimit(limit=2))
+        self.told = []
+
+    def first_token(self, ticket, now):
+        self.told.append(f"{ticket.request_id} has its first token")
+        return super().first_token(ticket, now)
+
+    def record(self, facts, now):
+        self.told.append("a step")
+        return super().record(facts, now)
+
+
+class WatchedEngine(ScriptedEngine):
+    """One that tells of its steps, and of its health."""
+
+    ill = False
+
+    def watch(self, stepped):
+        self.stepped = stepped
+
+    def check_health(self):
+        if self.ill:
+            raise EngineDead("it feels ill")
+
+
+async def test_admission_is_told_of_first_tokens_and_of_steps():
+    engine, admission = WatchedEngine(), RecordingAdmission()
+    async with EngineManager(engine, ManagerConfig(drain_timeout=1), admission=admission) as manager:
+        async with manager.stream(GenerationRequest("hi", request_id="r")) as stream:
+            engine.stepped()
+            engine.finish("r")
+            assert (await anext(stream)).text == "x"
+        assert admission.told == ["a step", "r has its first token"]
+
+
+async def test_health_is_the_engine_s_own_too():
+    engine = WatchedEngine()
     async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:
-        token = CancellationToken()
-        loop.call_later(1, token.cancel, "from a callback", context=contextvars.Context())
-        with pytest.raises(RequestCancelled, match="from a callback"):
-            await manager.generate(GenerationRequest("hi", request_id="r"), token)
-        assert engine.aborted == ["r"]
+        manager.check_health()
+        engine.ill = True
+        with pytest.raises(EngineDead, match="feels ill"):
+            manager.check_health()
+
+
+async def test_while_it_drains_nothing_is_tokenised():
+    async with EngineManager(ScriptedEngine(), ManagerConfig(drain_timeout=1)) as manager:
+        assert (await manager.tokenize(GenerationRequest("hi"))).token_ids == (104, 105)
+        assert await manager.detokenize([104, 105]) == "hi"
+        await manager.drain()
+        with pytest.raises(Unavailable):
+            await manager.tokenize(GenerationRequest("hi"))
+        with pytest.raises(Unavailable):
+            await manager.detokenize([104])
+
+
+async def test_every_stage_of_a_request_has_its_time():
+    recorder, engine = Recorder(), ScriptedEngine(tokenize_seconds=1.0, submit_seconds=2.0)
+    async with EngineManager(engine, ManagerConfig(drain_timeout=1), [recorder]) as manager:
+        began = anyio.current_time()
+        async with manager.stream(GenerationRequest("hi", request_id="r")) as stream:
+            await anyio.sleep(3)
+            engine.finish("r")
+            await anext(stream)
+        await manager.drain()
+        with pytest.raises(Unavailable):
+            await manager.generate(GenerationRequest("late", request_id="late"))
+    line, late = recorder.finished_timelines
+    stages = (line.arrived, line.tokenized, line.admitted, line.submitted, line.first_token, line.last_token)
+    assert [stage - began for stage in stages] == pytest.approx([0.0, 1.0, 1.0, 1.0, 6.0, 6.0])
+    # One that is turned away at the door ends where it began.
+    assert late.finished == late.arrived == pytest.approx(began + 6.0)
+
+
+async def test_what_fails_while_it_is_given_to_the_engine_is_never_entered():
+    class Refusing(ScriptedEngine):
+        async def submit(self, request_id, prompt, sampling, priority, sink):
+            await super().submit(request_id, prompt, sampling, priority, sink)
+            sink.fail(EngineError("no room for it"))
+
+    async with EngineManager(Refusing(), ManagerConfig(drain_timeout=1)) as manager:
+        with pytest.raises(EngineError, match="no room"):
+            async with manager.stream(GenerationRequest("hi")):
+                raise AssertionError("entered")
         check_quiescent(manager)
+
+
+async def test_what_would_be_refused_whatever_its_length_is_not_tokenised():
+    class Counting(ScriptedEngine):
+        tokenised = 0
+
+        async def tokenize(self, request):
+            self.tokenised += 1
+            return await super().tokenize(request)
+
+    class Full(RecordingAdmission):
+        def screen(self, ticket, now):
+            return Refused(Refusal.QUEUE_FULL, 2.0)
+
+    engine = Counting()
+    async with EngineManager(engine, ManagerConfig(drain_timeout=1), admission=Full()) as manager:
+        with pytest.raises(Overloaded) as refused:
+            await manager.generate("hi")
+        assert (refused.value.reason, refused.value.retry_after) == ("queue_full", 2.0)
+        assert engine.tokenised == 0
+        check_quiescent(manager)
+
+
+async def test_tenants_that_are_set_hold_at_once_and_stand_in_the_config(engine):
+    async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:
+        table = TenantTable({"known": TenantLimits(concurrency=3)}, None)
+        manager.set_tenants(table)
+        assert manager.config.admission.tenants == table
+        with pytest.raises(UnknownTenant):
+            await manager.generate("hi")
+        async with manager.stream(request(tenant="known")):
+            pass
+        check_quiescent(manager)
+
+
+async def test_a_manager_is_entered_once_and_knows_nothing_before():
+    manager = EngineManager(ScriptedEngine(), ManagerConfig(drain_timeout=1))
+    with pytest.raises(RuntimeError, match="not been started"):
+        assert manager.admission
+    async with manager:
+        assert manager.admission
+    with pytest.raises(RuntimeError, match="entered once"):
+        async with manager:
+            pass
+
+
+async def test_the_last_death_s_reason_is_what_everybody_is_told():
+    engine = ScriptedEngine()
+    async with EngineManager(engine, ManagerConfig(restart=RestartConfig(most=0), drain_timeout=1)) as manager:
+        engine.kill()
+        await anyio.sleep(1)
+        assert manager.state is State.FAILED
+        for ask in (manager.check_health, manager._refuse_unless_ready):
+            with pytest.raises(EngineDead, match="the script says so"):
+                ask()
+
+
+async def test_who_reads_is_told_also_when_the_host_is_cancelled():
+    """The manager's own task ends by a cancellation; another one holds a stream meanwhile."""
+    engine, told = ScriptedEngine(abort_seconds=0.5), []
+
+    async def host(task_status):
+        async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:
+            task_status.started(manager)
+            await anyio.sleep_forever()
+
+    async def reader(manager):
+        with pytest.raises(Unavailable) as error:
+            await manager.generate(GenerationRequest("hi", request_id="r"))
+        told.append(error.value.reason)
+
+    async def hosting(*, task_status):
+        with anyio.CancelScope() as scope:
+            task_status.scope = scope
+            scopes.append(scope)
+            await host(task_status)
+
+    scopes = []
+    async with anyio.create_task_group() as tasks:
+        manager = await tasks.start(hosting)
+        tasks.start_soon(reader, manager)
+        await wait_all_tasks_blocked()
+        scopes[0].cancel()
+    assert told == ["stopped"]
+    assert engine.aborted == ["r"]
+    assert manager.statistics().open == 0
+
+
+def test_a_callback_of_a_plain_asyncio_run_may_cancel_too():
+    """Where nothing tells anyio what it runs on: a protocol's `connection_lost` under `asyncio.run`."""
+
+    async def main():
+        loop, engine = asyncio.get_running_loop(), ScriptedEngine()
+        async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:
+            token = CancellationToken()
+            loop.call_later(1, token.cancel, "from a callback")
+            with pytest.raises(RequestCancelled, match="from a callback"):
+                await manager.generate(GenerationRequest("hi", request_id="r"), token)
+            assert engine.aborted == ["r"]
+            check_quiescent(manager)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())

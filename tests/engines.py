@@ -21,6 +21,7 @@ class ScriptedEngine:
         self.max_num_seqs = max_num_seqs
         self.sinks = {}
         self.samplings = {}
+        self.prompts = {}
         self.held = set()
         self.submitted = []
         self.aborted = []
@@ -72,6 +73,7 @@ class ScriptedEngine:
         self.held.add(request_id)
         self.sinks[request_id] = sink
         self.samplings[request_id] = sampling
+        self.prompts[request_id] = prompt
         self.submitted.append(request_id)
         await anyio.sleep(self.submit_seconds)
 

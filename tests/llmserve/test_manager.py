@@ -757,3 +757,29 @@ def test_a_callback_of_a_plain_asyncio_run_may_cancel_too():
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())
+
+
+async def test_no_request_takes_longer_than_the_operator_says(engine):
+    """Row P16: whatever its own deadline."""
+    async with EngineManager(engine, ManagerConfig(max_seconds=10.0, drain_timeout=1)) as manager:
+        for deadline, seconds in ((2.0, 2.0), (None, 10.0), (1000.0, 10.0)):
+            began = anyio.current_time()
+            with pytest.raises(DeadlineExceeded, match=f"{seconds:g} s"):
+                async with manager.stream(request(f"r{deadline}", deadline=deadline)) as stream:
+                    await anext(stream)
+            assert anyio.current_time() - began == pytest.approx(seconds)
+        check_quiescent(manager)
+
+
+async def test_tenants_that_are_told_apart_have_a_cache_each(engine):
+    names = {}
+    for isolated in (False, True):
+        async with EngineManager(ScriptedEngine(), ManagerConfig(isolate_tenants=isolated, drain_timeout=1)) as manager:
+            for number, tenant in enumerate(("alice", "bob", "alice", "x/" * 200)):
+                async with manager.stream(request(f"r{number}", tenant=tenant)):
+                    names.setdefault(isolated, []).append(manager.engine.prompts[f"r{number}"].cache_salt)
+    assert names[False] == [None] * 4
+    alice, bob, again, slashes = names[True]
+    assert alice == again
+    assert len({alice, bob, slashes}) == 3
+    assert all(len(name) == 32 and name.isalnum() for name in names[True])

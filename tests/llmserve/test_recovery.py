@@ -12,6 +12,7 @@ from llmserve import (
     DeadlineExceeded,
     Delta,
     EngineDead,
+    EngineError,
     EngineManager,
     EngineRestarted,
     GenerationRequest,
@@ -444,3 +445,33 @@ async def test_outcomes_name_what_happened(engine):
         await wait_all_tasks_blocked()
         engine.finish("unseen")
     assert outcomes == [("seen", Outcome.FAILED), ("unseen", Outcome.COMPLETED)]
+
+
+async def test_what_the_next_engine_will_not_take_is_told(manager, engine):
+    submit = engine.submit
+
+    async def picky(request_id, *more):
+        if engine.starts > 1:
+            raise EngineError("not again")
+        await submit(request_id, *more)
+
+    engine.submit = picky
+    async with anyio.create_task_group() as tasks:
+        caller = Caller(manager, tasks)
+        await wait_all_tasks_blocked()
+        await restart(manager, engine)
+    assert isinstance(caller.error, EngineError)
+    assert str(caller.error) == "not again"
+
+
+async def test_who_meets_an_engine_that_has_died_for_good_is_told_so(engine):
+    """By the engine alone: nobody has told the supervisor yet."""
+
+    async def dead(*_):
+        raise EngineDead("dead and gone")
+
+    async with EngineManager(engine, ManagerConfig(restart=RestartConfig(most=0), drain_timeout=1)) as manager:
+        engine.submit = dead
+        with pytest.raises(EngineDead, match="dead and gone"):
+            await manager.generate(request())
+        assert manager.statistics().open == 0

@@ -33,7 +33,9 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         with anyio.fail_after(START_SECONDS):
             while not lines or until not in lines[-1]:
                 lines.append((await process.stderr.readline()).decode())
-                assert lines[-1], "the server ended early: " + "".join(lines)
+                # Said so that it holds under `python -O` too, where this would wait for ever.
+                if not lines[-1]:
+                    raise AssertionError("the server ended early: " + "".join(lines))
         url = re.search(r"\w+://\S+", lines[0])[0]
         yield process, url, lines
     finally:

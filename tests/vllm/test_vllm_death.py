@@ -95,42 +95,48 @@ async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
             for number in range(16):
                 long = GenerationRequest([number + 1] * 2000, sampling=Sampling(max_tokens=4, ignore_eos=True))
                 tasks.start_soon(ask, long)
+            # The engine has them; it tells of them after its first step, which is long.
             with anyio.fail_after(20):
-                while not manager.statistics().engine.running:
-                    await anyio.sleep(0.01)
+                while manager.statistics().running < 16:
+                    await anyio.lowlevel.checkpoint()
+            await anyio.sleep(0.2)
             first = core_of(manager)
             first.kill()
-            assert manager.metrics()["tokens"]["generation"] == 0
+            assert manager.metrics()["tokens"]["completion"] == 0
             with anyio.fail_after(120):
                 while len(answers) < 16:
                     await anyio.sleep(0.1)
             assert {len(answer.token_ids) for answer in answers} == {4}
             tasks.start_soon(ask, short("whole"))
-            tasks.start_soon(told_so, manager)
+            told = anyio.Event()
+            tasks.start_soon(told_so, manager, told)
             with anyio.fail_after(20):
                 while manager.statistics().engine.running < 2:
                     await anyio.sleep(0.01)
             second = core_of(manager)
             # Once it drains.
-            tasks.start_soon(kill_when, manager, State.DRAINING, second)
+            tasks.start_soon(kill_when, manager, State.DRAINING, second, told)
     assert len(answers) == 17
     assert manager.state is State.STOPPED
     await gone([first, second])
 
 
-async def told_so(manager):
-    """A stream that has begun has its end within 3 s of the death."""
+async def told_so(manager, told):
     async with manager.stream(endless("seen")) as stream:
         await anext(stream)
         with pytest.raises(EngineRestarted):
             async for _ in stream:
                 pass
+    told.set()
 
 
-async def kill_when(manager, state, core):
+async def kill_when(manager, state, core, told):
+    """A stream that has begun has its end within 3 s of the death."""
     while manager.state is not state:
-        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(0)
     core.kill()
+    with anyio.fail_after(3):
+        await told.wait()
 
 
 PARENT = """

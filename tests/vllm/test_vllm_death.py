@@ -133,7 +133,7 @@ async def told_so(manager, told):
 async def kill_when(manager, state, core, told):
     """A stream that has begun has its end within 3 s of the death."""
     while manager.state is not state:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
     core.kill()
     with anyio.fail_after(3):
         await told.wait()

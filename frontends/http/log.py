@@ -3,6 +3,7 @@
 Every value is from a closed set, a number, or a name that was checked; what else a client sent is not written.
 """
 
+import logging
 import os
 import sys
 import time
@@ -30,6 +31,8 @@ ANSWER = web.RequestKey("answer", str)
 
 Write = Callable[[bytes], Any]
 
+logger = logging.getLogger(__name__)
+
 
 def open_log(path: Path | None) -> Write | None:
     """Where lines go: a file, which they are added to, standard output for "-", or nowhere. A line is one write, so that several processes
@@ -38,12 +41,30 @@ def open_log(path: Path | None) -> Write | None:
         return None
     if str(path) == "-":
         sys.stdout.flush()
-        return lambda line: os.write(1, line)
+        return _appending(1)
     try:
         file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     except OSError as error:
         raise ConfigurationError(f"--request-log {path}: {error.strerror}") from None
-    return lambda line: os.write(file, line)
+    return _appending(file)
+
+
+def _appending(file: int) -> Write:
+    failing = False
+
+    def write(line: bytes) -> None:
+        nonlocal failing
+        try:
+            os.write(file, line)
+        except OSError as error:
+            # A full disk, or nobody who reads any more: requests go on. Said once, until a line gets through again.
+            if not failing:
+                logger.warning("the request log cannot be written: %s", error)
+            failing = True
+        else:
+            failing = False
+
+    return write
 
 
 def name_and_log(write: Write | None) -> Middleware:

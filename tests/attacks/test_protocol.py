@@ -3,6 +3,7 @@ the next one is served as ever."""
 
 import json
 import logging
+from pathlib import Path
 
 import anyio
 import pytest
@@ -10,6 +11,9 @@ from attacks.canary import SECRETS, check_error, sing
 from attacks.protocol import BODY, CORPUS, chunked, get, post
 from http_support import running_server
 from quiescence import check_quiescent
+
+from frontends.http.log import open_log
+from llmserve import ConfigurationError
 
 pytestmark = pytest.mark.anyio
 
@@ -165,3 +169,17 @@ async def test_hostile_words_make_no_new_series():
             await server.post("/v1/completions", body, headers={"X-Request-Id": f"id-{number}"})
             await server.session.get(f"/path/{number}", headers={"User-Agent": f"agent {number}"})
         assert await series() == before
+
+
+async def test_a_log_that_cannot_be_written_stops_no_request(tmp_path, caplog):
+    write = open_log(Path("/dev/full"))
+    async with running_server(app={"log": write}) as server:
+        assert await sing(server) == await sing(server)
+    assert caplog.text.count("cannot be written") == 1
+    path = tmp_path / "requests.jsonl"
+    async with running_server(app={"log": open_log(path)}) as server:
+        await sing(server)
+    assert json.loads(path.read_text())["status"] == 200
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigurationError, match="--request-log"):
+        open_log(tmp_path / "none" / "x")

@@ -63,6 +63,12 @@ class Reception:
                 self.door.leave(peer)
                 connection.close()
 
+    async def close(self) -> None:
+        """Let go of those who are still shaking hands."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def accept(self, listener: socket.socket) -> None:
         """Welcome everybody who comes, one at a time: asyncio's own server would accept a whole backlog before it asked whether there is a
         descriptor left."""
@@ -88,6 +94,7 @@ async def listen(reception: Reception, listener: socket.socket) -> AsyncIterator
         accepting.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait([accepting])
+            await reception.close()
         listener.close()
 
 

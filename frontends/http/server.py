@@ -147,10 +147,12 @@ async def running(app: web.Application, door: Door | None = None, tls: ssl.SSLCo
         )
 
     refusal = _plain(503, "this server has as many connections as it may", "too_many_connections")
+    reception = Reception(make, refusal, door or Door(), tls)
     try:
-        yield Reception(make, refusal, door or Door(), tls)
+        yield reception
     finally:
         with anyio.CancelScope(shield=True):
+            await reception.close()
             await runner.cleanup()
 
 

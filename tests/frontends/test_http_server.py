@@ -1,5 +1,6 @@
 """Connections: how many, how slow they may be, and whose they are."""
 
+import asyncio
 import os
 import resource
 import socket
@@ -24,6 +25,7 @@ from llmserve import ConfigurationError
 
 pytestmark = pytest.mark.anyio
 
+DATA = Path(__file__).parents[1] / "data"
 ASK = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -194,6 +196,20 @@ async def test_tls_and_certificates_of_clients(tmp_path):
         for stranger in (None, other):
             with pytest.raises(aiohttp.ClientError):
                 await ask(running, stranger)
+
+
+async def test_the_end_does_not_wait_for_a_handshake():
+    """A client that connects and says nothing of TLS: nothing of it is left when the server has ended."""
+    context, door = server_context(DATA / "localhost.pem", DATA / "localhost.key"), Door()
+    before = asyncio.all_tasks()
+    async with running_server(tls=context, door=door) as running:
+        silent = await connect(running)
+        with anyio.fail_after(5):
+            while not door.inside:
+                await anyio.sleep(0.01)
+    assert door.inside == 0
+    assert asyncio.all_tasks() <= before
+    await silent.aclose()
 
 
 def test_half_of_tls_is_told():

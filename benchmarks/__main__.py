@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import pathlib
 import sys
+from typing import Any
 
 from benchmarks import (
     analysis,
@@ -64,8 +65,7 @@ def run_predict(given: argparse.Namespace) -> int:
 
 def run_selftest(given: argparse.Namespace) -> int:
     found = asyncio.run(selftest.measure(given.seconds, lambda line: print(line, flush=True)))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
 
 
@@ -85,9 +85,14 @@ def run_parity(given: argparse.Namespace) -> int:
     engine_args = parse_engine_args(given.engine_arg)
     found = asyncio.run(parity.measure(given.model, engine_args, workload, given.rounds, lambda line: print(line, flush=True)))
     print(parity.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
+
+
+def _keep(found: Any, out: pathlib.Path | None) -> None:
+    """What was measured, as a file, where one was asked for."""
+    if out:
+        out.write_bytes(storage.readable(found))
 
 
 def run_overhead(given: argparse.Namespace) -> int:
@@ -95,16 +100,14 @@ def run_overhead(given: argparse.Namespace) -> int:
     measuring = overhead.measure(names, setting, given.streams, given.rounds, _say)
     found = asyncio.run(measuring)
     print(overhead.conclude(found, given.against))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
 
 
 def run_connections(given: argparse.Namespace) -> int:
     found = asyncio.run(connections.measure(given.idle, given.others, _say))
     print(connections.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
 
 
@@ -112,16 +115,14 @@ def run_soak(given: argparse.Namespace) -> int:
     manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg))
     found = asyncio.run(soak.measure(manager, given.requests, given.at_once, given.seed, _say))
     print(soak.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
 
 
 def run_storms(given: argparse.Namespace) -> int:
     found = asyncio.run(storms.measure(given.idle, given.clients, _say))
     print(storms.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
 
 
@@ -136,8 +137,7 @@ def run_cancels(given: argparse.Namespace) -> int:
     found = asyncio.run(cancels.measure(manager, counts, ends, report))
     _say("")
     print(cancels.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return int(any(any(left.over.values()) for left in found.left))
 
 
@@ -155,16 +155,14 @@ def run_faults(given: argparse.Namespace) -> int:
         )
     )
     print(faults.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return int(bool(found.faults))
 
 
 def run_latency(given: argparse.Namespace) -> int:
     found = asyncio.run(latency.measure(given.streams, given.requests, given.rounds, _say, alone=given.alone))
     print(latency.conclude(found))
-    if given.out:
-        given.out.write_bytes(storage.readable(found))
+    _keep(found, given.out)
     return 0
 
 

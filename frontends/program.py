@@ -101,7 +101,7 @@ async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, st
         while not stop.is_set():
             if manager.state is not state:
                 state = manager.state
-                say(_CHANGES.get(state, f"state     {state}"))
+                say(CHANGES.get(state, f"state     {state}"))
             if state is State.FAILED:
                 return 1
             with anyio.move_on_after(WATCH_SECONDS):
@@ -111,7 +111,8 @@ async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, st
     return 0
 
 
-_CHANGES = {
+# What a person is told when the engine's life takes a turn.
+CHANGES = {
     State.RESTARTING: "restarting the engine died; new requests are refused until it is back",
     State.READY: "ready     again",
     State.FAILED: "failed    the engine died, and is not started again",

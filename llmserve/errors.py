@@ -105,7 +105,11 @@ class EngineRestarted(EngineError):
 
 
 class EngineDead(EngineError):
-    """The engine's process is gone, or it makes no progress."""
+    """The engine's process is gone, or it makes no progress. `for_good`: whoever runs it will not start it again."""
+
+    def __init__(self, message: str, *, for_good: bool = False) -> None:
+        super().__init__(message)
+        self.for_good = for_good
 
 
 class ConfigurationError(LLMServeError):

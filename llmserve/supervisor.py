@@ -6,18 +6,29 @@ A restart is always of the whole engine. What becomes of requests is not decided
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import anyio
 import anyio.abc
 
 from llmserve.config import RestartConfig
-from llmserve.engine import Engine
+from llmserve.engine import EngineStatistics
 from llmserve.errors import EngineDead
 
 logger = logging.getLogger(__name__)
 
 # How often it is looked whether steps have been made, at most.
 LOOK_SECONDS = 1.0
+
+
+class Supervised(Protocol):
+    """What is asked of an engine here: these of `llmserve.engine.Engine`."""
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def statistics(self) -> EngineStatistics: ...
 
 
 class Supervisor:
@@ -32,7 +43,7 @@ class Supervisor:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Supervised,
         config: RestartConfig,
         clock: Callable[[], float],
         *,
@@ -74,7 +85,7 @@ class Supervisor:
                 # An engine that reports its own death says why; anything else is a surprise, and its traceback the only clue.
                 logger.critical("the engine died: %s", error, exc_info=not isinstance(error, EngineDead))
                 death = error if isinstance(error, EngineDead) else EngineDead(f"the engine died: {error}")
-            pause = self._pause()
+            pause = None if death.for_good else self._pause()
             self._down(death, pause)
             if pause is None:
                 raise death

@@ -50,12 +50,12 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         process._transport.close()
 
 
-async def fetch(url, body=None, headers=None):
+async def fetch(url, body=None, headers=None, timeout=20):
     def get():
         data = None if body is None else json.dumps(body).encode()
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}), timeout=20
+                urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}), timeout=timeout
             ) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:

@@ -20,7 +20,8 @@ STOP_SECONDS = 5.0
 
 @attrs.define(eq=False)
 class Member:
-    """`index` is its number as the engine core's client. `up`: it takes requests; until then it answers that it is starting."""
+    """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
+    takes requests; until then it answers that it is starting, or that the engine is."""
 
     index: int
     process: Any
@@ -28,6 +29,7 @@ class Member:
     channel: Channel = attrs.field(init=False)
     answers: AnswersDesk = attrs.field(init=False)
     desk: Desk | None = None
+    wants: int | None = None
     up: bool = False
     facts: Facts | None = None
     given: int = 0

@@ -66,9 +66,16 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     taken: int
 
 
-class Up(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Requests can be taken. `described` is for a person."""
+class Want(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """A place at the engine: at a later one than `life`, the last that this worker knows."""
 
+    life: int
+
+
+class Up(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Requests can be taken, by the engine `life`. `described` is for a person."""
+
+    life: int
     described: str
 
 
@@ -112,9 +119,12 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag=16):
-    """The engine is there, or will be soon; `client` is the pickled `CoreClient`, None where each worker has an engine of its own."""
+    """The engine is there, if it is `launched`, or will be soon; `client` is the pickled `CoreClient`, None where each worker has an engine
+    of its own."""
 
+    life: int
     client: bytes | None
+    launched: bool
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=17):
@@ -149,9 +159,10 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag=21):
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
-    """The engine did."""
+    """The engine did; `for_good`, or another one comes."""
 
     reason: str
+    for_good: bool
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
@@ -168,7 +179,7 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
     refused: tuple[int, str, str, dict[str, str]] | None
 
 
-FromWorker = Offer | Leave | FirstToken | Steps | Load | Up | Failed | Report | Gather | Claim | Answered
+FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered
 FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed
 
 

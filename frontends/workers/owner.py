@@ -3,7 +3,6 @@ its tickets come back, what it left in the engine is aborted, and another takes 
 
 import argparse
 import asyncio
-import itertools
 import os
 import pickle
 import signal
@@ -13,22 +12,22 @@ from contextlib import ExitStack
 from typing import Any
 
 import anyio
-import anyio.to_thread
+import attrs
 
 from frontends.access import Access
 from frontends.http.idempotency import Answers
 from frontends.options import engine_args, manager_config
-from frontends.program import WATCH_SECONDS, announce, say_ready, unpack
+from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, unpack
 from frontends.reception import RETRY_SECONDS
 from frontends.startup import loading, say
 from frontends.workers import messages
 from frontends.workers.answers import AnswersDesk
 from frontends.workers.desk import Desk
+from frontends.workers.gathering import Gathering
 from frontends.workers.member import Member
 from frontends.workers.messages import (
     Abort,
     Answered,
-    Ask,
     Claim,
     Died,
     Failed,
@@ -43,13 +42,15 @@ from frontends.workers.messages import (
     Steps,
     Stop,
     Up,
+    Want,
 )
+from frontends.workers.shared import SharedCore
 from frontends.workers.together import TogetherSteps
-from llmserve import ConfigurationError, EngineDead, Facts
+from llmserve import ConfigurationError, EngineDead, State
 from llmserve.admission import AdmissionController, build_admission, wake
 from llmserve.engines import create_engine
-from llmserve.engines.vllm_core import VLLMCore
 from llmserve.exporters.prometheus import MULTIPROCESS
+from llmserve.supervisor import Supervisor
 
 # Workers that may die and be replaced: each needs a place at the engine core that was there from the start.
 SPARES = 32
@@ -57,8 +58,6 @@ SPARES = 32
 CLOSE_SECONDS = 10.0
 # For terminal events on their way when the engine has died.
 LAST_WORDS_SECONDS = 1.0
-# A worker that does not tell its figures within this time is counted with its last ones.
-REPORT_SECONDS = 1.0
 FULL_SECONDS = 0.005
 
 
@@ -89,29 +88,23 @@ class Owner:
         self._listener = listener
         self._members: list[Member] = []
         self._last = 0
-        self._past: list[Facts] = []
-        self._core: VLLMCore | None = None
+        self._shared: SharedCore | None = None
+        self._supervisor: Supervisor | None = None
         self._admission: AdmissionController | None = None
         self._stopping = False
         self._failure: Failed | None = None
         self._orphans: list[str] = []
-        # `_started`: workers are told of the engine as they come; `_serving`: all of the first ones have been up.
-        self._started = self._serving = False
-        self._numbers = itertools.count(1)
-        self._reports: dict[int, asyncio.Event] = {}
+        # Whether the engine is there, and whether all of the first workers have been up.
+        self._up = self._serving = False
+        self._gathering = Gathering()
         self._change = asyncio.Event()
         self._steps = TogetherSteps(one_engine=options.engine == "vllm")
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
         self._answers = Answers(self._loop.time)
-        args, config = engine_args(self._options), manager_config(self._options)
-        size: tuple[int, int | None] = 1, None
-        if self._options.engine == "vllm":
-            self._core = VLLMCore(self._options.model, args, at_once=self._count, in_all=self._count + SPARES)
-        else:
-            info = create_engine(self._options.engine, self._options.model, args).info
-            size = info.max_num_seqs * self._count, info.max_num_batched_tokens
+        self._args, self._config = engine_args(self._options), manager_config(self._options)
+        self._make_engine()
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -121,11 +114,11 @@ class Owner:
                 tasks.start_soon(self._accept)
                 await unpack(self._options)
                 with loading(f"{self._options.engine} {self._options.model}"):
-                    if self._core is not None:
-                        await anyio.to_thread.run_sync(self._core.configure)
-                        size = self._core.batch
-                    self._admission = build_admission(config.admission, config.slo, *size)
-                    await self._start_engine()
+                    if self._supervisor is not None:
+                        await tasks.start(self._supervise)
+                    while not self._all_up():
+                        await self._changed()
+                assert self._admission is not None
                 tasks.start_soon(self._access.follow, self._admission.set_tenants)
                 code = await self._until_stopped()
                 if code == 0:
@@ -138,22 +131,78 @@ class Owner:
             self._stopping = True
             for member in self._members:
                 member.kill()
-            if self._core is not None:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self._core.stop)
         return 0
 
-    # From start to end
+    # The engine
 
-    async def _start_engine(self) -> None:
+    def _make_engine(self) -> None:
+        options, in_all = self._options, self._count + SPARES
+        if options.engine != "vllm":
+            info = create_engine(options.engine, options.model, self._args).info
+            self._admit(info.max_num_seqs * self._count, info.max_num_batched_tokens)
+            return
+        self._shared = SharedCore(
+            options.model,
+            self._args,
+            at_once=self._count,
+            in_all=in_all,
+            open=self._engine_open,
+            joined=self._all_up,
+            steps=lambda: self._steps.made,
+        )
+        restart, clock = self._config.restart, self._loop.time
+        self._supervisor = Supervisor(self._shared, restart, clock, busy=self._busy, up=self._engine_up, down=self._engine_down)
+
+    def _admit(self, max_num_seqs: int, max_num_batched_tokens: int | None) -> None:
+        self._admission = build_admission(self._config.admission, self._config.slo, max_num_seqs, max_num_batched_tokens)
+
+    async def _supervise(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        assert self._supervisor is not None
+        try:
+            await self._supervisor.run(task_status=task_status)
+        except EngineDead:
+            # Once it has been up its end is told in `_until_stopped`.
+            if not self._serving:
+                raise
+
+    def _engine_open(self) -> None:
+        assert self._shared is not None
+        assert self._shared.core is not None
+        if self._admission is None:
+            self._admit(*self._shared.core.batch)
         for member in self._members:
-            self._start(member)
-        self._started = True
-        if self._core is not None:
-            await anyio.to_thread.run_sync(self._core.launch)
-        while not all(member.up for member in self._members):
-            self._raise_failure()
-            await self._changed()
+            self._give_place(member)
+
+    def _all_up(self) -> bool:
+        self._raise_failure()
+        return all(member.up for member in self._members)
+
+    def _busy(self) -> int:
+        return self._admission.statistics(self._loop.time()).running if self._admission is not None else 0
+
+    def _engine_up(self) -> None:
+        assert self._admission is not None
+        self._up = True
+        wake(self._admission.resume(self._loop.time()))
+        if self._serving:
+            say(CHANGES[State.READY])
+
+    def _engine_down(self, error: EngineDead, pause: float | None) -> None:
+        """A second time, perhaps, for one that hung, or when the next one has not come up either."""
+        assert self._admission is not None
+        for member in self._members:
+            member.up = False
+        self._tell_all(Died(str(error), pause is None))
+        self._admission.suspend(self._loop.time())
+        self._orphans = []
+        if pause is None:
+            self._failure = Failed(str(error), wrong_argument=False)
+            self._change.set()
+        elif self._up:
+            say(CHANGES[State.RESTARTING])
+        self._up = False
+
+    # From start to end
 
     async def _until_stopped(self) -> int:
         assert self._admission is not None
@@ -161,12 +210,10 @@ class Owner:
         self._serving = True
         while not self._stopping:
             try:
-                if self._core is not None:
-                    self._core.check()
                 self._raise_failure()
             except EngineDead as error:
                 say(f"failed    {error}")
-                self._tell_all(Died(str(error)))
+                self._tell_all(Died(str(error), for_good=True))
                 self._stopping = True
                 await anyio.sleep(LAST_WORDS_SECONDS)
                 return 1
@@ -215,16 +262,21 @@ class Owner:
         self._members.append(member)
         return member
 
-    def _start(self, member: Member) -> None:
+    def _give_place(self, member: Member) -> None:
+        """If it wants one, and there is one."""
+        life, core = (1, None) if self._shared is None else (self._shared.life, self._shared.core)
+        if member.wants is None or member.wants >= life or (core is None and self._shared is not None):
+            return
         assert self._admission is not None
-        member.desk = Desk(self._admission, member.channel.send, self._loop)
-        member.channel.send(Start(None if self._core is None else pickle.dumps(self._core.client(member.index))))
+        member.wants = None
+        member.desk = member.desk or Desk(self._admission, member.channel.send, self._loop)
+        client = None if core is None else pickle.dumps(core.client(member.index))
+        member.channel.send(Start(life, client, launched=life > 1))
 
     def _lost(self, member: Member) -> None:
         """Its channel has closed: it ended, as it was told to or not."""
         self._members.remove(member)
-        if member.facts is not None:
-            self._past.append(member.facts.ended())
+        self._gathering.forget(member)
         member.answers.close()
         left = member.desk.close() if member.desk is not None else []
         self._steps.forget(member.index)
@@ -245,12 +297,10 @@ class Owner:
         member = await self._spawn()
         if self._stopping:
             member.kill()
-        elif self._started:
-            self._start(member)
 
     def _abort(self, request_ids: list[str]) -> None:
         """By any worker that can: abort goes by the engine's ids, and the core takes it from every client."""
-        self._orphans += request_ids if self._core is not None else []
+        self._orphans += request_ids if self._shared is not None else []
         able = next((member for member in self._members if member.up), None)
         if able is not None and self._orphans:
             able.channel.send(Abort(self._orphans))
@@ -272,26 +322,41 @@ class Owner:
             case _:
                 self._note(member, message)
 
-    def _note(self, member: Member, message: Load | Up | Failed | Gather | Report) -> None:
+    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report) -> None:
         """What it says of itself."""
         match message:
             case Load():
                 member.load = message
+            case Want():
+                member.wants = message.life
+                self._give_place(member)
             case Up():
-                if not any(other.up for other in self._members):
-                    say(f"engine    {message.described}, {self._count} workers")
-                member.up = True
-                self._abort([])
-                self._change.set()
+                self._welcome(member, message)
             case Failed():
                 self._failure = self._failure or message
                 self._change.set()
             case Gather():
-                self._tasks.start_soon(self._gather, member, message.number)
+                self._tasks.start_soon(self._tell_facts, member, message.number)
             case Report():
-                member.facts = pickle.loads(message.facts)  # noqa: S301 - from a process that this one started
-                if message.number in self._reports:
-                    self._reports.pop(message.number).set()
+                self._gathering.receive(member, message)
+
+    def _welcome(self, member: Member, message: Up) -> None:
+        if self._shared is not None and (message.life < self._shared.life or self._shared.core is None):
+            # That engine has just died.
+            return
+        if not self._serving and not any(other.up for other in self._members):
+            say(f"engine    {message.described}, {self._count} workers")
+        member.up = True
+        self._abort([])
+        self._change.set()
+
+    async def _tell_facts(self, asking: Member, number: int) -> None:
+        admission = self._admission.statistics(self._loop.time()) if self._admission else None
+        facts = await self._gathering.gather(self._members, admission, one_engine=self._shared is not None)
+        if facts is not None:
+            if self._supervisor is not None:
+                facts = attrs.evolve(facts, statistics=attrs.evolve(facts.statistics, restarts=self._supervisor.restarts))
+            asking.channel.send(Gathered(number, pickle.dumps(facts)))
 
     def _record(self, member: Member, message: Steps) -> None:
         assert self._admission is not None
@@ -318,24 +383,3 @@ class Owner:
         # One that takes another's place starts beside those that serve; in the beginning all of them do, and say so.
         able = [member for member in self._members if member.up] or self._members
         return any(member.hand(connection) for member in sorted(able, key=lambda member: member.connections))
-
-    # Facts
-
-    async def _gather(self, asking: Member, number: int) -> None:
-        """Ask all workers, and put together what they say, with what dead ones have said last."""
-        async with anyio.create_task_group() as tasks:
-            for member in self._members:
-                tasks.start_soon(self._ask, member)
-        parts = [member.facts for member in self._members if member.facts is not None]
-        admission = self._admission.statistics(self._loop.time()) if self._admission else None
-        if parts:
-            facts = Facts.together([*parts, *self._past], admission, one_engine=self._core is not None)
-            asking.channel.send(Gathered(number, pickle.dumps(facts)))
-
-    async def _ask(self, member: Member) -> None:
-        number = next(self._numbers)
-        answered = self._reports[number] = asyncio.Event()
-        member.channel.send(Ask(number))
-        with anyio.move_on_after(REPORT_SECONDS):
-            await answered.wait()
-        self._reports.pop(number, None)

@@ -35,6 +35,11 @@ class TogetherSteps:
         self._prompt_tokens += steps.prompt_tokens - last.prompt_tokens
         self._generation_tokens += steps.generation_tokens - last.generation_tokens
 
+    @property
+    def made(self) -> float:
+        """Steps so far."""
+        return self._steps
+
     def forget(self, worker: int) -> None:
         self._last.pop(worker, None)
 

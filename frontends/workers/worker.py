@@ -8,10 +8,12 @@ import os
 import pickle
 import signal
 import socket
+import sys
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from frontends.access import Access
@@ -40,14 +42,21 @@ from frontends.workers.messages import (
     Start,
     Stop,
     Up,
+    Want,
 )
 from frontends.workers.remote import RemoteAdmission
-from llmserve import ConfigurationError, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
+from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
 from llmserve.engines import create_engine
+from llmserve.engines.vllm_core import CoreClient
 
 # How often the owner hears how many connections are open here.
 LOAD_SECONDS = 0.05
 WATCH_SECONDS = 0.05
+# An engine that is up has its word for each of its clients ready, and is dead if nothing comes.
+JOIN_SECONDS = 30
+# Longer than any start takes, and any pause before one: ten years.
+WAIT_SECONDS = 3e8
+AS_THE_OWNER_SAYS = RestartConfig(most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS)
 # For others' facts, asked for by a scraper that waits for 10 s by default.
 GATHER_SECONDS = 5.0
 
@@ -74,12 +83,14 @@ class Worker:
         self._numbers = itertools.count(1)
         self._gathers: dict[int, asyncio.Future[Facts]] = {}
         self.channel: Channel
-        self._start: asyncio.Future[Start]
+        self._engine_is_shared = options.engine == "vllm"
+        # The last engine that this worker had a place at, and the place that it waits for.
+        self._life = 0
+        self._place: asyncio.Future[Start] | None = None
         self._stop = anyio.Event()
 
     async def run(self, connection: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        self._start = self._loop.create_future()
         self.channel = await Channel.open(connection, messages.FromOwner, self._receive, lambda: os._exit(1))
         self._answers = SharedAnswers(self.channel.send)
         self._admission = RemoteAdmission(self.channel.send)
@@ -101,26 +112,70 @@ class Worker:
             self._loop.remove_reader(self._handed)
 
     def _config(self) -> ManagerConfig:
-        """The engine is the owner's, who ends all workers when it dies."""
-        return attrs.evolve(manager_config(self._options), restart=RestartConfig(most=0, stall_timeout=None))
+        config = manager_config(self._options)
+        # An engine that is shared the owner judges, and waits for the next one as long as that takes.
+        return attrs.evolve(config, restart=AS_THE_OWNER_SAYS) if self._engine_is_shared else config
 
     async def _serve(self) -> None:
-        start = await self._start
-        self._engine_is_shared = start.client is not None
-        if start.client is not None:
-            self._engine.client = pickle.loads(start.client)  # noqa: S301 - from the process that started this one
+        if self._engine_is_shared:
+            self._engine.connect = self._connect
+        else:
+            await self._place_at_engine()
         try:
             async with self._manager:
-                self.channel.send(Up(describe_engine(self._manager.info)))
-                while self._manager.state is State.READY and not self._stop.is_set():
-                    with anyio.move_on_after(WATCH_SECONDS):
-                        await self._stop.wait()
-                if self._manager.state is State.FAILED:
-                    self._manager.check_health()
+                await self._until_stopped()
         except (ConfigurationError, EngineError) as error:
             self.channel.send(Failed(str(error), isinstance(error, ConfigurationError)))
             # Streams that have just been told of it are still being written; the owner ends this process.
             await anyio.sleep_forever()
+
+    async def _until_stopped(self) -> None:
+        """Raises EngineDead when it is for good."""
+        state = None
+        while not self._stop.is_set():
+            if self._manager.state is not state:
+                state = self._manager.state
+                if state is State.READY:
+                    self.channel.send(Up(self._life, describe_engine(self._manager.info)))
+                elif state is State.FAILED:
+                    self._manager.check_health()
+            with anyio.move_on_after(WATCH_SECONDS):
+                await self._stop.wait()
+
+    def _end(self, *, now: bool) -> None:
+        if now:
+            self._manager.cancel_all("the server is stopping")
+        self._stop.set()
+
+    # The engine
+
+    async def _place_at_engine(self) -> Start:
+        """Raises EngineDead when there will be none any more."""
+        self._place = self._loop.create_future()
+        self.channel.send(Want(self._life))
+        start = await self._place
+        self._place = None
+        self._life = start.life
+        return start
+
+    async def _connect(self) -> CoreClient:
+        start = await self._place_at_engine()
+        if start.launched:
+            os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(JOIN_SECONDS)
+        assert start.client is not None
+        # In a thread, as it imports vLLM the first time.
+        client: CoreClient = await anyio.to_thread.run_sync(pickle.loads, start.client)
+        return client
+
+    def _bury(self, message: Died) -> None:
+        """Another worker's engine may have died, or the one that all of them share."""
+        death = EngineDead(message.reason, for_good=message.for_good)
+        if not self._engine_is_shared:
+            self._manager.cancel_all(message.reason)
+        elif message.for_good and self._place is not None:
+            self._place.set_exception(death)
+        else:
+            self._engine.declare_dead(death)
 
     def _receive(self, message: messages.FromOwner) -> None:
         match message:
@@ -129,7 +184,8 @@ class Worker:
             case Granted() | Declined():
                 self._admission.receive(message, self._loop.time())
             case Start():
-                self._start.set_result(message)
+                assert self._place is not None
+                self._place.set_result(message)
             case Ask():
                 self._report(message.number)
             case Gathered():
@@ -137,18 +193,9 @@ class Worker:
             case Abort():
                 self._loop.create_task(self._engine.abort_foreign(message.request_ids))
             case Died():
-                self._bury(message.reason)
+                self._bury(message)
             case Stop():
-                if message.now:
-                    self._manager.cancel_all("the server is stopping")
-                self._stop.set()
-
-    def _bury(self, reason: str) -> None:
-        """Another worker's engine may have died, or the one that all of them share."""
-        if self._engine_is_shared:
-            self._engine.declare_dead(reason)
-        else:
-            self._manager.cancel_all(reason)
+                self._end(now=message.now)
 
     # Connections
 

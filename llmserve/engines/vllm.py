@@ -15,8 +15,8 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -27,7 +27,7 @@ import attrs
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
-from llmserve.engines.vllm_core import CoreClient, interrupts_blocked, start_errors
+from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
@@ -57,12 +57,12 @@ class VLLMEngine:
         self._info: EngineInfo | None = None
         self._open: set[str] = set()
         self._statistics = EngineStatistics()
-        self._death: str | None = None
+        self._death: EngineDead | None = None
         self._stepped: Callable[[], None] = lambda: None
         # When the last step ended, None after one that left nothing to do.
         self._last_step: float | None = None
-        # Set before it runs, this is a client of an engine core that another process owns.
-        self.client: CoreClient | None = None
+        # Set before it runs: this is a client of cores that another process owns, and asks it for a place at each. Raises EngineDead.
+        self.connect: Callable[[], Awaitable[CoreClient]] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -75,28 +75,37 @@ class VLLMEngine:
         self._open.clear()
         self._last_step = None
         self._statistics = attrs.evolve(self._statistics, running=0, waiting=0, kv_usage=0.0)
-        # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
-        llm = await anyio.to_thread.run_sync(self._build)
-        guard: Guard | None = None
-        try:
+        async with self._launched() as llm:
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
             await anyio.to_thread.run_sync(_set_heap_aside)
             self._llm = llm
-            guard = Guard(self.processes())
             ShortWay(llm.output_processor)
             task_status.started()
             while not llm.errored and self._death is None:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
                 await anyio.sleep(WATCH_SECONDS)
-            raise EngineDead(self._death or "vLLM's engine process died; its own log says why")
+            raise self._death or EngineDead("vLLM's engine process died; its own log says why")
+
+    @asynccontextmanager
+    async def _launched(self) -> "AsyncIterator[AsyncLLM]":
+        client = None if self.connect is None else await self.connect()
+        self._death = None
+        guard = Guard() if client is None else None
+        try:
+            # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
+            llm = await anyio.to_thread.run_sync(self._build, client, guard)
+            try:
+                yield llm
+            finally:
+                self._llm = None
+                gc.unfreeze()
+                # First, or it logs the engine's end as a failure of its own.
+                if llm.output_handler is not None:
+                    llm.output_handler.cancel()
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(llm.shutdown)
         finally:
-            self._llm = None
-            gc.unfreeze()
-            # First, or it logs the engine's end as a failure of its own.
-            if llm.output_handler is not None:
-                llm.output_handler.cancel()
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(llm.shutdown)
-                if guard is not None:
+            if guard is not None:
+                with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(guard.close)
 
     def kill(self) -> None:
@@ -110,7 +119,7 @@ class VLLMEngine:
         manager = getattr(self.running_llm.engine_core.resources, "engine_manager", None)
         return [process.pid for process in getattr(manager, "processes", ())]
 
-    def _build(self) -> "AsyncLLM":
+    def _build(self, client: CoreClient | None, guard: Guard | None) -> "AsyncLLM":
         try:
             import vllm
             from vllm.usage.usage_lib import UsageContext
@@ -122,11 +131,11 @@ class VLLMEngine:
         # which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
         context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)
         with start_errors(self._model):
-            if self.client is not None:
-                arguments = self.client.arguments()
+            if client is not None:
+                arguments = client.arguments()
                 return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)
             args = build_engine_args(resolve(self._model), self._engine_args)
-            with interrupts_blocked():
+            with interrupts_blocked(), guard.launching(CORE_NAME) if guard else nullcontext():
                 return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
 
     def _describe(self, llm: "AsyncLLM") -> EngineInfo:
@@ -223,9 +232,9 @@ class VLLMEngine:
         if collector.output is not None:
             receiver.put(collector.output)
 
-    def declare_dead(self, reason: str) -> None:
+    def declare_dead(self, death: EngineDead) -> None:
         """Of a core that another process owns, and saw die."""
-        self._death = reason
+        self._death = death
 
     async def abort_foreign(self, request_ids: list[str]) -> None:
         """Stop requests that another client of the same core has left behind."""
@@ -267,7 +276,7 @@ class VLLMEngine:
         """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
         counts would stand still, so they are never more than the requests that are in it."""
         last = self._statistics
-        if self.client is not None:
+        if self.connect is not None:
             # What all of its clients have in it, which only they know together.
             return last
         running = min(last.running, len(self._open))

@@ -20,6 +20,9 @@ from llmserve.engines.vllm_outputs import brief
 from llmserve.errors import ConfigurationError, EngineDead
 from llmserve.models import resolve
 
+# How vLLM names the processes of its engine cores.
+CORE_NAME = "EngineCore"
+
 
 @attrs.frozen(kw_only=True)
 class CoreClient:
@@ -41,8 +44,8 @@ class CoreClient:
 class VLLMCore:
     """A core for `at_once` clients, and `in_all` with those that come in place of dead ones.
 
-    Everything here blocks, and belongs into a thread. First `configure`, then `launch` while the clients start, `check` from time to time,
-    and in the end `stop`.
+    What takes long here blocks, and belongs into a thread. First `configure`, then `launch` while the clients start, `check` from time to
+    time, and in the end `stop`.
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any], *, at_once: int, in_all: int) -> None:
@@ -84,13 +87,13 @@ class VLLMCore:
         from vllm.v1.engine.utils import launch_core_engines
         from vllm.v1.executor import Executor
 
-        with start_errors(self._model), interrupts_blocked(), ExitStack() as until_up:
+        self._guard = Guard()
+        with start_errors(self._model), interrupts_blocked(), self._guard.launching(CORE_NAME), ExitStack() as until_up:
             launched = until_up.enter_context(
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
             # vLLM 0.25 gives a tuple.
             self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
-            self._guard = Guard([process.pid for process in self._manager.processes])
 
     def client(self, index: int) -> CoreClient:
         """For the client with this number, which no other one has had."""
@@ -107,6 +110,11 @@ class VLLMCore:
         if self._manager is not None and (ended := self._manager.finished_procs()):
             name, code = next(iter(ended.items()))
             raise EngineDead(f"vLLM's engine process {name} ended with {code}; its own log says why")
+
+    def kill(self) -> None:
+        """At once, as it hangs."""
+        for process in self._manager.processes if self._manager is not None else ():
+            process.kill()
 
     def stop(self) -> None:
         if self._manager is not None:

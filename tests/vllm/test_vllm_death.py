@@ -140,24 +140,38 @@ async def kill_when(manager, state, core, told):
 
 
 PARENT = """
+    import multiprocessing, sys
     import anyio
     from llmserve import EngineManager
 
+    def cores():
+        return [one for one in multiprocessing.active_children() if one.name.startswith("EngineCore")]
+
     async def main():
-        async with EngineManager.open("bundled") as manager:
-            (core,) = manager.engine.running_llm.engine_core.resources.engine_manager.processes
-            print("core", core.pid, flush=True)
-            await anyio.sleep_forever()
+        async with anyio.create_task_group() as tasks:
+            if sys.argv[1] == "launching":
+                tasks.start_soon(tell)
+            async with EngineManager.open("bundled"):
+                await tell()
+
+    async def tell():
+        while not cores():
+            await anyio.sleep(0.01)
+        # A guard hears of it a moment later.
+        await anyio.sleep(0.2)
+        print("core", cores()[0].pid, flush=True)
+        await anyio.sleep_forever()
 
     if __name__ == "__main__":
         anyio.run(main)
 """
 
 
-async def test_an_engine_ends_with_its_host_however_that_ends(tmp_path):
+@pytest.mark.parametrize("moment", ["launching", "serving"])
+async def test_an_engine_ends_with_its_host_however_that_ends(moment, tmp_path):
     program = tmp_path / "host.py"
     program.write_text(textwrap.dedent(PARENT))
-    async with await anyio.open_process([sys.executable, str(program)], stderr=subprocess.DEVNULL) as host:
+    async with await anyio.open_process([sys.executable, str(program), moment], stderr=subprocess.DEVNULL) as host:
         assert host.stdout is not None
         told = b""
         while not (found := re.search(rb"core (\d+)\n", told)):

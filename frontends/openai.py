@@ -8,11 +8,13 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
 import attrs
 import msgspec
 
+from frontends.structured import ResponseFormat, StructuredOutputsBody, constraint_of
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
 # OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
@@ -24,7 +26,7 @@ MAX_MESSAGES = 2048
 # Under the same name in `Sampling`.
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
-    "stop_token_ids", "ignore_eos", "skip_special_tokens",
+    "stop_token_ids", "ignore_eos", "skip_special_tokens", "logit_bias",
 )  # fmt: skip
 
 
@@ -79,6 +81,9 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputsBody | None = None
     priority: int | None = None
     # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
@@ -100,6 +105,9 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
 
     def sampling(self, **more: Any) -> Sampling:
         """The fields that are set, and `more`, which may hold None for unset too."""
+        by_format = self.response_format is not None and self.structured_outputs is None
+        with renamed(structured_outputs="response_format") if by_format else nullcontext():
+            more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
 
@@ -212,6 +220,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logit_bias: dict[int, float] | None = None
+    structured_outputs: StructuredOutputsBody | None = None
 
     def generation_request(self, caller: Caller) -> GenerationRequest:
         """Raises InvalidRequest, also for a tenant that the caller's key is not for."""
@@ -226,6 +236,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if caller.tenant and self.tenant not in (None, caller.tenant):
             raise InvalidRequest("this API key is not for this tenant", "tenant")
         request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
+        fields["structured_outputs"] = constraint_of(None, self.structured_outputs)
         return GenerationRequest(**request, sampling=Sampling(**fields))
 
 
@@ -266,7 +277,7 @@ class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
 Wire = TypeVar("Wire", bound=msgspec.Struct)
 
 # msgspec's messages end with the path of what is wrong, unless it is at the top.
-_PATH = re.compile(r"at `\$\.(\w+)")
+_PATH = re.compile(r"(?:at|in) `\$\.(\w+)")
 _FIELD = re.compile(r"field `(\w+)`")
 
 

@@ -21,6 +21,7 @@ from frontends import frames
 from frontends.addresses import parse_address
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, Error, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_exception
+from frontends.structured import body_of
 from llmserve import (
     CancellationToken,
     Completion,
@@ -322,7 +323,10 @@ def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict
     """The body of POST /generate for a request; `deadline` is a reading of the clock, as a token has it."""
     left = math.inf if request.deadline is None else request.deadline
     left = min(left, max(0.001, deadline - time.monotonic()))
+    constraint = request.sampling.structured_outputs
     fields = attrs.asdict(request.sampling, recurse=False) | {
+        "logit_bias": dict(request.sampling.logit_bias) or None,
+        "structured_outputs": None if constraint is None else body_of(constraint),
         "prompt": request.prompt,
         "messages": None if request.messages is None else [dict(message) for message in request.messages],
         "tenant": request.tenant,

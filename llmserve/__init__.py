@@ -46,6 +46,7 @@ from llmserve.request import Usage as Usage
 from llmserve.state import ManagerStatistics as ManagerStatistics
 from llmserve.state import State as State
 from llmserve.stream import TokenStream as TokenStream
+from llmserve.structured import StructuredOutputs as StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,6 @@ __all__ = (
     "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineRestarted", "EngineStatistics", "Facts",
     "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound",
     "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong", "RequestCancelled", "RestartConfig", "Sampling", "State",
-    "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob", "TokenStream", "Unavailable", "UnknownTenant",
-    "Unlimited", "Usage",
+    "StructuredOutputs", "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob", "TokenStream", "Unavailable",
+    "UnknownTenant", "Unlimited", "Usage",
 )  # fmt: skip

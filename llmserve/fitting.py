@@ -17,6 +17,8 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
         raise InvalidRequest(f"the prompt has a token id outside the vocabulary of {info.vocab_size}", request.prompt_field)
     if max(sampling.stop_token_ids, default=0) >= info.vocab_size:
         raise InvalidRequest(f"stop_token_ids has an id outside the vocabulary of {info.vocab_size}", "stop_token_ids")
+    if max((token for token, _ in sampling.logit_bias), default=0) >= info.vocab_size:
+        raise InvalidRequest(f"logit_bias has an id outside the vocabulary of {info.vocab_size}", "logit_bias")
     length = len(prompt.token_ids)
     if length == 0:
         raise InvalidRequest("the prompt has no tokens", request.prompt_field)

@@ -15,11 +15,13 @@ import attrs
 import msgspec
 
 from llmserve.errors import InvalidRequest
+from llmserve.structured import StructuredOutputs
 
 # OpenAI's published schema allows 4 stop strings and 20 top logprobs.
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 INT64 = 2**63 - 1
 # Far above any model's context, low enough to be an int32 everywhere.
 MAX_TOKENS_FIELD = 2**31 - 1
@@ -62,6 +64,10 @@ def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> tuple[tuple[int, float], ...]:
+    return tuple(value.items()) if isinstance(value, Mapping) else tuple(value or ())
+
+
 @attrs.frozen(kw_only=True)
 class Sampling:
     """How to choose tokens and when to stop. `None` leaves the choice to the model's own generation config.
@@ -75,6 +81,8 @@ class Sampling:
         stop: at most 4 strings of at most 256 characters that end the text, left out of it unless `include_stop`.
         logprobs: number of alternatives to report for each token, 0 to 20; None reports nothing.
         prompt_logprobs: the same for the prompt's tokens.
+        logit_bias: for at most 1,024 token ids, what is added to their logits, from -100 to 100.
+        structured_outputs: what the answer must look like.
 
     Raises:
         InvalidRequest: a value is out of its bounds; `param` names it.
@@ -97,6 +105,8 @@ class Sampling:
     skip_special_tokens: bool = True
     logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
+    logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
+    structured_outputs: StructuredOutputs | None = None
 
     @min_tokens.validator
     def _below_max_tokens(self, _: object, value: int) -> None:
@@ -110,6 +120,14 @@ class Sampling:
         for text in value:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
                 raise InvalidRequest(f"each stop string must have 1 to {MAX_STOP_LENGTH} characters", "stop")
+
+    @logit_bias.validator
+    def _few_biases(self, _: object, value: tuple[tuple[int, float], ...]) -> None:
+        if len(value) > MAX_BIASES or not _token_ids([token for token, _ in value]):
+            raise InvalidRequest(f"logit_bias takes at most {MAX_BIASES:,} token ids, none negative", "logit_bias")
+        # A comparison with NaN is false as well.
+        if not all(type(bias) in (int, float) and -100 <= bias <= 100 for _, bias in value):
+            raise InvalidRequest("logit_bias takes numbers from -100 to 100", "logit_bias")
 
     @stop_token_ids.validator
     def _few_token_ids(self, _: object, value: tuple[int, ...]) -> None:

@@ -20,6 +20,7 @@ class Refusal(StrEnum):
     TENANT_TOKENS = "tenant_tokens"
     TENANT_UNKNOWN = "tenant_unknown"
     TOKENIZER_BUSY = "tokenizer_busy"
+    GRAMMARS_BUSY = "grammars_busy"
     STARTING = "starting"
     RESTARTING = "restarting"
     DRAINING = "draining"
@@ -30,6 +31,7 @@ class Refusal(StrEnum):
 TENANT_REASONS = frozenset({Refusal.TENANT_LIMIT, Refusal.TENANT_TOKENS})
 
 _WORDS = {
+    Refusal.GRAMMARS_BUSY: "too many schemas and grammars wait to be compiled",
     Refusal.TENANT_LIMIT: "this tenant's limit of requests at once is reached",
     Refusal.TENANT_TOKENS: "this tenant's tokens for the minute are spent",
     Refusal.PROMPT_TOO_SLOW: "a prompt of this length cannot have its first token in the time that is promised",

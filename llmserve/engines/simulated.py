@@ -166,6 +166,8 @@ class SimulatedEngine:
             self._up = False
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
+        if request.sampling.structured_outputs is not None:
+            raise InvalidRequest("the simulated engine has no structured_outputs", "structured_outputs")
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
         text = request.prompt if request.prompt is not None else render_chat(request.messages or ())

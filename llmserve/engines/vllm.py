@@ -28,12 +28,14 @@ from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
+from llmserve.engines.vllm_grammars import Grammars, params, vocabulary
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
 from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
+from llmserve.structured import StructuredOutputs
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -55,6 +57,7 @@ class VLLMEngine:
         self._engine_args = dict(engine_args or {})
         self._llm: AsyncLLM | None = None
         self._info: EngineInfo | None = None
+        self._grammars: Grammars | None = None
         self._open: set[str] = set()
         self._statistics = EngineStatistics()
         self._death: EngineDead | None = None
@@ -93,10 +96,12 @@ class VLLMEngine:
         try:
             # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
             llm = await anyio.to_thread.run_sync(self._build, client, guard)
+            grammars = self._grammars = Grammars(lambda: vocabulary(llm.vllm_config, llm.get_tokenizer()))
             try:
                 yield llm
             finally:
                 self._llm = None
+                grammars.close()
                 gc.unfreeze()
                 # First, or it logs the engine's end as a failure of its own.
                 if llm.output_handler is not None:
@@ -162,6 +167,8 @@ class VLLMEngine:
     # Prompts
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
+        if request.sampling.structured_outputs is not None:
+            await self._check_grammar(request.sampling.structured_outputs)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
         llm = self.running_llm
@@ -174,6 +181,12 @@ class VLLMEngine:
         except Exception as error:
             # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
+
+    async def _check_grammar(self, constraint: StructuredOutputs) -> None:
+        # Another backend is the operator's choice, and its bounds are its own.
+        if self.running_llm.vllm_config.structured_outputs_config.backend == "xgrammar":
+            assert self._grammars is not None
+            await self._grammars.check(constraint)
 
     async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -265,6 +278,8 @@ class VLLMEngine:
             skip_special_tokens=sampling.skip_special_tokens,
             logprobs=sampling.logprobs,
             prompt_logprobs=sampling.prompt_logprobs,
+            logit_bias=dict(sampling.logit_bias) or None,
+            structured_outputs=None if sampling.structured_outputs is None else params(sampling.structured_outputs),
             output_kind=RequestOutputKind.DELTA,
             # Made for this request alone, so vLLM need not copy it.
             skip_clone=True,

@@ -70,9 +70,25 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
             # measured here, and kills the engine on a machine that has none.
             os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
     try:
-        return AsyncEngineArgs(**{**defaults, "model": model, **given})
+        args = AsyncEngineArgs(**{**defaults, "model": model, **given, "structured_outputs_config": _structured(given)})
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"vLLM does not take its engine arguments: {error}") from error
+    return args
+
+
+def _structured(given: Mapping[str, Any]) -> Any:
+    """vLLM's own settings but for what `given` says, which may be a dictionary, as from a command line."""
+    from vllm.config import StructuredOutputsConfig
+
+    config = given.get("structured_outputs_config") or {}
+    if not isinstance(config, Mapping):
+        return config
+    if config.get("backend", "auto") in ("auto", "xgrammar"):
+        # Auto is whichever the first request after the start needs, for all later ones too; and only xgrammar's grammars are tried out
+        # before they are let in. With free white space the bundled model lost itself in it in 52 of 150 answers to a schema of two fields,
+        # of at most 120 tokens at a temperature of 1.5, and otherwise in none.
+        config = {"disable_any_whitespace": True, **config, "backend": "xgrammar"}
+    return StructuredOutputsConfig(**config)
 
 
 def parse_engine_arg(text: str) -> tuple[str, Any]:

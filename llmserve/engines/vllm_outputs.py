@@ -6,6 +6,7 @@ from typing import Any
 from llmserve.engine import EngineTimings, Sink
 from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded
 from llmserve.request import Delta, Sampling, TokenLogprob
+from llmserve.structured import FIELD
 
 
 class Receiver:
@@ -34,11 +35,17 @@ class Receiver:
         if reason is not None:
             self._open.discard(self._id)
             if reason not in ("stop", "length"):
-                self._sink.fail(EngineError(f"the engine ended the request: {reason}"))
+                self._sink.fail(self._failure(reason))
                 return
         logprobs, prompt_logprobs = self._logprobs(part.logprobs, part.token_ids), self._prompt_logprobs(output)
         delta = Delta(part.text, tuple(part.token_ids), reason, part.stop_reason, logprobs, prompt_logprobs)
         self._sink.put(delta, None if reason is None else _timings(output))
+
+    def _failure(self, reason: str) -> Exception:
+        if reason == "error" and self._sampling.structured_outputs is not None:
+            # A rule of a grammar that leads nowhere, which shows only when an answer gets there.
+            return InvalidRequest(f"{FIELD}: no token goes on from here as it asks", FIELD)
+        return EngineError(f"the engine ended the request: {reason}")
 
     def take(self, text: str, token_ids: list[int]) -> None:
         """Tokens in the middle of an answer, with their text."""

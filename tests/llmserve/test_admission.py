@@ -514,3 +514,58 @@ def test_the_weights_of_those_who_ask_are_those_of_the_last_seconds(moves):
         asked[tenant] = now, weight
         recent = {name: weight for name, (at, weight) in asked.items() if at > now - 3 * ServiceRate.DEMAND_SECONDS}
         assert rate.demanding(other, 2.0, now) == pytest.approx(sum(({other: 2.0} | recent).values()))
+
+
+# What only shows a while later
+
+
+def waiting(controller, count, now=0.0, **fields):
+    tickets = [Ticket(**fields) for _ in range(count)]
+    for ticket in tickets:
+        assert controller.offer(ticket, now) is None
+    return tickets
+
+
+def test_everybody_who_has_started_is_counted():
+    controller = AdmissionController(FixedLimit(limit=2, max_wait=5), max_waiting=4)
+    first, second, third = waiting(controller, 3)
+    assert controller.statistics(0.0).admitted == 2
+    controller.leave(first, 1.0)
+    controller.leave(second, 1.0)
+    assert third.state is TicketState.RUNNING
+    assert controller.statistics(1.0).admitted == 3
+
+
+def test_who_waits_on_for_what_is_left_over_has_that_in_its_log():
+    controller = AdmissionController(FixedLimit(limit=1, max_wait=5), max_waiting=4)
+    waiting(controller, 1)
+    (late,) = waiting(controller, 1, request_id="late", best_effort=True)
+    assert controller.give_up(late, late.expires) == (None, [])
+    assert [(one.verdict, one.constraint) for one in controller.explain("late")][-1] == ("relegated", Refusal.WAITED_TOO_LONG)
+
+
+def test_time_without_an_engine_says_nothing_of_how_fast_it_is():
+    def rate_after(away):
+        controller = AdmissionController(FixedLimit(limit=1, max_wait=1000), max_waiting=100)
+        running, *_ = waiting(controller, 60)
+        now = 0.0
+        for number in range(50):
+            now += 0.1
+            if number == 30 and away:
+                controller.suspend(now)
+                now += away
+                controller.resume(now)
+            (started,) = controller.leave(running, now)
+            running = started
+        return controller.statistics(now).drain_rate
+
+    assert rate_after(60.0) == pytest.approx(rate_after(0.0), rel=0.05)
+
+
+def test_who_has_saved_tokens_again_and_spent_them_does_not_have_them_twice():
+    tenants = Tenants(TenantTable(default=TenantLimits(tokens_per_minute=60)))
+    controller = AdmissionController(Unlimited(), tenants=tenants)
+    for now in (0.0, 60.0):
+        assert controller.offer(Ticket(prompt_tokens=60), now) is None
+    refused = controller.offer(Ticket(prompt_tokens=60), 61.0)
+    assert refused.reason is Refusal.TENANT_TOKENS

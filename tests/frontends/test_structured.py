@@ -1,0 +1,84 @@
+"""Constraints on the wires: what OpenAI's and vLLM's fields mean, and which one is blamed."""
+
+import msgspec
+import pytest
+
+from frontends.openai import Caller, ChatRequest, CompletionRequest, GenerateRequest, decode
+from frontends.socket_client import wire_request
+from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
+
+SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+CHAT = msgspec.json.Decoder(ChatRequest)
+COMPLETION = msgspec.json.Decoder(CompletionRequest)
+
+
+def chat(**fields):
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    (request,) = decode(CHAT, msgspec.json.encode(body)).generation_requests(Caller())
+    return request.sampling.structured_outputs
+
+
+def completion(**fields):
+    (request,) = decode(COMPLETION, msgspec.json.encode({"prompt": "hi", **fields})).generation_requests(Caller())
+    return request.sampling
+
+
+@pytest.mark.parametrize("make", [chat, lambda **fields: completion(**fields).structured_outputs], ids=["chat", "completions"])
+def test_what_a_format_asks_for(make):
+    assert make() is None
+    assert make(response_format={"type": "text"}) is None
+    assert make(response_format={"type": "json_object"}) == StructuredOutputs.json_object()
+    named = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    assert make(response_format=named) == StructuredOutputs.json(SCHEMA)
+    assert make(structured_outputs={"json": SCHEMA}) == StructuredOutputs.json(SCHEMA)
+    assert make(structured_outputs={"regex": "a+"}) == StructuredOutputs.regex("a+")
+    assert make(structured_outputs={"choice": ["a", "b"]}) == StructuredOutputs.choice(["a", "b"])
+    assert make(structured_outputs={"grammar": 'root ::= "a"'}) == StructuredOutputs.grammar('root ::= "a"')
+    assert make(response_format={"type": "text"}, structured_outputs={"json_object": True}) == StructuredOutputs.json_object()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x"}}}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+    ],
+)
+def test_what_is_wrong_is_named_as_the_caller_wrote_it(fields, param):
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+    assert param in str(caught.value)
+
+
+def test_a_bias_has_its_token_ids_as_json_writes_them():
+    assert completion(logit_bias={"5": -1.5, "7": 100}).logit_bias == ((5, -1.5), (7, 100))
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        StructuredOutputs.json(SCHEMA),
+        StructuredOutputs.json_object(),
+        StructuredOutputs.regex("a+"),
+        StructuredOutputs.choice(["a", "ä"]),
+        StructuredOutputs.grammar('root ::= "a"'),
+    ],
+    ids=lambda constraint: constraint.kind,
+)
+def test_what_a_client_of_the_raw_socket_sends_is_what_its_server_reads(constraint):
+    sampling = Sampling(structured_outputs=constraint, logit_bias={5: 1.5})
+    raw = msgspec.msgpack.encode(wire_request(GenerationRequest("hi", sampling=sampling)))
+    assert decode(msgspec.msgpack.Decoder(GenerateRequest), raw).generation_request(Caller()).sampling == sampling

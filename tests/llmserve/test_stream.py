@@ -1,0 +1,49 @@
+"""A stream by itself, between an engine that pushes and a reader: what it notes, and what it tells a reader that is no task."""
+
+import pytest
+
+from llmserve import Delta, EngineError, Timeline, TokenStream
+from llmserve.engine import EngineTimings
+from llmserve.metrics import Observers
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def stream():
+    made = TokenStream(Timeline(prompt_tokens=3), lambda: 7.0, Observers(()), on_end=lambda: None)
+    made.replay()
+    return made
+
+
+async def test_what_the_engine_says_at_the_end_is_noted(stream):
+    stream.put(Delta("a", (1,)))
+    stream.put(Delta("b", (2,), "stop"), EngineTimings(queued=1.0, scheduled=2.0, first_token=3.0, last_token=4.0, cached_tokens=5))
+    found = stream.timeline
+    assert (found.engine_queued, found.engine_scheduled, found.engine_first_token, found.engine_last_token) == (1.0, 2.0, 3.0, 4.0)
+    assert (await stream.collect()).usage.cached_tokens == found.cached_tokens == 5
+
+
+async def test_who_comes_late_is_told_at_once_of_what_has_come(stream):
+    stream.put(Delta("a", (1,)))
+    told = []
+    stream.notify(lambda: told.append(stream.take()))
+    assert told == [Delta("a", (1,))]
+    stream.put(Delta("b", (2,), "stop"))
+    assert told[-1] == Delta("b", (2,), "stop")
+    # And of the end alone, too.
+    stream.notify(lambda: told.append(None))
+    assert told[-1] is None
+
+
+async def test_who_comes_before_anything_is_told_nothing_yet(stream):
+    told = []
+    stream.notify(lambda: told.append(1))
+    assert told == []
+
+
+async def test_an_answer_without_a_reason_for_its_end_is_no_answer(stream):
+    stream.put(Delta("a", (1,)))
+    stream._end()
+    with pytest.raises(EngineError, match="without a finish reason"):
+        await stream.collect()

@@ -1,0 +1,93 @@
+"""What a constraint may be before any engine sees it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
+from llmserve.engines.simulated import SimulatedEngine
+from llmserve.structured import MAX_CHARACTERS, MAX_CHOICES, MAX_DEPTH
+
+
+def nested(levels):
+    schema = {"type": "string"}
+    for _ in range(levels - 1):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: StructuredOutputs.json("{"), "no JSON"),
+        (lambda: StructuredOutputs.json("[" * 60_000), "no JSON"),
+        (lambda: StructuredOutputs.json("7"), "a schema is a JSON object"),
+        (lambda: StructuredOutputs.json([]), "a schema is a JSON object"),
+        (lambda: StructuredOutputs.json(" " * (MAX_CHARACTERS + 1)), "65,537 characters"),
+        (lambda: StructuredOutputs.json({"description": "x" * MAX_CHARACTERS}), "characters"),
+        (lambda: StructuredOutputs.json(nested(MAX_DEPTH + 1)), "deeper than 32"),
+        (lambda: StructuredOutputs.json(nested(10_000)), "deeper than 32"),
+        (lambda: StructuredOutputs.json({"$ref": "http://169.254.169.254/"}), "its own parts only"),
+        (lambda: StructuredOutputs.json({"items": [{"$ref": "other.json"}]}), "its own parts only"),
+        (lambda: StructuredOutputs.regex("a\0"), "NUL"),
+        (lambda: StructuredOutputs.regex("a" * (MAX_CHARACTERS + 1)), "characters"),
+        (lambda: StructuredOutputs.choice([]), "choice takes"),
+        (lambda: StructuredOutputs.choice(["a", ""]), "choice takes"),
+        (lambda: StructuredOutputs.choice(["a", 1]), "choice takes"),
+        (lambda: StructuredOutputs.choice(["a"] * (MAX_CHOICES + 1)), "choice takes"),
+        (lambda: StructuredOutputs.grammar(" \n"), "grammar is empty"),
+    ],
+)
+def test_what_is_no_constraint_is_refused_by_name(make, words):
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        make()
+    assert caught.value.param == "structured_outputs"
+    assert len(str(caught.value)) < 200
+
+
+def test_the_bounds_themselves_are_fine():
+    StructuredOutputs.json(nested(MAX_DEPTH))
+    StructuredOutputs.json({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}})
+    StructuredOutputs.json({"properties": {"$ref": {"type": "string"}}})
+    StructuredOutputs.regex("a" * MAX_CHARACTERS)
+    assert StructuredOutputs.choice(["a"] * MAX_CHOICES).choices == ["a"] * MAX_CHOICES
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+    )
+)
+def test_a_schema_is_the_same_as_a_text_and_as_a_dictionary(schema):
+    try:
+        made = StructuredOutputs.json(schema)
+    except InvalidRequest:
+        with pytest.raises(InvalidRequest):
+            StructuredOutputs.json(json.dumps(schema))
+        return
+    assert made == StructuredOutputs.json(json.dumps(schema))
+    assert json.loads(made.spec) == schema
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_has_none_says_so():
+    engine = SimulatedEngine()
+    with pytest.raises(InvalidRequest, match="has no structured_outputs") as caught:
+        await engine.tokenize(GenerationRequest("x", sampling=Sampling(structured_outputs=StructuredOutputs.json_object())))
+    assert caught.value.param == "structured_outputs"
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{-1: 1.0}, {1: 101}, {1: -100.5}, {1: float("nan")}, {1: float("inf")}, {1: "2"}, {1: True}, {True: 1}, dict.fromkeys(range(1025), 1)],
+)
+def test_a_bias_out_of_bounds_is_named(bias):
+    with pytest.raises(InvalidRequest) as caught:
+        Sampling(logit_bias=bias)
+    assert caught.value.param == "logit_bias"
+
+
+def test_a_bias_within_them_is_kept():
+    assert Sampling(logit_bias={7: -100, 0: 100}).logit_bias == ((7, -100), (0, 100))

@@ -1,0 +1,163 @@
+"""Structured outputs on the real engine: what is asked for is what comes, and what would stop the engine does not reach it."""
+
+import json
+import os
+import re
+import signal
+
+import anyio
+import openai
+import psutil
+import pytest
+
+from llmserve import EngineError, GenerationRequest, InvalidRequest, LLMServeError, Overloaded, Sampling, StructuredOutputs
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+# 10 s of one core with xgrammar 0.2.8, if nobody stops it. Each another one, as a verdict is remembered.
+SLOW = "^(.*a){25}[a-z]{1,%d}(.|\\n){1,5000}$"
+
+
+async def ask(manager, constraint, max_tokens=100, **sampling):
+    sampling = Sampling(max_tokens=max_tokens, structured_outputs=constraint, **sampling)
+    return (await manager.generate(GenerationRequest("A person, as JSON: ", sampling=sampling))).text
+
+
+def person(text):
+    found = json.loads(text)
+    assert set(found) == {"name", "age"}
+    assert isinstance(found["age"], int)
+    assert 0 <= found["age"] <= 120
+    return True
+
+
+async def test_the_official_client_s_schema_is_kept_to_fifty_times_of_fifty(server):
+    asked = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    messages = [{"role": "user", "content": "Tell me of a person."}]
+    kept = []
+
+    async def one(number):
+        answer = await client.chat.completions.create(
+            model="sim", messages=messages, response_format=asked, max_tokens=120, seed=number, temperature=1.5
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        kept.append(person(answer.choices[0].message.content))
+
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(one, number)
+        stream = await client.chat.completions.create(model="sim", messages=messages, response_format=asked, max_tokens=120, stream=True)
+        assert person("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
+    assert len(kept) == 50
+
+
+@pytest.mark.parametrize(
+    ("constraint", "is_kept"),
+    [
+        (StructuredOutputs.json(SCHEMA), person),
+        # Without a schema this model finds no end.
+        (StructuredOutputs.json_object(), lambda text: text.startswith('{"')),
+        (StructuredOutputs.regex(r"\d{4}-\d{2}-\d{2}"), re.compile(r"\d{4}-\d{2}-\d{2}").fullmatch),
+        (StructuredOutputs.choice(["yes", 'no, "never"', "ä\n"]), ["yes", 'no, "never"', "ä\n"].__contains__),
+        (StructuredOutputs.grammar('root ::= x x | "c"\nx ::= "a" | "b"'), re.compile("[ab]{2}|c").fullmatch),
+        (StructuredOutputs.json({"enum": [f"v{number}" for number in range(2000)]}), re.compile(r'"v\d+"').fullmatch),
+    ],
+    ids=["json", "json_object", "regex", "choice", "grammar", "enum"],
+)
+async def test_each_kind_is_kept_to(manager, constraint, is_kept):
+    assert is_kept(await ask(manager, constraint, temperature=0))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        (StructuredOutputs.regex("("), "parenthesis"),
+        (StructuredOutputs.regex("a**"), "regex|Regex"),
+        (StructuredOutputs.regex("(?<=a)b"), "regex|Regex|Look"),
+        (StructuredOutputs.json({"type": "stsring"}), "stsring"),
+        (StructuredOutputs.json({"type": "string", "pattern": "{{}}("}), "[Rr]egex"),
+        (StructuredOutputs.json({"type": "array", "minItems": 10**9}), "minItems"),
+        (StructuredOutputs.json({"$ref": "#"}), "no text is like that"),
+        (StructuredOutputs.json({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}), "no text"),
+        (StructuredOutputs.json({"type": "integer", "multipleOf": 3}), "not supported"),
+        (StructuredOutputs.json({"type": "string", "pattern": SLOW % 4999}), "too complex"),
+        (StructuredOutputs.grammar("root ::= root"), "no text is like that"),
+        (StructuredOutputs.grammar("root ::= " + "(" * 30_000), "Nest layer"),
+        (StructuredOutputs.grammar("rule ::= 1"), "EBNF"),
+    ],
+)
+async def test_what_cannot_be_kept_to_is_refused_and_the_engine_goes_on(manager, constraint, words):
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        await ask(manager, constraint)
+    assert caught.value.param == "structured_outputs"
+    assert "cpp" not in str(caught.value)
+    assert person(await ask(manager, StructuredOutputs.json(SCHEMA), temperature=0))
+
+
+async def test_a_rule_that_leads_nowhere_is_the_request_s_own_fault(manager):
+    with pytest.raises(InvalidRequest, match="no token goes on"):
+        await ask(manager, StructuredOutputs.grammar('root ::= "a" x\nx ::= x'))
+
+
+async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others_for_ever(manager):
+    """Two are tried at once, and who would wait for too long is told to come back."""
+    refused = []
+
+    async def one(number):
+        with pytest.raises(LLMServeError) as caught:
+            await ask(manager, StructuredOutputs.json({"type": "string", "pattern": SLOW % (3000 + number)}))
+        refused.append(type(caught.value))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(80):
+            tasks.start_soon(one, number)
+        # What needs no trial is answered meanwhile.
+        await ask(manager, None, max_tokens=4)
+    assert set(refused) == {InvalidRequest, Overloaded}
+    assert refused.count(Overloaded) >= 16
+    assert person(await ask(manager, StructuredOutputs.json(SCHEMA), temperature=0))
+    assert manager.statistics().open == 0
+
+
+async def test_one_schema_is_tried_once_however_many_ask_for_it(manager):
+    schema = StructuredOutputs.json({**SCHEMA, "description": "once"})
+    trials, verdict = [], manager.engine._grammars._trials.verdict
+    manager.engine._grammars._trials.verdict = lambda constraint: trials.append(constraint) or verdict(constraint)
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(ask, manager, schema)
+    finally:
+        del manager.engine._grammars._trials.verdict
+    assert trials == [schema]
+
+
+async def test_the_program_that_tries_is_started_again_when_it_was_killed(manager):
+    await ask(manager, StructuredOutputs.regex("a"))
+    program = manager.engine._grammars._trials._process
+    os.kill(program.pid, signal.SIGKILL)
+    psutil.Process(program.pid).wait(10)
+    assert await ask(manager, StructuredOutputs.regex("b")) == "b"
+
+
+async def test_a_trial_that_cannot_be_made_is_no_verdict(manager, monkeypatch):
+    trials = manager.engine._grammars._trials
+    monkeypatch.setattr(trials, "_start", lambda: (_ for _ in ()).throw(RuntimeError("nothing starts")))
+    with pytest.raises(EngineError, match="nothing starts"):
+        await ask(manager, StructuredOutputs.regex("c"))
+    monkeypatch.undo()
+    assert await ask(manager, StructuredOutputs.regex("c")) == "c"
+
+
+async def test_a_bias_is_added(manager):
+    token = manager.engine.running_llm.get_tokenizer().encode(" London")[0]
+    sampling = Sampling(max_tokens=3, temperature=0, logit_bias={token: 100})
+    assert (await manager.generate("The capital of France is", sampling=sampling)).text == " London London London"
+    with pytest.raises(InvalidRequest) as caught:
+        await manager.generate("x", sampling=Sampling(logit_bias={10**6: 1}))
+    assert caught.value.param == "logit_bias"

@@ -52,6 +52,9 @@ class NoEngine:
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         return EnginePrompt(token_ids=request.prompt if isinstance(request.prompt, tuple) else (1,))
 
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:
+        """Answers are text."""
+
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         return ""
 

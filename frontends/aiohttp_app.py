@@ -76,7 +76,7 @@ class Routes:
         body = decode(self._chat, await read(request))
         check_model(body.model, self.model)
         requests = body.generation_requests(request[CALLER])
-        return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, self.model), body)
+        return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, self.model, requests[0].tools), body)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = decode(self._generate, await read(request))
@@ -141,6 +141,8 @@ class Routes:
         if not body.stream:
             return _json(answerer.whole(await generate_choices(self.manager, requests), n))
         async with _event_stream(request, self._steps) as events, open_choices(self.manager, requests) as streams:
+            if isinstance(answerer, ChatAnswerer):
+                answerer.read_by([stream.reader for stream in streams])
             running = streams if body.wants_running_usage else None
             await events.begin(b"".join(answerer.first(index) for index in range(len(streams))))
             await events.pour(streams, partial(_chunk, answerer, running))
@@ -160,9 +162,6 @@ class Routes:
 
 
 def _chunk(answerer: Answerer, running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
-    # While a character or a stop string is incomplete there are tokens without text: nothing to show yet.
-    if not (delta.text or delta.finish_reason or delta.logprobs):
-        return b""
     return answerer.chunk(index, delta, running[index].usage if running else None)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import attrs
 import msgspec
 
+from frontends.openai_tools import CallBody, ToolBody, ToolChoice, tools_of
 from frontends.structured import ResponseFormat, StructuredOutputsBody, constraint_of
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
@@ -162,15 +163,30 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
     text: str
 
 
-class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An answer of before as it came, too; what of it templates do not know is left out."""
 
-    def plain(self) -> dict[str, str]:
-        """As chat templates know it: text, and no role newer than they are."""
-        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[CallBody] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+    reasoning: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates know it: text, calls, and no role newer than they are. Raises InvalidRequest."""
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise InvalidRequest(f"messages: a message of the role {self.role} needs content", "messages")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise InvalidRequest("messages: tool_call_id belongs to a message of the role tool, which needs it", "messages")
+        if self.tool_calls is not None and self.role != "assistant":
+            raise InvalidRequest("messages: only the assistant makes tool_calls", "messages")
+        content = "\n".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.tool_calls:
+            plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
+        return plain | ({"tool_call_id": self.tool_call_id} if self.tool_call_id is not None else {})
 
 
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
@@ -181,6 +197,9 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     def generation_requests(self, caller: Caller) -> list[GenerationRequest]:
         if not 1 <= len(self.messages) <= MAX_MESSAGES:
@@ -190,7 +209,10 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         with renamed(max_tokens="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens", logprobs="top_logprobs"):
             most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
             sampling = self.sampling(max_tokens=most, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
-        return self.requests([{"messages": [message.plain() for message in self.messages]}], sampling, caller)
+        tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        by_format = self.structured_outputs is None
+        with renamed(structured_outputs="response_format") if by_format else nullcontext():
+            return self.requests([{"messages": [message.plain() for message in self.messages], "tools": tools}], sampling, caller)
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

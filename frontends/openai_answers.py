@@ -7,7 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 from frontends import sse
-from llmserve import Completion, Delta, TokenLogprob, Usage
+from frontends.openai_tools import CallBody, CalledFunction
+from llmserve import Completion, Delta, Reader, TokenLogprob, ToolCall, Tools, Usage
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -50,9 +51,13 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class ChatMessageBody(msgspec.Struct):
+    """`content` is null where there are calls and no words; `reasoning` is vLLM's name for what a model thought before."""
+
     role: str
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[CallBody] | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -66,6 +71,8 @@ class ChatChoice(msgspec.Struct):
 class ChatDelta(msgspec.Struct, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CallBody] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -118,7 +125,11 @@ class Answerer:
         return b""
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
-        """One delta as an event: by template where it is text and nothing else. `usage` is this choice's so far, if wanted."""
+        """One delta as an event: by template where it is text and nothing else; nothing while there is nothing to show. `usage` is this
+        choice's so far, if wanted."""
+        # While a character or a stop string is incomplete there are tokens without text.
+        if not (delta.text or delta.finish_reason or delta.logprobs):
+            return b""
         if delta.finish_reason is None and delta.logprobs is None and not (usage is not None and usage.cached_tokens):
             frame = self._frames.get(index)
             if frame is None:
@@ -195,23 +206,71 @@ class TextAnswerer(Answerer):
 
 
 class ChatAnswerer(Answerer):
-    """/v1/chat/completions."""
+    """/v1/chat/completions. `tools` are what the model could call."""
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
+
+    def __init__(self, request_id: str, model: str, tools: Tools | None = None) -> None:
+        super().__init__(request_id, model)
+        self._tools = tools
+        self._readers: dict[int, Reader] = {}
+        self._called: set[int] = set()
+
+    def read_by(self, readers: Sequence[Reader | None]) -> None:
+        """Who takes which choice apart."""
+        self._readers = {index: reader for index, reader in enumerate(readers) if reader is not None}
 
     def first(self, index: int) -> bytes:
         return sse.event(self._answer(ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)))
 
     def choice(self, index: int, completion: Completion) -> ChatChoice:
         logprobs = None if completion.logprobs is None else _chat_logprobs(completion.logprobs)
-        message = ChatMessageBody("assistant", completion.text)
-        return ChatChoice(index, message, logprobs, completion.finish_reason, completion.stop_reason)
+        found = completion.message
+        if found is None:
+            message = ChatMessageBody("assistant", completion.text)
+        else:
+            message = ChatMessageBody("assistant", found.content or (None if found.tool_calls else ""))
+            if found.tool_calls:
+                message.tool_calls = [CallBody(id=call.id, type="function", function=_called(call)) for call in found.tool_calls]
+                self._called.add(index)
+            if found.reasoning:
+                message.reasoning = found.reasoning
+        return ChatChoice(index, message, logprobs, self._reason(index, completion.finish_reason), completion.stop_reason)
+
+    def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        reader = self._readers.get(index)
+        if reader is None:
+            return super().chunk(index, delta, usage)
+        found = reader.read(delta.text, delta.token_ids, last=delta.finish_reason is not None)
+        if not (found.content or found.reasoning or found.tool_calls or delta.finish_reason or delta.logprobs):
+            return b""
+        calls = [
+            CallBody(index=call.index, id=call.id, type="function" if call.id else None, function=_called(call))
+            for call in found.tool_calls
+        ]
+        if calls:
+            self._called.add(index)
+        chunk = ChatDelta(content=found.content or None, reasoning=found.reasoning or None, tool_calls=calls or None)
+        logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
+        answer = self._answer(ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason))
+        if usage is not None:
+            answer.usage = add_usage([usage], 1)
+        return sse.event(answer)
 
     def chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
         logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
         return ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, delta.finish_reason, delta.stop_reason)
+
+    def _reason(self, index: int, reason: str | None) -> str | None:
+        """As OpenAI has it: calls are a reason of their own, but for the one that was named."""
+        free = index in self._called and self._tools is not None and self._tools.choice != "named"
+        return "tool_calls" if reason == "stop" and free else reason
+
+
+def _called(call: ToolCall) -> CalledFunction:
+    return CalledFunction(call.name, call.arguments)
 
 
 def _text_logprobs(entries: Sequence[TokenLogprob], start: int) -> TextLogprobs:

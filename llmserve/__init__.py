@@ -47,14 +47,18 @@ from llmserve.state import ManagerStatistics as ManagerStatistics
 from llmserve.state import State as State
 from llmserve.stream import TokenStream as TokenStream
 from llmserve.structured import StructuredOutputs as StructuredOutputs
+from llmserve.tools import Message as Message
+from llmserve.tools import Reader as Reader
+from llmserve.tools import ToolCall as ToolCall
+from llmserve.tools import Tools as Tools
 
 __version__ = "0.1.0"
 
 __all__ = (
     "SLO", "Admission", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Decision",
     "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineRestarted", "EngineStatistics", "Facts",
-    "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "ModelNotFound",
-    "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong", "RequestCancelled", "RestartConfig", "Sampling", "State",
-    "StructuredOutputs", "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob", "TokenStream", "Unavailable",
-    "UnknownTenant", "Unlimited", "Usage",
+    "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "Message",
+    "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong", "Reader", "RequestCancelled", "RestartConfig",
+    "Sampling", "State", "StructuredOutputs", "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob",
+    "TokenStream", "ToolCall", "Tools", "Unavailable", "UnknownTenant", "Unlimited", "Usage",
 )  # fmt: skip

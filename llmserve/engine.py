@@ -12,6 +12,8 @@ import anyio.abc
 import attrs
 
 from llmserve.request import Delta, GenerationRequest, Sampling
+from llmserve.structured import StructuredOutputs
+from llmserve.tools import Reader
 
 
 @attrs.frozen(kw_only=True)
@@ -60,12 +62,14 @@ class EngineStatistics:
 class EnginePrompt:
     """A prompt ready for the engine: its token ids, and the text where there was one.
 
-    Prompts with another `cache_salt` share nothing in the engine's prefix cache, whatever their beginnings.
+    Prompts with another `cache_salt` share nothing in the engine's prefix cache, whatever their beginnings. `constraint` is what the
+    answer must look like for the sake of the request's tools, where they are forced.
     """
 
     token_ids: tuple[int, ...]
     text: str | None = None
     cache_salt: str | None = None
+    constraint: StructuredOutputs | None = None
 
 
 @attrs.define(kw_only=True)
@@ -107,6 +111,9 @@ class Engine(Protocol):
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """Render and tokenise, off the event loop where that takes time. Raises InvalidRequest."""
+
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> Reader | None:
+        """Who takes the answer to this request apart; None where it is text and nothing else."""
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """The text of some tokens. Raises InvalidRequest for ids out of the vocabulary."""

@@ -124,6 +124,7 @@ class EngineManager:
                 ticket = self._screen(job)
                 prompt, sampling = await self._tokenize(job)
                 await self._admit(job, ticket, sampling)
+                job.stream.reader = self.engine.reader(request, prompt)
                 job.timeline.submitted = self._clock()
                 await self._recovery.submit(job, prompt, sampling)
             job.entered = True

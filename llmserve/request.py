@@ -16,6 +16,7 @@ import msgspec
 
 from llmserve.errors import InvalidRequest
 from llmserve.structured import StructuredOutputs
+from llmserve.tools import Message, Tools
 
 # OpenAI's published schema allows 4 stop strings and 20 top logprobs.
 MAX_STOP_STRINGS = 4
@@ -150,6 +151,7 @@ class GenerationRequest:
     Attributes:
         prompt: text, or token ids; or
         messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
+        tools: what the model may call; with messages alone.
         tenant: whom it is counted for.
         priority: smaller goes first, as in vLLM.
         best_effort: when the server's promise cannot be kept, serve it late rather than refuse it.
@@ -163,6 +165,7 @@ class GenerationRequest:
     prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
     messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
     sampling: Sampling = attrs.field(factory=Sampling, kw_only=True)
+    tools: Tools | None = attrs.field(default=None, kw_only=True)
     tenant: str = attrs.field(default="default", kw_only=True)
     priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
@@ -174,6 +177,10 @@ class GenerationRequest:
             raise InvalidRequest("give exactly one of prompt and messages", "prompt")
         if self.messages is not None and not self.messages:
             raise InvalidRequest("messages is empty", "messages")
+        if self.tools is not None and self.messages is None:
+            raise InvalidRequest("tools need messages", "tools")
+        if self.tools is not None and self.tools.choice != "none" and self.sampling.structured_outputs is not None:
+            raise InvalidRequest("structured_outputs and tools exclude each other, unless tool_choice is none", "structured_outputs")
         if self.prompt is not None and not self.prompt:
             raise InvalidRequest("prompt is empty", "prompt")
         if isinstance(self.prompt, tuple) and not _token_ids(self.prompt):
@@ -263,7 +270,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A whole answer."""
+    """A whole answer. `message` is its text taken apart, where the engine does that: reasoning, and calls of tools."""
 
     request_id: str
     text: str
@@ -273,3 +280,4 @@ class Completion(msgspec.Struct, frozen=True):
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    message: Message | None = None

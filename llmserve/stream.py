@@ -7,6 +7,7 @@ from llmserve.engine import EngineTimings
 from llmserve.errors import EngineDead, EngineError
 from llmserve.metrics import Observer
 from llmserve.request import Completion, Delta, Timeline, Usage
+from llmserve.tools import Reader
 from llmserve.wakeup import make_wakeup
 
 
@@ -40,6 +41,8 @@ class TokenStream:
         self._read_from = False
         self._wakeup = make_wakeup()
         self._wake = self._wakeup.wake
+        # Who takes the text apart, where it is more than that; set by whoever makes the stream.
+        self.reader: Reader | None = None
 
     def __repr__(self) -> str:
         state = f"failed: {self.error!r}" if self.error else "ended" if self._ended else "open"
@@ -111,6 +114,7 @@ class TokenStream:
             stop_reason=whole.stop_reason,
             logprobs=whole.logprobs,
             prompt_logprobs=whole.prompt_logprobs,
+            message=None if self.reader is None else self.reader.whole(whole.text, whole.token_ids),
         )
 
     async def _rest(self) -> Delta | None:

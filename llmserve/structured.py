@@ -18,7 +18,8 @@ MAX_CHARACTERS = 65_536
 MAX_DEPTH = 32
 MAX_CHOICES = 1024
 
-Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
+# The last one is vLLM's own, for calls of tools in a model's own way of writing them.
+Kind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
 FIELD = "structured_outputs"
 
 
@@ -50,7 +51,7 @@ class StructuredOutputs:
                 raise InvalidRequest(f"{FIELD}: the schema is no JSON: {error}", FIELD) from None
         if not isinstance(schema, Mapping):
             raise InvalidRequest(f"{FIELD}: a schema is a JSON object", FIELD)
-        _check_schema(schema)
+        check_schema(schema)
         return cls("json", json.dumps(schema, ensure_ascii=False))
 
     @classmethod
@@ -86,19 +87,19 @@ class StructuredOutputs:
         return texts
 
 
-def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Not by recursion, which is what a deep one is made to exhaust."""
+def check_schema(schema: Mapping[str, Any], field: str = FIELD) -> None:
+    """Not by recursion, which is what a deep one is made to exhaust. Raises InvalidRequest about `field`."""
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH):
         for node in level:
             reference = node.get("$ref") if isinstance(node, Mapping) else None
             if isinstance(reference, str) and not reference.startswith("#"):
                 # xgrammar would take anything in its place.
-                raise InvalidRequest(f"{FIELD}: the schema refers to {reference[:64]!r}, and can refer to its own parts only", FIELD)
+                raise InvalidRequest(f"{field}: the schema refers to {reference[:64]!r}, and can refer to its own parts only", field)
         level = [child for node in level for child in _children(node) if isinstance(child, (Mapping, list))]
         if not level:
             return
-    raise InvalidRequest(f"{FIELD}: the schema is nested deeper than {MAX_DEPTH} levels", FIELD)
+    raise InvalidRequest(f"{field}: the schema is nested deeper than {MAX_DEPTH} levels", field)
 
 
 def _children(node: Any) -> Sequence[Any]:

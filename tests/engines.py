@@ -28,6 +28,7 @@ class ScriptedEngine:
         self.death = None
         self.steps = 0
         self.starts = 0
+        self.make_reader = lambda _: None
         # Starts that fail, by their number.
         self.fails_to_start = set()
 
@@ -62,8 +63,11 @@ class ScriptedEngine:
     async def tokenize(self, request):
         await anyio.sleep(self.tokenize_seconds)
         self._require_life()
-        prompt = request.prompt or ""
+        prompt = request.prompt or ("chat" if request.messages else "")
         return EnginePrompt(token_ids=prompt if isinstance(prompt, tuple) else tuple(prompt.encode()))
+
+    def reader(self, request, prompt):
+        return self.make_reader(request)
 
     async def detokenize(self, token_ids):
         return bytes(token_ids).decode()

@@ -16,11 +16,12 @@ PACKAGES = ("llmserve", "frontends", "benchmarks", "reports")
 ALLOWED = {
     "llmserve.errors": set(),
     "llmserve.structured": {"llmserve.errors"},
-    "llmserve.request": {"llmserve.errors", "llmserve.structured"},
+    "llmserve.tools": {"llmserve.errors", "llmserve.structured"},
+    "llmserve.request": {"llmserve.errors", "llmserve.structured", "llmserve.tools"},
     "llmserve.config": {"llmserve.errors"},
     "llmserve.backlog": {"llmserve.request"},
     "llmserve.cancellation": set(),
-    "llmserve.engine": {"llmserve.errors", "llmserve.request"},
+    "llmserve.engine": {"llmserve.errors", "llmserve.request", "llmserve.structured", "llmserve.tools"},
     "llmserve.fitting": {"llmserve.errors", "llmserve.request", "llmserve.engine"},
     "llmserve.metrics": {"llmserve.config", "llmserve.request"},
     "llmserve.models": {"llmserve.errors"},
@@ -31,6 +32,7 @@ ALLOWED = {
         "llmserve.errors",
         "llmserve.metrics",
         "llmserve.request",
+        "llmserve.tools",
         "llmserve.wakeup",
     },
     "llmserve.admission": {"llmserve.admission", "llmserve.errors", "llmserve.config"},
@@ -42,6 +44,7 @@ ALLOWED = {
         "llmserve.models",
         "llmserve.request",
         "llmserve.structured",
+        "llmserve.tools",
     },
     "llmserve.exporters": {"llmserve.metrics"},
     "llmserve": {"llmserve"},
@@ -116,6 +119,7 @@ def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
                 "llmserve.engines.vllm_metrics",
                 "llmserve.engines.vllm_outputs",
                 "llmserve.engines.vllm_short",
+                "llmserve.engines.vllm_tools",
                 "llmserve.models",
             )
             for imported in imports(path, top_only=only_at_top):

@@ -35,6 +35,9 @@ class SharedEngine:
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         return await self.inner.tokenize(request)
 
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:
+        """Answers are text."""
+
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         return await self.inner.detokenize(token_ids)
 

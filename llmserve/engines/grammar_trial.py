@@ -81,7 +81,9 @@ def compile_one(kind: str, spec: str, vocabulary: Any) -> None:
         "regex": compiler.compile_regex,
         "grammar": compiler.compile_grammar,
     }
-    matcher = xgrammar.GrammarMatcher((compiler.compile_lark if kind == "lark" else compilers[kind])(spec))
+    if kind in ("lark", "structural_tag"):
+        compilers[kind] = getattr(compiler, f"compile_{kind}")
+    matcher = xgrammar.GrammarMatcher(compilers[kind](spec))
     mask = xgrammar.allocate_token_bitmask(1, vocabulary.vocab_size)
     matcher.fill_next_token_bitmask(mask)
     if not mask.any():

@@ -168,10 +168,15 @@ class SimulatedEngine:
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         if request.sampling.structured_outputs is not None:
             raise InvalidRequest("the simulated engine has no structured_outputs", "structured_outputs")
+        if request.tools is not None and request.tools.choice != "none":
+            raise InvalidRequest("the simulated engine calls no tools", "tools")
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
         text = request.prompt if request.prompt is not None else render_chat(request.messages or ())
         return EnginePrompt(token_ids=encode(text), text=text)
+
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:
+        """Answers are text."""
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         if any(not 0 <= token < VOCAB_SIZE for token in token_ids):

@@ -10,6 +10,7 @@ Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in it
 """
 
 import asyncio
+import copy
 import dataclasses
 import gc
 import os
@@ -28,14 +29,17 @@ from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
-from llmserve.engines.vllm_grammars import Grammars, params, vocabulary
+from llmserve.engines.vllm_grammars import Grammars, vocabulary
+from llmserve.engines.vllm_grammars import params as grammar_params
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
+from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
 from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
-from llmserve.structured import StructuredOutputs
+from llmserve.structured import FIELD, StructuredOutputs
+from llmserve.tools import Reader
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -55,6 +59,8 @@ class VLLMEngine:
     def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None) -> None:
         self._model = model
         self._engine_args = dict(engine_args or {})
+        self._tool_parser: str | None = self._engine_args.get("tool_call_parser")
+        self._parsers: Parsers | None = None
         self._llm: AsyncLLM | None = None
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
@@ -80,6 +86,8 @@ class VLLMEngine:
         self._statistics = attrs.evolve(self._statistics, running=0, waiting=0, kv_usage=0.0)
         async with self._launched() as llm:
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
+            names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
+            self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
             await anyio.to_thread.run_sync(_set_heap_aside)
             self._llm = llm
             ShortWay(llm.output_processor)
@@ -132,6 +140,7 @@ class VLLMEngine:
         except ImportError as error:
             raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
         check_version(vllm.__version__)
+        check_tool_parser(self._tool_parser)
         # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown embedder,
         # which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
         context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)
@@ -167,26 +176,28 @@ class VLLMEngine:
     # Prompts
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        if request.sampling.structured_outputs is not None:
-            await self._check_grammar(request.sampling.structured_outputs)
+        llm = self.running_llm
+        forced = None if self._parsers is None else self._parsers.constraint(request)
+        constraint = forced or request.sampling.structured_outputs
+        if constraint is not None:
+            await self._check_grammar(constraint, "tools" if forced else FIELD)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
-        llm = self.running_llm
         try:
             if request.prompt is not None:
                 return await self._render_text(llm, request.prompt)
-            return await self._render_chat(llm, [dict(message) for message in request.messages or ()])
+            return attrs.evolve(await self._render_chat(llm, request), constraint=forced)
         except InvalidRequest:
             raise
         except Exception as error:
             # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
-    async def _check_grammar(self, constraint: StructuredOutputs) -> None:
+    async def _check_grammar(self, constraint: StructuredOutputs, field: str) -> None:
         # Another backend is the operator's choice, and its bounds are its own.
         if self.running_llm.vllm_config.structured_outputs_config.backend == "xgrammar":
             assert self._grammars is not None
-            await self._grammars.check(constraint)
+            await self._grammars.check(constraint, field)
 
     async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -196,15 +207,22 @@ class VLLMEngine:
         (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(llm.model_config, text)], self._unbounded("cmpl"))
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=text)
 
-    async def _render_chat(self, llm: "AsyncLLM", messages: list[dict[str, Any]]) -> EnginePrompt:
+    async def _render_chat(self, llm: "AsyncLLM", request: GenerationRequest) -> EnginePrompt:
         from vllm.renderers.params import ChatParams
+
+        # vLLM puts dictionaries in place of the arguments of calls.
+        messages = copy.deepcopy([dict(message) for message in request.messages or ()])
+        tools = template_tools(request.tools) if request.tools is not None and request.tools.choice != "none" else None
 
         if not self.info.has_chat_template:
             raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
         self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
-        kwargs = {"add_generation_prompt": True, "tools": None}
+        kwargs = {"add_generation_prompt": True, "tools": tools}
         _, (rendered,) = await llm.renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), self._unbounded("chat"))
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
+
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> Reader | None:
+        return None if self._parsers is None else self._parsers.reader(request, prompt)
 
     def _unbounded(self, kind: str) -> Any:
         """vLLM's tokenisation parameters without its length check, so that a long prompt meets one check only: the manager's."""
@@ -234,7 +252,8 @@ class VLLMEngine:
         self._open.add(request_id)
         try:
             inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
-            collector = await llm.add_request(request_id, inputs, self._params(sampling), priority=priority)
+            params = self._params(sampling, prompt.constraint or sampling.structured_outputs)
+            collector = await llm.add_request(request_id, inputs, params, priority=priority)
         except Exception as error:
             self._open.discard(request_id)
             raise translate(error) from error
@@ -258,7 +277,7 @@ class VLLMEngine:
         if self._llm is not None and not self._llm.errored:
             await self._llm.abort(request_id)
 
-    def _params(self, sampling: Sampling) -> Any:
+    def _params(self, sampling: Sampling, constraint: StructuredOutputs | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -279,7 +298,7 @@ class VLLMEngine:
             logprobs=sampling.logprobs,
             prompt_logprobs=sampling.prompt_logprobs,
             logit_bias=dict(sampling.logit_bias) or None,
-            structured_outputs=None if sampling.structured_outputs is None else params(sampling.structured_outputs),
+            structured_outputs=None if constraint is None else grammar_params(constraint),
             output_kind=RequestOutputKind.DELTA,
             # Made for this request alone, so vLLM need not copy it.
             skip_clone=True,

@@ -14,6 +14,8 @@ from llmserve.errors import ConfigurationError
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+# vLLM has it as an argument of its server and not of its engine.
+OURS = ("tool_call_parser",)
 SUPPORTED = ((0, 25), (0, 33))
 GIB = 2**30
 # KV cache on a CPU: a GiB holds 46,592 tokens of the bundled model; on a small machine at most a quarter of what is free.
@@ -51,6 +53,7 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
     """`AsyncEngineArgs` for a resolved model. Raises ConfigurationError, naming an unknown or ill-typed argument."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    given = {name: value for name, value in given.items() if name not in OURS}
     known = {name for name in AsyncEngineArgs.__dataclass_fields__ if not name.startswith("_")}
     for name in given:
         if name not in known:

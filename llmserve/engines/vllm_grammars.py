@@ -46,8 +46,8 @@ class Grammars:
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._tried: dict[bytes, anyio.Event] = {}
 
-    async def check(self, constraint: StructuredOutputs) -> None:
-        """Raises InvalidRequest; Overloaded when too many others are being tried; EngineError when nothing can be."""
+    async def check(self, constraint: StructuredOutputs, field: str = FIELD) -> None:
+        """Raises InvalidRequest about `field`; Overloaded when too many others are being tried; EngineError when nothing can be."""
         digest = hashlib.sha256(f"{constraint.kind}\n{constraint.spec}".encode("utf-8", "surrogatepass")).digest()
         while digest not in self._verdicts:
             under_way = self._tried.get(digest)
@@ -58,7 +58,7 @@ class Grammars:
         self._verdicts.move_to_end(digest)
         refusal = self._verdicts[digest]
         if refusal is not None:
-            raise InvalidRequest(f"{FIELD}: {refusal}", FIELD)
+            raise InvalidRequest(f"{field}: {refusal}", field)
 
     async def _try(self, digest: bytes, constraint: StructuredOutputs) -> None:
         if len(self._tried) >= MOST_WAITING:
@@ -195,6 +195,7 @@ def params(constraint: StructuredOutputs) -> Any:
         case "choice":
             return StructuredOutputsParams(choice=constraint.choices)
         case kind:
+            # structural_tag among them, under the same name.
             return StructuredOutputsParams(**{kind: constraint.spec})
 
 

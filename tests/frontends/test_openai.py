@@ -15,6 +15,23 @@ CHAT = msgspec.json.Decoder(ChatRequest)
 USER = [{"role": "user", "content": "hi"}]
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def tool(name, parameters=None):
+    return {"type": "function", "function": {"name": name, "parameters": parameters or {"type": "object"}}}
+
+
+def nested(levels):
+    schema = {"type": "string"}
+    for _ in range(levels - 1):
+        schema = {"items": schema}
+    return schema
+
+
+TOOL = tool("f")
+
+
 def completion(**fields):
     return decode(COMPLETION, json.dumps({"prompt": "hi", **fields}).encode()).generation_requests(Caller())
 
@@ -114,6 +131,25 @@ def test_a_bad_completion_field_is_named(body, param):
         ({"top_logprobs": 5}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": []}, "tools"),
+        ({"tools": [TOOL] * 2}, "tools"),
+        ({"tools": [tool(f"f{number}") for number in range(129)]}, "tools"),
+        ({"tools": [tool("a b")]}, "tools"),
+        ({"tools": [tool("")]}, "tools"),
+        ({"tools": [tool("a" * 65)]}, "tools"),
+        ({"tools": [tool("f", {"$ref": "http://127.0.0.1/"})]}, "tools"),
+        ({"tools": [tool("f", nested(33))]}, "tools"),
+        ({"tools": [tool("f", nested(200))]}, "tools"),
+        ({"tools": [tool("f", {"description": "x" * 65_536})]}, "tools"),
+        ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages"),
     ],
 )
 def test_a_bad_chat_field_is_named(body, param):
@@ -165,3 +201,26 @@ def test_the_user_is_the_tenant():
 def test_max_completion_tokens_wins():
     (request,) = chat(max_tokens=5, max_completion_tokens=6)
     assert request.sampling.max_tokens == 6
+
+
+def test_tools_are_what_the_library_calls_them():
+    (request,) = chat(tools=[TOOL, tool("g")])
+    assert (request.tools.choice, request.tools.name, request.tools.parallel) == ("auto", None, True)
+    assert [function["name"] for function in request.tools.functions] == ["f", "g"]
+    named = {"type": "function", "function": {"name": "g"}}
+    (request,) = chat(tools=[TOOL, tool("g")], tool_choice=named, parallel_tool_calls=False)
+    assert (request.tools.choice, request.tools.name, request.tools.parallel) == ("named", "g", False)
+    (request,) = chat(tools=[TOOL], tool_choice="none", response_format={"type": "json_object"})
+    assert request.tools.choice == "none"
+    assert chat(tool_choice="none")[0].tools is None
+
+
+def test_an_answer_of_before_goes_back_as_it_came():
+    messages = [
+        *USER,
+        {"role": "assistant", "content": None, "refusal": None, "reasoning": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    ]
+    (request,) = chat(messages=messages)
+    assert request.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert request.messages[2] == {"role": "tool", "tool_call_id": "1", "content": "sunny"}

@@ -24,7 +24,7 @@ def anyio_backend():
 @pytest.fixture(scope="session")
 async def server():
     config = ManagerConfig(admission=AdmissionConfig(max_waiting=100), drain_timeout=5)
-    async with running_server(VLLMEngine("bundled"), config) as server:
+    async with running_server(VLLMEngine("bundled", {"tool_call_parser": "hermes"}), config) as server:
         yield server
 
 

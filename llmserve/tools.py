@@ -1,0 +1,81 @@
+"""Functions that a model may call, and what an answer is made of when it is more than text."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import attrs
+import msgspec
+
+from llmserve.errors import InvalidRequest
+from llmserve.structured import MAX_CHARACTERS, check_schema
+
+# OpenAI's bounds of a request (its API reference, 2026).
+MAX_TOOLS = 128
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+Choice = Literal["none", "auto", "required", "named"]
+
+
+def _functions(value: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class Tools:
+    """What may be called, and whether it must be.
+
+    Attributes:
+        functions: each a dictionary of `name`, and where there is any of `description`, `parameters` (a JSON Schema) and `strict`.
+        choice: "auto" leaves it to the model, "none" is no call, "required" one or more, "named" the one of `name`.
+        parallel: whether there may be several calls in one answer.
+
+    Raises:
+        InvalidRequest: a name, a schema, or how much of it there is; `param` is `tools` or `tool_choice`.
+    """
+
+    functions: tuple[Mapping[str, Any], ...] = attrs.field(converter=_functions)
+    choice: Choice = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if not 1 <= len(self.functions) <= MAX_TOOLS:
+            raise InvalidRequest(f"tools must be 1 to {MAX_TOOLS} functions", "tools")
+        names = [function.get("name") for function in self.functions]
+        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names) or len(set(names)) < len(names):
+            raise InvalidRequest("tools: each function has a name of its own, of 1 to 64 letters, digits, dashes and underscores", "tools")
+        for function in self.functions:
+            check_schema(function.get("parameters") or {}, "tools")
+        if len(json.dumps(self.functions)) > MAX_CHARACTERS:
+            raise InvalidRequest(f"tools have more than {MAX_CHARACTERS:,} characters together", "tools")
+        if (self.choice == "named") != (self.name is not None) or (self.name is not None and self.name not in names):
+            raise InvalidRequest("tool_choice names none of the tools", "tool_choice")
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call, or what is new of the call `index` in a stream: its `id` and `name` come once, pieces of the JSON `arguments` in turn."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True):
+    """An answer taken apart, or what is new of it."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class Reader(Protocol):
+    """Takes one answer apart: either bit by bit, or as a whole."""
+
+    def read(self, text: str, token_ids: Sequence[int], *, last: bool) -> Message:
+        """What these tokens add to it."""
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Message:
+        """All of it."""

@@ -1,0 +1,67 @@
+"""The page that says what of the interface is there, walked against the server's own decoders and against what others know of it."""
+
+import pathlib
+import re
+import typing
+
+import msgspec
+import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
+
+from frontends.openai import Caller, ChatRequest, CompletionRequest, Ignored, decode
+from llmserve import InvalidRequest
+
+PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
+BASE = {"chat": {"messages": [{"role": "user", "content": "hi"}]}, "completions": {"prompt": "hi"}}
+KINDS = {"chat": ChatRequest, "completions": CompletionRequest}
+
+
+def listed():
+    """Field by field for each route: what the page says of it."""
+    found = {"chat": {}, "completions": {}}
+    routes = ()
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("## "):
+            routes = {"## Both": ("chat", "completions"), "## Chat alone": ("chat",), "## Completions alone": ("completions",)}[line]
+        elif line.startswith("| `"):
+            names, verdict = line.split("|")[1:3]
+            for route in routes:
+                for name in re.findall(r"`(\w+)`", names):
+                    assert name not in found[route], f"{name} is there twice"
+                    found[route][name] = verdict.strip()
+    return found
+
+
+LISTED = listed()
+ROWS = [(route, name, verdict) for route, fields in LISTED.items() for name, verdict in fields.items()]
+
+
+@pytest.mark.parametrize(("route", "name", "verdict"), ROWS, ids=[f"{route}-{name}" for route, name, _ in ROWS])
+def test_the_server_does_as_the_page_says(route, name, verdict):
+    known = {field.encode_name for field in msgspec.structs.fields(KINDS[route])}
+    ignored = {field.encode_name for field in msgspec.structs.fields(Ignored)}
+    assert verdict == ("ignored" if name in ignored else "supported" if name in known else "refused")
+    decoder = msgspec.json.Decoder(KINDS[route])
+    if verdict == "refused":
+        for value in (None, 1, "x", {}, []):
+            with pytest.raises(InvalidRequest) as caught:
+                decode(decoder, msgspec.json.encode({**BASE[route], name: value}))
+            assert caught.value.param == name
+    elif verdict == "ignored":
+        body = decode(decoder, msgspec.json.encode({**BASE[route], name: {"any": ["thing"]}}))
+        plain = decode(decoder, msgspec.json.encode(BASE[route]))
+        (one,), (other,) = body.generation_requests(Caller()), plain.generation_requests(Caller())
+        assert one.sampling == other.sampling
+
+
+@pytest.mark.parametrize("route", KINDS)
+def test_nothing_that_the_server_reads_is_missing(route):
+    known = {field.encode_name for field in msgspec.structs.fields(KINDS[route])}
+    assert known == {name for name, verdict in LISTED[route].items() if verdict != "refused"}
+
+
+@pytest.mark.parametrize(("route", "params"), [("chat", chat_params), ("completions", text_params)], ids=["chat", "completions"])
+def test_nothing_that_openai_s_client_sends_is_missing(route, params):
+    sent = {"stream"} | set(typing.get_type_hints(params.CompletionCreateParamsBase))
+    assert sent <= set(LISTED[route]), sent - set(LISTED[route])

@@ -1,0 +1,118 @@
+"""Calls of tools and reasoning on OpenAI's wire, whole and in chunks, by the official client; the engine does what the test says."""
+
+import openai
+import pytest
+from engines import ScriptedEngine
+from http_support import running_server
+
+from llmserve import Delta, Message, ToolCall
+
+pytestmark = pytest.mark.anyio
+USER = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+# What each delta's text stands for.
+PARTS = {
+    "think ": Message(reasoning="think "),
+    "words": Message(content="words"),
+    "f": Message(tool_calls=(ToolCall(0, "call_1", "f", ""),)),
+    "f1": Message(tool_calls=(ToolCall(0, None, None, '{"a":'),)),
+    "f2": Message(tool_calls=(ToolCall(0, None, None, "1}"),)),
+    "g": Message(tool_calls=(ToolCall(1, "call_2", "g", "{}"),)),
+    "": Message(),
+}
+WHOLE = Message("words", "think ", (ToolCall(0, "call_1", "f", '{"a":1}'), ToolCall(1, "call_2", "g", "{}")))
+
+
+class Reads:
+    """Takes a text apart by its words."""
+
+    def read(self, text, token_ids, *, last):
+        return PARTS[text]
+
+    def whole(self, text, token_ids):
+        return WHOLE if text != "nothing" else Message(content=text)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def asked():
+    """The client, and what answers it."""
+    engine = ScriptedEngine()
+    engine.make_reader = lambda request: Reads()
+    async with running_server(engine) as server, openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+
+        async def answer(texts, **fields):
+            held = engine.submit
+
+            async def submit(request_id, prompt, sampling, priority, sink):
+                await held(request_id, prompt, sampling, priority, sink)
+                for text in texts:
+                    sink.put(Delta(text, (1,)))
+                sink.put(Delta("", (2,), "stop"))
+
+            engine.submit = submit
+            try:
+                return await client.chat.completions.create(model="sim", messages=USER, **fields)
+            finally:
+                engine.submit = held
+
+        yield answer
+
+
+async def test_a_whole_answer_has_its_calls_and_what_was_thought(asked):
+    (choice,) = (await asked(["x"], tools=TOOLS)).choices
+    assert choice.finish_reason == "tool_calls"
+    assert (choice.message.content, choice.message.reasoning) == ("words", "think ")
+    assert [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls] == [
+        ("call_1", "function", "f", '{"a":1}'),
+        ("call_2", "function", "g", "{}"),
+    ]
+    # Of calls in the plural the field `index` is a stream's alone.
+    assert "index" not in choice.message.tool_calls[0].model_dump()
+
+
+async def test_an_answer_without_calls_is_one_of_words(asked):
+    (choice,) = (await asked(["nothing"], tools=TOOLS)).choices
+    assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("stop", "nothing", None)
+
+
+async def test_the_call_that_was_named_is_no_reason_of_its_own(asked):
+    named = {"type": "function", "function": {"name": "f"}}
+    assert (await asked(["x"], tools=TOOLS, tool_choice=named)).choices[0].finish_reason == "stop"
+    assert (await asked(["x"], tools=TOOLS, tool_choice="required")).choices[0].finish_reason == "tool_calls"
+
+
+async def test_an_answer_of_nothing_is_its_role_and_its_end(asked):
+    stream = await asked([""], tools=TOOLS, stream=True, stream_options={"include_usage": True})
+    *chunks, usage = [chunk async for chunk in stream]
+    assert [chunk.choices[0].delta.to_dict() for chunk in chunks] == [{"role": "assistant", "content": ""}, {}]
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, "stop"]
+    assert usage.usage.completion_tokens == 2
+
+
+async def test_the_client_puts_a_stream_s_pieces_together(asked):
+    """What comes at once is merged and read as one, so each piece is a stream of its own here."""
+    found, thought, words, reasons = {}, "", "", []
+    for texts in (["think "], ["words"], ["f"], ["f1"], ["f2"], ["g"]):
+        stream = await asked(texts, tools=TOOLS, stream=True)
+        async for chunk in stream:
+            (choice,) = chunk.choices
+            thought += getattr(choice.delta, "reasoning", None) or ""
+            words += choice.delta.content or ""
+            for call in choice.delta.tool_calls or ():
+                one = found.setdefault(call.index, {"id": None, "name": "", "arguments": ""})
+                one["id"] = call.id or one["id"]
+                one["name"] += call.function.name or ""
+                one["arguments"] += call.function.arguments or ""
+                assert call.type == ("function" if call.id else None)
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    assert (thought, words) == ("think ", "words")
+    assert found == {
+        0: {"id": "call_1", "name": "f", "arguments": '{"a":1}'},
+        1: {"id": "call_2", "name": "g", "arguments": "{}"},
+    }
+    assert reasons == ["stop", "stop", "tool_calls", "tool_calls", "tool_calls", "tool_calls"]

@@ -24,7 +24,8 @@ MODULES = [
     "admission/tenants.py",
 ]
 TESTS = [
-    "tests/llmserve/test_cancellation.py", "tests/llmserve/test_manager.py", "tests/llmserve/test_recovery.py",
+    "tests/llmserve/test_cancellation.py", "tests/llmserve/test_stream.py", "tests/llmserve/test_manager.py",
+    "tests/llmserve/test_recovery.py",
     "tests/llmserve/test_admission.py", "tests/llmserve/test_lategate.py", "tests/llmserve/test_metrics.py",
     "tests/cancellation/test_manager.py", "tests/cancellation/test_machine.py",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from benchmarks import (
     compare,
     connections,
     faults,
+    grammars,
     latency,
     options,
     overhead,
@@ -115,6 +116,14 @@ def run_soak(given: argparse.Namespace) -> int:
     manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg))
     found = asyncio.run(soak.measure(manager, given.requests, given.at_once, given.seed, _say))
     print(soak.conclude(found))
+    _keep(found, given.out)
+    return 0
+
+
+def run_grammars(given: argparse.Namespace) -> int:
+    manager = EngineManager.open(given.model, engine_args=parse_engine_args(given.engine_arg))
+    found = asyncio.run(grammars.measure(manager, given.at_once, given.seconds, _say))
+    print(grammars.conclude(found))
     _keep(found, given.out)
     return 0
 
@@ -267,6 +276,13 @@ def build_parser() -> argparse.ArgumentParser:
     bad.add_argument("--idle", type=options.positive(int), default=10_000, help="connections that may stay, or come at once")
     bad.add_argument("--clients", type=options.positive(int), default=5000, help="of each slow attack (default: %(default)s)")
     bad.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    forms = commands.add_parser("grammars", help="hostile schemas beside a stream: what it notices, and how soon they are refused")
+    forms.set_defaults(run_command=run_grammars)
+    forms.add_argument("--model", default="bundled")
+    forms.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+    forms.add_argument("--at-once", type=options.positive(int), default=16, help="of each kind (default: %(default)s)")
+    forms.add_argument("--seconds", type=options.positive(float), default=10.0, help="without any (default: %(default)s)")
+    forms.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     long = commands.add_parser("soak", help="a million requests of every kind: what grows that should not")
     long.set_defaults(run_command=run_soak)
     long.add_argument("--model", default="bundled")

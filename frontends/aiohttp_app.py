@@ -144,8 +144,9 @@ class Routes:
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])
             running = streams if body.wants_running_usage else None
-            await events.begin(b"".join(answerer.first(index) for index in range(len(streams))))
-            await events.pour(streams, partial(_chunk, answerer, running))
+            await events.begin()
+            openings = {index: answerer.first(index) for index in range(len(streams))}
+            await events.pour(streams, partial(_chunk, answerer, openings, running))
             usage = answerer.usage([stream.usage for stream in streams], n) if body.wants_usage else b""
             await events.end(usage + sse.DONE)
         return events.response
@@ -161,8 +162,10 @@ class Routes:
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
 
 
-def _chunk(answerer: Answerer, running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
-    return answerer.chunk(index, delta, running[index].usage if running else None)
+def _chunk(answerer: Answerer, openings: dict[int, bytes], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
+    chunk = answerer.chunk(index, delta, running[index].usage if running else None)
+    # With the first token and not before it: clients take the first event for that, and measure by it.
+    return openings.pop(index, b"") + chunk if openings and chunk else chunk
 
 
 @asynccontextmanager

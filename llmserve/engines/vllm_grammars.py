@@ -167,7 +167,8 @@ class Trials:
             self._control, theirs = socket.socketpair()
             with theirs:
                 # As a file, and without that file's folder in the path, where `vllm` is another module.
-                words = [sys.executable, "-P", str(Path(grammar_trial.__file__)), str(theirs.fileno())]
+                # What torch starts besides it is idle, and in the fork not there.
+                words = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", str(Path(grammar_trial.__file__)), str(theirs.fileno())]
                 self._process = subprocess.Popen(  # noqa: S603 - this package's own
                     words, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True, text=True
                 )

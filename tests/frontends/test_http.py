@@ -80,6 +80,20 @@ async def test_a_chat_stream_begins_with_the_role(server):
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
 
 
+async def test_the_first_event_is_the_first_token_s():
+    """A regression: the role came as soon as the request was admitted, and `vllm bench serve` took that for the first token, 13 ms."""
+    engine = ScriptedEngine()
+    async with running_server(engine) as server, server.session.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
+        assert response.status == 200
+        with anyio.fail_after(5):
+            while not engine.submitted:
+                await anyio.sleep(0.01)
+            engine.finish(engine.submitted[0], "words")
+            written, _ = await response.content.readchunk()
+        assert b'"role":"assistant"' in written
+        assert b"words" in written
+
+
 async def test_choices_are_numbered_prompt_by_prompt(server):
     body = {"prompt": ["a", "b"], "n": 2, "max_tokens": 3, "temperature": 0}
     _, answer, _ = await server.post("/v1/completions", body)

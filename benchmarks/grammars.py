@@ -1,0 +1,110 @@
+"""Hostile schemas beside a stream: `python -m benchmarks grammars`. What somebody who reads tokens notices of others' schemas, and how soon
+those are refused."""
+
+import time
+from collections.abc import Callable
+
+import anyio
+import msgspec
+import numpy as np
+
+from llmserve import EngineManager, GenerationRequest, InvalidRequest, LLMServeError, Overloaded, Sampling, StructuredOutputs
+
+# The attack table's S1 and S2 (docs/reliability.md), each made another one by a number, as a verdict is remembered.
+HOSTILE: dict[str, Callable[[int], StructuredOutputs]] = {
+    "a pattern of 10 s": lambda n: StructuredOutputs.json(
+        {"type": "string", "pattern": f"^(.*a){{25}}[a-z]{{1,{4000 + n}}}(.|\\n){{1,5000}}$"}
+    ),
+    "a long repetition": lambda n: StructuredOutputs.regex(f"[\\w\\W]{{1,{60_000 + n}}}"),
+    "a long text": lambda n: StructuredOutputs.json({"type": "string", "maxLength": 200_000 + n}),
+    "many properties": lambda n: StructuredOutputs.json(
+        {"type": "object", "properties": {f"p{n}_{i}": {"type": "string"} for i in range(1500)}}
+    ),
+}
+
+
+class Seen(msgspec.Struct, kw_only=True):
+    """Of one kind: how it ended for whom, the longest wait for a refusal, and the stream's gaps meanwhile; seconds."""
+
+    kind: str
+    ends: dict[str, int]
+    longest_refusal: float
+    gaps: list[float]
+
+
+class Grammars(msgspec.Struct, kw_only=True):
+    quiet: list[float]
+    seen: list[Seen]
+
+
+class Canary:
+    """A stream that is begun again whenever the context is full."""
+
+    def __init__(self, manager: EngineManager) -> None:
+        self._manager = manager
+        self._came: list[float] = []
+
+    async def sing(self) -> None:
+        while True:
+            async with self._manager.stream(GenerationRequest("Once upon a time", sampling=Sampling(ignore_eos=True))) as stream:
+                async for _ in stream:
+                    self._came.append(time.perf_counter())
+
+    def gaps(self, since: float) -> list[float]:
+        """Between tokens that came since then."""
+        return [float(gap) for gap in np.diff([at for at in self._came if at >= since])]
+
+
+async def measure(manager: EngineManager, at_once: int, seconds: float, report: Callable[[str], None]) -> Grammars:
+    """Raises ConfigurationError, EngineError."""
+    async with manager, anyio.create_task_group() as tasks:
+        # The program that tries them takes some seconds to start.
+        await manager.generate("x", sampling=Sampling(max_tokens=1, structured_outputs=StructuredOutputs.regex("a")))
+        canary = Canary(manager)
+        tasks.start_soon(canary.sing)
+        await anyio.sleep(1)
+        since = time.perf_counter()
+        await anyio.sleep(seconds)
+        found = Grammars(quiet=canary.gaps(since), seen=[])
+        for kind, make in HOSTILE.items():
+            report(kind)
+            found.seen.append(await _attack(manager, canary, kind, make, at_once))
+        tasks.cancel_scope.cancel()
+    return found
+
+
+async def _attack(manager: EngineManager, canary: Canary, kind: str, make: Callable[[int], StructuredOutputs], at_once: int) -> Seen:
+    ends: dict[str, int] = {}
+    refusals = [0.0]
+
+    async def ask(number: int) -> None:
+        began = time.perf_counter()
+        try:
+            await manager.generate("x", sampling=Sampling(max_tokens=4, structured_outputs=make(number)))
+            end = "answered"
+        except LLMServeError as error:
+            end = {InvalidRequest: "refused", Overloaded: "told to come back"}.get(type(error), type(error).__name__)
+            refusals.append(time.perf_counter() - began)
+        ends[end] = ends.get(end, 0) + 1
+
+    since = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for number in range(at_once):
+            tasks.start_soon(ask, number)
+    return Seen(kind=kind, ends=ends, longest_refusal=max(refusals), gaps=canary.gaps(since))
+
+
+def conclude(found: Grammars) -> str:
+    def figures(gaps: list[float]) -> tuple[float, float, float]:
+        return float(np.quantile(gaps, 0.5)), float(np.quantile(gaps, 0.99)), max(gaps)
+
+    quiet = figures(found.quiet)
+    lines = [f"quiet: a token every {quiet[0] * 1e3:.1f} ms, p99 {quiet[1] * 1e3:.1f} ms, at most {quiet[2] * 1e3:.0f} ms"]
+    for seen in found.seen:
+        p50, p99, longest = figures(seen.gaps)
+        ends = ", ".join(f"{count} {end}" for end, count in sorted(seen.ends.items()))
+        lines.append(
+            f"{seen.kind}: {ends}, at the latest after {seen.longest_refusal:.1f} s; "
+            f"the stream's gaps {p50 / quiet[0]:.2f} times, p99 {p99 / quiet[1]:.2f} times, at most {longest * 1e3:.0f} ms"
+        )
+    return "\n".join(lines)

@@ -2,11 +2,13 @@
 whose validation takes what its compiler may then spend minutes on."""
 
 import hashlib
+import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +26,13 @@ from llmserve.structured import FIELD, StructuredOutputs
 
 # Whose verdicts are remembered. A refusal is worth remembering too: it is what costs most.
 REMEMBERED = 1024
-# Trials at once; each has a core of the host's for two seconds at most.
-AT_ONCE = 2
+# Trials at once: one core of eight, for two seconds each at most.
+AT_ONCE = max(1, (os.cpu_count() or 1) // 8)
 MOST_WAITING = 64
-# The line before a trial moves at worst two in five seconds.
-PATIENCE_SECONDS = 10.0
+# With the longest trial after it, everybody knows within six seconds.
+PATIENCE_SECONDS = 2.0
 RETRY_AFTER = 5.0
-# Longer than a trial may take.
+# The system takes a while to take down what it has killed.
 ANSWER_SECONDS = grammar_trial.WALL_SECONDS + 2.0
 # xgrammar begins its errors with the time and the line of its source.
 _WHERE = re.compile(r"^\[[\d:]+\] \S+: ")
@@ -96,17 +98,23 @@ class Trials:
         self._control: socket.socket
 
     def verdict(self, constraint: StructuredOutputs) -> str | None:
-        """What is wrong with it; None if nothing is. Raises EngineError."""
+        """What is wrong with it; None if nothing is. Raises EngineError; Overloaded where the machine was too busy to tell."""
         try:
             told = self._told(constraint)
         except Exception as error:
             return brief(error)
+        began = time.monotonic()
         try:
             answer = self._answer(told.encode("utf-8", "surrogatepass"))
+        except TimeoutError:
+            answer = b""
         except Exception as error:
             raise EngineError(f"structured outputs cannot be tried out: {brief(error)}") from error
         if answer == grammar_trial.OK:
             return self._vllm_refuses(constraint)
+        if not answer and time.monotonic() - began >= grammar_trial.WALL_SECONDS:
+            # Others had the cores: that is no verdict.
+            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
         words = _WHERE.sub("", answer.decode(errors="replace")).strip()
         return words or f"this {constraint.kind} is too complex to be compiled"
 

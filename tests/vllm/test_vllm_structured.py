@@ -105,7 +105,7 @@ async def test_a_rule_that_leads_nowhere_is_the_request_s_own_fault(manager):
 
 
 async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others_for_ever(manager):
-    """Two are tried at once, and who would wait for too long is told to come back."""
+    """One is tried after another, and who would wait for too long is told to come back."""
     refused = []
 
     async def one(number):
@@ -118,7 +118,7 @@ async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others
             tasks.start_soon(one, number)
         # What needs no trial is answered meanwhile.
         await ask(manager, None, max_tokens=4)
-    assert set(refused) == {InvalidRequest, Overloaded}
+    assert set(refused) <= {InvalidRequest, Overloaded}
     assert refused.count(Overloaded) >= 16
     assert person(await ask(manager, StructuredOutputs.json(SCHEMA), temperature=0))
     assert manager.statistics().open == 0

@@ -460,6 +460,11 @@ class EngineManager:
         """The engine's figures. Raises RuntimeError before the engine is up."""
         return self.engine.info
 
+    @property
+    def engine_is_up(self) -> bool:
+        """Whether the engine works on requests, those too that are only finished."""
+        return self._admission is not None and self._recovery.up and self.state is not State.STARTING
+
     def check_health(self) -> None:
         """Raises Unavailable when no request would be taken, EngineDead when none could be answered."""
         if self.state is State.FAILED:

@@ -75,7 +75,7 @@ class Reader(Protocol):
     """Takes one answer apart: either bit by bit, or as a whole."""
 
     def read(self, text: str, token_ids: Sequence[int], *, last: bool) -> Message:
-        """What these tokens add to it."""
+        """What these tokens add to it. Raises EngineError."""
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Message:
-        """All of it."""
+        """All of it. Raises EngineError."""

@@ -120,6 +120,7 @@ def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
                 "llmserve.engines.vllm_outputs",
                 "llmserve.engines.vllm_short",
                 "llmserve.engines.vllm_tools",
+                "llmserve.engines.vllm_trials",
                 "llmserve.models",
             )
             for imported in imports(path, top_only=only_at_top):

@@ -21,7 +21,8 @@ STOP_SECONDS = 5.0
 @attrs.define(eq=False)
 class Member:
     """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
-    takes requests; until then it answers that it is starting, or that the engine is."""
+    takes requests; until then it answers that it is starting, or that the engine is. `began`: it has been up, and may have something to
+    finish."""
 
     index: int
     process: Any
@@ -31,6 +32,7 @@ class Member:
     desk: Desk | None = None
     wants: int | None = None
     up: bool = False
+    began: bool = False
     facts: Facts | None = None
     given: int = 0
     load: Load = attrs.field(factory=lambda: Load(0, 0))

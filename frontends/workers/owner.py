@@ -246,8 +246,8 @@ class Owner:
                     everything.cancel()
                 now, self._stopping = self._stopping, True
                 for member in list(self._members):
-                    # One that is still starting in another's place has nothing to finish.
-                    if member.up:
+                    # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
+                    if member.began:
                         member.channel.send(Stop(now))
                     else:
                         member.kill()
@@ -346,7 +346,7 @@ class Owner:
             return
         if not self._serving and not any(other.up for other in self._members):
             say(f"engine    {message.described}, {self._count} workers")
-        member.up = True
+        member.up = member.began = True
         self._abort([])
         self._change.set()
 

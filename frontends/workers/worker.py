@@ -105,6 +105,7 @@ class Worker:
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell_load)
+                tasks.start_soon(self._tell_up)
                 # The owner tells the operator what has changed.
                 tasks.start_soon(partial(access.follow, quiet=True))
                 await self._serve()
@@ -131,16 +132,20 @@ class Worker:
 
     async def _until_stopped(self) -> None:
         """Raises EngineDead when it is for good."""
-        state = None
         while not self._stop.is_set():
-            if self._manager.state is not state:
-                state = self._manager.state
-                if state is State.READY:
-                    self.channel.send(Up(self._life, describe_engine(self._manager.info)))
-                elif state is State.FAILED:
-                    self._manager.check_health()
+            if self._manager.state is State.FAILED:
+                self._manager.check_health()
             with anyio.move_on_after(WATCH_SECONDS):
                 await self._stop.wait()
+
+    async def _tell_up(self) -> None:
+        """Of each engine once, also while this worker drains: what waits in line goes on when the owner knows of all workers."""
+        told = 0
+        while True:
+            if self._manager.engine_is_up and self._life > told:
+                told = self._life
+                self.channel.send(Up(told, describe_engine(self._manager.info)))
+            await anyio.sleep(WATCH_SECONDS)
 
     def _end(self, *, now: bool) -> None:
         if now:

@@ -29,12 +29,13 @@ from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
-from llmserve.engines.vllm_grammars import Grammars, vocabulary
-from llmserve.engines.vllm_grammars import params as grammar_params
+from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
+from llmserve.engines.vllm_trials import params as grammar_params
+from llmserve.engines.vllm_trials import vocabulary
 from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling

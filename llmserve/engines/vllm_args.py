@@ -64,6 +64,8 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # vLLM forks where it can, which in a host with threads and open sockets may deadlock the child and leaks the sockets.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # Compiled grammars that the engine keeps, in MB: vLLM's own bound is 512, which clients can fill with a schema of their own each time.
+    os.environ.setdefault("VLLM_XGRAMMAR_CACHE_MB", "64")
     # Statistics stay on for our own logger, and vLLM's periodic log lines go.
     defaults: dict[str, Any] = {"disable_log_stats": True}
     if _on_cpu():

@@ -1,13 +1,14 @@
 """Answers that are more than text, by vLLM's own parsers: calls of tools, and reasoning. Written against vLLM 0.25.1 and 0.32.0."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from llmserve.engine import EnginePrompt
 from llmserve.engines.vllm_outputs import brief
-from llmserve.errors import ConfigurationError, InvalidRequest
+from llmserve.errors import ConfigurationError, EngineError, InvalidRequest
 from llmserve.request import GenerationRequest
 from llmserve.structured import StructuredOutputs
 from llmserve.tools import Message, ToolCall, Tools
@@ -101,7 +102,9 @@ class VLLMReader:
             parser.set_prompt_token_ids(self._prompt)
 
     def read(self, text: str, token_ids: Sequence[int], *, last: bool) -> Message:
-        found = self._parser.parse_delta(text, list(token_ids), self._asked, prompt_token_ids=self._prompt, finished=last)
+        """Raises EngineError."""
+        with _unreadable():
+            found = self._parser.parse_delta(text, list(token_ids), self._asked, prompt_token_ids=self._prompt, finished=last)
         if found is None:
             return Message()
         calls = [
@@ -116,13 +119,26 @@ class VLLMReader:
         return index == 0 or self._asked.parallel_tool_calls is not False
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Message:
-        reasoning, content, calls = self._parser.parse(text, self._asked, enable_auto_tools=True, model_output_token_ids=list(token_ids))
+        """Raises EngineError."""
+        with _unreadable():
+            reasoning, content, calls = self._parser.parse(
+                text, self._asked, enable_auto_tools=True, model_output_token_ids=list(token_ids)
+            )
         found = [
             ToolCall(index, call.id or f"call_{uuid.uuid4().hex}", call.name, call.arguments)
             for index, call in enumerate(calls or ())
             if self._is_wanted(index)
         ]
         return Message(content or "", reasoning or "", tuple(found))
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    """A parser is a program that a model's words can surprise. Raises EngineError."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"the answer cannot be taken apart: {brief(error)}") from error
 
 
 def check_tool_parser(name: str | None) -> None:

@@ -33,7 +33,8 @@ def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
         for value in texts:
             delta = Delta(value, (1,))
             whole = sse.event(answerer._answer(answerer.chunk_choice(3, delta)))
-            assert answerer.chunk(3, delta) == whole
+            # Tokens without text are nothing to show yet.
+            assert answerer.chunk(3, delta) == (whole if value else b"")
 
 
 @given(st.lists(st.tuples(text, st.integers(1, 10**6)), max_size=5), st.integers(0, 10**6), st.sampled_from([0, 7]))
@@ -44,7 +45,7 @@ def test_so_does_a_template_that_counts(pieces, prompt, cached):
             delta, usage = Delta(value, (1,)), Usage(prompt, tokens, cached)
             whole = answerer._answer(answerer.chunk_choice(3, delta))
             whole.usage = add_usage([usage], 1)
-            assert answerer.chunk(3, delta, usage) == sse.event(whole)
+            assert answerer.chunk(3, delta, usage) == (sse.event(whole) if value else b"")
 
 
 @given(st.lists(text, max_size=5))
@@ -53,4 +54,4 @@ def test_a_stream_of_events_comes_apart_as_it_was_put_together(texts):
     stream = b"".join(answerer.chunk(0, Delta(value, (1,))) for value in texts) + sse.DONE
     *chunks, done = parse(stream)
     assert done == "[DONE]"
-    assert [msgspec.json.decode(chunk)["choices"][0]["delta"]["content"] for chunk in chunks] == texts
+    assert [msgspec.json.decode(chunk)["choices"][0]["delta"]["content"] for chunk in chunks] == [value for value in texts if value]

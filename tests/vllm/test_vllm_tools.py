@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve import ConfigurationError, GenerationRequest, InvalidRequest, Sampling, Tools
+from llmserve import ConfigurationError, EngineError, GenerationRequest, InvalidRequest, Sampling, Tools
 from llmserve.engine import EnginePrompt
 from llmserve.engines.vllm import VLLMEngine
 from llmserve.engines.vllm_tools import Parsers
@@ -177,6 +177,15 @@ async def test_what_a_model_thinks_first_is_told_apart(engine):
     tokens = engine.running_llm.get_tokenizer().encode(text)
     found = reader(engine, None, "granite", None).whole(text, tokens)
     assert (found.reasoning.strip(), found.content.strip()) == ("two and two.", "four")
+
+
+async def test_an_answer_that_a_parser_stumbles_over_is_the_engine_s_failure(engine, monkeypatch):
+    read = reader(engine, "hermes", None, Tools(functions=FUNCTIONS))
+    monkeypatch.setattr(read, "_parser", None)
+    with pytest.raises(EngineError, match="cannot be taken apart"):
+        read.read("x", (1,), last=True)
+    with pytest.raises(EngineError, match="cannot be taken apart"):
+        read.whole("x", (1,))
 
 
 async def test_a_parser_that_vllm_has_not_is_named_before_anything_is_loaded():

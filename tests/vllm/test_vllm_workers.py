@@ -113,6 +113,26 @@ async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost(sen
             assert await process.wait() == 0
 
 
+async def test_sigterm_while_the_engine_is_being_started_again_lets_what_waits_for_it_finish():
+    """A regression: workers whose engine was away were taken for ones that had nothing to finish, and killed."""
+    answers = []
+    async with serving("--drain-timeout", "120") as (process, url, _):
+
+        async def ask():
+            answers.append(await fetch(f"{url}/generate", {"prompt": "x", "max_tokens": 300, "ignore_eos": True}, timeout=150))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(ask)
+            await until(url, lambda found: found["engine"]["running"] == 4)
+            engine_of(process)[0].kill()
+            await until(url, lambda found: found["state"] == "restarting")
+            process.send_signal(signal.SIGTERM)
+        assert [status for status, _ in answers] == [200] * 4
+        with anyio.fail_after(30):
+            assert await process.wait() == 0
+
+
 async def test_the_core_s_death_is_told_to_every_stream_and_ends_the_program_if_it_is_not_to_be_started_again():
     async with serving("--restarts", "0") as (process, url, lines):
         async with Streams(url) as streams:

@@ -137,7 +137,10 @@ class Answerer:
             if usage is None:
                 return frame(delta.text)
             return frame(delta.text, usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens)
-        answer = self._answer(self.chunk_choice(index, delta))
+        return self._event(self.chunk_choice(index, delta), usage)
+
+    def _event(self, choice: Any, usage: Usage | None) -> bytes:
+        answer = self._answer(choice)
         if usage is not None:
             answer.usage = add_usage([usage], 1)
         return sse.event(answer)
@@ -254,10 +257,7 @@ class ChatAnswerer(Answerer):
             self._called.add(index)
         chunk = ChatDelta(content=found.content or None, reasoning=found.reasoning or None, tool_calls=calls or None)
         logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
-        answer = self._answer(ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason))
-        if usage is not None:
-            answer.usage = add_usage([usage], 1)
-        return sse.event(answer)
+        return self._event(ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason), usage)
 
     def chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
         logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)

@@ -158,8 +158,10 @@ class Worker:
         """Raises EngineDead when there will be none any more."""
         self._place = self._loop.create_future()
         self.channel.send(Want(self._life))
-        start = await self._place
-        self._place = None
+        try:
+            start = await self._place
+        finally:
+            self._place = None
         self._life = start.life
         return start
 
@@ -178,7 +180,9 @@ class Worker:
         if not self._engine_is_shared:
             self._manager.cancel_all(message.reason)
         elif message.for_good and self._place is not None:
-            self._place.set_exception(death)
+            # The owner may say it twice, before the first word was heard.
+            if not self._place.done():
+                self._place.set_exception(death)
         else:
             self._engine.declare_dead(death)
 

@@ -1,5 +1,5 @@
 """Tries out grammars where they can do no harm: each is compiled in a process of its own, forked from one that knows the vocabulary, with
-so much time and memory. `vllm_grammars` starts it as a program; it imports xgrammar and nothing of vLLM's.
+so much time and memory. `vllm_trials` starts it as a program; it imports xgrammar and nothing of vLLM's.
 
 xgrammar lets other threads run while it compiles, but cannot be stopped: `{"pattern": "^(.*a){25}[a-z]{1,5000}(.|\\n){1,5000}$"}` took
 10 s of a core (0.2.8, a vocabulary of 49,152), and inside vLLM's engine everybody's schemas wait behind that.

@@ -211,8 +211,8 @@ class VLLMEngine:
     async def _render_chat(self, llm: "AsyncLLM", request: GenerationRequest) -> EnginePrompt:
         from vllm.renderers.params import ChatParams
 
-        # vLLM puts dictionaries in place of the arguments of calls.
-        messages = copy.deepcopy([dict(message) for message in request.messages or ()])
+        # vLLM puts dictionaries in place of the arguments of calls; the rest it leaves alone.
+        messages = [copy.deepcopy(dict(one)) if one.get("tool_calls") else dict(one) for one in request.messages or ()]
         tools = template_tools(request.tools) if request.tools is not None and request.tools.choice != "none" else None
 
         if not self.info.has_chat_template:

@@ -21,7 +21,7 @@ global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [%s]
 scrape_configs: [{job_name: llmserve, static_configs: [{targets: ["127.0.0.1:%d"]}]}]
 """
-# A cache that is too small for what is asked, one slot a tenant, short patience: something of everything happens.
+# A cache that is too small for what is asked, few slots, short patience: something of everything happens.
 LOADED = ("--max-running", "4", "--max-waiting", "4", "--max-wait", "0.5", "--slo-ttft", "0.05")
 CRAMPED = ("--engine-arg", "num_blocks=40", "--engine-arg", "max_num_seqs=8", "--engine-arg", "max_model_len=512")
 

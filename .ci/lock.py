@@ -60,7 +60,7 @@ def main() -> None:
         path.unlink(missing_ok=True)
     compile_lock([*CPU_ONLY, "torch==2.13.0"], cpu, ["bundled"], [])
     # One version of everything that both hold, so that an environment can install the two together.
-    compile_lock([], dev, ["dev", "benchmarks", "reports"], [cpu])
+    compile_lock([], dev, ["dev", "benchmarks", "reports", "telemetry"], [cpu])
     add_without_dependencies(MODEL, cpu)
 
 

@@ -40,11 +40,13 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Begin a stream under an id that is free; `request` is the body of POST /generate. `credit` is how many pieces may come."""
+    """Begin a stream under an id that is free; `request` is the body of POST /generate. `credit` is how many pieces may come. `trace` may
+    hold W3C's `traceparent` and `tracestate`."""
 
     id: Id
     credit: Amount
     request: msgspec.Raw
+    trace: dict[str, str] = {}
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -7,7 +7,7 @@ purpose stand in `Ignored`, and nowhere else.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
@@ -35,12 +35,14 @@ SAMPLING_FIELDS = (
 class Caller:
     """Who sends a request, as far as its wire tells.
 
-    `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds.
+    `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds. `trace`
+    are the headers of the trace that the request is part of.
     """
 
     tenant: str | None = None
     key: str | None = None
     deadline: float | None = None
+    trace: Mapping[str, str] = attrs.field(factory=dict)
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -117,7 +119,12 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         n = self.choices_per_prompt
         if len(prompts) * n > MAX_CHOICES:
             raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
-        common: dict[str, Any] = {"deadline": caller.deadline, "priority": self.priority or 0, "best_effort": self.service_tier == "flex"}
+        common: dict[str, Any] = {
+            "deadline": caller.deadline,
+            "priority": self.priority or 0,
+            "best_effort": self.service_tier == "flex",
+            "trace_headers": caller.trace,
+        }
         # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
         if caller.tenant or self.user:
             common["tenant"] = caller.tenant or str(self.user)[:64]
@@ -259,7 +266,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest("this API key is not for this tenant", "tenant")
         request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
         fields["structured_outputs"] = constraint_of(None, self.structured_outputs)
-        return GenerationRequest(**request, sampling=Sampling(**fields))
+        return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

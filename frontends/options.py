@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from frontends.access import KEY_VARIABLE, Access
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
+from llmserve.exporters.opentelemetry import traces_endpoint
 
 # What OpenAI's client waits by default: whoever is answered later has gone.
 MAX_SECONDS = 600.0
@@ -46,6 +48,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     words = "longest that any request may take, waiting included; 0: no bound (default: %(default)s)"
     limits.add_argument("--max-seconds", type=float, metavar="S", default=MAX_SECONDS, help=words)
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
+    watching = parser.add_argument_group("watching it")
+    words = "send a trace of each request, and metrics, to this OpenTelemetry collector by OTLP over HTTP, such as http://localhost:4318"
+    watching.add_argument("--otlp-endpoint", type=_http_url, metavar="URL", help=words)
     access = parser.add_argument_group("who may use it")
     words = f"only who shows one of these keys (`keys add` makes them; read again when it changes); {KEY_VARIABLE} holds a single one"
     access.add_argument("--api-keys", type=Path, metavar="FILE.toml", help=words)
@@ -68,10 +73,18 @@ def count(text: str) -> int:
     return number
 
 
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is no http:// or https:// URL")
+    return text
+
+
 def engine_args(options: argparse.Namespace) -> dict[str, Any]:
     """Raises ConfigurationError, naming the argument that is wrong."""
     quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
-    return quiet | parse_engine_args(options.engine_arg)
+    traced = {"otlp_traces_endpoint": traces_endpoint(options.otlp_endpoint)} if options.engine == "vllm" and options.otlp_endpoint else {}
+    return quiet | traced | parse_engine_args(options.engine_arg)
 
 
 def manager_config(options: argparse.Namespace) -> ManagerConfig:

@@ -19,6 +19,7 @@ from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.listeners import CannotListen
 from frontends.options import add_options, engine_args, manager_config
 from frontends.startup import loading, say
+from frontends.telemetry import telemetry
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
 from llmserve.admission import AdmissionStatistics
 from llmserve.engines.vllm_args import version
@@ -38,7 +39,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     add_options(parser)
     options = parser.parse_args(argv)
     raise_descriptor_limit()
-    _prepare_environment(options)
+    prepare_environment(options)
     try:
         sys.exit(anyio.run(serve, options, backend_options=BACKEND))
     except ConfigurationError as error:
@@ -74,10 +75,14 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
 
 async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> int:
     """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed meanwhile."""
-    manager = EngineManager.open(options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options))
-    code = 0
+    code, name, args, config = 0, served_name(options), engine_args(options), manager_config(options)
     try:
-        async with listen(manager, served_name(options)) as addresses:
+        async with AsyncExitStack() as stack:
+            tracer = await stack.enter_async_context(telemetry(options, name))
+            manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
+            if tracer is not None:
+                tracer.observe(manager.statistics)
+            addresses = await stack.enter_async_context(listen(manager, name))
             announce(addresses, options)
             async with anyio.create_task_group() as tasks:
                 stop = anyio.Event()
@@ -155,10 +160,13 @@ def say_ready(admission: AdmissionStatistics) -> None:
     say("ready     Ctrl-C or SIGTERM drains and stops")
 
 
-def _prepare_environment(options: argparse.Namespace) -> None:
+def prepare_environment(options: argparse.Namespace) -> None:
     """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
     if is_local(options.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.otlp_endpoint:
+        # vLLM's own default is gRPC, for which a collector has another port.
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
     if not options.verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

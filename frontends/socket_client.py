@@ -286,7 +286,7 @@ class Wire(asyncio.Protocol):
             raise EngineDead(f"the connection to {self._address} was lost")
         self._last = self._free_id()
         body = frames.raw(wire_request(request, math.inf if token is None else token.deadline))
-        data = frames.encode(Open(self._last, WINDOW, body))
+        data = frames.encode(Open(self._last, WINDOW, body, dict(request.trace_headers)))
         limit = self.welcomed.result().max_frame
         if len(data) - frames.LENGTH > limit:
             raise InvalidRequest(f"the request takes more than {limit} bytes", request.prompt_field)

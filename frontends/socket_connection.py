@@ -23,6 +23,7 @@ from frontends.frames_errors import to_frame
 from frontends.keys import Key
 from frontends.openai import Caller, GenerateRequest, decode
 from frontends.steps import Steps
+from frontends.telemetry import trace_of_mapping
 from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
 
 logger = logging.getLogger(__name__)
@@ -206,13 +207,14 @@ class Connection(asyncio.Protocol):
             self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
             return
         channel = self._channels[message.id] = Channel(message.id, message.credit)
-        self._service.spawn(self._serve(channel, message.request))
+        self._service.spawn(self._serve(channel, message))
 
     # One stream
 
-    async def _serve(self, channel: Channel, body: msgspec.Raw) -> None:
+    async def _serve(self, channel: Channel, message: Open) -> None:
+        caller = Caller(self._key.tenant if self._key else None, trace=trace_of_mapping(message.trace))
         try:
-            request = decode(self._service.decoder, body).generation_request(Caller(self._key.tenant if self._key else None))
+            request = decode(self._service.decoder, message.request).generation_request(caller)
             async with self._service.manager.stream(request, channel.token) as stream:
                 self._write(Started(channel.id, stream.request_id, stream.usage.prompt_tokens))
                 channel.stream = stream

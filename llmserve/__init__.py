@@ -51,6 +51,8 @@ from llmserve.tools import Message as Message
 from llmserve.tools import Reader as Reader
 from llmserve.tools import ToolCall as ToolCall
 from llmserve.tools import Tools as Tools
+from llmserve.tracing import Span as Span
+from llmserve.tracing import Tracer as Tracer
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,6 @@ __all__ = (
     "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineRestarted", "EngineStatistics", "Facts",
     "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "Message",
     "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong", "Reader", "RequestCancelled", "RestartConfig",
-    "Sampling", "State", "StructuredOutputs", "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob",
-    "TokenStream", "ToolCall", "Tools", "Unavailable", "UnknownTenant", "Unlimited", "Usage",
+    "Sampling", "Span", "State", "StructuredOutputs", "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob",
+    "TokenStream", "ToolCall", "Tools", "Tracer", "Unavailable", "UnknownTenant", "Unlimited", "Usage",
 )  # fmt: skip

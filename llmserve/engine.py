@@ -5,7 +5,7 @@ iterates, so there is no generator that could be left half-way, and no task has 
 yet. `tests/contracts/engine.py` is the suite that every engine must pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import anyio.abc
@@ -63,13 +63,14 @@ class EnginePrompt:
     """A prompt ready for the engine: its token ids, and the text where there was one.
 
     Prompts with another `cache_salt` share nothing in the engine's prefix cache, whatever their beginnings. `constraint` is what the
-    answer must look like for the sake of the request's tools, where they are forced.
+    answer must look like for the sake of the request's tools, where they are forced. `trace_headers` are W3C's, for an engine that traces.
     """
 
     token_ids: tuple[int, ...]
     text: str | None = None
     cache_salt: str | None = None
     constraint: StructuredOutputs | None = None
+    trace_headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
 
 
 @attrs.define(kw_only=True)

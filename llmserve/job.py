@@ -14,6 +14,7 @@ from llmserve.engine import EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.stream import TokenStream
+from llmserve.tracing import NoTracer, Span
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -23,6 +24,7 @@ class Job:
     Attributes:
         entry: the scope of everything before the caller holds the stream; cancelled when the request ends in there.
         timer: the scope of the task that waits for the deadline.
+        span: its part of a trace.
         in_engine: the engine may hold it, so an abort is owed.
         entered: the caller holds the stream, or entering has unwound.
         settled: what it holds is being given back, or has been; `released` when that is done.
@@ -36,6 +38,7 @@ class Job:
     entry: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     timer: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     ticket: Ticket | None = None
+    span: Span = attrs.field(factory=NoTracer)
     in_engine: bool = False
     entered: bool = False
     settled: bool = False

@@ -33,6 +33,7 @@ from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unava
 from llmserve.stream import TokenStream
 from llmserve.supervisor import Supervisor
 from llmserve.tokenizing import TokenizerLine, cache_salt
+from llmserve.tracing import CarefulTracer, NoTracer, Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class EngineManager:
         engine: anything that satisfies `llmserve.engine.Engine`.
         config: limits and promises.
         observers: told about every token and every end, beside the manager's own metrics.
+        tracer: told of every request, to make it a part of a trace.
         admission: who decides what runs; None makes a controller of the config's own.
         clock: monotonic seconds; None is the event loop's own.
     """
@@ -60,6 +62,7 @@ class EngineManager:
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         *,
+        tracer: Tracer | None = None,
         admission: Admission | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class EngineManager:
         self.state = State.NEW
         self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)
+        self._tracer: Tracer = NoTracer() if tracer is None else CarefulTracer(tracer)
         self._jobs: dict[str, Job] = {}
         self._tokenizing = TokenizerLine(self.config.max_tokenizing)
         self._idle: anyio.Event | None = None
@@ -89,6 +93,7 @@ class EngineManager:
         engine_args: Mapping[str, Any] | None = None,
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
+        tracer: Tracer | None = None,
     ) -> Self:
         """A manager for a model: "bundled", a folder, or a hub name, on the engine "vllm" or "simulated".
 
@@ -100,7 +105,7 @@ class EngineManager:
         # The one place where the core meets an engine; imported late so that `import llmserve` stays light.
         from llmserve.engines import create_engine
 
-        return cls(create_engine(engine, model, engine_args or {}), config, observers)
+        return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer)
 
     def __repr__(self) -> str:
         return f"<EngineManager {self.state.value}, {len(self._jobs)} open, {self._admission!r}>"
@@ -158,11 +163,11 @@ class EngineManager:
         try:
             self._refuse_unless_ready()
         except LLMServeError as error:
-            self._count_refused(timeline, error)
+            self._count_refused(request, timeline, error)
             raise
         if request.request_id in self._jobs:
             raise InvalidRequest(f"a request with the id {request.request_id[:64]!r} is already open", "request_id")
-        job = Job(request=request, timeline=timeline)
+        job = Job(request=request, timeline=timeline, span=self._tracer.begin(request, timeline))
         job.stream = TokenStream(
             timeline,
             self._clock,
@@ -184,19 +189,22 @@ class EngineManager:
         """Seconds that the request may take."""
         return min(bound for bound in (request.deadline, self.config.max_seconds, math.inf) if bound is not None)
 
-    def _count_refused(self, timeline: Timeline, error: LLMServeError) -> None:
+    def _count_refused(self, request: GenerationRequest, timeline: Timeline, error: LLMServeError) -> None:
         """For one that is turned away at the door: nothing is held, but it is counted."""
         if self.recorder is None:
             return
         note_outcome(timeline, error)
         timeline.finished = timeline.arrived
         self._observer.finished(timeline)
+        self._tracer.begin(request, timeline).end(timeline)
 
     async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
         with self._tokenizing.place():
             prompt = await self._recovery.tokenize(job)
         if self.config.isolate_tenants:
             prompt = attrs.evolve(prompt, cache_salt=cache_salt(job.request.tenant))
+        if job.span.headers:
+            prompt = attrs.evolve(prompt, trace_headers=job.span.headers)
         sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
         job.timeline.prompt_tokens = len(prompt.token_ids)
         job.timeline.tokenized = self._clock()
@@ -317,6 +325,7 @@ class EngineManager:
             wake(self.admission.leave(job.ticket, self._clock()))
         del self._jobs[job.request.request_id]
         self._observer.finished(job.timeline)
+        job.span.end(job.timeline)
         job.released.set()
         if self._idle is not None and not self._jobs:
             self._idle.set()
@@ -346,6 +355,7 @@ class EngineManager:
                 # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
                 self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
             self.recorder = MetricsRecorder(self.config.slo, self._clock())
+            self.recorder.named = frozenset(self.config.admission.table.named)
             self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
             try:
                 await self._tasks.start(self._run_engine)
@@ -438,6 +448,8 @@ class EngineManager:
     def set_tenants(self, table: TenantTable) -> None:
         """From now on these weights and limits of tenants hold; what they have taken is kept."""
         self.config = attrs.evolve(self.config, admission=attrs.evolve(self.config.admission, tenants=table))
+        if self.recorder is not None:
+            self.recorder.named = frozenset(table.named)
         if self._admission is not None:
             self._admission.set_tenants(table)
 

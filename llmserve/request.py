@@ -157,6 +157,7 @@ class GenerationRequest:
         best_effort: when the server's promise cannot be kept, serve it late rather than refuse it.
         deadline: seconds from arrival within which the whole answer must be there, waiting included.
         request_id: unique while the request lives.
+        trace_headers: W3C's `traceparent` and `tracestate`, of what this request is part of.
 
     Raises:
         InvalidRequest: both or none of prompt and messages, an empty one, or a value out of its bounds.
@@ -171,6 +172,7 @@ class GenerationRequest:
     deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
     best_effort: bool = attrs.field(default=False, kw_only=True)
     request_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, kw_only=True)
+    trace_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -233,6 +235,7 @@ class Timeline:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    finish_reason: str | None = None
     outcome: Outcome | None = None
     reason: str = ""
 

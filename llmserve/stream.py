@@ -156,6 +156,7 @@ class TokenStream:
             self._pending = Backlog(pending)
             self._pending.add(delta)
         if delta.finish_reason is not None:
+            timeline.finish_reason = delta.finish_reason
             self._end()
         self._wake()
 

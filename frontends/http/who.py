@@ -7,6 +7,7 @@ from frontends.access import Access
 from frontends.errors import HTTPFailure
 from frontends.http.form import Handler
 from frontends.openai import Caller
+from frontends.telemetry import trace_of
 from llmserve import InvalidRequest
 
 # By the resolved route, never by the path as it was sent.
@@ -27,7 +28,8 @@ def ask_for_key(access: Access) -> Middleware:
             if key is None:
                 # The same for everybody: not what was wrong with it, nor whether there is such a path.
                 raise HTTPFailure(401, "this server wants an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
-        request[CALLER] = Caller(key.tenant if key else None, key.id if key else None, _deadline(request))
+        trace = trace_of(lambda name: request.headers.getall(name, []))
+        request[CALLER] = Caller(key.tenant if key else None, key.id if key else None, _deadline(request), trace)
         return await handler(request)
 
     return authenticate

@@ -24,6 +24,7 @@ from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
+from frontends.telemetry import telemetry
 from frontends.workers import messages
 from frontends.workers.answers import SharedAnswers
 from frontends.workers.messages import (
@@ -95,7 +96,13 @@ class Worker:
         self._answers = SharedAnswers(self.channel.send)
         self._admission = RemoteAdmission(self.channel.send)
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
-        self._manager = EngineManager(self._engine, self._config(), admission=self._admission)
+        async with telemetry(self._options, served_name(self._options)) as tracer:
+            self._manager = EngineManager(self._engine, self._config(), admission=self._admission, tracer=tracer)
+            if tracer is not None:
+                tracer.observe(self._manager.statistics)
+            await self._live()
+
+    async def _live(self) -> None:
         options, access = self._options, Access.open(self._options)
         tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
         app = build_app(
@@ -107,7 +114,7 @@ class Worker:
                 tasks.start_soon(self._tell_load)
                 tasks.start_soon(self._tell_up)
                 # The owner tells the operator what has changed.
-                tasks.start_soon(partial(access.follow, quiet=True))
+                tasks.start_soon(partial(access.follow, self._manager.set_tenants, quiet=True))
                 await self._serve()
                 tasks.cancel_scope.cancel()
             self._loop.remove_reader(self._handed)

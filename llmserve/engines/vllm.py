@@ -254,7 +254,9 @@ class VLLMEngine:
         try:
             inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
             params = self._params(sampling, prompt.constraint or sampling.structured_outputs)
-            collector = await llm.add_request(request_id, inputs, params, priority=priority)
+            traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
+            headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
+            collector = await llm.add_request(request_id, inputs, params, priority=priority, trace_headers=headers)
         except Exception as error:
             self._open.discard(request_id)
             raise translate(error) from error

@@ -68,6 +68,13 @@ def test_a_message_has_the_bytes_that_the_page_shows(name):
     assert frames.encode(GOLDEN[name]) == golden_bytes()[name]
 
 
+def test_an_open_of_before_there_were_traces_is_taken():
+    body = bytes.fromhex("94 01 01 cd 01 00 82 a6 70 72 6f 6d 70 74 a2 48 69 aa 6d 61 78 5f 74 6f 6b 65 6e 73 02")
+    reader = FrameReader(frames.FromClient, frames.MAX_FRAME)
+    reader.feed(len(body).to_bytes(4, "big") + body)
+    assert reader.next() == GOLDEN["Open"]
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_bytes_are_read_alike_wherever_they_are_split(name):
     data = golden_bytes()[name]

@@ -15,6 +15,9 @@ from llmserve.request import Outcome, Timeline
 
 logger = logging.getLogger(__name__)
 
+# All tenants that no table of the operator's names.
+OTHERS = "others"
+
 
 class Observer(Protocol):
     """Told the facts as they happen, in the event loop: must be quick."""
@@ -157,6 +160,10 @@ class MetricsRecorder:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
+        # Tenants that the operator has named are counted each by itself, all others together: clients may call themselves anything.
+        self.named: frozenset[str] = frozenset()
+        self.tenants: Counter[tuple[str, Outcome]] = Counter()
+        self.tenant_tokens: Counter[tuple[str, str]] = Counter()
         self.met_slo = 0
         self.ttft = LogHistogram()
         self.itl = LogHistogram()
@@ -197,6 +204,10 @@ class MetricsRecorder:
             self.reasons[timeline.reason] += 1
         self.prompt_tokens += timeline.prompt_tokens
         self.cached_tokens += timeline.cached_tokens
+        tenant = timeline.tenant if timeline.tenant in self.named else OTHERS
+        self.tenants[tenant, outcome] += 1
+        self.tenant_tokens[tenant, "prompt"] += timeline.prompt_tokens
+        self.tenant_tokens[tenant, "completion"] += timeline.completion_tokens
         if timeline.admitted is not None:
             self.queue.add(timeline.admitted - timeline.arrived)
         if outcome is not Outcome.COMPLETED or timeline.finished is None:
@@ -221,6 +232,7 @@ class MetricsRecorder:
                 "per_second": self._request_rate.per_second(now, self.started),
             },
             "reasons": dict(self.reasons),
+            "tenants": self._by_tenant(),
             "tokens": {
                 "prompt": self.prompt_tokens,
                 "completion": self.completion_tokens,
@@ -239,6 +251,14 @@ class MetricsRecorder:
                 "per_second": self._good_rate.per_second(now, self.started),
             },
         }
+
+    def _by_tenant(self) -> dict[str, dict[str, dict[str, int]]]:
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for (tenant, outcome), count in self.tenants.items():
+            found.setdefault(tenant, {"requests": {}, "tokens": {}})["requests"][outcome.value] = count
+        for (tenant, kind), count in self.tenant_tokens.items():
+            found[tenant]["tokens"][kind] = count
+        return found
 
 
 def time_per_output_token(timeline: Timeline) -> float | None:

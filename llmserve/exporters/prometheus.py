@@ -4,8 +4,10 @@ vLLM registers its `vllm:*` series in the process's default registry, so dashboa
 """
 
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmserve.exporters.nvml import GPUCollector
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -30,36 +32,9 @@ class FactsCollector:
         self._now = now
 
     def collect(self) -> Iterator["Metric"]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
         snapshot = self._facts.snapshot(self._now)
-        outcomes = CounterMetricFamily("llmserve_requests", "Requests by how they ended.", labels=["outcome"])
-        for outcome, count in snapshot.get("requests", {}).items():
-            if outcome not in ("total", "per_second"):
-                outcomes.add_metric([outcome], count)
-        yield outcomes
-        refused = CounterMetricFamily("llmserve_refused", "Refusals by reason.", labels=["reason"])
-        for reason, count in snapshot["admission"].get("refused", {}).items():
-            refused.add_metric([reason], count)
-        yield refused
-        held = CounterMetricFamily("llmserve_held", "How often the head of the line was held back, by constraint.", labels=["constraint"])
-        for constraint, count in snapshot["admission"].get("held", {}).items():
-            held.add_metric([constraint], count)
-        yield held
-        for name in ("prompt", "completion", "cached"):
-            yield CounterMetricFamily(f"llmserve_{name}_tokens", f"Tokens: {name}.", value=snapshot.get("tokens", {}).get(name, 0))
-        yield CounterMetricFamily(
-            "llmserve_slo_met", "Completed requests that met the SLO.", value=snapshot.get("goodput", {}).get("met", 0)
-        )
-        yield GaugeMetricFamily("llmserve_requests_running", "Requests that hold a slot.", value=snapshot["admission"].get("running", 0))
-        yield GaugeMetricFamily(
-            "llmserve_requests_waiting", "Requests that wait for a slot.", value=snapshot["admission"].get("waiting", 0)
-        )
-        yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
-        yield CounterMetricFamily("llmserve_engine_restarts", "How often the engine was started again.", value=snapshot["restarts"])
-        for name, value in snapshot["engine"].items():
-            family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
-            yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)
+        yield from _requests(snapshot)
+        yield from _state(snapshot)
         recorder = self._facts.recorder
         if recorder is not None:
             yield _histogram("llmserve_time_to_first_token_seconds", "Arrival to first token.", recorder.ttft, LATENCY_BUCKETS)
@@ -67,6 +42,48 @@ class FactsCollector:
             yield _histogram("llmserve_time_per_output_token_seconds", "(Last - first) / (tokens - 1).", recorder.tpot, GAP_BUCKETS)
             yield _histogram("llmserve_request_seconds", "Arrival to end.", recorder.e2e, LATENCY_BUCKETS)
             yield _histogram("llmserve_queue_seconds", "Arrival to admission.", recorder.queue, LATENCY_BUCKETS)
+
+
+def _requests(snapshot: dict[str, Any]) -> Iterator["Metric"]:
+    from prometheus_client.core import CounterMetricFamily
+
+    outcomes = [((name,), count) for name, count in snapshot.get("requests", {}).items() if name not in ("total", "per_second")]
+    yield _counters("llmserve_requests", "Requests by how they ended.", ("outcome",), outcomes)
+    tenants = snapshot.get("tenants", {}).items()
+    requests = [((tenant, outcome), count) for tenant, counts in tenants for outcome, count in counts["requests"].items()]
+    yield _counters("llmserve_tenant_requests", "Requests by tenant and how they ended.", ("tenant", "outcome"), requests)
+    tokens = [((tenant, kind), count) for tenant, counts in tenants for kind, count in counts["tokens"].items()]
+    yield _counters("llmserve_tenant_tokens", "Tokens by tenant, in and out.", ("tenant", "kind"), tokens)
+    refused = [((reason,), count) for reason, count in snapshot["admission"].get("refused", {}).items()]
+    yield _counters("llmserve_refused", "Refusals by reason.", ("reason",), refused)
+    held = [((constraint,), count) for constraint, count in snapshot["admission"].get("held", {}).items()]
+    yield _counters("llmserve_held", "How often the head of the line was held back, by constraint.", ("constraint",), held)
+    for name in ("prompt", "completion", "cached"):
+        yield CounterMetricFamily(f"llmserve_{name}_tokens", f"Tokens: {name}.", value=snapshot.get("tokens", {}).get(name, 0))
+    met = snapshot.get("goodput", {}).get("met", 0)
+    yield CounterMetricFamily("llmserve_slo_met", "Completed requests that met the SLO.", value=met)
+
+
+def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    admission = snapshot["admission"]
+    yield GaugeMetricFamily("llmserve_requests_running", "Requests that hold a slot.", value=admission.get("running", 0))
+    yield GaugeMetricFamily("llmserve_requests_waiting", "Requests that wait for a slot.", value=admission.get("waiting", 0))
+    yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
+    yield CounterMetricFamily("llmserve_engine_restarts", "How often the engine was started again.", value=snapshot["restarts"])
+    for name, value in snapshot["engine"].items():
+        family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
+        yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)
+
+
+def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tuple[tuple[str, ...], int]]) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in counts:
+        family.add_metric(values, count)
+    return family
 
 
 def render(facts: "Facts", now: float, accept: str) -> tuple[bytes, str]:
@@ -79,6 +96,7 @@ def render(facts: "Facts", now: float, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
     # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
     registry.register(FactsCollector(facts, now))
+    registry.register(GPUCollector())
     if MULTIPROCESS in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates most, not this
     else:

@@ -94,9 +94,12 @@ def test_recorders_of_several_processes_are_one_that_has_seen_it_all():
     slo = SLO(ttft=1.0)
     parts = [MetricsRecorder(slo, started=float(number)) for number in range(3)]
     whole = MetricsRecorder(slo, started=0.0)
+    for recorder in (*parts, whole):
+        recorder.named = frozenset({"web"})
     for number in range(30):
         line = Timeline(arrived=1.0, admitted=1.125, prompt_tokens=2, completion_tokens=3, first_token=1.5 + number / 32, last_token=4.0)
         line.finished, line.outcome, line.reason = 4.0 + number, Outcome.COMPLETED if number % 4 else Outcome.REFUSED, "queue_full"
+        line.tenant = ("web", "somebody")[number % 2]
         for recorder in (parts[number % 3], whole):
             recorder.tokens(Timeline(arrived=1.0), 1, 1.5 + number / 32)
             recorder.tokens(line, 2, 4.0 + number)
@@ -104,3 +107,15 @@ def test_recorders_of_several_processes_are_one_that_has_seen_it_all():
     together = MetricsRecorder.together(parts)
     assert together.snapshot(35.0) == whole.snapshot(35.0)
     assert [part.completion_tokens for part in parts] == [30, 30, 30]
+
+
+def test_tenants_are_counted_by_the_names_that_the_operator_gave():
+    recorder = MetricsRecorder(SLO(), started=0.0)
+    recorder.named = frozenset({"web"})
+    for number in range(100):
+        recorder.finished(Timeline(tenant=f"made up {number}", outcome=Outcome.REFUSED, finished=1.0))
+    recorder.finished(Timeline(tenant="web", outcome=Outcome.COMPLETED, prompt_tokens=3, completion_tokens=4, finished=1.0))
+    assert recorder.snapshot(2.0)["tenants"] == {
+        "others": {"requests": {"refused": 100}, "tokens": {"prompt": 0, "completion": 0}},
+        "web": {"requests": {"completed": 1}, "tokens": {"prompt": 3, "completion": 4}},
+    }

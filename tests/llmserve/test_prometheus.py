@@ -1,0 +1,113 @@
+"""The series of Prometheus's text, from a manager and from NVIDIA's library."""
+
+import sys
+import types
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from llmserve import AdmissionConfig, EngineManager, GenerationRequest, ManagerConfig, Sampling, TenantLimits, TenantTable
+from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.exporters import nvml, prometheus
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def series(facts):
+    text, _ = prometheus.render(facts, 1.0, "text/plain")
+    return {(one.name, *sorted(one.labels.values())): one.value for family in parse_text(text.decode()) for one in family.samples}
+
+
+async def test_tenants_are_labels_where_the_operator_has_named_them():
+    table = TenantTable(named={"web": TenantLimits()})
+    async with EngineManager(
+        SimulatedEngine(SimulatedConfig(time_scale=0.0)), ManagerConfig(admission=AdmissionConfig(tenants=table))
+    ) as manager:
+
+        async def ask(tenant):
+            await manager.generate(GenerationRequest("hi", sampling=Sampling(max_tokens=5, ignore_eos=True), tenant=tenant))
+
+        await ask("web")
+        await ask("batch")
+        manager.set_tenants(TenantTable(named={"web": TenantLimits(), "batch": TenantLimits()}))
+        await ask("batch")
+        found = series(manager.facts())
+    for tenant in ("web", "batch", "others"):
+        assert found["llmserve_tenant_requests_total", *sorted((tenant, "completed"))] == 1
+        assert found["llmserve_tenant_tokens_total", *sorted((tenant, "completion"))] == 5
+
+
+class NVMLError(Exception):
+    pass
+
+
+def library():
+    """NVIDIA's, as far as it is asked, over two cards of which the second tells no power."""
+    cards = {"0": 0, "1": 1, "GPU-b": 1}
+    watts = {0: 300}
+
+    def find(name):
+        if str(name) not in cards:
+            raise NVMLError("no such card")
+        return cards[str(name)]
+
+    def power(gpu):
+        if gpu not in watts:
+            raise NVMLError("not supported")
+        return watts[gpu] * 1000
+
+    found = types.ModuleType("pynvml")
+    found.NVMLError = NVMLError
+    found.nvmlInit = lambda: None
+    found.nvmlDeviceGetCount = lambda: 2
+    found.nvmlDeviceGetHandleByIndex = found.nvmlDeviceGetHandleByUUID = find
+    found.nvmlDeviceGetName = lambda gpu: "H100"
+    found.nvmlDeviceGetMemoryInfo = lambda gpu: types.SimpleNamespace(used=(gpu + 1) * 2**30, total=80 * 2**30)
+    found.nvmlDeviceGetUtilizationRates = lambda gpu: types.SimpleNamespace(gpu=25)
+    found.nvmlDeviceGetPowerUsage = power
+    found.nvmlDeviceGetTemperature = lambda gpu, kind: 40 + gpu
+    return found
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", library())
+    nvml._gpus.cache_clear()
+    yield
+    nvml._gpus.cache_clear()
+
+
+def readings():
+    return {
+        (family.name.removeprefix("llmserve_gpu_"), one.labels["gpu"]): one.value
+        for family in nvml.GPUCollector().collect()
+        for one in family.samples
+    }
+
+
+@pytest.mark.usefixtures("cards")
+def test_every_gpu_is_told_of_and_what_one_does_not_tell_is_left_out(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = readings()
+    assert found["memory_used_bytes", "1"] == 2 * 2**30
+    assert found["utilization", "0"] == 0.25
+    assert found["power_watts", "0"] == 300
+    assert ("power_watts", "1") not in found
+    assert ("temperature_celsius", "1") in found
+
+
+@pytest.mark.usefixtures("cards")
+@pytest.mark.parametrize(("visible", "gpus"), [("1", {"1"}), ("GPU-b", {"GPU-b"}), ("", set()), ("0,7", {"0"})])
+def test_only_the_gpus_that_this_process_may_use_are_told_of(monkeypatch, visible, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert {gpu for _, gpu in readings()} == gpus
+
+
+def test_without_a_gpu_there_are_no_such_series(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    nvml._gpus.cache_clear()
+    assert readings() == {}
+    nvml._gpus.cache_clear()

@@ -1,4 +1,4 @@
-"""Write requirements-dev.lock and requirements-cpu.lock anew: `tox run -e lock`.
+"""Write requirements-dev.lock, requirements-cpu.lock and requirements-ray.lock anew: `tox run -e lock`.
 
 Every pin carries the hashes of all files that the registry lists for it. Three kinds of line cannot come from a plain
 resolution and are settled here:
@@ -54,13 +54,14 @@ def add_without_dependencies(requirement: str, output: pathlib.Path) -> None:
 
 
 def main() -> None:
-    cpu, dev = ROOT / "requirements-cpu.lock", ROOT / "requirements-dev.lock"
+    cpu, dev, ray = (ROOT / f"requirements-{name}.lock" for name in ("cpu", "dev", "ray"))
     # --output-file doubles as a preference for the pins already there: start from nothing to move to the newest.
-    for path in (cpu, dev):
+    for path in (cpu, dev, ray):
         path.unlink(missing_ok=True)
     compile_lock([*CPU_ONLY, "torch==2.13.0"], cpu, ["bundled"], [])
-    # One version of everything that both hold, so that an environment can install the two together.
+    # One version of everything that several hold, so that an environment can install them together.
     compile_lock([], dev, ["dev", "benchmarks", "reports", "telemetry"], [cpu])
+    compile_lock([], ray, ["ray"], [cpu, dev])
     add_without_dependencies(MODEL, cpu)
 
 

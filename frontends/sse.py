@@ -14,12 +14,12 @@ _ENCODED_MARKER = msgspec.json.encode(_MARKER)
 _NUMBER = 10**17
 
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 def event(payload: Any) -> bytes:
     """One event with a payload of any type that msgspec encodes."""
-    return b"data: " + _encode(payload) + b"\n\n"
+    return b"data: " + encode(payload) + b"\n\n"
 
 
 class TextEvent:
@@ -34,4 +34,4 @@ class TextEvent:
         self._frame = frame
 
     def __call__(self, text: str, *numbers: int) -> bytes:
-        return self._frame % (_encode(text), *numbers)
+        return self._frame % (encode(text), *numbers)

@@ -1,6 +1,8 @@
 """What a manager knows of itself, and several managers of one engine together."""
 
-from collections.abc import Sequence
+import copy
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import attrs
@@ -37,6 +39,20 @@ class Facts:
         engine = attrs.evolve(self.statistics.engine, running=0, waiting=0, kv_usage=0.0)
         return attrs.evolve(self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, engine=engine))
 
+    def shifted(self, seconds: float) -> Self:
+        """The same on a clock that is so much ahead: another machine's."""
+        engine = attrs.evolve(self.statistics.engine, told=self.statistics.engine.told + seconds)
+        recorder = copy.deepcopy(self.recorder)
+        if recorder is not None:
+            recorder.shift(seconds)
+        return type(self)(attrs.evolve(self.statistics, engine=engine), recorder)
+
+    @classmethod
+    def of_engines(cls, parts: "Sequence[Facts]") -> Self:
+        """Those of managers that have each its own admission and its own engine. `parts` must not be empty."""
+        admissions = [part.statistics.admission for part in parts if part.statistics.admission is not None]
+        return cls.together(parts, _admission(admissions) if admissions else None, one_engine=False)
+
     @classmethod
     def together(cls, parts: "Sequence[Facts]", admission: AdmissionStatistics | None, *, one_engine: bool) -> Self:
         """Those of managers that share the admission, and the engine too if it is `one_engine`. `parts` must not be empty."""
@@ -51,6 +67,33 @@ class Facts:
             engine=_engine(statistics, one_engine=one_engine),
         )
         return cls(whole, MetricsRecorder.together(recorders) if recorders else None)
+
+
+def _admission(parts: Sequence[AdmissionStatistics]) -> AdmissionStatistics:
+    refused, held = Counter[str](), Counter[str]()
+    for part in parts:
+        refused.update(part.refused)
+        held.update(part.held)
+    waits = [part.predicted_wait for part in parts if part.predicted_wait is not None]
+    return attrs.evolve(
+        parts[0],
+        running=sum(part.running for part in parts),
+        waiting=sum(part.waiting for part in parts),
+        limit=_total(part.limit for part in parts),
+        max_waiting=_total(part.max_waiting for part in parts),
+        admitted=sum(part.admitted for part in parts),
+        refused=dict(refused),
+        held=dict(held),
+        drain_rate=sum(part.drain_rate or 0.0 for part in parts) or None,
+        # Where a newcomer is sent.
+        predicted_wait=min(waits, default=None),
+    )
+
+
+def _total(limits: Iterable[int | None]) -> int | None:
+    """None where one of them has no limit."""
+    found = list(limits)
+    return None if None in found else sum(limit for limit in found if limit is not None)
 
 
 def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineStatistics:

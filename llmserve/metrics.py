@@ -135,6 +135,10 @@ class RecentRate:
         for second, count in other.seconds.items():
             self.seconds[second] = self.seconds.get(second, 0) + count
 
+    def shift(self, seconds: float) -> None:
+        """Onto a clock that is so much ahead."""
+        self.seconds = {key + round(seconds): value for key, value in self.seconds.items()}
+
     def per_second(self, now: float, since: float) -> float:
         """The rate over the window before `now`, or from `since` where that is later."""
         start = max(now - self.window, since)
@@ -188,6 +192,12 @@ class MetricsRecorder:
                 elif isinstance(mine, int):
                     setattr(whole, name, mine + value)
         return whole
+
+    def shift(self, seconds: float) -> None:
+        """Onto a clock that is so much ahead: another machine's."""
+        self.started += seconds
+        for rate in (self._token_rate, self._request_rate, self._good_rate):
+            rate.shift(seconds)
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
         self.completion_tokens += count

@@ -7,6 +7,7 @@ Rules held here, each by a property test:
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair import FairLine
@@ -306,6 +307,14 @@ class AdmissionController:
     def set_tenants(self, table: TenantTable) -> None:
         """From now on these weights and limits hold; what tenants have taken is kept."""
         self.tenants.table = table
+
+    def tally(self) -> dict[str, float]:
+        """The cost of what each tenant was served since this was last asked, for other controllers that serve the same tenants."""
+        return self._line.tally()
+
+    def served_elsewhere(self, costs: Mapping[str, float]) -> None:
+        """What those have served, by tenant: whoever has had much there is behind others here."""
+        self._line.charge_elsewhere(costs)
 
     def explain(self, request_id: str) -> list[Decision]:
         """What was decided about a request and why, the oldest first; nothing if that is too long ago."""

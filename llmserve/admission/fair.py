@@ -5,7 +5,7 @@ weight, is next; who comes back from a pause starts level with those who kept as
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
@@ -44,6 +44,8 @@ class FairLine:
         self.cost = 0.0
         # How far, in cost by weight, one who comes back may stand below the others: what came in a lump is not held against it.
         self.credit = 0.0
+        # What was charged since it was last told, once somebody has asked for it.
+        self._tally: dict[str, float] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -78,9 +80,26 @@ class FairLine:
         """Count service, or with a negative cost the part of it that was not needed after all."""
         served = self._served.get(tenant, self._level)
         self._served[tenant] = served + cost / self.weight(tenant)
+        if self._tally is not None:
+            self._tally[tenant] = self._tally.get(tenant, 0.0) + cost
         if cost > 0:
             # Where nobody else waits, whoever is served keeps nobody from anything, and all are level again.
             self._level = max(self._level, served if self._waiting else self._served[tenant])
+        self._forget()
+
+    def tally(self) -> dict[str, float]:
+        """The cost charged to each tenant since this was last asked; nothing the first time, which begins the count."""
+        told, self._tally = self._tally or {}, {}
+        return told
+
+    def charge_elsewhere(self, costs: Mapping[str, float]) -> None:
+        """Count what tenants have been served in other lines, each as far as others wait here: what keeps nobody waiting is no debt."""
+        for tenant, cost in costs.items():
+            if any(name != tenant for name in self._waiting):
+                self._served[tenant] = self._served.get(tenant, self._level) + cost / self.weight(tenant)
+        self._forget()
+
+    def _forget(self) -> None:
         if len(self._served) > 2 * (len(self._waiting) + FORGET):
             # Who stands no higher than the level would be lifted to it anyway: only debts need to be remembered.
             self._served = {name: value for name, value in self._served.items() if name in self._waiting or value > self._level}

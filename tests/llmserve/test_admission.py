@@ -324,6 +324,57 @@ def test_nobody_saves_up_while_away():
     assert 9 <= served.count("back") <= 11
 
 
+def serve_in_two_lines(ticks, *, telling):
+    """One tenant that always waits in both lines and one that waits in the first alone: what each is served of both."""
+    lines = FairLine(), FairLine()
+    for line in lines:
+        line.tally()
+    served = {"everywhere": 0, "here": 0}
+    for tick in range(ticks):
+        for line, tenants in zip(lines, (("everywhere", "here"), ("everywhere",)), strict=True):
+            for tenant in tenants:
+                while line._waiting.get(tenant, 0) < 3:
+                    line.push(Ticket(tenant=tenant, cost=1.0), float(tick))
+            ticket = line.head()
+            line.remove(ticket, float(tick))
+            line.charge(ticket.tenant, ticket.cost)
+            served[ticket.tenant] += 1
+        if telling and tick % 10 == 0:
+            told = [line.tally() for line in lines]
+            lines[0].charge_elsewhere(told[1])
+            lines[1].charge_elsewhere(told[0])
+    return served
+
+
+def test_lines_that_tell_each_other_share_all_that_they_serve():
+    # By itself the first line gives half of its own to each, and so a quarter of all to one of them.
+    assert serve_in_two_lines(1000, telling=False)["here"] == pytest.approx(500, abs=20)
+    assert serve_in_two_lines(1000, telling=True)["here"] == pytest.approx(1000, abs=20)
+
+
+def test_what_was_served_elsewhere_while_nobody_waited_here_is_no_debt():
+    line = FairLine()
+    line.charge_elsewhere({"busy": 1e6})
+    line.push(Ticket(tenant="busy", cost=1.0), 0.0)
+    # Nobody but itself waits.
+    line.charge_elsewhere({"busy": 1e6})
+    line.push(Ticket(tenant="other", cost=1.0), 0.0)
+    assert line.head().tenant == "busy"
+    line.charge_elsewhere({"busy": 1.0})
+    assert line.head().tenant == "other"
+
+
+def test_a_tally_begins_when_it_is_asked_for_and_is_of_what_came_since():
+    line = FairLine()
+    line.charge("a", 5.0)
+    assert line.tally() == {}
+    line.charge("a", 5.0)
+    line.charge("a", -2.0)
+    line.charge("b", 1.0)
+    assert line.tally() == {"a": 3.0, "b": 1.0}
+    assert line.tally() == {}
+
+
 def test_tenants_that_are_gone_are_forgotten():
     controller = AdmissionController(FixedLimit(limit=1))
     for number in range(10_000):

@@ -1,0 +1,150 @@
+"""What stands before the replicas and outlives them: it holds a request until something of its answer has been sent, and so can ask
+another replica when one refuses, or dies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import attrs
+from aiohttp import hdrs
+
+from frontends import sse
+from frontends.cluster.relay import Asked, Head, Message, Taken, end_to_end
+from frontends.errors import describe
+from frontends.http.form import MAX_BODY, too_large
+from llmserve import EngineRestarted, LLMServeError, Unavailable
+
+# A replica says at once that it has taken a request, before it is admitted there; no replica at all says nothing.
+TAKE_SECONDS = 10.0
+# A request that was in so many replicas when they died may be what kills them.
+MOST_LOST = 3
+RETRY_MS = "Retry-After-Ms"
+REFUSED = 503
+
+
+class Lost(Exception):
+    """The replica that had the request is gone."""
+
+
+class Ingress:
+    """`replicas` is a handle of the deployment of `Replica`s."""
+
+    def __init__(self, replicas: Any) -> None:
+        self._replicas = replicas.options(method_name="answer", stream=True)
+
+    async def __call__(self, request: Any) -> Any:
+        """Starlette's request, and its response. Ray Serve cancels this, or the response's body, when the client has gone."""
+        from starlette.responses import Response, StreamingResponse
+
+        asked = await _read(request)
+        try:
+            if len(asked.body) > MAX_BODY:
+                raise too_large()
+            answer = await self._ask(asked)
+        except LLMServeError as error:
+            status, body, headers = describe(error)
+            return Response(sse.encode(body), status, headers, "application/json")
+        headers = dict(answer.head.headers)
+        if answer.head.is_events:
+            return StreamingResponse(answer.events(), answer.head.status, headers)
+        return Response(answer.body, answer.head.status, headers)
+
+    async def _ask(self, asked: Asked) -> "Answer":
+        """The first answer that is no refusal, of two replicas at most; else the refusal that says to come back sooner.
+
+        Raises Unavailable where no replica takes it, EngineRestarted where too many have died of it.
+        """
+        refusal: Answer | None = None
+        for _ in range(MOST_LOST):
+            answer = Answer(self._replicas.remote(asked, () if refusal is None else (refusal.replica,)))
+            try:
+                await answer.begin()
+            except Lost:
+                continue
+            if answer.head.status != REFUSED:
+                return answer
+            if refusal is not None:
+                return min(refusal, answer, key=lambda one: one.retry_after)
+            refusal = answer
+        if refusal is not None:
+            return refusal
+        raise EngineRestarted(f"{MOST_LOST} replicas have ended with this request in them")
+
+
+@attrs.define(eq=False)
+class Answer:
+    """One replica's, from its beginning. `body` is the whole of it, but of events the first ones alone."""
+
+    _messages: Any
+    replica: str = ""
+    head: Head = attrs.field(factory=lambda: Head(REFUSED, ()))
+    body: bytes = b""
+
+    async def begin(self) -> None:
+        """Wait for what there is to send. Raises Lost; Unavailable where no replica has taken it. One that takes it and says nothing was
+        asked to leave it, and has refused it with nothing to say."""
+        try:
+            try:
+                async with asyncio.timeout(TAKE_SECONDS):
+                    taken = await self._next()
+            except TimeoutError:
+                raise Unavailable("no replica takes requests", retry_after=TAKE_SECONDS, reason="starting") from None
+            assert isinstance(taken, Taken)
+            self.replica = taken.replica
+            head = await self._next()
+            if isinstance(head, Head):
+                self.head = head
+                await self._read_body()
+        except BaseException:
+            self._messages.cancel()
+            raise
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds, of a refusal."""
+        value = self.head.get(RETRY_MS)
+        return float(value) / 1000 if value else float("inf")
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """To their end; the last one says so if the replica is gone before that."""
+        try:
+            yield self.body
+            while (chunk := await self._next()) is not None:
+                assert isinstance(chunk, bytes)
+                yield chunk
+        except Lost:
+            error = EngineRestarted("the replica that answered has ended before the answer was complete")
+            yield sse.event(describe(error)[1]) + sse.DONE
+        finally:
+            self._messages.cancel()
+
+    async def _read_body(self) -> None:
+        parts: list[bytes] = []
+        while (chunk := await self._next()) is not None:
+            assert isinstance(chunk, bytes)
+            parts.append(chunk)
+            if self.head.is_events:
+                break
+        self.body = b"".join(parts)
+
+    async def _next(self) -> Message | None:
+        """None at the end. Raises Lost."""
+        from ray.exceptions import RayError
+
+        try:
+            message: Message = await anext(self._messages)
+        except StopAsyncIteration:
+            return None
+        except RayError as error:
+            # Ray has a class for each way in which a replica can be gone; one that fails in its own code is no better.
+            raise Lost from error
+        return message
+
+
+async def _read(request: Any) -> Asked:
+    path = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
+    query = request.scope.get("query_string", b"").decode("latin-1")
+    headers = end_to_end((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
+    # The body is here: there is nobody any more who could wait to be told to send it.
+    kept = tuple((name, value) for name, value in headers if name.lower() != hdrs.EXPECT.lower())
+    return Asked(request.method, f"{path}?{query}" if query else path, kept, await request.body())

@@ -1,0 +1,87 @@
+"""An HTTP request carried to a replica's own server, and its answer back, as messages."""
+
+from collections.abc import AsyncGenerator, Iterable
+from pathlib import Path
+
+import aiohttp
+import attrs
+from aiohttp import hdrs
+from yarl import URL
+
+# Of one connection alone, which is not the one that the message travels on.
+HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
+EVENTS = "text/event-stream"
+
+
+@attrs.frozen
+class Asked:
+    """A request; `path` with its query, as it was sent."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@attrs.frozen
+class Taken:
+    """The first message of an answer: which replica it comes from."""
+
+    replica: str
+
+
+@attrs.frozen
+class Head:
+    """The second one. Chunks of the body follow, and what is an event is never cut in two."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+    def get(self, name: str) -> str:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
+
+    @property
+    def is_events(self) -> bool:
+        return self.get(hdrs.CONTENT_TYPE).startswith(EVENTS)
+
+
+Message = Taken | Head | bytes
+
+
+def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in headers if name.lower() not in HOP_BY_HOP)
+
+
+class Relay:
+    """To a server on a unix socket. Leaving an answer before its end closes its connection, which the server takes for a client that has
+    gone."""
+
+    def __init__(self, path: Path) -> None:
+        # A connection for each request: one that is kept may be closed by the server in the moment when it is used again.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(path), limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=None),
+            skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
+            auto_decompress=False,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def ask(self, asked: Asked) -> AsyncGenerator[Head | bytes, None]:
+        url = URL("http://localhost").join(URL(asked.path, encoded=True))
+        async with self._session.request(
+            asked.method, url, headers=list(asked.headers), data=asked.body or None, allow_redirects=False
+        ) as response:
+            head = Head(response.status, end_to_end(response.headers.items()))
+            yield head
+            rest = b""
+            async for chunk in response.content.iter_any():
+                if not head.is_events:
+                    yield chunk
+                    continue
+                whole, separator, rest = (rest + chunk).rpartition(b"\n\n")
+                if separator:
+                    yield whole + separator
+            if rest:
+                yield rest

@@ -1,0 +1,158 @@
+"""One engine and its manager, as a replica of a Ray Serve deployment: the same HTTP server as anywhere, on a socket of its own."""
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+
+from frontends.access import Access
+from frontends.aiohttp_app import build_app
+from frontends.cluster.arguments import parse
+from frontends.cluster.board import added
+from frontends.cluster.load import Load
+from frontends.cluster.relay import Asked, Message, Relay, Taken
+from frontends.cluster.scaling import Pressure
+from frontends.http.server import running
+from frontends.listeners import bind_unix
+from frontends.options import engine_args, manager_config
+from frontends.program import prepare_environment, served_name, unpack
+from frontends.reception import listen
+from frontends.startup import say
+from frontends.telemetry import telemetry
+from llmserve import EngineManager, Facts, LLMServeError, State
+from llmserve.admission import AdmissionController
+
+logger = logging.getLogger(__name__)
+
+EXCHANGE_SECONDS = 1.0
+# Longer than a second replica's answer takes; without it a scrape would wait for a replica that has just died.
+GATHER_SECONDS = 5.0
+
+
+class Replica:
+    """`board` is a handle of the application's `Board`, and `others` makes one of all replicas of this deployment."""
+
+    async def __init__(self, arguments: Sequence[str], board: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        """Returns when the engine is up. Raises ConfigurationError, EngineError."""
+        from ray import serve
+
+        context = serve.get_replica_context()
+        self._id = context.replica_id.unique_id
+        self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
+        self._board = board
+        self._options = parse(arguments)
+        self._told = 0
+        self._stop = asyncio.Event()
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # A task of its own, because whoever enters a manager has to leave it.
+        self._life = asyncio.create_task(self._live(ready))
+        await asyncio.wait((ready, self._life), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            # It says why.
+            await self._life
+
+    async def _live(self, ready: asyncio.Future[None]) -> None:
+        options = self._options
+        prepare_environment(options)
+        access = Access.open(options)
+        await unpack(options)
+        async with AsyncExitStack() as stack:
+            name = served_name(options)
+            tracer = await stack.enter_async_context(telemetry(options, name))
+            manager = self._manager = EngineManager.open(
+                options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options), tracer=tracer
+            )
+            if tracer is not None:
+                tracer.observe(manager.statistics)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
+            reception = await stack.enter_async_context(running(build_app(manager, name, self._gather, access=access)))
+            await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
+            self._relay = Relay(folder / "http")
+            stack.push_async_callback(self._relay.close)
+            await stack.enter_async_context(manager)
+            self._pressure = Pressure(patience=min(manager.config.slo.ttft or manager.config.admission.max_wait, options.max_wait))
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            tasks.start_soon(self._exchange)
+            tasks.start_soon(access.follow, manager.set_tenants)
+            say(f"ready     replica {self._id}")
+            ready.set_result(None)
+            await self._stop.wait()
+            tasks.cancel_scope.cancel()
+
+    async def __del__(self) -> None:
+        """Ray Serve's word for leaving, when the last request has ended or has had its time."""
+        self._stop.set()
+        await self._life
+
+    # Requests
+
+    async def answer(self, asked: Asked, avoid: Sequence[str] = ()) -> AsyncIterator[Message]:
+        """The answer as messages; nothing but the first, if it is one of those that should not be asked."""
+        yield Taken(self._id)
+        if self._id not in avoid:
+            async with contextlib.aclosing(self._relay.ask(asked)) as messages:
+                async for message in messages:
+                    yield message
+
+    # What Ray Serve asks
+
+    def check_health(self) -> None:
+        """An engine that is started again is no reason to start a replica again; one that is not, is."""
+        if self._manager.state is State.FAILED:
+            self._manager.check_health()
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        self._told += 1
+        return Load.of(self._manager.statistics(), self._told).plain()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        statistics = self._manager.statistics()
+        limit = statistics.admission.limit if statistics.admission else None
+        return self._pressure.of(statistics, limit or self._manager.info.max_num_seqs)
+
+    # What replicas know of each other
+
+    async def facts(self) -> tuple[float, Facts]:
+        """And when that was, on this machine's clock."""
+        return asyncio.get_running_loop().time(), self._manager.facts()
+
+    async def _gather(self) -> Facts:
+        """All replicas' together. Raises LLMServeError."""
+        response = self._replicas.broadcast("facts")
+        try:
+            everyone = await response.results_async(timeout_s=GATHER_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            raise LLMServeError("the replicas' figures could not be gathered") from None
+        now = asyncio.get_running_loop().time()
+        parts = [facts.shifted(now - then) for then, facts in (one for one in everyone if isinstance(one, tuple))]
+        if not parts:
+            raise LLMServeError("no replica has told its figures")
+        whole = Facts.of_engines(parts)
+        return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
+
+    async def _exchange(self) -> None:
+        """Every second, what tenants have been served here for what they have been served elsewhere."""
+        admission = self._manager.admission
+        assert isinstance(admission, AdmissionController)
+        owed: dict[str, float] = {}
+        failing = False
+        while True:
+            await asyncio.sleep(EXCHANGE_SECONDS)
+            owed = added(owed, admission.tally())
+            try:
+                elsewhere = await asyncio.wait_for(self._board.exchange.remote(self._id, owed), GATHER_SECONDS)
+            except Exception as error:
+                # Ray's errors are many, and none of them is worth a request: each replica is fair by itself meanwhile.
+                if not failing:
+                    logger.warning("tenants' counters are not exchanged: %s", error)
+                failing = True
+            else:
+                owed, failing = {}, False
+                admission.served_elsewhere(elsewhere)

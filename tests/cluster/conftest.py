@@ -1,0 +1,20 @@
+"""All of these share one local Ray; what needs none is in test_parts.py."""
+
+import pytest
+from ray_support import deploy, ray_url
+
+__all__ = ("deploy", "ray_url")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/cluster/" in item.path.as_posix() and item.path.name != "test_parts.py":
+            item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.timeout(180))
+            # Ray and Starlette leave sockets and loops to the garbage collector.
+            item.add_marker(pytest.mark.filterwarnings("default", "ignore::DeprecationWarning"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    return "asyncio"

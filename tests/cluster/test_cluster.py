@@ -1,0 +1,144 @@
+"""Several engines behind one address, on a real Ray."""
+
+import asyncio
+import json
+
+import anyio
+import pytest
+from ray_support import replicas
+
+SLOTS = 4
+# Slow enough that what two cores can carry is no limit.
+SLOW = {"engine_arg": f"max_num_seqs={SLOTS} time_scale=5", "max_running": str(SLOTS)}
+
+
+def wanted(tokens, **more):
+    return {"prompt": "hello there", "max_tokens": tokens, "ignore_eos": True, **more}
+
+
+async def read(cluster, tokens, events):
+    """One stream to its end; `events` gets what comes."""
+    async with cluster.session.post("/v1/completions", json=wanted(tokens, stream=True)) as response:
+        assert response.status == 200
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                events.append(line.removeprefix(b"data: ").strip())
+
+
+async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_every_stream(deploy):
+    async with deploy(replicas="2", max_waiting="50", **SLOW) as cluster:
+        streams = [[] for _ in range(SLOTS)]
+        waiting = [[] for _ in range(6)]
+        wholes = []
+
+        async def ask():
+            status, body, _ = await cluster.post("/v1/completions", wanted(40))
+            wholes.append((status, body["usage"]["completion_tokens"]))
+
+        async with anyio.create_task_group() as tasks:
+            for events in streams:
+                tasks.start_soon(read, cluster, 200, events)
+            with anyio.fail_after(20):
+                while not all(streams):
+                    await asyncio.sleep(0.01)
+            for _ in range(12):
+                tasks.start_soon(ask)
+            for events in waiting:
+                tasks.start_soon(read, cluster, 10, events)
+            await cluster.until(lambda found: found["open"] == SLOTS + 12 + 6)
+            victim, _ = replicas()
+            victim.kill()
+        assert wholes == [(200, 40)] * 12
+        assert all(events[-1] == b"[DONE]" for events in streams + waiting)
+        broken = [events for events in streams if b'"engine_restarted"' in events[-2]]
+        assert 0 < len(broken) < SLOTS
+        # Those that had no token yet have all of theirs, and none twice.
+        assert all(len(events) == 11 for events in waiting)
+        # Another one comes in its place.
+        await cluster.until(lambda found: found["admission"]["limit"] == 2 * SLOTS, seconds=60)
+
+
+async def test_a_client_that_leaves_frees_what_it_held(deploy):
+    async with deploy(replicas="2", **SLOW) as cluster:
+        for body in (wanted(1000, stream=True), wanted(1000)):
+            requests = [asyncio.create_task(cluster.session.post("/v1/completions", json=body)) for _ in range(4)]
+            await cluster.until(lambda found: found["engine"]["running"] == 4)
+            for request in requests:
+                request.cancel()
+            answers = await asyncio.gather(*requests, return_exceptions=True)
+            for answer in answers:
+                if not isinstance(answer, BaseException):
+                    answer.close()
+            await cluster.until(lambda found: found["engine"]["running"] == 0, seconds=2)
+        assert (await cluster.metrics())["requests"]["cancelled"] == 8
+
+
+async def test_what_one_refuses_another_takes_and_what_all_refuse_comes_back_with_the_shorter_wait(deploy):
+    async with deploy(replicas="2", max_waiting="0", **SLOW) as cluster:
+        holding = [asyncio.create_task(cluster.post("/v1/completions", wanted(200))) for _ in range(2 * SLOTS)]
+        # However they were sent, both are full, and nobody was turned away.
+        await cluster.until(lambda found: found["admission"]["running"] == 2 * SLOTS)
+        status, body, headers = await cluster.post("/v1/completions", wanted(1))
+        assert (status, body["error"]["code"]) == (503, "overloaded")
+        assert float(headers["Retry-After-Ms"]) > 0
+        # Each has been asked.
+        assert (await cluster.metrics())["admission"]["refused"]["queue_full"] >= 2
+        assert [(await one)[0] for one in holding] == [200] * 2 * SLOTS
+
+
+async def test_a_tenant_s_own_limit_is_not_asked_of_another_replica(deploy):
+    async with deploy(replicas="2", tenant_limit="1", **SLOW) as cluster:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(cluster.post, "/v1/completions", wanted(100, user="one"))
+            await cluster.until(lambda found: found["admission"]["running"] >= 1)
+            status, body, _ = await cluster.post("/v1/completions", wanted(1, user="one"))
+            if status == 429:
+                assert body["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tmp_path):
+    table = tmp_path / "tenants.toml"
+    table.write_text("[tenants.flood]\n[tenants.web]\n")
+    async with deploy(replicas="2", max_waiting="200", max_wait="60", tenants=str(table), **SLOW) as cluster:
+
+        async def ask(tenant):
+            while True:
+                await cluster.post("/v1/completions", wanted(20, user=tenant))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(80):
+                tasks.start_soon(ask, "web" if number < 16 else "flood")
+            await asyncio.sleep(5)
+            before = (await cluster.metrics())["tenants"]
+            await asyncio.sleep(10)
+            after = (await cluster.metrics())["tenants"]
+            tasks.cancel_scope.cancel()
+        served = {name: after[name]["tokens"]["completion"] - before[name]["tokens"]["completion"] for name in ("flood", "web")}
+        assert served["flood"] / sum(served.values()) == pytest.approx(0.5, abs=0.05), served
+
+
+async def test_replicas_come_with_load_and_go_without(deploy):
+    words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2"}
+    async with deploy(max_waiting="8", **words, **SLOW) as cluster:
+        assert (await cluster.metrics())["admission"]["limit"] == SLOTS
+
+        async def ask():
+            while True:
+                if (await cluster.post("/v1/completions", wanted(20)))[0] != 200:
+                    await asyncio.sleep(0.2)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(ask)
+            await cluster.until(lambda found: found["admission"]["limit"] == 3 * SLOTS, seconds=60)
+            tasks.cancel_scope.cancel()
+        await cluster.until(lambda found: found["admission"]["limit"] == SLOTS, seconds=90)
+
+
+async def test_a_prompt_with_every_kind_of_text_arrives_as_it_was_sent(deploy):
+    async with deploy(replicas="1", **SLOW) as cluster:
+        text = "é \u2028 日本 \0 " + json.dumps({"a": "b\n\n"})
+        _, found, _ = await cluster.post("/tokenize?x=%2F", {"prompt": text})
+        _, back, _ = await cluster.post("/detokenize", {"tokens": found["tokens"]})
+        assert back["prompt"] == text

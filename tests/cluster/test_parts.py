@@ -1,0 +1,240 @@
+"""What a cluster is made of, without Ray: loads, the board, scaling, arguments, and the way to a replica's own server."""
+
+import attrs
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontends.access import KEY_VARIABLE
+from frontends.cluster import board
+from frontends.cluster.arguments import from_words, parse
+from frontends.cluster.board import Board
+from frontends.cluster.load import NEW, Load, in_order
+from frontends.cluster.relay import Asked, Head, Relay
+from frontends.cluster.scaling import MOST_GROWTH, Pressure, desired
+from frontends.http.server import running
+from frontends.listeners import bind_unix
+from frontends.ray_app import application
+from frontends.reception import listen
+from llmserve import ConfigurationError, EngineStatistics, Facts, ManagerStatistics, State
+from llmserve.admission import AdmissionStatistics
+from llmserve.config import SLO
+from llmserve.metrics import MetricsRecorder
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def load(number=1, **more):
+    fields = {"ready": True, "running": 0, "waiting": 0, "limit": 4, "wait": None, "interval": None}
+    return Load(number=number, **fields | more)
+
+
+# Which one
+
+
+def test_one_with_room_comes_before_one_that_has_none_and_one_that_is_not_ready_comes_last():
+    loads = {
+        "full": load(running=4, wait=2.0),
+        "room": load(running=3),
+        "starting": load(ready=False),
+        "line": load(running=4, waiting=1, wait=1),
+    }
+    assert in_order(list(loads), loads, {}) == ["room", "line", "full", "starting"]
+
+
+def test_what_was_sent_since_it_told_counts():
+    loads = {"a": load(running=2), "b": load(running=3)}
+    assert in_order(["a", "b"], loads, {"a": 1}) == ["a", "b"]
+    assert in_order(["a", "b"], loads, {"a": 2}) == ["b", "a"]
+    # Full by what was sent, each of which takes its turn.
+    assert load(running=2, interval=0.5).expected_wait(2) == 1.0
+    assert load(running=2, interval=0.5).expected_wait(1) == 0.0
+
+
+def test_one_that_has_told_nothing_is_new_and_empty():
+    assert in_order(["busy", "new"], {"busy": load(running=1)}, {}) == ["new", "busy"]
+    assert NEW.rank(0) == (False, 0.0, 0)
+
+
+def statistics(state=State.READY, engine=None, **admission):
+    fields = {"running": 0, "waiting": 0, "limit": 4, "max_waiting": 8, "admitted": 0, "refused": {}, "drain_rate": None}
+    return ManagerStatistics(
+        state=state, open=0, tokenizing=0, admission=AdmissionStatistics(**fields | admission), engine=engine or EngineStatistics()
+    )
+
+
+def test_a_load_is_made_of_statistics_and_travels_as_plain_values():
+    made = Load.of(statistics(running=3, waiting=2, drain_rate=4.0, predicted_wait=0.5), 7)
+    assert made == Load(number=7, ready=True, running=3, waiting=2, limit=4, wait=0.5, interval=0.25)
+    assert Load(**made.plain()) == made
+    assert not Load.of(statistics(State.RESTARTING), 1).ready
+
+
+# The board
+
+
+@pytest.mark.parametrize("shares", [(1, 1), (3, 1)])
+async def test_a_replica_gets_what_all_others_have_served_since_it_last_asked(shares):
+    one = Board(lambda: 0.0)
+    for name in "abc":
+        assert await one.exchange(name, {}) == {}
+    await one.exchange("a", {"web": shares[0]})
+    await one.exchange("b", {"web": shares[1], "batch": 2})
+    assert await one.exchange("c", {}) == {"web": sum(shares), "batch": 2}
+    assert await one.exchange("c", {}) == {}
+    assert await one.exchange("a", {}) == {"web": shares[1], "batch": 2}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))
+async def test_nothing_served_is_lost_or_told_twice(calls):
+    one = Board(lambda: 0.0)
+    told = dict.fromkeys("abc", 0)
+    served = dict.fromkeys("abc", 0)
+    for name in "abc":
+        await one.exchange(name, {})
+    for name, costs in [*calls, ("a", {}), ("b", {}), ("c", {})]:
+        served[name] += sum(costs.values())
+        told[name] += sum((await one.exchange(name, costs)).values())
+    assert told == {name: sum(served.values()) - served[name] for name in "abc"}
+
+
+async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tenants_the_largest():
+    now = 0.0
+    one = Board(lambda: now)
+    await one.exchange("gone", {})
+    await one.exchange("here", {})
+    now = board.GONE_SECONDS + 1
+    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)})
+    assert set(one._mail) == {"new"}
+    await one.exchange("here", {})
+    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)})
+    mail = await one.exchange("here", {})
+    assert len(mail) == board.MOST_TENANTS
+    assert min(mail.values()) == board.MOST_TENANTS
+
+
+# How many
+
+
+@given(st.integers(1, 50), st.floats(0, 1), st.floats(0, 10), st.floats(0, 2), st.floats(0.05, 1))
+def test_there_are_more_when_some_are_refused_and_never_more_than_twice(replicas, shed, wait, busy, knee):
+    wanted, state = desired(replicas, shed, wait, busy, {"knee": knee})
+    assert 1 <= wanted <= max(replicas + 1, replicas * MOST_GROWTH)
+    if shed > 0.01 or wait > 1:
+        assert wanted > replicas
+    else:
+        assert wanted <= replicas
+    assert 0.05 <= state["knee"] <= 1
+
+
+def test_idle_ones_go_and_busy_ones_stay():
+    assert desired(4, 0.0, 0.0, 0.0, {})[0] == 1
+    assert desired(4, 0.0, 0.0, 0.7, {})[0] == 4
+    assert desired(4, 0.0, 0.0, 0.3, {})[0] == 2
+
+
+def test_what_was_full_at_a_fifth_of_its_slots_is_not_taken_for_idle():
+    more, state = desired(2, 0.5, 0.0, 0.2, {})
+    assert more == 4
+    assert desired(4, 0.0, 0.0, 0.15, state)[0] == 4
+
+
+def test_pressure_is_of_the_time_since_it_was_last_told_and_of_capacity_alone():
+    pressure = Pressure(patience=2.0)
+    first = pressure.of(statistics(running=2, admitted=10, refused={"queue_full": 10, "tenant_limit": 90}), 4)
+    assert first == {"shed": 0.5, "wait": 0.0, "busy": 0.5}
+    assert pressure.of(statistics(waiting=1, predicted_wait=4.0, admitted=20, refused={"queue_full": 10}), 4) == {
+        "shed": 0.0,
+        "wait": 2.0,
+        "busy": 0.0,
+    }
+
+
+# Arguments
+
+
+def test_words_are_a_command_line():
+    words = {"model": "m", "engine_arg": 'a=1 b="x y"', "slo_ttft": "0.5", "verbose": "true"}
+    assert from_words(words) == ["--model", "m", "--engine-arg", "a=1", "--engine-arg", "b=x y", "--slo-ttft", "0.5", "--verbose"]
+    assert parse(from_words(words)).engine_arg == ["a=1", "b=x y"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ({"nonsense": "1"}, "--nonsense"),
+        ({"replicas": "0"}, "--replicas"),
+        ({"replicas": "3", "max_replicas": "2"}, "--max-replicas 2"),
+        ({"tls_cert": "x"}, "--tls-cert"),
+        ({"insecure": "true"}, "--insecure"),
+        ({"port": "80"}, "--port"),
+        ({"engine": "steam"}, "--engine"),
+    ],
+)
+def test_a_wrong_argument_is_named(words, named):
+    with pytest.raises(ConfigurationError, match=named):
+        parse(from_words(words))
+
+
+def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    with pytest.raises(ConfigurationError, match=KEY_VARIABLE):
+        application([])
+
+
+# The way to a replica's server
+
+
+async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_path):
+    seen = []
+
+    async def events(request):
+        seen.append((request.method, request.raw_path, request.headers.get("X-One"), await request.read()))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Two": "2"})
+        await response.prepare(request)
+        for piece in (b"data: 1\n\ndata: ", b"2\n", b"\ndata: 3", b"\n\n"):
+            await response.write(piece)
+        return response
+
+    app = web.Application()
+    app.router.add_post("/a", events)
+    async with running(app) as reception, listen(reception, bind_unix(tmp_path / "http")):
+        relay = Relay(tmp_path / "http")
+        asked = Asked("POST", "/a?b=%2F", (("X-One", "1"), ("Host", "somewhere")), b"body")
+        head, *chunks = [message async for message in relay.ask(asked)]
+        await relay.close()
+    assert seen == [("POST", "/a?b=%2F", "1", b"body")]
+    assert isinstance(head, Head)
+    assert (head.status, head.get("x-two"), head.is_events) == (200, "2", True)
+    assert head.get("Transfer-Encoding") == ""
+    assert b"".join(chunks) == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+
+
+# Figures of several
+
+
+def test_figures_of_several_engines_are_those_of_all():
+    parts = []
+    for number in range(2):
+        recorder = MetricsRecorder(SLO(), started=100.0 * number)
+        recorder._token_rate.add(50, 100.0 * number + 5)
+        engine = EngineStatistics(running=number, kv_usage=number / 4, steps=10)
+        told = statistics(
+            engine=engine, running=number, admitted=3, refused={"queue_full": 1}, predicted_wait=float(number), drain_rate=2.0
+        )
+        parts.append(Facts(told, recorder))
+    # The second one's clock is 100 s ahead of the first one's.
+    whole = Facts.of_engines([parts[0], parts[1].shifted(-100.0)])
+    found = whole.snapshot(10.0)
+    assert found["admission"]["limit"] == 8
+    assert found["admission"]["refused"] == {"queue_full": 2}
+    assert found["admission"]["predicted_wait"] == 0.0
+    assert (found["engine"]["running"], found["engine"]["kv_usage"]) == (1, 0.25)
+    assert found["tokens"]["per_second"] == 10.0
+    assert parts[1].recorder.started == 100.0
+    assert Facts.of_engines([attrs.evolve(parts[0], statistics=statistics(limit=None)), parts[1]]).statistics.admission.limit is None

@@ -1,0 +1,85 @@
+"""A local Ray for all tests of a session, and applications on it."""
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager, suppress
+
+import aiohttp
+import anyio
+import psutil
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_url():
+    """Where Ray Serve listens."""
+    # How often replicas tell the autoscaler; Ray reads it when it starts, and its own default is 10 s.
+    os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "0.5"
+    # A cluster of this test alone, which nobody else reaches.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+    from ray import serve
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+class Cluster:
+    """An application that runs, as its clients see it. `session`'s paths are relative to it."""
+
+    def __init__(self, url, session):
+        self.url = url
+        self.session = session
+
+    async def post(self, path, body, **more):
+        """Status, decoded body and headers."""
+        async with self.session.post(path, json=body, **more) as response:
+            return response.status, await response.json(), response.headers
+
+    async def metrics(self):
+        async with self.session.get("/metrics") as response:
+            return await response.json()
+
+    async def until(self, wanted, seconds=30):
+        """The metrics, once they are as wanted."""
+        with anyio.fail_after(seconds):
+            while not wanted(found := await self.metrics()):
+                await asyncio.sleep(0.02)
+        return found
+
+
+@pytest.fixture(scope="session")
+def deploy(ray_url):
+    """`async with deploy(replicas="2", ...)`: the words that follow `serve run frontends.ray_app:build`."""
+    from ray import serve
+
+    from frontends.ray_app import build
+
+    @asynccontextmanager
+    async def deploying(engine="simulated", model="sim", **words):
+        app = build({"engine": engine, "model": model, "replica_cpus": "0.1", "drain_timeout": "1", **words})
+        await asyncio.to_thread(serve.run, app)
+        try:
+            async with aiohttp.ClientSession(ray_url, connector=aiohttp.TCPConnector(limit=0)) as session:
+                yield Cluster(ray_url, session)
+        finally:
+            await asyncio.to_thread(serve.delete, "default")
+
+    return deploying
+
+
+def replicas():
+    """The processes of the replicas."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "ServeReplica:default:Replica" in " ".join(process.cmdline()):
+                found.append(process)
+    return found

@@ -1,0 +1,37 @@
+"""Two real engines behind one address, on Ray Serve."""
+
+import asyncio
+
+import pytest
+from ray_support import deploy, ray_url
+
+__all__ = ("deploy", "ray_url")
+pytestmark = pytest.mark.ray
+
+
+async def test_two_engines_answer_a_schema_and_streams_at_once(deploy):
+    async with deploy(engine="vllm", model="bundled", replicas="2") as cluster:
+        schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"]}
+        status, body, _ = await cluster.post(
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "Name a city."}],
+                "max_tokens": 40,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
+            },
+        )
+        assert status == 200
+        assert body["choices"][0]["message"]["content"].startswith("{")
+
+        async def stream():
+            wanted = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "stream": True}
+            async with cluster.session.post("/v1/completions", json=wanted) as response:
+                assert response.status == 200
+                return await response.text()
+
+        answers = await asyncio.gather(*[stream() for _ in range(12)])
+        assert all("Paris" in answer and answer.endswith("data: [DONE]\n\n") for answer in answers)
+        found = await cluster.metrics()
+        assert found["requests"]["completed"] == 13
+        # Both of them: the KV caches and slots of two.
+        assert found["admission"]["limit"] == 2 * 18

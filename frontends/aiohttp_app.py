@@ -23,7 +23,7 @@ from frontends.http.idempotency import HEADER, Memory, answer_once
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
 from frontends.http.who import CALLER, ask_for_key
-from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, check_model, decode
+from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.steps import Steps
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
@@ -36,11 +36,12 @@ GetFacts = Callable[[], Awaitable[Facts]]
 class Routes:
     """The handlers; each reads its body, makes one call, and writes the answer."""
 
-    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None, access: Access) -> None:
+    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None, access: Access, *, far: bool) -> None:
         self.manager = manager
         self.model = model
         self._access = access
         self._facts = facts or self._own_facts
+        self._alone = not far
         self._steps = Steps()
         self._completion = msgspec.json.Decoder(CompletionRequest)
         self._chat = msgspec.json.Decoder(ChatRequest)
@@ -66,17 +67,17 @@ class Routes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = decode(self._completion, await read(request))
-        check_model(body.model, self.model)
-        requests = body.generation_requests(request[CALLER])
+        adapter = self._adapter(body.model)
+        requests = body.generation_requests(request[CALLER], adapter)
         echoes = await self._echoes(requests) if body.echo else None
-        answerer = TextAnswerer(requests[0].request_id, self.model, echoes.__getitem__ if echoes else None)
+        answerer = TextAnswerer(requests[0].request_id, adapter or self.model, echoes.__getitem__ if echoes else None)
         return await self._answer(request, requests, answerer, body)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = decode(self._chat, await read(request))
-        check_model(body.model, self.model)
-        requests = body.generation_requests(request[CALLER])
-        return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, self.model, requests[0].tools), body)
+        adapter = self._adapter(body.model)
+        requests = body.generation_requests(request[CALLER], adapter)
+        return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, adapter or self.model, requests[0].tools), body)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = decode(self._generate, await read(request))
@@ -91,22 +92,21 @@ class Routes:
         return events.response
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json({"object": "list", "data": [self._model_card()]})
+        return _json({"object": "list", "data": [self._model_card(), *map(self._model_card, self._adapters)]})
 
     async def one_model(self, request: web.Request) -> web.Response:
-        check_model(request.match_info["model"], self.model)
-        return _json(self._model_card())
+        return _json(self._model_card(self._adapter(request.match_info["model"])))
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body = decode(self._tokenize, await read(request))
-        check_model(body.model, self.model)
+        self._adapter(body.model)
         prompt = await self.manager.tokenize(body.generation_request())
         tokens = list(prompt.token_ids)
         return _json({"count": len(tokens), "max_model_len": self.manager.info.max_model_len, "tokens": tokens})
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body = decode(self._detokenize, await read(request))
-        check_model(body.model, self.model)
+        self._adapter(body.model)
         return _json({"prompt": await self.manager.detokenize(body.tokens)})
 
     async def live(self, request: web.Request) -> web.Response:
@@ -124,7 +124,7 @@ class Routes:
             return _json(facts.snapshot(now))
         from llmserve.exporters import prometheus
 
-        text, content_type = prometheus.render(facts, now, accept)
+        text, content_type = prometheus.render(facts, now, accept, beside=self._alone)
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def openapi(self, request: web.Request) -> web.Response:
@@ -157,9 +157,21 @@ class Routes:
             for request in requests
         ]
 
-    def _model_card(self) -> dict[str, Any]:
+    @property
+    def _adapters(self) -> tuple[str, ...]:
+        """None of them before the engine is up, which says which there are."""
+        return self.manager.info.adapters if self.manager.engine_is_up else ()
+
+    def _adapter(self, model: str | None) -> str | None:
+        """Raises ModelNotFound; Unavailable for any other name than the model's own while it is not known what there is."""
+        if model not in (None, self.model) and not self.manager.engine_is_up:
+            self.manager.check_health()
+        return adapter_of(model, self.model, self._adapters)
+
+    def _model_card(self, adapter: str | None = None) -> dict[str, Any]:
         length = self.manager.info.max_model_len if self.manager.state == "ready" else None
-        return {"id": self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
+        card = {"id": adapter or self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
+        return card | ({"parent": self.model} if adapter else {})
 
 
 def _chunk(answerer: Answerer, openings: dict[int, bytes], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
@@ -202,6 +214,7 @@ def build_app(
     access: Access | None = None,
     log: Write | None = None,
     memory: Memory | None = None,
+    far: bool = False,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -211,6 +224,7 @@ def build_app(
     Args:
         model: the name it is served under.
         facts: asked for the metrics, where they are not this manager's alone.
+        far: whether `facts` are also of other machines, of which this process knows no more than that.
         access: whose keys are let in; None asks nobody.
         memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
         log: takes a line for each request (`frontends.http.log.open_log`).
@@ -219,7 +233,7 @@ def build_app(
     middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app.on_response_prepare.append(sign)
-    app.add_routes(Routes(manager, model, facts, access).table())
+    app.add_routes(Routes(manager, model, facts, access, far=far).table())
     return app
 
 

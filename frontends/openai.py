@@ -114,7 +114,9 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
 
-    def requests(self, prompts: Sequence[dict[str, Any]], sampling: Sampling, caller: Caller) -> list[GenerationRequest]:
+    def requests(
+        self, prompts: Sequence[dict[str, Any]], sampling: Sampling, caller: Caller, adapter: str | None
+    ) -> list[GenerationRequest]:
         """One request for each choice, prompt by prompt; with a seed, each choice of a prompt has the next one."""
         n = self.choices_per_prompt
         if len(prompts) * n > MAX_CHOICES:
@@ -124,6 +126,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "priority": self.priority or 0,
             "best_effort": self.service_tier == "flex",
             "trace_headers": caller.trace,
+            "adapter": adapter,
         }
         # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
         if caller.tenant or self.user:
@@ -159,10 +162,10 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
         return [{"prompt": one} for one in prompt]
 
-    def generation_requests(self, caller: Caller) -> list[GenerationRequest]:
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         prompt_logprobs = self.logprobs if self.echo else None
         sampling = self.sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
-        return self.requests(self.prompts(), sampling, caller)
+        return self.requests(self.prompts(), sampling, caller, adapter)
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True):
@@ -208,7 +211,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
-    def generation_requests(self, caller: Caller) -> list[GenerationRequest]:
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         if not 1 <= len(self.messages) <= MAX_MESSAGES:
             raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
         if self.top_logprobs is not None and not self.logprobs:
@@ -219,7 +222,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
         by_format = self.structured_outputs is None
         with renamed(structured_outputs="response_format") if by_format else nullcontext():
-            return self.requests([{"messages": [message.plain() for message in self.messages], "tools": tools}], sampling, caller)
+            return self.requests([{"messages": [message.plain() for message in self.messages], "tools": tools}], sampling, caller, adapter)
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -232,6 +235,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int = 0
     deadline: float | None = None
     best_effort: bool = False
+    adapter: str | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float | None = None
@@ -257,7 +261,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         fields = msgspec.structs.asdict(self)
         del fields["stream"]
         request: dict[str, Any] = {
-            name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline", "best_effort")
+            name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
         }
         if self.messages is not None:
             request["messages"] = [message.plain() for message in self.messages]
@@ -337,7 +341,10 @@ def _not_finite(body: bytes) -> str | None:
     return None
 
 
-def check_model(model: str | None, served: str) -> None:
-    """Raises ModelNotFound; no model at all means the one that is served."""
-    if model is not None and model != served:
+def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:
+    """Which of the served model's adapters is asked for; None for itself, which no model at all means too. Raises ModelNotFound."""
+    if model is None or model == served:
+        return None
+    if model not in adapters:
         raise ModelNotFound(model, served)
+    return model

@@ -333,5 +333,6 @@ def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict
         "priority": request.priority,
         "deadline": left if left < math.inf else None,
         "best_effort": request.best_effort or None,
+        "adapter": request.adapter,
     }
     return {name: value for name, value in fields.items() if value is not None}

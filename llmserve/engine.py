@@ -20,7 +20,8 @@ from llmserve.tools import Reader
 class EngineInfo:
     """What is known once an engine is up. Figures in tokens; None where the engine does not tell.
 
-    A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences.
+    A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences. `adapters` are the names that a request may ask
+    for in place of the model itself.
     """
 
     name: str
@@ -33,6 +34,7 @@ class EngineInfo:
     max_num_batched_tokens: int | None = None
     kv_cache_tokens: int | None = None
     has_chat_template: bool = True
+    adapters: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +65,8 @@ class EnginePrompt:
     """A prompt ready for the engine: its token ids, and the text where there was one.
 
     Prompts with another `cache_salt` share nothing in the engine's prefix cache, whatever their beginnings. `constraint` is what the
-    answer must look like for the sake of the request's tools, where they are forced. `trace_headers` are W3C's, for an engine that traces.
+    answer must look like for the sake of the request's tools, where they are forced. `trace_headers` are W3C's, for an engine that
+    traces. `adapter` is one of `EngineInfo.adapters`, None for the model itself.
     """
 
     token_ids: tuple[int, ...]
@@ -71,6 +74,7 @@ class EnginePrompt:
     cache_salt: str | None = None
     constraint: StructuredOutputs | None = None
     trace_headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    adapter: str | None = None
 
 
 @attrs.define(kw_only=True)

@@ -47,8 +47,8 @@ class PromptTooLong(InvalidRequest):
 class ModelNotFound(InvalidRequest):
     """The model asked for is not served here."""
 
-    def __init__(self, model: str, served: str) -> None:
-        super().__init__(f"the model {model[:64]!r} does not exist here; this server has {served!r}", "model")
+    def __init__(self, model: str, served: str, param: str = "model") -> None:
+        super().__init__(f"the model {model[:64]!r} does not exist here; this server has {served!r}", param)
 
 
 class UnknownTenant(InvalidRequest):

@@ -3,7 +3,7 @@
 import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt
-from llmserve.errors import InvalidRequest, PromptTooLong
+from llmserve.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from llmserve.request import GenerationRequest, Sampling
 
 
@@ -12,6 +12,8 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
 
     Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt itself.
     """
+    if request.adapter is not None and request.adapter not in info.adapters:
+        raise ModelNotFound(request.adapter, info.model, "adapter")
     sampling = request.sampling
     if max(prompt.token_ids, default=0) >= info.vocab_size:
         raise InvalidRequest(f"the prompt has a token id outside the vocabulary of {info.vocab_size}", request.prompt_field)

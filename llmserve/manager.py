@@ -201,10 +201,8 @@ class EngineManager:
     async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
         with self._tokenizing.place():
             prompt = await self._recovery.tokenize(job)
-        if self.config.isolate_tenants:
-            prompt = attrs.evolve(prompt, cache_salt=cache_salt(job.request.tenant))
-        if job.span.headers:
-            prompt = attrs.evolve(prompt, trace_headers=job.span.headers)
+        salt = cache_salt(job.request.tenant) if self.config.isolate_tenants else None
+        prompt = attrs.evolve(prompt, cache_salt=salt, trace_headers=job.span.headers, adapter=job.request.adapter)
         sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
         job.timeline.prompt_tokens = len(prompt.token_ids)
         job.timeline.tokenized = self._clock()

@@ -152,6 +152,7 @@ class GenerationRequest:
         prompt: text, or token ids; or
         messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
         tools: what the model may call; with messages alone.
+        adapter: the name of a LoRA adapter of the engine's; None asks the model itself.
         tenant: whom it is counted for.
         priority: smaller goes first, as in vLLM.
         best_effort: when the server's promise cannot be kept, serve it late rather than refuse it.
@@ -167,6 +168,7 @@ class GenerationRequest:
     messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
     sampling: Sampling = attrs.field(factory=Sampling, kw_only=True)
     tools: Tools | None = attrs.field(default=None, kw_only=True)
+    adapter: str | None = attrs.field(default=None, kw_only=True)
     tenant: str = attrs.field(default="default", kw_only=True)
     priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)

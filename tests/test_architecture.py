@@ -59,6 +59,7 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "llmserve"},
     # Serves our own HTTP over the manager that is measured in process, so that both targets share one engine.
     "benchmarks.targets.here": {"benchmarks", "llmserve", "frontends"},
+    "benchmarks.targets.cluster": {"benchmarks", "frontends"},
     "benchmarks.targets.joined": {"frontends", "llmserve"},
     "benchmarks.targets.socket": {"benchmarks", "llmserve", "frontends"},
     "reports": {"reports", "benchmarks"},
@@ -120,6 +121,7 @@ def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
         if name == key or name.startswith(f"{key}."):
             only_at_top = name in (
                 "llmserve.engines.vllm",
+                "llmserve.engines.vllm_adapters",
                 "llmserve.engines.vllm_args",
                 "llmserve.engines.vllm_core",
                 "llmserve.engines.vllm_grammars",

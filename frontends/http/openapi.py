@@ -56,6 +56,8 @@ class ModelCard(msgspec.Struct):
     created: int
     owned_by: str
     max_model_len: int | None
+    # The model that it is an adapter of.
+    parent: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelList(msgspec.Struct):

@@ -37,7 +37,7 @@ class SimulatedConfig:
     """The engine's size and speed.
 
     `time_scale` multiplies every delay: 0 for none, 1 for the step law as it stands. `abort_seconds` is how long an abort
-    takes to be confirmed, `start_seconds` how long a start takes.
+    takes to be confirmed, `start_seconds` how long a start takes. Each of `adapters` answers in its own way.
     """
 
     max_model_len: int = 2048
@@ -54,6 +54,7 @@ class SimulatedConfig:
     kv_token_seconds: float = 3e-8
     start_seconds: float = 0.0
     abort_seconds: float = 0.0
+    adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple)
 
     def __attrs_post_init__(self) -> None:
@@ -134,6 +135,7 @@ class SimulatedEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             kv_cache_tokens=config.num_blocks * config.block_size,
+            adapters=config.adapters,
         )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -194,7 +196,7 @@ class SimulatedEngine:
             sampling=sampling,
             priority=priority,
             sink=sink,
-            writer=Writer(self.config.seed, prompt.token_ids, sampling, self._nonce),
+            writer=Writer(f"{self.config.seed}{prompt.adapter or ''}", prompt.token_ids, sampling, self._nonce),
             stops=StopWatcher(sampling),
             timings=EngineTimings(queued=anyio.current_time()),
         )

@@ -40,7 +40,7 @@ def render_chat(messages: Sequence[Mapping[str, Any]]) -> str:
 class Writer:
     """One answer, token by token. The same seed, prompt and sampling write the same answer; so does temperature 0."""
 
-    def __init__(self, seed: int, prompt: tuple[int, ...], sampling: Sampling, nonce: int) -> None:
+    def __init__(self, seed: str, prompt: tuple[int, ...], sampling: Sampling, nonce: int) -> None:
         if sampling.temperature == 0:
             source = "greedy"
         elif sampling.seed is not None:

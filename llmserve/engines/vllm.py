@@ -27,6 +27,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
+from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm_grammars import Grammars
@@ -62,6 +63,7 @@ class VLLMEngine:
         self._engine_args = dict(engine_args or {})
         self._tool_parser: str | None = self._engine_args.get("tool_call_parser")
         self._parsers: Parsers | None = None
+        self._adapters = Adapters(self._engine_args.get(ARGUMENT, {}))
         self._llm: AsyncLLM | None = None
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
@@ -89,6 +91,7 @@ class VLLMEngine:
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
             names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
             self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
+            await self._adapters.load(llm)
             await anyio.to_thread.run_sync(_set_heap_aside)
             self._llm = llm
             ShortWay(llm.output_processor)
@@ -172,6 +175,7 @@ class VLLMEngine:
             max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
             kv_cache_tokens=config.cache_config.kv_cache_size_tokens,
             has_chat_template=getattr(tokenizer, "chat_template", None) is not None,
+            adapters=self._adapters.names,
         )
 
     # Prompts
@@ -256,7 +260,8 @@ class VLLMEngine:
             params = self._params(sampling, prompt.constraint or sampling.structured_outputs)
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
-            collector = await llm.add_request(request_id, inputs, params, priority=priority, trace_headers=headers)
+            adapter = self._adapters.request(prompt.adapter)
+            collector = await llm.add_request(request_id, inputs, params, lora_request=adapter, priority=priority, trace_headers=headers)
         except Exception as error:
             self._open.discard(request_id)
             raise translate(error) from error

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-# vLLM has it as an argument of its server and not of its engine.
-OURS = ("tool_call_parser",)
+# vLLM has them as arguments of its server and not of its engine.
+OURS = ("tool_call_parser", "lora_modules")
 SUPPORTED = ((0, 25), (0, 33))
 GIB = 2**30
 # KV cache on a CPU: a GiB holds 46,592 tokens of the bundled model; on a small machine at most a quarter of what is free.
@@ -53,6 +54,7 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
     """`AsyncEngineArgs` for a resolved model. Raises ConfigurationError, naming an unknown or ill-typed argument."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    adapters = Adapters(given.get(ARGUMENT, {}))
     given = {name: value for name, value in given.items() if name not in OURS}
     known = {name for name in AsyncEngineArgs.__dataclass_fields__ if not name.startswith("_")}
     for name in given:
@@ -67,7 +69,7 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
     # Compiled grammars that the engine keeps, in MB: vLLM's own bound is 512, which clients can fill with a schema of their own each time.
     os.environ.setdefault("VLLM_XGRAMMAR_CACHE_MB", "64")
     # Statistics stay on for our own logger, and vLLM's periodic log lines go.
-    defaults: dict[str, Any] = {"disable_log_stats": True}
+    defaults: dict[str, Any] = {"disable_log_stats": True, **adapters.engine_args(given, on_cpu=_on_cpu())}
     if _on_cpu():
         defaults |= _cpu_defaults(model)
         if given.get("enforce_eager", True):

@@ -26,12 +26,12 @@ class RequestSpan:
         # A span's clock is the calendar's and a timeline's is monotonic: they are read together, once.
         self._began = time.time_ns()
         operation = "chat" if request.messages is not None else "text_completion"
-        self._labels = {**labels, "gen_ai.operation.name": operation}
+        model = request.adapter or labels["gen_ai.request.model"]
+        self._labels = {**labels, "gen_ai.operation.name": operation, "gen_ai.request.model": model}
         # Never the context of whoever happens to call: what a request is part of, it says itself.
         parent = TraceContextTextMapPropagator().extract(request.trace_headers, Context())
         attributes = {**self._labels, **dict(_asked(request))}
-        name = f"{operation} {labels['gen_ai.request.model']}"
-        self._span = tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=self._began)
+        self._span = tracer.start_span(f"{operation} {model}", parent, SpanKind.SERVER, attributes, start_time=self._began)
         headers: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(headers, set_span_in_context(self._span, Context()))
         self.headers: Mapping[str, str] = headers

@@ -86,8 +86,9 @@ def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tu
     return family
 
 
-def render(facts: "Facts", now: float, accept: str) -> tuple[bytes, str]:
-    """The text, and its content type, for a scraper that sent this Accept header."""
+def render(facts: "Facts", now: float, accept: str, *, beside: bool = True) -> tuple[bytes, str]:
+    """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series what this process has, and what
+    its GPUs do: not where the facts are those of several machines."""
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.multiprocess import MultiProcessCollector
@@ -96,6 +97,8 @@ def render(facts: "Facts", now: float, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
     # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
     registry.register(FactsCollector(facts, now))
+    if not beside:
+        return encode(registry), content_type
     registry.register(GPUCollector())
     if MULTIPROCESS in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates most, not this

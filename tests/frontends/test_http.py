@@ -184,6 +184,37 @@ async def test_the_model_is_listed_under_the_name_it_is_served_by(server):
         assert response.status == 404
 
 
+async def test_adapters_are_models_beside_the_one_that_is_served():
+    async with running_server(adapters=("sql", "poetry")) as server:
+        async with server.session.get("/v1/models") as response:
+            cards = (await response.json())["data"]
+        assert [(card["id"], card.get("parent")) for card in cards] == [("sim", None), ("sql", "sim"), ("poetry", "sim")]
+        async with server.session.get("/v1/models/sql") as response:
+            assert await response.json() == cards[1]
+        texts = {}
+        for model in ("sim", "sql", "poetry"):
+            for path, body, text in (("/v1/completions", TEXT, "text"), ("/v1/chat/completions", CHAT, "message")):
+                fields = {**body, "model": model, "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+                status, answer, _ = await server.post(path, fields)
+                assert (status, answer["model"]) == (200, model)
+                texts[model, path] = str(answer["choices"][0][text])
+        assert len(set(texts.values())) == 6
+        assert (await server.post("/generate", {"prompt": "hi", "adapter": "sql"}))[0] == 200
+        status, body, _ = await server.post("/generate", {"prompt": "hi", "adapter": "other"})
+        assert (status, body["error"]["param"], body["error"]["code"]) == (404, "adapter", "model_not_found")
+        assert (await server.post("/v1/completions", {**TEXT, "model": "other"}))[0] == 404
+
+
+async def test_before_the_engine_is_up_nobody_is_told_that_a_model_does_not_exist():
+    async with running_server(adapters=("sql",), start_seconds=0.0) as server:
+        server.manager.state = State.RESTARTING
+        server.manager._recovery._lose()
+        status, body, _ = await server.post("/v1/completions", {**TEXT, "model": "sql"})
+        assert (status, body["error"]["code"]) == (503, "unavailable")
+        server.manager._recovery._up.set()
+        server.manager.state = State.READY
+
+
 BAD = [
     ("/v1/completions", b"{", 400, None),
     ("/v1/completions", b'{"prompt": "hi", "temperature": NaN}', 400, "temperature"),

@@ -1,11 +1,13 @@
 """What of vLLM's arguments can be tested without vLLM; the rest is in tests/vllm."""
 
+import json
 import warnings
 
 import pytest
 
 from llmserve import ConfigurationError
 from llmserve.engines import create_engine
+from llmserve.engines.vllm_adapters import Adapters
 from llmserve.engines.vllm_args import _context_of, check_version, parse_engine_arg
 
 
@@ -54,3 +56,41 @@ def test_the_context_comes_from_the_model_s_config(tmp_path):
 def test_an_unknown_engine_is_named():
     with pytest.raises(ConfigurationError, match="unknown engine 'fast'"):
         create_engine("fast", "bundled", {})
+
+
+def adapter(folder, **config):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_there_is_room_for_all_adapters_and_for_the_largest_rank(tmp_path):
+    modules = {name: adapter(tmp_path / name, r=rank) for name, rank in (("a", 4), ("b", 24))}
+    found = Adapters(modules).engine_args({}, on_cpu=False)
+    assert found == {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": 32}
+    # One of a hub's, whose rank is not known yet.
+    many = Adapters({str(number): "some/where" for number in range(20)}).engine_args({}, on_cpu=False)
+    assert (many["max_loras"], many["max_cpu_loras"], many["max_lora_rank"]) == (8, 20, 16)
+    assert Adapters({}).engine_args({}, on_cpu=True) == {}
+
+
+def test_on_a_cpu_one_place_for_an_adapter_stays_free(tmp_path):
+    adapters = Adapters({"a": adapter(tmp_path / "a", r=8)})
+    assert adapters.engine_args({}, on_cpu=True)["max_loras"] == 2
+    with pytest.raises(ConfigurationError, match="max_loras must be at least 2"):
+        adapters.engine_args({"max_loras": 1}, on_cpu=True)
+
+
+@pytest.mark.parametrize("modules", ["a=b", ["a"], {"a": 1}, {"": "b"}, {"a": ""}])
+def test_adapters_that_are_not_names_and_folders_are_told_how_to_be_written(modules):
+    with pytest.raises(ConfigurationError, match="lora_modules is written"):
+        Adapters(modules)
+
+
+def test_a_folder_that_holds_no_adapter_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no folder .*/absent for 'a'"):
+        Adapters({"a": str(tmp_path / "absent")}).engine_args({}, on_cpu=False)
+    with pytest.raises(ConfigurationError, match="no adapter in"):
+        Adapters({"a": str(tmp_path)}).engine_args({}, on_cpu=False)
+    with pytest.raises(ConfigurationError, match="rank 1000"):
+        Adapters({"a": adapter(tmp_path / "large", r=1000)}).engine_args({}, on_cpu=False)

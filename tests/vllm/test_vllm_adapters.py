@@ -1,0 +1,60 @@
+"""LoRA adapters beside the bundled model, each made here: one that changes nothing, and one that changes everything."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from llmserve import ConfigurationError, EngineManager, GenerationRequest, ModelNotFound, Sampling
+
+# SmolLM2-135M: its layers, and the sizes of what goes into and comes out of two of its projections.
+LAYERS, HIDDEN = 30, 576
+SIZES = {"q_proj": 576, "v_proj": 192}
+GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
+
+
+def write_adapter(folder, rank, strength):
+    """In PEFT's form; with a strength of 0 it adds nothing."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": list(SIZES), "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(1)
+    weights = {}
+    for layer in range(LAYERS):
+        for name, size in SIZES.items():
+            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{key}.lora_A.weight"] = rng.normal(size=(rank, HIDDEN)).astype(np.float32) / 24
+            weights[f"{key}.lora_B.weight"] = (strength * rng.normal(size=(size, rank))).astype(np.float32)
+    save_file(weights, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+async def test_each_adapter_answers_in_its_own_way_in_one_batch(tmp_path):
+    modules = {"nothing": write_adapter(tmp_path / "nothing", 8, 0.0), "everything": write_adapter(tmp_path / "everything", 16, 3.0)}
+    async with EngineManager.open("bundled", engine_args={"lora_modules": modules}) as manager:
+        assert manager.info.adapters == ("nothing", "everything")
+
+        def ask(adapter):
+            return GenerationRequest("The capital of France is", sampling=GREEDY, adapter=adapter)
+
+        plain, same = await manager.generate(ask(None)), await manager.generate(ask("nothing"))
+        assert "Paris" in plain.text
+        assert same.token_ids == plain.token_ids
+        # In one batch each has its own, and the model itself has none.
+        for _ in range(3):
+            base, same, other = await asyncio.gather(*[manager.generate(ask(name)) for name in (None, "nothing", "everything")])
+            assert base.token_ids == same.token_ids == plain.token_ids
+            assert other.token_ids[0] != plain.token_ids[0]
+        with pytest.raises(ModelNotFound, match="'absent'"):
+            await manager.generate(ask("absent"))
+        assert manager.statistics().open == 0
+
+
+async def test_a_broken_adapter_is_told_of_by_its_name_at_the_start(tmp_path):
+    folder = write_adapter(tmp_path / "broken", 8, 0.0)
+    (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigurationError, match="'broken'"):
+        async with EngineManager.open("bundled", engine_args={"lora_modules": {"broken": folder}}):
+            pass

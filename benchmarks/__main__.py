@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import (
     analysis,
     cancels,
+    cluster,
     compare,
     connections,
     faults,
@@ -124,6 +125,13 @@ def run_grammars(given: argparse.Namespace) -> int:
     manager = EngineManager.open(given.model, engine_args=parse_engine_args(given.engine_arg))
     found = asyncio.run(grammars.measure(manager, given.at_once, given.seconds, _say))
     print(grammars.conclude(found))
+    _keep(found, given.out)
+    return 0
+
+
+def run_cluster(given: argparse.Namespace) -> int:
+    found = asyncio.run(cluster.measure(_say))
+    print(cluster.conclude(found))
     _keep(found, given.out)
     return 0
 
@@ -283,6 +291,9 @@ def build_parser() -> argparse.ArgumentParser:
     forms.add_argument("--at-once", type=options.positive(int), default=16, help="of each kind (default: %(default)s)")
     forms.add_argument("--seconds", type=options.positive(float), default=10.0, help="without any (default: %(default)s)")
     forms.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    many = commands.add_parser("cluster", help="replicas on a local Ray Serve: what they carry, share and cost, on simulated engines")
+    many.set_defaults(run_command=run_cluster)
+    many.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     long = commands.add_parser("soak", help="a million requests of every kind: what grows that should not")
     long.set_defaults(run_command=run_soak)
     long.add_argument("--model", default="bundled")

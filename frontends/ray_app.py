@@ -19,6 +19,8 @@ VARIABLE = "LLMSERVE_ARGUMENTS"
 # The gates in the replicas decide how much they take, and not Ray Serve's own bound.
 NO_BOUND = 100_000
 STATS_SECONDS = 0.5
+# Figures for the autoscaler are means over so long: Ray Serve's own 30 s are slower than a queue fills, and it wants more than 10.
+LOOK_BACK_SECONDS = 11.0
 # The ingress logs every request, as Ray Serve does; what goes on behind it need not be logged again.
 QUIET = {"enable_access_log": False}
 
@@ -47,6 +49,7 @@ def application(arguments: list[str]) -> Any:
         initial_replicas=options.replicas,
         upscale_delay_s=options.scale_up_delay,
         downscale_delay_s=options.scale_down_delay,
+        look_back_period_s=LOOK_BACK_SECONDS,
         policy=AutoscalingPolicy(policy_function="frontends.cluster.scaling:desired_replicas"),
     )
     replicas = serve.deployment(Replica).options(

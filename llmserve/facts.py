@@ -37,7 +37,11 @@ class Facts:
     def ended(self) -> Self:
         """What remains of them when their manager is gone: what it has counted."""
         engine = attrs.evolve(self.statistics.engine, running=0, waiting=0, kv_usage=0.0)
-        return attrs.evolve(self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, engine=engine))
+        admission = self.statistics.admission
+        if admission is not None:
+            limit = None if admission.limit is None else 0
+            admission = attrs.evolve(admission, running=0, waiting=0, limit=limit, max_waiting=0, drain_rate=None, predicted_wait=None)
+        return attrs.evolve(self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, admission=admission, engine=engine))
 
     def shifted(self, seconds: float) -> Self:
         """The same on a clock that is so much ahead: another machine's."""

@@ -15,9 +15,9 @@ import attrs
 from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.cluster.arguments import parse
-from frontends.cluster.board import added
+from frontends.cluster.board import Told, added
 from frontends.cluster.load import Load
-from frontends.cluster.relay import Asked, Message, Relay, Taken
+from frontends.cluster.relay import Asked, Head, Message, Relay, Taken
 from frontends.cluster.scaling import Pressure
 from frontends.http.server import running
 from frontends.listeners import bind_unix
@@ -32,6 +32,9 @@ from llmserve.admission import AdmissionController
 logger = logging.getLogger(__name__)
 
 EXCHANGE_SECONDS = 1.0
+# That an ingress may get. Without this bound two cores carried 4,100 to 4,600 a second (`python -m benchmarks cluster`), each with one
+# token, and what Ray cannot carry it keeps: the more streams there are, the more tokens go in one message.
+MESSAGES_PER_SECOND = 2000.0
 # Longer than a second replica's answer takes; without it a scrape would wait for a replica that has just died.
 GATHER_SECONDS = 5.0
 
@@ -48,7 +51,8 @@ class Replica:
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._board = board
         self._options = parse(arguments)
-        self._told = 0
+        self._told = self._open = 0
+        self._rate = MESSAGES_PER_SECOND * self._options.ingresses / self._options.max_replicas
         self._stop = asyncio.Event()
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # A task of its own, because whoever enters a manager has to leave it.
@@ -72,18 +76,17 @@ class Replica:
             if tracer is not None:
                 tracer.observe(manager.statistics)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
-            reception = await stack.enter_async_context(running(build_app(manager, name, self._gather, access=access)))
+            reception = await stack.enter_async_context(running(build_app(manager, name, self._gather, access=access, far=True)))
             await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
             self._relay = Relay(folder / "http")
             stack.push_async_callback(self._relay.close)
             await stack.enter_async_context(manager)
             self._pressure = Pressure(patience=min(manager.config.slo.ttft or manager.config.admission.max_wait, options.max_wait))
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            tasks.start_soon(self._exchange)
             tasks.start_soon(access.follow, manager.set_tenants)
             say(f"ready     replica {self._id}")
             ready.set_result(None)
-            await self._stop.wait()
+            await self._exchange()
             tasks.cancel_scope.cancel()
 
     async def __del__(self) -> None:
@@ -96,10 +99,21 @@ class Replica:
     async def answer(self, asked: Asked, avoid: Sequence[str] = ()) -> AsyncIterator[Message]:
         """The answer as messages; nothing but the first, if it is one of those that should not be asked."""
         yield Taken(self._id)
-        if self._id not in avoid:
+        if self._id in avoid:
+            return
+        self._open += 1
+        events = False
+        try:
             async with contextlib.aclosing(self._relay.ask(asked)) as messages:
                 async for message in messages:
                     yield message
+                    if isinstance(message, Head):
+                        events = message.is_events
+                    elif events:
+                        # What comes meanwhile goes with the next one.
+                        await asyncio.sleep(self._open / self._rate)
+        finally:
+            self._open -= 1
 
     # What Ray Serve asks
 
@@ -119,35 +133,44 @@ class Replica:
 
     # What replicas know of each other
 
-    async def facts(self) -> tuple[float, Facts]:
-        """And when that was, on this machine's clock."""
+    async def facts(self) -> tuple[str, Told]:
+        """Whose they are, and what it has counted so far."""
+        return self._id, self._tell()
+
+    def _tell(self) -> Told:
         return asyncio.get_running_loop().time(), self._manager.facts()
 
     async def _gather(self) -> Facts:
-        """All replicas' together. Raises LLMServeError."""
+        """All replicas' together, and what those had counted that are no more. Raises LLMServeError."""
         response = self._replicas.broadcast("facts")
         try:
-            everyone = await response.results_async(timeout_s=GATHER_SECONDS, return_exceptions=True)
+            async with asyncio.timeout(GATHER_SECONDS):
+                answers = await response.results_async(return_exceptions=True)
+                # One that has just died is an exception.
+                alive: dict[str, Told] = dict(one for one in answers if isinstance(one, tuple))
+                gone = await self._board.gone.remote(list(alive))
         except TimeoutError:
             raise LLMServeError("the replicas' figures could not be gathered") from None
         now = asyncio.get_running_loop().time()
-        parts = [facts.shifted(now - then) for then, facts in (one for one in everyone if isinstance(one, tuple))]
-        if not parts:
+        told = [*alive.values(), *([gone] if gone else [])]
+        if not told:
             raise LLMServeError("no replica has told its figures")
-        whole = Facts.of_engines(parts)
+        whole = Facts.of_engines([facts.shifted(now - then) for then, facts in told])
         return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
 
     async def _exchange(self) -> None:
-        """Every second, what tenants have been served here for what they have been served elsewhere."""
+        """Every second, what tenants have been served here for what they have been served elsewhere; the last time at the end."""
         admission = self._manager.admission
         assert isinstance(admission, AdmissionController)
         owed: dict[str, float] = {}
         failing = False
-        while True:
-            await asyncio.sleep(EXCHANGE_SECONDS)
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), EXCHANGE_SECONDS)
             owed = added(owed, admission.tally())
             try:
-                elsewhere = await asyncio.wait_for(self._board.exchange.remote(self._id, owed), GATHER_SECONDS)
+                async with asyncio.timeout(GATHER_SECONDS):
+                    elsewhere = await self._board.exchange.remote(self._id, owed, self._tell())
             except Exception as error:
                 # Ray's errors are many, and none of them is worth a request: each replica is fair by itself meanwhile.
                 if not failing:

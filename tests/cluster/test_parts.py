@@ -17,7 +17,7 @@ from frontends.http.server import running
 from frontends.listeners import bind_unix
 from frontends.ray_app import application
 from frontends.reception import listen
-from llmserve import ConfigurationError, EngineStatistics, Facts, ManagerStatistics, State
+from llmserve import ConfigurationError, EngineStatistics, Facts, ManagerStatistics, Outcome, State, Timeline
 from llmserve.admission import AdmissionStatistics
 from llmserve.config import SLO
 from llmserve.metrics import MetricsRecorder
@@ -77,44 +77,69 @@ def test_a_load_is_made_of_statistics_and_travels_as_plain_values():
 # The board
 
 
+def told(now=0.0, started=0.0, **fields):
+    recorder = MetricsRecorder(SLO(), started=started)
+    for _ in range(fields.pop("completed", 0)):
+        recorder.finished(Timeline(outcome=Outcome.COMPLETED, finished=now))
+    return now, Facts(statistics(**fields), recorder)
+
+
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1)])
 async def test_a_replica_gets_what_all_others_have_served_since_it_last_asked(shares):
     one = Board(lambda: 0.0)
     for name in "abc":
-        assert await one.exchange(name, {}) == {}
-    await one.exchange("a", {"web": shares[0]})
-    await one.exchange("b", {"web": shares[1], "batch": 2})
-    assert await one.exchange("c", {}) == {"web": sum(shares), "batch": 2}
-    assert await one.exchange("c", {}) == {}
-    assert await one.exchange("a", {}) == {"web": shares[1], "batch": 2}
+        assert await one.exchange(name, {}, told()) == {}
+    await one.exchange("a", {"web": shares[0]}, told())
+    await one.exchange("b", {"web": shares[1], "batch": 2}, told())
+    assert await one.exchange("c", {}, told()) == {"web": sum(shares), "batch": 2}
+    assert await one.exchange("c", {}, told()) == {}
+    assert await one.exchange("a", {}, told()) == {"web": shares[1], "batch": 2}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))
 async def test_nothing_served_is_lost_or_told_twice(calls):
     one = Board(lambda: 0.0)
-    told = dict.fromkeys("abc", 0)
+    taken = dict.fromkeys("abc", 0)
     served = dict.fromkeys("abc", 0)
     for name in "abc":
-        await one.exchange(name, {})
+        await one.exchange(name, {}, told())
     for name, costs in [*calls, ("a", {}), ("b", {}), ("c", {})]:
         served[name] += sum(costs.values())
-        told[name] += sum((await one.exchange(name, costs)).values())
-    assert told == {name: sum(served.values()) - served[name] for name in "abc"}
+        taken[name] += sum((await one.exchange(name, costs, told())).values())
+    assert taken == {name: sum(served.values()) - served[name] for name in "abc"}
 
 
 async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tenants_the_largest():
     now = 0.0
     one = Board(lambda: now)
-    await one.exchange("gone", {})
-    await one.exchange("here", {})
+    await one.exchange("gone", {}, told())
+    await one.exchange("here", {}, told())
     now = board.GONE_SECONDS + 1
-    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)})
+    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)}, told())
     assert set(one._mail) == {"new"}
-    await one.exchange("here", {})
-    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)})
-    mail = await one.exchange("here", {})
+    await one.exchange("here", {}, told())
+    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)}, told())
+    mail = await one.exchange("here", {}, told())
     assert len(mail) == board.MOST_TENANTS
     assert min(mail.values()) == board.MOST_TENANTS
+
+
+async def test_what_a_replica_has_counted_outlives_it():
+    now = 100.0
+    one = Board(lambda: now)
+    await one.exchange("dies", {}, told(5.0, completed=3, running=2, admitted=5, refused={"queue_full": 1}))
+    await one.exchange("lives", {}, told(7.0, completed=10))
+    assert await one.gone(["dies", "lives"]) is None
+    for _ in range(2):
+        then, facts = await one.gone(["lives"])
+        found = facts.snapshot(now)
+        assert then == now
+        assert (found["requests"]["completed"], found["admission"]["refused"]) == (3, {"queue_full": 1})
+        assert (found["admission"]["running"], found["admission"]["limit"]) == (0, 0)
+        # When it has not asked for long, it is forgotten by its name, and its counts are kept.
+        now += board.GONE_SECONDS + 1
+        await one.exchange("lives", {}, told(17.0, completed=10))
+    assert set(one._facts) == {"lives"}
 
 
 # How many

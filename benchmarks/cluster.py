@@ -1,0 +1,209 @@
+"""What Ray Serve gives and costs, on this machine and simulated engines: `python -m benchmarks cluster`.
+
+What two replicas carry of what one does; how soon a replica hears that a client has left; a flooding tenant's share; how soon replicas come
+and go; and what the way through Ray adds to a token, beside our own server without it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+import numpy as np
+
+from benchmarks.targets.cluster import alone, deployed, local_ray
+
+SLOTS = 8
+SIMULATED = {"engine": "simulated", "model": "sim", "drain_timeout": "1"}
+REPLICA = {**SIMULATED, "replica_cpus": "0.1"}
+# Steps of 22 ms: what the processes on two cores carry is no limit.
+SLOW = {"engine_arg": f"max_num_seqs={SLOTS} time_scale=5", "max_running": str(SLOTS), "max_waiting": "200", "max_wait": "60"}
+# The step law as it stands: 4.4 ms a token.
+PACED = {"engine_arg": "max_num_seqs=128", "max_running": "0"}
+# No pace at all: whoever carries tokens is the limit.
+FREE = {"engine_arg": "max_num_seqs=128 time_scale=0", "max_running": "0"}
+CLIENTS = 40
+SECONDS = 10.0
+LEAVING = 30
+STREAMS = 32
+BALANCED_AFTER = 5.0
+# Enough to have all slots of both replicas, and as many waiting.
+SHARERS = 4 * SLOTS
+
+
+class Carried(msgspec.Struct, kw_only=True):
+    """One way to an engine: milliseconds to the first token and between tokens, at one stream; tokens a second at many."""
+
+    ttft: float
+    gap: float
+    rate: float
+
+
+class Seen(msgspec.Struct, kw_only=True):
+    """Tokens a second by replicas, one leg after another; milliseconds until the engine was free; a share; seconds."""
+
+    capacity: list[tuple[int, float]]
+    left: dict[str, list[float]]
+    share: float
+    up: float
+    down: float
+    alone: list[Carried]
+    through: list[Carried]
+
+
+class Client:
+    """What a client does with one server."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    def ask(self, tokens: int, **more: Any) -> Any:
+        body = {"prompt": "hello there", "max_tokens": tokens, "ignore_eos": True, **more}
+        return self._session.post(f"{self._url}/v1/completions", json=body)
+
+    async def metrics(self) -> dict[str, Any]:
+        async with self._session.get(f"{self._url}/metrics") as response:
+            found: dict[str, Any] = await response.json()
+            return found
+
+    async def until(self, wanted: Callable[[dict[str, Any]], bool]) -> float:
+        """When the metrics are as wanted."""
+        while not wanted(await self.metrics()):  # noqa: ASYNC110 - another process's, which tells when it is asked
+            await asyncio.sleep(0.005)
+        return time.perf_counter()
+
+    async def stream(self, tokens: int) -> list[float]:
+        """When each token came; the request was sent at the first of these."""
+        times = [time.perf_counter()]
+        async with self.ask(tokens, stream=True) as response:
+            times += [time.perf_counter() async for line in response.content if line.startswith(b"data: {")]
+        return times
+
+    async def flood(self, clients: int, seconds: float, **more: Any) -> float:
+        """Tokens a second of answers that came within so many seconds; who is refused comes again."""
+        end, tokens = time.perf_counter() + seconds, 0
+
+        async def one() -> None:
+            nonlocal tokens
+            while time.perf_counter() < end:
+                async with self.ask(50, **more) as response:
+                    await response.read()
+                    if response.status == 200 and time.perf_counter() < end:
+                        tokens += 50
+                    elif response.status != 200:
+                        await asyncio.sleep(0.2)
+
+        await asyncio.gather(*[one() for _ in range(clients)])
+        return tokens / seconds
+
+
+async def measure(report: Callable[[str], None]) -> Seen:
+    """Raises TargetError."""
+    seen = Seen(capacity=[], left={}, share=0.0, up=0.0, down=0.0, alone=[], through=[])
+    with local_ray() as url:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            client = Client(url, session)
+            for replicas in (1, 2, 1, 2):
+                async with deployed({**REPLICA, **SLOW, "replicas": str(replicas)}):
+                    await client.flood(CLIENTS, 2)
+                    seen.capacity.append((replicas, await client.flood(CLIENTS, SECONDS)))
+                report(f"{replicas} replicas: {seen.capacity[-1][1]:.0f} tokens/s")
+            async with deployed({**REPLICA, **SLOW, "replicas": "2"}):
+                for kind in ("stream", "whole"):
+                    seen.left[kind] = [await _leave(client, stream=kind == "stream") for _ in range(LEAVING)]
+                    report(f"{kind} left: {np.median(seen.left[kind]):.0f} ms")
+            seen.share = await _share(client)
+            report(f"a flooding tenant's share: {seen.share:.2f}")
+            seen.up, seen.down = await _scale(client)
+            report(f"from one replica to three after {seen.up:.0f} s, and back after {seen.down:.0f} s")
+            for _ in range(2):
+                async with alone({**SIMULATED, **PACED}) as paced, alone({**SIMULATED, **FREE}) as free:
+                    seen.alone.append(await _carry(Client(paced, session), Client(free, session)))
+                report(f"alone: {seen.alone[-1]}")
+                seen.through.append(await _through(client))
+                report(f"through Ray: {seen.through[-1]}")
+    return seen
+
+
+async def _leave(client: Client, *, stream: bool) -> float:
+    """Milliseconds from a client's going until its engine has nothing to do."""
+    asked = asyncio.create_task(client.stream(1000) if stream else client.ask(1000).__aenter__())
+    await client.until(lambda found: found["engine"]["running"] == 1)
+    asked.cancel()
+    began = time.perf_counter()
+    await asyncio.gather(asked, return_exceptions=True)
+    return (await client.until(lambda found: found["engine"]["running"] == 0) - began) * 1000
+
+
+async def _share(client: Client) -> float:
+    """Of the tokens that two tenants get who both want all there are, one of them with three times as many clients."""
+    async with deployed({**REPLICA, **SLOW, "replicas": "2"}):
+        served: dict[str, int] = {}
+        end = time.perf_counter() + BALANCED_AFTER + SECONDS
+
+        async def one(tenant: str) -> None:
+            while time.perf_counter() < end:
+                async with client.ask(20, user=tenant) as response:
+                    await response.read()
+                    # Not what is left in line when the others stop asking.
+                    if end - SECONDS < time.perf_counter() < end:
+                        served[tenant] = served.get(tenant, 0) + 20
+
+        await asyncio.gather(*[one("web") for _ in range(SHARERS)], *[one("flood") for _ in range(3 * SHARERS)])
+        return served["flood"] / sum(served.values())
+
+
+async def _scale(client: Client) -> tuple[float, float]:
+    """Seconds under load until there are three replicas, and without it until there is one again."""
+    words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2", "max_waiting": "8"}
+    async with deployed({**REPLICA, **SLOW, **words}):
+        began = time.perf_counter()
+        load = asyncio.create_task(client.flood(4 * CLIENTS, 600))
+        up = await client.until(lambda found: found["admission"]["limit"] == 3 * SLOTS) - began
+        load.cancel()
+        await asyncio.gather(load, return_exceptions=True)
+        began = time.perf_counter()
+        return up, await client.until(lambda found: found["admission"]["limit"] == SLOTS) - began
+
+
+async def _through(client: Client) -> Carried:
+    async with deployed({**REPLICA, **PACED, "replicas": "1"}):
+        paced = await _idle(client)
+    async with deployed({**REPLICA, **FREE, "replicas": "1"}):
+        return Carried(ttft=paced[0], gap=paced[1], rate=await _rate(client))
+
+
+async def _carry(paced: Client, free: Client) -> Carried:
+    ttft, gap = await _idle(paced)
+    return Carried(ttft=ttft, gap=gap, rate=await _rate(free))
+
+
+async def _idle(client: Client) -> tuple[float, float]:
+    """Median milliseconds to the first token, and between tokens, of one stream after another."""
+    times = [await client.stream(50) for _ in range(20)]
+    gaps = [gap for each in times for gap in np.diff(each[1:])]
+    return float(np.median([each[1] - each[0] for each in times])) * 1000, float(np.mean(gaps)) * 1000
+
+
+async def _rate(client: Client) -> float:
+    """Tokens a second of many streams at once."""
+    began = time.perf_counter()
+    await asyncio.gather(*[client.stream(1000) for _ in range(STREAMS)])
+    return STREAMS * 1000 / (time.perf_counter() - began)
+
+
+def conclude(seen: Seen) -> str:
+    by = {replicas: [rate for count, rate in seen.capacity if count == replicas] for replicas in (1, 2)}
+    ratios = [two / one for one, two in zip(by[1], by[2], strict=True)]
+    lines = [f"two replicas carry {ratios[0]:.2f} and {ratios[1]:.2f} times what one does ({by[1][0]:.0f} tokens/s)"]
+    for kind, left in seen.left.items():
+        lines.append(f"a {kind} that is left frees its engine after {np.median(left):.0f} ms, at the latest {max(left):.0f} ms")
+    lines.append(f"a tenant with three times as many clients as another gets {seen.share:.1%} of both")
+    lines.append(f"from one replica to three after {seen.up:.1f} s of load, and back after {seen.down:.1f} s without")
+    for name, ways in (("alone", seen.alone), ("through Ray", seen.through)):
+        figures = ", ".join(f"{one.ttft:.1f} ms, {one.gap:.2f} ms, {one.rate:,.0f}/s" for one in ways)
+        lines.append(f"{name}: first token, between tokens, tokens of {STREAMS} streams: {figures}")
+    return "\n".join(lines)

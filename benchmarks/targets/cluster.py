@@ -1,0 +1,77 @@
+"""A cluster on a local Ray, and one server of the same engine without it."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import anyio
+
+from benchmarks.targets import TargetError
+from benchmarks.targets.http import is_healthy
+from frontends.cluster.arguments import from_words
+from frontends.listeners import bind
+
+START_SECONDS = 60.0
+# How often replicas tell the autoscaler: Ray reads it when it starts, and its own default is 10 s.
+PUSH_SECONDS = "1"
+
+
+def free_port() -> int:
+    with bind("127.0.0.1", 0) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def local_ray() -> Iterator[str]:
+    """Where its Ray Serve listens. Raises TargetError."""
+    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", PUSH_SECONDS)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise TargetError(f"Ray cannot be imported ({error}); install llmserve[ray]") from error
+    port = free_port()
+    # More than there are, because nothing here computes.
+    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@asynccontextmanager
+async def deployed(words: dict[str, str]) -> AsyncIterator[None]:
+    """An application of ours, while it is entered."""
+    from ray import serve
+
+    from frontends.ray_app import build
+
+    await asyncio.to_thread(serve.run, build(words))
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(serve.delete, "default")
+
+
+@asynccontextmanager
+async def alone(words: dict[str, str]) -> AsyncIterator[str]:
+    """A server without Ray, and its address. Raises TargetError."""
+    port = free_port()
+    command = [sys.executable, "-m", "frontends.aiohttp_app", "--port", str(port), *from_words(words)]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        with anyio.fail_after(START_SECONDS):
+            while not await is_healthy(f"http://127.0.0.1:{port}"):
+                if process.returncode is not None:
+                    raise TargetError(f"the server ended with {process.returncode}")
+                await asyncio.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

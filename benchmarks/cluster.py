@@ -22,8 +22,6 @@ REPLICA = {**SIMULATED, "replica_cpus": "0.1"}
 SLOW = {"engine_arg": f"max_num_seqs={SLOTS} time_scale=5", "max_running": str(SLOTS), "max_waiting": "200", "max_wait": "60"}
 # The step law as it stands: 4.4 ms a token.
 PACED = {"engine_arg": "max_num_seqs=128", "max_running": "0"}
-# No pace at all: whoever carries tokens is the limit.
-FREE = {"engine_arg": "max_num_seqs=128 time_scale=0", "max_running": "0"}
 CLIENTS = 40
 SECONDS = 10.0
 LEAVING = 30
@@ -34,10 +32,11 @@ SHARERS = 4 * SLOTS
 
 
 class Carried(msgspec.Struct, kw_only=True):
-    """One way to an engine: milliseconds to the first token and between tokens, at one stream; tokens a second at many."""
+    """One way to an engine: milliseconds to the first token and between tokens at one stream; the first, and tokens a second, at many."""
 
     ttft: float
     gap: float
+    loaded_ttft: float
     rate: float
 
 
@@ -120,10 +119,11 @@ async def measure(report: Callable[[str], None]) -> Seen:
             seen.up, seen.down = await _scale(client)
             report(f"from one replica to three after {seen.up:.0f} s, and back after {seen.down:.0f} s")
             for _ in range(2):
-                async with alone({**SIMULATED, **PACED}) as paced, alone({**SIMULATED, **FREE}) as free:
-                    seen.alone.append(await _carry(Client(paced, session), Client(free, session)))
+                async with alone({**SIMULATED, **PACED}) as server:
+                    seen.alone.append(await _carry(Client(server, session)))
                 report(f"alone: {seen.alone[-1]}")
-                seen.through.append(await _through(client))
+                async with deployed({**REPLICA, **PACED, "replicas": "1"}):
+                    seen.through.append(await _carry(client))
                 report(f"through Ray: {seen.through[-1]}")
     return seen
 
@@ -169,30 +169,30 @@ async def _scale(client: Client) -> tuple[float, float]:
         return up, await client.until(lambda found: found["admission"]["limit"] == SLOTS) - began
 
 
-async def _through(client: Client) -> Carried:
-    async with deployed({**REPLICA, **PACED, "replicas": "1"}):
-        paced = await _idle(client)
-    async with deployed({**REPLICA, **FREE, "replicas": "1"}):
-        return Carried(ttft=paced[0], gap=paced[1], rate=await _rate(client))
-
-
-async def _carry(paced: Client, free: Client) -> Carried:
-    ttft, gap = await _idle(paced)
-    return Carried(ttft=ttft, gap=gap, rate=await _rate(free))
-
-
-async def _idle(client: Client) -> tuple[float, float]:
-    """Median milliseconds to the first token, and between tokens, of one stream after another."""
+async def _carry(client: Client) -> Carried:
     times = [await client.stream(50) for _ in range(20)]
     gaps = [gap for each in times for gap in np.diff(each[1:])]
-    return float(np.median([each[1] - each[0] for each in times])) * 1000, float(np.mean(gaps)) * 1000
+    loaded: list[list[float]] = []
+    end = time.perf_counter() + SECONDS
 
+    async def again() -> None:
+        while time.perf_counter() < end:
+            loaded.append(await client.stream(100))
 
-async def _rate(client: Client) -> float:
-    """Tokens a second of many streams at once."""
     began = time.perf_counter()
-    await asyncio.gather(*[client.stream(1000) for _ in range(STREAMS)])
-    return STREAMS * 1000 / (time.perf_counter() - began)
+    await asyncio.gather(*[again() for _ in range(STREAMS)])
+    seconds = time.perf_counter() - began
+    return Carried(
+        ttft=_first(times),
+        gap=float(np.mean(gaps)) * 1000,
+        loaded_ttft=_first(loaded),
+        rate=sum(len(each) - 1 for each in loaded) / seconds,
+    )
+
+
+def _first(times: list[list[float]]) -> float:
+    """Median milliseconds."""
+    return float(np.median([each[1] - each[0] for each in times])) * 1000
 
 
 def conclude(seen: Seen) -> str:
@@ -204,6 +204,7 @@ def conclude(seen: Seen) -> str:
     lines.append(f"a tenant with three times as many clients as another gets {seen.share:.1%} of both")
     lines.append(f"from one replica to three after {seen.up:.1f} s of load, and back after {seen.down:.1f} s without")
     for name, ways in (("alone", seen.alone), ("through Ray", seen.through)):
-        figures = ", ".join(f"{one.ttft:.1f} ms, {one.gap:.2f} ms, {one.rate:,.0f}/s" for one in ways)
-        lines.append(f"{name}: first token, between tokens, tokens of {STREAMS} streams: {figures}")
+        for one in ways:
+            loaded = f"at {STREAMS} streams {one.loaded_ttft:.0f} ms, {one.rate:,.0f} tokens/s"
+            lines.append(f"{name}: first token after {one.ttft:.1f} ms, then one every {one.gap:.2f} ms; {loaded}")
     return "\n".join(lines)

@@ -32,9 +32,10 @@ from llmserve.admission import AdmissionController
 logger = logging.getLogger(__name__)
 
 EXCHANGE_SECONDS = 1.0
-# That an ingress may get. Without this bound two cores carried 4,100 to 4,600 a second (`python -m benchmarks cluster`), each with one
-# token, and what Ray cannot carry it keeps: the more streams there are, the more tokens go in one message.
-MESSAGES_PER_SECOND = 2000.0
+# That an ingress may get, of events. Two cores carry 4,100 to 4,600 a second through Ray, each with one token, and what it cannot carry it
+# keeps: at 32 streams first tokens came after 129 ms with 1,000 a second, after 85 ms with 500. So the more streams there are, the more
+# tokens go in one message.
+MESSAGES_PER_SECOND = 500.0
 # Longer than a second replica's answer takes; without it a scrape would wait for a replica that has just died.
 GATHER_SECONDS = 5.0
 

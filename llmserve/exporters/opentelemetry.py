@@ -7,7 +7,6 @@ and no answer is sent, nor anything else that a client writes but its tenant and
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
 from llmserve.errors import ConfigurationError
@@ -87,6 +86,8 @@ def traces_endpoint(endpoint: str) -> str:
 def _resource() -> Any:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    ours = {"service.name": "llmserve", "service.version": version("llmserve"), "host.name": socket.gethostname()}
+    from llmserve import __version__
+
+    ours = {"service.name": "llmserve", "service.version": __version__, "host.name": socket.gethostname()}
     # What the environment says counts for more.
     return Resource.create(ours).merge(OTELResourceDetector().detect())

@@ -49,6 +49,8 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
             for events in waiting:
                 tasks.start_soon(read, cluster, 10, events)
             await cluster.until(lambda found: found["open"] == SLOTS + 12 + 6)
+            # Until both have told what they have admitted so far.
+            await asyncio.sleep(1.5)
             victim, _ = replicas()
             victim.kill()
         assert wholes == [(200, 40)] * 12
@@ -146,3 +148,6 @@ async def test_a_prompt_with_every_kind_of_text_arrives_as_it_was_sent(deploy):
         _, found, _ = await cluster.post("/tokenize?x=%2F", {"prompt": text})
         _, back, _ = await cluster.post("/detokenize", {"tokens": found["tokens"]})
         assert back["prompt"] == text
+        # More than gRPC takes in one message, and more than anybody takes.
+        for size, wanted_status in ((3 * 2**20, 400), (5 * 2**20, 413)):
+            assert (await cluster.post("/v1/completions", wanted(1, prompt="x" * size)))[0] == wanted_status

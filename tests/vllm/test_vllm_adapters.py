@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from llmserve import ConfigurationError, EngineManager, GenerationRequest, ModelNotFound, Sampling
 
@@ -17,6 +16,8 @@ GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
 
 def write_adapter(folder, rank, strength):
     """In PEFT's form; with a strength of 0 it adds nothing."""
+    from safetensors.numpy import save_file
+
     folder.mkdir()
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": list(SIZES), "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))

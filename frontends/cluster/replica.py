@@ -26,7 +26,7 @@ from frontends.program import prepare_environment, served_name, unpack
 from frontends.reception import listen
 from frontends.startup import say
 from frontends.telemetry import telemetry
-from llmserve import EngineManager, Facts, LLMServeError, State
+from llmserve import EngineDead, EngineManager, Facts, LLMServeError, State
 from llmserve.admission import AdmissionController
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ GATHER_SECONDS = 5.0
 
 
 class Replica:
-    """`board` is a handle of the application's `Board`, and `others` makes one of all replicas of this deployment."""
+    """`arguments` are a command line (`frontends.cluster.arguments`), and `board` is a handle of the application's `Board`."""
 
     async def __init__(self, arguments: Sequence[str], board: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Returns when the engine is up. Raises ConfigurationError, EngineError."""
@@ -119,7 +119,9 @@ class Replica:
     # What Ray Serve asks
 
     def check_health(self) -> None:
-        """An engine that is started again is no reason to start a replica again; one that is not, is."""
+        """An engine that is started again is no reason to start a replica again; one that is not, is. Raises EngineDead."""
+        if self._life.done():
+            raise EngineDead("the server of this replica has ended")
         if self._manager.state is State.FAILED:
             self._manager.check_health()
 

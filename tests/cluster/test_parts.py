@@ -1,5 +1,7 @@
 """What a cluster is made of, without Ray: loads, the board, scaling, arguments, and the way to a replica's own server."""
 
+import asyncio
+
 import attrs
 import pytest
 from aiohttp import web
@@ -12,14 +14,16 @@ from frontends.cluster.arguments import from_words, parse
 from frontends.cluster.board import Board
 from frontends.cluster.load import NEW, Load, in_order
 from frontends.cluster.relay import Asked, Head, Relay
+from frontends.cluster.replica import Replica
 from frontends.cluster.scaling import MOST_GROWTH, Pressure, desired
 from frontends.http.server import running
 from frontends.listeners import bind_unix
 from frontends.ray_app import application
 from frontends.reception import listen
-from llmserve import ConfigurationError, EngineStatistics, Facts, ManagerStatistics, Outcome, State, Timeline
+from llmserve import ConfigurationError, EngineDead, EngineManager, EngineStatistics, Facts, ManagerStatistics, Outcome, State, Timeline
 from llmserve.admission import AdmissionStatistics
 from llmserve.config import SLO
+from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
 from llmserve.metrics import MetricsRecorder
 
 
@@ -209,6 +213,30 @@ def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     with pytest.raises(ConfigurationError, match=KEY_VARIABLE):
         application([])
+
+
+# A replica's health
+
+
+class NotInRay(Replica):
+    def __del__(self):
+        """Nobody awaits it here."""
+
+
+async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_has_ended():
+    async with EngineManager(SimulatedEngine(SimulatedConfig())) as manager:
+        replica = NotInRay.__new__(NotInRay)
+        replica._manager, replica._life = manager, asyncio.get_running_loop().create_future()
+        replica.check_health()
+        manager.state = State.RESTARTING
+        replica.check_health()
+        manager.state = State.FAILED
+        with pytest.raises(EngineDead):
+            replica.check_health()
+        manager.state = State.READY
+        replica._life.set_result(None)
+        with pytest.raises(EngineDead, match="server"):
+            replica.check_health()
 
 
 # The way to a replica's server

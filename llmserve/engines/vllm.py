@@ -185,7 +185,7 @@ class VLLMEngine:
         forced = None if self._parsers is None else self._parsers.constraint(request)
         constraint = forced or request.sampling.structured_outputs
         if constraint is not None:
-            await self._check_grammar(constraint, "tools" if forced else FIELD)
+            await self._check_grammar(constraint, request.tenant, "tools" if forced else FIELD)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
         try:
@@ -198,11 +198,11 @@ class VLLMEngine:
             # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
-    async def _check_grammar(self, constraint: StructuredOutputs, field: str) -> None:
+    async def _check_grammar(self, constraint: StructuredOutputs, tenant: str, field: str) -> None:
         # Another backend is the operator's choice, and its bounds are its own.
         if self.running_llm.vllm_config.structured_outputs_config.backend == "xgrammar":
             assert self._grammars is not None
-            await self._grammars.check(constraint, field)
+            await self._grammars.check(constraint, tenant, field)
 
     async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
         from vllm.renderers.inputs.preprocess import parse_model_prompt

@@ -3,13 +3,14 @@ validation takes what its compiler may then spend minutes on (0.25.1, 0.32.0).""
 
 import hashlib
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 import anyio
 import anyio.to_thread
 
 from llmserve.admission import Refusal, Refused
+from llmserve.engines.places import Places
 from llmserve.engines.vllm_trials import RETRY_AFTER, Trials
 from llmserve.errors import InvalidRequest
 from llmserve.structured import FIELD, StructuredOutputs
@@ -19,6 +20,7 @@ REMEMBERED = 1024
 # Trials at once: one core of eight, for two seconds each at most.
 AT_ONCE = max(1, (os.cpu_count() or 1) // 8)
 MOST_WAITING = 64
+MOST_OF_ONE = MOST_WAITING // 2
 # With the longest trial after it, everybody knows within six seconds.
 PATIENCE_SECONDS = 2.0
 
@@ -28,12 +30,13 @@ class Grammars:
 
     def __init__(self, vocabulary: Callable[[], str]) -> None:
         self._trials = Trials(vocabulary)
-        self._places = anyio.CapacityLimiter(AT_ONCE)
+        self._places = Places(AT_ONCE)
         # By digest: what is remembered is some hundred bytes, however long it was.
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._tried: dict[bytes, anyio.Event] = {}
+        self._trying: Counter[str] = Counter()
 
-    async def check(self, constraint: StructuredOutputs, field: str = FIELD) -> None:
+    async def check(self, constraint: StructuredOutputs, tenant: str, field: str = FIELD) -> None:
         """Raises InvalidRequest about `field`; Overloaded when too many others are being tried; EngineError when nothing can be."""
         digest = hashlib.sha256(f"{constraint.kind}\n{constraint.spec}".encode("utf-8", "surrogatepass")).digest()
         while digest not in self._verdicts:
@@ -41,26 +44,26 @@ class Grammars:
             if under_way is not None:
                 await under_way.wait()
             else:
-                await self._try(digest, constraint)
+                await self._try(digest, constraint, tenant)
         self._verdicts.move_to_end(digest)
         refusal = self._verdicts[digest]
         if refusal is not None:
             raise InvalidRequest(f"{field}: {refusal}", field)
 
-    async def _try(self, digest: bytes, constraint: StructuredOutputs) -> None:
-        if len(self._tried) >= MOST_WAITING:
+    async def _try(self, digest: bytes, constraint: StructuredOutputs, tenant: str) -> None:
+        if len(self._tried) >= MOST_WAITING or self._trying[tenant] >= MOST_OF_ONE:
             raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
         done = self._tried[digest] = anyio.Event()
+        self._trying[tenant] += 1
         try:
-            with anyio.move_on_after(PATIENCE_SECONDS) as patience:
-                await self._places.acquire()
-            if patience.cancelled_caught:
-                raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
-            try:
+            async with self._places.place(tenant, PATIENCE_SECONDS):
                 self._remember(digest, await anyio.to_thread.run_sync(self._trials.verdict, constraint))
-            finally:
-                self._places.release()
+        except TimeoutError:
+            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error() from None
         finally:
+            self._trying.subtract([tenant])
+            # Without those that have none.
+            self._trying = +self._trying
             del self._tried[digest]
             done.set()
 

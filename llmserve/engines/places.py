@@ -1,0 +1,64 @@
+"""A few places that many tenants want: whoever has held them for the shortest time is next, and within a tenant who came first."""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+
+class Places:
+    """So many at once. What tenants have held counts against them for as long as anybody waits."""
+
+    def __init__(self, count: int, clock: Callable[[], float] = anyio.current_time) -> None:
+        self._free = count
+        self._clock = clock
+        self._waiting: dict[str, deque[anyio.Event]] = {}
+        self._held: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def place(self, tenant: str, patience: float) -> AsyncIterator[None]:
+        """Held while it is entered. Raises TimeoutError after `patience` seconds without one."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(tenant, patience)
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._held[tenant] = self._held.get(tenant, 0.0) + self._clock() - began
+            self._hand_over()
+
+    async def _wait(self, tenant: str, patience: float) -> None:
+        mine = anyio.Event()
+        if tenant not in self._waiting:
+            # Level with those who wait already: nobody saves up while away.
+            least = min((self._held.get(other, 0.0) for other in self._waiting), default=0.0)
+            self._held[tenant] = max(self._held.get(tenant, 0.0), least)
+        self._waiting.setdefault(tenant, deque()).append(mine)
+        try:
+            with anyio.fail_after(patience):
+                await mine.wait()
+        except BaseException:
+            if mine.is_set():
+                # It came in the very moment when it was not wanted any more.
+                self._hand_over()
+            else:
+                self._leave(tenant, mine)
+            raise
+
+    def _hand_over(self) -> None:
+        if not self._waiting:
+            self._free += 1
+            self._held.clear()
+            return
+        tenant = min(self._waiting, key=lambda name: self._held.get(name, 0.0))
+        first = self._waiting[tenant][0]
+        self._leave(tenant, first)
+        first.set()
+
+    def _leave(self, tenant: str, one: anyio.Event) -> None:
+        self._waiting[tenant].remove(one)
+        if not self._waiting[tenant]:
+            del self._waiting[tenant]

@@ -18,13 +18,15 @@ def ray_url():
     os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "0.5"
     # A cluster of this test alone, which nobody else reaches.
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray import serve
 
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Nothing here is large; by itself Ray sets a third of the memory aside for objects.
+    ray.init(num_cpus=8, object_store_memory=2**28, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()

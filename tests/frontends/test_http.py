@@ -1,7 +1,9 @@
 """The HTTP server through a real socket: routes, statuses, refusals, disconnects."""
 
 import asyncio
+import pathlib
 import random
+import shlex
 
 import aiohttp
 import anyio
@@ -16,6 +18,7 @@ from frontends.aiohttp_app import MAX_BODY
 from llmserve import AdmissionConfig, EngineError, ManagerConfig, RestartConfig, State
 from llmserve.request import Delta
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
 TEXT = {"prompt": "hi", "max_tokens": 4, "temperature": 0}
 ENDLESS = {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True}
@@ -432,3 +435,17 @@ async def test_metrics_are_json_for_people_and_text_for_scrapers(server):
         assert "openmetrics" in response.headers["Content-Type"]
         families = {family.name: family for family in parse_openmetrics(await response.text())}
     assert families["llmserve_time_to_first_token_seconds"].samples[-1].value > 0
+
+
+async def test_the_readme_s_request_is_taken_as_curl_sends_it(server):
+    (line,) = [line for line in README.read_text().splitlines() if line.startswith("curl ")]
+    _, address, *rest = shlex.split(line)
+    # What curl says of a body by itself.
+    headers, body = {"Content-Type": "application/x-www-form-urlencoded"}, ""
+    for option, value in zip(rest[::2], rest[1::2], strict=True):
+        if option == "-H":
+            headers |= dict([value.split(": ")])
+        else:
+            body = value
+    async with server.session.post(address.removeprefix("localhost:8000"), data=body, headers=headers) as response:
+        assert response.status == 200

@@ -1,5 +1,6 @@
 """Stages of a request, and the spans that are made of them."""
 
+import importlib.metadata
 import math
 
 import anyio
@@ -24,9 +25,10 @@ from llmserve import (
     Overloaded,
     Sampling,
     Timeline,
+    __version__,
 )
 from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
-from llmserve.exporters.opentelemetry import OpenTelemetry
+from llmserve.exporters.opentelemetry import OpenTelemetry, _resource
 from llmserve.tracing import RELEASE, STAGES, stages
 
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
@@ -238,3 +240,18 @@ async def test_a_tracer_that_fails_costs_no_request(where, caplog):
         assert (await manager.generate("hi", sampling=Sampling(max_tokens=2))).usage.completion_tokens == 2
         assert manager.statistics().open == 0
     assert "failed" in caplog.text
+
+
+def test_a_service_is_named_by_the_environment_and_needs_no_installed_package(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    # However it might be imported.
+    monkeypatch.setattr("llmserve.exporters.opentelemetry.version", absent, raising=False)
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "chat")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
+    found = _resource().attributes
+    assert (found["service.name"], found["service.version"], found["deployment.environment"]) == ("chat", __version__, "test")
+    monkeypatch.delenv("OTEL_SERVICE_NAME")
+    assert _resource().attributes["service.name"] == "llmserve"

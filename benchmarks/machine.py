@@ -8,17 +8,7 @@ from typing import Any
 import attrs
 import psutil
 
-
-def _nvml() -> Any:
-    """NVIDIA's library, initialised, or None where there is no GPU of theirs."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:
-        # Not installed, no driver, no device: three different errors of one meaning.
-        return None
-    return pynvml
+from llmserve.exporters import nvml
 
 
 @attrs.define
@@ -26,7 +16,7 @@ class Machine:
     """Gauges of some processes and of every GPU in sight; None where there is none. Reading them takes about a millisecond."""
 
     processes: Sequence[psutil.Process] = ()
-    _library: Any = attrs.field(factory=_nvml)
+    _library: Any = attrs.field(factory=nvml.library)
 
     def watch_own_processes(self) -> None:
         """This process and all that it has started so far: the engine's, if the generators are started later."""

@@ -43,7 +43,7 @@ class Board:
 
     async def gone(self, alive: Iterable[str]) -> Told | None:
         """What replicas had counted that are no more, all but those; None if there was none."""
-        lately = [facts.ended() for name, facts in self._facts.items() if name not in set(alive)]
+        lately = [self._facts[name].ended() for name in self._facts.keys() - set(alive)]
         parts = [*lately, self._gone] if self._gone is not None else lately
         return (self._clock(), Facts.of_engines(parts)) if parts else None
 

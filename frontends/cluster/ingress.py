@@ -13,6 +13,7 @@ from frontends.cluster.relay import Asked, Head, Message, Taken, end_to_end
 from frontends.errors import describe
 from frontends.http.form import MAX_BODY, too_large
 from llmserve import EngineRestarted, LLMServeError, Unavailable
+from llmserve.admission import Refusal
 
 # A replica says at once that it has taken a request, before it is admitted there; no replica at all says nothing.
 TAKE_SECONDS = 10.0
@@ -94,7 +95,7 @@ class Answer:
                 async with asyncio.timeout(TAKE_SECONDS):
                     taken = await self._next()
             except TimeoutError:
-                raise Unavailable("no replica takes requests", retry_after=TAKE_SECONDS, reason="starting") from None
+                raise Unavailable("no replica takes requests", retry_after=TAKE_SECONDS, reason=Refusal.STARTING) from None
             assert isinstance(taken, Taken)
             self.replica = taken.replica
             head = await self._next()

@@ -29,6 +29,10 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not th
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
         for name, replica in replicas.items():
             self._hear(name, replica.routing_stats)
+        for gone in self._sent.keys() - replicas.keys():
+            # Replicas come and go for as long as this lives.
+            self._loads.pop(gone, None)
+            del self._sent[gone]
         avoided = set(pending_request.args[1]) if pending_request is not None and len(pending_request.args) > 1 else set()
         names = random.sample(list(replicas), len(replicas))
         two = in_order([name for name in names if name.unique_id not in avoided][:2], self._loads, self._sent)

@@ -37,21 +37,29 @@ class GPUCollector:
                 yield family
 
 
-@cache
-def _gpus() -> tuple[Any, list[tuple[str, str, Any]]]:
-    """The library, and each GPU's number or UUID, model and handle."""
+def library() -> Any:
+    """NVIDIA's library, initialised, or None where there is no GPU of theirs."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:
-        # Not installed, or no driver: pynvml has an error of its own for each reason.
+        # Not installed, no driver, no device: pynvml has an error of its own for each.
+        return None
+    return pynvml
+
+
+@cache
+def _gpus() -> tuple[Any, list[tuple[str, str, Any]]]:
+    """The library, and each GPU's number or UUID, model and handle."""
+    nvml = library()
+    if nvml is None:
         return None, []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(number) for number in range(pynvml.nvmlDeviceGetCount())] if visible is None else visible.split(",")
+    names = [str(number) for number in range(nvml.nvmlDeviceGetCount())] if visible is None else visible.split(",")
     found = []
     for name in filter(None, map(str.strip, names)):
-        with suppress(pynvml.NVMLError):
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
-            found.append((name, str(pynvml.nvmlDeviceGetName(gpu)), gpu))
-    return pynvml, found
+        with suppress(nvml.NVMLError):
+            gpu = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+            found.append((name, str(nvml.nvmlDeviceGetName(gpu)), gpu))
+    return nvml, found

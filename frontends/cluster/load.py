@@ -1,5 +1,6 @@
 """What a replica tells of how busy it is, and which of several would serve a newcomer first. Pure."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -60,3 +61,9 @@ NEW = Load(number=0, ready=True, running=0, waiting=0, limit=None, wait=None, in
 def in_order(names: Sequence[Name], loads: Mapping[Name, Load], sent: Mapping[Name, int]) -> list[Name]:
     """From the one that would serve a newcomer first to the last; equals stay as they were."""
     return sorted(names, key=lambda name: loads.get(name, NEW).rank(sent.get(name, 0)))
+
+
+def place_of(key: str, name: str) -> bytes:
+    """Where a replica stands for a key: the first of those that are there is another one for as few keys as can be when one goes or comes
+    (rendezvous hashing, Thaler and Ravishankar 1998)."""
+    return hashlib.sha256(f"{key} {name}".encode()).digest()

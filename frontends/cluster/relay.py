@@ -22,6 +22,9 @@ class Asked:
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
+    def get(self, name: str) -> str:
+        return _value(self.headers, name)
+
 
 @attrs.frozen
 class Taken:
@@ -38,7 +41,7 @@ class Head:
     headers: tuple[tuple[str, str], ...]
 
     def get(self, name: str) -> str:
-        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
+        return _value(self.headers, name)
 
     @property
     def is_events(self) -> bool:
@@ -46,6 +49,10 @@ class Head:
 
 
 Message = Taken | Head | bytes
+
+
+def _value(headers: tuple[tuple[str, str], ...], name: str) -> str:
+    return next((value for key, value in headers if key.lower() == name.lower()), "")
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -1,13 +1,16 @@
-"""Which replica gets a request: the one of two by chance that would serve it sooner. Ray Serve runs one of these in each ingress."""
+"""Which replica gets a request: the one of two by chance that would serve it sooner, or the one that remembers it. Ray Serve runs one of
+these in each ingress."""
 
 import random
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import attrs
-from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from frontends.cluster.load import NEW, Load, in_order
+from frontends.cluster.load import NEW, Load, in_order, place_of
+from frontends.http.idempotency import HEADER
 
 FIELDS = {field.name for field in attrs.fields(Load)}
 
@@ -33,14 +36,30 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not th
             # Replicas come and go for as long as this lives.
             self._loads.pop(gone, None)
             del self._sent[gone]
-        avoided = set(pending_request.args[1]) if pending_request is not None and len(pending_request.args) > 1 else set()
-        names = random.sample(list(replicas), len(replicas))
-        two = in_order([name for name in names if name.unique_id not in avoided][:2], self._loads, self._sent)
-        rest = sorted((name for name in names if name not in two), key=lambda name: name.unique_id in avoided)
-        return [[replicas[name]] for name in (*two, *rest)]
+        key, avoided = "", ()
+        if pending_request is not None:
+            # Of `Replica.answer`.
+            asked, avoided = pending_request.args
+            key = asked.get(HEADER)
+        order = self._of_key(key, replicas, avoided) if key else self._of_two(replicas, avoided)
+        # Here and not when Ray says that it was routed, which is a way there and back later: a burst would be over by then, every one of
+        # it sent by chance. None is turned away (`max_ongoing_requests`), so the first is the one that gets it.
+        self._sent.update(order[:1])
+        return [[replicas[name]] for name in order]
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
-        self._sent[replica_id] += 1
+    def _of_two(self, names: Collection[ReplicaID], avoided: Collection[str]) -> list[ReplicaID]:
+        shuffled = random.sample(list(names), len(names))
+        two = in_order([name for name in shuffled if name.unique_id not in avoided][:2], self._loads, self._sent)
+        rest = sorted((name for name in shuffled if name not in two), key=lambda name: name.unique_id in avoided)
+        return [*two, *rest]
+
+    def _of_key(self, key: str, names: Collection[ReplicaID], avoided: Collection[str]) -> list[ReplicaID]:
+        """The same one each time, which knows what it has answered."""
+
+        def rank(name: ReplicaID) -> tuple[bool, bool, bytes]:
+            return name.unique_id in avoided, not self._loads.get(name, NEW).ready, place_of(key, name.unique_id)
+
+        return sorted(names, key=rank)
 
     def _hear(self, name: ReplicaID, told: dict[str, Any]) -> None:
         if told.keys() != FIELDS or told["number"] == self._loads.get(name, NEW).number:

@@ -124,6 +124,16 @@ async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tm
         assert served["flood"] / sum(served.values()) == pytest.approx(0.5, abs=0.05), served
 
 
+async def test_what_is_sent_again_with_its_key_is_answered_by_the_replica_that_answered_it(deploy):
+    async with deploy(replicas="2", **SLOW) as cluster:
+        for number in range(8):
+            headers = {"Idempotency-Key": f"order-{number}"}
+            answers = [await cluster.post("/v1/completions", wanted(2), headers=headers) for _ in range(3)]
+            assert len({body["id"] for _, body, _ in answers}) == 1
+            assert [found.get("Idempotent-Replayed") for _, _, found in answers] == [None, "true", "true"]
+        assert (await cluster.metrics())["requests"]["completed"] == 8
+
+
 async def test_replicas_come_with_load_and_go_without(deploy):
     words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2"}
     async with deploy(max_waiting="8", **words, **SLOW) as cluster:

@@ -1,0 +1,97 @@
+"""The router alone, with what Ray tells it."""
+
+from collections import Counter
+
+import attrs
+import pytest
+
+from frontends.cluster.load import NEW
+from frontends.cluster.relay import Asked
+
+
+@attrs.frozen
+class Name:
+    unique_id: str
+
+
+@attrs.frozen(eq=False)
+class Running:
+    """Of Ray's RunningReplica, what the router reads."""
+
+    replica_id: Name
+    routing_stats: dict = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Pending:
+    args: tuple
+
+
+@pytest.fixture
+def router():
+    from frontends.cluster.router import PredictedWaitRouter
+
+    # Without Ray's part, which needs a cluster.
+    one = object.__new__(PredictedWaitRouter)
+    one.initialize_state()
+    return one
+
+
+def told(name, **fields):
+    return Running(Name(name), attrs.asdict(attrs.evolve(NEW, **fields)))
+
+
+async def order(router, replicas, avoid=(), key=""):
+    headers = (("idempotency-key", key),) if key else ()
+    ranks = await router.choose_replicas(replicas, Pending((Asked("POST", "/v1/completions", headers, b"{}"), avoid)))
+    names = [one.replica_id.unique_id for [one] in ranks]
+    assert sorted(names) == sorted(one.replica_id.unique_id for one in replicas)
+    return names
+
+
+async def first(router, replicas, **more):
+    return (await order(router, replicas, **more))[0]
+
+
+@pytest.mark.parametrize("burst", [2, 4, 50])
+async def test_a_burst_is_shared_before_anybody_has_told_or_answered(router, burst):
+    replicas = [Running(Name("a")), Running(Name("b"))]
+    assert Counter([await first(router, replicas) for _ in range(burst)]) == {"a": burst // 2, "b": burst // 2}
+
+
+async def test_what_a_replica_tells_counts_for_what_it_was_sent_before(router):
+    # Told once: "a" gets three before it has more to do than "b", who gets the fourth or the fifth.
+    replicas = [told("a", number=1, running=0), told("b", number=1, running=3)]
+    assert [await first(router, replicas) for _ in range(3)] == ["a"] * 3
+    assert Counter([await first(router, replicas) for _ in range(2)]) == {"a": 1, "b": 1}
+    # The same news again is no news; the next one is.
+    replicas = [told("a", number=2, running=0), told("b", number=1, running=3)]
+    assert [await first(router, replicas) for _ in range(4)] == ["a"] * 4
+
+
+async def test_one_that_has_refused_comes_last(router):
+    replicas = [told("a", number=1, running=0), told("b", number=1, running=3), told("c", number=1, running=2)]
+    assert await order(router, replicas, avoid=("a",)) == ["c", "b", "a"]
+
+
+async def test_what_has_a_key_goes_to_the_same_one_however_busy_that_is(router):
+    replicas = [told(name, number=1) for name in "abcd"]
+    keys = [f"key {number}" for number in range(200)]
+    places = {key: await order(router, replicas, key=key) for key in keys}
+    # Each has its share of them.
+    assert min(Counter(place[0] for place in places.values()).values()) > 25
+    for key in keys:
+        assert await order(router, replicas[::-1], key=key) == places[key]
+        # Where it has refused, or does not take requests, the next one is as certain.
+        one, two, three, four = places[key]
+        assert await order(router, replicas, key=key, avoid=(one,)) == [two, three, four, one]
+        starting = [told(name, number=2, ready=name != two) for name in "abcd"]
+        assert await order(router, starting, key=key) == [one, three, four, two]
+        # One that goes takes nothing but its own keys along.
+        assert await first(router, [told(name, number=3) for name in "abcd" if name != four], key=key) == one
+
+
+async def test_of_replicas_that_are_gone_nothing_is_kept(router):
+    await first(router, [told("a", number=1), told("b", number=1)])
+    await first(router, [told("b", number=1)])
+    assert router._sent.keys() == router._loads.keys() == {Name("b")}

@@ -4,11 +4,11 @@ Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp pro
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
@@ -28,20 +28,24 @@ from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.steps import Steps
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
 
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
 JSON = "application/json"
 
 GetFacts = Callable[[], Awaitable[Facts]]
+GetSeries = Callable[[], Awaitable[Iterable["Metric"]]]
 
 
 class Routes:
     """The handlers; each reads its body, makes one call, and writes the answer."""
 
-    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None, access: Access, *, far: bool) -> None:
+    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None, series: GetSeries | None, access: Access) -> None:
         self.manager = manager
         self.model = model
         self._access = access
         self._facts = facts or self._own_facts
-        self._alone = not far
+        self._series = series or self._own_series
         self._steps = Steps()
         self._completion = msgspec.json.Decoder(CompletionRequest)
         self._chat = msgspec.json.Decoder(ChatRequest)
@@ -124,7 +128,7 @@ class Routes:
             return _json(facts.snapshot(now))
         from llmserve.exporters import prometheus
 
-        text, content_type = prometheus.render(facts, now, accept, beside=self._alone)
+        text, content_type = prometheus.render(facts, now, accept, await self._series())
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def openapi(self, request: web.Request) -> web.Response:
@@ -132,6 +136,11 @@ class Routes:
 
     async def _own_facts(self) -> Facts:
         return self.manager.facts()
+
+    async def _own_series(self) -> "Iterable[Metric]":
+        from llmserve.exporters import prometheus
+
+        return prometheus.registered()
 
     async def _answer(
         self, request: web.Request, requests: list[GenerationRequest], answerer: Answerer, body: CompletionRequest | ChatRequest
@@ -210,11 +219,11 @@ def build_app(
     manager: EngineManager,
     model: str = "bundled",
     facts: GetFacts | None = None,
+    series: GetSeries | None = None,
     *,
     access: Access | None = None,
     log: Write | None = None,
     memory: Memory | None = None,
-    far: bool = False,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -224,7 +233,7 @@ def build_app(
     Args:
         model: the name it is served under.
         facts: asked for the metrics, where they are not this manager's alone.
-        far: whether `facts` are also of other machines, of which this process knows no more than that.
+        series: asked for what stands beside ours in Prometheus's text, where it is not this process's alone.
         access: whose keys are let in; None asks nobody.
         memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
         log: takes a line for each request (`frontends.http.log.open_log`).
@@ -233,7 +242,7 @@ def build_app(
     middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app.on_response_prepare.append(sign)
-    app.add_routes(Routes(manager, model, facts, access, far=far).table())
+    app.add_routes(Routes(manager, model, facts, series, access).table())
     return app
 
 

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import attrs
@@ -28,8 +28,10 @@ from frontends.startup import say
 from frontends.telemetry import telemetry
 from llmserve import EngineDead, EngineManager, Facts, LLMServeError, State
 from llmserve.admission import AdmissionController
+from llmserve.exporters import prometheus
 
 logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 EXCHANGE_SECONDS = 1.0
 # That an ingress may get, of events. Two cores carry 4,100 to 4,600 a second through Ray, each with one token, and what it cannot carry it
@@ -77,7 +79,9 @@ class Replica:
             if tracer is not None:
                 tracer.observe(manager.statistics)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
-            reception = await stack.enter_async_context(running(build_app(manager, name, self._gather, access=access, far=True)))
+            reception = await stack.enter_async_context(
+                running(build_app(manager, name, self._gather_facts, self._gather_series, access=access))
+            )
             await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
             self._relay = Relay(folder / "http")
             stack.push_async_callback(self._relay.close)
@@ -140,26 +144,33 @@ class Replica:
         """Whose they are, and what it has counted so far."""
         return self._id, self._tell()
 
+    async def series(self) -> tuple[str, Any]:
+        """Whose they are, and Prometheus's series that vLLM and others have registered in its process."""
+        return self._id, prometheus.registered()
+
     def _tell(self) -> Told:
         return asyncio.get_running_loop().time(), self._manager.facts()
 
-    async def _gather(self) -> Facts:
+    async def _gather_facts(self) -> Facts:
         """All replicas' together, and what those had counted that are no more. Raises LLMServeError."""
-        response = self._replicas.broadcast("facts")
-        try:
-            async with asyncio.timeout(GATHER_SECONDS):
-                answers = await response.results_async(return_exceptions=True)
-                # One that has just died is an exception.
-                alive: dict[str, Told] = dict(one for one in answers if isinstance(one, tuple))
-                gone = await self._board.gone.remote(list(alive))
-        except TimeoutError:
-            raise LLMServeError("the replicas' figures could not be gathered") from None
+        alive: dict[str, Told] = await self._ask_all("facts")
+        gone = await _in_time(self._board.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
         told = [*alive.values(), *([gone] if gone else [])]
         if not told:
             raise LLMServeError("no replica has told its figures")
         whole = Facts.of_engines([facts.shifted(now - then) for then, facts in told])
         return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
+
+    async def _gather_series(self) -> list[Any]:
+        """All replicas' together, each with its name. Raises LLMServeError."""
+        return prometheus.labelled("replica", await self._ask_all("series"))
+
+    async def _ask_all(self, method: str) -> dict[str, Any]:
+        """What each replica answers, by its name."""
+        answers = await _in_time(self._replicas.broadcast(method).results_async(return_exceptions=True))
+        # One that has just died is an exception.
+        return dict(one for one in answers if isinstance(one, tuple))
 
     async def _exchange(self) -> None:
         """Every second, what tenants have been served here for what they have been served elsewhere; the last time at the end."""
@@ -182,3 +193,11 @@ class Replica:
             else:
                 owed, failing = {}, False
                 admission.served_elsewhere(elsewhere)
+
+
+async def _in_time(answer: Awaitable[Answer]) -> Answer:
+    try:
+        async with asyncio.timeout(GATHER_SECONDS):
+            return await answer
+    except TimeoutError:
+        raise LLMServeError("the replicas' figures could not be gathered") from None

@@ -4,8 +4,10 @@ vLLM registers its `vllm:*` series in the process's default registry, so dashboa
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from llmserve.exporters.nvml import GPUCollector
 
@@ -86,25 +88,53 @@ def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tu
     return family
 
 
-def render(facts: "Facts", now: float, accept: str, *, beside: bool = True) -> tuple[bytes, str]:
-    """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series what this process has, and what
-    its GPUs do: not where the facts are those of several machines."""
-    from prometheus_client import REGISTRY, CollectorRegistry
+def render(facts: "Facts", now: float, accept: str, beside: Iterable["Metric"] = ()) -> tuple[bytes, str]:
+    """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series those of others."""
+    from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
-    from prometheus_client.multiprocess import MultiProcessCollector
 
     encode, content_type = choose_encoder(accept)
-    registry = CollectorRegistry(auto_describe=False)
     # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
+    registry = CollectorRegistry(auto_describe=False)
     registry.register(FactsCollector(facts, now))
-    if not beside:
-        return encode(registry), content_type
+    registry.register(_Found(beside))
+    return encode(registry), content_type
+
+
+def registered() -> list["Metric"]:
+    """What this process has registered, or all of those that share what they count, and what its GPUs do."""
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry(auto_describe=False)
     registry.register(GPUCollector())
     if MULTIPROCESS in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates most, not this
     else:
         registry.register(REGISTRY)
-    return encode(registry), content_type
+    return list(registry.collect())
+
+
+def labelled(label: str, parts: Mapping[str, Iterable["Metric"]]) -> list["Metric"]:
+    """The series of several processes, by the label's value, as those of one."""
+    from prometheus_client import Metric
+
+    families: dict[str, Metric] = {}
+    for value, metrics in parts.items():
+        for one in metrics:
+            family = families.setdefault(one.name, Metric(one.name, one.documentation, one.type, one.unit))
+            family.samples += [sample._replace(labels={**sample.labels, label: value}) for sample in one.samples]
+    return list(families.values())
+
+
+@attrs.frozen(eq=False)
+class _Found:
+    """A collector of what has been collected."""
+
+    metrics: Iterable["Metric"]
+
+    def collect(self) -> Iterator["Metric"]:
+        return iter(self.metrics)
 
 
 def settle() -> None:

@@ -1,12 +1,27 @@
 """The series of Prometheus's text, from a manager and from NVIDIA's library."""
 
+import pickle
 import sys
 import types
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from llmserve import AdmissionConfig, EngineManager, GenerationRequest, ManagerConfig, Sampling, TenantLimits, TenantTable
+from llmserve import (
+    AdmissionConfig,
+    EngineManager,
+    EngineStatistics,
+    Facts,
+    GenerationRequest,
+    ManagerConfig,
+    ManagerStatistics,
+    Sampling,
+    State,
+    TenantLimits,
+    TenantTable,
+)  # fmt: skip
 from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
 from llmserve.exporters import nvml, prometheus
 
@@ -17,7 +32,7 @@ def anyio_backend():
 
 
 def series(facts):
-    text, _ = prometheus.render(facts, 1.0, "text/plain")
+    text, _ = prometheus.render(facts, 1.0, "text/plain", prometheus.registered())
     return {(one.name, *sorted(one.labels.values())): one.value for family in parse_text(text.decode()) for one in family.samples}
 
 
@@ -38,6 +53,32 @@ async def test_tenants_are_labels_where_the_operator_has_named_them():
     for tenant in ("web", "batch", "others"):
         assert found["llmserve_tenant_requests_total", *sorted((tenant, "completed"))] == 1
         assert found["llmserve_tenant_tokens_total", *sorted((tenant, "completion"))] == 5
+
+
+def test_what_the_process_has_registered_stands_beside_ours_and_has_one_end():
+    facts = Facts(ManagerStatistics(state=State.READY, open=0, tokenizing=0, admission=None, engine=EngineStatistics()), None)
+    text, _ = prometheus.render(facts, 1.0, "application/openmetrics-text", prometheus.registered())
+    names = {family.name for family in parse_openmetrics(text.decode())}
+    assert {"llmserve_requests_running", "python_info"} <= names
+    # Once only, where it is asked for.
+    assert "python_info" not in prometheus.render(facts, 1.0, "text/plain")[0].decode()
+
+
+def test_series_of_several_processes_are_one_family_with_whose_each_is_as_a_label():
+    parts = {}
+    for name, value in (("a", 1), ("b", 2)):
+        registry = CollectorRegistry()
+        Counter("steps", "Steps.", ["engine"], registry=registry).labels("0").inc(value)
+        Histogram("wait_seconds", "Waits.", buckets=[1], registry=registry).observe(value)
+        # As they travel.
+        parts[name] = pickle.loads(pickle.dumps(list(registry.collect())))
+    families = {family.name: family for family in prometheus.labelled("replica", parts)}
+    assert families.keys() == {"steps", "wait_seconds"}
+    assert (families["steps"].type, families["wait_seconds"].type) == ("counter", "histogram")
+    found = {(one.name, *sorted(one.labels.items())): one.value for one in families["steps"].samples if one.name == "steps_total"}
+    assert found == {("steps_total", ("engine", "0"), ("replica", name)): value for name, value in (("a", 1), ("b", 2))}
+    buckets = {one.labels["replica"]: one.value for one in families["wait_seconds"].samples if one.labels.get("le") == "1.0"}
+    assert buckets == {"a": 1, "b": 0}
 
 
 class NVMLError(Exception):

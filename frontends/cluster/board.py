@@ -4,7 +4,11 @@ whole application."""
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+import attrs
+
 from llmserve import Facts
+from llmserve.admission import Tally
+from llmserve.admission.tally import added
 
 # A replica that has not asked for so long is gone, and nothing is kept for it but what it had counted.
 GONE_SECONDS = 10.0
@@ -15,50 +19,47 @@ MOST_TENANTS = 1000
 Told = tuple[float, Facts]
 
 
+@attrs.define
+class _Replica:
+    """When it last asked, what it had counted and who had requests open there; and the `mail` that it has not fetched."""
+
+    asked: float
+    facts: Facts
+    open: Mapping[str, int]
+    mail: Tally = attrs.field(factory=Tally)
+
+
 class Board:
     """Forgets everything when it is started anew: of tenants' service no more than that of the second before, but all counts of replicas
     that were gone."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._mail: dict[str, dict[str, float]] = {}
-        self._asked: dict[str, float] = {}
-        self._facts: dict[str, Facts] = {}
+        self._replicas: dict[str, _Replica] = {}
         self._gone: Facts | None = None
 
-    async def exchange(self, replica: str, served: Mapping[str, float], told: Told) -> dict[str, float]:
-        """Tell what a replica has served since it last did, as cost by tenant, and what it has counted so far; take what the others have
-        served since then."""
+    async def exchange(self, replica: str, served: Tally, told: Told) -> Tally:
+        """Tell what a replica has served since it last did, and what it has counted so far; take what the others have served since then,
+        and have open."""
         now = self._clock()
         then, facts = told
-        self._asked[replica], self._facts[replica] = now, facts.shifted(now - then)
-        mine = self._mail.pop(replica, {})
-        self._mail[replica] = {}
-        for other in list(self._mail):
-            if now - self._asked[other] > GONE_SECONDS:
-                self._bury(other)
-            elif other != replica:
-                self._mail[other] = most(added(self._mail[other], served))
-        return mine
+        mine = self._replicas[replica].mail if replica in self._replicas else Tally()
+        self._replicas[replica] = _Replica(now, facts.shifted(now - then), served.open)
+        elsewhere: Mapping[str, int] = {}
+        for name, other in list(self._replicas.items()):
+            if now - other.asked > GONE_SECONDS:
+                self._bury(name)
+            elif name != replica:
+                other.mail = other.mail.then(served).largest(MOST_TENANTS)
+                elsewhere = added(elsewhere, other.open)
+        return attrs.evolve(mine, open=elsewhere)
 
     async def gone(self, alive: Iterable[str]) -> Told | None:
         """What replicas had counted that are no more, all but those; None if there was none."""
-        lately = [self._facts[name].ended() for name in self._facts.keys() - set(alive)]
+        lately = [self._replicas[name].facts.ended() for name in self._replicas.keys() - set(alive)]
         parts = [*lately, self._gone] if self._gone is not None else lately
         return (self._clock(), Facts.of_engines(parts)) if parts else None
 
     def _bury(self, replica: str) -> None:
-        del self._mail[replica], self._asked[replica]
-        ended = self._facts.pop(replica).ended()
+        ended = self._replicas.pop(replica).facts.ended()
         self._gone = ended if self._gone is None else Facts.of_engines([self._gone, ended])
-
-
-def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """Both together, by tenant."""
-    return {tenant: one.get(tenant, 0.0) + other.get(tenant, 0.0) for tenant in (*one, *(name for name in other if name not in one))}
-
-
-def most(costs: dict[str, float]) -> dict[str, float]:
-    if len(costs) <= MOST_TENANTS:
-        return costs
-    return dict(sorted(costs.items(), key=lambda item: -item[1])[:MOST_TENANTS])

@@ -15,7 +15,7 @@ import attrs
 from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.cluster.arguments import parse
-from frontends.cluster.board import Told, added
+from frontends.cluster.board import Told
 from frontends.cluster.load import Load
 from frontends.cluster.relay import Asked, Head, Message, Relay, Taken
 from frontends.cluster.scaling import Pressure
@@ -27,7 +27,7 @@ from frontends.reception import listen
 from frontends.startup import say
 from frontends.telemetry import telemetry
 from llmserve import EngineDead, EngineManager, Facts, LLMServeError, State
-from llmserve.admission import AdmissionController
+from llmserve.admission import AdmissionController, Tally
 from llmserve.exporters import prometheus
 
 logger = logging.getLogger(__name__)
@@ -173,15 +173,15 @@ class Replica:
         return dict(one for one in answers if isinstance(one, tuple))
 
     async def _exchange(self) -> None:
-        """Every second, what tenants have been served here for what they have been served elsewhere; the last time at the end."""
+        """Every second, what tenants have here for what they have elsewhere; the last time at the end."""
         admission = self._manager.admission
         assert isinstance(admission, AdmissionController)
-        owed: dict[str, float] = {}
+        owed = Tally()
         failing = False
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), EXCHANGE_SECONDS)
-            owed = added(owed, admission.tally())
+            owed = owed.then(admission.tally())
             try:
                 async with asyncio.timeout(GATHER_SECONDS):
                     elsewhere = await self._board.exchange.remote(self._id, owed, self._tell())
@@ -191,8 +191,8 @@ class Replica:
                     logger.warning("tenants' counters are not exchanged: %s", error)
                 failing = True
             else:
-                owed, failing = {}, False
-                admission.served_elsewhere(elsewhere)
+                owed, failing = Tally(), False
+                admission.served_elsewhere(elsewhere, asyncio.get_running_loop().time())
 
 
 async def _in_time(answer: Awaitable[Answer]) -> Answer:

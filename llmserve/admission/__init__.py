@@ -12,6 +12,7 @@ from llmserve.admission.refusal import Refusal as Refusal
 from llmserve.admission.refusal import Refused as Refused
 from llmserve.admission.seam import Admission as Admission
 from llmserve.admission.seam import AdmissionStatistics as AdmissionStatistics
+from llmserve.admission.tally import Tally as Tally
 from llmserve.admission.tenants import Tenants as Tenants
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
@@ -19,5 +20,5 @@ from llmserve.admission.ticket import wake as wake
 
 __all__ = (
     "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineFacts", "FixedLimit", "LateGate", "Policy", "Refusal",
-    "Refused", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "wake",
+    "Refused", "Tally", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "wake",
 )  # fmt: skip

@@ -7,7 +7,8 @@ Rules held here, each by a property test:
 """
 
 from collections import Counter
-from collections.abc import Mapping
+
+import attrs
 
 from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair import FairLine
@@ -16,6 +17,7 @@ from llmserve.admission.rates import ServiceRate
 from llmserve.admission.refusal import Refusal, Refused
 from llmserve.admission.retry import RetryAfter
 from llmserve.admission.seam import AdmissionStatistics
+from llmserve.admission.tally import Tally
 from llmserve.admission.tenants import Tenants
 from llmserve.admission.ticket import Ticket, TicketState
 from llmserve.config import TenantTable
@@ -308,13 +310,14 @@ class AdmissionController:
         """From now on these weights and limits hold; what tenants have taken is kept."""
         self.tenants.table = table
 
-    def tally(self) -> dict[str, float]:
-        """The cost of what each tenant was served since this was last asked, for other controllers that serve the same tenants."""
-        return self._line.tally()
+    def tally(self) -> Tally:
+        """What tenants were served here since this was last asked, for other controllers that serve the same ones."""
+        return attrs.evolve(self.tenants.tally(), costs=self._line.tally())
 
-    def served_elsewhere(self, costs: Mapping[str, float]) -> None:
-        """What those have served, by tenant: whoever has had much there is behind others here."""
-        self._line.charge_elsewhere(costs)
+    def served_elsewhere(self, tally: Tally, now: float) -> None:
+        """What those have served, all together: whoever has had much there is behind others here, and its limits are of all."""
+        self._line.charge_elsewhere(tally.costs)
+        self.tenants.served_elsewhere(tally, now)
 
     def explain(self, request_id: str) -> list[Decision]:
         """What was decided about a request and why, the oldest first; nothing if that is too long ago."""

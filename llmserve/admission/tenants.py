@@ -1,17 +1,20 @@
 """What tenants may have: their weights, how many requests at once, how many tokens a minute."""
 
 import math
+from collections.abc import Mapping
 
 import attrs
 
 from llmserve.admission.refusal import Refusal, Refused
 from llmserve.admission.retry import LEAST, UNKNOWN
+from llmserve.admission.tally import Tally
 from llmserve.admission.ticket import Ticket
-from llmserve.config import TenantTable
+from llmserve.config import TenantLimits, TenantTable
 
 MINUTE = 60.0
 # Accounts beyond twice those that had to be kept the last time, before they are looked through again.
 KEPT = 256
+UNLIMITED = TenantLimits()
 
 
 @attrs.define
@@ -30,6 +33,10 @@ class Tenants:
         self.table = table or TenantTable()
         self._accounts: dict[str, _Account] = {}
         self._kept = 0
+        # Requests that each has open with other controllers.
+        self._elsewhere: Mapping[str, int] = {}
+        # Tokens taken since this was last told, once somebody has asked for it.
+        self._tally: dict[str, float] | None = None
 
     def weight(self, tenant: str) -> float:
         limits = self.table.of(tenant)
@@ -40,8 +47,7 @@ class Tenants:
         limits = self.table.of(ticket.tenant)
         if limits is None:
             return Refused(Refusal.TENANT_UNKNOWN, MINUTE)
-        account = self._accounts.get(ticket.tenant)
-        if limits.concurrency is not None and account is not None and account.open >= limits.concurrency:
+        if limits.concurrency is not None and self._open(ticket.tenant) >= limits.concurrency:
             return Refused(Refusal.TENANT_LIMIT, max(interval, LEAST) if interval else UNKNOWN)
         if limits.tokens_per_minute is not None:
             # Whoever asks for more than a minute's worth has it when a whole minute's is saved, and pays for it afterwards.
@@ -53,35 +59,68 @@ class Tenants:
 
     def take(self, ticket: Ticket, now: float) -> None:
         """One more of this tenant's is in."""
-        account = self._accounts.setdefault(ticket.tenant, _Account(at=now))
-        account.open += 1
-        limits = self.table.of(ticket.tenant)
+        self._accounts.setdefault(ticket.tenant, _Account(at=now)).open += 1
         ticket.reserved = _tokens(ticket)
-        if limits is not None and limits.tokens_per_minute is not None:
-            account.balance = self._balance(ticket.tenant, limits.tokens_per_minute, now) - ticket.reserved
-            account.at = now
+        self._spend(ticket.tenant, ticket.reserved, now)
 
     def give_back(self, ticket: Ticket, now: float) -> None:
         """One that was taken is out, and has used what it has used."""
-        account = self._accounts[ticket.tenant]
-        account.open -= 1
+        self._accounts[ticket.tenant].open -= 1
         used = ticket.prompt_tokens + ticket.generated if ticket.granted is not None else 0
-        account.balance += ticket.reserved - used
+        self._spend(ticket.tenant, used - ticket.reserved, now)
         if not self._is_debtor(ticket.tenant, now):
             del self._accounts[ticket.tenant]
-        elif len(self._accounts) > 2 * self._kept + KEPT:
+        self._forget(now)
+
+    # With other controllers
+
+    def tally(self) -> Tally:
+        """What was taken here since this was last asked, where there is a limit to it; the first time begins the count of tokens."""
+        tokens, self._tally = self._tally or {}, {}
+        open_now = {name: one.open for name, one in self._accounts.items() if one.open and self._limits(name).concurrency is not None}
+        return Tally(tokens=tokens, open=open_now)
+
+    def served_elsewhere(self, tally: Tally, now: float) -> None:
+        """Take from each what others have given it."""
+        self._elsewhere = tally.open
+        for tenant, tokens in tally.tokens.items():
+            self._charge(tenant, tokens, now)
+        self._forget(now)
+
+    # Accounts
+
+    def _limits(self, tenant: str) -> TenantLimits:
+        return self.table.of(tenant) or UNLIMITED
+
+    def _open(self, tenant: str) -> int:
+        account = self._accounts.get(tenant)
+        return self._elsewhere.get(tenant, 0) + (account.open if account else 0)
+
+    def _spend(self, tenant: str, tokens: float, now: float) -> None:
+        """Fewer than none are given back."""
+        if self._charge(tenant, tokens, now) and self._tally is not None:
+            self._tally[tenant] = self._tally.get(tenant, 0.0) + tokens
+
+    def _charge(self, tenant: str, tokens: float, now: float) -> bool:
+        per_minute = self._limits(tenant).tokens_per_minute
+        if per_minute is None:
+            return False
+        balance = self._balance(tenant, per_minute, now) - tokens
+        account = self._accounts.setdefault(tenant, _Account())
+        account.balance, account.at = balance, now
+        return True
+
+    def _forget(self, now: float) -> None:
+        if len(self._accounts) > 2 * self._kept + KEPT:
             self._accounts = {name: one for name, one in self._accounts.items() if self._is_debtor(name, now)}
             self._kept = len(self._accounts)
 
     def _is_debtor(self, tenant: str, now: float) -> bool:
         """Whether there is something to remember: what is open, or tokens that it has spent and not saved again."""
-        limits = self.table.of(tenant)
-        account = self._accounts[tenant]
-        if account.open:
+        if self._accounts[tenant].open:
             return True
-        if limits is None or limits.tokens_per_minute is None:
-            return False
-        return self._balance(tenant, limits.tokens_per_minute, now) < limits.tokens_per_minute
+        per_minute = self._limits(tenant).tokens_per_minute
+        return per_minute is not None and self._balance(tenant, per_minute, now) < per_minute
 
     def _balance(self, tenant: str, per_minute: float, now: float) -> float:
         account = self._accounts.get(tenant)

@@ -21,7 +21,7 @@ from frontends.listeners import bind_unix
 from frontends.ray_app import application
 from frontends.reception import listen
 from llmserve import ConfigurationError, EngineDead, EngineManager, EngineStatistics, Facts, ManagerStatistics, Outcome, State, Timeline
-from llmserve.admission import AdmissionStatistics
+from llmserve.admission import AdmissionStatistics, Tally
 from llmserve.config import SLO
 from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
 from llmserve.metrics import MetricsRecorder
@@ -92,12 +92,25 @@ def told(now=0.0, started=0.0, **fields):
 async def test_a_replica_gets_what_all_others_have_served_since_it_last_asked(shares):
     one = Board(lambda: 0.0)
     for name in "abc":
-        assert await one.exchange(name, {}, told()) == {}
-    await one.exchange("a", {"web": shares[0]}, told())
-    await one.exchange("b", {"web": shares[1], "batch": 2}, told())
-    assert await one.exchange("c", {}, told()) == {"web": sum(shares), "batch": 2}
-    assert await one.exchange("c", {}, told()) == {}
-    assert await one.exchange("a", {}, told()) == {"web": shares[1], "batch": 2}
+        assert await one.exchange(name, Tally(), told()) == Tally()
+    await one.exchange("a", Tally(costs={"web": shares[0]}, tokens={"web": 10}), told())
+    await one.exchange("b", Tally(costs={"web": shares[1], "batch": 2}, tokens={"web": -3}), told())
+    assert await one.exchange("c", Tally(), told()) == Tally(costs={"web": sum(shares), "batch": 2}, tokens={"web": 7})
+    assert await one.exchange("c", Tally(), told()) == Tally()
+    assert await one.exchange("a", Tally(), told()) == Tally(costs={"web": shares[1], "batch": 2}, tokens={"web": -3})
+
+
+async def test_what_is_open_elsewhere_is_what_the_others_last_told_until_they_are_gone():
+    now = 0.0
+    one = Board(lambda: now)
+    await one.exchange("a", Tally(open={"web": 2}), told())
+    await one.exchange("b", Tally(open={"web": 1, "batch": 1}), told())
+    for _ in range(2):
+        assert (await one.exchange("c", Tally(), told())).open == {"web": 3, "batch": 1}
+    await one.exchange("a", Tally(open={"web": 1}), told())
+    assert (await one.exchange("c", Tally(), told())).open == {"web": 2, "batch": 1}
+    now = board.GONE_SECONDS + 1
+    assert (await one.exchange("c", Tally(), told())).open == {}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))
@@ -106,33 +119,36 @@ async def test_nothing_served_is_lost_or_told_twice(calls):
     taken = dict.fromkeys("abc", 0)
     served = dict.fromkeys("abc", 0)
     for name in "abc":
-        await one.exchange(name, {}, told())
+        await one.exchange(name, Tally(), told())
     for name, costs in [*calls, ("a", {}), ("b", {}), ("c", {})]:
         served[name] += sum(costs.values())
-        taken[name] += sum((await one.exchange(name, costs, told())).values())
+        mail = await one.exchange(name, Tally(costs=costs, tokens=costs), told())
+        assert mail.costs == mail.tokens
+        taken[name] += sum(mail.costs.values())
     assert taken == {name: sum(served.values()) - served[name] for name in "abc"}
 
 
 async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tenants_the_largest():
     now = 0.0
     one = Board(lambda: now)
-    await one.exchange("gone", {}, told())
-    await one.exchange("here", {}, told())
+    crowd = Tally(costs={str(number): number for number in range(2 * board.MOST_TENANTS)})
+    await one.exchange("gone", Tally(), told())
+    await one.exchange("here", Tally(), told())
     now = board.GONE_SECONDS + 1
-    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)}, told())
-    assert set(one._mail) == {"new"}
-    await one.exchange("here", {}, told())
-    await one.exchange("new", {str(number): number for number in range(2 * board.MOST_TENANTS)}, told())
-    mail = await one.exchange("here", {}, told())
-    assert len(mail) == board.MOST_TENANTS
-    assert min(mail.values()) == board.MOST_TENANTS
+    await one.exchange("new", crowd, told())
+    assert set(one._replicas) == {"new"}
+    await one.exchange("here", Tally(), told())
+    await one.exchange("new", crowd, told())
+    mail = await one.exchange("here", Tally(), told())
+    assert len(mail.costs) == board.MOST_TENANTS
+    assert min(mail.costs.values()) == board.MOST_TENANTS
 
 
 async def test_what_a_replica_has_counted_outlives_it():
     now = 100.0
     one = Board(lambda: now)
-    await one.exchange("dies", {}, told(5.0, completed=3, running=2, admitted=5, refused={"queue_full": 1}))
-    await one.exchange("lives", {}, told(7.0, completed=10))
+    await one.exchange("dies", Tally(), told(5.0, completed=3, running=2, admitted=5, refused={"queue_full": 1}))
+    await one.exchange("lives", Tally(), told(7.0, completed=10))
     assert await one.gone(["dies", "lives"]) is None
     for _ in range(2):
         then, facts = await one.gone(["lives"])
@@ -142,8 +158,8 @@ async def test_what_a_replica_has_counted_outlives_it():
         assert (found["admission"]["running"], found["admission"]["limit"]) == (0, 0)
         # When it has not asked for long, it is forgotten by its name, and its counts are kept.
         now += board.GONE_SECONDS + 1
-        await one.exchange("lives", {}, told(17.0, completed=10))
-    assert set(one._facts) == {"lives"}
+        await one.exchange("lives", Tally(), told(17.0, completed=10))
+    assert set(one._replicas) == {"lives"}
 
 
 # How many

@@ -15,7 +15,18 @@ from llmserve import (
     TenantTable,
     UnknownTenant,
 )
-from llmserve.admission import AdmissionController, FixedLimit, LateGate, Refusal, Tenants, Ticket, TicketState, Unlimited, build_admission
+from llmserve.admission import (
+    AdmissionController,
+    FixedLimit,
+    LateGate,
+    Refusal,
+    Tally,
+    Tenants,
+    Ticket,
+    TicketState,
+    Unlimited,
+    build_admission,
+)  # fmt: skip
 from llmserve.admission.fair import FORGET, FairLine
 from llmserve.admission.rates import ServiceRate
 from llmserve.admission.tenants import KEPT
@@ -453,6 +464,71 @@ def test_tokens_a_minute_are_paid_for_when_they_are_known():
     controller.leave(ticket, 0.0)
     assert controller.offer(Ticket(tenant="a", prompt_tokens=300), 29.0).retry_after == pytest.approx(1.0)
     assert controller.offer(Ticket(tenant="a", prompt_tokens=300), 30.1) is None
+
+
+def tell(teller, *listeners, now=0.0):
+    tally = teller.tally()
+    for listener in listeners:
+        listener.served_elsewhere(tally, now)
+
+
+def test_requests_that_are_open_elsewhere_count():
+    here, there = limited(concurrency=2), limited(concurrency=2)
+    busy(here, 1, tenant="a")
+    (ticket,) = busy(there, 1, tenant="a")
+    busy(there, 3, tenant="b")
+    assert there.tally().open == {"a": 1}
+    tell(there, here)
+    assert here.offer(Ticket(tenant="a"), 0.0).reason is Refusal.TENANT_LIMIT
+    # The same news again is no more of them; when it is over, so is that.
+    tell(there, here)
+    there.leave(ticket, 0.0)
+    tell(there, here)
+    busy(here, 1, tenant="a")
+
+
+def test_tokens_that_are_taken_elsewhere_are_paid_for_here():
+    here, there = limited(tokens_per_minute=600), limited(tokens_per_minute=600)
+    tell(there, here)
+    (ticket,) = busy(there, 1, tenant="a", prompt_tokens=500, max_tokens=None)
+    busy(there, 1, tenant="b", prompt_tokens=500)
+    for _ in range(2):
+        # Told once.
+        tell(there, here)
+    assert here.offer(Ticket(tenant="a", prompt_tokens=300), 0.0).retry_after == pytest.approx(20)
+    # What is given back there is given back here, and what it cost after all is paid.
+    ticket.generated = 100
+    there.leave(ticket, 0.0)
+    tell(there, here)
+    assert here.offer(Ticket(tenant="a", prompt_tokens=300), 29.0).retry_after == pytest.approx(1.0)
+    assert here.offer(Ticket(tenant="a", prompt_tokens=300), 30.1) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 20), st.integers(1, 80), st.integers(0, 80)), max_size=60))
+def test_two_that_tell_each_other_give_a_tenant_no_more_tokens_than_one(asked):
+    """Told after every request, two together take exactly those that one alone takes."""
+    pair, alone = (limited(tokens_per_minute=60), limited(tokens_per_minute=60)), limited(tokens_per_minute=60)
+    for one in pair:
+        one.tally()
+    now = 0.0
+    for which, pause, prompt, generated in asked:
+        now += pause
+        verdicts = []
+        for controller in (pair[which], alone):
+            ticket = Ticket(tenant="a", prompt_tokens=prompt)
+            verdicts.append(controller.offer(ticket, now) is None)
+            if verdicts[-1]:
+                ticket.generated = generated
+                controller.leave(ticket, now)
+        tell(pair[which], pair[1 - which], now=now)
+        assert verdicts[0] == verdicts[1]
+
+
+def test_accounts_of_strangers_elsewhere_are_forgotten_when_they_are_even():
+    controller = AdmissionController(Unlimited(), tenants=Tenants(TenantTable(default=TenantLimits(tokens_per_minute=600))))
+    for number in range(5000):
+        controller.served_elsewhere(Tally(tokens={str(number): 100.0}), float(number))
+    assert len(controller.tenants._accounts) < 3 * KEPT
 
 
 def test_one_that_never_ran_costs_no_tokens():

@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,11 @@ from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_short import ShortWay, is_plain
+from llmserve.engines.vllm_steps import CoreSteps
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
 from llmserve.engines.vllm_trials import params as grammar_params
 from llmserve.engines.vllm_trials import vocabulary
-from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
 from llmserve.structured import FIELD, StructuredOutputs
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 # How often the engine's death is looked for while nobody submits; requests under way learn of it at once.
 WATCH_SECONDS = 0.25
+# Longer than a core with a GPU takes to end when it is told to.
+END_SECONDS = 10.0
 
 
 class VLLMEngine:
@@ -68,11 +72,11 @@ class VLLMEngine:
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
         self._open: set[str] = set()
-        self._statistics = EngineStatistics()
+        self._steps = CoreSteps()
         self._death: EngineDead | None = None
+        # Requests that vLLM has aborted of itself, and when.
+        self._dropped: deque[tuple[float, Sink]] = deque()
         self._stepped: Callable[[], None] = lambda: None
-        # When the last step ended, None after one that left nothing to do.
-        self._last_step: float | None = None
         # Set before it runs: this is a client of cores that another process owns, and asks it for a place at each. Raises EngineDead.
         self.connect: Callable[[], Awaitable[CoreClient]] | None = None
 
@@ -85,9 +89,10 @@ class VLLMEngine:
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         self._require_asyncio()
         self._open.clear()
-        self._last_step = None
-        self._statistics = attrs.evolve(self._statistics, running=0, waiting=0, kv_usage=0.0)
+        self._dropped.clear()
+        self._steps.begin()
         async with self._launched() as llm:
+            self._steps.begin(llm.vllm_config.parallel_config.data_parallel_size)
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
             names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
             self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
@@ -96,9 +101,15 @@ class VLLMEngine:
             self._llm = llm
             ShortWay(llm.output_processor)
             task_status.started()
-            while not llm.errored and self._death is None:  # noqa: ASYNC110 - vLLM has a flag to look at and no event to wait for
+            while not llm.errored and self._death is None:
                 await anyio.sleep(WATCH_SECONDS)
+                self._fail_dropped()
             raise self._death or EngineDead("vLLM's engine process died; its own log says why")
+
+    def _fail_dropped(self) -> None:
+        """A core that is told to stop aborts what is in it before it ends: its death is what has become of them, if it follows."""
+        while self._dropped and time.monotonic() - self._dropped[0][0] > END_SECONDS:
+            self._dropped.popleft()[1].fail(EngineError("the engine ended the request: abort"))
 
     @asynccontextmanager
     async def _launched(self) -> "AsyncIterator[AsyncLLM]":
@@ -160,6 +171,7 @@ class VLLMEngine:
         from vllm.platforms import current_platform
 
         config = llm.vllm_config
+        cores, cache = config.parallel_config.data_parallel_size, config.cache_config.kv_cache_size_tokens
         tokenizer = llm.get_tokenizer()
         # The longest text that one token can stand for bounds how much text can possibly fit the context.
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
@@ -171,9 +183,10 @@ class VLLMEngine:
             device=current_platform.get_device_name() or current_platform.device_type,
             max_model_len=llm.model_config.max_model_len,
             vocab_size=llm.model_config.get_vocab_size(),
-            max_num_seqs=config.scheduler_config.max_num_seqs,
-            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
-            kv_cache_tokens=config.cache_config.kv_cache_size_tokens,
+            # vLLM's figures are those of each core.
+            max_num_seqs=config.scheduler_config.max_num_seqs * cores,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens * cores,
+            kv_cache_tokens=None if cache is None else cache * cores,
             has_chat_template=getattr(tokenizer, "chat_template", None) is not None,
             adapters=self._adapters.names,
         )
@@ -253,7 +266,7 @@ class VLLMEngine:
         from vllm.inputs import tokens_input
 
         llm = self.running_llm
-        receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode)
+        receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode, self._drop)
         self._open.add(request_id)
         try:
             inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
@@ -271,6 +284,9 @@ class VLLMEngine:
             ShortWay.open(collector, receiver)
         if collector.output is not None:
             receiver.put(collector.output)
+
+    def _drop(self, sink: Sink) -> None:
+        self._dropped.append((time.monotonic(), sink))
 
     def declare_dead(self, death: EngineDead) -> None:
         """Of a core that another process owns, and saw die."""
@@ -317,7 +333,7 @@ class VLLMEngine:
     def statistics(self) -> EngineStatistics:
         """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
         counts would stand still, so they are never more than the requests that are in it."""
-        last = self._statistics
+        last = self._steps.statistics
         if self.connect is not None:
             # What all of its clients have in it, which only they know together.
             return last
@@ -332,29 +348,8 @@ class VLLMEngine:
         if self._llm is None or self._llm.errored:
             raise EngineDead("vLLM's engine is not running")
 
-    def _record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        last = self._statistics
-        now = time.monotonic()
-        scheduler: dict[str, Any] = {}
-        if self._last_step is not None:
-            scheduler = {"busy_steps": last.busy_steps + 1, "busy_seconds": last.busy_seconds + now - self._last_step}
-        # Whether there is more to do its clients know as well as the engine does.
-        self._last_step = now if self._open else None
-        if scheduler_stats is not None:
-            prefix = scheduler_stats.prefix_cache_stats
-            scheduler |= {
-                "told": now,
-                "running": scheduler_stats.num_running_reqs,
-                "waiting": scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0),
-                "kv_usage": scheduler_stats.kv_cache_usage,
-                "prefix_cache_queries": last.prefix_cache_queries + (prefix.queries if prefix else 0),
-                "prefix_cache_hits": last.prefix_cache_hits + (prefix.hits if prefix else 0),
-            }
-        if iteration_stats is not None:
-            scheduler["preemptions"] = last.preemptions + iteration_stats.num_preempted_reqs
-            scheduler["prompt_tokens"] = last.prompt_tokens + iteration_stats.num_prompt_tokens
-            scheduler["generation_tokens"] = last.generation_tokens + iteration_stats.num_generation_tokens
-        self._statistics = attrs.evolve(last, steps=last.steps + 1, **scheduler)
+    def _record(self, core: int, scheduler_stats: Any, iteration_stats: Any) -> None:
+        self._steps.record(core, scheduler_stats, iteration_stats, now=time.monotonic(), more=bool(self._open))
         self._stepped()
 
     @property

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 MOST_KEPT = 4096
 
 
-def make_stat_loggers(record: Callable[[Any, Any], None]) -> list[Any]:
-    """For AsyncLLM: one that calls `record(scheduler_stats, iteration_stats)`, and one in place of vLLM's for Prometheus."""
+def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
+    """For AsyncLLM: one that calls `record(core, scheduler_stats, iteration_stats)`, and one in place of vLLM's for Prometheus."""
     from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
     class StepRecorder(StatLoggerBase):  # type: ignore[misc]  # vllm is not installed where types are checked
@@ -26,7 +26,7 @@ def make_stat_loggers(record: Callable[[Any, Any], None]) -> list[Any]:
         def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
             # vLLM's output handler dies of an exception in here, and the whole engine with it.
             try:
-                record(scheduler_stats, iteration_stats)
+                record(engine_idx, scheduler_stats, iteration_stats)
             except Exception:
                 logger.exception("reading the engine's statistics failed")
 

@@ -10,16 +10,24 @@ from llmserve.structured import FIELD
 
 
 class Receiver:
-    """Turns one request's outputs into deltas as vLLM makes them."""
+    """Turns one request's outputs into deltas as vLLM makes them. One that vLLM has aborted of itself, with no word to its sink, is
+    `dropped`."""
 
     def __init__(
-        self, request_id: str, sink: Sink, sampling: Sampling, open_requests: set[str], decode: Callable[[list[int]], str]
+        self,
+        request_id: str,
+        sink: Sink,
+        sampling: Sampling,
+        open_requests: set[str],
+        decode: Callable[[list[int]], str],
+        dropped: Callable[[Sink], None],
     ) -> None:
         self._id = request_id
         self._sink = sink
         self._sampling = sampling
         self._open = open_requests
         self._decode = decode
+        self._dropped = dropped
 
     def put(self, output: Any) -> None:
         """Stands in for the collector's `put`; an exception is how vLLM tells of the engine's death."""
@@ -34,6 +42,9 @@ class Receiver:
         reason = part.finish_reason
         if reason is not None:
             self._open.discard(self._id)
+            if reason == "abort":
+                self._dropped(self._sink)
+                return
             if reason not in ("stop", "length"):
                 self._sink.fail(self._failure(reason))
                 return

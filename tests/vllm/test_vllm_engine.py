@@ -196,7 +196,7 @@ async def test_a_hundred_cancelled_at_random_leave_nothing(manager, engine):
     await engine.submit("probe", await engine.tokenize(GenerationRequest("x")), Sampling(max_tokens=1), 0, sink)
     await sink.ended.wait()
     # What the engine core itself says after its next step.
-    last = engine._statistics
+    last = engine._steps.statistics
     assert (last.running, last.waiting, last.kv_usage) == (0, 0, 0.0)
 
 

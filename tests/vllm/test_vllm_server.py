@@ -58,8 +58,8 @@ async def test_fifty_clients_that_leave_at_random_are_gone_within_two_seconds(se
     # One more step, after which the engine core's own counts are those of that step.
     status, _, _ = await server.post("/v1/completions", {"prompt": "hi", "max_tokens": 1})
     assert status == 200
-    assert server.manager.engine._statistics.running == 0
-    assert server.manager.engine._statistics.kv_usage == 0.0
+    last = server.manager.engine._steps.statistics
+    assert (last.running, last.kv_usage) == (0, 0.0)
 
 
 BAD = [

@@ -1,0 +1,69 @@
+"""What vLLM's engine cores tell of their steps, as the figures of one engine. Written against vLLM 0.25.1 and 0.32.0.
+
+There is one core, or with `data_parallel_size` as many, each with its own batch and cache. Together they are taken for one that makes a
+step when each of them has made one: it computes the tokens of all their batches in the time of one.
+"""
+
+from typing import Any
+
+import attrs
+
+from llmserve.engine import EngineStatistics
+
+
+@attrs.define
+class _Core:
+    """At its last step, which ended at `stepped`; None after one that left nothing to do."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    stepped: float | None = None
+
+
+class CoreSteps:
+    """Counts from the first start on; who runs is of this one."""
+
+    def __init__(self) -> None:
+        self.statistics = EngineStatistics()
+        self._cores = [_Core()]
+        self._busy_steps = 0
+        self._busy_seconds = 0.0
+
+    def begin(self, cores: int = 1) -> None:
+        """An engine of so many starts."""
+        self._cores = [_Core() for _ in range(cores)]
+        # What was counted for fewer, or for more, keeps its worth.
+        self._busy_steps = self.statistics.busy_steps * cores
+        self._busy_seconds = self.statistics.busy_seconds * cores
+        self.statistics = attrs.evolve(self.statistics, running=0, waiting=0, kv_usage=0.0)
+
+    def record(self, core: int, scheduler_stats: Any, iteration_stats: Any, *, now: float, more: bool) -> None:
+        """Of a step of the core with this number, which has just ended; `more` says whether any requests are left."""
+        last, mine = self.statistics, self._cores[core]
+        changes: dict[str, Any] = {"steps": last.steps + 1}
+        if mine.stepped is not None:
+            self._busy_steps += 1
+            self._busy_seconds += now - mine.stepped
+            changes["busy_steps"] = self._busy_steps // len(self._cores)
+            changes["busy_seconds"] = self._busy_seconds / len(self._cores)
+        if scheduler_stats is not None:
+            mine.running = scheduler_stats.num_running_reqs
+            mine.waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
+            mine.kv_usage = scheduler_stats.kv_cache_usage
+            prefix = scheduler_stats.prefix_cache_stats
+            changes |= {
+                "told": now,
+                "running": sum(one.running for one in self._cores),
+                "waiting": sum(one.waiting for one in self._cores),
+                "kv_usage": sum(one.kv_usage for one in self._cores) / len(self._cores),
+                "prefix_cache_queries": last.prefix_cache_queries + (prefix.queries if prefix else 0),
+                "prefix_cache_hits": last.prefix_cache_hits + (prefix.hits if prefix else 0),
+            }
+        if iteration_stats is not None:
+            changes["preemptions"] = last.preemptions + iteration_stats.num_preempted_reqs
+            changes["prompt_tokens"] = last.prompt_tokens + iteration_stats.num_prompt_tokens
+            changes["generation_tokens"] = last.generation_tokens + iteration_stats.num_generation_tokens
+        # Where there is one core, whether it has more to do its clients know as well as it does, and sooner.
+        mine.stepped = now if more and (len(self._cores) == 1 or mine.running or mine.waiting) else None
+        self.statistics = attrs.evolve(last, **changes)

@@ -1,0 +1,41 @@
+"""Two engine cores behind one AsyncLLM (`data_parallel_size=2`): one engine with the room of both."""
+
+import anyio
+import psutil
+import pytest
+
+from llmserve import EngineDead, EngineManager, GenerationRequest, ManagerConfig, RestartConfig, Sampling
+
+SLOTS = 3
+
+
+async def test_two_cores_have_the_room_of_two_and_die_as_one():
+    args = {"data_parallel_size": 2, "max_num_seqs": SLOTS, "max_model_len": 2048}
+    config = ManagerConfig(restart=RestartConfig(most=0))
+    async with EngineManager.open("bundled", engine_args=args, config=config) as manager:
+        assert manager.info.max_num_seqs == 2 * SLOTS
+        # vLLM tells what each of them has.
+        cache = manager.engine.running_llm.vllm_config.cache_config
+        assert manager.info.kv_cache_tokens == 2 * cache.kv_cache_size_tokens
+        cores = [psutil.Process(pid) for pid in manager.engine.processes()]
+        assert len(cores) == 2
+        ended = []
+
+        async def read(number):
+            request = GenerationRequest("x", request_id=str(number), sampling=Sampling(max_tokens=1500, ignore_eos=True))
+            # Also those in the core that was not killed, which vLLM stops, and which aborts what is in it before it ends.
+            with pytest.raises(EngineDead):
+                await manager.generate(request)
+            ended.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(2 * SLOTS):
+                tasks.start_soon(read, number)
+            # All of them run, which one core alone would not let them.
+            with anyio.fail_after(30):
+                while manager.statistics().engine.running < 2 * SLOTS:
+                    await anyio.sleep(0.05)
+            assert manager.statistics().engine.waiting == 0
+            cores[1].kill()
+        assert len(ended) == 2 * SLOTS
+    assert not any(core.is_running() and core.status() != psutil.STATUS_ZOMBIE for core in cores)

@@ -30,6 +30,8 @@ async def read(cluster, tokens, events):
 
 
 async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_every_stream(deploy):
+    from ray import serve
+
     async with deploy(replicas="2", max_waiting="50", **SLOW) as cluster:
         streams = [[] for _ in range(SLOTS)]
         waiting = [[] for _ in range(6)]
@@ -50,8 +52,11 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
             for events in waiting:
                 tasks.start_soon(read, cluster, 10, events)
             await cluster.until(lambda found: found["open"] == SLOTS + 12 + 6)
-            # Until both have told what they have admitted so far.
-            await asyncio.sleep(1.5)
+            # Both have told what they have admitted at first: what is told of the dead one later is what it told before.
+            board = serve.get_deployment_handle("Board", "default")
+            with anyio.fail_after(20):
+                while (told := await board.gone.remote([])) is None or told[1].statistics.admission.admitted < 2 * SLOTS:
+                    await asyncio.sleep(0.05)
             victim, _ = replicas()
             victim.kill()
         assert wholes == [(200, 40)] * 12

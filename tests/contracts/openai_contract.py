@@ -3,7 +3,8 @@
 import openai
 import pytest
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# Whose answer ends soon whatever the processor: the likeliest tokens of the bundled model are so by a nat.
+QUESTION = [{"role": "user", "content": "Please complete: The capital of France is"}]
 
 
 class OpenAIContract:

@@ -23,8 +23,10 @@ class TestContract(EngineContract):
 
 
 async def test_it_knows_the_capital_of_france(manager):
-    question = GenerationRequest(messages=[{"role": "user", "content": "What is the capital of France?"}])
-    answer = await manager.generate(question)
+    # Each of its tokens is likelier than the next best by a nat. Asked plainly, this small model begins with "The" or "L'Etoile" by a
+    # tenth of one, and which of them it is depends on the processor's bfloat16.
+    messages = [{"role": "user", "content": "Please complete: The capital of France is"}]
+    answer = await manager.generate(GenerationRequest(messages=messages, sampling=Sampling(temperature=0)))
     assert "Paris" in answer.text
     # It ends its turn by itself, and the token that says so is not part of the text.
     assert answer.finish_reason == "stop"

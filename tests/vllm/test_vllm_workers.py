@@ -37,7 +37,8 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
     async with serving() as (process, url, lines):
         assert any("2 workers" in line for line in lines)
         for _ in range(4):
-            status, body = await fetch(f"{url}/v1/completions", {"prompt": "The capital of France is", "max_tokens": 8})
+            asked = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+            status, body = await fetch(f"{url}/v1/completions", asked)
             assert status == 200
             assert b"Paris" in body
         found = await series(url)

@@ -26,10 +26,6 @@ class Tally:
         """This and the same controller's next one as one."""
         return Tally(costs=added(self.costs, later.costs), tokens=added(self.tokens, later.tokens), open=later.open)
 
-    def beside(self, other: "Tally") -> "Tally":
-        """This and another controller's."""
-        return attrs.evolve(self.then(other), open=added(self.open, other.open))
-
     def largest(self, count: int) -> Self:
         """Of each figure those tenants that have most of it."""
         return attrs.evolve(self, costs=_largest(self.costs, count), tokens=_largest(self.tokens, count), open=_largest(self.open, count))

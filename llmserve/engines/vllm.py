@@ -92,7 +92,7 @@ class VLLMEngine:
         self._dropped.clear()
         self._steps.begin()
         async with self._launched() as llm:
-            self._steps.begin(llm.vllm_config.parallel_config.data_parallel_size)
+            self._steps.begin(llm.engine_core.engine_ranks_managed)
             self._info = await anyio.to_thread.run_sync(self._describe, llm)
             names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
             self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
@@ -171,7 +171,8 @@ class VLLMEngine:
         from vllm.platforms import current_platform
 
         config = llm.vllm_config
-        cores, cache = config.parallel_config.data_parallel_size, config.cache_config.kv_cache_size_tokens
+        # Those that this client sends requests to: with a balancer outside of vLLM there are others.
+        cores, cache = len(llm.engine_core.engine_ranks_managed), config.cache_config.kv_cache_size_tokens
         tokenizer = llm.get_tokenizer()
         # The longest text that one token can stand for bounds how much text can possibly fit the context.
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)

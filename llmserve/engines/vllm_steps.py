@@ -4,6 +4,7 @@ There is one core, or with `data_parallel_size` as many, each with its own batch
 step when each of them has made one: it computes the tokens of all their batches in the time of one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -26,16 +27,16 @@ class CoreSteps:
 
     def __init__(self) -> None:
         self.statistics = EngineStatistics()
-        self._cores = [_Core()]
+        self._cores = {0: _Core()}
         self._busy_steps = 0
         self._busy_seconds = 0.0
 
-    def begin(self, cores: int = 1) -> None:
-        """An engine of so many starts."""
-        self._cores = [_Core() for _ in range(cores)]
+    def begin(self, ranks: Sequence[int] = (0,)) -> None:
+        """An engine of the cores with these numbers starts."""
+        self._cores = {rank: _Core() for rank in ranks}
         # What was counted for fewer, or for more, keeps its worth.
-        self._busy_steps = self.statistics.busy_steps * cores
-        self._busy_seconds = self.statistics.busy_seconds * cores
+        self._busy_steps = self.statistics.busy_steps * len(ranks)
+        self._busy_seconds = self.statistics.busy_seconds * len(ranks)
         self.statistics = attrs.evolve(self.statistics, running=0, waiting=0, kv_usage=0.0)
 
     def record(self, core: int, scheduler_stats: Any, iteration_stats: Any, *, now: float, more: bool) -> None:
@@ -54,9 +55,9 @@ class CoreSteps:
             prefix = scheduler_stats.prefix_cache_stats
             changes |= {
                 "told": now,
-                "running": sum(one.running for one in self._cores),
-                "waiting": sum(one.waiting for one in self._cores),
-                "kv_usage": sum(one.kv_usage for one in self._cores) / len(self._cores),
+                "running": sum(one.running for one in self._cores.values()),
+                "waiting": sum(one.waiting for one in self._cores.values()),
+                "kv_usage": sum(one.kv_usage for one in self._cores.values()) / len(self._cores),
                 "prefix_cache_queries": last.prefix_cache_queries + (prefix.queries if prefix else 0),
                 "prefix_cache_hits": last.prefix_cache_hits + (prefix.hits if prefix else 0),
             }

@@ -36,9 +36,10 @@ def test_a_step_of_which_another_client_has_the_scheduler_s_figures_counts_too()
 
 def test_two_cores_are_one_engine_that_steps_when_both_have():
     steps = CoreSteps()
-    steps.begin(2)
+    # Of four, this client has the last two.
+    steps.begin([2, 3])
     for number in range(11):
-        for core, (running, usage) in enumerate(((4, 0.2), (2, 0.6))):
+        for core, (running, usage) in ((2, (4, 0.2)), (3, (2, 0.6))):
             steps.record(core, scheduler(running, 1, usage), iteration(generated=running), now=0.1 * number, more=True)
     found = steps.statistics
     assert (found.running, found.waiting, found.kv_usage) == (6, 2, pytest.approx(0.4))
@@ -51,7 +52,7 @@ def test_two_cores_are_one_engine_that_steps_when_both_have():
 
 def test_a_core_that_has_nothing_to_do_is_not_busy_while_the_other_is():
     steps = CoreSteps()
-    steps.begin(2)
+    steps.begin([0, 1])
     steps.record(0, scheduler(0), iteration(), now=0.0, more=True)
     steps.record(1, scheduler(1), iteration(), now=0.0, more=True)
     steps.record(0, scheduler(1), iteration(), now=60.0, more=True)
@@ -63,11 +64,11 @@ def test_a_core_that_has_nothing_to_do_is_not_busy_while_the_other_is():
 
 def test_an_engine_that_starts_again_counts_on_and_runs_nobody():
     steps = CoreSteps()
-    steps.begin(2)
+    steps.begin([0, 1])
     for number in range(5):
         for core in range(2):
             steps.record(core, scheduler(4, 1, 0.5), iteration(generated=4), now=float(number), more=True)
-    steps.begin(2)
+    steps.begin([0, 1])
     found = steps.statistics
     assert (found.running, found.waiting, found.kv_usage) == (0, 0, 0.0)
     assert (found.busy_steps, found.busy_seconds, found.generation_tokens) == (4, 4.0, 40)

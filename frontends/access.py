@@ -6,16 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import attrs
 
+from frontends.files import follow
 from frontends.keys import Key, Keys, read_keys
-from frontends.startup import say
 from llmserve import ConfigurationError, TenantLimits, TenantTable
 
 KEY_VARIABLE = "LLMSERVE_API_KEY"
-# A look at a file's time costs microseconds; an operator who has saved it looks up after about as long.
-LOOK_SECONDS = 1.0
 
 
 @attrs.define
@@ -50,23 +47,12 @@ class Access:
     async def follow(self, apply: Callable[[TenantTable], None] = lambda _: None, *, quiet: bool = False) -> None:
         """Take the files in anew whenever one changes, and `apply` the table. What is wrong is told of once, and what was good stays in
         force; requests that are open go on in any case."""
-        tell = (lambda _: None) if quiet else say
-        files = [path for path in self._files if path is not None]
-        seen = [_mark(path) for path in files]
-        while files:
-            await anyio.sleep(LOOK_SECONDS)
-            marks = [_mark(path) for path in files]
-            changed = [path for path, before, now in zip(files, seen, marks, strict=True) if before != now]
-            seen = marks
-            if not changed:
-                continue
-            try:
-                self._read()
-            except ConfigurationError as error:
-                tell(f"access    not changed: {error}")
-            else:
-                apply(self.table)
-                tell(f"access    {', '.join(map(str, changed))} holds from now on")
+
+        def read() -> None:
+            self._read()
+            apply(self.table)
+
+        await follow([path for path in self._files if path is not None], read, "access", quiet=quiet)
 
     def _read(self) -> None:
         keys_file, tenants_file = self._files
@@ -87,11 +73,3 @@ def read_tenants(path: Path) -> TenantTable:
         return TenantTable.parse(path.read_text())
     except (OSError, UnicodeDecodeError, ConfigurationError) as error:
         raise ConfigurationError(f"--tenants {path}: {error}") from None
-
-
-def _mark(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

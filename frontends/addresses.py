@@ -1,7 +1,5 @@
 """Where a raw socket listens, and where its client goes: tcp://host:port, tls://host:port, unix:///path."""
 
-import ssl
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
@@ -47,27 +45,3 @@ def _unix(parts: SplitResult, wrong: ConfigurationError) -> Address:
     if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
         raise wrong
     return Address("unix", path=parts.path)
-
-
-def server_context(certificate: Path | None, key: Path | None, client_ca: Path | None = None) -> ssl.SSLContext | None:
-    """What `--tls-cert`, `--tls-key` and `--tls-client-ca` say; None without them. With a `client_ca`, clients show a certificate of it.
-
-    Raises ConfigurationError for files that are not there or do not fit.
-    """
-    if not certificate or not key:
-        if certificate or key or client_ca:
-            raise ConfigurationError("TLS needs both --tls-cert and --tls-key")
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"TLS with {certificate} and {key}: {error}") from error
-    if client_ca is not None:
-        try:
-            context.load_verify_locations(client_ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"--tls-client-ca {client_ca}: {error}") from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context

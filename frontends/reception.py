@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol, cast
@@ -11,6 +10,7 @@ import anyio
 
 from frontends.door import Door
 from frontends.listeners import is_stranger
+from frontends.tls import TLS
 
 HANDSHAKE_SECONDS = 10.0
 RETRY_SECONDS = 0.1
@@ -26,7 +26,7 @@ class Reception:
     """`make(left)` makes the protocol of a connection, which calls `left()` when it is lost. `refusal` is what one too many is told, where
     there is no TLS to say it in."""
 
-    def __init__(self, make: Callable[[Callable[[], None]], Guest], refusal: bytes, door: Door, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, make: Callable[[Callable[[], None]], Guest], refusal: bytes, door: Door, tls: TLS | None = None) -> None:
         self.door = door
         self._make = make
         self._refusal = refusal
@@ -52,9 +52,9 @@ class Reception:
     async def _begin(self, connection: socket.socket, peer: str) -> None:
         guest = self._make(lambda: self.door.leave(peer))
         protocol = cast("asyncio.Protocol", guest)
-        handshake = HANDSHAKE_SECONDS if self._tls is not None else None
+        context, handshake = (self._tls.context, HANDSHAKE_SECONDS) if self._tls is not None else (None, None)
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=handshake)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=context, ssl_handshake_timeout=handshake)
         except OSError:
             # Gone before it was here, or no TLS that this server takes.
             pass

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from frontends.access import Access
-from frontends.addresses import server_context
 from frontends.aiohttp_app import build_app
 from frontends.door import Door
 from frontends.exposure import check_reach
@@ -22,6 +21,7 @@ from frontends.listeners import CannotListen, bind, bind_unix
 from frontends.options import engine_args
 from frontends.program import Listen, installed, run, serve
 from frontends.reception import listen
+from frontends.tls import TLS, followed
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 async def start(options: argparse.Namespace) -> int:
     access = Access.open(options)
     # Read now: a wrong file is told before the model is loaded.
-    server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+    tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
     hosts = [] if options.unix else [options.host]
     known = access.keys is not None or options.tls_client_ca is not None
     check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=known)
@@ -66,8 +66,10 @@ async def start(options: argparse.Namespace) -> int:
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     try:
         if count > 1:
-            return await serve_workers(options, count, address, listener, access)
-        return await serve(options, http_listener(options, address, listener, access), access)
+            # Each worker reads it for itself, and this process tells the operator.
+            async with followed(tls):
+                return await serve_workers(options, count, address, listener, access)
+        return await serve(options, http_listener(options, address, listener, access, tls), access)
     finally:
         listener.close()
         if options.unix:
@@ -98,15 +100,14 @@ def bind_http(options: argparse.Namespace) -> tuple[str, socket.socket]:
     return f"{'https' if options.tls_cert else 'http'}://{options.host}:{listener.getsockname()[1]}{words}", listener
 
 
-def http_listener(options: argparse.Namespace, address: str, listener: socket.socket, access: Access) -> Listen:
+def http_listener(options: argparse.Namespace, address: str, listener: socket.socket, access: Access, tls: TLS | None) -> Listen:
     log = open_log(options.request_log)
 
     @asynccontextmanager
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         app = build_app(manager, model, access=access, log=log)
-        tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
         door = Door(options.max_connections, options.max_peer_connections)
-        async with running(app, door, tls) as reception, listen(reception, listener):
+        async with running(app, door, tls) as reception, listen(reception, listener), followed(tls):
             yield [address]
 
     return listening

@@ -2,7 +2,6 @@
 
 import argparse
 import socket
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -12,7 +11,7 @@ import anyio
 
 from frontends import frames
 from frontends.access import Access
-from frontends.addresses import Address, parse_address, server_context
+from frontends.addresses import Address, parse_address
 from frontends.door import Door
 from frontends.exposure import check_reach
 from frontends.listeners import CannotListen, bind, bind_unix
@@ -20,6 +19,7 @@ from frontends.options import count
 from frontends.program import Listen, installed, run, serve
 from frontends.reception import Reception, listen
 from frontends.socket_connection import Connection, Service
+from frontends.tls import TLS, followed
 from llmserve import ConfigurationError, EngineManager
 
 REFUSAL = frames.encode(frames.Error(0, "FrameError", "this server has as many connections as it may"))
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 def _listener(options: argparse.Namespace, access: Access) -> Listen:
     addresses = [parse_address(text) for text in options.listen or [DEFAULT]]
     # Read now: a wrong file is told before the model is loaded.
-    context = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
-    if context is None and any(address.scheme == "tls" for address in addresses):
+    tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
+    if tls is None and any(address.scheme == "tls" for address in addresses):
         raise ConfigurationError("a tls:// address needs --tls-cert and --tls-key")
     plain = any(address.scheme == "tcp" for address in addresses)
     known = access.keys is not None or (options.tls_client_ca is not None and not plain)
@@ -58,7 +58,8 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         door = Door(options.max_connections, options.max_peer_connections)
-        async with open_server(manager, model, addresses, tls=context, access=access, max_streams=options.max_streams, door=door) as bound:
+        server = open_server(manager, model, addresses, tls=tls, access=access, max_streams=options.max_streams, door=door)
+        async with server as bound, followed(tls):
             yield [str(address) for address in bound]
 
     return listen
@@ -70,7 +71,7 @@ async def open_server(
     model: str,
     addresses: Sequence[Address],
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: TLS | None = None,
     access: Access | None = None,
     max_streams: int = 1024,
     door: Door | None = None,

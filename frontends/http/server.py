@@ -6,7 +6,6 @@ a whole answer. The body's deadline is the routes' own (`frontends.http.form.rea
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -22,6 +21,7 @@ from frontends.errors import ErrorBody, ErrorDetail
 from frontends.http.form import spread
 from frontends.http.log import SERVER
 from frontends.reception import Reception
+from frontends.tls import TLS
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class GuardedHandler(web.RequestHandler):
 
 
 @asynccontextmanager
-async def running(app: web.Application, door: Door | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[Reception]:
+async def running(app: web.Application, door: Door | None = None, tls: TLS | None = None) -> AsyncIterator[Reception]:
     """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
     see `frontends.reception.listen`."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)

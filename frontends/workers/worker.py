@@ -17,7 +17,6 @@ import anyio.to_thread
 import attrs
 
 from frontends.access import Access
-from frontends.addresses import server_context
 from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
 from frontends.http.log import open_log
@@ -25,6 +24,7 @@ from frontends.http.server import running
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
 from frontends.telemetry import telemetry
+from frontends.tls import TLS, followed
 from frontends.workers import messages
 from frontends.workers.answers import SharedAnswers
 from frontends.workers.messages import (
@@ -104,16 +104,17 @@ class Worker:
 
     async def _live(self) -> None:
         options, access = self._options, Access.open(self._options)
-        tls = server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+        tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
         app = build_app(
             self._manager, served_name(options), self._gather, access=access, log=open_log(options.request_log), memory=self._answers
         )
-        async with running(app, Door(options.max_connections, options.max_peer_connections), tls) as self._reception:
+        door = Door(options.max_connections, options.max_peer_connections)
+        # What has changed, the owner tells the operator.
+        async with running(app, door, tls) as self._reception, followed(tls, quiet=True):
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell_load)
                 tasks.start_soon(self._tell_up)
-                # The owner tells the operator what has changed.
                 tasks.start_soon(partial(access.follow, self._manager.set_tenants, quiet=True))
                 await self._serve()
                 tasks.cancel_scope.cancel()

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program_support import MODULE, program
 
-from frontends.addresses import server_context
 from frontends.door import RESERVED, Door, spare_descriptors
 from frontends.http import form, server
 from frontends.listeners import VANISHED, bind, bind_unix, is_stranger
+from frontends.tls import TLS, followed
 from llmserve import ConfigurationError
 
 pytestmark = pytest.mark.anyio
@@ -189,20 +189,61 @@ async def test_tls_and_certificates_of_clients(tmp_path):
         async with running.session.get("/health/live", ssl=context) as response:
             return response.status
 
-    async with running_server(tls=server_context(chain, key)) as running:
+    async with running_server(tls=TLS.of(chain, key)) as running:
         assert await ask(running, None) == 200
-    async with running_server(tls=server_context(chain, key, ca)) as running:
+    async with running_server(tls=TLS.of(chain, key, ca)) as running:
         assert await ask(running, authority) == 200
         for stranger in (None, other):
             with pytest.raises(aiohttp.ClientError):
                 await ask(running, stranger)
 
 
+async def test_a_certificate_that_is_renewed_holds_for_the_next_connection(tmp_path, capfd):
+    old, new = trustme.CA(), trustme.CA()
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+
+    def issue(authority):
+        return authority.issue_cert("127.0.0.1")
+
+    def write(certificate):
+        (chain_pem,) = certificate.cert_chain_pems
+        chain_pem.write_to_path(chain)
+        return certificate.private_key_pem.write_to_path
+
+    async def ask(running, *authorities):
+        context = ssl.create_default_context()
+        for one in authorities:
+            one.configure_trust(context)
+        async with aiohttp.ClientSession(running.url) as session, session.get("/health/live", ssl=context) as response:
+            return response.status
+
+    async def told(words):
+        found = ""
+        with anyio.fail_after(10):
+            while words not in found:
+                await anyio.sleep(0.05)
+                found += capfd.readouterr().err
+
+    write(issue(old))(key)
+    tls = TLS.of(chain, key)
+    async with running_server(tls=tls) as running, followed(tls):
+        assert await ask(running, old) == 200
+        # The certificate comes first, and does not fit the key: what was good stays.
+        write_key = write(issue(new))
+        await told("tls       not changed: TLS with")
+        assert await ask(running, old) == 200
+        write_key(key)
+        await told("key.pem holds from now on")
+        assert await ask(running, new) == 200
+        with pytest.raises(aiohttp.ClientError):
+            await ask(running, old)
+
+
 async def test_the_end_does_not_wait_for_a_handshake():
     """A client that connects and says nothing of TLS: nothing of it is left when the server has ended."""
-    context, door = server_context(DATA / "localhost.pem", DATA / "localhost.key"), Door()
+    tls, door = TLS.of(DATA / "localhost.pem", DATA / "localhost.key"), Door()
     before = asyncio.all_tasks()
-    async with running_server(tls=context, door=door) as running:
+    async with running_server(tls=tls, door=door) as running:
         silent = await connect(running)
         with anyio.fail_after(5):
             while not door.inside:
@@ -214,9 +255,9 @@ async def test_the_end_does_not_wait_for_a_handshake():
 
 def test_half_of_tls_is_told():
     with pytest.raises(ConfigurationError, match="--tls-key"):
-        server_context(Path("chain.pem"), None)
+        TLS.of(Path("chain.pem"), None)
     with pytest.raises(ConfigurationError, match="--tls-cert"):
-        server_context(None, None, Path("ca.pem"))
+        TLS.of(None, None, Path("ca.pem"))
 
 
 async def test_a_unix_socket_is_for_its_owner(tmp_path):

@@ -11,7 +11,8 @@ from program_support import program
 from socket_support import running_socket
 
 from frontends import frames
-from frontends.access import LOOK_SECONDS, Access
+from frontends.access import Access
+from frontends.files import LOOK_SECONDS
 from frontends.frames import Hello, Open
 from frontends.keys import PREFIX, Key, Keys, add_key, digest, read_keys
 from frontends.keys_command import keys_command

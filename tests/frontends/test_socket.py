@@ -12,11 +12,12 @@ from http_support import request
 from socket_support import running_socket
 
 from frontends import frames, socket_connection
-from frontends.addresses import parse_address, server_context
+from frontends.addresses import parse_address
 from frontends.door import Door
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, Error, FrameError, Hello, Open, Ping, Pong, Started
 from frontends.socket_app import open_server
 from frontends.socket_client import SocketClient
+from frontends.tls import TLS
 from llmserve import (
     AdmissionConfig,
     CancellationToken,
@@ -370,8 +371,8 @@ async def test_nobody_there_is_an_os_error():
 
 
 async def test_tls_carries_it_and_a_stranger_s_certificate_is_not_trusted():
-    context = server_context(DATA / "localhost.pem", DATA / "localhost.key")
-    async with running_socket(listen="tls://127.0.0.1:0", tls=context) as served:
+    tls = TLS.of(DATA / "localhost.pem", DATA / "localhost.key")
+    async with running_socket(listen="tls://127.0.0.1:0", tls=tls) as served:
         trusting = ssl.create_default_context(cafile=str(DATA / "localhost.pem"))
         async with SocketClient(served.addresses[0], tls=trusting) as client:
             assert (await client.generate("hi", sampling=Sampling(max_tokens=4))).usage.completion_tokens == 4

@@ -189,10 +189,11 @@ class Replica:
                 # Ray's errors are many, and none of them is worth a request: each replica is fair by itself meanwhile.
                 if not failing:
                     logger.warning("tenants' counters are not exchanged: %s", error)
-                failing = True
+                # What they have open is not known any more.
+                failing, elsewhere = True, Tally()
             else:
                 owed, failing = Tally(), False
-                admission.served_elsewhere(elsewhere, asyncio.get_running_loop().time())
+            admission.served_elsewhere(elsewhere, asyncio.get_running_loop().time())
 
 
 async def _in_time(answer: Awaitable[Answer]) -> Answer:

@@ -1,6 +1,7 @@
 """What a cluster is made of, without Ray: loads, the board, scaling, arguments, and the way to a replica's own server."""
 
 import asyncio
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontends.access import KEY_VARIABLE
-from frontends.cluster import board
+from frontends.cluster import board, replica
 from frontends.cluster.arguments import from_words, parse
 from frontends.cluster.board import Board
 from frontends.cluster.load import NEW, Load, in_order
@@ -20,8 +21,20 @@ from frontends.http.server import running
 from frontends.listeners import bind_unix
 from frontends.ray_app import application
 from frontends.reception import listen
-from llmserve import ConfigurationError, EngineDead, EngineManager, EngineStatistics, Facts, ManagerStatistics, Outcome, State, Timeline
-from llmserve.admission import AdmissionStatistics, Tally
+from llmserve import (
+    ConfigurationError,
+    EngineDead,
+    EngineManager,
+    EngineStatistics,
+    Facts,
+    ManagerStatistics,
+    Outcome,
+    State,
+    TenantLimits,
+    TenantTable,
+    Timeline,
+)
+from llmserve.admission import AdmissionController, AdmissionStatistics, Refusal, Tally, Tenants, Ticket, Unlimited
 from llmserve.config import SLO
 from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
 from llmserve.metrics import MetricsRecorder
@@ -111,6 +124,26 @@ async def test_what_is_open_elsewhere_is_what_the_others_last_told_until_they_ar
     assert (await one.exchange("c", Tally(), told())).open == {"web": 2, "batch": 1}
     now = board.GONE_SECONDS + 1
     assert (await one.exchange("c", Tally(), told())).open == {}
+
+
+async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answer(monkeypatch):
+    monkeypatch.setattr(replica, "EXCHANGE_SECONDS", 0.0)
+    admission = AdmissionController(Unlimited(), tenants=Tenants(TenantTable({"a": TenantLimits(concurrency=1)})))
+    stop, refused = asyncio.Event(), []
+
+    async def exchange(*_):
+        refused.append(admission.offer(Ticket(tenant="a"), 0.0))
+        if len(refused) == 1:
+            admission.leave(next(iter(admission._running)), 0.0)
+            return Tally(open={"a": 1})
+        stop.set()
+        raise RuntimeError("it is gone")
+
+    # Of a replica, what is asked there: Ray makes whole ones.
+    manager, handle = SimpleNamespace(admission=admission), SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
+    await Replica._exchange(SimpleNamespace(_id="here", _stop=stop, _manager=manager, _board=handle, _tell=told))
+    refused.append(admission.offer(Ticket(tenant="a"), 0.0))
+    assert [found and found.reason for found in refused] == [None, Refusal.TENANT_LIMIT, None]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))

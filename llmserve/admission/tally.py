@@ -10,7 +10,7 @@ Number = TypeVar("Number", int, float)
 
 @attrs.frozen(kw_only=True)
 class Tally:
-    """Of one controller, or of several together; each by tenant.
+    """Of one controller, or of several together, by tenant.
 
     Attributes:
         costs: of what it was served since the last tally. Negative where it was charged too much before.
@@ -27,8 +27,8 @@ class Tally:
         return Tally(costs=added(self.costs, later.costs), tokens=added(self.tokens, later.tokens), open=later.open)
 
     def largest(self, count: int) -> Self:
-        """Of each figure those tenants that have most of it."""
-        return attrs.evolve(self, costs=_largest(self.costs, count), tokens=_largest(self.tokens, count), open=_largest(self.open, count))
+        """Of what grows until it is fetched, those tenants that have most of it."""
+        return attrs.evolve(self, costs=_largest(self.costs, count), tokens=_largest(self.tokens, count))
 
 
 def added(one: Mapping[str, Number], other: Mapping[str, Number]) -> Mapping[str, Number]:
@@ -36,7 +36,7 @@ def added(one: Mapping[str, Number], other: Mapping[str, Number]) -> Mapping[str
     return {**one, **{name: one[name] + value if name in one else value for name, value in other.items()}}
 
 
-def _largest(figures: Mapping[str, Number], count: int) -> Mapping[str, Number]:
+def _largest(figures: Mapping[str, float], count: int) -> Mapping[str, float]:
     if len(figures) <= count:
         return figures
     return dict(sorted(figures.items(), key=lambda item: -abs(item[1]))[:count])

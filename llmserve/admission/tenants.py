@@ -59,7 +59,7 @@ class Tenants:
 
     def take(self, ticket: Ticket, now: float) -> None:
         """One more of this tenant's is in."""
-        self._accounts.setdefault(ticket.tenant, _Account(at=now)).open += 1
+        self._accounts.setdefault(ticket.tenant, _Account()).open += 1
         ticket.reserved = _tokens(ticket)
         self._spend(ticket.tenant, ticket.reserved, now)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OURS = ("tool_call_parser", "lora_modules")
 SUPPORTED = ((0, 25), (0, 33))
 GIB = 2**30
-# KV cache on a CPU: a GiB holds 46,592 tokens of the bundled model; on a small machine at most a quarter of what is free.
+# KV cache on a CPU: a GiB holds 46,592 tokens of the bundled model; on a small machine at most a quarter of what is available.
 CPU_KV_BYTES = GIB
 CPU_KV_SHARE = 0.25
 CPU_MAX_MODEL_LEN = 2048
@@ -127,17 +127,17 @@ def _cpu_defaults(model: str) -> dict[str, Any]:
         # Compiling takes 48 of 74 s of a start, for a model that answers in milliseconds anyway.
         "enforce_eager": True,
         # Without it vLLM takes a share of all memory, and fails where that is not free.
-        "kv_cache_memory_bytes": min(CPU_KV_BYTES, int(_free_memory() * CPU_KV_SHARE)),
+        "kv_cache_memory_bytes": min(CPU_KV_BYTES, int(_available_memory() * CPU_KV_SHARE)),
         "max_model_len": min(CPU_MAX_MODEL_LEN, _context_of(model)),
         "max_num_seqs": CPU_MAX_NUM_SEQS,
     }
 
 
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 4 * CPU_KV_BYTES
+def _available_memory() -> int:
+    """As vLLM itself will count it when it takes the cache: with the page cache, which goes when asked, and within a container's limit."""
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    return int(get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory)
 
 
 def _context_of(model: str) -> int:

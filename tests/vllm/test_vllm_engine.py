@@ -15,6 +15,7 @@ from quiescence import check_quiescent
 from benchmarks.overload.shared import SharedEngine
 from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
 from llmserve.engines.vllm import VLLMEngine
+from llmserve.engines.vllm_args import GIB, build_engine_args
 from llmserve.metrics import Observers
 
 
@@ -39,6 +40,18 @@ async def test_the_cpu_s_defaults_are_sane(engine):
         pytest.skip("on a GPU the defaults are vLLM's own")
     assert (info.max_model_len, info.max_num_seqs) == (2048, 16)
     assert info.kv_cache_tokens == 46_592  # one GiB
+
+
+@pytest.mark.parametrize(("available", "cache"), [(24 * GIB, GIB), (2 * GIB, GIB // 2)])
+def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engine, monkeypatch, available, cache):
+    """A regression: memory that holds pages of files counted as taken, so that an engine had less after an installation."""
+    from vllm.utils import cpu_resource_utils
+
+    if engine.info.device != "cpu":
+        pytest.skip("on a GPU the defaults are vLLM's own")
+    found = cpu_resource_utils.MemoryNodeInfo(total_memory=24 * GIB, available_memory=available)
+    monkeypatch.setattr(cpu_resource_utils, "get_memory_node_info", lambda node: found)
+    assert build_engine_args("nowhere", {}).kv_cache_memory_bytes == cache
 
 
 async def test_admission_learns_from_vllm_s_own_steps(engine):

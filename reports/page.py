@@ -1,10 +1,10 @@
 """The page: one layout for the file and for the server. Provenance and validity, verdict, tiles, then the charts in tabs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bokeh.document import Document
-from bokeh.models import Column, CustomJS, Row, Select, TabPanel, Tabs, UIElement
+from bokeh.models import Column, Row, UIElement
 from jinja2 import Environment, FileSystemLoader, Template
 
 from benchmarks.analysis import View
@@ -19,6 +19,7 @@ from reports.charts.memory import kv_vs_concurrency, vram_usage
 from reports.charts.prediction import predicted_vs_measured
 from reports.charts.timelines import engine_timelines, stages
 from reports.content import Content
+from reports.opening import choice, tabs
 from reports.theme import explain
 
 TAB_STYLE = """
@@ -26,7 +27,7 @@ TAB_STYLE = """
     .bk-tab { color: var(--soft) !important; background: transparent !important; border: none !important; }
     .bk-tab { padding: 8px 14px !important; font-size: 15px; }
     .bk-tab:hover { color: var(--ink) !important; }
-    /* Bokeh hides the other tabs and lets the tallest of them make the page; not displayed, they are laid out when opened. */
+    /* Bokeh hides the other tabs and lets the tallest of them make the page. */
     [style*="visibility: hidden"] { display: none !important; }
     .bk-tab.bk-active { color: var(--ink) !important; border-bottom: 3px solid var(--accent) !important; font-weight: 600; }
     """
@@ -47,26 +48,25 @@ def template() -> Template:
     return environment.get_template("page.html")
 
 
-def roots(content: Content) -> list[UIElement]:
-    """From top to bottom."""
-    return [words.head(content), words.verdicts(content), words.tiles(content), tabs(content)]
+def roots(content: Content, more: Mapping[str, UIElement] | None = None, opened: int = 0) -> list[UIElement]:
+    """From top to bottom; the last are the tabs, with `more` of them behind the page's own, the one numbered `opened` on top."""
+    pages = {**_pages(content), **(more or {})}
+    return [words.head(content), words.verdicts(content), words.tiles(content), tabs(pages, opened, stylesheets=[TAB_STYLE])]
 
 
-def tabs(content: Content) -> Tabs:
+def _pages(content: Content) -> dict[str, UIElement]:
     """Each with its charts, or the explanation why there is none."""
-    pages: dict[str, Callable[[], UIElement]] = {
-        "Saturation": lambda: _grid(_curves(content)),
-        "Distributions": lambda: _stack([spectrum(content), outcomes(content)]),
-        "Timelines": lambda: _stack([stages(content), _moments(content)]),
-        "Prompt lengths": lambda: _grid([ttft_vs_prompt(content), throughput_vs_prompt(content)]),
-        "Memory": lambda: _stack([vram_usage(content), kv_vs_concurrency(content)]),
-        "Prediction": lambda: _stack([predicted_vs_measured(content)]),
-        "Comparison": lambda: _stack([forest(content)]),
-        "Table": lambda: words.table(content),
-        "Data": lambda: words.files(content),
+    return {
+        "Saturation": _grid(_curves(content)),
+        "Distributions": _stack([spectrum(content), outcomes(content)]),
+        "Timelines": _stack([stages(content), _moments(content)]),
+        "Prompt lengths": _grid([ttft_vs_prompt(content), throughput_vs_prompt(content)]),
+        "Memory": _stack([vram_usage(content), kv_vs_concurrency(content)]),
+        "Prediction": _stack([predicted_vs_measured(content)]),
+        "Comparison": _stack([forest(content)]),
+        "Table": words.table(content),
+        "Data": words.files(content),
     }
-    panels = [TabPanel(title=title, child=make()) for title, make in pages.items()]
-    return Tabs(tabs=panels, sizing_mode="stretch_width", stylesheets=[TAB_STYLE])
 
 
 def _curves(content: Content) -> list[UIElement]:
@@ -101,10 +101,5 @@ def _moments(content: Content) -> UIElement:
         chosen |= {
             f"{run.name}, {view.point.target}, {view.point.load}, point {view.point.number}": view for view in run.analysis.open_loops
         }
-    boxes = [_stack([*engine_timelines(view), itl_heat(view)]) for view in chosen.values()]
-    for box in boxes[1:]:
-        box.visible = False
-    select = Select(title="Point", value=next(iter(chosen)), options=list(chosen), stylesheets=[INPUT_STYLE], width=420)
-    code = "boxes.forEach((box, index) => { box.visible = names[index] == cb_obj.value })"
-    select.js_on_change("value", CustomJS(args={"boxes": boxes, "names": list(chosen)}, code=code))
-    return _stack([select, *boxes])
+    charts = {name: _stack([*engine_timelines(view), itl_heat(view)]) for name, view in chosen.items()}
+    return _stack(choice("Point", charts, stylesheets=[INPUT_STYLE], width=420))

@@ -1,24 +1,24 @@
 """The page by a Bokeh server: pick runs, lay them beside each other, follow a live server. Reads files only, and its own loop."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
-from bokeh.models import Column, CustomJS, MultiChoice, TabPanel, Tabs, UIElement
+from bokeh.models import Column, CustomJS, MultiChoice, UIElement
 from bokeh.server.server import Server
 
 from benchmarks.storage import UnreadableRun, find
 from reports import words
 from reports.content import load
 from reports.live import Live
+from reports.opening import tabs
 from reports.page import INPUT_STYLE, roots, template
 
 # The order in which runs are picked is that of the comparison: the second over the first.
 PICK = "Runs (pick two to compare the second with the first)"
-# A choice is a new page, which can also be linked to. In place, Bokeh lays everything out anew for each new figure: two runs took
-# 27 s to show, opened anew 15 s (2 cores, no GPU).
+# A choice is a new page, which can also be linked to.
 REOPEN = """
 const chosen = new URLSearchParams(pick.value.map((name) => ["run", name]))
 chosen.set("tab", tabs.active)
@@ -34,26 +34,23 @@ def open_page(document: Document, paths: Sequence[Path]) -> None:
     asked = context.request.arguments if context is not None and context.request is not None else {}
     names = [name.decode(errors="replace") for name in asked.get("run", [])]
     known = [name for name in names if name in files] or [max(files, key=lambda name: files[name].stat().st_mtime)]
-    *above, tabs = _content([files[name] for name in known])
-    assert isinstance(tabs, Tabs)
-    above += [words.warning(f"there is no run {name}") for name in names if name not in files]
-    tabs.tabs = [*tabs.tabs, TabPanel(title="Live", child=Live(document).panel())]
     tab = asked.get("tab", [b"0"])[0]
-    tabs.active = min(int(tab), len(tabs.tabs) - 1) if tab.isdigit() else 0
+    *above, pages = _content([files[name] for name in known], {"Live": Live(document).panel()}, int(tab) if tab.isdigit() else 0)
+    above += [words.warning(f"there is no run {name}") for name in names if name not in files]
     pick = MultiChoice(title=PICK, options=list(files), value=known, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
-    pick.js_on_change("value", CustomJS(args={"pick": pick, "tabs": tabs}, code=REOPEN))
+    pick.js_on_change("value", CustomJS(args={"pick": pick, "tabs": pages}, code=REOPEN))
     document.title = "llmserve reports"
     document.template = template()
     document.template_variables["title"] = document.title
     # Beneath the button that switches between light and dark.
-    document.add_root(Column(children=[pick, *above, tabs], sizing_mode="stretch_width", margin=(28, 0, 0, 0)))
+    document.add_root(Column(children=[pick, *above, pages], sizing_mode="stretch_width", margin=(28, 0, 0, 0)))
 
 
-def _content(files: Sequence[Path]) -> list[UIElement]:
+def _content(files: Sequence[Path], more: Mapping[str, UIElement], opened: int) -> list[UIElement]:
     try:
-        return roots(load(files))
+        return roots(load(files), more, opened)
     except UnreadableRun as error:
-        return [words.warning(str(error)), Tabs(tabs=[], sizing_mode="stretch_width")]
+        return [words.warning(str(error)), tabs(more)]
 
 
 def _files(path: Path) -> dict[str, Path]:

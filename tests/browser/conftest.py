@@ -24,6 +24,8 @@ CANVASES = """
 """
 # Whether each has something on it.
 FIGURES = "() => {" + CANVASES + "return found.map((each) => each.some((canvas) => pixels(canvas).some((value) => value))) }"
+# How many there are, whether they can be seen or not.
+DRAWN = "() => [...window.Bokeh.index.all_views()].filter((view) => view.model.type == 'Figure').length"
 # Whether each has a pixel of a colour.
 COLOURED = (
     """([red, green, blue]) => {"""
@@ -58,17 +60,21 @@ class Reader:
         self.page.goto(address)
         self.page.wait_for_function("() => window.Bokeh?.documents?.length && window.Bokeh.documents.every((doc) => doc.is_idle)")
 
-    def click_through(self, name):
-        """Every tab; returns how many figures each showed, all of them painted. Keeps a picture of each."""
+    def click_through(self, name, figures):
+        """Every tab, until it shows so many figures; returns their titles. Keeps a picture of each."""
         tabs = self.page.locator(".bk-tab")
-        shown = {}
-        for index in range(tabs.count()):
-            title = tabs.nth(index).inner_text()
+        titles = tabs.all_inner_texts()
+        for index, title in enumerate(titles):
             tabs.nth(index).click()
-            self.page.wait_for_function("() => { const all = (" + FIGURES + ")(); return all.every((painted) => painted) }")
-            shown[title] = len(self.page.evaluate(FIGURES))
+            self.wait_for_figures(figures[title])
             self.keep(f"{name}-{title}")
-        return shown
+        return titles
+
+    def wait_for_figures(self, number):
+        """Until so many can be seen, all of them painted."""
+        self.page.wait_for_function(
+            f"() => {{ const all = ({FIGURES})(); return all.length == {number} && all.every((painted) => painted) }}"
+        )
 
     def wait_for_colour(self, colour):
         """Until every figure that can be seen has a pixel of it: red, green, blue, 0 to 255 each."""
@@ -87,9 +93,10 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture
 def scheme(request):
-    return request.param
+    """Light, where a test does not ask for others."""
+    return getattr(request, "param", "light")
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""What is drawn only once a reader opens it. Bokeh lays out all that is in the page, hidden or not, before it shows any: the 59 charts of
+two runs took 11 s, the six of the first tab take one (2 cores, no GPU). What only a script has as an argument is there and not drawn."""
+
+from collections.abc import Mapping
+
+from bokeh.models import Column, CustomJS, Select, Spacer, TabPanel, Tabs, UIElement
+
+FILL = "boxes[cb_obj.active].children = [contents[cb_obj.active]]"
+SWAP = "box.children = [contents[names.indexOf(cb_obj.value)]]"
+
+
+def tabs(pages: Mapping[str, UIElement], opened: int = 0, **options: object) -> Tabs:
+    """A tab for each, of which the one numbered `opened` is shown; beyond the last it is the last."""
+    boxes = [Column(children=[Spacer()], sizing_mode="stretch_width") for _ in pages]
+    contents = list(pages.values())
+    panels = [TabPanel(title=title, child=box) for title, box in zip(pages, boxes, strict=True)]
+    opened = min(opened, len(panels) - 1)
+    boxes[opened].children = [contents[opened]]
+    found = Tabs(tabs=panels, active=opened, sizing_mode="stretch_width", **options)
+    found.js_on_change("active", CustomJS(args={"boxes": boxes, "contents": contents}, code=FILL))
+    return found
+
+
+def choice(title: str, choices: Mapping[str, UIElement], **options: object) -> tuple[Select, UIElement]:
+    """A list to choose from by name, and the place where what is chosen is shown; at first the first."""
+    names, contents = list(choices), list(choices.values())
+    box = Column(children=contents[:1], sizing_mode="stretch_width")
+    select = Select(title=title, value=names[0], options=names, **options)
+    select.js_on_change("value", CustomJS(args={"box": box, "names": names, "contents": contents}, code=SWAP))
+    return select, box

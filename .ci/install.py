@@ -8,9 +8,10 @@ import pathlib
 import subprocess
 import sys
 
+# Python compiles what it imports when it first does; all of torch, vLLM and transformers at once took 60 of 146 s.
+PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile", "--disable-pip-version-check"]
 TORCH = "torch==2.13.0+cpu"
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
 
 
 def install_torch() -> None:

@@ -51,36 +51,42 @@ async def test_an_engine_that_is_not_to_be_started_again_takes_everyone_with_it(
     await gone(family)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-async def test_an_engine_that_dies_is_started_again_and_loses_nothing(sent):
+async def test_an_engine_that_dies_is_started_again_and_loses_nothing():
+    """One is killed, and the next one hangs."""
     stall = 3.0
-    config = ManagerConfig(restart=RestartConfig(stall_timeout=stall))
-    answers = {}
-    async with EngineManager.open("bundled", config=config) as manager:
+    async with EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(stall_timeout=stall))) as manager:
         expected = (await manager.generate(short("before"))).text
-        core = core_of(manager)
+        # vLLM looks after its processes once a second, and we after steps a little less often than that.
+        for restarts, (sent, patience) in enumerate([(signal.SIGKILL, 3), (signal.SIGSTOP, stall + 3)], start=1):
+            core = core_of(manager)
+            answers = await answers_around(manager, core, sent, patience)
+            assert answers == [expected] * 4
+            await gone([core])
+            assert manager.statistics().restarts == restarts
+            assert (await manager.generate(short(f"after {restarts}"))).text == expected
+            assert manager.statistics().engine.running == 0
 
-        async def ask(name):
-            answers[name] = (await manager.generate(short(name))).text
 
-        async with anyio.create_task_group() as tasks:
-            async with manager.stream(endless("seen")) as stream:
-                await anext(stream)
-                core.send_signal(sent)
-                for number in range(4):
-                    tasks.start_soon(ask, f"unseen {number}")
-                # vLLM looks after its processes once a second, and we after steps a little less often than that.
-                with anyio.fail_after(3 if sent == signal.SIGKILL else stall + 3), pytest.raises(EngineRestarted):
-                    async for _ in stream:
-                        pass
-            with anyio.fail_after(120):
-                while manager.state is not State.READY:
-                    await anyio.sleep(0.1)
-        assert answers == {f"unseen {number}": expected for number in range(4)}
-        await gone([core])
-        assert manager.statistics().restarts == 1
-        assert (await manager.generate(short("after"))).text == expected
-        assert manager.statistics().engine.running == 0
+async def answers_around(manager, core, sent, patience):
+    """What four requests get that come when a core has been sent a signal, and a stream that has begun has been told of it in time."""
+    answers = []
+
+    async def ask(name):
+        answers.append((await manager.generate(short(name))).text)
+
+    async with anyio.create_task_group() as tasks:
+        async with manager.stream(endless(f"seen {sent}")) as stream:
+            await anext(stream)
+            core.send_signal(sent)
+            for number in range(4):
+                tasks.start_soon(ask, f"unseen {sent} {number}")
+            with anyio.fail_after(patience), pytest.raises(EngineRestarted):
+                async for _ in stream:
+                    pass
+        with anyio.fail_after(120):
+            while manager.state is not State.READY:
+                await anyio.sleep(0.1)
+    return answers
 
 
 async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():

@@ -6,11 +6,11 @@ import urllib.request
 
 import anyio
 import psutil
-import pytest
 from program_support import Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 ENDLESS = 1500
+ASKED = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
 
 
 def serving(*arguments):
@@ -37,8 +37,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
     async with serving() as (process, url, lines):
         assert any("2 workers" in line for line in lines)
         for _ in range(4):
-            asked = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-            status, body = await fetch(f"{url}/v1/completions", asked)
+            status, body = await fetch(f"{url}/v1/completions", ASKED)
             assert status == 200
             assert b"Paris" in body
         found = await series(url)
@@ -72,46 +71,50 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
         assert not any(one.is_running() for one in engine)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost(sent):
-    """Streams are told; whole answers come after all; and the server stays the same one."""
-    asked = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-    answers = []
+async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
+    """One is killed, and the next one hangs. The server stays the same one, with the same workers, both of which answer as before."""
     async with serving("--stall-timeout", "3") as (process, url, _):
-        _, expected = await fetch(f"{url}/generate", asked)
-
-        async def ask():
-            answers.append(await fetch(f"{url}/generate", {**asked, "max_tokens": 300, "ignore_eos": True}, timeout=120))
-
-        first, workers = engine_of(process), workers_of(process)
-        async with Streams(url) as streams, anyio.create_task_group() as tasks:
+        _, expected = await fetch(f"{url}/generate", ASKED)
+        workers = workers_of(process)
+        for restarts, sent in enumerate([signal.SIGKILL, signal.SIGSTOP], start=1):
+            core = engine_of(process)
+            await nothing_is_lost_around(url, core[0], sent)
+            assert (await metrics(url))["restarts"] == restarts
+            assert workers_of(process) == workers
             for _ in range(4):
-                await streams.begin(max_tokens=ENDLESS)
-            for _ in range(4):
-                tasks.start_soon(ask)
-            await until(url, lambda found: found["engine"]["running"] == 8)
-            first[0].send_signal(sent)
-            for stream in streams.open:
-                told = await read_to_end_of_answer(stream)
-                assert told.count(b"engine_restarted") == 1
-                assert told.count(b"[DONE]") == 1
-            status, refused = await fetch(f"{url}/generate", asked)
-            assert status == 503
-            assert b"restarted" in refused
-        assert [status for status, _ in answers] == [200] * 4
-        assert {json.loads(body)["usage"]["completion_tokens"] for _, body in answers} == {300}
-        await until(url, lambda found: found["open"] == 0 and found["admission"]["running"] == 0)
-        assert (await metrics(url))["restarts"] == 1
-        # The same worker processes, both of which answer as before.
-        assert workers_of(process) == workers
-        for _ in range(4):
-            status, body = await fetch(f"{url}/generate", asked)
-            assert status == 200
-            assert json.loads(body)["text"] == json.loads(expected)["text"]
-        assert not any(one.is_running() for one in first)
+                status, body = await fetch(f"{url}/generate", ASKED)
+                assert status == 200
+                assert json.loads(body)["text"] == json.loads(expected)["text"]
+            assert not any(one.is_running() for one in core)
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(30):
             assert await process.wait() == 0
+
+
+async def nothing_is_lost_around(url, core, sent):
+    """Streams are told that their core was sent a signal; whole answers come after all; who comes meanwhile is to come back."""
+    answers = []
+
+    async def ask():
+        answers.append(await fetch(f"{url}/generate", {**ASKED, "max_tokens": 300, "ignore_eos": True}, timeout=120))
+
+    async with Streams(url) as streams, anyio.create_task_group() as tasks:
+        for _ in range(4):
+            await streams.begin(max_tokens=ENDLESS)
+        for _ in range(4):
+            tasks.start_soon(ask)
+        await until(url, lambda found: found["engine"]["running"] == 8)
+        core.send_signal(sent)
+        for stream in streams.open:
+            told = await read_to_end_of_answer(stream)
+            assert told.count(b"engine_restarted") == 1
+            assert told.count(b"[DONE]") == 1
+        status, refused = await fetch(f"{url}/generate", ASKED)
+        assert status == 503
+        assert b"restarted" in refused
+    assert [status for status, _ in answers] == [200] * 4
+    assert {json.loads(body)["usage"]["completion_tokens"] for _, body in answers} == {300}
+    await until(url, lambda found: found["open"] == 0 and found["admission"]["running"] == 0)
 
 
 async def test_sigterm_while_the_engine_is_being_started_again_lets_what_waits_for_it_finish():

@@ -18,6 +18,7 @@ from llmserve import ConfigurationError
 VARIABLE = "LLMSERVE_ARGUMENTS"
 # The gates in the replicas decide how much they take, and not Ray Serve's own bound.
 NO_BOUND = 100_000
+MOST_HOSTS = 10_000
 STATS_SECONDS = 0.5
 # Figures for the autoscaler are means over so long: Ray Serve's own 30 s are slower than a queue fills, and it wants more than 10.
 LOOK_BACK_SECONDS = 11.0
@@ -64,9 +65,22 @@ def application(arguments: list[str]) -> Any:
         logging_config=QUIET,
         **({"autoscaling_config": scaling} if options.max_replicas > options.replicas else {"num_replicas": options.replicas}),
     )
-    board = serve.deployment(Board).options(name="Board", num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config=QUIET)
+    # With the head, without which there is no cluster: no other host's end takes it along.
+    where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+    board = serve.deployment(Board).options(name="Board", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
+    everywhere = AutoscalingConfig(
+        min_replicas=options.ingresses,
+        max_replicas=options.ingresses * MOST_HOSTS,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        policy=AutoscalingPolicy(policy_function="frontends.cluster.scaling:desired_ingresses"),
+    )
     ingress = serve.deployment(Ingress).options(
-        name="Ingress", num_replicas=options.ingresses, max_ongoing_requests=NO_BOUND, ray_actor_options={"num_cpus": 0}
+        name="Ingress",
+        max_ongoing_requests=NO_BOUND,
+        ray_actor_options={"num_cpus": 0},
+        max_replicas_per_node=options.ingresses,
+        autoscaling_config=everywhere,
     )
     return ingress.bind(replicas.bind(arguments, board.bind()))
 

@@ -26,7 +26,8 @@ def ray_url():
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     # Nothing here is large; by itself Ray sets a third of the memory aside for objects.
-    ray.init(num_cpus=8, object_store_memory=2**28, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # "local" is one of our own, whatever else runs here.
+    ray.init("local", num_cpus=8, object_store_memory=2**28, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()

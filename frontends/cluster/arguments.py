@@ -27,7 +27,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument("--replicas", type=count, default=1, metavar="N", help="engines, at least (default: %(default)s)")
     cluster.add_argument("--max-replicas", type=count, metavar="N", help="engines, at most (default: --replicas)")
-    cluster.add_argument("--ingresses", type=count, default=1, metavar="N", help="processes before them (default: %(default)s)")
+    words = "processes before them, on each host (default: %(default)s)"
+    cluster.add_argument("--ingresses", type=count, default=1, metavar="N", help=words)
     cluster.add_argument("--replica-cpus", type=float, default=1.0, metavar="N", help="that Ray reserves for each (default: %(default)s)")
     cluster.add_argument("--replica-gpus", type=float, metavar="N", help="likewise (default: what the engine's parallelism takes)")
     words = "seconds of less load before there are fewer of them (default: %(default)s)"

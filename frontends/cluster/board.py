@@ -10,8 +10,10 @@ from llmserve import Facts
 from llmserve.admission import Tally
 from llmserve.admission.tally import added
 
-# A replica that has not asked for so long is gone, and nothing is kept for it but what it had counted.
+# Of a replica that has not asked for so long nothing is kept but what it had counted: it is gone, or cannot be reached.
 GONE_SECONDS = 10.0
+# Then its counts lose its name: if it told them again after that, they would be counted twice.
+BURIED_SECONDS = 3600.0
 # Of each replica's mail; those that have had least are left out.
 MOST_TENANTS = 1000
 
@@ -47,15 +49,18 @@ class Board:
         self._replicas[replica] = _Replica(now, facts.shifted(now - then), served.open)
         elsewhere: Mapping[str, int] = {}
         for name, other in list(self._replicas.items()):
-            if now - other.asked > GONE_SECONDS:
+            silent = now - other.asked
+            if silent > BURIED_SECONDS:
                 self._bury(name)
+            elif silent > GONE_SECONDS:
+                other.mail, other.open = Tally(), {}
             elif name != replica:
                 other.mail = other.mail.then(served).largest(MOST_TENANTS)
                 elsewhere = added(elsewhere, other.open)
         return attrs.evolve(mine, open=elsewhere)
 
     async def gone(self, alive: Iterable[str]) -> Told | None:
-        """What replicas had counted that are no more, all but those; None if there was none."""
+        """What replicas had last told, all but those; None if there was none."""
         lately = [self._replicas[name].facts.ended() for name in self._replicas.keys() - set(alive)]
         parts = [*lately, self._gone] if self._gone is not None else lately
         return (self._clock(), Facts.of_engines(parts)) if parts else None

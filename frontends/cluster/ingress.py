@@ -9,14 +9,18 @@ import attrs
 from aiohttp import hdrs
 
 from frontends import sse
-from frontends.cluster.relay import Asked, Head, Message, Taken, end_to_end
+from frontends.cluster.relay import BEAT, Asked, Head, Message, Taken, end_to_end
 from frontends.errors import describe
 from frontends.http.form import MAX_BODY, too_large
 from llmserve import EngineRestarted, LLMServeError, Unavailable
 from llmserve.admission import Refusal
 
-# A replica says at once that it has taken a request, before it is admitted there; no replica at all says nothing.
-TAKE_SECONDS = 10.0
+# A replica says at once that it has taken a request, before it is admitted there; one whose host cannot be reached says nothing, and no
+# replica at all says nothing for longer.
+TAKE_SECONDS = 2.5
+PATIENCE_SECONDS = 10.0
+# Every replica says something every 2 s. Ray notices after a minute that a host cannot be reached (measured with a link taken down).
+SILENT_SECONDS = 10.0
 # A request that was in so many replicas when they died may be what kills them.
 MOST_LOST = 3
 # Of a body, in bytes.
@@ -26,7 +30,11 @@ REFUSED = 503
 
 
 class Lost(Exception):
-    """The replica that had the request is gone."""
+    """The replica that had the request is gone, or cannot be reached."""
+
+
+class NotTaken(Exception):
+    """No replica has said that it has the request."""
 
 
 class Ingress:
@@ -61,12 +69,20 @@ class Ingress:
         Raises Unavailable where no replica takes it, EngineRestarted where too many have died of it.
         """
         refusal: Answer | None = None
-        for _ in range(MOST_LOST):
+        lost = 0
+        clock = asyncio.get_running_loop().time
+        patience = clock() + PATIENCE_SECONDS
+        while lost < MOST_LOST:
             replicas = self._small if len(asked.body) < SMALL else self._large
             answer = Answer(replicas.remote(asked, () if refusal is None else (refusal.replica,)))
             try:
                 await answer.begin()
+            except NotTaken:
+                if clock() < patience:
+                    continue
+                break
             except Lost:
+                lost += 1
                 continue
             if answer.head.status != REFUSED:
                 return answer
@@ -75,6 +91,8 @@ class Ingress:
             refusal = answer
         if refusal is not None:
             return refusal
+        if lost < MOST_LOST:
+            raise Unavailable("no replica takes requests", retry_after=PATIENCE_SECONDS, reason=Refusal.STARTING)
         raise EngineRestarted(f"{MOST_LOST} replicas have ended with this request in them")
 
 
@@ -88,14 +106,14 @@ class Answer:
     body: bytes = b""
 
     async def begin(self) -> None:
-        """Wait for what there is to send. Raises Lost; Unavailable where no replica has taken it. One that takes it and says nothing was
-        asked to leave it, and has refused it with nothing to say."""
+        """Wait for what there is to send. Raises NotTaken, Lost. One that takes it and says nothing was asked to leave it, and has refused
+        it with nothing to say."""
         try:
             try:
                 async with asyncio.timeout(TAKE_SECONDS):
                     taken = await self._next()
             except TimeoutError:
-                raise Unavailable("no replica takes requests", retry_after=TAKE_SECONDS, reason=Refusal.STARTING) from None
+                raise NotTaken from None
             assert isinstance(taken, Taken)
             self.replica = taken.replica
             head = await self._next()
@@ -139,13 +157,16 @@ class Answer:
         from ray.exceptions import RayError
 
         try:
-            message: Message = await anext(self._messages)
+            while True:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    message: Message = await anext(self._messages)
+                if message != BEAT:
+                    return message
         except StopAsyncIteration:
             return None
-        except RayError as error:
+        except (RayError, TimeoutError) as error:
             # Ray has a class for each way in which a replica can be gone; one that fails in its own code is no better.
             raise Lost from error
-        return message
 
 
 async def _read(request: Any) -> Asked:

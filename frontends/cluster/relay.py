@@ -1,6 +1,8 @@
 """An HTTP request carried to a replica's own server, and its answer back, as messages."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import aiohttp
@@ -49,6 +51,8 @@ class Head:
 
 
 Message = Taken | Head | bytes
+# A part of a body that is empty: there is nothing to say, and somebody to say it.
+BEAT = b""
 
 
 def _value(headers: tuple[tuple[str, str], ...], name: str) -> str:
@@ -57,6 +61,25 @@ def _value(headers: tuple[tuple[str, str], ...], name: str) -> str:
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in headers if name.lower() not in HOP_BY_HOP)
+
+
+async def with_beats(messages: AsyncGenerator[Message, None], seconds: float) -> AsyncGenerator[Message, None]:
+    """The same, and a BEAT whenever nothing has come for so long. Closes `messages`."""
+    async with aclosing(messages):
+        while True:
+            coming = asyncio.ensure_future(anext(messages))
+            try:
+                while not (await asyncio.wait((coming,), timeout=seconds))[0]:
+                    yield BEAT
+                try:
+                    message = await coming
+                except StopAsyncIteration:
+                    return
+            finally:
+                coming.cancel()
+                with suppress(BaseException):
+                    await coming
+            yield message
 
 
 class Relay:
@@ -75,7 +98,7 @@ class Relay:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, asked: Asked) -> AsyncGenerator[Head | bytes, None]:
+    async def ask(self, asked: Asked) -> AsyncGenerator[Message, None]:
         url = URL("http://localhost").join(URL(asked.path, encoded=True))
         async with self._session.request(
             asked.method, url, headers=list(asked.headers), data=asked.body or None, allow_redirects=False

@@ -17,7 +17,7 @@ from frontends.aiohttp_app import build_app
 from frontends.cluster.arguments import parse
 from frontends.cluster.board import Told
 from frontends.cluster.load import Load
-from frontends.cluster.relay import Asked, Head, Message, Relay, Taken
+from frontends.cluster.relay import BEAT, Asked, Head, Message, Relay, Taken, with_beats
 from frontends.cluster.scaling import Pressure
 from frontends.http.server import running
 from frontends.listeners import bind_unix
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 EXCHANGE_SECONDS = 1.0
+# Without anything to say, an answer says that often that it is still being made.
+BEAT_SECONDS = 2.0
 # That an ingress may get, of events. Two cores carry 4,100 to 4,600 a second through Ray, each with one token, and what it cannot carry it
 # keeps: at 32 streams first tokens came after 129 ms with 1,000 a second, after 85 ms with 500. So the more streams there are, the more
 # tokens go in one message.
@@ -109,12 +111,12 @@ class Replica:
         self._open += 1
         events = False
         try:
-            async with contextlib.aclosing(self._relay.ask(asked)) as messages:
+            async with contextlib.aclosing(with_beats(self._relay.ask(asked), BEAT_SECONDS)) as messages:
                 async for message in messages:
                     yield message
                     if isinstance(message, Head):
                         events = message.is_events
-                    elif events:
+                    elif events and message != BEAT:
                         # What comes meanwhile goes with the next one.
                         await asyncio.sleep(self._open / self._rate)
         finally:
@@ -153,7 +155,11 @@ class Replica:
 
     async def _gather_facts(self) -> Facts:
         """All replicas' together, and what those had counted that are no more. Raises LLMServeError."""
-        alive: dict[str, Told] = await self._ask_all("facts")
+        try:
+            alive: dict[str, Told] = await self._ask_all("facts")
+        except LLMServeError:
+            # One is out of reach and not known to be gone: of all others, what they last told the board.
+            alive = {self._id: self._tell()}
         gone = await _in_time(self._board.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
         told = [*alive.values(), *([gone] if gone else [])]
@@ -163,8 +169,12 @@ class Replica:
         return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
 
     async def _gather_series(self) -> list[Any]:
-        """All replicas' together, each with its name. Raises LLMServeError."""
-        return prometheus.labelled("replica", await self._ask_all("series"))
+        """All replicas' together, each with its name; while one is out of reach, those of this one alone."""
+        try:
+            series = await self._ask_all("series")
+        except LLMServeError:
+            series = dict([await self.series()])
+        return prometheus.labelled("replica", series)
 
     async def _ask_all(self, method: str) -> dict[str, Any]:
         """What each replica answers, by its name."""

@@ -1,5 +1,5 @@
-"""How many replicas there should be, from what they refuse, how long newcomers would wait, and how busy they are. Ray Serve asks this
-for every decision, and applies its own bounds and delays to the answer."""
+"""How many replicas there should be, from what they refuse, how long newcomers would wait, and how busy they are; and how many ingresses.
+Ray Serve asks this for every decision, and applies its own bounds and delays to the answer."""
 
 import math
 from collections.abc import Iterable
@@ -67,6 +67,14 @@ def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[st
     if wait > 1:
         return max(replicas + 1, math.ceil(replicas * min(wait, MOST_GROWTH))), state
     return max(1, min(math.ceil(replicas * busy / (BUSY * knee)), replicas)), state
+
+
+def desired_ingresses(ctx: Any) -> tuple[float, dict[str, Any]]:
+    """As many on each host as there are to be at least, also on one that came later: a host's proxy goes by its own ingress, and so
+    loses nothing with another host's."""
+    import ray
+
+    return ctx.capacity_adjusted_min_replicas * sum(node["Alive"] for node in ray.nodes()), {}
 
 
 def _mean(values: Iterable[float]) -> float:

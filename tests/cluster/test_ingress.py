@@ -1,16 +1,28 @@
-"""What the ingress makes of replicas that refuse, and of replicas that die: played by a script in a handle's place."""
+"""What the ingress makes of replicas that refuse, die, or are out of reach: played by a script in a handle's place."""
+
+import asyncio
+import contextlib
 
 import pytest
+from virtual import VirtualLoop
 
-from frontends.cluster.ingress import Answer, Ingress
-from frontends.cluster.relay import Asked, Head, Taken
+from frontends.cluster.ingress import Ingress
+from frontends.cluster.relay import BEAT, Asked, Head, Taken, with_beats
 from llmserve import EngineRestarted, Unavailable
 
 ASKED = Asked("POST", "/v1/completions", (), b"{}")
 EVENTS = Head(200, (("Content-Type", "text/event-stream; charset=utf-8"),))
 WHOLE = Head(200, (("Content-Type", "application/json"),))
-# In a script: the replica dies here.
-DEATH = object()
+
+
+@pytest.fixture
+def anyio_backend():
+    """Nothing here is but memory."""
+    return "asyncio", {"loop_factory": VirtualLoop}
+
+
+# In a script: here the replica dies, takes two seconds, or is not heard of any more.
+DEATH, PAUSE, SILENCE = object(), object(), object()
 
 
 def refusal(milliseconds):
@@ -43,6 +55,11 @@ class Messages:
 
     async def __anext__(self):
         message = next(self._messages, None)
+        if message is PAUSE:
+            await asyncio.sleep(2.0)
+            return await self.__anext__()
+        if message is SILENCE:
+            await asyncio.Event().wait()
         if message is None:
             raise StopAsyncIteration
         if message is DEATH:
@@ -113,16 +130,61 @@ async def test_a_refusal_for_what_the_client_did_is_not_tried_elsewhere():
     assert (answer.head.status, len(handle.avoided)) == (429, 1)
 
 
-async def test_where_no_replica_takes_it_the_client_is_told_to_come_back(monkeypatch):
-    monkeypatch.setattr("frontends.cluster.ingress.TAKE_SECONDS", 0.01)
+async def test_one_that_does_not_say_that_it_has_the_request_is_replaced():
+    """A regression: where one host could not be reached the client was told that no replica takes requests."""
+    answer, handle = await ask([SILENCE], [SILENCE], [Taken("b"), WHOLE, b"yes"])
+    assert (answer.body, handle.cancelled, len(handle.avoided)) == (b"yes", 2, 3)
 
-    class Silent(Messages):
-        async def __anext__(self):
-            import asyncio
 
-            await asyncio.sleep(60)
+async def test_where_no_replica_takes_it_the_client_is_told_to_come_back():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(Unavailable, match="no replica") as raised:
+        await ask(*[[SILENCE]] * 4)
+    assert (loop.time() - began, raised.value.retry_after) == (pytest.approx(10.0), 10.0)
 
-    handle = Handle([])
-    with pytest.raises(Unavailable, match="no replica"):
-        await Answer(Silent(handle, iter(()))).begin()
-    assert handle.cancelled == 1
+
+async def test_a_refusal_stands_where_no_other_one_takes_it():
+    answer, _ = await ask([Taken("a"), refusal(900), b"no"], *[[SILENCE]] * 4)
+    assert answer.body == b"no"
+
+
+async def test_one_that_says_nothing_for_too_long_is_lost():
+    """A regression: streams of a host that could not be reached ended after a minute."""
+    answer, _ = await ask([Taken("a"), WHOLE, SILENCE], [Taken("b"), EVENTS, b"data: 1\n\n", SILENCE])
+    first, last = [chunk async for chunk in answer.events()]
+    assert first == b"data: 1\n\n"
+    assert b'"code":"engine_restarted"' in last
+
+
+async def test_one_that_says_that_it_is_there_may_take_its_time():
+    beats = [PAUSE, BEAT] * 30
+    answer, _ = await ask([Taken("a"), *beats, EVENTS, *beats, b"data: 1\n\n", *beats, b"data: 2\n\n"])
+    assert [chunk async for chunk in answer.events()] == [b"data: 1\n\n", b"data: 2\n\n"]
+    answer, _ = await ask([Taken("a"), *beats, EVENTS, *beats, DEATH], [Taken("b"), WHOLE, *beats, b"yes"])
+    assert (answer.replica, answer.body) == ("b", b"yes")
+
+
+async def test_an_answer_that_has_nothing_to_say_says_that_it_is_there():
+    closed = []
+
+    async def messages():
+        try:
+            for number in range(3):
+                await asyncio.sleep(5.0 * number)
+                yield b"%d" % number
+        finally:
+            closed.append(asyncio.get_running_loop().time())
+
+    assert [message async for message in with_beats(messages(), 2.0)] == [b"0", BEAT, BEAT, b"1", *[BEAT] * 4, b"2"]
+    # Whoever leaves, closes; and what goes wrong in it goes on.
+    async with contextlib.aclosing(with_beats(messages(), 2.0)) as left:
+        assert [await anext(left) for _ in range(2)] == [b"0", BEAT]
+    assert closed == [15.0, 17.0]
+
+    async def failing():
+        yield b"0"
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        [message async for message in with_beats(failing(), 2.0)]

@@ -27,6 +27,7 @@ from llmserve import (
     EngineManager,
     EngineStatistics,
     Facts,
+    LLMServeError,
     ManagerStatistics,
     Outcome,
     State,
@@ -169,9 +170,9 @@ async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tena
     await one.exchange("here", Tally(), told())
     now = board.GONE_SECONDS + 1
     await one.exchange("new", crowd, told())
-    assert set(one._replicas) == {"new"}
     await one.exchange("here", Tally(), told())
     await one.exchange("new", crowd, told())
+    assert one._replicas["gone"].mail == Tally()
     mail = await one.exchange("here", Tally(), told())
     assert len(mail.costs) == board.MOST_TENANTS
     assert min(mail.costs.values()) == board.MOST_TENANTS
@@ -190,9 +191,22 @@ async def test_what_a_replica_has_counted_outlives_it():
         assert (found["requests"]["completed"], found["admission"]["refused"]) == (3, {"queue_full": 1})
         assert (found["admission"]["running"], found["admission"]["limit"]) == (0, 0)
         # When it has not asked for long, it is forgotten by its name, and its counts are kept.
-        now += board.GONE_SECONDS + 1
+        now += board.BURIED_SECONDS + 1
         await one.exchange("lives", Tally(), told(17.0, completed=10))
     assert set(one._replicas) == {"lives"}
+
+
+async def test_a_replica_that_was_out_of_reach_and_comes_back_is_counted_once():
+    """A regression: its counts had been added to those of the dead, and it told them again."""
+    now = 100.0
+    one = Board(lambda: now)
+    for _ in range(3):
+        await one.exchange("cut off", Tally(), told(5.0, completed=3))
+        now += board.GONE_SECONDS + 1
+        await one.exchange("lives", Tally(), told(7.0))
+        _, facts = await one.gone(["lives"])
+        assert facts.snapshot(now)["requests"]["completed"] == 3
+    assert await one.gone(["lives", "cut off"]) is None
 
 
 # How many
@@ -315,6 +329,28 @@ async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_p
     assert head.get("Transfer-Encoding") == ""
     assert b"".join(chunks) == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
     assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+
+
+async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_last_told():
+    """A regression: nothing was told for as long as Ray did not notice."""
+    one = Board(lambda: 0.0)
+    for name, completed in (("here", 1), ("there", 2), ("cut off", 4)):
+        await one.exchange(name, Tally(), told(completed=completed))
+
+    async def silent(_):
+        raise LLMServeError("the replicas' figures could not be gathered")
+
+    async def series():
+        return "here", []
+
+    # Of a replica, what is asked there.
+    manager = SimpleNamespace(state=State.READY)
+    handle = SimpleNamespace(gone=SimpleNamespace(remote=one.gone))
+    this = SimpleNamespace(_id="here", _ask_all=silent, _tell=lambda: told(completed=1), _board=handle, _manager=manager, series=series)
+    facts = await Replica._gather_facts(this)
+    assert facts.snapshot(0.0)["requests"]["completed"] == 7
+    assert facts.statistics.state is State.READY
+    assert await Replica._gather_series(this) == []
 
 
 # Figures of several

@@ -74,6 +74,24 @@ async def test_one_that_has_refused_comes_last(router):
     assert await order(router, replicas, avoid=("a",)) == ["c", "b", "a"]
 
 
+async def test_one_that_tells_nothing_any_more_is_asked_after_the_others(router):
+    """A regression: a replica out of reach that had been idle was sent requests until Ray found it gone, a minute later."""
+    now = 0.0
+    router._clock = lambda: now
+    for number in range(1, 9):
+        replicas = [told("a", number=1), told("b", number=number, running=9), told("c", number=number, running=9)]
+        names = await order(router, replicas)
+        assert now <= 3.0 or names[2] == "a"
+        now += 0.5
+    assert (await order(router, replicas, avoid=("b",)))[1:] == ["a", "b"]
+    assert {await first(router, replicas, key=f"key {number}") for number in range(30)} == {"b", "c"}
+    # Where all are silent, it is not them.
+    now = 60.0
+    assert "a" in {await first(router, replicas) for _ in range(30)}
+    # It is back.
+    assert await first(router, [told("a", number=2), *replicas[1:]]) == "a"
+
+
 async def test_what_has_a_key_goes_to_the_same_one_however_busy_that_is(router):
     replicas = [told(name, number=1) for name in "abcd"]
     keys = [f"key {number}" for number in range(200)]
@@ -94,4 +112,4 @@ async def test_what_has_a_key_goes_to_the_same_one_however_busy_that_is(router):
 async def test_of_replicas_that_are_gone_nothing_is_kept(router):
     await first(router, [told("a", number=1), told("b", number=1)])
     await first(router, [told("b", number=1)])
-    assert router._sent.keys() == router._loads.keys() == {Name("b")}
+    assert router._sent.keys() == router._loads.keys() == router._heard.keys() == {Name("b")}

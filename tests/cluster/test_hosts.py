@@ -1,0 +1,150 @@
+"""Two hosts, which are network namespaces of this machine, each with a Ray of its own: the way to one of them is cut, and one dies."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from frontends.cluster.ingress import SILENT_SECONDS
+
+ROOT = Path(__file__).parents[2]
+# Of this test run alone, so that one beside it does no harm.
+HERE = os.getpid() % 250
+BRIDGE, ADDRESSES = f"llmbr{HERE}", [f"10.219.{HERE}.{number}" for number in (1, 2)]
+HOSTS, LINKS = [f"llmh{HERE}-{number}" for number in (1, 2)], [f"llmv{HERE}-{number}" for number in (1, 2)]
+PORT = 8000
+BODY = {"prompt": "hello", "max_tokens": 8}
+
+
+def ip(*words, check=True):
+    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True).stdout
+
+
+def on(host, *command, **more):
+    """A program of this environment, there."""
+    words = ["ip", "netns", "exec", host, str(Path(sys.executable).parent / command[0]), *command[1:]]
+    extra = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": f"{ADDRESSES[0]}:6379", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(words, env=os.environ | extra, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, **more)
+
+
+def run_on(host, *command):
+    assert on(host, *command).wait(60) == 0, command
+
+
+def kill(host):
+    """All that runs there, at once."""
+    if pids := ip("netns", "pids", host, check=False).split():
+        subprocess.run(["kill", "-9", *pids], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """Two replicas on two hosts, by the first host's proxy."""
+    try:
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"10.219.{HERE}.254/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        for host, link, address in zip(HOSTS, LINKS, ADDRESSES, strict=True):
+            ip("netns", "add", host)
+            ip("link", "add", link, "type", "veth", "peer", "name", "e0", "netns", host)
+            ip("link", "set", link, "master", BRIDGE, "up")
+            ip("-n", host, "addr", "add", f"{address}/24", "dev", "e0")
+            for device in ("e0", "lo"):
+                ip("-n", host, "link", "set", device, "up")
+        started = ("ray", "start", "--num-cpus=2", f"--object-store-memory={2**27}", "--disable-usage-stats")
+        folder = tmp_path_factory.getbasetemp()
+        head, other = (f"--node-ip-address={address}" for address in ADDRESSES)
+        run_on(HOSTS[0], *started, head, "--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={folder}")
+        run_on(HOSTS[1], *started, other, f"--address={ADDRESSES[0]}:6379")
+        run_on(HOSTS[0], "serve", "start", "--http-host=0.0.0.0", f"--http-port={PORT}")
+        words = ("engine=simulated", "model=sim", "replicas=2", "replica_cpus=1.5", "drain_timeout=1")
+        run_on(HOSTS[0], "serve", "run", "--non-blocking", "frontends.ray_app:build", *words)
+        yield f"http://{ADDRESSES[0]}:{PORT}"
+    finally:
+        for host in HOSTS:
+            kill(host)
+            ip("netns", "del", host, check=False)
+        for link in (*LINKS, BRIDGE):
+            ip("link", "del", link, check=False)
+
+
+def streams_on(host):
+    """That its replica answers: connections to the replica's own server, beside the socket that listens."""
+    pid = ip("netns", "pids", host).split()[0]
+    return sum(line.endswith("/http") for line in Path("/proc", pid, "net", "unix").read_text().splitlines()) - 1
+
+
+class Load:
+    """Streams that have begun on both hosts, and short requests all the time."""
+
+    def __init__(self, session):
+        self.session = session
+        self.ends = []
+        self.short = []
+
+    async def stream(self, begun):
+        body = {**BODY, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        async with self.session.post("/v1/completions", json=body) as response:
+            events = [await response.content.readline()]
+            begun.release()
+            events += [line async for line in response.content if line.strip()]
+        assert events[-1] == b"data: [DONE]\n"
+        self.ends.append("lost" if b"engine_restarted" in events[-2] else "whole")
+
+    async def ask(self):
+        async with self.session.post("/v1/completions", json=BODY) as response:
+            self.short.append((response.status, await response.text()))
+
+    async def around(self, event, seconds):
+        """`event` once streams have begun on both hosts, and then requests for so long."""
+        begun = asyncio.Semaphore(0)
+        async with asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(60):
+                # One that was out of reach is not asked at once.
+                while not all(streams_on(host) for host in HOSTS):
+                    tasks.create_task(self.stream(begun))
+                    await begun.acquire()
+                    await asyncio.sleep(0.2)
+            event()
+            for _ in range(int(seconds / 0.1)):
+                tasks.create_task(self.ask())
+                await asyncio.sleep(0.1)
+        assert {status for status, _ in self.short} == {200}, [text for status, text in self.short if status != 200][:1]
+        assert sorted(set(self.ends)) == ["lost", "whole"]
+
+
+@pytest.fixture
+async def load(url):
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        yield Load(session)
+
+
+async def replicas(session):
+    """Those that tell their figures: `/metrics` is all of theirs."""
+    async with session.get("/metrics", headers={"Accept": "text/plain"}) as response:
+        text = await response.text()
+    return {line.split('replica="')[1].split('"')[0] for line in text.splitlines() if 'replica="' in line}
+
+
+async def test_a_host_that_cannot_be_reached_costs_what_was_there_and_no_other_request(load):
+    """A regression: streams ended after a minute, requests were refused, and figures were not to be had."""
+    async with asyncio.timeout(SILENT_SECONDS + 5):
+        await load.around(lambda: ip("link", "set", LINKS[1], "down"), seconds=8)
+    async with load.session.get("/metrics") as response:
+        assert response.status == 200
+        counted = json.loads(await response.text())["requests"]
+    assert counted["completed"] >= len(load.short)
+    ip("link", "set", LINKS[1], "up")
+    async with asyncio.timeout(60):
+        while len(await replicas(load.session)) < 2:
+            await asyncio.sleep(0.5)
+
+
+async def test_a_host_that_dies_costs_what_was_there_and_no_other_request(load):
+    """A regression: both ingresses were on one host, and every request and stream of the other one went with it."""
+    await load.around(lambda: kill(HOSTS[1]), seconds=3)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 
 import aiohttp
@@ -76,9 +76,9 @@ async def with_beats(messages: AsyncGenerator[Message, None], seconds: float) ->
                 except StopAsyncIteration:
                     return
             finally:
-                coming.cancel()
-                with suppress(BaseException):
-                    await coming
+                if not coming.done():
+                    coming.cancel()
+                    await asyncio.wait((coming,))
             yield message
 
 

@@ -18,7 +18,7 @@ from frontends.cluster.arguments import parse
 from frontends.cluster.board import Told
 from frontends.cluster.load import Load
 from frontends.cluster.relay import BEAT, Asked, Head, Message, Relay, Taken, with_beats
-from frontends.cluster.scaling import Pressure
+from frontends.cluster.scaling import Pressure, hosts
 from frontends.http.server import running
 from frontends.listeners import bind_unix
 from frontends.options import engine_args, manager_config
@@ -57,7 +57,7 @@ class Replica:
         self._board = board
         self._options = parse(arguments)
         self._told = self._open = 0
-        self._rate = MESSAGES_PER_SECOND * self._options.ingresses / self._options.max_replicas
+        self._rate = MESSAGES_PER_SECOND * self._options.ingresses * hosts() / self._options.max_replicas
         self._stop = asyncio.Event()
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # A task of its own, because whoever enters a manager has to leave it.
@@ -117,8 +117,8 @@ class Replica:
                     if isinstance(message, Head):
                         events = message.is_events
                     elif events and message != BEAT:
-                        # What comes meanwhile goes with the next one.
-                        await asyncio.sleep(self._open / self._rate)
+                        # What comes meanwhile goes with the next one, which has to come before this one is taken for lost.
+                        await asyncio.sleep(min(self._open / self._rate, BEAT_SECONDS))
         finally:
             self._open -= 1
 

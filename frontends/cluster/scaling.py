@@ -72,9 +72,14 @@ def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[st
 def desired_ingresses(ctx: Any) -> tuple[float, dict[str, Any]]:
     """As many on each host as there are to be at least, also on one that came later: a host's proxy goes by its own ingress, and so
     loses nothing with another host's."""
+    return ctx.capacity_adjusted_min_replicas * hosts(), {}
+
+
+def hosts() -> int:
+    """Those that Ray has and can reach."""
     import ray
 
-    return ctx.capacity_adjusted_min_replicas * sum(node["Alive"] for node in ray.nodes()), {}
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _mean(values: Iterable[float]) -> float:

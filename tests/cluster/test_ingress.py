@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import itertools
+from types import SimpleNamespace
 
 import pytest
 from virtual import VirtualLoop
 
-from frontends.cluster.ingress import Ingress
+from frontends.cluster.ingress import SILENT_SECONDS, Ingress
 from frontends.cluster.relay import BEAT, Asked, Head, Taken, with_beats
+from frontends.cluster.replica import Replica
+from frontends.cluster.scaling import desired_ingresses
 from llmserve import EngineRestarted, Unavailable
 
 ASKED = Asked("POST", "/v1/completions", (), b"{}")
@@ -188,3 +192,26 @@ async def test_an_answer_that_has_nothing_to_say_says_that_it_is_there():
 
     with pytest.raises(ConnectionResetError):
         [message async for message in with_beats(failing(), 2.0)]
+
+
+async def test_however_many_streams_a_replica_has_none_is_taken_for_lost():
+    """Tokens go together in fewer messages the more streams there are: so few that an ingress would have given the answer up."""
+
+    async def ask(_):
+        yield EVENTS
+        for number in range(3):
+            yield b"data: %d\n\n" % number
+
+    # Of a replica, what an answer needs: Ray makes whole ones.
+    busy = SimpleNamespace(_id="a", _open=10_000, _rate=100.0, _relay=SimpleNamespace(ask=ask))
+    clock = asyncio.get_running_loop().time
+    times = [clock() async for _ in Replica.answer(busy, ASKED)]
+    assert len(times) == 5
+    assert max(after - before for before, after in itertools.pairwise(times)) < SILENT_SECONDS / 2
+
+
+@pytest.mark.parametrize(("alive", "ingresses"), [([True], 2), ([True, True, True], 6), ([True, False, True], 4)])
+async def test_there_are_as_many_ingresses_on_each_host(monkeypatch, alive, ingresses):
+    # A patch, because hosts that come and go are a minute of each test; test_hosts.py has real ones.
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": one} for one in alive])
+    assert desired_ingresses(SimpleNamespace(capacity_adjusted_min_replicas=2)) == (ingresses, {})

@@ -34,8 +34,8 @@ def local_ray() -> Iterator[str]:
     except ImportError as error:
         raise TargetError(f"Ray cannot be imported ({error}); install llmserve[ray]") from error
     port = free_port()
-    # More than there are, because nothing here computes.
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # One of our own ("local"), whatever else runs here; with more cores than there are, because nothing here computes.
+    ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         yield f"http://127.0.0.1:{port}"

@@ -72,8 +72,9 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
 
 
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
-    """One is killed, and the next one hangs. The server stays the same one, with the same workers, both of which answer as before."""
-    async with serving("--stall-timeout", "3") as (process, url, _):
+    """One is killed, the next one hangs, and one is killed before a SIGTERM. The server stays the same one, with the same workers, both of
+    which answer as before."""
+    async with serving("--stall-timeout", "3", "--drain-timeout", "120") as (process, url, _):
         _, expected = await fetch(f"{url}/generate", ASKED)
         workers = workers_of(process)
         for restarts, sent in enumerate([signal.SIGKILL, signal.SIGSTOP], start=1):
@@ -86,7 +87,7 @@ async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
                 assert status == 200
                 assert json.loads(body)["text"] == json.loads(expected)["text"]
             assert not any(one.is_running() for one in core)
-        process.send_signal(signal.SIGTERM)
+        await what_waits_finishes_after_sigterm(process, url)
         with anyio.fail_after(30):
             assert await process.wait() == 0
 
@@ -117,24 +118,21 @@ async def nothing_is_lost_around(url, core, sent):
     await until(url, lambda found: found["open"] == 0 and found["admission"]["running"] == 0)
 
 
-async def test_sigterm_while_the_engine_is_being_started_again_lets_what_waits_for_it_finish():
-    """A regression: workers whose engine was away were taken for ones that had nothing to finish, and killed."""
+async def what_waits_finishes_after_sigterm(process, url):
+    """A regression: workers whose engine was being started again were taken for ones that had nothing to finish, and killed."""
     answers = []
-    async with serving("--drain-timeout", "120") as (process, url, _):
 
-        async def ask():
-            answers.append(await fetch(f"{url}/generate", {"prompt": "x", "max_tokens": 300, "ignore_eos": True}, timeout=150))
+    async def ask():
+        answers.append(await fetch(f"{url}/generate", {"prompt": "x", "max_tokens": 300, "ignore_eos": True}, timeout=150))
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(4):
-                tasks.start_soon(ask)
-            await until(url, lambda found: found["engine"]["running"] == 4)
-            engine_of(process)[0].kill()
-            await until(url, lambda found: found["state"] == "restarting")
-            process.send_signal(signal.SIGTERM)
-        assert [status for status, _ in answers] == [200] * 4
-        with anyio.fail_after(30):
-            assert await process.wait() == 0
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(ask)
+        await until(url, lambda found: found["engine"]["running"] == 4)
+        engine_of(process)[0].kill()
+        await until(url, lambda found: found["state"] == "restarting")
+        process.send_signal(signal.SIGTERM)
+    assert [status for status, _ in answers] == [200] * 4
 
 
 async def test_the_core_s_death_is_told_to_every_stream_and_ends_the_program_if_it_is_not_to_be_started_again():

@@ -133,7 +133,8 @@ async def replicas(session):
 
 async def test_a_host_that_cannot_be_reached_costs_what_was_there_and_no_other_request(load):
     """A regression: streams ended after a minute, requests were refused, and figures were not to be had."""
-    async with asyncio.timeout(SILENT_SECONDS + 5):
+    # Ray itself would notice after a minute.
+    async with asyncio.timeout(SILENT_SECONDS + 30):
         await load.around(lambda: ip("link", "set", LINKS[1], "down"), seconds=8)
     async with load.session.get("/metrics") as response:
         assert response.status == 200

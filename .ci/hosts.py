@@ -2,19 +2,19 @@
 
 import os
 import shutil
-import subprocess
 import sys
+
+from system import install, may_install
 
 
 def main() -> None:
     if os.geteuid() != 0:
         sys.exit("the tests with several hosts make network namespaces, which only root may: run them as root, or in a container")
-    if not shutil.which("ip") and shutil.which("apt-get"):
-        print("installing iproute2", flush=True)
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-qq", "-y", "--no-install-recommends", "iproute2"], check=True, stdout=subprocess.DEVNULL)
-    if not shutil.which("ip"):
+    if shutil.which("ip"):
+        return
+    if not may_install():
         sys.exit("there is no ip: install your system's package of iproute2")
+    install("iproute2")
 
 
 if __name__ == "__main__":

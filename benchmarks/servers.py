@@ -92,8 +92,6 @@ async def open_server(name: str, setting: Setting, streams: int) -> AsyncIterato
     with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
         addresses = _addresses(name, folder)
         command, environment = await _command(name, setting, addresses)
-        if setting.core != "real" and (name.startswith("joined") or name.partition(":")[2] not in ("", "1")):
-            raise TargetError(f"{name} needs a real engine core: the others live in a server's one process")
         if setting.core == "nothing":
             pace = f":{setting.pace[0]}:{setting.pace[1]}" if setting.pace else ""
             command = ["benchmarks.stubbed", f"nothing{pace}", *command]

@@ -62,10 +62,22 @@ def parse_side(name: str) -> tuple[str, str]:
     return (f"{server}:{count}" if count else server), way
 
 
+def parse_sides(names: Sequence[str], setting: Setting) -> dict[str, tuple[str, str]]:
+    """Server and way of each name that needs a server. Raises TargetError for names that `setting`'s engine core cannot carry."""
+    servers = {name: parse_side(name) for name in names if name not in IN_PROCESS}
+    if "bare" in names and setting.core == "nothing":
+        raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed or real")
+    for server, _ in servers.values():
+        if setting.core != "real" and (server.startswith("joined") or server.partition(":")[2] not in ("", "1")):
+            raise TargetError(f"{server} needs a real engine core: the others live in a server's one process")
+    return servers
+
+
 @asynccontextmanager
 async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
-    """All of them at once. `streams` are the most that will be asked for, and with a stubbed core just as many. Raises TargetError."""
-    servers = {name: parse_side(name) for name in names if name not in IN_PROCESS}
+    """All of them at once. `streams` are the most that will be asked for, and with a stubbed core just as many. Raises TargetError,
+    for a wrong combination before anything is started."""
+    servers = parse_sides(names, setting)
     async with AsyncExitStack() as stack:
         sides: dict[str, Side] = {}
         starting = {server: await stack.enter_async_context(open_server(server, setting, streams)) for server, _ in servers.values()}
@@ -89,8 +101,7 @@ async def _in_process(names: Sequence[str], setting: Setting, streams: int) -> A
     async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
         targets: dict[str, Target] = {"inprocess": InProcess(manager)}
         if "bare" in names:
-            if not isinstance(engine, VLLMEngine):
-                raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed or real")
+            assert isinstance(engine, VLLMEngine)
             targets["bare"] = Bare(engine.running_llm)
         yield {name: _in_process_side(target, setting) for name, target in targets.items() if name in names}
 

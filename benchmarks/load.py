@@ -48,13 +48,14 @@ class Measured:
 
 @attrs.define
 class Generator:
-    """Does one job. `measured` holds what there is so far; `clock` gives monotonic seconds."""
+    """Does one job. `measured` holds what there is so far; `clock` gives monotonic seconds, `cpu_clock` this process's CPU seconds."""
 
     target: Target
     job: Job
     progress: Progress = attrs.field(factory=Progress)
     measured: Measured = attrs.field(factory=Measured)
     clock: Callable[[], float] = anyio.current_time
+    cpu_clock: Callable[[], float] = time.process_time
     _schedule: tuple[list[float], list[Item]] | None = None
 
     def prepare(self) -> None:
@@ -67,7 +68,7 @@ class Generator:
         if self._schedule is None:
             self.prepare()
         times, items = self._schedule or ([], [])
-        cpu = time.process_time()
+        cpu = self.cpu_clock()
         self.measured.origin = self.clock() if origin is None else origin
         await anyio.sleep(max(0.0, -self._now()))
         try:
@@ -77,7 +78,7 @@ class Generator:
                 watch.cancel_scope.cancel()
             self.measured.complete = True
         finally:
-            self.measured.cpu_seconds = time.process_time() - cpu
+            self.measured.cpu_seconds = self.cpu_clock() - cpu
 
     async def _closed_loop(self, items: Sequence[Item]) -> None:
         """So many clients, each sending its next request when its last one has ended."""

@@ -1,6 +1,7 @@
 """The directions in which modules may import, and what an import may cost."""
 
 import ast
+import json
 import pathlib
 import subprocess
 import sys
@@ -147,28 +148,39 @@ def test_importing_llmserve_is_light():
     assert not {"vllm", "torch", "transformers", "aiohttp", "numpy", "bokeh", "prometheus_client"} & set(loaded.stdout.split())
 
 
-# Each in a process of its own; an interpreter is started, and what is not ours imported, once for all.
-IMPORT_EACH = """
-import importlib, os, sys, traceback
+# Imports what is not ours once, then forks a child for each name that it reads. The child answers with a line: its traceback, or nothing.
+IMPORTER = """
+import gc, importlib, json, os, sys, traceback
 import aiohttp.web, bokeh.plotting, bokeh.server.server, numpy, opentelemetry.sdk.trace, prometheus_client
-for name in sys.argv[1:]:
+gc.freeze()
+for line in sys.stdin:
     if not (child := os.fork()):
+        problem = ""
         try:
-            importlib.import_module(name)
+            importlib.import_module(line.strip())
         except BaseException:
-            traceback.print_exc()
-            os._exit(1)
+            problem = traceback.format_exc()
+        print(json.dumps(problem), flush=True)
         os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        print(name)
+    if status := os.waitpid(child, 0)[1]:
+        print(json.dumps(f"the interpreter ended with status {status}"), flush=True)
 """
 
 
-def test_every_module_imports_by_itself():
+@pytest.fixture(scope="module")
+def importer():
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", IMPORTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("name", [name for name, _ in MODULES if name != "frontends.cluster.router"])
+def test_every_module_imports_by_itself(importer, name):
     """No module leans on another having been imported before it."""
-    names = [name for name, _ in MODULES if name != "frontends.cluster.router"]
-    run = subprocess.run([sys.executable, "-W", "error", "-c", IMPORT_EACH, *names], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert run.stdout.split() == [], run.stderr
+    importer.stdin.write(f"{name}\n")
+    assert json.loads(importer.stdout.readline()) == ""
 
 
 def test_the_public_names_are_exactly_those_listed():

@@ -28,3 +28,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self):
         return self._virtual.now
+
+    def spend(self, seconds):
+        """Let time pass without giving way to another task, as work does that keeps the core busy."""
+        self._virtual.now += seconds

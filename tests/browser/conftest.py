@@ -101,8 +101,8 @@ def scheme(request):
 
 @pytest.fixture
 def reader(browser, scheme, tmp_path):
-    """Pictures are kept in $LLMSERVE_ARTIFACTS, where that is set."""
-    folder = Path(os.environ.get("LLMSERVE_ARTIFACTS", tmp_path))
+    """Pictures are kept in $TEST_ARTIFACTS, where that is set."""
+    folder = Path(os.environ.get("TEST_ARTIFACTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=scheme)
     yield Reader(context.new_page(), folder)

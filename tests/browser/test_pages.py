@@ -12,8 +12,7 @@ from browser.conftest import DRAWN, EXAMPLES, ROOT
 
 from benchmarks.storage import find, read
 
-# Drawing without a GPU takes its time.
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.browser
 
 in_both_schemes = pytest.mark.parametrize("scheme", ["light", "dark"], indirect=True)
 

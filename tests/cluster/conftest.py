@@ -10,7 +10,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/cluster/" in item.path.as_posix() and item.path.name != "test_parts.py":
             item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.timeout(180))
             # Ray and Starlette leave sockets and loops to the garbage collector.
             item.add_marker(pytest.mark.filterwarnings("default", "ignore::DeprecationWarning"))
 

@@ -96,7 +96,6 @@ async def test_one_too_many_is_told_and_the_next_has_its_place():
     assert door.inside == 0
 
 
-@pytest.mark.timeout(120)
 async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_path):
     """R12: with 256 descriptors and 400 clients the server goes on."""
     module = ("/bin/sh", "-c", 'ulimit -n 256; exec "$0" "$@"', *MODULE, "--port", "0")

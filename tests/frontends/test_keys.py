@@ -221,7 +221,6 @@ async def test_over_frames_a_key_is_shown_once_and_asked_about_always():
 # As a program
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_the_file_is_read_again_when_it_changes(tmp_path, workers):
     import json

@@ -11,7 +11,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/vllm/" in item.path.as_posix():
             item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(300))
             # vLLM and what it imports warn about each other.
             item.add_marker(pytest.mark.filterwarnings("default"))
 

@@ -43,7 +43,8 @@ class EngineStatistics:
 
     `kv_usage` is the share of the KV cache in use, 0 to 1. Counters are since the engine's start. `told` is when the engine said so,
     on the monotonic clock; 0.0 where these are read from the engine itself. `busy_seconds` is what `busy_steps` of the steps took: those
-    that followed another one without a pause between them.
+    that followed another one without a pause between them. `fast_path_tokens` left vLLM by the fast path (`engines/vllm_fast_path.py`),
+    `slow_path_tokens` through vLLM's own output processor; an engine with one path leaves both at 0.
     """
 
     told: float = 0.0
@@ -56,6 +57,8 @@ class EngineStatistics:
     preemptions: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    fast_path_tokens: int = 0
+    slow_path_tokens: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
 

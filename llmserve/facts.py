@@ -102,7 +102,8 @@ def _total(limits: Iterable[int | None]) -> int | None:
 
 def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineStatistics:
     engines = [part.engine for part in parts]
-    counted = ("preemptions", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits")
+    tokens = ("prompt_tokens", "generation_tokens", "fast_path_tokens", "slow_path_tokens")
+    counted = (*tokens, "preemptions", "prefix_cache_queries", "prefix_cache_hits")
     summed = (*counted, "busy_steps", "busy_seconds", "running", "waiting")
     sums = {name: sum(getattr(engine, name) for engine in engines) for name in summed}
     latest = max(engines, key=lambda engine: engine.told)

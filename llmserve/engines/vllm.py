@@ -31,10 +31,10 @@ from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
+from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
-from llmserve.engines.vllm_short import ShortWay, is_plain
 from llmserve.engines.vllm_steps import CoreSteps
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
 from llmserve.engines.vllm_trials import params as grammar_params
@@ -73,6 +73,7 @@ class VLLMEngine:
         self._grammars: Grammars | None = None
         self._open: set[str] = set()
         self._steps = CoreSteps()
+        self._paths = PathCounts()
         self._death: EngineDead | None = None
         # Requests that vLLM has aborted of itself, and when.
         self._dropped: deque[tuple[float, Sink]] = deque()
@@ -99,7 +100,7 @@ class VLLMEngine:
             await self._adapters.load(llm)
             await anyio.to_thread.run_sync(_set_heap_aside)
             self._llm = llm
-            ShortWay(llm.output_processor)
+            FastPath(llm.output_processor, self._paths)
             task_status.started()
             while not llm.errored and self._death is None:
                 await anyio.sleep(WATCH_SECONDS)
@@ -282,7 +283,7 @@ class VLLMEngine:
         # From here on every output comes straight to the receiver; what came during the await is fetched first.
         collector.put = receiver.put
         if is_plain(sampling):
-            ShortWay.open(collector, receiver)
+            FastPath.open(collector, receiver)
         if collector.output is not None:
             receiver.put(collector.output)
 
@@ -334,7 +335,7 @@ class VLLMEngine:
     def statistics(self) -> EngineStatistics:
         """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
         counts would stand still, so they are never more than the requests that are in it."""
-        last = self._steps.statistics
+        last = attrs.evolve(self._steps.statistics, fast_path_tokens=self._paths.fast, slow_path_tokens=self._paths.slow)
         if self.connect is not None:
             # What all of its clients have in it, which only they know together.
             return last

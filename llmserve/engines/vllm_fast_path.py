@@ -1,0 +1,93 @@
+"""The fast path out of vLLM, for tokens in the middle of an answer. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+
+For every token of every request vLLM builds a CompletionOutput and a RequestOutput, reads environment variables, and keeps statistics in
+several objects. In the middle of an answer all of that says no more than the token's text and id. Here such a token goes from vLLM's
+detokeniser straight to the request's receiver, and vLLM's statistics of it are updated in place. vLLM itself processes the first and the
+last output of a request, every output of a request with stop strings or logprobs, and every output that carries anything but tokens.
+"""
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from llmserve.request import Sampling
+
+if TYPE_CHECKING:
+    from llmserve.engines.vllm_outputs import Receiver
+
+# What is read of an output here; and the request's own headers, which vLLM reads only at its end.
+READ = ("request_id", "new_token_ids", "trace_headers")
+
+
+def is_plain(sampling: Sampling) -> bool:
+    """Whether the middle of its answer is text and ids and nothing else."""
+    return not sampling.stop and sampling.logprobs is None and sampling.prompt_logprobs is None
+
+
+@attrs.define
+class PathCounts:
+    """Tokens that took the fast path, and tokens that vLLM processed itself, since the engine was made."""
+
+    fast: int = 0
+    slow: int = 0
+
+
+class FastPath:
+    """Stands before `process_outputs` of one AsyncLLM's output processor."""
+
+    def __init__(self, processor: Any, counts: PathCounts) -> None:
+        from vllm.v1.engine import EngineCoreOutput
+
+        # Every field of every version: one that nobody here knows makes an output vLLM's.
+        others = [field for field in msgspec.structs.fields(EngineCoreOutput) if field.name not in READ]
+        self._others = attrgetter(*(field.name for field in others))
+        self._defaults = tuple(field.default for field in others)
+        self._states = processor.request_states
+        self._process = processor.process_outputs
+        self._counts = counts
+        processor.process_outputs = self.process_outputs
+
+    @staticmethod
+    def open(collector: Any, receiver: "Receiver") -> None:
+        """Let a request's tokens take it; vLLM holds the collector for as long as it knows the request."""
+        collector.receiver = receiver
+
+    def process_outputs(self, outputs: list[Any], timestamp: float | None = None, statistics: Any = None, **more: Any) -> Any:
+        """As vLLM's. `weight_version` names the weights that made these tokens; vLLM notes where in an answer it changes."""
+        version = more.get("weight_version")
+        known = not any(value is not None for name, value in more.items() if name != "weight_version")
+        left = []
+        for output in outputs:
+            state = self._states.get(output.request_id)
+            receiver = getattr(state.queue, "receiver", None) if state is not None else None
+            token_ids = output.new_token_ids
+            if receiver is None or not known or not self._is_middle(output, state) or not _has_version(state, version):
+                left.append(output)
+                self._counts.slow += len(token_ids) if state is not None else 0
+                continue
+            self._counts.fast += len(token_ids)
+            detokenizer = state.detokenizer
+            detokenizer.update(token_ids, False)
+            if statistics is not None:
+                _count(statistics, state.stats, len(token_ids), timestamp)
+            receiver.take(detokenizer.get_next_output_text(False, True), token_ids)
+        return self._process(left, timestamp, statistics, **more)
+
+    def _is_middle(self, output: Any, state: Any) -> bool:
+        """Some tokens and nothing else, after the first, of a request whose tokens vLLM does not hold back."""
+        plain = bool(output.new_token_ids) and self._others(output) == self._defaults
+        return plain and not state.is_prefilling and state.stream_interval == 1
+
+
+def _has_version(state: Any, version: str | None) -> bool:
+    return version is None or bool(state.weight_version_starts and state.weight_version_starts[-1][0] == version)
+
+
+def _count(statistics: Any, request: Any, count: int, timestamp: float | None) -> None:
+    """What IterationStats.update_from_output does for an output in the middle of an answer."""
+    statistics.num_generation_tokens += count
+    request.num_generation_tokens += count
+    statistics.inter_token_latencies_iter.append(timestamp - request.last_token_ts)
+    request.last_token_ts = timestamp

@@ -7,7 +7,7 @@
     │   └── UnknownTenant         be somebody whom this server knows
     ├── Overloaded                come back after `retry_after` seconds, or go elsewhere
     │   ├── TenantOverloaded      the same, because of your own limit: going elsewhere does not help
-    │   └── Unavailable           starting, draining or stopped: nothing is accepted here now
+    │   └── Unavailable           starting, paused, draining or stopped: nothing is accepted here now
     ├── RequestCancelled          you, or a token that you handed in, cancelled it
     ├── DeadlineExceeded          the time that the request was given is over
     ├── EngineError               the engine failed this request; another may work
@@ -76,7 +76,7 @@ class TenantOverloaded(Overloaded):
 
 
 class Unavailable(Overloaded):
-    """Not accepting requests: starting, draining or stopped."""
+    """Not accepting requests: starting, paused, draining or stopped."""
 
 
 class RequestCancelled(LLMServeError):

@@ -23,6 +23,7 @@ class Refusal(StrEnum):
     GRAMMARS_BUSY = "grammars_busy"
     STARTING = "starting"
     RESTARTING = "restarting"
+    PAUSED = "paused"
     DRAINING = "draining"
     STOPPED = "stopped"
 

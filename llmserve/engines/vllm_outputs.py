@@ -1,12 +1,16 @@
-"""What comes out of vLLM, outputs and errors, as llmserve's own. Written against vLLM 0.25.1 and 0.32.0."""
+"""What comes out of vLLM, outputs and errors, as llmserve's own. Written against vLLM 0.25.1 and 0.32.0, the errors also against 0.33.0."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llmserve.admission import Refusal
 from llmserve.engine import EngineTimings, Sink
-from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded
+from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded, Unavailable
 from llmserve.request import Delta, Sampling, TokenLogprob
 from llmserve.structured import FIELD
+
+# vLLM refuses without saying when to come back.
+RETRY_AFTER = 1.0
 
 
 class Receiver:
@@ -99,14 +103,15 @@ def _logprob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogprob:
 
 
 def translate(error: Exception) -> Exception:
-    """vLLM's error as one of ours. By name where a class is not in every version."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    if isinstance(error, EngineDeadError):
-        return EngineDead("vLLM's engine process died; its own log says why")
+    """vLLM's error as one of ours. By name, because most of these classes are not in every version."""
     names = {kind.__name__ for kind in type(error).__mro__}
+    if "EngineDeadError" in names:
+        return EngineDead("vLLM's engine process died; its own log says why")
     if "GracefulHTTPError" in names:
-        return Overloaded(f"vLLM's own limit: {brief(error)}", retry_after=1.0, reason="queue_full")
+        return Overloaded(f"vLLM's own limit: {brief(error)}", retry_after=RETRY_AFTER, reason=Refusal.QUEUE_FULL)
+    if "RetryableRequestError" in names:
+        # Of what is served here, vLLM 0.33 refuses only requests to a paused engine this way.
+        return Unavailable(f"the engine takes no requests now: {brief(error)}", retry_after=RETRY_AFTER, reason=Refusal.PAUSED)
     if isinstance(error, ValueError) or "VLLMClientError" in names:
         return InvalidRequest(brief(error), getattr(error, "parameter", None))
     return EngineError(f"the engine failed the request: {brief(error)}")

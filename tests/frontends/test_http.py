@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from frontends.aiohttp_app import MAX_BODY
 from llmserve import AdmissionConfig, EngineError, ManagerConfig, RestartConfig, State
+from llmserve.engines.vllm_outputs import translate
 from llmserve.request import Delta
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
@@ -267,6 +268,26 @@ async def test_a_full_server_says_503_and_when_to_come_back_also_to_streams(stre
         assert int(headers["Retry-After-Ms"]) > 0
         async with server.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
             assert 'llmserve_refused_total{reason="queue_full"} 1.0' in await response.text()
+
+
+async def test_an_engine_that_is_paused_is_503_and_when_to_come_back():
+    class RetryableRequestError(Exception):
+        """vLLM's, by its name."""
+
+    engine = ScriptedEngine()
+    async with running_server(engine) as server, anyio.create_task_group() as tasks:
+
+        async def refuse():
+            while not engine.sinks:
+                await anyio.sleep(0.001)
+            (sink,) = engine.sinks.values()
+            sink.fail(translate(RetryableRequestError("Generation is paused.")))
+
+        tasks.start_soon(refuse)
+        status, body, headers = await server.post("/v1/completions", TEXT)
+        assert (status, body["error"]["code"]) == (503, "unavailable")
+        assert "Generation is paused." in body["error"]["message"]
+        assert (headers["Retry-After"], headers["Retry-After-Ms"]) == ("1", "1000")
 
 
 async def test_a_tenant_s_own_limit_is_429():

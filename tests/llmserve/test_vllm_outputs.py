@@ -5,15 +5,42 @@ from types import SimpleNamespace
 import pytest
 from contracts.engine_contract import CollectingSink
 
-from llmserve import EngineError, Sampling
+from llmserve import EngineDead, EngineError, InvalidRequest, Overloaded, Sampling, Unavailable
 from llmserve.engines import vllm
 from llmserve.engines.vllm import VLLMEngine
-from llmserve.engines.vllm_outputs import Receiver
+from llmserve.engines.vllm_outputs import Receiver, translate
 
 
 def output(reason, text="", token_ids=()):
     part = SimpleNamespace(finish_reason=reason, text=text, token_ids=token_ids, stop_reason=None, logprobs=None)
     return SimpleNamespace(outputs=[part], metrics=None, num_cached_tokens=0)
+
+
+# As vLLM 0.32 and 0.33 derive them.
+CLASSES = {
+    "VLLMError": Exception,
+    "VLLMClientError": "VLLMError",
+    "VLLMServerError": "VLLMError",
+    "VLLMValidationError": "VLLMClientError",
+    "VLLMNotFoundError": "VLLMClientError",
+    "VLLMUnprocessableEntityError": "VLLMClientError",
+    "ChatTemplateResolutionError": "VLLMClientError",
+    "EngineDeadError": "VLLMServerError",
+    "EngineGenerateError": "VLLMServerError",
+    "GenerationError": "VLLMServerError",
+    "RetryableRequestError": "GenerationError",
+    "GracefulHTTPError": "VLLMError",
+    "QueueOverflowError": "GracefulHTTPError",
+    "MaxQueuedTokensError": "GracefulHTTPError",
+}
+
+
+def vllm_error(name, message="why"):
+    def made(name):
+        base = CLASSES[name]
+        return type(name, (made(base) if isinstance(base, str) else base,), {})
+
+    return made(name)(message)
 
 
 @pytest.fixture
@@ -58,3 +85,33 @@ def test_what_was_dropped_by_an_engine_that_lives_on_fails(monkeypatch):
     engine._fail_dropped()
     assert "abort" in str(first.error)
     assert second.error is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("VLLMClientError", InvalidRequest, None),
+        ("VLLMValidationError", InvalidRequest, None),
+        ("VLLMNotFoundError", InvalidRequest, None),
+        ("VLLMUnprocessableEntityError", InvalidRequest, None),
+        ("ChatTemplateResolutionError", InvalidRequest, None),
+        ("EngineDeadError", EngineDead, None),
+        ("EngineGenerateError", EngineError, None),
+        ("GenerationError", EngineError, None),
+        ("RetryableRequestError", Unavailable, "paused"),
+        ("QueueOverflowError", Overloaded, "queue_full"),
+        ("MaxQueuedTokensError", Overloaded, "queue_full"),
+    ],
+)
+def test_each_of_vllm_s_errors_is_one_of_ours(name, kind, reason):
+    error = translate(vllm_error(name))
+    assert type(error) is kind
+    assert getattr(error, "reason", None) == reason
+    assert name == "EngineDeadError" or "why" in str(error)
+
+
+def test_a_paused_engine_s_refusal_is_the_request_s_end(given):
+    receiver, sink, still_open, _ = given
+    receiver.put(vllm_error("RetryableRequestError"))
+    assert isinstance(sink.error, Unavailable)
+    assert not still_open

@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from llmserve import EngineError, GenerationRequest, InvalidRequest, LLMServeError, Overloaded, Sampling, StructuredOutputs
+from llmserve.engines.grammar_trial import compile_one
+from llmserve.engines.vllm_trials import vocabulary
 
 SCHEMA = {
     "type": "object",
@@ -135,6 +137,29 @@ async def test_one_schema_is_tried_once_however_many_ask_for_it(manager):
     finally:
         del manager.engine._grammars._trials.verdict
     assert trials == [schema]
+
+
+@pytest.mark.parametrize("two_compilers", [False, True])
+async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatch, two_compilers):
+    import xgrammar
+    from vllm.v1.structured_output import backend_xgrammar
+
+    class WithTwoCompilers(backend_xgrammar.XgrammarBackend):
+        """As vLLM 0.33's; the lock has 0.32."""
+
+        def __post_init__(self):
+            super().__post_init__()
+            known = self.compiler.compile_grammar('root ::= "a"').tokenizer_info
+            texts = {token: text for text, token in self.tokenizer.get_vocab().items() if token not in self.tokenizer.all_special_ids}
+            plain = [texts.get(token, "") for token in range(known.vocab_size)]
+            self.full_vocab_compiler = self.compiler
+            self.compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_vocab_and_metadata(plain, known.dump_metadata()))
+
+    if two_compilers:
+        monkeypatch.setattr(backend_xgrammar, "XgrammarBackend", WithTwoCompilers)
+    llm = engine.running_llm
+    known = xgrammar.TokenizerInfo.deserialize_json(vocabulary(llm.vllm_config, llm.get_tokenizer()))
+    compile_one("lark", 'start: <|im_start|> "a"', known)
 
 
 async def test_the_program_that_tries_is_started_again_when_it_was_killed(manager):

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import psutil
 
+from llmserve.cpus import available_cpus
 from llmserve.exporters import nvml
 
 
@@ -63,7 +64,7 @@ class Machine:
         return {
             "machine": platform.machine(),
             "cpu": _cpu_name(),
-            "cpus": len(os.sched_getaffinity(0)),
+            "cpus": available_cpus(),
             "memory_bytes": psutil.virtual_memory().total,
             "load_average": os.getloadavg(),
             "kernel": platform.release(),

@@ -1,7 +1,6 @@
 """The HTTP server as a program, in one process or in several."""
 
 import argparse
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -24,6 +23,7 @@ from frontends.reception import listen
 from frontends.tls import TLS, followed
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
+from llmserve.cpus import available_cpus
 
 # What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
 CORES_PER_WORKER = 4
@@ -85,7 +85,7 @@ def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
         return 1
     if engine != "vllm" or args.get("data_parallel_size", 1) != 1:
         return 1
-    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // CORES_PER_WORKER))
+    return max(1, min(MOST_WORKERS, available_cpus() // CORES_PER_WORKER))
 
 
 def bind_http(options: argparse.Namespace) -> tuple[str, socket.socket]:

@@ -22,6 +22,7 @@ ALLOWED = {
     "llmserve.config": {"llmserve.errors"},
     "llmserve.backlog": {"llmserve.request"},
     "llmserve.cancellation": set(),
+    "llmserve.cpus": set(),
     "llmserve.engine": {"llmserve.errors", "llmserve.request", "llmserve.structured", "llmserve.tools"},
     "llmserve.fitting": {"llmserve.errors", "llmserve.request", "llmserve.engine"},
     "llmserve.metrics": {"llmserve.config", "llmserve.request"},
@@ -39,6 +40,7 @@ ALLOWED = {
     "llmserve.admission": {"llmserve.admission", "llmserve.errors", "llmserve.config"},
     "llmserve.engines": {
         "llmserve.admission",
+        "llmserve.cpus",
         "llmserve.engines",
         "llmserve.engine",
         "llmserve.errors",

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from benchmarks.options import numbers
 from benchmarks.overload import calibrate, cost
 from benchmarks.overload.scenarios import SCENARIOS
-from benchmarks.overload.study import Bench, processors
+from benchmarks.overload.study import Bench
 from benchmarks.overload.tables import Study, bursts_table, cost_table, light_table, overload_table, retries_table, tenants_table
 from benchmarks.storage import readable
 from llmserve import ConfigurationError
+from llmserve.cpus import available_cpus
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
 
@@ -55,7 +56,7 @@ def run_overload(given: argparse.Namespace) -> int:
         if name not in SCENARIOS:
             raise ConfigurationError(f"no workload {name!r}: choose of {', '.join(SCENARIOS)}")
     found: dict[str, Any] = {}
-    with ProcessPoolExecutor(processors()) as pool, tqdm(desc="simulations", unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
+    with ProcessPoolExecutor(available_cpus()) as pool, tqdm(desc="simulations", unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
         study = Study(Bench(pool, bar.update), given.seeds, given.tuning)
         steady = [name for name in names if SCENARIOS[name].drop is None and SCENARIOS[name].later is None]
         found["light"] = study.light(steady, given.light)

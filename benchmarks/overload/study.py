@@ -1,7 +1,6 @@
 """The study: every contender on every workload, at several times its capacity, over several seeds, in virtual time."""
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -117,10 +116,6 @@ class Bench:
 
     def recoveries(self, groups: Sequence[Sequence[Cell]]) -> list[float | None]:
         return list(self._pool.map(recovery, groups))
-
-
-def processors() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def capacity(bench: Bench, scenario: Scenario, seeds: Sequence[int]) -> float:

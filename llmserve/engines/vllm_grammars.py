@@ -2,7 +2,6 @@
 validation takes what its compiler may then spend minutes on (0.25.1, 0.32.0)."""
 
 import hashlib
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import anyio
 import anyio.to_thread
 
 from llmserve.admission import Refusal, Refused
+from llmserve.cpus import available_cpus
 from llmserve.engines.places import Places
 from llmserve.engines.vllm_trials import RETRY_AFTER, Trials
 from llmserve.errors import InvalidRequest
@@ -18,7 +18,7 @@ from llmserve.structured import FIELD, StructuredOutputs
 # Whose verdicts are remembered. A refusal is worth remembering too: it is what costs most.
 REMEMBERED = 1024
 # Trials at once: one core of eight, for two seconds each at most.
-AT_ONCE = max(1, (os.cpu_count() or 1) // 8)
+AT_ONCE = max(1, available_cpus() // 8)
 MOST_WAITING = 64
 MOST_OF_ONE = MOST_WAITING // 2
 # With the longest trial after it, everybody knows within six seconds.

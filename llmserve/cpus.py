@@ -1,0 +1,43 @@
+"""How many CPUs this process may use: by its affinity, and by the CPU quotas of its cgroups, versions 1 and 2. Knows no engine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
+    """Return at least 1. A quota is rounded down: 2.5 CPUs count as 2."""
+    return max(1, int(min([len(os.sched_getaffinity(0)), *_quotas(cgroups, own)])))
+
+
+def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
+    """Yield the quotas of the process's groups and of all their ancestors, in CPUs; the kernel enforces each of them."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # A container may see its path on the host although its own group is mounted as the root: groups that do not exist are skipped.
+        group = cgroups / "cpu" if controllers else cgroups
+        for name in ("", *filter(None, path.split("/"))):
+            group /= name
+            with suppress(OSError, ValueError):
+                yield _quota(group, version=1 if controllers else 2)
+
+
+def _quota(group: Path, version: int) -> float:
+    """Raises ValueError or OSError if the group has none."""
+    if version == 2:
+        # "max" is no number.
+        quota, period = map(int, (group / "cpu.max").read_text().split())
+    else:
+        quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    if quota <= 0 or period <= 0:
+        raise ValueError("no quota")
+    return quota / period

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import attrs
-import prometheus_client
 import psutil
 import pytest
 from contracts.engine_contract import CollectingSink, EngineContract
@@ -83,27 +82,6 @@ async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine)
         process.send_signal(signal.SIGINT)
     answer = await manager.generate("hello", sampling=Sampling(max_tokens=40, ignore_eos=True))
     assert answer.usage.completion_tokens == 40
-
-
-def counted(*names):
-    """vLLM's own series, summed over their labels."""
-    samples = [sample for family in prometheus_client.REGISTRY.collect() for sample in family.samples]
-    return [sum(sample.value for sample in samples if sample.name == name) for name in names]
-
-
-@pytest.mark.parametrize("prompt", ["Once upon a time", "Emojis: 😀 🎉 🇫🇷 👩‍👩‍👧", "Wörter: ä ö ü ß 漢字"])
-async def test_the_short_way_out_of_vllm_says_and_counts_what_the_long_way_does(manager, prompt):
-    """Only requests with stop strings go all of the long way; this one never meets its own."""
-    series = ("vllm:generation_tokens_total", "vllm:inter_token_latency_seconds_count", "vllm:time_to_first_token_seconds_count")
-    answers, counts = [], []
-    for stop in ((), ("\x00 no model says this",)):
-        before = counted(*series)
-        sampling = Sampling(max_tokens=64, temperature=0.0, ignore_eos=True, stop=stop)
-        answer = await manager.generate(prompt, sampling=sampling)
-        answers.append((answer.text, answer.token_ids, answer.finish_reason, answer.usage.completion_tokens))
-        counts.append([after - was for after, was in zip(counted(*series), before, strict=True)])
-    assert answers[0] == answers[1]
-    assert counts == [[64, 63, 1]] * 2
 
 
 async def test_a_full_collection_of_garbage_does_not_stop_the_streams(manager):

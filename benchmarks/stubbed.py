@@ -3,9 +3,9 @@
 `python -m benchmarks.stubbed STREAMS frontends.aiohttp_app ARGUMENTS` runs a server module so, ours or vLLM's own; with `nothing` in place
 of a number, one of ours on the simulated engine is given an engine that does nothing, with `nothing:SECONDS:TEXT` at a pace.
 
-The core lives in the client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all. It waits
-until so many streams are open and then makes a token for each of them at every turn of the loop, until all have ended: were it to begin
-with the first, that one would be over before the next is tokenised.
+The core lives in the client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all. Its
+outputs have the fields of a real core's (`recorded_steps`). It waits until so many streams are open and then makes a token for each of them
+at every turn of the loop, until all have ended: were it to begin with the first, that one would be over before the next is tokenised.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ import sys
 import time
 from types import SimpleNamespace
 from typing import Any
+
+from benchmarks.recorded_steps import RecordedSteps
 
 # Ids from the middle of the bundled model's vocabulary: words that end at a token, as most do.
 TOKENS = [2000 + 37 * number for number in range(512)]
@@ -33,6 +35,7 @@ class StubbedCore:
         self._fresh: set[str] = set()
         self._arrival = asyncio.Event()
         self._tokens = itertools.cycle(TOKENS)
+        self._recorded = RecordedSteps()
 
     async def add_request_async(self, request: Any) -> None:
         self._open[request.request_id] = request.sampling_params.max_tokens
@@ -45,9 +48,6 @@ class StubbedCore:
             self._fresh.discard(request_id)
 
     async def get_output_async(self) -> Any:
-        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
-        from vllm.v1.metrics.stats import SchedulerStats
-
         await asyncio.sleep(0)
         if not (self._going and self._open):
             # Asked before it waits: all of them may have come already.
@@ -56,19 +56,18 @@ class StubbedCore:
                 await self._arrival.wait()
             self._going = True
         now = time.monotonic()
-        outputs = []
-        for request_id, left in list(self._open.items()):
-            output = EngineCoreOutput(request_id, [next(self._tokens)])
-            if request_id in self._fresh:
-                self._fresh.discard(request_id)
-                output.events = _scheduled(now)
-            if left > 1:
-                self._open[request_id] = left - 1
-            else:
-                del self._open[request_id]
-                output.finish_reason = FinishReason.LENGTH
-            outputs.append(output)
-        return EngineCoreOutputs(outputs=outputs, scheduler_stats=SchedulerStats(num_running_reqs=len(outputs)), timestamp=now)
+        outputs = [self._output(request_id, left, now) for request_id, left in list(self._open.items())]
+        return self._recorded.step(outputs, now)
+
+    def _output(self, request_id: str, left: int, now: float) -> Any:
+        """The next token of a request that has `left` to come. The only token of an answer is a last one."""
+        which = "last" if left == 1 else "first" if request_id in self._fresh else "middle"
+        self._fresh.discard(request_id)
+        if left > 1:
+            self._open[request_id] = left - 1
+        else:
+            del self._open[request_id]
+        return self._recorded.output(which, request_id, next(self._tokens), now)
 
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
         return ("generate",)
@@ -78,12 +77,6 @@ class StubbedCore:
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Nothing to stop."""
-
-
-def _scheduled(now: float) -> list[Any]:
-    from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType
-
-    return [EngineCoreEvent(kind, now) for kind in (EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED)]
 
 
 def install(streams: int) -> None:

@@ -1,10 +1,12 @@
 """The fast path out of vLLM: that real cores' tokens take it, and that it says and counts what vLLM's own way does."""
 
 import copy
+import json
 
 import prometheus_client
 import pytest
 
+from benchmarks import recorded_steps
 from llmserve import Sampling
 from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_outputs import Receiver
@@ -39,6 +41,29 @@ async def test_a_real_core_s_tokens_take_it_and_it_says_and_counts_what_vllm_doe
     assert counts == [[64, 63, 1]] * 2
     # All but the first and the last.
     assert taken == [(62, 2), (0, 64)]
+
+
+def shape(described):
+    """Which fields there are, of what types, with their names and classes; numbers are a machine's own."""
+    if isinstance(described, dict):
+        return {name: shape(value) for name, value in described.items()}
+    if isinstance(described, list):
+        return [shape(value) for value in described]
+    return described if isinstance(described, str | None) else type(described).__name__
+
+
+async def test_the_stubbed_core_of_the_benchmarks_sends_what_a_real_core_sends(manager):
+    """Or `python -m benchmarks overhead` measures a path that no real core takes."""
+    recorded = json.loads(recorded_steps.FILE.read_text())
+    if recorded["vllm"] != manager.engine.info.version:
+        pytest.skip(f"the steps were recorded on vLLM {recorded['vllm']}")
+    assert shape(await recorded_steps.record(manager)) == shape(recorded["steps"])
+    steps = recorded_steps.RecordedSteps()
+    for which in recorded_steps.STEPS:
+        made = steps.step([steps.output(which, "r", 2000, 1.0)], 1.0)
+        described = recorded_steps.describe_step(made)
+        assert shape(described["output"]) == shape(recorded["steps"][which]["output"])
+        assert shape(described["step"]) == shape(recorded["steps"]["middle"]["step"])
 
 
 class Sink:

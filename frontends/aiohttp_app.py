@@ -18,6 +18,7 @@ from frontends.access import Access
 from frontends.choices import generate_choices, open_choices
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
+from frontends.flush import FlushScheduler
 from frontends.http.form import MAX_BODY, Handler, check_form, expect_later, read
 from frontends.http.idempotency import HEADER, Memory, answer_once
 from frontends.http.log import Write, name_and_log, name_answer, sign
@@ -25,7 +26,6 @@ from frontends.http.openapi import document
 from frontends.http.who import CALLER, ask_for_key
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
-from frontends.steps import Steps
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Routes:
         self._access = access
         self._facts = facts or self._own_facts
         self._series = series or self._own_series
-        self._steps = Steps()
+        self._scheduler = FlushScheduler()
         self._completion = msgspec.json.Decoder(CompletionRequest)
         self._chat = msgspec.json.Decoder(ChatRequest)
         self._generate = msgspec.json.Decoder(GenerateRequest)
@@ -89,7 +89,7 @@ class Routes:
         name_answer(request, wanted.request_id)
         if not body.stream:
             return _json(await self.manager.generate(wanted))
-        async with _event_stream(request, self._steps) as events, self.manager.stream(wanted) as stream:
+        async with _event_stream(request, self._scheduler) as events, self.manager.stream(wanted) as stream:
             await events.begin()
             await events.pour([stream], lambda _, delta: sse.event(delta))
             await events.end(sse.event(stream.usage) + sse.DONE)
@@ -149,7 +149,7 @@ class Routes:
         name_answer(request, answerer.id)
         if not body.stream:
             return _json(answerer.whole(await generate_choices(self.manager, requests), n))
-        async with _event_stream(request, self._steps) as events, open_choices(self.manager, requests) as streams:
+        async with _event_stream(request, self._scheduler) as events, open_choices(self.manager, requests) as streams:
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])
             running = streams if body.wants_running_usage else None
@@ -190,9 +190,9 @@ def _chunk(answerer: Answerer, openings: dict[int, bytes], running: list[TokenSt
 
 
 @asynccontextmanager
-async def _event_stream(request: web.Request, steps: Steps) -> AsyncIterator[EventStream]:
+async def _event_stream(request: web.Request, scheduler: FlushScheduler) -> AsyncIterator[EventStream]:
     """Stands outside the stream that is written, so that the stream's error passes through here last."""
-    events = EventStream(request, steps)
+    events = EventStream(request, scheduler)
     if HEADER in request.headers:
         events.record()
     try:
@@ -201,6 +201,8 @@ async def _event_stream(request: web.Request, steps: Steps) -> AsyncIterator[Eve
         if not events.begun:
             raise
         await events.fail(sse.event(describe(error)[1]) + sse.DONE)
+    finally:
+        events.close()
 
 
 @web.middleware

@@ -1,42 +1,55 @@
-"""One HTTP response of server-sent events, written past its handler: the engine's step notes who has something, and what is new goes
-straight to the transport when the step is over. The handler's task sleeps meanwhile.
+"""One HTTP response of server-sent events, written past its handler: the engine's step notes which streams have tokens, and their events go
+straight to the transport when the step is over. The handler's task sleeps meanwhile. The headers go out together with the first event, or
+alone if there is none in `HEADERS_SECONDS`.
 
 While the client does not read, nothing is taken and the streams merge, so it costs no more memory than its answer; one that takes nothing
 for `WRITE_SECONDS` is cut off, as if it had gone.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
 
-from frontends.steps import Steps
+from frontends.flush import FlushScheduler
 from llmserve import Delta, TokenStream
 
 WRITE_SECONDS = 30.0
+# Long enough for the first tokens of a server that is not overloaded, short enough for a client that waits for the headers.
+HEADERS_SECONDS = 0.5
 RECORD = web.ResponseKey("record", bytes)
 
 # A choice's delta as events; empty where there is nothing to show yet.
 Chunk = Callable[[int, Delta], bytes]
 
 
-class EventStream:
-    """For one request: `begin`, `pour`, `end`. Before `begin` an error is still a status, afterwards it is an event."""
+class _LateHeaders(web.StreamResponse):
+    """aiohttp sends its headers with the first of the body, as those of a web.Response."""
 
-    def __init__(self, request: web.Request, steps: Steps) -> None:
-        self.response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
+    _send_headers_immediately = False
+
+
+class EventStream:
+    """For one request: `begin`, `pour`, `end`. Until its first event an error is still a status, afterwards it is an event."""
+
+    def __init__(self, request: web.Request, scheduler: FlushScheduler) -> None:
+        self.response = _LateHeaders(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
         self._request = request
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
         self._protocol, self._transport = request.protocol, request.transport
-        self._steps = steps
+        self._scheduler = scheduler
         # Asked for at every step, so they are bound once.
         self._flush = self._write_out
         # What HTTP/1.0 gets ends with the connection instead.
         self._chunked = request.version >= HttpVersion11
-        self._writer: AbstractStreamWriter | None = None
+        self._writer: StreamWriter | None = None
+        # Headers and first event have been written.
+        self.begun = False
+        self._timer: asyncio.TimerHandle | None = None
         self._ready: dict[int, None] = {}
         self._record: list[bytes] | None = None
 
@@ -44,22 +57,35 @@ class EventStream:
         """Keep what is written, for `RECORD` of the response when it was complete."""
         self._record = []
 
-    @property
-    def begun(self) -> bool:
-        return self._writer is not None
-
-    async def begin(self, first: bytes = b"") -> None:
-        """Send the status, the headers, and what comes before any token."""
+    async def begin(self) -> None:
+        """Prepare the status and the headers, which the first event takes along."""
         if self._chunked:
             self.response.enable_chunked_encoding()
-        self._writer = await self.response.prepare(self._request)
-        self._write(first)
+        writer = await self.response.prepare(self._request)
+        assert isinstance(writer, StreamWriter)
+        self._writer = writer
+        self._timer = asyncio.get_running_loop().call_later(HEADERS_SECONDS, self._send_headers)
+
+    def _send_headers(self) -> None:
+        if not self.begun and self._writer is not None and not self._gone():
+            self.begun = True
+            self._writer.send_headers()
+
+    def close(self) -> None:
+        """Nothing more will be written. If nothing has been, another response may be."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writer is not None and not self.begun:
+            # What prepare() has set on the connection's writer; the other response sets all else anew.
+            self._writer.chunked = False
 
     async def pour(self, streams: Sequence[TokenStream], chunk: Chunk) -> None:
         """Write what the streams make, until all of them have ended. Raises the first error of any of them, and ConnectionResetError
         when the client has gone or does not read."""
         self._streams, self._chunk, self._left = streams, chunk, len(streams)
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # A stream's first tokens, and its end, are not held back.
+        self._first = set(range(len(streams)))
         for index, stream in enumerate(streams):
             stream.notify(partial(self._note, index))
         self._flush()
@@ -86,8 +112,10 @@ class EventStream:
     def _note(self, index: int) -> None:
         """Called from the middle of an engine's step, so what is done here is done for every token."""
         ready = self._ready
-        if not ready:
-            self._steps.after(self._flush)
+        if index in self._first or self._streams[index].ended:
+            self._scheduler.soon(self._flush)
+        elif not ready:
+            self._scheduler.later(self._flush)
         ready[index] = None
 
     def _write_out(self) -> None:
@@ -98,6 +126,7 @@ class EventStream:
             self._turn.set_result(None)
             return
         ready, self._ready = self._ready, {}
+        self._first.difference_update(ready)
         try:
             self._write(b"".join(map(self._take, ready)))
             for index in ready:
@@ -117,13 +146,19 @@ class EventStream:
         return self._chunk(index, delta)
 
     def _write(self, data: bytes) -> None:
-        """Past aiohttp's writer, whose framing, counting and awaiting cost several times the write itself."""
+        """First by aiohttp's writer, which joins the headers to it; then past the writer, whose framing, counting and awaiting cost several
+        times the write itself."""
         if not data:
             return
         if self._gone():
             raise ConnectionResetError("the client has gone")
         if self._record is not None:
             self._record.append(data)
+        if not self.begun:
+            self.begun = True
+            assert self._writer is not None
+            _finish(self._writer.write(data, drain=False))
+            return
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def _gone(self) -> bool:
@@ -138,3 +173,12 @@ class EventStream:
         except TimeoutError:
             self._transport.abort()
             raise ConnectionResetError("the client stopped reading") from None
+
+
+def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never waits."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("the writer waits, although it was told not to drain")

@@ -18,11 +18,11 @@ import msgspec
 
 from frontends import frames
 from frontends.access import Access
+from frontends.flush import FlushScheduler
 from frontends.frames import Cancel, Credit, Deltas, Detail, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
 from frontends.keys import Key
 from frontends.openai import Caller, GenerateRequest, decode
-from frontends.steps import Steps
 from frontends.telemetry import trace_of_mapping
 from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
 
@@ -53,7 +53,7 @@ class Service:
     max_streams: int = 1024
     connections: set["Connection"] = attrs.field(factory=set)
     tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
-    steps: Steps = attrs.field(factory=Steps)
+    scheduler: FlushScheduler = attrs.field(factory=FlushScheduler)
     decoder: "msgspec.msgpack.Decoder[GenerateRequest]" = attrs.field(factory=lambda: msgspec.msgpack.Decoder(GenerateRequest))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -78,13 +78,15 @@ class Service:
 
 @attrs.define(eq=False)
 class Channel:
-    """One stream of a connection. `queued`: it waits for the next flush; `done` is set when everything of it has been written."""
+    """One stream of a connection. `queued`: it waits for the next flush; `begun`: it has been flushed before; `done` is set when all of it
+    has been written."""
 
     id: int
     credit: int
     token: CancellationToken = attrs.field(factory=CancellationToken)
     stream: TokenStream | None = None
     queued: bool = False
+    begun: bool = False
     done: asyncio.Event = attrs.field(factory=asyncio.Event)
 
 
@@ -98,7 +100,6 @@ class Connection(asyncio.Protocol):
         self._reader: FrameReader[frames.FromClient] = FrameReader(frames.FromClient, frames.MAX_HELLO)
         self._channels: dict[int, Channel] = {}
         self._queue: list[Channel] = []
-        self._flushing = False
         self._greeted = False
         self._key: Key | None = None
         self._paused = False
@@ -238,13 +239,15 @@ class Connection(asyncio.Protocol):
         if not channel.queued:
             channel.queued = True
             self._queue.append(channel)
-            if not self._flushing:
-                self._flushing = True
-                self._service.steps.after(self._flush)
+        # One write carries the tokens of all of a connection's streams, so it is worth holding back only for the sake of other connections.
+        assert channel.stream is not None
+        if not channel.begun or channel.stream.ended:
+            self._service.scheduler.soon(self._flush)
+        elif len(self._queue) == 1:
+            self._service.scheduler.later(self._flush)
 
     def _flush(self) -> None:
         """Write what the streams have, as far as the client reads and has given credit."""
-        self._flushing = False
         if self._paused or self._closed:
             return
         queue, self._queue = self._queue, []
@@ -252,6 +255,7 @@ class Connection(asyncio.Protocol):
         batch = Batch()
         for channel in queue:
             channel.queued = False
+            channel.begun = True
             stream = channel.stream
             assert stream is not None
             delta = stream.take() if channel.credit else None

@@ -35,6 +35,7 @@ from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
+from llmserve.engines.vllm_prompts import PromptEncoder, PromptJob, can_encode
 from llmserve.engines.vllm_steps import CoreSteps
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
 from llmserve.engines.vllm_trials import params as grammar_params
@@ -71,6 +72,7 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
+        self._encoder: PromptEncoder | None = None
         self._open: set[str] = set()
         self._steps = CoreSteps()
         self._paths = PathCounts()
@@ -121,11 +123,14 @@ class VLLMEngine:
             # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
             llm = await anyio.to_thread.run_sync(self._build, client, guard)
             grammars = self._grammars = Grammars(lambda: vocabulary(llm.vllm_config, llm.get_tokenizer()))
+            encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
             try:
                 yield llm
             finally:
                 self._llm = None
                 grammars.close()
+                if encoder is not None:
+                    encoder.close()
                 gc.unfreeze()
                 # First, or it logs the engine's end as a failure of its own.
                 if llm.output_handler is not None:
@@ -223,6 +228,9 @@ class VLLMEngine:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         self._refuse_endless(len(text), "prompt")
+        if self._encoder is not None:
+            token_ids, _ = await self._encoder.encode(PromptJob(self._unbounded("cmpl"), text))
+            return EnginePrompt(token_ids=tuple(token_ids), text=text)
         renderer = llm.renderer
         (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(llm.model_config, text)], self._unbounded("cmpl"))
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=text)
@@ -238,6 +246,11 @@ class VLLMEngine:
             raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
         self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
         kwargs = {"add_generation_prompt": True, "tools": tools}
+        if self._encoder is not None:
+            # As text: the tokenizer takes it together with others'.
+            chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
+            token_ids, words = await self._encoder.encode(PromptJob(self._unbounded("chat"), conversation=messages, chat=chat))
+            return EnginePrompt(token_ids=tuple(token_ids), text=words)
         _, (rendered,) = await llm.renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), self._unbounded("chat"))
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
 

@@ -1,0 +1,128 @@
+"""Prompts to token ids, those that wait together by one call. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+
+vLLM's renderer encodes one prompt at a time, each with a hand-over to its one thread and back, while the event loop holds the
+interpreter: of 512 prompts at once the last waits for all of them. Here one thread renders the conversations that wait and passes all
+texts to the tokenizer together, which encodes them on all cores without the interpreter's lock.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import attrs
+
+# A batch that has so many characters is closed: those who come during a long one wait for it, and not for all of the line.
+MAX_CHARACTERS = 2**18
+
+
+@attrs.frozen
+class PromptJob:
+    """A text, or a conversation with the ChatParams to render it with; `params` are vLLM's TokenizeParams."""
+
+    params: Any
+    text: str | None = None
+    conversation: Sequence[Any] = ()
+    chat: Any = None
+
+    @property
+    def characters(self) -> int:
+        return len(self.text) if self.text is not None else sum(len(one.get("content") or "") for one in self.conversation)
+
+
+# What a job comes to: token ids with their text, or what is wrong with it.
+Encoded = tuple[list[int], str]
+_Waiting = tuple[PromptJob, "asyncio.Future[Encoded]"]
+
+
+def can_encode(renderer: Any) -> bool:
+    """Whether this renderer's prompts are what its tokenizer makes of their text: not for tokenizers and models with ways of their own."""
+    from vllm.renderers.hf import HfRenderer
+
+    tokenizer = renderer.tokenizer
+    plain = type(renderer) is HfRenderer and getattr(tokenizer, "is_fast", False)
+    return bool(plain and not renderer.model_config.is_multimodal_model and not renderer.model_config.is_encoder_decoder)
+
+
+class PromptEncoder:
+    """For one renderer, in one event loop."""
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._waiting: list[_Waiting] = []
+        self._busy = False
+
+    async def encode(self, job: PromptJob) -> Encoded:
+        """Raises what vLLM raises about the job."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Encoded] = loop.create_future()
+        self._waiting.append((job, future))
+        if not self._busy:
+            self._busy = True
+            # Those that arrive in this turn of the loop go together.
+            loop.call_soon(self._begin)
+        return await future
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self) -> None:
+        batch = self._take()
+        if not batch:
+            self._busy = False
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._encode_all, [job for job, _ in batch])
+        work.add_done_callback(partial(self._deliver, batch))
+
+    def _take(self) -> list[_Waiting]:
+        """The head of the line, up to MAX_CHARACTERS; without the jobs whose callers have left."""
+        batch, characters = [], 0
+        while self._waiting and characters < MAX_CHARACTERS:
+            characters += self._waiting[0][0].characters
+            batch.append(self._waiting.pop(0))
+        return [(job, future) for job, future in batch if not future.done()] or (self._take() if self._waiting else [])
+
+    def _deliver(self, batch: list[_Waiting], work: "asyncio.Future[list[Encoded | Exception]]") -> None:
+        results = [RuntimeError("the engine has ended")] * len(batch) if work.cancelled() else work.result()
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._begin()
+
+    # In the thread
+
+    def _encode_all(self, jobs: list[PromptJob]) -> list[Encoded | Exception]:
+        results: list[Encoded | Exception | None] = [None] * len(jobs)
+        texts: dict[int, str] = {}
+        for index, job in enumerate(jobs):
+            try:
+                texts[index] = self._render(job)
+            except Exception as error:
+                results[index] = error
+        kinds: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+        for index in texts:
+            kinds.setdefault(tuple(jobs[index].params.get_encode_kwargs().items()), []).append(index)
+        for kwargs, indices in kinds.items():
+            for index, result in zip(indices, self._encode([texts[index] for index in indices], dict(kwargs)), strict=True):
+                results[index] = result
+        return [result for result in results if result is not None]
+
+    def _render(self, job: PromptJob) -> str:
+        prompt = {"prompt": job.text}
+        if job.text is None:
+            _, prompt = self._renderer.render_messages(job.conversation, job.chat)
+        return str(job.params.apply_pre_tokenization(self._renderer.tokenizer, prompt)["prompt"])
+
+    def _encode(self, texts: list[str], kwargs: dict[str, Any]) -> list[Encoded | Exception]:
+        try:
+            found = self._renderer.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **kwargs)["input_ids"]
+            return list(zip(found, texts, strict=True))
+        except Exception as error:
+            # One text's fault is not its neighbours'.
+            return [error] if len(texts) == 1 else [result for text in texts for result in self._encode([text], kwargs)]

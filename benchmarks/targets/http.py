@@ -26,6 +26,9 @@ HEADERS = {"Content-Type": "application/json"}
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
 
+NO_ERROR = msgspec.Raw(b"null")
+
+
 class _Usage(msgspec.Struct):
     completion_tokens: int = 0
 
@@ -35,7 +38,8 @@ class _Event(msgspec.Struct):
 
     choices: list[msgspec.Raw] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    # A union with None would refuse every error: of a Raw that may be null msgspec takes null alone.
+    error: msgspec.Raw = NO_ERROR
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -100,7 +104,7 @@ class HTTP:
                     record.outcome = "ok"
                     return
                 event = _decode(data)
-                if event.error is not None:
+                if event.error != NO_ERROR:
                     record.outcome, record.detail = "error", bytes(event.error).decode(errors="replace")[:200]
                     return
                 _take_event(record, event, at)

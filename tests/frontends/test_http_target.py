@@ -76,6 +76,17 @@ async def test_statuses_are_told_apart(status, outcome):
     assert str(status) in record.detail
 
 
+async def test_an_error_in_the_middle_keeps_the_server_s_own_words():
+    """A regression: the record said that the event could not be decoded."""
+
+    async def completions(request):
+        body = b'data: {"error": null, "choices": [{"text": "x"}]}\n\n' + b'data: {"error": {"message": "bad luck"}}\n\n'
+        return web.Response(body=body, content_type="text/event-stream")
+
+    (record,) = await measure_scripted(completions)
+    assert (record.outcome, record.detail, record.completion_tokens) == ("error", '{"message": "bad luck"}', 1)
+
+
 async def test_a_request_says_that_it_is_json():
     """A regression: vLLM's own server refused every request."""
 

@@ -218,7 +218,9 @@ def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
 def add_overhead(command: argparse.ArgumentParser) -> None:
     sides = f"of {', '.join([*IN_PROCESS, *WAYS])}; :N behind {', '.join(MANY)} asks for N processes (default: %(default)s)"
     command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
-    command.add_argument("--core", choices=("stubbed", "nothing", "real"), default="stubbed", help="the engine core (default: %(default)s)")
+    command.add_argument(
+        "--core", choices=("stubbed", "nothing", "null", "real"), default="stubbed", help="the engine core (default: %(default)s)"
+    )
     command.add_argument("--streams", type=numbers(int), default=[64], metavar="N,N,...")
     command.add_argument("--rounds", type=positive(int), default=5)
     command.add_argument("--requests", type=positive(int), default=1, help="of each stream in a round, one after another")

@@ -12,15 +12,17 @@ import msgspec
 from benchmarks.servers import Setting
 from benchmarks.sides import Leg, open_sides
 
-# What each side is held against: the peer that does the same, or our own next-best way.
-AGAINST = {
-    "inprocess": "bare",
-    "http": "vllm",
-    "chat": "vllm-chat",
-    "http:4": "vllm:4",
-    "tcp": "http",
-    "unix": "http",
-}
+# What each side is held against: the peers that do the same, or our own next-best way.
+AGAINST = (
+    ("inprocess", "bare"),
+    ("http", "vllm"),
+    ("http", "vllm-rust"),
+    ("chat", "vllm-chat"),
+    ("chat", "vllm-rust-chat"),
+    ("http:4", "vllm:4"),
+    ("tcp", "http"),
+    ("unix", "http"),
+)
 
 
 class Point(msgspec.Struct, kw_only=True):
@@ -56,7 +58,7 @@ async def measure(
 
 def _brief(leg: Leg) -> str:
     cpu, wait = f"{leg.cpu_microseconds_per_token:.1f} us of CPU a token", f"p99 TTFT {leg.ttft_p99 * 1000:,.0f} ms"
-    return f"{leg.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (f", {leg.failed} failed" if leg.failed else "")
+    return f"{leg.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (f", {leg.failed} failed ({leg.failure})" if leg.failed else "")
 
 
 def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -> str:
@@ -79,16 +81,17 @@ def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-        lines += [_ratio(point, *pair) for pair in [*AGAINST.items(), *against] if all(name in point.legs for name in pair)]
+        lines += [_ratio(point, *pair) for pair in [*AGAINST, *against] if all(name in point.legs for name in pair)]
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
 def _ratio(point: Point, name: str, other: str) -> str:
     pairs = list(zip(point.legs[name], point.legs[other], strict=True))
-    rates = [one.tokens_per_second / two.tokens_per_second for one, two in pairs]
-    waits = [one.ttft_p99 / two.ttft_p99 for one, two in pairs]
-    return f"- {name} over {other}: {spread(rates, 2)} times the tokens/s, {spread(waits, 2)} times the p99 TTFT"
+    rates = spread([one.tokens_per_second / two.tokens_per_second for one, two in pairs], 2)
+    costs = spread([one.cpu_microseconds_per_token / two.cpu_microseconds_per_token for one, two in pairs], 2)
+    waits = spread([one.ttft_p99 / two.ttft_p99 for one, two in pairs], 2)
+    return f"- {name} over {other}: {rates} times the tokens/s, {costs} times the CPU a token, {waits} times the p99 TTFT"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -1,4 +1,5 @@
-"""Servers to be compared, as processes: ours and vLLM's own, over a stubbed engine core, one that does nothing, or a real one."""
+"""Servers to be compared, as processes: ours and vLLM's own, over an engine core that is stubbed, null or real, or over an engine that does
+nothing."""
 
 import asyncio
 import os
@@ -26,6 +27,14 @@ START_SECONDS = 300.0
 MODEL = "side"
 # What our engine arguments are on a machine without a GPU, so that both make the same of it.
 CPU_ARGS: dict[str, Any] = {"enforce_eager": True, "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
+# Of every side over the null core. Our own default on a CPU is a batch of 16, and vLLM's depends on the machine and on the way to it.
+NULL_ARGS: dict[str, Any] = {
+    "distributed_executor_backend": "benchmarks.null_executor.NullExecutor",
+    "enforce_eager": True,
+    "max_model_len": 2048,
+    "max_num_seqs": 1024,
+    "max_num_batched_tokens": 8192,
+}
 # Processes of vLLM's engine, by the titles that they give themselves.
 ENGINE_TITLES = ("EngineCore", "VLLM::Worker")
 LAST_WORDS = 2000
@@ -35,7 +44,7 @@ LAST_WORDS = 2000
 class Setting:
     """`requests` are for each stream, one after another. `processes` of the generator load a server."""
 
-    core: Literal["stubbed", "nothing", "real"] = "stubbed"
+    core: Literal["stubbed", "nothing", "null", "real"] = "stubbed"
     # Of a core that does nothing: seconds between its steps, and each step's text.
     pace: tuple[float, str] | None = None
     model: str = "bundled"
@@ -46,6 +55,15 @@ class Setting:
     processes: int = 1
     # From the middle of the bundled model's vocabulary, where no special tokens are.
     vocabulary: tuple[int, int] = (2000, 20_000)
+
+    @property
+    def args_of_ours(self) -> dict[str, Any]:
+        """What our own engines are given; their defaults on a CPU are CPU_ARGS already."""
+        return NULL_ARGS | self.engine_args if self.core == "null" else self.engine_args
+
+    @property
+    def args_of_vllm(self) -> dict[str, Any]:
+        return CPU_ARGS | self.engine_args if self.core == "stubbed" else self.args_of_ours
 
     def job(self, streams: int, number: int) -> Job:
         workload = Workload(prompt=Fixed(self.prompt_tokens), output=Fixed(self.answer_tokens), vocabulary=self.vocabulary)
@@ -135,24 +153,23 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
         return ["frontends.aiohttp_app", *where, "--workers", count or "1", *_our_arguments(setting)], {}
     model = await anyio.to_thread.run_sync(resolve, setting.model)
     arguments = [*where, "--served-model-name", MODEL, *_vllm_arguments(setting)]
-    if setting.core != "real":
+    if setting.core == "stubbed":
         # In one process, which is the one that has the stubbed core.
         return ["vllm.entrypoints.openai.api_server", "--model", model, *arguments], {}
     environment = {"VLLM_USE_RUST_FRONTEND": "1"} if kind == "vllm-rust" else {}
-    return ["vllm.entrypoints.cli.main", "serve", model, "--api-server-count", count or "1", *arguments], environment
+    return ["benchmarks.vllm_serve", "serve", model, "--api-server-count", count or "1", *arguments], environment
 
 
 def _our_arguments(setting: Setting) -> list[str]:
     engine = ["--engine", "simulated"] if setting.core == "nothing" else ["--model", setting.model]
-    args = [f"--engine-arg={key}={_json(value)}" for key, value in setting.engine_args.items()]
+    args = [f"--engine-arg={key}={_json(value)}" for key, value in setting.args_of_ours.items()]
     return ["--max-running", "0", "--served-model-name", MODEL, *engine, *args]
 
 
 def _vllm_arguments(setting: Setting) -> list[str]:
     """As its command line spells them."""
-    args = setting.engine_args if setting.core == "real" else CPU_ARGS | setting.engine_args
     words: list[str] = []
-    for key, value in args.items():
+    for key, value in setting.args_of_vllm.items():
         flag = f"--{key.replace('_', '-')}"
         words += [flag] if value is True else [flag, str(value)]
     return words

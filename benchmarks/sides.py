@@ -1,7 +1,7 @@
 """Who is compared by `overhead`: our ways to an engine and vLLM's own, each made ready to carry so many streams at once.
 
-Over a stubbed engine core, over an engine that does nothing, or over real engines; servers are processes of their own, all of them up at
-once, and all but one idle.
+Over an engine core that is stubbed, null or real, or over an engine that does nothing. Servers are processes of their own; all of them are
+up at once, and all but one are idle.
 """
 
 import statistics
@@ -25,13 +25,14 @@ from llmserve.engines.vllm import VLLMEngine
 
 class Leg(msgspec.Struct, kw_only=True):
     """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds; `failed` requests count for
-    nothing else."""
+    nothing else, and `failure` says how the first of them ended."""
 
     tokens_per_second: float
     cpu_microseconds_per_token: float
     ttft_p50: float
     ttft_p99: float
     failed: int = 0
+    failure: str = ""
 
 
 Side = Callable[[int, int], Awaitable[Leg]]
@@ -48,6 +49,7 @@ WAYS: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "http"),
     "vllm-chat": ("vllm", "chat"),
     "vllm-rust": ("vllm-rust", "http"),
+    "vllm-rust-chat": ("vllm-rust", "chat"),
 }
 # Those that can have several processes.
 MANY = ("http", "joined", "vllm")
@@ -66,10 +68,13 @@ def parse_sides(names: Sequence[str], setting: Setting) -> dict[str, tuple[str, 
     """Server and way of each name that needs a server. Raises TargetError for names that `setting`'s engine core cannot carry."""
     servers = {name: parse_side(name) for name in names if name not in IN_PROCESS}
     if "bare" in names and setting.core == "nothing":
-        raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed or real")
+        raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed, null or real")
     for server, _ in servers.values():
-        if setting.core != "real" and (server.startswith("joined") or server.partition(":")[2] not in ("", "1")):
-            raise TargetError(f"{server} needs a real engine core: the others live in a server's one process")
+        if server.startswith("vllm") and setting.core == "nothing":
+            raise TargetError(f"{server} is vLLM's own server: it needs vLLM's engine core, stubbed, null or real")
+        outside = server.startswith(("joined", "vllm-rust")) or server.partition(":")[2] not in ("", "1")
+        if outside and setting.core in ("stubbed", "nothing"):
+            raise TargetError(f"{server} needs an engine core that is a process, null or real: the others live in a server's one process")
     return servers
 
 
@@ -97,7 +102,7 @@ async def _in_process(names: Sequence[str], setting: Setting, streams: int) -> A
     """Both on the one engine of this process."""
     if setting.core == "stubbed":
         stubbed.install(streams)
-    engine = NoEngine(" word") if setting.core == "nothing" else VLLMEngine(setting.model, setting.engine_args)
+    engine = NoEngine(" word") if setting.core == "nothing" else VLLMEngine(setting.model, setting.args_of_ours)
     async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
         targets: dict[str, Target] = {"inprocess": InProcess(manager)}
         if "bare" in names:
@@ -128,8 +133,9 @@ def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
 def _leg(measured: Measured, cpu_seconds: float) -> Leg:
     records = [record for record in measured.records if record.outcome == "ok"]
     failed = [record for record in measured.records if record.outcome != "ok"]
+    failure = f"{failed[0].outcome}, {failed[0].detail}" if failed else ""
     if not records:
-        raise TargetError(f"all of {len(failed)} requests failed: {failed[0].outcome}, {failed[0].detail}")
+        raise TargetError(f"all of {len(failed)} requests failed: {failure}")
     tokens = sum(record.completion_tokens for record in records)
     seconds = max(record.finished or 0.0 for record in records)
     ttfts = sorted((record.first_token or 0.0) - (record.dispatched or 0.0) for record in records)
@@ -139,4 +145,5 @@ def _leg(measured: Measured, cpu_seconds: float) -> Leg:
         ttft_p50=statistics.median(ttfts),
         ttft_p99=ttfts[-1 - len(ttfts) // 100],
         failed=len(failed),
+        failure=failure,
     )

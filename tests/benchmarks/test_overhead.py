@@ -32,10 +32,27 @@ async def test_every_way_of_ours_is_measured_over_an_engine_that_does_nothing():
     assert "- tcp over http:" in overhead.conclude([point])
 
 
-@pytest.mark.parametrize("name", ["http:2", "joined", "vllm:4"])
-async def test_several_processes_cannot_share_a_core_that_is_in_one(name):
-    with pytest.raises(TargetError, match="needs a real engine core"):
+@pytest.mark.parametrize(
+    ("name", "core"),
+    [("http:2", "nothing"), ("joined", "nothing"), ("vllm:4", "stubbed"), ("vllm-rust", "stubbed"), ("vllm-rust-chat", "stubbed")],
+)
+async def test_several_processes_cannot_share_a_core_that_is_in_one(name, core):
+    with pytest.raises(TargetError, match="needs an engine core that is a process"):
+        await overhead.measure([name], Setting(core=core), [4], 1, silent)
+
+
+@pytest.mark.parametrize("name", ["bare", "vllm", "vllm-chat", "vllm-rust"])
+async def test_vllm_s_own_ways_need_vllm_s_core(name):
+    """A regression: its server was started on a real engine, and measured as one that does nothing."""
+    with pytest.raises(TargetError, match="needs vLLM's engine core"):
         await overhead.measure([name], Setting(core="nothing"), [4], 1, silent)
+
+
+def test_all_sides_over_the_null_core_have_the_same_engine_arguments():
+    setting = Setting(core="null", engine_args={"max_num_seqs": 8})
+    assert setting.args_of_ours == setting.args_of_vllm
+    assert setting.args_of_ours["max_num_seqs"] == 8
+    assert setting.args_of_ours["distributed_executor_backend"] == "benchmarks.null_executor.NullExecutor"
 
 
 def test_ratios_are_of_the_same_round():
@@ -43,12 +60,12 @@ def test_ratios_are_of_the_same_round():
         streams=8, core="stubbed", legs={"http": [leg(10), leg(30), leg(80)], "vllm": [leg(5), leg(10), leg(20, failed=1)]}
     )
     text = overhead.conclude([point])
-    assert "http over vllm: 3.00 (2.00 to 4.00) times the tokens/s" in text
+    assert "http over vllm: 3.00 (2.00 to 4.00) times the tokens/s, 1.00 (1.00 to 1.00) times the CPU a token" in text
     assert "| vllm | 10 (5 to 20) |" in text
     assert text.splitlines()[5].endswith("| 1 |")
 
 
-@pytest.mark.parametrize("name", ["ftp", "tcp:4", "http:x", "http:", "vllm-rust:2", "bare:2"])
+@pytest.mark.parametrize("name", ["ftp", "tcp:4", "http:x", "http:", "vllm-rust:2", "bare:2", "vllm-rust-chat:2"])
 def test_a_side_that_does_not_exist_is_named(name):
     if name == "http:":
         assert parse_side(name) == ("llmserve", "http")

@@ -21,7 +21,7 @@ import attrs
 from benchmarks.load import Generator, Measured, Progress
 from benchmarks.plan import Job
 from benchmarks.targets import Target, TargetError
-from benchmarks.targets.http import HTTP, open_session
+from benchmarks.targets.http import HTTP, Prompts, open_session
 from benchmarks.targets.socket import open_socket
 
 PROGRESS_SECONDS = 0.2
@@ -32,24 +32,24 @@ STOP_SECONDS = 10.0
 
 
 @asynccontextmanager
-async def open_target(url: str, model: str, *, chat: bool = False) -> AsyncIterator[Target]:
+async def open_target(url: str, model: str, *, prompts: Prompts = "ids") -> AsyncIterator[Target]:
     """By the URL's scheme: http and https, or a raw socket's tcp, tls and unix."""
     if url.startswith("http"):
         async with open_session(url) as session:
-            yield HTTP(session, model, chat)
+            yield HTTP(session, model, prompts)
     else:
         async with open_socket(url) as target:
             yield target
 
 
-def work(pipe: Connection, url: str, model: str, chat: bool) -> None:  # noqa: FBT001 - an argument of a process
+def work(pipe: Connection, url: str, model: str, prompts: Prompts) -> None:
     """A worker's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_work(pipe, url, model, chat=chat))
+    asyncio.run(_work(pipe, url, model, prompts=prompts))
 
 
-async def _work(pipe: Connection, url: str, model: str, *, chat: bool) -> None:
-    async with open_target(url, model, chat=chat) as target:
+async def _work(pipe: Connection, url: str, model: str, *, prompts: Prompts) -> None:
+    async with open_target(url, model, prompts=prompts) as target:
         while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), Job):
             generator = Generator(target, job, clock=time.monotonic)
             generator.prepare()
@@ -170,12 +170,12 @@ def _join(parts: Sequence[Measured], measured: Measured, *, complete: bool) -> N
 
 
 @asynccontextmanager
-async def open_fleet(url: str, model: str, processes: int, *, chat: bool = False) -> AsyncIterator[Fleet]:
+async def open_fleet(url: str, model: str, processes: int, *, prompts: Prompts = "ids") -> AsyncIterator[Fleet]:
     """So many workers, aimed at one server's model."""
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(processes)]
     # Daemons, so that none outlives this process.
-    workers = [context.Process(target=work, args=(theirs, url, model, chat), daemon=True) for _, theirs in pairs]
+    workers = [context.Process(target=work, args=(theirs, url, model, prompts), daemon=True) for _, theirs in pairs]
     for worker, (_, theirs) in zip(workers, pairs, strict=True):
         worker.start()
         theirs.close()

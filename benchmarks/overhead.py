@@ -19,7 +19,11 @@ AGAINST = (
     ("http", "vllm-rust"),
     ("chat", "vllm-chat"),
     ("chat", "vllm-rust-chat"),
+    ("http", "http-unheld"),
     ("http:4", "vllm:4"),
+    ("http:4", "vllm-rust"),
+    ("chat:4", "vllm-chat:4"),
+    ("chat:4", "vllm-rust-chat"),
     ("tcp", "http"),
     ("unix", "http"),
 )
@@ -68,13 +72,15 @@ def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -
         lines += [
             f"**{point.streams} streams, {point.core} engine core**",
             "",
-            "| side | tokens/s | us of CPU a token | p50 TTFT, ms | p99 TTFT, ms | failed |",
-            "|---|---|---|---|---|---|",
+            "| side | tokens/s | us of CPU a token | tokens an event | longest gap, ms | p50 TTFT, ms | p99 TTFT, ms | failed |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, legs in point.legs.items():
             cells = [
                 spread([leg.tokens_per_second for leg in legs], 0),
                 spread([leg.cpu_microseconds_per_token for leg in legs], 1),
+                spread([leg.tokens_per_event for leg in legs], 2),
+                spread([leg.gap_p99 * 1000 for leg in legs], 0),
                 spread([leg.ttft_p50 * 1000 for leg in legs], 0),
                 spread([leg.ttft_p99 * 1000 for leg in legs], 0),
                 str(sum(leg.failed for leg in legs)),

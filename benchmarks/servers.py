@@ -149,7 +149,9 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
         port = addresses["http"].rpartition(":")[2]
         return ["benchmarks.targets.joined", count or "1", "127.0.0.1", port, *_our_arguments(setting)], {}
     where = ["--host", "127.0.0.1", "--port", addresses["http"].rpartition(":")[2]]
-    if kind == "llmserve":
+    if kind in ("llmserve", "llmserve-unheld"):
+        if kind == "llmserve-unheld":
+            where += ["--max-hold", "0"]
         return ["frontends.aiohttp_app", *where, "--workers", count or "1", *_our_arguments(setting)], {}
     model = await anyio.to_thread.run_sync(resolve, setting.model)
     arguments = [*where, "--served-model-name", MODEL, *_vllm_arguments(setting)]

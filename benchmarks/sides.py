@@ -4,6 +4,7 @@ Over an engine core that is stubbed, null or real, or over an engine that does n
 up at once, and all but one are idle.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -15,9 +16,11 @@ from benchmarks import stubbed
 from benchmarks.fleet import Fleet, open_fleet
 from benchmarks.load import Generator, Measured
 from benchmarks.nothing import NoEngine
+from benchmarks.results import RequestRecord
 from benchmarks.servers import MODEL, Server, Setting, open_server
 from benchmarks.targets import Target, TargetError
 from benchmarks.targets.bare import Bare
+from benchmarks.targets.http import Prompts
 from benchmarks.targets.inprocess import InProcess
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.vllm import VLLMEngine
@@ -31,6 +34,9 @@ class Leg(msgspec.Struct, kw_only=True):
     cpu_microseconds_per_token: float
     ttft_p50: float
     ttft_p99: float
+    tokens_per_event: float = 1.0
+    # Of each stream the longest pause between two events, in seconds; of all streams the 99th percentile.
+    gap_p99: float = 0.0
     failed: int = 0
     failure: str = ""
 
@@ -43,6 +49,7 @@ IN_PROCESS = ("bare", "inprocess")
 WAYS: dict[str, tuple[str, str]] = {
     "http": ("llmserve", "http"),
     "chat": ("llmserve", "chat"),
+    "http-unheld": ("llmserve-unheld", "http"),
     "tcp": ("llmserve-socket", "tcp"),
     "unix": ("llmserve-socket", "unix"),
     "joined": ("joined", "http"),
@@ -51,8 +58,10 @@ WAYS: dict[str, tuple[str, str]] = {
     "vllm-rust": ("vllm-rust", "http"),
     "vllm-rust-chat": ("vllm-rust", "chat"),
 }
+# Words, so that each server tokenises; on our raw socket as ids.
+PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "unix": "ids"}
 # Those that can have several processes.
-MANY = ("http", "joined", "vllm")
+MANY = ("http", "http-unheld", "chat", "joined", "vllm", "vllm-chat")
 
 
 def parse_side(name: str) -> tuple[str, str]:
@@ -92,7 +101,7 @@ async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> As
             await process.until_healthy()
         for name, (server, way) in servers.items():
             process = starting[server]
-            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, chat=way == "chat")
+            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, prompts=PROMPTS[way])
             sides[name] = _server_side(await stack.enter_async_context(fleet), process, setting)
         yield {name: sides[name] for name in names}
 
@@ -138,12 +147,23 @@ def _leg(measured: Measured, cpu_seconds: float) -> Leg:
         raise TargetError(f"all of {len(failed)} requests failed: {failure}")
     tokens = sum(record.completion_tokens for record in records)
     seconds = max(record.finished or 0.0 for record in records)
-    ttfts = sorted((record.first_token or 0.0) - (record.dispatched or 0.0) for record in records)
+    ttfts = [(record.first_token or 0.0) - (record.dispatched or 0.0) for record in records]
     return Leg(
         tokens_per_second=tokens / seconds,
         cpu_microseconds_per_token=cpu_seconds / tokens * 1e6,
         ttft_p50=statistics.median(ttfts),
-        ttft_p99=ttfts[-1 - len(ttfts) // 100],
+        ttft_p99=_p99(ttfts),
+        tokens_per_event=tokens / sum(len(record.deliveries) for record in records),
+        gap_p99=_p99([_longest_gap(record) for record in records]),
         failed=len(failed),
         failure=failure,
     )
+
+
+def _longest_gap(record: RequestRecord) -> float:
+    times = [at for at, _ in record.deliveries]
+    return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[-1 - len(values) // 100]

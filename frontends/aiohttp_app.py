@@ -18,7 +18,7 @@ from frontends.access import Access
 from frontends.choices import generate_choices, open_choices
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
-from frontends.flush import FlushScheduler
+from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.http.form import MAX_BODY, Handler, check_form, expect_later, read
 from frontends.http.idempotency import HEADER, Memory, answer_once
 from frontends.http.log import Write, name_and_log, name_answer, sign
@@ -40,13 +40,15 @@ GetSeries = Callable[[], Awaitable[Iterable["Metric"]]]
 class Routes:
     """The handlers; each reads its body, makes one call, and writes the answer."""
 
-    def __init__(self, manager: EngineManager, model: str, facts: GetFacts | None, series: GetSeries | None, access: Access) -> None:
+    def __init__(
+        self, manager: EngineManager, model: str, facts: GetFacts | None, series: GetSeries | None, access: Access, max_hold: float
+    ) -> None:
         self.manager = manager
         self.model = model
         self._access = access
         self._facts = facts or self._own_facts
         self._series = series or self._own_series
-        self._scheduler = FlushScheduler()
+        self._scheduler = FlushScheduler(max_hold)
         self._completion = msgspec.json.Decoder(CompletionRequest)
         self._chat = msgspec.json.Decoder(ChatRequest)
         self._generate = msgspec.json.Decoder(GenerateRequest)
@@ -226,6 +228,7 @@ def build_app(
     access: Access | None = None,
     log: Write | None = None,
     memory: Memory | None = None,
+    max_hold: float = MAX_HOLD,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -238,13 +241,14 @@ def build_app(
         series: asked for what stands beside ours in Prometheus's text, where it is not this process's alone.
         access: whose keys are let in; None asks nobody.
         memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
+        max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
         log: takes a line for each request (`frontends.http.log.open_log`).
     """
     access = access or Access()
     middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app.on_response_prepare.append(sign)
-    app.add_routes(Routes(manager, model, facts, series, access).table())
+    app.add_routes(Routes(manager, model, facts, series, access, max_hold).table())
     return app
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from frontends.access import KEY_VARIABLE, Access
+from frontends.flush import MAX_HOLD
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
@@ -47,6 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--stall-timeout", type=float, metavar="S", default=RestartConfig().stall_timeout, help=words)
     words = "longest that any request may take, waiting included; 0: no bound (default: %(default)s)"
     limits.add_argument("--max-seconds", type=float, metavar="S", default=MAX_SECONDS, help=words)
+    words = "longest time in seconds to hold a stream's tokens back while the event loop is overloaded; 0 = never (default: %(default)s)"
+    limits.add_argument("--max-hold", type=float, metavar="S", default=MAX_HOLD, help=words)
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
     watching = parser.add_argument_group("watching it")
     words = "send a trace of each request, and metrics, to this OpenTelemetry collector by OTLP over HTTP, such as http://localhost:4318"

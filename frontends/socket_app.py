@@ -14,6 +14,7 @@ from frontends.access import Access
 from frontends.addresses import Address, parse_address
 from frontends.door import Door
 from frontends.exposure import check_reach
+from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.listeners import CannotListen, bind, bind_unix
 from frontends.options import count
 from frontends.program import Listen, installed, run, serve
@@ -58,7 +59,9 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         door = Door(options.max_connections, options.max_peer_connections)
-        server = open_server(manager, model, addresses, tls=tls, access=access, max_streams=options.max_streams, door=door)
+        server = open_server(
+            manager, model, addresses, tls=tls, access=access, max_streams=options.max_streams, door=door, max_hold=options.max_hold
+        )
         async with server as bound, followed(tls):
             yield [str(address) for address in bound]
 
@@ -75,13 +78,14 @@ async def open_server(
     access: Access | None = None,
     max_streams: int = 1024,
     door: Door | None = None,
+    max_hold: float = MAX_HOLD,
 ) -> AsyncIterator[list[Address]]:
     """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
 
     Raises CannotListen.
     """
     door = door or Door()
-    service = Service(manager, model, access or Access(), max_streams)
+    service = Service(manager, model, access or Access(), max_streams, scheduler=FlushScheduler(max_hold))
     bound = []
     async with AsyncExitStack() as stack:
         for address in addresses:

@@ -22,7 +22,7 @@ class Bare:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(max_tokens=item.max_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        params = SamplingParams(max_tokens=item.max_tokens, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
         answer: list[int] = []
         deliveries = record.deliveries
         async for output in self.llm.generate(tokens_input(list(item.prompt)), params, f"bare-{next(self._numbers)}"):

@@ -6,7 +6,7 @@ and what the final usage has more goes to the last.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import attrs
@@ -25,6 +25,8 @@ HEADERS = {"Content-Type": "application/json"}
 # Most tokenisers have a token for each, its space included.
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
+
+Prompts = Literal["ids", "text", "chat"]
 
 NO_ERROR = msgspec.Raw(b"null")
 
@@ -47,17 +49,19 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 @attrs.frozen
 class HTTP:
-    """One server's model. A `chat` has words in place of the prompt's token ids, as many as those."""
+    """One server's model. Of `text` and `chat` the prompt is words in place of token ids, as many as those."""
 
     session: aiohttp.ClientSession
     model: str
-    chat: bool = False
+    prompts: Prompts = "ids"
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
         body = {
             "model": self.model,
             **self._prompt(item),
             "max_tokens": item.max_tokens,
+            # Greedy: a model with random weights would sample ids that its tokenizer does not have.
+            "temperature": 0,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
@@ -65,7 +69,7 @@ class HTTP:
             "priority": item.priority,
         }
         try:
-            path = "/v1/chat/completions" if self.chat else "/v1/completions"
+            path = "/v1/chat/completions" if self.prompts == "chat" else "/v1/completions"
             async with self.session.post(path, data=msgspec.json.encode(body), headers=HEADERS) as response:
                 record.accepted = now()
                 record.request_id = response.headers.get("X-Request-Id", "")
@@ -84,9 +88,11 @@ class HTTP:
         return ()
 
     def _prompt(self, item: Item) -> dict[str, Any]:
-        if not self.chat:
+        if self.prompts == "ids":
             return {"prompt": item.prompt}
         words = " ".join(WORDS[token % len(WORDS)] for token in item.prompt)
+        if self.prompts == "text":
+            return {"prompt": words}
         return {"messages": [{"role": "user", "content": words}]}
 
     async def _read(self, record: RequestRecord, response: aiohttp.ClientResponse, now: Callable[[], float]) -> None:

@@ -34,7 +34,7 @@ class InProcess:
     manager: Streams
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
-        sampling = Sampling(max_tokens=item.max_tokens, ignore_eos=True)
+        sampling = Sampling(max_tokens=item.max_tokens, temperature=0, ignore_eos=True)
         request = GenerationRequest(item.prompt, sampling=sampling, tenant=item.tenant, priority=item.priority)
         record.request_id = request.request_id
         answer: list[int] = []

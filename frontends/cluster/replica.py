@@ -82,7 +82,7 @@ class Replica:
                 tracer.observe(manager.statistics)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
             reception = await stack.enter_async_context(
-                running(build_app(manager, name, self._gather_facts, self._gather_series, access=access))
+                running(build_app(manager, name, self._gather_facts, self._gather_series, access=access, max_hold=options.max_hold))
             )
             await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
             self._relay = Relay(folder / "http")

@@ -106,7 +106,13 @@ class Worker:
         options, access = self._options, Access.open(self._options)
         tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
         app = build_app(
-            self._manager, served_name(options), self._gather, access=access, log=open_log(options.request_log), memory=self._answers
+            self._manager,
+            served_name(options),
+            self._gather,
+            access=access,
+            log=open_log(options.request_log),
+            memory=self._answers,
+            max_hold=options.max_hold,
         )
         door = Door(options.max_connections, options.max_peer_connections)
         # What has changed, the owner tells the operator.

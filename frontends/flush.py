@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-# The longest that a token is held back, in seconds: less than a reader of text notices.
-MAX_HOLD = 0.02
+# The longest that a token is held back, in seconds. The measured gaps between a stream's events grow by up to a few milliseconds more.
+MAX_HOLD = 0.015
 # The first hold when the loop falls behind, and how fast holds grow and shrink from window to window.
 FIRST_HOLD = 0.002
 FACTOR = 1.5

@@ -27,7 +27,7 @@ MAX_MESSAGES = 2048
 # Under the same name in `Sampling`.
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
-    "stop_token_ids", "ignore_eos", "skip_special_tokens", "logit_bias",
+    "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "logit_bias",
 )  # fmt: skip
 
 
@@ -84,6 +84,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    stream_interval: int | None = None
     logit_bias: dict[int, float] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsBody | None = None
@@ -251,6 +252,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_stop: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    stream_interval: int = 1
+    detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None

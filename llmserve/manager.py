@@ -175,6 +175,7 @@ class EngineManager:
             on_end=lambda: self._ended(job),
             on_first=lambda: self._begun(job),
             on_death=lambda error: self._recovery.judge(job, error),
+            interval=request.sampling.stream_interval,
         )
         self._jobs[request.request_id] = job
         deadline = now + self._longest(request)

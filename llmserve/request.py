@@ -82,6 +82,8 @@ class Sampling:
         stop: at most 4 strings of at most 256 characters that end the text, left out of it unless `include_stop`.
         logprobs: number of alternatives to report for each token, 0 to 20; None reports nothing.
         prompt_logprobs: the same for the prompt's tokens.
+        stream_interval: tokens in each delta of a stream after its first: fewer deltas, which come later.
+        detokenize: False leaves the text of the answer empty, for callers that want token ids alone; it excludes `stop` and tools.
         logit_bias: for at most 1,024 token ids, what is added to their logits, from -100 to 100.
         structured_outputs: what the answer must look like.
 
@@ -104,6 +106,8 @@ class Sampling:
     include_stop: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    stream_interval: int = attrs.field(default=1, validator=_integer(1, MAX_TOKENS_FIELD))
+    detokenize: bool = True
     logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
@@ -116,6 +120,8 @@ class Sampling:
 
     @stop.validator
     def _few_short_strings(self, _: object, value: tuple[str, ...]) -> None:
+        if value and not self.detokenize:
+            raise InvalidRequest("stop needs the answer's text, and detokenize is false", "stop")
         if len(value) > MAX_STOP_STRINGS:
             raise InvalidRequest(f"stop takes at most {MAX_STOP_STRINGS} strings", "stop")
         for text in value:
@@ -185,6 +191,8 @@ class GenerationRequest:
             raise InvalidRequest("tools need messages", "tools")
         if self.tools is not None and self.tools.choice != "none" and self.sampling.structured_outputs is not None:
             raise InvalidRequest("structured_outputs and tools exclude each other, unless tool_choice is none", "structured_outputs")
+        if self.tools is not None and not self.sampling.detokenize:
+            raise InvalidRequest("tools need the answer's text, and detokenize is false", "detokenize")
         if self.prompt is not None and not self.prompt:
             raise InvalidRequest("prompt is empty", "prompt")
         if isinstance(self.prompt, tuple) and not _token_ids(self.prompt):

@@ -26,6 +26,7 @@ class TokenStream:
         on_end: Callable[[], None],
         on_first: Callable[[], None] = lambda: None,
         on_death: Callable[[EngineDead], Exception | None] = lambda error: error,
+        interval: int = 1,
     ) -> None:
         self.timeline = timeline
         self._clock = clock
@@ -33,6 +34,9 @@ class TokenStream:
         self._on_end = on_end
         self._on_first = on_first
         self._on_death = on_death
+        # Tokens to a delta, after the first; and those that have come since the reader was woken.
+        self._interval = interval
+        self._unwoken = 0
         self._pending: Delta | Backlog | None = None
         self.error: Exception | None = None
         self._ended = False
@@ -73,7 +77,7 @@ class TokenStream:
             RequestCancelled, DeadlineExceeded: it was ended from outside.
             EngineError: the engine failed it, or died.
         """
-        while self._pending is None:
+        while self._pending is None or (self._unwoken and not self._ended):
             self.raise_if_failed()
             if self._ended:
                 raise StopAsyncIteration
@@ -158,7 +162,16 @@ class TokenStream:
         if delta.finish_reason is not None:
             timeline.finish_reason = delta.finish_reason
             self._end()
-        self._wake()
+        if self._interval == 1 or self._is_due(len(delta.token_ids)):
+            self._wake()
+
+    def _is_due(self, count: int) -> bool:
+        """Whether the reader gets what has come: the first tokens, then `interval` of them, then the end."""
+        self._unwoken += count
+        due = self._ended or self.timeline.completion_tokens == count or self._unwoken >= self._interval
+        if due:
+            self._unwoken = 0
+        return due
 
     def fail(self, error: Exception) -> None:
         """End with an error; the first one counts. The engine's death need not be the end."""
@@ -176,6 +189,7 @@ class TokenStream:
             return False
         self._deaf = True
         self._pending = None
+        self._unwoken = 0
         self.timeline.completion_tokens = 0
         self.timeline.first_token = self.timeline.last_token = None
         return True

@@ -337,7 +337,7 @@ class SimulatedEngine:
             sequence.timings.first_token = now
         sequence.timings.last_token = now
         sampling = sequence.sampling
-        text, stop = sequence.stops.feed(decode([token]))
+        text, stop = sequence.stops.feed(decode([token]) if sampling.detokenize else "")
         reason = "stop" if token == END or stop is not None or token in sampling.stop_token_ids else None
         if reason is None and sequence.generated >= (sampling.max_tokens or 0):
             reason = "length"

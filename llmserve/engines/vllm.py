@@ -334,6 +334,7 @@ class VLLMEngine:
             include_stop_str_in_output=sampling.include_stop,
             ignore_eos=sampling.ignore_eos,
             skip_special_tokens=sampling.skip_special_tokens,
+            detokenize=sampling.detokenize,
             logprobs=sampling.logprobs,
             prompt_logprobs=sampling.prompt_logprobs,
             logit_bias=dict(sampling.logit_bias) or None,

@@ -80,7 +80,7 @@ class FastPath:
                 counts.slow += len(token_ids)
                 continue
             counts.fast += len(token_ids)
-            text = _decode(detokenizer, token_ids)
+            text = _decode(detokenizer, token_ids) if receiver.detokenize else _keep(detokenizer, token_ids)
             if statistics is not None:
                 _count(statistics, state.stats, len(token_ids), timestamp)
             receiver.take(text, token_ids)
@@ -96,6 +96,11 @@ def _decode(detokenizer: Any, token_ids: list[int]) -> str:
     detokenizer.output_text += text
     detokenizer._last_output_text_offset += len(text)  # noqa: SLF001 - it is how much of `output_text` has been given out
     return text
+
+
+def _keep(detokenizer: Any, token_ids: list[int]) -> str:
+    detokenizer.update(token_ids, False)
+    return ""
 
 
 def _count(statistics: Any, request: Any, count: int, timestamp: float | None) -> None:

@@ -27,6 +27,7 @@ class Receiver:
         dropped: Callable[[Sink], None],
     ) -> None:
         self._id = request_id
+        self.detokenize = sampling.detokenize
         self._sink = sink
         self._sampling = sampling
         self._open = open_requests

@@ -164,6 +164,15 @@ class EngineContract:
         await self.assert_idle(engine)
         assert not sink.ended.is_set()
 
+    async def test_an_answer_that_is_not_detokenized_is_its_token_ids(self, engine):
+        plain = await self.run_one(engine, "text", ignore_eos=True, temperature=0.0)
+        ids = await self.run_one(engine, "ids", ignore_eos=True, temperature=0.0, detokenize=False)
+        assert [token for delta in ids.deltas for token in delta.token_ids] == [
+            token for delta in plain.deltas for token in delta.token_ids
+        ]
+        assert "".join(delta.text for delta in ids.deltas) == ""
+        assert "".join(delta.text for delta in plain.deltas) != ""
+
     async def test_statistics_count_up(self, engine):
         before = engine.statistics()
         await self.run_one(engine, "count", ignore_eos=True)

@@ -5,6 +5,7 @@ import time
 
 import aiohttp
 import anyio
+import msgspec
 import pytest
 from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
@@ -86,6 +87,39 @@ async def test_bad_input_is_named_at_once_and_the_next_request_works(server, bod
     assert time.perf_counter() - began < BAD_INPUT_SECONDS
     assert (got, answer["error"]["param"]) == (status, param)
     assert (await server.post("/v1/completions", {"prompt": "x", "max_tokens": 1}))[0] == 200
+
+
+@pytest.fixture
+async def paused(engine):
+    """The engine refuses requests until the test has ended."""
+    from vllm.v1.engine import EngineCoreOutput
+
+    if "error" not in EngineCoreOutput.__struct_fields__:
+        pytest.skip("before 0.33, vLLM kept requests that came during a pause, and answered them after it")
+    await engine.running_llm.pause_generation(mode="wait", clear_cache=False)
+    yield
+    await engine.running_llm.resume_generation()
+
+
+async def test_a_paused_engine_is_503_and_when_to_come_back(server, paused):
+    status, answer, headers = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 2})
+    assert (status, answer["error"]["code"], headers["Retry-After"]) == (503, "unavailable", "1")
+
+
+async def test_a_paused_engine_ends_a_stream_with_an_error(server, paused):
+    """The status has gone out by then: vLLM takes the request, and refuses it later."""
+    async with server.session.post("/v1/completions", json={"prompt": "x", "max_tokens": 2, "stream": True}) as response:
+        events = [line.removeprefix(b"data: ") async for line in response.content if line.startswith(b"data: ")]
+    assert msgspec.json.decode(events[0])["error"]["code"] == "unavailable"
+    assert events[1:] == [b"[DONE]\n"]
+
+
+@pytest.mark.parametrize("mode", ["abort", "wait"])
+async def test_an_engine_that_goes_on_after_a_pause_answers(server, engine, mode):
+    await engine.running_llm.pause_generation(mode=mode)
+    await engine.running_llm.resume_generation()
+    status, _, _ = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 2})
+    assert status == 200
 
 
 async def test_vllm_s_own_series_stand_beside_ours(server):

@@ -5,7 +5,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from frontends.tls import TLS, followed
 from frontends.workers.owner import serve_workers
 from llmserve import EngineManager
 from llmserve.cpus import available_cpus
+from llmserve.engines.vllm_args import has_gpu_build
 
 # What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
 CORES_PER_WORKER = 4
@@ -79,11 +79,7 @@ async def start(options: argparse.Namespace) -> int:
 def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
     """As many as the cores carry. One, if what limits an answer is not the host: a simulated engine, or one on a CPU; and for several
     engine cores, which workers cannot share."""
-    try:
-        distribution("vllm")
-    except PackageNotFoundError:
-        return 1
-    if engine != "vllm" or args.get("data_parallel_size", 1) != 1:
+    if engine != "vllm" or args.get("data_parallel_size", 1) != 1 or not has_gpu_build():
         return 1
     return max(1, min(MOST_WORKERS, available_cpus() // CORES_PER_WORKER))
 

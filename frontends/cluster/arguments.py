@@ -3,10 +3,10 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 
 from frontends.options import add_options, count, engine_args
 from llmserve import ConfigurationError
+from llmserve.engines.vllm_args import has_gpu_build
 
 # Given as one argument with several values.
 REPEATED = "engine-arg"
@@ -61,13 +61,11 @@ def from_words(words: Mapping[str, str]) -> list[str]:
 
 def _gpus(options: argparse.Namespace) -> int:
     """As many as one engine takes; none for the simulated one, or vLLM's build for CPUs."""
-    try:
-        distribution("vllm")
-    except PackageNotFoundError:
+    if options.engine != "vllm" or not has_gpu_build():
         return 0
     args = engine_args(options)
     sizes = (args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
     product = 1
     for size in sizes:
         product *= int(size)
-    return product if options.engine == "vllm" else 0
+    return product

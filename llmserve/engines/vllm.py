@@ -212,7 +212,7 @@ class VLLMEngine:
             if request.prompt is not None:
                 return await self._render_text(llm, request.prompt)
             return attrs.evolve(await self._render_chat(llm, request), constraint=forced)
-        except InvalidRequest:
+        except (InvalidRequest, EngineDead):
             raise
         except Exception as error:
             # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.

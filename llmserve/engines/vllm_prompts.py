@@ -13,6 +13,9 @@ from typing import Any
 
 import attrs
 
+from llmserve.errors import EngineDead
+
+GONE = "vLLM's engine is not running"
 # A batch that has so many characters is closed: those who come during a long one wait for it, and not for all of the line.
 MAX_CHARACTERS = 2**18
 
@@ -53,9 +56,12 @@ class PromptEncoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._waiting: list[_Waiting] = []
         self._busy = False
+        self._closed = False
 
     async def encode(self, job: PromptJob) -> Encoded:
-        """Raises what vLLM raises about the job."""
+        """Raises what vLLM raises about the job, and EngineDead when the encoder has been closed."""
+        if self._closed:
+            raise EngineDead(GONE)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Encoded] = loop.create_future()
         self._waiting.append((job, future))
@@ -66,10 +72,16 @@ class PromptEncoder:
         return await future
 
     def close(self) -> None:
+        """Fail the jobs that wait. One that is in the thread comes to its end."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(EngineDead(GONE))
+        self._waiting.clear()
 
     def _begin(self) -> None:
-        batch = self._take()
+        batch = [] if self._closed else self._take()
         if not batch:
             self._busy = False
             return
@@ -85,7 +97,7 @@ class PromptEncoder:
         return [(job, future) for job, future in batch if not future.done()] or (self._take() if self._waiting else [])
 
     def _deliver(self, batch: list[_Waiting], work: "asyncio.Future[list[Encoded | Exception]]") -> None:
-        results = [RuntimeError("the engine has ended")] * len(batch) if work.cancelled() else work.result()
+        results = [EngineDead(GONE)] * len(batch) if work.cancelled() else work.result()
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue

@@ -28,11 +28,12 @@ class Loop:
     def flush(self):
         self.flushed.append(self.time())
 
-    async def steps(self, count, seconds, note=None):
+    async def steps(self, count, seconds):
         for _ in range(count):
             self.cpu += seconds * self.busy
             await asyncio.sleep(seconds)
-            (note or self.scheduler.later)(self.flush)
+            self.scheduler.later(self.flush)
+            await asyncio.sleep(0)
         await asyncio.sleep(1.0)
 
     def gaps(self):

@@ -14,6 +14,7 @@ from http_support import running_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from frontends import event_stream
 from frontends.aiohttp_app import MAX_BODY
 from llmserve import AdmissionConfig, EngineError, ManagerConfig, RestartConfig, State
 from llmserve.engines.vllm_outputs import translate
@@ -388,6 +389,51 @@ async def test_the_engine_s_death_is_503_everywhere():
         for path in ("/health", "/health/ready", "/health/live"):
             async with server.session.get(path) as response:
                 assert response.status == 503
+
+
+async def submitted(engine, count=1):
+    with anyio.fail_after(20):
+        while len(engine.submitted) < count:
+            await anyio.sleep(0.005)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
+async def test_a_stream_that_fails_before_its_first_token_is_a_status_and_the_connection_goes_on(path):
+    engine = ScriptedEngine()
+    async with running_server(engine) as server:
+        for number in range(2):
+            async with anyio.create_task_group() as tasks:
+
+                async def fail(number=number):
+                    await submitted(engine, number + 1)
+                    engine.sinks[engine.submitted[number]].fail(EngineError("it cannot"))
+
+                tasks.start_soon(fail)
+                status, body, headers = await server.post(path, {**TEXT, "stream": True})
+            assert (status, body["error"]["message"]) == (500, "it cannot")
+            assert "Transfer-Encoding" not in headers
+
+
+async def test_a_client_gets_the_headers_although_no_token_comes(monkeypatch):
+    monkeypatch.setattr(event_stream, "HEADERS_SECONDS", 0.05)
+    engine = ScriptedEngine()
+    async with running_server(engine) as server:
+        async with server.session.post("/generate", json={**TEXT, "stream": True}) as response:
+            assert response.status == 200
+            assert engine.samplings[engine.submitted[0]].max_tokens == 4
+            # Now an error is an event.
+            engine.sinks[engine.submitted[0]].fail(EngineError("it cannot"))
+            assert b"it cannot" in await response.read()
+
+
+async def test_a_stream_interval_makes_fewer_events(server):
+    counts = []
+    for interval in (1, 4):
+        body = {**TEXT, "max_tokens": 9, "ignore_eos": True, "stream": True, "stream_interval": interval}
+        async with server.session.post("/v1/completions", json=body) as response:
+            *chunks, _ = await events(response)
+        counts.append(len([chunk for chunk in chunks if chunk["choices"]]))
+    assert counts == [9, 3]
 
 
 async def test_while_draining_the_listener_answers_503():

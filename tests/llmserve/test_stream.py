@@ -1,5 +1,6 @@
 """A stream by itself, between an engine that pushes and a reader: what it notes, and what it tells a reader that is no task."""
 
+import anyio
 import pytest
 
 from llmserve import Delta, EngineError, Timeline, TokenStream
@@ -47,3 +48,39 @@ async def test_an_answer_without_a_reason_for_its_end_is_no_answer(stream):
     stream._end()
     with pytest.raises(EngineError, match="without a finish reason"):
         await stream.collect()
+
+
+async def test_a_reader_that_asks_for_fewer_deltas_gets_the_first_token_then_so_many_then_the_end():
+    stream = TokenStream(Timeline(), lambda: 7.0, Observers(()), on_end=lambda: None, interval=3)
+    stream.replay()
+    told = []
+    stream.notify(lambda: told.append(stream.take()))
+    for token in range(1, 9):
+        stream.put(Delta("x", (token,), "length" if token == 8 else None))
+    assert [delta.token_ids for delta in told] == [(1,), (2, 3, 4), (5, 6, 7), (8,)]
+    assert told[-1].finish_reason == "length"
+
+
+async def test_an_iterating_reader_waits_for_its_interval_too():
+    stream = TokenStream(Timeline(), lambda: 7.0, Observers(()), on_end=lambda: None, interval=2)
+    stream.replay()
+    read, failures = [], []
+
+    async def reading():
+        try:
+            async for delta in stream:
+                read.append(delta.token_ids)
+        except EngineError as error:
+            failures.append(str(error))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(reading)
+        for token in range(1, 5):
+            stream.put(Delta("x", (token,)))
+            await anyio.wait_all_tasks_blocked()
+        assert read == [(1,), (2, 3)]
+        stream.fail(EngineError("gone"))
+        await anyio.wait_all_tasks_blocked()
+    # What had come goes before the error.
+    assert read[-1] == (4,)
+    assert failures == ["gone"]

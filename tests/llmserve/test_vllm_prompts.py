@@ -1,0 +1,124 @@
+"""Prompts that wait are encoded together, and one that is wrong spoils no other. The renderer is a stand-in with vLLM's calls."""
+
+import asyncio
+import threading
+
+import attrs
+import pytest
+
+from llmserve import EngineDead
+from llmserve.engines.vllm_prompts import MAX_CHARACTERS, PromptEncoder, PromptJob
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@attrs.define
+class Params:
+    kwargs: dict = attrs.field(factory=lambda: {"add_special_tokens": True})
+
+    def get_encode_kwargs(self):
+        return self.kwargs
+
+    def apply_pre_tokenization(self, tokenizer, prompt):
+        return {"prompt": prompt["prompt"].strip()}
+
+
+@attrs.define
+class Renderer:
+    """Its tokenizer counts a text's characters, refuses the text "bad", and waits for `go`."""
+
+    calls: list = attrs.field(factory=list)
+    go: threading.Event = attrs.field(factory=threading.Event)
+
+    def tokenizer(self, texts, **kwargs):
+        self.calls.append((list(texts), kwargs))
+        self.go.wait(10)
+        if "bad" in texts:
+            raise TypeError("bad text")
+        return {"input_ids": [[len(text)] for text in texts]}
+
+    def render_messages(self, conversation, chat):
+        if not conversation:
+            raise ValueError("no messages")
+        return conversation, {"prompt": chat + "".join(message["content"] for message in conversation)}
+
+
+@pytest.fixture
+def renderer():
+    return Renderer()
+
+
+@pytest.fixture
+def encoder(renderer):
+    made = PromptEncoder(renderer)
+    yield made
+    renderer.go.set()
+    made.close()
+
+
+async def begin(encoder, *jobs):
+    tasks = [asyncio.ensure_future(encoder.encode(job)) for job in jobs]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+def text(words, **kwargs):
+    return PromptJob(Params(**kwargs), words)
+
+
+async def test_those_that_arrive_together_or_during_a_batch_go_together(encoder, renderer):
+    first = await begin(encoder, text("a"), text(" bb "))
+    second = await begin(encoder, text("ccc"), text("dddd"))
+    renderer.go.set()
+    assert await asyncio.gather(*first, *second) == [([1], "a"), ([2], "bb"), ([3], "ccc"), ([4], "dddd")]
+    assert [texts for texts, _ in renderer.calls] == [["a", "bb"], ["ccc", "dddd"]]
+
+
+async def test_conversations_are_rendered_and_go_with_others_of_their_kind(encoder, renderer):
+    renderer.go.set()
+    chat = {"add_special_tokens": False}
+    jobs = [text("a"), *(PromptJob(Params(chat), conversation=[{"content": words}], chat="> ") for words in ("x", "yy"))]
+    assert await asyncio.gather(*await begin(encoder, *jobs)) == [([1], "a"), ([3], "> x"), ([4], "> yy")]
+    assert [(texts, kwargs["add_special_tokens"]) for texts, kwargs in renderer.calls] == [(["a"], True), (["> x", "> yy"], False)]
+
+
+async def test_a_wrong_prompt_fails_alone(encoder, renderer):
+    renderer.go.set()
+    jobs = [text("a"), text("bad"), PromptJob(Params(), conversation=[], chat=""), text("bb")]
+    results = await asyncio.gather(*await begin(encoder, *jobs), return_exceptions=True)
+    assert results[0] == ([1], "a")
+    assert results[3] == ([2], "bb")
+    assert [repr(result) for result in results[1:3]] == ["TypeError('bad text')", "ValueError('no messages')"]
+
+
+async def test_who_leaves_is_not_encoded_and_keeps_nobody(encoder, renderer):
+    (running,) = await begin(encoder, text("a"))
+    left, stays = await begin(encoder, text("bb"), text("ccc"))
+    left.cancel()
+    running.cancel()
+    renderer.go.set()
+    assert await stays == ([3], "ccc")
+    assert [texts for texts, _ in renderer.calls] == [["a"], ["ccc"]]
+
+
+async def test_a_long_prompt_closes_its_batch(encoder, renderer):
+    renderer.go.set()
+    long = "x" * MAX_CHARACTERS
+    tasks = await begin(encoder, text("a"), text(long), text("bb"))
+    assert [ids for ids, _ in await asyncio.gather(*tasks)] == [[1], [MAX_CHARACTERS], [2]]
+    assert [len(texts) for texts, _ in renderer.calls] == [2, 1]
+
+
+async def test_an_engine_s_end_is_an_error_for_those_that_wait(encoder, renderer):
+    (running,) = await begin(encoder, text("a"))
+    (waiting,) = await begin(encoder, text("bb"))
+    encoder.close()
+    renderer.go.set()
+    assert await running == ([1], "a")
+    for late in (waiting, encoder.encode(text("ccc"))):
+        with pytest.raises(EngineDead):
+            await asyncio.wait_for(late, 10)

@@ -14,6 +14,7 @@ from llmserve import ConfigurationError
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # What a request may set in vLLM. A new name needs a look at what it has done to others: see advisories.toml.
 ALLOWED = {
+    "detokenize",
     "frequency_penalty",
     "ignore_eos",
     "include_stop_str_in_output",

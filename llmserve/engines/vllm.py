@@ -229,7 +229,7 @@ class VLLMEngine:
 
         self._refuse_endless(len(text), "prompt")
         if self._encoder is not None:
-            token_ids, _ = await self._encoder.encode(PromptJob(self._unbounded("cmpl"), text))
+            token_ids, _ = await self._encoder.encode(PromptJob(text, self._unbounded("cmpl")))
             return EnginePrompt(token_ids=tuple(token_ids), text=text)
         renderer = llm.renderer
         (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(llm.model_config, text)], self._unbounded("cmpl"))
@@ -249,7 +249,8 @@ class VLLMEngine:
         if self._encoder is not None:
             # As text: the tokenizer takes it together with others'.
             chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
-            token_ids, words = await self._encoder.encode(PromptJob(self._unbounded("chat"), conversation=messages, chat=chat))
+            _, prompt = await llm.renderer.render_messages_async(messages, chat)
+            token_ids, words = await self._encoder.encode(PromptJob(prompt["prompt"], self._unbounded("chat")))
             return EnginePrompt(token_ids=tuple(token_ids), text=words)
         _, (rendered,) = await llm.renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), self._unbounded("chat"))
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))

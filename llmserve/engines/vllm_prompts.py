@@ -1,12 +1,11 @@
-"""Prompts to token ids, those that wait together by one call. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+"""Texts to token ids, those that wait together by one call. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
 
 vLLM's renderer encodes one prompt at a time, each with a hand-over to its one thread and back, while the event loop holds the
-interpreter: of 512 prompts at once the last waits for all of them. Here one thread renders the conversations that wait and passes all
-texts to the tokenizer together, which encodes them on all cores without the interpreter's lock.
+interpreter: of 512 prompts at once the last waits for all of them. Here one thread passes all texts that wait to the tokenizer together,
+which encodes them on all cores without the interpreter's lock. Conversations are rendered by vLLM before, within its own time limit.
 """
 
 import asyncio
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -22,16 +21,10 @@ MAX_CHARACTERS = 2**18
 
 @attrs.frozen
 class PromptJob:
-    """A text, or a conversation with the ChatParams to render it with; `params` are vLLM's TokenizeParams."""
+    """A text, and vLLM's TokenizeParams for it."""
 
+    text: str
     params: Any
-    text: str | None = None
-    conversation: Sequence[Any] = ()
-    chat: Any = None
-
-    @property
-    def characters(self) -> int:
-        return len(self.text) if self.text is not None else sum(len(one.get("content") or "") for one in self.conversation)
 
 
 # What a job comes to: token ids with their text, or what is wrong with it.
@@ -92,7 +85,7 @@ class PromptEncoder:
         """The head of the line, up to MAX_CHARACTERS; without the jobs whose callers have left."""
         batch, characters = [], 0
         while self._waiting and characters < MAX_CHARACTERS:
-            characters += self._waiting[0][0].characters
+            characters += len(self._waiting[0][0].text)
             batch.append(self._waiting.pop(0))
         return [(job, future) for job, future in batch if not future.done()] or (self._take() if self._waiting else [])
 
@@ -110,26 +103,17 @@ class PromptEncoder:
     # In the thread
 
     def _encode_all(self, jobs: list[PromptJob]) -> list[Encoded | Exception]:
-        results: list[Encoded | Exception | None] = [None] * len(jobs)
-        texts: dict[int, str] = {}
+        results: dict[int, Encoded | Exception] = {}
+        kinds: dict[tuple[tuple[str, Any], ...], list[tuple[int, str]]] = {}
         for index, job in enumerate(jobs):
             try:
-                texts[index] = self._render(job)
+                text = str(job.params.apply_pre_tokenization(self._renderer.tokenizer, {"prompt": job.text})["prompt"])
+                kinds.setdefault(tuple(job.params.get_encode_kwargs().items()), []).append((index, text))
             except Exception as error:
                 results[index] = error
-        kinds: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-        for index in texts:
-            kinds.setdefault(tuple(jobs[index].params.get_encode_kwargs().items()), []).append(index)
-        for kwargs, indices in kinds.items():
-            for index, result in zip(indices, self._encode([texts[index] for index in indices], dict(kwargs)), strict=True):
-                results[index] = result
-        return [result for result in results if result is not None]
-
-    def _render(self, job: PromptJob) -> str:
-        prompt = {"prompt": job.text}
-        if job.text is None:
-            _, prompt = self._renderer.render_messages(job.conversation, job.chat)
-        return str(job.params.apply_pre_tokenization(self._renderer.tokenizer, prompt)["prompt"])
+        for kwargs, found in kinds.items():
+            results |= zip([index for index, _ in found], self._encode([text for _, text in found], dict(kwargs)), strict=True)
+        return [results[index] for index in range(len(jobs))]
 
     def _encode(self, texts: list[str], kwargs: dict[str, Any]) -> list[Encoded | Exception]:
         try:

@@ -23,6 +23,8 @@ class Params:
         return self.kwargs
 
     def apply_pre_tokenization(self, tokenizer, prompt):
+        if not prompt["prompt"]:
+            raise ValueError("no text")
         return {"prompt": prompt["prompt"].strip()}
 
 
@@ -39,11 +41,6 @@ class Renderer:
         if "bad" in texts:
             raise TypeError("bad text")
         return {"input_ids": [[len(text)] for text in texts]}
-
-    def render_messages(self, conversation, chat):
-        if not conversation:
-            raise ValueError("no messages")
-        return conversation, {"prompt": chat + "".join(message["content"] for message in conversation)}
 
 
 @pytest.fixture
@@ -67,7 +64,7 @@ async def begin(encoder, *jobs):
 
 
 def text(words, **kwargs):
-    return PromptJob(Params(**kwargs), words)
+    return PromptJob(words, Params(**kwargs))
 
 
 async def test_those_that_arrive_together_or_during_a_batch_go_together(encoder, renderer):
@@ -78,21 +75,22 @@ async def test_those_that_arrive_together_or_during_a_batch_go_together(encoder,
     assert [texts for texts, _ in renderer.calls] == [["a", "bb"], ["ccc", "dddd"]]
 
 
-async def test_conversations_are_rendered_and_go_with_others_of_their_kind(encoder, renderer):
+async def test_each_kind_of_text_goes_with_its_own(encoder, renderer):
     renderer.go.set()
     chat = {"add_special_tokens": False}
-    jobs = [text("a"), *(PromptJob(Params(chat), conversation=[{"content": words}], chat="> ") for words in ("x", "yy"))]
-    assert await asyncio.gather(*await begin(encoder, *jobs)) == [([1], "a"), ([3], "> x"), ([4], "> yy")]
-    assert [(texts, kwargs["add_special_tokens"]) for texts, kwargs in renderer.calls] == [(["a"], True), (["> x", "> yy"], False)]
+    jobs = [text("a"), text("> x", kwargs=chat), text("bb"), text("> yy", kwargs=chat)]
+    assert await asyncio.gather(*await begin(encoder, *jobs)) == [([1], "a"), ([3], "> x"), ([2], "bb"), ([4], "> yy")]
+    calls = [(texts, kwargs["add_special_tokens"]) for texts, kwargs in renderer.calls]
+    assert calls == [(["a", "bb"], True), (["> x", "> yy"], False)]
 
 
 async def test_a_wrong_prompt_fails_alone(encoder, renderer):
     renderer.go.set()
-    jobs = [text("a"), text("bad"), PromptJob(Params(), conversation=[], chat=""), text("bb")]
+    jobs = [text("a"), text("bad"), text(""), text("bb")]
     results = await asyncio.gather(*await begin(encoder, *jobs), return_exceptions=True)
     assert results[0] == ([1], "a")
     assert results[3] == ([2], "bb")
-    assert [repr(result) for result in results[1:3]] == ["TypeError('bad text')", "ValueError('no messages')"]
+    assert [repr(result) for result in results[1:3]] == ["TypeError('bad text')", "ValueError('no text')"]
 
 
 async def test_who_leaves_is_not_encoded_and_keeps_nobody(encoder, renderer):

@@ -100,6 +100,42 @@ async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine)
     assert answer.usage.completion_tokens == 40
 
 
+async def test_a_chat_template_without_end_is_stopped(manager, engine, monkeypatch):
+    """CVE-2026-115911, which vLLM has had a time limit against since 0.32: our way to the tokenizer keeps it."""
+    renderer = engine.running_llm.renderer
+    if not hasattr(renderer, "_render_with_timeout"):
+        pytest.skip("before 0.32 vLLM had no time limit")
+
+    async def render(*_, **__):
+        await anyio.sleep_forever()
+
+    monkeypatch.setenv("VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT", "0.2")
+    monkeypatch.setattr(renderer, "_apply_chat_template_async", render)
+    with pytest.raises(InvalidRequest, match="timed out"):
+        await manager.generate(GenerationRequest(messages=[{"role": "user", "content": "hi"}]))
+
+
+async def test_prompts_at_once_are_encoded_as_one_by_one(engine):
+    """By the renderer's own way, which the encoder stands in for."""
+    requests = [GenerationRequest(text) for text in ("Grüße, 世界!", "a", "The quick brown fox " * 50, "<|im_start|>user")]
+    requests += [GenerationRequest(messages=[{"role": "user", "content": text}]) for text in ("hi", "hello")]
+    found = [None] * len(requests)
+
+    async def encode(index):
+        found[index] = (await engine.tokenize(requests[index])).token_ids
+
+    async with anyio.create_task_group() as tasks:
+        for index in range(len(requests)):
+            tasks.start_soon(encode, index)
+    encoder, engine._encoder = engine._encoder, None
+    try:
+        alone = [(await engine.tokenize(request)).token_ids for request in requests]
+    finally:
+        engine._encoder = encoder
+    assert encoder is not None
+    assert found == alone
+
+
 async def test_a_full_collection_of_garbage_does_not_stop_the_streams(manager):
     """A regression: it looked through all that vLLM had imported, 0.3 s long."""
     assert gc.get_freeze_count() > 100_000

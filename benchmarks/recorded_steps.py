@@ -1,6 +1,6 @@
 """Three steps of a real vLLM core for one request, its first, a middle and its last, as the stubbed core repeats them.
 
-`recorded_steps.json` holds every field that differs from its default. `python -m benchmarks.recorded_steps` records the steps anew on the
+`recorded_steps.json` holds every field that differs from its default. `python -m benchmarks.recorded_steps` records the steps again on the
 installed vLLM and the bundled model; tests/vllm compares the file with a running core, so that the stub cannot drift from it.
 """
 

@@ -76,7 +76,7 @@ class EventStream:
         if self._timer is not None:
             self._timer.cancel()
         if self._writer is not None and not self.begun:
-            # What prepare() has set on the connection's writer; the other response sets all else anew.
+            # prepare() has marked the connection's writer as chunked. The next response sets everything else itself.
             self._writer.chunked = False
 
     async def pour(self, streams: Sequence[TokenStream], chunk: Chunk) -> None:

@@ -40,7 +40,7 @@ class FastPath:
     def __init__(self, processor: Any, counts: PathCounts) -> None:
         from vllm.v1.engine import EngineCoreOutput
 
-        # Every field of every version: one that nobody here knows makes an output vLLM's.
+        # All fields of the installed version. An output that uses a field which this module does not know is left to vLLM.
         others = [field for field in msgspec.structs.fields(EngineCoreOutput) if field.name not in READ]
         self._others = attrgetter(*(field.name for field in others))
         self._defaults = tuple(field.default for field in others)

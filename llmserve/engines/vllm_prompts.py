@@ -15,7 +15,7 @@ import attrs
 from llmserve.errors import EngineDead
 
 GONE = "vLLM's engine is not running"
-# A batch that has so many characters is closed: those who come during a long one wait for it, and not for all of the line.
+# Maximum characters of a batch. A prompt that arrives during a long batch waits for that batch, not for the whole queue.
 MAX_CHARACTERS = 2**18
 
 

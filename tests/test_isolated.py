@@ -52,10 +52,16 @@ def test_a_command_has_a_home_of_its_own(run, command, status):
         ("touch /var/tmp/x", "left behind: /var/tmp/x"),
         ("touch x", "left behind: ?? x"),
         ('touch "$OUTSIDE/x"', "cannot touch"),
-        ("(setsid sleep 100 &)", "sleep 100"),
     ],
 )
 def test_what_a_command_leaves_outside_of_it_is_an_error(run, command, message):
     finished = run(command)
     assert finished.returncode == 1
     assert message in finished.stderr
+
+
+def test_a_process_that_a_command_leaves_is_named_and_ends(run):
+    finished = run("(setsid sleep 100 &)")
+    assert finished.returncode == 0
+    assert "still running: process" in finished.stderr
+    assert "sleep 100" in finished.stderr

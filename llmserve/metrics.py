@@ -52,43 +52,82 @@ class Observers:
 
 
 class LogHistogram:
-    """Counts in buckets that grow by 2 % each, so that any percentile is within 1 % at a fixed memory of 8 kB.
+    """Counts in buckets that grow by 2 % each, so that any percentile is within 1 % at a fixed memory of 16 kB.
 
     Covers 10 microseconds to 3 hours; what lies outside is counted at the edge. Values in seconds.
+
+    A value is kept first, and counted together with a thousand others or when the histogram is read: that takes a third of the time.
     """
 
     LOW = 1e-5
     GROWTH = 1.02
     BUCKETS = 1050  # LOW * GROWTH**1050 is 10,700 s
+    MOST_KEPT = 1024  # counted in 0.2 ms
 
     _SCALE = 1 / math.log(GROWTH)
 
     def __init__(self) -> None:
-        self.counts = [0] * self.BUCKETS
-        self.count = 0
-        self.total = 0.0
-        self.maximum = 0.0
+        self._counts = [0] * self.BUCKETS
+        self._total = 0.0
+        self._maximum = 0.0
+        self._kept: list[float] = []
 
     def add(self, value: float, weight: int = 1) -> None:
-        index = int(math.log(value / self.LOW) * self._SCALE) if value > self.LOW else 0
-        self.counts[min(index, self.BUCKETS - 1)] += weight
-        self.count += weight
-        self.total += value * weight
-        if value > self.maximum:
-            self.maximum = value
+        if weight != 1:
+            self._count([value], weight)
+            return
+        self._kept.append(value)
+        if len(self._kept) >= self.MOST_KEPT:
+            self._settle()
+
+    def _settle(self) -> None:
+        kept, self._kept = self._kept, []
+        if kept:
+            self._count(kept, 1)
+
+    def _count(self, values: list[float], weight: int) -> None:
+        counts, low, scale, last, log = self._counts, self.LOW, self._SCALE, self.BUCKETS - 1, math.log
+        for value in values:
+            index = int(log(value / low) * scale) if value > low else 0
+            counts[min(index, last)] += weight
+        self._total += sum(values) * weight
+        self._maximum = max(self._maximum, *values)
+
+    @property
+    def counts(self) -> list[int]:
+        """By bucket."""
+        self._settle()
+        return self._counts
+
+    @property
+    def count(self) -> int:
+        """Of all values."""
+        return sum(self.counts)
+
+    @property
+    def total(self) -> float:
+        """Of all values, each as often as it weighs."""
+        self._settle()
+        return self._total
+
+    @property
+    def maximum(self) -> float:
+        """Of all values; 0.0 without one."""
+        self._settle()
+        return self._maximum
 
     def absorb(self, other: "LogHistogram") -> None:
         """Add all that another one has counted."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        self.count += other.count
-        self.total += other.total
-        self.maximum = max(self.maximum, other.maximum)
+        self._counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self._total += other.total
+        self._maximum = max(self._maximum, other.maximum)
 
     def percentile(self, share: float) -> float | None:
         """The value that a `share` (0 to 1) of all lie below; None without data."""
-        if not self.count:
+        every = self.count
+        if not every:
             return None
-        rank = share * self.count
+        rank = share * every
         seen = 0
         for index, count in enumerate(self.counts):
             seen += count
@@ -105,13 +144,14 @@ class LogHistogram:
         return sum(self.counts[: index + 1])
 
     def snapshot(self) -> dict[str, float | int | None]:
+        count = self.count
         return {
-            "count": self.count,
-            "mean": self.total / self.count if self.count else None,
+            "count": count,
+            "mean": self.total / count if count else None,
             "p50": self.percentile(0.50),
             "p95": self.percentile(0.95),
             "p99": self.percentile(0.99),
-            "max": self.maximum if self.count else None,
+            "max": self.maximum if count else None,
         }
 
 
@@ -175,6 +215,9 @@ class MetricsRecorder:
         self.e2e = LogHistogram()
         self.queue = LogHistogram()
         self._token_rate = RecentRate()
+        # Until then tokens are of the second that the rate is at; and so many of them it has.
+        self._second_ends = 0.0
+        self._rated = 0
         self._request_rate = RecentRate()
         self._good_rate = RecentRate()
 
@@ -183,6 +226,7 @@ class MetricsRecorder:
         """One that has recorded all that those on the same clock, with the same SLO, have. `parts` must not be empty."""
         whole = cls(parts[0].slo, min(part.started for part in parts))
         for part in parts:
+            part.rate_tokens()
             for name, value in vars(part).items():
                 mine = getattr(whole, name)
                 if isinstance(mine, (LogHistogram, RecentRate)):
@@ -195,17 +239,27 @@ class MetricsRecorder:
 
     def shift(self, seconds: float) -> None:
         """Onto a clock that is so much ahead: another machine's."""
+        self.rate_tokens()
         self.started += seconds
+        self._second_ends += seconds
         for rate in (self._token_rate, self._request_rate, self._good_rate):
             rate.shift(seconds)
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        if now >= self._second_ends:
+            self.rate_tokens()
+            self._second_ends = int(now) + 1.0
         self.completion_tokens += count
-        self._token_rate.add(count, now)
         if timeline.last_token is None:
             self.ttft.add(now - timeline.arrived)
         elif count:
             self.itl.add((now - timeline.last_token) / count, count)
+
+    def rate_tokens(self) -> None:
+        """Give the rate the tokens of its second that it does not have: once a second and when it is read, not for each token."""
+        if self.completion_tokens > self._rated:
+            self._token_rate.add(self.completion_tokens - self._rated, self._second_ends - 1)
+            self._rated = self.completion_tokens
 
     def finished(self, timeline: Timeline) -> None:
         outcome = timeline.outcome or Outcome.FAILED
@@ -233,6 +287,7 @@ class MetricsRecorder:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Everything as plain numbers; latencies in seconds, None where nothing was measured."""
+        self.rate_tokens()
         total = sum(self.outcomes.values())
         return {
             "uptime": now - self.started,

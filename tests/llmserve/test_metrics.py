@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,16 +99,34 @@ def test_recorders_of_several_processes_are_one_that_has_seen_it_all():
     for recorder in (*parts, whole):
         recorder.named = frozenset({"web"})
     for number in range(30):
+        for recorder in (parts[number % 3], whole):
+            recorder.tokens(Timeline(arrived=1.0), 1, 1.5 + number / 32)
+    for number in range(30):
         line = Timeline(arrived=1.0, admitted=1.125, prompt_tokens=2, completion_tokens=3, first_token=1.5 + number / 32, last_token=4.0)
         line.finished, line.outcome, line.reason = 4.0 + number, Outcome.COMPLETED if number % 4 else Outcome.REFUSED, "queue_full"
         line.tenant = ("web", "somebody")[number % 2]
         for recorder in (parts[number % 3], whole):
-            recorder.tokens(Timeline(arrived=1.0), 1, 1.5 + number / 32)
             recorder.tokens(line, 2, 4.0 + number)
             recorder.finished(line)
     together = MetricsRecorder.together(parts)
     assert together.snapshot(35.0) == whole.snapshot(35.0)
     assert [part.completion_tokens for part in parts] == [30, 30, 30]
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 3)), min_size=1, max_size=60), st.integers(0, 59))
+def test_a_recorder_counts_every_token_once_however_often_it_is_read(deliveries, reading):
+    recorder, now, counted = MetricsRecorder(SLO(), started=0.0), 0.0, Counter()
+    line = Timeline(arrived=0.0, last_token=0.0)
+    for number, (pause, tokens) in enumerate(deliveries):
+        now += pause
+        recorder.tokens(line, tokens, now)
+        counted[int(now)] += tokens
+        if number == reading:
+            recorder.snapshot(now)
+    snapshot = recorder.snapshot(now)
+    assert snapshot["tokens"]["completion"] == snapshot["itl"]["count"] == counted.total()
+    recent = sum(tokens for second, tokens in counted.items() if second >= int(max(now - 10, 0)))
+    assert snapshot["tokens"]["per_second"] == pytest.approx(recent / max(min(now, 10.0), 1.0))
 
 
 def test_tenants_are_counted_by_the_names_that_the_operator_gave():

@@ -32,4 +32,4 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
         wanted = getattr(sampling, name) or 0
         if wanted > most:
             raise InvalidRequest(f"{name} is {wanted}, but after a prompt of {length} tokens at most {most} can be generated", name)
-    return attrs.evolve(sampling, max_tokens=sampling.max_tokens or most)
+    return sampling if sampling.max_tokens else attrs.evolve(sampling, max_tokens=most)

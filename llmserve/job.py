@@ -10,6 +10,7 @@ import anyio.lowlevel
 import attrs
 
 from llmserve.admission import Ticket
+from llmserve.deadlines import Watch
 from llmserve.engine import EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
@@ -23,7 +24,7 @@ class Job:
 
     Attributes:
         entry: the scope of everything before the caller holds the stream; cancelled when the request ends in there.
-        timer: the scope of the task that waits for the deadline.
+        watch: of its deadline, where it has one.
         span: its part of a trace.
         in_engine: the engine may hold it, so an abort is owed.
         entered: the caller holds the stream, or entering has unwound.
@@ -36,7 +37,7 @@ class Job:
     timeline: Timeline
     stream: TokenStream = attrs.field(init=False)
     entry: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
-    timer: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
+    watch: Watch | None = None
     ticket: Ticket | None = None
     span: Span = attrs.field(factory=NoTracer)
     in_engine: bool = False
@@ -90,10 +91,3 @@ def interrupter(stream: TokenStream) -> Callable[[str], None]:
             anyio.from_thread.run_sync(stream.fail, error, token=loop)
 
     return interrupt
-
-
-async def expire(job: Job, deadline: float, clock: Callable[[], float]) -> None:
-    """End the job at its deadline; a task of the manager's runs this until the job is settled."""
-    with job.timer:
-        await anyio.sleep(max(0.0, deadline - clock()))
-        job.stream.fail(DeadlineExceeded(deadline - job.timeline.arrived))

@@ -20,11 +20,12 @@ import sniffio
 from llmserve.admission import Admission, Refusal, Ticket, TicketState, build_admission, wake
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
+from llmserve.deadlines import Deadlines
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
-from llmserve.errors import EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
+from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
-from llmserve.job import Job, expire, interrupter, note_outcome
+from llmserve.job import Job, interrupter, note_outcome
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
 from llmserve.recovery import Recovery
@@ -183,7 +184,7 @@ class EngineManager:
             deadline = min(deadline, token.deadline)
             job.unlink = token.add_callback(interrupter(job.stream))
         if deadline < math.inf:
-            self._spawn(expire, job, deadline, self._clock)
+            job.watch = self._deadlines.add(deadline, lambda: job.stream.fail(DeadlineExceeded(deadline - now)))
         return job
 
     def _longest(self, request: GenerationRequest) -> float:
@@ -203,7 +204,9 @@ class EngineManager:
         with self._tokenizing.place():
             prompt = await self._recovery.tokenize(job)
         salt = cache_salt(job.request.tenant) if self.config.isolate_tenants else None
-        prompt = attrs.evolve(prompt, cache_salt=salt, trace_headers=job.span.headers, adapter=job.request.adapter)
+        headers, adapter = job.span.headers, job.request.adapter
+        if salt or headers or adapter:
+            prompt = attrs.evolve(prompt, cache_salt=salt, trace_headers=headers, adapter=adapter)
         sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
         job.timeline.prompt_tokens = len(prompt.token_ids)
         job.timeline.tokenized = self._clock()
@@ -226,9 +229,11 @@ class EngineManager:
         return ticket
 
     async def _admit(self, job: Job, ticket: Ticket, sampling: Sampling) -> None:
-        granted = anyio.Event()
-        ticket.prompt_tokens, ticket.max_tokens, ticket.wake = job.timeline.prompt_tokens, sampling.max_tokens, granted.set
+        ticket.prompt_tokens, ticket.max_tokens = job.timeline.prompt_tokens, sampling.max_tokens
         refused = self.admission.offer(ticket, self._clock())
+        if ticket.state is TicketState.WAITING:
+            granted = anyio.Event()
+            ticket.wake = granted.set
         # More than once only for one that may be served late: it gives up its place among those with a promise first.
         while ticket.state is TicketState.WAITING:
             with anyio.move_on_after(max(0.0, ticket.expires - self._clock())):
@@ -297,7 +302,8 @@ class EngineManager:
             return
         job.settled = True
         job.unlink()
-        job.timer.cancel()
+        if job.watch is not None:
+            job.watch.release()
         job.timeline.finished = self._clock()
         # Does nothing unless the stream was left with `break` or `return` before its end.
         job.stream.fail(RequestCancelled("the stream was left"))
@@ -356,6 +362,8 @@ class EngineManager:
             self.recorder = MetricsRecorder(self.config.slo, self._clock())
             self.recorder.named = frozenset(self.config.admission.table.named)
             self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
+            self._deadlines = Deadlines(self._clock)
+            self._tasks.start_soon(self._deadlines.run)
             try:
                 await self._tasks.start(self._run_engine)
                 self._admission = self._admission or self._build_admission()

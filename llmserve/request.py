@@ -6,7 +6,7 @@ without a bound has, in the past, stalled or killed the engine for everyone.
 """
 
 import math
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -179,7 +179,7 @@ class GenerationRequest:
     priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
     best_effort: bool = attrs.field(default=False, kw_only=True)
-    request_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, kw_only=True)
+    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), kw_only=True)
     trace_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -350,13 +350,14 @@ class VLLMEngine:
     def statistics(self) -> EngineStatistics:
         """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
         counts would stand still, so they are never more than the requests that are in it."""
-        last = attrs.evolve(self._steps.statistics, fast_path_tokens=self._paths.fast, slow_path_tokens=self._paths.slow)
-        if self.connect is not None:
-            # What all of its clients have in it, which only they know together.
-            return last
-        running = min(last.running, len(self._open))
-        waiting = min(last.waiting, len(self._open) - running)
-        return attrs.evolve(last, running=running, waiting=waiting, kv_usage=last.kv_usage if self._open else 0.0)
+        last = self._steps.statistics
+        changes: dict[str, Any] = {"fast_path_tokens": self._paths.fast, "slow_path_tokens": self._paths.slow}
+        # What all clients of one core have in it, only they know together.
+        if self.connect is None:
+            running = changes["running"] = min(last.running, len(self._open))
+            changes["waiting"] = min(last.waiting, len(self._open) - running)
+            changes["kv_usage"] = last.kv_usage if self._open else 0.0
+        return attrs.evolve(last, **changes)
 
     def watch(self, stepped: Callable[[], None]) -> None:
         self._stepped = stepped

@@ -7,18 +7,15 @@ last attacker, and what memory they cost.
 
 import asyncio
 import math
-import multiprocessing
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from multiprocessing.connection import Connection
+from collections.abc import Awaitable, Callable
 
 import attrs
 import msgspec
-import numpy as np
 
+from benchmarks.canary import singing
 from benchmarks.connections import (
     OTHERS_TOKENS,
     RECEIVE_BUFFER,
@@ -32,9 +29,6 @@ from benchmarks.connections import (
 from benchmarks.servers import Server
 
 QUIET_SECONDS = 5.0
-# A canary sings at this interval; what it says takes eight of the engine's steps.
-CANARY_SECONDS, CANARY_TOKENS = 0.05, 8
-VOICES = 4
 CONNECTING = 256
 # The longest that any attacker may be suffered is 30 s: for a body, or for a reader from when all that is between is full.
 LONGEST_SECONDS = 120.0
@@ -62,69 +56,6 @@ class Attack(msgspec.Struct, kw_only=True):
 
 class Storms(msgspec.Struct, kw_only=True):
     attacks: list[Attack]
-
-
-@attrs.define
-class Canary:
-    """Asks on a connection of its own each time. `songs` are when it began, and how long it took."""
-
-    host: str
-    port: int
-    songs: list[tuple[float, float]] = attrs.field(factory=list)
-    failures: int = 0
-
-    async def sing(self, enough: Connection) -> None:
-        """In several voices, until something comes."""
-        voices = [asyncio.create_task(self._sing()) for _ in range(VOICES)]
-        await asyncio.to_thread(enough.recv)
-        for voice in voices:
-            voice.cancel()
-        await asyncio.gather(*voices, return_exceptions=True)
-
-    async def _sing(self) -> None:
-        while True:
-            began = time.perf_counter()
-            try:
-                reader, writer = await asyncio.open_connection(self.host, self.port)
-                writer.write(completion_request(CANARY_TOKENS))
-                await reader.readuntil(b"data: [DONE]")
-                writer.close()
-                self.songs.append((began, time.perf_counter() - began))
-            except (OSError, EOFError, asyncio.LimitOverrunError):
-                self.failures += 1
-            await asyncio.sleep(CANARY_SECONDS)
-
-    def figures(self, since: float = 0.0, until: float = math.inf) -> tuple[float, float]:
-        """p50 and p99 of those that began and ended within."""
-        seconds = [seconds for began, seconds in self.songs if began >= since and began + seconds <= until] or [math.nan]
-        return float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.99))
-
-    def longest(self, until: float) -> float:
-        """Of those that began before."""
-        return max((seconds for began, seconds in self.songs if began < until), default=0.0)
-
-
-@asynccontextmanager
-async def singing(host: str, port: int) -> AsyncIterator[Canary]:
-    """A canary in a process of its own, where the attackers' work does not delay it; what it has sung is known at the end."""
-    canary = Canary(host, port)
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_sing_for, args=(host, port, theirs), daemon=True)
-    process.start()
-    await asyncio.to_thread(ours.recv)
-    try:
-        yield canary
-    finally:
-        ours.send(None)
-        canary.songs, canary.failures = await asyncio.to_thread(ours.recv)
-        process.join()
-
-
-def _sing_for(host: str, port: int, pipe: Connection) -> None:
-    canary = Canary(host, port)
-    pipe.send(None)
-    asyncio.run(canary.sing(pipe))
-    pipe.send((canary.songs, canary.failures))
 
 
 @attrs.define

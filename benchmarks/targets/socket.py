@@ -13,12 +13,19 @@ from llmserve import ConfigurationError
 @asynccontextmanager
 async def open_socket(address: str) -> AsyncIterator[InProcess]:
     """One connection for all requests. Raises TargetError."""
+    async with open_client(address) as client:
+        yield InProcess(client)
+
+
+@asynccontextmanager
+async def open_client(address: str) -> AsyncIterator[SocketClient]:
+    """A connected client. Raises TargetError."""
     try:
         client = SocketClient(address)
         await client.__aenter__()
     except (OSError, FrameError, ConfigurationError, TimeoutError) as error:
         raise TargetError(f"{address} cannot be reached: {str(error) or type(error).__name__}") from error
     try:
-        yield InProcess(client)
+        yield client
     finally:
         await client.__aexit__(None, None, None)

@@ -1,0 +1,165 @@
+"""A client that asks for eight tokens again and again, in a process of its own: what an attack does to everybody else.
+
+Beside its requests a probe asks a route that does no work, on one open connection. Its latency is the time that the server's event loop
+takes to come round, so it shows a blocked loop without anything inside the server.
+"""
+
+import asyncio
+import math
+import multiprocessing
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from typing import Literal
+
+import attrs
+import msgspec
+import numpy as np
+
+from benchmarks.targets import TargetError
+from llmserve import GenerationRequest, LLMServeError, Sampling
+
+# The pause between two requests of a voice; what a canary asks for takes eight of the engine's steps.
+CANARY_SECONDS, CANARY_TOKENS = 0.05, 8
+PROBE_SECONDS = 0.02
+VOICES = 4
+# A request or a probe that takes longer has failed.
+PATIENCE_SECONDS = 30.0
+# A tenant of its own: what others' requests leave to it is what admission promises.
+SONG = msgspec.json.encode({"prompt": "hi", "max_tokens": CANARY_TOKENS, "ignore_eos": True, "stream": True, "user": "canary"})
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+PROBE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+# What a lost connection, an answer that is none and a refusal raise.
+FAILURES = (OSError, EOFError, ValueError, asyncio.LimitOverrunError, LLMServeError, TargetError)
+
+Timed = tuple[float, float]
+Wire = Literal["http", "socket"]
+
+
+@attrs.define
+class Canary:
+    """Asks on a connection of its own each time. `songs`, `failed` and `probes` are when each began, and how many seconds it took."""
+
+    host: str
+    port: int
+    wire: Wire = "http"
+    voices: int = VOICES
+    patience: float = PATIENCE_SECONDS
+    songs: list[Timed] = attrs.field(factory=list)
+    failed: list[Timed] = attrs.field(factory=list)
+    probes: list[Timed] = attrs.field(factory=list)
+
+    @property
+    def failures(self) -> int:
+        return len(self.failed)
+
+    async def sing(self, enough: Connection) -> None:
+        """In several voices and with one probe, until something comes."""
+        ask, probe = (self._ask, self._probe) if self.wire == "http" else (self._ask_socket, self._probe_socket)
+        tasks = [asyncio.create_task(self._voice(ask)) for _ in range(self.voices)]
+        tasks.append(asyncio.create_task(self._probing(probe)))
+        await asyncio.to_thread(enough.recv)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _voice(self, ask: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            began = time.perf_counter()
+            try:
+                async with asyncio.timeout(self.patience):
+                    await ask()
+                self.songs.append((began, time.perf_counter() - began))
+            except FAILURES:
+                self.failed.append((began, time.perf_counter() - began))
+            await asyncio.sleep(CANARY_SECONDS)
+
+    async def _probing(self, probe: Callable[[], Awaitable[None]]) -> None:
+        """On a connection that is opened again after it was lost. A server that does not answer in time counts with that time."""
+        while True:
+            try:
+                await probe()
+            except FAILURES:
+                await asyncio.sleep(CANARY_SECONDS)
+
+    @asynccontextmanager
+    async def _timed_probe(self) -> AsyncIterator[None]:
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.patience):
+                yield
+        finally:
+            self.probes.append((began, time.perf_counter() - began))
+        await asyncio.sleep(PROBE_SECONDS)
+
+    async def _ask(self) -> None:
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            writer.write(HEAD % len(SONG) + SONG)
+            status = await reader.readline()
+            if b" 200 " not in status:
+                raise EOFError(f"answered {status!r}")
+            await reader.readuntil(b"data: [DONE]")
+        finally:
+            writer.close()
+
+    async def _probe(self) -> None:
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            while True:
+                async with self._timed_probe():
+                    writer.write(PROBE)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+                    await reader.readexactly(int(length))
+        finally:
+            writer.close()
+
+    async def _ask_socket(self) -> None:
+        from benchmarks.targets.socket import open_client
+
+        async with open_client(f"tcp://{self.host}:{self.port}") as client:
+            await client.generate(GenerationRequest("hi", tenant="canary", sampling=Sampling(max_tokens=CANARY_TOKENS, ignore_eos=True)))
+
+    async def _probe_socket(self) -> None:
+        from benchmarks.targets.socket import open_client
+
+        async with open_client(f"tcp://{self.host}:{self.port}") as client:
+            while True:
+                async with self._timed_probe():
+                    await client.ping()
+
+    def figures(self, since: float = 0.0, until: float = math.inf) -> tuple[float, float]:
+        """p50 and p99 of those that began and ended within."""
+        seconds = [seconds for began, seconds in self.songs if began >= since and began + seconds <= until] or [math.nan]
+        return float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.99))
+
+    def longest(self, until: float) -> float:
+        """Of those that began before."""
+        return max((seconds for began, seconds in self.songs if began < until), default=0.0)
+
+
+@asynccontextmanager
+async def singing(
+    host: str, port: int, wire: Wire = "http", voices: int = VOICES, patience: float = PATIENCE_SECONDS
+) -> AsyncIterator[Canary]:
+    """A canary in a process of its own, where the attackers' work does not delay it; what it has sung is known at the end."""
+    canary = Canary(host, port, wire, voices, patience)
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_sing_for, args=(canary, theirs), daemon=True)
+    process.start()
+    await asyncio.to_thread(ours.recv)
+    try:
+        yield canary
+    finally:
+        ours.send(None)
+        canary.songs, canary.failed, canary.probes = await asyncio.to_thread(ours.recv)
+        process.join()
+
+
+def _sing_for(canary: Canary, pipe: Connection) -> None:
+    pipe.send(None)
+    asyncio.run(canary.sing(pipe))
+    pipe.send((canary.songs, canary.failed, canary.probes))

@@ -25,6 +25,7 @@ from benchmarks import (
     storage,
     storms,
 )
+from benchmarks.attacks.command import add_attacks, run_attacks
 from benchmarks.overload import command
 from benchmarks.storage import UnreadableRun
 from benchmarks.targets import TargetError
@@ -284,6 +285,11 @@ def build_parser() -> argparse.ArgumentParser:
     bad.add_argument("--idle", type=options.positive(int), default=10_000, help="connections that may stay, or come at once")
     bad.add_argument("--clients", type=options.positive(int), default=5000, help="of each slow attack (default: %(default)s)")
     bad.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    hostile = commands.add_parser(
+        "attacks", help="requests that once stopped a server: what a canary beside them notices; exit code 1 if it does"
+    )
+    hostile.set_defaults(run_command=run_attacks)
+    add_attacks(hostile)
     forms = commands.add_parser("grammars", help="hostile schemas beside a stream: what it notices, and how soon they are refused")
     forms.set_defaults(run_command=run_grammars)
     forms.add_argument("--model", default="bundled")

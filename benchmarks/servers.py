@@ -44,11 +44,13 @@ LAST_WORDS = 2000
 class Setting:
     """`requests` are for each stream, one after another. `processes` of the generator load a server."""
 
-    core: Literal["stubbed", "nothing", "null", "real"] = "stubbed"
+    core: Literal["stubbed", "nothing", "null", "real", "simulated"] = "stubbed"
     # Of a core that does nothing: seconds between its steps, and each step's text.
     pace: tuple[float, str] | None = None
     model: str = "bundled"
     engine_args: dict[str, Any] = attrs.field(factory=dict)
+    # Further arguments of our own servers. Comparisons admit every request.
+    server_args: tuple[str, ...] = ("--max-running", "0")
     prompt_tokens: int = 16
     answer_tokens: int = 1024
     requests: int = 1
@@ -105,8 +107,9 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server(name: str, setting: Setting, streams: int) -> AsyncIterator[Server]:
-    """Started; `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N processes."""
+async def open_server(name: str, setting: Setting, streams: int, *, stdout: int | None = None) -> AsyncIterator[Server]:
+    """Started; `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N processes. Its
+    standard output goes to the descriptor `stdout`, or into the log as its standard error does."""
     with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
         addresses = _addresses(name, folder)
         command, environment = await _command(name, setting, addresses)
@@ -118,7 +121,13 @@ async def open_server(name: str, setting: Setting, streams: int) -> AsyncIterato
         log = Path(folder, "log")
         out = os.open(log, os.O_WRONLY | os.O_CREAT)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *command, stdout=out, stderr=out, env={**os.environ, **environment}, start_new_session=True
+            sys.executable,
+            "-m",
+            *command,
+            stdout=out if stdout is None else stdout,
+            stderr=out,
+            env={**os.environ, **environment},
+            start_new_session=True,
         )
         os.close(out)
         try:
@@ -163,9 +172,9 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
 
 
 def _our_arguments(setting: Setting) -> list[str]:
-    engine = ["--engine", "simulated"] if setting.core == "nothing" else ["--model", setting.model]
+    engine = ["--engine", "simulated"] if setting.core in ("nothing", "simulated") else ["--model", setting.model]
     args = [f"--engine-arg={key}={_json(value)}" for key, value in setting.args_of_ours.items()]
-    return ["--max-running", "0", "--served-model-name", MODEL, *engine, *args]
+    return [*setting.server_args, "--served-model-name", MODEL, *engine, *args]
 
 
 def _vllm_arguments(setting: Setting) -> list[str]:

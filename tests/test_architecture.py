@@ -60,6 +60,8 @@ ALLOWED = {
     "llmserve": {"llmserve"},
     "frontends": {"frontends", "llmserve"},
     "benchmarks": {"benchmarks", "llmserve"},
+    # The largest request that our servers take, and the first bytes of the raw socket's wire.
+    "benchmarks.attacks.inputs": {"frontends"},
     # Serves our own HTTP over the manager that is measured in process, so that both targets share one engine.
     "benchmarks.targets.here": {"benchmarks", "llmserve", "frontends"},
     "benchmarks.targets.cluster": {"benchmarks", "frontends"},

@@ -1,0 +1,1 @@
+"""Requests that must not disturb other clients, played against a server: `python -m benchmarks attacks`."""

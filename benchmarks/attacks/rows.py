@@ -50,8 +50,9 @@ class Row:
         return bool(self.server) or self.unread or self.wire == "socket"
 
 
-# The canary waits for the engine's steps, which a constraint makes longer: twice is the bound, and 6 s for the refusal.
-CONSTRAINED = Bounds(rise=None, times=2.0, answered=6.0)
+# The canary waits for the engine's steps, which a constraint makes longer: twice is the bound, and 6 s for the refusal. The first
+# constrained request starts the program that tries constraints (300 MiB), which stays.
+CONSTRAINED = Bounds(rise=None, times=2.0, answered=6.0, grown=512 * MIB)
 CONSTRAINTS = tuple(
     Row(
         number="1" if name == "grammar" else "1b",

@@ -115,11 +115,13 @@ def run_connections(given: argparse.Namespace) -> int:
 
 
 def run_soak(given: argparse.Namespace) -> int:
-    manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg))
-    found = asyncio.run(soak.measure(manager, given.requests, given.at_once, given.seed, _say))
+    config = soak.config(given.at_once)
+    manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg), config=config)
+    length = soak.Length(requests=given.requests, seconds=given.seconds)
+    found = asyncio.run(soak.measure(manager, length, given.at_once, given.seed, _say))
     print(soak.conclude(found))
     _keep(found, given.out)
-    return 0
+    return int(not found.level)
 
 
 def run_grammars(given: argparse.Namespace) -> int:
@@ -300,12 +302,13 @@ def build_parser() -> argparse.ArgumentParser:
     many = commands.add_parser("cluster", help="replicas on a local Ray Serve: what they carry, share and cost, on simulated engines")
     many.set_defaults(run_command=run_cluster)
     many.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    long = commands.add_parser("soak", help="a million requests of every kind: what grows that should not")
+    long = commands.add_parser("soak", help="requests of every kind for an hour: what grows that should not; exit code 1 if memory does")
     long.set_defaults(run_command=run_soak)
     long.add_argument("--model", default="bundled")
     long.add_argument("--engine", choices=ENGINES, default="simulated", help="default: %(default)s")
     long.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     long.add_argument("--requests", type=options.positive(int), default=1_000_000, help="default: %(default)s")
+    long.add_argument("--seconds", type=options.positive(float), help="how long, in place of --requests")
     long.add_argument("--at-once", type=options.positive(int), default=32)
     long.add_argument("--seed", type=int, default=1)
     long.add_argument("--out", type=pathlib.Path, metavar="FILE.json")

@@ -1,32 +1,48 @@
-"""A million requests through one manager: `python -m benchmarks soak`. What grows that should not: memory, tasks, file descriptors, series.
+"""Requests of every kind through one manager, for an hour: `python -m benchmarks soak --seconds 3600`. What grows that should not: memory,
+tasks, file descriptors, series.
 
-Most are whole answers in process. A tenth is left at some moment, a twentieth cannot be answered, a hundredth is read slowly, one in twenty
-goes over HTTP, where half of them ask for what there is not. Each has a tenant of its own.
+The slope of the resident size is a least-squares line over the samples after the first third, in which caches fill and what is allocated
+once is allocated. Each sample is taken while no request is open. The clients live in the same process, so what they keep counts too.
 """
 
 import asyncio
 import gc
 import os
-import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import aiohttp
+import attrs
 import msgspec
+import numpy as np
 import psutil
 
-from benchmarks.targets.here import serve_here
-from llmserve import EngineManager, GenerationRequest, LLMServeError, Sampling
+from benchmarks.soak_clients import Client
+from benchmarks.targets.here import connect, serve_here, serve_sockets_here
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.exporters import prometheus
 
-TOKENS = 4
-LONGEST_SECONDS = 0.02
-SLOW_SECONDS = 0.01
-# After it, what is allocated once has been.
-PARTS, WARM_PARTS = 10, 2
+PARTS = 60
+WARM_SHARE = 1 / 3
+# Of memory that answers for Idempotency-Key may take: they fill it in the first thousand requests, and not after two million.
+KEEP_BYTES = 2**18
+# Bytes a request: one MiB for 100,000 of them.
+MOST_GROWTH = 2**20 / 1e5
+# A normal distribution's 95 %; the samples are 40.
+INTERVAL = 1.96
+
+
+@attrs.frozen(kw_only=True)
+class Length:
+    """How long a soak is: so many requests, or so many seconds."""
+
+    requests: int = 1_000_000
+    seconds: float | None = None
+
+    def parts(self) -> "list[Length]":
+        seconds = None if self.seconds is None else self.seconds / PARTS
+        return [Length(requests=max(1, self.requests // PARTS), seconds=seconds)] * PARTS
 
 
 class Sample(msgspec.Struct, kw_only=True):
@@ -39,6 +55,17 @@ class Sample(msgspec.Struct, kw_only=True):
     series: int
 
 
+class Slope(msgspec.Struct, kw_only=True):
+    """Bytes a request, and half of its 95 % interval."""
+
+    slope: float
+    margin: float
+
+    def __str__(self) -> str:
+        share = 1e5 / 2**20
+        return f"{self.slope * share:+.2f} MiB in 100,000 requests (95 %: {self.margin * share:.2f} either way)"
+
+
 class Soak(msgspec.Struct, kw_only=True):
     """`ends` by what callers saw."""
 
@@ -47,93 +74,63 @@ class Soak(msgspec.Struct, kw_only=True):
     samples: list[Sample]
 
     @property
-    def growth(self) -> float:
-        """Bytes of memory for a request, after the warm parts."""
-        first, last = self.samples[WARM_PARTS - 1], self.samples[-1]
-        return (last.rss - first.rss) / (last.requests - first.requests)
+    def growth(self) -> Slope:
+        """Of the resident size after the first third."""
+        warm = self.samples[int(len(self.samples) * WARM_SHARE) :]
+        return slope([sample.requests for sample in warm], [sample.rss for sample in warm])
+
+    @property
+    def level(self) -> bool:
+        return self.growth.slope <= MOST_GROWTH
 
 
-class Client:
-    """One after another, each of a kind that its own dice choose."""
-
-    def __init__(self, manager: EngineManager, session: aiohttp.ClientSession, seed: int, ends: Counter[str]) -> None:
-        self._manager = manager
-        self._session = session
-        self._rng = random.Random(f"soak {seed}")
-        self._ends = ends
-
-    async def ask(self) -> None:
-        dice = self._rng.random()
-        kind = (
-            self._left
-            if dice < 0.10
-            else self._bad
-            if dice < 0.15
-            else self._slow
-            if dice < 0.16
-            else self._http
-            if dice < 0.21
-            else self._whole
-        )
-        try:
-            self._ends[await kind()] += 1
-        except LLMServeError as error:
-            self._ends[type(error).__name__] += 1
-
-    def _request(self, **sampling: Any) -> GenerationRequest:
-        wanted = Sampling(**({"max_tokens": TOKENS, "ignore_eos": True} | sampling))
-        return GenerationRequest("Once upon a time", tenant=f"tenant {self._rng.random()}", sampling=wanted)
-
-    async def _whole(self) -> str:
-        await self._manager.generate(self._request())
-        return "answered"
-
-    async def _left(self) -> str:
-        task = asyncio.create_task(self._whole())
-        await asyncio.wait([task], timeout=self._rng.random() * LONGEST_SECONDS)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            return await task
-        return "left"
-
-    async def _bad(self) -> str:
-        await self._manager.generate(self._request(max_tokens=10**6))
-        return "answered"
-
-    async def _slow(self) -> str:
-        async with self._manager.stream(self._request()) as stream:
-            async for _ in stream:
-                await asyncio.sleep(SLOW_SECONDS)
-        return "answered slowly"
-
-    async def _http(self) -> str:
-        body: dict[str, Any] = {"prompt": "hi", "max_tokens": TOKENS, "user": f"user {self._rng.random()}"}
-        if self._rng.random() < 0.5:
-            body["model"] = f"model {self._rng.random()}"
-        async with self._session.post("/v1/completions", json=body, headers={"X-Request-Id": f"id-{self._rng.random()}"}) as response:
-            await response.read()
-            return f"HTTP {response.status}"
+def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope:
+    """The least-squares line through points, three or more at different places."""
+    x, y = np.asarray(xs, float), np.asarray(ys, float)
+    spread = x - x.mean()
+    squares = float((spread**2).sum())
+    found = float((spread * (y - y.mean())).sum()) / squares
+    rest = y - y.mean() - found * spread
+    error = (float((rest**2).sum()) / (len(x) - 2) / squares) ** 0.5
+    return Slope(slope=found, margin=INTERVAL * error)
 
 
-async def measure(manager: EngineManager, requests: int, at_once: int, seed: int, report: Callable[[str], None]) -> Soak:
+def config(at_once: int) -> ManagerConfig:
+    """Limits at which some of `at_once` clients find no place."""
+    return ManagerConfig(admission=AdmissionConfig(max_running=max(1, at_once // 2), max_waiting=max(1, at_once // 4)))
+
+
+async def measure(manager: EngineManager, length: Length, at_once: int, seed: int, report: Callable[[str], None]) -> Soak:
+    """`manager` has the limits of `config(at_once)`."""
     ends: Counter[str] = Counter()
-    samples = []
+    samples: list[Sample] = []
     began = time.perf_counter()
-    async with manager, serve_here(manager, "model") as url, aiohttp.ClientSession(url) as session:
-        clients = [Client(manager, session, seed * at_once + number, ends) for number in range(at_once)]
-        for part in range(1, PARTS + 1):
-            numbers = iter(range(requests // PARTS))
-
-            async def work(client: Client, numbers: Any = numbers) -> None:
-                for _ in numbers:
-                    await client.ask()
-
-            await asyncio.gather(*(work(client) for client in clients))
+    async with (
+        manager,
+        serve_here(manager, "model", KEEP_BYTES) as url,
+        serve_sockets_here(manager, "model", ["tcp://127.0.0.1:0"]) as (address,),
+        connect(address) as socket,
+        aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+        clients = [Client(manager, session, socket, seed * at_once + number, ends) for number in range(at_once)]
+        for part in length.parts():
+            await _run(clients, part)
             while manager.statistics().open:  # noqa: ASYNC110 - a figure has no event
                 await asyncio.sleep(0.01)
-            samples.append(_sample(manager, requests // PARTS * part))
-            report(_line(samples[-1]))
+            samples.append(_sample(manager, sum(ends.values())))
+            report(_line(samples[-1], time.perf_counter() - began))
     return Soak(seconds=time.perf_counter() - began, ends=dict(ends), samples=samples)
+
+
+async def _run(clients: Sequence[Client], part: Length) -> None:
+    until = time.perf_counter() + part.seconds if part.seconds is not None else None
+    numbers = iter(range(part.requests))
+
+    async def work(client: Client) -> None:
+        while time.perf_counter() < until if until is not None else next(numbers, None) is not None:
+            await client.ask()
+
+    await asyncio.gather(*map(work, clients))
 
 
 def _sample(manager: EngineManager, requests: int) -> Sample:
@@ -148,13 +145,16 @@ def _sample(manager: EngineManager, requests: int) -> Sample:
     )
 
 
-def _line(sample: Sample) -> str:
-    return (
-        f"{sample.requests:,}: {sample.rss / 2**20:.1f} MiB, {sample.tasks} tasks, {sample.descriptors} descriptors, {sample.series} series"
-    )
+def _line(sample: Sample, seconds: float) -> str:
+    figures = f"{sample.tasks} tasks, {sample.descriptors} descriptors, {sample.series} series"
+    return f"{seconds:.0f} s, {sample.requests:,} requests: {sample.rss / 2**20:.1f} MiB, {figures}"
 
 
 def conclude(found: Soak) -> str:
     ends = ", ".join(f"{count:,} {name}" for name, count in sorted(found.ends.items()))
-    growth = f"{found.growth:.1f} bytes of memory a request after the first parts"
-    return f"{sum(found.ends.values()):,} requests in {found.seconds:.0f} s: {ends}\n{growth}"
+    bound = Slope(slope=MOST_GROWTH, margin=0.0).slope * 1e5 / 2**20
+    verdict = "level" if found.level else "GROWS"
+    return (
+        f"{sum(found.ends.values()):,} requests in {found.seconds:.0f} s: {ends}\n"
+        f"resident size after the first third: {found.growth}: {verdict} (bound {bound:g} MiB)"
+    )

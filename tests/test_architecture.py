@@ -66,6 +66,7 @@ ALLOWED = {
     "benchmarks.targets.here": {"benchmarks", "llmserve", "frontends"},
     "benchmarks.targets.cluster": {"benchmarks", "frontends"},
     "benchmarks.targets.joined": {"frontends", "llmserve"},
+    "benchmarks.soak_clients": {"benchmarks", "llmserve", "frontends.socket_client"},
     "benchmarks.targets.socket": {"benchmarks", "llmserve", "frontends"},
     "reports": {"reports", "benchmarks"},
 }

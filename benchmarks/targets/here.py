@@ -4,6 +4,7 @@ Its clients are other processes, as a server's are; the stages that the engine s
 the clock that all processes of a host share.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from benchmarks.results import RequestRecord
 from benchmarks.targets.inprocess import take_timeline
 from frontends.addresses import parse_address
 from frontends.aiohttp_app import build_app
+from frontends.http.idempotency import KEEP_BYTES, Answers
 from frontends.http.server import running
 from frontends.listeners import bind
 from frontends.reception import listen
@@ -42,10 +44,11 @@ class Timelines:
 
 
 @asynccontextmanager
-async def serve_here(manager: EngineManager, model: str) -> AsyncIterator[str]:
-    """The URL of a server that lives as long as the context."""
+async def serve_here(manager: EngineManager, model: str, keep_bytes: int = KEEP_BYTES) -> AsyncIterator[str]:
+    """The URL of a server that lives as long as the context, and keeps `keep_bytes` of answers for `Idempotency-Key`."""
     listener = bind("127.0.0.1", 0)
-    async with running(build_app(manager, model)) as reception, listen(reception, listener):
+    memory = Answers(asyncio.get_running_loop().time, keep_bytes)
+    async with running(build_app(manager, model, memory=memory)) as reception, listen(reception, listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 

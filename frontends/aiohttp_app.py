@@ -24,6 +24,7 @@ from frontends.http.idempotency import HEADER, Memory, answer_once
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
 from frontends.http.who import CALLER, ask_for_key
+from frontends.log_writer import dropped_lines
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
@@ -137,7 +138,7 @@ class Routes:
         return _json(document(version("llmserve"), keys=self._access.keys is not None))
 
     async def _own_facts(self) -> Facts:
-        return self.manager.facts()
+        return self.manager.facts().with_dropped(dropped_lines())
 
     async def _own_series(self) -> "Iterable[Metric]":
         from llmserve.exporters import prometheus

@@ -18,6 +18,7 @@ from frontends.door import raise_descriptor_limit
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.listeners import CannotListen
 from frontends.options import add_options, engine_args, manager_config
+from frontends.standard_streams import relay_standard_streams
 from frontends.startup import loading, say
 from frontends.telemetry import telemetry
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
@@ -38,6 +39,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     """Parse, serve and exit: code 0 after a drain, 1 if the engine died, 2 for a wrong argument."""
     add_options(parser)
     options = parser.parse_args(argv)
+    relay_standard_streams(say)
     raise_descriptor_limit()
     prepare_environment(options)
     try:

@@ -103,8 +103,12 @@ def http_listener(options: argparse.Namespace, address: str, listener: socket.so
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         app = build_app(manager, model, access=access, log=log, max_hold=options.max_hold)
         door = Door(options.max_connections, options.max_peer_connections)
-        async with running(app, door, tls) as reception, listen(reception, listener), followed(tls):
-            yield [address]
+        try:
+            async with running(app, door, tls) as reception, listen(reception, listener), followed(tls):
+                yield [address]
+        finally:
+            if log is not None:
+                log.close()
 
     return listening
 

@@ -5,10 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
+from frontends.standard_streams import terminal_columns
 from llmserve.models import cache_folder
 
 # How long the first start of anything is taken to last, before this machine has shown better: 26 to 46 s were measured
@@ -18,7 +19,9 @@ TICK = 0.25
 
 
 def say(line: str) -> None:
-    print(f"llmserve  {line}", file=sys.stderr, flush=True)
+    """Print a line; one that cannot be printed is lost and stops nothing."""
+    with suppress(OSError, ValueError):
+        print(f"llmserve  {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -29,8 +32,9 @@ def loading(what: str) -> Iterator[None]:
     """
     expected = _remembered().get(what, FIRST_GUESS)
     began = time.monotonic()
-    if sys.stderr.isatty():
-        with _filling(expected, began):
+    columns = terminal_columns()
+    if columns is not None:
+        with _filling(expected, began, columns):
             yield
     else:
         say(f"engine    loading, about {expected:.0f} s")
@@ -39,9 +43,9 @@ def loading(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _filling(expected: float, began: float) -> Iterator[None]:
+def _filling(expected: float, began: float, columns: int) -> Iterator[None]:
     done = threading.Event()
-    painter = threading.Thread(target=_fill, args=(expected, began, done), daemon=True)
+    painter = threading.Thread(target=_fill, args=(expected, began, columns, done), daemon=True)
     painter.start()
     try:
         yield
@@ -50,9 +54,9 @@ def _filling(expected: float, began: float) -> Iterator[None]:
         painter.join()
 
 
-def _fill(expected: float, began: float, done: threading.Event) -> None:
+def _fill(expected: float, began: float, columns: int, done: threading.Event) -> None:
     shape = "llmserve  engine    loading {bar:30} {elapsed} of about " + f"{expected:.0f} s"
-    with tqdm(total=expected, bar_format=shape, leave=False, file=sys.stderr) as bar:
+    with tqdm(total=expected, bar_format=shape, leave=False, ncols=columns, file=sys.stderr) as bar:
         while not done.wait(TICK):
             # Never full before it is ready: what takes longer than last time stays just short of the end.
             bar.n = min(time.monotonic() - began, expected * 0.99)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import attrs
@@ -15,10 +15,14 @@ from llmserve.state import ManagerStatistics
 
 @attrs.frozen
 class Facts:
-    """A snapshot and the record behind it, which goes on; the record is None before the manager has been entered."""
+    """A snapshot and the record behind it, which goes on; the record is None before the manager has been entered.
+
+    `dropped_lines`: lines that were lost, by the log's name, where the manager's program counts them.
+    """
 
     statistics: ManagerStatistics
     recorder: MetricsRecorder | None
+    dropped_lines: Mapping[str, int] = attrs.field(factory=dict)
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """As one dictionary of plain values."""
@@ -32,6 +36,7 @@ class Facts:
             **(self.recorder.snapshot(now) if self.recorder else {}),
             "admission": {**admission, "free_slots": statistics.free_slots},
             "engine": attrs.asdict(statistics.engine, filter=lambda field, _: field.name != "told"),
+            "dropped_lines": dict(self.dropped_lines),
         }
 
     def ended(self) -> Self:
@@ -49,7 +54,7 @@ class Facts:
         recorder = copy.deepcopy(self.recorder)
         if recorder is not None:
             recorder.shift(seconds)
-        return type(self)(attrs.evolve(self.statistics, engine=engine), recorder)
+        return attrs.evolve(self, statistics=attrs.evolve(self.statistics, engine=engine), recorder=recorder)
 
     @classmethod
     def of_engines(cls, parts: "Sequence[Facts]") -> Self:
@@ -70,7 +75,15 @@ class Facts:
             admission=admission,
             engine=_engine(statistics, one_engine=one_engine),
         )
-        return cls(whole, MetricsRecorder.together(recorders) if recorders else None)
+        dropped = Counter[str]()
+        for part in parts:
+            dropped.update(part.dropped_lines)
+        return cls(whole, MetricsRecorder.together(recorders) if recorders else None, dict(dropped))
+
+    def with_dropped(self, lines: Mapping[str, int]) -> Self:
+        """The same, and lines that another process of the program has lost."""
+        both = {name: self.dropped_lines.get(name, 0) + lines.get(name, 0) for name in (*self.dropped_lines, *lines)}
+        return attrs.evolve(self, dropped_lines=both)
 
 
 def _admission(parts: Sequence[AdmissionStatistics]) -> AdmissionStatistics:

@@ -3,8 +3,6 @@
 Every value is from a closed set, a number, or a name that was checked; what else a client sent is not written.
 """
 
-import logging
-import os
 import sys
 import time
 import uuid
@@ -19,6 +17,8 @@ from aiohttp.typedefs import Middleware
 
 from frontends.http.form import REQUEST_ID, Handler, client_id
 from frontends.http.who import CALLER, route_of
+from frontends.log_writer import LogWriter, open_appending
+from frontends.startup import say
 from llmserve import ConfigurationError
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -29,42 +29,27 @@ SERVER = "llmserve"
 NAME = web.RequestKey("name", str)
 ANSWER = web.RequestKey("answer", str)
 
+# As a label of `llmserve_log_lines_dropped_total`.
+NAME_OF_LOG = "requests"
+
 Write = Callable[[bytes], Any]
 
-logger = logging.getLogger(__name__)
 
+def open_log(path: Path | None) -> LogWriter | None:
+    """Takes lines for a file, which they are added to, or for standard output if the path is "-"; None without a path.
 
-def open_log(path: Path | None) -> Write | None:
-    """Where lines go: a file, which they are added to, standard output for "-", or nowhere. A line is one write, so that several processes
-    may share it. Raises ConfigurationError."""
+    Close it to write what it still holds. Raises ConfigurationError.
+    """
     if path is None:
         return None
     if str(path) == "-":
         sys.stdout.flush()
-        return _appending(1)
+        return LogWriter(NAME_OF_LOG, sys.stdout.fileno(), say)
     try:
-        file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        file = open_appending(path)
     except OSError as error:
         raise ConfigurationError(f"--request-log {path}: {error.strerror}") from None
-    return _appending(file)
-
-
-def _appending(file: int) -> Write:
-    failing = False
-
-    def write(line: bytes) -> None:
-        nonlocal failing
-        try:
-            os.write(file, line)
-        except OSError as error:
-            # A full disk, or nobody who reads any more: requests go on. Said once, until a line gets through again.
-            if not failing:
-                logger.warning("the request log cannot be written: %s", error)
-            failing = True
-        else:
-            failing = False
-
-    return write
+    return LogWriter(NAME_OF_LOG, file, say, path)
 
 
 def name_and_log(write: Write | None) -> Middleware:

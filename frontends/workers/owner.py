@@ -16,6 +16,7 @@ import attrs
 
 from frontends.access import Access
 from frontends.http.idempotency import Answers
+from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
 from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, unpack
 from frontends.reception import RETRY_SECONDS
@@ -356,7 +357,7 @@ class Owner:
         if facts is not None:
             if self._supervisor is not None:
                 facts = attrs.evolve(facts, statistics=attrs.evolve(facts.statistics, restarts=self._supervisor.restarts))
-            asking.channel.send(Gathered(number, pickle.dumps(facts)))
+            asking.channel.send(Gathered(number, pickle.dumps(facts.with_dropped(dropped_lines()))))
 
     def _record(self, member: Member, message: Steps) -> None:
         assert self._admission is not None

@@ -21,6 +21,7 @@ from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
 from frontends.http.log import open_log
 from frontends.http.server import running
+from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
 from frontends.telemetry import telemetry
@@ -105,12 +106,13 @@ class Worker:
     async def _live(self) -> None:
         options, access = self._options, Access.open(self._options)
         tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
+        log = open_log(options.request_log)
         app = build_app(
             self._manager,
             served_name(options),
             self._gather,
             access=access,
-            log=open_log(options.request_log),
+            log=log,
             memory=self._answers,
             max_hold=options.max_hold,
         )
@@ -125,6 +127,8 @@ class Worker:
                 await self._serve()
                 tasks.cancel_scope.cancel()
             self._loop.remove_reader(self._handed)
+        if log is not None:
+            log.close()
 
     def _config(self) -> ManagerConfig:
         config = manager_config(self._options)
@@ -250,7 +254,7 @@ class Worker:
 
         if prometheus.MULTIPROCESS in os.environ:
             prometheus.settle()
-        self.channel.send(Report(number, pickle.dumps(self._manager.facts())))
+        self.channel.send(Report(number, pickle.dumps(self._manager.facts().with_dropped(dropped_lines()))))
 
     async def _gather(self) -> Facts:
         """Everyone's. Raises LLMServeError when the owner does not answer."""
@@ -263,7 +267,7 @@ class Worker:
             del self._gathers[number]
             raise LLMServeError("the workers' figures could not be gathered")
         everyone: Facts = waiting.result()
-        return Facts(attrs.evolve(everyone.statistics, state=self._manager.state), everyone.recorder)
+        return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
 
     def _gathered(self, message: Gathered) -> None:
         waiting = self._gathers.pop(message.number, None)

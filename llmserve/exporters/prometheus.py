@@ -74,6 +74,8 @@ def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     yield GaugeMetricFamily("llmserve_requests_waiting", "Requests that wait for a slot.", value=admission.get("waiting", 0))
     yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
     yield CounterMetricFamily("llmserve_engine_restarts", "How often the engine was started again.", value=snapshot["restarts"])
+    lines = [((log,), count) for log, count in snapshot["dropped_lines"].items()]
+    yield _counters("llmserve_log_lines_dropped", "Lines that a log lost because it could not be written.", ("log",), lines)
     for name, value in snapshot["engine"].items():
         family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
         yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)

@@ -171,14 +171,17 @@ async def test_hostile_words_make_no_new_series():
         assert await series() == before
 
 
-async def test_a_log_that_cannot_be_written_stops_no_request(tmp_path, caplog):
-    write = open_log(Path("/dev/full"))
-    async with running_server(app={"log": write}) as server:
+async def test_a_log_that_cannot_be_written_stops_no_request(tmp_path, capsys):
+    log = open_log(Path("/dev/full"))
+    async with running_server(app={"log": log}) as server:
         assert await sing(server) == await sing(server)
-    assert caplog.text.count("cannot be written") == 1
+    assert log.close()
+    assert capsys.readouterr().err.count("requests cannot be written: No space left on device") == 1
     path = tmp_path / "requests.jsonl"
-    async with running_server(app={"log": open_log(path)}) as server:
+    log = open_log(path)
+    async with running_server(app={"log": log}) as server:
         await sing(server)
+    assert log.close()
     assert json.loads(path.read_text())["status"] == 200
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(ConfigurationError, match="--request-log"):

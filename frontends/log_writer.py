@@ -1,0 +1,173 @@
+"""Writes a log from a thread: a pipe that nobody reads, or a full disk, costs lines of the log and nothing else.
+
+Python's QueueHandler and QueueListener do this for log records, but wait for the queue at their end; what the engine's processes print
+comes as bytes.
+"""
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+# The most that waits to be written, for each log: some 4,000 lines of the request log, or a tenth of a second at full load.
+MOST_BYTES = 2**20
+# Lines are collected for so long before they are written: a thread that woke up for each would cost the event loop 0.1 ms a line.
+COLLECT_SECONDS = 0.05
+# How often a log file is looked for under its name, as logrotate and `mv` take it away.
+LOOK_SECONDS = 1.0
+# At the end of the program, for a reader that takes its time.
+CLOSE_SECONDS = 1.0
+
+SLOW = "they came faster than they could be written"
+
+_lock = threading.Lock()
+_dropped: dict[str, int] = {}
+
+
+def dropped_lines() -> dict[str, int]:
+    """How many lines of each log of this process were lost since it started, by the log's name."""
+    with _lock:
+        return dict(_dropped)
+
+
+class LogWriter:
+    """Call it with bytes: it takes them at once and writes them later, or drops them and counts their lines under `name`.
+
+    It owns the descriptor `file`. A `path` is opened again when it no longer leads to that file. `report` gets a line of text when writing
+    fails and when it succeeds again.
+    """
+
+    def __init__(self, name: str, file: int, report: Callable[[str], None], path: Path | None = None) -> None:
+        self._name, self._file, self._report, self._path = name, file, report, path
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._pieces: deque[bytes] = deque()
+        self._held = 0
+        self._closing = False
+        # Lines lost since the last report, why, and whether the reason was reported.
+        self._lost, self._reason = 0, ""
+        self.failing = False
+        # Whether the last piece that was dropped, and the last that was kept, ended within a line; and whether one was dropped since.
+        self._dropped_part = self._kept_part = self._gap = False
+        # Whether the last write stopped within a line.
+        self._torn = False
+        with _lock:
+            _dropped.setdefault(name, 0)
+        self._thread = threading.Thread(target=self._run, name=f"log {name}", daemon=True)
+        self._thread.start()
+
+    def __call__(self, data: bytes) -> None:
+        with self._lock:
+            if self._dropped_part:
+                # The beginning of this line was dropped, so its end is too.
+                _, newline, data = data.partition(b"\n")
+                self._dropped_part = not newline
+                self._lose(len(newline), SLOW)
+            if not data:
+                return
+            if self._closing or self._held + len(data) > MOST_BYTES:
+                self._lose(data.count(b"\n"), SLOW)
+                self._dropped_part, self._gap = not data.endswith(b"\n"), True
+                return
+            if self._gap and self._kept_part:
+                data = b"\n" + data
+            self._kept_part, self._gap = not data.endswith(b"\n"), False
+            self._pieces.append(data)
+            self._held += len(data)
+        self._wake.set()
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> bool:
+        """Write what is held, for at most so long; returns whether all of it was written, or tried."""
+        with self._lock:
+            self._closing = True
+        self._wake.set()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(LOOK_SECONDS if self._path is not None else None)
+            if not self._closing:
+                time.sleep(COLLECT_SECONDS)
+            self._wake.clear()
+            self._follow_path()
+            while data := self._next():
+                self._write(data)
+            if self._closing:
+                break
+        if self._path is not None:
+            os.close(self._file)
+
+    def _next(self) -> bytes:
+        """Some whole pieces: no more than a pipe takes at once, so that lines of several processes do not mix."""
+        with self._lock:
+            data = [self._pieces.popleft()] if self._pieces else []
+            size = sum(map(len, data))
+            while self._pieces and size + len(self._pieces[0]) <= select.PIPE_BUF:
+                size += len(self._pieces[0])
+                data.append(self._pieces.popleft())
+        return b"".join(data)
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(b"\n" + data if self._torn else data)
+        try:
+            while rest:
+                rest = rest[self._write_some(rest) :]
+        except OSError as error:
+            self._torn = self._torn or len(rest) < len(data)
+            with self._lock:
+                self._lose(bytes(rest).count(b"\n"), error.strerror or str(error))
+            # Standard error cannot carry the report of its own failure.
+            if not self.failing and self._name != "stderr":
+                self._report(f"log       {self._name} cannot be written: {error.strerror}; its lines are lost until it can")
+            self.failing = True
+        else:
+            self.failing = self._torn = False
+            self._report_loss()
+        finally:
+            with self._lock:
+                self._held -= len(data)
+
+    def _write_some(self, data: memoryview) -> int:
+        try:
+            return os.write(self._file, data)
+        except BlockingIOError:
+            # Another process that shares the file has made it non-blocking.
+            select.select([], [self._file], [])
+            return 0
+
+    def _report_loss(self) -> None:
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        if lost:
+            self._report(f"log       {lost:,} lines of {self._name} were lost: {self._reason}")
+
+    def _lose(self, lines: int, reason: str) -> None:
+        self._lost += lines
+        self._reason = reason
+        with _lock:
+            _dropped[self._name] += lines
+
+    def _follow_path(self) -> None:
+        """Open the path again where the file was renamed or deleted; until that succeeds the old file is written."""
+        if self._path is None:
+            return
+        with suppress(OSError):
+            now = os.fstat(self._file)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(self._path), now):
+                    return
+            new = open_appending(self._path)
+            os.dup2(new, self._file, inheritable=False)
+            os.close(new)
+
+
+def open_appending(path: Path) -> int:
+    """A descriptor that adds to the file, which is made for its owner alone. Raises OSError, also for a FIFO that nobody reads."""
+    file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NONBLOCK, 0o600)
+    os.set_blocking(file, True)
+    return file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from frontends.files import follow
+from frontends.files import Mark, follow, marks, read_text
 from frontends.keys import Key, Keys, read_keys
 from llmserve import ConfigurationError, TenantLimits, TenantTable
 
@@ -23,6 +23,8 @@ class Access:
     table: TenantTable = attrs.field(factory=TenantTable)
     _files: tuple[Path | None, Path | None] = None, None
     _base: TenantTable = attrs.field(factory=TenantTable)
+    # The files' marks from before they were read.
+    _seen: list[Mark] = attrs.field(factory=list)
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> "Access":
@@ -30,8 +32,8 @@ class Access:
         secret = os.environ.get(KEY_VARIABLE)
         if secret and options.api_keys:
             raise ConfigurationError(f"--api-keys and {KEY_VARIABLE} are two ways to say who may ask: use one of them")
-        access = cls(files=(options.api_keys, options.tenants), base=TenantTable(default=TenantLimits(concurrency=options.tenant_limit)))
-        access._read()
+        base = TenantTable(default=TenantLimits(concurrency=options.tenant_limit))
+        access = cls._of((options.api_keys, options.tenants), base)
         if secret:
             access.keys = Keys.single(secret)
         return access
@@ -45,31 +47,46 @@ class Access:
         return self.keys is None or (key is not None and self.keys.holds(key, time.time()))
 
     async def follow(self, apply: Callable[[TenantTable], None] = lambda _: None, *, quiet: bool = False) -> None:
-        """Take the files in anew whenever one changes, and `apply` the table. What is wrong is told of once, and what was good stays in
+        """Read the files again whenever one changes, and `apply` the table. What is wrong is reported once, and what was good stays in
         force; requests that are open go on in any case."""
 
-        def read() -> None:
-            self._read()
-            apply(self.table)
+        def take(found: "Access") -> None:
+            apply(found.table)
+            self.table = found.table
+            # A key in the environment is in no file.
+            if found.keys is not None:
+                self.keys = found.keys
 
-        await follow([path for path in self._files if path is not None], read, "access", quiet=quiet)
+        await follow(self._paths, self._seen, lambda: Access._of(self._files, self._base), take, "access", quiet=quiet)
 
-    def _read(self) -> None:
-        keys_file, tenants_file = self._files
-        table = read_tenants(tenants_file) if tenants_file else self._base
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for path in self._files if path is not None]
+
+    @classmethod
+    def _of(cls, files: tuple[Path | None, Path | None], base: TenantTable) -> "Access":
+        keys_file, tenants_file = files
+        seen = marks([path for path in files if path is not None])
+        table = read_tenants(tenants_file) if tenants_file else base
         keys = read_keys(keys_file) if keys_file else None
         if keys is not None:
             try:
                 table = keys.tenants(table)
             except ConfigurationError as error:
                 raise ConfigurationError(f"--api-keys {keys_file}: {error}") from None
-            self.keys = keys
-        self.table = table
+        return cls(keys, table, files, base, seen)
 
 
 def read_tenants(path: Path) -> TenantTable:
     """Raises ConfigurationError, naming the file and what is wrong in it."""
     try:
-        return TenantTable.parse(path.read_text())
-    except (OSError, UnicodeDecodeError, ConfigurationError) as error:
-        raise ConfigurationError(f"--tenants {path}: {error}") from None
+        return _tenants(read_text(path)[0])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--tenants {path}: {error}") from error.__cause__
+
+
+def _tenants(text: str) -> TenantTable:
+    if not any(line.partition("#")[0].strip() for line in text.splitlines()):
+        # An empty file is one that a full disk has cut before it is the wish to have no limits.
+        raise ConfigurationError("it is empty; to set no limits, write the line [tenants]")
+    return TenantTable.parse(text)

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import stat
-import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import attrs
 
+from frontends.files import read_text
 from llmserve import ConfigurationError, TenantLimits, TenantTable
+from llmserve.config import read_toml
 
 # Scanners for leaked secrets know keys by a beginning of their own.
 PREFIX = "lls_"
@@ -60,10 +61,10 @@ class Keys:
     @classmethod
     def parse(cls, text: str) -> "Keys":
         """From TOML: a table `[keys.ID]` for each. Raises ConfigurationError, naming what is wrong."""
-        try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigurationError(f"not TOML: {error}") from None
+        found = read_toml(text)
+        if not found:
+            # An empty file is one that a full disk has cut before it is the wish to lock everybody out.
+            raise ConfigurationError("it has no keys; to let no client in, write the line [keys]")
         entries = found.pop("keys", {})
         if found or not isinstance(entries, dict):
             raise ConfigurationError(f"unknown key {next(iter(found), 'keys')!r}; there are only tables, [keys.ID]")
@@ -113,10 +114,10 @@ def digest(secret: str) -> bytes:
 def read_keys(path: Path) -> Keys:
     """Raises ConfigurationError, naming the file and what is wrong in it."""
     try:
-        mode = path.stat().st_mode
-        keys = Keys.parse(path.read_text())
-    except (OSError, UnicodeDecodeError, ConfigurationError) as error:
-        raise ConfigurationError(f"--api-keys {path}: {error}") from None
+        text, mode = read_text(path)
+        keys = Keys.parse(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--api-keys {path}: {error}") from error.__cause__
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigurationError(f"--api-keys {path}: others than its owner can write it: chmod 600")
     return keys
@@ -130,9 +131,10 @@ def add_key(path: Path, name: str, fields: dict[str, Any]) -> str:
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     values = {"sha256": digest(secret).hex()} | {field: value for field, value in fields.items() if value is not None}
     table = "".join(f"{field} = {_toml(value)}\n" for field, value in values.items())
-    if path.exists() and any(key.id == name for key in read_keys(path)):
+    before = _text(path)
+    if before and any(key.id == name for key in read_keys(path)):
         raise ConfigurationError(f"--api-keys {path}: there is a key {name!r} already")
-    text = (path.read_text().rstrip() + "\n\n" if path.exists() else "") + f'[keys."{name}"]\n{table}'
+    text = (before + "\n\n" if before else "") + f'[keys."{name}"]\n{table}'
     Keys.parse(text).tenants(TenantTable())
     # Whole or not at all, under the eyes of a server that reads it.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -144,6 +146,14 @@ def add_key(path: Path, name: str, fields: dict[str, Any]) -> str:
         beside.unlink(missing_ok=True)
         raise ConfigurationError(f"--api-keys {path}: {error}") from None
     return secret
+
+
+def _text(path: Path) -> str:
+    """What is in a file of keys so far; nothing if there is none."""
+    try:
+        return read_text(path)[0].rstrip() if path.exists() else ""
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--api-keys {path}: {error}") from None
 
 
 def _key(name: str, entry: Any) -> Key:
@@ -175,7 +185,10 @@ def _seconds(where: str, value: Any) -> float | None:
     if not isinstance(value, datetime):
         raise ConfigurationError(f"{where}.expires must be a date or a time, such as 2027-01-31")
     # A time without a zone is UTC, wherever the server is.
-    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    try:
+        return (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    except OverflowError:
+        raise ConfigurationError(f"{where}.expires must be between the years 1 and 9999 in UTC") from None
 
 
 def _toml(value: object) -> str:

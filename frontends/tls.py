@@ -10,7 +10,7 @@ from typing import Self
 import anyio
 import attrs
 
-from frontends.files import follow
+from frontends.files import Mark, follow, marks, read_file
 from llmserve import ConfigurationError
 
 
@@ -25,9 +25,11 @@ class TLS:
     key: Path
     client_ca: Path | None = None
     context: ssl.SSLContext = attrs.field(init=False)
+    _seen: list[Mark] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.read()
+        self._seen = marks(self._files)
+        self.context = self._read()
 
     @classmethod
     def of(cls, certificate: Path | None, key: Path | None, client_ca: Path | None = None) -> Self | None:
@@ -38,26 +40,43 @@ class TLS:
             raise ConfigurationError("TLS needs both --tls-cert and --tls-key")
         return None
 
-    def read(self) -> None:
+    def _read(self) -> ssl.SSLContext:
         """A context of its own each time: one that is in use would be left with half of a pair that does not fit."""
+        for path in self._files:
+            self._check(path)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"TLS with {self.certificate} and {self.key}: {error}") from error
+            # Without a password OpenSSL would ask for one on the terminal, and wait.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"TLS with {self.certificate} and {self.key}: {error}") from None
         if self.client_ca is not None:
             try:
                 context.load_verify_locations(self.client_ca)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigurationError(f"--tls-client-ca {self.client_ca}: {error}") from error
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(f"--tls-client-ca {self.client_ca}: {error}") from None
             context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    @property
+    def _files(self) -> list[Path]:
+        return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
+
+    def _check(self, path: Path) -> None:
+        """OpenSSL itself would read a FIFO or a device without end."""
+        try:
+            read_file(path)
+        except ConfigurationError as error:
+            what = f"--tls-client-ca {path}" if path == self.client_ca else f"TLS with {self.certificate} and {self.key}: {path}"
+            raise ConfigurationError(f"{what}: {error}") from error.__cause__
+
+    def _take(self, context: ssl.SSLContext) -> None:
         self.context = context
 
     async def follow(self, *, quiet: bool = False) -> None:
-        """Take the files in anew whenever one changes; what is wrong with them is told of, and what was good stays in force."""
-        files = [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
-        await follow(files, self.read, "tls", quiet=quiet)
+        """Read the files again whenever one changes; what is wrong with them is reported, and what was good stays in force."""
+        await follow(self._files, self._seen, self._read, self._take, "tls", quiet=quiet)
 
 
 @asynccontextmanager

@@ -8,6 +8,11 @@ import attrs
 
 from llmserve.errors import ConfigurationError
 
+# Of a tenant's limits: between them no quotient or sum that admission makes is 0 or infinite.
+LEAST, MOST = 1e-6, 1e15
+# Of a wrong value in an error.
+MOST_CHARACTERS = 64
+
 
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     if value is None:
@@ -22,6 +27,26 @@ def _at_least(low: int) -> Any:
             raise ConfigurationError(f"{attribute.name} must be a whole number of at least {low}, not {value!r}")
 
     return check
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Raises ConfigurationError, also for what Python's parser does not refuse as TOML: depth without end, and numbers of 5,000 digits."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigurationError("not TOML that can be read: it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError(f"not TOML that can be read: {error}") from None
+
+
+def _shown(value: object) -> str:
+    """Python refuses to print a number of more than 4,300 digits, which TOML can say in hexadecimal."""
+    try:
+        return repr(value)[:MOST_CHARACTERS]
+    except (ValueError, RecursionError):
+        return f"such a {type(value).__name__}"
 
 
 @attrs.frozen(kw_only=True)
@@ -56,9 +81,9 @@ class TenantLimits:
             if key not in known:
                 raise ConfigurationError(f"{where} has the unknown key {key!r}; there are {', '.join(sorted(known))}")
             whole = key == "concurrency"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value) or value <= 0:
-                kind = "whole number above 0" if whole else "number above 0"
-                raise ConfigurationError(f"{where}.{key} must be a {kind}, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not LEAST <= value <= MOST:
+                kind = f"whole number from 1 to {MOST:g}" if whole else f"number from {LEAST:g} to {MOST:g}"
+                raise ConfigurationError(f"{where}.{key} must be a {kind}, not {_shown(value)}")
         return cls(**table)
 
 
@@ -75,15 +100,12 @@ class TenantTable:
 
         Raises ConfigurationError, naming what is wrong.
         """
-        try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigurationError(f"not TOML: {error}") from None
+        found = read_toml(text)
         for key in found:
             if key not in ("tenants", "default", "unknown"):
                 raise ConfigurationError(f"unknown key {key!r}; there are [tenants.NAME], [default] and unknown")
         if found.get("unknown", "serve") not in ("serve", "refuse"):
-            raise ConfigurationError(f'unknown must be "serve" or "refuse", not {found["unknown"]!r}')
+            raise ConfigurationError(f'unknown must be "serve" or "refuse", not {_shown(found["unknown"])}')
         tenants = found.get("tenants", {})
         if not isinstance(tenants, dict):
             raise ConfigurationError("tenants must be tables, [tenants.NAME]")

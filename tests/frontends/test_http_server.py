@@ -232,7 +232,7 @@ async def test_a_certificate_that_is_renewed_holds_for_the_next_connection(tmp_p
         await told("tls       not changed: TLS with")
         assert await ask(running, old) == 200
         write_key(key)
-        await told("key.pem holds from now on")
+        await told("reloaded")
         assert await ask(running, new) == 200
         with pytest.raises(aiohttp.ClientError):
             await ask(running, old)

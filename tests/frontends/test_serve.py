@@ -180,5 +180,5 @@ async def test_tenants_are_read_again_when_their_file_changes_and_a_wrong_one_ch
         assert "tenants.bob.weight" in await said("not changed")
         assert [await status("alice"), await status("bob")] == [200, 403]
         table.write_text("[tenants.bob]\nweight = 2")
-        await said("holds from now on")
+        await said("reloaded")
         assert [await status("alice"), await status("bob")] == [200, 200]

@@ -16,6 +16,7 @@ import anyio.to_thread
 from frontends.access import Access
 from frontends.door import raise_descriptor_limit
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
+from frontends.hangup import expect_hangups, reload_or_end
 from frontends.listeners import CannotListen
 from frontends.options import add_options, engine_args, manager_config
 from frontends.standard_streams import relay_standard_streams
@@ -40,6 +41,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     add_options(parser)
     options = parser.parse_args(argv)
     relay_standard_streams(say)
+    expect_hangups()
     raise_descriptor_limit()
     prepare_environment(options)
     try:
@@ -127,8 +129,10 @@ CHANGES = {
 
 
 async def _watch_signals(manager: EngineManager, stop: anyio.Event, everything: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP and not await reload_or_end():
+                continue
             if manager.state is State.STARTING:
                 say("stopping  as soon as the engine's start can be undone")
                 everything.cancel()

@@ -179,8 +179,12 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
     refused: tuple[int, str, str, dict[str, str]] | None
 
 
+class Reread(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """The operator's files are to be read again now."""
+
+
 FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered
-FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed
+FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed | Reread
 
 
 class Channel(asyncio.Protocol):

@@ -15,6 +15,7 @@ import anyio
 import attrs
 
 from frontends.access import Access
+from frontends.hangup import reload_or_end
 from frontends.http.idempotency import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
@@ -39,6 +40,7 @@ from frontends.workers.messages import (
     Load,
     Offer,
     Report,
+    Reread,
     Start,
     Steps,
     Stop,
@@ -240,8 +242,11 @@ class Owner:
             raise kind(self._failure.reason)
 
     async def _watch_signals(self, everything: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP and not await reload_or_end():
+                    self._tell_all(Reread())
+                    continue
                 if not self._serving:
                     say("stopping  as soon as the engine's start can be undone")
                     everything.cancel()

@@ -19,6 +19,7 @@ import attrs
 from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
+from frontends.files import reread
 from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.log_writer import dropped_lines
@@ -41,6 +42,7 @@ from frontends.workers.messages import (
     Granted,
     Load,
     Report,
+    Reread,
     Start,
     Stop,
     Up,
@@ -65,9 +67,11 @@ GATHER_SECONDS = 5.0
 
 def work(channel: socket.socket, handed: socket.socket, options: argparse.Namespace) -> None:
     """The process's whole life."""
-    # A terminal sends Ctrl-C to every process of its group, systemd SIGTERM to every one of a service: what follows, the owner says.
+    # A terminal sends Ctrl-C and SIGHUP to every process of its group, systemd SIGTERM to every one of a service: what follows, the
+    # owner says.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # The id that the owner knows a request by is then the one that the engine knows it by.
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     raise_descriptor_limit()
@@ -223,6 +227,8 @@ class Worker:
                 self._bury(message)
             case Stop():
                 self._end(now=message.now)
+            case Reread():
+                reread()
 
     # Connections
 

@@ -11,7 +11,7 @@ import attrs
 
 from llmserve.admission import Ticket
 from llmserve.deadlines import Watch
-from llmserve.engine import EnginePrompt
+from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.stream import TokenStream
@@ -49,6 +49,15 @@ class Job:
     sampling: Sampling | None = None
     replays: int = 0
     replaying: anyio.CancelScope | None = None
+
+
+def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInfo]) -> Timeline:
+    """A request's timeline when it arrives. `info` may raise RuntimeError before the engine has been up."""
+    adapter = None
+    if request.adapter is not None:
+        with suppress(RuntimeError):
+            adapter = request.adapter if request.adapter in info().adapters else None
+    return Timeline(request_id=request.request_id, tenant=request.tenant, adapter=adapter, arrived=now)
 
 
 def note_outcome(timeline: Timeline, error: BaseException | None) -> None:

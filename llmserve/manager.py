@@ -25,7 +25,7 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
-from llmserve.job import Job, interrupter, note_outcome
+from llmserve.job import Job, arrival, interrupter, note_outcome
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
 from llmserve.recovery import Recovery
@@ -160,7 +160,7 @@ class EngineManager:
 
     def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:
         now = self._clock()
-        timeline = Timeline(request_id=request.request_id, tenant=request.tenant, arrived=now)
+        timeline = arrival(request, now, lambda: self.engine.info)
         try:
             self._refuse_unless_ready()
         except LLMServeError as error:

@@ -231,6 +231,8 @@ class Timeline:
 
     request_id: str = ""
     tenant: str = "default"
+    # Only where the engine has one of that name.
+    adapter: str | None = None
     arrived: float = 0.0
     tokenized: float | None = None
     admitted: float | None = None

@@ -65,7 +65,7 @@ class OpenTelemetry:
         return cls(traces, metrics, model=model, provider=provider)
 
     def begin(self, request: GenerationRequest, timeline: Timeline) -> Span:
-        return RequestSpan(self._tracer, self._instruments, self._labels, request)
+        return RequestSpan(self._tracer, self._instruments, self._labels, request, timeline)
 
     def observe(self, statistics: "Callable[[], ManagerStatistics]") -> None:
         """Send, with every export, who runs and who waits."""

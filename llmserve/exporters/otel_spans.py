@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 
 SAMPLING = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed", "max_tokens")
 
+# For the model of a request that asks for an adapter which there is not.
+OTHER = "other"
+
 
 class RequestSpan:
     """Open from a request's arrival to the return of all that it held; what is counted of it is counted at its end."""
 
-    def __init__(self, tracer: "Tracer", instruments: Instruments, labels: Mapping[str, str], request: GenerationRequest) -> None:
+    def __init__(
+        self, tracer: "Tracer", instruments: Instruments, labels: Mapping[str, str], request: GenerationRequest, timeline: Timeline
+    ) -> None:
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -26,7 +31,8 @@ class RequestSpan:
         # A span's clock is the calendar's and a timeline's is monotonic: they are read together, once.
         self._began = time.time_ns()
         operation = "chat" if request.messages is not None else "text_completion"
-        model = request.adapter or labels["gen_ai.request.model"]
+        # A name that a client made up would be a series of its own, for ever.
+        model = labels["gen_ai.request.model"] if request.adapter is None else timeline.adapter or OTHER
         self._labels = {**labels, "gen_ai.operation.name": operation, "gen_ai.request.model": model}
         # Never the context of whoever happens to call: what a request is part of, it says itself.
         parent = TraceContextTextMapPropagator().extract(request.trace_headers, Context())

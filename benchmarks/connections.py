@@ -103,7 +103,8 @@ def memory_of(server: Server) -> int:
 
 def completion_request(tokens: int) -> bytes:
     body = msgspec.json.encode({"prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True})
-    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
 @asynccontextmanager

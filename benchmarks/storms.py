@@ -34,7 +34,7 @@ CONNECTING = 256
 LONGEST_SECONDS = 120.0
 # For 5000 readers fifty thousand tokens a second, which is much for a GPU; and as many bytes as fill what is between in 15 s.
 SLOW_PACE = 0.1, " word" * 300
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 class Attack(msgspec.Struct, kw_only=True):
@@ -100,7 +100,7 @@ class Kind:
 
 
 KINDS = (
-    Kind("idle after a request", b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", ends=False),
+    Kind("idle after a request", b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", ends=False),
     Kind("silent", b""),
     Kind("a header's byte a second", b"GET /health/live HTTP/1.1\r\n", b"X-A: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
     Kind("no body", HEAD + b"Content-Length: 1000\r\n\r\n"),
@@ -217,7 +217,7 @@ async def _connect(host: str, port: int, count: int) -> tuple[float, float | Non
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection(host, port)
-        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         await reader.read()
         writer.close()
 

@@ -4,7 +4,7 @@ Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp pro
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.http.form import MAX_BODY, Handler, check_form, expect_later, read
+from frontends.http.hosts import answer_to
 from frontends.http.idempotency import HEADER, Memory, answer_once
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
@@ -57,19 +58,25 @@ class Routes:
         self._detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
     def table(self) -> list[web.RouteDef]:
+        posts = {
+            "/v1/completions": self.completions,
+            "/v1/chat/completions": self.chat,
+            "/generate": self.generate,
+            "/tokenize": self.tokenize,
+            "/detokenize": self.detokenize,
+        }
+        gets = {
+            "/v1/models": self.models,
+            "/v1/models/{model:.+}": self.one_model,
+            "/health": self.ready,
+            "/health/live": self.live,
+            "/health/ready": self.ready,
+            "/metrics": self.metrics,
+            "/openapi.json": self.openapi,
+        }
         return [
-            web.post("/v1/completions", self.completions, expect_handler=expect_later),
-            web.post("/v1/chat/completions", self.chat, expect_handler=expect_later),
-            web.post("/generate", self.generate, expect_handler=expect_later),
-            web.get("/v1/models", self.models),
-            web.get("/v1/models/{model:.+}", self.one_model),
-            web.post("/tokenize", self.tokenize, expect_handler=expect_later),
-            web.post("/detokenize", self.detokenize, expect_handler=expect_later),
-            web.get("/health", self.ready),
-            web.get("/health/live", self.live),
-            web.get("/health/ready", self.ready),
-            web.get("/metrics", self.metrics),
-            web.get("/openapi.json", self.openapi),
+            *(web.post(path, handler, expect_handler=expect_later) for path, handler in posts.items()),
+            *(web.get(path, handler, expect_handler=expect_later) for path, handler in gets.items()),
         ]
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -126,7 +133,7 @@ class Routes:
         return _json({"status": "ready", "state": self.manager.state})
 
     async def metrics(self, request: web.Request) -> web.Response:
-        accept, facts, now = request.headers.get("Accept", ""), await self._facts(), asyncio.get_running_loop().time()
+        accept, facts, now = ", ".join(request.headers.getall("Accept", [])), await self._facts(), asyncio.get_running_loop().time()
         if "text/plain" not in accept and "openmetrics" not in accept:
             return _json(facts.snapshot(now))
         from llmserve.exporters import prometheus
@@ -229,6 +236,7 @@ def build_app(
     access: Access | None = None,
     log: Write | None = None,
     memory: Memory | None = None,
+    hosts: Collection[str] | None = None,
     max_hold: float = MAX_HOLD,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
@@ -241,12 +249,13 @@ def build_app(
         facts: asked for the metrics, where they are not this manager's alone.
         series: asked for what stands beside ours in Prometheus's text, where it is not this process's alone.
         access: whose keys are let in; None asks nobody.
+        hosts: the names that the server answers to, beside localhost and IP addresses; None is any name (`frontends.http.hosts`).
         memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
         max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
         log: takes a line for each request (`frontends.http.log.open_log`).
     """
     access = access or Access()
-    middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_once(memory)]
+    middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_to(hosts), answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app.on_response_prepare.append(sign)
     app.add_routes(Routes(manager, model, facts, series, access, max_hold).table())

@@ -12,6 +12,7 @@ from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door
 from frontends.exposure import check_reach
+from frontends.http.hosts import add_host_option, allowed_hosts, is_authenticated
 from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.keys_command import keys_command
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         help="processes that serve HTTP beside the engine's; auto: by the cores, 1 for an engine on a CPU (default: %(default)s)",
     )
     words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
+    add_host_option(parser)
     parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
     run(parser, given, start)
 
@@ -60,8 +62,7 @@ async def start(options: argparse.Namespace) -> int:
     # Read now: a wrong file is told before the model is loaded.
     tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
     hosts = [] if options.unix else [options.host]
-    known = access.keys is not None or options.tls_client_ca is not None
-    check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=known)
+    check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=is_authenticated(options, access))
     address, listener = bind_http(options)
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     try:
@@ -101,7 +102,8 @@ def http_listener(options: argparse.Namespace, address: str, listener: socket.so
 
     @asynccontextmanager
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        app = build_app(manager, model, access=access, log=log, max_hold=options.max_hold)
+        hosts = allowed_hosts(options, access)
+        app = build_app(manager, model, access=access, log=log, hosts=hosts, max_hold=options.max_hold)
         door = Door(options.max_connections, options.max_peer_connections)
         try:
             async with running(app, door, tls) as reception, listen(reception, listener), followed(tls):

@@ -4,7 +4,6 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
@@ -24,6 +23,8 @@ SPREAD = 0.2
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 REQUEST_ID = "X-Request-Id"
+# Two servers, or two lines of this one, might go by different ones. aiohttp refuses a second Host, Content-Type or Content-Length itself.
+ONCE = (hdrs.ORIGIN, hdrs.CONTENT_ENCODING, hdrs.EXPECT, "Idempotency-Key", "X-Request-Timeout")
 CONTINUE = "100-continue"
 
 
@@ -46,12 +47,21 @@ def _check_head(request: web.Request) -> None:
         raise HTTPFailure(400, "the Host header is no name and no address", "invalid_host")
     if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
         raise HTTPFailure(400, "HTTP/1.0 has no transfer encodings", "invalid_headers")
+    for name in ONCE:
+        if len(request.headers.getall(name, [])) > 1:
+            raise HTTPFailure(400, f"the header {name} was sent more than once", "invalid_headers")
     origin = request.headers.get(hdrs.ORIGIN)
     # A page in somebody's browser may send to this machine what its user could.
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and not _is_own(origin, host):
         raise HTTPFailure(403, "pages of other origins may not call this server", "cross_origin")
     if request.headers.get(hdrs.EXPECT, CONTINUE).lower() != CONTINUE:
         raise HTTPFailure(417, "the only expectation that is met is 100-continue", "unknown_expectation")
+
+
+def _is_own(origin: str, host: str | None) -> bool:
+    """Compared as text: what is no origin is none of ours."""
+    scheme, _, place = origin.partition("://")
+    return host is not None and scheme in ("http", "https") and place.lower() == host.lower()
 
 
 def _check_body_headers(request: web.Request) -> None:

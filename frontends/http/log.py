@@ -28,6 +28,7 @@ SERVER = "llmserve"
 
 NAME = web.RequestKey("name", str)
 ANSWER = web.RequestKey("answer", str)
+SENT = web.RequestKey("sent", int)
 
 # As a label of `llmserve_log_lines_dropped_total`.
 NAME_OF_LOG = "requests"
@@ -61,6 +62,13 @@ def name_and_log(write: Write | None) -> Middleware:
         began, status = time.monotonic(), GONE
         try:
             response = await handler(request)
+        except ConnectionError:
+            raise
+        except Exception:
+            # Unforeseen: the server answers it with 500, unless an answer has begun.
+            status = request.get(SENT, 500)
+            raise
+        else:
             status = response.status
             return response
         finally:
@@ -72,7 +80,9 @@ def name_and_log(write: Write | None) -> Middleware:
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
     """Every answer has the request's name, and not the versions of what serves it."""
-    response.headers[REQUEST_ID] = request[NAME]
+    request[SENT] = response.status
+    # Without a name it came past the middlewares: aiohttp itself refuses an Expect for a path that does not exist.
+    response.headers[REQUEST_ID] = request.get(NAME) or uuid.uuid4().hex
     response.headers[hdrs.SERVER] = SERVER
 
 

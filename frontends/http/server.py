@@ -84,13 +84,18 @@ class GuardedHandler(web.RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What could not be parsed, or failed unforeseen: fixed words, where aiohttp's quote what was sent."""
+        if isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
+            # For a path that does not exist aiohttp 3.14 refuses an Expect before any middleware, and fails to quote what is no text.
+            status = HTTPStatus.EXPECTATION_FAILED
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("a handler failed", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was on its way already")
         known = HTTPStatus(status)
         kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-        response = web.Response(body=_error(f"{status} {known.phrase}", kind, "http_error"), status=status, content_type="application/json")
+        response = web.Response(
+            body=_error(f"{known.value} {known.phrase}", kind, "http_error"), status=status, content_type="application/json"
+        )
         response.headers[hdrs.SERVER] = SERVER
         response.force_close()
         return response

@@ -20,6 +20,7 @@ from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
 from frontends.files import reread
+from frontends.http.hosts import allowed_hosts
 from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.log_writer import dropped_lines
@@ -118,6 +119,7 @@ class Worker:
             access=access,
             log=log,
             memory=self._answers,
+            hosts=allowed_hosts(options, access),
             max_hold=options.max_hold,
         )
         door = Door(options.max_connections, options.max_peer_connections)

@@ -4,11 +4,13 @@ vLLM registers its `vllm:*` series in the process's default registry, so dashboa
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from llmserve.errors import InvalidRequest
 from llmserve.exporters.nvml import GPUCollector
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # prometheus_client's own: the folder through which processes share what they count.
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+
+_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){0,2} *", re.ASCII)
 
 # Seconds. From a millisecond, because small models answer in less than vLLM's own first bucket of 300 ms.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -91,10 +95,16 @@ def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tu
 
 
 def render(facts: "Facts", now: float, accept: str, beside: Iterable["Metric"] = ()) -> tuple[bytes, str]:
-    """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series those of others."""
+    """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series those of others.
+
+    Raises InvalidRequest for a header that cannot be understood.
+    """
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
 
+    # It is parsed there as a number, and sent back in the Content-Type.
+    if any(not _VERSION.fullmatch(version) for version in re.findall("version=([^;,]*)", accept)):
+        raise InvalidRequest("a version in the Accept header must be numbers with dots, such as 1.0.0", "Accept")
     encode, content_type = choose_encoder(accept)
     # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
     registry = CollectorRegistry(auto_describe=False)

@@ -26,7 +26,7 @@ from llmserve import ConfigurationError
 pytestmark = pytest.mark.anyio
 
 DATA = Path(__file__).parents[1] / "data"
-ASK = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+ASK = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture

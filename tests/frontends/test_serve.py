@@ -104,6 +104,7 @@ async def test_a_second_signal_ends_what_runs(tmp_path):
         (["--max-wait", "0"], "max_wait must be a positive number"),
         (["--engine", "fast"], "invalid choice: 'fast'"),
         (["--port", "99999"], "99999"),
+        (["--allowed-host", "http://a.example"], "is not a host name: leave out the scheme and the port"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines"),
         (["--restarts", "-1"], "most must be a whole number of at least 0"),
         (["--stall-timeout", "0"], "stall_timeout must be a positive number"),

@@ -6,6 +6,7 @@ comes as bytes.
 
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from pathlib import Path
 
 # The most that waits to be written, for each log: some 4,000 lines of the request log, or a tenth of a second at full load.
 MOST_BYTES = 2**20
+# A file takes what is added by one write as a whole.
+FILE_BYTES = 64 * 1024
 # Lines are collected for so long before they are written: a thread that woke up for each would cost the event loop 0.1 ms a line.
 COLLECT_SECONDS = 0.05
 # How often a log file is looked for under its name, as logrotate and `mv` take it away.
@@ -48,6 +51,7 @@ class LogWriter:
         self._pieces: deque[bytes] = deque()
         self._held = 0
         self._closing = False
+        self._most_at_once = FILE_BYTES if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
         # Lines lost since the last report, why, and whether the reason was reported.
         self._lost, self._reason = 0, ""
         self.failing = False
@@ -78,7 +82,9 @@ class LogWriter:
             self._kept_part, self._gap = not data.endswith(b"\n"), False
             self._pieces.append(data)
             self._held += len(data)
-        self._wake.set()
+        # The thread clears it before it looks for pieces, so none that came before is overlooked.
+        if not self._wake.is_set():
+            self._wake.set()
 
     def close(self, seconds: float = CLOSE_SECONDS) -> bool:
         """Write what is held, for at most so long; returns whether all of it was written, or tried."""
@@ -103,11 +109,11 @@ class LogWriter:
             os.close(self._file)
 
     def _next(self) -> bytes:
-        """Some whole pieces: no more than a pipe takes at once, so that lines of several processes do not mix."""
+        """Some whole pieces: into a pipe no more than it takes at once, so that lines of several processes do not mix."""
         with self._lock:
             data = [self._pieces.popleft()] if self._pieces else []
             size = sum(map(len, data))
-            while self._pieces and size + len(self._pieces[0]) <= select.PIPE_BUF:
+            while self._pieces and size + len(self._pieces[0]) <= self._most_at_once:
                 size += len(self._pieces[0])
                 data.append(self._pieces.popleft())
         return b"".join(data)

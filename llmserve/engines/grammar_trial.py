@@ -1,28 +1,52 @@
-"""Tries out grammars where they can do no harm: each is compiled in a process of its own, forked from one that knows the vocabulary, with
-so much time and memory. `vllm_trials` starts it as a program; it imports xgrammar and nothing of vLLM's.
+"""Tries out grammars where they can do no harm: each is compiled in a process of its own, forked from one that knows the vocabulary, and
+then walked for some hundred tokens, with bounds on time and memory. `vllm_trials` starts it as a program; it imports xgrammar and nothing
+of vLLM's.
 
 xgrammar lets other threads run while it compiles, but cannot be stopped: `{"pattern": "^(.*a){25}[a-z]{1,5000}(.|\\n){1,5000}$"}` took
-10 s of a core (0.2.8, a vocabulary of 49,152), and inside vLLM's engine everybody's schemas wait behind that.
+10 s of a core (0.2.8, a vocabulary of 49,152), and inside vLLM's engine everybody's schemas wait behind that. What compiles at once may
+still take longer with each token of an answer, inside the step that the engine makes for all requests: with
+`((a|b|[a-z ])*|([a-z ]*))*` the 26th token took 1.6 s, and with `root ::= root root | [ a-z]` the eighth 4.3 s.
 """
 
 import os
+import random
 import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
+from statistics import fmean
+from time import thread_time
 from typing import Any
 
 MEMORY = 2**30
-# A schema of 500 properties takes 0.3 s.
-CPU_SECONDS = 2
+# A schema of 500 properties takes 0.3 s to compile.
+COMPILE_CPU_SECONDS = 2
+WALK_SECONDS = 1.0
+CPU_SECONDS = COMPILE_CPU_SECONDS + 2
 # Beside an engine that computes on the same two cores a second of these takes two or three.
 WALL_SECONDS = 4
 # Behind the engine and the event loop. Level with them, the longest gaps of a stream grew to 1.6 times what they were.
 NICE = 5
+COMPILED = b"."
 OK = b"+"
 READY = b"ready"
 MOST = 2**20
+WALK_TOKENS = 256
+# CPU seconds of one step. Of 436 schemas of JSONSchemaBench's, with a vocabulary of 49,152, the costliest step took 11 ms, and in 428 of
+# them none took more than 1 ms, so that a machine four times slower has room.
+STEP_SECONDS = 0.05
+# xgrammar does not return from some steps for 25 s; the system ends the trial then, with so much CPU time in one step.
+KILL_SECONDS = 3 * STEP_SECONDS
+# From the second quarter of a walk to the third, and from that to the last one, where it comes to more than `GROWN_SECONDS`. A cost in
+# proportion to the length grows 1.7 and 1.4 times. One of those schemas' grew so, to less than 0.5 ms.
+GROWTH = 1.2
+GROWN_SECONDS = 1e-3
+FEWEST = 32
+RECENT = 16
+
+Candidates = Callable[["Walker"], list[int]]
 
 
 def serve(control: socket.socket) -> None:
@@ -30,6 +54,7 @@ def serve(control: socket.socket) -> None:
     import xgrammar
 
     vocabulary = xgrammar.TokenizerInfo.deserialize_json(sys.stdin.read())
+    order = longest_first(vocabulary)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control.sendall(READY)
     while True:
@@ -39,56 +64,199 @@ def serve(control: socket.socket) -> None:
         if os.fork() == 0:
             control.close()
             confine()
-            answer(socket.socket(fileno=descriptors[0]), vocabulary)
+            answer(socket.socket(fileno=descriptors[0]), vocabulary, order)
             # Without the interpreter's farewell, which a fork must not say.
             os._exit(0)
         os.close(descriptors[0])
 
 
 def confine() -> None:
-    """Whoever goes beyond this is killed by the system, and the socket closes without an answer."""
+    """A trial beyond these bounds is killed by the system, and the socket closes without a verdict."""
     pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115 - in a fork, by the shortest way
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (COMPILE_CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(WALL_SECONDS)
     os.nice(NICE)
 
 
-def answer(trial: socket.socket, vocabulary: Any) -> None:
+def answer(trial: socket.socket, vocabulary: Any, order: Any) -> None:
+    """`COMPILED` when it is, and then `OK` and the CPU seconds of a step; or in words what is wrong.
+
+    With token ids after the kind, the walk goes on from there.
+    """
     told = b""
     while len(told) < MOST and (some := trial.recv(65_536)):
         told += some
-    kind, _, spec = told.decode().partition("\n")
+    what, _, spec = told.decode().partition("\n")
+    kind, *tokens = what.split()
     try:
-        compile_one(kind, spec, vocabulary)
+        compiled = compile_one(kind, spec, vocabulary)
+        trial.sendall(COMPILED)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        seconds = walk_on(compiled, vocabulary, order, [int(token) for token in tokens]) if tokens else walk(compiled, vocabulary, order)
     except MemoryError:
         return
     except Exception as error:
         trial.sendall(str(error).encode()[:1000])
         return
-    trial.sendall(OK)
+    trial.sendall(OK + f"{seconds:.6f}".encode())
 
 
-def compile_one(kind: str, spec: str, vocabulary: Any) -> None:
+def compile_one(kind: str, spec: str, vocabulary: Any) -> Any:
     """As vLLM's engine will. Raises ValueError where no answer can begin: vLLM would end the request at its first token."""
     import xgrammar
 
     compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False)
-    # Without free white space, which makes no difference to what it costs.
     compilers = {
         "json": partial(compiler.compile_json_schema, any_whitespace=False),
+        "spaced_json": partial(compiler.compile_json_schema, any_whitespace=True),
         "regex": compiler.compile_regex,
         "grammar": compiler.compile_grammar,
     }
     if kind in ("lark", "structural_tag"):
         compilers[kind] = getattr(compiler, f"compile_{kind}")
-    matcher = xgrammar.GrammarMatcher(compilers[kind](spec))
+    compiled = compilers[kind](spec)
+    matcher = xgrammar.GrammarMatcher(compiled)
     mask = xgrammar.allocate_token_bitmask(1, vocabulary.vocab_size)
     matcher.fill_next_token_bitmask(mask)
     if not mask.any():
         raise ValueError("no text is like that")
+    return compiled
+
+
+def longest_first(vocabulary: Any) -> Any:
+    """All token ids, the longest text first, as an array."""
+    import numpy as np
+
+    return np.argsort([-len(text) for text in vocabulary.decoded_vocab], kind="stable")
+
+
+def walk(compiled: Any, vocabulary: Any, order: Any) -> float:
+    """Try answers, with what vLLM's engine calls at each of their tokens. Returns the mean CPU seconds of the last steps; raises ValueError
+    where a step costs too much."""
+    walks: list[Candidates] = [ambiguous, longest, anything, anything, anything]
+    began, mean = thread_time(), 0.0
+    for number, candidates in enumerate(walks):
+        walker = Walker(compiled, vocabulary, order, number)
+        walker.walk(candidates, began + WALK_SECONDS * (number + 1) / len(walks))
+        mean = max(mean, walker.recent())
+    return mean
+
+
+def walk_on(compiled: Any, vocabulary: Any, order: Any, tokens: list[int]) -> float:
+    """As `walk`, of an answer that has come so far."""
+    walker = Walker(compiled, vocabulary, order, 0)
+    walker.follow(tokens)
+    mean = walker.recent()
+    walker.walk(ambiguous, thread_time() + WALK_SECONDS)
+    return mean
+
+
+class Walker:
+    """One answer, token by token."""
+
+    def __init__(self, compiled: Any, vocabulary: Any, order: Any, seed: int) -> None:
+        import xgrammar
+
+        self.random = random.Random(seed)
+        self.order = order
+        self.last: int | None = None
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._stops = list(vocabulary.stop_token_ids)
+        self._mask = xgrammar.allocate_token_bitmask(1, vocabulary.vocab_size)
+        # The same memory.
+        self._words = self._mask.numpy()[0].view("uint32")
+        self._costs: list[float] = []
+        self._took = True
+
+    def walk(self, candidates: Candidates, until: float) -> None:
+        """Of several candidates the costliest is taken: the grammar has more ways to go on from there. Raises ValueError."""
+        self._fill()
+        while len(self._costs) < WALK_TOKENS and thread_time() < until and (tokens := candidates(self)):
+            self.last = tokens[0] if len(tokens) == 1 else max(tokens, key=self._probe)
+            self._costs.append(self._step(self.last))
+        if (quarter := len(self._costs) // 4) >= FEWEST // 4:
+            second, third, fourth = (fmean(self._costs[part * quarter :][:quarter]) for part in (1, 2, 3))
+            if fourth > max(GROWN_SECONDS, GROWTH * third) and third > GROWTH * second:
+                self._refuse(fourth)
+
+    def follow(self, tokens: list[int]) -> None:
+        """An answer. What its constraint does not take came before it begins to hold, as a model's reasoning does."""
+        for token in tokens:
+            if self._matcher.is_terminated():
+                return
+            seconds = self._step(token)
+            self._costs = [*self._costs[-RECENT + 1 :], seconds] if self._took else []
+
+    def recent(self) -> float:
+        """Mean CPU seconds of the last steps."""
+        return fmean(self._costs[-RECENT:]) if self._costs else 0.0
+
+    def allows(self, tokens: Any) -> Any:
+        """Which of these ids may come next, as an array."""
+        return tokens[(self._words[tokens >> 5] >> (tokens & 31).astype("uint32")) & 1 == 1]
+
+    def one(self) -> list[int]:
+        """Any that may come next, if there is one."""
+        words = self._words.nonzero()[0]
+        if not len(words):
+            return []
+        word = int(self.random.choice(words))
+        return [word * 32 + self.random.choice([bit for bit in range(32) if int(self._words[word]) >> bit & 1])]
+
+    def _fill(self) -> None:
+        self._matcher.fill_next_token_bitmask(self._mask)
+        for stop in self._stops:
+            self._words[stop >> 5] &= ~(1 << (stop & 31)) & 0xFFFFFFFF
+
+    def _step(self, token: int) -> float:
+        """CPU seconds of it. Not those of the process, which Linux counts in whole ticks while they are limited."""
+        signal.setitimer(signal.ITIMER_PROF, KILL_SECONDS)
+        began = thread_time()
+        self._took = self._matcher.accept_token(token)
+        if not self._took:
+            self._matcher.reset()
+        self._fill()
+        seconds = thread_time() - began
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if seconds > STEP_SECONDS:
+            self._refuse(seconds)
+        return seconds
+
+    def _probe(self, token: int) -> float:
+        seconds = self._step(token)
+        self._matcher.rollback(1)
+        return seconds
+
+    def _refuse(self, seconds: float) -> None:
+        raise ValueError(
+            f"it is too ambiguous: after {len(self._costs) + 1} tokens one more takes {seconds * 1e3:.0f} ms and it gets worse; "
+            "write it so that each text matches in one way"
+        )
+
+
+def ambiguous(walker: Walker) -> list[int]:
+    """Some to choose the costliest of: the last token again, the longest one, and two others."""
+    tokens = {*longest(walker), *walker.one(), *walker.one()}
+    if walker.last is not None:
+        import numpy as np
+
+        tokens |= set(walker.allows(np.array([walker.last])).tolist())
+    return sorted(tokens)
+
+
+def longest(walker: Walker) -> list[int]:
+    """The token with the longest text."""
+    for begin in range(0, len(walker.order), 4096):
+        if len(found := walker.allows(walker.order[begin : begin + 4096])):
+            return [int(found[0])]
+    return []
+
+
+def anything(walker: Walker) -> list[int]:
+    return walker.one()
 
 
 if __name__ == "__main__":

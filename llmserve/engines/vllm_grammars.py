@@ -3,7 +3,7 @@ validation takes what its compiler may then spend minutes on (0.25.1, 0.32.0).""
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import anyio.to_thread
@@ -26,10 +26,12 @@ PATIENCE_SECONDS = 2.0
 
 
 class Grammars:
-    """The constraints of one engine's requests. `vocabulary` gives xgrammar's serialised tokenizer, and is called in a thread."""
+    """The constraints of one engine's requests. `vocabulary` gives xgrammar's serialised tokenizer, and is called in a thread; with
+    `free_space` the engine lets a model put white space between the parts of JSON."""
 
-    def __init__(self, vocabulary: Callable[[], str]) -> None:
-        self._trials = Trials(vocabulary)
+    def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
+        self._trials = Trials(vocabulary, free_space=free_space)
+        self._starting = anyio.Lock()
         self._places = Places(AT_ONCE)
         # By digest: what is remembered is some hundred bytes, however long it was.
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
@@ -56,6 +58,7 @@ class Grammars:
         done = self._tried[digest] = anyio.Event()
         self._trying[tenant] += 1
         try:
+            await self._start()
             async with self._places.place(tenant, PATIENCE_SECONDS):
                 self._remember(digest, await anyio.to_thread.run_sync(self._trials.verdict, constraint))
         except TimeoutError:
@@ -66,6 +69,19 @@ class Grammars:
             self._trying = +self._trying
             del self._tried[digest]
             done.set()
+
+    async def cost(self, constraint: StructuredOutputs, token_ids: Sequence[int]) -> float:
+        """CPU seconds that it adds to a step now that these tokens have come. Waits for no place, as everybody waits for the answer. Raises
+        EngineError, Overloaded."""
+        await self._start()
+        return await anyio.to_thread.run_sync(self._trials.cost, constraint, token_ids)
+
+    async def _start(self) -> None:
+        """The trials' program, if it does not run. Its start is no part of a trial, nor of the wait for one: both have bounds that it
+        exceeds."""
+        async with self._starting:
+            if not self._trials.running:
+                await anyio.to_thread.run_sync(self._trials.start)
 
     def _remember(self, digest: bytes, verdict: str | None) -> None:
         self._verdicts[digest] = verdict

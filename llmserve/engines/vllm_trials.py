@@ -1,12 +1,13 @@
 """Grammars tried out by a program beside this one, and what vLLM and xgrammar want to be told of them (vLLM 0.25.1, 0.32.0 and 0.33.0)."""
 
+import math
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +26,87 @@ _WHERE = re.compile(r"^\[[\d:]+\] \S+: ")
 
 
 class Trials:
-    """The program that tries them, started with the first one; takes three seconds and 300 MB, which most servers never need. Blocks."""
+    """The program that tries them, `start`ed with the first one, which takes three
+    seconds and 300 MB that most servers never need. Blocks.
 
-    def __init__(self, vocabulary: Callable[[], str]) -> None:
+    With `free_space` the engine lets a model put white space between the parts of JSON.
+    """
+
+    def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
         self._vocabulary = vocabulary
-        self._lock = threading.Lock()
+        self._json = "spaced_json" if free_space else "json"
         self._process: subprocess.Popen[str] | None = None
         self._control: socket.socket
 
     def verdict(self, constraint: StructuredOutputs) -> str | None:
         """What is wrong with it; None if nothing is. Raises EngineError; Overloaded where the machine was too busy to tell."""
         try:
-            told = self._told(constraint)
+            what, spec = self._told(constraint)
         except Exception as error:
             return brief(error)
+        found = self._try(constraint, f"{what}\n{spec}")
+        return found if isinstance(found, str) else self._vllm_refuses(constraint)
+
+    def cost(self, constraint: StructuredOutputs, token_ids: Sequence[int]) -> float:
+        """CPU seconds that it adds to a step of the engine when these tokens have come; infinity where it is, or is about to become, more
+        than a trial may take. Raises as `verdict` does."""
+        what, spec = self._told(constraint)
+        found = self._try(constraint, f"{what} {' '.join(map(str, token_ids))}\n{spec}")
+        return math.inf if isinstance(found, str) else found
+
+    def _try(self, constraint: StructuredOutputs, told: str) -> str | float:
+        """What is wrong with it, or CPU seconds of a step."""
         began = time.monotonic()
         try:
             answer = self._answer(told.encode("utf-8", "surrogatepass"))
-        except TimeoutError:
-            answer = b""
         except Exception as error:
             raise EngineError(f"structured outputs cannot be tried out: {brief(error)}") from error
-        if answer == grammar_trial.OK:
-            return self._vllm_refuses(constraint)
-        if not answer and time.monotonic() - began >= grammar_trial.WALL_SECONDS:
+        compiled, verdict = answer.startswith(grammar_trial.COMPILED), answer.removeprefix(grammar_trial.COMPILED)
+        if verdict.startswith(grammar_trial.OK):
+            return float(verdict.removeprefix(grammar_trial.OK))
+        if not verdict and time.monotonic() - began >= grammar_trial.WALL_SECONDS:
             # Others had the cores: that is no verdict.
             raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
-        words = _WHERE.sub("", answer.decode(errors="replace")).strip()
+        words = _WHERE.sub("", verdict.decode(errors="replace")).strip()
+        if compiled:
+            return words or "it is too ambiguous: xgrammar takes too long for one of its first tokens"
         return words or f"this {constraint.kind} is too complex to be compiled"
 
     def _answer(self, told: bytes) -> bytes:
-        """Nothing, if the trial was ended by its bounds."""
+        """Without a verdict, if the trial was ended by its bounds."""
         ours, theirs = socket.socketpair()
         with ours:
             ours.settimeout(ANSWER_SECONDS)
             with theirs:
-                self._start()
                 socket.send_fds(self._control, [b"t"], [theirs.fileno()])
             ours.sendall(told)
             ours.shutdown(socket.SHUT_WR)
             answer = b""
-            while some := ours.recv(65_536):
-                answer += some
-        if not answer and self._process is not None and self._process.poll() is not None:
+            with suppress(TimeoutError):
+                while some := ours.recv(65_536):
+                    answer += some
+        if not answer and not self.running:
             raise RuntimeError("the program that tries grammars has ended")
         return answer
 
-    @staticmethod
-    def _told(constraint: StructuredOutputs) -> str:
-        """As the trial's program wants it."""
+    def _told(self, constraint: StructuredOutputs) -> tuple[str, str]:
+        """Kind and text as the trial's program wants them."""
         from vllm.v1.structured_output import utils
 
         match constraint.kind:
             case "json_object":
-                return 'json\n{"type": "object"}'
+                return self._json, '{"type": "object"}'
+            case "json":
+                return self._json, constraint.spec
             case "choice":
-                return f"grammar\n{utils.choice_as_grammar(constraint.choices)}"
+                return "grammar", utils.choice_as_grammar(constraint.choices)
             case "grammar" if utils.grammar_is_likely_lark(constraint.spec):
                 import xgrammar
 
                 if not hasattr(xgrammar.GrammarCompiler, "compile_lark"):
                     raise InvalidRequest("a grammar is written in EBNF, not in Lark's way")
-                return f"lark\n{constraint.spec}"
-        return f"{constraint.kind}\n{constraint.spec}"
+                return "lark", constraint.spec
+        return constraint.kind, constraint.spec
 
     @staticmethod
     def _vllm_refuses(constraint: StructuredOutputs) -> str | None:
@@ -101,26 +120,33 @@ class Trials:
             return brief(error)
         return None
 
-    def _start(self) -> None:
-        """Also again, if somebody has killed it."""
-        with self._lock:
-            if self._process is not None and self._process.poll() is None:
-                return
-            self.close()
-            told = self._vocabulary()
-            self._control, theirs = socket.socketpair()
-            with theirs:
-                # As a file, and without that file's folder in the path, where `vllm` is another module.
-                # What torch starts besides it is idle, and in the fork not there.
-                words = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", str(Path(grammar_trial.__file__)), str(theirs.fileno())]
-                self._process = subprocess.Popen(  # noqa: S603 - this package's own
-                    words, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True, text=True
-                )
-            assert self._process.stdin is not None
-            with self._process.stdin as wants:
-                wants.write(told)
-            if self._control.recv(len(grammar_trial.READY)) != grammar_trial.READY:
-                raise RuntimeError("the program that tries grammars did not start")
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Before the first verdict, and again when the program has been killed. Raises EngineError."""
+        self.close()
+        try:
+            ready = self._launch(self._vocabulary())
+        except Exception as error:
+            raise EngineError(f"structured outputs cannot be tried out: {brief(error)}") from error
+        if ready != grammar_trial.READY:
+            raise EngineError("structured outputs cannot be tried out: their program did not start")
+
+    def _launch(self, vocabulary: str) -> bytes:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            # As a file, and without that file's folder in the path, where `vllm` is another module.
+            # What torch starts besides it is idle, and in the fork not there.
+            words = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", str(Path(grammar_trial.__file__)), str(theirs.fileno())]
+            self._process = subprocess.Popen(  # noqa: S603 - this package's own
+                words, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True, text=True
+            )
+        assert self._process.stdin is not None
+        with self._process.stdin as wants:
+            wants.write(vocabulary)
+        return self._control.recv(len(grammar_trial.READY))
 
     def close(self) -> None:
         if self._process is not None:

@@ -139,6 +139,43 @@ async def test_one_schema_is_tried_once_however_many_ask_for_it(manager):
     assert trials == [schema]
 
 
+def arrays_of_arrays():
+    references = [{"type": "array", "items": {"$ref": f"#/$defs/d{number}"}} for number in range(20)]
+    return json.dumps({"$ref": "#/$defs/d0", "$defs": {f"d{number}": {"anyOf": references} for number in range(20)}})
+
+
+# Each compiles, and takes the engine longer with every token: 0.1 to 25 s by the 26th, or with one more level of nesting.
+COSTLY = [
+    StructuredOutputs.grammar('root ::= x x x x\nx ::= x x | x x x | "" | [a-z ] | "the" | x "a" x'),
+    StructuredOutputs.regex("((a|b|[a-z ])*|([a-z ]*))*"),
+    StructuredOutputs.json(arrays_of_arrays()),
+    StructuredOutputs.grammar("root ::= root root | [ a-z]"),
+    StructuredOutputs.regex("((a+)+)+"),
+]
+
+
+@pytest.mark.parametrize("constraint", COSTLY, ids=["grammar", "regex", "json", "two_roots", "nested"])
+async def test_what_would_make_every_step_slower_is_refused_and_a_canary_notices_nothing(manager, constraint):
+    with pytest.raises(InvalidRequest, match=r"structured_outputs: .*(too ambiguous|too complex)"):
+        await ask(manager, constraint, max_tokens=1500)
+    assert len((await manager.generate("x", sampling=Sampling(max_tokens=8, ignore_eos=True))).token_ids) == 8
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        StructuredOutputs.json({}),
+        StructuredOutputs.json({"type": "array", "items": SCHEMA}),
+        StructuredOutputs.json({"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}),
+        StructuredOutputs.regex(r"[\w\s]+"),
+        StructuredOutputs.grammar("root ::= root [a-z] | [a-z]"),
+        StructuredOutputs.grammar('root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"'),
+    ],
+)
+async def test_what_costs_the_same_at_each_token_is_let_in(manager, constraint):
+    assert await ask(manager, constraint, max_tokens=4)
+
+
 @pytest.mark.parametrize("two_compilers", [False, True])
 async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatch, two_compilers):
     import xgrammar
@@ -172,9 +209,27 @@ async def test_the_program_that_tries_is_started_again_when_it_was_killed(manage
     assert await ask(manager, StructuredOutputs.regex("b")) == "b"
 
 
+async def test_the_start_of_the_program_is_no_part_of_the_first_trial(manager):
+    """It takes 3 s, and more on a busy machine: the first constraint was answered with 503 where it was too complex, and so were others
+    that waited for its place."""
+    manager.engine._grammars._trials.close()
+    refused = []
+
+    async def one(number):
+        with pytest.raises(InvalidRequest, match=r"[Rr]egex|parenthesis"):
+            await ask(manager, StructuredOutputs.regex("(" * number))
+        refused.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(1, 4):
+            tasks.start_soon(one, number)
+    assert len(refused) == 3
+
+
 async def test_a_trial_that_cannot_be_made_is_no_verdict(manager, monkeypatch):
     trials = manager.engine._grammars._trials
-    monkeypatch.setattr(trials, "_start", lambda: (_ for _ in ()).throw(RuntimeError("nothing starts")))
+    monkeypatch.setattr(trials, "_vocabulary", lambda: (_ for _ in ()).throw(RuntimeError("nothing starts")))
+    trials.close()
     with pytest.raises(EngineError, match="nothing starts"):
         await ask(manager, StructuredOutputs.regex("c"))
     monkeypatch.undo()

@@ -105,11 +105,13 @@ class EngineRestarted(EngineError):
 
 
 class EngineDead(EngineError):
-    """The engine's process is gone, or it makes no progress. `for_good`: whoever runs it will not start it again."""
+    """The engine's process is gone, or it makes no progress. `for_good`: it will not be started again. `stalled`: it was killed because it
+    made no step."""
 
-    def __init__(self, message: str, *, for_good: bool = False) -> None:
+    def __init__(self, message: str, *, for_good: bool = False, stalled: bool = False) -> None:
         super().__init__(message)
         self.for_good = for_good
+        self.stalled = stalled
 
 
 class ConfigurationError(LLMServeError):

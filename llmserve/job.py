@@ -50,6 +50,11 @@ class Job:
     replays: int = 0
     replaying: anyio.CancelScope | None = None
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the engine holds its answer to a schema or grammar."""
+        return self.request.sampling.structured_outputs is not None or (self.prompt is not None and self.prompt.constraint is not None)
+
 
 def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInfo]) -> Timeline:
     """A request's timeline when it arrives. `info` may raise RuntimeError before the engine has been up."""

@@ -45,7 +45,7 @@ class Recovery:
         if for_good:
             self._end = error
         for job in jobs:
-            if job.in_engine or for_good:
+            if job.in_engine or for_good or (error.stalled and not job.stream.ended and _is_suspect(job)):
                 job.stream.fail(error)
                 job.in_engine = False
 
@@ -106,6 +106,8 @@ class Recovery:
         self._lose()
         if self._end is not None or not self._hope:
             return error
+        if error.stalled and _is_suspect(job):
+            return EngineRestarted("the engine stalled with this request in it, whose answer is constrained; it is not begun again")
         if job.in_engine and job.replays == MOST_REPLAYS:
             return EngineRestarted(f"the engine has died {MOST_REPLAYS + 1} times with this request in it")
         if not job.stream.rewind():
@@ -114,3 +116,9 @@ class Recovery:
             job.in_engine = False
             job.replays += 1
         return None
+
+
+def _is_suspect(job: Job) -> bool:
+    """Whether its constraint may be why the engine stalled, and would make the next one stall. Also one that the engine has given back
+    already: some engines report their own death, and do not know why."""
+    return job.is_constrained and (job.in_engine or job.replays > 0)

@@ -58,6 +58,8 @@ class Supervisor:
         self._up = up
         self._down = down
         self._deaths: deque[float] = deque()
+        # When the next step must have ended, if that is sooner than the stall timeout says.
+        self._step_by: float | None = None
         # How long the last start took, in seconds.
         self.start_seconds = 0.0
         self.restarts = 0
@@ -126,14 +128,20 @@ class Supervisor:
             made = self._engine.statistics().steps
             # Where this process itself stood still, nothing is known of the engine.
             if made != steps or not self._busy() or now - looked > look + patience / 2:
-                steps, since = made, now
-            elif now - since >= patience:
+                steps, since, self._step_by = made, now, None
+            elif now - since >= patience or (self._step_by is not None and now >= self._step_by):
                 self._engine.kill()
-                error = EngineDead(f"the engine made no step for {patience:g} s, with {self._busy()} requests in it")
+                self._step_by = None
+                words = f"the engine made no step for {now - since:.0f} s, with {self._busy()} requests in it"
+                error = EngineDead(words, stalled=True)
                 # Before it is taken down, which may take a while.
                 self._down(error, self._config.first_pause)
                 raise error
             looked = now
+
+    def hurry(self, seconds: float) -> None:
+        """Take the engine for hung if it makes no step within so many seconds from now."""
+        self._step_by = self._clock() + seconds
 
     @property
     def restarts_again(self) -> bool:

@@ -159,10 +159,11 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag=21):
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
-    """The engine did; `for_good`, or another one comes."""
+    """The engine did; `for_good`, or another one comes. `stalled`: it made no step, and was killed."""
 
     reason: str
     for_good: bool
+    stalled: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):

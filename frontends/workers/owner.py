@@ -195,7 +195,7 @@ class Owner:
         assert self._admission is not None
         for member in self._members:
             member.up = False
-        self._tell_all(Died(str(error), pause is None))
+        self._tell_all(Died(str(error), pause is None, error.stalled))
         self._admission.suspend(self._loop.time())
         self._orphans = []
         if pause is None:

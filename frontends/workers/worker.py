@@ -200,7 +200,7 @@ class Worker:
 
     def _bury(self, message: Died) -> None:
         """Another worker's engine may have died, or the one that all of them share."""
-        death = EngineDead(message.reason, for_good=message.for_good)
+        death = EngineDead(message.reason, for_good=message.for_good, stalled=message.stalled)
         if not self._engine_is_shared:
             self._manager.cancel_all(message.reason)
         elif message.for_good and self._place is not None:

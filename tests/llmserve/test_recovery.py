@@ -20,7 +20,9 @@ from llmserve import (
     Outcome,
     RequestCancelled,
     RestartConfig,
+    Sampling,
     State,
+    StructuredOutputs,
     Unavailable,
 )
 
@@ -251,6 +253,38 @@ async def test_deaths_long_ago_do_not_count(engine):
             await ready(manager)
             await anyio.sleep(60.0)
         assert manager.statistics().restarts == 4
+
+
+GRAMMAR = StructuredOutputs.grammar("root ::= root root | [ a-z]")
+
+
+@pytest.mark.parametrize("reports_itself", [False, True])
+async def test_a_constrained_request_is_not_begun_again_after_a_stall(engine, reports_itself):
+    """Its constraint may be why the engine stalled. An engine that notices that it was killed may say so before the supervisor does."""
+    config = ManagerConfig(restart=RestartConfig(stall_timeout=10.0))
+    async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
+        constrained = Caller(manager, tasks, "constrained", sampling=Sampling(structured_outputs=GRAMMAR))
+        plain = Caller(manager, tasks, "plain")
+        await wait_all_tasks_blocked()
+        if reports_itself:
+            engine.sinks["constrained"].fail(EngineDead("it was killed"))
+        await restart_seen(manager)
+        assert sorted(engine.submitted) == ["constrained", "plain", "plain"]
+        assert isinstance(constrained.error, EngineRestarted)
+        assert "stalled" in str(constrained.error)
+        engine.finish("plain", "answer")
+        await wait_all_tasks_blocked()
+        assert plain.answer.text == "answer"
+        check_quiescent(manager)
+
+
+async def test_a_constrained_request_is_begun_again_after_a_crash(manager, engine):
+    async with anyio.create_task_group() as tasks:
+        constrained = Caller(manager, tasks, "r", sampling=Sampling(structured_outputs=GRAMMAR))
+        await wait_all_tasks_blocked()
+        await restart(manager, engine)
+        engine.finish("r", "answer")
+    assert constrained.answer.text == "answer"
 
 
 async def test_an_engine_that_makes_no_step_is_killed(engine):

@@ -70,6 +70,9 @@ class NoEngine:
     def watch(self, stepped: Callable[[], None]) -> None:
         """Its steps are nothing to go by."""
 
+    async def suspects(self, step_seconds: float) -> list[str]:
+        return []
+
     def check_health(self) -> None:
         """Always well."""
 

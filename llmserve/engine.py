@@ -142,5 +142,18 @@ class Engine(Protocol):
         """Call `stepped` after every step from now on, in the event loop, when the step's tokens are in their sinks. Where an engine cannot
         tell, it never calls it: admission then counts requests, and says so."""
 
+    async def suspects(self, step_seconds: float) -> list[str]:
+        """Its requests whose constraints are why its steps take `step_seconds` on average, the costliest first; empty where none is.
+
+        May take some seconds. Raises EngineError where it cannot tell.
+        """
+
     def check_health(self) -> None:
         """Raises EngineDead when the engine cannot serve."""
+
+
+def costly(costs: Mapping[str, float], step_seconds: float) -> list[str]:
+    """Which requests make steps slow, the costliest first, by the seconds that each adds to a step: those with at least half of their
+    share."""
+    least = step_seconds / (2 * max(1, len(costs)))
+    return sorted((name for name, seconds in costs.items() if seconds >= least), key=lambda name: -costs[name])

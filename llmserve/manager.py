@@ -35,6 +35,7 @@ from llmserve.stream import TokenStream
 from llmserve.supervisor import Supervisor
 from llmserve.tokenizing import TokenizerLine, cache_salt
 from llmserve.tracing import CarefulTracer, NoTracer, Tracer
+from llmserve.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -368,6 +369,7 @@ class EngineManager:
                 await self._tasks.start(self._run_engine)
                 self._admission = self._admission or self._build_admission()
                 self.engine.watch(self._stepped)
+                self._tasks.start_soon(self._watchdog.run)
                 if self.config.predicts:
                     await check_promise(self.engine, self.config.slo)
                 self.state = State.READY if self._recovery.up else State.RESTARTING
@@ -398,6 +400,7 @@ class EngineManager:
             up=self._engine_up,
             down=self._engine_down,
         )
+        self._watchdog = Watchdog(self.engine, self._clock, self._jobs.values, self._supervisor.hurry)
         try:
             await self._supervisor.run(task_status=task_status)
         except EngineDead:
@@ -491,6 +494,7 @@ class EngineManager:
         if self.state is not State.READY:
             raise self._unavailable()
         self.engine.check_health()
+        self._watchdog.check()
 
     def statistics(self) -> ManagerStatistics:
         """A snapshot of who runs and who waits."""

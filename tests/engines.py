@@ -96,5 +96,8 @@ class ScriptedEngine:
     def watch(self, stepped):
         pass
 
+    async def suspects(self, step_seconds):
+        return []
+
     def check_health(self):
         pass

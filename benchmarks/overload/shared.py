@@ -53,5 +53,8 @@ class SharedEngine:
     def watch(self, stepped: Callable[[], None]) -> None:
         self._watchers.append(stepped)
 
+    async def suspects(self, step_seconds: float) -> list[str]:
+        return await self.inner.suspects(step_seconds)
+
     def check_health(self) -> None:
         self.inner.check_health()

@@ -24,6 +24,7 @@ class Refusal(StrEnum):
     STARTING = "starting"
     RESTARTING = "restarting"
     PAUSED = "paused"
+    SLOW = "slow"
     DRAINING = "draining"
     STOPPED = "stopped"
 

@@ -15,7 +15,7 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
-from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink
+from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
 from llmserve.engines.paging import BlockPool
 from llmserve.engines.simulated_text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest
@@ -37,7 +37,9 @@ class SimulatedConfig:
     """The engine's size and speed.
 
     `time_scale` multiplies every delay: 0 for none, 1 for the step law as it stands. `abort_seconds` is how long an abort
-    takes to be confirmed, `start_seconds` how long a start takes. Each of `adapters` answers in its own way.
+    takes to be confirmed, `start_seconds` how long a start takes. Each of `adapters` answers in its own way. With `grammar_token_seconds`
+    it takes constraints, though its text does not keep to them: a step takes so long for each token that a request with a grammar has,
+    and nothing for other kinds.
     """
 
     max_model_len: int = 2048
@@ -54,6 +56,7 @@ class SimulatedConfig:
     kv_token_seconds: float = 3e-8
     start_seconds: float = 0.0
     abort_seconds: float = 0.0
+    grammar_token_seconds: float = 0.0
     adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple)
 
@@ -84,6 +87,11 @@ class _Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def grammar_tokens(self) -> int:
+        constraint = self.sampling.structured_outputs
+        return self.generated if constraint is not None and constraint.kind == "grammar" else 0
 
 
 class SimulatedEngine:
@@ -168,7 +176,7 @@ class SimulatedEngine:
             self._up = False
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        if request.sampling.structured_outputs is not None:
+        if request.sampling.structured_outputs is not None and not self.config.grammar_token_seconds:
             raise InvalidRequest("the simulated engine has no structured_outputs", "structured_outputs")
         if request.tools is not None and request.tools.choice != "none":
             raise InvalidRequest("the simulated engine calls no tools", "tools")
@@ -229,6 +237,11 @@ class SimulatedEngine:
     def watch(self, stepped: Callable[[], None]) -> None:
         self._stepped = stepped
 
+    async def suspects(self, step_seconds: float) -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        costs = {one.id: one.grammar_tokens * self.config.grammar_token_seconds * self.config.time_scale for one in self._running}
+        return costly(costs, step_seconds)
+
     def check_health(self) -> None:
         if not self._up:
             raise EngineDead("the simulated engine is not running")
@@ -244,6 +257,7 @@ class SimulatedEngine:
         config = self.config
         seconds = config.step_seconds + config.prefill_token_seconds * prefilled
         seconds += config.sequence_seconds * len(work) + config.kv_token_seconds * kv_tokens
+        seconds += config.grammar_token_seconds * sum(sequence.grammar_tokens for sequence, _ in work)
         await anyio.sleep(seconds * config.time_scale)
         for sequence, count in work:
             # Aborted, or preempted for another one, while the step ran.

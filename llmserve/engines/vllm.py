@@ -30,7 +30,8 @@ from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
-from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, start_errors
+from llmserve.engines.vllm_constrained import Constrained
+from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, set_heap_aside, start_errors
 from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
@@ -74,6 +75,7 @@ class VLLMEngine:
         self._grammars: Grammars | None = None
         self._encoder: PromptEncoder | None = None
         self._open: set[str] = set()
+        self._constrained = Constrained(self._open)
         self._steps = CoreSteps()
         self._paths = PathCounts()
         self._death: EngineDead | None = None
@@ -100,7 +102,7 @@ class VLLMEngine:
             names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
             self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
             await self._adapters.load(llm)
-            await anyio.to_thread.run_sync(_set_heap_aside)
+            await anyio.to_thread.run_sync(set_heap_aside)
             self._llm = llm
             FastPath(llm.output_processor, self._paths)
             task_status.started()
@@ -122,7 +124,11 @@ class VLLMEngine:
         try:
             # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
             llm = await anyio.to_thread.run_sync(self._build, client, guard)
-            grammars = self._grammars = Grammars(lambda: vocabulary(llm.vllm_config, llm.get_tokenizer()))
+            structured = llm.vllm_config.structured_outputs_config
+            free_space = not structured.disable_any_whitespace
+            grammars = Grammars(lambda: vocabulary(llm.vllm_config, llm.get_tokenizer()), free_space=free_space)
+            # Another backend is the operator's choice, and its bounds are its own.
+            self._grammars = grammars if structured.backend == "xgrammar" else None
             encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
             try:
                 yield llm
@@ -219,9 +225,7 @@ class VLLMEngine:
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
     async def _check_grammar(self, constraint: StructuredOutputs, tenant: str, field: str) -> None:
-        # Another backend is the operator's choice, and its bounds are its own.
-        if self.running_llm.vllm_config.structured_outputs_config.backend == "xgrammar":
-            assert self._grammars is not None
+        if self._grammars is not None:
             await self._grammars.check(constraint, tenant, field)
 
     async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
@@ -284,9 +288,11 @@ class VLLMEngine:
         llm = self.running_llm
         receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode, self._drop)
         self._open.add(request_id)
+        if (constraint := prompt.constraint or sampling.structured_outputs) is not None:
+            self._constrained.add(request_id, constraint, receiver)
         try:
             inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
-            params = self._params(sampling, prompt.constraint or sampling.structured_outputs)
+            params = self._params(sampling, constraint)
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
             adapter = self._adapters.request(prompt.adapter)
@@ -362,6 +368,9 @@ class VLLMEngine:
     def watch(self, stepped: Callable[[], None]) -> None:
         self._stepped = stepped
 
+    async def suspects(self, step_seconds: float) -> list[str]:
+        return [] if self._grammars is None else await self._constrained.suspects(self._grammars, step_seconds)
+
     def check_health(self) -> None:
         if self._llm is None or self._llm.errored:
             raise EngineDead("vLLM's engine is not running")
@@ -382,12 +391,3 @@ class VLLMEngine:
             asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigurationError("the engine vllm needs asyncio; it does not run on trio") from None
-
-
-def _set_heap_aside() -> None:
-    """What is there when the engine is up stays for as long as it is, and is not looked through for garbage meanwhile.
-
-    vLLM and what it imports leave 620,000 objects; a full collection of them stops the event loop, and with it every stream, for 0.3 s.
-    """
-    gc.collect()
-    gc.freeze()

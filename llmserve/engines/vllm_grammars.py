@@ -71,10 +71,10 @@ class Grammars:
             done.set()
 
     async def cost(self, constraint: StructuredOutputs, token_ids: Sequence[int]) -> float:
-        """CPU seconds that it adds to a step now that these tokens have come. Waits for no place, as everybody waits for the answer. Raises
-        EngineError, Overloaded."""
+        """CPU seconds that it adds to a step now that these tokens have come. Waits for no place of other trials, as all requests wait
+        for this one. Raises EngineError, Overloaded."""
         await self._start()
-        return await anyio.to_thread.run_sync(self._trials.cost, constraint, token_ids)
+        return await anyio.to_thread.run_sync(self._trials.cost, constraint, token_ids, abandon_on_cancel=True)
 
     async def _start(self) -> None:
         """The trials' program, if it does not run. Its start is no part of a trial, nor of the wait for one: both have bounds that it

@@ -27,6 +27,8 @@ class Receiver:
         dropped: Callable[[Sink], None],
     ) -> None:
         self._id = request_id
+        # All that has come under a constraint, for `VLLMEngine.suspects`.
+        self.token_ids: list[int] | None = None
         self.detokenize = sampling.detokenize
         self._sink = sink
         self._sampling = sampling
@@ -44,6 +46,8 @@ class Receiver:
             self._sink.fail(translate(output))
             return
         (part,) = output.outputs
+        if self.token_ids is not None:
+            self.token_ids += part.token_ids
         reason = part.finish_reason
         if reason is not None:
             self._open.discard(self._id)
@@ -66,6 +70,8 @@ class Receiver:
     def take(self, text: str, token_ids: list[int]) -> None:
         """Tokens in the middle of an answer, with their text."""
         if self._id in self._open:
+            if self.token_ids is not None:
+                self.token_ids += token_ids
             self._sink.put(Delta(text, tuple(token_ids)))
 
     def _logprobs(self, entries: Any, token_ids: Any) -> tuple[TokenLogprob, ...] | None:

@@ -243,3 +243,43 @@ async def test_a_bias_is_added(manager):
     with pytest.raises(InvalidRequest) as caught:
         await manager.generate("x", sampling=Sampling(logit_bias={10**6: 1}))
     assert caught.value.param == "logit_bias"
+
+
+async def test_a_constraint_that_becomes_costly_after_all_is_ejected_and_others_go_on(manager, monkeypatch, caplog):
+    """As if its trial had found nothing."""
+    monkeypatch.setattr(manager.engine._grammars._trials, "verdict", lambda constraint: None)
+    ends, slow = {}, []
+
+    async def read(name, constraint, max_tokens):
+        sampling = Sampling(max_tokens=max_tokens, ignore_eos=True, structured_outputs=constraint)
+        try:
+            async with manager.stream(GenerationRequest("aaaa", request_id=name, sampling=sampling)) as stream:
+                async for _ in stream:
+                    pass
+            ends[name] = None
+        except LLMServeError as error:
+            ends[name] = error
+
+    async def look():
+        while True:
+            before = manager.engine.statistics()
+            await anyio.sleep(1)
+            after = manager.engine.statistics()
+            if after.busy_seconds - before.busy_seconds > 0.2 * (after.busy_steps - before.busy_steps) or after.steps == before.steps:
+                slow.append(anyio.current_time())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        async with anyio.create_task_group() as readers:
+            readers.start_soon(read, "plain", None, 800)
+            readers.start_soon(read, "cheap", StructuredOutputs.regex("[a-z ]+"), 800)
+            with anyio.fail_after(120):
+                await read("costly", StructuredOutputs.grammar("root ::= root root | [ a-z_]"), 1500)
+            ended = anyio.current_time()
+        tasks.cancel_scope.cancel()
+    assert isinstance(ends["costly"], InvalidRequest)
+    assert ends["costly"].param == "structured_outputs"
+    assert ended - slow[0] < 15
+    assert (ends["plain"], ends["cheap"]) == (None, None)
+    assert any("ejected request costly" in record.getMessage() for record in caplog.records)
+    assert manager.statistics().restarts == 0

@@ -3,6 +3,7 @@ those are refused."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import msgspec
@@ -20,7 +21,18 @@ HOSTILE: dict[str, Callable[[int], StructuredOutputs]] = {
     "many properties": lambda n: StructuredOutputs.json(
         {"type": "object", "properties": {f"p{n}_{i}": {"type": "string"} for i in range(1500)}}
     ),
+    # These compile at once, and cost more with each token of the answer.
+    "an ambiguous grammar": lambda n: StructuredOutputs.grammar(f'root ::= root root | [ a-z] | "{n}"'),
+    "an ambiguous pattern": lambda n: StructuredOutputs.regex(f"((a|b|[a-z ]|{n})*|([a-z ]*))*"),
+    "arrays of arrays": lambda n: StructuredOutputs.json(arrays_of_arrays(n)),
 }
+
+
+def arrays_of_arrays(number: int) -> dict[str, Any]:
+    """Twenty definitions, each an array of any of them: a text of brackets matches in more ways with each level."""
+    names = [f"d{number}_{i}" for i in range(20)]
+    either = {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/{name}"}} for name in names]}
+    return {"$ref": f"#/$defs/{names[0]}", "$defs": dict.fromkeys(names, either)}
 
 
 class Seen(msgspec.Struct, kw_only=True):

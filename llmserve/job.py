@@ -10,10 +10,11 @@ import anyio.lowlevel
 import attrs
 
 from llmserve.admission import Ticket
+from llmserve.cancellation import CancellationToken
 from llmserve.deadlines import Watch
 from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
-from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
+from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline, wrong_type
 from llmserve.stream import TokenStream
 from llmserve.tracing import NoTracer, Span
 
@@ -63,6 +64,14 @@ def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInf
         with suppress(RuntimeError):
             adapter = request.adapter if request.adapter in info().adapters else None
     return Timeline(request_id=request.request_id, tenant=request.tenant, adapter=adapter, arrived=now)
+
+
+def check_types(request: object, token: object = None) -> None:
+    """Raises TypeError for arguments that no request can be made of, before anything is held or counted for them."""
+    if not isinstance(request, GenerationRequest):
+        raise wrong_type("request", "a GenerationRequest", request)
+    if token is not None and not isinstance(token, CancellationToken):
+        raise wrong_type("token", "a CancellationToken or None", token)
 
 
 def note_outcome(timeline: Timeline, error: BaseException | None) -> None:

@@ -25,7 +25,7 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
-from llmserve.job import Job, arrival, interrupter, note_outcome
+from llmserve.job import Job, arrival, check_types, interrupter, note_outcome
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
 from llmserve.recovery import Recovery
@@ -124,6 +124,7 @@ class EngineManager:
             Overloaded: refused; see its `retry_after`.
             RequestCancelled, DeadlineExceeded: ended while it waited.
             EngineError: the engine would not take it.
+            TypeError: `request` or `token` is something else; nothing has been counted.
         """
         job = self._arrive(request, token)
         try:
@@ -160,6 +161,7 @@ class EngineManager:
             return await stream.collect()
 
     def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:
+        check_types(request, token)
         now = self._clock()
         timeline = arrival(request, now, lambda: self.engine.info)
         try:
@@ -179,11 +181,12 @@ class EngineManager:
             on_death=lambda error: self._recovery.judge(job, error),
             interval=request.sampling.stream_interval,
         )
-        self._jobs[request.request_id] = job
         deadline = now + self._longest(request)
         if token is not None:
             deadline = min(deadline, token.deadline)
             job.unlink = token.add_callback(interrupter(job.stream))
+        # After everything that can raise: nobody would give back what is registered here, and leaving the manager would wait for it.
+        self._jobs[request.request_id] = job
         if deadline < math.inf:
             job.watch = self._deadlines.add(deadline, lambda: job.stream.fail(DeadlineExceeded(deadline - now)))
         return job
@@ -254,6 +257,7 @@ class EngineManager:
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """The request's prompt as the engine would see it. Raises InvalidRequest, Overloaded."""
+        check_types(request)
         self._refuse_unless_ready()
         with self._tokenizing.place():
             return await self.engine.tokenize(request)

@@ -9,6 +9,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -54,6 +55,30 @@ def _number(low: float, high: float, *, above: bool = False) -> Any:
     return check
 
 
+def _instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
+    """A validator: TypeError that says what is `accepted`, for what only the program's author can get wrong."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise wrong_type(attribute.name, accepted, value)
+
+    return check
+
+
+def wrong_type(name: str, accepted: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
+
+
+def _tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
+    """Of a sequence; TypeError names the field."""
+    if isinstance(value, (str, bytes, Mapping)):
+        raise wrong_type(name, accepted, value)
+    try:
+        return tuple(value)
+    except TypeError:
+        raise wrong_type(name, accepted, value) from None
+
+
 def _token_ids(values: Sequence[object]) -> bool:
     """Whether all are whole numbers and none is negative; True and False are not, whatever Python says."""
     return all(type(value) is int and value >= 0 for value in values)
@@ -62,11 +87,19 @@ def _token_ids(values: Sequence[object]) -> bool:
 def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return (value,) if isinstance(value, str) else _tuple("stop", "a string or a sequence of strings", value)
+
+
+def _stop_token_ids(value: Sequence[int]) -> tuple[int, ...]:
+    return _tuple("stop_token_ids", "a sequence of token ids", value)
 
 
 def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> tuple[tuple[int, float], ...]:
-    return tuple(value.items()) if isinstance(value, Mapping) else tuple(value or ())
+    accepted = "a mapping of token ids to numbers"
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else _tuple("logit_bias", accepted, value or ())
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise wrong_type("logit_bias", accepted, value)
+    return pairs
 
 
 @attrs.frozen(kw_only=True)
@@ -89,6 +122,7 @@ class Sampling:
 
     Raises:
         InvalidRequest: a value is out of its bounds; `param` names it.
+        TypeError: a value is of a type that the field does not accept.
     """
 
     max_tokens: int | None = attrs.field(default=None, validator=_integer(1, MAX_TOKENS_FIELD))
@@ -102,16 +136,18 @@ class Sampling:
     repetition_penalty: float | None = attrs.field(default=None, validator=_number(0, 100, above=True))
     seed: int | None = attrs.field(default=None, validator=_integer(-INT64 - 1, INT64))
     stop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
-    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=tuple)
-    include_stop: bool = False
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
+    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids)
+    include_stop: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
+    ignore_eos: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
+    skip_special_tokens: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
     stream_interval: int = attrs.field(default=1, validator=_integer(1, MAX_TOKENS_FIELD))
-    detokenize: bool = True
+    detokenize: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
     logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: StructuredOutputs | None = attrs.field(
+        default=None, validator=_instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
+    )
 
     @min_tokens.validator
     def _below_max_tokens(self, _: object, value: int) -> None:
@@ -143,11 +179,17 @@ class Sampling:
 
 
 def _prompt(value: str | Sequence[int] | None) -> str | tuple[int, ...] | None:
-    return value if value is None or isinstance(value, str) else tuple(value)
+    return value if value is None or isinstance(value, str) else _tuple("prompt", "a string or a sequence of token ids", value)
 
 
 def _messages(value: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...] | None:
-    return None if value is None else tuple(value)
+    if value is None:
+        return None
+    accepted = "a sequence of mappings"
+    messages = _tuple("messages", accepted, value)
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise wrong_type("messages", accepted, next(message for message in messages if not isinstance(message, Mapping)))
+    return messages
 
 
 @attrs.frozen
@@ -168,19 +210,22 @@ class GenerationRequest:
 
     Raises:
         InvalidRequest: both or none of prompt and messages, an empty one, or a value out of its bounds.
+        TypeError: a value is of a type that the field does not accept.
     """
 
     prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
     messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
-    sampling: Sampling = attrs.field(factory=Sampling, kw_only=True)
-    tools: Tools | None = attrs.field(default=None, kw_only=True)
-    adapter: str | None = attrs.field(default=None, kw_only=True)
-    tenant: str = attrs.field(default="default", kw_only=True)
+    sampling: Sampling = attrs.field(factory=Sampling, validator=_instance(Sampling, "a Sampling"), kw_only=True)
+    tools: Tools | None = attrs.field(default=None, validator=_instance((Tools, NoneType), "a Tools or None"), kw_only=True)
+    adapter: str | None = attrs.field(default=None, validator=_instance((str, NoneType), "a string or None"), kw_only=True)
+    tenant: str = attrs.field(default="default", validator=_instance(str, "a string"), kw_only=True)
     priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
-    best_effort: bool = attrs.field(default=False, kw_only=True)
-    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), kw_only=True)
-    trace_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False)
+    best_effort: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
+    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=_instance(str, "a string"), kw_only=True)
+    trace_headers: Mapping[str, str] = attrs.field(
+        factory=dict, validator=_instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -201,8 +246,12 @@ class GenerationRequest:
     @classmethod
     def of(cls, request: "GenerationRequest | str | Sequence[int]", sampling: Sampling | None = None) -> "GenerationRequest":
         """A request as it is, with `sampling` in place of its own where that is given; or one for a text or token ids."""
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise wrong_type("sampling", "a Sampling or None", sampling)
+        if request is None or isinstance(request, (bytes, Mapping)):
+            raise wrong_type("request", "a GenerationRequest, a string or a sequence of token ids", request)
         if not isinstance(request, GenerationRequest):
-            return cls(request, sampling=sampling or Sampling())
+            return cls(request, sampling=Sampling() if sampling is None else sampling)
         return request if sampling is None else attrs.evolve(request, sampling=sampling)
 
     @property

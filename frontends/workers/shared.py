@@ -10,6 +10,7 @@ import anyio.to_thread
 
 from llmserve import EngineStatistics
 from llmserve.engines.vllm_core import VLLMCore
+from llmserve.starting import start_in_thread
 
 # A process's end is noticed so soon.
 WATCH_SECONDS = 0.1
@@ -48,13 +49,13 @@ class SharedCore:
         """As `Engine.run` does. Raises ConfigurationError, EngineDead, and what `joined` raises."""
         core = self._make()
         try:
-            await anyio.to_thread.run_sync(core.configure)
+            await start_in_thread(core.configure)
             self.life += 1
             if self.life == 1:
                 # Workers start with it, as importing vLLM takes them as long as loading the model takes the core. One that waits for a
                 # core that dies in its start waits for minutes: the first time that is everybody's end anyhow.
                 self._offer(core)
-            await anyio.to_thread.run_sync(core.launch)
+            await start_in_thread(lambda _: core.launch(), end=core.kill)
             if self.life > 1:
                 self._offer(core)
             while not self._joined():

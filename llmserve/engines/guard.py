@@ -1,55 +1,81 @@
-"""Ends an engine's processes when their host has ended, however it did: after a `kill -9` nobody else would, and they would keep the GPU.
+"""The processes of one engine, from their launch to their end: they are killed when that is wanted, or when the host has ended, and what a
+killed process leaves behind is removed.
 
-A process of a few megabytes that waits for the host's end, or for theirs. A death signal (Linux's PR_SET_PDEATHSIG) comes already when the
-thread ends that had started them, and a pipe is held open by whatever else the host has forked.
+After a `kill -9` of the host nobody else would end them, and they would keep the GPU; so a process of a few megabytes (`wards.py`) waits
+for the host's end, or for theirs. A death signal (Linux's PR_SET_PDEATHSIG) comes already when the thread ends that had started them, and a
+pipe is held open by whatever else the host has forked.
 """
 
 import multiprocessing
 import os
-import select
-import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmserve.engines import segments
+from llmserve.engines.sockets import FOLDER
+from llmserve.engines.wards import NO_MORE
+
+if TYPE_CHECKING:
+    import psutil
 
 # The engine's processes are gone when this is waited for.
 LEAVE_SECONDS = 5.0
 # How often it is looked whether a launch has started a process; nobody is guarded for so long.
 LOOK_SECONDS = 0.02
-NO_MORE = 0
+# How often it is looked what the processes of a launch have: what one that somebody else kills leaves is known up to then.
+NOTE_SECONDS = 1.0
 
 
 class Guard:
-    """Of processes of this host's; does nothing where the system has no pidfds (Linux before 5.3, and others)."""
+    """Of processes of this host's. Where the system has no pidfds (Linux before 5.3, and others) they may outlive a host that is killed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._told: set[int] = set()
+        # The guarded processes and what they have started, and the shared memory that they have made.
+        self._family: set[psutil.Process] = set()
+        self._segments: set[str] = set()
+        self._unwanted = False
+        folder = FOLDER.enter()
         if hasattr(os, "pidfd_open"):
-            # Isolated, and as a file: it needs nothing but the standard library, and starts in some ten milliseconds.
-            words = [sys.executable, "-I", "-S", str(Path(__file__)), str(os.getpid())]
+            words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("wards.py")), str(os.getpid())]
             # In a session of its own, or Ctrl-C would end it before what it guards.
-            self._process = subprocess.Popen(words, start_new_session=True, stdin=subprocess.PIPE, bufsize=0)  # noqa: S603 - this file
+            self._process = subprocess.Popen(words, start_new_session=True, stdin=subprocess.PIPE, bufsize=0)  # noqa: S603 - our file
+            self._tell(folder)
 
     def watch(self, pids: Iterable[int]) -> None:
-        """From now on these too."""
+        """From now on these too; they are killed at once if `kill` has been called."""
+        import psutil  # vLLM needs it as well
+
         for pid in set(pids) - self._told:
             self._told.add(pid)
-            self._tell(pid)
+            self._tell(str(pid))
+            with suppress(psutil.NoSuchProcess):
+                self._family.add(psutil.Process(pid))
+            if self._unwanted:
+                self.kill()
 
     @contextmanager
-    def launching(self, name: str) -> Iterator[None]:
-        """While something is launched that takes long and says late which processes it has: those of multiprocessing's whose names begin
-        like this."""
+    def launching(self, *names: str) -> Iterator[None]:
+        """While this thread launches something that takes long and says late which processes it has: those of multiprocessing's that the
+        thread starts, and whose names begin like one of these."""
         over = threading.Event()
         others = {child.pid for child in multiprocessing.active_children()}
+        thread = threading.get_native_id()
 
         def look() -> None:
+            noted = time.monotonic()
             while not over.wait(LOOK_SECONDS):
-                self._watch_children(name, others)
+                self._watch_children(names, others, thread)
+                if time.monotonic() - noted > NOTE_SECONDS:
+                    self.note()
+                    noted = time.monotonic()
 
         looking = threading.Thread(target=look, daemon=True)
         looking.start()
@@ -58,23 +84,56 @@ class Guard:
         finally:
             over.set()
             looking.join()
-            self._watch_children(name, others)
+            self._watch_children(names, others, thread)
+            self.note()
 
-    def _watch_children(self, name: str, others: set[int | None]) -> None:
-        found = [child for child in multiprocessing.active_children() if child.name.startswith(name)]
-        self.watch(child.pid for child in found if child.pid is not None and child.pid not in others)
+    def _watch_children(self, names: tuple[str, ...], others: set[int | None], thread: int) -> None:
+        found = {child.pid for child in multiprocessing.active_children() if child.name.startswith(names)} - others - self._told
+        if found:
+            self.watch(pid for pid in found if pid is not None and started_by(thread, pid))
 
-    def _tell(self, pid: int) -> None:
+    def note(self) -> None:
+        """Look what the processes have started and made, to remove it when they cannot any more."""
+        import psutil
+
+        for one in list(self._family):
+            with suppress(psutil.Error, OSError):
+                self._family.update(one.children(recursive=True))
+        for one in list(self._family):
+            with suppress(psutil.Error, OSError):
+                if one.is_running():
+                    self._segments |= segments.made_by(one.pid)
+
+    def kill(self) -> None:
+        """All of them at once, however they hang, and those too that a launch under way still starts."""
+        import psutil
+
+        self._unwanted = True
+        alive = [one for one in list(self._family) if is_alive(one)]
+        # None of them starts another one while it is looked what there is.
+        for one in alive:
+            with suppress(psutil.Error):
+                one.suspend()
+        if alive:
+            self.note()
+        for one in list(self._family):
+            with suppress(psutil.Error):
+                one.kill()
+
+    def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
-            # One that somebody has killed guards nobody.
-            with suppress(OSError):
-                self._process.stdin.write(b"%d\n" % pid)
+            # One that somebody has killed guards nobody; one that is closed is not needed any more.
+            with suppress(OSError, ValueError):
+                self._process.stdin.write(os.fsencode(line) + b"\n")
 
     def close(self) -> None:
-        """To be called when they have ended. Blocks for a moment."""
+        """To be called when they should have ended: kills those that have not, and removes what they left. Blocks for a moment."""
+        self._end_family()
+        segments.remove(self._segments)
+        FOLDER.leave()
         if self._process is None:
             return
-        self._tell(NO_MORE)
+        self._tell(str(NO_MORE))
         try:
             self._process.wait(LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -84,53 +143,35 @@ class Guard:
             with suppress(OSError):
                 self._process.stdin.close()
 
-
-class Wards:
-    """Who is guarded, in the guard's own process. Told by lines from the host, each a process's id, or that there will be no more."""
-
-    def __init__(self) -> None:
-        self._pids: dict[int, int] = {}
-        self._read = b""
-        self._more = True
-
-    def guard(self, host: int) -> None:
-        """Until all of them have ended, or until the host has: then they are killed."""
-        try:
-            end = os.pidfd_open(host)
-        except ProcessLookupError:
-            end = -1
-        # It may have ended while this one started, and its number may be another one's by now.
-        gone = end < 0 or os.getppid() != host
-        while self._more or self._pids:
-            told = [0] if self._more else []
-            ready, _, _ = select.select([*told, *self._pids, *([] if gone else [end])], [], [], 0 if gone else None)
-            # First: what a host that has ended said at last is there to be read.
-            if 0 in ready:
-                self._listen()
-            if gone or end in ready:
-                self._kill()
-                return
-            for ended in set(ready) & set(self._pids):
-                del self._pids[ended]
-                os.close(ended)
-
-    def _listen(self) -> None:
-        told = os.read(0, 65_536)
-        # Closed, without a word: whoever else has it open keeps it open.
-        self._more = bool(told)
-        *lines, self._read = (self._read + told).split(b"\n")
-        for pid in map(int, lines):
-            if pid == NO_MORE:
-                self._more = False
-                continue
-            with suppress(ProcessLookupError):
-                self._pids[os.pidfd_open(pid)] = pid
-
-    def _kill(self) -> None:
-        for descriptor in self._pids:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    def _end_family(self) -> None:
+        # Workers of a core that was killed end by themselves, if they do not hang.
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < deadline and not self._unwanted and any(map(is_alive, self._family)):
+            time.sleep(LOOK_SECONDS)
+        self.kill()
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < deadline and any(map(is_alive, self._family)):
+            time.sleep(LOOK_SECONDS)
+        # Takes note of their ends, as nobody else does for those that vLLM has killed.
+        multiprocessing.active_children()
+        for pid in {one.pid for one in self._family} - self._told:
+            # Those that have lost their parent are this process's own where it is the first one of a container.
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
-if __name__ == "__main__":
-    Wards().guard(int(sys.argv[1]))
+def is_alive(process: "psutil.Process") -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def started_by(thread: int, pid: int) -> bool:
+    """Whether a thread of this process has started a child; True where the system does not tell (Linux without CONFIG_PROC_CHILDREN)."""
+    try:
+        return str(pid) in Path(f"/proc/self/task/{thread}/children").read_text().split()
+    except OSError:
+        return True

@@ -12,13 +12,11 @@ Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in it
 import asyncio
 import copy
 import dataclasses
-import gc
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -31,7 +29,8 @@ from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.engines.vllm_args import build_engine_args, check_version, version
 from llmserve.engines.vllm_constrained import Constrained
-from llmserve.engines.vllm_core import CORE_NAME, CoreClient, interrupts_blocked, set_heap_aside, start_errors
+from llmserve.engines.vllm_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
+from llmserve.engines.vllm_end import END_SECONDS, discard, end, release, set_heap_aside
 from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
@@ -44,6 +43,7 @@ from llmserve.engines.vllm_trials import vocabulary
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
+from llmserve.starting import start_in_thread
 from llmserve.structured import FIELD, StructuredOutputs
 from llmserve.tools import Reader
 
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 # How often the engine's death is looked for while nobody submits; requests under way learn of it at once.
 WATCH_SECONDS = 0.25
-# A core on a CPU was gone 5 s after it had been told to end (vLLM 0.32.0); one with GPUs has more to give back.
-END_SECONDS = 10.0
 
 
 class VLLMEngine:
@@ -71,6 +69,7 @@ class VLLMEngine:
         self._parsers: Parsers | None = None
         self._adapters = Adapters(self._engine_args.get(ARGUMENT, {}))
         self._llm: AsyncLLM | None = None
+        self._guard: Guard | None = None
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
         self._encoder: PromptEncoder | None = None
@@ -97,19 +96,28 @@ class VLLMEngine:
         self._dropped.clear()
         self._steps.begin()
         async with self._launched() as llm:
-            self._steps.begin(llm.engine_core.engine_ranks_managed)
-            self._info = await anyio.to_thread.run_sync(self._describe, llm)
-            names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
-            self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
-            await self._adapters.load(llm)
-            await anyio.to_thread.run_sync(set_heap_aside)
-            self._llm = llm
-            FastPath(llm.output_processor, self._paths)
-            task_status.started()
-            while not llm.errored and self._death is None:
-                await anyio.sleep(WATCH_SECONDS)
-                self._fail_dropped()
+            try:
+                await self._prepare(llm)
+                task_status.started()
+                while not llm.errored and self._death is None:
+                    await anyio.sleep(WATCH_SECONDS)
+                    self._fail_dropped()
+            finally:
+                # An error's traceback keeps this frame, and would keep what the engine's end is to give back.
+                del llm
             raise self._death or EngineDead("vLLM's engine process died; its own log says why")
+
+    async def _prepare(self, llm: "AsyncLLM") -> None:
+        self._steps.begin(llm.engine_core.engine_ranks_managed)
+        self._info = await anyio.to_thread.run_sync(self._describe, llm)
+        names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
+        self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
+        await self._adapters.load(llm)
+        await anyio.to_thread.run_sync(set_heap_aside)
+        if self._guard is not None:
+            await anyio.to_thread.run_sync(self._guard.note)
+        self._llm = llm
+        FastPath(llm.output_processor, self._paths)
 
     def _fail_dropped(self) -> None:
         """A core that is told to stop aborts what is in it before it ends: its death is what has become of them, if it follows."""
@@ -120,46 +128,53 @@ class VLLMEngine:
     async def _launched(self) -> "AsyncIterator[AsyncLLM]":
         client = None if self.connect is None else await self.connect()
         self._death = None
-        guard = Guard() if client is None else None
+        guard = self._guard = Guard() if client is None else None
         try:
             # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
-            llm = await anyio.to_thread.run_sync(self._build, client, guard)
-            structured = llm.vllm_config.structured_outputs_config
-            free_space = not structured.disable_any_whitespace
-            grammars = Grammars(lambda: vocabulary(llm.vllm_config, llm.get_tokenizer()), free_space=free_space)
-            # Another backend is the operator's choice, and its bounds are its own.
-            self._grammars = grammars if structured.backend == "xgrammar" else None
-            encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
+            llm = await start_in_thread(partial(self._build, client, guard), end=self.kill, discard=discard)
             try:
-                yield llm
+                structured = llm.vllm_config.structured_outputs_config
+                grammars = Grammars(self._vocabulary, free_space=not structured.disable_any_whitespace)
+                # Another backend is the operator's choice, and its bounds are its own.
+                self._grammars = grammars if structured.backend == "xgrammar" else None
+                encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
+                try:
+                    yield llm
+                finally:
+                    grammars.close()
+                    if encoder is not None:
+                        encoder.close()
             finally:
-                self._llm = None
-                grammars.close()
-                if encoder is not None:
-                    encoder.close()
-                gc.unfreeze()
-                # First, or it logs the engine's end as a failure of its own.
-                if llm.output_handler is not None:
-                    llm.output_handler.cancel()
+                if self._llm is None:
+                    # It has not been up: nothing in it is worth the wait for an end in order.
+                    self.kill()
+                # What refers to it would keep its descriptors and threads.
+                self._llm = self._grammars = self._encoder = None
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(llm.shutdown)
+                    await end(llm)
+                del llm
         finally:
-            if guard is not None:
-                with anyio.CancelScope(shield=True):
+            self._guard = None
+            with anyio.CancelScope(shield=True):
+                if guard is not None:
                     await anyio.to_thread.run_sync(guard.close)
+                await anyio.to_thread.run_sync(release)
+
+    def _vocabulary(self) -> str:
+        llm = self.running_llm
+        return vocabulary(llm.vllm_config, llm.get_tokenizer())
 
     def kill(self) -> None:
-        """Its processes: what workers of its own the core has end with it. Of a core that another process owns, that one is the judge."""
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """All of its processes. Those of a core that another process owns are that one's to kill."""
+        if self._guard is not None:
+            self._guard.kill()
 
     def processes(self) -> list[int]:
         """The ids of the engine core's processes, where they are this one's children. Raises EngineDead while there is none."""
         manager = getattr(self.running_llm.engine_core.resources, "engine_manager", None)
         return [process.pid for process in getattr(manager, "processes", ())]
 
-    def _build(self, client: CoreClient | None, guard: Guard | None) -> "AsyncLLM":
+    def _build(self, client: CoreClient | None, guard: Guard | None, check: Callable[[], None]) -> "AsyncLLM":
         try:
             import vllm
             from vllm.usage.usage_lib import UsageContext
@@ -175,8 +190,9 @@ class VLLMEngine:
             if client is not None:
                 arguments = client.arguments()
                 return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)
-            args = build_engine_args(resolve(self._model), self._engine_args)
-            with interrupts_blocked(), guard.launching(CORE_NAME) if guard else nullcontext():
+            args = build_engine_args(resolve(self._model, check), self._engine_args)
+            check()
+            with interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
                 return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
 
     def _describe(self, llm: "AsyncLLM") -> EngineInfo:

@@ -6,9 +6,8 @@ A client that comes later than the core, to take the place of one that died, is 
 number waits until somebody listens there.
 """
 
-import gc
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
@@ -17,12 +16,13 @@ import attrs
 
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version
+from llmserve.engines.vllm_end import END_SECONDS
 from llmserve.engines.vllm_outputs import brief
 from llmserve.errors import ConfigurationError, EngineDead
 from llmserve.models import resolve
 
-# How vLLM names the processes of its engine cores.
-CORE_NAME = "EngineCore"
+# How vLLM names the processes that it starts: its engine cores, and what balances several of them.
+PROCESS_NAMES = ("EngineCore", "VLLM_DP_Coordinator")
 
 
 @attrs.frozen(kw_only=True)
@@ -55,10 +55,11 @@ class VLLMCore:
         self._at_once = at_once
         self._in_all = in_all
         self._manager: Any = None
-        self._guard: Guard | None = None
+        self._guard = Guard()
+        self._up = False
 
-    def configure(self) -> None:
-        """Raises ConfigurationError."""
+    def configure(self, check: Callable[[], None]) -> None:
+        """Raises ConfigurationError, and what `check` raises when it is not wanted any more."""
         try:
             import vllm
             from vllm.usage.usage_lib import UsageContext
@@ -68,7 +69,7 @@ class VLLMCore:
             raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
         check_version(vllm.__version__)
         with start_errors(self._model):
-            args = build_engine_args(resolve(self._model), self._engine_args)
+            args = build_engine_args(resolve(self._model, check), self._engine_args)
             args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
             args._api_process_rank = -1  # noqa: SLF001
             self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
@@ -88,13 +89,13 @@ class VLLMCore:
         from vllm.v1.engine.utils import launch_core_engines
         from vllm.v1.executor import Executor
 
-        self._guard = Guard()
-        with start_errors(self._model), interrupts_blocked(), self._guard.launching(CORE_NAME), ExitStack() as until_up:
+        with start_errors(self._model), interrupts_blocked(), self._guard.launching(*PROCESS_NAMES), ExitStack() as until_up:
             launched = until_up.enter_context(
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
             # vLLM 0.25 gives a tuple.
             self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
+        self._up = True
 
     def client(self, index: int) -> CoreClient:
         """For the client with this number, which no other one has had."""
@@ -113,16 +114,16 @@ class VLLMCore:
             raise EngineDead(f"vLLM's engine process {name} ended with {code}; its own log says why")
 
     def kill(self) -> None:
-        """At once, as it hangs."""
-        for process in self._manager.processes if self._manager is not None else ():
-            process.kill()
+        """At once, as it hangs, or while it is launched."""
+        self._guard.kill()
 
     def stop(self) -> None:
+        if not self._up:
+            self._guard.kill()
         if self._manager is not None:
-            self._manager.shutdown()
+            self._manager.shutdown(END_SECONDS)
             self._manager = None
-        if self._guard is not None:
-            self._guard.close()
+        self._guard.close()
 
 
 @contextmanager
@@ -154,12 +155,3 @@ def interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def set_heap_aside() -> None:
-    """What is there when the engine is up stays for as long as it is, and is not looked through for garbage meanwhile.
-
-    vLLM and what it imports leave 620,000 objects; a full collection of them stops the event loop, and with it every stream, for 0.3 s.
-    """
-    gc.collect()
-    gc.freeze()

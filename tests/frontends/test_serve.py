@@ -6,7 +6,10 @@ import os
 import pty
 import signal
 import socket
+import sys
 import termios
+import textwrap
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -27,6 +30,11 @@ async def ask_in_the_background(tasks, url, max_tokens):
     while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
         await anyio.sleep(0.02)
     return answers
+
+
+async def ask_and_be_cut_off(url):
+    with suppress(OSError):
+        await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True})
 
 
 async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
@@ -70,6 +78,48 @@ async def test_it_is_reachable_but_not_ready_while_the_engine_starts(tmp_path):
             assert await process.wait() == 0
 
 
+# An engine whose start hangs in a thread that nothing can end, as an import can.
+HANGS = """
+    import sys, threading
+    from frontends.serve import main
+    from llmserve import starting
+    from llmserve.engines.simulated import SimulatedEngine
+
+    async def run(self, *, task_status):
+        await starting.start_in_thread(lambda check: threading.Event().wait())
+
+    starting.GIVE_UP_SECONDS = float(sys.argv[1])
+    SimulatedEngine.run = run
+    main(sys.argv[2:])
+"""
+
+
+def hanging(tmp_path, seconds):
+    script = tmp_path / "hangs.py"
+    script.write_text(textwrap.dedent(HANGS))
+    return program(tmp_path, module=[sys.executable, str(script), str(seconds), "--port", "0"], until="loading")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+async def test_a_start_that_hangs_is_given_up_at_a_signal(sent, tmp_path):
+    async with hanging(tmp_path, 0.1) as (process, _, lines):
+        process.send_signal(sent)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    assert "the start is given up" in lines[-2]
+    assert "stopped" in lines[-1]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_a_start_at_once(sent, tmp_path):
+    async with hanging(tmp_path, 600) as (process, _, _):
+        process.send_signal(sent)
+        assert b"the start is given up" in await process.stderr.readline()
+        process.send_signal(sent)
+        with anyio.fail_after(10):
+            assert await process.wait() == -sent
+
+
 async def test_sigterm_lets_what_runs_finish(tmp_path):
     async with program(tmp_path, "--engine-arg", "step_seconds=0.05") as (process, url, _), anyio.create_task_group() as tasks:
         answers = await ask_in_the_background(tasks, url, max_tokens=20)
@@ -90,6 +140,22 @@ async def test_a_second_signal_ends_what_runs(tmp_path):
         with anyio.fail_after(10):
             assert await process.wait() == 0
     assert answers[0][0] == 503
+
+
+async def test_a_third_signal_ends_the_program_at_once(tmp_path):
+    """Where its requests do not end: here the engine takes for ever to confirm an abort."""
+    arguments = ["--engine-arg", "step_seconds=0.5", "--engine-arg", "abort_seconds=600"]
+    async with program(tmp_path, *arguments) as (process, url, _), anyio.create_task_group() as tasks:
+        tasks.start_soon(ask_and_be_cut_off, url)
+        while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
+            await anyio.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert b"draining" in await process.stderr.readline()
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            await anyio.sleep(0.2)
+        with anyio.fail_after(2):
+            assert await process.wait() == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(

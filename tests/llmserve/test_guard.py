@@ -1,15 +1,23 @@
-"""Real processes: a host that is killed takes what it guards with it; one that ends what it guards is left by its guard."""
+"""Real processes: a host that is killed takes what it guards with it; one that ends what it guards is left by its guard; what is killed
+leaves nothing in /dev/shm or among vLLM's sockets."""
 
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 import time
+from multiprocessing import shared_memory
+from pathlib import Path
 
 import psutil
 import pytest
 
-from llmserve.engines.guard import Guard
+from llmserve.engines.guard import Guard, is_alive
+from llmserve.engines.sockets import VARIABLE
 
 HOST = """
     import subprocess, sys, time
@@ -18,6 +26,27 @@ HOST = """
     guard = Guard()
     guard.watch([ward.pid])
     print(ward.pid, guard._process.pid, flush=True)
+    time.sleep(600)
+"""
+
+# As a core and its worker: a process with shared memory of its own, and another one that it has started.
+FAMILY = """
+    import subprocess, sys, time
+    from multiprocessing import resource_tracker, shared_memory
+    # The host's own tracker would remove the segment when the host ends, and the test is over before that.
+    made = shared_memory.SharedMemory(create=True, size=4096)
+    resource_tracker.unregister(made._name, "shared_memory")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(made.name, child.pid, flush=True)
+    time.sleep(600)
+"""
+
+# Has mapped the segment of the name that it is given.
+READER = """
+    import sys, time
+    from multiprocessing import shared_memory
+    theirs = shared_memory.SharedMemory(sys.argv[1])
+    print(flush=True)
     time.sleep(600)
 """
 
@@ -109,3 +138,167 @@ def test_a_host_that_is_killed_in_the_middle_of_a_launch_takes_what_it_has_launc
         for left in (before, other):
             assert psutil.pid_exists(left)
             psutil.Process(left).kill()
+
+
+def rest():
+    time.sleep(600)
+
+
+def start(name="EngineCore"):
+    process = multiprocessing.get_context("spawn").Process(target=rest, name=name)
+    process.start()
+    return process
+
+
+@pytest.fixture
+def family():
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(FAMILY)], stdout=subprocess.PIPE) as core:
+        segment, worker = core.stdout.readline().decode().split()
+        yield core, psutil.Process(int(worker)), Path("/dev/shm", segment)
+        core.kill()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_no_segment(family, stopped, monkeypatch):
+    core, worker, segment = family
+    # It was never registered, so that the tracker would print that it does not know it.
+    monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
+    guard = Guard()
+    guard.watch([core.pid])
+    if stopped:
+        core.send_signal(signal.SIGSTOP)
+        worker.suspend()
+    guard.kill()
+    assert ended(worker.pid)
+    assert core.wait(10) == -signal.SIGKILL
+    assert segment.exists()
+    guard.close()
+    assert not segment.exists()
+
+
+def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch):
+    core, worker, segment = family
+    monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
+    monkeypatch.setattr("llmserve.engines.guard.LEAVE_SECONDS", 0.1)
+    guard = Guard()
+    guard.watch([core.pid])
+    guard.note()
+    core.kill()
+    core.wait()
+    assert is_alive(worker)
+    guard.close()
+    assert not is_alive(worker)
+    assert not segment.exists()
+
+
+def test_a_segment_of_the_hosts_own_stays():
+    """Also where what is killed has mapped it."""
+    mine = shared_memory.SharedMemory(create=True, size=4096)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(READER), mine.name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as core:
+            core.stdout.readline()
+            guard = Guard()
+            guard.watch([core.pid])
+            guard.kill()
+            core.wait()
+            guard.close()
+        assert Path("/dev/shm", mine.name).exists()
+    finally:
+        mine.close()
+        mine.unlink()
+
+
+def test_a_launch_that_is_not_wanted_any_more_is_killed_as_soon_as_it_starts_anything():
+    guard = Guard()
+    with guard.launching("EngineCore"):
+        first = start()
+        while not guard._told:
+            time.sleep(0.01)
+        guard.kill()
+        second = start()
+        first.join(10)
+        second.join(10)
+    assert first.exitcode == second.exitcode == -signal.SIGKILL
+    guard.close()
+
+
+def test_what_another_thread_launches_at_the_same_time_is_its_own_guards():
+    """Two engines of one process start together, and the start of one is given up."""
+    guard, other_guard = Guard(), Guard()
+    launched, over = threading.Event(), threading.Event()
+    others = []
+
+    def launch_another():
+        with other_guard.launching("EngineCore"):
+            others.append(start())
+            launched.set()
+            over.wait()
+
+    thread = threading.Thread(target=launch_another)
+    with guard.launching("EngineCore"):
+        thread.start()
+        mine = start()
+        launched.wait()
+    over.set()
+    thread.join()
+    guard.kill()
+    mine.join(10)
+    guard.close()
+    assert mine.exitcode == -signal.SIGKILL
+    assert others[0].is_alive()
+    other_guard.kill()
+    others[0].join(10)
+    other_guard.close()
+
+
+@pytest.fixture
+def short():
+    """A folder with a name that leaves room for those of sockets, which pytest's have not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_sockets_are_made_in_a_folder_that_goes_with_the_last_engine(monkeypatch, short):
+    monkeypatch.setenv(VARIABLE, str(short))
+    first = Guard()
+    folder = Path(os.environ[VARIABLE])
+    second = Guard()
+    assert folder.parent == short
+    assert os.environ[VARIABLE] == str(folder)
+    (folder / "socket").touch()
+    first.close()
+    assert folder.exists()
+    second.close()
+    assert not folder.exists()
+    assert os.environ[VARIABLE] == str(short)
+
+
+def test_a_folder_whose_sockets_would_have_names_that_are_too_long_is_made_elsewhere(monkeypatch, tmp_path):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setenv(VARIABLE, str(deep))
+    guard = Guard()
+    folder = Path(os.environ[VARIABLE])
+    assert folder.is_dir()
+    assert not folder.is_relative_to(deep)
+    guard.close()
+    assert not folder.exists()
+    assert not list(deep.iterdir())
+
+
+@pytest.mark.parametrize("guards", ["nothing", "a process"])
+def test_a_host_that_is_killed_leaves_no_sockets(guards, short):
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOST)], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(short)}
+    ) as host:
+        ward, guard = map(int, host.stdout.readline().split())
+        assert len(list(short.iterdir())) == 1
+        # Whether it guards anything or, as in the beginning of a start, not yet.
+        if guards == "nothing":
+            psutil.Process(ward).kill()
+        host.kill()
+        assert ended(ward)
+        assert ended(guard)
+    assert not list(short.iterdir())

@@ -54,7 +54,7 @@ def test_an_intact_copy_is_used_and_a_damaged_one_is_made_anew(tmp_path, monkeyp
     (folder / "model.safetensors").write_bytes(b"half of w")
     converted = []
     monkeypatch.setattr(models, "_wheel_file", lambda: tmp_path / "some.gguf")
-    monkeypatch.setattr(models, "_convert", lambda gguf, target: converted.append(target))
+    monkeypatch.setattr(models, "_convert", lambda gguf, target, check: converted.append(target))
     assert models.resolve("bundled") == str(folder)
     assert converted == [folder]
 

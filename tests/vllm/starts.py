@@ -1,0 +1,105 @@
+"""Starts that are given up at random moments, and closes, of real engines in one process: `starts.py SEED KIND COUNT...`.
+
+Prints a line of JSON for each. Kinds: "timeout" and "cancel" (of entering the manager), "stop" (the core is stopped; RestartConfig's
+start_timeout), "close" (in order, after an answer). The first start of a process imports vLLM. In a process of its own, because what an
+engine leaves is looked for in the whole process.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from llmserve import EngineDead, EngineManager, ManagerConfig, RestartConfig, Sampling
+
+# Seconds after its beginning at which a start is given up: from before vLLM is imported to when a core has loaded its model.
+EARLIEST, LATEST = 0.3, 20.0
+# Not one of ours: Inductor's cache, and the meeting point of a worker that was killed before it had met the others, some hundred bytes.
+NOT_OURS = ("torchinductor", "vllm_dist_")
+
+
+def left():
+    """What a process could leave behind in the system, and in itself."""
+    me = psutil.Process()
+    others = [child for child in me.children(recursive=True) if "resource_tracker" not in " ".join(command_of(child))]
+    return {
+        "processes": len(others),
+        "segments": sorted(file.name for file in Path("/dev/shm").glob("psm_*") if file.stat().st_ctime > BEGAN),
+        "files": sorted(name for name in os.listdir(tempfile.gettempdir()) if not name.startswith(NOT_OURS)),
+        "descriptors": me.num_fds(),
+        "threads": me.num_threads(),
+    }
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.ZombieProcess:
+        return ["zombie"]
+    except psutil.NoSuchProcess:
+        return ["resource_tracker"]
+
+
+async def stop_the_core(after):
+    """At a random moment of its life so far that the manager has not been up."""
+    before = set(multiprocessing.active_children())
+    while not (cores := [one for one in multiprocessing.active_children() if one.name.startswith("EngineCore") and one not in before]):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(after)
+    os.kill(cores[0].pid, signal.SIGSTOP)
+
+
+async def give_up(kind, at):
+    """How a start ended, and how many seconds after it should have."""
+    timeout = at if kind == "stop" else 600.0
+    manager = EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(start_timeout=timeout)))
+    began = time.monotonic()
+    stopping = asyncio.create_task(stop_the_core(random.uniform(0, 3))) if kind == "stop" else None
+    try:
+        if kind == "timeout":
+            async with asyncio.timeout(at):
+                await manager.__aenter__()
+        elif kind == "cancel":
+            entering = asyncio.create_task(manager.__aenter__())
+            asyncio.get_running_loop().call_later(at, entering.cancel)
+            await entering
+        else:
+            await manager.__aenter__()
+    except (TimeoutError, asyncio.CancelledError, EngineDead) as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - began - at
+    finally:
+        if stopping is not None:
+            stopping.cancel()
+    await manager.__aexit__(None, None, None)
+    return "up", 0.0
+
+
+async def close():
+    async with EngineManager.open("bundled") as manager:
+        await manager.generate("hi", sampling=Sampling(max_tokens=2))
+        began = time.monotonic()
+    return "closed", time.monotonic() - began
+
+
+async def main(seed, kinds):
+    random.seed(seed)
+    for kind, count in kinds:
+        for _ in range(count):
+            at = random.uniform(EARLIEST, LATEST)
+            how, late = await (close() if kind == "close" else give_up(kind, at))
+            sys.stdout.write(json.dumps({"kind": kind, "at": round(at, 1), "how": how, "late": round(late, 2), **left()}) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    BEGAN = time.time()
+    words = sys.argv[2:]
+    asyncio.run(main(int(sys.argv[1]), list(zip(words[::2], map(int, words[1::2]), strict=True))))

@@ -1,0 +1,75 @@
+"""A start that is given up ends at once and leaves nothing behind, however and whenever; neither does an engine that is closed."""
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+import psutil
+import pytest
+from program_support import MODULE, program
+
+SCRIPT = Path(__file__).with_name("starts.py")
+# What the system may need after the deadline: a core is killed at once, an import of vLLM is left alone after 3 s.
+END_SECONDS = 5
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A TMPDIR of its own, with a name that leaves room for those of sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+async def played(*words):
+    found = await anyio.run_process([sys.executable, str(SCRIPT), *words], stderr=None)
+    return [json.loads(line) for line in found.stdout.decode().splitlines()]
+
+
+async def test_what_is_given_up_and_what_is_closed_leaves_nothing_behind(short):
+    """The first start imports vLLM, and takes its descriptors and threads for good; the others leave as many as there were."""
+    found = await played(str(random.randrange(1000)), "close", "1", "timeout", "2", "cancel", "2", "stop", "2", "close", "2")
+    first = found[0]
+    for one in found:
+        assert one["late"] < (60 if one["kind"] == "close" else END_SECONDS), one
+        assert (one["processes"], one["segments"], one["files"]) == (0, [], []), one
+        assert one["descriptors"] <= first["descriptors"], one
+        assert one["threads"] <= first["threads"], one
+        if one["kind"] == "stop" and one["how"] != "up":
+            assert one["how"].startswith("EngineDead: the engine was not up within")
+
+
+async def ended(process):
+    with anyio.fail_after(END_SECONDS):
+        return await process.wait()
+
+
+async def gone(processes):
+    """A guard ends what its host has left, in a moment."""
+    with anyio.fail_after(END_SECONDS):
+        while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes):
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("twice", [False, True])
+async def test_a_signal_ends_a_program_that_starts(workers, twice, short):
+    engine = ("--model", "bundled", "--workers", workers)
+    async with program(None, engine=engine, module=[*MODULE, "--port", "0"], until="loading") as (process, _, lines):
+        host = psutil.Process(process.pid)
+        await anyio.sleep(random.uniform(0, 15))
+        family = host.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        if twice:
+            await anyio.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+        assert await ended(process) in ((-signal.SIGTERM, 0) if twice else (0,)), lines
+        await gone(family)
+        with anyio.fail_after(END_SECONDS):
+            while [name for name in os.listdir(short) if name.startswith("llmserve-") and "metrics" not in name]:
+                await anyio.sleep(0.05)

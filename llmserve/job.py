@@ -9,7 +9,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import attrs
 
-from llmserve.admission import Ticket
+from llmserve.admission import Ticket, TicketState
 from llmserve.cancellation import CancellationToken
 from llmserve.deadlines import Watch
 from llmserve.engine import EngineInfo, EnginePrompt
@@ -55,6 +55,11 @@ class Job:
     def is_constrained(self) -> bool:
         """Whether the engine holds its answer to a schema or grammar."""
         return self.request.sampling.structured_outputs is not None or (self.prompt is not None and self.prompt.constraint is not None)
+
+    def gives_up_before(self, time: float) -> bool:
+        """Whether it waits in line, and its patience ends before that. One that may be served late has no such end."""
+        ticket = self.ticket
+        return ticket is not None and ticket.state is TicketState.WAITING and ticket.expires < time and not ticket.best_effort
 
 
 def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInfo]) -> Timeline:

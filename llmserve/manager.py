@@ -429,6 +429,10 @@ class EngineManager:
             self._back = now + pause + self._supervisor.start_seconds
             if self.state is State.READY:
                 self.state = State.RESTARTING
+            for job in list(self._jobs.values()):
+                if job.gives_up_before(self._back):
+                    # As one that comes now: it would wait longer than it may.
+                    job.stream.fail(self._unavailable())
         if self._admission is not None:
             self._admission.suspend(now)
         self._recovery.fall(error, list(self._jobs.values()), for_good=pause is None)

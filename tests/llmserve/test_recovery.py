@@ -1,6 +1,7 @@
 """The engine dies or hangs under requests in every state: nothing is lost silently, nothing is answered twice, everything is given back."""
 
 import anyio
+import attrs
 import pytest
 from anyio import wait_all_tasks_blocked
 from engines import ScriptedEngine
@@ -25,6 +26,7 @@ from llmserve import (
     StructuredOutputs,
     Unavailable,
 )
+from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -147,19 +149,50 @@ async def test_who_waits_in_line_keeps_its_place_and_its_patience(manager, engin
             callers.append(Caller(manager, tasks, name))
             await wait_all_tasks_blocked()
         assert manager.statistics().waiting == 2
-        await anyio.sleep(4.0)
-        # The restart takes six times as long as anybody's patience.
+        await anyio.sleep(3.0)
+        # The restart takes six times as long as anybody's patience, which nobody knows: the first start took no time.
         await restart(manager, engine)
         assert sorted(engine.submitted[:2]) == sorted(engine.submitted[2:]) == ["a", "b"]
         engine.finish("a")
         await wait_all_tasks_blocked()
         assert engine.submitted[4:] == ["c"]
-        # The second that it had left is over for the last one.
-        await anyio.sleep(1.1)
+        # The two seconds that it had left are over for the last one.
+        await anyio.sleep(2.1)
         engine.finish("b")
         engine.finish("c")
     assert [caller.answer is not None for caller in callers] == [True, True, True, False]
     assert callers[3].error.reason == "waited_too_long"
+
+
+async def test_one_in_line_whose_patience_ends_before_the_engine_is_back_is_refused_at_once(engine):
+    """As one that comes then: from the second death on it is known how long a start takes. One that may be served late waits."""
+    config = attrs.evolve(CONFIG, admission=attrs.evolve(CONFIG.admission, max_running=1))
+    async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
+        await restart(manager, engine)
+        told = []
+
+        async def ask():
+            with pytest.raises(Unavailable) as refused:
+                await manager.generate(request("waits"))
+            told.append((anyio.current_time(), refused.value.reason, refused.value.retry_after))
+
+        async def ask_late():
+            async with manager.stream(request("late", best_effort=True)):
+                engine.finish("late")
+
+        async with manager.stream(request("runs")):
+            tasks.start_soon(ask)
+            tasks.start_soon(ask_late)
+            await wait_all_tasks_blocked()
+            died = anyio.current_time()
+            await die(manager, engine)
+            await wait_all_tasks_blocked()
+            ((when, reason, retry_after),) = told
+            assert when - died < 1
+            assert reason == "restarting"
+            assert START <= retry_after <= START + 3
+            await ready(manager)
+    check_quiescent(manager)
 
 
 async def test_a_newcomer_is_told_when_the_engine_will_be_back(manager, engine):
@@ -209,7 +242,7 @@ async def test_what_was_in_three_engines_that_died_is_not_given_to_a_fourth(mana
 
 async def test_after_too_many_deaths_it_stays_down_and_everybody_is_told(engine):
     engine.fails_to_start = {3, 4, 5, 6, 7}
-    config = ManagerConfig(admission=AdmissionConfig(max_running=1))
+    config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_wait=100.0))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
         running, waiting = Caller(manager, tasks, "a"), Caller(manager, tasks, "b")
         await wait_all_tasks_blocked()
@@ -509,3 +542,26 @@ async def test_who_meets_an_engine_that_has_died_for_good_is_told_so(engine):
         with pytest.raises(EngineDead, match="dead and gone"):
             await manager.generate(request())
         assert manager.statistics().open == 0
+
+
+async def test_a_first_start_that_hangs_ends_with_the_start_timeout():
+    manager = EngineManager(SimulatedEngine(SimulatedConfig(start_seconds=1e6)), ManagerConfig(restart=RestartConfig(start_timeout=7)))
+    began = anyio.current_time()
+    with pytest.raises(EngineDead, match=r"^the engine was not up within 7 s$"):
+        await manager.__aenter__()
+    assert anyio.current_time() - began == pytest.approx(7)
+    assert manager.state is State.STOPPED
+
+
+async def test_a_restart_that_hangs_counts_as_a_death_and_is_tried_again(engine):
+    engine.start_seconds = 1e6
+    async with EngineManager(engine, ManagerConfig(restart=RestartConfig(start_timeout=7))) as manager:
+        await die(manager, engine)
+        # The second start hangs for 7 s; the third one does not.
+        await anyio.sleep(5)
+        engine.start_seconds = 0
+        began = anyio.current_time()
+        await ready(manager)
+        assert engine.starts == 3
+        assert anyio.current_time() - began < 7 + 2 + 0.2
+        check_quiescent(manager)

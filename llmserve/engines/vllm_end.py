@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
+from llmserve.starting import start_in_thread
+
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 # A core waits 5 s for its workers, tells them to end, and kills them 4 s later (`MultiprocExecutor._ensure_worker_termination`); vLLM's own
-# bound of 5 s for the core killed it meanwhile. On two CPU cores a core takes 4 to 5 s.
+# bound for the core is 5 s. On two CPU cores a core takes 4 to 5 s, and 12 s beside other work.
 END_SECONDS = 20.0
+CONTEXT_SECONDS = 1.0
 
 
 async def end(llm: "AsyncLLM") -> None:
@@ -20,8 +23,10 @@ async def end(llm: "AsyncLLM") -> None:
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await anyio.to_thread.run_sync(llm.shutdown, END_SECONDS)
-    # vLLM has left it to this loop to close the sockets, and leaves their context, with its two threads, to the garbage collector.
-    await anyio.to_thread.run_sync(_close_context, llm)
+    # vLLM has left it to this loop to close the sockets, and leaves their context, with its threads, to the garbage collector. The context
+    # waits for sockets that are still open.
+    with anyio.move_on_after(CONTEXT_SECONDS):
+        await start_in_thread(lambda _: _close_context(llm))
 
 
 def _close_context(llm: "AsyncLLM") -> None:

@@ -31,13 +31,15 @@ HOST = """
 
 # As a core and its worker: a process with shared memory of its own, and another one that it has started.
 FAMILY = """
-    import subprocess, sys, time
+    import multiprocessing, subprocess, sys, time
     from multiprocessing import resource_tracker, shared_memory
     # The host's own tracker would remove the segment when the host ends, and the test is over before that.
     made = shared_memory.SharedMemory(create=True, size=4096)
     resource_tracker.unregister(made._name, "shared_memory")
+    lock = multiprocessing.get_context("spawn").Lock()
+    resource_tracker.unregister(lock._semlock.name, "semaphore")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print(made.name, child.pid, flush=True)
+    print(made.name, "sem." + lock._semlock.name[1:], child.pid, flush=True)
     time.sleep(600)
 """
 
@@ -153,14 +155,14 @@ def start(name="EngineCore"):
 @pytest.fixture
 def family():
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(FAMILY)], stdout=subprocess.PIPE) as core:
-        segment, worker = core.stdout.readline().decode().split()
-        yield core, psutil.Process(int(worker)), Path("/dev/shm", segment)
+        *made, worker = core.stdout.readline().decode().split()
+        yield core, psutil.Process(int(worker)), [Path("/dev/shm", name) for name in made]
         core.kill()
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_no_segment(family, stopped, monkeypatch):
-    core, worker, segment = family
+def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_nothing_in_shared_memory(family, stopped, monkeypatch):
+    core, worker, made = family
     # It was never registered, so that the tracker would print that it does not know it.
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
     guard = Guard()
@@ -171,13 +173,13 @@ def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_no_segment
     guard.kill()
     assert ended(worker.pid)
     assert core.wait(10) == -signal.SIGKILL
-    assert segment.exists()
+    assert all(file.exists() for file in made)
     guard.close()
-    assert not segment.exists()
+    assert not any(file.exists() for file in made)
 
 
 def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch):
-    core, worker, segment = family
+    core, worker, made = family
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
     monkeypatch.setattr("llmserve.engines.guard.LEAVE_SECONDS", 0.1)
     guard = Guard()
@@ -188,7 +190,7 @@ def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch
     assert is_alive(worker)
     guard.close()
     assert not is_alive(worker)
-    assert not segment.exists()
+    assert not any(file.exists() for file in made)
 
 
 def test_a_segment_of_the_hosts_own_stays():

@@ -25,6 +25,8 @@ EARLIEST, LATEST = 0.3, 20.0
 # Not one of ours: Inductor's cache, and the meeting point of a worker that was killed before it had met the others, some hundred bytes.
 NOT_OURS = ("torchinductor", "vllm_dist_")
 
+MADE = ("psm_", "sem.mp-")
+
 
 def left():
     """What a process could leave behind in the system, and in itself."""
@@ -32,7 +34,7 @@ def left():
     others = [child for child in me.children(recursive=True) if "resource_tracker" not in " ".join(command_of(child))]
     return {
         "processes": len(others),
-        "segments": sorted(file.name for file in Path("/dev/shm").glob("psm_*") if file.stat().st_ctime > BEGAN),
+        "segments": sorted(file.name for file in Path("/dev/shm").iterdir() if file.name.startswith(MADE) and file.stat().st_ctime > BEGAN),
         "files": sorted(name for name in os.listdir(tempfile.gettempdir()) if not name.startswith(NOT_OURS)),
         "descriptors": me.num_fds(),
         "threads": me.num_threads(),

@@ -28,7 +28,8 @@ def short(monkeypatch):
 
 async def played(*words):
     found = await anyio.run_process([sys.executable, str(SCRIPT), *words], stderr=None)
-    return [json.loads(line) for line in found.stdout.decode().splitlines()]
+    # vLLM writes there as well.
+    return [json.loads(line) for line in found.stdout.decode().splitlines() if line.startswith("{")]
 
 
 # The first one imports vLLM, and takes its descriptors and threads for good.

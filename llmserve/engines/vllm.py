@@ -183,6 +183,7 @@ class VLLMEngine:
             raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
         check_version(vllm.__version__)
         check_tool_parser(self._tool_parser)
+        check()
         # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown embedder,
         # which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
         context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)

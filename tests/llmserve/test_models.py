@@ -1,7 +1,9 @@
 """What a model's name means. The conversion itself runs in tests/vllm, where torch is."""
 
 import importlib.util
+import sys
 
+import psutil
 import pytest
 
 from llmserve import ConfigurationError, models
@@ -68,3 +70,33 @@ def test_a_weights_file_that_is_another_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, [str(tmp_path)]))
     with pytest.raises(ConfigurationError, match="is not the file"):
         models._wheel_file()
+
+
+class NotWanted(Exception):
+    pass
+
+
+def test_a_conversion_that_is_not_wanted_any_more_is_killed(tmp_path):
+    told = tmp_path / "pid"
+    rest = f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(600)"
+
+    def check():
+        if told.exists() and told.read_text():
+            raise NotWanted
+
+    with pytest.raises(NotWanted):
+        models._run([sys.executable, "-c", rest], check)
+    assert not psutil.pid_exists(int(told.read_text()))
+
+
+def test_a_conversion_that_fails_is_an_error():
+    with pytest.raises(ConfigurationError, match="could not be unpacked"):
+        models._run([sys.executable, "-c", "raise SystemExit(3)"], lambda: None)
+
+
+def test_one_that_waits_for_another_ones_conversion_can_be_given_up(tmp_path):
+    def check():
+        raise NotWanted
+
+    with models._lock(tmp_path / "model", lambda: None), pytest.raises(NotWanted), models._lock(tmp_path / "model", check):
+        raise AssertionError("both have it")

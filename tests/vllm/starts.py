@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,13 +51,19 @@ def command_of(process):
         return ["resource_tracker"]
 
 
+def cores():
+    """Their ids, and not the processes: those hold descriptors."""
+    return {child.pid for child in multiprocessing.active_children() if child.name.startswith("EngineCore")}
+
+
 async def stop_the_core(after):
-    """At a random moment of its life so far that the manager has not been up."""
-    before = set(multiprocessing.active_children())
-    while not (cores := [one for one in multiprocessing.active_children() if one.name.startswith("EngineCore") and one not in before]):
+    """Some seconds after it was started."""
+    while not (found := cores()):
         await asyncio.sleep(0.01)
     await asyncio.sleep(after)
-    os.kill(cores[0].pid, signal.SIGSTOP)
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
 
 
 async def give_up(kind, at):
@@ -80,6 +87,8 @@ async def give_up(kind, at):
     finally:
         if stopping is not None:
             stopping.cancel()
+            with suppress(asyncio.CancelledError):
+                await stopping
     await manager.__aexit__(None, None, None)
     return "up", 0.0
 

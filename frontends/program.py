@@ -102,23 +102,20 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
 async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> int:
     """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed meanwhile."""
     code, name, args, config = 0, served_name(options), engine_args(options), manager_config(options)
-    try:
-        async with AsyncExitStack() as stack:
-            tracer = await stack.enter_async_context(telemetry(options, name))
-            manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
-            if tracer is not None:
-                tracer.observe(manager.statistics)
-            stopping = Stopping(manager)
-            await stack.enter_async_context(signals(stopping.react))
-            addresses = await stack.enter_async_context(listen(manager, name))
-            announce(addresses, options)
-            with stopping.everything:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(access.follow, manager.set_tenants)
-                    code = await _load_and_wait(manager, options, stopping.begun)
-                    tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise first(group) from None
+    async with AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(telemetry(options, name))
+        manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
+        if tracer is not None:
+            tracer.observe(manager.statistics)
+        stopping = Stopping(manager)
+        await stack.enter_async_context(signals(stopping.react))
+        addresses = await stack.enter_async_context(listen(manager, name))
+        announce(addresses, options)
+        with stopping.everything:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(access.follow, manager.set_tenants)
+                code = await _load_and_wait(manager, options, stopping.begun)
+                tasks.cancel_scope.cancel()
     say("stopped")
     return code
 
@@ -173,10 +170,13 @@ async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lamb
                 elif not react():
                     end_now(number)
 
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(watch)
-        yield
-        tasks.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(watch)
+            yield
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first(group) from None
 
 
 class Stopping:

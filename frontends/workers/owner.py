@@ -17,7 +17,7 @@ from frontends.access import Access
 from frontends.http.idempotency import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
-from frontends.program import CHANGES, WATCH_SECONDS, announce, first, say_ready, signals, unpack
+from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, signals, unpack
 from frontends.reception import RETRY_SECONDS
 from frontends.startup import loading, say
 from frontends.workers import messages
@@ -79,11 +79,8 @@ async def serve_workers(options: argparse.Namespace, count: int, address: str, l
         listener.setblocking(False)
         announce([address], options)
         owner = Owner(options, count, listener, access)
-        try:
-            async with signals(owner.react, owner.reloaded):
-                code = await owner.run()
-        except BaseExceptionGroup as group:
-            raise first(group) from None
+        async with signals(owner.react, owner.reloaded):
+            code = await owner.run()
     say("stopped")
     return code
 

@@ -9,7 +9,6 @@ death all arrive by that one way.
 Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in its neighbours `vllm_*.py`.
 """
 
-import asyncio
 import copy
 import dataclasses
 import time
@@ -27,7 +26,7 @@ import attrs
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
-from llmserve.engines.vllm_args import build_engine_args, check_version, version
+from llmserve.engines.vllm_args import build_engine_args, check_version, require_asyncio, version
 from llmserve.engines.vllm_constrained import Constrained
 from llmserve.engines.vllm_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm_end import END_SECONDS, discard, end, release, set_heap_aside
@@ -91,7 +90,7 @@ class VLLMEngine:
         return self._info
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        self._require_asyncio()
+        require_asyncio()
         self._open.clear()
         self._dropped.clear()
         self._steps.begin()
@@ -402,9 +401,3 @@ class VLLMEngine:
         if self._llm is None:
             raise EngineDead("vLLM's engine is not running")
         return self._llm
-
-    def _require_asyncio(self) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigurationError("the engine vllm needs asyncio; it does not run on trio") from None

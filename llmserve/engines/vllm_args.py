@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sniffio
+
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.errors import ConfigurationError
 
@@ -169,3 +171,8 @@ def _context_of(model: str) -> int:
         return int(json.loads(Path(model, "config.json").read_text())["max_position_embeddings"])
     except (OSError, ValueError, KeyError, TypeError):
         return CPU_MAX_MODEL_LEN
+
+
+def require_asyncio() -> None:
+    if sniffio.current_async_library() != "asyncio":
+        raise ConfigurationError("the engine vllm needs asyncio; it does not run on trio")

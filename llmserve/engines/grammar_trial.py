@@ -23,8 +23,7 @@ from typing import Any
 MEMORY = 2**30
 # A schema of 500 properties takes 0.3 s to compile.
 COMPILE_CPU_SECONDS = 2
-WALK_SECONDS = 1.0
-CPU_SECONDS = COMPILE_CPU_SECONDS + 2
+CPU_SECONDS = COMPILE_CPU_SECONDS + 3
 # Beside an engine that computes on the same two cores a second of these takes two or three.
 WALL_SECONDS = 4
 # Behind the engine and the event loop. Level with them, the longest gaps of a stream grew to 1.6 times what they were.
@@ -44,7 +43,11 @@ KILL_SECONDS = 3 * STEP_SECONDS
 # proportion to the length grows 1.7 and 1.4 times. One of those schemas' grew so, to less than 0.5 ms.
 GROWTH = 1.2
 GROWN_SECONDS = 1e-3
-FEWEST = 32
+# Of a walk that its time ended sooner, after fewer tokens than `MANY`, the last quarter has to come to more to say something. One of fewer
+# than `FEWEST` tokens cost 30 ms a step and more.
+MANY = 32
+GROWN_SOON_SECONDS = 5e-3
+FEWEST = 8
 RECENT = 16
 
 Candidates = Callable[["Walker"], list[int]]
@@ -137,11 +140,10 @@ def longest_first(vocabulary: Any) -> Any:
 def walk(compiled: Any, vocabulary: Any, order: Any) -> float:
     """Try answers, with what vLLM's engine calls at each of their tokens. Returns the mean CPU seconds of the last steps; raises ValueError
     where a step costs too much."""
-    walks: list[Candidates] = [ambiguous, longest, anything, anything, anything]
-    began, mean = thread_time(), 0.0
-    for number, candidates in enumerate(walks):
+    mean = 0.0
+    for number, (candidates, seconds) in enumerate(WALKS):
         walker = Walker(compiled, vocabulary, order, number)
-        walker.walk(candidates, began + WALK_SECONDS * (number + 1) / len(walks))
+        walker.walk(candidates, seconds)
         mean = max(mean, walker.recent())
     return mean
 
@@ -151,7 +153,7 @@ def walk_on(compiled: Any, vocabulary: Any, order: Any, tokens: list[int]) -> fl
     walker = Walker(compiled, vocabulary, order, 0)
     walker.follow(tokens)
     mean = walker.recent()
-    walker.walk(ambiguous, thread_time() + WALK_SECONDS)
+    walker.walk(*WALKS[0])
     return mean
 
 
@@ -172,16 +174,22 @@ class Walker:
         self._costs: list[float] = []
         self._took = True
 
-    def walk(self, candidates: Candidates, until: float) -> None:
+    def walk(self, candidates: Candidates, seconds: float) -> None:
         """Of several candidates the costliest is taken: the grammar has more ways to go on from there. Raises ValueError."""
+        until, before = thread_time() + seconds, len(self._costs)
         self._fill()
-        while len(self._costs) < WALK_TOKENS and thread_time() < until and (tokens := candidates(self)):
+        while (made := len(self._costs) - before) < WALK_TOKENS and thread_time() < until and (tokens := candidates(self)):
             self.last = tokens[0] if len(tokens) == 1 else max(tokens, key=self._probe)
             self._costs.append(self._step(self.last))
-        if (quarter := len(self._costs) // 4) >= FEWEST // 4:
-            second, third, fourth = (fmean(self._costs[part * quarter :][:quarter]) for part in (1, 2, 3))
-            if fourth > max(GROWN_SECONDS, GROWTH * third) and third > GROWTH * second:
-                self._refuse(fourth)
+        if made < FEWEST:
+            if thread_time() >= until:
+                self._refuse(fmean(self._costs))
+            return
+        quarter = made // 4
+        second, third, fourth = (fmean(self._costs[before + part * quarter :][:quarter]) for part in (1, 2, 3))
+        least = GROWN_SECONDS if made >= MANY else GROWN_SOON_SECONDS
+        if fourth > max(least, GROWTH * third) and third > GROWTH * second:
+            self._refuse(fourth)
 
     def follow(self, tokens: list[int]) -> None:
         """An answer. What its constraint does not take came before it begins to hold, as a model's reasoning does."""
@@ -258,6 +266,10 @@ def longest(walker: Walker) -> list[int]:
 
 def anything(walker: Walker) -> list[int]:
     return walker.one()
+
+
+# With the CPU seconds of each. The first one makes five steps for each token, and comes to 50 ms in 0.5 s where that takes five tokens.
+WALKS: list[tuple[Candidates, float]] = [(ambiguous, 1.2), (longest, 0.4), (anything, 0.4), (anything, 0.4)]
 
 
 if __name__ == "__main__":

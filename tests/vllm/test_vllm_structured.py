@@ -271,8 +271,8 @@ async def test_a_constraint_that_becomes_costly_after_all_is_ejected_and_others_
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(look)
         async with anyio.create_task_group() as readers:
-            readers.start_soon(read, "plain", None, 800)
-            readers.start_soon(read, "cheap", StructuredOutputs.regex("[a-z ]+"), 800)
+            readers.start_soon(read, "plain", None, 400)
+            readers.start_soon(read, "cheap", StructuredOutputs.regex("[a-z ]+"), 400)
             with anyio.fail_after(120):
                 await read("costly", StructuredOutputs.grammar("root ::= root root | [ a-z_]"), 1500)
             ended = anyio.current_time()

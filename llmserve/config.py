@@ -156,7 +156,8 @@ class RestartConfig:
         first_pause, longest_pause: seconds before a restart; from the one to the other they double with every death in the window.
         stall_timeout: an engine that has requests and has made no step for so many seconds is taken for hung, and killed. None
             waits for ever. The longest step that is no fault is a compilation, of some ten seconds.
-        start_timeout: seconds in which a start has to be done; vLLM's own bound is the same.
+        start_timeout: seconds in which a start must be done, the first one too; then its processes are killed. vLLM itself waits for a
+            core that hangs in its start for ever.
     """
 
     most: int = attrs.field(default=5, validator=_at_least(0))

@@ -21,7 +21,8 @@ from frontends.event_stream import EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.http.form import MAX_BODY, Handler, check_form, expect_later, read
 from frontends.http.hosts import answer_to
-from frontends.http.idempotency import HEADER, Memory, answer_once
+from frontends.http.idempotency import Memory, answer_once
+from frontends.http.idempotency_store import HEADER, MAX_ANSWER
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
 from frontends.http.who import CALLER, ask_for_key
@@ -204,7 +205,7 @@ async def _event_stream(request: web.Request, scheduler: FlushScheduler) -> Asyn
     """Stands outside the stream that is written, so that the stream's error passes through here last."""
     events = EventStream(request, scheduler)
     if HEADER in request.headers:
-        events.record()
+        events.record(MAX_ANSWER)
     try:
         yield events
     except LLMServeError as error:

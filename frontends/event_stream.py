@@ -52,10 +52,12 @@ class EventStream:
         self._timer: asyncio.TimerHandle | None = None
         self._ready: dict[int, None] = {}
         self._record: list[bytes] | None = None
+        # Bytes that the record may still grow by.
+        self._recordable = 0
 
-    def record(self) -> None:
-        """Keep what is written, for `RECORD` of the response when it was complete."""
-        self._record = []
+    def record(self, max_bytes: int) -> None:
+        """Keep what is written, for `RECORD` of the response when it was complete. A response that is larger is not recorded."""
+        self._record, self._recordable = [], max_bytes
 
     async def begin(self) -> None:
         """Prepare the status and the headers, which the first event takes along."""
@@ -153,13 +155,21 @@ class EventStream:
         if self._gone():
             raise ConnectionResetError("the client has gone")
         if self._record is not None:
-            self._record.append(data)
+            self._keep(data, self._record)
         if not self.begun:
             self.begun = True
             assert self._writer is not None
             _finish(self._writer.write(data, drain=False))
             return
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _keep(self, data: bytes, record: list[bytes]) -> None:
+        self._recordable -= len(data)
+        if self._recordable < 0:
+            # Too large to be kept, so what was recorded is given back now and not at the end.
+            self._record = None
+        else:
+            record.append(data)
 
     def _gone(self) -> bool:
         """A connection that is lost while it is paused stays paused, so this is asked beside it."""

@@ -11,7 +11,7 @@ import attrs
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from frontends.cluster.load import NEW, Load, in_order, place_of
-from frontends.http.idempotency import HEADER
+from frontends.http.idempotency_store import HEADER
 
 FIELDS = {field.name for field in attrs.fields(Load)}
 # They tell twice a second: one that has not for so long may be out of reach, which Ray notices later.

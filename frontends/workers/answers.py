@@ -6,67 +6,76 @@ from collections.abc import Callable
 from typing import Any
 
 from frontends.errors import HTTPFailure
-from frontends.http.idempotency import Answers, Kept, Name
+from frontends.http.idempotency_store import Answers, Kept, Name
+from frontends.http.idempotency_store import Claim as OwnedClaim
 from frontends.workers.messages import Answered, Claim, Claimed
 
 
 class SharedAnswers:
-    """A worker's side: satisfies `frontends.http.idempotency.Memory`."""
+    """A worker's side: satisfies `frontends.http.idempotency.Memory`. A claim is the number of its `Claim` message."""
 
     def __init__(self, send: Callable[[Any], None]) -> None:
         self._send = send
         self._numbers = itertools.count(1)
-        self._asked: dict[int, tuple[asyncio.Future[Kept | None], Name]] = {}
+        self._asked: dict[int, asyncio.Future[Kept | int]] = {}
 
-    async def begin(self, name: Name, body: bytes) -> Kept | None:
+    async def begin(self, name: Name, body: bytes) -> Kept | int:
         number = next(self._numbers)
-        answered: asyncio.Future[Kept | None] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answered, name
+        answered: asyncio.Future[Kept | int] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answered
         self._send(Claim(number, name, body))
-        return await answered
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            # In the loop turn in which `Claimed` arrives the client may be lost too: then the claim has come, and nobody takes it.
+            if not answered.cancelled() and answered.exception() is None and answered.result() == number:
+                self.end(number)
+            raise
 
-    def end(self, name: Name, kind: str = "", answer: bytes | None = None) -> None:
-        self._send(Answered(name, kind, answer))
+    def end(self, claim: int, kind: str = "", answer: bytes | None = None) -> None:
+        self._send(Answered(claim, kind, answer))
 
     def claimed(self, message: Claimed) -> None:
-        answered, name = self._asked.pop(message.number)
-        if message.refused is not None:
-            if not answered.done():
-                answered.set_exception(HTTPFailure(*message.refused))
-        elif not answered.done():
-            answered.set_result(message.kept)
-        elif message.kept is None:
-            # Who asked has gone meanwhile, and nobody will answer it.
-            self.end(name)
+        answered = self._asked.pop(message.number)
+        if answered.done():
+            # The client that asked was lost before the owner answered.
+            if message.kept is None and message.refused is None:
+                self.end(message.number)
+        elif message.refused is not None:
+            answered.set_exception(HTTPFailure(*message.refused))
+        else:
+            answered.set_result(message.number if message.kept is None else message.kept)
 
 
 class AnswersDesk:
-    """The owner's side, for one worker; closed at its end."""
+    """The owner's side, for one worker, which owns the claims that were made through here: at its end they are given back."""
 
     def __init__(self, answers: Answers, send: Callable[[Any], None]) -> None:
         self._answers = answers
         self._send = send
-        self._running: set[Name] = set()
+        self._claims: dict[int, OwnedClaim] = {}
 
     def receive(self, message: Claim | Answered) -> None:
         match message:
             case Claim():
                 self._claim(message)
             case Answered():
-                self._running.discard(message.name)
-                self._answers.end(message.name, message.kind, message.answer)
+                self._answers.end(self._claims.pop(message.number), message.kind, message.answer)
 
     def _claim(self, message: Claim) -> None:
         kept, refused = None, None
         try:
-            kept = self._answers.claim(message.name, message.body)
+            found = self._answers.claim(message.name, message.body)
         except HTTPFailure as error:
             refused = error.status, str(error), error.code, error.headers
         else:
-            if kept is None:
-                self._running.add(message.name)
+            if isinstance(found, Kept):
+                kept = found
+            else:
+                self._claims[message.number] = found
         self._send(Claimed(message.number, kept, refused))
 
     def close(self) -> None:
-        for name in self._running:
-            self._answers.end(name)
+        while self._claims:
+            _, claim = self._claims.popitem()
+            self._answers.end(claim)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from frontends.frames import MAX_ANSWER, FrameReader, encode
-from frontends.http.idempotency import Kept
+from frontends.http.idempotency_store import Kept, Name
 
 # From a worker
 
@@ -103,14 +103,14 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """A request with an `Idempotency-Key` is about to be answered: has it been before?"""
 
     number: int
-    name: tuple[str | None, str | None, str]
+    name: Name
     body: bytes
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """It has been answered, or not."""
+    """The request that got the claim of this number has been answered, or not."""
 
-    name: tuple[str | None, str | None, str]
+    number: int
     kind: str
     answer: bytes | None
 

@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from frontends.access import Access
-from frontends.http.idempotency import Answers
+from frontends.http.idempotency_store import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
 from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, signals, unpack

@@ -1,3 +1,5 @@
+import asyncio
+
 import anyio
 import pytest
 from http_support import running_server
@@ -5,8 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program_support import fetch, program
 
+from frontends import aiohttp_app
 from frontends.errors import HTTPFailure
-from frontends.http.idempotency import KEEP_SECONDS, MOST_ANSWER, OVERHEAD, Answers
+from frontends.event_stream import EventStream
+from frontends.http.idempotency_store import CLAIM_SECONDS, KEEP_SECONDS, MAX_ANSWER, OVERHEAD, Answers, Kept, Name
+from frontends.workers.answers import AnswersDesk, SharedAnswers
+from frontends.workers.messages import Claim
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +97,7 @@ def test_the_memory_is_bounded_and_never_mixes(moves):
     answers, model = Answers(lambda: now, most), {}
     for key, body, size, pause in moves:
         now += pause
-        name = ("k", "/r", str(key))
+        name = Name("t", "k", "/r", str(key))
         if name in model and model[name][2] <= now:
             del model[name]
         try:
@@ -100,22 +106,111 @@ def test_the_memory_is_bounded_and_never_mixes(moves):
             assert error.status == 422
             assert model[name][0] != body
             continue
-        if kept is not None:
+        if isinstance(kept, Kept):
             assert (kept.answer, kept.body) == (model[name][1], bytes([body]))
         else:
             answer = bytes([key, body]) * size
-            answers.end(name, "t", answer)
+            answers.end(kept, "t", answer)
             model[name] = (body, answer, now + KEEP_SECONDS)
         assert 0 <= answers.bytes <= most
-        model = {one: value for one, value in model.items() if one in answers._kept}
+        model = {one: value for one, value in model.items() if one in answers._kept.get("t", {})}
+
+
+def name_of(tenant, value="1"):
+    return Name(tenant, "k", "/r", value)
 
 
 def test_a_huge_answer_is_not_kept():
     answers = Answers(lambda: 0.0)
-    assert answers.claim(("k", "/r", "1"), b"") is None
-    answers.end(("k", "/r", "1"), "t", b"x" * (MOST_ANSWER + 1))
+    answers.end(answers.claim(name_of("t"), b""), "t", b"x" * (MAX_ANSWER + 1))
     assert answers.bytes == 0
-    assert answers.claim(("k", "/r", "1"), b"") is None
+    assert not isinstance(answers.claim(name_of("t"), b""), Kept)
+
+
+async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
+    """A 57 MB stream with a key cost 108 MB although it is never kept."""
+    monkeypatch.setattr(aiohttp_app, "MAX_ANSWER", 2000)
+    recorded = []
+    real = EventStream._keep
+
+    def watch(self, data, record):
+        real(self, data, record)
+        recorded.append(sum(map(len, self._record or ())))
+
+    monkeypatch.setattr(EventStream, "_keep", watch)
+    async with running_server() as server:
+        for tokens, replayed in ((2, "true"), (500, None)):
+            body = {**HI, "max_tokens": tokens, "ignore_eos": True, "stream": True}
+            for _ in range(2):
+                async with server.session.post("/generate", json=body, headers={"Idempotency-Key": str(tokens)}) as response:
+                    assert b"[DONE]" in await response.read()
+            assert response.headers.get("Idempotent-Replayed") == replayed
+    assert max(recorded) <= 2000
+    assert recorded[-1] == 0
+
+
+@pytest.mark.parametrize("owner_answers_first", [True, False])
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_client_lost_around_the_owner_s_answer_leaves_no_claim(turns, owner_answers_first):
+    """Lost in the loop turn in which `Claimed` came, it left its key answering 409 for ever."""
+    answers, mail = Answers(asyncio.get_running_loop().time), []
+    worker = SharedAnswers(mail.append)
+    desk = AnswersDesk(answers, worker.claimed)
+    asking = asyncio.create_task(worker.begin(name_of("t"), b""))
+    await asyncio.sleep(0)
+    steps = [lambda: desk.receive(mail.pop(0)), asking.cancel]
+    for step in steps if owner_answers_first else reversed(steps):
+        step()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    (found,) = await asyncio.gather(asking, return_exceptions=True)
+    if not isinstance(found, asyncio.CancelledError):
+        # The claim was taken before its client was lost, and is its holder's to end.
+        worker.end(found)
+    while mail:
+        desk.receive(mail.pop(0))
+    assert not isinstance(answers.claim(name_of("t"), b""), Kept)
+
+
+def test_a_claim_ends_with_its_worker_and_by_its_age():
+    now = 0.0
+    answers = Answers(lambda: now)
+    desk = AnswersDesk(answers, lambda _: None)
+    desk.receive(Claim(1, name_of("t"), b""))
+    with pytest.raises(HTTPFailure, match="still being answered"):
+        answers.claim(name_of("t"), b"")
+    desk.close()
+    lost = answers.claim(name_of("t"), b"")
+    now = CLAIM_SECONDS - 1
+    with pytest.raises(HTTPFailure, match="still being answered"):
+        answers.claim(name_of("t"), b"")
+    now = CLAIM_SECONDS
+    mine = answers.claim(name_of("t"), b"other")
+    # The one before it may still come to its end; the claim is not its own any more.
+    answers.end(lost, "t", b"late")
+    answers.end(mine, "t", b"mine")
+    assert answers.claim(name_of("t"), b"other").answer == b"mine"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000)), max_size=80))
+def test_no_tenant_pushes_out_another_s_answers(moves):
+    """Each keeps an equal share of the memory at least, whatever the others send."""
+    most = 40 * OVERHEAD
+    answers = Answers(lambda: 0.0, most)
+    taken = {tenant: [] for tenant in range(4)}
+    for number, (tenant, size) in enumerate(moves):
+        name = name_of(str(tenant), str(number))
+        answers.end(answers.claim(name, b""), "t", b"x" * size)
+        taken[tenant].append((name, size + OVERHEAD))
+        assert answers.bytes <= most
+        for mine in taken.values():
+            share = 0
+            for name, taking in reversed(mine):
+                share += taking
+                # The newest that fit into a quarter are all there.
+                if share > most // 4:
+                    break
+                assert isinstance(answers.claim(name, b""), Kept)
 
 
 async def test_workers_share_their_answers(tmp_path):

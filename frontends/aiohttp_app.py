@@ -4,6 +4,7 @@ Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp pro
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from frontends.choices import generate_choices, open_choices
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
-from frontends.http.form import MAX_BODY, Handler, check_form, expect_later, read
+from frontends.http.form import BUDGET, MAX_BODY, Handler, check_form, expect_later, read
 from frontends.http.hosts import answer_to
 from frontends.http.idempotency import Memory, answer_once
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
@@ -29,6 +30,7 @@ from frontends.http.who import CALLER, ask_for_key
 from frontends.log_writer import dropped_lines
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of, decode
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
+from frontends.receive_budget import ReceiveBudget
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
 
 if TYPE_CHECKING:
@@ -239,6 +241,7 @@ def build_app(
     memory: Memory | None = None,
     hosts: Collection[str] | None = None,
     max_hold: float = MAX_HOLD,
+    max_incomplete: int | None = None,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -253,11 +256,13 @@ def build_app(
         hosts: the names that the server answers to, beside localhost and IP addresses; None is any name (`frontends.http.hosts`).
         memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
         max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
+        max_incomplete: bytes that bodies which have not arrived completely may take together; None is `receive_budget.MAX_BYTES`.
         log: takes a line for each request (`frontends.http.log.open_log`).
     """
     access = access or Access()
     middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_to(hosts), answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
+    app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
     app.on_response_prepare.append(sign)
     app.add_routes(Routes(manager, model, facts, series, access, max_hold).table())
     return app

@@ -2,8 +2,8 @@
 straight to the transport when the step is over. The handler's task sleeps meanwhile. The headers go out together with the first event, or
 alone if there is none in `HEADERS_SECONDS`.
 
-While the client does not read, nothing is taken and the streams merge, so it costs no more memory than its answer; one that takes nothing
-for `WRITE_SECONDS` is cut off, as if it had gone.
+While the client does not read, nothing is taken and the streams merge, so it costs no more memory than its answer. The connection ends if
+its client takes nothing for too long (`frontends.write_watch`), as if the client had gone.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from aiohttp.http_writer import StreamWriter
 from frontends.flush import FlushScheduler
 from llmserve import Delta, TokenStream
 
-WRITE_SECONDS = 30.0
 # Long enough for the first tokens of a server that is not overloaded, short enough for a client that waits for the headers.
 HEADERS_SECONDS = 0.5
 RECORD = web.ResponseKey("record", bytes)
@@ -101,7 +100,6 @@ class EventStream:
     async def end(self, last: bytes) -> None:
         """Send what comes after all tokens."""
         self._write(last)
-        # aiohttp waits without end for a client that does not read.
         await self._drain()
         if self._record is not None:
             self.response[RECORD] = b"".join(self._record)
@@ -176,13 +174,11 @@ class EventStream:
         return self._transport.is_closing()
 
     async def _drain(self) -> None:
+        """Wait until the client has taken enough. Raises ConnectionResetError when it has gone."""
         assert self._writer is not None
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await self._writer.drain()
-        except TimeoutError:
-            self._transport.abort()
-            raise ConnectionResetError("the client stopped reading") from None
+        await self._writer.drain()
+        if self._gone():
+            raise ConnectionResetError("the client has gone, or stopped reading")
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
+from frontends.receive_budget import LARGEST
 from llmserve import Delta, Usage
 
 VERSION = 1
 # Before it has said who it is, a client may send this much. Afterwards as much as HTTP takes for a body.
 MAX_HELLO = 4096
-MAX_FRAME = 4 * 2**20
+MAX_FRAME = LARGEST
 # What a client takes from its server: the deltas of one answer may have been merged into one.
 MAX_ANSWER = 64 * 2**20
 LENGTH = 4
@@ -153,6 +154,14 @@ class FrameReader(Generic[Message]):
         self.limit = limit
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(kind)
         self._buffer = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """Bytes of the frame that has not arrived completely, once `next` has returned None."""
+        return len(self._buffer)
+
+    def clear(self) -> None:
+        self._buffer.clear()
 
     def feed(self, data: bytes) -> None:
         self._buffer += data

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from frontends.access import KEY_VARIABLE, Access
 from frontends.flush import MAX_HOLD
+from frontends.receive_budget import LARGEST
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm_args import parse_engine_args
@@ -64,6 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     access.add_argument("--max-connections", type=count, metavar="N", help=words)
     words = "of them from one address, other than this machine's (default: a quarter)"
     access.add_argument("--max-peer-connections", type=count, metavar="N", help=words)
+    words = "bytes of request bodies and frames that have not arrived completely, together, of each process (default: 64 MiB)"
+    access.add_argument("--max-incomplete-bytes", type=_budget, metavar="N", help=words)
     words = "listen where other machines can connect although nobody is asked who they are, or the engine is known to be vulnerable"
     access.add_argument("--insecure", action="store_true", help=words)
 
@@ -73,6 +76,13 @@ def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _budget(text: str) -> int:
+    number = int(text)
+    if number < LARGEST:
+        raise argparse.ArgumentTypeError(f"{number} is less than the largest body or frame, {LARGEST} bytes")
     return number
 
 

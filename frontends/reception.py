@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import anyio
 
@@ -13,6 +13,8 @@ from frontends.listeners import is_stranger
 from frontends.tls import TLS
 
 HANDSHAKE_SECONDS = 10.0
+# asyncio gives a TLS connection 30 s to end, and counts what the client is still reading. `WriteWatch` has the deadline instead.
+SHUTDOWN_SECONDS = 86_400.0
 RETRY_SECONDS = 0.1
 
 
@@ -52,9 +54,11 @@ class Reception:
     async def _begin(self, connection: socket.socket, peer: str) -> None:
         guest = self._make(lambda: self.door.leave(peer))
         protocol = cast("asyncio.Protocol", guest)
-        context, handshake = (self._tls.context, HANDSHAKE_SECONDS) if self._tls is not None else (None, None)
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": SHUTDOWN_SECONDS}
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=context, ssl_handshake_timeout=handshake)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError:
             # Gone before it was here, or no TLS that this server takes.
             pass

@@ -102,8 +102,8 @@ def http_listener(options: argparse.Namespace, address: str, listener: socket.so
 
     @asynccontextmanager
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        hosts = allowed_hosts(options, access)
-        app = build_app(manager, model, access=access, log=log, hosts=hosts, max_hold=options.max_hold)
+        hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
+        app = build_app(manager, model, access=access, log=log, hosts=hosts, max_hold=options.max_hold, max_incomplete=most)
         door = Door(options.max_connections, options.max_peer_connections)
         try:
             async with running(app, door, tls) as reception, listen(reception, listener), followed(tls):

@@ -2,6 +2,7 @@
 
 import argparse
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.listeners import CannotListen, bind, bind_unix
 from frontends.options import count
 from frontends.program import Listen, installed, run, serve
+from frontends.receive_budget import ReceiveBudget
 from frontends.reception import Reception, listen
 from frontends.socket_connection import Connection, Service
 from frontends.tls import TLS, followed
@@ -60,7 +62,15 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         door = Door(options.max_connections, options.max_peer_connections)
         server = open_server(
-            manager, model, addresses, tls=tls, access=access, max_streams=options.max_streams, door=door, max_hold=options.max_hold
+            manager,
+            model,
+            addresses,
+            tls=tls,
+            access=access,
+            max_streams=options.max_streams,
+            door=door,
+            max_hold=options.max_hold,
+            max_incomplete=options.max_incomplete_bytes,
         )
         async with server as bound, followed(tls):
             yield [str(address) for address in bound]
@@ -79,6 +89,7 @@ async def open_server(
     max_streams: int = 1024,
     door: Door | None = None,
     max_hold: float = MAX_HOLD,
+    max_incomplete: int | None = None,
 ) -> AsyncIterator[list[Address]]:
     """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
 
@@ -86,6 +97,7 @@ async def open_server(
     """
     door = door or Door()
     service = Service(manager, model, access or Access(), max_streams, scheduler=FlushScheduler(max_hold))
+    service.budget = ReceiveBudget(time.monotonic, max_incomplete)
     bound = []
     async with AsyncExitStack() as stack:
         for address in addresses:

@@ -40,6 +40,8 @@ from llmserve.job import interrupter
 # Pieces that may be on their way for one stream; half of them are given anew when they have been read.
 WINDOW = 256
 CONNECT_SECONDS = 10.0
+# A server ends connections that send nothing for 300 s.
+PING_SECONDS = 100.0
 
 
 class SocketClient:
@@ -204,6 +206,7 @@ class Wire(asyncio.Protocol):
         self._pings: dict[int, asyncio.Future[float]] = {}
         self._last = self._pinged = 0
         self._reason: str | None = None
+        self._alive: asyncio.TimerHandle | None = None
 
     # What the event loop tells
 
@@ -220,6 +223,10 @@ class Wire(asyncio.Protocol):
             self._reason = str(error)
             self.transport.abort()
 
+    def _keep_alive(self) -> None:
+        self.send(Ping(0))
+        self._alive = asyncio.get_running_loop().call_later(PING_SECONDS, self._keep_alive)
+
     def pause_writing(self) -> None:
         self.writable.clear()
 
@@ -229,6 +236,8 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.lost.set()
         self.writable.set()
+        if self._alive is not None:
+            self._alive.cancel()
         words = f"the connection to {self._address} was lost" + (f": {self._reason or error}" if self._reason or error else "")
         if not self.welcomed.done():
             self.welcomed.set_exception(FrameError(self._reason) if self._reason else ConnectionResetError(words))
@@ -253,6 +262,7 @@ class Wire(asyncio.Protocol):
             case Welcome():
                 if not self.welcomed.done():
                     self.welcomed.set_result(message)
+                    self._keep_alive()
             case Pong():
                 self._came_back(message.number)
             case Started() | Detail() | End() | Error():

@@ -8,6 +8,7 @@ streams merge; a client that does not read for too long is given up.
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
@@ -16,25 +17,24 @@ import anyio
 import attrs
 import msgspec
 
-from frontends import frames
+from frontends import deadlines, frames
 from frontends.access import Access
 from frontends.flush import FlushScheduler
-from frontends.frames import Cancel, Credit, Deltas, Detail, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
+from frontends.frames import Cancel, Credit, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
 from frontends.keys import Key
 from frontends.openai import Caller, GenerateRequest, decode
+from frontends.receive_budget import REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
+from frontends.socket_streams import Batch, Channel
 from frontends.telemetry import trace_of_mapping
-from llmserve import CancellationToken, Delta, EngineError, EngineManager, LLMServeError, Overloaded, TokenStream
+from frontends.write_watch import WriteWatch
+from llmserve import EngineError, EngineManager, InvalidRequest, LLMServeError, Overloaded
 
 logger = logging.getLogger(__name__)
 
 HELLO_SECONDS = 5.0
-# As HTTP's (event_stream.WRITE_SECONDS).
-WRITE_SECONDS = 30.0
-# A frame of merged deltas is closed at about this size, so that none is too large for a client.
-FRAME_BYTES = 2**20
-# What an id takes in MessagePack at most, and a piece around it.
-ID_BYTES, PIECE_BYTES = 5, 16
+# Without a stream or a frame. A Ping is one; our own client sends it after a third of this.
+IDLE_SECONDS = 300.0
 BUSY_SECONDS = 1.0
 # A client may cancel all of its streams, of which 1024 are the default's most, and open as many anew, but not go on like that.
 MOST_FRUITLESS = 2048
@@ -54,6 +54,7 @@ class Service:
     connections: set["Connection"] = attrs.field(factory=set)
     tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
     scheduler: FlushScheduler = attrs.field(factory=FlushScheduler)
+    budget: ReceiveBudget = attrs.field(factory=lambda: ReceiveBudget(time.monotonic))
     decoder: "msgspec.msgpack.Decoder[GenerateRequest]" = attrs.field(factory=lambda: msgspec.msgpack.Decoder(GenerateRequest))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -76,20 +77,6 @@ class Service:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-@attrs.define(eq=False)
-class Channel:
-    """One stream of a connection. `queued`: it waits for the next flush; `begun`: it has been flushed before; `done` is set when all of it
-    has been written."""
-
-    id: int
-    credit: int
-    token: CancellationToken = attrs.field(factory=CancellationToken)
-    stream: TokenStream | None = None
-    queued: bool = False
-    begun: bool = False
-    done: asyncio.Event = attrs.field(factory=asyncio.Event)
-
-
 class Connection(asyncio.Protocol):
     """Made for each client; `left` is called when it is lost."""
 
@@ -107,6 +94,8 @@ class Connection(asyncio.Protocol):
         # Streams that were cancelled since one was read to its end.
         self._fruitless = 0
         self._fruitless_since = 0.0
+        # The deadline that `_timer` stands for, and its words.
+        self._expected: tuple[float, str] | None = None
 
     # What the event loop tells
 
@@ -115,39 +104,63 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         _send_at_once(self._transport.get_extra_info("socket"))
         self._loop = asyncio.get_running_loop()
+        self._watch = WriteWatch(self._loop, self._transport)
+        self._arrival = Arrival(self._service.budget, self._refuse_for_room)
         self._timer = self._loop.call_later(HELLO_SECONDS, self.refuse, FrameError(f"no hello within {HELLO_SECONDS:g} s"))
         self._service.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        progress = False
         try:
             self._reader.feed(data)
             while not self._closed and (message := self._reader.next()) is not None:
+                progress = True
                 self._receive(message)
         except FrameError as error:
             self.refuse(error)
+        if not self._closed and not self._arrival.grow(self._reader.pending):
+            self._refuse_for_room()
+        self._expect(again=progress)
 
     def pause_writing(self) -> None:
         self._paused = True
         # Whoever does not read its answers does not get to ask for more.
         self._transport.pause_reading()
-        self._timer.cancel()
-        self._timer = self._loop.call_later(WRITE_SECONDS, self._transport.abort)
+        self._expect()
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._timer.cancel()
         if not self._closed:
             self._transport.resume_reading()
+            self._expect(again=True)
             self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._closed = True
-        self._timer.cancel()
+        self._end()
+        self._watch.stop()
         self._service.connections.discard(self)
         for channel in list(self._channels.values()):
             channel.token.cancel("the client disconnected")
             channel.done.set()
         self._left()
+
+    def _expect(self, *, again: bool = False) -> None:
+        """Set the deadline for what the client has to do next; `again` when it has just done something."""
+        if not self._greeted or self._closed:
+            return
+        wanted = None
+        if self._reader.pending and not self._paused:
+            wanted = deadlines.BODY_SECONDS, "a frame did not arrive within"
+        elif not self._channels and not self._paused:
+            wanted = IDLE_SECONDS, "no stream is open, and no frame arrived within"
+        if wanted != self._expected or again:
+            self._timer.cancel()
+            self._expected = wanted
+            if wanted is not None:
+                seconds, words = wanted
+                self._timer = self._loop.call_later(deadlines.spread(seconds), self.refuse, FrameError(f"{words} {seconds:g} s"))
 
     # What the client says
 
@@ -202,7 +215,9 @@ class Connection(asyncio.Protocol):
         if message.id in self._channels:
             raise FrameError(f"the stream {message.id} is already open")
         if not self._service.access.still(self._key):
-            raise FrameError("the API key does not count any more")
+            # The streams that are open go on, as over HTTP.
+            self._write(to_frame(message.id, InvalidRequest("the API key of this connection was withdrawn or has expired", "key")))
+            return
         if len(self._channels) >= self._service.max_streams:
             words = f"this connection has {len(self._channels)} streams, as many as it may"
             self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
@@ -278,15 +293,32 @@ class Connection(asyncio.Protocol):
         """Its id, unless that has been taken again meanwhile."""
         if self._channels.get(channel.id) is channel:
             del self._channels[channel.id]
+            self._expect()
 
     def refuse(self, error: FrameError) -> None:
         """Say what was wrong, and close."""
+        self._refuse(frames.Error(0, "FrameError", str(error)))
+
+    def _refuse_for_room(self) -> None:
+        self._refuse(to_frame(0, Overloaded(REFUSAL, retry_after=RETRY_SECONDS, reason="receiving_too_much")))
+
+    def _refuse(self, error: frames.Error) -> None:
         if not self._closed:
-            self._timer.cancel()
-            self._write(frames.Error(0, "FrameError", str(error)))
-            self._closed = True
+            self._write(error)
+            self._end()
             self._timer = self._loop.call_later(HELLO_SECONDS, self._transport.abort)
-            self._transport.close()
+            # Closed with something unread, the connection would be reset and the client could lose the error.
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+
+    def _end(self) -> None:
+        """Nothing more is read, and nothing that has been read is kept."""
+        self._closed = True
+        self._timer.cancel()
+        self._arrival.end()
+        self._reader.clear()
 
     def close(self) -> None:
         """After what is still to be written."""
@@ -306,27 +338,3 @@ def _send_at_once(connection: socket.socket) -> None:
     sockets that name TCP as their protocol, which those of `socket.create_server` do not."""
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-class Batch:
-    """The frames of one flush: pieces together, then what ends."""
-
-    def __init__(self) -> None:
-        self.ends: list[End] = []
-        self._done: list[Any] = []
-        self._pieces: list[frames.Piece] = []
-        self._bytes = 0
-
-    def add(self, stream_id: int, delta: Delta) -> None:
-        if delta.logprobs is not None or delta.prompt_logprobs is not None:
-            self._done.append(Detail(stream_id, msgspec.structs.replace(delta, finish_reason=None, stop_reason=None)))
-        elif delta.token_ids or delta.text:
-            self._pieces.append((stream_id, delta.text, delta.token_ids))
-            self._bytes += PIECE_BYTES + 4 * len(delta.text) + ID_BYTES * len(delta.token_ids)
-            if self._bytes > FRAME_BYTES:
-                self._done.append(Deltas(self._pieces))
-                self._pieces, self._bytes = [], 0
-
-    def encoded(self) -> bytes:
-        pieces = [Deltas(self._pieces)] if self._pieces else []
-        return frames.encode(*pieces, *self._done, *self.ends)

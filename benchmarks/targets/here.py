@@ -12,7 +12,7 @@ from benchmarks.results import RequestRecord
 from benchmarks.targets.inprocess import take_timeline
 from frontends.addresses import parse_address
 from frontends.aiohttp_app import build_app
-from frontends.http.idempotency import KEEP_BYTES, Answers
+from frontends.http.idempotency_store import KEEP_BYTES, Answers
 from frontends.http.server import running
 from frontends.listeners import bind
 from frontends.reception import listen

@@ -81,9 +81,16 @@ class Replica:
             if tracer is not None:
                 tracer.observe(manager.statistics)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
-            reception = await stack.enter_async_context(
-                running(build_app(manager, name, self._gather_facts, self._gather_series, access=access, max_hold=options.max_hold))
+            app = build_app(
+                manager,
+                name,
+                self._gather_facts,
+                self._gather_series,
+                access=access,
+                max_hold=options.max_hold,
+                max_incomplete=options.max_incomplete_bytes,
             )
+            reception = await stack.enter_async_context(running(app))
             await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
             self._relay = Relay(folder / "http")
             stack.push_async_callback(self._relay.close)

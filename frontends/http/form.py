@@ -1,23 +1,22 @@
 """What form a request must have before anybody looks at what it wants: its Host, its target, its headers, its body."""
 
 import asyncio
-import random
+import math
 import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
+from frontends import deadlines
 from frontends.errors import HTTPFailure
+from frontends.receive_budget import LARGEST, REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
-MAX_BODY = 4 * 2**20
-# aiohttp has no limit of its own: a client that sends its body slower than this is gone.
-BODY_SECONDS = 30.0
-
-# By chance a deadline is up to so much shorter, so that a crowd that came at once does not go at once.
-SPREAD = 0.2
+MAX_BODY = LARGEST
+# What the application's bodies may take together while they arrive.
+BUDGET = web.AppKey("receive_budget", ReceiveBudget)
+_BODY = web.RequestKey("body", bytes)
 
 # A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
@@ -81,7 +80,9 @@ async def expect_later(request: web.Request) -> None:
 
 
 async def read(request: web.Request) -> bytes:
-    """The body. Raises HTTPFailure for one that is too large or too slow."""
+    """The body. Raises HTTPFailure for one that is too large or too slow, or that the server has no room for while it arrives."""
+    if _BODY in request:
+        return request[_BODY]
     if (
         hdrs.EXPECT in request.headers
         and request.version >= HttpVersion11
@@ -89,20 +90,38 @@ async def read(request: web.Request) -> bytes:
         and not request.content.is_eof()
     ):
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    budget = request.config_dict[BUDGET]
     try:
-        async with asyncio.timeout(spread(BODY_SECONDS)):
-            return await request.read()
+        async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)) as scope:
+            arrival = Arrival(budget, lambda: scope.reschedule(-math.inf))
+            try:
+                request[_BODY] = await _receive(request, arrival)
+            finally:
+                arrival.end()
     except TimeoutError:
-        raise HTTPFailure(408, f"the body did not arrive within {BODY_SECONDS:g} s", "body_timeout") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large() from None
+        if scope.when() == -math.inf:
+            raise no_room() from None
+        raise HTTPFailure(408, f"the body did not arrive within {deadlines.BODY_SECONDS:g} s", "body_timeout") from None
     except web.RequestPayloadError:
         raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
+    return request[_BODY]
 
 
-def spread(seconds: float) -> float:
-    """A deadline for one client of many."""
-    return seconds * (1 - SPREAD * random.random())
+async def _receive(request: web.Request, arrival: Arrival) -> bytes:
+    """aiohttp's `request.read()`, whose buffer grows as it likes. Raises HTTPFailure."""
+    body = bytearray()
+    while chunk := await request.content.readany():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise too_large()
+        if not arrival.grow(len(body)):
+            raise no_room()
+    return bytes(body)
+
+
+def no_room() -> HTTPFailure:
+    """aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client gets this, and closes the connection."""
+    return HTTPFailure(503, REFUSAL, "receiving_too_much", {"Retry-After": f"{RETRY_SECONDS:.0f}"})
 
 
 def too_large() -> HTTPFailure:

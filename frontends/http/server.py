@@ -9,19 +9,20 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import _ErrInfo
 
+from frontends.deadlines import spread
 from frontends.door import Door
 from frontends.errors import ErrorBody, ErrorDetail
-from frontends.http.form import spread
 from frontends.http.log import SERVER
 from frontends.reception import Reception
 from frontends.tls import TLS
+from frontends.write_watch import WriteWatch
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 HEADER_SECONDS = 10.0
 # Between requests. 3630 s is aiohttp's default for AppRunner.
 IDLE_SECONDS = 75.0
-# For a client that reads nothing of an answer, as nginx's send_timeout between two writes.
-WRITE_SECONDS = 30.0
 # After draining there is nothing left to wait for but sockets to close.
 CLOSE_SECONDS = 2.0
 # What is left of a body that nobody wants is read for so long, so that the answer is not lost in a reset.
@@ -41,24 +40,23 @@ RETRY_AFTER = 1
 class GuardedHandler(web.RequestHandler):
     """One connection; `left` is called when it is lost."""
 
-    __slots__ = ("_header_timer", "_left", "_write_timer", "made")
+    __slots__ = ("_header_timer", "_left", "_watch", "made")
 
     def __init__(self, server: web.Server, left: Callable[[], None], **options: Any) -> None:
         super().__init__(server, **options)
         self.made = False
         self._left = left
         self._header_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.made = True
         super().connection_made(transport)
+        self._watch = WriteWatch(self._loop, cast("asyncio.Transport", transport))
         self._await_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._calm()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        self._watch.stop()
         super().connection_lost(exc)
         self._left()
 
@@ -69,16 +67,6 @@ class GuardedHandler(web.RequestHandler):
             self._calm()
         elif self._header_timer is None:
             self._await_headers()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.transport is not None:
-            self._write_timer = self._loop.call_later(spread(WRITE_SECONDS), self.transport.abort)
-
-    def resume_writing(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-        super().resume_writing()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

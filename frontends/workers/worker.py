@@ -121,6 +121,7 @@ class Worker:
             memory=self._answers,
             hosts=allowed_hosts(options, access),
             max_hold=options.max_hold,
+            max_incomplete=options.max_incomplete_bytes,
         )
         door = Door(options.max_connections, options.max_peer_connections)
         # What has changed, the owner tells the operator.

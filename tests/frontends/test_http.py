@@ -347,7 +347,7 @@ async def test_what_a_slow_reader_missed_comes_as_one_chunk():
 
 async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_up(monkeypatch):
     # Half a minute by default.
-    monkeypatch.setattr("frontends.event_stream.WRITE_SECONDS", 0.5)
+    monkeypatch.setattr("frontends.deadlines.WRITE_SECONDS", 0.5)
     engine = ScriptedEngine()
     async with running_server(engine) as server:
         async with await anyio.connect_tcp("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:

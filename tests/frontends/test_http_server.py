@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program_support import MODULE, program
 
+from frontends import deadlines
 from frontends.door import RESERVED, Door, spare_descriptors
-from frontends.http import form, server
+from frontends.http import server
 from frontends.listeners import VANISHED, bind, bind_unix, is_stranger
 from frontends.tls import TLS, followed
 from llmserve import ConfigurationError
@@ -141,14 +142,14 @@ async def test_a_request_that_is_being_answered_has_all_the_time_it_needs(monkey
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(form, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(deadlines, "BODY_SECONDS", 0.2)
     async with running_server() as running, await connect(running) as stream:
         await stream.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\nContent-Type: application/json\r\n\r\n{")
         assert b"body_timeout" in await stream.receive()
 
 
 async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
-    monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(deadlines, "WRITE_SECONDS", 0.3)
     door = Door()
     async with running_server(door=door) as running:
         connection = socket.socket()

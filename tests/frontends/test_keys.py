@@ -199,7 +199,7 @@ async def test_a_key_that_is_taken_back_ends_nothing_that_runs(tmp_path):
 
 async def test_over_frames_a_key_is_shown_once_and_asked_about_always():
     access = Access(KEYS)
-    async with running_socket(access=access) as served:
+    async with running_socket(access=access, time_scale=0.5) as served:
         for wrong in (None, "", "lls_carol", "lls_old"):
             async with served.raw(greet=False) as raw:
                 raw.send(Hello(frames.VERSION, wrong))
@@ -213,10 +213,15 @@ async def test_over_frames_a_key_is_shown_once_and_asked_about_always():
             await raw.read_until(frames.End)
             raw.send(Open(2, 1000, Raw(msgpack.encode({**BODY, "tenant": "bob"}))))
             assert (await raw.read()).details["param"] == "tenant"
+            raw.send(Open(4, 1000, Raw(msgpack.encode({**BODY, "max_tokens": 30, "ignore_eos": True}))))
+            await raw.read_until(frames.Started)
             access.keys = Keys([])
             raw.send(Open(3, 1000, Raw(msgpack.encode(BODY))))
-            assert "does not count" in (await raw.read()).message
-            assert await raw.read() is None
+            # The connection and its open streams go on, as over HTTP.
+            found = await raw.read_until(frames.End)
+            (error,) = [message for message in found if isinstance(message, frames.Error)]
+            assert (error.id, error.kind, error.details["param"]) == (3, "InvalidRequest", "key")
+            assert found[-1].usage.completion_tokens == 30
 
 
 # As a program

@@ -267,7 +267,7 @@ async def test_a_flood_of_pings_that_reads_nothing_is_held_back_and_others_go_on
 
 async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_up(monkeypatch):
     # Half a minute by default.
-    monkeypatch.setattr("frontends.socket_connection.WRITE_SECONDS", 0.5)
+    monkeypatch.setattr("frontends.deadlines.WRITE_SECONDS", 0.5)
     engine = ScriptedEngine()
     async with running_socket(engine=engine) as served, served.raw() as raw:
         raw.send(opening(1, credit=2**31 - 1))

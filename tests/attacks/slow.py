@@ -1,0 +1,53 @@
+"""Clients that read or send slowly, on a clock that the test moves: half a minute takes no time, and no machine is too slow."""
+
+import asyncio
+import heapq
+import itertools
+import socket
+import ssl
+from pathlib import Path
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+class ManualClock:
+    """What `WriteWatch` needs of an event loop."""
+
+    def __init__(self):
+        self.now = 0.0
+        self._due = []
+        self._numbers = itertools.count()
+
+    def time(self):
+        return self.now
+
+    def call_later(self, seconds, callback, *arguments):
+        timer = Timer(callback, arguments)
+        heapq.heappush(self._due, (self.now + seconds, next(self._numbers), timer))
+        return timer
+
+    def advance(self, seconds):
+        until = self.now + seconds
+        while self._due and self._due[0][0] <= until:
+            self.now, _, timer = heapq.heappop(self._due)
+            if not timer.cancelled:
+                timer.callback(*timer.arguments)
+        self.now = until
+
+
+class Timer:
+    def __init__(self, callback, arguments):
+        self.callback, self.arguments, self.cancelled = callback, arguments, False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+async def connect_narrow(address, *, tls=False):
+    """A connection whose buffers on the client's side are small, so that what the client does not read stays with the server."""
+    connection = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, address)
+    secure = {"ssl": ssl.create_default_context(cafile=str(DATA / "localhost.pem")), "server_hostname": "localhost"} if tls else {}
+    return await asyncio.open_connection(sock=connection, limit=16_384, **secure)

@@ -38,6 +38,7 @@ class StructuredOutputs:
     def _is_bounded(self, _: object, value: str) -> None:
         if len(value) > MAX_CHARACTERS:
             raise InvalidRequest(f"{FIELD}: {self.kind} has {len(value):,} characters, and may have {MAX_CHARACTERS:,}", FIELD)
+        check_text(value, FIELD)
 
     @classmethod
     def json(cls, schema: str | Mapping[str, Any]) -> Self:
@@ -52,7 +53,7 @@ class StructuredOutputs:
         if not isinstance(schema, Mapping):
             raise InvalidRequest(f"{FIELD}: a schema is a JSON object", FIELD)
         check_schema(schema)
-        return cls("json", json.dumps(schema, ensure_ascii=False))
+        return cls("json", as_json(schema))
 
     @classmethod
     def json_object(cls) -> Self:
@@ -87,11 +88,32 @@ class StructuredOutputs:
         return texts
 
 
+def as_json(value: Any, field: str = FIELD) -> str:
+    """Raises InvalidRequest about `field` for a value that JSON does not have: bytes, timestamps, NaN, keys that are not text."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{field}: the schema holds a value that JSON does not have: {str(error)[:100]}", field) from None
+    check_text(text, field)
+    return text
+
+
+def check_text(text: str, field: str) -> None:
+    """Raises InvalidRequest about `field` for a text with a lone surrogate, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = ord(text[error.start])
+        raise InvalidRequest(f"{field}: the lone surrogate U+{surrogate:X} is not a character", field) from None
+
+
 def check_schema(schema: Mapping[str, Any], field: str = FIELD) -> None:
     """Not by recursion, which is what a deep one is made to exhaust. Raises InvalidRequest about `field`."""
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH):
         for node in level:
+            if isinstance(node, Mapping) and not all(isinstance(key, str) for key in node):
+                raise InvalidRequest(f"{field}: the schema has a key that is not text", field)
             reference = node.get("$ref") if isinstance(node, Mapping) else None
             if isinstance(reference, str) and not reference.startswith("#"):
                 # xgrammar would take anything in its place.

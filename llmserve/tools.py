@@ -1,6 +1,5 @@
 """Functions that a model may call, and what an answer is made of when it is more than text."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -9,7 +8,7 @@ import attrs
 import msgspec
 
 from llmserve.errors import InvalidRequest
-from llmserve.structured import MAX_CHARACTERS, check_schema
+from llmserve.structured import MAX_CHARACTERS, as_json, check_schema
 
 # OpenAI's bounds of a request (its API reference, 2026).
 MAX_TOOLS = 128
@@ -48,7 +47,7 @@ class Tools:
             raise InvalidRequest("tools: each function has a name of its own, of 1 to 64 letters, digits, dashes and underscores", "tools")
         for function in self.functions:
             check_schema(function.get("parameters") or {}, "tools")
-        if len(json.dumps(self.functions)) > MAX_CHARACTERS:
+        if len(as_json(self.functions, "tools")) > MAX_CHARACTERS:
             raise InvalidRequest(f"tools have more than {MAX_CHARACTERS:,} characters together", "tools")
         if (self.choice == "named") != (self.name is not None) or (self.name is not None and self.name not in names):
             raise InvalidRequest("tool_choice names none of the tools", "tool_choice")

@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 import ssl
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import anyio
 import pytest
@@ -143,6 +144,15 @@ async def test_a_request_that_is_no_map_is_an_invalid_request():
     async with running_socket() as served, served.raw() as raw:
         raw.send(Open(1, 1, frames.raw([1, 2])))
         assert (await raw.read()).kind == "InvalidRequest"
+
+
+@pytest.mark.parametrize("schema", [{"const": b"x"}, {"const": datetime.now(UTC)}, {"properties": {1: {}}}, '{"const": "\\ud800"}'])
+async def test_a_schema_that_json_does_not_have_is_an_invalid_request(schema):
+    """MessagePack has bytes, timestamps and keys that are not text. They were an EngineError."""
+    async with running_socket() as served, served.raw() as raw:
+        raw.send(opening(1, structured_outputs={"json": schema}))
+        error = await raw.read()
+        assert (error.kind, error.details["param"]) == ("InvalidRequest", "structured_outputs")
 
 
 async def test_logprobs_come_as_details():

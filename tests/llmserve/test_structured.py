@@ -1,6 +1,8 @@
 """What a constraint may be before any engine sees it."""
 
 import json
+import math
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -31,6 +33,18 @@ def nested(levels):
         (lambda: StructuredOutputs.json(nested(10_000)), "deeper than 32"),
         (lambda: StructuredOutputs.json({"$ref": "http://169.254.169.254/"}), "its own parts only"),
         (lambda: StructuredOutputs.json({"items": [{"$ref": "other.json"}]}), "its own parts only"),
+        (lambda: StructuredOutputs.json({"const": b"x"}), "not JSON serializable"),
+        (lambda: StructuredOutputs.json({"const": datetime.now(UTC)}), "not JSON serializable"),
+        (lambda: StructuredOutputs.json({"const": math.nan}), "not JSON compliant"),
+        (lambda: StructuredOutputs.json('{"const": Infinity}'), "not JSON compliant"),
+        *(
+            (lambda key=key: StructuredOutputs.json({"properties": {key: {}}}), "key that is not text")
+            for key in (1, True, None, b"a", (1,))
+        ),
+        (lambda: StructuredOutputs.json('{"const": "\\ud800"}'), r"lone surrogate U\+D800"),
+        (lambda: StructuredOutputs.json({"\udfff": {}}), r"lone surrogate U\+DFFF"),
+        *((lambda make=make: make("root\ud800"), "lone surrogate") for make in (StructuredOutputs.regex, StructuredOutputs.grammar)),
+        (lambda: StructuredOutputs.choice(["\ud800"]), "lone surrogate"),
         (lambda: StructuredOutputs.regex("a\0"), "NUL"),
         (lambda: StructuredOutputs.regex("a" * (MAX_CHARACTERS + 1)), "characters"),
         (lambda: StructuredOutputs.choice([]), "choice takes"),

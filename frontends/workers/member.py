@@ -22,7 +22,7 @@ STOP_SECONDS = 5.0
 class Member:
     """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
     takes requests; until then it answers that it is starting, or that the engine is. `began`: it has been up, and may have something to
-    finish."""
+    finish. `questions`: those in a row that it has not answered; `silent`: they are so many that it gets no connections."""
 
     index: int
     process: Any
@@ -35,6 +35,8 @@ class Member:
     began: bool = False
     facts: Facts | None = None
     given: int = 0
+    questions: int = 0
+    silent: bool = False
     load: Load = attrs.field(factory=lambda: Load(0, 0))
 
     @classmethod

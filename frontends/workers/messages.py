@@ -115,6 +115,10 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
     answer: bytes | None
 
 
+class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """The answer to `Check`: the event loop turns."""
+
+
 # From the owner
 
 
@@ -184,8 +188,12 @@ class Reread(msgspec.Struct, frozen=True, array_like=True, tag=25):
     """The operator's files are to be read again now."""
 
 
-FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered
-FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed | Reread
+class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """Answer with `Alive`."""
+
+
+FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered | Alive
+FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed | Reread | Check
 
 
 class Channel(asyncio.Protocol):

@@ -18,15 +18,16 @@ from frontends.http.idempotency_store import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
 from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, signals, unpack
-from frontends.reception import RETRY_SECONDS
 from frontends.startup import loading, say
 from frontends.workers import messages
+from frontends.workers.accepting import accept
 from frontends.workers.answers import AnswersDesk
 from frontends.workers.desk import Desk
 from frontends.workers.gathering import Gathering
 from frontends.workers.member import Member
 from frontends.workers.messages import (
     Abort,
+    Alive,
     Answered,
     Claim,
     Died,
@@ -47,6 +48,7 @@ from frontends.workers.messages import (
 )
 from frontends.workers.shared import SharedCore
 from frontends.workers.together import TogetherSteps
+from frontends.workers.watchdog import watch
 from llmserve import ConfigurationError, EngineDead, State
 from llmserve.admission import AdmissionController, build_admission, wake
 from llmserve.engines import create_engine
@@ -60,7 +62,6 @@ SPARES = 32
 CLOSE_SECONDS = 10.0
 # For terminal events on their way when the engine has died.
 LAST_WORDS_SECONDS = 1.0
-FULL_SECONDS = 0.005
 
 
 async def serve_workers(options: argparse.Namespace, count: int, address: str, listener: socket.socket, access: Access) -> int:
@@ -118,7 +119,8 @@ class Owner:
             async with self._tasks as tasks:
                 for _ in range(self._count):
                     await self._spawn()
-                tasks.start_soon(self._accept)
+                tasks.start_soon(accept, self._listener, self._members)
+                tasks.start_soon(watch, self._members, self._hung, self._config.restart.start_timeout)
                 await unpack(self._options)
                 with loading(f"{self._options.engine} {self._options.model}"):
                     if self._supervisor is not None:
@@ -303,6 +305,11 @@ class Owner:
             return
         self._tasks.start_soon(self._replace)
 
+    def _hung(self, member: Member, seconds: float) -> None:
+        say(f"worker    {member.process.pid} has not answered for {seconds:g} s; it is killed, and replaced")
+        # The end of its channel does the rest.
+        member.process.kill()
+
     async def _replace(self) -> None:
         if self._stopping:
             return
@@ -334,9 +341,11 @@ class Owner:
             case _:
                 self._note(member, message)
 
-    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report) -> None:
+    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report | Alive) -> None:
         """What it says of itself."""
         match message:
+            case Alive():
+                member.questions, member.silent = 0, False
             case Load():
                 member.load = message
             case Want():
@@ -375,23 +384,3 @@ class Owner:
         self._steps.take(member.index, message)
         now = self._loop.time()
         wake(self._admission.record(self._steps.together(now), now))
-
-    # Connections
-
-    async def _accept(self) -> None:
-        """To the worker with the fewest; a listener of each one's own would leave it to chance."""
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(self._listener)
-            except OSError:
-                # Gone in the line, or no descriptor is left for a while.
-                await anyio.sleep(RETRY_SECONDS)
-                continue
-            with connection:
-                while not self._hand(connection):  # noqa: ASYNC110 - a socket pair that is full has no event in asyncio
-                    await anyio.sleep(FULL_SECONDS)
-
-    def _hand(self, connection: socket.socket) -> bool:
-        # One that takes another's place starts beside those that serve; in the beginning all of them do, and say so.
-        able = [member for member in self._members if member.up] or self._members
-        return any(member.hand(connection) for member in sorted(able, key=lambda member: member.connections))

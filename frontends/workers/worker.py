@@ -32,8 +32,10 @@ from frontends.workers import messages
 from frontends.workers.answers import SharedAnswers
 from frontends.workers.messages import (
     Abort,
+    Alive,
     Ask,
     Channel,
+    Check,
     Claimed,
     Declined,
     Died,
@@ -213,6 +215,8 @@ class Worker:
 
     def _receive(self, message: messages.FromOwner) -> None:
         match message:
+            case Check():
+                self.channel.send(Alive())
             case Claimed():
                 self._answers.claimed(message)
             case Granted() | Declined():

@@ -3,7 +3,10 @@
 import json
 import re
 import signal
+import sys
+import types
 from collections import deque
+from contextlib import suppress
 
 import anyio
 import psutil
@@ -11,8 +14,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from program_support import MODULE, Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
+from virtual import VirtualLoop
 
 from frontends.serve import choose_workers
+from frontends.workers import watchdog
 from frontends.workers.desk import Desk
 from frontends.workers.messages import Steps
 from frontends.workers.remote import RemoteAdmission
@@ -113,6 +118,53 @@ async def test_a_worker_s_death_costs_its_own_connections_and_gives_its_tickets_
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(10):
             assert await process.wait() == 0
+
+
+def stand_in(*, up=True):
+    member = types.SimpleNamespace(up=up, questions=0, silent=False, sent=[])
+    member.channel = types.SimpleNamespace(send=member.sent.append)
+    return member
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})])
+async def test_a_worker_that_does_not_answer_is_found(anyio_backend):
+    answering, stopped, starting = members = [stand_in(), stand_in(), stand_in(up=False)]
+    found = []
+    async with anyio.create_task_group() as tasks:
+        began = anyio.current_time()
+        tasks.start_soon(watchdog.watch, members, lambda member, _: found.append((member, anyio.current_time() - began)), 600.0)
+        for _ in range(700):
+            await anyio.sleep(watchdog.ASK_SECONDS)
+            assert not answering.silent
+            answering.questions = 0
+            if found and stopped in members:
+                assert stopped.silent
+                # It has been replaced.
+                members.remove(stopped)
+        tasks.cancel_scope.cancel()
+    assert found == [(stopped, watchdog.HUNG_SECONDS), (starting, 600.0)]
+
+
+async def test_a_stopped_worker_gets_no_connections_and_is_replaced(tmp_path):
+    """It was never noticed: every second client waited without end."""
+    short = "import frontends.workers.watchdog as w; w.ASK_SECONDS, w.SILENT_SECONDS, w.HUNG_SECONDS = 0.1, 0.5, 5.0"
+    command = f"{short}; from frontends.serve import main; main()"
+    module = (sys.executable, "-c", f"if __name__ == '__main__': exec({command!r})", "--port", "0")
+    async with program(tmp_path, "--workers", "2", module=module) as (process, url, lines):
+        first, second = workers_of(process)
+        first.suspend()
+        with anyio.fail_after(60):
+            while first in workers_of(process) or len(workers_of(process)) < 2:
+                # A client that was handed over before it was silent waits for it, and loses its connection with it.
+                with anyio.move_on_after(1), suppress(OSError):
+                    await fetch(f"{url}/health/live", timeout=1)
+        assert second in workers_of(process)
+        for _ in range(4):
+            assert (await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 2}))[0] == 200
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() == 0
+    assert any("has not answered for 5 s" in line for line in lines)
 
 
 async def test_sigterm_lets_every_worker_finish_and_a_second_one_does_not(tmp_path):

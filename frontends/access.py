@@ -38,6 +38,13 @@ class Access:
             access.keys = Keys.single(secret)
         return access
 
+    @classmethod
+    def of_keys(cls, path: Path | None) -> "Access":
+        """Of a file of keys alone. Raises ConfigurationError."""
+        access = cls(files=(path, None))
+        access._read()
+        return access
+
     def find(self, secret: str) -> Key | None:
         """Whose key it is; None for nobody's, or one that has expired."""
         return self.keys.find(secret, time.time()) if self.keys is not None else None

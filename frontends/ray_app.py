@@ -82,7 +82,7 @@ def application(arguments: list[str]) -> Any:
         max_replicas_per_node=options.ingresses,
         autoscaling_config=everywhere,
     )
-    return ingress.bind(replicas.bind(arguments, board.bind()))
+    return ingress.bind(replicas.bind(arguments, board.bind()), options.api_keys, options.max_incomplete_bytes)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,15 +3,16 @@ another replica when one refuses, or dies."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import attrs
-from aiohttp import hdrs
 
 from frontends import sse
-from frontends.cluster.relay import BEAT, Asked, Head, Message, Taken, end_to_end
+from frontends.access import Access
+from frontends.cluster.intake import Intake
+from frontends.cluster.relay import BEAT, Asked, Head, Message, Taken
 from frontends.errors import describe
-from frontends.http.form import MAX_BODY, too_large
 from llmserve import EngineRestarted, LLMServeError, Unavailable
 from llmserve.admission import Refusal
 
@@ -38,9 +39,11 @@ class NotTaken(Exception):
 
 
 class Ingress:
-    """`replicas` is a handle of the deployment of `Replica`s."""
+    """`replicas` is a handle of the deployment of `Replica`s. `api_keys` is the file of keys, as on every host; `max_incomplete` is as
+    `build_app`'s. Raises ConfigurationError."""
 
-    def __init__(self, replicas: Any) -> None:
+    def __init__(self, replicas: Any, api_keys: Path | None = None, max_incomplete: int | None = None) -> None:
+        self._intake = Intake(Access.of_keys(api_keys), max_incomplete)
         answer = replicas.options(method_name="answer", stream=True)
         # gRPC from process to process takes less than Ray's object store (first tokens at 32 streams after 170 ms instead of 241), but no
         # message above 4 MiB.
@@ -50,11 +53,8 @@ class Ingress:
         """Starlette's request, and its response. Ray Serve cancels this, or the response's body, when the client has gone."""
         from starlette.responses import Response, StreamingResponse
 
-        asked = await _read(request)
         try:
-            if len(asked.body) > MAX_BODY:
-                raise too_large()
-            answer = await self._ask(asked)
+            answer = await self._ask(await self._intake.read(request))
         except LLMServeError as error:
             status, body, headers = describe(error)
             return Response(sse.encode(body), status, headers, "application/json")
@@ -167,12 +167,3 @@ class Answer:
         except (RayError, TimeoutError) as error:
             # Ray has a class for each way in which a replica can be gone; one that fails in its own code is no better.
             raise Lost from error
-
-
-async def _read(request: Any) -> Asked:
-    path = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
-    query = request.scope.get("query_string", b"").decode("latin-1")
-    headers = end_to_end((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
-    # The body is here: there is nobody any more who could wait to be told to send it.
-    kept = tuple((name, value) for name, value in headers if name.lower() != hdrs.EXPECT.lower())
-    return Asked(request.method, f"{path}?{query}" if query else path, kept, await request.body())

@@ -99,7 +99,9 @@ class Relay:
         await self._session.close()
 
     async def ask(self, asked: Asked) -> AsyncGenerator[Message, None]:
-        url = URL("http://localhost").join(URL(asked.path, encoded=True))
+        path, _, query = asked.path.partition("?")
+        # Put together from its parts: joined as a reference, "//evil/metrics" is the path /metrics of the host "evil", and "//[" no URL.
+        url = URL.build(scheme="http", host="localhost", path=path, query_string=query, encoded=True)
         async with self._session.request(
             asked.method, url, headers=list(asked.headers), data=asked.body or None, allow_redirects=False
         ) as response:

@@ -101,7 +101,7 @@ async def read(request: web.Request) -> bytes:
     except TimeoutError:
         if scope.when() == -math.inf:
             raise no_room() from None
-        raise HTTPFailure(408, f"the body did not arrive within {deadlines.BODY_SECONDS:g} s", "body_timeout") from None
+        raise too_slow() from None
     except web.RequestPayloadError:
         raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
     return request[_BODY]
@@ -122,6 +122,10 @@ async def _receive(request: web.Request, arrival: Arrival) -> bytes:
 def no_room() -> HTTPFailure:
     """aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client gets this, and closes the connection."""
     return HTTPFailure(503, REFUSAL, "receiving_too_much", {"Retry-After": f"{RETRY_SECONDS:.0f}"})
+
+
+def too_slow() -> HTTPFailure:
+    return HTTPFailure(408, f"the body did not arrive within {deadlines.BODY_SECONDS:g} s", "body_timeout")
 
 
 def too_large() -> HTTPFailure:

@@ -1,5 +1,7 @@
 """Who asks over HTTP: `Authorization: Bearer KEY`, on every route but those that say nothing."""
 
+from collections.abc import Sequence
+
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
@@ -24,10 +26,9 @@ def ask_for_key(access: Access) -> Middleware:
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         key = None
         if access.keys is not None and route_of(request) not in OPEN:
-            key = access.find(_shown(request))
+            key = access.find(secret_of(request.headers.getall(hdrs.AUTHORIZATION, [])))
             if key is None:
-                # The same for everybody: not what was wrong with it, nor whether there is such a path.
-                raise HTTPFailure(401, "this server wants an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
+                raise no_key()
         trace = trace_of(lambda name: request.headers.getall(name, []))
         request[CALLER] = Caller(key.tenant if key else None, key.id if key else None, _deadline(request), trace)
         return await handler(request)
@@ -44,12 +45,16 @@ def route_of(request: web.Request) -> str | None:
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
-def _shown(request: web.Request) -> str:
-    """An empty one is nobody's."""
-    headers = request.headers.getall(hdrs.AUTHORIZATION, [])
-    if len(headers) != 1:
+def no_key() -> HTTPFailure:
+    """The same for every client: not what was wrong with its key, nor whether there is such a path."""
+    return HTTPFailure(401, "this server wants an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
+
+
+def secret_of(authorization: Sequence[str]) -> str:
+    """The key that the headers `Authorization` show. An empty one is nobody's."""
+    if len(authorization) != 1:
         return ""
-    scheme, _, secret = headers[0].partition(" ")
+    scheme, _, secret = authorization[0].partition(" ")
     return secret if scheme.lower() == "bearer" else ""
 
 

@@ -1,0 +1,81 @@
+"""A request on its way through the ingress, checked before its body is read, as the server itself checks it. Ray Serve has no bound of a
+body, and asks for no key."""
+
+import asyncio
+import math
+import re
+import time
+from typing import Any
+
+from aiohttp import hdrs
+
+from frontends import deadlines
+from frontends.access import Access
+from frontends.cluster.relay import Asked, end_to_end
+from frontends.errors import HTTPFailure
+from frontends.http.form import MAX_BODY, no_room, too_large, too_slow
+from frontends.http.who import OPEN, no_key, secret_of
+from frontends.receive_budget import Arrival, ReceiveBudget
+
+# What may stand in a request line.
+_TARGET = re.compile(r"/[!-~]*", re.ASCII)
+
+
+class Intake:
+    """One per ingress. `access` says whose keys are let in; `max_incomplete` is as `build_app`'s."""
+
+    def __init__(self, access: Access | None = None, max_incomplete: int | None = None) -> None:
+        self._access = access or Access()
+        self._budget = ReceiveBudget(time.monotonic, max_incomplete)
+        self._following: asyncio.Task[None] | None = None
+
+    async def read(self, request: Any) -> Asked:
+        """Starlette's request, as a message. Raises HTTPFailure."""
+        if self._following is None:
+            # Here, where there is an event loop. Replicas tell the operator what has changed.
+            self._following = asyncio.get_running_loop().create_task(self._access.follow(quiet=True))
+        target = _target(request.scope)
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
+        self._check_key(target, headers)
+        for name, value in headers:
+            if name.lower() == "content-length" and (not value.isdecimal() or int(value[:20]) > MAX_BODY):
+                raise too_large()
+        body = await self._body(request)
+        # The body is here: there is nobody any more who could wait to be told to send it.
+        kept = tuple((name, value) for name, value in end_to_end(headers) if name.lower() != hdrs.EXPECT.lower())
+        return Asked(request.method, target, kept, body)
+
+    def _check_key(self, target: str, headers: list[tuple[str, str]]) -> None:
+        """By the path as it was sent: a replica looks again, by its route."""
+        if self._access.keys is not None and target.partition("?")[0] not in OPEN:
+            shown = secret_of([value for name, value in headers if name.lower() == "authorization"])
+            if self._access.find(shown) is None:
+                raise no_key()
+
+    async def _body(self, request: Any) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)) as scope:
+                arrival = Arrival(self._budget, lambda: scope.reschedule(-math.inf))
+                try:
+                    async for chunk in request.stream():
+                        body += chunk
+                        if len(body) > MAX_BODY:
+                            raise too_large()
+                        if not arrival.grow(len(body)):
+                            raise no_room()
+                finally:
+                    arrival.end()
+        except TimeoutError:
+            raise no_room() if scope.when() == -math.inf else too_slow() from None
+        return bytes(body)
+
+
+def _target(scope: Any) -> str:
+    """The path and the query as they were sent. Raises HTTPFailure for what no server would take for them."""
+    path = scope.get("raw_path") or scope["path"].encode()
+    query = scope.get("query_string", b"")
+    target = (path + b"?" + query if query else path).decode("latin-1")
+    if not _TARGET.fullmatch(target):
+        raise HTTPFailure(400, "the request's target must be a path, in printable ASCII", "invalid_target")
+    return str(target)

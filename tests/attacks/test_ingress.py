@@ -1,0 +1,135 @@
+"""What the ingress of a cluster makes of hostile requests, before its replicas see them: without Ray, whose part is to bring them there."""
+
+import asyncio
+import tracemalloc
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import web
+from virtual import VirtualLoop
+
+from frontends.access import Access
+from frontends.cluster.intake import Intake
+from frontends.cluster.relay import Asked, Head, Relay
+from frontends.errors import HTTPFailure
+from frontends.http.form import MAX_BODY
+from frontends.http.server import running
+from frontends.keys import Keys
+from frontends.listeners import bind_unix
+from frontends.reception import listen
+
+pytestmark = pytest.mark.anyio
+
+PIECE = b"x" * 2**18
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio", {"loop_factory": VirtualLoop}
+
+
+class Request:
+    """Starlette's, as far as it is looked at; `taken` counts the bytes that were."""
+
+    def __init__(self, path=b"/v1/completions", headers=(), pieces=(), query=b"", pause=0.0):
+        self.method = "POST"
+        self.scope = {"raw_path": path, "query_string": query, "path": path.decode("latin-1")}
+        self.headers = SimpleNamespace(raw=list(headers))
+        self.taken = 0
+        self._pieces, self._pause = pieces, pause
+
+    async def stream(self):
+        for piece in self._pieces:
+            await asyncio.sleep(self._pause)
+            self.taken += len(piece)
+            yield piece
+
+
+async def refused(intake, request):
+    with pytest.raises(HTTPFailure) as caught:
+        await intake.read(request)
+    return caught.value.status, caught.value.code
+
+
+async def test_a_huge_body_is_refused_before_it_is_here():
+    """300 MiB were buffered before anything was checked."""
+    announced = Request(headers=[(b"content-length", b"%d" % (300 * 2**20))], pieces=[PIECE] * 1200)
+    assert await refused(Intake(), announced) == (413, "body_too_large")
+    assert announced.taken == 0
+    tracemalloc.start()
+    chunked = Request(pieces=[PIECE] * 1200)
+    assert await refused(Intake(), chunked) == (413, "body_too_large")
+    assert chunked.taken == MAX_BODY + len(PIECE)
+    assert tracemalloc.get_traced_memory()[1] < 3 * MAX_BODY
+    tracemalloc.stop()
+    asked = await Intake().read(Request(headers=[(b"X-One", b"1"), (b"Expect", b"100-continue")], pieces=[PIECE, b"y"], query=b"a=%2F"))
+    assert asked == Asked("POST", "/v1/completions?a=%2F", (("X-One", "1"),), PIECE + b"y")
+
+
+@pytest.mark.parametrize("length", [b"x", b"-1", b"1" * 5000, "\u00b2".encode("latin-1")])
+async def test_a_length_that_is_none_is_refused(length):
+    assert (await refused(Intake(), Request(headers=[(b"content-length", length)])))[0] == 413
+
+
+async def test_a_slow_body_is_given_up_and_many_are_bounded_together():
+    assert await refused(Intake(), Request(pieces=[b"x"] * 60, pause=1.0)) == (408, "body_timeout")
+    intake = Intake(max_incomplete=MAX_BODY)
+    waiting = [asyncio.create_task(intake.read(Request(pieces=[PIECE * 7, PIECE], pause=1.0))) for _ in range(3)]
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sum(isinstance(one, HTTPFailure) and (one.status, one.code) == (503, "receiving_too_much") for one in found) == 1
+    assert sum(isinstance(one, Asked) for one in found) == 2
+
+
+async def test_keys_are_asked_for_before_the_body_is_read():
+    access = Access(Keys.single("secret"))
+    for shown in ([], [b"Bearer wrong"], [b"secret"], [b"Bearer secret"] * 2):
+        request = Request(headers=[(b"authorization", value) for value in shown], pieces=[PIECE])
+        assert await refused(Intake(access), request) == (401, "invalid_api_key")
+        assert request.taken == 0
+    right = [(b"Authorization", b"Bearer secret")]
+    assert (await Intake(access).read(Request(headers=right, pieces=[PIECE]))).body == PIECE
+    for query in (b"", b"x=1"):
+        assert (await Intake(access).read(Request(b"/health/live", query=query))).path.startswith("/health/live")
+    for path in (b"//health/live", b"/health/live/", b"/health/liv%65", b"/x/../health/live"):
+        assert (await refused(Intake(access), Request(path)))[0] == 401
+
+
+@pytest.mark.parametrize(
+    "path", [b"", b"*", b"http://evil/metrics", b"/a b", b"/a\r\nX: 1", "/\u00e9".encode(), b"/\xff", b"/\0", b"/\x7f"]
+)
+async def test_what_is_no_path_is_the_client_s_error(path):
+    """It was an error of three replicas, which were said to have ended."""
+    request = Request(path)
+    request.scope["path"] = ""
+    assert await refused(Intake(), request) == (400, "invalid_target")
+
+
+TARGETS = (
+    *("/", "//evil/metrics", "//evil:99999/metrics", "//[", "//[::1/x", "//@/metrics", "/\\evil/metrics", "///", "/:80", "/metrics;x"),
+    *("/a/../metrics", "/./metrics", "/%2e%2e/metrics", "/%", "/%zz", "/metrics%00", "/a#/metrics", "/?", "/?a#b", "/a?b?c", '/{}|^`<>"'),
+)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend):
+    """`//evil/metrics` was answered by the route /metrics."""
+    seen = []
+
+    async def note(request):
+        seen.append((request.raw_path, request.headers["Host"]))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", note)
+    async with running(app) as reception, listen(reception, bind_unix(tmp_path / "http")):
+        relay = Relay(tmp_path / "http")
+        for target in TARGETS:
+            head, *_ = [message async for message in relay.ask(Asked("GET", target, (("Host", "somewhere"),), b""))]
+            assert isinstance(head, Head)
+            if head.status == 200:
+                # An empty query says nothing.
+                assert seen.pop() == (target.removesuffix("?"), "somewhere")
+            else:
+                # Our own server says so, as to a client that asks it.
+                assert (head.status, seen) == (400, [])
+        await relay.close()

@@ -30,7 +30,8 @@ class StubbedCore:
     def __init__(self, streams: int) -> None:
         self._streams = streams
         self._going = False
-        self.resources = SimpleNamespace(engine_dead=False)
+        # vLLM's sockets, of which there are none here, end with their context.
+        self.resources = SimpleNamespace(engine_dead=False, ctx=SimpleNamespace(destroy=lambda linger: None))
         self._open: dict[str, int] = {}
         self._fresh: set[str] = set()
         self._arrival = asyncio.Event()

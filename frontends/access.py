@@ -41,9 +41,7 @@ class Access:
     @classmethod
     def of_keys(cls, path: Path | None) -> "Access":
         """Of a file of keys alone. Raises ConfigurationError."""
-        access = cls(files=(path, None))
-        access._read()
-        return access
+        return cls._of((path, None), TenantTable())
 
     def find(self, secret: str) -> Key | None:
         """Whose key it is; None for nobody's, or one that has expired."""

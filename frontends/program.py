@@ -20,7 +20,7 @@ from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.hangup import expect_hangups, reload_or_end
 from frontends.listeners import CannotListen
 from frontends.options import add_options, engine_args, manager_config
-from frontends.standard_streams import relay_standard_streams
+from frontends.standard_streams import relay_standard_streams, write_rest
 from frontends.startup import loading, say
 from frontends.telemetry import telemetry
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
@@ -62,9 +62,7 @@ def leave(code: int, words: str = "") -> NoReturn:
     if words:
         sys.stderr.write(f"{words}\n")
     if left_alone():
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
+        write_rest(os.getpid())
         os._exit(code)
     sys.exit(code)
 
@@ -72,6 +70,7 @@ def leave(code: int, words: str = "") -> NoReturn:
 def end_now(number: int) -> None:
     """Die of a signal. The guard ends the engine's processes, and removes what they leave (`llmserve/engines/guard.py`)."""
     say("ended     by another signal")
+    write_rest(os.getpid())
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

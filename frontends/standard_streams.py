@@ -72,7 +72,7 @@ def relay_standard_streams(report: Callable[[str], None]) -> None:
     groups = [[2, 1]] if os.path.sameopenfile(1, 2) else [[2], [1]]
     _relays.extend(Relay(numbers, report) for numbers in groups)
     # Registered first, so it runs after all others, which may print.
-    atexit.register(_close, os.getpid())
+    atexit.register(write_rest, os.getpid())
 
 
 def terminal_columns() -> int | None:
@@ -83,7 +83,8 @@ def terminal_columns() -> int | None:
     return None
 
 
-def _close(process: int) -> None:
+def write_rest(process: int) -> None:
+    """Write what was printed, within a bound; at the end of the process with this id, which prints directly from then on."""
     if os.getpid() != process:
         return
     for stream in (sys.stdout, sys.stderr):

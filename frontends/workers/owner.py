@@ -101,6 +101,8 @@ class Owner:
         self._admission: AdmissionController | None = None
         self._stopping = False
         self._signals = 0
+        # Whether there was something to finish when the first signal came.
+        self._drains = False
         self._tasks = anyio.create_task_group()
         self._failure: Failed | None = None
         self._orphans: list[str] = []
@@ -125,7 +127,7 @@ class Owner:
                 with loading(f"{self._options.engine} {self._options.model}"):
                     if self._supervisor is not None:
                         await tasks.start(self._supervise)
-                    while not self._all_up():
+                    while not (self._stopping or self._all_up()):
                         await self._changed()
                 assert self._admission is not None
                 tasks.start_soon(self._access.follow, self._admission.set_tenants)
@@ -213,7 +215,8 @@ class Owner:
 
     async def _until_stopped(self) -> int:
         assert self._admission is not None
-        say_ready(self._admission.statistics(self._loop.time()))
+        if not self._stopping:
+            say_ready(self._admission.statistics(self._loop.time()))
         self._serving = True
         while not self._stopping:
             try:
@@ -251,11 +254,14 @@ class Owner:
 
     def react(self) -> bool:
         """To a signal; False when it has been told to end at once before."""
-        if self._signals == (2 if self._serving else 1):
+        if not self._signals:
+            # The first worker may serve long before the last one is up.
+            self._drains = any(member.began for member in self._members)
+        if self._signals == (2 if self._drains else 1):
             return False
         self._signals += 1
         now, self._stopping = self._stopping, True
-        if not self._serving:
+        if not self._drains:
             say("stopping  the start is given up")
             self._tasks.cancel_scope.cancel()
         for member in list(self._members):

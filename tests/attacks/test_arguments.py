@@ -65,7 +65,7 @@ def in_a_manager(test):
         loop.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(token=NOT_A_TOKEN, request=NOT_A_REQUEST, sampling=NOT_A_SAMPLING)
 def test_arguments_of_another_type_are_named_and_leave_nothing_open(token, request, sampling):
     async def test(manager, audit):
@@ -78,7 +78,7 @@ def test_arguments_of_another_type_are_named_and_leave_nothing_open(token, reque
     in_a_manager(test)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(field=st.sampled_from(FIELDS), thing=THINGS)
 def test_a_field_of_another_type_never_becomes_a_request(field, thing):
     """Or the manager answers it: a request that can be made is one that can be served or refused."""
@@ -97,7 +97,7 @@ def test_a_field_of_another_type_never_becomes_a_request(field, thing):
     in_a_manager(test)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(field=st.sampled_from([field.name for field in Sampling.__attrs_attrs__]), thing=THINGS)
 def test_a_field_of_sampling_of_another_type_never_becomes_a_request(field, thing):
     async def test(manager, audit):

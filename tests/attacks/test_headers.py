@@ -87,7 +87,7 @@ def attack(port):
         st.sampled_from(NAMES), st.sampled_from(VALUES) | st.binary(max_size=40).map(lambda data: data.translate(None, b"\r\n\0"))
     )
 
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(st.lists(line, min_size=1, max_size=3))
     def anything(lines):
         try_one(lines)

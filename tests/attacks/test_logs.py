@@ -136,7 +136,7 @@ async def test_output_that_cannot_be_written_cuts_no_stream(tmp_path, output, wo
             first = workers_of(process)[0]
             first.kill()
             with anyio.fail_after(30):
-                while first in (now := workers_of(process)) or len(now) < 2:
+                while first in (now := workers_of(process)) or len(now) < 2 or not await is_ready(session):
                     await anyio.sleep(0.05)
         assert await stream_past_sigterm(process, session) == (30, 0)
     os.close(writing)

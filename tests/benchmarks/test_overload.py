@@ -73,7 +73,7 @@ def test_a_shared_prefix_is_computed_once_and_kept_while_there_is_room():
     assert again.computed == 40
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 120), st.integers(1, 60), st.booleans()), min_size=1, max_size=20), st.integers(200, 2000))
 def test_everything_ends_and_nothing_is_left_in_the_cache(asked, cache):
     engine = StepEngine(EngineSize(max_num_seqs=5, max_num_batched_tokens=64, kv_tokens=cache), H200_8B, 1)

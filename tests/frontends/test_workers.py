@@ -167,6 +167,21 @@ async def test_a_stopped_worker_gets_no_connections_and_is_replaced(tmp_path):
     assert any("has not answered for 5 s" in line for line in lines)
 
 
+async def test_sigterm_lets_the_first_worker_finish_while_another_still_starts(tmp_path):
+    arguments = ("--workers", "2", "--engine-arg", "start_seconds=2", *SLOW)
+    async with program(tmp_path, *arguments, until="loading") as (process, url, _), Streams(url) as streams:
+        with anyio.fail_after(60):
+            while len(workers_of(process)) < 2:
+                await anyio.sleep(0.01)
+            workers_of(process)[1].suspend()
+            while (await fetch(f"{url}/health/ready"))[0] != 200:
+                await anyio.sleep(0.1)
+            await streams.begin(max_tokens=40)
+            process.send_signal(signal.SIGTERM)
+            assert b"[DONE]" in await read_to_end_of_answer(streams.open[0])
+            assert await process.wait() == 0
+
+
 async def test_sigterm_lets_every_worker_finish_and_a_second_one_does_not(tmp_path):
     async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
         for _ in range(4):

@@ -154,7 +154,7 @@ async def test_in_whatever_pieces_an_answer_comes_it_is_the_same(engine):
     tokenizer = engine.running_llm.get_tokenizer()
     tokens = tokenizer.encode(CALLS)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.sets(st.integers(1, len(tokens) - 1)))
     def in_pieces(cuts):
         read, calls = reader(engine, "hermes", None, Tools(functions=FUNCTIONS)), {}

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -17,10 +17,11 @@ from aiohttp import web
 from frontends import sse
 from frontends.access import Access
 from frontends.choices import generate_choices, open_choices
+from frontends.decoding import BodyReader
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
-from frontends.http.form import BUDGET, MAX_BODY, Handler, check_form, expect_later, read
+from frontends.http.form import BUDGET, MAX_BODY, Handler, check_form, expect_later, take
 from frontends.http.hosts import answer_to
 from frontends.http.idempotency import Memory, answer_once
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
@@ -28,15 +29,20 @@ from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
 from frontends.http.who import CALLER, ask_for_key
 from frontends.log_writer import dropped_lines
-from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of, decode
+from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, Wanted, adapter_of
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.receive_budget import ReceiveBudget
+from frontends.turns import Turns
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
 JSON = "application/json"
+
+Asks = TypeVar("Asks", bound=Common)
+Body = TypeVar("Body", bound=msgspec.Struct)
+Made = TypeVar("Made")
 
 GetFacts = Callable[[], Awaitable[Facts]]
 GetSeries = Callable[[], Awaitable[Iterable["Metric"]]]
@@ -54,11 +60,12 @@ class Routes:
         self._facts = facts or self._own_facts
         self._series = series or self._own_series
         self._scheduler = FlushScheduler(max_hold)
-        self._completion = msgspec.json.Decoder(CompletionRequest)
-        self._chat = msgspec.json.Decoder(ChatRequest)
-        self._generate = msgspec.json.Decoder(GenerateRequest)
-        self._tokenize = msgspec.json.Decoder(TokenizeRequest)
-        self._detokenize = msgspec.json.Decoder(DetokenizeRequest)
+        self._turns = Turns()
+        self._completion = BodyReader(CompletionRequest, self._turns)
+        self._chat = BodyReader(ChatRequest, self._turns)
+        self._generate = BodyReader(GenerateRequest, self._turns)
+        self._tokenize = BodyReader(TokenizeRequest, self._turns)
+        self._detokenize = BodyReader(DetokenizeRequest, self._turns)
 
     def table(self) -> list[web.RouteDef]:
         posts = {
@@ -83,24 +90,22 @@ class Routes:
         ]
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = decode(self._completion, await read(request))
-        adapter = self._adapter(body.model)
-        requests = body.generation_requests(request[CALLER], adapter)
-        echoes = await self._echoes(requests) if body.echo else None
+        wanted = await self._wanted(request, self._completion)
+        requests, adapter = wanted.requests, wanted.requests[0].adapter
+        echoes = await self._echoes(requests) if wanted.echo else None
         answerer = TextAnswerer(requests[0].request_id, adapter or self.model, echoes.__getitem__ if echoes else None)
-        return await self._answer(request, requests, answerer, body)
+        return await self._answer(request, wanted, answerer)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = decode(self._chat, await read(request))
-        adapter = self._adapter(body.model)
-        requests = body.generation_requests(request[CALLER], adapter)
-        return await self._answer(request, requests, ChatAnswerer(requests[0].request_id, adapter or self.model, requests[0].tools), body)
+        wanted = await self._wanted(request, self._chat)
+        first = wanted.requests[0]
+        return await self._answer(request, wanted, ChatAnswerer(first.request_id, first.adapter or self.model, first.tools))
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        body = decode(self._generate, await read(request))
-        wanted = body.generation_request(request[CALLER])
+        caller = request[CALLER]
+        wanted, streams = await self._read(request, self._generate, lambda body: (body.generation_request(caller), body.stream))
         name_answer(request, wanted.request_id)
-        if not body.stream:
+        if not streams:
             return _json(await self.manager.generate(wanted))
         async with _event_stream(request, self._scheduler) as events, self.manager.stream(wanted) as stream:
             await events.begin()
@@ -115,16 +120,18 @@ class Routes:
         return _json(self._model_card(self._adapter(request.match_info["model"])))
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        body = decode(self._tokenize, await read(request))
-        self._adapter(body.model)
-        prompt = await self.manager.tokenize(body.generation_request())
-        tokens = list(prompt.token_ids)
-        return _json({"count": len(tokens), "max_model_len": self.manager.info.max_model_len, "tokens": tokens})
+        def make(body: TokenizeRequest) -> GenerationRequest:
+            self._adapter(body.model)
+            return body.generation_request()
+
+        prompt = await self.manager.tokenize(await self._read(request, self._tokenize, make))
+        answer = {"count": len(prompt.token_ids), "max_model_len": self.manager.info.max_model_len, "tokens": prompt.token_ids}
+        return await self._turns.run(_json, answer)
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        body = decode(self._detokenize, await read(request))
-        self._adapter(body.model)
-        return _json({"prompt": await self.manager.detokenize(body.tokens)})
+        model, tokens = await self._read(request, self._detokenize, lambda body: (body.model, body.tokens))
+        self._adapter(model)
+        return await self._turns.run(_json, {"prompt": await self.manager.detokenize(tokens)})
 
     async def live(self, request: web.Request) -> web.Response:
         if self.manager.state == "failed":
@@ -155,21 +162,28 @@ class Routes:
 
         return prometheus.registered()
 
-    async def _answer(
-        self, request: web.Request, requests: list[GenerationRequest], answerer: Answerer, body: CompletionRequest | ChatRequest
-    ) -> web.StreamResponse:
-        n = body.choices_per_prompt
+    async def _wanted(self, request: web.Request, reader: BodyReader[Asks]) -> Wanted:
+        caller = request[CALLER]
+        return await self._read(request, reader, lambda body: body.wanted(caller, self._adapter(body.model)))
+
+    async def _read(self, request: web.Request, reader: BodyReader[Body], make: Callable[[Body], Made]) -> Made:
+        """What is made of the request's body, which nothing holds afterwards."""
+        context = self.manager.info.max_model_len if self.manager.engine_is_up else None
+        return await reader.read(await take(request), make, context)
+
+    async def _answer(self, request: web.Request, wanted: Wanted, answerer: Answerer) -> web.StreamResponse:
+        requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id)
-        if not body.stream:
+        if not wanted.stream:
             return _json(answerer.whole(await generate_choices(self.manager, requests), n))
         async with _event_stream(request, self._scheduler) as events, open_choices(self.manager, requests) as streams:
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])
-            running = streams if body.wants_running_usage else None
+            running = streams if wanted.running_usage else None
             await events.begin()
             openings = {index: answerer.first(index) for index in range(len(streams))}
             await events.pour(streams, partial(_chunk, answerer, openings, running))
-            usage = answerer.usage([stream.usage for stream in streams], n) if body.wants_usage else b""
+            usage = answerer.usage([stream.usage for stream in streams], n) if wanted.usage else b""
             await events.end(usage + sse.DONE)
         return events.response
 

@@ -40,14 +40,20 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     key: str | None = None
 
 
+class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
+    """W3C's headers. Anything else beside them is skipped, and not decoded."""
+
+    traceparent: str = ""
+    tracestate: str = ""
+
+
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Begin a stream under an id that is free; `request` is the body of POST /generate. `credit` is how many pieces may come. `trace` may
-    hold W3C's `traceparent` and `tracestate`."""
+    """Begin a stream under an id that is free; `request` is the body of POST /generate. `credit` is how many pieces may come."""
 
     id: Id
     credit: Amount
     request: msgspec.Raw
-    trace: dict[str, str] = {}
+    trace: Trace = Trace()
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -4,25 +4,20 @@ Unknown fields are refused by name, so that nobody believes in an option that do
 purpose stand in `Ignored`, and nowhere else.
 """
 
-import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import attrs
 import msgspec
 
 from frontends.openai_tools import CallBody, ToolBody, ToolChoice, tools_of
+from frontends.sizes import MAX_MESSAGES, MAX_PROMPTS, Undecoded
 from frontends.structured import ResponseFormat, StructuredOutputsBody, constraint_of
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
 # OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
 MAX_CHOICES = 128
-MAX_PROMPTS = 64
-MAX_MESSAGES = 2048
-
 
 # Under the same name in `Sampling`.
 SAMPLING_FIELDS = (
@@ -45,14 +40,31 @@ class Caller:
     trace: Mapping[str, str] = attrs.field(factory=dict)
 
 
-class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields that OpenAI's clients send and that change nothing here: bookkeeping on OpenAI's side."""
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """What a body asks for. It outlives the body, of which nothing else is kept while the answer is generated.
 
-    store: Any = None
-    metadata: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
+    Attributes:
+        requests: one for each choice, prompt by prompt; `per_prompt` are those of one prompt.
+        running_usage: with every event of a stream, not only at its end.
+    """
+
+    requests: list[GenerationRequest]
+    per_prompt: int
+    stream: bool
+    usage: bool
+    running_usage: bool
+    echo: bool = False
+
+
+class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields that OpenAI's clients send and that change nothing here: bookkeeping on OpenAI's side. They are never decoded."""
+
+    store: Undecoded = msgspec.UNSET
+    metadata: Undecoded = msgspec.UNSET
+    safety_identifier: Undecoded = msgspec.UNSET
+    prompt_cache_key: Undecoded = msgspec.UNSET
+    prompt_cache_retention: Undecoded = msgspec.UNSET
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,13 +111,21 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest(f"n must be from 1 to {MAX_CHOICES}", "n")
         return n
 
-    @property
-    def wants_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def wanted(self, caller: Caller, adapter: str | None) -> Wanted:
+        """Raises InvalidRequest."""
+        options = self.stream_options or StreamOptions()
+        return Wanted(
+            requests=self.generation_requests(caller, adapter),
+            per_prompt=self.choices_per_prompt,
+            stream=bool(self.stream),
+            usage=bool(options.include_usage),
+            running_usage=bool(options.continuous_usage_stats),
+            echo=isinstance(self, CompletionRequest) and bool(self.echo),
+        )
 
-    @property
-    def wants_running_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
+        """Raises InvalidRequest."""
+        raise NotImplementedError
 
     def sampling(self, **more: Any) -> Sampling:
         """The fields that are set, and `more`, which may hold None for unset too."""
@@ -145,7 +165,7 @@ def _nth(sampling: Sampling, number: int) -> Sampling:
 class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions. `prompt` is text or token ids, or a list of either."""
 
-    prompt: str | list[Any] | None = None
+    prompt: str | list[str | int | list[int]] | None = None
     max_tokens: int | None = 16
     logprobs: int | None = None
     echo: bool | None = None
@@ -200,6 +220,16 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return plain | ({"tool_call_id": self.tool_call_id} if self.tool_call_id is not None else {})
 
 
+def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Raises InvalidRequest."""
+    if not 1 <= len(messages) <= MAX_MESSAGES:
+        raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
+    # Each call is answered by a message, so there are no more of them in a conversation that makes sense.
+    if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
+    return [message.plain() for message in messages]
+
+
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions."""
 
@@ -213,8 +243,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     parallel_tool_calls: bool | None = None
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
-        if not 1 <= len(self.messages) <= MAX_MESSAGES:
-            raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
+        messages = plain_messages(self.messages)
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
         with renamed(max_tokens="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens", logprobs="top_logprobs"):
@@ -223,7 +252,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
         by_format = self.structured_outputs is None
         with renamed(structured_outputs="response_format") if by_format else nullcontext():
-            return self.requests([{"messages": [message.plain() for message in self.messages], "tools": tools}], sampling, caller, adapter)
+            return self.requests([{"messages": messages, "tools": tools}], sampling, caller, adapter)
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -267,7 +296,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
         }
         if self.messages is not None:
-            request["messages"] = [message.plain() for message in self.messages]
+            request["messages"] = plain_messages(self.messages)
         request["deadline"] = caller.deadline if self.deadline is None else self.deadline
         if caller.tenant and self.tenant not in (None, caller.tenant):
             raise InvalidRequest("this API key is not for this tenant", "tenant")
@@ -284,7 +313,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     messages: list[ChatMessage] | None = None
 
     def generation_request(self) -> GenerationRequest:
-        messages = None if self.messages is None else [message.plain() for message in self.messages]
+        messages = None if self.messages is None else plain_messages(self.messages)
         return GenerationRequest(self.prompt, messages=messages)
 
 
@@ -308,40 +337,6 @@ class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
         if isinstance(error, InvalidRequest) and error.param in self._names:
             name = self._names[error.param]
             raise InvalidRequest(str(error).replace(error.param, name), name) from None
-
-
-Wire = TypeVar("Wire", bound=msgspec.Struct)
-
-# msgspec's messages end with the path of what is wrong, unless it is at the top.
-_PATH = re.compile(r"(?:at|in) `\$\.(\w+)")
-_FIELD = re.compile(r"field `(\w+)`")
-
-
-def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]", body: bytes | msgspec.Raw) -> Wire:
-    """A request's body. Raises InvalidRequest, naming the field where there is one to blame."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        found = _PATH.search(str(error)) or _FIELD.search(str(error))
-        raise InvalidRequest(str(error)[:300], found[1] if found else None) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        param = _not_finite(bytes(body))
-        if param is not None:
-            raise InvalidRequest(f"{param} must be a finite number", param) from None
-        raise InvalidRequest(f"the body cannot be decoded: {str(error)[:200]}") from None
-
-
-def _not_finite(body: bytes) -> str | None:
-    """The field that holds NaN or an infinity: no JSON, but Python's own encoder writes it, so say which one it was."""
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(fields, dict):
-        for name, value in fields.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                return str(name)[:64]
-    return None
 
 
 def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:

@@ -296,7 +296,8 @@ class Wire(asyncio.Protocol):
             raise EngineDead(f"the connection to {self._address} was lost")
         self._last = self._free_id()
         body = frames.raw(wire_request(request, math.inf if token is None else token.deadline))
-        data = frames.encode(Open(self._last, WINDOW, body, dict(request.trace_headers)))
+        trace = frames.Trace(**{name: value for name, value in request.trace_headers.items() if name in frames.Trace.__struct_fields__})
+        data = frames.encode(Open(self._last, WINDOW, body, trace))
         limit = self.welcomed.result().max_frame
         if len(data) - frames.LENGTH > limit:
             raise InvalidRequest(f"the request takes more than {limit} bytes", request.prompt_field)

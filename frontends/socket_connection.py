@@ -19,14 +19,16 @@ import msgspec
 
 from frontends import deadlines, frames
 from frontends.access import Access
+from frontends.decoding import BodyReader
 from frontends.flush import FlushScheduler
 from frontends.frames import Cancel, Credit, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
 from frontends.keys import Key
-from frontends.openai import Caller, GenerateRequest, decode
+from frontends.openai import Caller, GenerateRequest
 from frontends.receive_budget import REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
 from frontends.socket_streams import Batch, Channel
 from frontends.telemetry import trace_of_mapping
+from frontends.turns import Turns
 from frontends.write_watch import WriteWatch
 from llmserve import EngineError, EngineManager, InvalidRequest, LLMServeError, Overloaded
 
@@ -55,7 +57,7 @@ class Service:
     tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
     scheduler: FlushScheduler = attrs.field(factory=FlushScheduler)
     budget: ReceiveBudget = attrs.field(factory=lambda: ReceiveBudget(time.monotonic))
-    decoder: "msgspec.msgpack.Decoder[GenerateRequest]" = attrs.field(factory=lambda: msgspec.msgpack.Decoder(GenerateRequest))
+    reader: BodyReader[GenerateRequest] = attrs.field(factory=lambda: BodyReader(GenerateRequest, Turns(), msgspec.msgpack))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it as a task that lives no longer than the service."""
@@ -228,10 +230,14 @@ class Connection(asyncio.Protocol):
     # One stream
 
     async def _serve(self, channel: Channel, message: Open) -> None:
-        caller = Caller(self._key.tenant if self._key else None, trace=trace_of_mapping(message.trace))
+        caller = Caller(self._key.tenant if self._key else None, trace=trace_of_mapping(msgspec.structs.asdict(message.trace)))
         try:
-            request = decode(self._service.decoder, message.request).generation_request(caller)
-            async with self._service.manager.stream(request, channel.token) as stream:
+            manager = self._service.manager
+            context = manager.info.max_model_len if manager.engine_is_up else None
+            request = await self._service.reader.read(message.request, lambda body: body.generation_request(caller), context)
+            # It holds its whole frame, and the stream lives for long.
+            del message
+            async with manager.stream(request, channel.token) as stream:
                 self._write(Started(channel.id, stream.request_id, stream.usage.prompt_tokens))
                 channel.stream = stream
                 stream.notify(partial(self._ready, channel))

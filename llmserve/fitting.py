@@ -15,18 +15,19 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
     if request.adapter is not None and request.adapter not in info.adapters:
         raise ModelNotFound(request.adapter, info.model, "adapter")
     sampling = request.sampling
-    if max(prompt.token_ids, default=0) >= info.vocab_size:
+    length = len(prompt.token_ids)
+    if length == 0:
+        raise InvalidRequest("the prompt has no tokens", request.prompt_field)
+    room = info.max_model_len - length
+    # Before anything is done with each of them, of which there may be a million.
+    if room < 1:
+        raise PromptTooLong(length, info.max_model_len, request.prompt_field)
+    if max(prompt.token_ids) >= info.vocab_size:
         raise InvalidRequest(f"the prompt has a token id outside the vocabulary of {info.vocab_size}", request.prompt_field)
     if max(sampling.stop_token_ids, default=0) >= info.vocab_size:
         raise InvalidRequest(f"stop_token_ids has an id outside the vocabulary of {info.vocab_size}", "stop_token_ids")
     if max((token for token, _ in sampling.logit_bias), default=0) >= info.vocab_size:
         raise InvalidRequest(f"logit_bias has an id outside the vocabulary of {info.vocab_size}", "logit_bias")
-    length = len(prompt.token_ids)
-    if length == 0:
-        raise InvalidRequest("the prompt has no tokens", request.prompt_field)
-    room = info.max_model_len - length
-    if room < 1:
-        raise PromptTooLong(length, info.max_model_len, request.prompt_field)
     most = min(room, max_tokens or room)
     for name in ("max_tokens", "min_tokens"):
         wanted = getattr(sampling, name) or 0

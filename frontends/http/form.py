@@ -16,7 +16,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = LARGEST
 # What the application's bodies may take together while they arrive.
 BUDGET = web.AppKey("receive_budget", ReceiveBudget)
-_BODY = web.RequestKey("body", bytes)
+BODY = web.RequestKey("body", bytes)
 
 # A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
@@ -79,10 +79,17 @@ async def expect_later(request: web.Request) -> None:
     not have sent it."""
 
 
+async def take(request: web.Request) -> bytes:
+    """The body, which the request keeps no longer. Raises HTTPFailure as `read` does."""
+    body = await read(request)
+    del request[BODY]
+    return body
+
+
 async def read(request: web.Request) -> bytes:
-    """The body. Raises HTTPFailure for one that is too large or too slow, or that the server has no room for while it arrives."""
-    if _BODY in request:
-        return request[_BODY]
+    """The body, which can be read again. Raises HTTPFailure for one that is too large or too slow, or that finds no room while it arrives."""
+    if BODY in request:
+        return request[BODY]
     if (
         hdrs.EXPECT in request.headers
         and request.version >= HttpVersion11
@@ -95,7 +102,7 @@ async def read(request: web.Request) -> bytes:
         async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)) as scope:
             arrival = Arrival(budget, lambda: scope.reschedule(-math.inf))
             try:
-                request[_BODY] = await _receive(request, arrival)
+                request[BODY] = await _receive(request, arrival)
             finally:
                 arrival.end()
     except TimeoutError:
@@ -104,11 +111,11 @@ async def read(request: web.Request) -> bytes:
         raise too_slow() from None
     except web.RequestPayloadError:
         raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
-    return request[_BODY]
+    return request[BODY]
 
 
 async def _receive(request: web.Request, arrival: Arrival) -> bytes:
-    """aiohttp's `request.read()`, whose buffer grows as it likes. Raises HTTPFailure."""
+    """aiohttp's own `request.read()` keeps the body until the request has ended, and its buffer grows as it likes. Raises HTTPFailure."""
     body = bytearray()
     while chunk := await request.content.readany():
         body += chunk

@@ -18,7 +18,7 @@ import attrs
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
 from llmserve.engines.paging import BlockPool
 from llmserve.engines.simulated_text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
-from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
 from llmserve.request import Delta, GenerationRequest, Sampling
 
 
@@ -183,6 +183,9 @@ class SimulatedEngine:
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt)
         text = request.prompt if request.prompt is not None else render_chat(request.messages or ())
+        if len(text) > self.config.max_model_len:
+            # As vLLM's engine does it: no token stands for less than a character.
+            raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
         return EnginePrompt(token_ids=encode(text), text=text)
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:

@@ -9,7 +9,8 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
-from frontends.openai import Caller, ChatRequest, CompletionRequest, Ignored, decode
+from frontends.decoding import decode
+from frontends.openai import Caller, ChatRequest, CompletionRequest, Ignored
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontends.openai import Caller, ChatRequest, CompletionRequest, decode
+from frontends.decoding import decode
+from frontends.openai import Caller, ChatRequest, CompletionRequest
 from llmserve import GenerationRequest, InvalidRequest
 
 COMPLETION = msgspec.json.Decoder(CompletionRequest)

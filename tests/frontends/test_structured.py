@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from frontends.openai import Caller, ChatRequest, CompletionRequest, GenerateRequest, decode
+from frontends.decoding import decode
+from frontends.openai import Caller, ChatRequest, CompletionRequest, GenerateRequest
 from frontends.socket_client import wire_request
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 

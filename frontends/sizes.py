@@ -1,0 +1,149 @@
+"""How much a large body may hold, field by field, counted in its bytes before anything is made of them.
+
+Decoding 4 MiB takes up to 1.4 s where they hold a million small lists or dictionaries, because Python's garbage collector counts each of
+them. Finding the fields' bytes takes 13 ms, whatever they hold. The bounds are far above what a request needs; the exact ones
+stand where a field is checked.
+"""
+
+import re
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from llmserve import InvalidRequest, PromptTooLong
+
+# Bytes of a schema, a grammar or tools; `llmserve.structured` allows 65,536 characters.
+MAX_SCHEMA = 2**17
+# Bytes of any other field that is not named here, and of what belongs to no field.
+MAX_FIELD = 2**16
+# Prompts of one request, token ids in all of them together, and messages.
+MAX_PROMPTS = 64
+MAX_IDS = 2**19
+MAX_MESSAGES = 2048
+# Strings in a conversation, its fields' names among them; a message that calls a function has 13. In MessagePack: parts and calls.
+MAX_STRINGS = 16 * MAX_MESSAGES
+MAX_PARTS = 4 * MAX_MESSAGES
+
+SCHEMAS = frozenset({"tools", "response_format", "structured_outputs"})
+# The type of a field that may hold anything, because nobody looks at it.
+Undecoded = msgspec.Raw | msgspec.UnsetType
+
+_FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
+_TEXTS = msgspec.json.Decoder(list[str])
+
+
+class Sizes:
+    """Of one kind of body. `scanner` decodes a body into its fields' bytes, for `check`."""
+
+    def __init__(self, kind: type[msgspec.Struct], codec: ModuleType) -> None:
+        fields = msgspec.structs.fields(kind)
+        self.scanner = codec.Decoder(_scanned(*(field.encode_name for field in fields)))
+        # Those that nothing is decoded of.
+        self._ignored = {field.encode_name for field in fields if field.type == Undecoded}
+        self._counts: _JSONCounts | _MessagePackCounts = _JSONCounts() if codec is msgspec.json else _MessagePackCounts()
+
+    def check(self, found: Any, size: int, context: int | None) -> None:
+        """`size` is the whole body's, `context` the model's in tokens. Raises InvalidRequest for the first field that is too large."""
+        for name in found.__struct_fields__:
+            value: msgspec.Raw = getattr(found, name)
+            size -= len(value)
+            if name not in self._ignored:
+                self._check(name, value, context)
+        if size > MAX_FIELD:
+            raise InvalidRequest(f"{size:,} bytes of the body are between its fields, or of fields that it repeats")
+
+    def _check(self, name: str, value: msgspec.Raw, context: int | None) -> None:
+        if name == "messages":
+            self._counts.check_messages(value)
+        elif name in ("prompt", "tokens"):
+            self._counts.check_ids(name, value, context or MAX_IDS)
+        else:
+            size, most = len(value), MAX_SCHEMA if name in SCHEMAS else MAX_FIELD
+            if size > most:
+                raise InvalidRequest(f"{name} has {size:,} bytes, and may have {most:,}", name)
+
+
+class _JSONCounts:
+    """By the characters that separate things."""
+
+    def check_messages(self, value: msgspec.Raw) -> None:
+        strings = _strings(bytes(value))
+        if strings > MAX_STRINGS:
+            raise _too_many("messages", strings, "strings, names of fields included", MAX_STRINGS)
+
+    def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
+        first = _FIRST.match(value)
+        if first is None:
+            return
+        text = bytes(value)
+        if first[1] == b'"':
+            if _strings(text) > MAX_PROMPTS:
+                raise _too_many(name, _strings(text), "texts", MAX_PROMPTS)
+            # Of this list alone the commas say nothing.
+            try:
+                _TEXTS.decode(text)
+            except msgspec.ValidationError:
+                raise InvalidRequest(f"{name} must hold texts alone, or token ids alone", name) from None
+            return
+        count, lists = text.count(b",") + 1, text.count(b"[") - 1
+        if lists > MAX_PROMPTS:
+            raise _too_many(name, lists, "lists", MAX_PROMPTS)
+        if first[1] == b"[" and count > MAX_IDS:
+            raise _too_many(name, count, "token ids", MAX_IDS)
+        if first[1] != b"[" and count > context:
+            raise _too_long(name, count, context)
+
+
+class _MessagePackCounts:
+    """By the lengths that stand before lists."""
+
+    def __init__(self) -> None:
+        message: Any = _scanned("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning")
+        self._messages: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[message])
+
+    def check_messages(self, value: msgspec.Raw) -> None:
+        if _length(value) > MAX_MESSAGES:
+            raise _too_many("messages", _length(value), "messages", MAX_MESSAGES)
+        try:
+            messages = self._messages.decode(value)
+        except msgspec.MsgspecError:
+            # The typed decoder stops at the same place, and says it better.
+            return
+        parts = sum(_length(message.content) + _length(message.tool_calls) for message in messages)
+        if parts > MAX_PARTS:
+            raise _too_many("messages", parts, "parts and calls", MAX_PARTS)
+
+    def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
+        if _length(value) > context:
+            raise _too_long(name, _length(value), context)
+
+
+def _scanned(*names: str) -> Any:
+    """A struct that has the bytes of these fields."""
+    return msgspec.defstruct("Scanned", [(name, msgspec.Raw, msgspec.Raw()) for name in names], kw_only=True, forbid_unknown_fields=True)
+
+
+def _strings(text: bytes) -> int:
+    """Strings in some JSON; some are missed where a text ends in a backslash, but no more than every second one."""
+    return (text.count(b'"') - text.count(b'\\"')) // 2
+
+
+def _length(value: msgspec.Raw) -> int:
+    """Elements of a list in MessagePack; 0 for anything else."""
+    head = bytes(memoryview(value)[:5])
+    if head[:1] == b"\xdd":
+        return int.from_bytes(head[1:], "big")
+    if head[:1] == b"\xdc":
+        return int.from_bytes(head[1:3], "big")
+    return head[0] & 0x0F if head and head[0] & 0xF0 == 0x90 else 0
+
+
+def _too_long(name: str, count: int, context: int) -> InvalidRequest:
+    if name == "prompt":
+        return PromptTooLong(count, context, name)
+    return InvalidRequest(f"{name} has {count:,} token ids, and the model's context has {context:,}", name)
+
+
+def _too_many(name: str, count: int, what: str, most: int) -> InvalidRequest:
+    return InvalidRequest(f"{name} has {count:,} {what}, and may have {most:,}", name)

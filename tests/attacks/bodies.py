@@ -1,0 +1,63 @@
+"""Large bodies that are cheap to send and dear to decode, for every field of every route."""
+
+import msgspec
+
+from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
+
+KINDS = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/generate": GenerateRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+# What a body needs beside the field that is filled.
+NEEDED = {
+    CompletionRequest: {"prompt": "hi"},
+    ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
+    GenerateRequest: {"prompt": "hi"},
+    TokenizeRequest: {"prompt": "hi"},
+    DetokenizeRequest: {"tokens": [1]},
+}
+SMALL_THINGS = (b"[]", b"{}", b'""', b"1", b'{"role":"user"}')
+# Around a list, where a field takes lists only inside of something.
+AROUND = {
+    "tools": (b'[{"type":"function","function":{"name":"a","parameters":{"a":', b"}}}]"),
+    "response_format": (b'{"type":"json_schema","json_schema":{"name":"a","schema":{"a":', b"}}}"),
+    "structured_outputs": (b'{"json":{"a":', b"}}"),
+    "messages": (b'[{"role":"assistant","tool_calls":', b"}]"),
+}
+
+
+def full(size, thing):
+    """A list of small things in JSON, of about so many bytes."""
+    return b"[" + b",".join([thing] * (size // (len(thing) + 1))) + b"]"
+
+
+def with_field(kind, name, value):
+    rest = msgspec.json.encode({key: other for key, other in NEEDED[kind].items() if key != name})[1:-1]
+    return b'{"%b":%b%b}' % (name.encode(), value, b"," + rest if rest else b"")
+
+
+def large(path, size, fields=None):
+    """(field, body) for each of a route's fields, filled with each small thing."""
+    kind = KINDS[path]
+    for field in fields or kind.__struct_fields__:
+        if field in kind.__struct_fields__:
+            for value in values(field, size):
+                yield field, with_field(kind, field, value)
+
+
+def values(field, size):
+    before, after = AROUND.get(field, (b"", b""))
+    for thing in SMALL_THINGS:
+        yield full(size, thing)
+        if before:
+            yield before + full(size, thing) + after
+    if field == "messages":
+        yield before + full(size, b'{"function":{}}') + after
+        yield b'[{"role":"user","content":' + full(size, b'{"type":"text","text":""}') + b"}]"
+    if field == "logit_bias":
+        yield b"{" + b",".join(b'"%d":1' % number for number in range(size // 10)) + b"}"
+    if field == "prompt":
+        yield b'["a",' + full(size, b"[]")[1:]

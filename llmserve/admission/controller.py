@@ -12,6 +12,7 @@ import attrs
 
 from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair import FairLine
+from llmserve.admission.lengths import Lengths
 from llmserve.admission.policies import EngineFacts, LineState, Policy
 from llmserve.admission.rates import ServiceRate
 from llmserve.admission.refusal import Refusal, Refused
@@ -59,6 +60,7 @@ class AdmissionController:
         self._displaced: list[Ticket] = []
         self._rate = ServiceRate()
         self._retry = RetryAfter()
+        self._answers = Lengths()
         self._admitted = 0
         self._suspended: float | None = None
         # The last one to start, and whether another one like it would have to wait.
@@ -92,6 +94,9 @@ class AdmissionController:
             raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
         self._rate.advance(now, full=self._full or bool(self._line))
         ticket.cost = self.policy.weigh(ticket)
+        if not ticket.expected_tokens:
+            # A policy that only counts requests makes no estimate, and tenants' tokens need one.
+            ticket.expected_tokens = self._answers.mean(most=ticket.max_tokens)
         # The line as it is without this one: a long prompt would make an overload of itself, and be refused for that.
         line = self._line_state(ticket.tenant, now)
         self._rate.offered(ticket.tenant, ticket.cost, now, self.tenants.weight(ticket.tenant))
@@ -133,6 +138,8 @@ class AdmissionController:
         if state is TicketState.RUNNING:
             self._running.remove(ticket)
             actual = self.policy.left(ticket, now)
+            if ticket.complete:
+                self._answers.learn(ticket.generated)
             if actual is not None:
                 self._line.charge(ticket.tenant, actual - ticket.cost)
         elif state is TicketState.WAITING:

@@ -51,6 +51,12 @@ class Lengths:
         if self._fresh >= 8:
             self._means = self._expect()
 
+    def learn(self, tokens: int) -> None:
+        """A complete answer that was not followed on its way."""
+        bucket = bucket_of(tokens)
+        self.reached(-1, bucket)
+        self.ended(bucket)
+
     def mean(self, beyond: int = 0, most: int | None = None) -> float:
         """The expected length of an answer that has got to `beyond` tokens, of `most` at most."""
         found = max(self._means[bucket_of(beyond) if beyond else 0], beyond + 1.0)

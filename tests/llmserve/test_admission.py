@@ -455,15 +455,42 @@ def test_requests_at_once():
 
 def test_tokens_a_minute_are_paid_for_when_they_are_known():
     controller = limited(tokens_per_minute=600)
-    (ticket,) = busy(controller, 1, tenant="a", prompt_tokens=500)
-    refused = controller.offer(Ticket(tenant="a", prompt_tokens=300), 0.0)
+    (ticket,) = busy(controller, 1, tenant="a", prompt_tokens=500, max_tokens=0)
+    refused = controller.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 0.0)
     assert refused.reason is Refusal.TENANT_TOKENS
     # 200 are missing, and ten come in a second.
     assert refused.retry_after == pytest.approx(20)
     ticket.generated = 100
     controller.leave(ticket, 0.0)
-    assert controller.offer(Ticket(tenant="a", prompt_tokens=300), 29.0).retry_after == pytest.approx(1.0)
-    assert controller.offer(Ticket(tenant="a", prompt_tokens=300), 30.1) is None
+    assert controller.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 29.0).retry_after == pytest.approx(1.0)
+    assert controller.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 30.1) is None
+
+
+def every_policy():
+    return [Unlimited(), FixedLimit(limit=100), LateGate(SLO(ttft=10.0), 100, None, 30.0)]
+
+
+@pytest.mark.parametrize("policy", every_policy(), ids=lambda policy: policy.name)
+def test_tokens_a_minute_count_what_an_answer_is_expected_to_take(policy):
+    """With a fixed limit 60 of these ran at once, which then took up to 60,000 tokens of the minute's 600."""
+    table = TenantTable({"a": TenantLimits(tokens_per_minute=600)})
+    controller = AdmissionController(policy, tenants=Tenants(table))
+    taken = 0
+    while controller.offer(Ticket(tenant="a", prompt_tokens=10, max_tokens=1000), 0.0) is None:
+        taken += 1
+    assert taken == 3
+
+
+@pytest.mark.parametrize("policy", every_policy(), ids=lambda policy: policy.name)
+def test_what_an_answer_is_expected_to_take_is_learnt_and_bounded(policy):
+    controller = AdmissionController(policy, tenants=Tenants(TenantTable()))
+    for _ in range(200):
+        (ticket,) = busy(controller, 1, max_tokens=1000)
+        ticket.generated, ticket.complete = 20, True
+        controller.leave(ticket, 0.0)
+    learnt, bounded = busy(controller, 1, max_tokens=1000) + busy(controller, 1, max_tokens=5)
+    assert 15 < learnt.expected_tokens < 40
+    assert bounded.expected_tokens == 5
 
 
 def tell(teller, *listeners, now=0.0):
@@ -490,18 +517,18 @@ def test_requests_that_are_open_elsewhere_count():
 def test_tokens_that_are_taken_elsewhere_are_paid_for_here():
     here, there = limited(tokens_per_minute=600), limited(tokens_per_minute=600)
     tell(there, here)
-    (ticket,) = busy(there, 1, tenant="a", prompt_tokens=500, max_tokens=None)
+    (ticket,) = busy(there, 1, tenant="a", prompt_tokens=500, max_tokens=0)
     busy(there, 1, tenant="b", prompt_tokens=500)
     for _ in range(2):
         # Told once.
         tell(there, here)
-    assert here.offer(Ticket(tenant="a", prompt_tokens=300), 0.0).retry_after == pytest.approx(20)
+    assert here.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 0.0).retry_after == pytest.approx(20)
     # What is given back there is given back here, and what it cost after all is paid.
     ticket.generated = 100
     there.leave(ticket, 0.0)
     tell(there, here)
-    assert here.offer(Ticket(tenant="a", prompt_tokens=300), 29.0).retry_after == pytest.approx(1.0)
-    assert here.offer(Ticket(tenant="a", prompt_tokens=300), 30.1) is None
+    assert here.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 29.0).retry_after == pytest.approx(1.0)
+    assert here.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 30.1) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 20), st.integers(1, 80), st.integers(0, 80)), max_size=60))
@@ -693,6 +720,6 @@ def test_who_has_saved_tokens_again_and_spent_them_does_not_have_them_twice():
     tenants = Tenants(TenantTable(default=TenantLimits(tokens_per_minute=60)))
     controller = AdmissionController(Unlimited(), tenants=tenants)
     for now in (0.0, 60.0):
-        assert controller.offer(Ticket(prompt_tokens=60), now) is None
-    refused = controller.offer(Ticket(prompt_tokens=60), 61.0)
+        assert controller.offer(Ticket(prompt_tokens=60, max_tokens=0), now) is None
+    refused = controller.offer(Ticket(prompt_tokens=60, max_tokens=0), 61.0)
     assert refused.reason is Refusal.TENANT_TOKENS

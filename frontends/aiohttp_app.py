@@ -32,6 +32,7 @@ from frontends.log_writer import dropped_lines
 from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, Wanted, adapter_of
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.receive_budget import ReceiveBudget
+from frontends.sizes import check_answer
 from frontends.turns import Turns
 from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
 
@@ -164,7 +165,10 @@ class Routes:
 
     async def _wanted(self, request: web.Request, reader: BodyReader[Asks]) -> Wanted:
         caller = request[CALLER]
-        return await self._read(request, reader, lambda body: body.wanted(caller, self._adapter(body.model)))
+        wanted = await self._read(request, reader, lambda body: body.wanted(caller, self._adapter(body.model)))
+        if self.manager.engine_is_up:
+            check_answer(wanted.requests, self.manager.info.max_model_len)
+        return wanted
 
     async def _read(self, request: web.Request, reader: BodyReader[Body], make: Callable[[Body], Made]) -> Made:
         """What is made of the request's body, which nothing holds afterwards."""
@@ -175,7 +179,8 @@ class Routes:
         requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id)
         if not wanted.stream:
-            return _json(answerer.whole(await generate_choices(self.manager, requests), n))
+            body = await answerer.whole(await generate_choices(self.manager, requests), n, self._turns)
+            return web.Response(body=body, content_type=JSON)
         async with _event_stream(request, self._scheduler) as events, open_choices(self.manager, requests) as streams:
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])

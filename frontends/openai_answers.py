@@ -1,14 +1,18 @@
 """The OpenAI wire: what answers look like, whole and in chunks."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from frontends import sse
 from frontends.openai_tools import CallBody, CalledFunction
+from frontends.turns import Turns
 from llmserve import Completion, Delta, Reader, TokenLogprob, ToolCall, Tools, Usage
+
+# Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
+PIECE = 128
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -115,10 +119,33 @@ class Answerer:
         self.created = int(time.time())
         self._frames: dict[int, sse.TextEvent] = {}
 
-    def whole(self, completions: Sequence[Completion], per_prompt: int) -> Answer:
-        choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
+    async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> bytes:
+        """The answer as JSON. Logprobs, of which there may be a quarter of a million, are written in pieces, between which the event loop
+        does everything else."""
+        choices = []
+        for index, completion in enumerate(completions):
+            choices.append(self.choice(index, completion))
+            if completion.logprobs is not None:
+                choices[-1].logprobs = await self._logprobs(index, completion, turns)
         usage = add_usage([completion.usage for completion in completions], per_prompt)
-        return Answer(self.id, self.kind, self.created, self.model, choices, usage)
+        return msgspec.json.encode(Answer(self.id, self.kind, self.created, self.model, choices, usage))
+
+    async def _logprobs(self, index: int, completion: Completion, turns: Turns) -> msgspec.Raw:
+        """The lists of all pieces' objects, joined name by name."""
+        pieces = self.logprobs(index, completion)
+        lists: dict[str, list[bytes]] = {}
+
+        def write() -> bool:
+            piece = next(pieces, None)
+            for name in () if piece is None else piece.__struct_fields__:
+                lists.setdefault(name, []).append(msgspec.json.encode(getattr(piece, name))[1:-1])
+            return piece is not None
+
+        # What fits one piece is not worth a turn of its own.
+        small = len(completion.logprobs or ()) + len(completion.prompt_logprobs or ()) <= PIECE
+        while write() if small else await turns.run(write):
+            pass
+        return msgspec.Raw(b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items()) + b"}")
 
     def first(self, index: int) -> bytes:
         """What a choice's stream begins with."""
@@ -166,6 +193,11 @@ class Answerer:
         return Answer(self.id, self.chunk_kind, self.created, self.model, choices)
 
     def choice(self, index: int, completion: Completion) -> Any:
+        """Without its logprobs."""
+        raise NotImplementedError
+
+    def logprobs(self, index: int, completion: Completion) -> Iterator[Any]:
+        """Those of a choice in pieces, structs of lists; at least one."""
         raise NotImplementedError
 
     def chunk_choice(self, index: int, delta: Delta) -> Any:
@@ -192,11 +224,14 @@ class TextAnswerer(Answerer):
 
     def choice(self, index: int, completion: Completion) -> TextChoice:
         echo = self._echo(index) if self._echo else ""
-        entries = (completion.prompt_logprobs or ()) if self._echo else ()
-        logprobs = None
-        if completion.logprobs is not None:
-            logprobs = _text_logprobs([*entries, *completion.logprobs], 0 if entries else len(echo))
-        return TextChoice(index, echo + completion.text, logprobs, completion.finish_reason, completion.stop_reason)
+        return TextChoice(index, echo + completion.text, None, completion.finish_reason, completion.stop_reason)
+
+    def logprobs(self, index: int, completion: Completion) -> Iterator[TextLogprobs]:
+        prompt = (completion.prompt_logprobs or ()) if self._echo else ()
+        start = len(self._echo(index)) if self._echo and not prompt else 0
+        for piece in _pieces((*prompt, *(completion.logprobs or ()))):
+            yield _text_logprobs(piece, start)
+            start += sum(len(entry.token) for entry in piece)
 
     def chunk_choice(self, index: int, delta: Delta) -> TextChoice:
         logprobs = None
@@ -229,7 +264,6 @@ class ChatAnswerer(Answerer):
         return sse.event(self._answer(ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)))
 
     def choice(self, index: int, completion: Completion) -> ChatChoice:
-        logprobs = None if completion.logprobs is None else _chat_logprobs(completion.logprobs)
         found = completion.message
         if found is None:
             message = ChatMessageBody("assistant", completion.text)
@@ -240,7 +274,10 @@ class ChatAnswerer(Answerer):
                 self._called.add(index)
             if found.reasoning:
                 message.reasoning = found.reasoning
-        return ChatChoice(index, message, logprobs, self._reason(index, completion.finish_reason), completion.stop_reason)
+        return ChatChoice(index, message, None, self._reason(index, completion.finish_reason), completion.stop_reason)
+
+    def logprobs(self, index: int, completion: Completion) -> Iterator[ChatLogprobs]:
+        return map(_chat_logprobs, _pieces(completion.logprobs or ()))
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
         reader = self._readers.get(index)
@@ -271,6 +308,10 @@ class ChatAnswerer(Answerer):
 
 def _called(call: ToolCall) -> CalledFunction:
     return CalledFunction(call.name, call.arguments)
+
+
+def _pieces(entries: Sequence[TokenLogprob]) -> Iterator[Sequence[TokenLogprob]]:
+    return (entries[start : start + PIECE] for start in range(0, max(len(entries), 1), PIECE))
 
 
 def _text_logprobs(entries: Sequence[TokenLogprob], start: int) -> TextLogprobs:

@@ -6,12 +6,14 @@ stand where a field is checked.
 """
 
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import msgspec
 
-from llmserve import InvalidRequest, PromptTooLong
+from llmserve import GenerationRequest, InvalidRequest, PromptTooLong
+from llmserve.request import MAX_LOGPROB_ENTRIES
 
 # Bytes of a schema, a grammar or tools; `llmserve.structured` allows 65,536 characters.
 MAX_SCHEMA = 2**17
@@ -62,6 +64,18 @@ class Sizes:
             size, most = len(value), MAX_SCHEMA if name in SCHEMAS else MAX_FIELD
             if size > most:
                 raise InvalidRequest(f"{name} has {size:,} bytes, and may have {most:,}", name)
+
+
+def check_answer(requests: Sequence[GenerationRequest], context: int) -> None:
+    """Bounds the logprobs of all choices together; of one choice the manager does. `context` is the model's, in tokens. Raises
+    InvalidRequest."""
+    sampling = requests[0].sampling
+    if len(requests) == 1 or sampling.logprobs is None:
+        return
+    tokens = sampling.max_tokens or context
+    if len(requests) * tokens * (1 + sampling.logprobs) > MAX_LOGPROB_ENTRIES:
+        asked = f"{len(requests)} choices of up to {tokens:,} tokens with logprobs {sampling.logprobs}"
+        raise InvalidRequest(f"{asked}: choices x tokens x (1 + logprobs) may be at most {MAX_LOGPROB_ENTRIES:,}", "n")
 
 
 class _JSONCounts:

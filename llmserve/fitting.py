@@ -4,7 +4,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import InvalidRequest, ModelNotFound, PromptTooLong
-from llmserve.request import GenerationRequest, Sampling
+from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRequest, Sampling
 
 
 def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
@@ -28,9 +28,27 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
         raise InvalidRequest(f"stop_token_ids has an id outside the vocabulary of {info.vocab_size}", "stop_token_ids")
     if max((token for token, _ in sampling.logit_bias), default=0) >= info.vocab_size:
         raise InvalidRequest(f"logit_bias has an id outside the vocabulary of {info.vocab_size}", "logit_bias")
-    most = min(room, max_tokens or room)
+    most = min(room, max_tokens or room, _most_logprobs(sampling, length))
     for name in ("max_tokens", "min_tokens"):
         wanted = getattr(sampling, name) or 0
         if wanted > most:
             raise InvalidRequest(f"{name} is {wanted}, but after a prompt of {length} tokens at most {most} can be generated", name)
     return sampling if sampling.max_tokens else attrs.evolve(sampling, max_tokens=most)
+
+
+def _most_logprobs(sampling: Sampling, length: int) -> int:
+    """How many tokens can be given with their logprobs, after a prompt of `length` tokens. Raises InvalidRequest."""
+    if sampling.prompt_logprobs is not None and length * (1 + sampling.prompt_logprobs) > MAX_LOGPROB_ENTRIES:
+        raise InvalidRequest(
+            f"prompt_logprobs is {sampling.prompt_logprobs}, and the prompt has {length:,} tokens: "
+            f"their logprobs, alternatives included, may be at most {MAX_LOGPROB_ENTRIES:,}",
+            "prompt_logprobs",
+        )
+    if sampling.logprobs is None:
+        return MAX_TOKENS_FIELD
+    most = MAX_LOGPROB_ENTRIES // (1 + sampling.logprobs)
+    if sampling.max_tokens is not None and sampling.max_tokens > most:
+        raise InvalidRequest(
+            f"max_tokens is {sampling.max_tokens:,}; with logprobs {sampling.logprobs} it may be at most {most:,}", "max_tokens"
+        )
+    return most

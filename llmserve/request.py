@@ -23,6 +23,8 @@ from llmserve.tools import Message, Tools
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
+# Logprobs of one answer, alternatives included: 40 MB of objects, and 10 MB as JSON.
+MAX_LOGPROB_ENTRIES = 2**18
 MAX_BIASES = 1024
 INT64 = 2**63 - 1
 # Far above any model's context, low enough to be an int32 everywhere.
@@ -113,7 +115,8 @@ class Sampling:
         top_p, top_k, min_p: cut the distribution's tail; a top_k of 0 or -1 keeps all.
         seed: makes the choice repeatable, signed 64 bits.
         stop: at most 4 strings of at most 256 characters that end the text, left out of it unless `include_stop`.
-        logprobs: number of alternatives to report for each token, 0 to 20; None reports nothing.
+        logprobs: number of alternatives to report for each token, 0 to 20; None reports nothing. `max_tokens` times (1 + `logprobs`) is at
+            most 262,144; where `max_tokens` is None the answer ends there.
         prompt_logprobs: the same for the prompt's tokens.
         stream_interval: tokens in each delta of a stream after its first: fewer deltas, which come later.
         detokenize: False leaves the text of the answer empty, for callers that want token ids alone; it excludes `stop` and tools.

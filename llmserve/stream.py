@@ -11,6 +11,14 @@ from llmserve.tools import Reader
 from llmserve.wakeup import make_wakeup
 
 
+def _nothing() -> None:
+    """Where nobody is to be told."""
+
+
+def _as_it_is(error: EngineDead) -> Exception | None:
+    return error
+
+
 class TokenStream:
     """An async iterator of `Delta`; made by `EngineManager.stream()`, for one reader.
 
@@ -24,8 +32,8 @@ class TokenStream:
         clock: Callable[[], float],
         observer: Observer,
         on_end: Callable[[], None],
-        on_first: Callable[[], None] = lambda: None,
-        on_death: Callable[[EngineDead], Exception | None] = lambda error: error,
+        on_first: Callable[[], None] = _nothing,
+        on_death: Callable[[EngineDead], Exception | None] = _as_it_is,
         interval: int = 1,
     ) -> None:
         self.timeline = timeline
@@ -200,7 +208,11 @@ class TokenStream:
 
     def _end(self) -> None:
         self._ended = self._deaf = True
-        self._on_end()
+        on_end = self._on_end
+        # They refer to what refers to this stream: only the garbage collector would find the prompt, seconds later.
+        self._on_end = self._on_first = _nothing
+        self._on_death = _as_it_is
+        on_end()
 
 
 def _note_timings(timeline: Timeline, timings: EngineTimings) -> None:

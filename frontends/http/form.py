@@ -87,7 +87,7 @@ async def take(request: web.Request) -> bytes:
 
 
 async def read(request: web.Request) -> bytes:
-    """The body, which can be read again. Raises HTTPFailure for one that is too large or too slow, or that finds no room while it arrives."""
+    """The body, which can be read again. Raises HTTPFailure for one that is too large or too slow, or finds no room."""
     if BODY in request:
         return request[BODY]
     if (

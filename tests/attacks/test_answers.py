@@ -1,0 +1,101 @@
+"""Answers that a few bytes ask for and that are large: their logprobs are bounded, written in pieces, and gone with their request."""
+
+import gc
+import weakref
+from contextlib import suppress
+
+import msgspec
+import pytest
+from attacks.canary import check_error
+from http_support import running_server
+
+from frontends import openai_answers
+from frontends.openai_answers import Answer, ChatAnswerer, TextAnswerer, _chat_logprobs, _text_logprobs
+from frontends.turns import Turns
+from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
+from llmserve.request import MAX_LOGPROB_ENTRIES
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def entry(number):
+    top = tuple(TokenLogprob(number + place, f'"{number + place}é', -1.0 - place) for place in range(3))
+    return TokenLogprob(number, f'"{number}é', -0.5, top)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 8, 9, 50])
+@pytest.mark.parametrize("echo", [False, True])
+async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, echo):
+    monkeypatch.setattr(openai_answers, "PIECE", 8)
+    logprobs, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
+    completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=logprobs, prompt_logprobs=prompt)
+    chat, text = ChatAnswerer("x", "m"), TextAnswerer("x", "m", (lambda _: "hi there") if echo else None)
+    for answerer, expected in (
+        (chat, _chat_logprobs(logprobs)),
+        (text, _text_logprobs([*prompt, *logprobs] if echo else logprobs, 0)),
+    ):
+        written = msgspec.json.decode(await answerer.whole([completion, completion], 2, Turns()))
+        choices = [answerer.choice(index, completion) for index in range(2)]
+        for choice in choices:
+            choice.logprobs = expected
+        whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, openai_answers.add_usage([completion.usage] * 2, 2))
+        assert written == msgspec.json.decode(msgspec.json.encode(whole))
+
+
+async def test_one_answers_logprobs_are_bounded():
+    async with EngineManager.open(engine="simulated", engine_args={"max_model_len": 2**17, "num_blocks": 2**14, "block_size": 16}) as manager:
+        most = MAX_LOGPROB_ENTRIES // 21
+        with pytest.raises(InvalidRequest, match="at most 12,483") as caught:
+            await manager.generate("hi", sampling=Sampling(max_tokens=most + 1, logprobs=20))
+        assert caught.value.param == "max_tokens"
+        with pytest.raises(InvalidRequest, match="prompt_logprobs") as caught:
+            await manager.generate([1] * (most + 1), sampling=Sampling(max_tokens=1, prompt_logprobs=20))
+        assert caught.value.param == "prompt_logprobs"
+        # Without a number of its own it is as long as it may be.
+        async with manager.stream(GenerationRequest("hi", sampling=Sampling(logprobs=20))):
+            (running,) = manager._jobs.values()
+            assert running.sampling.max_tokens == most
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hi", "n": 128, "max_tokens": 2000, "logprobs": 20}),
+        ("/v1/completions", {"prompt": ["hi"] * 64, "n": 2, "max_tokens": 2050, "logprobs": 0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "n": 16, "logprobs": True, "top_logprobs": 20}),
+    ],
+)
+async def test_the_logprobs_of_all_choices_are_bounded_together(path, body):
+    async with running_server(max_model_len=4096) as server:
+        async with server.session.post(path, json=body) as response:
+            assert check_error(response.status, await response.read(), {400}, path)["param"] == "n"
+        async with server.session.post(path, json=body | {"n": 1, "max_tokens": 5, "ignore_eos": True}) as response:
+            assert response.status == 200
+            for choice in (await response.json())["choices"]:
+                assert len(choice["logprobs"]["content" if "chat" in path else "tokens"]) == 5
+
+
+async def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector():
+    """Its prompt may have megabytes, and the collector comes by after seconds."""
+    jobs = []
+    async with EngineManager.open(engine="simulated") as manager:
+        arrive = manager._arrive
+        manager._arrive = lambda request, token: jobs.append(weakref.ref(job := arrive(request, token))) or job
+        gc.collect()
+        gc.disable()
+        try:
+            await manager.generate("hi", sampling=Sampling(max_tokens=3))
+            with suppress(PromptTooLong):
+                await manager.generate("hi " * 9000)
+            async with manager.stream(GenerationRequest("hi", sampling=Sampling(max_tokens=300))) as stream:
+                await anext(stream)
+            del stream
+            assert len(jobs) == 3
+            assert [job() for job in jobs] == [None] * 3
+        finally:
+            gc.enable()

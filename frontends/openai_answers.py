@@ -43,7 +43,7 @@ class TextChoice(msgspec.Struct):
     stop_reason: str | int | None = None
 
 
-class ChatLogprob(msgspec.Struct):
+class ChatLogprob(msgspec.Struct, gc=False):
     token: str
     logprob: float | None
     bytes: list[int]

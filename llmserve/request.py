@@ -304,7 +304,8 @@ class Timeline:
     reason: str = ""
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+# The garbage collector need not count these two: nothing in them can refer to them, and there may be a quarter of a million of one answer.
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """One token's log probability, with the most likely alternatives, best first; None for a prompt's first token."""
 
     token_id: int
@@ -313,7 +314,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple["TokenLogprob", ...] = ()
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What has been generated since the last delta. The last one has a `finish_reason`: "stop" or "length".
 
     `text` may lag behind `token_ids` while a character or a stop string is incomplete.

@@ -23,6 +23,8 @@ SETTLE_SECONDS = 2.0
 # A canary that waits longer has failed: it takes 0.05 s on the simulated engine, 0.5 s on a real one on a CPU.
 CANARY_PATIENCE = 5.0
 CANARY_VOICES = 2
+# Sequences in the simulated engine at once. With its usual 16 a row's open streams leave the canary no slot, which is admission's answer.
+PLACES = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -100,7 +102,7 @@ async def opened(row: Row, options: Options) -> AsyncIterator[Target]:
     setting = Setting(
         core="simulated" if options.engine == "simulated" else "real",
         model=options.model,
-        engine_args=options.engine_args,
+        engine_args=({"max_num_seqs": PLACES} if options.engine == "simulated" else {}) | options.engine_args,
         server_args=(*row.server, *options.server_args),
     )
     name, wire = ("llmserve-socket", "tcp") if row.wire == "socket" else ("llmserve", "http")

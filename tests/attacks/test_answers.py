@@ -48,7 +48,9 @@ async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, ech
 
 
 async def test_one_answers_logprobs_are_bounded():
-    async with EngineManager.open(engine="simulated", engine_args={"max_model_len": 2**17, "num_blocks": 2**14, "block_size": 16}) as manager:
+    async with EngineManager.open(
+        engine="simulated", engine_args={"max_model_len": 2**17, "num_blocks": 2**14, "block_size": 16}
+    ) as manager:
         most = MAX_LOGPROB_ENTRIES // 21
         with pytest.raises(InvalidRequest, match="at most 12,483") as caught:
             await manager.generate("hi", sampling=Sampling(max_tokens=most + 1, logprobs=20))

@@ -15,11 +15,12 @@ from http_support import running_server
 from benchmarks.attacks import inputs
 from benchmarks.attacks.attackers import Post, SlowReader, Tally, Unfinished, answer
 from benchmarks.attacks.play import Options, Target, play, skipped
-from benchmarks.attacks.rows import MIB, ROWS, Bounds, Row, choose
+from benchmarks.attacks.rows import MIB, MOST_CHATS, ROWS, Bounds, Row, choose
 from benchmarks.attacks.verdict import Figures, Played, broken, figures
 from benchmarks.canary import Canary
 from frontends.frames import MAX_FRAME, FrameReader, FromClient
 from frontends.http.form import MAX_BODY
+from llmserve.request import MAX_LOGPROB_ENTRIES
 
 pytestmark = pytest.mark.anyio
 QUICK = Options(attackers=2, seconds=0.5, rise=1000.0)
@@ -222,3 +223,7 @@ def test_the_command_says_what_it_does_not_play(arguments, code, words):
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert found.returncode == code, found.stderr
     assert words in (found.stdout + found.stderr)
+
+
+def test_the_largest_answer_that_may_be_asked_for_is_played():
+    assert MOST_CHATS * 2000 * 21 <= MAX_LOGPROB_ENTRIES < (MOST_CHATS + 1) * 2000 * 21

@@ -23,7 +23,7 @@ from llmserve.tools import Message, Tools
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
-# Logprobs of one answer, alternatives included: 40 MB of objects, and 10 MB as JSON.
+# Logprobs of one answer, alternatives included: 45 MB of objects, and 23 MB as the JSON of a chat.
 MAX_LOGPROB_ENTRIES = 2**18
 MAX_BIASES = 1024
 INT64 = 2**63 - 1

@@ -93,6 +93,8 @@ class Watchdog:
         # The mean seconds of a step that made a request be ended, until steps are quick again; that is waited for until then.
         self.slow: float | None = None
         self._until = 0.0
+        # The engine's steps at the ejection.
+        self._steps = 0
 
     def check(self) -> None:
         """Raises Unavailable while the engine makes hardly any progress."""
@@ -116,8 +118,11 @@ class Watchdog:
     async def _look(self) -> None:
         inside = {job.request.request_id: job for job in self._jobs() if job.in_engine and not job.stream.ended}
         now = self._clock()
-        mean = self.pace.look(now, self._engine.statistics(), busy=bool(inside))
-        if not inside or now >= self._until or (mean is not None and not self.pace.is_slow(mean)):
+        statistics = self._engine.statistics()
+        mean = self.pace.look(now, statistics, busy=bool(inside))
+        # Of an engine that makes no step any more nothing is known until it has been killed.
+        waited = now >= self._until and statistics.steps != self._steps
+        if not inside or waited or (mean is not None and not self.pace.is_slow(mean)):
             self.slow = None
         if mean is None:
             return
@@ -134,7 +139,7 @@ class Watchdog:
         if not guilty:
             self.pace.learn(mean)
             return
-        self.slow, self._until = mean, self._clock() + STUCK_SECONDS
+        self.slow, self._until, self._steps = mean, self._clock() + STUCK_SECONDS, self._engine.statistics().steps
         for job in guilty:
             eject(job, mean)
         self._hurry(STUCK_SECONDS)

@@ -339,6 +339,8 @@ class Owner:
         match message:
             case Offer() | Leave() | FirstToken():
                 assert member.desk is not None
+                # It may say only a moment later that it is up.
+                member.began = True
                 member.desk.receive(message)
             case Claim() | Answered():
                 member.answers.receive(message)

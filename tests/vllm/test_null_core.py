@@ -25,8 +25,9 @@ def test_a_prompt_in_parts_gets_no_token_before_its_last_part(asynchronous, seco
 
     from llmserve.models import resolve
 
-    # Room for two of the three contexts, so that one request is preempted.
-    args = ARGS | {"max_num_batched_tokens": 64, "max_num_seqs": 3, "max_model_len": 512, "num_gpu_blocks_override": 9}
+    # Room for two of the three contexts, so that one request is preempted. The size of a block is the CPU's, which vLLM 0.33 sets only
+    # after it has made the executor.
+    args = ARGS | {"max_num_batched_tokens": 64, "max_num_seqs": 3, "max_model_len": 512, "block_size": 128, "num_gpu_blocks_override": 9}
     config = EngineArgs(model=resolve("bundled"), **args).create_engine_config()
     config.scheduler_config.async_scheduling = asynchronous
     core = EngineCore(config, Executor.get_class(config), log_stats=True)

@@ -14,8 +14,9 @@ import pytest
 from program_support import MODULE, program
 
 SCRIPT = Path(__file__).with_name("starts.py")
-# What the system may need after the deadline: a core is killed at once, an import of vLLM is left alone after 3 s.
-END_SECONDS = 5
+# It takes up to 5 s on a machine that is not busy (docs/reliability.md): a core is killed at once, an import of vLLM is left alone after
+# 3 s. A start that is waited for takes 20 s and more, and one that hangs does not end.
+END_SECONDS = 15
 
 
 @pytest.fixture

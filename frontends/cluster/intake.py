@@ -2,20 +2,18 @@
 body, and asks for no key."""
 
 import asyncio
-import math
 import re
 import time
 from typing import Any
 
 from aiohttp import hdrs
 
-from frontends import deadlines
 from frontends.access import Access
 from frontends.cluster.relay import Asked, end_to_end
 from frontends.errors import HTTPFailure
-from frontends.http.form import MAX_BODY, no_room, too_large, too_slow
+from frontends.http.form import MAX_BODY, receive, too_large
 from frontends.http.who import OPEN, no_key, secret_of
-from frontends.receive_budget import Arrival, ReceiveBudget
+from frontends.receive_budget import ReceiveBudget
 
 # What may stand in a request line.
 _TARGET = re.compile(r"/[!-~]*", re.ASCII)
@@ -40,7 +38,7 @@ class Intake:
         for name, value in headers:
             if name.lower() == "content-length" and (not value.isdecimal() or int(value[:20]) > MAX_BODY):
                 raise too_large()
-        body = await self._body(request)
+        body = await receive(request.stream(), self._budget)
         # The body is here: there is nobody any more who could wait to be told to send it.
         kept = tuple((name, value) for name, value in end_to_end(headers) if name.lower() != hdrs.EXPECT.lower())
         return Asked(request.method, target, kept, body)
@@ -51,24 +49,6 @@ class Intake:
             shown = secret_of([value for name, value in headers if name.lower() == "authorization"])
             if self._access.find(shown) is None:
                 raise no_key()
-
-    async def _body(self, request: Any) -> bytes:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)) as scope:
-                arrival = Arrival(self._budget, lambda: scope.reschedule(-math.inf))
-                try:
-                    async for chunk in request.stream():
-                        body += chunk
-                        if len(body) > MAX_BODY:
-                            raise too_large()
-                        if not arrival.grow(len(body)):
-                            raise no_room()
-                finally:
-                    arrival.end()
-        except TimeoutError:
-            raise no_room() if scope.when() == -math.inf else too_slow() from None
-        return bytes(body)
 
 
 def _target(scope: Any) -> str:

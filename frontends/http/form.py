@@ -3,7 +3,7 @@
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
@@ -97,32 +97,33 @@ async def read(request: web.Request) -> bytes:
         and not request.content.is_eof()
     ):
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    budget = request.config_dict[BUDGET]
     try:
-        async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)) as scope:
-            arrival = Arrival(budget, lambda: scope.reschedule(-math.inf))
-            try:
-                request[BODY] = await _receive(request, arrival)
-            finally:
-                arrival.end()
-    except TimeoutError:
-        if scope.when() == -math.inf:
-            raise no_room() from None
-        raise too_slow() from None
+        request[BODY] = await receive(request.content.iter_any(), request.config_dict[BUDGET])
     except web.RequestPayloadError:
         raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
     return request[BODY]
 
 
-async def _receive(request: web.Request, arrival: Arrival) -> bytes:
-    """aiohttp's own `request.read()` keeps the body until the request has ended, and its buffer grows as it likes. Raises HTTPFailure."""
+async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:
+    """A body as it arrives. aiohttp's own `request.read()` keeps the body until the request has ended, and its buffer grows as it likes.
+
+    Raises HTTPFailure for one that is too large or too slow, or finds no room.
+    """
     body = bytearray()
-    while chunk := await request.content.readany():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise too_large()
-        if not arrival.grow(len(body)):
-            raise no_room()
+    try:
+        async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)) as scope:
+            arrival = Arrival(budget, lambda: scope.reschedule(-math.inf))
+            try:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > MAX_BODY:
+                        raise too_large()
+                    if not arrival.grow(len(body)):
+                        raise no_room()
+            finally:
+                arrival.end()
+    except TimeoutError:
+        raise no_room() if scope.when() == -math.inf else too_slow() from None
     return bytes(body)
 
 

@@ -106,14 +106,21 @@ async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> 
         manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
         if tracer is not None:
             tracer.observe(manager.statistics)
-        stopping = Stopping(manager)
+        begun, everything = anyio.Event(), anyio.CancelScope()
+
+        def stop(now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
+            if now:
+                manager.cancel_all("the server is stopping")
+            begun.set()
+
+        stopping = Stopping(lambda: manager.state not in (State.NEW, State.STARTING), everything.cancel, stop)
         await stack.enter_async_context(signals(stopping.react))
         addresses = await stack.enter_async_context(listen(manager, name))
         announce(addresses, options)
-        with stopping.everything:
+        with everything:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(access.follow, manager.set_tenants)
-                code = await _load_and_wait(manager, options, stopping.begun)
+                code = await _load_and_wait(manager, options, begun)
                 tasks.cancel_scope.cancel()
     say("stopped")
     return code
@@ -179,26 +186,27 @@ async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lamb
 
 
 class Stopping:
-    """What signals do to a server. The first one gives up its start, or drains it; the second one ends open requests. One more, or a second
-    one during the start, ends the program."""
+    """What signals do to a server. The first one calls `give_up` while nothing is `served` yet, or else `stop(now=False)`; the second one
+    calls `stop(now=True)`. One more, or a second one after `give_up`, ends the program."""
 
-    def __init__(self, manager: EngineManager) -> None:
-        self._manager = manager
-        self._ended = False
-        self.begun = anyio.Event()
-        self.everything = anyio.CancelScope()
+    def __init__(self, served: Callable[[], bool], give_up: Callable[[], None], stop: Callable[[bool], None]) -> None:
+        self._served = served
+        self._give_up = give_up
+        self._stop = stop
+        self._begun = self._ended = False
 
     def react(self) -> bool:
+        """To a signal; False when the program was told to end at once before."""
         if self._ended:
             return False
-        if self._manager.state in (State.NEW, State.STARTING):
+        if self._begun or self._served():
+            self._stop(self._begun)
+            self._ended = self._begun
+        else:
             say("stopping  the start is given up")
-            self.everything.cancel()
+            self._give_up()
             self._ended = True
-        elif self.begun.is_set():
-            self._manager.cancel_all("the server is stopping")
-            self._ended = True
-        self.begun.set()
+        self._begun = True
         return True
 
 

@@ -17,7 +17,7 @@ from frontends.access import Access
 from frontends.http.idempotency_store import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
-from frontends.program import CHANGES, WATCH_SECONDS, announce, say_ready, signals, unpack
+from frontends.program import CHANGES, WATCH_SECONDS, Stopping, announce, say_ready, signals, unpack
 from frontends.startup import loading, say
 from frontends.workers import messages
 from frontends.workers.accepting import accept
@@ -80,7 +80,7 @@ async def serve_workers(options: argparse.Namespace, count: int, address: str, l
         listener.setblocking(False)
         announce([address], options)
         owner = Owner(options, count, listener, access)
-        async with signals(owner.react, owner.reloaded):
+        async with signals(Stopping(owner.served, owner.give_up, owner.stop).react, owner.reloaded):
             code = await owner.run()
     say("stopped")
     return code
@@ -100,9 +100,6 @@ class Owner:
         self._supervisor: Supervisor | None = None
         self._admission: AdmissionController | None = None
         self._stopping = False
-        self._signals = 0
-        # Whether there was something to finish when the first signal came.
-        self._drains = False
         self._tasks = anyio.create_task_group()
         self._failure: Failed | None = None
         self._orphans: list[str] = []
@@ -252,18 +249,18 @@ class Owner:
         """After a SIGHUP."""
         self._tell_all(Reread())
 
-    def react(self) -> bool:
-        """To a signal; False when it has been told to end at once before."""
-        if not self._signals:
-            # The first worker may serve long before the last one is up.
-            self._drains = any(member.began for member in self._members)
-        if self._signals == (2 if self._drains else 1):
-            return False
-        self._signals += 1
-        now, self._stopping = self._stopping, True
-        if not self._drains:
-            say("stopping  the start is given up")
-            self._tasks.cancel_scope.cancel()
+    def served(self) -> bool:
+        """Whether a worker may have something to finish. The first one may serve long before the last one is up."""
+        return any(member.began for member in self._members)
+
+    def give_up(self) -> None:
+        """The start."""
+        self._tasks.cancel_scope.cancel()
+        self.stop(now=False)
+
+    def stop(self, now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
+        """Let workers finish what is open, or end it `now`."""
+        self._stopping = True
         for member in list(self._members):
             # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
             if member.began:
@@ -271,7 +268,6 @@ class Owner:
             else:
                 member.kill()
         self._change.set()
-        return True
 
     # Workers
 

@@ -16,6 +16,7 @@ from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline, wrong_type
 from llmserve.stream import TokenStream
+from llmserve.structured import StructuredOutputs
 from llmserve.tracing import NoTracer, Span
 
 
@@ -52,9 +53,10 @@ class Job:
     replaying: anyio.CancelScope | None = None
 
     @property
-    def is_constrained(self) -> bool:
-        """Whether the engine holds its answer to a schema or grammar."""
-        return self.request.sampling.structured_outputs is not None or (self.prompt is not None and self.prompt.constraint is not None)
+    def constraint(self) -> StructuredOutputs | None:
+        """What the engine holds its answer to: the request's own schema or grammar, or that of the tools which it forces."""
+        forced = None if self.prompt is None else self.prompt.constraint
+        return forced or self.request.sampling.structured_outputs
 
     def gives_up_before(self, time: float) -> bool:
         """Whether it waits in line, and its patience ends before that. One that may be served late has no such end."""

@@ -121,4 +121,4 @@ class Recovery:
 def _is_suspect(job: Job) -> bool:
     """Whether its constraint may be why the engine stalled, and would make the next one stall. Also one that the engine has given back
     already: some engines report their own death, and do not know why."""
-    return job.is_constrained and (job.in_engine or job.replays > 0)
+    return job.constraint is not None and (job.in_engine or job.replays > 0)

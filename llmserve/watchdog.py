@@ -126,7 +126,7 @@ class Watchdog:
             self.slow = None
         if mean is None:
             return
-        if not any(job.is_constrained for job in inside.values()):
+        if not any(job.constraint is not None for job in inside.values()):
             if self.slow is None:
                 self.pace.learn(mean)
         elif self.pace.is_slow(mean):
@@ -147,9 +147,9 @@ class Watchdog:
 
 def eject(job: Job, mean: float) -> None:
     """End a request that makes every request's tokens late. Its abort in the engine follows from its end."""
-    forced = None if job.prompt is None else job.prompt.constraint
-    constraint, field = (forced, "tools") if forced is not None else (job.request.sampling.structured_outputs, FIELD)
+    constraint = job.constraint
     assert constraint is not None
+    field = FIELD if constraint is job.request.sampling.structured_outputs else "tools"
     digest = hashlib.sha256(constraint.spec.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     logger.warning(
         "ejected request %s of tenant %s after %d tokens: a step takes %.2f s on average because of its %s (sha256 %s)",

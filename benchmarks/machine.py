@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -10,6 +11,15 @@ import psutil
 
 from llmserve.cpus import available_cpus
 from llmserve.exporters import nvml
+
+
+def resident(processes: Iterable[psutil.Process]) -> int:
+    """Bytes of those that still live; what they share is counted in each."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total
 
 
 @attrs.define
@@ -26,13 +36,7 @@ class Machine:
 
     def rss(self) -> int | None:
         """Resident bytes of the processes that still live."""
-        found = []
-        for process in self.processes:
-            try:
-                found.append(process.memory_info().rss)
-            except psutil.Error:
-                continue
-        return sum(found) or None
+        return resident(self.processes) or None
 
     def engine_cpu(self) -> float | None:
         """Seconds of CPU that the busiest process beside this one has used since it began."""

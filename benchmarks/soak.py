@@ -152,9 +152,8 @@ def _line(sample: Sample, seconds: float) -> str:
 
 def conclude(found: Soak) -> str:
     ends = ", ".join(f"{count:,} {name}" for name, count in sorted(found.ends.items()))
-    bound = Slope(slope=MOST_GROWTH, margin=0.0).slope * 1e5 / 2**20
     verdict = "level" if found.level else "GROWS"
     return (
         f"{sum(found.ends.values()):,} requests in {found.seconds:.0f} s: {ends}\n"
-        f"resident size after the first third: {found.growth}: {verdict} (bound {bound:g} MiB)"
+        f"resident size after the first third: {found.growth}: {verdict} (bound {MOST_GROWTH * 1e5 / 2**20:g} MiB)"
     )

@@ -15,6 +15,7 @@ from benchmarks.attacks.attackers import Attack, Tally
 from benchmarks.attacks.rows import Row
 from benchmarks.attacks.verdict import Played, broken, figures
 from benchmarks.canary import singing
+from benchmarks.machine import resident
 from benchmarks.servers import Server, Setting, open_server
 from benchmarks.targets import TargetError
 
@@ -54,15 +55,12 @@ class Target:
     process: psutil.Process | None
 
     def resident(self) -> int | None:
-        """Bytes of all its processes, what they share counted in each."""
+        """Bytes of all its processes."""
         if self.process is None:
             return None
-        total = 0
         with suppress(psutil.Error):
-            for one in [self.process, *self.process.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    total += one.memory_info().rss
-        return total
+            return resident([self.process, *self.process.children(recursive=True)])
+        return 0
 
 
 async def measure(rows: Sequence[Row], options: Options, begin: Callable[[Row], None], end: Callable[[Played], None]) -> Attacks:
@@ -147,7 +145,7 @@ async def play(row: Row, target: Target, options: Options) -> Played:
         watching.cancel()
         await asyncio.sleep(SETTLE_SECONDS)
         after = await _phase(options.seconds)
-        resident = target.resident()
+        left = target.resident()
     played = Played(
         number=row.number,
         name=row.name,
@@ -158,7 +156,7 @@ async def play(row: Row, target: Target, options: Options) -> Played:
         after=figures(canary, *after),
         resident_before=before,
         resident_most=max(marks) if before is not None else None,
-        resident_after=resident,
+        resident_after=left,
         answers=dict(tally.answers),
         longest=tally.longest,
     )

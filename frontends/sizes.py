@@ -113,7 +113,8 @@ class _MessagePackCounts:
     """By the lengths that stand before lists."""
 
     def __init__(self) -> None:
-        message: Any = _scanned("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning")
+        # Those two are counted. What else a message has, is for the typed decoder to refuse.
+        message: Any = _scanned("content", "tool_calls", forbid_unknown=False)
         self._messages: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[message])
 
     def check_messages(self, value: msgspec.Raw) -> None:
@@ -133,9 +134,10 @@ class _MessagePackCounts:
             raise _too_long(name, _length(value), context)
 
 
-def _scanned(*names: str) -> Any:
+def _scanned(*names: str, forbid_unknown: bool = True) -> Any:
     """A struct that has the bytes of these fields."""
-    return msgspec.defstruct("Scanned", [(name, msgspec.Raw, msgspec.Raw()) for name in names], kw_only=True, forbid_unknown_fields=True)
+    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in names]
+    return msgspec.defstruct("Scanned", fields, kw_only=True, forbid_unknown_fields=forbid_unknown)
 
 
 def _strings(text: bytes) -> int:

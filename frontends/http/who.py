@@ -7,7 +7,7 @@ from aiohttp.typedefs import Middleware
 
 from frontends.access import Access
 from frontends.errors import HTTPFailure
-from frontends.http.form import Handler
+from frontends.http.form import TIMEOUT, Handler
 from frontends.openai import Caller
 from frontends.telemetry import trace_of
 from llmserve import InvalidRequest
@@ -60,10 +60,10 @@ def secret_of(authorization: Sequence[str]) -> str:
 
 def _deadline(request: web.Request) -> float | None:
     """`X-Request-Timeout`, in seconds."""
-    value = request.headers.get("X-Request-Timeout")
+    value = request.headers.get(TIMEOUT)
     if value is None:
         return None
     try:
         return float(value)
     except ValueError:
-        raise InvalidRequest("X-Request-Timeout must be a number of seconds", "X-Request-Timeout") from None
+        raise InvalidRequest(f"{TIMEOUT} must be a number of seconds", TIMEOUT) from None

@@ -1,4 +1,4 @@
-"""A client that asks for eight tokens again and again, in a process of its own: what an attack does to everybody else.
+"""A client that asks for eight tokens again and again, in a process of its own: what an attack does to other clients.
 
 Beside its requests a probe asks a route that does no work, on one open connection. Its latency is the time that the server's event loop
 takes to come round, so it shows a blocked loop without anything inside the server.

@@ -28,7 +28,7 @@ _waiting: set[anyio.Event] = set()
 def read_file(path: Path) -> tuple[bytes, int]:
     """What is in a file, and its mode. Raises ConfigurationError for what is no regular file of a sensible size, by OSError's cause if any.
 
-    Opened without waiting: a FIFO would wait for somebody who writes.
+    Opened without waiting: the open of a FIFO would wait for its writer.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -82,7 +82,7 @@ async def follow(
                 # Saved while it was read. The next look finds it at rest.
                 continue
             apply(found)
-        except Exception as error:  # Whatever is in the files, the server goes on with what it has.
+        except Exception as error:  # The server goes on with what it has, for any content of the files.
             problem = (last, str(error) or type(error).__name__)
             if problem != told or asked:
                 report(f"{name:<9} not changed: {problem[1][:MOST_CHARACTERS]}")

@@ -63,7 +63,7 @@ class Keys:
         """From TOML: a table `[keys.ID]` for each. Raises ConfigurationError, naming what is wrong."""
         found = read_toml(text)
         if not found:
-            # An empty file is one that a full disk has cut before it is the wish to lock everybody out.
+            # An empty file is one that a full disk has cut before it is the wish to lock all clients out.
             raise ConfigurationError("it has no keys; to let no client in, write the line [keys]")
         entries = found.pop("keys", {})
         if found or not isinstance(entries, dict):

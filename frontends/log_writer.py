@@ -1,4 +1,4 @@
-"""Writes a log from a thread: a pipe that nobody reads, or a full disk, costs lines of the log and nothing else.
+"""Writes a log from a thread: a pipe without a reader, or a full disk, costs lines of the log and nothing else.
 
 Python's QueueHandler and QueueListener do this for log records, but wait for the queue at their end; what the engine's processes print
 comes as bytes.
@@ -173,7 +173,7 @@ class LogWriter:
 
 
 def open_appending(path: Path) -> int:
-    """A descriptor that adds to the file, which is made for its owner alone. Raises OSError, also for a FIFO that nobody reads."""
+    """A descriptor that adds to the file, which is made for its owner alone. Raises OSError, also for a FIFO without a reader."""
     file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NONBLOCK, 0o600)
     os.set_blocking(file, True)
     return file

@@ -1,7 +1,7 @@
 """How much a large body may hold, field by field, counted in its bytes before anything is made of them.
 
 Decoding 4 MiB takes up to 1.4 s where they hold a million small lists or dictionaries, because Python's garbage collector counts each of
-them. Finding the fields' bytes takes 13 ms, whatever they hold. The bounds are far above what a request needs; the exact ones
+them. Finding the fields' bytes takes 13 ms for any content. The bounds are far above what a request needs; the exact ones
 stand where a field is checked.
 """
 
@@ -28,7 +28,7 @@ MAX_STRINGS = 16 * MAX_MESSAGES
 MAX_PARTS = 4 * MAX_MESSAGES
 
 SCHEMAS = frozenset({"tools", "response_format", "structured_outputs"})
-# The type of a field that may hold anything, because nobody looks at it.
+# The type of a field that may hold anything, because the server does not look at it.
 Undecoded = msgspec.Raw | msgspec.UnsetType
 
 _FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)

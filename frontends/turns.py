@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """A line for heavy work. Whoever is cancelled in it leaves it."""
+    """A line for heavy work. A task that is cancelled in it leaves it."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()

@@ -185,7 +185,7 @@ class EngineManager:
         if token is not None:
             deadline = min(deadline, token.deadline)
             job.unlink = token.add_callback(interrupter(job.stream))
-        # After everything that can raise: nobody would give back what is registered here, and leaving the manager would wait for it.
+        # After everything that can raise: what is registered here would never be given back, and leaving the manager would wait for it.
         self._jobs[request.request_id] = job
         if deadline < math.inf:
             job.watch = self._deadlines.add(deadline, lambda: job.stream.fail(DeadlineExceeded(deadline - now)))

@@ -25,7 +25,7 @@ THREAD_NAME = "llmserve start"
 
 
 class GivenUp(Exception):
-    """Ends the thread of a start that is not wanted any more; nobody sees it."""
+    """Ends the thread of a start that is not wanted any more; no caller sees it."""
 
 
 class _Attempt(Generic[T]):
@@ -44,9 +44,9 @@ class _Attempt(Generic[T]):
         try:
             self._deliver(self._work(self._check))
         except BaseException as error:
-            # Not kept where nobody asks for it: its traceback keeps what the thread had made.
+            # Not kept where no caller asks for it: its traceback keeps what the thread had made.
             self.error = None if self._given_up else error
-        # When the loop is gone, nobody waits.
+        # When the loop is gone, no task waits.
         with suppress(anyio.RunFinishedError):
             anyio.from_thread.run_sync(self.over.set, token=self._loop)
 

@@ -12,7 +12,7 @@ from llmserve.wakeup import make_wakeup
 
 
 def _nothing() -> None:
-    """Where nobody is to be told."""
+    """For a caller that need not be told."""
 
 
 def _as_it_is(error: EngineDead) -> Exception | None:

@@ -39,7 +39,7 @@ class Intake:
             if name.lower() == "content-length" and (not value.isdecimal() or int(value[:20]) > MAX_BODY):
                 raise too_large()
         body = await receive(request.stream(), self._budget)
-        # The body is here: there is nobody any more who could wait to be told to send it.
+        # The body is here: the client need not be told to send it.
         kept = tuple((name, value) for name, value in end_to_end(headers) if name.lower() != hdrs.EXPECT.lower())
         return Asked(request.method, target, kept, body)
 

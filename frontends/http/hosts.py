@@ -1,6 +1,6 @@
 """Which names a server answers to.
 
-A page in somebody's browser can let its own name lead to 127.0.0.1 (DNS rebinding). Its requests carry that name as Host and as Origin, so
+A page in a user's browser can let its own name lead to 127.0.0.1 (DNS rebinding). Its requests carry that name as Host and as Origin, so
 no comparison of the two finds anything wrong. It cannot make a browser send an IP address or `localhost` as Host.
 """
 

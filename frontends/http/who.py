@@ -51,7 +51,7 @@ def no_key() -> HTTPFailure:
 
 
 def secret_of(authorization: Sequence[str]) -> str:
-    """The key that the headers `Authorization` show. An empty one is nobody's."""
+    """The key that the headers `Authorization` show. No client has an empty one."""
     if len(authorization) != 1:
         return ""
     scheme, _, secret = authorization[0].partition(" ")

@@ -27,7 +27,7 @@ class SharedAnswers:
         try:
             return await answered
         except asyncio.CancelledError:
-            # In the loop turn in which `Claimed` arrives the client may be lost too: then the claim has come, and nobody takes it.
+            # In the loop turn in which `Claimed` arrives the client may be lost too: then the claim has come, and no request takes it.
             if not answered.cancelled() and answered.exception() is None and answered.result() == number:
                 self.end(number)
             raise

@@ -3,7 +3,7 @@ then walked for some hundred tokens, with bounds on time and memory. `vllm_trial
 of vLLM's.
 
 xgrammar lets other threads run while it compiles, but cannot be stopped: `{"pattern": "^(.*a){25}[a-z]{1,5000}(.|\\n){1,5000}$"}` took
-10 s of a core (0.2.8, a vocabulary of 49,152), and inside vLLM's engine everybody's schemas wait behind that. What compiles at once may
+10 s of a core (0.2.8, a vocabulary of 49,152), and inside vLLM's engine all clients' schemas wait behind that. What compiles at once may
 still take longer with each token of an answer, inside the step that the engine makes for all requests: with
 `((a|b|[a-z ])*|([a-z ]*))*` the 26th token took 1.6 s, and with `root ::= root root | [ a-z]` the eighth 4.3 s.
 """

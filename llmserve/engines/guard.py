@@ -1,9 +1,9 @@
 """The processes of one engine, from their launch to their end: they are killed when that is wanted, or when the host has ended, and what a
 killed process leaves behind is removed.
 
-After a `kill -9` of the host nobody else would end them, and they would keep the GPU; so a process of a few megabytes (`wards.py`) waits
-for the host's end, or for theirs. A death signal (Linux's PR_SET_PDEATHSIG) comes already when the thread ends that had started them, and a
-pipe is held open by whatever else the host has forked.
+After a `kill -9` of the host no other process would end them, and they would keep the GPU. So a process of a few megabytes (`wards.py`)
+waits for the host's end, or for theirs. A death signal (Linux's PR_SET_PDEATHSIG) comes already when the thread ends that had started them,
+and a pipe is held open by all that the host has forked.
 """
 
 import multiprocessing
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEAVE_SECONDS = 5.0
 # How often it is looked whether a launch has started a process; nobody is guarded for so long.
 LOOK_SECONDS = 0.02
-# How often it is looked what the processes of a launch have: what one that somebody else kills leaves is known up to then.
+# How often the guard looks what the processes of a launch have: what one leaves that another program kills is known up to then.
 NOTE_SECONDS = 1.0
 
 
@@ -122,7 +122,7 @@ class Guard:
 
     def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
-            # One that somebody has killed guards nobody; one that is closed is not needed any more.
+            # One that was killed guards no process; one that is closed is not needed any more.
             with suppress(OSError, ValueError):
                 self._process.stdin.write(os.fsencode(line) + b"\n")
 
@@ -152,7 +152,7 @@ class Guard:
         deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline and any(map(is_alive, self._family)):
             time.sleep(LOOK_SECONDS)
-        # Takes note of their ends, as nobody else does for those that vLLM has killed.
+        # Takes note of their ends, as no other code does for those that vLLM has killed.
         multiprocessing.active_children()
         for pid in {one.pid for one in self._family} - self._told:
             # Those that have lost their parent are this process's own where it is the first one of a container.

@@ -34,7 +34,7 @@ def _close_context(llm: "AsyncLLM") -> None:
 
 
 def discard(llm: "AsyncLLM") -> None:
-    """One that nobody waits for any more, in the thread that made it: it has no task yet. Its processes have been killed."""
+    """One that no task waits for any more, in the thread that made it: it has no task yet. Its processes have been killed."""
     llm.shutdown()
     _close_context(llm)
 

@@ -47,7 +47,7 @@ class Wards:
 
     def _listen(self) -> None:
         told = os.read(0, 65_536)
-        # Closed, without a word: whoever else has it open keeps it open.
+        # Closed, without a word: the host's other children may still have it open.
         self._more = bool(told)
         *lines, self._read = (self._read + told).split(b"\n")
         for line in lines:

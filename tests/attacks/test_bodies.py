@@ -222,7 +222,7 @@ def test_heavy_work_is_done_piece_by_piece_with_rests():
         assert await asyncio.gather(*(turns.run(work, 0.05) for _ in range(8))) == [0.05] * 8
         ticking.cancel()
         assert [later - sooner for sooner, later in pairwise(began)] == pytest.approx([0.1] * 7)
-        # Nobody else waited for more than one piece.
+        # No other task waited for more than one piece.
         assert max(later - sooner for sooner, later in pairwise(ticks)) < 0.07
 
     loop.run_until_complete(main())

@@ -71,7 +71,7 @@ async def test_the_end_of_its_terminal_drains_the_server(tmp_path):
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment, preexec_fn=take_terminal)
     os.close(terminal)
     await said(process, "  ready  ")
-    # The terminal is there: somebody has sent it.
+    # The terminal is there: an operator has sent it.
     process.send_signal(signal.SIGHUP)
     await said(process, "reload  ")
     os.close(master)

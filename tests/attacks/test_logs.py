@@ -26,7 +26,7 @@ def anyio_backend():
 
 @asynccontextmanager
 async def server(tmp_path, *arguments, **streams):
-    """A ready server on a unix socket, whatever becomes of its output, and a client for it."""
+    """A ready server on a unix socket, with any output, and a client for it."""
     path = tmp_path / "llmserve.sock"
     environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(

@@ -194,7 +194,7 @@ def test_a_claim_ends_with_its_worker_and_by_its_age():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000)), max_size=80))
 def test_no_tenant_pushes_out_another_s_answers(moves):
-    """Each keeps an equal share of the memory at least, whatever the others send."""
+    """Each keeps an equal share of the memory at least, however much the others send."""
     most = 40 * OVERHEAD
     answers = Answers(lambda: 0.0, most)
     taken = {tenant: [] for tenant in range(4)}

@@ -150,7 +150,7 @@ async def test_who_waits_in_line_keeps_its_place_and_its_patience(manager, engin
             await wait_all_tasks_blocked()
         assert manager.statistics().waiting == 2
         await anyio.sleep(3.0)
-        # The restart takes six times as long as anybody's patience, which nobody knows: the first start took no time.
+        # The restart takes six times as long as the patience of any request, which the manager cannot know: the first start took no time.
         await restart(manager, engine)
         assert sorted(engine.submitted[:2]) == sorted(engine.submitted[2:]) == ["a", "b"]
         engine.finish("a")

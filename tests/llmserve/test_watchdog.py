@@ -1,4 +1,4 @@
-"""Constraints that make every step slower, on the simulated engine and a virtual clock: their requests are ended, and nobody else's."""
+"""Constraints that make every step slower, on the simulated engine and a virtual clock: their requests are ended, and no others."""
 
 import logging
 

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -24,13 +24,16 @@ class Gathering:
         self._numbers = itertools.count(1)
         self._reports: dict[int, asyncio.Event] = {}
 
-    async def gather(self, members: Sequence[Member], admission: AdmissionStatistics | None, *, one_engine: bool) -> Facts | None:
-        """None if nobody has ever said anything."""
+    async def gather(
+        self, members: Sequence[Member], admission: Callable[[], AdmissionStatistics | None], *, one_engine: bool
+    ) -> Facts | None:
+        """None if no worker has ever reported. `admission` is asked when the reports are there: what a worker said before its own is
+        then in both."""
         async with anyio.create_task_group() as tasks:
             for member in members:
                 tasks.start_soon(self._ask, member)
         parts = [member.facts for member in members if member.facts is not None]
-        return Facts.together([*parts, *self._past], admission, one_engine=one_engine) if parts else None
+        return Facts.together([*parts, *self._past], admission(), one_engine=one_engine) if parts else None
 
     async def _ask(self, member: Member) -> None:
         number = next(self._numbers)

@@ -50,7 +50,7 @@ from frontends.workers.shared import SharedCore
 from frontends.workers.together import TogetherSteps
 from frontends.workers.watchdog import watch
 from llmserve import ConfigurationError, EngineDead, State
-from llmserve.admission import AdmissionController, build_admission, wake
+from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
 from llmserve.engines import create_engine
 from llmserve.engines.sockets import FOLDER
 from llmserve.exporters.prometheus import MULTIPROCESS
@@ -376,7 +376,9 @@ class Owner:
         self._change.set()
 
     async def _tell_facts(self, asking: Member, number: int) -> None:
-        admission = self._admission.statistics(self._loop.time()) if self._admission else None
+        def admission() -> AdmissionStatistics | None:
+            return self._admission.statistics(self._loop.time()) if self._admission else None
+
         facts = await self._gathering.gather(self._members, admission, one_engine=self._shared is not None)
         if facts is not None:
             if self._supervisor is not None:

@@ -177,7 +177,8 @@ async def test_a_third_signal_ends_the_program_at_once(tmp_path):
     ],
 )
 async def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, arguments, words):
-    result = await anyio.run_process([*MODULE, "--engine", "simulated", *arguments], check=False)
+    # A free port, because several of these run at the same time.
+    result = await anyio.run_process([*MODULE, "--engine", "simulated", "--port", "0", *arguments], check=False)
     assert result.returncode == 2
     last = result.stderr.decode().strip().splitlines()[-1]
     assert words in last

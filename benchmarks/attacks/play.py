@@ -24,8 +24,9 @@ SETTLE_SECONDS = 2.0
 # A canary that waits longer has failed: it takes 0.05 s on the simulated engine, 0.5 s on a real one on a CPU.
 CANARY_PATIENCE = 5.0
 CANARY_VOICES = 2
-# Sequences in the simulated engine at once. With its usual 16 a row's open streams leave the canary no slot, which is admission's answer.
-PLACES = 64
+# The simulated engine holds 64 sequences of 2,048 tokens at once. With its usual size a row's open streams leave the canary no slot or no
+# cache, and its wait is admission's answer.
+ROOM = {"max_num_seqs": 64, "block_size": 16, "num_blocks": 64 * 2048 // 16}
 
 
 @attrs.frozen(kw_only=True)
@@ -100,7 +101,7 @@ async def opened(row: Row, options: Options) -> AsyncIterator[Target]:
     setting = Setting(
         core="simulated" if options.engine == "simulated" else "real",
         model=options.model,
-        engine_args=({"max_num_seqs": PLACES} if options.engine == "simulated" else {}) | options.engine_args,
+        engine_args=(ROOM if options.engine == "simulated" else {}) | options.engine_args,
         server_args=(*row.server, *options.server_args),
     )
     name, wire = ("llmserve-socket", "tcp") if row.wire == "socket" else ("llmserve", "http")

@@ -53,8 +53,10 @@ class Replica:
 
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
-        self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
-        self._board = board
+        # By gRPC from process to process: an answer by Ray's object store keeps the process that gives it from all others for 12 s once
+        # the host that asked cannot be reached (measured with a link taken down).
+        self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
+        self._board = board.options(_by_reference=False)
         self._options = parse(arguments)
         self._told = self._open = 0
         self._rate = MESSAGES_PER_SECOND * self._options.ingresses * hosts() / self._options.max_replicas

@@ -21,6 +21,7 @@ from frontends.decoding import BodyReader
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
+from frontends.heap import return_free_pages
 from frontends.http.form import BUDGET, MAX_BODY, Handler, check_form, expect_later, take
 from frontends.http.hosts import answer_to
 from frontends.http.idempotency import Memory, answer_once
@@ -179,8 +180,7 @@ class Routes:
         requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id)
         if not wanted.stream:
-            body = await answerer.whole(await generate_choices(self.manager, requests), n, self._turns)
-            return web.Response(body=body, content_type=JSON)
+            return await _whole(answerer.whole(await generate_choices(self.manager, requests), n, self._turns))
         async with _event_stream(request, self._scheduler) as events, open_choices(self.manager, requests) as streams:
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])
@@ -287,8 +287,29 @@ def build_app(
     return app
 
 
+async def _whole(parts: AsyncIterator[bytes]) -> web.Response:
+    """An answer as one body; in parts where it is larger than what is kept for an Idempotency-Key."""
+    begin: list[bytes] = []
+    async for part in parts:
+        begin.append(part)
+        if sum(map(len, begin)) > MAX_ANSWER:
+            return web.Response(body=_joined(begin, parts), content_type=JSON)
+    return web.Response(body=b"".join(begin), content_type=JSON)
+
+
+async def _joined(begin: list[bytes], parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        while begin:
+            yield begin.pop(0)
+        async for part in parts:
+            yield part
+    finally:
+        # When the completions, which these frames hold, are gone.
+        asyncio.get_running_loop().call_soon(return_free_pages)
+
+
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type=JSON, headers=headers)
+    return web.Response(body=sse.encode(body), status=status, content_type=JSON, headers=headers)
 
 
 def _failure(error: LLMServeError) -> web.Response:

@@ -10,6 +10,7 @@ import msgspec
 
 from frontends.receive_budget import LARGEST
 from llmserve import Delta, Usage
+from llmserve.logprobs import unpacked
 
 VERSION = 1
 # Before it has said who it is, a client may send this much. Afterwards as much as HTTP takes for a body.
@@ -132,7 +133,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag=22):
 FromClient = Hello | Open | Credit | Cancel | Ping
 FromServer = Welcome | Started | Deltas | Detail | End | Error | Pong
 
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=unpacked)
 Message = TypeVar("Message")
 
 

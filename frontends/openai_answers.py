@@ -1,7 +1,7 @@
 """The OpenAI wire: what answers look like, whole and in chunks."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +13,8 @@ from llmserve import Completion, Delta, Reader, TokenLogprob, ToolCall, Tools, U
 
 # Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
 PIECE = 128
+# Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
+_HOLE = b"\0"
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -119,18 +121,21 @@ class Answerer:
         self.created = int(time.time())
         self._frames: dict[int, sse.TextEvent] = {}
 
-    async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> bytes:
-        """The answer as JSON. Logprobs, of which there may be a quarter of a million, are written in pieces, between which the event loop
-        does everything else."""
-        choices = []
-        for index, completion in enumerate(completions):
-            choices.append(self.choice(index, completion))
-            if completion.logprobs is not None:
-                choices[-1].logprobs = await self._logprobs(index, completion, turns)
+    async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
+        """The answer as JSON, in parts. Logprobs, of which there may be a quarter of a million, are encoded in pieces, between which the
+        event loop does everything else, and those of one choice at a time, when the parts before them have been taken."""
+        choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
+        detailed = [index for index, completion in enumerate(completions) if completion.logprobs is not None]
+        for index in detailed:
+            choices[index].logprobs = msgspec.Raw(_HOLE)
         usage = add_usage([completion.usage for completion in completions], per_prompt)
-        return msgspec.json.encode(Answer(self.id, self.kind, self.created, self.model, choices, usage))
+        begin, *parts = msgspec.json.encode(Answer(self.id, self.kind, self.created, self.model, choices, usage)).split(_HOLE)
+        yield begin
+        for index, part in zip(detailed, parts, strict=True):
+            yield await self._logprobs(index, completions[index], turns)
+            yield part
 
-    async def _logprobs(self, index: int, completion: Completion, turns: Turns) -> msgspec.Raw:
+    async def _logprobs(self, index: int, completion: Completion, turns: Turns) -> bytes:
         """The lists of all pieces' objects, joined name by name."""
         pieces = self.logprobs(index, completion)
         lists: dict[str, list[bytes]] = {}
@@ -145,7 +150,7 @@ class Answerer:
         small = len(completion.logprobs or ()) + len(completion.prompt_logprobs or ()) <= PIECE
         while write() if small else await turns.run(write):
             pass
-        return msgspec.Raw(b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items()) + b"}")
+        return b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items()) + b"}"
 
     def first(self, index: int) -> bytes:
         """What a choice's stream begins with."""
@@ -229,7 +234,7 @@ class TextAnswerer(Answerer):
     def logprobs(self, index: int, completion: Completion) -> Iterator[TextLogprobs]:
         prompt = (completion.prompt_logprobs or ()) if self._echo else ()
         start = len(self._echo(index)) if self._echo and not prompt else 0
-        for piece in _pieces((*prompt, *(completion.logprobs or ()))):
+        for piece in _pieces(prompt, completion.logprobs or ()):
             yield _text_logprobs(piece, start)
             start += sum(len(entry.token) for entry in piece)
 
@@ -310,8 +315,13 @@ def _called(call: ToolCall) -> CalledFunction:
     return CalledFunction(call.name, call.arguments)
 
 
-def _pieces(entries: Sequence[TokenLogprob]) -> Iterator[Sequence[TokenLogprob]]:
-    return (entries[start : start + PIECE] for start in range(0, max(len(entries), 1), PIECE))
+def _pieces(*sequences: Sequence[TokenLogprob]) -> Iterator[Sequence[TokenLogprob]]:
+    """At least one piece, which is empty if there are no entries."""
+    if not any(sequences):
+        yield ()
+    for entries in sequences:
+        for start in range(0, len(entries), PIECE):
+            yield entries[start : start + PIECE]
 
 
 def _text_logprobs(entries: Sequence[TokenLogprob], start: int) -> TextLogprobs:

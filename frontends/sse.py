@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+from llmserve.logprobs import unpacked
+
 DONE = b"data: [DONE]\n\n"
 
 # No text that a model makes contains it: it is not even valid in JSON unescaped.
@@ -14,7 +16,7 @@ _ENCODED_MARKER = msgspec.json.encode(_MARKER)
 _NUMBER = 10**17
 
 
-encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder(enc_hook=unpacked).encode
 
 
 def event(payload: Any) -> bytes:

@@ -1,7 +1,9 @@
 """Deltas that nobody has read, to be read as one. Adding one costs the same however many there are, in time and in memory."""
 
 from array import array
+from collections.abc import Sequence
 
+from llmserve.logprobs import PackedLogprobs
 from llmserve.request import Delta, TokenLogprob
 
 # Texts are joined so many at a time: a string for each token would take fifty bytes more than the token's text.
@@ -17,8 +19,8 @@ class Backlog:
         self._joined: list[str] = []
         self._texts: list[str] = []
         self._token_ids = array("q")
-        self._logprobs: list[TokenLogprob] | None = None
-        self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+        self._logprobs: PackedLogprobs | None = None
+        self._prompt_logprobs: Sequence[TokenLogprob] | None = None
         self.add(first)
 
     def add(self, delta: Delta) -> None:
@@ -30,18 +32,19 @@ class Backlog:
             self._texts.clear()
         if delta.logprobs is not None:
             if self._logprobs is None:
-                self._logprobs = []
+                self._logprobs = PackedLogprobs()
             self._logprobs.extend(delta.logprobs)
-        self._prompt_logprobs = self._prompt_logprobs or delta.prompt_logprobs
+        if delta.prompt_logprobs and not self._prompt_logprobs:
+            self._prompt_logprobs = PackedLogprobs(delta.prompt_logprobs)
 
     def whole(self) -> Delta:
         """It ends as the last of them did."""
-        last, logprobs = self._last, self._logprobs
+        last = self._last
         return Delta(
             "".join([*self._joined, *self._texts]),
             tuple(self._token_ids),
             last.finish_reason,
             last.stop_reason,
-            None if logprobs is None else tuple(logprobs),
+            self._logprobs,
             self._prompt_logprobs,
         )

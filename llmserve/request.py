@@ -317,7 +317,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
 class Delta(msgspec.Struct, frozen=True, gc=False):
     """What has been generated since the last delta. The last one has a `finish_reason`: "stop" or "length".
 
-    `text` may lag behind `token_ids` while a character or a stop string is incomplete.
+    `text` may lag behind `token_ids` while a character or a stop string is incomplete. `logprobs` has one item for each token, and makes
+    it when it is read, where several deltas were joined.
     `stop_reason` is the stop string or token id that ended it, where one did.
     """
 
@@ -325,8 +326,8 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    logprobs: Sequence[TokenLogprob] | None = None
+    prompt_logprobs: Sequence[TokenLogprob] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -346,6 +347,6 @@ class Completion(msgspec.Struct, frozen=True):
     finish_reason: str
     usage: Usage
     stop_reason: str | int | None = None
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    logprobs: Sequence[TokenLogprob] | None = None
+    prompt_logprobs: Sequence[TokenLogprob] | None = None
     message: Message | None = None

@@ -27,7 +27,7 @@ GOLDEN = {
     "Welcome": frames.Welcome(1, "bundled", 4 * 2**20, 1024),
     "Started": frames.Started(1, "abc", 3),
     "Deltas": frames.Deltas([(1, " Paris", (7042,)), (2, "é", (1, 2))]),
-    "Detail": frames.Detail(1, Delta("a", (5,), logprobs=(LOGPROB,))),
+    "Detail": frames.Detail(1, Delta("a", (5,), logprobs=[LOGPROB])),
     "End": frames.End(1, "length", None, Usage(3, 2, 0)),
     "Error": frames.Error(1, "Overloaded", "full", {"retry_after": 1.5, "reason": "queue_full"}),
     "Pong": frames.Pong(7),
@@ -95,7 +95,7 @@ counts = st.integers(0, 2**32)
 details = st.dictionaries(texts, st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | texts, max_size=3)
 pieces = st.tuples(ids, texts, st.lists(counts, max_size=4).map(tuple))
 logprobs = st.builds(TokenLogprob, counts, texts, st.none() | st.floats(max_value=0, allow_nan=False), st.just(()) | st.just((LOGPROB,)))
-deltas = st.builds(Delta, texts, st.lists(counts, max_size=3).map(tuple), logprobs=st.none() | st.lists(logprobs, max_size=3).map(tuple))
+deltas = st.builds(Delta, texts, st.lists(counts, max_size=3).map(tuple), logprobs=st.none() | st.lists(logprobs, max_size=3))
 client_messages = st.one_of(
     st.builds(frames.Hello, counts, st.none() | texts),
     st.builds(frames.Open, ids, amounts, st.dictionaries(texts, st.none() | counts | texts, max_size=3).map(frames.raw)),

@@ -53,6 +53,7 @@ class Member:
         taken.close()
         member = cls(index, process, handed)
         member.channel = await Channel.open(ours, messages.FromWorker, lambda message: receive(member, message), lambda: lost(member))
+        member.channel.listen()
         return member
 
     @property

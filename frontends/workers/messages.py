@@ -197,7 +197,8 @@ FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | 
 
 
 class Channel(asyncio.Protocol):
-    """One end. `receive` is called for each message, `lost` when the other end is gone."""
+    """One end. After `listen()`, `receive` is called for each message, also for those that came before, and `lost` when the other end is
+    gone."""
 
     def __init__(self, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> None:
         self._reader: FrameReader[Any] = FrameReader(kind, MAX_ANSWER)
@@ -211,6 +212,11 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        # What `receive` needs is made between `open()` and `listen()`.
+        self._transport.pause_reading()
+
+    def listen(self) -> None:
+        self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

@@ -108,6 +108,7 @@ class Worker:
             self._manager = EngineManager(self._engine, self._config(), admission=self._admission, tracer=tracer)
             if tracer is not None:
                 tracer.observe(self._manager.statistics)
+            self.channel.listen()
             await self._live()
 
     async def _live(self) -> None:

@@ -20,6 +20,7 @@ from llmserve import (
     Unavailable,
     UnknownTenant,
 )
+from llmserve.state import NotRunning
 
 # Most special first: the first class that fits counts.
 TABLE: tuple[tuple[type[LLMServeError], int, str, str | None], ...] = (
@@ -62,6 +63,11 @@ class HTTPFailure(LLMServeError):
         self.headers = dict(headers or {})
 
 
+def public_message(error: LLMServeError) -> str:
+    """The error's text for a client: a server listens before it has started its manager, and until after it has closed it."""
+    return error.public if isinstance(error, NotRunning) else str(error)
+
+
 def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
     """Status, body and headers for an error."""
     if isinstance(error, HTTPFailure):
@@ -73,4 +79,4 @@ def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         headers["Retry-After-Ms"] = str(math.ceil(error.retry_after * 1000))
     param = error.param if isinstance(error, InvalidRequest) else None
-    return status, ErrorBody(ErrorDetail(str(error)[:512], kind, param, code)), headers
+    return status, ErrorBody(ErrorDetail(public_message(error)[:512], kind, param, code)), headers

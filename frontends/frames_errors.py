@@ -1,5 +1,6 @@
 """llmserve's errors as frames, and back into the same classes."""
 
+from frontends.errors import public_message
 from frontends.frames import Error
 from llmserve import errors
 
@@ -12,7 +13,7 @@ MAX_MESSAGE = 512
 def to_frame(stream_id: int, error: errors.LLMServeError) -> Error:
     kind = next(base.__name__ for base in type(error).__mro__ if base.__name__ in KINDS)
     details = {name: getattr(error, name) for name in DETAILS if hasattr(error, name)}
-    return Error(stream_id, kind, str(error)[:MAX_MESSAGE], details)
+    return Error(stream_id, kind, public_message(error)[:MAX_MESSAGE], details)
 
 
 def to_exception(frame: Error) -> errors.LLMServeError:

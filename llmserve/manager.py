@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import anyio
@@ -26,6 +25,8 @@ from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMSer
 from llmserve.facts import Facts
 from llmserve.fitting import fit
 from llmserve.job import Job, arrival, check_types, interrupter, note_outcome
+from llmserve.lifecycle import Lifecycle
+from llmserve.lifespan import first_of
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
 from llmserve.recovery import Recovery
@@ -40,14 +41,14 @@ from llmserve.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-class EngineManager:
+class EngineManager(Lifecycle):
     """Runs one engine and decides who gets it.
 
         async with EngineManager.open("bundled") as manager:
             completion = await manager.generate("The capital of France is", sampling=Sampling(max_tokens=16))
 
-    Entering waits until the engine is up; leaving drains (`ManagerConfig.drain_timeout`) and stops it. Use it from the
-    event loop that entered it; a `CancellationToken` may be cancelled from any thread.
+    Entering waits until the engine is up; leaving drains (`ManagerConfig.drain_timeout`) and stops it. `start()` and `close()` do the same.
+    Use it from any task of the event loop that started it, elsewhere it raises RuntimeError; any thread may cancel a `CancellationToken`.
 
     Args:
         engine: anything that satisfies `llmserve.engine.Engine`.
@@ -70,7 +71,7 @@ class EngineManager:
     ) -> None:
         self.engine = engine
         self.config = config or ManagerConfig()
-        self.state = State.NEW
+        super().__init__(self.config.drain_timeout)
         self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)
         self._tracer: Tracer = NoTracer() if tracer is None else CarefulTracer(tracer)
@@ -79,7 +80,7 @@ class EngineManager:
         self._idle: anyio.Event | None = None
         self._supervisor: Supervisor | None = None
         self._recovery = Recovery(engine, lambda: self._supervisor is not None and self._supervisor.restarts_again)
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         # When the engine should be up again.
         self._back = 0.0
         # Made on entering: they need the event loop, or the engine's own figures.
@@ -119,6 +120,7 @@ class EngineManager:
         """Generate one sequence. Entering waits until it is admitted; leaving early, however, frees what it held.
 
         Raises, on entering:
+            RuntimeError: the manager has not been started, or has been closed, or belongs to another event loop.
             InvalidRequest: the request cannot be answered by this model.
             EngineRestarted: it was in several engines that died.
             Overloaded: refused; see its `retry_after`.
@@ -342,53 +344,46 @@ class EngineManager:
 
     # The manager's own life
 
-    async def __aenter__(self) -> Self:
-        self._lifespan = self._live()
-        await self._lifespan.__aenter__()
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
-        return await self._lifespan.__aexit__(kind, error, trace)
-
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
-        if self.state is not State.NEW:
-            raise RuntimeError("a manager is entered once; make another one")
-        failure: Exception | None = None
-        patience = 0.0
-        async with anyio.create_task_group() as self._tasks:
-            self.state = State.STARTING
-            # For callbacks of the event loop, which may cancel a token: there nothing else tells anyio what it runs on.
-            self._context = contextvars.copy_context()
-            self._context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
-            if self._clock is anyio.current_time:
-                # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
-                self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
-            self.recorder = MetricsRecorder(self.config.slo, self._clock())
-            self.recorder.named = frozenset(self.config.admission.table.named)
-            self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
-            self._deadlines = Deadlines(self._clock)
-            self._tasks.start_soon(self._deadlines.run)
-            try:
-                await self._tasks.start(self._run_engine)
-                self._admission = self._admission or self._build_admission()
-                self.engine.watch(self._stepped)
-                self._tasks.start_soon(self._watchdog.run)
-                if self.config.predicts:
-                    await check_promise(self.engine, self.config.slo)
-                self.state = State.READY if self._recovery.up else State.RESTARTING
-                yield
-                patience = self.config.drain_timeout
-            except Exception as error:
-                # Raised after the task group, so that it does not come out wrapped in an exception group.
-                failure = error
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._wind_up(patience)
-                self._tasks.cancel_scope.cancel()
-        self.state = State.STOPPED
-        if failure is not None:
-            raise failure
+        end = State.STOPPED
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._prepare()
+                self._tasks.start_soon(self._deadlines.run)
+                try:
+                    await self._tasks.start(self._run_engine)
+                    self._admission = self._admission or self._build_admission()
+                    self.engine.watch(self._stepped)
+                    self._tasks.start_soon(self._watchdog.run)
+                    if self.config.predicts:
+                        await check_promise(self.engine, self.config.slo)
+                    self.state = State.READY if self._recovery.up else State.RESTARTING
+                    yield
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await self._wind_up(self._patience or 0.0)
+                    self._tasks.cancel_scope.cancel()
+        except Exception as error:
+            if self._patience is None and self.state is not State.STARTING:
+                end, self._failure = State.FAILED, first_of(error)
+                logger.critical("the manager failed", exc_info=True)
+            raise
+        finally:
+            self.state = end
+
+    def _prepare(self) -> None:
+        """What needs the event loop."""
+        # For callbacks of the event loop, which may cancel a token: there nothing else tells anyio what it runs on.
+        self._context = contextvars.copy_context()
+        self._context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
+        if self._clock is anyio.current_time:
+            # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
+            self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
+        self.recorder = MetricsRecorder(self.config.slo, self._clock())
+        self.recorder.named = frozenset(self.config.admission.table.named)
+        self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
+        self._deadlines = Deadlines(self._clock)
 
     def _build_admission(self) -> Admission:
         info = self.engine.info
@@ -449,8 +444,8 @@ class EngineManager:
 
         What remains then still runs; leaving the manager ends it.
         """
-        if self.state in (State.READY, State.RESTARTING):
-            self.state = State.DRAINING
+        self._require_home()
+        self._stop_taking()
         if not self._jobs:
             return True
         self._idle = self._idle or anyio.Event()
@@ -460,6 +455,7 @@ class EngineManager:
 
     def cancel_all(self, reason: str) -> None:
         """End every open request now: its reader gets an `Unavailable` with this reason."""
+        self._require_home()
         for job in list(self._jobs.values()):
             job.stream.fail(Unavailable(reason, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED))
 
@@ -471,9 +467,12 @@ class EngineManager:
         if self._admission is not None:
             self._admission.set_tenants(table)
 
+    def _end_requests(self) -> None:
+        self.cancel_all("the server is stopping")
+
     async def _wind_up(self, timeout: float) -> None:
         await self.drain(timeout)
-        self.cancel_all("the server is stopping")
+        self._end_requests()
         await self.drain(self.config.cleanup_timeout)
 
     # What it knows
@@ -528,6 +527,7 @@ class EngineManager:
             raise EngineDead(str(self._failure))
         if self.state is not State.READY:
             raise self._unavailable()
+        self._require_home()
 
     def _unavailable(self) -> Unavailable:
         return unavailable(self.state, max(1.0, self._back - self._clock()))

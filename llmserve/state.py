@@ -10,6 +10,7 @@ from llmserve.errors import Unavailable
 
 # What a client is told while the engine starts: a warm start on a CPU takes about half a minute, and asking again is cheap.
 STARTING_RETRY_AFTER = 5.0
+STARTING = "the engine is starting"
 
 
 class State(StrEnum):
@@ -51,12 +52,24 @@ class ManagerStatistics:
         return None if self.admission.limit is None else max(0, self.admission.limit - self.admission.running)
 
 
+class NotRunning(Unavailable, RuntimeError):
+    """The embedding program uses a manager that it has not started, or has closed. `public` is the message for a server's clients."""
+
+    def __init__(self, message: str, public: str, reason: Refusal) -> None:
+        super().__init__(message, retry_after=STARTING_RETRY_AFTER, reason=reason)
+        self.public = public
+
+
 def unavailable(state: State, retry_after: float = STARTING_RETRY_AFTER) -> Unavailable:
     """The error for a request that comes in a state other than READY."""
     if state is State.RESTARTING:
         return Unavailable("the engine is being restarted", retry_after=retry_after, reason=Refusal.RESTARTING)
-    if state in (State.NEW, State.STARTING):
-        return Unavailable("the engine is starting", retry_after=STARTING_RETRY_AFTER, reason=Refusal.STARTING)
+    if state is State.NEW:
+        message = "the manager has not been started: use it inside `async with manager:`, or after `await manager.start()`"
+        return NotRunning(message, STARTING, Refusal.STARTING)
+    if state is State.STARTING:
+        return Unavailable(STARTING, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STARTING)
     if state is State.DRAINING:
         return Unavailable("the server is shutting down", retry_after=STARTING_RETRY_AFTER, reason=Refusal.DRAINING)
-    return Unavailable("the server has stopped", retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED)
+    message = "the manager has been closed: a manager starts once, so make another EngineManager"
+    return NotRunning(message, "the server has stopped", Refusal.STOPPED)

@@ -53,6 +53,7 @@ class TokenStream:
         self._read_from = False
         self._wakeup = make_wakeup()
         self._wake = self._wakeup.wake
+        self._notifies = False
         # Who takes the text apart, where it is more than that; set by whoever makes the stream.
         self.reader: Reader | None = None
 
@@ -75,7 +76,13 @@ class TokenStream:
         return Usage(self.timeline.prompt_tokens, self.timeline.completion_tokens, self.timeline.cached_tokens)
 
     def __aiter__(self) -> "TokenStream":
+        self._require_reader()
         return self
+
+    def _require_reader(self) -> None:
+        self._wakeup.require_reader()
+        if self._notifies:
+            raise RuntimeError("this stream notifies a reader: use `take()` after each call of `notify`'s callback, and do not iterate")
 
     async def __anext__(self) -> Delta:
         """The next delta.
@@ -84,11 +91,14 @@ class TokenStream:
             EngineRestarted: the engine died, and what had come was read already; what had not is begun again, unseen.
             RequestCancelled, DeadlineExceeded: it was ended from outside.
             EngineError: the engine failed it, or died.
+            RuntimeError: another task reads the stream, or it belongs to another event loop.
         """
         while self._pending is None or (self._unwoken and not self._ended):
             self.raise_if_failed()
             if self._ended:
                 raise StopAsyncIteration
+            if self._notifies:
+                self._require_reader()
             await self._wakeup.sleep()
         return self._read()
 
@@ -96,8 +106,10 @@ class TokenStream:
         """For a reader that is no task: `ready()` is called at once and whenever there is more to `take()`, or an end.
 
         It is called from the middle of the engine's step, in the event loop's thread: it should note that, and take after the step.
-        A stream is either iterated or notifies.
+        A stream is either iterated or notifies: RuntimeError where a task reads it, or in another event loop or thread.
         """
+        self._wakeup.require_reader()
+        self._notifies = True
         self._wake = ready
         if self._pending is not None or self._ended:
             ready()
@@ -131,6 +143,7 @@ class TokenStream:
 
     async def _rest(self) -> Delta | None:
         """Everything until the end. Nothing is read before that, so that an engine that dies under it may begin again."""
+        self._require_reader()
         wake = self._wakeup.wake
         self._wake = lambda: wake() if self._ended else None
         while not self._ended:

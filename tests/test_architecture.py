@@ -28,7 +28,9 @@ ALLOWED = {
     "llmserve.metrics": {"llmserve.config", "llmserve.request"},
     "llmserve.models": {"llmserve.errors"},
     "llmserve.starting": set(),
-    "llmserve.wakeup": set(),
+    "llmserve.loops": set(),
+    "llmserve.lifespan": {"llmserve.loops"},
+    "llmserve.wakeup": {"llmserve.loops"},
     "llmserve.stream": {
         "llmserve.backlog",
         "llmserve.engine",

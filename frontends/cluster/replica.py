@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anyio
 import attrs
 
 from frontends.access import Access
@@ -61,54 +60,52 @@ class Replica:
         self._told = self._open = 0
         self._rate = MESSAGES_PER_SECOND * self._options.ingresses * hosts() / self._options.max_replicas
         self._stop = asyncio.Event()
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # A task of its own, because whoever enters a manager has to leave it.
-        self._life = asyncio.create_task(self._live(ready))
-        await asyncio.wait((ready, self._life), return_when=asyncio.FIRST_COMPLETED)
-        if not ready.done():
-            # It says why.
-            await self._life
+        self._stack = AsyncExitStack()
+        try:
+            await self._enter(self._stack)
+        except BaseException:
+            await self._stack.aclose()
+            raise
 
-    async def _live(self, ready: asyncio.Future[None]) -> None:
+    async def _enter(self, stack: AsyncExitStack) -> None:
         options = self._options
         prepare_environment(options)
         access = Access.open(options)
         await unpack(options)
-        async with AsyncExitStack() as stack:
-            name = served_name(options)
-            tracer = await stack.enter_async_context(telemetry(options, name))
-            manager = self._manager = EngineManager.open(
-                options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options), tracer=tracer
-            )
-            if tracer is not None:
-                tracer.observe(manager.statistics)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
-            app = build_app(
-                manager,
-                name,
-                self._gather_facts,
-                self._gather_series,
-                access=access,
-                max_hold=options.max_hold,
-                max_incomplete=options.max_incomplete_bytes,
-            )
-            reception = await stack.enter_async_context(running(app))
-            await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
-            self._relay = Relay(folder / "http")
-            stack.push_async_callback(self._relay.close)
-            await stack.enter_async_context(manager)
-            self._pressure = Pressure(patience=min(manager.config.slo.ttft or manager.config.admission.max_wait, options.max_wait))
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            tasks.start_soon(access.follow, manager.set_tenants)
-            say(f"ready     replica {self._id}")
-            ready.set_result(None)
-            await self._exchange()
-            tasks.cancel_scope.cancel()
+        name = served_name(options)
+        tracer = await stack.enter_async_context(telemetry(options, name))
+        manager = self._manager = EngineManager.open(
+            options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options), tracer=tracer
+        )
+        if tracer is not None:
+            tracer.observe(manager.statistics)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
+        app = build_app(
+            manager,
+            name,
+            self._gather_facts,
+            self._gather_series,
+            access=access,
+            max_hold=options.max_hold,
+            max_incomplete=options.max_incomplete_bytes,
+        )
+        reception = await stack.enter_async_context(running(app))
+        await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
+        self._relay = Relay(folder / "http")
+        stack.push_async_callback(self._relay.close)
+        await stack.enter_async_context(manager)
+        self._pressure = Pressure(patience=min(manager.config.slo.ttft or manager.config.admission.max_wait, options.max_wait))
+        self._tasks = [asyncio.create_task(access.follow(manager.set_tenants)), asyncio.create_task(self._exchange())]
+        say(f"ready     replica {self._id}")
 
     async def __del__(self) -> None:
         """Ray Serve's word for leaving, when the last request has ended or has had its time."""
         self._stop.set()
-        await self._life
+        following, exchanging = self._tasks
+        await asyncio.wait([exchanging])
+        following.cancel()
+        await asyncio.wait([following])
+        await self._stack.aclose()
 
     # Requests
 
@@ -135,7 +132,8 @@ class Replica:
 
     def check_health(self) -> None:
         """An engine that is started again is no reason to start a replica again; one that is not, is. Raises EngineDead."""
-        if self._life.done():
+        # Following ends by itself where there is no file to follow.
+        if any(task.done() and not task.cancelled() and task.exception() for task in self._tasks):
             raise EngineDead("the server of this replica has ended")
         if self._manager.state is State.FAILED:
             self._manager.check_health()

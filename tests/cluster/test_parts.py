@@ -303,7 +303,10 @@ class NotInRay(Replica):
 async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_has_ended():
     async with EngineManager(SimulatedEngine(SimulatedConfig())) as manager:
         replica = NotInRay.__new__(NotInRay)
-        replica._manager, replica._life = manager, asyncio.get_running_loop().create_future()
+        server = asyncio.get_running_loop().create_future()
+        nothing_to_follow = asyncio.get_running_loop().create_future()
+        nothing_to_follow.set_result(None)
+        replica._manager, replica._tasks = manager, [nothing_to_follow, server]
         replica.check_health()
         manager.state = State.RESTARTING
         replica.check_health()
@@ -311,7 +314,7 @@ async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_
         with pytest.raises(EngineDead):
             replica.check_health()
         manager.state = State.READY
-        replica._life.set_result(None)
+        server.set_exception(RuntimeError("a fault of ours"))
         with pytest.raises(EngineDead, match="server"):
             replica.check_health()
 

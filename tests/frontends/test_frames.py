@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontends import frames
+from frontends.errors import describe
 from frontends.frames import FrameError, FrameReader
 from frontends.frames_errors import to_exception, to_frame
-from llmserve import Delta, Overloaded, PromptTooLong, TenantOverloaded, TokenLogprob, Usage
+from llmserve import Delta, Overloaded, PromptTooLong, State, TenantOverloaded, TokenLogprob, Unavailable, Usage
+from llmserve.state import unavailable
 
 PROTOCOL = pathlib.Path(__file__).parents[2] / "docs" / "protocol.md"
 LOGPROB = TokenLogprob(5, "a", -0.5)
@@ -192,3 +194,13 @@ def test_an_error_of_a_newer_server_is_still_one_of_ours():
     error = to_exception(frames.Error(1, "SomethingNew", "words", {"unheard": 1}))
     assert type(error).__name__ == "EngineError"
     assert str(error) == "words"
+
+
+@pytest.mark.parametrize(("state", "message"), [(State.NEW, "the engine is starting"), (State.STOPPED, "the server has stopped")])
+def test_clients_of_a_server_get_no_advice_for_the_program_that_embeds_the_manager(state, message):
+    error = unavailable(state)
+    assert "EngineManager" in str(error) or "await manager.start()" in str(error)
+    _, body, _ = describe(error)
+    frame = to_frame(1, error)
+    assert body.error.message == frame.message == message
+    assert type(to_exception(frame)) is Unavailable

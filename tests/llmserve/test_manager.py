@@ -695,7 +695,7 @@ async def test_a_manager_is_entered_once_and_knows_nothing_before():
         assert manager.admission
     async with manager:
         assert manager.admission
-    with pytest.raises(RuntimeError, match="entered once"):
+    with pytest.raises(RuntimeError, match="starts once"):
         async with manager:
             pass
 

@@ -64,7 +64,7 @@ class Client:
         return self._session.post(f"{self._url}/v1/completions", json=body)
 
     async def metrics(self) -> dict[str, Any]:
-        async with self._session.get(f"{self._url}/metrics") as response:
+        async with self._session.get(f"{self._url}/metrics.json") as response:
             found: dict[str, Any] = await response.json()
             return found
 

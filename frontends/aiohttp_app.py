@@ -35,7 +35,7 @@ from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.receive_budget import ReceiveBudget
 from frontends.sizes import check_answer
 from frontends.turns import Turns
-from llmserve import Delta, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream
+from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream, Unavailable
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -84,6 +84,7 @@ class Routes:
             "/health/live": self.live,
             "/health/ready": self.ready,
             "/metrics": self.metrics,
+            "/metrics.json": self.metrics_json,
             "/openapi.json": self.openapi,
         }
         return [
@@ -137,21 +138,36 @@ class Routes:
 
     async def live(self, request: web.Request) -> web.Response:
         if self.manager.state == "failed":
-            self.manager.check_health()
+            self._check_health()
         return _json({"status": "live", "state": self.manager.state})
 
     async def ready(self, request: web.Request) -> web.Response:
-        self.manager.check_health()
+        self._check_health()
         return _json({"status": "ready", "state": self.manager.state})
+
+    def _check_health(self) -> None:
+        """As the manager does. Where clients have keys, a probe has none, and its answer holds no detail of the failure."""
+        try:
+            self.manager.check_health()
+        except LLMServeError as error:
+            if self._access.keys is None:
+                raise
+            if isinstance(error, Unavailable):
+                raise Unavailable("requests are not taken now", retry_after=error.retry_after, reason=error.reason) from None
+            raise EngineDead("the engine has failed") from None
 
     async def metrics(self, request: web.Request) -> web.Response:
         accept, facts, now = ", ".join(request.headers.getall("Accept", [])), await self._facts(), asyncio.get_running_loop().time()
-        if "text/plain" not in accept and "openmetrics" not in accept:
+        if _asks_for_json(accept):
             return _json(facts.snapshot(now))
         from llmserve.exporters import prometheus
 
         text, content_type = prometheus.render(facts, now, accept, await self._series())
         return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def metrics_json(self, request: web.Request) -> web.Response:
+        facts = await self._facts()
+        return _json(facts.snapshot(asyncio.get_running_loop().time()))
 
     async def openapi(self, request: web.Request) -> web.Response:
         return _json(document(version("llmserve"), keys=self._access.keys is not None))
@@ -306,6 +322,13 @@ async def _joined(begin: list[bytes], parts: AsyncIterator[bytes]) -> AsyncItera
     finally:
         # When the completions, which these frames hold, are gone.
         asyncio.get_running_loop().call_soon(return_free_pages)
+
+
+def _asks_for_json(accept: str) -> bool:
+    """Whether an Accept header names JSON, and neither format of Prometheus. curl and routers made for vLLM send `*/*`, or no header, and
+    read Prometheus's text."""
+    named = accept.lower()
+    return JSON in named and "text/plain" not in named and "openmetrics" not in named
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -19,6 +19,8 @@ from llmserve import Delta, TokenStream
 
 # Long enough for the first tokens of a server that is not overloaded, short enough for a client that waits for the headers.
 HEADERS_SECONDS = 0.5
+# nginx buffers an answer unless the answer itself forbids it, and so sends events in bursts.
+HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 RECORD = web.ResponseKey("record", bytes)
 
 # A choice's delta as events; empty where there is nothing to show yet.
@@ -35,7 +37,7 @@ class EventStream:
     """For one request: `begin`, `pour`, `end`. Until its first event an error is still a status, afterwards it is an event."""
 
     def __init__(self, request: web.Request, scheduler: FlushScheduler) -> None:
-        self.response = _LateHeaders(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
+        self.response = _LateHeaders(headers=HEADERS)
         self._request = request
         if request.transport is None:
             raise ConnectionResetError("the client has gone")

@@ -76,7 +76,7 @@ def workers_of(process):
 
 
 async def metrics(url):
-    return json.loads((await fetch(f"{url}/metrics"))[1])
+    return json.loads((await fetch(f"{url}/metrics.json"))[1])
 
 
 async def until(url, wanted):

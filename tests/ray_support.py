@@ -47,7 +47,7 @@ class Cluster:
             return response.status, await response.json(), response.headers
 
     async def metrics(self):
-        async with self.session.get("/metrics") as response:
+        async with self.session.get("/metrics.json") as response:
             return await response.json()
 
     async def until(self, wanted, seconds=30):

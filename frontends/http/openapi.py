@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from frontends.errors import ErrorBody
+from frontends.http.who import OPEN
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
 from frontends.openai_answers import ChatChoice, TextChoice, UsageBody
 from llmserve import Completion
@@ -122,10 +123,13 @@ def document(version: str, *, keys: bool) -> dict[str, Any]:
         paths[path] = {"get": _operation(words, _json(answer))}
     paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     metrics: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
-    paths["/metrics"] = {"get": _operation("Everything that is measured", {"application/json": {"schema": {"type": "object"}}} | metrics)}
+    as_json: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    paths["/metrics"] = {"get": _operation("Everything that is measured", metrics | as_json)}
+    paths["/metrics.json"] = {"get": _operation("Everything that is measured, as JSON", as_json)}
     secure: dict[str, Any] = {}
     if keys:
-        paths["/health/live"]["get"]["security"] = []
+        for path in OPEN:
+            paths[path]["get"]["security"] = []
         secure = {"security": [{"key": []}]}
     return secure | {
         "openapi": "3.1.0",

@@ -12,9 +12,8 @@ from frontends.openai import Caller
 from frontends.telemetry import trace_of
 from llmserve import InvalidRequest
 
-# By the resolved route, never by the path as it was sent.
-OPEN = frozenset({"/health/live"})
-
+# Probes: orchestrators and load balancers have no key. The server compares the resolved route, never the path as the client sent it.
+OPEN = frozenset({"/health", "/health/live", "/health/ready"})
 
 CALLER = web.RequestKey("caller", Caller)
 

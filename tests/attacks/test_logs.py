@@ -91,7 +91,7 @@ async def test_a_request_log_that_nobody_reads_stops_nothing(tmp_path, workers):
     async with server(tmp_path, "--request-log", "-", "--workers", workers, stdout=writing) as (process, session):
         os.close(writing)
         await ask_often(session, LINES)
-        async with session.get("/metrics") as response:
+        async with session.get("/metrics.json") as response:
             dropped = (await response.json())["dropped_lines"]
         assert sum(dropped.values()) > 0
         async with session.get("/metrics", headers={"Accept": "text/plain"}) as response:

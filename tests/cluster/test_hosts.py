@@ -137,7 +137,7 @@ async def test_a_host_that_cannot_be_reached_costs_what_was_there_and_no_other_r
     # Ray itself would notice after a minute.
     async with asyncio.timeout(SILENT_SECONDS + 30):
         await load.around(lambda: ip("link", "set", LINKS[1], "down"), seconds=8)
-    async with load.session.get("/metrics") as response:
+    async with load.session.get("/metrics.json") as response:
         assert response.status == 200
         counted = json.loads(await response.text())["requests"]
     assert counted["completed"] >= len(load.short)

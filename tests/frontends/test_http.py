@@ -58,6 +58,8 @@ async def test_a_stream_says_the_same_as_a_whole_answer(server, path_and_body):
     _, whole, _ = await server.post(path, body)
     async with server.session.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
+        # nginx with its defaults buffers an answer that does not say so.
+        assert response.headers["X-Accel-Buffering"] == "no"
         *chunks, usage, done = await events(response)
     assert done == "[DONE]"
     assert usage["choices"] == []
@@ -487,12 +489,30 @@ async def test_a_client_that_leaves_while_it_waits_is_forgotten(stream):
         assert len(engine.submitted) == 1
 
 
-async def test_metrics_are_json_for_people_and_text_for_scrapers(server):
+# The last two are a browser's and that of axios.
+PROMETHEUS = (None, "", "*/*", "text/*", "text/html,application/xhtml+xml,*/*;q=0.8", "application/json, text/plain, */*")
+
+
+@pytest.mark.parametrize("accept", PROMETHEUS)
+async def test_metrics_are_text_for_a_client_that_does_not_ask_for_json(server, accept):
+    """curl and the routers made for vLLM send `*/*`, or no header at all."""
+    headers = {} if accept is None else {"Accept": accept}
+    async with server.session.get("/metrics", headers=headers, skip_auto_headers=("Accept",)) as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        assert any(family.name == "llmserve_ready" for family in parse_text(await response.text()))
+
+
+async def test_metrics_are_json_by_name_and_text_for_scrapers(server):
     await server.post("/v1/completions", TEXT)
-    async with server.session.get("/metrics") as response:
-        body = await response.json()
-    assert body["requests"]["completed"] == 1
-    assert body["ttft"]["count"] == 1
+    for path, headers in (
+        ("/metrics.json", {}),
+        ("/metrics", {"Accept": "application/json"}),
+        ("/metrics", {"Accept": "Application/JSON, */*"}),
+    ):
+        async with server.session.get(path, headers=headers) as response:
+            body = await response.json()
+        assert body["requests"]["completed"] == 1
+        assert body["ttft"]["count"] == 1
 
     async with server.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
         families = {family.name: family for family in parse_text(await response.text())}

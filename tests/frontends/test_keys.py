@@ -17,7 +17,8 @@ from frontends.files import LOOK_SECONDS
 from frontends.frames import Hello, Open
 from frontends.keys import PREFIX, Key, Keys, add_key, digest, read_keys
 from frontends.keys_command import keys_command
-from llmserve import ConfigurationError, TenantLimits, TenantTable
+from llmserve import ConfigurationError, ManagerConfig, RestartConfig, TenantLimits, TenantTable
+from llmserve.engines.simulated import Fault
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +135,7 @@ def bearer(secret):
     return {"Authorization": f"Bearer {secret}"}
 
 
-async def test_every_route_but_one_wants_a_key():
+async def test_every_route_but_the_probes_wants_a_key():
     async with running_server(app={"access": Access(KEYS)}) as server:
         from frontends.aiohttp_app import build_app
 
@@ -143,11 +144,28 @@ async def test_every_route_but_one_wants_a_key():
         assert len(routes) > 10
         for method, path in {*routes, ("GET", "/no/such/path"), ("POST", "/health/live"), ("GET", "/%6detrics"), ("GET", "/v1//metrics")}:
             async with server.session.request(method, path) as response:
-                if path == "/health/live" and method in ("GET", "HEAD"):
+                if path in ("/health", "/health/live", "/health/ready") and method in ("GET", "HEAD"):
                     assert response.status == 200
                 else:
                     assert response.status == 401, (method, path)
                     assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_probes_without_a_key_learn_no_detail_of_a_failure():
+    """Only the state: the engine's words may hold paths and names."""
+    config = ManagerConfig(drain_timeout=1, restart=RestartConfig(most=0))
+    faults = (Fault(step=1, kind="die"),)
+    async with running_server(config=config, app={"access": Access(KEYS)}, faults=faults) as server:
+        await server.post("/v1/completions", BODY, headers=bearer(ALICE))
+        with anyio.fail_after(5):
+            while server.manager.state != "failed":
+                await anyio.sleep(0.001)
+        for path in ("/health", "/health/live", "/health/ready"):
+            async with server.session.get(path) as response:
+                assert response.status == 503
+                assert (await response.json())["error"] == {
+                    "message": "the engine has failed", "type": "service_unavailable", "param": None, "code": "engine_dead",
+                }  # fmt: skip
 
 
 WRONG = (

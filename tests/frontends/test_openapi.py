@@ -35,7 +35,8 @@ async def test_it_says_where_a_key_is_wanted():
         async with server.session.get("/openapi.json", headers={"Authorization": "Bearer k"}) as response:
             document = await response.json()
     assert document["security"] == [{"key": []}]
-    assert document["paths"]["/health/live"]["get"]["security"] == []
+    assert all(document["paths"][path]["get"]["security"] == [] for path in ("/health", "/health/live", "/health/ready"))
+    assert "security" not in document["paths"]["/metrics"]["get"]
 
 
 async def test_answers_have_the_shapes_that_it_tells():

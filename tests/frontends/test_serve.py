@@ -27,7 +27,7 @@ async def ask_in_the_background(tasks, url, max_tokens):
         answers.append(await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True}))
 
     tasks.start_soon(ask)
-    while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
+    while b'"open":1' not in (await fetch(f"{url}/metrics.json"))[1]:
         await anyio.sleep(0.02)
     return answers
 
@@ -147,7 +147,7 @@ async def test_a_third_signal_ends_the_program_at_once(tmp_path):
     arguments = ["--engine-arg", "step_seconds=0.5", "--engine-arg", "abort_seconds=600"]
     async with program(tmp_path, *arguments) as (process, url, _), anyio.create_task_group() as tasks:
         tasks.start_soon(ask_and_be_cut_off, url)
-        while b'"open":1' not in (await fetch(f"{url}/metrics"))[1]:
+        while b'"open":1' not in (await fetch(f"{url}/metrics.json"))[1]:
             await anyio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert b"draining" in await process.stderr.readline()

@@ -22,6 +22,7 @@ from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.heap import return_free_pages
+from frontends.http.departure import Departure
 from frontends.http.form import BUDGET, MAX_BODY, Handler, check_form, expect_later, take
 from frontends.http.hosts import answer_to
 from frontends.http.idempotency import Memory, answer_once
@@ -35,7 +36,8 @@ from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.receive_budget import ReceiveBudget
 from frontends.sizes import check_answer
 from frontends.turns import Turns
-from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, TokenStream, Unavailable
+from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, State, TokenStream, Unavailable
+from llmserve.state import unavailable
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -54,11 +56,19 @@ class Routes:
     """The handlers; each reads its body, makes one call, and writes the answer."""
 
     def __init__(
-        self, manager: EngineManager, model: str, facts: GetFacts | None, series: GetSeries | None, access: Access, max_hold: float
+        self,
+        manager: EngineManager,
+        model: str,
+        facts: GetFacts | None,
+        series: GetSeries | None,
+        access: Access,
+        departure: Departure,
+        max_hold: float,
     ) -> None:
         self.manager = manager
         self.model = model
         self._access = access
+        self._departure = departure
         self._facts = facts or self._own_facts
         self._series = series or self._own_series
         self._scheduler = FlushScheduler(max_hold)
@@ -142,6 +152,8 @@ class Routes:
         return _json({"status": "live", "state": self.manager.state})
 
     async def ready(self, request: web.Request) -> web.Response:
+        if self._departure.begun:
+            raise unavailable(State.DRAINING)
         self._check_health()
         return _json({"status": "ready", "state": self.manager.state})
 
@@ -277,6 +289,7 @@ def build_app(
     hosts: Collection[str] | None = None,
     max_hold: float = MAX_HOLD,
     max_incomplete: int | None = None,
+    departure: Departure | None = None,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -292,14 +305,15 @@ def build_app(
         memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
         max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
         max_incomplete: bytes that bodies which have not arrived completely may take together; None is `receive_budget.MAX_BYTES`.
+        departure: after its `begin` every answer closes its connection, and readiness is 503.
         log: takes a line for each request (`frontends.http.log.open_log`).
     """
-    access = access or Access()
+    access, departure = access or Access(), departure or Departure()
     middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_to(hosts), answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
-    app.on_response_prepare.append(sign)
-    app.add_routes(Routes(manager, model, facts, series, access, max_hold).table())
+    app.on_response_prepare.extend((sign, departure.sign))
+    app.add_routes(Routes(manager, model, facts, series, access, departure, max_hold).table())
     return app
 
 

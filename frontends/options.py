@@ -1,6 +1,7 @@
 """The command line that every server shares: engine, limits and promises."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,6 +53,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     words = "longest time in seconds to hold a stream's tokens back while the event loop is overloaded; 0 = never (default: %(default)s)"
     limits.add_argument("--max-hold", type=float, metavar="S", default=MAX_HOLD, help=words)
     limits.add_argument("--drain-timeout", type=float, metavar="S", default=30.0, help="time to finish on SIGTERM (default: %(default)s)")
+    words = (
+        "on SIGTERM go on for so long before the drain: requests are served, readiness is 503 and answers close their connections, so that "
+        "balancers send new clients elsewhere (default: %(default)s)"
+    )
+    limits.add_argument("--drain-delay", type=_seconds, metavar="S", default=0.0, help=words)
     watching = parser.add_argument_group("watching it")
     words = "send a trace of each request, and metrics, to this OpenTelemetry collector by OTLP over HTTP, such as http://localhost:4318"
     watching.add_argument("--otlp-endpoint", type=_http_url, metavar="URL", help=words)
@@ -76,6 +82,13 @@ def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: choose 0 or more")
     return number
 
 

@@ -98,19 +98,22 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
     say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
 
 
-async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> int:
-    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed meanwhile."""
+async def serve(options: argparse.Namespace, listen: Listen, access: Access, leaving: Callable[[], None] = lambda: None) -> int:
+    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed until then, and
+    `leaving` is called at the signal, before `--drain-delay`."""
     code, name, args, config = 0, served_name(options), engine_args(options), manager_config(options)
     async with AsyncExitStack() as stack:
         tracer = await stack.enter_async_context(telemetry(options, name))
         manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
         if tracer is not None:
             tracer.observe(manager.statistics)
-        begun, everything = anyio.Event(), anyio.CancelScope()
+        begun, hurry, everything = anyio.Event(), anyio.Event(), anyio.CancelScope()
 
         def stop(now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
             if now:
                 manager.cancel_all("the server is stopping")
+                hurry.set()
+            leaving()
             begun.set()
 
         stopping = Stopping(lambda: manager.state not in (State.NEW, State.STARTING), everything.cancel, stop)
@@ -120,7 +123,7 @@ async def serve(options: argparse.Namespace, listen: Listen, access: Access) -> 
         with everything:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(access.follow, manager.set_tenants)
-                code = await _load_and_wait(manager, options, begun)
+                code = await _load_and_wait(manager, options, begun, hurry)
                 tasks.cancel_scope.cancel()
     say("stopped")
     return code
@@ -133,7 +136,7 @@ def first(error: BaseException) -> BaseException:
     return error
 
 
-async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event) -> int:
+async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event, hurry: anyio.Event) -> int:
     await unpack(options)
     async with AsyncExitStack() as stack:
         with loading(f"{options.engine} {options.model}"):
@@ -148,6 +151,10 @@ async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, st
                 return 1
             with anyio.move_on_after(WATCH_SECONDS):
                 await stop.wait()
+        if options.drain_delay:
+            say_leaving(options.drain_delay)
+            with anyio.move_on_after(options.drain_delay):
+                await hurry.wait()
         # Leaving the manager drains it, while the listener still answers: 503 and Retry-After.
         say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal ends them now")
     return 0
@@ -227,6 +234,10 @@ def _describe(manager: EngineManager) -> None:
 def describe_engine(info: EngineInfo) -> str:
     cache = f", KV cache for {info.kv_cache_tokens:,} tokens" if info.kv_cache_tokens else ""
     return f"{info.name} {info.version} on {info.device}: context {info.max_model_len:,}, batch {info.max_num_seqs}{cache}"
+
+
+def say_leaving(seconds: float) -> None:
+    say(f"leaving   for {seconds:g} s requests are served and readiness is 503; a second signal ends them now")
 
 
 def say_ready(admission: AdmissionStatistics) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, cast
 
@@ -16,6 +16,8 @@ HANDSHAKE_SECONDS = 10.0
 # asyncio gives a TLS connection 30 s to end, and counts what the client is still reading. `WriteWatch` has the deadline instead.
 SHUTDOWN_SECONDS = 86_400.0
 RETRY_SECONDS = 0.1
+# How often `empty` looks.
+LOOK_SECONDS = 0.01
 
 
 class Guest(Protocol):
@@ -73,6 +75,12 @@ class Reception:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def empty(self, seconds: float) -> None:
+        """Wait until no connection is open, at most for so many seconds."""
+        with anyio.move_on_after(seconds):
+            while self.door.inside:  # noqa: ASYNC110 - a door is shared by listeners, and has no event
+                await anyio.sleep(LOOK_SECONDS)
+
     async def accept(self, listener: socket.socket) -> None:
         """Welcome everybody who comes, one at a time: asyncio's own server would accept a whole backlog before it asked whether there is a
         descriptor left."""
@@ -88,8 +96,9 @@ class Reception:
 
 
 @asynccontextmanager
-async def listen(reception: Reception, listener: socket.socket) -> AsyncIterator[None]:
-    """Accept connections from a listening socket, which is closed at the end."""
+async def listen(reception: Reception, listener: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
+    """Accept connections from a listening socket, which is closed at the end. Where there is `patience` then, in seconds, connections that
+    wait to be accepted are served too, and those that are open may end by themselves."""
     listener.setblocking(False)
     accepting = asyncio.get_running_loop().create_task(reception.accept(listener))
     try:
@@ -98,8 +107,23 @@ async def listen(reception: Reception, listener: socket.socket) -> AsyncIterator
         accepting.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait([accepting])
+            if (seconds := patience()) > 0:
+                for connection in accept_waiting(listener):
+                    reception.welcome(connection)
+                listener.close()
+                await reception.empty(seconds)
             await reception.close()
         listener.close()
+
+
+def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Connections whose clients have connected already. A listener that closes resets them."""
+    while True:
+        try:
+            yield listener.accept()[0]
+        except OSError:
+            # Most likely because there is none left.
+            return
 
 
 def _peer(connection: socket.socket) -> str:

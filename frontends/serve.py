@@ -12,6 +12,7 @@ from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door
 from frontends.exposure import check_reach
+from frontends.http.departure import Departure
 from frontends.http.hosts import add_host_option, allowed_hosts, is_authenticated
 from frontends.http.log import open_log
 from frontends.http.server import running
@@ -70,7 +71,8 @@ async def start(options: argparse.Namespace) -> int:
             # Each worker reads it for itself, and this process tells the operator.
             async with followed(tls):
                 return await serve_workers(options, count, address, listener, access)
-        return await serve(options, http_listener(options, address, listener, access, tls), access)
+        departure = Departure()
+        return await serve(options, http_listener(options, address, listener, access, tls, departure), access, departure.begin)
     finally:
         listener.close()
         if options.unix:
@@ -97,16 +99,20 @@ def bind_http(options: argparse.Namespace) -> tuple[str, socket.socket]:
     return f"{'https' if options.tls_cert else 'http'}://{options.host}:{listener.getsockname()[1]}{words}", listener
 
 
-def http_listener(options: argparse.Namespace, address: str, listener: socket.socket, access: Access, tls: TLS | None) -> Listen:
+def http_listener(
+    options: argparse.Namespace, address: str, listener: socket.socket, access: Access, tls: TLS | None, departure: Departure
+) -> Listen:
     log = open_log(options.request_log)
 
     @asynccontextmanager
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
-        app = build_app(manager, model, access=access, log=log, hosts=hosts, max_hold=options.max_hold, max_incomplete=most)
+        app = build_app(
+            manager, model, access=access, log=log, hosts=hosts, max_hold=options.max_hold, max_incomplete=most, departure=departure
+        )
         door = Door(options.max_connections, options.max_peer_connections)
         try:
-            async with running(app, door, tls) as reception, listen(reception, listener), followed(tls):
+            async with running(app, door, tls) as reception, listen(reception, listener, departure.patience), followed(tls):
                 yield [address]
         finally:
             if log is not None:

@@ -12,7 +12,7 @@ from llmserve.engines.vllm_args import has_gpu_build
 REPEATED = "engine-arg"
 
 # What says how to listen, which is not ours to do here.
-NOT_HERE = ("tls_cert", "tls_key", "tls_client_ca", "max_connections", "max_peer_connections", "insecure")
+NOT_HERE = ("tls_cert", "tls_key", "tls_client_ca", "max_connections", "max_peer_connections", "insecure", "drain_delay")
 
 
 class _Parser(argparse.ArgumentParser):

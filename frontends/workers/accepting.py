@@ -27,7 +27,8 @@ async def accept(listener: socket.socket, members: Sequence[Member]) -> None:
 
 
 def hand(connection: socket.socket, members: Sequence[Member]) -> bool:
-    """False if no worker can take it now."""
+    """False if no worker can take it now. A worker that has drained gets none."""
+    members = [member for member in members if not member.parting]
     # One that takes another's place starts beside those that serve; in the beginning all of them do, and say so.
     able = [member for member in members if member.up] or members
     # A worker that does not answer gets none, unless no worker does.

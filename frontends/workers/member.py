@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -22,7 +23,8 @@ STOP_SECONDS = 5.0
 class Member:
     """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
     takes requests; until then it answers that it is starting, or that the engine is. `began`: it has been up, and may have something to
-    finish. `questions`: those in a row that it has not answered; `silent`: they are so many that it gets no connections."""
+    finish. `questions`: those in a row that it has not answered; `silent`: they are so many that it gets no connections.
+    `parting`: it has drained, and gets none either."""
 
     index: int
     process: Any
@@ -37,6 +39,7 @@ class Member:
     given: int = 0
     questions: int = 0
     silent: bool = False
+    parting: bool = False
     load: Load = attrs.field(factory=lambda: Load(0, 0))
 
     @classmethod
@@ -69,6 +72,12 @@ class Member:
             return False
         self.given += 1
         return True
+
+    def part(self) -> None:
+        """Hand it nothing more. The connections that it has been handed arrive there before it learns of this."""
+        self.parting = True
+        with suppress(OSError):
+            self.handed.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
         self.process.kill()

@@ -119,6 +119,10 @@ class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):
     """The answer to `Check`: the event loop turns."""
 
 
+class Parting(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """The worker has drained. It takes what is on its way to it, and should get no more connections."""
+
+
 # From the owner
 
 
@@ -171,7 +175,7 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """Drain and end; `now` ends open requests at once."""
+    """Drain after `--drain-delay`, and end; `now` ends open requests at once."""
 
     now: bool
 
@@ -192,7 +196,7 @@ class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
     """Answer with `Alive`."""
 
 
-FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered | Alive
+FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered | Alive | Parting
 FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed | Reread | Check
 
 

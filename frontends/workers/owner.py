@@ -17,10 +17,11 @@ from frontends.access import Access
 from frontends.http.idempotency_store import Answers
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
-from frontends.program import CHANGES, WATCH_SECONDS, Stopping, announce, say_ready, signals, unpack
+from frontends.program import CHANGES, WATCH_SECONDS, Stopping, announce, say_leaving, say_ready, signals, unpack
+from frontends.reception import accept_waiting
 from frontends.startup import loading, say
 from frontends.workers import messages
-from frontends.workers.accepting import accept
+from frontends.workers.accepting import accept, hand
 from frontends.workers.answers import AnswersDesk
 from frontends.workers.desk import Desk
 from frontends.workers.gathering import Gathering
@@ -38,6 +39,7 @@ from frontends.workers.messages import (
     Leave,
     Load,
     Offer,
+    Parting,
     Report,
     Reread,
     Start,
@@ -101,6 +103,7 @@ class Owner:
         self._admission: AdmissionController | None = None
         self._stopping = False
         self._tasks = anyio.create_task_group()
+        self._accepting = anyio.CancelScope()
         self._failure: Failed | None = None
         self._orphans: list[str] = []
         # Whether the engine is there, and whether all of the first workers have been up.
@@ -118,7 +121,7 @@ class Owner:
             async with self._tasks as tasks:
                 for _ in range(self._count):
                     await self._spawn()
-                tasks.start_soon(accept, self._listener, self._members)
+                tasks.start_soon(self._accept)
                 tasks.start_soon(watch, self._members, self._hung, self._config.restart.start_timeout)
                 await unpack(self._options)
                 with loading(f"{self._options.engine} {self._options.model}"):
@@ -229,11 +232,31 @@ class Owner:
 
     async def _end(self) -> None:
         """Workers drain by themselves once they are told to, and end."""
-        timeout = self._options.drain_timeout
-        say(f"draining  at most {timeout:g} s; a second signal ends open requests now")
-        with anyio.move_on_after(timeout + CLOSE_SECONDS):
+        timeout, delay = self._options.drain_timeout, self._options.drain_delay
+        if delay:
+            say_leaving(delay)
+        say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal ends open requests now")
+        with anyio.move_on_after(delay + timeout + CLOSE_SECONDS):
             while self._members:
                 await self._changed()
+
+    async def _accept(self) -> None:
+        """Until the last worker has drained, which then gets the connections that are still waiting to be accepted."""
+        with self._accepting:
+            await accept(self._listener, self._members)
+        for connection in accept_waiting(self._listener):
+            with connection:
+                hand(connection, self._members)
+        self._listener.close()
+        for member in self._members:
+            member.part()
+
+    def _part(self, member: Member) -> None:
+        """Hand nothing more to a worker that has drained."""
+        if all(other.parting for other in self._members if other is not member):
+            self._accepting.cancel()
+        else:
+            member.part()
 
     async def _changed(self) -> None:
         with anyio.move_on_after(WATCH_SECONDS):
@@ -345,11 +368,13 @@ class Owner:
             case _:
                 self._note(member, message)
 
-    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report | Alive) -> None:
+    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report | Alive | Parting) -> None:
         """What it says of itself."""
         match message:
             case Alive():
                 member.questions, member.silent = 0, False
+            case Parting():
+                self._part(member)
             case Load():
                 member.load = message
             case Want():

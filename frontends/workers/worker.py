@@ -20,6 +20,7 @@ from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
 from frontends.files import reread
+from frontends.http.departure import PART_SECONDS, Departure
 from frontends.http.hosts import allowed_hosts
 from frontends.http.log import open_log
 from frontends.http.server import running
@@ -44,6 +45,7 @@ from frontends.workers.messages import (
     Gathered,
     Granted,
     Load,
+    Parting,
     Report,
     Reread,
     Start,
@@ -97,6 +99,9 @@ class Worker:
         self._life = 0
         self._place: asyncio.Future[Start] | None = None
         self._stop = anyio.Event()
+        self._departure = Departure()
+        # Whether the owner has closed its end of `handed`: after `Parting`, when there is nothing more on its way.
+        self._closed = anyio.Event()
 
     async def run(self, connection: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
@@ -125,6 +130,7 @@ class Worker:
             hosts=allowed_hosts(options, access),
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
+            departure=self._departure,
         )
         door = Door(options.max_connections, options.max_peer_connections)
         # What has changed, the owner tells the operator.
@@ -135,6 +141,7 @@ class Worker:
                 tasks.start_soon(self._tell_up)
                 tasks.start_soon(partial(access.follow, self._manager.set_tenants, quiet=True))
                 await self._serve()
+                await self._part()
                 tasks.cancel_scope.cancel()
             self._loop.remove_reader(self._handed)
         if log is not None:
@@ -176,9 +183,19 @@ class Worker:
             await anyio.sleep(WATCH_SECONDS)
 
     def _end(self, *, now: bool) -> None:
+        self._departure.begin()
         if now:
             self._manager.cancel_all("the server is stopping")
-        self._stop.set()
+            self._stop.set()
+        else:
+            self._loop.call_later(self._options.drain_delay, self._stop.set)
+
+    async def _part(self) -> None:
+        """Let clients know that their connections close, those also whose connections are on their way here."""
+        self.channel.send(Parting())
+        with anyio.move_on_after(PART_SECONDS):
+            await self._closed.wait()
+        await self._reception.empty(self._departure.patience())
 
     # The engine
 
@@ -248,6 +265,8 @@ class Worker:
             except BlockingIOError:
                 return
             if not descriptors:
+                self._loop.remove_reader(self._handed)
+                self._closed.set()
                 return
             self._taken += 1
             self._reception.welcome(socket.socket(fileno=descriptors[0]))

@@ -6,7 +6,7 @@ Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp pro
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,16 +19,17 @@ from frontends.access import Access
 from frontends.choices import generate_choices, open_choices
 from frontends.decoding import BodyReader
 from frontends.errors import ErrorBody, HTTPFailure, describe
-from frontends.event_stream import EventStream
+from frontends.event_stream import KEEPALIVE_SECONDS, EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
 from frontends.heap import return_free_pages
 from frontends.http.departure import Departure
-from frontends.http.form import BUDGET, MAX_BODY, Handler, check_form, expect_later, take
+from frontends.http.form import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, expect_later, take
 from frontends.http.hosts import answer_to
 from frontends.http.idempotency import Memory, answer_once
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
+from frontends.http.origins import Origins, answer_preflights
 from frontends.http.who import CALLER, ask_for_key
 from frontends.log_writer import dropped_lines
 from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, Wanted, adapter_of
@@ -64,6 +65,7 @@ class Routes:
         access: Access,
         departure: Departure,
         max_hold: float,
+        keepalive: float,
     ) -> None:
         self.manager = manager
         self.model = model
@@ -72,6 +74,7 @@ class Routes:
         self._facts = facts or self._own_facts
         self._series = series or self._own_series
         self._scheduler = FlushScheduler(max_hold)
+        self._keepalive = keepalive
         self._turns = Turns()
         self._completion = BodyReader(CompletionRequest, self._turns)
         self._chat = BodyReader(ChatRequest, self._turns)
@@ -120,11 +123,14 @@ class Routes:
         name_answer(request, wanted.request_id)
         if not streams:
             return _json(await self.manager.generate(wanted))
-        async with _event_stream(request, self._scheduler) as events, self.manager.stream(wanted) as stream:
+        async with self._events(request) as events, self.manager.stream(wanted) as stream:
             await events.begin()
             await events.pour([stream], lambda _, delta: sse.event(delta))
             await events.end(sse.event(stream.usage) + sse.DONE)
         return events.response
+
+    def _events(self, request: web.Request) -> AbstractAsyncContextManager[EventStream]:
+        return _event_stream(EventStream(request, self._scheduler, self._keepalive), recorded=HEADER in request.headers)
 
     async def models(self, request: web.Request) -> web.Response:
         return _json({"object": "list", "data": [self._model_card(), *map(self._model_card, self._adapters)]})
@@ -209,7 +215,7 @@ class Routes:
         name_answer(request, answerer.id)
         if not wanted.stream:
             return await _whole(answerer.whole(await generate_choices(self.manager, requests), n, self._turns))
-        async with _event_stream(request, self._scheduler) as events, open_choices(self.manager, requests) as streams:
+        async with self._events(request) as events, open_choices(self.manager, requests) as streams:
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])
             running = streams if wanted.running_usage else None
@@ -250,10 +256,9 @@ def _chunk(answerer: Answerer, openings: dict[int, bytes], running: list[TokenSt
 
 
 @asynccontextmanager
-async def _event_stream(request: web.Request, scheduler: FlushScheduler) -> AsyncIterator[EventStream]:
+async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator[EventStream]:
     """Stands outside the stream that is written, so that the stream's error passes through here last."""
-    events = EventStream(request, scheduler)
-    if HEADER in request.headers:
+    if recorded:
         events.record(MAX_ANSWER)
     try:
         yield events
@@ -290,6 +295,8 @@ def build_app(
     max_hold: float = MAX_HOLD,
     max_incomplete: int | None = None,
     departure: Departure | None = None,
+    origins: Iterable[str] = (),
+    keepalive: float = KEEPALIVE_SECONDS,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -306,14 +313,19 @@ def build_app(
         max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
         max_incomplete: bytes that bodies which have not arrived completely may take together; None is `receive_budget.MAX_BYTES`.
         departure: after its `begin` every answer closes its connection, and readiness is 503.
+        origins: of pages that may call it from a browser, beside its own; `*` is any.
+        keepalive: seconds of silence after which a stream gets a comment, and its status; 0 for never.
         log: takes a line for each request (`frontends.http.log.open_log`).
     """
     access, departure = access or Access(), departure or Departure()
-    middlewares = [name_and_log(log), answer_errors, ask_for_key(access), check_form, answer_to(hosts), answer_once(memory)]
+    pages = Origins(frozenset(origins))
+    known = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
+    middlewares = [name_and_log(log), answer_errors, *known, answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
-    app.on_response_prepare.extend((sign, departure.sign))
-    app.add_routes(Routes(manager, model, facts, series, access, departure, max_hold).table())
+    app[ORIGINS] = pages
+    app.on_response_prepare.extend((sign, departure.sign, pages.sign))
+    app.add_routes(Routes(manager, model, facts, series, access, departure, max_hold, keepalive).table())
     return app
 
 

@@ -8,6 +8,7 @@ its client takes nothing for too long (`frontends.write_watch`), as if the clien
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,12 @@ from llmserve import Delta, TokenStream
 HEADERS_SECONDS = 0.5
 # nginx buffers an answer unless the answer itself forbids it, and so sends events in bursts.
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# Proxies give up an answer that is silent: nginx after 60 s, a load balancer of AWS likewise.
+KEEPALIVE_SECONDS = 15.0
+# Between two looks at a client that does not read.
+MIN_SECONDS = 0.1
+# A line that clients of server-sent events skip, and the empty line after it.
+COMMENT = b": keep-alive\n\n"
 RECORD = web.ResponseKey("record", bytes)
 
 # A choice's delta as events; empty where there is nothing to show yet.
@@ -36,7 +43,7 @@ class _LateHeaders(web.StreamResponse):
 class EventStream:
     """For one request: `begin`, `pour`, `end`. Until its first event an error is still a status, afterwards it is an event."""
 
-    def __init__(self, request: web.Request, scheduler: FlushScheduler) -> None:
+    def __init__(self, request: web.Request, scheduler: FlushScheduler, keepalive: float = 0.0) -> None:
         self.response = _LateHeaders(headers=HEADERS)
         self._request = request
         if request.transport is None:
@@ -55,6 +62,12 @@ class EventStream:
         self._record: list[bytes] | None = None
         # Bytes that the record may still grow by.
         self._recordable = 0
+        self._closed = False
+        self._keepalive = keepalive
+        self._loop = asyncio.get_running_loop()
+        # When something was written last, or the request came.
+        self._written = self._loop.time()
+        self._silence = self._loop.call_later(keepalive, self._keep_alive) if keepalive else None
 
     def record(self, max_bytes: int) -> None:
         """Keep what is written, for `RECORD` of the response when it was complete. A response that is larger is not recorded."""
@@ -62,12 +75,16 @@ class EventStream:
 
     async def begin(self) -> None:
         """Prepare the status and the headers, which the first event takes along."""
+        if self._writer is None:
+            await self._prepare()
+            self._timer = self._loop.call_later(HEADERS_SECONDS, self._send_headers)
+
+    async def _prepare(self) -> None:
         if self._chunked:
             self.response.enable_chunked_encoding()
         writer = await self.response.prepare(self._request)
         assert isinstance(writer, StreamWriter)
         self._writer = writer
-        self._timer = asyncio.get_running_loop().call_later(HEADERS_SECONDS, self._send_headers)
 
     def _send_headers(self) -> None:
         if not self.begun and self._writer is not None and not self._gone():
@@ -76,6 +93,9 @@ class EventStream:
 
     def close(self) -> None:
         """Nothing more will be written. If nothing has been, another response may be."""
+        self._closed = True
+        if self._silence is not None:
+            self._silence.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._writer is not None and not self.begun:
@@ -86,7 +106,7 @@ class EventStream:
         """Write what the streams make, until all of them have ended. Raises the first error of any of them, and ConnectionResetError
         when the client has gone or does not read."""
         self._streams, self._chunk, self._left = streams, chunk, len(streams)
-        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turn: asyncio.Future[None] = self._loop.create_future()
         # A stream's first tokens, and its end, are not held back.
         self._first = set(range(len(streams)))
         for index, stream in enumerate(streams):
@@ -95,7 +115,7 @@ class EventStream:
         await self._turn
         while self._left:
             await self._drain()
-            self._turn = asyncio.get_running_loop().create_future()
+            self._turn = self._loop.create_future()
             self._flush()
             await self._turn
 
@@ -154,6 +174,7 @@ class EventStream:
             return
         if self._gone():
             raise ConnectionResetError("the client has gone")
+        self._written = self._loop.time()
         if self._record is not None:
             self._keep(data, self._record)
         if not self.begun:
@@ -161,7 +182,37 @@ class EventStream:
             assert self._writer is not None
             _finish(self._writer.write(data, drain=False))
             return
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._transport.write(_chunk(data) if self._chunked else data)
+
+    def _keep_alive(self) -> None:
+        """Write a comment if the answer has been silent for the interval. One to a client that does not read would only fill its buffer."""
+        silent = self._loop.time() - self._written
+        if silent < self._keepalive or self._protocol.writing_paused:
+            self._silence = self._loop.call_later(max(self._keepalive - silent, MIN_SECONDS), self._keep_alive)
+            return
+        if self._gone():
+            return
+        self._silence = self._loop.call_later(self._keepalive, self._keep_alive)
+        if self._writer is None:
+            # The request waits in the line. From here on an error is an event.
+            self._starting = self._loop.create_task(self._begin_silent())
+        else:
+            self._comment()
+
+    async def _begin_silent(self) -> None:
+        """aiohttp's prepare() is a coroutine that does not wait, so the handler finds it done, or not begun."""
+        if self._closed or self._writer is not None:
+            return
+        with suppress(ConnectionError):
+            await self._prepare()
+            self._comment()
+
+    def _comment(self) -> None:
+        """Past the record: an answer that is given again has no silence."""
+        self._send_headers()
+        self._written = self._loop.time()
+        if not self._gone():
+            self._transport.write(_chunk(COMMENT) if self._chunked else COMMENT)
 
     def _keep(self, data: bytes, record: list[bytes]) -> None:
         self._recordable -= len(data)
@@ -181,6 +232,10 @@ class EventStream:
         await self._writer.drain()
         if self._gone():
             raise ConnectionResetError("the client has gone, or stopped reading")
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

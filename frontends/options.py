@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "on SIGTERM go on for so long before the drain: requests are served, readiness is 503 and answers close their connections, so that "
         "balancers send new clients elsewhere (default: %(default)s)"
     )
-    limits.add_argument("--drain-delay", type=_seconds, metavar="S", default=0.0, help=words)
+    limits.add_argument("--drain-delay", type=seconds, metavar="S", default=0.0, help=words)
     watching = parser.add_argument_group("watching it")
     words = "send a trace of each request, and metrics, to this OpenTelemetry collector by OTLP over HTTP, such as http://localhost:4318"
     watching.add_argument("--otlp-endpoint", type=_http_url, metavar="URL", help=words)
@@ -85,7 +85,8 @@ def count(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """An argument's value, 0 or more; raises ArgumentTypeError."""
     number = float(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: choose 0 or more")

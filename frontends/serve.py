@@ -11,14 +11,16 @@ from typing import Any
 from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door
+from frontends.event_stream import KEEPALIVE_SECONDS
 from frontends.exposure import check_reach
 from frontends.http.departure import Departure
 from frontends.http.hosts import add_host_option, allowed_hosts, is_authenticated
 from frontends.http.log import open_log
+from frontends.http.origins import add_origin_option
 from frontends.http.server import running
 from frontends.keys_command import keys_command
 from frontends.listeners import CannotListen, bind, bind_unix
-from frontends.options import engine_args
+from frontends.options import engine_args, seconds
 from frontends.program import Listen, installed, run, serve
 from frontends.reception import listen
 from frontends.tls import TLS, followed
@@ -54,6 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
     add_host_option(parser)
+    add_origin_option(parser)
+    interval = "seconds of silence after which a stream gets a comment, so that no proxy gives it up; 0 = never (default: %(default)s)"
+    parser.add_argument("--keepalive-interval", type=seconds, metavar="S", default=KEEPALIVE_SECONDS, help=interval)
     parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
     run(parser, given, start)
 
@@ -108,7 +113,16 @@ def http_listener(
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
         app = build_app(
-            manager, model, access=access, log=log, hosts=hosts, max_hold=options.max_hold, max_incomplete=most, departure=departure
+            manager,
+            model,
+            access=access,
+            log=log,
+            hosts=hosts,
+            max_hold=options.max_hold,
+            max_incomplete=most,
+            departure=departure,
+            origins=options.allowed_origin,
+            keepalive=options.keepalive_interval,
         )
         door = Door(options.max_connections, options.max_peer_connections)
         try:

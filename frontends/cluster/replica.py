@@ -86,6 +86,8 @@ class Replica:
             self._gather_facts,
             self._gather_series,
             access=access,
+            # An ingress may ask another replica until something of the answer has come, and a comment would be something.
+            keepalive=0.0,
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
         )

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Container
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
@@ -17,6 +17,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = LARGEST
 # What the application's bodies may take together while they arrive.
 BUDGET = web.AppKey("receive_budget", ReceiveBudget)
+# Origins whose pages may call the application, beside its own (`frontends.http.origins`).
+ORIGINS = web.AppKey("origins", Container[str])
 BODY = web.RequestKey("body", bytes)
 
 # A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
@@ -52,8 +54,9 @@ def _check_head(request: web.Request) -> None:
             raise HTTPFailure(400, f"the header {name} was sent more than once", "invalid_headers")
     origin = request.headers.get(hdrs.ORIGIN)
     # A page in somebody's browser may send to this machine what its user could.
-    if origin is not None and not _is_own(origin, host):
-        raise HTTPFailure(403, "pages of other origins may not call this server", "cross_origin")
+    if origin is not None and not _is_own(origin, host) and origin not in request.config_dict.get(ORIGINS, ()):
+        words = "pages of other origins may not call this server, nor pages behind a proxy that changes the Host: see --allowed-origin"
+        raise HTTPFailure(403, words, "cross_origin")
     if request.headers.get(hdrs.EXPECT, CONTINUE).lower() != CONTINUE:
         raise HTTPFailure(417, "the only expectation that is met is 100-continue", "unknown_expectation")
 

@@ -131,6 +131,8 @@ class Worker:
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
             departure=self._departure,
+            origins=options.allowed_origin,
+            keepalive=options.keepalive_interval,
         )
         door = Door(options.max_connections, options.max_peer_connections)
         # What has changed, the owner tells the operator.

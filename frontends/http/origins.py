@@ -1,0 +1,83 @@
+"""Pages of other origins that may call a server from a browser: the Fetch standard's CORS protocol."""
+
+import argparse
+import re
+from http import HTTPStatus
+
+import attrs
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from frontends.http.form import REQUEST_ID, Handler
+
+ANY = "*"
+METHODS = "GET, POST"
+# What a page may read of an answer, beside what every page may.
+EXPOSED = f"{REQUEST_ID}, Retry-After, Retry-After-Ms, Idempotent-Replayed"
+# Seconds for which a browser may remember the answer to a preflight. Chromium remembers none for longer than two hours.
+MAX_AGE = "600"
+_ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
+# Names of headers, as a preflight lists them.
+_NAMES = re.compile(r"[A-Za-z0-9_, -]{1,2048}", re.ASCII)
+
+
+def add_origin_option(parser: argparse.ArgumentParser) -> None:
+    words = "let pages of this origin call the server from a browser, such as https://app.example; repeat it; * allows any page"
+    parser.add_argument("--allowed-origin", action="append", default=[], type=_given_origin, metavar="ORIGIN", help=words)
+
+
+@attrs.frozen
+class Origins:
+    """`allowed`: origins as browsers send them, or `*` for any. They get no credentials beside the API key that a page itself holds."""
+
+    allowed: frozenset[str] = frozenset()
+
+    def __contains__(self, origin: object) -> bool:
+        return ANY in self.allowed or str(origin).lower() in self.allowed
+
+    async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
+        """For `on_response_prepare`: also a page whose request failed may read why."""
+        if not self.allowed:
+            return
+        if ANY not in self.allowed:
+            response.headers[hdrs.VARY] = hdrs.ORIGIN
+        if (origin := _sent(request)) is not None and origin in self:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = ANY if ANY in self.allowed else origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
+
+
+def answer_preflights(origins: Origins) -> Middleware:
+    """A middleware that answers what a browser asks before it sends a page's request. That question carries no API key."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = _sent(request)
+        if origin is None or origin not in origins or not _is_preflight(request):
+            return await handler(request)
+        headers: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS, hdrs.ACCESS_CONTROL_MAX_AGE: MAX_AGE}
+        names = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+        if _NAMES.fullmatch(names):
+            # Any that it asks for: OpenAI's client sends a dozen of its own (X-Stainless-...).
+            headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = names
+        if request.headers.get("Access-Control-Request-Private-Network") == "true":
+            # Chromium asks before a public page calls a server in a private network.
+            headers["Access-Control-Allow-Private-Network"] = "true"
+        return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+
+    return answer
+
+
+def _is_preflight(request: web.Request) -> bool:
+    return request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+
+
+def _sent(request: web.Request) -> str | None:
+    """None also for a request that sends several."""
+    found = request.headers.getall(hdrs.ORIGIN, [])
+    return found[0] if len(found) == 1 else None
+
+
+def _given_origin(text: str) -> str:
+    if text != ANY and not _ORIGIN.fullmatch(text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an origin: write http:// or https://, the host and its port, and no path")
+    return text.lower()

@@ -27,6 +27,7 @@ from frontends.http.form import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, 
 from frontends.http.hosts import answer_to
 from frontends.http.idempotency import Memory, answer_once
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
+from frontends.http.load import GenerateCheck, GetFacts, LoadRoutes, report_load
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
 from frontends.http.origins import Origins, answer_preflights
@@ -49,7 +50,6 @@ Asks = TypeVar("Asks", bound=Common)
 Body = TypeVar("Body", bound=msgspec.Struct)
 Made = TypeVar("Made")
 
-GetFacts = Callable[[], Awaitable[Facts]]
 GetSeries = Callable[[], Awaitable[Iterable["Metric"]]]
 
 
@@ -66,12 +66,14 @@ class Routes:
         departure: Departure,
         max_hold: float,
         keepalive: float,
+        check: GenerateCheck | None,
     ) -> None:
         self.manager = manager
         self.model = model
         self._access = access
         self._departure = departure
-        self._facts = facts or self._own_facts
+        self.facts = facts or self._own_facts
+        self._check = check
         self._series = series or self._own_series
         self._scheduler = FlushScheduler(max_hold)
         self._keepalive = keepalive
@@ -89,6 +91,7 @@ class Routes:
             "/generate": self.generate,
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
+            "/ping": self.ready,
         }
         gets = {
             "/v1/models": self.models,
@@ -99,6 +102,7 @@ class Routes:
             "/metrics": self.metrics,
             "/metrics.json": self.metrics_json,
             "/openapi.json": self.openapi,
+            **LoadRoutes(self.manager, self.facts, self._check).gets(self.ready),
         }
         return [
             *(web.post(path, handler, expect_handler=expect_later) for path, handler in posts.items()),
@@ -175,7 +179,7 @@ class Routes:
             raise EngineDead("the engine has failed") from None
 
     async def metrics(self, request: web.Request) -> web.Response:
-        accept, facts, now = ", ".join(request.headers.getall("Accept", [])), await self._facts(), asyncio.get_running_loop().time()
+        accept, facts, now = ", ".join(request.headers.getall("Accept", [])), await self.facts(), asyncio.get_running_loop().time()
         if _asks_for_json(accept):
             return _json(facts.snapshot(now))
         from llmserve.exporters import prometheus
@@ -184,11 +188,11 @@ class Routes:
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def metrics_json(self, request: web.Request) -> web.Response:
-        facts = await self._facts()
+        facts = await self.facts()
         return _json(facts.snapshot(asyncio.get_running_loop().time()))
 
     async def openapi(self, request: web.Request) -> web.Response:
-        return _json(document(version("llmserve"), keys=self._access.keys is not None))
+        return _json(document(version("llmserve"), keys=self._access.keys is not None, checks=self._check is not None))
 
     async def _own_facts(self) -> Facts:
         return self.manager.facts().with_dropped(dropped_lines())
@@ -297,6 +301,7 @@ def build_app(
     departure: Departure | None = None,
     origins: Iterable[str] = (),
     keepalive: float = KEEPALIVE_SECONDS,
+    check: GenerateCheck | None = None,
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -315,6 +320,7 @@ def build_app(
         departure: after its `begin` every answer closes its connection, and readiness is 503.
         origins: of pages that may call it from a browser, beside its own; `*` is any.
         keepalive: seconds of silence after which a stream gets a comment, and its status; 0 for never.
+        check: answers /health/generate; None leaves that route out.
         log: takes a line for each request (`frontends.http.log.open_log`).
     """
     access, departure = access or Access(), departure or Departure()
@@ -324,8 +330,9 @@ def build_app(
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
     app[ORIGINS] = pages
-    app.on_response_prepare.extend((sign, departure.sign, pages.sign))
-    app.add_routes(Routes(manager, model, facts, series, access, departure, max_hold, keepalive).table())
+    routes = Routes(manager, model, facts, series, access, departure, max_hold, keepalive, check)
+    app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(routes.facts)))
+    app.add_routes(routes.table())
     return app
 
 

@@ -61,6 +61,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     watching = parser.add_argument_group("watching it")
     words = "send a trace of each request, and metrics, to this OpenTelemetry collector by OTLP over HTTP, such as http://localhost:4318"
     watching.add_argument("--otlp-endpoint", type=_http_url, metavar="URL", help=words)
+    words = "serve GET /health/generate, which sends a token through the engine at most every S seconds (default: no such route)"
+    watching.add_argument("--generate-check", type=_interval, metavar="S", help=words)
     access = parser.add_argument_group("who may use it")
     words = f"only who shows one of these keys (`keys add` makes them; read again when it changes); {KEY_VARIABLE} holds a single one"
     access.add_argument("--api-keys", type=Path, metavar="FILE.toml", help=words)
@@ -90,6 +92,13 @@ def seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: choose 0 or more")
+    return number
+
+
+def _interval(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return number
 
 

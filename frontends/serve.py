@@ -15,6 +15,7 @@ from frontends.event_stream import KEEPALIVE_SECONDS
 from frontends.exposure import check_reach
 from frontends.http.departure import Departure
 from frontends.http.hosts import add_host_option, allowed_hosts, is_authenticated
+from frontends.http.load import check_of
 from frontends.http.log import open_log
 from frontends.http.origins import add_origin_option
 from frontends.http.server import running
@@ -123,6 +124,7 @@ def http_listener(
             departure=departure,
             origins=options.allowed_origin,
             keepalive=options.keepalive_interval,
+            check=check_of(manager, options.generate_check),
         )
         door = Door(options.max_connections, options.max_peer_connections)
         try:

@@ -43,11 +43,13 @@ class Server:
 
 
 @asynccontextmanager
-async def running_server(engine=None, config=None, app=None, door=None, tls=None, tracer=None, **simulated):
+async def running_server(engine=None, config=None, app=None, door=None, tls=None, tracer=None, app_of=None, **simulated):
+    """`app` are arguments of `build_app`; `app_of` makes more of them from the manager."""
     # On a busy machine tokens would be merged, and tests that count events would fail.
     app = {"max_hold": 0.0, **(app or {})}
     engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
     async with EngineManager(engine, config or ManagerConfig(drain_timeout=1), tracer=tracer) as manager:
+        app |= app_of(manager) if app_of else {}
         listener = bind("127.0.0.1", 0)
         async with running(build_app(manager, "sim", **app), door, tls) as reception, listen(reception, listener):
             url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"

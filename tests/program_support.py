@@ -98,11 +98,11 @@ class Streams:
 
     async def begin(self, max_tokens=2000):
         stream = await anyio.connect_tcp("127.0.0.1", self._port)
+        self.open.append(stream)
         body = json.dumps({"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
         await stream.send(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         head = await stream.receive()
         assert head.startswith(b"HTTP/1.1 200"), head
-        self.open.append(stream)
         return stream
 
     async def __aenter__(self):

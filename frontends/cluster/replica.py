@@ -18,6 +18,7 @@ from frontends.cluster.board import Told
 from frontends.cluster.load import Load
 from frontends.cluster.relay import BEAT, Asked, Head, Message, Relay, Taken, with_beats
 from frontends.cluster.scaling import Pressure, hosts
+from frontends.http.load import check_of
 from frontends.http.server import running
 from frontends.listeners import bind_unix
 from frontends.options import engine_args, manager_config
@@ -90,6 +91,7 @@ class Replica:
             keepalive=0.0,
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
+            check=check_of(manager, options.generate_check),
         )
         reception = await stack.enter_async_context(running(app))
         await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from frontends.errors import ErrorBody
+from frontends.http.load import Checked, ServerLoad, Version
 from frontends.http.who import OPEN
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
 from frontends.openai_answers import ChatChoice, TextChoice, UsageBody
@@ -106,21 +107,29 @@ GETS: dict[str, tuple[Any, str]] = {
     "/health": (Health, "Whether requests are taken"),
     "/health/ready": (Health, "Whether requests are taken"),
     "/health/live": (Health, "Whether the process is of use"),
+    "/ping": (Health, "As /health, under SageMaker's name"),
+    "/version": (Version, "The engine's version"),
+    "/load": (ServerLoad, "How many requests are open, and how many of them wait"),
 }
+CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(("/health/generate", "/health_generate"), (Checked, "Whether the engine makes tokens"))
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
 
 
-def document(version: str, *, keys: bool) -> dict[str, Any]:
-    """For `GET /openapi.json`; `keys`: whether API keys are asked for."""
-    types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in GETS.values()]
+def document(version: str, *, keys: bool, checks: bool = False) -> dict[str, Any]:
+    """For `GET /openapi.json`; `keys`: whether API keys are asked for; `checks`: whether it has /health/generate."""
+    types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [
+        answer for answer, _ in (*GETS.values(), *CHECKS.values())
+    ]
     _, schemas = msgspec.json.schema_components([*types, ErrorBody], ref_template=REF)
     paths: dict[str, Any] = {}
     for path, (request, answer, words) in POSTS.items():
         content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
         body = {"required": True, "content": _json(request)}
         paths[path] = {"post": _operation(words, content) | {"requestBody": body, "parameters": HEADERS}}
-    for path, (answer, words) in GETS.items():
+    gets = GETS | (CHECKS if checks else {})
+    for path, (answer, words) in gets.items():
         paths[path] = {"get": _operation(words, _json(answer))}
+    paths["/ping"]["post"] = paths["/ping"]["get"]
     paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     metrics: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
     as_json: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}

@@ -13,7 +13,7 @@ from frontends.telemetry import trace_of
 from llmserve import InvalidRequest
 
 # Probes: orchestrators and load balancers have no key. The server compares the resolved route, never the path as the client sent it.
-OPEN = frozenset({"/health", "/health/live", "/health/ready"})
+OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 
 CALLER = web.RequestKey("caller", Caller)
 

@@ -22,6 +22,7 @@ from frontends.door import Door, raise_descriptor_limit
 from frontends.files import reread
 from frontends.http.departure import PART_SECONDS, Departure
 from frontends.http.hosts import allowed_hosts
+from frontends.http.load import check_of
 from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.log_writer import dropped_lines
@@ -133,6 +134,7 @@ class Worker:
             departure=self._departure,
             origins=options.allowed_origin,
             keepalive=options.keepalive_interval,
+            check=check_of(self._manager, options.generate_check, self._gather),
         )
         door = Door(options.max_connections, options.max_peer_connections)
         # What has changed, the owner tells the operator.

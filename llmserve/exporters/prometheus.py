@@ -3,9 +3,11 @@
 vLLM registers its `vllm:*` series in the process's default registry, so dashboards made for vLLM keep working.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -76,6 +78,7 @@ def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     admission = snapshot["admission"]
     yield GaugeMetricFamily("llmserve_requests_running", "Requests that hold a slot.", value=admission.get("running", 0))
     yield GaugeMetricFamily("llmserve_requests_waiting", "Requests that wait for a slot.", value=admission.get("waiting", 0))
+    yield _build()
     yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
     yield CounterMetricFamily("llmserve_engine_restarts", "How often the engine was started again.", value=snapshot["restarts"])
     lines = [((log,), count) for log, count in snapshot["dropped_lines"].items()]
@@ -83,6 +86,14 @@ def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     for name, value in snapshot["engine"].items():
         family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
         yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)
+
+
+def _build() -> "Metric":
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily("llmserve_build_info", "Always 1; the label is the version of llmserve.", labels=["version"])
+    family.add_metric([version("llmserve")], 1)
+    return family
 
 
 def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tuple[tuple[str, ...], int]]) -> "Metric":
@@ -109,7 +120,7 @@ def render(facts: "Facts", now: float, accept: str, beside: Iterable["Metric"] =
     # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(FactsCollector(facts, now))
-    registry.register(_Found(beside))
+    registry.register(_Found(with_our_queue(beside, facts.statistics.waiting)))
     return encode(registry), content_type
 
 
@@ -147,6 +158,27 @@ class _Found:
 
     def collect(self) -> Iterator["Metric"]:
         return iter(self.metrics)
+
+
+# What endpoint pickers and autoscalers made for vLLM read as its queue. Admission keeps requests out of the engine's own queue, so the
+# engine's figure alone says that a full server is idle.
+QUEUES = ("vllm:num_requests_waiting", "vllm:num_requests_waiting_by_reason")
+
+
+def with_our_queue(metrics: Iterable["Metric"], waiting: int) -> list["Metric"]:
+    """The series of others, where vLLM's counts of waiting requests include the `waiting` ones of ours.
+
+    Several engines share them evenly, so that the sum over engines is right. By reason they wait for capacity.
+    """
+    found = []
+    for one_family in metrics:
+        family = copy.copy(one_family)
+        if family.name in QUEUES:
+            ours = [one for one in family.samples if one.labels.get("reason", "capacity") == "capacity"]
+            shares = {id(one): waiting // len(ours) + (index < waiting % len(ours)) for index, one in enumerate(ours)}
+            family.samples = [one._replace(value=one.value + shares.get(id(one), 0)) for one in family.samples]
+        found.append(family)
+    return found
 
 
 def settle() -> None:

@@ -8,6 +8,7 @@ from http_support import running_server
 from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.errors import TABLE
+from frontends.http.load import check_of
 from frontends.http.openapi import ERRORS, ChatAnswer, Completion, ModelList, TextAnswer, Tokens
 from frontends.keys import Keys
 
@@ -19,12 +20,16 @@ def anyio_backend():
     return "asyncio"
 
 
-async def test_every_route_is_in_it_and_no_other():
-    async with running_server() as server:
+@pytest.mark.parametrize("check", [None, 60.0])
+async def test_every_route_is_in_it_and_no_other(check):
+    async with running_server(app_of=lambda manager: {"check": check_of(manager, check)}) as server:
         async with server.session.get("/openapi.json") as response:
             document = await response.json()
         told = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-        routes = {(route.method, route.resource.canonical) for route in build_app(server.manager).router.routes()}
+        routes = {
+            (route.method, route.resource.canonical)
+            for route in build_app(server.manager, check=check_of(server.manager, check)).router.routes()
+        }
         assert told == {route for route in routes if route[0] != "HEAD"} - {("GET", "/openapi.json")}
         assert "security" not in document
     assert {status for _, status, _, _ in TABLE} <= set(ERRORS)

@@ -216,7 +216,7 @@ class Routes:
 
     async def _answer(self, request: web.Request, wanted: Wanted, answerer: Answerer) -> web.StreamResponse:
         requests, n = wanted.requests, wanted.per_prompt
-        name_answer(request, answerer.id)
+        name_answer(request, answerer.id, n)
         if not wanted.stream:
             return await _whole(answerer.whole(await generate_choices(self.manager, requests), n, self._turns))
         async with self._events(request) as events, open_choices(self.manager, requests) as streams:
@@ -294,6 +294,7 @@ def build_app(
     *,
     access: Access | None = None,
     log: Write | None = None,
+    log_probes: bool = False,
     memory: Memory | None = None,
     hosts: Collection[str] | None = None,
     max_hold: float = MAX_HOLD,
@@ -321,12 +322,13 @@ def build_app(
         origins: of pages that may call it from a browser, beside its own; `*` is any.
         keepalive: seconds of silence after which a stream gets a comment, and its status; 0 for never.
         check: answers /health/generate; None leaves that route out.
-        log: takes a line for each request (`frontends.http.log.open_log`).
+        log: takes a line for each request (`frontends.http.log.open_log`), but for probes, unless `log_probes`.
     """
     access, departure = access or Access(), departure or Departure()
     pages = Origins(frozenset(origins))
+    logged = name_and_log(log, partial(_named_tenants, manager), probes=log_probes)
     known = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
-    middlewares = [name_and_log(log), answer_errors, *known, answer_once(memory)]
+    middlewares = [logged, answer_errors, *known, answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
     app[ORIGINS] = pages
@@ -362,6 +364,10 @@ def _asks_for_json(accept: str) -> bool:
     read Prometheus's text."""
     named = accept.lower()
     return JSON in named and "text/plain" not in named and "openmetrics" not in named
+
+
+def _named_tenants(manager: EngineManager) -> Collection[str]:
+    return manager.config.admission.table.named
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -4,7 +4,7 @@ Unknown fields are refused by name, so that nobody believes in an option that do
 purpose stand in `Ignored`, and nowhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import msgspec
 from frontends.openai_tools import CallBody, ToolBody, ToolChoice, tools_of
 from frontends.sizes import MAX_MESSAGES, MAX_PROMPTS, Undecoded
 from frontends.structured import ResponseFormat, StructuredOutputsBody, constraint_of
-from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
+from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling, Timeline
 
 # OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
 MAX_CHOICES = 128
@@ -31,13 +31,14 @@ class Caller:
     """Who sends a request, as far as its wire tells.
 
     `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds. `trace`
-    are the headers of the trace that the request is part of.
+    are the headers of the trace that the request is part of. `on_arrival` is each request's (`GenerationRequest`).
     """
 
     tenant: str | None = None
     key: str | None = None
     deadline: float | None = None
     trace: Mapping[str, str] = attrs.field(factory=dict)
+    on_arrival: Callable[[Timeline], None] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -147,6 +148,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "priority": self.priority or 0,
             "best_effort": self.service_tier == "flex",
             "trace_headers": caller.trace,
+            "on_arrival": caller.on_arrival,
             "adapter": adapter,
         }
         # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
@@ -302,6 +304,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest("this API key is not for this tenant", "tenant")
         request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
         fields["structured_outputs"] = constraint_of(None, self.structured_outputs)
+        request["on_arrival"] = caller.on_arrival
         return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
 
 

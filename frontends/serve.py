@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     interval = "seconds of silence after which a stream gets a comment, so that no proxy gives it up; 0 = never (default: %(default)s)"
     parser.add_argument("--keepalive-interval", type=seconds, metavar="S", default=KEEPALIVE_SECONDS, help=interval)
     parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
+    words = "give requests of health checks, /load and /metrics a line too"
+    parser.add_argument("--log-probes", action="store_true", help=words)
     run(parser, given, start)
 
 
@@ -118,6 +120,7 @@ def http_listener(
             model,
             access=access,
             log=log,
+            log_probes=options.log_probes,
             hosts=hosts,
             max_hold=options.max_hold,
             max_incomplete=most,

@@ -65,12 +65,15 @@ class Job:
 
 
 def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInfo]) -> Timeline:
-    """A request's timeline when it arrives. `info` may raise RuntimeError before the engine has been up."""
+    """A request's timeline when it arrives, which `on_arrival` gets. `info` may raise RuntimeError before the engine has been up."""
     adapter = None
     if request.adapter is not None:
         with suppress(RuntimeError):
             adapter = request.adapter if request.adapter in info().adapters else None
-    return Timeline(request_id=request.request_id, tenant=request.tenant, adapter=adapter, arrived=now)
+    timeline = Timeline(request_id=request.request_id, tenant=request.tenant, adapter=adapter, arrived=now)
+    if request.on_arrival is not None:
+        request.on_arrival(timeline)
+    return timeline
 
 
 def check_types(request: object, token: object = None) -> None:

@@ -380,7 +380,7 @@ class EngineManager(Lifecycle):
         if self._clock is anyio.current_time:
             # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
             self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
-        self.recorder = MetricsRecorder(self.config.slo, self._clock())
+        self.recorder = MetricsRecorder(self.config.slo, self._clock(), self.config.max_seconds)
         self.recorder.named = frozenset(self.config.admission.table.named)
         self._observer = Observers((self.recorder, *self._extra_observers)) if self._extra_observers else self.recorder
         self._deadlines = Deadlines(self._clock)

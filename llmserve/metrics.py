@@ -196,8 +196,10 @@ class MetricsRecorder:
     requests that met every bound of the SLO, out of all that arrived.
     """
 
-    def __init__(self, slo: SLO, started: float) -> None:
+    def __init__(self, slo: SLO, started: float, max_seconds: float | None = None) -> None:
         self.slo = slo
+        # The longest that a request may take: latencies are exported up to it.
+        self.max_seconds = max_seconds
         self.started = started
         self.outcomes: Counter[Outcome] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -224,7 +226,7 @@ class MetricsRecorder:
     @classmethod
     def together(cls, parts: "Sequence[MetricsRecorder]") -> Self:
         """One that has recorded all that those on the same clock, with the same SLO, have. `parts` must not be empty."""
-        whole = cls(parts[0].slo, min(part.started for part in parts))
+        whole = cls(parts[0].slo, min(part.started for part in parts), parts[0].max_seconds)
         for part in parts:
             part.rate_tokens()
             for name, value in vars(part).items():

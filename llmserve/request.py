@@ -7,7 +7,7 @@ without a bound has, in the past, stalled or killed the engine for everyone.
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from types import NoneType
 from typing import Any
@@ -210,6 +210,7 @@ class GenerationRequest:
         deadline: seconds from arrival within which the whole answer must be there, waiting included.
         request_id: unique while the request lives.
         trace_headers: W3C's `traceparent` and `tracestate`, of what this request is part of.
+        on_arrival: gets the request's timeline when it arrives; the manager fills it in until the request has ended. It must not raise.
 
     Raises:
         InvalidRequest: both or none of prompt and messages, an empty one, or a value out of its bounds.
@@ -229,6 +230,7 @@ class GenerationRequest:
     trace_headers: Mapping[str, str] = attrs.field(
         factory=dict, validator=_instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
     )
+    on_arrival: "Callable[[Timeline], None] | None" = attrs.field(default=None, kw_only=True, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

@@ -10,11 +10,13 @@ from frontends.errors import HTTPFailure
 from frontends.http.form import TIMEOUT, Handler
 from frontends.openai import Caller
 from frontends.telemetry import trace_of
-from llmserve import InvalidRequest
+from llmserve import InvalidRequest, Timeline
 
 # Probes: orchestrators and load balancers have no key. The server compares the resolved route, never the path as the client sent it.
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 
+# The request's sequences, in the order in which they reach the manager. It is set where they are logged.
+TIMELINES = web.RequestKey("timelines", list[Timeline])
 CALLER = web.RequestKey("caller", Caller)
 
 
@@ -29,7 +31,8 @@ def ask_for_key(access: Access) -> Middleware:
             if key is None:
                 raise no_key()
         trace = trace_of(lambda name: request.headers.getall(name, []))
-        request[CALLER] = Caller(key.tenant if key else None, key.id if key else None, _deadline(request), trace)
+        on_arrival = request[TIMELINES].append if TIMELINES in request else None
+        request[CALLER] = Caller(key.tenant if key else None, key.id if key else None, _deadline(request), trace, on_arrival)
         return await handler(request)
 
     return authenticate

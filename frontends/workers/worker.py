@@ -127,6 +127,7 @@ class Worker:
             self._gather,
             access=access,
             log=log,
+            log_probes=options.log_probes,
             memory=self._answers,
             hosts=allowed_hosts(options, access),
             max_hold=options.max_hold,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmserve.exporters.prometheus import GAP_BUCKETS, LATENCY_BUCKETS
+from llmserve.exporters.prometheus import GAP_BUCKETS, latency_buckets
 from llmserve.metrics import time_per_output_token
 from llmserve.request import Outcome, Timeline
 
@@ -18,8 +18,8 @@ class Instruments:
 
     def __init__(self, meter: "Meter") -> None:
         self._meter = meter
-        self._duration = self._histogram("gen_ai.server.request.duration", "Arrival to end.", LATENCY_BUCKETS)
-        self._first = self._histogram("gen_ai.server.time_to_first_token", "Arrival to first token.", LATENCY_BUCKETS)
+        self._duration = self._histogram("gen_ai.server.request.duration", "Arrival to end.", latency_buckets(None))
+        self._first = self._histogram("gen_ai.server.time_to_first_token", "Arrival to first token.", latency_buckets(None))
         self._each = self._histogram("gen_ai.server.time_per_output_token", "(Last - first token) / (tokens - 1).", GAP_BUCKETS)
         self._tokens = meter.create_counter("llmserve.tokens", "{token}", "Tokens of requests that have ended, in and out.")
         self._requests = meter.create_counter("llmserve.requests", "{request}", "Requests by how they ended, and why.")

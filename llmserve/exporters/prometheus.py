@@ -28,8 +28,17 @@ _VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){0,2} *", re.ASCII)
 
 # Seconds. From a millisecond, because small models answer in less than vLLM's own first bucket of 300 ms.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# Beyond those, up to how long the operator lets a request take: otherwise every quantile of slow requests is "more than 300 s".
+LONG_BUCKETS = (600.0, 1200.0, 1800.0, 3600.0, 7200.0, 10_800.0)
 # From a tenth of a millisecond: gaps between tokens.
 GAP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+def latency_buckets(max_seconds: float | None) -> tuple[float, ...]:
+    """Upper bounds in seconds, the last of them at least `max_seconds`, or as far as `LogHistogram` measures; None is no limit."""
+    lower = (LATENCY_BUCKETS[-1], *LONG_BUCKETS)
+    long = [bound for before, bound in zip(lower, LONG_BUCKETS, strict=False) if max_seconds is None or before < max_seconds]
+    return (*LATENCY_BUCKETS, *long)
 
 
 class FactsCollector:
@@ -45,11 +54,12 @@ class FactsCollector:
         yield from _state(snapshot)
         recorder = self._facts.recorder
         if recorder is not None:
-            yield _histogram("llmserve_time_to_first_token_seconds", "Arrival to first token.", recorder.ttft, LATENCY_BUCKETS)
+            latencies = latency_buckets(recorder.max_seconds)
+            yield _histogram("llmserve_time_to_first_token_seconds", "Arrival to first token.", recorder.ttft, latencies)
             yield _histogram("llmserve_inter_token_latency_seconds", "Gap a token, weighted by tokens.", recorder.itl, GAP_BUCKETS)
             yield _histogram("llmserve_time_per_output_token_seconds", "(Last - first) / (tokens - 1).", recorder.tpot, GAP_BUCKETS)
-            yield _histogram("llmserve_request_seconds", "Arrival to end.", recorder.e2e, LATENCY_BUCKETS)
-            yield _histogram("llmserve_queue_seconds", "Arrival to admission.", recorder.queue, LATENCY_BUCKETS)
+            yield _histogram("llmserve_request_seconds", "Arrival to end.", recorder.e2e, latencies)
+            yield _histogram("llmserve_queue_seconds", "Arrival to admission.", recorder.queue, latencies)
 
 
 def _requests(snapshot: dict[str, Any]) -> Iterator["Metric"]:

@@ -97,7 +97,7 @@ async def test_a_request_log_that_is_renamed_is_opened_again(tmp_path, workers):
                 assert (await fetch(f"{url}/health/live", headers={"X-Request-Id": f"{name}-{number}"}))[0] == 200
                 await anyio.sleep(0.2)
 
-    async with program(tmp_path, "--request-log", str(log), "--workers", workers) as (process, url, _):
+    async with program(tmp_path, "--request-log", str(log), "--log-probes", "--workers", workers) as (process, url, _):
         await ask("before", log)
         log.rename(old)
         await ask("after", log)

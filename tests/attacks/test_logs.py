@@ -30,7 +30,7 @@ async def server(tmp_path, *arguments, **streams):
     path = tmp_path / "llmserve.sock"
     environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
-        *MODULE, *SIMULATED, "--unix", str(path), *arguments, env=environment, **{"stderr": subprocess.DEVNULL, **streams}
+        *MODULE, *SIMULATED, "--unix", str(path), "--log-probes", *arguments, env=environment, **{"stderr": subprocess.DEVNULL, **streams}
     )
     try:
         async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(str(path))) as session:

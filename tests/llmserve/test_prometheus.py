@@ -152,3 +152,19 @@ def test_without_a_gpu_there_are_no_such_series(monkeypatch):
     nvml._gpus.cache_clear()
     assert readings() == {}
     nvml._gpus.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("max_seconds", "last"), [(30.0, 300.0), (300.0, 300.0), (600.0, 600.0), (900.0, 1200.0), (None, 10_800.0), (86_400.0, 10_800.0)]
+)
+async def test_latencies_are_told_apart_up_to_the_longest_that_a_request_may_take(max_seconds, last):
+    config = ManagerConfig(max_seconds=max_seconds)
+    async with EngineManager(SimulatedEngine(SimulatedConfig(time_scale=0.0)), config) as manager:
+        await manager.generate("hi", sampling=Sampling(max_tokens=1))
+        whole = Facts.together([manager.facts(), manager.facts()], None, one_engine=True)
+        for facts in (manager.facts(), whole):
+            text, _ = prometheus.render(facts, 1.0, "text/plain")
+            families = {family.name: family for family in parse_text(text.decode())}
+            for name in ("llmserve_request_seconds", "llmserve_time_to_first_token_seconds", "llmserve_queue_seconds"):
+                bounds = [float(one.labels["le"]) for one in families[name].samples if "le" in one.labels]
+                assert bounds[-2:] == [last, float("inf")]

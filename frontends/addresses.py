@@ -4,6 +4,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
+from frontends.listeners import authority
 from llmserve import ConfigurationError
 
 SCHEMES = ("tcp", "tls", "unix")
@@ -21,7 +22,7 @@ class Address:
     def __str__(self) -> str:
         if self.scheme == "unix":
             return f"unix://{self.path}"
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{self.scheme}://{authority(self.host, self.port)}"
 
 
 def parse_address(text: str) -> Address:

@@ -38,11 +38,13 @@ class Door:
     Attributes:
         most: connections at once; None is what the process's file descriptors leave room for.
         most_of_peer: of one address, unless that is this machine's; None is a quarter of `most`.
+        strangers: whether other users of this machine may connect to a unix socket, as its file's mode then says.
         turned_away: how many there were no places for.
     """
 
     most: int | None = None
     most_of_peer: int | None = None
+    strangers: bool = False
     inside: int = attrs.field(default=0, init=False)
     turned_away: int = attrs.field(default=0, init=False)
     _most: int = attrs.field(init=False)

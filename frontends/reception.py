@@ -42,7 +42,7 @@ class Reception:
         """Serve it, or say that there is no place. Before anything is made of it: one too many costs one system call."""
         connection.setblocking(False)
         peer = _peer(connection)
-        if is_stranger(connection):
+        if not self.door.strangers and is_stranger(connection):
             connection.close()
         elif self.door.enter(peer):
             task = self._loop.create_task(self._begin(connection, peer))
@@ -96,24 +96,27 @@ class Reception:
 
 
 @asynccontextmanager
-async def listen(reception: Reception, listener: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
-    """Accept connections from a listening socket, which is closed at the end. Where there is `patience` then, in seconds, connections that
+async def listen(reception: Reception, *listeners: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
+    """Accept connections from listening sockets, which are closed at the end. Where there is `patience` then, in seconds, connections that
     wait to be accepted are served too, and those that are open may end by themselves."""
-    listener.setblocking(False)
-    accepting = asyncio.get_running_loop().create_task(reception.accept(listener))
+    loop = asyncio.get_running_loop()
+    for listener in listeners:
+        listener.setblocking(False)
+    accepting = [loop.create_task(reception.accept(listener)) for listener in listeners]
     try:
         yield
     finally:
-        accepting.cancel()
+        for task in accepting:
+            task.cancel()
         with anyio.CancelScope(shield=True):
-            await asyncio.wait([accepting])
-            if (seconds := patience()) > 0:
-                for connection in accept_waiting(listener):
+            await asyncio.wait(accepting)
+            seconds = patience()
+            for listener in listeners:
+                for connection in accept_waiting(listener) if seconds > 0 else ():
                     reception.welcome(connection)
                 listener.close()
-                await reception.empty(seconds)
+            await reception.empty(seconds)
             await reception.close()
-        listener.close()
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:

@@ -3,7 +3,7 @@
 import argparse
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from frontends.http.log import open_log
 from frontends.http.origins import add_origin_option
 from frontends.http.server import running
 from frontends.keys_command import keys_command
-from frontends.listeners import CannotListen, bind, bind_unix
+from frontends.listeners import CannotListen, UnixAccess, add_unix_options, authority, bind_all, bind_unix, without_brackets
 from frontends.options import engine_args, seconds
 from frontends.program import Listen, installed, run, serve
 from frontends.reception import listen
@@ -33,6 +33,7 @@ from llmserve.engines.vllm_args import has_gpu_build
 # What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
 CORES_PER_WORKER = 4
 MOST_WORKERS = 8
+LOOPBACK = "127.0.0.1"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,9 +46,11 @@ def main(argv: list[str] | None = None) -> None:
         description="Serve a model over HTTP, as OpenAI does.",
         epilog="`python -m frontends.aiohttp_app keys --help` makes API keys.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    words = "an address or a name; repeat it; :: is every address, of IPv4 and of IPv6 (default: 127.0.0.1)"
+    parser.add_argument("--host", action="append", type=without_brackets, dest="hosts", metavar="HOST", help=words)
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a unix socket instead, for this user alone")
+    parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a unix socket instead")
+    add_unix_options(parser)
     parser.add_argument(
         "--workers",
         type=_workers,
@@ -67,22 +70,24 @@ def main(argv: list[str] | None = None) -> None:
 
 
 async def start(options: argparse.Namespace) -> int:
+    options.hosts = options.hosts or [LOOPBACK]
     access = Access.open(options)
     # Read now: a wrong file is told before the model is loaded.
     tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
-    hosts = [] if options.unix else [options.host]
+    hosts = [] if options.unix else options.hosts
     check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=is_authenticated(options, access))
-    address, listener = bind_http(options)
+    addresses, listeners = bind_http(options)
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     try:
         if count > 1:
             # Each worker reads it for itself, and this process tells the operator.
             async with followed(tls):
-                return await serve_workers(options, count, address, listener, access)
+                return await serve_workers(options, count, addresses, listeners, access)
         departure = Departure()
-        return await serve(options, http_listener(options, address, listener, access, tls, departure), access, departure.begin)
+        return await serve(options, http_listener(options, addresses, listeners, access, tls, departure), access, departure.begin)
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         if options.unix:
             options.unix.unlink(missing_ok=True)
 
@@ -95,20 +100,26 @@ def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
     return max(1, min(MOST_WORKERS, available_cpus() // CORES_PER_WORKER))
 
 
-def bind_http(options: argparse.Namespace) -> tuple[str, socket.socket]:
-    """What listens, and its address as a person would type it. Raises CannotListen."""
+def bind_http(options: argparse.Namespace) -> tuple[list[str], list[socket.socket]]:
+    """The addresses as a person would type them, and what listens there. Raises CannotListen."""
     words = "  (/health/ready says 503 until the model is loaded)"
-    try:
-        if options.unix:
-            return f"unix://{options.unix.absolute()}{words}", bind_unix(options.unix)
-        listener = bind(options.host, options.port)
-    except OSError as error:
-        raise CannotListen(str(options.unix or f"{options.host}:{options.port}"), error) from None
-    return f"{'https' if options.tls_cert else 'http'}://{options.host}:{listener.getsockname()[1]}{words}", listener
+    if options.unix:
+        try:
+            return [f"unix://{options.unix.absolute()}{words}"], [bind_unix(options.unix, UnixAccess.of(options))]
+        except OSError as error:
+            raise CannotListen(str(options.unix), error) from None
+    listeners = bind_all(options.hosts, options.port)
+    scheme, port = "https" if options.tls_cert else "http", listeners[0].getsockname()[1]
+    return [f"{scheme}://{authority(host, port)}{words}" for host in options.hosts], listeners
 
 
 def http_listener(
-    options: argparse.Namespace, address: str, listener: socket.socket, access: Access, tls: TLS | None, departure: Departure
+    options: argparse.Namespace,
+    addresses: list[str],
+    listeners: Sequence[socket.socket],
+    access: Access,
+    tls: TLS | None,
+    departure: Departure,
 ) -> Listen:
     log = open_log(options.request_log)
 
@@ -129,10 +140,10 @@ def http_listener(
             keepalive=options.keepalive_interval,
             check=check_of(manager, options.generate_check),
         )
-        door = Door(options.max_connections, options.max_peer_connections)
+        door = Door(options.max_connections, options.max_peer_connections, not UnixAccess.of(options).owner_alone)
         try:
-            async with running(app, door, tls) as reception, listen(reception, listener, departure.patience), followed(tls):
-                yield [address]
+            async with running(app, door, tls) as reception, listen(reception, *listeners, patience=departure.patience), followed(tls):
+                yield addresses
         finally:
             if log is not None:
                 log.close()

@@ -16,7 +16,7 @@ from frontends.addresses import Address, parse_address
 from frontends.door import Door
 from frontends.exposure import check_reach
 from frontends.flush import MAX_HOLD, FlushScheduler
-from frontends.listeners import CannotListen, bind, bind_unix
+from frontends.listeners import CannotListen, UnixAccess, add_unix_options, bind_all, bind_unix
 from frontends.options import count
 from frontends.program import Listen, installed, run, serve
 from frontends.receive_budget import ReceiveBudget
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--listen", action="append", metavar="ADDRESS", help=f"tcp://host:port, tls://host:port or unix:///path; repeat it ({DEFAULT})"
     )
+    add_unix_options(parser)
     parser.add_argument("--max-streams", type=count, default=1024, metavar="N", help="of one connection at once (default: %(default)s)")
 
     async def start(options: argparse.Namespace) -> int:
@@ -60,7 +61,8 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
 
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        door = Door(options.max_connections, options.max_peer_connections)
+        unix = UnixAccess.of(options)
+        door = Door(options.max_connections, options.max_peer_connections, not unix.owner_alone)
         server = open_server(
             manager,
             model,
@@ -69,6 +71,7 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
             access=access,
             max_streams=options.max_streams,
             door=door,
+            unix=unix,
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
         )
@@ -88,6 +91,7 @@ async def open_server(
     access: Access | None = None,
     max_streams: int = 1024,
     door: Door | None = None,
+    unix: UnixAccess | None = None,
     max_hold: float = MAX_HOLD,
     max_incomplete: int | None = None,
 ) -> AsyncIterator[list[Address]]:
@@ -102,12 +106,13 @@ async def open_server(
     async with AsyncExitStack() as stack:
         for address in addresses:
             try:
-                listener = _bind(address)
+                listeners = _bind(address, unix or UnixAccess())
             except OSError as error:
                 raise CannotListen(str(address), error) from None
-            port = 0 if address.scheme == "unix" else listener.getsockname()[1]
+            port = 0 if address.scheme == "unix" else listeners[0].getsockname()[1]
             reception = Reception(partial(Connection, service), REFUSAL, door, tls if address.scheme == "tls" else None)
-            await stack.enter_async_context(listen(reception, listener))
+            for listener in listeners:
+                await stack.enter_async_context(listen(reception, listener))
             if address.scheme == "unix":
                 stack.callback(Path(address.path).unlink, missing_ok=True)
                 bound.append(address)
@@ -120,8 +125,8 @@ async def open_server(
                 await service.close()
 
 
-def _bind(address: Address) -> socket.socket:
-    return bind_unix(Path(address.path)) if address.scheme == "unix" else bind(address.host, address.port)
+def _bind(address: Address, unix: UnixAccess) -> list[socket.socket]:
+    return [bind_unix(Path(address.path), unix)] if address.scheme == "unix" else bind_all([address.host], address.port)
 
 
 if __name__ == "__main__":

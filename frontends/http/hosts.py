@@ -38,7 +38,7 @@ def allowed_hosts(options: argparse.Namespace, access: Access) -> Collection[str
     if options.allowed_host:
         return list(options.allowed_host)
     # No browser connects to a unix socket, and no page knows a key.
-    return None if is_authenticated(options, access) or options.unix or not is_loopback(options.host) else []
+    return None if is_authenticated(options, access) or options.unix or not all(map(is_loopback, options.hosts)) else []
 
 
 def answer_to(names: Collection[str] | None) -> Middleware:

@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -66,7 +67,9 @@ CLOSE_SECONDS = 10.0
 LAST_WORDS_SECONDS = 1.0
 
 
-async def serve_workers(options: argparse.Namespace, count: int, address: str, listener: socket.socket, access: Access) -> int:
+async def serve_workers(
+    options: argparse.Namespace, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
+) -> int:
     """Serve until SIGTERM or SIGINT, the engine's death, or too many workers' deaths; returns the exit code. `access` is followed
     meanwhile, here for its limits and by each worker for its keys.
 
@@ -79,9 +82,10 @@ async def serve_workers(options: argparse.Namespace, count: int, address: str, l
             # For as long as there are workers: one may still take its place at a core that has just ended.
             FOLDER.enter()
             stack.callback(FOLDER.leave)
-        listener.setblocking(False)
-        announce([address], options)
-        owner = Owner(options, count, listener, access)
+        for listener in listeners:
+            listener.setblocking(False)
+        announce(addresses, options)
+        owner = Owner(options, count, listeners, access)
         async with signals(Stopping(owner.served, owner.give_up, owner.stop).react, owner.reloaded):
             code = await owner.run()
     say("stopped")
@@ -91,11 +95,11 @@ async def serve_workers(options: argparse.Namespace, count: int, address: str, l
 class Owner:
     """All workers, and what they share."""
 
-    def __init__(self, options: argparse.Namespace, count: int, listener: socket.socket, access: Access) -> None:
+    def __init__(self, options: argparse.Namespace, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
         self._options = options
         self._access = access
         self._count = count
-        self._listener = listener
+        self._listeners = listeners
         self._members: list[Member] = []
         self._last = 0
         self._shared: SharedCore | None = None
@@ -243,11 +247,14 @@ class Owner:
     async def _accept(self) -> None:
         """Until the last worker has drained, which then gets the connections that are still waiting to be accepted."""
         with self._accepting:
-            await accept(self._listener, self._members)
-        for connection in accept_waiting(self._listener):
-            with connection:
-                hand(connection, self._members)
-        self._listener.close()
+            async with anyio.create_task_group() as tasks:
+                for listener in self._listeners:
+                    tasks.start_soon(accept, listener, self._members)
+        for listener in self._listeners:
+            for connection in accept_waiting(listener):
+                with connection:
+                    hand(connection, self._members)
+            listener.close()
         for member in self._members:
             member.part()
 

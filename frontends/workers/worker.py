@@ -25,6 +25,7 @@ from frontends.http.hosts import allowed_hosts
 from frontends.http.load import check_of
 from frontends.http.log import open_log
 from frontends.http.server import running
+from frontends.listeners import UnixAccess
 from frontends.log_writer import dropped_lines
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
@@ -137,7 +138,7 @@ class Worker:
             keepalive=options.keepalive_interval,
             check=check_of(self._manager, options.generate_check, self._gather),
         )
-        door = Door(options.max_connections, options.max_peer_connections)
+        door = Door(options.max_connections, options.max_peer_connections, not UnixAccess.of(options).owner_alone)
         # What has changed, the owner tells the operator.
         async with running(app, door, tls) as self._reception, followed(tls, quiet=True):
             self._loop.add_reader(self._handed, self._take)

@@ -33,11 +33,12 @@ from frontends.http.openapi import document
 from frontends.http.origins import Origins, answer_preflights
 from frontends.http.who import CALLER, ask_for_key
 from frontends.log_writer import dropped_lines
-from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, Wanted, adapter_of
+from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.receive_budget import ReceiveBudget
 from frontends.sizes import check_answer
 from frontends.turns import Turns
+from frontends.wanted import Wanted, renamed
 from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, State, TokenStream, Unavailable
 from llmserve.state import unavailable
 
@@ -113,13 +114,17 @@ class Routes:
         wanted = await self._wanted(request, self._completion)
         requests, adapter = wanted.requests, wanted.requests[0].adapter
         echoes = await self._echoes(requests) if wanted.echo else None
-        answerer = TextAnswerer(requests[0].request_id, adapter or self.model, echoes.__getitem__ if echoes else None)
+        answerer = TextAnswerer(
+            requests[0].request_id, adapter or self.model, echoes.__getitem__ if echoes else None, generates=wanted.generates
+        )
         return await self._answer(request, wanted, answerer)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         wanted = await self._wanted(request, self._chat)
         first = wanted.requests[0]
-        return await self._answer(request, wanted, ChatAnswerer(first.request_id, first.adapter or self.model, first.tools))
+        return await self._answer(
+            request, wanted, ChatAnswerer(first.request_id, first.adapter or self.model, first.tools, reasoning=wanted.reasoning)
+        )
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         caller = request[CALLER]
@@ -218,8 +223,14 @@ class Routes:
         requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id, n)
         if not wanted.stream:
-            return await _whole(answerer.whole(await generate_choices(self.manager, requests), n, self._turns))
-        async with self._events(request) as events, open_choices(self.manager, requests) as streams:
+            with renamed(**wanted.names):
+                completions = await generate_choices(self.manager, requests)
+            return await _whole(answerer.whole(completions, n, self._turns))
+        async with (
+            self._events(request) as events,
+            renamed(**wanted.names),
+            open_choices(self.manager, requests) as streams,
+        ):
             if isinstance(answerer, ChatAnswerer):
                 answerer.read_by([stream.reader for stream in streams])
             running = streams if wanted.running_usage else None
@@ -274,6 +285,17 @@ async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator
         events.close()
 
 
+def no_route(request: web.Request) -> web.Response:
+    """The way to the route that is meant, where only a slash is too much; else the routes that there are."""
+    routes = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
+    path = request.path.rstrip("/")
+    if path in routes:
+        query = f"?{request.query_string}" if request.query_string else ""
+        # 307 keeps the method and the body. The Location is a path of ours and never another host.
+        return _failure(HTTPFailure(307, f"this path has no slash at its end: {path}", "http_error", {"Location": path + query}))
+    return _failure(HTTPFailure(404, f"there is no such path; the paths are {', '.join(sorted(routes))}", "http_error"))
+
+
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error as OpenAI's error object, with its status; nothing that the server knows and the client should not."""
@@ -281,6 +303,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except LLMServeError as error:
         return _failure(error)
+    except web.HTTPNotFound:
+        return no_route(request)
     except web.HTTPException as error:
         allow = {name: value for name, value in error.headers.items() if name == "Allow"}
         return _failure(HTTPFailure(error.status, error.reason, "http_error", allow))

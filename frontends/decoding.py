@@ -11,6 +11,7 @@ import msgspec
 
 from frontends.sizes import Sizes
 from frontends.turns import Turns
+from frontends.unsupported import normalised
 from llmserve import InvalidRequest
 
 # A body of at most this size is decoded at once. The worst of them, a schema, takes 6 ms with all its checks.
@@ -22,6 +23,8 @@ Made = TypeVar("Made")
 # msgspec's messages end with the path of what is wrong, unless it is at the top.
 _PATH = re.compile(r"(?:at|in) `\$\.(\w+)")
 _FIELD = re.compile(r"field `(\w+)`")
+# Some editors and PowerShell write it before JSON.
+_BOM = b"\xef\xbb\xbf"
 
 
 class BodyReader(Generic[Wire]):
@@ -46,9 +49,14 @@ class BodyReader(Generic[Wire]):
 
 def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]", body: bytes | msgspec.Raw) -> Wire:
     """A request's body. Raises InvalidRequest, naming the field where there is one to blame."""
+    if bytes(memoryview(body)[:3]) == _BOM:
+        body = bytes(memoryview(body)[3:])
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
+        other = normalised(decoder.type, body) if isinstance(decoder, msgspec.json.Decoder) else None
+        if other is not None:
+            return decode(decoder, other)
         found = _PATH.search(str(error)) or _FIELD.search(str(error))
         raise InvalidRequest(str(error)[:300], found[1] if found else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

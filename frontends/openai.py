@@ -4,58 +4,31 @@ Unknown fields are refused by name, so that nobody believes in an option that do
 purpose stand in `Ignored`, and nowhere else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import attrs
 import msgspec
 
-from frontends.openai_tools import CallBody, ToolBody, ToolChoice, tools_of
-from frontends.sizes import MAX_MESSAGES, MAX_PROMPTS, Undecoded
+from frontends.openai_messages import ChatMessage, plain_messages
+from frontends.openai_tools import ToolBody, ToolChoice, tools_of
+from frontends.sizes import MAX_PROMPTS, Undecoded
 from frontends.structured import ResponseFormat, StructuredOutputsBody, constraint_of
-from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling, Timeline
+from frontends.unsupported import CHAT, COMPLETIONS, Unsupported
+from frontends.wanted import Caller, Wanted, renamed
+from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
 # OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
 MAX_CHOICES = 128
+
+# OpenAI's default for completions, which have no null for it.
+DEFAULT_MAX_TOKENS = 16
 
 # Under the same name in `Sampling`.
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
     "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "logit_bias",
 )  # fmt: skip
-
-
-@attrs.frozen
-class Caller:
-    """Who sends a request, as far as its wire tells.
-
-    `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds. `trace`
-    are the headers of the trace that the request is part of. `on_arrival` is each request's (`GenerationRequest`).
-    """
-
-    tenant: str | None = None
-    key: str | None = None
-    deadline: float | None = None
-    trace: Mapping[str, str] = attrs.field(factory=dict)
-    on_arrival: Callable[[Timeline], None] | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Wanted:
-    """What a body asks for. It outlives the body, of which nothing else is kept while the answer is generated.
-
-    Attributes:
-        requests: one for each choice, prompt by prompt; `per_prompt` are those of one prompt.
-        running_usage: with every event of a stream, not only at its end.
-    """
-
-    requests: list[GenerationRequest]
-    per_prompt: int
-    stream: bool
-    usage: bool
-    running_usage: bool
-    echo: bool = False
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +76,11 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     structured_outputs: StructuredOutputsBody | None = None
     priority: int | None = None
     # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+
+    def extras(self) -> dict[str, bool]:
+        """Attributes of `Wanted` that only one of the routes has."""
+        return {}
 
     @property
     def choices_per_prompt(self) -> int:
@@ -121,8 +98,14 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             stream=bool(self.stream),
             usage=bool(options.include_usage),
             running_usage=bool(options.continuous_usage_stats),
-            echo=isinstance(self, CompletionRequest) and bool(self.echo),
+            names=self.names() | caller.names,
+            **self.extras(),
         )
+
+    def names(self) -> dict[str, str]:
+        """The fields that were sent, by the names that the library has for them where those differ."""
+        by_format = self.response_format is not None and self.structured_outputs is None
+        return {"structured_outputs": "response_format"} if by_format else {}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         """Raises InvalidRequest."""
@@ -130,8 +113,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
 
     def sampling(self, **more: Any) -> Sampling:
         """The fields that are set, and `more`, which may hold None for unset too."""
-        by_format = self.response_format is not None and self.structured_outputs is None
-        with renamed(structured_outputs="response_format") if by_format else nullcontext():
+        with renamed(**self.names()):
             more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
@@ -154,7 +136,8 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
         if caller.tenant or self.user:
             common["tenant"] = caller.tenant or str(self.user)[:64]
-        return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
+        with renamed(**caller.names):
+            return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
 
 
 def _nth(sampling: Sampling, number: int) -> Sampling:
@@ -168,7 +151,9 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions. `prompt` is text or token ids, or a list of either."""
 
     prompt: str | list[str | int | list[int]] | None = None
-    max_tokens: int | None = 16
+    unsupported: ClassVar[Unsupported] = COMPLETIONS
+
+    max_tokens: int | None = None
     logprobs: int | None = None
     echo: bool | None = None
 
@@ -185,55 +170,25 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
         return [{"prompt": one} for one in prompt]
 
+    @property
+    def echoes_alone(self) -> bool:
+        return bool(self.echo) and self.max_tokens == 0
+
+    def extras(self) -> dict[str, bool]:
+        return {"echo": bool(self.echo), "generates": not self.echoes_alone}
+
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         prompt_logprobs = self.logprobs if self.echo else None
-        sampling = self.sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
+        most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        # An engine scores a prompt on its way to a first token, which is then left out of the answer.
+        sampling = self.sampling(max_tokens=1 if self.echoes_alone else most, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
         return self.requests(self.prompts(), sampling, caller, adapter)
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An answer of before as it came, too; what of it templates do not know is left out."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[CallBody] | None = None
-    tool_call_id: str | None = None
-    refusal: None = None
-    reasoning: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """As chat templates know it: text, calls, and no role newer than they are. Raises InvalidRequest."""
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise InvalidRequest(f"messages: a message of the role {self.role} needs content", "messages")
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            raise InvalidRequest("messages: tool_call_id belongs to a message of the role tool, which needs it", "messages")
-        if self.tool_calls is not None and self.role != "assistant":
-            raise InvalidRequest("messages: only the assistant makes tool_calls", "messages")
-        content = "\n".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
-        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        if self.tool_calls:
-            plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
-        return plain | ({"tool_call_id": self.tool_call_id} if self.tool_call_id is not None else {})
-
-
-def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Raises InvalidRequest."""
-    if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
-    # Each call is answered by a message, so there are no more of them in a conversation that makes sense.
-    if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
-        raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
-    return [message.plain() for message in messages]
 
 
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions."""
+
+    unsupported: ClassVar[Unsupported] = CHAT
 
     messages: list[ChatMessage]
     max_tokens: int | None = None
@@ -243,18 +198,42 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     tools: list[ToolBody] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    include_reasoning: bool | None = None
+
+    def names(self) -> dict[str, str]:
+        by_new_name = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return super().names() | by_new_name | {"logprobs": "top_logprobs", "template_kwargs": "chat_template_kwargs"}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         messages = plain_messages(self.messages)
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
-        with renamed(max_tokens="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens", logprobs="top_logprobs"):
+        with renamed(**self.names()):
             most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
             sampling = self.sampling(max_tokens=most, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
         tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
-        by_format = self.structured_outputs is None
-        with renamed(structured_outputs="response_format") if by_format else nullcontext():
-            return self.requests([{"messages": messages, "tools": tools}], sampling, caller, adapter)
+        with renamed(**self.names()):
+            prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
+            return self.requests([prompt], sampling, caller, adapter)
+
+    def extras(self) -> dict[str, bool]:
+        return {"reasoning": self.include_reasoning is not False}
+
+    def template_kwargs(self) -> dict[str, Any]:
+        """Arguments of the chat template, as vLLM makes them of these fields. Raises InvalidRequest."""
+        if self.add_generation_prompt and self.continue_final_message:
+            raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
+        arguments: dict[str, Any] = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            # Templates that have one switch for thinking have it under this name.
+            arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
+        if self.continue_final_message:
+            return arguments | {"add_generation_prompt": False, "continue_final_message": True}
+        return arguments | ({} if self.add_generation_prompt is None else {"add_generation_prompt": self.add_generation_prompt})
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -305,7 +284,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
         fields["structured_outputs"] = constraint_of(None, self.structured_outputs)
         request["on_arrival"] = caller.on_arrival
-        return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
+        with renamed(**caller.names if self.deadline is None else {}):
+            return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -325,21 +305,6 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     model: str | None = None
     tokens: list[int]
-
-
-class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
-    """Inside it, an InvalidRequest about a field of ours is about the caller's field of another name."""
-
-    def __init__(self, **names: str) -> None:
-        self._names = names
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, InvalidRequest) and error.param in self._names:
-            name = self._names[error.param]
-            raise InvalidRequest(str(error).replace(error.param, name), name) from None
 
 
 def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:

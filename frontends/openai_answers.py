@@ -15,6 +15,8 @@ from llmserve import Completion, Delta, Reader, TokenLogprob, ToolCall, Tools, U
 PIECE = 128
 # Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
 _HOLE = b"\0"
+# OpenAI's and vLLM's number for a probability of 0, whose logarithm JSON does not have.
+IMPOSSIBLE = -9999.0
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -210,15 +212,36 @@ class Answerer:
 
 
 class TextAnswerer(Answerer):
-    """/v1/completions. `echo` gives the prompt's text for a choice, to stand before its answer; None for no echo."""
+    """/v1/completions. `echo` gives the prompt's text for a choice, to stand before its answer; None for no echo. The answer is the prompt
+    alone where `generates` is False, and what the engine generates to score it is left out."""
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, request_id: str, model: str, echo: Callable[[int], str] | None = None) -> None:
+    def __init__(self, request_id: str, model: str, echo: Callable[[int], str] | None = None, *, generates: bool = True) -> None:
         super().__init__(request_id, model)
+        self._generates = generates
         self._echo = echo
         self._offsets: dict[int, int] = {}
+
+    def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
+        if not self._generates:
+            completions = [
+                msgspec.structs.replace(
+                    one, text="", logprobs=_none_of(one.logprobs), finish_reason="length", usage=_prompt_alone(one.usage)
+                )
+                for one in completions
+            ]
+        return super().whole(completions, per_prompt, turns)
+
+    def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        if not self._generates:
+            delta = msgspec.structs.replace(delta, text="", logprobs=_none_of(delta.logprobs), finish_reason="length")
+            usage = None if usage is None else _prompt_alone(usage)
+        return super().chunk(index, delta, usage)
+
+    def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
+        return super().usage(usages if self._generates else [_prompt_alone(one) for one in usages], per_prompt)
 
     def first(self, index: int) -> bytes:
         if self._echo is None:
@@ -249,14 +272,15 @@ class TextAnswerer(Answerer):
 
 
 class ChatAnswerer(Answerer):
-    """/v1/chat/completions. `tools` are what the model could call."""
+    """/v1/chat/completions. `tools` are what the model could call; `reasoning` is whether the client wants what the model thought."""
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def __init__(self, request_id: str, model: str, tools: Tools | None = None) -> None:
+    def __init__(self, request_id: str, model: str, tools: Tools | None = None, *, reasoning: bool = True) -> None:
         super().__init__(request_id, model)
+        self._reasoning = reasoning
         self._tools = tools
         self._readers: dict[int, Reader] = {}
         self._called: set[int] = set()
@@ -277,7 +301,7 @@ class ChatAnswerer(Answerer):
             if found.tool_calls:
                 message.tool_calls = [CallBody(id=call.id, type="function", function=_called(call)) for call in found.tool_calls]
                 self._called.add(index)
-            if found.reasoning:
+            if found.reasoning and self._reasoning:
                 message.reasoning = found.reasoning
         return ChatChoice(index, message, None, self._reason(index, completion.finish_reason), completion.stop_reason)
 
@@ -289,7 +313,8 @@ class ChatAnswerer(Answerer):
         if reader is None:
             return super().chunk(index, delta, usage)
         found = reader.read(delta.text, delta.token_ids, last=delta.finish_reason is not None)
-        if not (found.content or found.reasoning or found.tool_calls or delta.finish_reason or delta.logprobs):
+        reasoning = found.reasoning if self._reasoning else ""
+        if not (found.content or reasoning or found.tool_calls or delta.finish_reason or delta.logprobs):
             return b""
         calls = [
             CallBody(index=call.index, id=call.id, type="function" if call.id else None, function=_called(call))
@@ -297,7 +322,7 @@ class ChatAnswerer(Answerer):
         ]
         if calls:
             self._called.add(index)
-        chunk = ChatDelta(content=found.content or None, reasoning=found.reasoning or None, tool_calls=calls or None)
+        chunk = ChatDelta(content=found.content or None, reasoning=reasoning or None, tool_calls=calls or None)
         logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
         return self._event(ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason), usage)
 
@@ -309,6 +334,14 @@ class ChatAnswerer(Answerer):
         """As OpenAI has it: calls are a reason of their own, but for the one that was named."""
         free = index in self._called and self._tools is not None and self._tools.choice != "named"
         return "tool_calls" if reason == "stop" and free else reason
+
+
+def _prompt_alone(usage: Usage) -> Usage:
+    return msgspec.structs.replace(usage, completion_tokens=0)
+
+
+def _none_of(logprobs: Sequence[TokenLogprob] | None) -> tuple[TokenLogprob, ...] | None:
+    return None if logprobs is None else ()
 
 
 def _called(call: ToolCall) -> CalledFunction:
@@ -329,14 +362,26 @@ def _text_logprobs(entries: Sequence[TokenLogprob], start: int) -> TextLogprobs:
     for entry in entries:
         answer.text_offset.append(start)
         answer.tokens.append(entry.token)
-        answer.token_logprobs.append(entry.logprob)
-        answer.top_logprobs.append({other.token: other.logprob for other in entry.top} if entry.logprob is not None else None)
+        answer.token_logprobs.append(_finite(entry.logprob))
+        answer.top_logprobs.append(_alternatives(entry) if entry.logprob is not None else None)
         start += len(entry.token)
     return answer
 
 
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, IMPOSSIBLE)
+
+
+def _alternatives(entry: TokenLogprob) -> dict[str, float | None]:
+    """By their texts, the chosen token among them. Of tokens with one text the most likely counts, which comes first."""
+    found: dict[str, float | None] = {}
+    for other in (*entry.top, entry):
+        found.setdefault(other.token, _finite(other.logprob))
+    return found
+
+
 def _chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
     def one(entry: TokenLogprob) -> ChatLogprob:
-        return ChatLogprob(entry.token, entry.logprob, list(entry.token.encode()), [one(other) for other in entry.top])
+        return ChatLogprob(entry.token, _finite(entry.logprob), list(entry.token.encode()), [one(other) for other in entry.top])
 
     return ChatLogprobs([one(entry) for entry in entries])

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from frontends import unsupported
 from llmserve import GenerationRequest, InvalidRequest, PromptTooLong
 from llmserve.request import MAX_LOGPROB_ENTRIES
 
@@ -40,7 +41,7 @@ class Sizes:
 
     def __init__(self, kind: type[msgspec.Struct], codec: ModuleType) -> None:
         fields = msgspec.structs.fields(kind)
-        self.scanner = codec.Decoder(_scanned(*(field.encode_name for field in fields)))
+        self.scanner = codec.Decoder(_scanned(*(field.encode_name for field in fields), *unsupported.of(kind)))
         # Those that nothing is decoded of.
         self._ignored = {field.encode_name for field in fields if field.type == Undecoded}
         self._counts: _JSONCounts | _MessagePackCounts = _JSONCounts() if codec is msgspec.json else _MessagePackCounts()

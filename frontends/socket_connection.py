@@ -24,11 +24,12 @@ from frontends.flush import FlushScheduler
 from frontends.frames import Cancel, Credit, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.frames_errors import to_frame
 from frontends.keys import Key
-from frontends.openai import Caller, GenerateRequest
+from frontends.openai import GenerateRequest
 from frontends.receive_budget import REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
 from frontends.socket_streams import Batch, Channel
 from frontends.telemetry import trace_of_mapping
 from frontends.turns import Turns
+from frontends.wanted import Caller
 from frontends.write_watch import WriteWatch
 from llmserve import EngineError, EngineManager, InvalidRequest, LLMServeError, Overloaded
 

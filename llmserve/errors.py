@@ -39,7 +39,9 @@ class PromptTooLong(InvalidRequest):
     """The prompt, and what it leaves for the answer, does not fit the model's context."""
 
     def __init__(self, prompt_tokens: int, limit: int, param: str = "prompt") -> None:
-        super().__init__(f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in a context of {limit} tokens", param)
+        # LiteLLM and other clients recognise the error by the words before the full stop, which are OpenAI's.
+        words = f"This model's maximum context length is {limit} tokens. However, the prompt has {prompt_tokens} tokens, "
+        super().__init__(f"{words}which leaves no room for an answer. Shorten the prompt.", param)
         self.prompt_tokens = prompt_tokens
         self.limit = limit
 

@@ -8,7 +8,7 @@ from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRe
 
 
 def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
-    """The request's sampling with a definite `max_tokens`, within the context and the operator's own bound.
+    """The request's sampling with a definite `max_tokens`, within the context. `max_tokens` is the operator's own bound.
 
     Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt itself.
     """
@@ -28,12 +28,14 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
         raise InvalidRequest(f"stop_token_ids has an id outside the vocabulary of {info.vocab_size}", "stop_token_ids")
     if max((token for token, _ in sampling.logit_bias), default=0) >= info.vocab_size:
         raise InvalidRequest(f"logit_bias has an id outside the vocabulary of {info.vocab_size}", "logit_bias")
-    most = min(room, max_tokens or room, _most_logprobs(sampling, length))
-    for name in ("max_tokens", "min_tokens"):
-        wanted = getattr(sampling, name) or 0
-        if wanted > most:
-            raise InvalidRequest(f"{name} is {wanted}, but after a prompt of {length} tokens at most {most} can be generated", name)
-    return sampling if sampling.max_tokens else attrs.evolve(sampling, max_tokens=most)
+    if max_tokens is not None and (sampling.max_tokens or 0) > max_tokens:
+        raise InvalidRequest(f"max_tokens is {sampling.max_tokens}, and this server generates at most {max_tokens}", "max_tokens")
+    # `max_tokens` is a bound: where less room is left, the answer ends there, as under vLLM. Clients set it once for all their prompts.
+    most = min(room, sampling.max_tokens or room, max_tokens or room, _most_logprobs(sampling, length))
+    if sampling.min_tokens > most:
+        words = f"min_tokens is {sampling.min_tokens}, but after a prompt of {length} tokens at most {most} can be generated"
+        raise InvalidRequest(words, "min_tokens")
+    return sampling if sampling.max_tokens == most else attrs.evolve(sampling, max_tokens=most)
 
 
 def _most_logprobs(sampling: Sampling, length: int) -> int:

@@ -5,7 +5,6 @@ figures (vocabulary, context length) is left to check later. The checks exist be
 without a bound has, in the past, stalled or killed the engine for everyone.
 """
 
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -15,8 +14,10 @@ from typing import Any
 import attrs
 import msgspec
 
+from llmserve.bounds import integer, number
 from llmserve.errors import InvalidRequest
 from llmserve.structured import StructuredOutputs
+from llmserve.template import check_template_kwargs
 from llmserve.tools import Message, Tools
 
 # OpenAI's published schema allows 4 stop strings and 20 top logprobs.
@@ -29,32 +30,6 @@ MAX_BIASES = 1024
 INT64 = 2**63 - 1
 # Far above any model's context, low enough to be an int32 everywhere.
 MAX_TOKENS_FIELD = 2**31 - 1
-
-
-def _integer(low: int, high: int) -> Any:
-    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value is None:
-            return
-        if type(value) is not int or not low <= value <= high:
-            raise InvalidRequest(f"{attribute.name} must be a whole number from {low} to {high}", attribute.name)
-
-    return check
-
-
-def _number(low: float, high: float, *, above: bool = False) -> Any:
-    """Finite and within [low, high], or (low, high] where `above` is set."""
-
-    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value is None:
-            return
-        name = attribute.name
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise InvalidRequest(f"{name} must be a finite number", name)
-        if not low <= value <= high or (above and value == low):
-            bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-            raise InvalidRequest(f"{name} must be {bounds}", name)
-
-    return check
 
 
 def _instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
@@ -128,25 +103,25 @@ class Sampling:
         TypeError: a value is of a type that the field does not accept.
     """
 
-    max_tokens: int | None = attrs.field(default=None, validator=_integer(1, MAX_TOKENS_FIELD))
-    min_tokens: int = attrs.field(default=0, validator=_integer(0, MAX_TOKENS_FIELD))
-    temperature: float | None = attrs.field(default=None, validator=_number(0, 2))
-    top_p: float | None = attrs.field(default=None, validator=_number(0, 1, above=True))
-    top_k: int | None = attrs.field(default=None, validator=_integer(-1, MAX_TOKENS_FIELD))
-    min_p: float | None = attrs.field(default=None, validator=_number(0, 1))
-    presence_penalty: float = attrs.field(default=0.0, validator=_number(-2, 2))
-    frequency_penalty: float = attrs.field(default=0.0, validator=_number(-2, 2))
-    repetition_penalty: float | None = attrs.field(default=None, validator=_number(0, 100, above=True))
-    seed: int | None = attrs.field(default=None, validator=_integer(-INT64 - 1, INT64))
+    max_tokens: int | None = attrs.field(default=None, validator=integer(1, MAX_TOKENS_FIELD))
+    min_tokens: int = attrs.field(default=0, validator=integer(0, MAX_TOKENS_FIELD))
+    temperature: float | None = attrs.field(default=None, validator=number(0, 2))
+    top_p: float | None = attrs.field(default=None, validator=number(0, 1, above=True))
+    top_k: int | None = attrs.field(default=None, validator=integer(-1, MAX_TOKENS_FIELD))
+    min_p: float | None = attrs.field(default=None, validator=number(0, 1))
+    presence_penalty: float = attrs.field(default=0.0, validator=number(-2, 2))
+    frequency_penalty: float = attrs.field(default=0.0, validator=number(-2, 2))
+    repetition_penalty: float | None = attrs.field(default=None, validator=number(0, 100, above=True))
+    seed: int | None = attrs.field(default=None, validator=integer(-INT64 - 1, INT64))
     stop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids)
     include_stop: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
     ignore_eos: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
     skip_special_tokens: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
-    stream_interval: int = attrs.field(default=1, validator=_integer(1, MAX_TOKENS_FIELD))
+    stream_interval: int = attrs.field(default=1, validator=integer(1, MAX_TOKENS_FIELD))
     detokenize: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
-    logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
-    prompt_logprobs: int | None = attrs.field(default=None, validator=_integer(0, MAX_LOGPROBS))
+    logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
+    prompt_logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
     structured_outputs: StructuredOutputs | None = attrs.field(
         default=None, validator=_instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
@@ -195,6 +170,12 @@ def _messages(value: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, A
     return messages
 
 
+def _template_kwargs(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise wrong_type(attribute.name, "a mapping", value)
+    check_template_kwargs(value, attribute.name)
+
+
 @attrs.frozen
 class GenerationRequest:
     """One sequence to generate: a prompt or a conversation, and for whom.
@@ -203,6 +184,7 @@ class GenerationRequest:
         prompt: text, or token ids; or
         messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
         tools: what the model may call; with messages alone.
+        template_kwargs: arguments of the chat template; with messages alone (`llmserve.template`).
         adapter: the name of a LoRA adapter of the engine's; None asks the model itself.
         tenant: whom it is counted for.
         priority: smaller goes first, as in vLLM.
@@ -221,10 +203,11 @@ class GenerationRequest:
     messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
     sampling: Sampling = attrs.field(factory=Sampling, validator=_instance(Sampling, "a Sampling"), kw_only=True)
     tools: Tools | None = attrs.field(default=None, validator=_instance((Tools, NoneType), "a Tools or None"), kw_only=True)
+    template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=_template_kwargs, kw_only=True)
     adapter: str | None = attrs.field(default=None, validator=_instance((str, NoneType), "a string or None"), kw_only=True)
     tenant: str = attrs.field(default="default", validator=_instance(str, "a string"), kw_only=True)
-    priority: int = attrs.field(default=0, validator=_integer(-(2**31), 2**31 - 1), kw_only=True)
-    deadline: float | None = attrs.field(default=None, validator=_number(0, 86_400, above=True), kw_only=True)
+    priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)
+    deadline: float | None = attrs.field(default=None, validator=number(0, 86_400, above=True), kw_only=True)
     best_effort: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
     request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=_instance(str, "a string"), kw_only=True)
     trace_headers: Mapping[str, str] = attrs.field(

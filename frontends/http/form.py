@@ -11,6 +11,7 @@ from frontends import deadlines
 from frontends.errors import HTTPFailure
 from frontends.http.idempotency_store import HEADER
 from frontends.receive_budget import LARGEST, REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
+from frontends.wanted import TIMEOUT
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -24,7 +25,7 @@ BODY = web.RequestKey("body", bytes)
 # A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-REQUEST_ID, TIMEOUT = "X-Request-Id", "X-Request-Timeout"
+REQUEST_ID = "X-Request-Id"
 # Two servers, or two lines of this one, might go by different ones. aiohttp refuses a second Host, Content-Type or Content-Length itself.
 ONCE = (hdrs.ORIGIN, hdrs.CONTENT_ENCODING, hdrs.EXPECT, HEADER, TIMEOUT)
 CONTINUE = "100-continue"

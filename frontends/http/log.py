@@ -18,8 +18,8 @@ from aiohttp.typedefs import Middleware
 from frontends.http.form import REQUEST_ID, Handler, client_id
 from frontends.http.who import CALLER, TIMELINES, route_of
 from frontends.log_writer import LogWriter, open_appending
-from frontends.openai import Caller
 from frontends.startup import say
+from frontends.wanted import Caller
 from llmserve import ConfigurationError, Timeline
 from llmserve.request import Outcome
 

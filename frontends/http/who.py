@@ -7,9 +7,9 @@ from aiohttp.typedefs import Middleware
 
 from frontends.access import Access
 from frontends.errors import HTTPFailure
-from frontends.http.form import TIMEOUT, Handler
-from frontends.openai import Caller
+from frontends.http.form import Handler
 from frontends.telemetry import trace_of
+from frontends.wanted import TIMEOUT, Caller
 from llmserve import InvalidRequest, Timeline
 
 # Probes: orchestrators and load balancers have no key. The server compares the resolved route, never the path as the client sent it.

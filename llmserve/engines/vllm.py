@@ -265,7 +265,7 @@ class VLLMEngine:
         if not self.info.has_chat_template:
             raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
         self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
-        kwargs = {"add_generation_prompt": True, "tools": tools}
+        kwargs = {"add_generation_prompt": True, **request.template_kwargs, "tools": tools}
         if self._encoder is not None:
             # As text: the tokenizer takes it together with others'.
             chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})

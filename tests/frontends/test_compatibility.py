@@ -10,7 +10,8 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
 from frontends.decoding import decode
-from frontends.openai import Caller, ChatRequest, CompletionRequest, Ignored
+from frontends.openai import ChatRequest, CompletionRequest, Ignored
+from frontends.wanted import Caller
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
@@ -45,15 +46,25 @@ def test_the_server_does_as_the_page_says(route, name, verdict):
     assert verdict == ("ignored" if name in ignored else "supported" if name in known else "refused")
     decoder = msgspec.json.Decoder(KINDS[route])
     if verdict == "refused":
-        for value in (None, 1, "x", {}, []):
-            with pytest.raises(InvalidRequest) as caught:
+        neutral, reason = KINDS[route].unsupported[name]
+        plain = decode(decoder, msgspec.json.encode(BASE[route]))
+        for value in (None, *neutral):
+            assert decode(decoder, msgspec.json.encode({**BASE[route], name: value})) == plain
+        for value in (-7, "x", {"any": "thing"}, ["thing"], "long" * 100):
+            with pytest.raises(InvalidRequest, match="not supported") as caught:
                 decode(decoder, msgspec.json.encode({**BASE[route], name: value}))
             assert caught.value.param == name
+            assert reason in str(caught.value)
     elif verdict == "ignored":
         body = decode(decoder, msgspec.json.encode({**BASE[route], name: {"any": ["thing"]}}))
         plain = decode(decoder, msgspec.json.encode(BASE[route]))
         (one,), (other,) = body.generation_requests(Caller()), plain.generation_requests(Caller())
         assert one.sampling == other.sampling
+
+
+@pytest.mark.parametrize("route", KINDS)
+def test_each_refused_field_has_its_reason(route):
+    assert set(KINDS[route].unsupported) == {name for name, verdict in LISTED[route].items() if verdict == "refused"}
 
 
 @pytest.mark.parametrize("route", KINDS)

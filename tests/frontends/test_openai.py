@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontends.decoding import decode
-from frontends.openai import Caller, ChatRequest, CompletionRequest
+from frontends.openai import ChatRequest, CompletionRequest
+from frontends.wanted import Caller
 from llmserve import GenerationRequest, InvalidRequest
 
 COMPLETION = msgspec.json.Decoder(CompletionRequest)
@@ -150,7 +151,7 @@ def test_a_bad_completion_field_is_named(body, param):
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages"),
-        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "hi", "tool_calls": [CALL]}]}, "messages"),
     ],
 )
 def test_a_bad_chat_field_is_named(body, param):
@@ -223,5 +224,5 @@ def test_an_answer_of_before_goes_back_as_it_came():
         {"role": "tool", "tool_call_id": "1", "content": "sunny"},
     ]
     (request,) = chat(messages=messages)
-    assert request.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert request.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning": "hm"}
     assert request.messages[2] == {"role": "tool", "tool_call_id": "1", "content": "sunny"}

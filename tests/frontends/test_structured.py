@@ -4,8 +4,9 @@ import msgspec
 import pytest
 
 from frontends.decoding import decode
-from frontends.openai import Caller, ChatRequest, CompletionRequest, GenerateRequest
+from frontends.openai import ChatRequest, CompletionRequest, GenerateRequest
 from frontends.socket_client import wire_request
+from frontends.wanted import Caller
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}

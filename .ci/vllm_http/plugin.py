@@ -1,0 +1,36 @@
+"""Takes the place of vLLM's `tests/conftest.py`, which imports models and media (see `run.py`)."""
+
+from types import SimpleNamespace
+
+import pytest
+import vllm.tokenizers
+import vllm.transformers_utils.repo_utils
+from tests.utils import Host
+
+from llmserve.models import resolve
+
+_get_tokenizer = vllm.tokenizers.get_tokenizer
+# The tests ask for the tokenizer of their model, and the server has the bundled one.
+vllm.tokenizers.get_tokenizer = lambda *_, **__: _get_tokenizer(resolve("bundled"))
+# Adapters are the host's.
+vllm.transformers_utils.repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda **_: "/nowhere")
+
+
+class LocalAssetServer:
+    """Serves images, which no test of text asks for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the tests of functions and classes, which call no server."""
+    items[:] = [item for item in items if _calls(item)]
+
+
+def _calls(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    source = getattr(item, "function", None)
+    names = source.__code__.co_names if hasattr(source, "__code__") else ()
+    return any("server" in name or name.endswith("client") for name in fixtures) or "RemoteOpenAIServer" in names
+
+
+def pytest_sessionfinish() -> None:
+    Host.close()

@@ -1,0 +1,88 @@
+"""Takes the place of vLLM's `tests/utils.py`: what its tests start is an application of ours (see `run.py`)."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, Self
+
+import openai
+import pytest
+
+VLLM_PATH = pathlib.Path(__file__).parent.parent
+ROCM_EXTRA_ARGS: list[str] = []
+ROCM_ENV_OVERRIDES: dict[str, str] = {}
+
+
+class Host:
+    """The process that has the engine. It starts with the first server that a test asks for."""
+
+    process: subprocess.Popen[str] | None = None
+
+    @classmethod
+    def open(cls, name: str) -> int:
+        """The port of an application that serves the bundled model under this name."""
+        if cls.process is None:
+            command = [sys.executable, os.environ["LLMSERVE_TESTS_HOST"]]
+            cls.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert cls.process.stdin is not None
+        assert cls.process.stdout is not None
+        print(name, file=cls.process.stdin, flush=True)
+        return int(cls.process.stdout.readline())
+
+    @classmethod
+    def close(cls) -> None:
+        if cls.process is not None:
+            cls.process.communicate()
+
+
+class RemoteOpenAIServer:
+    """Of vLLM's arguments only the served name counts."""
+
+    DUMMY_API_KEY = "token-abc123"
+
+    def __init__(self, model: str, vllm_serve_args: list[str], **_: Any) -> None:
+        flag = "--served-model-name"
+        name = vllm_serve_args[vllm_serve_args.index(flag) + 1] if flag in vllm_serve_args else model
+        self.host, self.port = "127.0.0.1", Host.open(name)
+        self.uds = None
+        self.show_hidden_metrics = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def url_root(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def url_for(self, *parts: str) -> str:
+        return "/".join((self.url_root, *parts))
+
+    def get_client(self, **kwargs: Any) -> openai.OpenAI:
+        return openai.OpenAI(**self._connection(kwargs))
+
+    def get_async_client(self, **kwargs: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**self._connection(kwargs))
+
+    def get_client_anthropic(self, **kwargs: Any) -> Any:
+        import anthropic
+
+        return anthropic.Anthropic(**self._connection(kwargs) | {"base_url": self.url_root})
+
+    def get_async_client_anthropic(self, **kwargs: Any) -> Any:
+        import anthropic
+
+        return anthropic.AsyncAnthropic(**self._connection(kwargs) | {"base_url": self.url_root})
+
+    def _connection(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {"base_url": self.url_for("v1"), "api_key": self.DUMMY_API_KEY, "max_retries": 0, "timeout": 600} | kwargs
+
+
+def multi_gpu_only(*, num_gpus: int = 2) -> Any:
+    return pytest.mark.skip(reason=f"needs {num_gpus} GPUs")
+
+
+requires_fp8 = pytest.mark.skip(reason="needs a GPU")

@@ -1,0 +1,75 @@
+"""Who asks, what a body comes to, and errors in the words of who asks."""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from llmserve import GenerationRequest, InvalidRequest, Timeline
+
+# The header that holds a request's deadline, in seconds.
+TIMEOUT = "X-Request-Timeout"
+
+
+@attrs.frozen
+class Caller:
+    """Who sends a request, as far as its wire tells.
+
+    `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds. `trace`
+    are the headers of the trace that the request is part of. `on_arrival` is each request's (`GenerationRequest`).
+    """
+
+    tenant: str | None = None
+    key: str | None = None
+    deadline: float | None = None
+    trace: Mapping[str, str] = attrs.field(factory=dict)
+    on_arrival: Callable[[Timeline], None] | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the client sent, by the library's names for it."""
+        return {} if self.deadline is None else {"deadline": TIMEOUT}
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """What a body asks for. It outlives the body, of which nothing else is kept while the answer is generated.
+
+    Attributes:
+        requests: one for each choice, prompt by prompt; `per_prompt` are those of one prompt.
+        running_usage: with every event of a stream, not only at its end.
+        names: the fields that were sent, by the library's names for them, for errors that come after the decoding.
+        echo: the prompt's text stands before the answer; `generates` is False where it is the whole answer.
+        reasoning: whether the answer has what the model thought before it.
+    """
+
+    requests: list[GenerationRequest]
+    per_prompt: int
+    stream: bool
+    usage: bool
+    running_usage: bool
+    names: dict[str, str] = attrs.field(factory=dict)
+    echo: bool = False
+    generates: bool = True
+    reasoning: bool = True
+
+
+class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
+    """Inside it, an InvalidRequest about a field of ours is about the caller's field of another name."""
+
+    def __init__(self, **names: str) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        pass
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InvalidRequest) and error.param in self._names:
+            name = self._names[error.param]
+            error.args = (str(error).replace(error.param, name),)
+            error.param = name

@@ -1,0 +1,35 @@
+"""Validators of numbers. Their errors name the attribute."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from llmserve.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import attrs
+
+
+def integer(low: int, high: int) -> Any:
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is None:
+            return
+        if type(value) is not int or not low <= value <= high:
+            raise InvalidRequest(f"{attribute.name} must be a whole number from {low} to {high}", attribute.name)
+
+    return check
+
+
+def number(low: float, high: float, *, above: bool = False) -> Any:
+    """Finite and within [low, high], or (low, high] where `above` is set."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is None:
+            return
+        name = attribute.name
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InvalidRequest(f"{name} must be a finite number", name)
+        if not low <= value <= high or (above and value == low):
+            bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+            raise InvalidRequest(f"{name} must be {bounds}", name)
+
+    return check

@@ -1,0 +1,32 @@
+"""Arguments of a chat template: what a request may set, and what the engine sets."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llmserve.errors import InvalidRequest
+
+# Published templates have about ten variables; a text among them is a date or a name.
+MAX_ARGUMENTS = 32
+MAX_TEXT = 1024
+# What the conversation, the tools and the engine are passed by, and parameters of transformers' apply_chat_template that change what it
+# returns instead of the template's text.
+RESERVED = frozenset({
+    "chat_template", "conversation", "documents", "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
+    "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+})  # fmt: skip
+
+
+def check_template_kwargs(arguments: Mapping[str, Any], field: str) -> None:
+    """Raises InvalidRequest for anything but a few scalars: a template is a program, and its time grows with the lists that it walks."""
+    if len(arguments) > MAX_ARGUMENTS:
+        raise InvalidRequest(f"{field} takes at most {MAX_ARGUMENTS} arguments", field)
+    for name, value in arguments.items():
+        if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_TEXT:
+            raise InvalidRequest(f"{field}: the name of an argument must be an identifier", field)
+        if name in RESERVED:
+            raise InvalidRequest(f"{field} cannot set {name}, which the server sets", field)
+        if not (value is None or isinstance(value, (bool, int, float, str))) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidRequest(f"{field}: {name} must be a string, a finite number, true, false or null", field)
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise InvalidRequest(f"{field}: {name} has more than {MAX_TEXT} characters", field)

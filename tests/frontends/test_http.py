@@ -232,7 +232,7 @@ BAD = [
     ("/v1/completions", {"prompt": "x" * 10**6}, 400, "prompt"),
     ("/v1/completions", {"prompt": [10**6]}, 400, "prompt"),
     ("/v1/completions", {**TEXT, "max_tokens": 0}, 400, "max_tokens"),
-    ("/v1/completions", {**TEXT, "max_tokens": 10**6}, 400, "max_tokens"),
+    ("/v1/completions", {**TEXT, "min_tokens": 10**6, "max_tokens": 10**6}, 400, "min_tokens"),
     ("/v1/completions", {**TEXT, "stop_token_ids": [10**6]}, 400, "stop_token_ids"),
     ("/v1/chat/completions", {"messages": "hi"}, 400, "messages"),
     ("/v1/chat/completions", {}, 400, "messages"),

@@ -70,7 +70,7 @@ BAD = [
     ("long prompt", {"prompt": "hello " * 10_000}, 400, "prompt"),
     ("endless prompt", {"prompt": "a" * 3_000_000}, 400, "prompt"),
     ("max_tokens 0", {"prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
-    ("max_tokens huge", {"prompt": "x", "max_tokens": 10**9}, 400, "max_tokens"),
+    ("min_tokens huge", {"prompt": "x", "max_tokens": 10**9, "min_tokens": 10**9}, 400, "min_tokens"),
     ("NaN temperature", b'{"prompt": "x", "temperature": NaN}', 400, "temperature"),
     ("token id out of the vocabulary", {"prompt": [49_152]}, 400, "prompt"),
     ("negative token id", {"prompt": [-1]}, 400, "prompt"),

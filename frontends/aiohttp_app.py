@@ -231,8 +231,6 @@ class Routes:
             renamed(**wanted.names),
             open_choices(self.manager, requests) as streams,
         ):
-            if isinstance(answerer, ChatAnswerer):
-                answerer.read_by([stream.reader for stream in streams])
             running = streams if wanted.running_usage else None
             await events.begin()
             openings = {index: answerer.first(index) for index in range(len(streams))}

@@ -9,7 +9,7 @@ import msgspec
 from frontends import sse
 from frontends.openai_tools import CallBody, CalledFunction
 from frontends.turns import Turns
-from llmserve import Completion, Delta, Reader, TokenLogprob, ToolCall, Tools, Usage
+from llmserve import Completion, Delta, TokenLogprob, ToolCall, Tools, Usage
 
 # Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
 PIECE = 128
@@ -282,12 +282,7 @@ class ChatAnswerer(Answerer):
         super().__init__(request_id, model)
         self._reasoning = reasoning
         self._tools = tools
-        self._readers: dict[int, Reader] = {}
         self._called: set[int] = set()
-
-    def read_by(self, readers: Sequence[Reader | None]) -> None:
-        """Who takes which choice apart."""
-        self._readers = {index: reader for index, reader in enumerate(readers) if reader is not None}
 
     def first(self, index: int) -> bytes:
         return sse.event(self._answer(ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)))
@@ -309,10 +304,9 @@ class ChatAnswerer(Answerer):
         return map(_chat_logprobs, _pieces(completion.logprobs or ()))
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
-        reader = self._readers.get(index)
-        if reader is None:
+        found = delta.message
+        if found is None:
             return super().chunk(index, delta, usage)
-        found = reader.read(delta.text, delta.token_ids, last=delta.finish_reason is not None)
         reasoning = found.reasoning if self._reasoning else ""
         if not (found.content or reasoning or found.tool_calls or delta.finish_reason or delta.logprobs):
             return b""

@@ -304,7 +304,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
     `text` may lag behind `token_ids` while a character or a stop string is incomplete. `logprobs` has one item for each token, and makes
     it when it is read, where several deltas were joined.
-    `stop_reason` is the stop string or token id that ended it, where one did.
+    `stop_reason` is the stop string or token id that ended it, where one did. `message` is the text taken apart, where the engine does that.
     """
 
     text: str
@@ -313,6 +313,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     stop_reason: str | int | None = None
     logprobs: Sequence[TokenLogprob] | None = None
     prompt_logprobs: Sequence[TokenLogprob] | None = None
+    message: Message | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

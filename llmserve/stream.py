@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import msgspec
+
 from llmserve.backlog import Backlog
 from llmserve.engine import EngineTimings
 from llmserve.errors import EngineDead, EngineError
 from llmserve.metrics import Observer
 from llmserve.request import Completion, Delta, Timeline, Usage
-from llmserve.tools import Reader
+from llmserve.tools import Reader, join
 from llmserve.wakeup import make_wakeup
 
 
@@ -54,8 +56,9 @@ class TokenStream:
         self._wakeup = make_wakeup()
         self._wake = self._wakeup.wake
         self._notifies = False
-        # Who takes the text apart, where it is more than that; set by whoever makes the stream.
+        # Takes the text apart, where it is more than that, piece by piece as the engine has put it; set by the stream's maker.
         self.reader: Reader | None = None
+        self._unparsed: list[Delta] = []
 
     def __repr__(self) -> str:
         state = f"failed: {self.error!r}" if self.error else "ended" if self._ended else "open"
@@ -122,7 +125,13 @@ class TokenStream:
         self._read_from = True
         pending, self._pending = self._pending, None
         assert pending is not None
-        return pending.whole() if isinstance(pending, Backlog) else pending
+        delta = pending.whole() if isinstance(pending, Backlog) else pending
+        if self.reader is None:
+            return delta
+        pieces, self._unparsed = self._unparsed, []
+        read = self.reader.read
+        messages = [read(piece.text, piece.token_ids, last=piece.finish_reason is not None) for piece in pieces]
+        return msgspec.structs.replace(delta, message=join(messages))
 
     async def collect(self) -> Completion:
         """Read to the end and return the whole answer. Raises as iterating does."""
@@ -138,7 +147,7 @@ class TokenStream:
             stop_reason=whole.stop_reason,
             logprobs=whole.logprobs,
             prompt_logprobs=whole.prompt_logprobs,
-            message=None if self.reader is None else self.reader.whole(whole.text, whole.token_ids),
+            message=whole.message,
         )
 
     async def _rest(self) -> Delta | None:
@@ -172,6 +181,8 @@ class TokenStream:
             timeline.last_token = now
         if timings is not None:
             _note_timings(timeline, timings)
+        if self.reader is not None:
+            self._unparsed.append(Delta(delta.text, delta.token_ids, delta.finish_reason))
         pending = self._pending
         if pending is None:
             self._pending = delta
@@ -210,6 +221,7 @@ class TokenStream:
             return False
         self._deaf = True
         self._pending = None
+        self._unparsed.clear()
         self._unwoken = 0
         self.timeline.completion_tokens = 0
         self.timeline.first_token = self.timeline.last_token = None

@@ -1,5 +1,6 @@
 """Functions that a model may call, and what an answer is made of when it is more than text."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -8,6 +9,7 @@ import attrs
 import msgspec
 
 from llmserve.errors import InvalidRequest
+from llmserve.json_schema import hold
 from llmserve.structured import MAX_CHARACTERS, as_json, check_schema
 
 # OpenAI's bounds of a request (its API reference, 2026).
@@ -71,10 +73,38 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Reader(Protocol):
-    """Takes one answer apart: either bit by bit, or as a whole."""
+    """Takes one answer apart, piece by piece as the engine makes them. A whole answer is read in the same way as a stream, so that both
+    say the same, also of an answer that was cut."""
 
     def read(self, text: str, token_ids: Sequence[int], *, last: bool) -> Message:
         """What these tokens add to it. Raises EngineError."""
 
-    def whole(self, text: str, token_ids: Sequence[int]) -> Message:
-        """All of it. Raises EngineError."""
+
+def join(messages: Sequence[Message]) -> Message:
+    """Consecutive pieces as one: text is joined, and so are the arguments of each call."""
+    if len(messages) == 1:
+        return messages[0]
+    names: dict[int, tuple[str | None, str | None]] = {}
+    arguments: dict[int, list[str]] = {}
+    for call in (call for message in messages for call in message.tool_calls):
+        known_id, known_name = names.get(call.index, (None, None))
+        names[call.index] = known_id or call.id, known_name or call.name
+        arguments.setdefault(call.index, []).append(call.arguments)
+    calls = tuple(ToolCall(index, *names[index], "".join(pieces)) for index, pieces in sorted(arguments.items()))
+    return Message("".join(one.content for one in messages), "".join(one.reasoning for one in messages), calls)
+
+
+def held_functions(tools: Tools) -> list[Mapping[str, Any]]:
+    """The functions, each with the parameters that xgrammar is given where an answer is held to them: where a call is forced or the
+    function is strict, unless its `strict` is false. Raises InvalidRequest about `tools`."""
+    return [_held(function, enforced=bool(function.get("strict", tools.choice != "auto"))) for function in tools.functions]
+
+
+def _held(function: Mapping[str, Any], *, enforced: bool) -> Mapping[str, Any]:
+    if not enforced or not function.get("parameters"):
+        return function
+    try:
+        # The schema is changed, and this one is the caller's.
+        return {**function, "parameters": hold(json.loads(json.dumps(function["parameters"]))).narrowed}
+    except ValueError as error:
+        raise InvalidRequest(f"tools: the parameters of {function['name']!r}: {error}", "tools") from None

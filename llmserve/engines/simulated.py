@@ -17,6 +17,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
 from llmserve.engines.paging import BlockPool
+from llmserve.engines.simulated_answers import CallReader, answer, calls
 from llmserve.engines.simulated_text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
 from llmserve.request import Delta, GenerationRequest, Sampling
@@ -38,8 +39,8 @@ class SimulatedConfig:
 
     `time_scale` multiplies every delay: 0 for none, 1 for the step law as it stands. `abort_seconds` is how long an abort
     takes to be confirmed, `start_seconds` how long a start takes. Each of `adapters` answers in its own way. With `grammar_token_seconds`
-    it takes constraints, though its text does not keep to them: a step takes so long for each token that a request with a grammar has,
-    and nothing for other kinds.
+    its text does not keep to constraints: a step takes so long for each token that a request with a grammar has, and nothing for other
+    kinds.
     """
 
     max_model_len: int = 2048
@@ -176,20 +177,17 @@ class SimulatedEngine:
             self._up = False
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        if request.sampling.structured_outputs is not None and not self.config.grammar_token_seconds:
-            raise InvalidRequest("the simulated engine has no structured_outputs", "structured_outputs")
-        if request.tools is not None and request.tools.choice != "none":
-            raise InvalidRequest("the simulated engine calls no tools", "tools")
+        form = None if self.config.grammar_token_seconds else answer(request)
         if isinstance(request.prompt, tuple):
-            return EnginePrompt(token_ids=request.prompt)
+            return EnginePrompt(token_ids=request.prompt, constraint=form)
         text = request.prompt if request.prompt is not None else render_chat(request.messages or ())
         if len(text) > self.config.max_model_len:
             # As vLLM's engine does it: no token stands for less than a character.
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
-        return EnginePrompt(token_ids=encode(text), text=text)
+        return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
 
-    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:
-        """Answers are text."""
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> CallReader | None:
+        return CallReader() if calls(request) else None
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         if any(not 0 <= token < VOCAB_SIZE for token in token_ids):
@@ -207,7 +205,7 @@ class SimulatedEngine:
             sampling=sampling,
             priority=priority,
             sink=sink,
-            writer=Writer(f"{self.config.seed}{prompt.adapter or ''}", prompt.token_ids, sampling, self._nonce),
+            writer=Writer(f"{self.config.seed}{prompt.adapter or ''}", prompt.token_ids, sampling, self._nonce, prompt.constraint),
             stops=StopWatcher(sampling),
             timings=EngineTimings(queued=anyio.current_time()),
         )
@@ -354,7 +352,7 @@ class SimulatedEngine:
             sequence.timings.first_token = now
         sequence.timings.last_token = now
         sampling = sequence.sampling
-        text, stop = sequence.stops.feed(decode([token]) if sampling.detokenize else "")
+        text, stop = sequence.stops.feed(sequence.writer.text(token) if sampling.detokenize else "")
         reason = "stop" if token == END or stop is not None or token in sampling.stop_token_ids else None
         if reason is None and sequence.generated >= (sampling.max_tokens or 0):
             reason = "length"

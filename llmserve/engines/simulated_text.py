@@ -1,10 +1,12 @@
 """The simulated engine's language: a tokenizer over bytes and a few words, and answers drawn from a seed."""
 
+import codecs
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmserve.request import Sampling, TokenLogprob
+from llmserve.structured import StructuredOutputs
 
 WORDS = (
     " the", " a", " of", " to", " and", " in", " is", " it", " that", " queue", " token", " batch", " engine", " waits", " runs", " step",
@@ -38,9 +40,12 @@ def render_chat(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Writer:
-    """One answer, token by token. The same seed, prompt and sampling write the same answer; so does temperature 0."""
+    """One answer, token by token. The same seed, prompt and sampling write the same answer; so does temperature 0.
 
-    def __init__(self, seed: str, prompt: tuple[int, ...], sampling: Sampling, nonce: int) -> None:
+    With `form`, a choice of one text, it is that text.
+    """
+
+    def __init__(self, seed: str, prompt: tuple[int, ...], sampling: Sampling, nonce: int, form: StructuredOutputs | None = None) -> None:
         if sampling.temperature == 0:
             source = "greedy"
         elif sampling.seed is not None:
@@ -52,9 +57,18 @@ class Writer:
         self._sampling = sampling
         self._length = self._random.randint(*ANSWER_LENGTH)
         self._written = 0
+        self._form = None if form is None else encode(form.choices[0])
+        # Bytes of a character that is not complete.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def text(self, token: int) -> str:
+        """What the text grows by."""
+        return self._decoder.decode(bytes([token])) if token < BYTES else decode([token])
 
     def next(self) -> int:
         self._written += 1
+        if self._form is not None:
+            return self._form[self._written - 1] if self._written <= len(self._form) else END
         if self._written > max(self._length, self._sampling.min_tokens) and not self._sampling.ignore_eos:
             return END
         return FIRST_WORD + self._random.randrange(len(WORDS))

@@ -40,6 +40,7 @@ from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_too
 from llmserve.engines.vllm_trials import params as grammar_params
 from llmserve.engines.vllm_trials import vocabulary
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
+from llmserve.held import held
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
 from llmserve.starting import start_in_thread
@@ -224,25 +225,32 @@ class VLLMEngine:
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         llm = self.running_llm
-        forced = None if self._parsers is None else self._parsers.constraint(request)
-        constraint = forced or request.sampling.structured_outputs
-        if constraint is not None:
-            await self._check_grammar(constraint, request.tenant, "tools" if forced else FIELD)
+        constraint = await self._constraint(request)
         if isinstance(request.prompt, tuple):
-            return EnginePrompt(token_ids=request.prompt)
+            return EnginePrompt(token_ids=request.prompt, constraint=constraint)
         try:
             if request.prompt is not None:
-                return await self._render_text(llm, request.prompt)
-            return attrs.evolve(await self._render_chat(llm, request), constraint=forced)
+                return attrs.evolve(await self._render_text(llm, request.prompt), constraint=constraint)
+            return attrs.evolve(await self._render_chat(llm, request), constraint=constraint)
         except (InvalidRequest, EngineDead):
             raise
         except Exception as error:
             # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
-    async def _check_grammar(self, constraint: StructuredOutputs, tenant: str, field: str) -> None:
-        if self._grammars is not None:
-            await self._grammars.check(constraint, tenant, field)
+    async def _constraint(self, request: GenerationRequest) -> StructuredOutputs | None:
+        """As xgrammar is given it; another backend gets the caller's own. Raises InvalidRequest, Overloaded."""
+        forced = None
+        if self._parsers is not None and request.tools is not None:
+            # In a thread: there may be 65,536 characters of schemas.
+            forced = await anyio.to_thread.run_sync(self._parsers.constraint, request)
+        constraint = forced or request.sampling.structured_outputs
+        if constraint is None or self._grammars is None:
+            return constraint
+        if forced is None:
+            constraint = await anyio.to_thread.run_sync(held, constraint)
+        await self._grammars.check(constraint, request.tenant, FIELD if forced is None else "tools")
+        return constraint
 
     async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
         from vllm.renderers.inputs.preprocess import parse_model_prompt

@@ -1,17 +1,18 @@
 """Answers that are more than text, by vLLM's own parsers: calls of tools, and reasoning. Written against vLLM 0.25.1 and 0.32.0."""
 
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
+
+import attrs
 
 from llmserve.engine import EnginePrompt
 from llmserve.engines.vllm_outputs import brief
 from llmserve.errors import ConfigurationError, EngineError, InvalidRequest
 from llmserve.request import GenerationRequest
 from llmserve.structured import StructuredOutputs
-from llmserve.tools import Message, ToolCall, Tools
+from llmserve.tools import Message, ToolCall, Tools, held_functions
 
 
 class Parsers:
@@ -53,11 +54,10 @@ class Parsers:
     def _parser(self, kind: Any, tools: Any) -> Any:
         return kind(self._tokenizer, tools, chat_template_kwargs={}, model_config=self._model_config)
 
-    def _for(self, request: GenerationRequest) -> tuple[Any, Any]:
-        """A parser and the request in vLLM's words. Raises InvalidRequest."""
+    def _for(self, request: GenerationRequest, tools: Tools | None) -> tuple[Any, Any]:
+        """A parser and the request with these tools in vLLM's words. Raises InvalidRequest."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-        tools = request.tools
         if tools is not None and tools.choice == "auto" and not self._takes_auto:
             words = "this server has no tool parser for its model (tool_call_parser), so tool_choice must be required, a function or none"
             raise InvalidRequest(f"tools: {words}", "tools")
@@ -78,7 +78,8 @@ class Parsers:
         """What an answer must look like for the sake of its tools. Raises InvalidRequest."""
         if request.tools is None or self.is_text(request):
             return None
-        parser, asked = self._for(request)
+        # Narrowed parameters are for the grammar alone: the template and the parsers have the caller's own.
+        parser, asked = self._for(request, attrs.evolve(request.tools, functions=held_functions(request.tools)))
         outputs = parser.adjust_request(asked).structured_outputs
         if outputs is None:
             return None
@@ -88,7 +89,7 @@ class Parsers:
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> "VLLMReader | None":
         """For the answer to one request."""
-        return None if self.is_text(request) else VLLMReader(*self._for(request), prompt.token_ids)
+        return None if self.is_text(request) else VLLMReader(*self._for(request, request.tools), prompt.token_ids)
 
 
 class VLLMReader:
@@ -117,19 +118,6 @@ class VLLMReader:
     def _is_wanted(self, index: int) -> bool:
         """Not every parser can keep a model from a second call."""
         return index == 0 or self._asked.parallel_tool_calls is not False
-
-    def whole(self, text: str, token_ids: Sequence[int]) -> Message:
-        """Raises EngineError."""
-        with _unreadable():
-            reasoning, content, calls = self._parser.parse(
-                text, self._asked, enable_auto_tools=True, model_output_token_ids=list(token_ids)
-            )
-        found = [
-            ToolCall(index, call.id or f"call_{uuid.uuid4().hex}", call.name, call.arguments)
-            for index, call in enumerate(calls or ())
-            if self._is_wanted(index)
-        ]
-        return Message(content or "", reasoning or "", tuple(found))
 
 
 @contextmanager

@@ -18,9 +18,10 @@ PARTS = {
     "f1": Message(tool_calls=(ToolCall(0, None, None, '{"a":'),)),
     "f2": Message(tool_calls=(ToolCall(0, None, None, "1}"),)),
     "g": Message(tool_calls=(ToolCall(1, "call_2", "g", "{}"),)),
+    "nothing": Message("nothing"),
     "": Message(),
 }
-WHOLE = Message("words", "think ", (ToolCall(0, "call_1", "f", '{"a":1}'), ToolCall(1, "call_2", "g", "{}")))
+WHOLE = ["think ", "words", "f", "f1", "f2", "g"]
 
 
 class Reads:
@@ -28,9 +29,6 @@ class Reads:
 
     def read(self, text, token_ids, *, last):
         return PARTS[text]
-
-    def whole(self, text, token_ids):
-        return WHOLE if text != "nothing" else Message(content=text)
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ async def asked():
 
 
 async def test_a_whole_answer_has_its_calls_and_what_was_thought(asked):
-    (choice,) = (await asked(["x"], tools=TOOLS)).choices
+    (choice,) = (await asked(WHOLE, tools=TOOLS)).choices
     assert choice.finish_reason == "tool_calls"
     assert (choice.message.content, choice.message.reasoning) == ("words", "think ")
     assert [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls] == [
@@ -82,8 +80,8 @@ async def test_an_answer_without_calls_is_one_of_words(asked):
 
 async def test_the_call_that_was_named_is_no_reason_of_its_own(asked):
     named = {"type": "function", "function": {"name": "f"}}
-    assert (await asked(["x"], tools=TOOLS, tool_choice=named)).choices[0].finish_reason == "stop"
-    assert (await asked(["x"], tools=TOOLS, tool_choice="required")).choices[0].finish_reason == "tool_calls"
+    assert (await asked(WHOLE, tools=TOOLS, tool_choice=named)).choices[0].finish_reason == "stop"
+    assert (await asked(WHOLE, tools=TOOLS, tool_choice="required")).choices[0].finish_reason == "tool_calls"
 
 
 async def test_an_answer_of_nothing_is_its_role_and_its_end(asked):
@@ -95,24 +93,23 @@ async def test_an_answer_of_nothing_is_its_role_and_its_end(asked):
 
 
 async def test_the_client_puts_a_stream_s_pieces_together(asked):
-    """What comes at once is merged and read as one, so each piece is a stream of its own here."""
+    """Also when they come at once and are merged into one event: each is read by itself."""
     found, thought, words, reasons = {}, "", "", []
-    for texts in (["think "], ["words"], ["f"], ["f1"], ["f2"], ["g"]):
-        stream = await asked(texts, tools=TOOLS, stream=True)
-        async for chunk in stream:
-            (choice,) = chunk.choices
-            thought += getattr(choice.delta, "reasoning", None) or ""
-            words += choice.delta.content or ""
-            for call in choice.delta.tool_calls or ():
-                one = found.setdefault(call.index, {"id": None, "name": "", "arguments": ""})
-                one["id"] = call.id or one["id"]
-                one["name"] += call.function.name or ""
-                one["arguments"] += call.function.arguments or ""
-                assert call.type == ("function" if call.id else None)
-            reasons += [choice.finish_reason] if choice.finish_reason else []
+    stream = await asked(WHOLE, tools=TOOLS, stream=True)
+    async for chunk in stream:
+        (choice,) = chunk.choices
+        thought += getattr(choice.delta, "reasoning", None) or ""
+        words += choice.delta.content or ""
+        for call in choice.delta.tool_calls or ():
+            one = found.setdefault(call.index, {"id": None, "name": "", "arguments": ""})
+            one["id"] = call.id or one["id"]
+            one["name"] += call.function.name or ""
+            one["arguments"] += call.function.arguments or ""
+            assert call.type == ("function" if call.id else None)
+        reasons += [choice.finish_reason] if choice.finish_reason else []
     assert (thought, words) == ("think ", "words")
     assert found == {
         0: {"id": "call_1", "name": "f", "arguments": '{"a":1}'},
         1: {"id": "call_2", "name": "g", "arguments": "{}"},
     }
-    assert reasons == ["stop", "stop", "tool_calls", "tool_calls", "tool_calls", "tool_calls"]
+    assert reasons == ["tool_calls"]

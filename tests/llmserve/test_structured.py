@@ -88,8 +88,9 @@ def test_a_schema_is_the_same_as_a_text_and_as_a_dictionary(schema):
 @pytest.mark.anyio
 async def test_an_engine_that_has_none_says_so():
     engine = SimulatedEngine()
-    with pytest.raises(InvalidRequest, match="has no structured_outputs") as caught:
-        await engine.tokenize(GenerationRequest("x", sampling=Sampling(structured_outputs=StructuredOutputs.json_object())))
+    grammar = StructuredOutputs.grammar('root ::= "a"')
+    with pytest.raises(InvalidRequest, match="writes no answers for grammar") as caught:
+        await engine.tokenize(GenerationRequest("x", sampling=Sampling(structured_outputs=grammar)))
     assert caught.value.param == "structured_outputs"
 
 

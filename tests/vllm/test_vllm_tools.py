@@ -14,6 +14,7 @@ from llmserve import ConfigurationError, EngineError, GenerationRequest, Invalid
 from llmserve.engine import EnginePrompt
 from llmserve.engines.vllm import VLLMEngine
 from llmserve.engines.vllm_tools import Parsers
+from llmserve.tools import join
 
 WEATHER = {
     "type": "object",
@@ -139,11 +140,18 @@ def reader(engine, tool_parser, reasoning_parser, tools):
     return made.reader(GenerationRequest(messages=QUESTION, tools=tools), EnginePrompt(token_ids=(1, 2)))
 
 
+def read_by_token(engine, read, tokens):
+    """An answer as the engine makes it."""
+    decode = engine.running_llm.get_tokenizer().decode
+    last = len(tokens) - 1
+    return join([read.read(decode([token]), [token], last=number == last) for number, token in enumerate(tokens)])
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 async def test_calls_that_the_model_was_free_to_make_are_found(engine, parallel):
     tools = Tools(functions=FUNCTIONS, parallel=parallel)
-    tokens = engine.running_llm.get_tokenizer().encode(CALLS)
-    found = reader(engine, "hermes", None, tools).whole("Let me see. " + CALLS, tokens)
+    tokens = engine.running_llm.get_tokenizer().encode("Let me see. " + CALLS)
+    found = read_by_token(engine, reader(engine, "hermes", None, tools), tokens)
     assert found.content == "Let me see. "
     expected = [("get_weather", {"city": "Paris", "unit": "C"}), ("get_time", {"zone": "CET"})][: None if parallel else 1]
     assert [(call.name, json.loads(call.arguments)) for call in found.tool_calls] == expected
@@ -172,10 +180,27 @@ async def test_in_whatever_pieces_an_answer_comes_it_is_the_same(engine):
     in_pieces()
 
 
+@pytest.mark.parametrize("choice", ["required", TIME], ids=["required", "named"])
+async def test_a_call_that_is_cut_is_the_same_whole_and_in_a_stream(client, choice):
+    for most in range(1, 40, 3):
+        fields = {"tools": TOOLS, "tool_choice": choice, "temperature": 0, "max_tokens": most, "messages": QUESTION, "model": "sim"}
+        answer = (await client.chat.completions.create(**fields)).choices[0]
+        calls, words, reason = {}, "", None
+        async for chunk in await client.chat.completions.create(stream=True, **fields):
+            words += chunk.choices[0].delta.content or ""
+            reason = chunk.choices[0].finish_reason or reason
+            for call in chunk.choices[0].delta.tool_calls or ():
+                name, arguments = calls.get(call.index, ("", ""))
+                calls[call.index] = name + (call.function.name or ""), arguments + (call.function.arguments or "")
+        whole = [(call.function.name, call.function.arguments) for call in answer.message.tool_calls or ()]
+        assert (words, list(calls.values()), reason) == (answer.message.content or "", whole, answer.finish_reason)
+        assert "<tool_call>" not in words
+
+
 async def test_what_a_model_thinks_first_is_told_apart(engine):
     text = "Here is my thought process: two and two. Here is my response: four"
     tokens = engine.running_llm.get_tokenizer().encode(text)
-    found = reader(engine, None, "granite", None).whole(text, tokens)
+    found = read_by_token(engine, reader(engine, None, "granite", None), tokens)
     assert (found.reasoning.strip(), found.content.strip()) == ("two and two.", "four")
 
 
@@ -184,8 +209,6 @@ async def test_an_answer_that_a_parser_stumbles_over_is_the_engine_s_failure(eng
     monkeypatch.setattr(read, "_parser", None)
     with pytest.raises(EngineError, match="cannot be taken apart"):
         read.read("x", (1,), last=True)
-    with pytest.raises(EngineError, match="cannot be taken apart"):
-        read.whole("x", (1,))
 
 
 async def test_a_parser_that_vllm_has_not_is_named_before_anything_is_loaded():

@@ -6,6 +6,7 @@ an asyncio event that holds a future (docs/performance.md has the figures). Else
 
 import asyncio
 from collections.abc import Awaitable
+from threading import get_ident
 from typing import Protocol
 
 import anyio
@@ -39,11 +40,12 @@ def _second_reader() -> RuntimeError:
 class FutureWakeup:
     """On asyncio."""
 
-    __slots__ = ("_future", "_home", "_loop")
+    __slots__ = ("_future", "_home", "_loop", "_thread")
 
     def __init__(self) -> None:
         self._home = HomeLoop()
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._future: asyncio.Future[None] | None = None
 
     def require_reader(self) -> None:
@@ -53,9 +55,10 @@ class FutureWakeup:
             raise _second_reader()
 
     def sleep(self) -> Awaitable[object]:
-        # 40 ns for a token; the whole check takes 250.
-        if self._future is not None or asyncio.get_running_loop() is not self._loop:
+        # For every token, so the whole check is for the first one in a thread: it asks for the running loop, a system call in Python 3.11.
+        if self._future is not None or get_ident() != self._thread:
             self.require_reader()
+            self._thread = get_ident()
         self._future = self._loop.create_future()
         return self._future
 

@@ -304,7 +304,8 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
     `text` may lag behind `token_ids` while a character or a stop string is incomplete. `logprobs` has one item for each token, and makes
     it when it is read, where several deltas were joined.
-    `stop_reason` is the stop string or token id that ended it, where one did. `message` is the text taken apart, where the engine does that.
+    `stop_reason` is the stop string or token id that ended it, where one did.
+    `message` is the text taken apart, where the engine does that.
     """
 
     text: str

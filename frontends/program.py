@@ -19,8 +19,9 @@ from frontends.door import raise_descriptor_limit
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.hangup import expect_hangups, reload_or_end
 from frontends.listeners import CannotListen
+from frontends.operator_log import add_log_options, configure, is_json
 from frontends.options import add_options, engine_args, manager_config
-from frontends.standard_streams import relay_standard_streams, write_rest
+from frontends.standard_streams import relay_standard_streams, terminal_columns, write_rest
 from frontends.startup import loading, say
 from frontends.telemetry import telemetry
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
@@ -41,8 +42,10 @@ Serve = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
 def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -> None:
     """Parse, serve and exit: code 0 after a signal, 1 if the engine died, 2 for a wrong argument."""
     add_options(parser)
+    add_log_options(parser)
     options = parser.parse_args(argv)
     relay_standard_streams(say)
+    configure(options, terminal=terminal_columns() is not None)
     expect_hangups()
     raise_descriptor_limit()
     prepare_environment(options)
@@ -60,7 +63,10 @@ def leave(code: int, words: str = "") -> NoReturn:
     """End the program, also while the thread of a start that was given up still imports vLLM: the interpreter's own end would wait for it,
     or crash in it."""
     if words:
-        sys.stderr.write(f"{words}\n")
+        if is_json():
+            say(f"error {words}")
+        else:
+            sys.stderr.write(f"{words}\n")
     if left_alone():
         write_rest(os.getpid())
         os._exit(code)

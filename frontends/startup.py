@@ -5,10 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from frontends import operator_log
 from frontends.standard_streams import terminal_columns
 from llmserve.models import cache_folder
 
@@ -19,9 +20,8 @@ TICK = 0.25
 
 
 def say(line: str) -> None:
-    """Print a line; one that cannot be printed is lost and stops nothing."""
-    with suppress(OSError, ValueError):
-        print(f"llmserve  {line}", file=sys.stderr, flush=True)
+    """Log a line; one that cannot be printed is lost and stops nothing."""
+    operator_log.write(line)
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def loading(what: str) -> Iterator[None]:
     """
     expected = _remembered().get(what, FIRST_GUESS)
     began = time.monotonic()
-    columns = terminal_columns()
+    columns = None if operator_log.is_json() else terminal_columns()
     if columns is not None:
         with _filling(expected, began, columns):
             yield

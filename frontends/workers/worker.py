@@ -27,6 +27,7 @@ from frontends.http.log import open_log
 from frontends.http.server import running
 from frontends.listeners import UnixAccess
 from frontends.log_writer import dropped_lines
+from frontends.operator_log import attach
 from frontends.options import engine_args, manager_config
 from frontends.program import BACKEND, describe_engine, served_name
 from frontends.telemetry import telemetry
@@ -82,6 +83,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
     # The id that the owner knows a request by is then the one that the engine knows it by.
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     raise_descriptor_limit()
+    attach()
     worker = Worker(options, handed)
     anyio.run(worker.run, channel, backend_options=BACKEND)
 

@@ -39,7 +39,7 @@ async def ask_and_be_cut_off(url):
 
 async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
     async with program(tmp_path, "--slo-ttft", "1.0") as (process, url, lines):
-        assert [line.split()[1] for line in lines] == ["listening", "model", "engine", "engine", "admission", "ready"]
+        assert [line.split()[3] for line in lines] == ["listening", "model", "engine", "engine", "admission", "ready"]
         status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 3})
         assert status == 200, body
         process.send_signal(signal.SIGTERM)
@@ -197,7 +197,7 @@ async def test_the_socket_server_is_such_a_program_too(tmp_path):
     path = tmp_path / "llmserve.sock"
     listen = ("--listen", "tcp://127.0.0.1:0", "--listen", f"unix://{path}", "--engine-arg", "step_seconds=0.05")
     async with program(tmp_path, *listen, module=SOCKET) as (process, address, lines):
-        assert [line.split()[1] for line in lines] == ["listening", "listening", "model", "engine", "engine", "admission", "ready"]
+        assert [line.split()[3] for line in lines] == ["listening", "listening", "model", "engine", "engine", "admission", "ready"]
         async with SocketClient(address) as tcp, SocketClient(f"unix://{path}") as unix:
             request = GenerationRequest("hi", sampling=Sampling(max_tokens=10, ignore_eos=True))
             async with tcp.stream(request) as stream:

@@ -286,8 +286,9 @@ async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator
 def no_route(request: web.Request) -> web.Response:
     """The way to the route that is meant, where only a slash is too much; else the routes that there are."""
     routes = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
-    path = request.path.rstrip("/")
-    if path in routes:
+    # As it was sent: a path in another encoding is none of ours.
+    path = request.raw_path.partition("?")[0]
+    if path.endswith("/") and (path := path[:-1]) in routes:
         query = f"?{request.query_string}" if request.query_string else ""
         # 307 keeps the method and the body. The Location is a path of ours and never another host.
         return _failure(HTTPFailure(307, f"this path has no slash at its end: {path}", "http_error", {"Location": path + query}))

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from frontends import event_stream
 from frontends.aiohttp_app import MAX_BODY
-from llmserve import AdmissionConfig, EngineError, ManagerConfig, RestartConfig, State
+from llmserve import AdmissionConfig, EngineError, GenerationRequest, ManagerConfig, RestartConfig, Sampling, State
 from llmserve.engines.vllm_outputs import translate
 from llmserve.request import Delta
 
@@ -130,10 +130,12 @@ async def test_more_choices_than_slots_get_through():
 
 
 async def test_a_refusal_of_one_choice_is_a_refusal_of_all():
-    config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=2))
+    config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=7))
     async with running_server(config=config, time_scale=1.0) as server:
         for stream in (False, True):
-            status, body, headers = await server.post("/v1/completions", {**TEXT, "n": 8, "stream": stream})
+            # An idle server has places for all of them, and this one is at work.
+            async with server.manager.stream(GenerationRequest("x", sampling=Sampling(max_tokens=10_000, ignore_eos=True))):
+                status, body, headers = await server.post("/v1/completions", {**TEXT, "n": 8, "stream": stream})
             assert status == 503
             assert body["error"]["code"] == "overloaded"
             assert int(headers["Retry-After"]) >= 1

@@ -307,7 +307,6 @@ async def test_smaller_priority_goes_first(manager, engine):
     [
         ({"prompt": "x" * 100}, {}, PromptTooLong, "prompt"),
         ({"prompt": [300]}, {}, InvalidRequest, "prompt"),
-        ({"prompt": "x" * 90}, {"max_tokens": 11}, InvalidRequest, "max_tokens"),
         ({"prompt": "x" * 90}, {"min_tokens": 11}, InvalidRequest, "min_tokens"),
         ({"prompt": "x"}, {"stop_token_ids": [256]}, InvalidRequest, "stop_token_ids"),
     ],
@@ -318,6 +317,11 @@ async def test_what_the_model_cannot_do_is_named(manager, engine, recorder, fiel
     assert caught.value.param == param
     assert engine.submitted == []
     assert recorder.outcomes == [Outcome.INVALID]
+
+
+async def test_max_tokens_is_a_bound_and_the_context_another(manager, engine):
+    async with manager.stream(GenerationRequest("x" * 90, sampling=Sampling(max_tokens=11), request_id="long")):
+        assert engine.samplings["long"].max_tokens == 10
 
 
 async def test_max_tokens_defaults_to_what_the_context_and_the_operator_leave(engine):

@@ -73,7 +73,7 @@ def check_answer(requests: Sequence[GenerationRequest], context: int) -> None:
     sampling = requests[0].sampling
     if len(requests) == 1 or sampling.logprobs is None:
         return
-    tokens = sampling.max_tokens or context
+    tokens = min(sampling.max_tokens or context, context)
     if len(requests) * tokens * (1 + sampling.logprobs) > MAX_LOGPROB_ENTRIES:
         asked = f"{len(requests)} choices of up to {tokens:,} tokens with logprobs {sampling.logprobs}"
         raise InvalidRequest(f"{asked}: choices x tokens x (1 + logprobs) may be at most {MAX_LOGPROB_ENTRIES:,}", "n")

@@ -31,15 +31,16 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
     if max_tokens is not None and (sampling.max_tokens or 0) > max_tokens:
         raise InvalidRequest(f"max_tokens is {sampling.max_tokens}, and this server generates at most {max_tokens}", "max_tokens")
     # `max_tokens` is a bound: where less room is left, the answer ends there, as under vLLM. Clients set it once for all their prompts.
-    most = min(room, sampling.max_tokens or room, max_tokens or room, _most_logprobs(sampling, length))
+    most = min(room, sampling.max_tokens or room, max_tokens or room, _most_logprobs(sampling, length, room))
     if sampling.min_tokens > most:
         words = f"min_tokens is {sampling.min_tokens}, but after a prompt of {length} tokens at most {most} can be generated"
         raise InvalidRequest(words, "min_tokens")
     return sampling if sampling.max_tokens == most else attrs.evolve(sampling, max_tokens=most)
 
 
-def _most_logprobs(sampling: Sampling, length: int) -> int:
-    """How many tokens can be given with their logprobs, after a prompt of `length` tokens. Raises InvalidRequest."""
+def _most_logprobs(sampling: Sampling, length: int, room: int) -> int:
+    """How many tokens can be given with their logprobs, after a prompt of `length` tokens, of the `room` that is left. Raises
+    InvalidRequest."""
     if sampling.prompt_logprobs is not None and length * (1 + sampling.prompt_logprobs) > MAX_LOGPROB_ENTRIES:
         raise InvalidRequest(
             f"prompt_logprobs is {sampling.prompt_logprobs}, and the prompt has {length:,} tokens: "
@@ -49,7 +50,7 @@ def _most_logprobs(sampling: Sampling, length: int) -> int:
     if sampling.logprobs is None:
         return MAX_TOKENS_FIELD
     most = MAX_LOGPROB_ENTRIES // (1 + sampling.logprobs)
-    if sampling.max_tokens is not None and sampling.max_tokens > most:
+    if sampling.max_tokens is not None and min(sampling.max_tokens, room) > most:
         raise InvalidRequest(
             f"max_tokens is {sampling.max_tokens:,}; with logprobs {sampling.logprobs} it may be at most {most:,}", "max_tokens"
         )

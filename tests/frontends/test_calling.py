@@ -183,6 +183,12 @@ async def test_max_tokens_beyond_the_context_ends_where_the_context_does(server,
     assert found["choices"][0]["finish_reason"] == "length"
 
 
+async def test_a_bound_beyond_the_context_does_not_count_for_logprobs(server):
+    body = {"prompt": "x" * (server.manager.info.max_model_len - 8), "max_tokens": 10**9, "logprobs": 5, "n": 2}
+    status, found, _ = await server.post("/v1/completions", body)
+    assert status == 200, found
+
+
 async def test_a_prompt_beyond_the_context_is_told_in_the_words_that_clients_look_for(server):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.BadRequestError, match="This model's maximum context length is") as caught:

@@ -222,6 +222,7 @@ class Routes:
     async def _answer(self, request: web.Request, wanted: Wanted, answerer: Answerer) -> web.StreamResponse:
         requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id, n)
+        answerer.by_id = wanted.by_id
         if not wanted.stream:
             with renamed(**wanted.names):
                 completions = await generate_choices(self.manager, requests)

@@ -75,6 +75,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsBody | None = None
     priority: int | None = None
+    return_tokens_as_token_ids: bool | None = None
     # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
@@ -99,6 +100,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             usage=bool(options.include_usage),
             running_usage=bool(options.continuous_usage_stats),
             names=self.names() | caller.names,
+            by_id=bool(self.return_tokens_as_token_ids),
             **self.extras(),
         )
 

@@ -7,16 +7,13 @@ from typing import Any, Literal
 import msgspec
 
 from frontends import sse
+from frontends.openai_logprobs import PIECE, ChatLogprobs, TextLogprobs, by_id, chat_logprobs, pieces, text_logprobs
 from frontends.openai_tools import CallBody, CalledFunction
 from frontends.turns import Turns
 from llmserve import Completion, Delta, TokenLogprob, ToolCall, Tools, Usage
 
-# Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
-PIECE = 128
 # Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
 _HOLE = b"\0"
-# OpenAI's and vLLM's number for a probability of 0, whose logarithm JSON does not have.
-IMPOSSIBLE = -9999.0
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -30,32 +27,12 @@ class UsageBody(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
 
-class TextLogprobs(msgspec.Struct):
-    """For completions: parallel lists, one entry a token; `text_offset` in characters from the start of the text."""
-
-    text_offset: list[int]
-    token_logprobs: list[float | None]
-    tokens: list[str]
-    top_logprobs: list[dict[str, float | None] | None]
-
-
 class TextChoice(msgspec.Struct):
     index: int
     text: str
     logprobs: TextLogprobs | None
     finish_reason: str | None
     stop_reason: str | int | None = None
-
-
-class ChatLogprob(msgspec.Struct, gc=False):
-    token: str
-    logprob: float | None
-    bytes: list[int]
-    top_logprobs: list["ChatLogprob"] = []
-
-
-class ChatLogprobs(msgspec.Struct):
-    content: list[ChatLogprob]
 
 
 class ChatMessageBody(msgspec.Struct):
@@ -121,6 +98,8 @@ class Answerer:
         self.id = f"{self.prefix}-{request_id}"
         self.model = model
         self.created = int(time.time())
+        # Whether logprobs name tokens by their ids.
+        self.by_id = False
         self._frames: dict[int, sse.TextEvent] = {}
 
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
@@ -196,6 +175,9 @@ class Answerer:
         answer.usage = add_usage(usages, per_prompt)
         return sse.event(answer)
 
+    def _named(self, entries: Sequence[TokenLogprob]) -> Sequence[TokenLogprob]:
+        return [by_id(entry) for entry in entries] if self.by_id else entries
+
     def _answer(self, *choices: Any) -> Answer:
         return Answer(self.id, self.chunk_kind, self.created, self.model, choices)
 
@@ -257,8 +239,8 @@ class TextAnswerer(Answerer):
     def logprobs(self, index: int, completion: Completion) -> Iterator[TextLogprobs]:
         prompt = (completion.prompt_logprobs or ()) if self._echo else ()
         start = len(self._echo(index)) if self._echo and not prompt else 0
-        for piece in _pieces(prompt, completion.logprobs or ()):
-            yield _text_logprobs(piece, start)
+        for piece in pieces(prompt, completion.logprobs or ()):
+            yield text_logprobs(self._named(piece), start)
             start += sum(len(entry.token) for entry in piece)
 
     def chunk_choice(self, index: int, delta: Delta) -> TextChoice:
@@ -267,7 +249,7 @@ class TextAnswerer(Answerer):
             start = self._offsets.get(index, 0)
             self._offsets[index] = start + sum(len(entry.token) for entry in delta.logprobs)
             # The prompt's own come with the first delta, and begin where the echo began.
-            logprobs = _text_logprobs([*(delta.prompt_logprobs or ()), *delta.logprobs], 0 if delta.prompt_logprobs else start)
+            logprobs = text_logprobs(self._named([*(delta.prompt_logprobs or ()), *delta.logprobs]), 0 if delta.prompt_logprobs else start)
         return TextChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
 
 
@@ -301,7 +283,7 @@ class ChatAnswerer(Answerer):
         return ChatChoice(index, message, None, self._reason(index, completion.finish_reason), completion.stop_reason)
 
     def logprobs(self, index: int, completion: Completion) -> Iterator[ChatLogprobs]:
-        return map(_chat_logprobs, _pieces(completion.logprobs or ()))
+        return (chat_logprobs(self._named(piece)) for piece in pieces(completion.logprobs or ()))
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
         found = delta.message
@@ -317,11 +299,11 @@ class ChatAnswerer(Answerer):
         if calls:
             self._called.add(index)
         chunk = ChatDelta(content=found.content or None, reasoning=reasoning or None, tool_calls=calls or None)
-        logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
+        logprobs = None if delta.logprobs is None else chat_logprobs(self._named(delta.logprobs))
         return self._event(ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason), usage)
 
     def chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
-        logprobs = None if delta.logprobs is None else _chat_logprobs(delta.logprobs)
+        logprobs = None if delta.logprobs is None else chat_logprobs(self._named(delta.logprobs))
         return ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, delta.finish_reason, delta.stop_reason)
 
     def _reason(self, index: int, reason: str | None) -> str | None:
@@ -340,42 +322,3 @@ def _none_of(logprobs: Sequence[TokenLogprob] | None) -> tuple[TokenLogprob, ...
 
 def _called(call: ToolCall) -> CalledFunction:
     return CalledFunction(call.name, call.arguments)
-
-
-def _pieces(*sequences: Sequence[TokenLogprob]) -> Iterator[Sequence[TokenLogprob]]:
-    """At least one piece, which is empty if there are no entries."""
-    if not any(sequences):
-        yield ()
-    for entries in sequences:
-        for start in range(0, len(entries), PIECE):
-            yield entries[start : start + PIECE]
-
-
-def _text_logprobs(entries: Sequence[TokenLogprob], start: int) -> TextLogprobs:
-    answer = TextLogprobs([], [], [], [])
-    for entry in entries:
-        answer.text_offset.append(start)
-        answer.tokens.append(entry.token)
-        answer.token_logprobs.append(_finite(entry.logprob))
-        answer.top_logprobs.append(_alternatives(entry) if entry.logprob is not None else None)
-        start += len(entry.token)
-    return answer
-
-
-def _finite(logprob: float | None) -> float | None:
-    return None if logprob is None else max(logprob, IMPOSSIBLE)
-
-
-def _alternatives(entry: TokenLogprob) -> dict[str, float | None]:
-    """By their texts, the chosen token among them. Of tokens with one text the most likely counts, which comes first."""
-    found: dict[str, float | None] = {}
-    for other in (*entry.top, entry):
-        found.setdefault(other.token, _finite(other.logprob))
-    return found
-
-
-def _chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
-    def one(entry: TokenLogprob) -> ChatLogprob:
-        return ChatLogprob(entry.token, _finite(entry.logprob), list(entry.token.encode()), [one(other) for other in entry.top])
-
-    return ChatLogprobs([one(entry) for entry in entries])

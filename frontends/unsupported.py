@@ -40,7 +40,6 @@ _BOTH: Unsupported = {
     "truncation_side": ((), _WHOLE_PROMPT),
     "spaces_between_special_tokens": ((True,), "there are spaces between special tokens"),
     "return_token_ids": ((False,), "use /generate, whose answers have token ids"),
-    "return_tokens_as_token_ids": ((False,), "use /generate, whose answers have token ids"),
     "return_token_offsets": ((False,), "the server does not keep the offsets of a prompt's tokens"),
     "logprob_token_ids": (([],), "the alternatives are the most likely tokens"),
     "kv_transfer_params": ((), _UNUSED),

@@ -38,6 +38,7 @@ class Wanted:
         requests: one for each choice, prompt by prompt; `per_prompt` are those of one prompt.
         running_usage: with every event of a stream, not only at its end.
         names: the fields that were sent, by the library's names for them, for errors that come after the decoding.
+        by_id: logprobs have `token_id:N` in place of a token's text, which may be a part of a character.
         echo: the prompt's text stands before the answer; `generates` is False where it is the whole answer.
         reasoning: whether the answer has what the model thought before it.
     """
@@ -48,6 +49,7 @@ class Wanted:
     usage: bool
     running_usage: bool
     names: dict[str, str] = attrs.field(factory=dict)
+    by_id: bool = False
     echo: bool = False
     generates: bool = True
     reasoning: bool = True

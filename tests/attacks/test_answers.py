@@ -9,8 +9,9 @@ import pytest
 from attacks.canary import check_error
 from http_support import running_server
 
-from frontends import aiohttp_app, openai_answers
-from frontends.openai_answers import Answer, ChatAnswerer, TextAnswerer, _chat_logprobs, _text_logprobs
+from frontends import aiohttp_app, openai_answers, openai_logprobs
+from frontends.openai_answers import Answer, ChatAnswerer, TextAnswerer
+from frontends.openai_logprobs import chat_logprobs, text_logprobs
 from frontends.turns import Turns
 from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
 from llmserve.request import MAX_LOGPROB_ENTRIES
@@ -31,13 +32,14 @@ def entry(number):
 @pytest.mark.parametrize("tokens", [0, 1, 7, 8, 9, 50])
 @pytest.mark.parametrize("echo", [False, True])
 async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, echo):
-    monkeypatch.setattr(openai_answers, "PIECE", 8)
+    for module in (openai_answers, openai_logprobs):
+        monkeypatch.setattr(module, "PIECE", 8)
     logprobs, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
     completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=logprobs, prompt_logprobs=prompt)
     chat, text = ChatAnswerer("x", "m"), TextAnswerer("x", "m", (lambda _: "hi there") if echo else None)
     for answerer, expected in (
-        (chat, _chat_logprobs(logprobs)),
-        (text, _text_logprobs([*prompt, *logprobs] if echo else logprobs, 0)),
+        (chat, chat_logprobs(logprobs)),
+        (text, text_logprobs([*prompt, *logprobs] if echo else logprobs, 0)),
     ):
         parts = [part async for part in answerer.whole([completion, completion], 2, Turns())]
         written = msgspec.json.decode(b"".join(parts))

@@ -197,6 +197,22 @@ async def test_a_prompt_beyond_the_context_is_told_in_the_words_that_clients_loo
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["completions", "chat"])
+async def test_logprobs_name_tokens_by_their_ids(server, path, stream):
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        more = {"model": "sim", "max_tokens": 3, "stream": stream, "extra_body": {"return_tokens_as_token_ids": True}}
+        if path == "chat":
+            found = await client.chat.completions.create(messages=[USER], logprobs=True, top_logprobs=1, **more)
+        else:
+            found = await client.completions.create(prompt="x", logprobs=1, **more)
+        chunks = [chunk async for chunk in found] if stream else [found]
+    logprobs = [choice.logprobs for chunk in chunks for choice in chunk.choices if choice.logprobs]
+    tokens = [token for one in logprobs for token in (one.tokens if path != "chat" else [entry.token for entry in one.content])]
+    assert len(tokens) == 3
+    assert all(token.removeprefix("token_id:").isdigit() and token.startswith("token_id:") for token in tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_prompt_is_scored_without_an_answer(server, stream):
     body = {"prompt": "abc", "max_tokens": 0, "echo": True, "logprobs": 1, "stream": stream, "stream_options": {"include_usage": True}}
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:

@@ -6,6 +6,7 @@ from engines import ScriptedEngine
 from http_support import running_server
 
 from llmserve import Delta, Message, ToolCall
+from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "hi"}]
@@ -113,3 +114,22 @@ async def test_the_client_puts_a_stream_s_pieces_together(asked):
         1: {"id": "call_2", "name": "g", "arguments": "{}"},
     }
     assert reasons == ["tool_calls"]
+
+
+async def test_the_simulated_engine_s_call_is_cut_alike_whole_and_in_a_stream_over_http():
+    fields = {"model": "sim", "messages": USER, "tools": TOOLS, "tool_choice": "required", "temperature": 0}
+    async with (
+        running_server(SimulatedEngine(SimulatedConfig(time_scale=0))) as server,
+        openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        for most in (1, 15, 30, 44, 45, 46, 60, 100):
+            choice = (await client.chat.completions.create(max_tokens=most, **fields)).choices[0]
+            name, arguments, words, reason = "", "", "", None
+            async for chunk in await client.chat.completions.create(max_tokens=most, stream=True, **fields):
+                words += chunk.choices[0].delta.content or ""
+                reason = chunk.choices[0].finish_reason or reason
+                for call in chunk.choices[0].delta.tool_calls or ():
+                    name, arguments = name + (call.function.name or ""), arguments + (call.function.arguments or "")
+            calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+            assert (calls, choice.message.content or "", choice.finish_reason) == ([(name, arguments)] if name else [], words, reason)
+        assert (calls, reason) == ([("f", "{}")], "tool_calls")

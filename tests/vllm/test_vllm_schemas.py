@@ -34,7 +34,8 @@ def walk(compiled, number):
         assert allowed, f"nothing goes on from {bytes(text)!r}"
         if END in allowed and (len(allowed) == 1 or chance.random() < 0.4):
             return text.decode(errors="replace")
-        allowed = [token for token in allowed if token != END]
+        # Of other characters those of two bytes: a grammar takes some longer sequences that are not UTF-8.
+        allowed = [token for token in allowed if token <= 0xC3] or [token for token in allowed if token != END]
         harmful = [token for token in allowed if token in HARMFUL]
         token = chance.choice(harmful if harmful and chance.random() < 0.4 else allowed)
         assert matcher.accept_token(token)

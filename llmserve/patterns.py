@@ -211,10 +211,11 @@ def _in_json(ranges: Sequence[Range]) -> str:
         plain = "^" + _class([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), *_without(ALL, ranges)])
     else:
         plain = _class(_intersect(ranges, PLAIN))
+    if plain not in ("", "^"):
+        # Escapes beside it would be kept to as well, but a step would cost up to thirty times as much.
+        return f"[{plain}]"
     escapes = "".join(_in_class(ord(letter)) for character, letter in ESCAPES.items() if _has(ranges, character))
-    choices = [f"[{plain}]"] if plain else []
-    if escapes:
-        choices.append(rf"\\[{escapes}]")
+    choices = [rf"\\[{escapes}]"] if escapes else []
     if not choices:
         # Other control characters, where there is nothing else.
         choices = [rf"\\u{code:04x}" for low, high in ranges for code in range(low, high + 1)]

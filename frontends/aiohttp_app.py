@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from frontends import sse
 from frontends.access import Access
@@ -31,7 +32,7 @@ from frontends.http.load import GenerateCheck, GetFacts, LoadRoutes, report_load
 from frontends.http.log import Write, name_and_log, name_answer, sign
 from frontends.http.openapi import document
 from frontends.http.origins import Origins, answer_preflights
-from frontends.http.who import CALLER, ask_for_key
+from frontends.http.who import CALLER, ROOT, ask_for_key
 from frontends.log_writer import dropped_lines
 from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of
 from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
@@ -85,7 +86,8 @@ class Routes:
         self._tokenize = BodyReader(TokenizeRequest, self._turns)
         self._detokenize = BodyReader(DetokenizeRequest, self._turns)
 
-    def table(self) -> list[web.RouteDef]:
+    def table(self, root: str) -> list[web.RouteDef]:
+        """Each route, and again below `root`: some proxies take that part off before they pass a request on, and some do not."""
         posts = {
             "/v1/completions": self.completions,
             "/v1/chat/completions": self.chat,
@@ -106,8 +108,8 @@ class Routes:
             **LoadRoutes(self.manager, self.facts, self._check).gets(self.ready),
         }
         return [
-            *(web.post(path, handler, expect_handler=expect_later) for path, handler in posts.items()),
-            *(web.get(path, handler, expect_handler=expect_later) for path, handler in gets.items()),
+            *(web.post(at + path, handler, expect_handler=expect_later) for path, handler in posts.items() for at in {"", root}),
+            *(web.get(at + path, handler, expect_handler=expect_later) for path, handler in gets.items() for at in {"", root}),
         ]
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -197,7 +199,8 @@ class Routes:
         return _json(facts.snapshot(asyncio.get_running_loop().time()))
 
     async def openapi(self, request: web.Request) -> web.Response:
-        return _json(document(version("llmserve"), keys=self._access.keys is not None, checks=self._check is not None))
+        keys, checks = self._access.keys is not None, self._check is not None
+        return _json(document(version("llmserve"), keys=keys, checks=checks, root=request.config_dict[ROOT]))
 
     async def _own_facts(self) -> Facts:
         return self.manager.facts().with_dropped(dropped_lines())
@@ -327,6 +330,8 @@ def build_app(
     origins: Iterable[str] = (),
     keepalive: float = KEEPALIVE_SECONDS,
     check: GenerateCheck | None = None,
+    clients: Middleware | None = None,
+    root_path: str = "",
 ) -> web.Application:
     """An aiohttp application over a manager, which the caller enters and leaves.
 
@@ -344,6 +349,8 @@ def build_app(
         max_incomplete: bytes that bodies which have not arrived completely may take together; None is `receive_budget.MAX_BYTES`.
         departure: after its `begin` every answer closes its connection, and readiness is 503.
         origins: of pages that may call it from a browser, beside its own; `*` is any.
+        clients: a middleware that notes whose request a proxy passes on (`frontends.http.proxies`).
+        root_path: where a proxy has put the server, such as "/llm"; paths are served with it and without it.
         keepalive: seconds of silence after which a stream gets a comment, and its status; 0 for never.
         check: answers /health/generate; None leaves that route out.
         log: takes a line for each request (`frontends.http.log.open_log`), but for probes, unless `log_probes`.
@@ -352,13 +359,14 @@ def build_app(
     pages = Origins(frozenset(origins))
     logged = name_and_log(log, partial(_named_tenants, manager), probes=log_probes)
     known = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
-    middlewares = [logged, answer_errors, *known, answer_once(memory)]
+    middlewares = [logged, answer_errors, *([clients] if clients else []), *known, answer_once(memory)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
     app[ORIGINS] = pages
+    app[ROOT] = root_path
     routes = Routes(manager, model, facts, series, access, departure, max_hold, keepalive, check)
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(routes.facts)))
-    app.add_routes(routes.table())
+    app.add_routes(routes.table(root_path))
     return app
 
 

@@ -3,6 +3,7 @@
 import ipaddress
 import resource
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 import attrs
@@ -45,6 +46,8 @@ class Door:
     most: int | None = None
     most_of_peer: int | None = None
     strangers: bool = False
+    # Whether an address is a proxy's, whose clients are counted instead.
+    is_proxy: Callable[[str], bool] = lambda _: False
     inside: int = attrs.field(default=0, init=False)
     turned_away: int = attrs.field(default=0, init=False)
     _most: int = attrs.field(init=False)
@@ -58,15 +61,32 @@ class Door:
 
     def enter(self, peer: str) -> bool:
         """Whether there is a place. What has entered leaves."""
-        if self.inside >= self._most or (self._peers[peer] >= self._most_of_peer and not _is_here(peer)):
+        if self.inside >= self._most or not self._may(peer):
             self.turned_away += 1
             return False
         self.inside += 1
         self._peers[peer] += 1
         return True
 
+    def enter_behind_proxy(self, client: str) -> bool:
+        """Whether one more request of a proxy's client is within the bound for one address. What has entered leaves."""
+        if not self._may(client):
+            self.turned_away += 1
+            return False
+        self._peers[client] += 1
+        return True
+
+    def leave_behind_proxy(self, client: str) -> None:
+        self._forget(client)
+
+    def _may(self, peer: str) -> bool:
+        return self._peers[peer] < self._most_of_peer or _is_here(peer) or self.is_proxy(peer)
+
     def leave(self, peer: str) -> None:
         self.inside -= 1
+        self._forget(peer)
+
+    def _forget(self, peer: str) -> None:
         self._peers[peer] -= 1
         if not self._peers[peer]:
             del self._peers[peer]

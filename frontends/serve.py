@@ -1,6 +1,7 @@
 """The HTTP server as a program, in one process or in several."""
 
 import argparse
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from frontends.http.hosts import add_host_option, allowed_hosts, is_authenticate
 from frontends.http.load import check_of
 from frontends.http.log import open_log
 from frontends.http.origins import add_origin_option
+from frontends.http.proxies import Proxies, add_proxy_option, know_clients
 from frontends.http.server import running
 from frontends.keys_command import keys_command
 from frontends.listeners import CannotListen, UnixAccess, add_unix_options, authority, bind_all, bind_unix, without_brackets
@@ -61,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
     add_host_option(parser)
     add_origin_option(parser)
+    add_proxy_option(parser)
+    words_root = "the path below which a proxy serves this server, such as /llm (default: none)"
+    parser.add_argument("--root-path", type=_root_path, default="", metavar="PATH", help=words_root)
     interval = "seconds of silence after which a stream gets a comment, so that no proxy gives it up; 0 = never (default: %(default)s)"
     parser.add_argument("--keepalive-interval", type=seconds, metavar="S", default=KEEPALIVE_SECONDS, help=interval)
     parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
@@ -126,6 +131,9 @@ def http_listener(
     @asynccontextmanager
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
+        proxies = Proxies.of(options.trusted_proxy)
+        strangers = not UnixAccess.of(options).owner_alone
+        door = Door(options.max_connections, options.max_peer_connections, strangers, proxies.trusts)
         app = build_app(
             manager,
             model,
@@ -139,8 +147,9 @@ def http_listener(
             origins=options.allowed_origin,
             keepalive=options.keepalive_interval,
             check=check_of(manager, options.generate_check),
+            clients=know_clients(proxies, door),
+            root_path=options.root_path,
         )
-        door = Door(options.max_connections, options.max_peer_connections, not UnixAccess.of(options).owner_alone)
         try:
             async with running(app, door, tls) as reception, listen(reception, *listeners, patience=departure.patience), followed(tls):
                 yield addresses
@@ -162,3 +171,9 @@ def _workers(text: str) -> str:
     if text != "auto" and (not text.isdigit() or int(text) < 1):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: choose auto, 1 or more")
     return text
+
+
+def _root_path(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path: write /llm, without a host")
+    return text.removesuffix("/")

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from frontends.http.form import REQUEST_ID, Handler, client_id
+from frontends.http.proxies import CLIENT, SCHEME
 from frontends.http.who import CALLER, TIMELINES, route_of
 from frontends.log_writer import LogWriter, open_appending
 from frontends.startup import say
@@ -113,7 +114,8 @@ def _line(request: web.Request, status: int, seconds: float, tenants: Collection
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "request": request[NAME],
         "answer": request.get(ANSWER),
-        "peer": request.remote,
+        "peer": request.get(CLIENT) or request.remote,
+        "scheme": request.get(SCHEME) or request.scheme,
         "key": caller.key if caller else None,
         "tenant": _tenant(caller, timelines, tenants),
         "method": request.method if request.method in METHODS else "other",

@@ -115,8 +115,9 @@ CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(("/health/generate", "/health
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
 
 
-def document(version: str, *, keys: bool, checks: bool = False) -> dict[str, Any]:
-    """For `GET /openapi.json`; `keys`: whether API keys are asked for; `checks`: whether it has /health/generate."""
+def document(version: str, *, keys: bool, checks: bool = False, root: str = "") -> dict[str, Any]:
+    """For `GET /openapi.json`; `keys`: whether API keys are asked for; `checks`: whether it has /health/generate;
+    `root`: the path that the server's own ones stand below."""
     types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [
         answer for answer, _ in (*GETS.values(), *CHECKS.values())
     ]
@@ -140,12 +141,16 @@ def document(version: str, *, keys: bool, checks: bool = False) -> dict[str, Any
         for path in OPEN:
             paths[path]["get"]["security"] = []
         secure = {"security": [{"key": []}]}
-    return secure | {
-        "openapi": "3.1.0",
-        "info": {"title": "llmserve", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-        "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-    }
+    return (
+        secure
+        | ({"servers": [{"url": root}]} if root else {})
+        | {
+            "openapi": "3.1.0",
+            "info": {"title": "llmserve", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+            "paths": paths,
+            "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        }
+    )
 
 
 HEADERS = [

@@ -14,6 +14,8 @@ from llmserve import InvalidRequest, Timeline
 
 # Probes: orchestrators and load balancers have no key. The server compares the resolved route, never the path as the client sent it.
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+# Where a proxy has put the server: see `--root-path`.
+ROOT = web.AppKey("root", str)
 
 # The request's sequences, in the order in which they reach the manager. It is set where they are logged.
 TIMELINES = web.RequestKey("timelines", list[Timeline])
@@ -41,7 +43,7 @@ def ask_for_key(access: Access) -> Middleware:
 def route_of(request: web.Request) -> str | None:
     """The route that answers, in a word from a closed set; None where there is none."""
     resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else None
+    return resource.canonical.removeprefix(request.config_dict.get(ROOT, "")) if resource is not None else None
 
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}

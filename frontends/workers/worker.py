@@ -24,6 +24,7 @@ from frontends.http.departure import PART_SECONDS, Departure
 from frontends.http.hosts import allowed_hosts
 from frontends.http.load import check_of
 from frontends.http.log import open_log
+from frontends.http.proxies import Proxies, know_clients
 from frontends.http.server import running
 from frontends.listeners import UnixAccess
 from frontends.log_writer import dropped_lines
@@ -124,6 +125,9 @@ class Worker:
         options, access = self._options, Access.open(self._options)
         tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
         log = open_log(options.request_log)
+        proxies = Proxies.of(options.trusted_proxy)
+        strangers = not UnixAccess.of(options).owner_alone
+        door = Door(options.max_connections, options.max_peer_connections, strangers, proxies.trusts)
         app = build_app(
             self._manager,
             served_name(options),
@@ -139,8 +143,9 @@ class Worker:
             origins=options.allowed_origin,
             keepalive=options.keepalive_interval,
             check=check_of(self._manager, options.generate_check, self._gather),
+            clients=know_clients(proxies, door),
+            root_path=options.root_path,
         )
-        door = Door(options.max_connections, options.max_peer_connections, not UnixAccess.of(options).owner_alone)
         # What has changed, the owner tells the operator.
         async with running(app, door, tls) as self._reception, followed(tls, quiet=True):
             self._loop.add_reader(self._handed, self._take)

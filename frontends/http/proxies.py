@@ -1,0 +1,111 @@
+"""Proxies whose word the server takes for who their clients are: `X-Forwarded-For` and `X-Forwarded-Proto`."""
+
+import argparse
+import ipaddress
+from collections.abc import Iterable
+
+import attrs
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from frontends.door import Door
+from frontends.errors import HTTPFailure
+from frontends.http.form import Handler
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+FORWARDED_FOR, FORWARDED_PROTO = "X-Forwarded-For", "X-Forwarded-Proto"
+UNIX = "unix"
+RETRY_SECONDS = "1"
+
+# The client's address and scheme, where a trusted proxy has named them.
+CLIENT = web.RequestKey("client", str)
+SCHEME = web.RequestKey("scheme", str)
+
+
+def add_proxy_option(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "take X-Forwarded-For and X-Forwarded-Proto from a proxy at this address or in this network, such as 10.0.0.0/8, or unix for "
+        "clients of --unix; repeat it; the log and the limit for one address then go by the proxy's clients"
+    )
+    parser.add_argument("--trusted-proxy", action="append", default=[], type=_given_network, metavar="ADDRESS", help=words)
+
+
+@attrs.frozen
+class Proxies:
+    """`trusted`: networks, and None for the other end of a unix socket."""
+
+    trusted: frozenset[Network | None] = frozenset()
+
+    @classmethod
+    def of(cls, trusted: Iterable[Network | None]) -> "Proxies":
+        return cls(frozenset(trusted))
+
+    def trusts(self, peer: str) -> bool:
+        """Of a connection's address, which is empty for a unix socket."""
+        if not peer:
+            return None in self.trusted
+        address = _address(peer)
+        return address is not None and any(network is not None and address in network for network in self.trusted)
+
+    def client_of(self, peer: str, forwarded: Iterable[str]) -> str:
+        """The last address in `X-Forwarded-For` that is no trusted proxy's. What stands before it is the client's own word."""
+        if not self.trusts(peer):
+            return peer
+        for text in reversed([part.strip() for value in forwarded for part in value.split(",")]):
+            address = _address(text)
+            if address is None:
+                break
+            peer = str(address)
+            if not self.trusts(peer):
+                break
+        return peer
+
+
+def know_clients(proxies: Proxies, door: Door) -> Middleware:
+    """A middleware that notes whose request a trusted proxy passes on. Together, requests and connections of one client are bounded as the
+    connections of one address are."""
+
+    @web.middleware
+    async def know(request: web.Request, handler: Handler) -> web.StreamResponse:
+        peer = request.remote or ""
+        if not proxies.trusts(peer):
+            return await handler(request)
+        client = proxies.client_of(peer, request.headers.getall(FORWARDED_FOR, []))
+        scheme = request.headers.get(FORWARDED_PROTO, "").lower()
+        if scheme in ("http", "https"):
+            request[SCHEME] = scheme
+        if client == peer:
+            return await handler(request)
+        request[CLIENT] = client
+        if not door.enter_behind_proxy(client):
+            words = "this client has as many requests here as one address may"
+            raise HTTPFailure(503, words, "too_many_connections", {"Retry-After": RETRY_SECONDS})
+        try:
+            return await handler(request)
+        finally:
+            door.leave_behind_proxy(client)
+
+    return know
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Of an address with or without a port; None for any other text."""
+    host = text.partition("]")[0].removeprefix("[") if text.startswith("[") else text
+    if host.count(":") == 1:
+        host = host.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    # As a listener of both families sees a client of IPv4.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _given_network(text: str) -> Network | None:
+    if text == UNIX:
+        return None
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address or a network: write 10.0.0.7, 10.0.0.0/8 or unix") from None

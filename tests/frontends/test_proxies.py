@@ -1,0 +1,108 @@
+"""A server behind proxies: who their clients are, how many requests each may have, and the path below which a proxy serves it."""
+
+import argparse
+import json
+
+import anyio
+import pytest
+from engines import ScriptedEngine
+from http_support import running_server
+
+from frontends.access import Access
+from frontends.door import Door
+from frontends.http.proxies import Proxies, _given_network, know_clients
+from frontends.keys import Keys
+from frontends.serve import _root_path
+
+pytestmark = pytest.mark.anyio
+TEXT = {"prompt": "hi", "max_tokens": 2}
+# The test's own client is one.
+TRUSTED = Proxies.of([_given_network("127.0.0.1"), _given_network("10.0.0.0/8")])
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.9", ["198.51.100.7"], "203.0.113.9"),
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ("127.0.0.1", ["6.6.6.6, 198.51.100.7"], "198.51.100.7"),
+        ("127.0.0.1", ["6.6.6.6", "198.51.100.7, 10.1.2.3"], "198.51.100.7"),
+        ("127.0.0.1", ["10.1.2.3, 10.1.2.4"], "10.1.2.3"),
+        ("127.0.0.1", ["6.6.6.6, unknown, 10.1.2.3"], "10.1.2.3"),
+        ("127.0.0.1", ["198.51.100.7:4711"], "198.51.100.7"),
+        ("127.0.0.1", ["[2001:db8::1]:4711"], "2001:db8::1"),
+        ("::ffff:127.0.0.1", ["2001:db8::1"], "2001:db8::1"),
+        ("127.0.0.1", ["::ffff:198.51.100.7"], "198.51.100.7"),
+        ("", ["198.51.100.7"], ""),
+    ],
+)
+def test_the_client_is_the_last_address_that_is_no_trusted_proxy_s(peer, forwarded, client):
+    assert TRUSTED.client_of(peer, forwarded) == client
+
+
+def test_the_other_end_of_a_unix_socket_is_trusted_by_name():
+    assert Proxies.of([_given_network("unix")]).client_of("", ["198.51.100.7"]) == "198.51.100.7"
+
+
+@pytest.mark.parametrize("text", ["", "nginx", "10.0.0.1/8", "10.0.0", "*"])
+def test_what_is_no_network_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not an address or a network"):
+        _given_network(text)
+
+
+async def test_the_log_names_the_proxy_s_client_and_its_scheme():
+    lines = []
+    forwarded = {"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https"}
+    for trusted in (TRUSTED, Proxies()):
+        async with running_server(app={"clients": know_clients(trusted, Door()), "log": lines.append}) as server:
+            assert (await server.post("/v1/completions", TEXT, headers=forwarded))[0] == 200
+    found = [(line["peer"], line["scheme"]) for line in map(json.loads, lines)]
+    assert found == [("198.51.100.7", "https"), ("127.0.0.1", "http")]
+
+
+async def test_each_client_of_a_proxy_has_the_bound_of_one_address():
+    """By the proxy's own address all of its clients would share one bound."""
+    door = Door(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
+    first, second = ({"X-Forwarded-For": address} for address in ("198.51.100.7", "198.51.100.8"))
+    async with running_server(ScriptedEngine(), app={"clients": know_clients(TRUSTED, door)}, door=door) as server:
+        async with server.session.post("/v1/completions", json={**TEXT, "stream": True}, headers=first) as response:
+            assert response.status == 200
+            status, body, headers = await server.post("/tokenize", {"prompt": "hi"}, headers=first)
+            assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "too_many_connections", "1")
+            assert (await server.post("/tokenize", {"prompt": "hi"}, headers=second))[0] == 200
+        with anyio.fail_after(10):
+            while (await server.post("/tokenize", {"prompt": "hi"}, headers=first))[0] != 200:
+                await anyio.sleep(0.01)
+
+
+def test_connections_of_a_trusted_proxy_are_not_bounded_as_one_client_s():
+    door = Door(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
+    assert [door.enter(peer) for peer in ("10.0.0.1", "10.0.0.1", "203.0.113.9", "203.0.113.9")] == [True, True, True, False]
+
+
+async def test_paths_are_served_below_the_root_path_and_without_it():
+    async with running_server(app={"root_path": "/llm", "access": Access(Keys.single("secret"))}) as server:
+        for root in ("", "/llm"):
+            async with server.session.get(f"{root}/health/ready") as response:
+                assert response.status == 200
+            async with server.session.get(f"{root}/v1/models") as response:
+                assert response.status == 401
+            status, _, _ = await server.post(f"{root}/v1/completions", TEXT, headers={"Authorization": "Bearer secret"})
+            assert status == 200
+            async with server.session.get(f"{root}/openapi.json", headers={"Authorization": "Bearer secret"}) as response:
+                document = await response.json()
+            assert document["servers"] == [{"url": "/llm"}]
+            assert "/v1/completions" in document["paths"]
+
+
+def test_a_root_path_is_a_path():
+    assert [_root_path(text) for text in ("", "/", "/llm/", "/a/b")] == ["", "", "/llm", "/a/b"]
+    for text in ("llm", "http://x/llm", "/a b", "//x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a path"):
+            _root_path(text)

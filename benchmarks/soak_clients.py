@@ -106,7 +106,7 @@ class Client:
         return "answered"
 
     async def _bad(self) -> str:
-        await self._manager.generate(self._request(max_tokens=10**6))
+        await self._manager.generate(self._request(stop_token_ids=(10**9,)))
         return "answered"
 
     async def _adapter(self) -> str:

@@ -3,9 +3,9 @@
 import json
 from functools import lru_cache
 
-from llmserve import patterns
 from llmserve.errors import InvalidRequest
 from llmserve.json_schema import hold
+from llmserve.patterns import parse
 from llmserve.structured import FIELD, StructuredOutputs
 
 # Characters of a schema whose form for xgrammar is remembered, and how many of them: some megabytes.
@@ -21,7 +21,7 @@ def held(constraint: StructuredOutputs) -> StructuredOutputs:
 def _held(constraint: StructuredOutputs) -> StructuredOutputs:
     try:
         if constraint.kind == "regex":
-            patterns.parse(constraint.spec)
+            parse(constraint.spec)
         if constraint.kind == "json":
             narrowed = hold(json.loads(constraint.spec)).narrowed
             return StructuredOutputs("json", json.dumps(narrowed, ensure_ascii=False))

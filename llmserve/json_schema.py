@@ -14,9 +14,9 @@ from typing import Any
 
 import attrs
 
-from llmserve import patterns
 from llmserve.derivations import Alternative, Symbol, endings, write
 from llmserve.one_of import are_disjoint
+from llmserve.patterns import Part, any_text, parse
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Beside a reference, a constant or alternatives these do no harm, and neither does a keyword that JSON Schema does not have.
@@ -62,6 +62,9 @@ FRACTION_DIGITS = 6
 # Characters of a smallest answer, and one that has more.
 MAX_TEXT = 16_384
 TOO_LONG = "a" * (MAX_TEXT + 1)
+# xgrammar 0.2.8 cannot compile a pattern that repeats more often, and takes minutes where the repetition is split. Longer bounds stay
+# xgrammar's own, under which a model may write a control character that JSON does not allow.
+MAX_REPETITIONS = 128
 
 
 class UnsupportedSchema(ValueError):
@@ -386,29 +389,29 @@ def _string(node: dict[str, Any]) -> str:
         return f'"{FORMATS[kind]}"'
     node.pop("format", None)
     least, most = _counts(node, "minLength", "maxLength")
-    part = patterns.any_text(least, None if most == math.inf else int(most))
+    part = any_text(least, None if most == math.inf else int(most))
     if "pattern" in node:
         part = _pattern(node["pattern"], "pattern")
         if part.shortest_length < least or part.longest_length > most:
             keyword = "minLength" if part.shortest_length < least else "maxLength"
             raise UnsupportedSchema(f"{keyword}: not supported beside a pattern that matches texts of other lengths too")
-    if beside:
+    if beside and ("pattern" in beside or max(least, 0 if most == math.inf else most) <= MAX_REPETITIONS):
         for keyword in beside:
             del node[keyword]
         node["pattern"] = _whole(part)
     return json.dumps(part.shortest(MAX_TEXT)) if part.shortest_length <= MAX_TEXT else TOO_LONG
 
 
-def _pattern(pattern: Any, keyword: str) -> patterns.Part:
+def _pattern(pattern: Any, keyword: str) -> Part:
     if not isinstance(pattern, str):
         raise UnsupportedSchema(f"{keyword}: takes a text")
     try:
-        return patterns.parse(pattern)
+        return parse(pattern)
     except ValueError as error:
         raise UnsupportedSchema(f"{keyword}: {error}") from None
 
 
-def _whole(part: patterns.Part) -> str:
+def _whole(part: Part) -> str:
     return f"^{part.in_json()}$"
 
 

@@ -36,6 +36,8 @@ PER_PROMPT = web.RequestKey("per_prompt", int)
 SENT = web.RequestKey("sent", int)
 
 # What orchestrators, load balancers and scrapers ask every few seconds, by the route.
+# The status of an error that no code has foreseen.
+UNFORESEEN = 500
 PROBES = frozenset(
     {"/health", "/health/live", "/health/ready", "/health/generate", "/health_generate", "/ping", "/load", "/metrics", "/metrics.json"}
 )
@@ -66,7 +68,8 @@ def open_log(path: Path | None) -> LogWriter | None:
 def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = tuple, *, probes: bool = False) -> Middleware:
     """A middleware that gives each request a name, its client's own where that is fit for one, and writes its line.
 
-    `tenants` gives those that the operator has named: any other name is text that a client sent. `probes` have lines too if it is True.
+    `tenants` gives those that the operator has named: any other name is text that a client sent. A probe has a line if `probes` is True,
+    or if the server failed in it.
     """
 
     @web.middleware
@@ -87,7 +90,7 @@ def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = t
             status = response.status
             return response
         finally:
-            if write is not None and (probes or route_of(request) not in PROBES):
+            if write is not None and (probes or status == UNFORESEEN or route_of(request) not in PROBES):
                 write(_line(request, status, time.monotonic() - began, tenants()))
 
     return log

@@ -4,9 +4,9 @@ import json
 import uuid
 from collections.abc import Sequence
 
-from llmserve import patterns
 from llmserve.errors import InvalidRequest
 from llmserve.json_schema import MAX_TEXT, hold
+from llmserve.patterns import parse
 from llmserve.request import GenerationRequest
 from llmserve.structured import FIELD, StructuredOutputs
 from llmserve.tools import Message, ToolCall, held_functions
@@ -47,7 +47,7 @@ def _smallest(constraint: StructuredOutputs) -> str:
             text = constraint.choices[0]
         case "regex":
             try:
-                part = patterns.parse(constraint.spec)
+                part = parse(constraint.spec)
             except ValueError as error:
                 raise InvalidRequest(f"{FIELD}: the regex: {error}", FIELD) from None
             text = part.shortest(MAX_TEXT) if part.shortest_length <= MAX_TEXT else None

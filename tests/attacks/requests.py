@@ -82,7 +82,8 @@ def logprobs_and_stops():
 def names():
     for field in REFUSED:
         for path, base in ((COMPLETIONS, HI), (CHAT, {"messages": USER}), (GENERATE, HI)):
-            yield "P15", path, {**base, field: 1}, field or None
+            # One answer out of one is what the server gives.
+            yield "P15", path, {**base, field: 2 if field == "best_of" else 1}, field or None
     for value in ("x" * 10**6, "../../etc/passwd", "", "other", "sim\x00", "\u2028"):
         yield "P18", COMPLETIONS, {**HI, "model": value}, "model"
 
@@ -91,7 +92,7 @@ def conversations():
     for messages in (
         [], USER * 100_000, [{"role": "x", "content": "hi"}], [{"role": "user", "content": None}], [{"role": "user", "content": [[]]}],
         [{"role": "user", "content": [{"type": "text", "text": "a"}] * 10**4}], [{"role": "user"}], [{"content": "a"}], "hi", [1], {}, None,
-        [{"role": "tool", "content": "a"}], [{"role": "user", "content": "a", "tool_calls": []}],
+        [{"role": "tool", "content": "a"}], [{"role": "user", "content": "a", "tool_calls": [1]}],
     ):  # fmt: skip
         yield "P19", CHAT, {"messages": messages}, "messages"
     for url in URLS:
@@ -120,7 +121,7 @@ BODIES = {
     "lone surrogate": b'{"prompt": "\\ud800"}',
     "not UTF-8": b'{"prompt": "\xff"}',
     "UTF-16": '{"prompt": "hi"}'.encode("utf-16"),
-    "byte order mark": b"\xef\xbb\xbf" + b'{"prompt": "hi"}',
+    "two byte order marks": 2 * b"\xef\xbb\xbf" + b'{"prompt": "hi"}',
     "null": b"null",
     "list": b"[]",
     "string": b'"x"',

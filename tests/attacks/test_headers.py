@@ -159,7 +159,7 @@ async def test_what_is_refused_is_logged_with_its_status(extra, expected):
 )
 async def test_the_form_of_metrics_is_agreed_on(accept, expected):
     lines = []
-    async with running_server(app={"log": lines.append}) as server:
+    async with running_server(app={"log": lines.append, "log_probes": True}) as server:
         port = int(server.url.rsplit(":", 1)[1])
         sent = request(*TARGETS[1], [(b"Accept", accept)])
         assert await anyio.to_thread.run_sync(status, port, sent) == expected

@@ -153,12 +153,16 @@ async def server():
         yield server
 
 
+# A schema that the server would have to fetch.
+ELSEWHERE = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x"}}}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("path", "body", "headers", "param"),
     [
-        ("/v1/chat/completions", {"messages": [USER], "response_format": {"type": "json_object"}}, {}, "response_format"),
-        ("/v1/completions", {"prompt": "x", "response_format": {"type": "json_object"}}, {}, "response_format"),
+        ("/v1/chat/completions", {"messages": [USER], "response_format": ELSEWHERE}, {}, "response_format"),
+        ("/v1/completions", {"prompt": "x", "response_format": ELSEWHERE}, {}, "response_format"),
         ("/v1/chat/completions", {"messages": [USER], "max_completion_tokens": -1}, {}, "max_completion_tokens"),
         ("/v1/completions", {"prompt": "x"}, {"X-Request-Timeout": "-1"}, "X-Request-Timeout"),
         ("/v1/completions", {"prompt": "x"}, {"X-Request-Timeout": "nan"}, "X-Request-Timeout"),
@@ -167,8 +171,6 @@ async def server():
     ],
 )
 async def test_an_error_names_the_field_that_was_sent(server, path, body, headers, param, stream):
-    if path == "/v1/completions" and "response_format" in body:
-        body = {**body, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x"}}}}
     status, found, _ = await server.post(path, {**body, "stream": stream}, headers=headers)
     assert (status, found["error"]["param"]) == (400, param), found
     assert param in found["error"]["message"]

@@ -100,6 +100,9 @@ import signal, sys
 import anyio
 from llmserve import EngineManager
 
+# A shell starts what runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 async def main():
     async with EngineManager.open(engine="simulated", engine_args={{"time_scale": 0.01}}) as manager:
         await manager.generate("Hello")

@@ -6,13 +6,13 @@ import random
 
 import jsonschema
 import pytest
-import xgrammar
 from hypothesis import given, seed, settings
 from schemas import SCHEMAS
 
 from llmserve import GenerationRequest, LLMServeError, Sampling, StructuredOutputs
 from llmserve.json_schema import UnsupportedSchema, hold
 
+xgrammar = pytest.importorskip("xgrammar")
 END = 256
 BYTES = xgrammar.TokenizerInfo([bytes([byte]) for byte in range(END)] + [b"<end>"], vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[END])
 COMPILER = xgrammar.GrammarCompiler(BYTES, max_threads=1, cache_enabled=False)
@@ -86,6 +86,17 @@ async def test_with_a_bias_on_controls_and_quotes_the_answer_still_conforms(mana
         answer = await manager.generate(GenerationRequest("A text, as JSON: ", sampling=sampling))
         if answer.finish_reason == "stop":
             jsonschema.Draft202012Validator(schema).validate(json.loads(answer.text))
+
+
+@pytest.mark.parametrize("length", [128, 129, 1000])
+async def test_long_bounds_are_taken(manager, length):
+    """A regression: xgrammar could not compile the pattern that a bound above 128 was written as."""
+    text = {"type": "string", "maxLength": length}
+    schema = {"type": "object", "properties": {"a": text}, "required": ["a"], "additionalProperties": False}
+    sampling = Sampling(max_tokens=60, structured_outputs=StructuredOutputs.json(schema), seed=length)
+    answer = await manager.generate(GenerationRequest("An example, as JSON: ", sampling=sampling))
+    if answer.finish_reason == "stop":
+        jsonschema.Draft202012Validator(schema).validate(json.loads(answer.text))
 
 
 async def test_the_bundled_model_s_answers_conform(manager):

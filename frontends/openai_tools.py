@@ -34,10 +34,11 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
 class CalledFunction(msgspec.Struct, omit_defaults=True):
-    """`arguments` is JSON, or in a stream a piece of it."""
+    """`arguments` is JSON, or in a stream a piece of it; clients expect the field also where it is empty."""
 
     name: str | None = None
-    arguments: str = ""
+    # A factory, because `omit_defaults` would leave a plain "" out.
+    arguments: str = msgspec.field(default_factory=str)
 
 
 class CallBody(msgspec.Struct, kw_only=True, omit_defaults=True):

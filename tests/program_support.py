@@ -127,5 +127,7 @@ async def read_to_end_of_answer(stream):
 
 
 def connections(worker):
-    """How many clients' connections a process has open."""
-    return sum(one.status == "ESTABLISHED" for one in worker.net_connections("tcp"))
+    """How many clients' connections a process has open; 0 if it has ended since it was listed."""
+    with suppress(psutil.NoSuchProcess):
+        return sum(one.status == "ESTABLISHED" for one in worker.net_connections("tcp"))
+    return 0

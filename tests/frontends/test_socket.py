@@ -198,7 +198,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_who_breaks_the_protocol_is_told_and_cut_off_and_nobody_else(name):
+async def test_who_breaks_the_protocol_is_told_and_cut_off_and_nobody_else(name, monkeypatch):
+    # A regression: open streams went on until the connection, which waits for its client to read the error, was gone.
+    monkeypatch.setattr(socket_connection, "HELLO_SECONDS", 60.0)
     sent, words, greet = WRONG[name]
     async with running_socket(time_scale=0.5) as served, served.raw() as neighbour, served.raw(greet=greet) as raw:
         neighbour.send(opening(1, max_tokens=20))

@@ -208,6 +208,7 @@ class Channel(asyncio.Protocol):
         self._reader: FrameReader[Any] = FrameReader(kind, MAX_ANSWER)
         self._receive = receive
         self._lost = lost
+        self._listens = False
 
     @classmethod
     async def open(cls, connection: socket.socket, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> "Channel":
@@ -216,14 +217,18 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # What `receive` needs is made between `open()` and `listen()`.
-        self._transport.pause_reading()
 
     def listen(self) -> None:
-        self._transport.resume_reading()
+        self._listens = True
+        self._drain()
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
+        # What `receive` needs is made between `open()` and `listen()`. uvloop reads on after `pause_reading()` in `connection_made`.
+        if self._listens:
+            self._drain()
+
+    def _drain(self) -> None:
         while (message := self._reader.next()) is not None:
             self._receive(message)
 

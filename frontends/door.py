@@ -1,5 +1,6 @@
 """Who may connect: as many as there are file descriptors for, and no other machine takes all of them."""
 
+import argparse
 import ipaddress
 import resource
 from collections import Counter
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import attrs
+
+from frontends.listeners import UnixAccess
 
 # For the engine's pipes, the log and whatever else a process opens, so that accepting never fails for want of a descriptor: asyncio would
 # log that once for each connection that waits, 6 MB a second.
@@ -58,6 +61,12 @@ class Door:
         spare = spare_descriptors()
         self._most = min(self.most or spare, spare)
         self._most_of_peer = self.most_of_peer or max(1, self._most // PEER_SHARE)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, is_proxy: Callable[[str], bool] = lambda _: False) -> "Door":
+        """As the command line says."""
+        strangers = not UnixAccess.of(options).owner_alone
+        return cls(options.max_connections, options.max_peer_connections, strangers, is_proxy)
 
     def enter(self, peer: str) -> bool:
         """Whether there is a place. What has entered leaves."""

@@ -76,7 +76,7 @@ class Reception:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def empty(self, seconds: float) -> None:
-        """Wait until no connection is open, at most for so many seconds."""
+        """Wait until no connection is open, for `seconds` at most."""
         with anyio.move_on_after(seconds):
             while self.door.inside:  # noqa: ASYNC110 - a door is shared by listeners, and has no event
                 await anyio.sleep(LOOK_SECONDS)

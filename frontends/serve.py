@@ -132,8 +132,7 @@ def http_listener(
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
         proxies = Proxies.of(options.trusted_proxy)
-        strangers = not UnixAccess.of(options).owner_alone
-        door = Door(options.max_connections, options.max_peer_connections, strangers, proxies.trusts)
+        door = Door.of(options, proxies.trusts)
         app = build_app(
             manager,
             model,

@@ -61,8 +61,6 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
 
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
-        unix = UnixAccess.of(options)
-        door = Door(options.max_connections, options.max_peer_connections, not unix.owner_alone)
         server = open_server(
             manager,
             model,
@@ -70,8 +68,8 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
             tls=tls,
             access=access,
             max_streams=options.max_streams,
-            door=door,
-            unix=unix,
+            door=Door.of(options),
+            unix=UnixAccess.of(options),
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
         )

@@ -67,9 +67,9 @@ class EngineStatistics:
 class EnginePrompt:
     """A prompt ready for the engine: its token ids, and the text where there was one.
 
-    Prompts with another `cache_salt` share nothing in the engine's prefix cache, whatever their beginnings. `constraint` is what the engine
-    holds the answer to: the request's schema in the engine's own form, or that of a call that is forced. `trace_headers` are W3C's, for an
-    engine that traces. `adapter` is one of `EngineInfo.adapters`, None for the model itself.
+    Prompts with another `cache_salt` share nothing in the engine's prefix cache, even where they begin alike. `constraint` is what the
+    engine holds the answer to: the request's schema in the engine's own form, or that of a call that is forced. `trace_headers` are W3C's,
+    for an engine that traces. `adapter` is one of `EngineInfo.adapters`, None for the model itself.
     """
 
     token_ids: tuple[int, ...]

@@ -1,8 +1,8 @@
 """The logprobs of an answer, packed. An answer may have 262,144 entries, which take 350 bytes each as objects. Those of several answers lie
 side by side in memory, and the interpreter kept 400 MiB after eight such answers had ended."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 import msgspec
 
@@ -51,7 +51,7 @@ class PackedLogprobs(Sequence[TokenLogprob]):
         entries = [entry for number in range(first, last + 1) for entry in self._block(number)]
         return tuple(entries[place - first * BLOCK] for place in places)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[TokenLogprob]:
         for number in range(len(self._blocks) + 1):
             yield from self._block(number)
 

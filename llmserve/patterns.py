@@ -6,7 +6,7 @@ xgrammar 0.2.8 ignores look-around and anchors in the middle, and writes what a 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from re import _parser as syntax  # type: ignore[attr-defined]
 from typing import Any, Literal
@@ -51,27 +51,23 @@ class Part:
 
     @cached_property
     def shortest_length(self) -> int:
-        lengths = [part.shortest_length for part in self.parts]
-        match self.kind:
-            case "characters":
-                return 1
-            case "sequence":
-                return sum(lengths)
-            case "choice":
-                return min(lengths)
-        return self.least * lengths[0]
+        return int(self._length([part.shortest_length for part in self.parts], min, self.least))
 
     @cached_property
     def longest_length(self) -> float:
-        lengths = [part.longest_length for part in self.parts]
+        return self._length([part.longest_length for part in self.parts], max, float("inf") if self.most is None else self.most)
+
+    def _length(self, lengths: Sequence[float], of_choice: Callable[[Sequence[float]], float], times: float) -> float:
+        """In characters, of parts of these `lengths`."""
         match self.kind:
             case "characters":
                 return 1
             case "sequence":
                 return sum(lengths)
             case "choice":
-                return max(lengths)
-        return (float("inf") if self.most is None else self.most) * lengths[0] if lengths[0] else 0
+                return of_choice(lengths)
+        # Infinitely often nothing is nothing.
+        return times * lengths[0] if lengths[0] else 0
 
     def shortest(self, limit: int) -> str:
         """The shortest text that matches, cut to `limit` characters."""

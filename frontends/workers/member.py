@@ -23,7 +23,7 @@ STOP_SECONDS = 5.0
 class Member:
     """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
     takes requests; until then it answers that it is starting, or that the engine is. `began`: it has been up, and may have something to
-    finish. `questions`: those in a row that it has not answered; `silent`: they are so many that it gets no connections.
+    finish. `questions`: those in a row that it has not answered; `silent`: it has left too many unanswered, and gets no connections.
     `parting`: it has drained, and gets none either."""
 
     index: int

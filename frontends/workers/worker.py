@@ -26,7 +26,6 @@ from frontends.http.load import check_of
 from frontends.http.log import open_log
 from frontends.http.proxies import Proxies, know_clients
 from frontends.http.server import running
-from frontends.listeners import UnixAccess
 from frontends.log_writer import dropped_lines
 from frontends.operator_log import attach
 from frontends.options import engine_args, manager_config
@@ -126,8 +125,7 @@ class Worker:
         tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
         log = open_log(options.request_log)
         proxies = Proxies.of(options.trusted_proxy)
-        strangers = not UnixAccess.of(options).owner_alone
-        door = Door(options.max_connections, options.max_peer_connections, strangers, proxies.trusts)
+        door = Door.of(options, proxies.trusts)
         app = build_app(
             self._manager,
             served_name(options),

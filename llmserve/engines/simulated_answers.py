@@ -87,7 +87,7 @@ def _too_long(field: str) -> InvalidRequest:
 
 
 class CallReader:
-    """Takes an answer that is one call apart, in whatever pieces it comes. Of a call that was cut there is what came of it."""
+    """Parses an answer that is one tool call, in pieces of any size. A call that was cut has the arguments that came before the cut."""
 
     def __init__(self) -> None:
         self._text = ""

@@ -105,6 +105,11 @@ class Streams:
         assert head.startswith(b"HTTP/1.1 200"), head
         return stream
 
+    def held_by(self, process):
+        """How many of the connections end in this process."""
+        ports = {stream.extra(anyio.abc.SocketAttribute.local_port) for stream in self.open}
+        return sum(bool(connection.raddr) and connection.raddr.port in ports for connection in process.net_connections("tcp"))
+
     async def __aenter__(self):
         return self
 

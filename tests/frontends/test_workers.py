@@ -103,13 +103,16 @@ async def test_a_worker_s_death_costs_its_own_connections_and_gives_its_tickets_
         for _ in range(4):
             await streams.begin(max_tokens=200)
         assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 503
-        before = workers_of(process)
-        before[0].kill()
+        # On a busy machine the four may be three and one.
+        held = {worker: streams.held_by(worker) for worker in workers_of(process)}
+        killed, lost = max(held.items(), key=lambda item: item[1])
+        killed.kill()
         with anyio.fail_after(20):
-            while len(workers_of(process)) < 2 or before[0] in workers_of(process):
+            while len(workers_of(process)) < 2 or killed in workers_of(process):
                 await anyio.sleep(0.02)
-        # The two that it held can be used again.
-        for _ in range(2):
+        # As many as it held can begin again.
+        await until(url, lambda found: found["admission"]["running"] <= 4 - lost)
+        for _ in range(lost):
             await streams.begin(max_tokens=200)
         whole = [data.count(b"[DONE]") for data in [await read_to_end_of_answer(stream) for stream in streams.open]]
         assert sum(whole) == 4

@@ -6,8 +6,8 @@ import msgspec
 
 from llmserve import TokenLogprob
 
-# Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
-PIECE = 128
+# Tokens whose logprobs are written at once: with 20 alternatives each they take 2 to 3 ms.
+PIECE = 32
 # OpenAI's and vLLM's number for a probability of 0, whose logarithm JSON does not have.
 IMPOSSIBLE = -9999.0
 

@@ -18,6 +18,7 @@ from frontends.access import Access
 from frontends.door import raise_descriptor_limit
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.hangup import expect_hangups, reload_or_end
+from frontends.heap import set_modules_aside
 from frontends.listeners import CannotListen
 from frontends.operator_log import add_log_options, configure, is_json
 from frontends.options import add_options, engine_args, manager_config
@@ -49,6 +50,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     expect_hangups()
     raise_descriptor_limit()
     prepare_environment(options)
+    set_modules_aside()
     try:
         leave(anyio.run(serve, options, backend_options=BACKEND))
     except ConfigurationError as error:

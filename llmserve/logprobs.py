@@ -8,8 +8,9 @@ import msgspec
 
 from llmserve.request import TokenLogprob
 
-# Tokens that are packed together. With 20 alternatives each they take 100 KB, and unpacking them takes a millisecond.
-BLOCK = 128
+# Tokens that are packed together. The sequences of one request fill their blocks in the same step: 48 with 20 alternatives a token take
+# 2 ms of it then. Blocks of 128 take 19 ms.
+BLOCK = 16
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[TokenLogprob]).decode

@@ -20,6 +20,7 @@ from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
 from frontends.files import reread
+from frontends.heap import set_modules_aside
 from frontends.http.departure import PART_SECONDS, Departure
 from frontends.http.hosts import allowed_hosts
 from frontends.http.load import check_of
@@ -85,6 +86,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
     raise_descriptor_limit()
     attach()
     worker = Worker(options, handed)
+    set_modules_aside()
     anyio.run(worker.run, channel, backend_options=BACKEND)
 
 

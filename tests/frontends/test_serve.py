@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import socket
+import subprocess
 import sys
 import termios
 import textwrap
@@ -46,6 +47,22 @@ async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
         with anyio.fail_after(10):
             assert await process.wait() == 0
     assert "stopped" in lines[-1]
+
+
+# Serves nothing, and prints how many objects the garbage collector leaves alone.
+IDLE = """
+import argparse, gc
+from frontends.program import run
+async def serve(options):
+    print(gc.get_freeze_count())
+    return 0
+run(argparse.ArgumentParser(), ["--engine", "simulated"], serve)
+"""
+
+
+def test_the_garbage_collector_leaves_alone_what_the_program_has_imported():
+    served = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True, timeout=60)
+    assert int(served.stdout) > 10_000
 
 
 async def test_on_a_terminal_a_bar_fills_while_the_engine_loads(tmp_path):

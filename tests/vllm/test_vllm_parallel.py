@@ -31,7 +31,7 @@ async def test_two_cores_have_the_room_of_two_and_die_as_one():
         async with anyio.create_task_group() as tasks:
             for number in range(2 * SLOTS):
                 tasks.start_soon(read, number)
-            # More run than one core alone lets run. vLLM chooses the core by counts that are up to 0.1 s old, so that four may be sent to one.
+            # More run than one core alone lets run. vLLM chooses the core by counts up to 0.1 s old, so that one may get four of them.
             with anyio.fail_after(60):
                 while manager.statistics().engine.running <= SLOTS:
                     await anyio.sleep(0.05)

@@ -64,7 +64,7 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
 def check_places(manager: EngineManager, choices: int) -> None:
     """Raises InvalidRequest for more choices than run and wait at once on an idle server: there is no later time at which they fit.
 
-    Where another process decides admission, its limits are not known here.
+    An admission without limits takes any number.
     """
     admission = manager.statistics().admission
     if admission is None or admission.limit is None or admission.max_waiting is None:

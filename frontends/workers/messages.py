@@ -128,11 +128,13 @@ class Parting(msgspec.Struct, frozen=True, array_like=True, tag=15):
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """The engine is there, if it is `launched`, or will be soon; `client` is the pickled `CoreClient`, None where each worker has an engine
-    of its own."""
+    of its own. `limit` and `max_waiting` are those of the owner's admission, which keep their values."""
 
     life: int
     client: bytes | None
     launched: bool
+    limit: int | None
+    max_waiting: int | None
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=17):

@@ -317,7 +317,8 @@ class Owner:
         member.wants = None
         member.desk = member.desk or Desk(self._admission, member.channel.send, self._loop)
         client = None if core is None else pickle.dumps(core.client(member.index))
-        member.channel.send(Start(life, client, launched=life > 1))
+        limit, max_waiting = self._admission.policy.limit, self._admission.max_waiting
+        member.channel.send(Start(life, client, launched=life > 1, limit=limit, max_waiting=max_waiting))
 
     def _lost(self, member: Member) -> None:
         """Its channel has closed: it ended, as it was told to or not."""

@@ -16,9 +16,11 @@ FACTS = tuple(field for field in Steps.__struct_fields__ if field != "told")
 
 class RemoteAdmission:
     """Satisfies `llmserve.admission.Admission`. A ticket waits until the owner has answered, which takes a tenth of a millisecond where
-    there is room."""
+    there is room. `limit` and `max_waiting` are the owner's."""
 
     def __init__(self, send: Callable[[Any], None]) -> None:
+        self.limit: int | None = None
+        self.max_waiting: int | None = None
         self._send = send
         self._numbers: dict[Ticket, int] = {}
         self._tickets: dict[int, Ticket] = {}
@@ -114,13 +116,13 @@ class RemoteAdmission:
             ticket.wake()
 
     def statistics(self, now: float) -> AdmissionStatistics:
-        """Of this worker alone; limits and rates are the owner's."""
+        """The counts are of this worker alone."""
         running = sum(ticket.state is TicketState.RUNNING for ticket in self._numbers)
         return AdmissionStatistics(
             running=running,
             waiting=len(self._numbers) - running,
-            limit=None,
-            max_waiting=None,
+            limit=self.limit,
+            max_waiting=self.max_waiting,
             admitted=self._admitted,
             refused=dict(self._refused),
             drain_rate=None,

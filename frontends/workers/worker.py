@@ -254,6 +254,7 @@ class Worker:
                 self._admission.receive(message, self._loop.time())
             case Start():
                 assert self._place is not None
+                self._admission.limit, self._admission.max_waiting = message.limit, message.max_waiting
                 self._place.set_result(message)
             case Ask():
                 self._report(message.number)

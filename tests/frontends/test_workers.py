@@ -75,6 +75,10 @@ async def test_one_admission_decides_for_all(tmp_path):
         await streams.end()
         await until(url, lambda found: found["admission"]["running"] == 0)
         assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 200
+        # What can never fit is the client's fault, in each worker.
+        for _ in range(2):
+            status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi", "n": 3})
+            assert (status, json.loads(body)["error"]["param"]) == (400, "n"), body
 
 
 async def test_who_waits_is_served_in_turn_or_told_when_its_patience_is_over(tmp_path):

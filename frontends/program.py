@@ -21,6 +21,7 @@ from frontends.hangup import expect_hangups, reload_or_end
 from frontends.listeners import CannotListen
 from frontends.operator_log import add_log_options, configure, is_json
 from frontends.options import add_options, engine_args, manager_config
+from frontends.preflight import check_start, drop_empty_variables
 from frontends.standard_streams import relay_standard_streams, terminal_columns, write_rest
 from frontends.startup import loading, say
 from frontends.telemetry import telemetry
@@ -50,6 +51,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     raise_descriptor_limit()
     prepare_environment(options)
     try:
+        check_start(options)
         leave(anyio.run(serve, options, backend_options=BACKEND))
     except ConfigurationError as error:
         leave(2, f"{parser.prog}: error: {error}")
@@ -254,6 +256,7 @@ def say_ready(admission: AdmissionStatistics) -> None:
 
 def prepare_environment(options: argparse.Namespace) -> None:
     """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
+    drop_empty_variables(os.environ)
     if is_local(options.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.otlp_endpoint:

@@ -112,7 +112,14 @@ def test_an_index_without_a_map_is_named(folder, index):
 
 @pytest.mark.parametrize(
     ("engine_args", "reads"),
-    [({}, True), ({"load_format": "safetensors"}, True), ({"load_format": "dummy"}, False), ({"load_format": "tensorizer"}, False)],
+    [
+        ({}, True),
+        ({"load_format": "safetensors", "distributed_executor_backend": "mp"}, True),
+        ({"load_format": "dummy"}, False),
+        ({"load_format": "tensorizer"}, False),
+        ({"model_weights": "s3://bucket/weights"}, False),
+        ({"distributed_executor_backend": "package.Executor"}, False),
+    ],
 )
 def test_weights_are_wanted_where_the_engine_reads_them(folder, engine_args, reads, monkeypatch):
     # vLLM is not installed here.

@@ -20,7 +20,7 @@ import asyncio
 from llmserve import EngineManager
 
 async def main():
-    async with EngineManager.open("org/model"):
+    async with EngineManager.open("bundled"):
         pass
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Programs whose engine cannot start, where only its processes learn why: that is the exception, and so the program's last line."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,49 @@ def test_what_a_worker_fails_with_is_the_error_and_not_that_its_core_failed(tmp_
     last = last_line(tmp_path, 'if __name__ == "__main__":\n    asyncio.run(main())', str(folder))
     assert last.startswith(f"llmserve.errors.ConfigurationError: vLLM cannot start with model {str(folder)!r}: Following weights were not")
     assert "model.layers.30." in last
+
+
+def refusal(*arguments, **environ):
+    """The one line of a server that does not start, which takes a second: nothing of vLLM is imported."""
+    command = [sys.executable, "-m", "frontends.aiohttp_app", "--port", "0", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_a_server_without_a_cache_folder_says_so_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    line = refusal(LLMSERVE_CACHE=str(tmp_path / "file" / "cache"))
+    assert f"the cache folder {tmp_path}/file/cache cannot be written: Not a directory; set LLMSERVE_CACHE to a folder that can" in line
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does for a model that it has not, and for a revision."""
+
+    def do_GET(self):
+        code = "RevisionNotFound" if "/revision/" in self.path else "RepoNotFound"
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_model_that_the_hub_has_not_is_one_line(tmp_path):
+    environ = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
+        assert f"models/name is not a model folder, and {environ['HF_ENDPOINT']} has no such model" in refusal(
+            "--model", "models/name", **environ
+        )
+        line = refusal("--model", "models/name", "--engine-arg", "revision=old", **environ)
+        assert "the model models/name has no revision 'old'" in line
+        hub.shutdown()
+    # No process listens there any more.
+    assert "models/name is not a model folder, is not in" in refusal("--model", "models/name", **environ)
+    assert "offline" in refusal("--model", "models/name", **{**environ, "HF_HUB_OFFLINE": "1"})
+    assert "Repo id must" in refusal("--model", "models/na me", **environ)

@@ -52,8 +52,7 @@ class Failure:
         # pydantic's ValidationError is a ValueError; that of huggingface_hub is not. A model that cannot be found is an OSError.
         name = type(error).__name__
         wrong = isinstance(error, (ConfigurationError, ValueError, OSError)) or name.endswith(("ValidationError", "SafetensorError"))
-        quoted = OF_WORKER.search(str(error))
-        return cls(name, (quoted[1] if quoted else str(error))[:MOST], wrong)
+        return cls(name, one_line(error)[:MOST], wrong)
 
     def as_error(self, model: str) -> LLMServeError:
         """ConfigurationError where an argument or a file is the cause, else EngineDead."""
@@ -61,17 +60,28 @@ class Failure:
             return ConfigurationError(self.text)
         if self.text.startswith(CORE_ENDED):
             return EngineDead(
-                "vLLM could not start: its process ended and reported no error, as when the system kills it for lack of memory, "
-                "or when the program's main module cannot be imported; the log above may say more"
+                "vLLM could not start: its process ended and reported no error, as when the system kills it for lack of memory or shared "
+                "memory (/dev/shm), or when the program's main module cannot be imported; the log above may say more"
             )
         hint = next((hint for words, hint in HINTS if re.search(words, self.text)), None)
         if hint is not None:
             # In place of vLLM's own advice, which names its command line and its documentation.
-            found = " ".join(re.split(r"Try |See |You can ", self.text)[0].split()).removesuffix(".")
+            found = re.split(r"Try |See |You can ", self.text)[0].strip().removesuffix(".")
             return ConfigurationError(f"vLLM cannot start with model {model!r}: {found}: {hint}")
         if self.wrong:
             return ConfigurationError(f"vLLM cannot start with model {model!r}: {self.text}")
-        return EngineDead(f"vLLM could not start: {self.type}: {' '.join(self.text.split())}")
+        return EngineDead(f"vLLM could not start: {self.type}: {self.text}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text. pydantic's has lines with all values and links to its website; of it the arguments' names and what is wrong."""
+    text, details = str(error), getattr(error, "errors", None)
+    if type(error).__name__ == "ValidationError" and callable(details):
+        # The first part of a place is the argument; what is wrong with several together has no place.
+        text = "; ".join(": ".join([*map(str, one["loc"][:1]), one["msg"].removeprefix("Value error, ")]) for one in details())
+    elif quoted := OF_WORKER.search(text):
+        text = quoted[1]
+    return " ".join(text.split())
 
 
 def report(error: BaseException, process: int | None = None) -> None:
@@ -93,7 +103,7 @@ def first_report(folder: Path, processes: Iterable[int]) -> Failure | None:
 
 
 def _file(folder: Path, process: int) -> Path:
-    return folder / (f"failed-{process}")
+    return folder / f"failed-{process}"
 
 
 @contextmanager

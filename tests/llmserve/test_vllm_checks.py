@@ -8,6 +8,7 @@ import textwrap
 from concurrent.futures import ProcessPoolExecutor
 
 import anyio
+import pydantic
 import pytest
 
 from llmserve import ConfigurationError, EngineDead, EngineManager
@@ -170,6 +171,36 @@ def test_an_error_of_the_start_has_our_class_and_our_arguments(error, kind, word
     assert type(found) is kind
     assert words in str(found)
     assert "Try " not in str(found)
+
+
+class Arguments(pydantic.BaseModel):
+    """As vLLM's configs are."""
+
+    gpu_memory_utilization: float = pydantic.Field(0.9, le=1)
+    max_num_seqs: int = pydantic.Field(1, le=9)
+
+    @pydantic.model_validator(mode="after")
+    def check(self):
+        if self.max_num_seqs == 0:
+            raise ValueError("no sequences\nat all")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"gpu_memory_utilization": 3}, "gpu_memory_utilization: Input should be less than or equal to 1"),
+        (
+            {"gpu_memory_utilization": 3, "max_num_seqs": 10},
+            "gpu_memory_utilization: Input should be less than or equal to 1; max_num_seqs: Input should be less than or equal to 9",
+        ),
+        ({"max_num_seqs": 0}, "no sequences at all"),
+    ],
+)
+def test_wrong_values_are_named_in_one_line(arguments, words):
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Arguments(**arguments)
+    assert str(Failure.of(caught.value).as_error("m")) == f"vLLM cannot start with model 'm': {words}"
 
 
 def test_the_first_report_counts_of_each_process_and_of_all():

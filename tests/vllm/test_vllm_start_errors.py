@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llmserve import ConfigurationError
+from llmserve.engines.vllm_args import build_engine_args
+from llmserve.engines.vllm_core import start_errors
 from llmserve.models import resolve
 
 PROGRAM = """
@@ -98,3 +101,19 @@ def test_a_model_that_the_hub_has_not_is_one_line(tmp_path):
     assert "models/name is not a model folder, is not in" in refusal("--model", "models/name", **environ)
     assert "offline" in refusal("--model", "models/name", **{**environ, "HF_HUB_OFFLINE": "1"})
     assert "Repo id must" in refusal("--model", "models/na me", **environ)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"gpu_memory_utilization": 3}, "gpu_memory_utilization: Input should be less than or equal to 1"),
+        ({"max_model_len": 999_999}, "User-specified max_model_len (999999) is greater than"),
+        ({"structured_outputs_config": {"backend": 3}}, "backend: Input should be 'auto', 'xgrammar'"),
+    ],
+)
+def test_a_wrong_engine_argument_is_named_in_one_line(arguments, words):
+    with pytest.raises(ConfigurationError) as caught, start_errors("bundled"):
+        build_engine_args(resolve("bundled"), arguments).create_engine_config()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)

@@ -1,6 +1,7 @@
 """`python -m frontends.aiohttp_app keys add FILE ID`: makes an API key, prints it once, and keeps its hash."""
 
 import argparse
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -25,19 +26,29 @@ def keys_command(argv: list[str]) -> int:
     listing = commands.add_parser("list", help=words, description=words)
     listing.add_argument("file", type=Path)
     options = parser.parse_args(argv)
+    if sys.stdout is None:
+        parser.exit(2, f"{parser.prog}: error: standard output is closed, and this command prints to it\n")
     try:
         if options.command == "list":
-            _list(read_keys(options.file))
+            lines, lost = _listed(read_keys(options.file)), ""
         else:
             fields = ("tenant", "expires", "weight", "concurrency", "tokens_per_minute")
-            print(add_key(options.file, options.id, {field: getattr(options, field) for field in fields}))
+            lines = [add_key(options.file, options.id, {field: getattr(options, field) for field in fields})]
+            lost = f"; the key is lost: delete the table of {options.id!r} from {options.file}, and add it again"
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    try:
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    except OSError as error:
+        # Python would try again at its end.
+        sys.stdout = None
+        parser.exit(2, f"{parser.prog}: error: standard output cannot be written: {error.strerror}{lost}\n")
     return 0
 
 
-def _list(keys: Keys) -> None:
-    now = datetime.now(UTC).timestamp()
+def _listed(keys: Keys) -> list[str]:
+    now, lines = datetime.now(UTC).timestamp(), []
     for key in keys:
         until = "" if key.expires is None else f", until {datetime.fromtimestamp(key.expires, UTC):%Y-%m-%d %H:%M} UTC"
-        print(f"{key.id}: tenant {key.tenant}{until}{', expired' if key.is_over(now) else ''}")
+        lines.append(f"{key.id}: tenant {key.tenant}{until}{', expired' if key.is_over(now) else ''}")
+    return lines

@@ -22,6 +22,7 @@ from frontends.heap import set_modules_aside
 from frontends.listeners import CannotListen
 from frontends.operator_log import add_log_options, configure, is_json
 from frontends.options import add_options, engine_args, manager_config
+from frontends.preflight import check_start, drop_empty_variables
 from frontends.standard_streams import relay_standard_streams, terminal_columns, write_rest
 from frontends.startup import loading, say
 from frontends.telemetry import telemetry
@@ -52,6 +53,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     prepare_environment(options)
     set_modules_aside()
     try:
+        check_start(options)
         leave(anyio.run(serve, options, backend_options=BACKEND))
     except ConfigurationError as error:
         leave(2, f"{parser.prog}: error: {error}")
@@ -256,6 +258,7 @@ def say_ready(admission: AdmissionStatistics) -> None:
 
 def prepare_environment(options: argparse.Namespace) -> None:
     """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
+    drop_empty_variables(os.environ)
     if is_local(options.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.otlp_endpoint:

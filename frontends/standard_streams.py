@@ -60,12 +60,9 @@ class Relay:
 
 def relay_standard_streams(report: Callable[[str], None]) -> None:
     """Call it once, before anything is printed and any process is started. `report` writes a line to standard error."""
+    for number in (0, *NAMES):
+        _open_if_closed(number)
     for number, name in NAMES.items():
-        try:
-            os.fstat(number)
-        except OSError:
-            # Closed by the caller: a socket that takes its number would get the log.
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115 - for the life of the program
     # Two descriptors of one file get one pipe, so that lines stay in their order.
@@ -73,6 +70,19 @@ def relay_standard_streams(report: Callable[[str], None]) -> None:
     _relays.extend(Relay(numbers, report) for numbers in groups)
     # Registered first, so it runs after all others, which may print.
     atexit.register(write_rest, os.getpid())
+
+
+def _open_if_closed(number: int) -> None:
+    """A socket that took the number of a stream would get the log, or be closed as a child's standard input."""
+    with suppress(OSError):
+        os.fstat(number)
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    if null == number:
+        os.set_inheritable(number, True)
+    else:
+        os.dup2(null, number)
+        os.close(null)
 
 
 def terminal_columns() -> int | None:

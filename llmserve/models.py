@@ -33,6 +33,8 @@ CONVERSION = 1
 # often noise: asked for the capital of France it begins with "The" at 16 %, and with "L'Étoile" at 14 %.
 GENERATION = {"temperature": 0.0}
 MANIFEST = "llmserve-model.json"
+# The converted model has 273 MB, and the conversion writes it once.
+BUNDLED_BYTES = 300_000_000
 # How often it is asked, while something takes long, whether that is still wanted.
 CHECK_SECONDS = 0.1
 
@@ -52,7 +54,10 @@ def resolve(model: str, check: Callable[[], None] = lambda: None) -> str:
         if not (path / "config.json").is_file():
             raise ConfigurationError(f"the model folder {model} has no config.json")
         return str(path)
-    if path.is_absolute() or model.startswith((".", "~")):
+    if path.is_file() and path.suffix != ".gguf":
+        raise ConfigurationError(f"the model {model} is a file: name the folder that holds it")
+    # A hub's names are `model` and `organisation/model`; what has a scheme, such as s3://, is neither.
+    if path.is_absolute() or model.startswith((".", "~")) or ("://" not in model and (model.count("/") > 1 or model.endswith("/"))):
         raise ConfigurationError(f"the model folder {model} does not exist")
     return model
 
@@ -69,13 +74,52 @@ def cache_folder() -> Path:
 
 def bundled_folder(check: Callable[[], None] = lambda: None) -> Path:
     """The bundled model as safetensors, converted on first use; a damaged or half-written copy is converted again."""
-    folder = cache_folder() / f"smollm2-135m-instruct-{CONVERSION}"
+    folder = _converted()
     if _intact(folder):
         return folder
-    with _lock(folder, check):
+    _check_cache(folder.parent)
+    with _cache_errors(folder.parent), _lock(folder, check):
         if not _intact(folder):
             _convert(_wheel_file(), folder, check)
     return folder
+
+
+def check_bundled() -> None:
+    """Within 0.3 s, whether the bundled model is there, or can be made.
+
+    Raises:
+        ConfigurationError: what it is made from is not installed, or the cache folder cannot be written or has no room for it.
+    """
+    folder = _converted()
+    if _intact(folder):
+        return
+    _wheel_file()
+    _require_converters()
+    _check_cache(folder.parent)
+
+
+def _converted() -> Path:
+    return cache_folder() / f"smollm2-135m-instruct-{CONVERSION}"
+
+
+def _check_cache(folder: Path) -> None:
+    with _cache_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions do not show a file system that is read-only, and mean nothing to root.
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    if free < BUNDLED_BYTES:
+        needs = f"has {free // 10**6} MB free, and the bundled model needs {BUNDLED_BYTES // 10**6} MB"
+        raise ConfigurationError(f"the cache folder {folder} {needs}: make room, or set LLMSERVE_CACHE to another folder")
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        words = f"the cache folder {folder} cannot be written: {error.strerror or error}"
+        raise ConfigurationError(f"{words}; set LLMSERVE_CACHE to a folder that can") from error
 
 
 def _wheel_file() -> Path:
@@ -89,11 +133,15 @@ def _wheel_file() -> Path:
     return path
 
 
-def _convert(gguf: Path, folder: Path, check: Callable[[], None]) -> None:
-    """Write `folder` in one step: everything goes into a temporary neighbour, which is then renamed."""
+def _require_converters() -> None:
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise ConfigurationError(f"the bundled model needs {module} to be unpacked; install llmserve[bundled]")
+
+
+def _convert(gguf: Path, folder: Path, check: Callable[[], None]) -> None:
+    """Write `folder` in one step: everything goes into a temporary neighbour, which is then renamed."""
+    _require_converters()
     for left in folder.parent.glob(f"{folder.name}.*/"):
         # Of a process that was killed: this one alone has the lock.
         shutil.rmtree(left, ignore_errors=True)

@@ -42,12 +42,17 @@ class Guard:
         self._family: set[psutil.Process] = set()
         self._segments: set[str] = set()
         self._unwanted = False
-        folder = FOLDER.enter()
+        self.folder = Path(FOLDER.enter())
         if hasattr(os, "pidfd_open"):
             words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("wards.py")), str(os.getpid())]
             # In a session of its own, or Ctrl-C would end it before what it guards.
             self._process = subprocess.Popen(words, start_new_session=True, stdin=subprocess.PIPE, bufsize=0)  # noqa: S603 - our file
-            self._tell(folder)
+            self._tell(str(self.folder))
+
+    @property
+    def processes(self) -> frozenset[int]:
+        """The ids of those that it was asked to guard, also of those that have ended."""
+        return frozenset(self._told)
 
     def watch(self, pids: Iterable[int]) -> None:
         """From now on these too; they are killed at once if `kill` has been called."""

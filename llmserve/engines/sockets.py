@@ -7,6 +7,7 @@ import tempfile
 import threading
 
 VARIABLE = "VLLM_RPC_BASE_PATH"
+PREFIX = "llmserve-"
 # The name of a socket has at most 107 bytes (sockaddr_un), of which vLLM's own part is a slash and 36 characters.
 LONGEST = 107 - 37
 
@@ -41,10 +42,10 @@ class Folder:
 
 
 def _make(parent: str | None) -> str:
-    path = tempfile.mkdtemp(prefix="llmserve-", dir=parent)
+    path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
     if len(os.fsencode(path)) > LONGEST:
         os.rmdir(path)
-        path = tempfile.mkdtemp(prefix="llmserve-", dir="/tmp")
+        path = tempfile.mkdtemp(prefix=PREFIX, dir="/tmp")
     return path
 
 

@@ -27,6 +27,7 @@ from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.engines.vllm_args import build_engine_args, check_version, require_asyncio, version
+from llmserve.engines.vllm_checks import check_host, check_model
 from llmserve.engines.vllm_constrained import Constrained
 from llmserve.engines.vllm_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm_end import END_SECONDS, discard, end, release, set_heap_aside
@@ -35,6 +36,7 @@ from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_prompts import PromptEncoder, PromptJob, can_encode
+from llmserve.engines.vllm_reports import install
 from llmserve.engines.vllm_steps import CoreSteps
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
 from llmserve.engines.vllm_trials import params as grammar_params
@@ -57,9 +59,9 @@ WATCH_SECONDS = 0.25
 class VLLMEngine:
     """vLLM for one model: "bundled", a folder or a hub name. `engine_args` are vLLM's own, by name.
 
-    Needs asyncio. Hosts must guard their entry point with `if __name__ == "__main__":`, because vLLM's engine process may
-    be spawned. Wrong engine arguments are told by `run()`, as a ConfigurationError. While it runs, the garbage collector leaves alone what
-    the host process held when it was up (`gc.freeze`).
+    Needs asyncio. Hosts must guard their entry point with `if __name__ == "__main__":`, because vLLM's engine process may be spawned.
+    `run()` raises ConfigurationError for wrong engine arguments, models and host processes (docs/embedding.md). While it runs, the garbage
+    collector leaves alone what the host process held when it was up (`gc.freeze`).
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None) -> None:
@@ -92,6 +94,8 @@ class VLLMEngine:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         require_asyncio()
+        if self.connect is None:
+            check_host()
         self._open.clear()
         self._dropped.clear()
         self._steps.begin()
@@ -175,6 +179,8 @@ class VLLMEngine:
         return [process.pid for process in getattr(manager, "processes", ())]
 
     def _build(self, client: CoreClient | None, guard: Guard | None, check: Callable[[], None]) -> "AsyncLLM":
+        if client is None:
+            check_model(self._model, self._engine_args)
         try:
             import vllm
             from vllm.usage.usage_lib import UsageContext
@@ -187,7 +193,8 @@ class VLLMEngine:
         # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown embedder,
         # which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
         context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)
-        with start_errors(self._model):
+        install()
+        with start_errors(self._model, guard):
             if client is not None:
                 arguments = client.arguments()
                 return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sniffio
 
 from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
+from llmserve.engines.vllm_reports import one_line
 from llmserve.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
     try:
         args = AsyncEngineArgs(**{**defaults, "model": model, **given, "structured_outputs_config": _structured(given)})
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"vLLM does not take its engine arguments: {error}") from error
+        raise ConfigurationError(f"vLLM does not take its engine arguments: {one_line(error)}") from error
     if _on_cpu() and args.data_parallel_size > 1:
         _share_nodes(args.data_parallel_size * args.tensor_parallel_size * args.pipeline_parallel_size)
     return args

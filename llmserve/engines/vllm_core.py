@@ -16,8 +16,9 @@ import attrs
 
 from llmserve.engines.guard import Guard
 from llmserve.engines.vllm_args import build_engine_args, check_version
+from llmserve.engines.vllm_checks import check_host, check_model
 from llmserve.engines.vllm_end import END_SECONDS
-from llmserve.engines.vllm_outputs import brief
+from llmserve.engines.vllm_reports import Failure, first_report, install
 from llmserve.errors import ConfigurationError, EngineDead
 from llmserve.models import resolve
 
@@ -60,6 +61,8 @@ class VLLMCore:
 
     def configure(self, check: Callable[[], None]) -> None:
         """Raises ConfigurationError, and what `check` raises when it is not wanted any more."""
+        check_host()
+        check_model(self._model, self._engine_args)
         try:
             import vllm
             from vllm.usage.usage_lib import UsageContext
@@ -89,7 +92,8 @@ class VLLMCore:
         from vllm.v1.engine.utils import launch_core_engines
         from vllm.v1.executor import Executor
 
-        with start_errors(self._model), interrupts_blocked(), self._guard.launching(*PROCESS_NAMES), ExitStack() as until_up:
+        install()
+        with start_errors(self._model, self._guard), interrupts_blocked(), self._guard.launching(*PROCESS_NAMES), ExitStack() as until_up:
             launched = until_up.enter_context(
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
@@ -127,18 +131,15 @@ class VLLMCore:
 
 
 @contextmanager
-def start_errors(model: str) -> Iterator[None]:
-    """vLLM's errors at its start as ours."""
+def start_errors(model: str, guard: Guard | None = None) -> Iterator[None]:
+    """vLLM's errors at its start as ours. What the guard's processes reported comes first: the host's error only says that they ended."""
     try:
         yield
     except (ConfigurationError, EngineDead):
         raise
-    except (ValueError, OSError) as error:
-        # pydantic's ValidationError is a ValueError; a model that cannot be found is an OSError.
-        raise ConfigurationError(f"vLLM cannot start with model {model!r}: {error}") from error
     except Exception as error:
-        # Such as a RuntimeError without particulars, when the engine process gave up; what it wrote says why.
-        raise EngineDead(f"vLLM could not start: {brief(error)}") from error
+        cause = guard and first_report(guard.folder, guard.processes)
+        raise (cause or Failure.of(error)).as_error(model) from error
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def registered() -> list["Metric"]:
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(GPUCollector())
-    if MULTIPROCESS in os.environ:
+    # Where an embedding program has set it to what is no folder, there is nothing to collect from it, and its own registry is left.
+    if os.path.isdir(os.environ.get(MULTIPROCESS, "")):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates most, not this
     else:
         registry.register(REGISTRY)

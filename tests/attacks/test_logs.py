@@ -120,7 +120,7 @@ async def test_a_log_that_is_read_again_says_what_it_has_lost_and_has_only_whole
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("output", ["full", "closed", "nobody"])
+@pytest.mark.parametrize("output", ["full", "closed", "no input", "nobody"])
 async def test_output_that_cannot_be_written_cuts_no_stream(tmp_path, output, workers):
     reading, writing = os.pipe()
     os.close(reading)
@@ -129,8 +129,12 @@ async def test_output_that_cannot_be_written_cuts_no_stream(tmp_path, output, wo
         "full": {"stdout": full, "stderr": full},
         "nobody": {"stdout": writing, "stderr": writing},
         "closed": {"preexec_fn": lambda: (os.close(1), os.close(2))},
+        # As a daemon has it. What the program opens first would get its number.
+        "no input": {"preexec_fn": lambda: os.close(0), "stdout": full, "stderr": full},
     }[output]
     async with server(tmp_path, "--workers", workers, "--request-log", "-", **streams) as (process, session):
+        if output == "no input":
+            assert os.readlink(f"/proc/{process.pid}/fd/0") == os.devnull
         if workers == "2":
             # The server says that a worker died.
             first = workers_of(process)[0]

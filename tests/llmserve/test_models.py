@@ -20,14 +20,52 @@ def test_a_folder_without_a_config_is_no_model(tmp_path):
         models.resolve(str(tmp_path))
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "~/nowhere-at-all"])
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "~/nowhere-at-all", "models/org/name", "models/"])
 def test_a_path_to_nothing_is_not_sent_to_the_hub(path):
     with pytest.raises(ConfigurationError, match="does not exist"):
         models.resolve(path)
 
 
+def test_a_file_is_no_model_folder(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigurationError, match="is a file: name the folder that holds it"):
+        models.resolve(str(tmp_path / "model.safetensors"))
+
+
+@pytest.fixture
+def missing(tmp_path, monkeypatch):
+    """No converted model, in a cache folder of its own; what it is made from counts as installed."""
+    monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "_wheel_file", lambda: None)
+    monkeypatch.setattr(models, "_require_converters", lambda: None)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("use", [models.check_bundled, models.bundled_folder])
+def test_a_cache_folder_that_cannot_be_written_is_named(use, missing):
+    # Root, as whom tests may run, may write where permissions forbid it.
+    missing.touch()
+    with pytest.raises(ConfigurationError, match=f"the cache folder {missing} cannot be written: File exists; set LLMSERVE_CACHE"):
+        use()
+
+
+@pytest.mark.parametrize("use", [models.check_bundled, models.bundled_folder])
+def test_a_cache_folder_without_room_is_named(use, missing, monkeypatch):
+    # In place of a full disk.
+    monkeypatch.setattr(models, "BUNDLED_BYTES", 2**60)
+    with pytest.raises(ConfigurationError, match=rf"{missing} has \d+ MB free, and the bundled model needs 1152921504606 MB: make room"):
+        use()
+    assert list(missing.iterdir()) == []
+
+
+def test_a_cache_folder_that_can_be_written_is_made(missing):
+    models.check_bundled()
+    assert list(missing.iterdir()) == []
+
+
 def test_a_hub_name_is_left_to_vllm():
     assert models.resolve("org/model") == "org/model"
+    assert models.resolve("s3://bucket/models/name") == "s3://bucket/models/name"
     assert not models.is_local("org/model")
 
 

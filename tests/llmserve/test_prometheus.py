@@ -168,3 +168,10 @@ async def test_latencies_are_told_apart_up_to_the_longest_that_a_request_may_tak
             for name in ("llmserve_request_seconds", "llmserve_time_to_first_token_seconds", "llmserve_queue_seconds"):
                 bounds = [float(one.labels["le"]) for one in families[name].samples if "le" in one.labels]
                 assert bounds[-2:] == [last, float("inf")]
+
+
+@pytest.mark.parametrize("folder", ["", "/no/such/folder", "/dev/null"])
+def test_where_processes_share_no_folder_the_series_are_those_of_this_one(folder, monkeypatch):
+    """As in a program that embeds our routes: each scrape was an error."""
+    monkeypatch.setenv(prometheus.MULTIPROCESS, folder)
+    assert "python_info" in {family.name for family in prometheus.registered()}

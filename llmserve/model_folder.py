@@ -1,0 +1,89 @@
+"""What can be seen of a model folder in milliseconds: files that are missing, cut off, or no JSON. Reads no weights, imports nothing heavy.
+
+An engine reports the same after half a minute, from another process, and mostly without the file's name.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from llmserve.errors import ConfigurationError
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+# Of those that exist, an engine parses each while it starts.
+PARSED = (CONFIG, INDEX, "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+# The format's own bound of a header (safetensors' `MAX_HEADER_SIZE`), in bytes.
+MAX_HEADER = 100_000_000
+# What git leaves in place of a large file that it has not fetched.
+LFS_POINTER = b"version https://git-lfs"
+
+
+def check_folder(folder: Path, *, weights: bool = True) -> None:
+    """Raises ConfigurationError, which names the file and what to do. `weights`: whether the engine reads weights from this folder."""
+    if not (folder / CONFIG).is_file():
+        raise ConfigurationError(f"the model folder {folder} has no {CONFIG}")
+    found = {name: _parsed(folder / name) for name in PARSED if (folder / name).exists()}
+    if not weights:
+        return
+    if INDEX in found:
+        files = _indexed(folder / INDEX, found[INDEX])
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+            raise ConfigurationError(f"the model folder {folder} has no weights ({', '.join(WEIGHTS)}): copy or download them into it")
+    for file in files:
+        _check_safetensors(file)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"the model's file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"the model's file {path} is not JSON ({error}): copy or download it again") from None
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"the model's file {path} must hold a JSON object")
+    return found
+
+
+def _indexed(path: Path, index: dict[str, Any]) -> list[Path]:
+    """The files that hold the weights, where there are several."""
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ConfigurationError(f"the model's file {path} has no weight_map: copy or download it again")
+    files = [path.with_name(name) for name in sorted(set(shards.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        named = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+        raise ConfigurationError(f"the model folder {path.parent} lacks {named} of the {len(files)} files that {path.name} lists")
+    return files
+
+
+def _check_safetensors(path: Path) -> None:
+    """Eight bytes give the length of a JSON header, and that says where the last tensor ends: with it the file must end."""
+    damaged = f"the weights {path} are damaged"
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(LFS_POINTER))
+            if begin == LFS_POINTER:
+                raise ConfigurationError(f"the weights {path} are a pointer of Git LFS: run `git lfs pull` in that folder")
+            size = path.stat().st_size
+            length = struct.unpack_from("<Q", begin)[0] if len(begin) >= struct.calcsize("<Q") else size
+            if length > min(size, MAX_HEADER):
+                raise ConfigurationError(
+                    f"{damaged}: their header is longer than the file, which has {size:,} bytes; copy or download it again"
+                )
+            file.seek(struct.calcsize("<Q"))
+            header = json.loads(file.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        wanted = struct.calcsize("<Q") + length + max(ends, default=0)
+    except OSError as error:
+        raise ConfigurationError(f"the weights {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+        raise ConfigurationError(f"{damaged}: their header is not that of a safetensors file; copy or download it again") from None
+    if size != wanted:
+        raise ConfigurationError(f"{damaged}: the file has {size:,} bytes and should have {wanted:,}; copy or download it again")

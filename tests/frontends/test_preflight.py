@@ -1,0 +1,87 @@
+"""What a server says at once: one line and exit code 2, before it listens or imports vLLM. Programs as an operator starts them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from program_support import MODULE, SOCKET, fetch, program
+
+PORT = {"aiohttp": [*MODULE, "--port", "0"], "socket": [*SOCKET, "--listen", "tcp://127.0.0.1:0"]}
+
+
+def refusal(*command, **environ):
+    """The one line that a server prints."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert ": error: " in line
+    return line
+
+
+@pytest.fixture
+def vllm(tmp_path):
+    """A PYTHONPATH with a vLLM that ends the program when it is imported."""
+    package = tmp_path / "path" / "vllm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import os; os.write(2, b'vllm was imported'); os._exit(3)")
+    return os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"\0" * 7)
+    return folder
+
+
+@pytest.mark.parametrize("server", PORT)
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["one", "workers"])
+def test_a_wrong_model_is_one_line(server, workers, vllm, model):
+    command = [*PORT[server], *(workers if server == "aiohttp" else [])]
+    assert "the model folder /no/such does not exist" in refusal(*command, "--model", "/no/such", PYTHONPATH=vllm)
+    assert "the weights" in refusal(*command, "--model", str(model), PYTHONPATH=vllm)
+    (model / "config.json").write_text("{")
+    line = refusal(*command, "--model", str(model), "--engine-arg", "load_format=dummy", PYTHONPATH=vllm)
+    assert "config.json is not JSON" in line
+
+
+@pytest.mark.parametrize("server", PORT)
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+@pytest.mark.parametrize("value", ["/no/such/folder", "/dev/null", "/proc"])
+def test_a_folder_of_prometheus_client_that_cannot_be_written_is_one_line(server, name, value):
+    line = refusal(*PORT[server], "--engine", "simulated", **{name: value})
+    assert f"{name}={value} cannot be written: " in line
+    assert line.endswith("correct it or unset it")
+
+
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+async def test_an_empty_folder_of_prometheus_client_is_none(name, tmp_path, monkeypatch):
+    """It would write its files into the working directory, and fail at each scrape."""
+    monkeypatch.setenv(name, "")
+    monkeypatch.chdir(tmp_path)
+    async with program(tmp_path / "cache") as (_, url, _):
+        status, text = await fetch(f"{url}/metrics", headers={"Accept": "text/plain"})
+        assert status == 200
+        assert b"llmserve_" in text
+        assert b"process_cpu_seconds_total" in text
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_a_key_that_cannot_be_printed_is_said_to_be_lost(tmp_path):
+    command = [*MODULE, "keys", "add", str(tmp_path / "keys.toml"), "alice"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "standard output cannot be written: No space left on device; the key is lost: delete the table of 'alice'" in line
+
+
+def test_no_key_is_made_where_standard_output_is_closed(tmp_path):
+    keys = tmp_path / "keys.toml"
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, *MODULE[1:], "keys", "add", str(keys), "alice"]
+    assert "standard output is closed, and this command prints to it" in refusal(*command)
+    assert not keys.exists()

@@ -32,6 +32,14 @@ class ChatLogprobs(msgspec.Struct):
     content: list[ChatLogprob]
 
 
+class RankedLogprob(msgspec.Struct, gc=False):
+    """For vLLM's `prompt_logprobs`. `rank` counts from 1; null for a token that is not among the alternatives which were asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
 def by_id(entry: TokenLogprob) -> TokenLogprob:
     """With vLLM's name for a token in place of its text."""
     return msgspec.structs.replace(entry, token=f"token_id:{entry.token_id}", top=tuple(map(by_id, entry.top)))
@@ -62,11 +70,11 @@ def _finite(logprob: float | None) -> float | None:
 
 
 def _alternatives(entry: TokenLogprob) -> dict[str, float | None]:
-    """By their texts, the chosen token among them. Of tokens with one text the most likely counts, which comes first."""
+    """By their texts, the chosen token's first, as vLLM has them. Of tokens with one text the most likely counts."""
     found: dict[str, float | None] = {}
     for other in (*entry.top, entry):
         found.setdefault(other.token, _finite(other.logprob))
-    return found
+    return {entry.token: found.pop(entry.token), **found}
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
@@ -74,3 +82,15 @@ def chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
         return ChatLogprob(entry.token, _finite(entry.logprob), list(entry.token.encode()), [one(other) for other in entry.top])
 
     return ChatLogprobs([one(entry) for entry in entries])
+
+
+def ranked_logprobs(entries: Sequence[TokenLogprob]) -> list[dict[str, RankedLogprob] | None]:
+    """A prompt's, each with its alternatives by their token ids; null for the first token, which nothing predicts."""
+    return [None if entry.logprob is None else _ranked(entry) for entry in entries]
+
+
+def _ranked(entry: TokenLogprob) -> dict[str, RankedLogprob]:
+    found = {str(entry.token_id): RankedLogprob(max(entry.logprob or 0.0, IMPOSSIBLE), None, entry.token)}
+    for rank, other in enumerate(entry.top, 1):
+        found[str(other.token_id)] = RankedLogprob(max(other.logprob or 0.0, IMPOSSIBLE), rank, other.token)
+    return found

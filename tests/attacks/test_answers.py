@@ -11,7 +11,7 @@ from http_support import running_server
 
 from frontends import aiohttp_app, openai_answers, openai_logprobs
 from frontends.openai_answers import Answer, ChatAnswerer, TextAnswerer
-from frontends.openai_logprobs import chat_logprobs, text_logprobs
+from frontends.openai_logprobs import chat_logprobs, ranked_logprobs, text_logprobs
 from frontends.turns import Turns
 from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
 from llmserve.request import MAX_LOGPROB_ENTRIES
@@ -47,7 +47,15 @@ async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, ech
         for choice in choices:
             choice.logprobs = expected
         whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, openai_answers.add_usage([completion.usage] * 2, 2))
+        if answerer is chat:
+            whole.prompt_token_ids = whole.prompt_logprobs = None
         assert written == msgspec.json.decode(msgspec.json.encode(whole))
+        answerer.prompt_logprobs = True
+        written = msgspec.json.decode(b"".join([part async for part in answerer.whole([completion, completion], 2, Turns())]))
+        scored = msgspec.json.decode(msgspec.json.encode(ranked_logprobs(prompt)))
+        assert [place["prompt_logprobs"] for place in ([written] if answerer is chat else written["choices"])] == [scored] * (
+            1 if answerer is chat else 2
+        )
 
 
 async def test_one_answers_logprobs_are_bounded():

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import vllm.model_executor.model_loader.weight_utils
 import vllm.tokenizers
 import vllm.transformers_utils.repo_utils
 from tests.utils import Host
+from vllm.config import ModelConfig
 
 from llmserve.models import resolve
 
@@ -14,6 +16,8 @@ _get_tokenizer = vllm.tokenizers.get_tokenizer
 vllm.tokenizers.get_tokenizer = lambda *_, **__: _get_tokenizer(resolve("bundled"))
 # Adapters are the host's.
 vllm.transformers_utils.repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda **_: "/nowhere")
+# Models would have to be downloaded.
+vllm.model_executor.model_loader.weight_utils.download_weights_from_hf = lambda *_, **__: resolve("bundled")
 
 
 class LocalAssetServer:
@@ -23,6 +27,10 @@ class LocalAssetServer:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests of functions and classes, which call no server."""
     items[:] = [item for item in items if _calls(item)]
+    for module in {item.module for item in items}:
+        if hasattr(module, "get_vocab_size"):
+            # It asks the model's own configuration.
+            module.ModelConfig = lambda model, **arguments: ModelConfig(model=resolve("bundled"), **arguments)
 
 
 def _calls(item: pytest.Item) -> bool:

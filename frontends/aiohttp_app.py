@@ -35,7 +35,7 @@ from frontends.http.origins import Origins, answer_preflights
 from frontends.http.who import CALLER, ROOT, ask_for_key
 from frontends.log_writer import dropped_lines
 from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of
-from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer, WriteChunk
+from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
 from frontends.receive_budget import ReceiveBudget
 from frontends.sizes import check_answer
 from frontends.turns import Turns
@@ -237,8 +237,8 @@ class Routes:
         ):
             running = streams if wanted.running_usage else None
             await events.begin()
-            unopened = set(range(len(streams)))
-            await events.pour(streams, partial(_chunk, answerer, answerer.begin(streams), unopened, running))
+            answerer.begin(streams)
+            await events.pour(streams, partial(_chunk, answerer, set(range(len(streams))), running))
             usage = answerer.usage([stream.usage for stream in streams], n) if wanted.usage else b""
             await events.end(usage + sse.DONE)
         return events.response
@@ -266,14 +266,13 @@ class Routes:
         return card | ({"parent": self.model} if adapter else {})
 
 
-def _chunk(answerer: Answerer, write: WriteChunk, unopened: set[int], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
-    usage = running[index].usage if running else None
-    chunk = write(index, delta, usage)
+def _chunk(answerer: Answerer, unopened: set[int], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
+    chunk = answerer.chunk(index, delta, running[index].usage if running else None)
     if not (unopened and chunk and index in unopened):
         return chunk
     # With the first token and not before it: clients take the first event for that, and measure by it.
     unopened.discard(index)
-    return answerer.first(index, usage) + chunk
+    return answerer.first(index, running[index].usage if running else None) + chunk
 
 
 @asynccontextmanager

@@ -4,13 +4,13 @@ Unknown fields are refused by name, so that nobody believes in an option that do
 purpose stand in `Ignored`, and nowhere else.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import attrs
 import msgspec
 
+from frontends.logit_bias import biases_of
 from frontends.openai_messages import ChatMessage, plain_messages
 from frontends.openai_tools import ToolBody, ToolChoice, tools_of
 from frontends.sizes import MAX_PROMPTS, Undecoded
@@ -33,8 +33,6 @@ SAMPLING_FIELDS = (
 
 # Under the same name in `GenerationRequest`.
 REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter", "return_prompt_ids")
-
-_TOKEN_ID = re.compile(r"-?\d{1,18}")
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -138,7 +136,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         with renamed(**self.names()):
             more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | more
-        fields |= {"include_stop": self.include_stop_str_in_output, "logit_bias": _biases(self.logit_bias)}
+        fields |= {"include_stop": self.include_stop_str_in_output, "logit_bias": biases_of(self.logit_bias)}
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
 
     def requests(
@@ -162,17 +160,6 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             common["tenant"] = caller.tenant or str(self.user)[:64]
         with renamed(**caller.names):
             return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
-
-
-def _biases(given: dict[str, float] | None) -> dict[int, float] | None:
-    """Raises InvalidRequest that names the keys which are no token ids."""
-    if given is None:
-        return None
-    wrong = [key for key in given if _TOKEN_ID.fullmatch(key) is None]
-    if wrong:
-        names = ", ".join(repr(key[:64]) for key in wrong[:8])
-        raise InvalidRequest(f"logit_bias takes token ids as its keys, and {len(wrong)} of them are none: {names}", "logit_bias")
-    return {int(key): bias for key, bias in given.items()}
 
 
 def _nth(sampling: Sampling, number: int) -> Sampling:

@@ -18,7 +18,16 @@ from frontends.openai_bodies import (
     TextChoice,
     UsageBody,
 )
-from frontends.openai_logprobs import PIECE, ChatLogprobs, TextLogprobs, by_id, chat_logprobs, pieces, ranked_logprobs, text_logprobs
+from frontends.openai_logprobs import (
+    ChatLogprobs,
+    TextLogprobs,
+    by_id,
+    chat_logprobs,
+    in_pieces,
+    pieces,
+    text_logprobs,
+    write_prompt_logprobs,
+)
 from frontends.openai_tools import CallBody, CalledFunction
 from frontends.turns import Turns
 from frontends.wanted import Wanted
@@ -27,8 +36,6 @@ from llmserve import Completion, Delta, TokenLogprob, TokenStream, ToolCall, Too
 # Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
 _HOLE = b"\0"
 Fill = Callable[[Turns], Awaitable[bytes]]
-# A choice's delta, and its usage so far if wanted, as an event.
-WriteChunk = Callable[[int, Delta, Usage | None], bytes]
 
 
 def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
@@ -60,12 +67,12 @@ class Answerer:
         """What the client asks for beside the text."""
         self.by_id, self.token_ids, self.prompt_logprobs = wanted.by_id, wanted.token_ids, wanted.prompt_logprobs
 
-    def begin(self, streams: Sequence[TokenStream]) -> WriteChunk:
-        """What writes the deltas of these streams. Only that of clients which ask for token ids looks at them."""
-        if not self.token_ids:
-            return self.chunk
-        self._prompts = {index: stream.prompt_token_ids or () for index, stream in enumerate(streams)}
-        return self.chunk_with_ids
+    def begin(self, streams: Sequence[TokenStream]) -> None:
+        """Prepare for the deltas of these streams."""
+        if self.token_ids:
+            self._prompts = {index: stream.prompt_token_ids or () for index, stream in enumerate(streams)}
+            # Chosen here and not at each delta, so that streams without token ids pay nothing.
+            self.chunk = self.chunk_with_ids  # type: ignore[method-assign]
 
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
         """The answer as JSON, in parts. Logprobs, of which there may be a quarter of a million, are encoded in pieces, between which the
@@ -95,7 +102,7 @@ class Answerer:
         if not self.prompt_logprobs or not hasattr(place, "prompt_logprobs"):
             return []
         place.prompt_logprobs = msgspec.Raw(_HOLE)
-        return [partial(_prompt_logprobs, completion.prompt_logprobs or ())]
+        return [partial(write_prompt_logprobs, completion.prompt_logprobs or ())]
 
     async def _logprobs(self, index: int, completion: Completion, turns: Turns) -> bytes:
         """The lists of all pieces' objects, joined name by name."""
@@ -108,7 +115,7 @@ class Answerer:
                 lists.setdefault(name, []).append(msgspec.json.encode(getattr(piece, name))[1:-1])
             return piece is not None
 
-        await _in_pieces(write, len(completion.logprobs or ()) + len(completion.prompt_logprobs or ()), turns)
+        await in_pieces(write, len(completion.logprobs or ()) + len(completion.prompt_logprobs or ()), turns)
         return b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items()) + b"}"
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
@@ -215,10 +222,10 @@ class TextAnswerer(Answerer):
     def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
         return super().usage(usages if self._generates else [_prompt_alone(one) for one in usages], per_prompt)
 
-    def begin(self, streams: Sequence[TokenStream]) -> WriteChunk:
+    def begin(self, streams: Sequence[TokenStream]) -> None:
         if self._echo is not None:
             self._offsets = {index: len(self._echo(index)) for index in range(len(streams))}
-        return super().begin(streams)
+        super().begin(streams)
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
         prompt = self._prompts.pop(index, msgspec.UNSET)
@@ -328,26 +335,6 @@ def _prompt_alone(usage: Usage) -> Usage:
 
 def _echo_alone(delta: Delta) -> Delta:
     return msgspec.structs.replace(delta, text="", token_ids=(), logprobs=_none_of(delta.logprobs), finish_reason="length")
-
-
-async def _prompt_logprobs(entries: Sequence[TokenLogprob], turns: Turns) -> bytes:
-    left = pieces(entries)
-    written: list[bytes] = []
-
-    def write() -> bool:
-        piece = next(left, None)
-        if piece:
-            written.append(msgspec.json.encode(ranked_logprobs(piece))[1:-1])
-        return piece is not None
-
-    await _in_pieces(write, len(entries), turns)
-    return b"[" + b",".join(written) + b"]"
-
-
-async def _in_pieces(write: Callable[[], bool], entries: int, turns: Turns) -> None:
-    """Call `write` until it returns False, in turns with the event loop where there is more than one piece to write."""
-    while write() if entries <= PIECE else await turns.run(write):
-        pass
 
 
 def _none_of(logprobs: Sequence[TokenLogprob] | None) -> tuple[TokenLogprob, ...] | None:

@@ -1,9 +1,10 @@
 """Logprobs on OpenAI's wire: those of completions, and those of chat."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from frontends.turns import Turns
 from llmserve import TokenLogprob
 
 # Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
@@ -94,3 +95,24 @@ def _ranked(entry: TokenLogprob) -> dict[str, RankedLogprob]:
     for rank, other in enumerate(entry.top, 1):
         found[str(other.token_id)] = RankedLogprob(max(other.logprob or 0.0, IMPOSSIBLE), rank, other.token)
     return found
+
+
+async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: Turns) -> bytes:
+    """As JSON."""
+    left = pieces(entries)
+    written: list[bytes] = []
+
+    def write() -> bool:
+        piece = next(left, None)
+        if piece:
+            written.append(msgspec.json.encode(ranked_logprobs(piece))[1:-1])
+        return piece is not None
+
+    await in_pieces(write, len(entries), turns)
+    return b"[" + b",".join(written) + b"]"
+
+
+async def in_pieces(write: Callable[[], bool], entries: int, turns: Turns) -> None:
+    """Call `write` until it returns False, in turns with the event loop where there is more than one piece to write."""
+    while write() if entries <= PIECE else await turns.run(write):
+        pass

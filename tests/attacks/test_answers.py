@@ -32,8 +32,7 @@ def entry(number):
 @pytest.mark.parametrize("tokens", [0, 1, 7, 8, 9, 50])
 @pytest.mark.parametrize("echo", [False, True])
 async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, echo):
-    for module in (openai_answers, openai_logprobs):
-        monkeypatch.setattr(module, "PIECE", 8)
+    monkeypatch.setattr(openai_logprobs, "PIECE", 8)
     logprobs, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
     completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=logprobs, prompt_logprobs=prompt)
     chat, text = ChatAnswerer("x", "m"), TextAnswerer("x", "m", (lambda _: "hi there") if echo else None)

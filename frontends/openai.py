@@ -32,7 +32,7 @@ SAMPLING_FIELDS = (
 )  # fmt: skip
 
 # Under the same name in `GenerationRequest`.
-REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter", "return_prompt_ids")
+REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -292,7 +292,6 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] = []
-    return_prompt_ids: bool = False
     structured_outputs: StructuredOutputsBody | None = None
 
     def generation_request(self, caller: Caller) -> GenerationRequest:

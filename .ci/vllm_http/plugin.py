@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import transformers
 import vllm.model_executor.model_loader.weight_utils
 import vllm.tokenizers
 import vllm.transformers_utils.repo_utils
@@ -14,6 +15,8 @@ from llmserve.models import resolve
 _get_tokenizer = vllm.tokenizers.get_tokenizer
 # The tests ask for the tokenizer of their model, and the server has the bundled one.
 vllm.tokenizers.get_tokenizer = lambda *_, **__: _get_tokenizer(resolve("bundled"))
+_from_pretrained = transformers.AutoTokenizer.from_pretrained
+transformers.AutoTokenizer.from_pretrained = lambda *_, **arguments: _from_pretrained(resolve("bundled"), **arguments)
 # Adapters are the host's.
 vllm.transformers_utils.repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda **_: "/nowhere")
 # Models would have to be downloaded.
@@ -22,6 +25,11 @@ vllm.model_executor.model_loader.weight_utils.download_weights_from_hf = lambda 
 
 class LocalAssetServer:
     """Serves images, which no test of text asks for."""
+
+
+@pytest.fixture
+def local_asset_server() -> LocalAssetServer:
+    return LocalAssetServer()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

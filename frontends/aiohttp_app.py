@@ -225,7 +225,7 @@ class Routes:
     async def _answer(self, request: web.Request, wanted: Wanted, answerer: Answerer) -> web.StreamResponse:
         requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id, n)
-        answerer.by_id = wanted.by_id
+        answerer.show(wanted)
         if not wanted.stream:
             with renamed(**wanted.names):
                 completions = await generate_choices(self.manager, requests)
@@ -237,8 +237,8 @@ class Routes:
         ):
             running = streams if wanted.running_usage else None
             await events.begin()
-            openings = {index: answerer.first(index) for index in range(len(streams))}
-            await events.pour(streams, partial(_chunk, answerer, openings, running))
+            answerer.begin(streams)
+            await events.pour(streams, partial(_chunk, answerer, set(range(len(streams))), running))
             usage = answerer.usage([stream.usage for stream in streams], n) if wanted.usage else b""
             await events.end(usage + sse.DONE)
         return events.response
@@ -266,10 +266,13 @@ class Routes:
         return card | ({"parent": self.model} if adapter else {})
 
 
-def _chunk(answerer: Answerer, openings: dict[int, bytes], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
+def _chunk(answerer: Answerer, unopened: set[int], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
     chunk = answerer.chunk(index, delta, running[index].usage if running else None)
+    if not (unopened and chunk and index in unopened):
+        return chunk
     # With the first token and not before it: clients take the first event for that, and measure by it.
-    return openings.pop(index, b"") + chunk if openings and chunk else chunk
+    unopened.discard(index)
+    return answerer.first(index, running[index].usage if running else None) + chunk
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import attrs
 import msgspec
 
+from frontends.logit_bias import biases_of
 from frontends.openai_messages import ChatMessage, plain_messages
 from frontends.openai_tools import ToolBody, ToolChoice, tools_of
 from frontends.sizes import MAX_PROMPTS, Undecoded
@@ -27,8 +28,11 @@ DEFAULT_MAX_TOKENS = 16
 # Under the same name in `Sampling`.
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
-    "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "logit_bias",
+    "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "allowed_token_ids", "bad_words",
 )  # fmt: skip
+
+# Under the same name in `GenerationRequest`.
+REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -71,11 +75,15 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     stream_interval: int | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsBody | None = None
     priority: int | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
     # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
@@ -92,17 +100,27 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
 
     def wanted(self, caller: Caller, adapter: str | None) -> Wanted:
         """Raises InvalidRequest."""
+        if not self.stream:
+            self._check_whole()
+        elif self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs needs stream to be false", "prompt_logprobs")
         options = self.stream_options or StreamOptions()
         return Wanted(
             requests=self.generation_requests(caller, adapter),
             per_prompt=self.choices_per_prompt,
             stream=bool(self.stream),
             usage=bool(options.include_usage),
-            running_usage=bool(options.continuous_usage_stats),
+            running_usage=bool(options.include_usage and options.continuous_usage_stats),
             names=self.names() | caller.names,
             by_id=bool(self.return_tokens_as_token_ids),
+            token_ids=bool(self.return_token_ids),
+            prompt_logprobs=self.prompt_logprobs is not None,
             **self.extras(),
         )
+
+    def _check_whole(self) -> None:
+        if self.stream_options is not None:
+            raise InvalidRequest("stream_options needs stream to be true", "stream_options")
 
     def names(self) -> dict[str, str]:
         """The fields that were sent, by the names that the library has for them where those differ."""
@@ -117,7 +135,8 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         """The fields that are set, and `more`, which may hold None for unset too."""
         with renamed(**self.names()):
             more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
-        fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | {"include_stop": self.include_stop_str_in_output} | more
+        fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | more
+        fields |= {"include_stop": self.include_stop_str_in_output, "logit_bias": biases_of(self.logit_bias)}
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
 
     def requests(
@@ -134,6 +153,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "trace_headers": caller.trace,
             "on_arrival": caller.on_arrival,
             "adapter": adapter,
+            "return_prompt_ids": bool(self.return_token_ids),
         }
         # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
         if caller.tenant or self.user:
@@ -180,7 +200,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
         return {"echo": bool(self.echo), "generates": not self.echoes_alone}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
-        prompt_logprobs = self.logprobs if self.echo else None
+        prompt_logprobs = self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
         most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         # An engine scores a prompt on its way to a first token, which is then left out of the answer.
         sampling = self.sampling(max_tokens=1 if self.echoes_alone else most, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
@@ -216,7 +236,8 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
         with renamed(**self.names()):
             most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-            sampling = self.sampling(max_tokens=most, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+            logprobs = (self.top_logprobs or 0) if self.logprobs else None
+            sampling = self.sampling(max_tokens=most, logprobs=logprobs, prompt_logprobs=self.prompt_logprobs)
         tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
         with renamed(**self.names()):
             prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
@@ -269,15 +290,15 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
     structured_outputs: StructuredOutputsBody | None = None
 
     def generation_request(self, caller: Caller) -> GenerationRequest:
         """Raises InvalidRequest, also for a tenant that the caller's key is not for."""
         fields = msgspec.structs.asdict(self)
         del fields["stream"]
-        request: dict[str, Any] = {
-            name: fields.pop(name) for name in ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
-        }
+        request: dict[str, Any] = {name: fields.pop(name) for name in REQUEST_FIELDS}
         if self.messages is not None:
             request["messages"] = plain_messages(self.messages)
         request["deadline"] = caller.deadline if self.deadline is None else self.deadline

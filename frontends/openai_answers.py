@@ -1,82 +1,41 @@
-"""The OpenAI wire: what answers look like, whole and in chunks."""
+"""The OpenAI wire: answers written, whole and in chunks, from what the library gives. Their shapes are in `openai_bodies.py`."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 
 from frontends import sse
-from frontends.openai_logprobs import PIECE, ChatLogprobs, TextLogprobs, by_id, chat_logprobs, pieces, text_logprobs
+from frontends.openai_bodies import (
+    Answer,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatMessageBody,
+    PromptTokensDetails,
+    TextChoice,
+    UsageBody,
+)
+from frontends.openai_logprobs import (
+    ChatLogprobs,
+    TextLogprobs,
+    by_id,
+    chat_logprobs,
+    in_pieces,
+    pieces,
+    text_logprobs,
+    write_prompt_logprobs,
+)
 from frontends.openai_tools import CallBody, CalledFunction
 from frontends.turns import Turns
-from llmserve import Completion, Delta, TokenLogprob, ToolCall, Tools, Usage
+from frontends.wanted import Wanted
+from llmserve import Completion, Delta, TokenLogprob, TokenStream, ToolCall, Tools, Usage
 
 # Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
 _HOLE = b"\0"
-
-
-class PromptTokensDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int
-
-
-class UsageBody(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class TextChoice(msgspec.Struct):
-    index: int
-    text: str
-    logprobs: TextLogprobs | None
-    finish_reason: str | None
-    stop_reason: str | int | None = None
-
-
-class ChatMessageBody(msgspec.Struct):
-    """`content` is null where there are calls and no words; `reasoning` is vLLM's name for what a model thought before."""
-
-    role: str
-    content: str | None
-    refusal: None = None
-    tool_calls: list[CallBody] | msgspec.UnsetType = msgspec.UNSET
-    reasoning: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class ChatChoice(msgspec.Struct):
-    index: int
-    message: ChatMessageBody
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-    stop_reason: str | int | None = None
-
-
-class ChatDelta(msgspec.Struct, omit_defaults=True):
-    role: str | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[CallBody] | None = None
-
-
-class ChatChunkChoice(msgspec.Struct):
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-    stop_reason: str | int | None = None
-
-
-class Answer(msgspec.Struct):
-    """A whole answer, or a chunk of one; `usage` is left out of chunks unless it was asked for."""
-
-    id: str
-    object: Literal["text_completion", "chat.completion", "chat.completion.chunk"]
-    created: int
-    model: str
-    choices: Sequence[TextChoice | ChatChoice | ChatChunkChoice]
-    usage: UsageBody | msgspec.UnsetType = msgspec.UNSET
+Fill = Callable[[Turns], Awaitable[bytes]]
 
 
 def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
@@ -98,23 +57,52 @@ class Answerer:
         self.id = f"{self.prefix}-{request_id}"
         self.model = model
         self.created = int(time.time())
-        # Whether logprobs name tokens by their ids.
-        self.by_id = False
+        # Attributes of `Wanted`.
+        self.by_id = self.token_ids = self.prompt_logprobs = False
+        # Prompts whose token ids a stream has yet to give, by their choices.
+        self._prompts: dict[int, Sequence[int]] = {}
         self._frames: dict[int, sse.TextEvent] = {}
+
+    def show(self, wanted: Wanted) -> None:
+        """What the client asks for beside the text."""
+        self.by_id, self.token_ids, self.prompt_logprobs = wanted.by_id, wanted.token_ids, wanted.prompt_logprobs
+
+    def begin(self, streams: Sequence[TokenStream]) -> None:
+        """Prepare for the deltas of these streams."""
+        if self.token_ids:
+            self._prompts = {index: stream.prompt_token_ids or () for index, stream in enumerate(streams)}
+            # Chosen here and not at each delta, so that streams without token ids pay nothing.
+            self.chunk = self.chunk_with_ids  # type: ignore[method-assign]
 
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
         """The answer as JSON, in parts. Logprobs, of which there may be a quarter of a million, are encoded in pieces, between which the
         event loop does everything else, and those of one choice at a time, when the parts before them have been taken."""
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
-        detailed = [index for index, completion in enumerate(completions) if completion.logprobs is not None]
-        for index in detailed:
-            choices[index].logprobs = msgspec.Raw(_HOLE)
         usage = add_usage([completion.usage for completion in completions], per_prompt)
-        begin, *parts = msgspec.json.encode(Answer(self.id, self.kind, self.created, self.model, choices, usage)).split(_HOLE)
+        answer = Answer(self.id, self.kind, self.created, self.model, choices, usage)
+        fills = self._leave_holes(answer, completions)
+        begin, *parts = msgspec.json.encode(answer).split(_HOLE)
         yield begin
-        for index, part in zip(detailed, parts, strict=True):
-            yield await self._logprobs(index, completions[index], turns)
+        for fill, part in zip(fills, parts, strict=True):
+            yield await fill(turns)
             yield part
+
+    def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
+        """Put a hole where logprobs will stand. Returns what fills them, in the order of the JSON."""
+        fills: list[Fill] = []
+        for index, (choice, completion) in enumerate(zip(answer.choices, completions, strict=True)):
+            if completion.logprobs is not None:
+                choice.logprobs = msgspec.Raw(_HOLE)
+                fills.append(partial(self._logprobs, index, completion))
+            fills += self._leave_prompt_hole(choice, completion)
+        return fills
+
+    def _leave_prompt_hole(self, place: Any, completion: Completion) -> list[Fill]:
+        """`place` is a choice of completions, or a chat's answer; what has no `prompt_logprobs` gets no hole."""
+        if not self.prompt_logprobs or not hasattr(place, "prompt_logprobs"):
+            return []
+        place.prompt_logprobs = msgspec.Raw(_HOLE)
+        return [partial(write_prompt_logprobs, completion.prompt_logprobs or ())]
 
     async def _logprobs(self, index: int, completion: Completion, turns: Turns) -> bytes:
         """The lists of all pieces' objects, joined name by name."""
@@ -127,13 +115,10 @@ class Answerer:
                 lists.setdefault(name, []).append(msgspec.json.encode(getattr(piece, name))[1:-1])
             return piece is not None
 
-        # What fits one piece is not worth a turn of its own.
-        small = len(completion.logprobs or ()) + len(completion.prompt_logprobs or ()) <= PIECE
-        while write() if small else await turns.run(write):
-            pass
+        await in_pieces(write, len(completion.logprobs or ()) + len(completion.prompt_logprobs or ()), turns)
         return b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items()) + b"}"
 
-    def first(self, index: int) -> bytes:
+    def first(self, index: int, usage: Usage | None = None) -> bytes:
         """What a choice's stream begins with."""
         return b""
 
@@ -152,10 +137,18 @@ class Answerer:
             return frame(delta.text, usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens)
         return self._event(self.chunk_choice(index, delta), usage)
 
-    def _event(self, choice: Any, usage: Usage | None) -> bytes:
+    def chunk_with_ids(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        """As `chunk`, with the token ids, also of tokens that have no text yet."""
+        choice = self.chunk_choice(index, delta)
+        choice.token_ids = delta.token_ids
+        return self._event(choice, usage)
+
+    def _event(self, choice: Any, usage: Usage | None, prompt: Sequence[int] | None = None) -> bytes:
         answer = self._answer(choice)
         if usage is not None:
             answer.usage = add_usage([usage], 1)
+        if prompt is not None:
+            answer.prompt_token_ids = prompt
         return sse.event(answer)
 
     def _frame(self, index: int, usage: Usage | None) -> sse.TextEvent:
@@ -210,7 +203,7 @@ class TextAnswerer(Answerer):
         if not self._generates:
             completions = [
                 msgspec.structs.replace(
-                    one, text="", logprobs=_none_of(one.logprobs), finish_reason="length", usage=_prompt_alone(one.usage)
+                    one, text="", token_ids=(), logprobs=_none_of(one.logprobs), finish_reason="length", usage=_prompt_alone(one.usage)
                 )
                 for one in completions
             ]
@@ -218,23 +211,36 @@ class TextAnswerer(Answerer):
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
         if not self._generates:
-            delta = msgspec.structs.replace(delta, text="", logprobs=_none_of(delta.logprobs), finish_reason="length")
-            usage = None if usage is None else _prompt_alone(usage)
+            delta, usage = _echo_alone(delta), None if usage is None else _prompt_alone(usage)
         return super().chunk(index, delta, usage)
+
+    def chunk_with_ids(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        if not self._generates:
+            delta, usage = _echo_alone(delta), None if usage is None else _prompt_alone(usage)
+        return super().chunk_with_ids(index, delta, usage)
 
     def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
         return super().usage(usages if self._generates else [_prompt_alone(one) for one in usages], per_prompt)
 
-    def first(self, index: int) -> bytes:
-        if self._echo is None:
+    def begin(self, streams: Sequence[TokenStream]) -> None:
+        if self._echo is not None:
+            self._offsets = {index: len(self._echo(index)) for index in range(len(streams))}
+        super().begin(streams)
+
+    def first(self, index: int, usage: Usage | None = None) -> bytes:
+        prompt = self._prompts.pop(index, msgspec.UNSET)
+        if self._echo is None and prompt is msgspec.UNSET:
             return b""
-        text = self._echo(index)
-        self._offsets[index] = len(text)
-        return sse.event(self._answer(TextChoice(index, text, None, None)))
+        text = self._echo(index) if self._echo else ""
+        choice = TextChoice(index, text, None, None, token_ids=() if self.token_ids else msgspec.UNSET, prompt_token_ids=prompt)
+        return self._event(choice, None if usage is None else _prompt_alone(usage))
 
     def choice(self, index: int, completion: Completion) -> TextChoice:
-        echo = self._echo(index) if self._echo else ""
-        return TextChoice(index, echo + completion.text, None, completion.finish_reason, completion.stop_reason)
+        text = (self._echo(index) if self._echo else "") + completion.text
+        choice = TextChoice(index, text, None, completion.finish_reason, completion.stop_reason, None, None, None)
+        if self.token_ids:
+            choice.token_ids, choice.prompt_token_ids = completion.token_ids, completion.prompt_token_ids
+        return choice
 
     def logprobs(self, index: int, completion: Completion) -> Iterator[TextLogprobs]:
         prompt = (completion.prompt_logprobs or ()) if self._echo else ()
@@ -266,8 +272,17 @@ class ChatAnswerer(Answerer):
         self._tools = tools
         self._called: set[int] = set()
 
-    def first(self, index: int) -> bytes:
-        return sse.event(self._answer(ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)))
+    def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
+        answer.prompt_token_ids = completions[0].prompt_token_ids
+        answer.prompt_logprobs = None
+        return super()._leave_holes(answer, completions) + self._leave_prompt_hole(answer, completions[0])
+
+    def first(self, index: int, usage: Usage | None = None) -> bytes:
+        # All choices have one prompt, whose ids stand in the first event alone.
+        prompt = self._prompts.get(index)
+        self._prompts.clear()
+        choice = ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)
+        return self._event(choice, None if usage is None else _prompt_alone(usage), prompt)
 
     def choice(self, index: int, completion: Completion) -> ChatChoice:
         found = completion.message
@@ -280,31 +295,33 @@ class ChatAnswerer(Answerer):
                 self._called.add(index)
             if found.reasoning and self._reasoning:
                 message.reasoning = found.reasoning
-        return ChatChoice(index, message, None, self._reason(index, completion.finish_reason), completion.stop_reason)
+        token_ids = completion.token_ids if self.token_ids else None
+        return ChatChoice(index, message, None, self._reason(index, completion.finish_reason), completion.stop_reason, token_ids)
 
     def logprobs(self, index: int, completion: Completion) -> Iterator[ChatLogprobs]:
         return (chat_logprobs(self._named(piece)) for piece in pieces(completion.logprobs or ()))
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        if delta.message is None:
+            return super().chunk(index, delta, usage)
+        choice = self.chunk_choice(index, delta)
+        shows = choice.delta != ChatDelta() or delta.finish_reason or delta.logprobs
+        return self._event(choice, usage) if shows else b""
+
+    def chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
+        logprobs = None if delta.logprobs is None else chat_logprobs(self._named(delta.logprobs))
         found = delta.message
         if found is None:
-            return super().chunk(index, delta, usage)
-        reasoning = found.reasoning if self._reasoning else ""
-        if not (found.content or reasoning or found.tool_calls or delta.finish_reason or delta.logprobs):
-            return b""
+            return ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, delta.finish_reason, delta.stop_reason)
         calls = [
             CallBody(index=call.index, id=call.id, type="function" if call.id else None, function=_called(call))
             for call in found.tool_calls
         ]
         if calls:
             self._called.add(index)
+        reasoning = found.reasoning if self._reasoning else ""
         chunk = ChatDelta(content=found.content or None, reasoning=reasoning or None, tool_calls=calls or None)
-        logprobs = None if delta.logprobs is None else chat_logprobs(self._named(delta.logprobs))
-        return self._event(ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason), usage)
-
-    def chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
-        logprobs = None if delta.logprobs is None else chat_logprobs(self._named(delta.logprobs))
-        return ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, delta.finish_reason, delta.stop_reason)
+        return ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason)
 
     def _reason(self, index: int, reason: str | None) -> str | None:
         """As OpenAI has it: calls are a reason of their own, but for the one that was named."""
@@ -314,6 +331,10 @@ class ChatAnswerer(Answerer):
 
 def _prompt_alone(usage: Usage) -> Usage:
     return msgspec.structs.replace(usage, completion_tokens=0)
+
+
+def _echo_alone(delta: Delta) -> Delta:
+    return msgspec.structs.replace(delta, text="", token_ids=(), logprobs=_none_of(delta.logprobs), finish_reason="length")
 
 
 def _none_of(logprobs: Sequence[TokenLogprob] | None) -> tuple[TokenLogprob, ...] | None:

@@ -71,12 +71,40 @@ def check_answer(requests: Sequence[GenerationRequest], context: int) -> None:
     """Bounds the logprobs of all choices together; of one choice the manager does. `context` is the model's, in tokens. Raises
     InvalidRequest."""
     sampling = requests[0].sampling
-    if len(requests) == 1 or sampling.logprobs is None:
+    if len(requests) == 1:
+        return
+    _check_prompts(requests, context)
+    if sampling.logprobs is None:
         return
     tokens = min(sampling.max_tokens or context, context)
     if len(requests) * tokens * (1 + sampling.logprobs) > MAX_LOGPROB_ENTRIES:
         asked = f"{len(requests)} choices of up to {tokens:,} tokens with logprobs {sampling.logprobs}"
         raise InvalidRequest(f"{asked}: choices x tokens x (1 + logprobs) may be at most {MAX_LOGPROB_ENTRIES:,}", "n")
+
+
+def _check_prompts(requests: Sequence[GenerationRequest], context: int) -> None:
+    """Bounds what the answer repeats of the prompts: their token ids, and their logprobs."""
+    count, repeated = requests[0].sampling.prompt_logprobs, requests[0].return_prompt_ids
+    if count is None and not repeated:
+        return
+    tokens = sum(_most_tokens(request, context) for request in requests)
+    if count is not None and tokens * (1 + count) > MAX_LOGPROB_ENTRIES:
+        asked = f"{len(requests)} choices of prompts of up to {tokens:,} tokens together, with the logprobs of {count} alternatives"
+        raise InvalidRequest(f"{asked}: tokens x (1 + alternatives) may be at most {MAX_LOGPROB_ENTRIES:,}", "n")
+    if repeated and tokens > MAX_IDS:
+        words = f"{len(requests)} choices would repeat up to {tokens:,} token ids of their prompts, and may repeat {MAX_IDS:,}"
+        raise InvalidRequest(words, "n")
+
+
+def _most_tokens(request: GenerationRequest, context: int) -> int:
+    """Tokens that the prompt may have: no token stands for less than a byte, but for the one that may begin a text."""
+    match request.prompt:
+        case None:
+            return context
+        case str():
+            return min(context, len(request.prompt.encode()) + 1)
+        case _:
+            return min(context, len(request.prompt))
 
 
 class _JSONCounts:

@@ -22,15 +22,11 @@ MAX_NEUTRAL = 64
 _TEXT_ONLY = "this model takes text only"
 _WHOLE_PROMPT = "the server uses a prompt as it is, or refuses it"
 _OWN_TEMPLATE = "a template is a program, and the server runs only the model's own"
-_OTHERS = "it changed the answers of other requests in vLLM below 0.30"
 _SERVER = "the server chooses it"
 _UNUSED = "no part of this server uses it"
 _OPENAI = "it belongs to OpenAI's own models and services"
 
 _BOTH: Unsupported = {
-    "allowed_token_ids": ((), _OTHERS),
-    "bad_words": (([],), _OTHERS),
-    "prompt_logprobs": ((), "use echo with logprobs at /v1/completions, or prompt_logprobs at /generate"),
     "use_beam_search": ((False,), "the result of a beam search cannot be streamed"),
     "length_penalty": ((1,), "it belongs to beam search"),
     "request_id": ((), _SERVER),
@@ -39,9 +35,8 @@ _BOTH: Unsupported = {
     "truncate_prompt_tokens": ((), _WHOLE_PROMPT),
     "truncation_side": ((), _WHOLE_PROMPT),
     "spaces_between_special_tokens": ((True,), "there are spaces between special tokens"),
-    "return_token_ids": ((False,), "use /generate, whose answers have token ids"),
     "return_token_offsets": ((False,), "the server does not keep the offsets of a prompt's tokens"),
-    "logprob_token_ids": (([],), "the alternatives are the most likely tokens"),
+    "logprob_token_ids": (([],), "vLLM would leave the alternatives out of the logprobs of other requests"),
     "kv_transfer_params": ((), _UNUSED),
     "ec_transfer_params": ((), _UNUSED),
     "mm_payload": (("tensors",), _TEXT_ONLY),

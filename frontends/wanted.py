@@ -39,6 +39,8 @@ class Wanted:
         running_usage: with every event of a stream, not only at its end.
         names: the fields that were sent, by the library's names for them, for errors that come after the decoding.
         by_id: logprobs have `token_id:N` in place of a token's text, which may be a part of a character.
+        token_ids: the answer has the token ids, and those of the prompt.
+        prompt_logprobs: the answer has those of the prompt as vLLM writes them, beside what `echo` does with them.
         echo: the prompt's text stands before the answer; `generates` is False where it is the whole answer.
         reasoning: whether the answer has what the model thought before it.
     """
@@ -50,6 +52,8 @@ class Wanted:
     running_usage: bool
     names: dict[str, str] = attrs.field(factory=dict)
     by_id: bool = False
+    token_ids: bool = False
+    prompt_logprobs: bool = False
     echo: bool = False
     generates: bool = True
     reasoning: bool = True

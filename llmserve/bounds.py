@@ -1,6 +1,7 @@
-"""Validators of numbers. Their errors name the attribute."""
+"""Validators of numbers and of lists. Their errors name the attribute."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmserve.errors import InvalidRequest
@@ -31,5 +32,32 @@ def number(low: float, high: float, *, above: bool = False) -> Any:
         if not low <= value <= high or (above and value == low):
             bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
             raise InvalidRequest(f"{name} must be {bounds}", name)
+
+    return check
+
+
+def are_token_ids(values: Sequence[object]) -> bool:
+    """Whether all are whole numbers and none is negative; True and False are not, whatever Python says."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def token_ids(most: int, *, least: int = 0) -> Any:
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...] | None) -> None:
+        if value is not None and not (least <= len(value) <= most and are_token_ids(value)):
+            count = f"at most {most:,}" if least == 0 else f"{least} to {most:,}"
+            raise InvalidRequest(f"{attribute.name} takes {count} token ids, none negative", attribute.name)
+
+    return check
+
+
+def texts(most: int, longest: int) -> Any:
+    """At most so many strings of 1 to `longest` characters."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
+        name = attribute.name
+        if len(value) > most:
+            raise InvalidRequest(f"{name} takes at most {most:,} strings", name)
+        if not all(isinstance(text, str) and 0 < len(text) <= longest for text in value):
+            raise InvalidRequest(f"each string of {name} must have 1 to {longest:,} characters", name)
 
     return check

@@ -22,12 +22,7 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
     # Before anything is done with each of them, of which there may be a million.
     if room < 1:
         raise PromptTooLong(length, info.max_model_len, request.prompt_field)
-    if max(prompt.token_ids) >= info.vocab_size:
-        raise InvalidRequest(f"the prompt has a token id outside the vocabulary of {info.vocab_size}", request.prompt_field)
-    if max(sampling.stop_token_ids, default=0) >= info.vocab_size:
-        raise InvalidRequest(f"stop_token_ids has an id outside the vocabulary of {info.vocab_size}", "stop_token_ids")
-    if max((token for token, _ in sampling.logit_bias), default=0) >= info.vocab_size:
-        raise InvalidRequest(f"logit_bias has an id outside the vocabulary of {info.vocab_size}", "logit_bias")
+    _check_vocabulary(request, prompt, info.vocab_size)
     if max_tokens is not None and (sampling.max_tokens or 0) > max_tokens:
         raise InvalidRequest(f"max_tokens is {sampling.max_tokens}, and this server generates at most {max_tokens}", "max_tokens")
     # `max_tokens` is a bound: where less room is left, the answer ends there, as under vLLM. Clients set it once for all their prompts.
@@ -36,6 +31,21 @@ def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_
         words = f"min_tokens is {sampling.min_tokens}, but after a prompt of {length} tokens at most {most} can be generated"
         raise InvalidRequest(words, "min_tokens")
     return sampling if sampling.max_tokens == most else attrs.evolve(sampling, max_tokens=most)
+
+
+def _check_vocabulary(request: GenerationRequest, prompt: EnginePrompt, size: int) -> None:
+    """Raises InvalidRequest for a token id that the model does not have."""
+    sampling = request.sampling
+    token_ids = {
+        request.prompt_field: max(prompt.token_ids),
+        "stop_token_ids": max(sampling.stop_token_ids, default=0),
+        "logit_bias": max((token for token, _ in sampling.logit_bias), default=0),
+        "allowed_token_ids": max(sampling.allowed_token_ids or (), default=0),
+    }
+    for field, highest in token_ids.items():
+        if highest >= size:
+            # The words "out of vocabulary" are vLLM's, and clients look for them.
+            raise InvalidRequest(f"{field} has the token id {highest}, which is out of vocabulary: the model has {size} tokens", field)
 
 
 def _most_logprobs(sampling: Sampling, length: int, room: int) -> int:

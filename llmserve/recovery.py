@@ -74,6 +74,8 @@ class Recovery:
         """Returns when an engine has it. Raises EngineError, and EngineRestarted when it was lost too often."""
         job.prompt, job.sampling = prompt, sampling
         request = job.request
+        if request.return_prompt_ids:
+            job.stream.prompt_token_ids = prompt.token_ids
         while not job.in_engine:
             await self.wait()
             job.stream.replay()

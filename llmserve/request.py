@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from llmserve.bounds import integer, number
+from llmserve.bounds import are_token_ids, integer, number, texts, token_ids
 from llmserve.errors import InvalidRequest
 from llmserve.structured import StructuredOutputs
 from llmserve.template import check_template_kwargs
@@ -27,6 +27,11 @@ MAX_LOGPROBS = 20
 # Logprobs of one answer, alternatives included: 45 MB of objects, and 23 MB as the JSON of a chat.
 MAX_LOGPROB_ENTRIES = 2**18
 MAX_BIASES = 1024
+# vLLM's model runner for GPUs has room for 128, the model's own end tokens among them, and one more ends the engine.
+MAX_STOP_TOKENS = 64
+MAX_ALLOWED_TOKENS = 1024
+# Each is encoded twice, as it is and after a space, and compared with the end of the answer at each of its tokens.
+MAX_BAD_WORDS = 32
 INT64 = 2**63 - 1
 # Far above any model's context, low enough to be an int32 everywhere.
 MAX_TOKENS_FIELD = 2**31 - 1
@@ -56,19 +61,22 @@ def _tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
         raise wrong_type(name, accepted, value) from None
 
 
-def _token_ids(values: Sequence[object]) -> bool:
-    """Whether all are whole numbers and none is negative; True and False are not, whatever Python says."""
-    return all(type(value) is int and value >= 0 for value in values)
-
-
 def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else _tuple("stop", "a string or a sequence of strings", value)
 
 
+def _bad_words(value: Sequence[str]) -> tuple[str, ...]:
+    return _tuple("bad_words", "a sequence of strings", value)
+
+
 def _stop_token_ids(value: Sequence[int]) -> tuple[int, ...]:
     return _tuple("stop_token_ids", "a sequence of token ids", value)
+
+
+def _allowed_token_ids(value: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if value is None else _tuple("allowed_token_ids", "a sequence of token ids or None", value)
 
 
 def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> tuple[tuple[int, float], ...]:
@@ -96,6 +104,9 @@ class Sampling:
         stream_interval: tokens in each delta of a stream after its first: fewer deltas, which come later.
         detokenize: False leaves the text of the answer empty, for callers that want token ids alone; it excludes `stop` and tools.
         logit_bias: for at most 1,024 token ids, what is added to their logits, from -100 to 100.
+        allowed_token_ids: 1 to 1,024 token ids, of which the answer is made; None allows all. The answer ends at `max_tokens` unless the
+            end-of-sequence token is among them.
+        bad_words: at most 32 strings of at most 256 characters that the answer must not contain.
         structured_outputs: what the answer must look like.
 
     Raises:
@@ -113,8 +124,8 @@ class Sampling:
     frequency_penalty: float = attrs.field(default=0.0, validator=number(-2, 2))
     repetition_penalty: float | None = attrs.field(default=None, validator=number(0, 100, above=True))
     seed: int | None = attrs.field(default=None, validator=integer(-INT64 - 1, INT64))
-    stop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
-    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids)
+    stop: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=texts(MAX_STOP_STRINGS, MAX_STOP_LENGTH))
+    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids, validator=token_ids(MAX_STOP_TOKENS))
     include_stop: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
     ignore_eos: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
     skip_special_tokens: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
@@ -123,6 +134,10 @@ class Sampling:
     logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
+    allowed_token_ids: tuple[int, ...] | None = attrs.field(
+        default=None, converter=_allowed_token_ids, validator=token_ids(MAX_ALLOWED_TOKENS, least=1)
+    )
+    bad_words: tuple[str, ...] = attrs.field(default=(), converter=_bad_words, validator=texts(MAX_BAD_WORDS, MAX_STOP_LENGTH))
     structured_outputs: StructuredOutputs | None = attrs.field(
         default=None, validator=_instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
     )
@@ -133,27 +148,17 @@ class Sampling:
             raise InvalidRequest(f"min_tokens ({value}) is more than max_tokens ({self.max_tokens})", "min_tokens")
 
     @stop.validator
-    def _few_short_strings(self, _: object, value: tuple[str, ...]) -> None:
+    def _has_text(self, _: object, value: tuple[str, ...]) -> None:
         if value and not self.detokenize:
             raise InvalidRequest("stop needs the answer's text, and detokenize is false", "stop")
-        if len(value) > MAX_STOP_STRINGS:
-            raise InvalidRequest(f"stop takes at most {MAX_STOP_STRINGS} strings", "stop")
-        for text in value:
-            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
-                raise InvalidRequest(f"each stop string must have 1 to {MAX_STOP_LENGTH} characters", "stop")
 
     @logit_bias.validator
     def _few_biases(self, _: object, value: tuple[tuple[int, float], ...]) -> None:
-        if len(value) > MAX_BIASES or not _token_ids([token for token, _ in value]):
+        if len(value) > MAX_BIASES or not are_token_ids([token for token, _ in value]):
             raise InvalidRequest(f"logit_bias takes at most {MAX_BIASES:,} token ids, none negative", "logit_bias")
         # A comparison with NaN is false as well.
         if not all(type(bias) in (int, float) and -100 <= bias <= 100 for _, bias in value):
             raise InvalidRequest("logit_bias takes numbers from -100 to 100", "logit_bias")
-
-    @stop_token_ids.validator
-    def _few_token_ids(self, _: object, value: tuple[int, ...]) -> None:
-        if len(value) > 128 or not _token_ids(value):
-            raise InvalidRequest("stop_token_ids takes at most 128 token ids, none negative", "stop_token_ids")
 
 
 def _prompt(value: str | Sequence[int] | None) -> str | tuple[int, ...] | None:
@@ -190,6 +195,7 @@ class GenerationRequest:
         priority: smaller goes first, as in vLLM.
         best_effort: when the server's promise cannot be kept, serve it late rather than refuse it.
         deadline: seconds from arrival within which the whole answer must be there, waiting included.
+        return_prompt_ids: the stream and the completion have the prompt's token ids, as the engine was given them.
         request_id: unique while the request lives.
         trace_headers: W3C's `traceparent` and `tracestate`, of what this request is part of.
         on_arrival: gets the request's timeline when it arrives; the manager fills it in until the request has ended. It must not raise.
@@ -209,6 +215,7 @@ class GenerationRequest:
     priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=number(0, 86_400, above=True), kw_only=True)
     best_effort: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
+    return_prompt_ids: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
     request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=_instance(str, "a string"), kw_only=True)
     trace_headers: Mapping[str, str] = attrs.field(
         factory=dict, validator=_instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
@@ -228,7 +235,7 @@ class GenerationRequest:
             raise InvalidRequest("tools need the answer's text, and detokenize is false", "detokenize")
         if self.prompt is not None and not self.prompt:
             raise InvalidRequest("prompt is empty", "prompt")
-        if isinstance(self.prompt, tuple) and not _token_ids(self.prompt):
+        if isinstance(self.prompt, tuple) and not are_token_ids(self.prompt):
             raise InvalidRequest("prompt as token ids takes whole numbers, none negative", "prompt")
 
     @classmethod
@@ -326,7 +333,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A whole answer. `message` is its text taken apart, where the engine does that: reasoning, and calls of tools."""
+    """A whole answer. `message` is its text taken apart, where the engine does that: reasoning, and calls of tools. `prompt_token_ids` are
+    there for a request with `return_prompt_ids`."""
 
     request_id: str
     text: str
@@ -337,3 +345,4 @@ class Completion(msgspec.Struct, frozen=True):
     logprobs: Sequence[TokenLogprob] | None = None
     prompt_logprobs: Sequence[TokenLogprob] | None = None
     message: Message | None = None
+    prompt_token_ids: tuple[int, ...] | None = None

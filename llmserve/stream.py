@@ -59,6 +59,8 @@ class TokenStream:
         # Takes the text apart, where it is more than that, piece by piece as the engine has put it; set by the stream's maker.
         self.reader: Reader | None = None
         self._unparsed: list[Delta] = []
+        # The prompt's, for a request with `return_prompt_ids`; known when the stream is entered.
+        self.prompt_token_ids: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         state = f"failed: {self.error!r}" if self.error else "ended" if self._ended else "open"
@@ -148,6 +150,7 @@ class TokenStream:
             logprobs=whole.logprobs,
             prompt_logprobs=whole.prompt_logprobs,
             message=whole.message,
+            prompt_token_ids=self.prompt_token_ids,
         )
 
     async def _rest(self) -> Delta | None:

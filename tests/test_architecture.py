@@ -152,6 +152,7 @@ def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
                 "llmserve.engines.vllm_grammars",
                 "llmserve.engines.vllm_metrics",
                 "llmserve.engines.vllm_outputs",
+                "llmserve.engines.vllm_params",
                 "llmserve.engines.vllm_prompts",
                 "llmserve.engines.vllm_reports",
                 "llmserve.engines.vllm_tools",

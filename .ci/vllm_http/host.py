@@ -1,5 +1,6 @@
-"""Serves the bundled model under each name that a line of standard input has, and answers each with a port (see `run.py`)."""
+"""Starts an application with the bundled model for each line of standard input, a JSON object, and answers with its port (see `run.py`)."""
 
+import json
 import os
 import pathlib
 import sys
@@ -10,8 +11,10 @@ from typing import TextIO
 import anyio
 import anyio.to_thread
 
+from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.http.server import running
+from frontends.keys import Keys
 from frontends.listeners import bind
 from frontends.reception import listen
 from llmserve import EngineManager, ManagerConfig
@@ -20,7 +23,9 @@ from llmserve.engines.vllm import VLLMEngine
 sys.path.append(str(pathlib.Path(__file__).parent.parent.parent / "tests"))
 from vllm_adapter_files import write_adapter
 
-ADAPTERS = ("zephyr-lora",)
+ADAPTERS = ("zephyr-lora", "qwen3-lora")
+# What most of the tests start vLLM with.
+CONTEXT = 8192
 
 
 async def main() -> None:
@@ -30,15 +35,19 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # An adapter that changes nothing takes the place of those that the tests would download.
         modules = {name: write_adapter(pathlib.Path(folder, name), 8, 0.0) for name in ADAPTERS}
-        await serve(VLLMEngine("bundled", {"tool_call_parser": "hermes", "lora_modules": modules}), answers)
+        arguments = {"tool_call_parser": "hermes", "lora_modules": modules, "max_model_len": CONTEXT}
+        await serve(VLLMEngine("bundled", arguments), answers)
 
 
 async def serve(engine: VLLMEngine, answers: TextIO) -> None:
     async with AsyncExitStack() as stack:
         manager = await stack.enter_async_context(EngineManager(engine, ManagerConfig(drain_timeout=5)))
-        while name := (await anyio.to_thread.run_sync(sys.stdin.readline)).strip():
+        while line := (await anyio.to_thread.run_sync(sys.stdin.readline)).strip():
+            asked = json.loads(line)
+            access = Access(Keys.single(asked["key"])) if asked["key"] else Access()
+            app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"])
             listener = bind("127.0.0.1", 0)
-            server = await stack.enter_async_context(running(build_app(manager, name)))
+            server = await stack.enter_async_context(running(app))
             await stack.enter_async_context(listen(server, listener))
             print(listener.getsockname()[1], file=answers, flush=True)
 

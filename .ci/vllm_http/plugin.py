@@ -3,26 +3,42 @@
 from types import SimpleNamespace
 
 import pytest
+import transformers
+import vllm.model_executor.model_loader.weight_utils
 import vllm.tokenizers
 import vllm.transformers_utils.repo_utils
 from tests.utils import Host
+from vllm.config import ModelConfig
 
 from llmserve.models import resolve
 
 _get_tokenizer = vllm.tokenizers.get_tokenizer
 # The tests ask for the tokenizer of their model, and the server has the bundled one.
 vllm.tokenizers.get_tokenizer = lambda *_, **__: _get_tokenizer(resolve("bundled"))
+_from_pretrained = transformers.AutoTokenizer.from_pretrained
+transformers.AutoTokenizer.from_pretrained = lambda *_, **arguments: _from_pretrained(resolve("bundled"), **arguments)
 # Adapters are the host's.
 vllm.transformers_utils.repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda **_: "/nowhere")
+# Models would have to be downloaded.
+vllm.model_executor.model_loader.weight_utils.download_weights_from_hf = lambda *_, **__: resolve("bundled")
 
 
 class LocalAssetServer:
     """Serves images, which no test of text asks for."""
 
 
+@pytest.fixture
+def local_asset_server() -> LocalAssetServer:
+    return LocalAssetServer()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests of functions and classes, which call no server."""
     items[:] = [item for item in items if _calls(item)]
+    for module in {item.module for item in items}:
+        if hasattr(module, "get_vocab_size"):
+            # It asks the model's own configuration.
+            module.ModelConfig = lambda model, **arguments: ModelConfig(model=resolve("bundled"), **arguments)
 
 
 def _calls(item: pytest.Item) -> bool:

@@ -1,5 +1,6 @@
 """Takes the place of vLLM's `tests/utils.py`: what its tests start is an application of ours (see `run.py`)."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -20,14 +21,14 @@ class Host:
     process: subprocess.Popen[str] | None = None
 
     @classmethod
-    def open(cls, name: str) -> int:
-        """The port of an application that serves the bundled model under this name."""
+    def open(cls, name: str, root_path: str = "", key: str | None = None) -> int:
+        """The port of an application that serves the bundled model under this name; `key` is what its clients have to show."""
         if cls.process is None:
             command = [sys.executable, os.environ["LLMSERVE_TESTS_HOST"]]
             cls.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert cls.process.stdin is not None
         assert cls.process.stdout is not None
-        print(name, file=cls.process.stdin, flush=True)
+        print(json.dumps({"name": name, "root_path": root_path, "key": key}), file=cls.process.stdin, flush=True)
         return int(cls.process.stdout.readline())
 
     @classmethod
@@ -37,14 +38,16 @@ class Host:
 
 
 class RemoteOpenAIServer:
-    """Of vLLM's arguments only the served name counts."""
+    """Of vLLM's arguments only the served name and the root path count, and of its environment the key."""
 
     DUMMY_API_KEY = "token-abc123"
 
-    def __init__(self, model: str, vllm_serve_args: list[str], **_: Any) -> None:
-        flag = "--served-model-name"
-        name = vllm_serve_args[vllm_serve_args.index(flag) + 1] if flag in vllm_serve_args else model
-        self.host, self.port = "127.0.0.1", Host.open(name)
+    def __init__(self, model: str, vllm_serve_args: list[str], env_dict: dict[str, str] | None = None, **_: Any) -> None:
+        def after(flag: str, default: str) -> str:
+            return vllm_serve_args[vllm_serve_args.index(flag) + 1] if flag in vllm_serve_args else default
+
+        port = Host.open(after("--served-model-name", model), after("--root-path", ""), (env_dict or {}).get("VLLM_API_KEY"))
+        self.host, self.port = "127.0.0.1", port
         self.uds = None
         self.show_hidden_metrics = False
 

@@ -8,7 +8,7 @@ from frontends.errors import ErrorBody
 from frontends.http.load import Checked, ServerLoad, Version
 from frontends.http.who import OPEN
 from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
-from frontends.openai_answers import ChatChoice, TextChoice, UsageBody
+from frontends.openai_bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
 from llmserve import Completion
 
 REF = "#/components/schemas/{name}"
@@ -34,6 +34,8 @@ class ChatAnswer(msgspec.Struct):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_token_ids: TokenIds
+    prompt_logprobs: PromptLogprobs
 
 
 class Tokens(msgspec.Struct):

@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmserve.request import Sampling, TokenLogprob
+from llmserve.request import MAX_STOP_LENGTH, Sampling, TokenLogprob
 from llmserve.structured import StructuredOutputs
 
 WORDS = (
@@ -58,6 +58,7 @@ class Writer:
         self._length = self._random.randint(*ANSWER_LENGTH)
         self._written = 0
         self._form = None if form is None else encode(form.choices[0])
+        self._tail = ""
         # Bytes of a character that is not complete.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -69,9 +70,31 @@ class Writer:
         self._written += 1
         if self._form is not None:
             return self._form[self._written - 1] if self._written <= len(self._form) else END
-        if self._written > max(self._length, self._sampling.min_tokens) and not self._sampling.ignore_eos:
+        sampling = self._sampling
+        if sampling.allowed_token_ids is not None or sampling.bad_words:
+            return self._choose(sampling)
+        if self._is_over(sampling):
             return END
         return FIRST_WORD + self._random.randrange(len(WORDS))
+
+    def _is_over(self, sampling: Sampling) -> bool:
+        return self._written > max(self._length, sampling.min_tokens) and not sampling.ignore_eos
+
+    def _choose(self, sampling: Sampling) -> int:
+        """A token that is allowed and completes no bad word; the end where there is none."""
+        allowed = sampling.allowed_token_ids or range(FIRST_WORD, VOCAB_SIZE)
+        if self._is_over(sampling) and (sampling.allowed_token_ids is None or END in allowed):
+            return END
+        choices = [token for token in allowed if token != END and not self._completes(token, sampling.bad_words)]
+        if not choices:
+            return END
+        token = self._random.choice(choices)
+        self._tail = (self._tail + decode([token]))[-MAX_STOP_LENGTH:]
+        return token
+
+    def _completes(self, token: int, words: tuple[str, ...]) -> bool:
+        text = self._tail + decode([token])
+        return any(word in text for word in words)
 
     def logprobs(self, token: int) -> TokenLogprob | None:
         """Made-up log probabilities in the right shape; None where none were asked for."""

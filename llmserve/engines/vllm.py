@@ -35,11 +35,11 @@ from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
+from llmserve.engines.vllm_params import check_version_for, sampling_params
 from llmserve.engines.vllm_prompts import PromptEncoder, PromptJob, can_encode
 from llmserve.engines.vllm_reports import install
 from llmserve.engines.vllm_steps import CoreSteps
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
-from llmserve.engines.vllm_trials import params as grammar_params
 from llmserve.engines.vllm_trials import vocabulary
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
 from llmserve.held import held
@@ -232,6 +232,7 @@ class VLLMEngine:
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         llm = self.running_llm
+        check_version_for(request.sampling)
         constraint = await self._constraint(request)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt, constraint=constraint)
@@ -323,11 +324,14 @@ class VLLMEngine:
             self._constrained.add(request_id, constraint, receiver)
         try:
             inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
-            params = self._params(sampling, constraint)
+            params = sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
             adapter = self._adapters.request(prompt.adapter)
             collector = await llm.add_request(request_id, inputs, params, lora_request=adapter, priority=priority, trace_headers=headers)
+        except InvalidRequest:
+            self._open.discard(request_id)
+            raise
         except Exception as error:
             self._open.discard(request_id)
             raise translate(error) from error
@@ -353,34 +357,6 @@ class VLLMEngine:
         self._open.discard(request_id)
         if self._llm is not None and not self._llm.errored:
             await self._llm.abort(request_id)
-
-    def _params(self, sampling: Sampling, constraint: StructuredOutputs | None) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
-        defaults = {name: self._defaults[name] for name in chosen if name in self._defaults}
-        return SamplingParams(
-            **(defaults | {name: value for name, value in chosen.items() if value is not None}),
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            stop_token_ids=list(sampling.stop_token_ids),
-            include_stop_str_in_output=sampling.include_stop,
-            ignore_eos=sampling.ignore_eos,
-            skip_special_tokens=sampling.skip_special_tokens,
-            detokenize=sampling.detokenize,
-            logprobs=sampling.logprobs,
-            prompt_logprobs=sampling.prompt_logprobs,
-            logit_bias=dict(sampling.logit_bias) or None,
-            structured_outputs=None if constraint is None else grammar_params(constraint),
-            output_kind=RequestOutputKind.DELTA,
-            # Made for this request alone, so vLLM need not copy it.
-            skip_clone=True,
-        )
 
     # Health and figures
 

@@ -54,14 +54,19 @@ def has_gpu_build() -> bool:
 
 def check_version(found: str) -> None:
     """Warn, by name, about a vLLM that llmserve was not made for."""
+    low, high = SUPPORTED
+    if not low <= numbers(found) <= high:
+        wanted = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
+        warnings.warn(f"vLLM {found} is outside the versions that llmserve supports, {wanted}", RuntimeWarning, stacklevel=2)
+
+
+def numbers(found: str) -> tuple[int, int]:
+    """Major and minor version; (-1, -1) for a version that has none."""
     try:
         major, minor = (int(part) for part in found.split(".")[:2])
     except ValueError:
-        major, minor = -1, -1
-    low, high = SUPPORTED
-    if not low <= (major, minor) <= high:
-        wanted = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
-        warnings.warn(f"vLLM {found} is outside the versions that llmserve supports, {wanted}", RuntimeWarning, stacklevel=2)
+        return -1, -1
+    return major, minor
 
 
 def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs":

@@ -11,7 +11,7 @@ from http_support import running_server
 
 from frontends import aiohttp_app, openai_answers, openai_logprobs
 from frontends.openai_answers import Answer, ChatAnswerer, TextAnswerer
-from frontends.openai_logprobs import chat_logprobs, text_logprobs
+from frontends.openai_logprobs import chat_logprobs, ranked_logprobs, text_logprobs
 from frontends.turns import Turns
 from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
 from llmserve.request import MAX_LOGPROB_ENTRIES
@@ -32,8 +32,7 @@ def entry(number):
 @pytest.mark.parametrize("tokens", [0, 1, 7, 8, 9, 50])
 @pytest.mark.parametrize("echo", [False, True])
 async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, echo):
-    for module in (openai_answers, openai_logprobs):
-        monkeypatch.setattr(module, "PIECE", 8)
+    monkeypatch.setattr(openai_logprobs, "PIECE", 8)
     logprobs, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
     completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=logprobs, prompt_logprobs=prompt)
     chat, text = ChatAnswerer("x", "m"), TextAnswerer("x", "m", (lambda _: "hi there") if echo else None)
@@ -47,7 +46,15 @@ async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, ech
         for choice in choices:
             choice.logprobs = expected
         whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, openai_answers.add_usage([completion.usage] * 2, 2))
+        if answerer is chat:
+            whole.prompt_token_ids = whole.prompt_logprobs = None
         assert written == msgspec.json.decode(msgspec.json.encode(whole))
+        answerer.prompt_logprobs = True
+        written = msgspec.json.decode(b"".join([part async for part in answerer.whole([completion, completion], 2, Turns())]))
+        scored = msgspec.json.decode(msgspec.json.encode(ranked_logprobs(prompt)))
+        assert [place["prompt_logprobs"] for place in ([written] if answerer is chat else written["choices"])] == [scored] * (
+            1 if answerer is chat else 2
+        )
 
 
 async def test_one_answers_logprobs_are_bounded():

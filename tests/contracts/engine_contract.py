@@ -122,6 +122,20 @@ class EngineContract:
         assert "".join(entry.token for entry in whole.prompt_logprobs) == "Once upon a time"
         assert all(len(entry.top) == 1 for entry in whole.prompt_logprobs[1:])
 
+    async def test_an_answer_is_made_of_the_allowed_tokens(self, engine):
+        free = await self.run_one(engine, "free", ignore_eos=True)
+        allowed = sorted(set(free.token_ids))[:2]
+        bound = await self.run_one(engine, "allowed", allowed_token_ids=allowed)
+        assert set(bound.token_ids) <= set(allowed)
+        assert (bound.finish_reason, len(bound.token_ids)) == ("length", 8)
+
+    async def test_bad_words_do_not_come(self, engine):
+        free = await self.run_one(engine, "free", ignore_eos=True, max_tokens=16)
+        words = free.text.split()[:2]
+        without = await self.run_one(engine, "without", ignore_eos=True, max_tokens=16, bad_words=words)
+        assert len(without.token_ids) == 16
+        assert not set(words) & set(without.text.split())
+
     async def test_it_tells_when_it_did_what(self, engine):
         sink = await self.begin(engine, "timings", ignore_eos=True)
         await self.finish(sink)

@@ -170,7 +170,7 @@ async def test_extreme_neighbours_leave_a_greedy_answer_as_it_is(manager):
         Sampling(max_tokens=12, temperature=2.0, top_k=0),
         Sampling(max_tokens=12, presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=100.0),
         Sampling(max_tokens=12, repetition_penalty=0.01, min_p=1.0),
-        Sampling(max_tokens=12, min_tokens=12, stop_token_ids=tuple(range(128))),
+        Sampling(max_tokens=12, min_tokens=12, stop_token_ids=tuple(range(64))),
         Sampling(max_tokens=12, logprobs=20, prompt_logprobs=20, top_p=1e-6),
         Sampling(max_tokens=12, ignore_eos=True, stop=("a", "e", "i", "o")),
     )

@@ -1,0 +1,130 @@
+"""What vLLM's clients ask for beside the text: token ids, the prompt's logprobs, and rules for tokens."""
+
+import msgspec
+import pytest
+from http_support import running_server
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
+TEXT = {"prompt": "hello", "max_tokens": 5, "temperature": 0}
+ROUTES = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT}
+WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+
+@pytest.fixture
+async def server():
+    async with running_server() as server:
+        yield server
+
+
+async def chunks(server, path, body):
+    async with server.session.post(path, json={**body, "stream": True}) as response:
+        assert response.status == 200
+        payloads = [block.removeprefix("data: ") for block in (await response.text()).split("\n\n")[:-1]]
+    return [msgspec.json.decode(payload) for payload in payloads[:-1]]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_whole_answers_have_the_fields_and_null_where_nobody_asks(server, path):
+    _, body, _ = await server.post(path, ROUTES[path])
+    place = body if "chat" in path else body["choices"][0]
+    assert (place["prompt_token_ids"], place["prompt_logprobs"], body["choices"][0]["token_ids"]) == (None, None, None)
+    assert not any("token_ids" in str(chunk) for chunk in await chunks(server, path, ROUTES[path]))
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_stream_has_the_token_ids_of_the_whole_answer(server, path):
+    asked = {**ROUTES[path], "return_token_ids": True}
+    _, whole, _ = await server.post(path, asked)
+    place = whole if "chat" in path else whole["choices"][0]
+    assert len(place["prompt_token_ids"]) == whole["usage"]["prompt_tokens"]
+    first, *others = await chunks(server, path, asked)
+    opening = first if "chat" in path else first["choices"][0]
+    assert opening["prompt_token_ids"] == place["prompt_token_ids"]
+    assert not any("prompt_token_ids" in str(chunk) for chunk in others)
+    ids = [token for chunk in [first, *others] for token in chunk["choices"][0].get("token_ids", ())]
+    assert ids == whole["choices"][0]["token_ids"]
+    assert len(ids) == 5
+
+
+async def test_each_choice_of_completions_has_its_prompt_s_ids(server):
+    _, body, _ = await server.post("/v1/completions", {**TEXT, "prompt": ["a", "bc"], "n": 2, "return_token_ids": True})
+    assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[97], [97], [98, 99], [98, 99]]
+
+
+async def test_an_echo_alone_has_no_token_ids_of_its_own(server):
+    asked = {**TEXT, "max_tokens": 0, "echo": True, "return_token_ids": True}
+    _, body, _ = await server.post("/v1/completions", asked)
+    assert (body["choices"][0]["token_ids"], body["choices"][0]["prompt_token_ids"]) == ([], list(b"hello"))
+    assert [chunk["choices"][0]["token_ids"] for chunk in await chunks(server, "/v1/completions", asked)] == [[], []]
+
+
+async def test_incomplete_characters_lose_no_token_ids(server):
+    """A token without text is no event, unless its id was asked for."""
+    asked = {**TEXT, "allowed_token_ids": [0xC3], "max_tokens": 3, "return_token_ids": True}
+    found = await chunks(server, "/v1/completions", asked)
+    assert [token for chunk in found for token in chunk["choices"][0]["token_ids"]] == [0xC3] * 3
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_the_prompt_s_logprobs_are_by_token_id_with_ranks(server, path, count):
+    _, body, _ = await server.post(path, {**ROUTES[path], "prompt_logprobs": count, "return_token_ids": True})
+    place = body if "chat" in path else body["choices"][0]
+    first, *others = place["prompt_logprobs"]
+    assert first is None
+    assert len(others) == len(place["prompt_token_ids"]) - 1
+    for token, found in zip(place["prompt_token_ids"][1:], others, strict=True):
+        assert found[str(token)]["decoded_token"] == chr(token)
+        ranks = sorted(entry["rank"] for entry in found.values() if entry["rank"] is not None)
+        assert len(set(ranks)) == len(ranks) <= count
+        assert count <= 1 or len(found) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"prompt_logprobs": -1}, "prompt_logprobs"),
+        ("/v1/completions", {"prompt_logprobs": 21}, "prompt_logprobs"),
+        ("/v1/completions", {"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ("/v1/completions", {"prompt": ["a" * 400] * 64, "prompt_logprobs": 20}, "n"),
+        ("/v1/chat/completions", {"n": 100, "prompt_logprobs": 5}, "n"),
+        ("/v1/completions", {"stream_options": {"include_usage": True}}, "stream_options"),
+        ("/v1/chat/completions", {"stream_options": {"include_usage": None}}, "stream_options"),
+        ("/v1/completions", {"allowed_token_ids": []}, "allowed_token_ids"),
+        ("/v1/completions", {"allowed_token_ids": [10**6]}, "allowed_token_ids"),
+        ("/v1/completions", {"bad_words": [""]}, "bad_words"),
+        ("/v1/completions", {"bad_words": ["a" * 70_000]}, "bad_words"),
+        ("/v1/chat/completions", {"logit_bias": {"word": 1, "other": 2, "1": 3}}, "logit_bias"),
+    ],
+)
+async def test_what_is_out_of_bounds_is_refused_by_name(server, path, fields, param):
+    status, body, _ = await server.post(path, {**ROUTES[path], **fields})
+    assert (status, body["error"]["param"]) == (400, param)
+
+
+async def test_all_keys_of_logit_bias_that_are_no_ids_are_named(server):
+    _, body, _ = await server.post("/v1/completions", {**TEXT, "logit_bias": {"word": 1, "other": 2, "1": 3}})
+    assert "'word', 'other'" in body["error"]["message"]
+
+
+async def test_as_many_prompts_as_fit_are_scored(server):
+    _, body, _ = await server.post("/v1/completions", {**TEXT, "prompt": ["a" * 40] * 16, "prompt_logprobs": 1})
+    assert [len(choice["prompt_logprobs"]) for choice in body["choices"]] == [40] * 16
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_words_and_tokens_that_may_not_come_do_not(server, path):
+    _, body, _ = await server.post(path, {**ROUTES[path], "bad_words": [" the", "a", "e"], "max_tokens": 60, "ignore_eos": True})
+    (choice,) = body["choices"]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    assert text
+    assert not set("ae") & set(text)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_running_usage_is_in_every_event_and_needs_include_usage(server, path):
+    counts = [chunk["usage"]["completion_tokens"] for chunk in await chunks(server, path, {**ROUTES[path], **WITH_USAGE})]
+    assert counts == sorted(counts)
+    assert counts[-1] == 5
+    alone = {**WITH_USAGE, "stream_options": {"include_usage": False, "continuous_usage_stats": True}}
+    assert not any("usage" in chunk for chunk in await chunks(server, path, {**ROUTES[path], **alone}))

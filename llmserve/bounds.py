@@ -1,6 +1,7 @@
-"""Validators of numbers. Their errors name the attribute."""
+"""Validators of types and numbers. Their errors name the attribute."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmserve.errors import InvalidRequest
@@ -33,3 +34,27 @@ def number(low: float, high: float, *, above: bool = False) -> Any:
             raise InvalidRequest(f"{name} must be {bounds}", name)
 
     return check
+
+
+def instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
+    """A validator: TypeError that says what is `accepted`, for what only the program's author can get wrong."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise wrong_type(attribute.name, accepted, value)
+
+    return check
+
+
+def wrong_type(name: str, accepted: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
+
+
+def as_tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
+    """Of a sequence; TypeError names the field."""
+    if isinstance(value, (str, bytes, Mapping)):
+        raise wrong_type(name, accepted, value)
+    try:
+        return tuple(value)
+    except TypeError:
+        raise wrong_type(name, accepted, value) from None

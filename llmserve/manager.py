@@ -24,13 +24,14 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
-from llmserve.job import Job, arrival, check_types, interrupter, note_outcome
+from llmserve.generation import Generation
+from llmserve.job import Job, arrival, check_type, interrupter, note_outcome
 from llmserve.lifecycle import Lifecycle
 from llmserve.lifespan import first_of
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
 from llmserve.recovery import Recovery
-from llmserve.request import Completion, GenerationRequest, Outcome, Sampling, Timeline
+from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
 from llmserve.supervisor import Supervisor
@@ -41,11 +42,11 @@ from llmserve.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-class EngineManager(Lifecycle):
+class EngineManager(Generation, Lifecycle):
     """Runs one engine and decides who gets it.
 
         async with EngineManager.open("bundled") as manager:
-            completion = await manager.generate("The capital of France is", sampling=Sampling(max_tokens=16))
+            completion = await manager.generate("The capital of France is", max_tokens=16)
 
     Entering waits until the engine is up; leaving drains (`ManagerConfig.drain_timeout`) and stops it. `start()` and `close()` do the same.
     Use it from any task of the event loop that started it, elsewhere it raises RuntimeError; any thread may cancel a `CancellationToken`.
@@ -116,18 +117,7 @@ class EngineManager(Lifecycle):
     # One request
 
     @asynccontextmanager
-    async def stream(self, request: GenerationRequest, token: CancellationToken | None = None) -> AsyncIterator[TokenStream]:
-        """Generate one sequence. Entering waits until it is admitted; leaving early, however, frees what it held.
-
-        Raises, on entering:
-            RuntimeError: the manager has not been started, or has been closed, or belongs to another event loop.
-            InvalidRequest: the request cannot be answered by this model.
-            EngineRestarted: it was in several engines that died.
-            Overloaded: refused; see its `retry_after`.
-            RequestCancelled, DeadlineExceeded: ended while it waited.
-            EngineError: the engine would not take it.
-            TypeError: `request` or `token` is something else; nothing has been counted.
-        """
+    async def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AsyncIterator[TokenStream]:
         job = self._arrive(request, token)
         try:
             with job.entry:
@@ -151,19 +141,7 @@ class EngineManager(Lifecycle):
             if not job.released.is_set():
                 await job.released.wait()
 
-    async def generate(
-        self,
-        request: GenerationRequest | str | Sequence[int],
-        token: CancellationToken | None = None,
-        *,
-        sampling: Sampling | None = None,
-    ) -> Completion:
-        """The whole answer at once. A string or token ids make a request with `sampling`; raises as `stream` does."""
-        async with self.stream(GenerationRequest.of(request, sampling), token) as stream:
-            return await stream.collect()
-
     def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:
-        check_types(request, token)
         now = self._clock()
         timeline = arrival(request, now, lambda: self.engine.info)
         try:
@@ -259,7 +237,7 @@ class EngineManager(Lifecycle):
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """The request's prompt as the engine would see it. Raises InvalidRequest, Overloaded."""
-        check_types(request)
+        check_type(request)
         self._refuse_unless_ready()
         with self._tokenizing.place():
             return await self.engine.tokenize(request)

@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from types import NoneType
-from typing import Any
+from typing import Any, Unpack
 
 import attrs
 import msgspec
 
-from llmserve.bounds import integer, number
+from llmserve.bounds import as_tuple, instance, integer, number, wrong_type
 from llmserve.errors import InvalidRequest
+from llmserve.inputs import Input, RequestFields, input_field, split_fields
 from llmserve.structured import StructuredOutputs
 from llmserve.template import check_template_kwargs
 from llmserve.tools import Message, Tools
@@ -32,30 +33,6 @@ INT64 = 2**63 - 1
 MAX_TOKENS_FIELD = 2**31 - 1
 
 
-def _instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
-    """A validator: TypeError that says what is `accepted`, for what only the program's author can get wrong."""
-
-    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if not isinstance(value, kinds):
-            raise wrong_type(attribute.name, accepted, value)
-
-    return check
-
-
-def wrong_type(name: str, accepted: str, value: object) -> TypeError:
-    return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
-
-
-def _tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
-    """Of a sequence; TypeError names the field."""
-    if isinstance(value, (str, bytes, Mapping)):
-        raise wrong_type(name, accepted, value)
-    try:
-        return tuple(value)
-    except TypeError:
-        raise wrong_type(name, accepted, value) from None
-
-
 def _token_ids(values: Sequence[object]) -> bool:
     """Whether all are whole numbers and none is negative; True and False are not, whatever Python says."""
     return all(type(value) is int and value >= 0 for value in values)
@@ -64,16 +41,16 @@ def _token_ids(values: Sequence[object]) -> bool:
 def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else _tuple("stop", "a string or a sequence of strings", value)
+    return (value,) if isinstance(value, str) else as_tuple("stop", "a string or a sequence of strings", value)
 
 
 def _stop_token_ids(value: Sequence[int]) -> tuple[int, ...]:
-    return _tuple("stop_token_ids", "a sequence of token ids", value)
+    return as_tuple("stop_token_ids", "a sequence of token ids", value)
 
 
 def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> tuple[tuple[int, float], ...]:
     accepted = "a mapping of token ids to numbers"
-    pairs = tuple(value.items()) if isinstance(value, Mapping) else _tuple("logit_bias", accepted, value or ())
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else as_tuple("logit_bias", accepted, value or ())
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise wrong_type("logit_bias", accepted, value)
     return pairs
@@ -115,16 +92,16 @@ class Sampling:
     seed: int | None = attrs.field(default=None, validator=integer(-INT64 - 1, INT64))
     stop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids)
-    include_stop: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
-    ignore_eos: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
-    skip_special_tokens: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
+    include_stop: bool = attrs.field(default=False, validator=instance(bool, "True or False"))
+    ignore_eos: bool = attrs.field(default=False, validator=instance(bool, "True or False"))
+    skip_special_tokens: bool = attrs.field(default=True, validator=instance(bool, "True or False"))
     stream_interval: int = attrs.field(default=1, validator=integer(1, MAX_TOKENS_FIELD))
-    detokenize: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
+    detokenize: bool = attrs.field(default=True, validator=instance(bool, "True or False"))
     logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
     structured_outputs: StructuredOutputs | None = attrs.field(
-        default=None, validator=_instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
+        default=None, validator=instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
     )
 
     @min_tokens.validator
@@ -157,14 +134,14 @@ class Sampling:
 
 
 def _prompt(value: str | Sequence[int] | None) -> str | tuple[int, ...] | None:
-    return value if value is None or isinstance(value, str) else _tuple("prompt", "a string or a sequence of token ids", value)
+    return value if value is None or isinstance(value, str) else as_tuple("prompt", "a string or a sequence of token ids", value)
 
 
 def _messages(value: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...] | None:
     if value is None:
         return None
     accepted = "a sequence of mappings"
-    messages = _tuple("messages", accepted, value)
+    messages = as_tuple("messages", accepted, value)
     if not all(isinstance(message, Mapping) for message in messages):
         raise wrong_type("messages", accepted, next(message for message in messages if not isinstance(message, Mapping)))
     return messages
@@ -201,17 +178,17 @@ class GenerationRequest:
 
     prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
     messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
-    sampling: Sampling = attrs.field(factory=Sampling, validator=_instance(Sampling, "a Sampling"), kw_only=True)
-    tools: Tools | None = attrs.field(default=None, validator=_instance((Tools, NoneType), "a Tools or None"), kw_only=True)
+    sampling: Sampling = attrs.field(factory=Sampling, validator=instance(Sampling, "a Sampling"), kw_only=True)
+    tools: Tools | None = attrs.field(default=None, validator=instance((Tools, NoneType), "a Tools or None"), kw_only=True)
     template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=_template_kwargs, kw_only=True)
-    adapter: str | None = attrs.field(default=None, validator=_instance((str, NoneType), "a string or None"), kw_only=True)
-    tenant: str = attrs.field(default="default", validator=_instance(str, "a string"), kw_only=True)
+    adapter: str | None = attrs.field(default=None, validator=instance((str, NoneType), "a string or None"), kw_only=True)
+    tenant: str = attrs.field(default="default", validator=instance(str, "a string"), kw_only=True)
     priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=number(0, 86_400, above=True), kw_only=True)
-    best_effort: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
-    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=_instance(str, "a string"), kw_only=True)
+    best_effort: bool = attrs.field(default=False, validator=instance(bool, "True or False"), kw_only=True)
+    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=instance(str, "a string"), kw_only=True)
     trace_headers: Mapping[str, str] = attrs.field(
-        factory=dict, validator=_instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
+        factory=dict, validator=instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
     )
     on_arrival: "Callable[[Timeline], None] | None" = attrs.field(default=None, kw_only=True, repr=False, eq=False)
 
@@ -232,15 +209,28 @@ class GenerationRequest:
             raise InvalidRequest("prompt as token ids takes whole numbers, none negative", "prompt")
 
     @classmethod
-    def of(cls, request: "GenerationRequest | str | Sequence[int]", sampling: Sampling | None = None) -> "GenerationRequest":
-        """A request as it is, with `sampling` in place of its own where that is given; or one for a text or token ids."""
+    def of(
+        cls, request: "GenerationRequest | Input", sampling: Sampling | None = None, **fields: Unpack[RequestFields]
+    ) -> "GenerationRequest":
+        """A request for text, token ids or messages, or a copy of a request with `sampling` and `fields` in place of its own.
+
+        `fields` are fields of `Sampling`, each of which replaces one value of the sampling, and fields of this class.
+
+        Raises:
+            InvalidRequest: as the constructor does.
+            TypeError: `request` or `sampling` is of another type, or there is no such field.
+        """
         if sampling is not None and not isinstance(sampling, Sampling):
             raise wrong_type("sampling", "a Sampling or None", sampling)
-        if request is None or isinstance(request, (bytes, Mapping)):
-            raise wrong_type("request", "a GenerationRequest, a string or a sequence of token ids", request)
+        of_sampling, of_request = split_fields(fields)
+        if of_sampling:
+            base = sampling or (request.sampling if isinstance(request, GenerationRequest) else Sampling())
+            sampling = attrs.evolve(base, **of_sampling)
+        if sampling is not None:
+            of_request["sampling"] = sampling
         if not isinstance(request, GenerationRequest):
-            return cls(request, sampling=Sampling() if sampling is None else sampling)
-        return request if sampling is None else attrs.evolve(request, sampling=sampling)
+            return cls(**input_field(request), **of_request)
+        return attrs.evolve(request, **of_request) if of_request else request
 
     @property
     def prompt_field(self) -> str:

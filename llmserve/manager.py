@@ -16,7 +16,7 @@ import anyio.lowlevel
 import attrs
 import sniffio
 
-from llmserve.admission import Admission, Refusal, Ticket, TicketState, build_admission, wake
+from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, build_admission, separate, wake
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.deadlines import Deadlines
@@ -56,7 +56,7 @@ class EngineManager(Generation, Lifecycle):
         config: limits and promises.
         observers: told about every token and every end, beside the manager's own metrics.
         tracer: told of every request, to make it a part of a trace.
-        admission: who decides what runs; None makes a controller of the config's own.
+        admission: a policy for this manager alone, such as FixedLimit(8), or an Admission; None: the policy that the config names.
         clock: monotonic seconds; None is the event loop's own.
     """
 
@@ -67,7 +67,7 @@ class EngineManager(Generation, Lifecycle):
         observers: Sequence[Observer] = (),
         *,
         tracer: Tracer | None = None,
-        admission: Admission | None = None,
+        admission: Admission | Policy | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.engine = engine
@@ -85,7 +85,7 @@ class EngineManager(Generation, Lifecycle):
         # When the engine should be up again.
         self._back = 0.0
         # Made on entering: they need the event loop, or the engine's own figures.
-        self._admission = admission
+        self._admission, self._policy = separate(admission, self.config.admission)
         self.recorder: MetricsRecorder | None = None
 
     @classmethod
@@ -98,6 +98,7 @@ class EngineManager(Generation, Lifecycle):
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
+        admission: Admission | Policy | None = None,
     ) -> Self:
         """A manager for a model: "bundled", a folder, or a hub name, on the engine "vllm" or "simulated".
 
@@ -109,7 +110,7 @@ class EngineManager(Generation, Lifecycle):
         # The one place where the core meets an engine; imported late so that `import llmserve` stays light.
         from llmserve.engines import create_engine
 
-        return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer)
+        return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer, admission=admission)
 
     def __repr__(self) -> str:
         return f"<EngineManager {self.state.value}, {len(self._jobs)} open, {self._admission!r}>"
@@ -334,7 +335,7 @@ class EngineManager(Generation, Lifecycle):
                     self._admission = self._admission or self._build_admission()
                     self.engine.watch(self._stepped)
                     self._tasks.start_soon(self._watchdog.run)
-                    if self.config.predicts:
+                    if self.config.predicts and self._policy is None:
                         await check_promise(self.engine, self.config.slo)
                     self.state = State.READY if self._recovery.up else State.RESTARTING
                     yield
@@ -364,8 +365,8 @@ class EngineManager(Generation, Lifecycle):
         self._deadlines = Deadlines(self._clock)
 
     def _build_admission(self) -> Admission:
-        info = self.engine.info
-        return build_admission(self.config.admission, self.config.slo, info.max_num_seqs, info.max_num_batched_tokens)
+        info, config = self.engine.info, self.config
+        return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self._policy)
 
     async def _run_engine(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         self._supervisor = Supervisor(

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from llmserve import TokenLogprob
+from llmserve.results import IMPOSSIBLE
 
 # Tokens whose logprobs are written at once: with 20 alternatives each they take some 10 ms.
 PIECE = 128
-# OpenAI's and vLLM's number for a probability of 0, whose logarithm JSON does not have.
-IMPOSSIBLE = -9999.0
 
 
 class TextLogprobs(msgspec.Struct):

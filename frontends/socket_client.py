@@ -28,6 +28,7 @@ from llmserve import (
     EngineDead,
     GenerationRequest,
     InvalidRequest,
+    LLMServeError,
     RequestCancelled,
     Timeline,
     TokenStream,
@@ -146,11 +147,15 @@ class RemoteStream(TokenStream):
     async def _rest(self) -> Delta | None:
         # Reading gives the credit that the server needs to go on.
         read: Backlog | None = None
-        async for delta in self:
-            if read is None:
-                read = Backlog(delta)
-            else:
-                read.add(delta)
+        try:
+            async for delta in self:
+                if read is None:
+                    read = Backlog(delta)
+                else:
+                    read.add(delta)
+        except LLMServeError:
+            if self.error is None:
+                raise
         return None if read is None else read.whole()
 
     def start(self, message: Started) -> None:

@@ -12,11 +12,11 @@ from types import NoneType
 from typing import Any, Unpack
 
 import attrs
-import msgspec
 
 from llmserve.bounds import as_tuple, instance, integer, number, wrong_type
 from llmserve.errors import InvalidRequest
 from llmserve.inputs import Input, RequestFields, input_field, split_fields
+from llmserve.results import Result, plain
 from llmserve.structured import StructuredOutputs
 from llmserve.template import check_template_kwargs
 from llmserve.tools import Message, Tools
@@ -278,9 +278,13 @@ class Timeline:
     outcome: Outcome | None = None
     reason: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, by the names of the attributes."""
+        return plain(self)
+
 
 # The garbage collector need not count these two: nothing in them can refer to them, and there may be a quarter of a million of one answer.
-class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+class TokenLogprob(Result, frozen=True, gc=False):
     """One token's log probability, with the most likely alternatives, best first; None for a prompt's first token."""
 
     token_id: int
@@ -289,7 +293,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     top: tuple["TokenLogprob", ...] = ()
 
 
-class Delta(msgspec.Struct, frozen=True, gc=False):
+class Delta(Result, frozen=True, gc=False):
     """What has been generated since the last delta. The last one has a `finish_reason`: "stop" or "length".
 
     `text` may lag behind `token_ids` while a character or a stop string is incomplete. `logprobs` has one item for each token, and makes
@@ -307,7 +311,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     message: Message | None = None
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(Result, frozen=True):
     """Tokens that went in and came out. `cached_tokens` of the prompt were found in the engine's prefix cache."""
 
     prompt_tokens: int
@@ -315,8 +319,11 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
-class Completion(msgspec.Struct, frozen=True):
-    """A whole answer. `message` is its text taken apart, where the engine does that: reasoning, and calls of tools."""
+class Completion(Result, frozen=True):
+    """A whole answer, or the part of one that an error ended: its `finish_reason` is "abort".
+
+    `message` is its text taken apart, where the engine does that: reasoning, and calls of tools.
+    """
 
     request_id: str
     text: str

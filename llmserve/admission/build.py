@@ -31,11 +31,11 @@ def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> t
         return None, None
     if not isinstance(admission, type):
         if all(hasattr(admission, name) for name in ("screen", "offer", "leave", "give_up")):
-            return cast(Admission, admission), None
+            return cast("Admission", admission), None
         if all(hasattr(admission, name) for name in ("weigh", "holds", "started", "left")):
             if config.max_running is not None:
                 raise ConfigurationError("admission= is a policy, which has its own limit: leave out max_running of AdmissionConfig")
-            return None, cast(Policy, admission)
+            return None, cast("Policy", admission)
     words = f"the class {admission.__name__}" if isinstance(admission, type) else type(admission).__name__
     raise TypeError(f"admission must be {ACCEPTED}, not {words}; an AdmissionConfig belongs into ManagerConfig(admission=...)")
 

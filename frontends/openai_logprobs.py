@@ -6,11 +6,10 @@ import msgspec
 
 from frontends.turns import Turns
 from llmserve import TokenLogprob
+from llmserve.results import IMPOSSIBLE
 
 # Tokens whose logprobs are written at once: with 20 alternatives each they take 2 to 3 ms.
 PIECE = 32
-# OpenAI's and vLLM's number for a probability of 0, whose logarithm JSON does not have.
-IMPOSSIBLE = -9999.0
 
 
 class TextLogprobs(msgspec.Struct):

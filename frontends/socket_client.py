@@ -1,7 +1,7 @@
 """A client for the raw socket that is used as the manager is: `stream()` and `generate()`, the same requests, deltas and errors.
 
     async with SocketClient("tcp://127.0.0.1:9000") as client:
-        completion = await client.generate("The capital of France is", sampling=Sampling(max_tokens=16))
+        completion = await client.generate("The capital of France is", max_tokens=16)
 
 Needs asyncio, as the server does.
 """
@@ -10,7 +10,7 @@ import asyncio
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self, cast
 
@@ -24,17 +24,17 @@ from frontends.frames_errors import to_exception
 from frontends.structured import body_of
 from llmserve import (
     CancellationToken,
-    Completion,
     Delta,
     EngineDead,
     GenerationRequest,
     InvalidRequest,
+    LLMServeError,
     RequestCancelled,
-    Sampling,
     Timeline,
     TokenStream,
 )
 from llmserve.backlog import Backlog
+from llmserve.generation import Generation
 from llmserve.job import interrupter
 
 # Pieces that may be on their way for one stream; half of them are given anew when they have been read.
@@ -44,8 +44,8 @@ CONNECT_SECONDS = 10.0
 PING_SECONDS = 100.0
 
 
-class SocketClient:
-    """One connection, for any number of streams at once.
+class SocketClient(Generation):
+    """One connection, for any number of streams at once. `stream()` and `generate()` are as an `EngineManager` has them.
 
     Args:
         address: tcp://host:port, tls://host:port or unix:///path.
@@ -98,11 +98,9 @@ class SocketClient:
         return self.wire.welcomed.result().model
 
     @asynccontextmanager
-    async def stream(self, request: GenerationRequest, token: CancellationToken | None = None) -> AsyncIterator["RemoteStream"]:
-        """As `EngineManager.stream`: entering waits until the server has admitted it, leaving early frees what it holds there.
-
-        Raises as that does, and EngineDead when the connection is lost.
-        """
+    async def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AsyncIterator["RemoteStream"]:
+        """Entering waits until the server has admitted it, leaving early frees what it holds there. Raises EngineDead when the
+        connection is lost."""
         await self.wire.writable.wait()
         stream = self.wire.open(request, token)
         unlink = token.add_callback(interrupter(stream)) if token is not None else (lambda: None)
@@ -115,13 +113,6 @@ class SocketClient:
             unlink()
             # Does nothing unless it was left before its end; then the server is told.
             stream.fail(RequestCancelled("the stream was left"))
-
-    async def generate(
-        self, request: GenerationRequest | str | Sequence[int], token: CancellationToken | None = None, *, sampling: Sampling | None = None
-    ) -> Completion:
-        """As `EngineManager.generate`."""
-        async with self.stream(GenerationRequest.of(request, sampling), token) as stream:
-            return await stream.collect()
 
     async def ping(self) -> float:
         """Seconds there and back."""
@@ -156,11 +147,15 @@ class RemoteStream(TokenStream):
     async def _rest(self) -> Delta | None:
         # Reading gives the credit that the server needs to go on.
         read: Backlog | None = None
-        async for delta in self:
-            if read is None:
-                read = Backlog(delta)
-            else:
-                read.add(delta)
+        try:
+            async for delta in self:
+                if read is None:
+                    read = Backlog(delta)
+                else:
+                    read.add(delta)
+        except LLMServeError:
+            if self.error is None:
+                raise
         return None if read is None else read.whole()
 
     def start(self, message: Started) -> None:

@@ -1,8 +1,41 @@
-"""llmserve: vLLM inside any asyncio program, with admission control, cancellation, deadlines and metrics.
+"""vLLM inside any asyncio program, with admission control, cancellation, deadlines and metrics.
 
-Importing this imports neither vllm nor torch; `EngineManager.open()` does, when it is entered.
+`EngineManager` runs one engine and decides which requests it gets. A program that runs without a model:
+
+    import asyncio
+    from llmserve import EngineManager, Overloaded
+
+    async def main():
+        async with EngineManager.open(engine="simulated") as manager:  # open("bundled"), a folder or a hub name: vLLM
+            answer = await manager.generate("The capital of France is", max_tokens=16, temperature=0)
+            print(answer.text, answer.usage)
+
+            messages = [{"role": "user", "content": "Tell me a story."}]
+            try:
+                async with manager.stream(messages, max_tokens=64, deadline=30) as stream:
+                    async for delta in stream:
+                        print(delta.text, end="", flush=True)
+            except Overloaded as error:
+                print(f"try again in {error.retry_after:.0f} s")
+
+    if __name__ == "__main__":  # vLLM's engine is a process, started by spawning
+        asyncio.run(main())
+
+The names, each with its own help, as in `help(llmserve.EngineManager)`:
+
+    manager      EngineManager, ManagerStatistics, State, Facts
+    requests     GenerationRequest, Sampling, StructuredOutputs, Tools, CancellationToken
+    answers      TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline, Outcome
+    errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant, Overloaded, TenantOverloaded, Unavailable,
+                 RequestCancelled, DeadlineExceeded, EngineError, EngineRestarted, EngineDead, ConfigurationError
+    settings     ManagerConfig, AdmissionConfig, SLO, RestartConfig, TenantTable, TenantLimits
+    admission    FixedLimit, Unlimited, Policy, Admission, Decision
+    extensions   Engine, EngineInfo, EngineStatistics, Observer, Reader, Span, Tracer
+
+Importing this imports neither vllm nor torch; a manager of a vLLM engine does when it starts.
 """
 
+# There is no __all__: with it, help() would print every class in full, 4,845 lines. `name as name` is what type checkers go by.
 from llmserve.admission import Admission as Admission
 from llmserve.admission import Decision as Decision
 from llmserve.admission import FixedLimit as FixedLimit
@@ -55,12 +88,3 @@ from llmserve.tracing import Span as Span
 from llmserve.tracing import Tracer as Tracer
 
 __version__ = "0.1.0"
-
-__all__ = (
-    "SLO", "Admission", "AdmissionConfig", "CancellationToken", "Completion", "ConfigurationError", "DeadlineExceeded", "Decision",
-    "Delta", "Engine", "EngineDead", "EngineError", "EngineInfo", "EngineManager", "EngineRestarted", "EngineStatistics", "Facts",
-    "FixedLimit", "GenerationRequest", "InvalidRequest", "LLMServeError", "ManagerConfig", "ManagerStatistics", "Message",
-    "ModelNotFound", "Observer", "Outcome", "Overloaded", "Policy", "PromptTooLong", "Reader", "RequestCancelled", "RestartConfig",
-    "Sampling", "Span", "State", "StructuredOutputs", "TenantLimits", "TenantOverloaded", "TenantTable", "Timeline", "TokenLogprob",
-    "TokenStream", "ToolCall", "Tools", "Tracer", "Unavailable", "UnknownTenant", "Unlimited", "Usage",
-)  # fmt: skip

@@ -1,7 +1,7 @@
-"""Validators of numbers and of lists. Their errors name the attribute."""
+"""Validators of types, numbers and lists. Their errors name the attribute."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmserve.errors import InvalidRequest
@@ -50,6 +50,16 @@ def token_ids(most: int, *, least: int = 0) -> Any:
     return check
 
 
+def instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
+    """A validator: TypeError that says what is `accepted`, for what only the program's author can get wrong."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise wrong_type(attribute.name, accepted, value)
+
+    return check
+
+
 def texts(most: int, longest: int) -> Any:
     """At most so many strings of 1 to `longest` characters."""
 
@@ -61,3 +71,17 @@ def texts(most: int, longest: int) -> Any:
             raise InvalidRequest(f"each string of {name} must have 1 to {longest:,} characters", name)
 
     return check
+
+
+def wrong_type(name: str, accepted: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
+
+
+def as_tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
+    """Of a sequence; TypeError names the field."""
+    if isinstance(value, (str, bytes, Mapping)):
+        raise wrong_type(name, accepted, value)
+    try:
+        return tuple(value)
+    except TypeError:
+        raise wrong_type(name, accepted, value) from None

@@ -18,9 +18,20 @@
 Foreign exceptions are turned into these where they are met; each frontend turns these into its wire once.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmserve.request import Completion
+
 
 class LLMServeError(Exception):
-    """Base of every error that llmserve raises on purpose."""
+    """Base of every error that llmserve raises on purpose.
+
+    `partial` is the output so far of an answer that the error ended: set by `generate()` and `TokenStream.collect()`, None where there
+    is none, and without what the caller has read of the stream before.
+    """
+
+    partial: "Completion | None" = None
 
 
 class InvalidRequest(LLMServeError):

@@ -10,11 +10,11 @@ import anyio.lowlevel
 import attrs
 
 from llmserve.admission import Ticket, TicketState
-from llmserve.cancellation import CancellationToken
+from llmserve.bounds import wrong_type
 from llmserve.deadlines import Watch
 from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
-from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline, wrong_type
+from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.stream import TokenStream
 from llmserve.structured import StructuredOutputs
 from llmserve.tracing import NoTracer, Span
@@ -76,12 +76,10 @@ def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInf
     return timeline
 
 
-def check_types(request: object, token: object = None) -> None:
-    """Raises TypeError for arguments that no request can be made of, before anything is held or counted for them."""
+def check_type(request: object) -> None:
+    """Raises TypeError for what is no request, before anything is held or counted for it."""
     if not isinstance(request, GenerationRequest):
         raise wrong_type("request", "a GenerationRequest", request)
-    if token is not None and not isinstance(token, CancellationToken):
-        raise wrong_type("token", "a CancellationToken or None", token)
 
 
 def note_outcome(timeline: Timeline, error: BaseException | None) -> None:

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import attrs
 import sniffio
 
-from llmserve.admission import Admission, Refusal, Ticket, TicketState, build_admission, wake
+from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, build_admission, separate, wake
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.deadlines import Deadlines
@@ -24,13 +24,14 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
-from llmserve.job import Job, arrival, check_types, interrupter, note_outcome
+from llmserve.generation import Generation
+from llmserve.job import Job, arrival, check_type, interrupter, note_outcome
 from llmserve.lifecycle import Lifecycle
 from llmserve.lifespan import first_of
 from llmserve.metrics import MetricsRecorder, Observer, Observers
 from llmserve.pace import check_promise, engine_facts
 from llmserve.recovery import Recovery
-from llmserve.request import Completion, GenerationRequest, Outcome, Sampling, Timeline
+from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
 from llmserve.stream import TokenStream
 from llmserve.supervisor import Supervisor
@@ -41,11 +42,11 @@ from llmserve.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-class EngineManager(Lifecycle):
+class EngineManager(Generation, Lifecycle):
     """Runs one engine and decides who gets it.
 
         async with EngineManager.open("bundled") as manager:
-            completion = await manager.generate("The capital of France is", sampling=Sampling(max_tokens=16))
+            completion = await manager.generate("The capital of France is", max_tokens=16)
 
     Entering waits until the engine is up; leaving drains (`ManagerConfig.drain_timeout`) and stops it. `start()` and `close()` do the same.
     Use it from any task of the event loop that started it, elsewhere it raises RuntimeError; any thread may cancel a `CancellationToken`.
@@ -55,7 +56,7 @@ class EngineManager(Lifecycle):
         config: limits and promises.
         observers: told about every token and every end, beside the manager's own metrics.
         tracer: told of every request, to make it a part of a trace.
-        admission: who decides what runs; None makes a controller of the config's own.
+        admission: a policy for this manager alone, such as FixedLimit(8), or an Admission; None: the policy that the config names.
         clock: monotonic seconds; None is the event loop's own.
     """
 
@@ -66,7 +67,7 @@ class EngineManager(Lifecycle):
         observers: Sequence[Observer] = (),
         *,
         tracer: Tracer | None = None,
-        admission: Admission | None = None,
+        admission: Admission | Policy | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.engine = engine
@@ -84,7 +85,7 @@ class EngineManager(Lifecycle):
         # When the engine should be up again.
         self._back = 0.0
         # Made on entering: they need the event loop, or the engine's own figures.
-        self._admission = admission
+        self._admission, self._policy = separate(admission, self.config.admission)
         self.recorder: MetricsRecorder | None = None
 
     @classmethod
@@ -97,6 +98,7 @@ class EngineManager(Lifecycle):
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
+        admission: Admission | Policy | None = None,
     ) -> Self:
         """A manager for a model: "bundled", a folder, or a hub name, on the engine "vllm" or "simulated".
 
@@ -108,7 +110,7 @@ class EngineManager(Lifecycle):
         # The one place where the core meets an engine; imported late so that `import llmserve` stays light.
         from llmserve.engines import create_engine
 
-        return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer)
+        return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer, admission=admission)
 
     def __repr__(self) -> str:
         return f"<EngineManager {self.state.value}, {len(self._jobs)} open, {self._admission!r}>"
@@ -116,18 +118,7 @@ class EngineManager(Lifecycle):
     # One request
 
     @asynccontextmanager
-    async def stream(self, request: GenerationRequest, token: CancellationToken | None = None) -> AsyncIterator[TokenStream]:
-        """Generate one sequence. Entering waits until it is admitted; leaving early, however, frees what it held.
-
-        Raises, on entering:
-            RuntimeError: the manager has not been started, or has been closed, or belongs to another event loop.
-            InvalidRequest: the request cannot be answered by this model.
-            EngineRestarted: it was in several engines that died.
-            Overloaded: refused; see its `retry_after`.
-            RequestCancelled, DeadlineExceeded: ended while it waited.
-            EngineError: the engine would not take it.
-            TypeError: `request` or `token` is something else; nothing has been counted.
-        """
+    async def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AsyncIterator[TokenStream]:
         job = self._arrive(request, token)
         try:
             with job.entry:
@@ -151,19 +142,7 @@ class EngineManager(Lifecycle):
             if not job.released.is_set():
                 await job.released.wait()
 
-    async def generate(
-        self,
-        request: GenerationRequest | str | Sequence[int],
-        token: CancellationToken | None = None,
-        *,
-        sampling: Sampling | None = None,
-    ) -> Completion:
-        """The whole answer at once. A string or token ids make a request with `sampling`; raises as `stream` does."""
-        async with self.stream(GenerationRequest.of(request, sampling), token) as stream:
-            return await stream.collect()
-
     def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:
-        check_types(request, token)
         now = self._clock()
         timeline = arrival(request, now, lambda: self.engine.info)
         try:
@@ -259,7 +238,7 @@ class EngineManager(Lifecycle):
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """The request's prompt as the engine would see it. Raises InvalidRequest, Overloaded."""
-        check_types(request)
+        check_type(request)
         self._refuse_unless_ready()
         with self._tokenizing.place():
             return await self.engine.tokenize(request)
@@ -356,7 +335,7 @@ class EngineManager(Lifecycle):
                     self._admission = self._admission or self._build_admission()
                     self.engine.watch(self._stepped)
                     self._tasks.start_soon(self._watchdog.run)
-                    if self.config.predicts:
+                    if self.config.predicts and self._policy is None:
                         await check_promise(self.engine, self.config.slo)
                     self.state = State.READY if self._recovery.up else State.RESTARTING
                     yield
@@ -386,8 +365,8 @@ class EngineManager(Lifecycle):
         self._deadlines = Deadlines(self._clock)
 
     def _build_admission(self) -> Admission:
-        info = self.engine.info
-        return build_admission(self.config.admission, self.config.slo, info.max_num_seqs, info.max_num_batched_tokens)
+        info, config = self.engine.info, self.config
+        return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self._policy)
 
     async def _run_engine(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         self._supervisor = Supervisor(

@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from types import NoneType
-from typing import Any
+from typing import Any, Unpack
 
 import attrs
-import msgspec
 
-from llmserve.bounds import are_token_ids, integer, number, texts, token_ids
+from llmserve.bounds import are_token_ids, as_tuple, instance, integer, number, texts, token_ids, wrong_type
 from llmserve.errors import InvalidRequest
+from llmserve.inputs import Input, RequestFields, input_field, split_fields
+from llmserve.results import Result, plain
 from llmserve.structured import StructuredOutputs
 from llmserve.template import check_template_kwargs
 from llmserve.tools import Message, Tools
@@ -37,51 +38,27 @@ INT64 = 2**63 - 1
 MAX_TOKENS_FIELD = 2**31 - 1
 
 
-def _instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
-    """A validator: TypeError that says what is `accepted`, for what only the program's author can get wrong."""
-
-    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if not isinstance(value, kinds):
-            raise wrong_type(attribute.name, accepted, value)
-
-    return check
-
-
-def wrong_type(name: str, accepted: str, value: object) -> TypeError:
-    return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
-
-
-def _tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
-    """Of a sequence; TypeError names the field."""
-    if isinstance(value, (str, bytes, Mapping)):
-        raise wrong_type(name, accepted, value)
-    try:
-        return tuple(value)
-    except TypeError:
-        raise wrong_type(name, accepted, value) from None
-
-
 def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else _tuple("stop", "a string or a sequence of strings", value)
+    return (value,) if isinstance(value, str) else as_tuple("stop", "a string or a sequence of strings", value)
 
 
 def _bad_words(value: Sequence[str]) -> tuple[str, ...]:
-    return _tuple("bad_words", "a sequence of strings", value)
+    return as_tuple("bad_words", "a sequence of strings", value)
 
 
 def _stop_token_ids(value: Sequence[int]) -> tuple[int, ...]:
-    return _tuple("stop_token_ids", "a sequence of token ids", value)
+    return as_tuple("stop_token_ids", "a sequence of token ids", value)
 
 
 def _allowed_token_ids(value: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else _tuple("allowed_token_ids", "a sequence of token ids or None", value)
+    return None if value is None else as_tuple("allowed_token_ids", "a sequence of token ids or None", value)
 
 
 def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> tuple[tuple[int, float], ...]:
     accepted = "a mapping of token ids to numbers"
-    pairs = tuple(value.items()) if isinstance(value, Mapping) else _tuple("logit_bias", accepted, value or ())
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else as_tuple("logit_bias", accepted, value or ())
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise wrong_type("logit_bias", accepted, value)
     return pairs
@@ -126,11 +103,11 @@ class Sampling:
     seed: int | None = attrs.field(default=None, validator=integer(-INT64 - 1, INT64))
     stop: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=texts(MAX_STOP_STRINGS, MAX_STOP_LENGTH))
     stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids, validator=token_ids(MAX_STOP_TOKENS))
-    include_stop: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
-    ignore_eos: bool = attrs.field(default=False, validator=_instance(bool, "True or False"))
-    skip_special_tokens: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
+    include_stop: bool = attrs.field(default=False, validator=instance(bool, "True or False"))
+    ignore_eos: bool = attrs.field(default=False, validator=instance(bool, "True or False"))
+    skip_special_tokens: bool = attrs.field(default=True, validator=instance(bool, "True or False"))
     stream_interval: int = attrs.field(default=1, validator=integer(1, MAX_TOKENS_FIELD))
-    detokenize: bool = attrs.field(default=True, validator=_instance(bool, "True or False"))
+    detokenize: bool = attrs.field(default=True, validator=instance(bool, "True or False"))
     logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
@@ -139,7 +116,7 @@ class Sampling:
     )
     bad_words: tuple[str, ...] = attrs.field(default=(), converter=_bad_words, validator=texts(MAX_BAD_WORDS, MAX_STOP_LENGTH))
     structured_outputs: StructuredOutputs | None = attrs.field(
-        default=None, validator=_instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
+        default=None, validator=instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
     )
 
     @min_tokens.validator
@@ -162,14 +139,14 @@ class Sampling:
 
 
 def _prompt(value: str | Sequence[int] | None) -> str | tuple[int, ...] | None:
-    return value if value is None or isinstance(value, str) else _tuple("prompt", "a string or a sequence of token ids", value)
+    return value if value is None or isinstance(value, str) else as_tuple("prompt", "a string or a sequence of token ids", value)
 
 
 def _messages(value: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...] | None:
     if value is None:
         return None
     accepted = "a sequence of mappings"
-    messages = _tuple("messages", accepted, value)
+    messages = as_tuple("messages", accepted, value)
     if not all(isinstance(message, Mapping) for message in messages):
         raise wrong_type("messages", accepted, next(message for message in messages if not isinstance(message, Mapping)))
     return messages
@@ -207,18 +184,18 @@ class GenerationRequest:
 
     prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
     messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
-    sampling: Sampling = attrs.field(factory=Sampling, validator=_instance(Sampling, "a Sampling"), kw_only=True)
-    tools: Tools | None = attrs.field(default=None, validator=_instance((Tools, NoneType), "a Tools or None"), kw_only=True)
+    sampling: Sampling = attrs.field(factory=Sampling, validator=instance(Sampling, "a Sampling"), kw_only=True)
+    tools: Tools | None = attrs.field(default=None, validator=instance((Tools, NoneType), "a Tools or None"), kw_only=True)
     template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=_template_kwargs, kw_only=True)
-    adapter: str | None = attrs.field(default=None, validator=_instance((str, NoneType), "a string or None"), kw_only=True)
-    tenant: str = attrs.field(default="default", validator=_instance(str, "a string"), kw_only=True)
+    adapter: str | None = attrs.field(default=None, validator=instance((str, NoneType), "a string or None"), kw_only=True)
+    tenant: str = attrs.field(default="default", validator=instance(str, "a string"), kw_only=True)
     priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)
     deadline: float | None = attrs.field(default=None, validator=number(0, 86_400, above=True), kw_only=True)
-    best_effort: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
-    return_prompt_ids: bool = attrs.field(default=False, validator=_instance(bool, "True or False"), kw_only=True)
-    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=_instance(str, "a string"), kw_only=True)
+    best_effort: bool = attrs.field(default=False, validator=instance(bool, "True or False"), kw_only=True)
+    return_prompt_ids: bool = attrs.field(default=False, validator=instance(bool, "True or False"), kw_only=True)
+    request_id: str = attrs.field(factory=lambda: secrets.token_hex(16), validator=instance(str, "a string"), kw_only=True)
     trace_headers: Mapping[str, str] = attrs.field(
-        factory=dict, validator=_instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
+        factory=dict, validator=instance(Mapping, "a mapping of strings"), kw_only=True, repr=False
     )
     on_arrival: "Callable[[Timeline], None] | None" = attrs.field(default=None, kw_only=True, repr=False, eq=False)
 
@@ -239,15 +216,28 @@ class GenerationRequest:
             raise InvalidRequest("prompt as token ids takes whole numbers, none negative", "prompt")
 
     @classmethod
-    def of(cls, request: "GenerationRequest | str | Sequence[int]", sampling: Sampling | None = None) -> "GenerationRequest":
-        """A request as it is, with `sampling` in place of its own where that is given; or one for a text or token ids."""
+    def of(
+        cls, request: "GenerationRequest | Input", sampling: Sampling | None = None, **fields: Unpack[RequestFields]
+    ) -> "GenerationRequest":
+        """A request for text, token ids or messages, or a copy of a request with `sampling` and `fields` in place of its own.
+
+        `fields` are fields of `Sampling`, each of which replaces one value of the sampling, and fields of this class.
+
+        Raises:
+            InvalidRequest: as the constructor does.
+            TypeError: `request` or `sampling` is of another type, or there is no such field.
+        """
         if sampling is not None and not isinstance(sampling, Sampling):
             raise wrong_type("sampling", "a Sampling or None", sampling)
-        if request is None or isinstance(request, (bytes, Mapping)):
-            raise wrong_type("request", "a GenerationRequest, a string or a sequence of token ids", request)
+        of_sampling, of_request = split_fields(fields)
+        if of_sampling:
+            base = sampling or (request.sampling if isinstance(request, GenerationRequest) else Sampling())
+            sampling = attrs.evolve(base, **of_sampling)
+        if sampling is not None:
+            of_request["sampling"] = sampling
         if not isinstance(request, GenerationRequest):
-            return cls(request, sampling=Sampling() if sampling is None else sampling)
-        return request if sampling is None else attrs.evolve(request, sampling=sampling)
+            return cls(**input_field(request), **of_request)
+        return attrs.evolve(request, **of_request) if of_request else request
 
     @property
     def prompt_field(self) -> str:
@@ -295,9 +285,13 @@ class Timeline:
     outcome: Outcome | None = None
     reason: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, by the names of the attributes."""
+        return plain(self)
+
 
 # The garbage collector need not count these two: nothing in them can refer to them, and there may be a quarter of a million of one answer.
-class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+class TokenLogprob(Result, frozen=True, gc=False):
     """One token's log probability, with the most likely alternatives, best first; None for a prompt's first token."""
 
     token_id: int
@@ -306,7 +300,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     top: tuple["TokenLogprob", ...] = ()
 
 
-class Delta(msgspec.Struct, frozen=True, gc=False):
+class Delta(Result, frozen=True, gc=False):
     """What has been generated since the last delta. The last one has a `finish_reason`: "stop" or "length".
 
     `text` may lag behind `token_ids` while a character or a stop string is incomplete. `logprobs` has one item for each token, and makes
@@ -324,7 +318,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     message: Message | None = None
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(Result, frozen=True):
     """Tokens that went in and came out. `cached_tokens` of the prompt were found in the engine's prefix cache."""
 
     prompt_tokens: int
@@ -332,9 +326,12 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
-class Completion(msgspec.Struct, frozen=True):
-    """A whole answer. `message` is its text taken apart, where the engine does that: reasoning, and calls of tools. `prompt_token_ids` are
-    there for a request with `return_prompt_ids`."""
+class Completion(Result, frozen=True):
+    """A whole answer, or the part of one that an error ended: its `finish_reason` is "abort".
+
+    `message` is its text taken apart, where the engine does that: reasoning, and calls of tools. `prompt_token_ids` are there for a request
+    with `return_prompt_ids`.
+    """
 
     request_id: str
     text: str

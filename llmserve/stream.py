@@ -6,11 +6,14 @@ import msgspec
 
 from llmserve.backlog import Backlog
 from llmserve.engine import EngineTimings
-from llmserve.errors import EngineDead, EngineError
+from llmserve.errors import EngineDead, EngineError, LLMServeError
 from llmserve.metrics import Observer
 from llmserve.request import Completion, Delta, Timeline, Usage
 from llmserve.tools import Reader, join
 from llmserve.wakeup import make_wakeup
+
+# The finish_reason of an answer that an error ended; vLLM has the same word.
+ABORTED = "abort"
 
 
 def _nothing() -> None:
@@ -136,15 +139,30 @@ class TokenStream:
         return msgspec.structs.replace(delta, message=join(messages))
 
     async def collect(self) -> Completion:
-        """Read to the end and return the whole answer. Raises as iterating does."""
+        """Read to the end and return the whole answer. Raises as iterating does; the error's `partial` is what has come before it."""
         whole = await self._rest()
+        if self.error is not None:
+            raise self._with_partial(self.error, whole)
         if whole is None or whole.finish_reason is None:
             raise EngineError("the engine ended the request without a finish reason")
+        return self._completion(whole, whole.finish_reason)
+
+    def _with_partial(self, error: Exception, whole: Delta | None) -> Exception:
+        if whole is None or not isinstance(error, LLMServeError):
+            return error
+        if isinstance(error, EngineDead):
+            # One object ends all streams of an engine, and an answer is its caller's alone.
+            error = EngineDead(str(error), for_good=error.for_good, stalled=error.stalled)
+            error.__cause__ = self.error
+        error.partial = self._completion(whole, ABORTED)
+        return error
+
+    def _completion(self, whole: Delta, finish_reason: str) -> Completion:
         return Completion(
             request_id=self.request_id,
             text=whole.text,
             token_ids=whole.token_ids,
-            finish_reason=whole.finish_reason,
+            finish_reason=finish_reason,
             usage=self.usage,
             stop_reason=whole.stop_reason,
             logprobs=whole.logprobs,
@@ -154,14 +172,20 @@ class TokenStream:
         )
 
     async def _rest(self) -> Delta | None:
-        """Everything until the end. Nothing is read before that, so that an engine that dies under it may begin again."""
+        """Everything until the end, also if that is an error. Nothing is read before the end, so that an answer may be begun again
+        when its engine dies."""
         self._require_reader()
         wake = self._wakeup.wake
         self._wake = lambda: wake() if self._ended else None
         while not self._ended:
             await self._wakeup.sleep()
-        self.raise_if_failed()
-        return self.take()
+        try:
+            return self.take()
+        except LLMServeError:
+            # An answer that was cut need not be one that its parser can read.
+            if self.error is None:
+                raise
+            return None
 
     def raise_if_failed(self) -> None:
         """Raise what ended the stream, if it was an error."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import attrs
-import msgspec
 
 from llmserve.errors import InvalidRequest
 from llmserve.json_schema import hold
+from llmserve.results import Result
 from llmserve.structured import MAX_CHARACTERS, as_json, check_schema
 
 # OpenAI's bounds of a request (its API reference, 2026).
@@ -55,7 +55,7 @@ class Tools:
             raise InvalidRequest("tool_choice names none of the tools", "tool_choice")
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(Result, frozen=True):
     """A call, or what is new of the call `index` in a stream: its `id` and `name` come once, pieces of the JSON `arguments` in turn."""
 
     index: int
@@ -64,7 +64,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(Result, frozen=True):
     """An answer taken apart, or what is new of it."""
 
     content: str = ""

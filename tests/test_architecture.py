@@ -3,8 +3,10 @@
 import ast
 import json
 import pathlib
+import pydoc
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -22,10 +24,20 @@ ALLOWED = {
     "llmserve.one_of": set(),
     "llmserve.json_schema": {"llmserve.derivations", "llmserve.one_of", "llmserve.patterns"},
     "llmserve.held": {"llmserve.errors", "llmserve.json_schema", "llmserve.patterns", "llmserve.structured"},
-    "llmserve.tools": {"llmserve.errors", "llmserve.json_schema", "llmserve.structured"},
+    "llmserve.results": set(),
+    "llmserve.tools": {"llmserve.errors", "llmserve.json_schema", "llmserve.results", "llmserve.structured"},
     "llmserve.bounds": {"llmserve.errors"},
     "llmserve.template": {"llmserve.errors"},
-    "llmserve.request": {"llmserve.bounds", "llmserve.errors", "llmserve.structured", "llmserve.template", "llmserve.tools"},
+    "llmserve.inputs": {"llmserve.bounds"},
+    "llmserve.request": {
+        "llmserve.bounds",
+        "llmserve.errors",
+        "llmserve.inputs",
+        "llmserve.results",
+        "llmserve.structured",
+        "llmserve.template",
+        "llmserve.tools",
+    },
     "llmserve.config": {"llmserve.errors"},
     "llmserve.logprobs": {"llmserve.request"},
     "llmserve.backlog": {"llmserve.logprobs", "llmserve.request"},
@@ -213,10 +225,24 @@ def test_every_module_imports_by_itself(importer, name):
     assert json.loads(importer.stdout.readline()) == ""
 
 
-def test_the_public_names_are_exactly_those_listed():
+def test_the_package_s_page_lists_exactly_the_public_names():
     exported = {name for name, value in vars(llmserve).items() if not name.startswith("_") and not isinstance(value, type(ast))}
-    assert exported == set(llmserve.__all__)
-    assert len(set(llmserve.__all__)) == len(llmserve.__all__)
+    groups = llmserve.__doc__.split("The names")[1].split("Importing this")[0].splitlines()[1:]
+    listed = [name for line in groups for name in line[17:].replace(",", "").split()]
+    assert listed[0] == "EngineManager"
+    assert sorted(listed) == sorted(exported)
+
+
+def test_the_package_s_help_is_a_page():
+    page = pydoc.plain(pydoc.render_doc(llmserve))
+    assert "EngineManager.open(" in page[:600]
+    assert len(page.splitlines()) < 150
+
+
+def test_the_package_s_example_runs(capsys):
+    lines = llmserve.__doc__.split("without a model:")[1].split("The names")[0]
+    exec(textwrap.dedent(lines), {"__name__": "__main__"})
+    assert "Usage(prompt_tokens=" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")

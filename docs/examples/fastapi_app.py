@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
-from llmserve import EngineManager, GenerationRequest, InvalidRequest, Overloaded, Sampling, TokenStream
+from llmserve import EngineManager, InvalidRequest, Overloaded, TokenStream
 
 
 @asynccontextmanager
@@ -28,10 +28,6 @@ class Question(BaseModel):
     prompt: str
     max_tokens: int = Field(default=64, ge=1)
 
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(max_tokens=self.max_tokens)
-
 
 def manager_of(request: Request) -> EngineManager:
     manager: EngineManager = request.app.state.manager
@@ -43,13 +39,12 @@ Manager = Annotated[EngineManager, Depends(manager_of)]
 
 @app.post("/answers")
 async def answer(question: Question, manager: Manager) -> dict[str, object]:
-    completion = await manager.generate(question.prompt, sampling=question.sampling)
-    return {"text": completion.text, "tokens": len(completion.token_ids), "finish_reason": completion.finish_reason}
+    return (await manager.generate(question.prompt, max_tokens=question.max_tokens)).to_dict()
 
 
 async def opened(question: Question, manager: Manager) -> AsyncIterator[TokenStream]:
     # FastAPI leaves it when the response has ended or its client has left. A refusal comes before the response, and so is a status.
-    async with manager.stream(GenerationRequest(question.prompt, sampling=question.sampling)) as stream:
+    async with manager.stream(question.prompt, max_tokens=question.max_tokens) as stream:
         yield stream
 
 

@@ -1,6 +1,7 @@
 """Who runs, who waits, who is refused. Synchronous: no clock, no event loop, no I/O; the time comes in as an argument."""
 
 from llmserve.admission.build import build_admission as build_admission
+from llmserve.admission.build import separate as separate
 from llmserve.admission.controller import AdmissionController as AdmissionController
 from llmserve.admission.decisions import Decision as Decision
 from llmserve.admission.lategate import LateGate as LateGate
@@ -20,5 +21,5 @@ from llmserve.admission.ticket import wake as wake
 
 __all__ = (
     "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineFacts", "FixedLimit", "LateGate", "Policy", "Refusal",
-    "Refused", "Tally", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "wake",
+    "Refused", "Tally", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "separate", "wake",
 )  # fmt: skip

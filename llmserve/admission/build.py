@@ -1,10 +1,14 @@
 """From what an operator decided, and what the engine can batch, to a controller."""
 
+from typing import cast
+
 from llmserve.admission.controller import AdmissionController
 from llmserve.admission.lategate import LateGate
 from llmserve.admission.policies import FixedLimit, Policy, Unlimited
+from llmserve.admission.seam import Admission
 from llmserve.admission.tenants import Tenants
 from llmserve.config import SLO, AdmissionConfig
+from llmserve.errors import ConfigurationError
 
 # A limit of exactly what the engine batches would leave it a place short until the next request comes over: with an eighth
 # more, the successor waits inside the engine when one finishes.
@@ -13,17 +17,49 @@ HEADROOM = 8
 LINE = 4
 
 
-def build_admission(config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None = None) -> AdmissionController:
-    """A controller for an engine that batches `max_num_seqs` sequences; see `AdmissionConfig` for what None means."""
-    limit = config.max_running
-    policy: Policy
-    if limit is None and slo != SLO():
-        policy = LateGate(slo, max_num_seqs, max_num_batched_tokens, config.max_wait)
-        limit = policy.limit
+ACCEPTED = "a policy, such as FixedLimit(8) or Unlimited(), an object with the methods of Admission, or None"
+
+
+def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> tuple[Admission | None, Policy | None]:
+    """What a manager is given, as one or the other.
+
+    Raises:
+        TypeError: it is neither; the message names what is accepted.
+        ConfigurationError: it is a policy, and `config` has a limit too.
+    """
+    if admission is None:
+        return None, None
+    if not isinstance(admission, type):
+        if all(hasattr(admission, name) for name in ("screen", "offer", "leave", "give_up")):
+            return cast("Admission", admission), None
+        if all(hasattr(admission, name) for name in ("weigh", "holds", "started", "left")):
+            if config.max_running is not None:
+                raise ConfigurationError("admission= is a policy, which has its own limit: leave out max_running of AdmissionConfig")
+            return None, cast("Policy", admission)
+    words = f"the class {admission.__name__}" if isinstance(admission, type) else type(admission).__name__
+    raise TypeError(f"admission must be {ACCEPTED}, not {words}; an AdmissionConfig belongs into ManagerConfig(admission=...)")
+
+
+def build_admission(
+    config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None = None, policy: Policy | None = None
+) -> AdmissionController:
+    """A controller for an engine that batches `max_num_seqs` sequences; see `AdmissionConfig` for what None means. A `policy` is taken
+    as it is."""
+    if policy is None:
+        policy, limit = _policy(config, slo, max_num_seqs, max_num_batched_tokens)
     else:
-        max_wait = config.max_wait if slo.ttft is None else min(config.max_wait, slo.ttft)
-        if limit is None:
-            limit = max_num_seqs + max(1, max_num_seqs // HEADROOM)
-        policy = FixedLimit(limit=limit, max_wait=max_wait) if limit else Unlimited(max_wait=max_wait)
+        limit = max_num_seqs if policy.limit is None else policy.limit
     max_waiting = LINE * limit if config.max_waiting is None else config.max_waiting
     return AdmissionController(policy, max_waiting=max_waiting, max_wait=config.max_wait, tenants=Tenants(config.table))
+
+
+def _policy(config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None) -> tuple[Policy, int]:
+    """And the limit that the line's length is counted in."""
+    limit = config.max_running
+    if limit is None and slo != SLO():
+        gate = LateGate(slo, max_num_seqs, max_num_batched_tokens, config.max_wait)
+        return gate, gate.limit
+    max_wait = config.max_wait if slo.ttft is None else min(config.max_wait, slo.ttft)
+    if limit is None:
+        limit = max_num_seqs + max(1, max_num_seqs // HEADROOM)
+    return (FixedLimit(limit, max_wait=max_wait) if limit else Unlimited(max_wait=max_wait)), limit

@@ -104,7 +104,7 @@ class Policy(Protocol):
 class CountingPolicy:
     """A policy that counts heads and is told nothing else. `max_wait` is in seconds."""
 
-    max_wait: float = math.inf
+    max_wait: float = attrs.field(default=math.inf, kw_only=True)
     counting: None = attrs.field(default=None, init=False)
     margin: None = attrs.field(default=None, init=False)
     step_seconds: None = attrs.field(default=None, init=False)
@@ -136,7 +136,7 @@ class CountingPolicy:
 
 @attrs.define
 class FixedLimit(CountingPolicy):
-    """At most `limit` at once."""
+    """At most `limit` at once: `FixedLimit(8)`. Those that wait longer than `max_wait` seconds are refused."""
 
     limit: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     name: str = "fixed"

@@ -33,6 +33,7 @@ from llmserve.engines.vllm_core import PROCESS_NAMES, CoreClient, interrupts_blo
 from llmserve.engines.vllm_end import END_SECONDS, discard, end, release, set_heap_aside
 from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
+from llmserve.engines.vllm_log import quiet
 from llmserve.engines.vllm_metrics import make_stat_loggers
 from llmserve.engines.vllm_outputs import Receiver, brief, translate
 from llmserve.engines.vllm_params import check_version_for, sampling_params
@@ -135,7 +136,7 @@ class VLLMEngine:
         guard = self._guard = Guard() if client is None else None
         try:
             # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
-            llm = await start_in_thread(partial(self._build, client, guard), end=self.kill, discard=discard)
+            llm = await start_in_thread(partial(quiet()(self._build), client, guard), end=self.kill, discard=discard)
             try:
                 structured = llm.vllm_config.structured_outputs_config
                 grammars = Grammars(self._vocabulary, free_space=not structured.disable_any_whitespace)

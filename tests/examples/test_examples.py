@@ -75,8 +75,8 @@ def _texts(cell):
 
 def test_a_fastapi_application(run):
     answered, streamed, invalid, refused, before, after = run("-c", FASTAPI).splitlines()
-    assert answered.startswith('200 application/json {"text":"')
-    assert '"tokens":5' in answered
+    assert answered.startswith('200 application/json {"request_id":"')
+    assert '"completion_tokens":5' in answered
     assert streamed.startswith("200 text/plain")
     for line in (invalid, refused):
         assert line.startswith("400 application/json")

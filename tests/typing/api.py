@@ -61,3 +61,20 @@ class Counting:
 
 
 observers: list[Observer] = [Counting()]
+
+
+async def inputs(manager: EngineManager) -> None:
+    token, sampling = CancellationToken(), Sampling(max_tokens=4)
+    messages = [{"role": "user", "content": "hello"}]
+    assert_type(await manager.generate("hello", sampling, token), Completion)
+    assert_type(await manager.generate(messages, token, sampling=sampling), Completion)
+    assert_type(await manager.generate([1, 2], max_tokens=5, stop="x", deadline=2.0, tenant="web"), Completion)
+    async with manager.stream("hello", sampling, token=token) as stream:
+        assert_type(stream, TokenStream)
+    async with manager.stream(messages, temperature=0) as stream:
+        assert_type(await stream.collect(), Completion)
+    await manager.generate("hello", max_token=5)  # type: ignore[call-overload]
+    await manager.generate("hello", max_tokens="5")  # type: ignore[call-overload]
+    await manager.generate({"role": "user"})  # type: ignore[call-overload]
+    manager.stream("hello", 5)  # type: ignore[call-overload]
+    assert_type(GenerationRequest.of(messages, max_tokens=5), GenerationRequest)

@@ -1,0 +1,41 @@
+"""A policy given to a manager decides what runs."""
+
+import pytest
+
+from llmserve import AdmissionConfig, ConfigurationError, EngineManager, FixedLimit, ManagerConfig, Unlimited
+from llmserve.admission import AdmissionController
+from llmserve.engines.simulated import SimulatedEngine
+
+pytestmark = pytest.mark.anyio
+
+
+def constructed(admission, config=None):
+    return EngineManager(SimulatedEngine(), config, admission=admission)
+
+
+def opened(admission, config=None):
+    return EngineManager.open(engine="simulated", config=config, admission=admission)
+
+
+@pytest.mark.parametrize("make", [constructed, opened])
+@pytest.mark.parametrize(
+    ("admission", "limit", "max_waiting"),
+    [(FixedLimit(2), 2, 8), (Unlimited(), None, 64), (AdmissionController(FixedLimit(3), max_waiting=5), 3, 5)],
+)
+async def test_a_policy_is_accepted(make, admission, limit, max_waiting):
+    async with make(admission) as manager:
+        assert (await manager.generate("hello", max_tokens=2)).token_ids
+        statistics = manager.statistics().admission
+        assert (statistics.limit, statistics.max_waiting) == (limit, max_waiting)
+
+
+@pytest.mark.parametrize("make", [constructed, opened])
+@pytest.mark.parametrize("admission", [2, "fixed", FixedLimit, AdmissionConfig(max_running=2), object()])
+def test_anything_else_is_a_type_error_that_names_what_is_accepted(make, admission):
+    with pytest.raises(TypeError, match=r"FixedLimit\(8\) or Unlimited\(\), an object with the methods of Admission, or None, not"):
+        make(admission)
+
+
+def test_two_limits_are_refused():
+    with pytest.raises(ConfigurationError, match="max_running"):
+        constructed(FixedLimit(2), ManagerConfig(admission=AdmissionConfig(max_running=4)))

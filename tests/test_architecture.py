@@ -55,6 +55,7 @@ ALLOWED = {
         "llmserve.engines",
         "llmserve.engine",
         "llmserve.errors",
+        "llmserve.heap",
         "llmserve.held",
         "llmserve.json_schema",
         "llmserve.models",

@@ -29,7 +29,7 @@ from llmserve.engines.vllm_adapters import ARGUMENT, Adapters
 from llmserve.engines.vllm_args import build_engine_args, check_version, require_asyncio, version
 from llmserve.engines.vllm_constrained import Constrained
 from llmserve.engines.vllm_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
-from llmserve.engines.vllm_end import END_SECONDS, discard, end, release, set_heap_aside
+from llmserve.engines.vllm_end import END_SECONDS, discard, end
 from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_metrics import make_stat_loggers
@@ -40,6 +40,7 @@ from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_too
 from llmserve.engines.vllm_trials import params as grammar_params
 from llmserve.engines.vllm_trials import vocabulary
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
+from llmserve.heap import release, set_heap_aside
 from llmserve.held import held
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling

@@ -1,6 +1,5 @@
-"""The end of vLLM's AsyncLLM, and what this process holds for it. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
+"""The end of vLLM's AsyncLLM. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
 
-import gc
 from typing import TYPE_CHECKING
 
 import anyio
@@ -37,18 +36,3 @@ def discard(llm: "AsyncLLM") -> None:
     """One that no task waits for any more, in the thread that made it: it has no task yet. Its processes have been killed."""
     llm.shutdown()
     _close_context(llm)
-
-
-def set_heap_aside() -> None:
-    """What is there when the engine is up stays for as long as it is, and is not looked through for garbage meanwhile.
-
-    vLLM and what it imports leave 620,000 objects; a full collection of them stops the event loop, and with it every stream, for 0.3 s.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def release() -> None:
-    """The engine is gone: so are the objects that refer to each other in a circle, and the descriptors and threads that they hold."""
-    gc.unfreeze()
-    gc.collect()

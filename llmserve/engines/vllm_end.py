@@ -18,12 +18,18 @@ CONTEXT_SECONDS = 1.0
 
 async def end(llm: "AsyncLLM") -> None:
     """Let its processes end, and close its sockets. A core that takes longer than END_SECONDS is killed."""
+    import zmq
+
     # First, or it logs the engine's end as a failure of its own.
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await anyio.to_thread.run_sync(llm.shutdown, END_SECONDS)
-    # vLLM has left it to this loop to close the sockets, and leaves their context, with its threads, to the garbage collector. The context
-    # waits for sockets that are still open.
+    # A core's death begins vLLM's own end in a thread, which `shutdown` does not wait for and which closes the sockets last. Those that are
+    # open when their context ends raise an error in each turn of the loop. Only the loop may close them.
+    for socket in vars(llm.engine_core.resources).values():
+        if isinstance(socket, zmq.Socket):
+            socket.close(linger=0)
+    # vLLM leaves their context, with its threads, to the garbage collector.
     with anyio.move_on_after(CONTEXT_SECONDS):
         await start_in_thread(lambda _: _close_context(llm))
 

@@ -22,7 +22,6 @@ from frontends.decoding import BodyReader
 from frontends.errors import ErrorBody, HTTPFailure, describe
 from frontends.event_stream import KEEPALIVE_SECONDS, EventStream
 from frontends.flush import MAX_HOLD, FlushScheduler
-from frontends.heap import return_free_pages
 from frontends.http.departure import Departure
 from frontends.http.form import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, expect_later, take
 from frontends.http.hosts import answer_to
@@ -41,6 +40,7 @@ from frontends.sizes import check_answer
 from frontends.turns import Turns
 from frontends.wanted import Wanted, renamed
 from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, State, TokenStream, Unavailable
+from llmserve.heap import return_free_pages
 from llmserve.state import unavailable
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from frontends.access import Access
 from frontends.door import raise_descriptor_limit
 from frontends.exposure import VLLM_FLOOR, below_floor, carried
 from frontends.hangup import expect_hangups, reload_or_end
-from frontends.heap import set_modules_aside
 from frontends.listeners import CannotListen
 from frontends.operator_log import add_log_options, configure, is_json
 from frontends.options import add_options, engine_args, manager_config
@@ -29,6 +28,7 @@ from frontends.telemetry import telemetry
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
 from llmserve.admission import AdmissionStatistics
 from llmserve.engines.vllm_args import version
+from llmserve.heap import set_heap_aside
 from llmserve.models import BUNDLED, is_local, resolve
 from llmserve.starting import left_alone, start_in_thread
 
@@ -51,7 +51,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     expect_hangups()
     raise_descriptor_limit()
     prepare_environment(options)
-    set_modules_aside()
+    set_heap_aside()
     try:
         check_start(options)
         leave(anyio.run(serve, options, backend_options=BACKEND))

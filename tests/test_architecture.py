@@ -68,6 +68,7 @@ ALLOWED = {
         "llmserve.engines",
         "llmserve.engine",
         "llmserve.errors",
+        "llmserve.heap",
         "llmserve.held",
         "llmserve.json_schema",
         "llmserve.model_folder",

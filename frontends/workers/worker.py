@@ -20,7 +20,6 @@ from frontends.access import Access
 from frontends.aiohttp_app import build_app
 from frontends.door import Door, raise_descriptor_limit
 from frontends.files import reread
-from frontends.heap import set_modules_aside
 from frontends.http.departure import PART_SECONDS, Departure
 from frontends.http.hosts import allowed_hosts
 from frontends.http.load import check_of
@@ -61,6 +60,7 @@ from frontends.workers.remote import RemoteAdmission
 from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
 from llmserve.engines import create_engine
 from llmserve.engines.vllm_core import CoreClient
+from llmserve.heap import set_heap_aside
 
 # How often the owner hears how many connections are open here.
 LOAD_SECONDS = 0.05
@@ -86,7 +86,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
     raise_descriptor_limit()
     attach()
     worker = Worker(options, handed)
-    set_modules_aside()
+    set_heap_aside()
     anyio.run(worker.run, channel, backend_options=BACKEND)
 
 

@@ -30,7 +30,7 @@ from llmserve.engines.vllm_args import build_engine_args, check_version, require
 from llmserve.engines.vllm_checks import check_host, check_model
 from llmserve.engines.vllm_constrained import Constrained
 from llmserve.engines.vllm_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
-from llmserve.engines.vllm_end import END_SECONDS, discard, end, release, set_heap_aside
+from llmserve.engines.vllm_end import END_SECONDS, discard, end
 from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm_grammars import Grammars
 from llmserve.engines.vllm_log import quiet
@@ -43,6 +43,7 @@ from llmserve.engines.vllm_steps import CoreSteps
 from llmserve.engines.vllm_tools import Parsers, check_tool_parser, template_tools
 from llmserve.engines.vllm_trials import vocabulary
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
+from llmserve.heap import release, set_heap_aside
 from llmserve.held import held
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling

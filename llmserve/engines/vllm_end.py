@@ -1,6 +1,5 @@
-"""The end of vLLM's AsyncLLM, and what this process holds for it. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
+"""The end of vLLM's AsyncLLM. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
 
-import gc
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,12 +18,18 @@ CONTEXT_SECONDS = 1.0
 
 async def end(llm: "AsyncLLM") -> None:
     """Let its processes end, and close its sockets. A core that takes longer than END_SECONDS is killed."""
+    import zmq
+
     # First, or it logs the engine's end as a failure of its own.
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await anyio.to_thread.run_sync(llm.shutdown, END_SECONDS)
-    # vLLM has left it to this loop to close the sockets, and leaves their context, with its threads, to the garbage collector. The context
-    # waits for sockets that are still open.
+    # A core's death begins vLLM's own end in a thread, which `shutdown` does not wait for and which closes the sockets last. Those that are
+    # open when their context ends raise an error in each turn of the loop. Only the loop may close them.
+    for socket in vars(llm.engine_core.resources).values():
+        if isinstance(socket, zmq.Socket):
+            socket.close(linger=0)
+    # vLLM leaves their context, with its threads, to the garbage collector.
     with anyio.move_on_after(CONTEXT_SECONDS):
         await start_in_thread(lambda _: _close_context(llm))
 
@@ -37,18 +42,3 @@ def discard(llm: "AsyncLLM") -> None:
     """One that no task waits for any more, in the thread that made it: it has no task yet. Its processes have been killed."""
     llm.shutdown()
     _close_context(llm)
-
-
-def set_heap_aside() -> None:
-    """What is there when the engine is up stays for as long as it is, and is not looked through for garbage meanwhile.
-
-    vLLM and what it imports leave 620,000 objects; a full collection of them stops the event loop, and with it every stream, for 0.3 s.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def release() -> None:
-    """The engine is gone: so are the objects that refer to each other in a circle, and the descriptors and threads that they hold."""
-    gc.unfreeze()
-    gc.collect()

@@ -31,10 +31,11 @@ async def test_two_cores_have_the_room_of_two_and_die_as_one():
         async with anyio.create_task_group() as tasks:
             for number in range(2 * SLOTS):
                 tasks.start_soon(read, number)
-            # More run than one core alone lets run. vLLM chooses the core by counts up to 0.1 s old, so that one may get four of them.
-            with anyio.fail_after(60):
-                while manager.statistics().engine.running <= SLOTS:
+            # All of them run, which one core alone would not let them.
+            with anyio.fail_after(30):
+                while manager.statistics().engine.running < 2 * SLOTS:
                     await anyio.sleep(0.05)
+            assert manager.statistics().engine.waiting == 0
             cores[1].kill()
         assert len(ended) == 2 * SLOTS
     assert not any(core.is_running() and core.status() != psutil.STATUS_ZOMBIE for core in cores)

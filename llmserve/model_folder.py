@@ -53,10 +53,12 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _indexed(path: Path, index: dict[str, Any]) -> list[Path]:
     """The files that hold the weights, where there are several."""
     shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ConfigurationError(f"the model's file {path} has no weight_map: copy or download it again")
-    files = [path.with_name(name) for name in sorted(set(shards.values()))]
-    missing = [file.name for file in files if not file.is_file()]
+    # A name may be a path below the folder.
+    names = sorted(set(shards.values()))
+    files = [path.parent / name for name in names]
+    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if missing:
         named = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
         raise ConfigurationError(f"the model folder {path.parent} lacks {named} of the {len(files)} files that {path.name} lists")
@@ -74,9 +76,8 @@ def _check_safetensors(path: Path) -> None:
             size = path.stat().st_size
             length = struct.unpack_from("<Q", begin)[0] if len(begin) >= struct.calcsize("<Q") else size
             if length > min(size, MAX_HEADER):
-                raise ConfigurationError(
-                    f"{damaged}: their header is longer than the file, which has {size:,} bytes; copy or download it again"
-                )
+                longer = f"the file, which has {size:,} bytes" if length > size else f"the {MAX_HEADER:,} bytes that the format allows"
+                raise ConfigurationError(f"{damaged}: their header is longer than {longer}; copy or download it again")
             file.seek(struct.calcsize("<Q"))
             header = json.loads(file.read(length))
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]

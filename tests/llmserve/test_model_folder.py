@@ -67,7 +67,7 @@ def test_a_header_of_any_length_is_not_read_into_memory(folder):
     with (folder / "model.safetensors").open("r+b") as file:
         file.write(struct.pack("<Q", 2**40))
         file.truncate(2**41)
-    with pytest.raises(ConfigurationError, match="are damaged"):
+    with pytest.raises(ConfigurationError, match="are damaged: their header is longer than the 100,000,000 bytes that the format allows"):
         check_folder(folder)
 
 
@@ -103,7 +103,23 @@ def test_each_file_of_an_index_must_be_there_and_only_those_are_checked(folder):
     check_folder(folder)
 
 
-@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
+def test_an_index_may_name_files_in_folders_below(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "part/model.safetensors"}}))
+    with pytest.raises(ConfigurationError, match=r"lacks part/model\.safetensors of the 1 files"):
+        check_folder(folder)
+    (folder / "part").mkdir()
+    (folder / "part/model.safetensors").write_bytes(safetensors([10]))
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "\0"])
+def test_an_index_that_names_no_file_is_an_error_of_ours(folder, name):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ConfigurationError, match="of the 1 files that"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 1}}])
 def test_an_index_without_a_map_is_named(folder, index):
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(ConfigurationError, match="has no weight_map"):

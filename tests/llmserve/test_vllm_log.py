@@ -5,19 +5,20 @@ import os
 
 import pytest
 
-from llmserve.engines.vllm_log import CHOICES, LEVEL, is_chosen, quiet
+from llmserve.engines import vllm_log
+from llmserve.engines.vllm_log import CHOICES, LEVEL, WARNINGS, quiet
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_chosen(monkeypatch):
-    for name in CHOICES:
+    for name in (*CHOICES, WARNINGS):
         monkeypatch.delenv(name, raising=False)
     level = logging.getLogger("vllm").level
     logging.getLogger("vllm").setLevel(logging.NOTSET)
-    is_chosen.cache_clear()
+    vllm_log._has_level.cache_clear()
     yield
     logging.getLogger("vllm").setLevel(level)
-    is_chosen.cache_clear()
+    vllm_log._has_level.cache_clear()
 
 
 def test_errors_by_default_and_only_during_a_start():
@@ -43,3 +44,30 @@ def test_a_level_of_the_programs_own_is_a_choice():
     logging.getLogger("vllm").setLevel(logging.DEBUG)
     with quiet():
         assert LEVEL not in os.environ
+
+
+def test_a_choice_after_the_first_start_counts_and_is_kept(monkeypatch):
+    with quiet():
+        pass
+    monkeypatch.setenv(LEVEL, "DEBUG")
+    with quiet():
+        assert os.environ[LEVEL] == "DEBUG"
+    assert os.environ[LEVEL] == "DEBUG"
+
+
+def test_a_choice_during_a_start_is_kept(monkeypatch):
+    with quiet():
+        monkeypatch.setenv(LEVEL, "DEBUG")
+    assert os.environ[LEVEL] == "DEBUG"
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_starts_that_overlap_are_all_quiet_and_leave_nothing(first_to_end):
+    before = dict(os.environ)
+    starts = [quiet(), quiet()]
+    for start in starts:
+        start.__enter__()
+    starts.pop(first_to_end).__exit__(None, None, None)
+    assert os.environ[LEVEL] == "ERROR"
+    starts.pop().__exit__(None, None, None)
+    assert dict(os.environ) == before

@@ -121,6 +121,9 @@ class EngineDead(EngineError):
     """The engine's process is gone, or it makes no progress. `for_good`: it will not be started again. `stalled`: it was killed because it
     made no step."""
 
+    # Also for an error of another process, which a wire brings without them.
+    for_good = stalled = False
+
     def __init__(self, message: str, *, for_good: bool = False, stalled: bool = False) -> None:
         super().__init__(message)
         self.for_good = for_good

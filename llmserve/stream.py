@@ -1,5 +1,6 @@
 """TokenStream: the deltas of one request, from the engine that pushes to the caller who reads. Knows neither of them."""
 
+import copy
 from collections.abc import Callable
 
 import msgspec
@@ -152,7 +153,7 @@ class TokenStream:
             return error
         if isinstance(error, EngineDead):
             # One object ends all streams of an engine, and an answer is its caller's alone.
-            error = EngineDead(str(error), for_good=error.for_good, stalled=error.stalled)
+            error = copy.copy(error)
             error.__cause__ = self.error
         error.partial = self._completion(whole, ABORTED)
         return error

@@ -1,0 +1,112 @@
+"""What the raw socket's client makes of errors."""
+
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from engines import ScriptedEngine
+from socket_support import running_socket
+
+from frontends.frames import Error
+from frontends.frames_errors import to_exception, to_frame
+from frontends.socket_client import SocketClient
+from llmserve import (
+    CancellationToken,
+    DeadlineExceeded,
+    Delta,
+    EngineDead,
+    EngineError,
+    ManagerConfig,
+    RequestCancelled,
+    RestartConfig,
+    Unavailable,
+)
+
+
+@asynccontextmanager
+async def after_two_tokens(token=None):
+    """A server, its client, the engine's sink of an open stream, and that stream, when two of its tokens have reached the client."""
+    engine = ScriptedEngine()
+    config = ManagerConfig(restart=RestartConfig(most=0))
+    async with (
+        running_socket(engine=engine, config=config) as served,
+        SocketClient(served.addresses[0]) as client,
+        client.stream("hi", token=token, max_tokens=50) as stream,
+    ):
+        (sink,) = engine.sinks.values()
+        sink.put(Delta("a", (1,)))
+        sink.put(Delta("b", (2,)))
+        with anyio.fail_after(60):
+            while stream.usage.completion_tokens < 2:
+                await anyio.sleep(0.001)
+        yield served, client, sink, stream
+
+
+async def ended(stream, kind):
+    with pytest.raises(kind) as caught:
+        await stream.collect()
+    return caught.value
+
+
+def check(partial):
+    assert (partial.text, partial.token_ids, partial.finish_reason) == ("ab", (1, 2), "abort")
+    assert (partial.usage.prompt_tokens, partial.usage.completion_tokens) == (2, 2)
+
+
+async def test_a_token_leaves_the_output_so_far():
+    token = CancellationToken()
+    async with after_two_tokens(token) as (served, _, _, stream):
+        token.cancel("enough")
+        check((await ended(stream, RequestCancelled)).partial)
+        await served.quiet()
+
+
+async def test_a_lost_connection_leaves_the_output_so_far():
+    async with after_two_tokens() as (_, client, _, stream):
+        client.wire.transport.abort()
+        check((await ended(stream, EngineDead)).partial)
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded(2.0), EngineError("bad luck")])
+async def test_an_error_of_the_server_s_leaves_the_output_so_far(error):
+    async with after_two_tokens() as (_, _, sink, stream):
+        sink.fail(error)
+        found = await ended(stream, type(error))
+        assert str(found) == str(error)
+        check(found.partial)
+
+
+async def test_a_server_that_stops_leaves_the_output_so_far():
+    async with after_two_tokens() as (served, _, _, stream):
+        served.manager.cancel_all("stopping")
+        check((await ended(stream, Unavailable)).partial)
+
+
+async def test_the_death_of_the_server_s_engine_leaves_the_output_so_far():
+    async with after_two_tokens() as (served, _, _, stream):
+        served.manager.engine.kill()
+        check((await ended(stream, EngineDead)).partial)
+
+
+async def test_output_that_came_just_before_the_error_is_in_it():
+    """Both are in one write of the server's."""
+    async with after_two_tokens() as (_, _, sink, stream):
+        sink.put(Delta("c", (3,)))
+        sink.fail(EngineError("bad luck"))
+        assert (await ended(stream, EngineError)).partial.text == "abc"
+
+
+async def test_what_was_read_before_is_not_in_it():
+    async with after_two_tokens() as (_, _, sink, stream):
+        await anext(stream)
+        sink.put(Delta("c", (3,)))
+        sink.fail(EngineError("bad luck"))
+        assert (await ended(stream, EngineError)).partial.text == "c"
+
+
+def test_an_engine_s_death_has_its_attributes_after_the_wire():
+    found = to_exception(to_frame(1, EngineDead("it died", for_good=True, stalled=True)))
+    assert type(found) is EngineDead
+    # The wire does not carry them, and a client finds no attribute missing.
+    assert (found.for_good, found.stalled) == (False, False)
+    assert to_exception(Error(1, "EngineDead", "it died", {})).for_good is False

@@ -42,10 +42,13 @@ WINDOW = 256
 CONNECT_SECONDS = 10.0
 # A server ends connections that send nothing for 300 s.
 PING_SECONDS = 100.0
+# Fields that the wire does not have and that change the answer.
+NOT_CARRIED = ("tools", "template_kwargs", "return_prompt_ids")
 
 
 class SocketClient(Generation):
-    """One connection, for any number of streams at once. `stream()` and `generate()` are as an `EngineManager` has them.
+    """One connection, for any number of streams. `stream()` and `generate()` are an `EngineManager`'s; fields of `NOT_CARRIED` are
+    refused, the server chooses `request_id`, and nothing calls `on_arrival`. `partial` of an error is the output that had come here.
 
     Args:
         address: tcp://host:port, tls://host:port or unix:///path.
@@ -326,7 +329,10 @@ class Wire(asyncio.Protocol):
 
 
 def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict[str, Any]:
-    """The body of POST /generate for a request; `deadline` is a reading of the clock, as a token has it."""
+    """The body of POST /generate for a request; `deadline` is a reading of the clock, as a token has it. Raises InvalidRequest."""
+    for name in NOT_CARRIED:
+        if getattr(request, name):
+            raise InvalidRequest(f"the raw socket does not carry {name}: leave it out", name)
     left = math.inf if request.deadline is None else request.deadline
     left = min(left, max(0.001, deadline - time.monotonic()))
     constraint = request.sampling.structured_outputs

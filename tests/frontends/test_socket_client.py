@@ -1,4 +1,4 @@
-"""What the raw socket's client makes of errors."""
+"""What the raw socket's client makes of errors and of requests that its wire does not have."""
 
 from contextlib import asynccontextmanager
 
@@ -9,16 +9,18 @@ from socket_support import running_socket
 
 from frontends.frames import Error
 from frontends.frames_errors import to_exception, to_frame
-from frontends.socket_client import SocketClient
+from frontends.socket_client import NOT_CARRIED, SocketClient
 from llmserve import (
     CancellationToken,
     DeadlineExceeded,
     Delta,
     EngineDead,
     EngineError,
+    InvalidRequest,
     ManagerConfig,
     RequestCancelled,
     RestartConfig,
+    Tools,
     Unavailable,
 )
 
@@ -110,3 +112,14 @@ def test_an_engine_s_death_has_its_attributes_after_the_wire():
     # The wire does not carry them, and a client finds no attribute missing.
     assert (found.for_good, found.stalled) == (False, False)
     assert to_exception(Error(1, "EngineDead", "it died", {})).for_good is False
+
+
+@pytest.mark.parametrize("name", NOT_CARRIED)
+async def test_a_field_that_the_wire_does_not_have_is_refused_by_name(name):
+    fields = {"tools": Tools(functions=({"name": "f"},)), "template_kwargs": {"enable_thinking": False}, "return_prompt_ids": True}
+    async with running_socket() as served, SocketClient(served.addresses[0]) as client:
+        with pytest.raises(InvalidRequest, match=f"the raw socket does not carry {name}") as caught:
+            await client.generate([{"role": "user", "content": "hi"}], max_tokens=1, **{name: fields[name]})
+        assert caught.value.param == name
+        # The connection goes on.
+        assert (await client.generate("hi", max_tokens=1)).usage.completion_tokens == 1

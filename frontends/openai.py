@@ -169,6 +169,12 @@ def _nth(sampling: Sampling, number: int) -> Sampling:
     return attrs.evolve(sampling, seed=(sampling.seed + number + 2**63) % 2**64 - 2**63)
 
 
+def _without_prompt(request: GenerationRequest) -> GenerationRequest:
+    if request.sampling.prompt_logprobs is None and not request.return_prompt_ids:
+        return request
+    return attrs.evolve(request, sampling=attrs.evolve(request.sampling, prompt_logprobs=None), return_prompt_ids=False)
+
+
 class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions. `prompt` is text or token ids, or a list of either."""
 
@@ -241,7 +247,9 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
         with renamed(**self.names()):
             prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
-            return self.requests([prompt], sampling, caller, adapter)
+            first, *others = self.requests([prompt], sampling, caller, adapter)
+        # The answer has the one prompt's ids and logprobs once, so the engine need not compute them for each choice.
+        return [first, *map(_without_prompt, others)]
 
     def extras(self) -> dict[str, bool]:
         return {"reasoning": self.include_reasoning is not False}

@@ -278,8 +278,8 @@ class ChatAnswerer(Answerer):
         return super()._leave_holes(answer, completions) + self._leave_prompt_hole(answer, completions[0])
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
-        # All choices have one prompt, whose ids stand in the first event alone.
-        prompt = self._prompts.get(index)
+        # All choices have one prompt, whose ids the first choice has, and which stand in the first event alone.
+        prompt = self._prompts.get(0)
         self._prompts.clear()
         choice = ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)
         return self._event(choice, None if usage is None else _prompt_alone(usage), prompt)

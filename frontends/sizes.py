@@ -83,11 +83,13 @@ def check_answer(requests: Sequence[GenerationRequest], context: int) -> None:
 
 
 def _check_prompts(requests: Sequence[GenerationRequest], context: int) -> None:
-    """Bounds what the answer repeats of the prompts: their token ids, and their logprobs."""
+    """Bounds what the answer repeats of the prompts: their token ids, and their logprobs. Of one prompt alone, all that a chat has,
+    the manager does."""
     count, repeated = requests[0].sampling.prompt_logprobs, requests[0].return_prompt_ids
-    if count is None and not repeated:
+    asking = [one for one in requests if one.return_prompt_ids or one.sampling.prompt_logprobs is not None]
+    if len(asking) < 2:
         return
-    tokens = sum(_most_tokens(request, context) for request in requests)
+    tokens = sum(_most_tokens(request, context) for request in asking)
     if count is not None and tokens * (1 + count) > MAX_LOGPROB_ENTRIES:
         asked = f"{len(requests)} choices of prompts of up to {tokens:,} tokens together, with the logprobs of {count} alternatives"
         raise InvalidRequest(f"{asked}: tokens x (1 + alternatives) may be at most {MAX_LOGPROB_ENTRIES:,}", "n")

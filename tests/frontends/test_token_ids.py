@@ -1,8 +1,15 @@
 """What vLLM's clients ask for beside the text: token ids, the prompt's logprobs, and rules for tokens."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 from http_support import running_server
+
+from frontends.openai import ChatRequest
+from frontends.openai_answers import ChatAnswerer
+from frontends.sizes import check_answer
+from frontends.wanted import Caller
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
 TEXT = {"prompt": "hello", "max_tokens": 5, "temperature": 0}
@@ -51,6 +58,33 @@ async def test_each_choice_of_completions_has_its_prompt_s_ids(server):
     assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[97], [97], [98, 99], [98, 99]]
 
 
+@pytest.mark.parametrize("fields", [{"return_token_ids": True}, {"prompt_logprobs": 0}])
+def test_a_chat_s_choices_repeat_no_prompt_and_fit_a_long_context(fields):
+    """The engine computes the prompt's part for the first choice alone."""
+    wanted = msgspec.convert({**CHAT, **fields, "n": 100}, ChatRequest).wanted(Caller(), None)
+    check_answer(wanted.requests, 2**20)
+    asking = [one.return_prompt_ids or one.sampling.prompt_logprobs is not None for one in wanted.requests]
+    assert asking == [True] + [False] * 99
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_chat_of_several_choices_has_its_prompt_s_ids_once(server, stream):
+    asked = {**CHAT, "n": 3, "return_token_ids": True}
+    _, whole, _ = await server.post("/v1/chat/completions", asked)
+    found = await chunks(server, "/v1/chat/completions", asked) if stream else [whole]
+    assert [part["prompt_token_ids"] for part in found if "prompt_token_ids" in part] == [whole["prompt_token_ids"]]
+    assert len(whole["prompt_token_ids"]) == whole["usage"]["prompt_tokens"]
+    assert {choice["index"] for part in found for choice in part["choices"] if choice.get("token_ids")} == {0, 1, 2}
+
+
+def test_the_ids_come_with_the_first_event_whichever_choice_has_it():
+    answerer = ChatAnswerer("x", "m")
+    answerer.token_ids = True
+    answerer.begin([SimpleNamespace(prompt_token_ids=ids) for ids in ((1, 2), None)])
+    assert b'"prompt_token_ids":[1,2]' in answerer.first(1)
+    assert b"prompt_token_ids" not in answerer.first(0)
+
+
 async def test_an_echo_alone_has_no_token_ids_of_its_own(server):
     asked = {**TEXT, "max_tokens": 0, "echo": True, "return_token_ids": True}
     _, body, _ = await server.post("/v1/completions", asked)
@@ -87,7 +121,6 @@ async def test_the_prompt_s_logprobs_are_by_token_id_with_ranks(server, path, co
         ("/v1/completions", {"prompt_logprobs": 21}, "prompt_logprobs"),
         ("/v1/completions", {"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ("/v1/completions", {"prompt": ["a" * 400] * 64, "prompt_logprobs": 20}, "n"),
-        ("/v1/chat/completions", {"n": 100, "prompt_logprobs": 5}, "n"),
         ("/v1/completions", {"stream_options": {"include_usage": True}}, "stream_options"),
         ("/v1/chat/completions", {"stream_options": {"include_usage": None}}, "stream_options"),
         ("/v1/completions", {"allowed_token_ids": []}, "allowed_token_ids"),

@@ -1,4 +1,5 @@
-"""What a server checks before it listens, in a second: its model, and the folders that it writes to. Imports neither vLLM nor torch."""
+"""What a server checks before it listens: its model, and the folders that it writes to. Imports neither vLLM nor torch, so the checks take
+a second, and up to 20 where a hub does not answer."""
 
 import argparse
 import os

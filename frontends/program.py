@@ -61,6 +61,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
         leave(1, f"{parser.prog}: error: {error}")
     except CannotListen as error:
         leave(2, f"{parser.prog}: error: cannot listen on {error}")
+    except KeyboardInterrupt:
+        # Ctrl-C during the checks, which may wait for a hub; afterwards the server receives its signals itself.
+        leave(0)
 
 
 def leave(code: int, words: str = "") -> NoReturn:

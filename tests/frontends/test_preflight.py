@@ -50,6 +50,15 @@ def test_a_wrong_model_is_one_line(server, workers, vllm, model):
 
 
 @pytest.mark.parametrize("server", PORT)
+def test_ctrl_c_during_the_checks_ends_the_program_without_a_traceback(server, vllm, tmp_path):
+    # It arrives while the hub is asked.
+    (tmp_path / "path" / "huggingface_hub.py").write_text("raise KeyboardInterrupt")
+    command = [*PORT[server], "--model", "org/name"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": vllm}, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("server", PORT)
 @pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
 @pytest.mark.parametrize("value", ["/no/such/folder", "/dev/null", "/proc"])
 def test_a_folder_of_prometheus_client_that_cannot_be_written_is_one_line(server, name, value):

@@ -4,17 +4,17 @@ import re
 
 from llmserve import InvalidRequest
 
-_TOKEN_ID = re.compile(r"-?\d{1,18}")
+_TOKEN_ID = re.compile(r"-?[0-9]{1,18}")
 # Wrong keys that an error names, and characters of each.
 MAX_NAMED, MAX_LENGTH = 8, 64
 
 
 def biases_of(given: dict[str, float] | None) -> dict[int, float] | None:
-    """Raises InvalidRequest that names the keys which are no token ids."""
+    """The biases by their token ids. Raises InvalidRequest, which names the keys that are not token ids."""
     if given is None:
         return None
     wrong = [key for key in given if _TOKEN_ID.fullmatch(key) is None]
     if wrong:
         names = ", ".join(repr(key[:MAX_LENGTH]) for key in wrong[:MAX_NAMED])
-        raise InvalidRequest(f"logit_bias takes token ids as its keys, and {len(wrong)} of them are none: {names}", "logit_bias")
+        raise InvalidRequest(f"the keys of logit_bias must be token ids, and {len(wrong)} of them are not: {names}", "logit_bias")
     return {int(key): bias for key, bias in given.items()}

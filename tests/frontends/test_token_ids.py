@@ -128,6 +128,8 @@ async def test_the_prompt_s_logprobs_are_by_token_id_with_ranks(server, path, co
         ("/v1/completions", {"bad_words": [""]}, "bad_words"),
         ("/v1/completions", {"bad_words": ["a" * 70_000]}, "bad_words"),
         ("/v1/chat/completions", {"logit_bias": {"word": 1, "other": 2, "1": 3}}, "logit_bias"),
+        # Digits of another script, which int() takes.
+        ("/v1/completions", {"logit_bias": {"\u0663": 1}}, "logit_bias"),
     ],
 )
 async def test_what_is_out_of_bounds_is_refused_by_name(server, path, fields, param):

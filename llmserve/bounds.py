@@ -61,7 +61,7 @@ def instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
 
 
 def texts(most: int, longest: int) -> Any:
-    """At most so many strings of 1 to `longest` characters."""
+    """At most `most` strings of 1 to `longest` characters."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
         name = attribute.name

@@ -101,6 +101,16 @@ async def test_paths_are_served_below_the_root_path_and_without_it():
             assert "/v1/completions" in document["paths"]
 
 
+async def test_below_a_root_path_a_slash_at_the_end_is_left_out_and_a_path_that_is_none_names_each_path_once():
+    async with running_server(app={"root_path": "/llm/of/ours"}) as server:
+        assert (await server.post("/llm/of/ours/v1/completions/", TEXT))[0] == 200
+        for path in ("/llm/of/ours/v1/v1/completions", "/v1/v1/completions"):
+            status, body, _ = await server.post(path, TEXT)
+            assert status == 404
+            assert body["error"]["message"].count("/v1/completions") == 1
+            assert "/llm" not in body["error"]["message"]
+
+
 def test_a_root_path_is_a_path():
     assert [_root_path(text) for text in ("", "/", "/llm/", "/a/b")] == ["", "", "/llm", "/a/b"]
     for text in ("llm", "http://x/llm", "/a b", "//x"):

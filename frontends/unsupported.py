@@ -92,9 +92,9 @@ def normalised(kind: Any, body: bytes | msgspec.Raw) -> bytes | None:
     `kind` is the type that the body should have. Returns None if that changes nothing. Raises InvalidRequest for another value of an
     unsupported field.
     """
-    unsupported = of(kind)
-    if not unsupported:
+    if not hasattr(kind, "unsupported"):
         return None
+    unsupported = of(kind)
     try:
         found = _scanner(kind).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -133,6 +133,21 @@ def test_another_number_is_refused_by_its_field(value):
     assert caught.value.param == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatRequest, {"messages": [USER], "functions": None}),
+        (ChatRequest, {"messages": [USER], "max_tokens": 16.0}),
+        (CompletionRequest, {"prompt": "hi", "best_of": None}),
+        (CompletionRequest, {"prompt": "hi", "max_tokens": 16.0}),
+    ],
+)
+def test_a_misspelt_field_is_blamed_and_not_what_is_accepted_before_it(kind, body):
+    with pytest.raises(InvalidRequest, match="unknown field `temprature`") as caught:
+        requests(kind, {**body, "temprature": 1})
+    assert caught.value.param == "temprature"
+
+
 def test_a_byte_order_mark_is_no_error():
     (request,) = requests(CompletionRequest, b'\xef\xbb\xbf{"prompt": "hi"}')
     assert request.prompt == "hi"

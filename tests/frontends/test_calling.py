@@ -283,9 +283,10 @@ async def test_a_path_that_is_none_names_the_paths(server):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_more_choices_than_an_idle_server_takes_is_400_that_says_what_fits(path, stream):
+@pytest.mark.parametrize("admission", [AdmissionConfig(max_running=2, max_waiting=3), AdmissionConfig(tenant_limit=5)])
+async def test_more_choices_than_an_idle_server_takes_is_400_that_says_what_fits(path, stream, admission):
     body = {"prompt": "x"} if path == "/v1/completions" else {"messages": [USER]}
-    config = ManagerConfig(admission=AdmissionConfig(max_running=2, max_waiting=3))
+    config = ManagerConfig(admission=admission)
     async with running_server(config=config, max_num_seqs=2) as server:
         status, found, _ = await server.post(path, {**body, "n": 6, "max_tokens": 1, "stream": stream})
         assert (status, found["error"]["param"]) == (400, "n")

@@ -299,7 +299,9 @@ def no_route(request: web.Request) -> web.Response:
         query = f"?{request.query_string}" if request.query_string else ""
         # 307 keeps the method and the body. The Location is a path of ours and never another host.
         return _failure(HTTPFailure(307, f"this path has no slash at its end: {path}", "http_error", {"Location": path + query}))
-    return _failure(HTTPFailure(404, f"there is no such path; the paths are {', '.join(sorted(routes))}", "http_error"))
+    # Each path once: below the root path are the same ones again.
+    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes)
+    return _failure(HTTPFailure(404, f"there is no such path; the paths are {', '.join(paths)}", "http_error"))
 
 
 @web.middleware

@@ -12,7 +12,7 @@ async def generate_choices(manager: EngineManager, requests: Sequence[Generation
     """The whole answers, in the order of their requests. Raises as `EngineManager.generate` does; one that fails ends all."""
     if len(requests) == 1:
         return [await manager.generate(requests[0])]
-    check_places(manager, len(requests))
+    check_places(manager, requests)
     answers: dict[int, Completion] = {}
 
     async def generate(index: int, request: GenerationRequest) -> None:
@@ -36,7 +36,7 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
         async with manager.stream(requests[0]) as stream:
             yield [stream]
         return
-    check_places(manager, len(requests))
+    check_places(manager, requests)
     streams: dict[int, TokenStream] = {}
     settled = anyio.Event()
 
@@ -61,18 +61,25 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
             tasks.cancel_scope.cancel()
 
 
-def check_places(manager: EngineManager, choices: int) -> None:
-    """Raises InvalidRequest for more choices than run and wait at once on an idle server: there is no later time at which they fit.
+def check_places(manager: EngineManager, requests: Sequence[GenerationRequest]) -> None:
+    """Raises InvalidRequest for more choices than run and wait at once on an idle server, or than their tenant may have at once: there is
+    no later time at which they fit.
 
     An admission without limits takes any number.
     """
-    admission = manager.statistics().admission
-    if admission is None or admission.limit is None or admission.max_waiting is None:
-        return
-    most = admission.limit + admission.max_waiting
+    choices, admission = len(requests), manager.statistics().admission
+    if admission is not None and admission.limit is not None and admission.max_waiting is not None:
+        reason = f"this server runs {admission.limit} at once and lets {admission.max_waiting} wait"
+        _check_most(choices, admission.limit + admission.max_waiting, reason)
+    limits = manager.config.admission.table.of(requests[0].tenant)
+    if limits is not None and limits.concurrency is not None:
+        _check_most(choices, limits.concurrency, f"its tenant may have {limits.concurrency} at once")
+
+
+def _check_most(choices: int, most: int, reason: str) -> None:
     if choices > most:
-        words = f"this request has {choices} choices (prompts times n), and this server runs {admission.limit} at once"
-        raise InvalidRequest(f"{words} and lets {admission.max_waiting} wait: send at most {most} in one request", "n")
+        words = f"this request has {choices} choices (prompts times n), and {reason}: send at most {most} in one request"
+        raise InvalidRequest(words, "n")
 
 
 @contextmanager

@@ -54,11 +54,16 @@ def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]"
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        other = normalised(decoder.type, body) if isinstance(decoder, msgspec.json.Decoder) else None
+        words = str(error)
+        try:
+            other = normalised(decoder.type, body) if isinstance(decoder, msgspec.json.Decoder) else None
+        except msgspec.ValidationError as unknown:
+            # Blame the unknown field, and not a null or a 16.0 before it, which alone is accepted.
+            words, other = str(unknown), None
         if other is not None:
             return decode(decoder, other)
-        found = _PATH.search(str(error)) or _FIELD.search(str(error))
-        raise InvalidRequest(str(error)[:300], found[1] if found else None) from None
+        found = _PATH.search(words) or _FIELD.search(words)
+        raise InvalidRequest(words[:300], found[1] if found else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         param = _not_finite(bytes(body)) if len(body) <= SMALL else None
         if param is not None:

@@ -6,7 +6,7 @@ import grp
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -133,7 +133,8 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
             try:
                 for host in hosts:
                     at = listeners[0].getsockname()[1] if listeners else port
-                    listeners.extend(stack.enter_context(listener) for listener in _bind_host(host, at))
+                    bound = {listener.getsockname()[0] for listener in listeners}
+                    listeners.extend(stack.enter_context(listener) for listener in _bind_host(host, at, bound))
             except UnicodeError:
                 raise CannotListen(host[:64], OSError(errno.EINVAL, "this is not a host name")) from None
             except OSError as error:
@@ -145,11 +146,13 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
             return listeners
 
 
-def _bind_host(host: str, port: int) -> list[socket.socket]:
-    """Raises OSError."""
+def _bind_host(host: str, port: int, bound: Collection[str]) -> list[socket.socket]:
+    """Leaves out the addresses that are `bound` already, as 127.0.0.1 is for localhost beside it. Raises OSError."""
     found: list[socket.socket] = []
     absent: OSError | None = None
     for address in _addresses(host):
+        if address in bound:
+            continue
         try:
             found.append(bind(address, found[0].getsockname()[1] if found else port))
         except OSError as error:

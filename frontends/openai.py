@@ -270,6 +270,9 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /generate: `GenerationRequest` and `Sampling` in one flat object, under their own names."""
 
+    # None. The attribute makes the decoder read 16.0 as 16, as on the other routes (`frontends/unsupported.py`).
+    unsupported: ClassVar[Unsupported] = {}
+
     prompt: str | list[int] | None = None
     messages: list[ChatMessage] | None = None
     stream: bool = False

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from frontends.sizes import Undecoded
 from llmserve import InvalidRequest, Tools
 
 
@@ -14,11 +15,20 @@ class FunctionBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Undecoded = msgspec.UNSET
+
+    def plain(self) -> dict[str, Any]:
+        """As the library and chat templates know it."""
+        known = {"name": self.name, "description": self.description, "parameters": self.parameters, "strict": self.strict}
+        return {name: value for name, value in known.items() if value is not None}
 
 
-class ToolBody(msgspec.Struct, forbid_unknown_fields=True):
+class ToolBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`cache_control`, here and in the function, is for Anthropic's models; gateways send it to all models."""
+
     type: Literal["function"]
     function: FunctionBody
+    cache_control: Undecoded = msgspec.UNSET
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,10 +66,9 @@ def tools_of(tools: list[ToolBody] | None, choice: ToolChoice | None, parallel: 
         if choice not in (None, "none"):
             raise InvalidRequest("tool_choice needs tools", "tool_choice")
         return None
-    functions = [{name: value for name, value in msgspec.structs.asdict(tool.function).items() if value is not None} for tool in tools]
     named = choice.function.name if isinstance(choice, NamedChoice) else None
     return Tools(
-        functions=functions,
+        functions=[tool.function.plain() for tool in tools],
         choice="named" if isinstance(choice, NamedChoice) else choice or "auto",
         name=named,
         parallel=parallel is not False,

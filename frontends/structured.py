@@ -6,18 +6,28 @@ import msgspec
 
 from llmserve import InvalidRequest, StructuredOutputs
 
+# vLLM's further fields, which clients that send all fields send with null or false.
+_UNSUPPORTED = ("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties")
+
 
 class StructuredOutputsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Exactly one of these."""
+    """Exactly one of the first five."""
 
     json: str | dict[str, Any] | None = None
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    structural_tag: str | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
 
     def constraint(self) -> StructuredOutputs:
         given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None and value is not False}
+        for name in _UNSUPPORTED:
+            if name in given:
+                raise InvalidRequest(f"structured_outputs: {name} is not supported", "structured_outputs")
         if len(given) != 1:
             words = "structured_outputs takes exactly one of json, json_object, regex, choice and grammar"
             raise InvalidRequest(words, "structured_outputs")
@@ -26,7 +36,9 @@ class StructuredOutputsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
-    """As it comes."""
+    """As it comes. Clients with one type for all formats send the schema's field too, as null."""
+
+    json_schema: None = None
 
     def constraint(self) -> StructuredOutputs | None:
         return None
@@ -34,6 +46,8 @@ class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fi
 
 class ObjectFormat(msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
     """Any JSON object."""
+
+    json_schema: None = None
 
     def constraint(self) -> StructuredOutputs | None:
         return StructuredOutputs.json_object()

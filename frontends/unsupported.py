@@ -90,13 +90,15 @@ def normalised(kind: Any, body: bytes | msgspec.Raw) -> bytes | None:
     """A body that did not decode, without neutral values of unsupported fields, and with 16 in place of 16.0.
 
     `kind` is the type that the body should have. Returns None if that changes nothing. Raises InvalidRequest for another value of an
-    unsupported field.
+    unsupported field, and msgspec's ValidationError for a field that is unknown beside those.
     """
-    unsupported = of(kind)
-    if not unsupported:
+    if not hasattr(kind, "unsupported"):
         return None
+    unsupported = of(kind)
     try:
         found = _scanner(kind).decode(body)
+    except msgspec.ValidationError:
+        raise
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # The caller's own decoder has said what is wrong.
         return None

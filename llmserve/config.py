@@ -168,6 +168,14 @@ class RestartConfig:
     start_timeout: float = attrs.field(default=600.0, validator=_positive)
 
 
+def _made(kind: type) -> Any:
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"{attribute.name} must be made with {kind.__name__}(...), not {value!r}"[:256])
+
+    return check
+
+
 @attrs.frozen(kw_only=True)
 class ManagerConfig:
     """How an `EngineManager` behaves.
@@ -184,15 +192,24 @@ class ManagerConfig:
         drain_timeout: how long leaving `async with` lets running requests go on, in seconds.
     """
 
-    slo: SLO = attrs.field(factory=SLO)
-    admission: AdmissionConfig = attrs.field(factory=AdmissionConfig)
-    restart: RestartConfig = attrs.field(factory=RestartConfig)
+    slo: SLO = attrs.field(factory=SLO, validator=_made(SLO))
+    admission: AdmissionConfig = attrs.field(factory=AdmissionConfig, validator=_made(AdmissionConfig))
+    restart: RestartConfig = attrs.field(factory=RestartConfig, validator=_made(RestartConfig))
     max_tokenizing: int = attrs.field(default=1024, validator=_at_least(1))
     max_tokens: int | None = attrs.field(default=None, validator=_at_least(1))
     max_seconds: float | None = attrs.field(default=None, validator=_positive)
     isolate_tenants: bool = False
     cleanup_timeout: float = attrs.field(default=5.0, validator=_positive)
     drain_timeout: float = attrs.field(default=30.0, validator=_positive)
+
+    @classmethod
+    def of(cls, value: Self | None) -> Self:
+        """What a manager is given, None being the defaults. Raises TypeError."""
+        if value is None:
+            return cls()
+        if not isinstance(value, cls):
+            raise TypeError(f"config must be a ManagerConfig or None, not {type(value).__name__}")
+        return value
 
     @property
     def predicts(self) -> bool:

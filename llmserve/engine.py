@@ -152,6 +152,14 @@ class Engine(Protocol):
         """Raises EngineDead when the engine cannot serve."""
 
 
+def checked(engine: Engine) -> Engine:
+    """What a manager is given. Raises TypeError for the name of a model, for a class and for anything else that is not an engine."""
+    if isinstance(engine, type) or not hasattr(engine, "submit"):
+        words = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
+        raise TypeError(f"engine must be an engine, such as SimulatedEngine(), not {words}; EngineManager.open() takes a model's name")
+    return engine
+
+
 def costly(costs: Mapping[str, float], step_seconds: float) -> list[str]:
     """Which requests make steps slow, the costliest first, by the seconds that each adds to a step: those with at least half of their
     share."""

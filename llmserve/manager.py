@@ -20,7 +20,7 @@ from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, 
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.deadlines import Deadlines
-from llmserve.engine import Engine, EngineInfo, EnginePrompt
+from llmserve.engine import Engine, EngineInfo, EnginePrompt, checked
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.facts import Facts
 from llmserve.fitting import fit
@@ -70,8 +70,8 @@ class EngineManager(Generation, Lifecycle):
         admission: Admission | Policy | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.engine = engine
-        self.config = config or ManagerConfig()
+        self.engine = checked(engine)
+        self.config = ManagerConfig.of(config)
         super().__init__(self.config.drain_timeout)
         self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)

@@ -138,8 +138,9 @@ def _tenant(caller: Caller | None, timelines: Sequence[Timeline], named: Collect
 
 def _generation(timelines: Sequence[Timeline], per_prompt: int) -> dict[str, Any]:
     """What the engine did for the request, all its sequences together; None and 0 where nothing reached the manager."""
-    # A sequence that ends early ends the others. The log has why the first of those did.
-    early = next((one for one in timelines if one.outcome is not Outcome.COMPLETED), None)
+    # A sequence that ends early ends the others, which are cancelled. The log has why the first of those that were not ended so.
+    ends = [one for one in timelines if one.outcome is not Outcome.COMPLETED]
+    early = next((one for one in ends if one.outcome is not Outcome.CANCELLED), ends[0] if ends else None)
     last = early or (timelines[0] if timelines else None)
     return {
         "outcome": last.outcome if last else None,

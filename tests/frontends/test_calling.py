@@ -9,7 +9,7 @@ from http_support import running_server
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
 
 from frontends.decoding import decode
-from frontends.openai import ChatRequest, CompletionRequest
+from frontends.openai import ChatRequest, CompletionRequest, GenerateRequest
 from frontends.openai_answers import TextAnswerer
 from frontends.wanted import Caller
 from llmserve import AdmissionConfig, Delta, InvalidRequest, ManagerConfig, TokenLogprob
@@ -71,6 +71,12 @@ def test_all_that_vllm_takes_for_text_is_text():
     assert request.messages[0]["content"] == "a\nb\nc"
 
 
+def test_a_tool_s_cache_control_reaches_no_template():
+    mark = {"cache_control": {"type": "ephemeral"}}
+    request = chat(tools=[{"type": "function", "function": {"name": "f", "parameters": None, **mark}, **mark}])
+    assert [dict(function) for function in request.tools.functions] == [{"name": "f"}]
+
+
 @pytest.mark.parametrize(
     ("fields", "arguments"),
     [
@@ -116,6 +122,8 @@ def test_a_whole_number_may_have_a_point(value):
     (request,) = requests(CompletionRequest, b'{"prompt": "hi", "max_tokens": %b, "temperature": 1.0}' % value.encode())
     assert request.sampling.max_tokens == 16
     assert completion(max_tokens=5.0, n=1.0).sampling.max_tokens == 5
+    generate = decode(msgspec.json.Decoder(GenerateRequest), b'{"prompt": "hi", "max_tokens": %b}' % value.encode())
+    assert generate.generation_request(Caller()).sampling.max_tokens == 16
 
 
 @pytest.mark.parametrize("value", ["16.5", '"16.0"', "1e1", "true"])
@@ -123,6 +131,21 @@ def test_another_number_is_refused_by_its_field(value):
     with pytest.raises(InvalidRequest) as caught:
         requests(CompletionRequest, b'{"prompt": "hi", "max_tokens": %b}' % value.encode())
     assert caught.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatRequest, {"messages": [USER], "functions": None}),
+        (ChatRequest, {"messages": [USER], "max_tokens": 16.0}),
+        (CompletionRequest, {"prompt": "hi", "best_of": None}),
+        (CompletionRequest, {"prompt": "hi", "max_tokens": 16.0}),
+    ],
+)
+def test_a_misspelt_field_is_blamed_and_not_what_is_accepted_before_it(kind, body):
+    with pytest.raises(InvalidRequest, match="unknown field `temprature`") as caught:
+        requests(kind, {**body, "temprature": 1})
+    assert caught.value.param == "temprature"
 
 
 def test_a_byte_order_mark_is_no_error():
@@ -151,6 +174,25 @@ def test_the_chosen_token_is_among_its_alternatives_and_the_best_of_equal_texts_
 async def server():
     async with running_server() as server:
         yield server
+
+
+@pytest.mark.parametrize("dump", [lambda message: message, lambda message: message.model_dump(), lambda message: message.to_dict()])
+@pytest.mark.parametrize("way", ["create", "parse", "stream"])
+async def test_a_conversation_goes_on_with_the_message_of_each_of_the_client_s_ways(server, way, dump):
+    """`stream` puts an `index` into calls, and `parse` puts what it has read into calls and messages."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        chats, asked = client.chat.completions, {"model": "sim", "messages": [USER], "tools": [tool]}
+        if way == "stream":
+            async with chats.stream(**asked) as stream:
+                answer = await stream.get_final_completion()
+        else:
+            answer = await getattr(chats, way)(**asked)
+        message = answer.choices[0].message
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "1"}
+        again = await chats.create(**asked | {"messages": [USER, dump(message), result]}, max_tokens=2)
+    assert again.choices[0].message.content
 
 
 # A schema that the server would have to fetch.
@@ -241,9 +283,10 @@ async def test_a_path_that_is_none_names_the_paths(server):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_more_choices_than_an_idle_server_takes_is_400_that_says_what_fits(path, stream):
+@pytest.mark.parametrize("admission", [AdmissionConfig(max_running=2, max_waiting=3), AdmissionConfig(tenant_limit=5)])
+async def test_more_choices_than_an_idle_server_takes_is_400_that_says_what_fits(path, stream, admission):
     body = {"prompt": "x"} if path == "/v1/completions" else {"messages": [USER]}
-    config = ManagerConfig(admission=AdmissionConfig(max_running=2, max_waiting=3))
+    config = ManagerConfig(admission=admission)
     async with running_server(config=config, max_num_seqs=2) as server:
         status, found, _ = await server.post(path, {**body, "n": 6, "max_tokens": 1, "stream": stream})
         assert (status, found["error"]["param"]) == (400, "n")

@@ -4,6 +4,7 @@ import pathlib
 import re
 import typing
 
+import attrs
 import msgspec
 import pytest
 from openai.types import completion_create_params as text_params
@@ -60,6 +61,19 @@ def test_the_server_does_as_the_page_says(route, name, verdict):
         plain = decode(decoder, msgspec.json.encode(BASE[route]))
         (one,), (other,) = body.generation_requests(Caller()), plain.generation_requests(Caller())
         assert one.sampling == other.sampling
+
+
+@pytest.mark.parametrize("route", KINDS)
+def test_null_asks_for_nothing(route):
+    """Some libraries send all of their fields."""
+    decoder, fields = msgspec.json.Decoder(KINDS[route]), dict.fromkeys(LISTED[route].keys() - BASE[route].keys())
+
+    def asked(sent):
+        (request,) = decode(decoder, msgspec.json.encode({**BASE[route], **sent})).generation_requests(Caller())
+        return attrs.evolve(request, request_id="same")
+
+    for sent in (fields, *({name: None} for name in fields)):
+        assert asked(sent) == asked({}), sent
 
 
 @pytest.mark.parametrize("route", KINDS)

@@ -65,6 +65,16 @@ def test_each_host_is_reached_on_one_port_and_no_other_is(hosts, reached, refuse
             listener.close()
 
 
+@pytest.mark.parametrize("hosts", [["127.0.0.1", "127.0.0.1"], ["127.0.0.1", "localhost"], ["localhost", "127.0.0.1"], ["::", "0.0.0.0"]])
+def test_an_address_that_two_hosts_have_is_bound_once(hosts):
+    bound = bind_all(hosts, 0)
+    addresses = [listener.getsockname()[0] for listener in bound]
+    for listener in bound:
+        listener.close()
+    assert len(addresses) == len(set(addresses))
+    assert {"127.0.0.1", "0.0.0.0"} & set(addresses)
+
+
 def test_a_free_port_is_free_for_all_hosts_or_another_is_taken(monkeypatch):
     """The port that is free for the first host is in use for the second one, twice."""
     real, taken = listeners.bind, []

@@ -5,8 +5,10 @@ import logging
 import logging.config
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import anyio
 import pytest
 from program_support import MODULE, program
@@ -94,6 +96,27 @@ async def test_a_server_logs_nothing_but_objects_where_they_are_wanted(tmp_path,
     found = [json.loads(line) for line in lines]
     assert {"listening", "ready", "stopped"} <= {one["stage"] for one in found}
     assert all(one["level"] == "info" for one in found)
+
+
+async def test_with_a_level_of_warnings_a_server_that_is_well_logs_nothing(tmp_path):
+    path = tmp_path / "socket"
+    command = [*MODULE, "--engine", "simulated", "--unix", str(path), "--log-level", "warning"]
+    async with await anyio.open_process(command, stdout=None) as process:
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session:
+            with anyio.fail_after(30):
+                while not await is_ready(session):
+                    await anyio.sleep(0.02)
+        process.terminate()
+        with anyio.fail_after(20):
+            assert b"".join([part async for part in process.stderr]) == b""
+    assert process.returncode == 0
+
+
+async def is_ready(session):
+    with suppress(aiohttp.ClientConnectorError):
+        async with session.get("http://localhost/health/ready") as response:
+            return response.status == 200
+    return False
 
 
 async def test_a_wrong_argument_is_an_object_too(tmp_path):

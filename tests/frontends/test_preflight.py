@@ -1,8 +1,10 @@
 """What a server says at once: one line and exit code 2, before it listens or imports vLLM. Programs as an operator starts them."""
 
 import os
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from program_support import MODULE, SOCKET, fetch, program
@@ -67,12 +69,33 @@ def test_a_folder_of_prometheus_client_that_cannot_be_written_is_one_line(server
     assert line.endswith("correct it or unset it")
 
 
-@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
-async def test_an_empty_folder_of_prometheus_client_is_none(name, tmp_path, monkeypatch):
+def test_a_folder_of_prometheus_client_on_a_full_disk_is_one_line(tmp_path):
+    """A file may be made there, and has no room. A limit of the process's own stands for the disk."""
+    with_little_room = (
+        sys.executable, "-c",
+        f"import os, resource, sys; resource.setrlimit({resource.RLIMIT_FSIZE}, (2**20, 2**20)); os.execv(sys.executable, sys.argv[1:])",
+    )  # fmt: skip
+    line = refusal(*with_little_room, *PORT["aiohttp"], "--engine", "simulated", PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert f"PROMETHEUS_MULTIPROC_DIR={tmp_path} cannot be written: File too large; correct it or unset it" in line
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_cache_that_cannot_be_written_does_not_stop_an_engine_that_stores_nothing_there():
+    async with program(Path("/dev/null/cache")) as (process, url, lines):
+        assert (await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 1}))[0] == 200
+        process.terminate()
+        assert await process.wait() == 0
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"), [("PROMETHEUS_MULTIPROC_DIR", "1"), ("prometheus_multiproc_dir", "1"), ("PROMETHEUS_MULTIPROC_DIR", "2")]
+)
+async def test_an_empty_folder_of_prometheus_client_is_none(name, workers, tmp_path, monkeypatch):
     """It would write its files into the working directory, and fail at each scrape."""
     monkeypatch.setenv(name, "")
     monkeypatch.chdir(tmp_path)
-    async with program(tmp_path / "cache") as (_, url, _):
+    async with program(tmp_path / "cache", "--workers", workers) as (_, url, _):
         status, text = await fetch(f"{url}/metrics", headers={"Accept": "text/plain"})
         assert status == 200
         assert b"llmserve_" in text

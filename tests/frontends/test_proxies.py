@@ -7,6 +7,7 @@ import anyio
 import pytest
 from engines import ScriptedEngine
 from http_support import running_server
+from program_support import fetch, program
 
 from frontends.access import Access
 from frontends.door import Door
@@ -99,6 +100,41 @@ async def test_paths_are_served_below_the_root_path_and_without_it():
                 document = await response.json()
             assert document["servers"] == [{"url": "/llm"}]
             assert "/v1/completions" in document["paths"]
+
+
+async def test_below_a_root_path_a_slash_at_the_end_is_left_out_and_a_path_that_is_none_names_each_path_once():
+    async with running_server(app={"root_path": "/llm/of/ours"}) as server:
+        assert (await server.post("/llm/of/ours/v1/completions/", TEXT))[0] == 200
+        for path in ("/llm/of/ours/v1/v1/completions", "/v1/v1/completions"):
+            status, body, _ = await server.post(path, TEXT)
+            assert status == 404
+            assert body["error"]["message"].count("/v1/completions") == 1
+            assert "/llm" not in body["error"]["message"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_program_s_options_hold_in_each_of_its_processes(tmp_path, workers):
+    log, page = tmp_path / "log", "https://app.example"
+    options = ("--root-path", "/llm", "--trusted-proxy", "127.0.0.1", "--allowed-origin", page, "--keepalive-interval", "0.01")
+    # The first token comes long after the interval of the comments.
+    slow = ("--engine-arg", "step_seconds=0.3", "--request-log", str(log), "--workers", workers)
+    async with program(tmp_path, *options, *slow) as (_, url, _):
+
+        async def ask():
+            headers = {"Origin": page, "X-Forwarded-For": "198.51.100.7"}
+            status, text = await fetch(f"{url}/llm/v1/completions", {**TEXT, "stream": True}, headers)
+            assert status == 200
+            assert text.startswith(b":")
+            assert (await fetch(f"{url}/llm/v1/completions", TEXT, {"Origin": "https://evil.example"}))[0] == 403
+
+        # A connection goes to the worker with the fewest.
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(ask)
+        with anyio.fail_after(10):
+            while len(lines := log.read_text().splitlines() if log.exists() else ()) < 8:
+                await anyio.sleep(0.01)
+    assert [line["peer"] for line in map(json.loads, lines) if line["status"] == 200] == ["198.51.100.7"] * 4
 
 
 def test_a_root_path_is_a_path():

@@ -99,6 +99,31 @@ async def test_a_client_that_leaves_is_cancelled_and_a_failed_engine_has_failed(
             assert (found["outcome"], found["status"]) == (outcome, {"leave": 499, "fail": 500}[end])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_refusal_of_one_choice_is_the_reason_and_not_that_the_others_were_cancelled(log, stream):
+    config = ManagerConfig(drain_timeout=0.01, admission=AdmissionConfig(max_running=1, max_waiting=2))
+    async with running_server(ScriptedEngine(), config, app={"log": log}) as server, anyio.create_task_group() as tasks:
+        tasks.start_soon(server.post, "/generate", TEXT)
+        while not server.manager.engine.sinks:
+            await anyio.sleep(0.001)
+        status, _, _ = await server.post("/v1/completions", {**TEXT, "n": 3, "stream": stream})
+        found = await line(log)
+        assert (status, found["status"], found["outcome"], found["reason"]) == (503, 503, "refused", "queue_full")
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "outcome"),
+    [(TEXT, {"X-Request-Timeout": "0.05"}, 504, "deadline"), ({"prompt": "hi" * 1000}, {}, 400, "invalid")],
+)
+async def test_a_deadline_and_a_prompt_that_does_not_fit_are_told_apart(log, body, headers, status, outcome):
+    async with running_server(ScriptedEngine(), ManagerConfig(drain_timeout=0.01), app={"log": log}) as server:
+        await server.post("/v1/completions", body, headers=headers)
+        found = await line(log)
+    assert (found["status"], found["outcome"], found["reason"]) == (status, outcome, None)
+    assert (found["ttft"], found["completion_tokens"]) == (None, 0)
+
+
 async def test_what_reaches_no_engine_has_a_line_without_figures(log):
     async with running_server(app={"log": log}) as server:
         assert (await server.post("/v1/completions", {"prompt": 1}))[0] == 400

@@ -10,6 +10,10 @@ from frontends.wanted import Caller
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+NEUTRAL = {
+    "regex": None, "choice": None, "grammar": None, "json_object": None, "structural_tag": None, "whitespace_pattern": None,
+    "disable_any_whitespace": False, "disable_additional_properties": False,
+}  # fmt: skip
 CHAT = msgspec.json.Decoder(ChatRequest)
 COMPLETION = msgspec.json.Decoder(CompletionRequest)
 
@@ -36,6 +40,12 @@ def test_what_a_format_asks_for(make):
     assert make(structured_outputs={"regex": "a+"}) == StructuredOutputs.regex("a+")
     assert make(structured_outputs={"choice": ["a", "b"]}) == StructuredOutputs.choice(["a", "b"])
     assert make(structured_outputs={"grammar": 'root ::= "a"'}) == StructuredOutputs.grammar('root ::= "a"')
+    # As vLLM's own types are dumped, with all their fields.
+    assert make(structured_outputs={"json": SCHEMA} | NEUTRAL) == StructuredOutputs.json(SCHEMA)
+    assert make(response_format={"type": "text", "json_schema": None}) is None
+    assert make(response_format={"type": "json_object", "json_schema": None}) == StructuredOutputs.json_object()
+    unset = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": None, "description": None}}
+    assert make(response_format=unset) == StructuredOutputs.json(SCHEMA)
     assert make(response_format={"type": "text"}, structured_outputs={"json_object": True}) == StructuredOutputs.json_object()
 
 
@@ -52,6 +62,8 @@ def test_what_a_format_asks_for(make):
         ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "disable_any_whitespace": True}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),

@@ -74,6 +74,16 @@ async def test_a_whole_answer_has_its_calls_and_what_was_thought(asked):
     assert "index" not in choice.message.tool_calls[0].model_dump()
 
 
+@pytest.mark.parametrize("sent", [{}, {"include_reasoning": True}, {"include_reasoning": False}])
+async def test_an_answer_is_without_what_was_thought_where_the_request_says_so(asked, sent):
+    wanted = "think " if sent.get("include_reasoning", True) else ""
+    message = (await asked(WHOLE, extra_body=sent)).choices[0].message
+    assert (message.content, getattr(message, "reasoning", None) or "") == ("words", wanted)
+    deltas = [chunk.choices[0].delta async for chunk in await asked(WHOLE, stream=True, extra_body=sent)]
+    assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == wanted
+    assert "".join(delta.content or "" for delta in deltas) == "words"
+
+
 async def test_an_answer_without_calls_is_one_of_words(asked):
     (choice,) = (await asked(["nothing"], tools=TOOLS)).choices
     assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("stop", "nothing", None)

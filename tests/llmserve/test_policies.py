@@ -1,4 +1,4 @@
-"""A policy given to a manager decides what runs."""
+"""What a manager is made of: a policy that it is given decides what runs, and what is no part of a manager is named."""
 
 import pytest
 
@@ -39,3 +39,29 @@ def test_anything_else_is_a_type_error_that_names_what_is_accepted(make, admissi
 def test_two_limits_are_refused():
     with pytest.raises(ConfigurationError, match="max_running"):
         constructed(FixedLimit(2), ManagerConfig(admission=AdmissionConfig(max_running=4)))
+
+
+@pytest.mark.parametrize("engine", ["bundled", None, SimulatedEngine])
+def test_what_is_no_engine_is_a_type_error_that_names_the_way_to_one(engine):
+    """A model's name or a class is what a reader of `open` tries first."""
+    with pytest.raises(TypeError, match=r"engine must be an engine, such as SimulatedEngine\(\), not .*EngineManager.open\(\)"):
+        EngineManager(engine)
+
+
+@pytest.mark.parametrize("config", [{"drain_timeout": 1}, AdmissionConfig(), ManagerConfig])
+def test_what_is_no_config_is_a_type_error(config):
+    with pytest.raises(TypeError, match="config must be a ManagerConfig or None, not"):
+        EngineManager(SimulatedEngine(), config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"admission": FixedLimit(2)}, r"admission must be made with AdmissionConfig\(...\), not"),
+        ({"slo": 0.5}, r"slo must be made with SLO\(...\), not 0.5"),
+        ({"restart": None}, r"restart must be made with RestartConfig\(...\), not None"),
+    ],
+)
+def test_a_part_of_a_config_of_another_type_is_named(fields, words):
+    with pytest.raises(ConfigurationError, match=words):
+        ManagerConfig(**fields)

@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,10 @@ class VLLMEngine:
         await anyio.to_thread.run_sync(set_heap_aside)
         if self._guard is not None:
             await anyio.to_thread.run_sync(self._guard.note)
+        if self._grammars is not None:
+            # It is started again with the first constraint, whose client then gets the error.
+            with suppress(EngineError):
+                await self._grammars.start()
         self._llm = llm
         FastPath(llm.output_processor, self._paths)
 
@@ -140,7 +144,8 @@ class VLLMEngine:
             llm = await start_in_thread(partial(quiet()(self._build), client, guard), end=self.kill, discard=discard)
             try:
                 structured = llm.vllm_config.structured_outputs_config
-                grammars = Grammars(self._vocabulary, free_space=not structured.disable_any_whitespace)
+                known = partial(vocabulary, llm.vllm_config, llm.get_tokenizer())
+                grammars = Grammars(known, free_space=not structured.disable_any_whitespace)
                 # Another backend is the operator's choice, and its bounds are its own.
                 self._grammars = grammars if structured.backend == "xgrammar" else None
                 encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
@@ -165,10 +170,6 @@ class VLLMEngine:
                 if guard is not None:
                     await anyio.to_thread.run_sync(guard.close)
                 await anyio.to_thread.run_sync(release)
-
-    def _vocabulary(self) -> str:
-        llm = self.running_llm
-        return vocabulary(llm.vllm_config, llm.get_tokenizer())
 
     def kill(self) -> None:
         """All of its processes. Those of a core that another process owns are that one's to kill."""

@@ -17,11 +17,13 @@ from llmserve.structured import FIELD, StructuredOutputs
 
 # Whose verdicts are remembered. A refusal is worth remembering too: it is what costs most.
 REMEMBERED = 1024
-# Trials at once: one core of eight, for two seconds each at most.
-AT_ONCE = max(1, available_cpus() // 8)
+# One core of eight, at least one; vLLM compiles with eight threads.
+CORES = max(1, available_cpus() // 8)
+THREADS = min(4, CORES)
+AT_ONCE = CORES // THREADS
 MOST_WAITING = 64
 MOST_OF_ONE = MOST_WAITING // 2
-# With the longest trial after it, everybody knows within six seconds.
+# Before a trial of their own.
 PATIENCE_SECONDS = 2.0
 
 
@@ -30,7 +32,7 @@ class Grammars:
     `free_space` the engine lets a model put white space between the parts of JSON."""
 
     def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
-        self._trials = Trials(vocabulary, free_space=free_space)
+        self._trials = Trials(vocabulary, threads=THREADS, free_space=free_space)
         self._starting = anyio.Lock()
         self._places = Places(AT_ONCE)
         # By digest: what is remembered is some hundred bytes, however long it was.
@@ -58,7 +60,7 @@ class Grammars:
         done = self._tried[digest] = anyio.Event()
         self._trying[tenant] += 1
         try:
-            await self._start()
+            await self.start()
             async with self._places.place(tenant, PATIENCE_SECONDS):
                 self._remember(digest, await anyio.to_thread.run_sync(self._trials.verdict, constraint))
         except TimeoutError:
@@ -73,12 +75,12 @@ class Grammars:
     async def cost(self, constraint: StructuredOutputs, token_ids: Sequence[int]) -> float:
         """CPU seconds that it adds to a step now that these tokens have come. Waits for no place of other trials, as all requests wait
         for this one. Raises EngineError, Overloaded."""
-        await self._start()
+        await self.start()
         return await anyio.to_thread.run_sync(self._trials.cost, constraint, token_ids, abandon_on_cancel=True)
 
-    async def _start(self) -> None:
-        """The trials' program, if it does not run. Its start is no part of a trial, nor of the wait for one: both have bounds that it
-        exceeds."""
+    async def start(self) -> None:
+        """The trials' program, if it does not run: with the engine, so that no trial waits for it, and again when it was killed. Raises
+        EngineError."""
         async with self._starting:
             if not self._trials.running:
                 await anyio.to_thread.run_sync(self._trials.start)

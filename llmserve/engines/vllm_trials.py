@@ -1,6 +1,7 @@
 """Grammars tried out by a program beside this one, and what vLLM and xgrammar want to be told of them (vLLM 0.25.1, 0.32.0 and 0.33.0)."""
 
 import math
+import os
 import re
 import socket
 import subprocess
@@ -20,20 +21,24 @@ from llmserve.structured import StructuredOutputs
 # A client that is told to come back finds a trial's place free, most likely.
 RETRY_AFTER = 5.0
 # The system takes a while to take down what it has killed.
-ANSWER_SECONDS = grammar_trial.WALL_SECONDS + 2.0
+KILLED_SECONDS = 2.0
+# The program is ready after a second beside a busy engine.
+START_SECONDS = 60.0
 # xgrammar begins its errors with the time and the line of its source.
 _WHERE = re.compile(r"^\[[\d:]+\] \S+: ")
 
 
 class Trials:
-    """The program that tries them, `start`ed with the first one, which takes three
-    seconds and 300 MB that most servers never need. Blocks.
+    """The program that tries them, each with `threads`. Blocks.
 
     With `free_space` the engine lets a model put white space between the parts of JSON.
     """
 
-    def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
+    def __init__(self, vocabulary: Callable[[], str], *, threads: int = 1, free_space: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._threads = threads
+        # Of a trial; its program knows.
+        self._wall_seconds = 0.0
         self._json = "spaced_json" if free_space else "json"
         self._process: subprocess.Popen[str] | None = None
         self._control: socket.socket
@@ -64,7 +69,7 @@ class Trials:
         compiled, verdict = answer.startswith(grammar_trial.COMPILED), answer.removeprefix(grammar_trial.COMPILED)
         if verdict.startswith(grammar_trial.OK):
             return float(verdict.removeprefix(grammar_trial.OK))
-        if not verdict and time.monotonic() - began >= grammar_trial.WALL_SECONDS:
+        if not verdict and time.monotonic() - began >= self._wall_seconds:
             # Others had the cores: that is no verdict.
             raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
         words = _WHERE.sub("", verdict.decode(errors="replace")).strip()
@@ -76,7 +81,7 @@ class Trials:
         """Without a verdict, if the trial was ended by its bounds."""
         ours, theirs = socket.socketpair()
         with ours:
-            ours.settimeout(ANSWER_SECONDS)
+            ours.settimeout(self._wall_seconds + KILLED_SECONDS)
             with theirs:
                 socket.send_fds(self._control, [b"t"], [theirs.fileno()])
             ours.sendall(told)
@@ -131,22 +136,29 @@ class Trials:
             ready = self._launch(self._vocabulary())
         except Exception as error:
             raise EngineError(f"structured outputs cannot be tried out: {brief(error)}") from error
-        if ready != grammar_trial.READY:
+        if not ready.startswith(grammar_trial.READY):
             raise EngineError("structured outputs cannot be tried out: their program did not start")
+        self._wall_seconds = float(ready.removeprefix(grammar_trial.READY))
 
     def _launch(self, vocabulary: str) -> bytes:
         self._control, theirs = socket.socketpair()
         with theirs:
             # As a file, and without that file's folder in the path, where `vllm` is another module.
-            # What torch starts besides it is idle, and in the fork not there.
             words = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", str(Path(grammar_trial.__file__)), str(theirs.fileno())]
             self._process = subprocess.Popen(  # noqa: S603 - this package's own
-                words, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True, text=True
+                [*words, str(self._threads)],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                text=True,
+                # Each arena of a thread would count for a part of the address space that a trial may have.
+                env={**os.environ, "MALLOC_ARENA_MAX": "2"},
             )
         assert self._process.stdin is not None
         with self._process.stdin as wants:
             wants.write(vocabulary)
-        return self._control.recv(len(grammar_trial.READY))
+        self._control.settimeout(START_SECONDS)
+        return self._control.recv(64)
 
     def close(self) -> None:
         if self._process is not None:

@@ -33,7 +33,7 @@ def check_start(options: argparse.Namespace) -> None:
             _check_folder(f"{name}={folder}", folder, "; correct it or unset it")
     if options.engine == "vllm":
         # Sockets, and with several workers what prometheus_client counts.
-        _check_folder("the folder for temporary files", None, "; set TMPDIR to a folder that can")
+        _check_folder("the folder for temporary files", None, "; set TMPDIR to a folder that can be written")
         check_host()
         check_model(options.model, engine_args(options))
 

@@ -37,11 +37,13 @@ def number(low: float, high: float, *, above: bool = False) -> Any:
 
 
 def are_token_ids(values: Sequence[object]) -> bool:
-    """Whether all are whole numbers and none is negative; True and False are not, whatever Python says."""
+    """Whether all are whole numbers and none is negative; True and False are not, although Python counts them as whole numbers."""
     return all(type(value) is int and value >= 0 for value in values)
 
 
 def token_ids(most: int, *, least: int = 0) -> Any:
+    """A validator of attrs: `least` to `most` token ids, or None. Raises InvalidRequest that names the field."""
+
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...] | None) -> None:
         if value is not None and not (least <= len(value) <= most and are_token_ids(value)):
             count = f"at most {most:,}" if least == 0 else f"{least} to {most:,}"
@@ -74,6 +76,7 @@ def texts(most: int, longest: int) -> Any:
 
 
 def wrong_type(name: str, accepted: str, value: object) -> TypeError:
+    """The error for an argument whose type is not `accepted`, which is in words."""
     return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
 
 

@@ -119,7 +119,7 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         words = f"the cache folder {folder} cannot be written: {error.strerror or error}"
-        raise ConfigurationError(f"{words}; set LLMSERVE_CACHE to a folder that can") from error
+        raise ConfigurationError(f"{words}; set LLMSERVE_CACHE to a folder that can be written") from error
 
 
 def _wheel_file() -> Path:

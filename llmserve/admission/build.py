@@ -21,7 +21,7 @@ ACCEPTED = "a policy, such as FixedLimit(8) or Unlimited(), an object with the m
 
 
 def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> tuple[Admission | None, Policy | None]:
-    """What a manager is given, as one or the other.
+    """Tell a whole admission from a policy; one of the two is returned, or neither.
 
     Raises:
         TypeError: it is neither; the message names what is accepted.
@@ -54,7 +54,7 @@ def build_admission(
 
 
 def _policy(config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None) -> tuple[Policy, int]:
-    """And the limit that the line's length is counted in."""
+    """The policy that `config` and `slo` ask for, and the limit that the line's length is counted in."""
     limit = config.max_running
     if limit is None and slo != SLO():
         gate = LateGate(slo, max_num_seqs, max_num_batched_tokens, config.max_wait)

@@ -1,6 +1,6 @@
 """Why an engine's process failed in its start: the process writes it to a file, which the host reads.
 
-vLLM logs it in that process, and tells the host that a start failed and no more. Of several processes the first one to fail has the cause:
+vLLM logs it in that process; its error in the host says only that a start failed. Of several processes the first one to fail has the cause:
 a worker's error makes its core fail. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
 """
 

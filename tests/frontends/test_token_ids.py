@@ -31,7 +31,7 @@ async def chunks(server, path, body):
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_whole_answers_have_the_fields_and_null_where_nobody_asks(server, path):
+async def test_whole_answers_have_the_fields_and_null_without_a_request_for_them(server, path):
     _, body, _ = await server.post(path, ROUTES[path])
     place = body if "chat" in path else body["choices"][0]
     assert (place["prompt_token_ids"], place["prompt_logprobs"], body["choices"][0]["token_ids"]) == (None, None, None)

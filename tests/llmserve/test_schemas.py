@@ -169,8 +169,8 @@ async def test_with_auto_a_tool_is_called_until_its_result_has_come():
 
 
 @pytest.mark.parametrize(("bounds", "is_rewritten"), [({"maxLength": 128}, True), ({"maxLength": 129}, False), ({"minLength": 129}, False)])
-def test_lengths_become_a_pattern_only_where_xgrammar_can_compile_it(bounds, is_rewritten):
-    """A regression: xgrammar fails on a pattern that repeats more than 128 times."""
+def test_lengths_become_a_pattern_only_where_its_steps_are_cheap(bounds, is_rewritten):
+    """Under a pattern that repeats more than 128 times each of xgrammar's steps costs 20 ms."""
     narrowed = hold({"type": "string", **bounds}).narrowed
     assert ("pattern" in narrowed) == is_rewritten
     assert is_rewritten or narrowed == {"type": "string", **bounds}

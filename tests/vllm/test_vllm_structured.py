@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import anyio
 import openai
@@ -203,6 +204,15 @@ async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatc
     compile_one("lark", 'start: <|im_start|> "a"', known)
 
 
+async def test_the_program_that_tries_starts_with_the_engine_and_without_torch(manager):
+    """A regression: the first constraint waited 9 s for its start beside a busy engine, most of them for the import of torch."""
+    program = manager.engine._grammars._trials._process
+    assert program.poll() is None
+    libraries = {Path(mapped.path).name for mapped in psutil.Process(program.pid).memory_maps()}
+    assert any("xgrammar" in name for name in libraries)
+    assert not any("torch" in name for name in libraries)
+
+
 async def test_the_program_that_tries_is_started_again_when_it_was_killed(manager):
     await ask(manager, StructuredOutputs.regex("a"))
     program = manager.engine._grammars._trials._process
@@ -212,7 +222,7 @@ async def test_the_program_that_tries_is_started_again_when_it_was_killed(manage
 
 
 async def test_the_start_of_the_program_is_no_part_of_the_first_trial(manager):
-    """It takes 3 s, and more on a busy machine: the first constraint was answered with 503 where it was too complex, and so were others
+    """It took 3 s, and more on a busy machine: the first constraint was answered with 503 where it was too complex, and so were others
     that waited for its place."""
     manager.engine._grammars._trials.close()
     refused = []

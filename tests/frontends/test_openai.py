@@ -1,6 +1,7 @@
 """The wire's requests: hostile bodies are told what is wrong with them, and never anything else."""
 
 import json
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -65,8 +66,9 @@ def test_any_json_object_is_a_request_or_a_named_error(body, decoder):
 
 @given(st.binary(max_size=50))
 def test_any_bytes_are_a_request_or_an_error(body):
-    with pytest.raises(InvalidRequest):
-        decode(COMPLETION, body).generation_requests(Caller())
+    """Hypothesis also takes bytes that stand in our modules, some of which are a request."""
+    with suppress(InvalidRequest):
+        assert decode(COMPLETION, body).generation_requests(Caller())
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"{} {}", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}'])

@@ -69,7 +69,10 @@ def refusal(*arguments, **environ):
 def test_a_server_without_a_cache_folder_says_so_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     line = refusal(LLMSERVE_CACHE=str(tmp_path / "file" / "cache"))
-    assert f"the cache folder {tmp_path}/file/cache cannot be written: Not a directory; set LLMSERVE_CACHE to a folder that can be written" in line
+    assert (
+        f"the cache folder {tmp_path}/file/cache cannot be written: Not a directory; set LLMSERVE_CACHE to a folder that can be written"
+        in line
+    )
 
 
 class Hub(BaseHTTPRequestHandler):

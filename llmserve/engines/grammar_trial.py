@@ -25,9 +25,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 MEMORY = 2**30
-# Of a core, for each `VOCABULARY` of tokens: xgrammar looks at each token in each state of a grammar. With so many a schema of 500
-# properties takes 0.3 s, and one text with a `maxLength` above 128 takes 2.1 to 2.6 s, which is the most for any such text. With the
-# 151,659 tokens of Qwen2.5 that text takes 7.7 s.
+# Of a core, for each `VOCABULARY` of tokens: xgrammar looks at each token in each state of a grammar. With that many tokens a
+# schema of 500 properties takes 0.3 s, and one text with a `maxLength` above 128 takes 2.1 to 2.6 s, which is the most for any such text.
+# With the 151,659 tokens of Qwen2.5 that text takes 7.7 s.
 COMPILE_CPU_SECONDS = 3
 VOCABULARY = 49_152
 WALK_CPU_SECONDS = 3
@@ -66,6 +66,11 @@ class Bounds(NamedTuple):
 
     threads: int
     compile_cpu_seconds: int
+
+    @property
+    def cpu_seconds(self) -> int:
+        """Of the whole trial."""
+        return self.compile_cpu_seconds + WALK_CPU_SECONDS
 
     @property
     def wall_seconds(self) -> int:
@@ -136,7 +141,7 @@ def confine(limits: Bounds) -> None:
     pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115 - in a fork, by the shortest way
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.compile_cpu_seconds, limits.compile_cpu_seconds + WALK_CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.compile_cpu_seconds, limits.cpu_seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(limits.wall_seconds)
     os.nice(NICE)
@@ -155,8 +160,7 @@ def answer(trial: socket.socket, vocabulary: Any, order: Any, limits: Bounds) ->
     try:
         compiled = compile_one(kind, spec, vocabulary, limits.threads)
         trial.sendall(COMPILED)
-        most = limits.compile_cpu_seconds + WALK_CPU_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
         seconds = walk_on(compiled, vocabulary, order, [int(token) for token in tokens]) if tokens else walk(compiled, vocabulary, order)
     except MemoryError:
         return

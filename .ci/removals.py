@@ -16,10 +16,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = [
     "manager.py",
     "cancellation.py",
-    "recovery.py",
-    "job.py",
-    "stream.py",
-    "tokenizing.py",
+    "lifecycle/recovery.py",
+    "lifecycle/open_request.py",
+    "lifecycle/stream.py",
+    "lifecycle/tokenizer_queue.py",
     "admission/controller.py",
     "admission/tenants.py",
 ]

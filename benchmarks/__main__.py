@@ -6,33 +6,19 @@ import pathlib
 import sys
 from typing import Any
 
-from benchmarks import (
-    analysis,
-    cancels,
-    cluster,
-    compare,
-    connections,
-    faults,
-    grammars,
-    latency,
-    options,
-    overhead,
-    parity,
-    predict,
-    selftest,
-    session,
-    soak,
-    storage,
-    storms,
-)
-from benchmarks.attacks.command import add_attacks, run_attacks
+from benchmarks.analysis import compare, predict, report
+from benchmarks.host_cost import latency, overhead, parity
 from benchmarks.overload import command
-from benchmarks.storage import UnreadableRun
+from benchmarks.recording import storage
+from benchmarks.recording.storage import UnreadableRun
+from benchmarks.robustness import cancellations, cluster, connections, engine_faults, hostile_schemas, soak, storms
+from benchmarks.robustness.attacks.command import add_attacks, run_attacks
+from benchmarks.sweep import generator_ceiling, options, session
 from benchmarks.targets import TargetError
-from benchmarks.traces import UnreadableTrace
+from benchmarks.workload.traces import UnreadableTrace
 from llmserve import ConfigurationError, EngineError, EngineManager
 from llmserve.engines import ENGINES
-from llmserve.engines.vllm_args import parse_engine_args
+from llmserve.engines.vllm.args import parse_engine_args
 
 
 def _say(line: str) -> None:
@@ -48,12 +34,12 @@ def run_run(given: argparse.Namespace) -> int:
 
 
 def run_table(given: argparse.Namespace) -> int:
-    print(analysis.conclusion(analysis.analyse(storage.read(given.run))))
+    print(report.conclusion(report.analyse(storage.read(given.run))))
     return 0
 
 
 def run_compare(given: argparse.Namespace) -> int:
-    a, b = (analysis.analyse(storage.read(path)) for path in (given.a, given.b))
+    a, b = (report.analyse(storage.read(path)) for path in (given.a, given.b))
     ratios = compare.compare(a, b)
     if not ratios:
         raise UnreadableRun(f"{given.a} and {given.b} have no load in common")
@@ -62,12 +48,12 @@ def run_compare(given: argparse.Namespace) -> int:
 
 
 def run_predict(given: argparse.Namespace) -> int:
-    print(predict.predict(analysis.analyse(storage.read(given.run)), given.concurrency, given.prompt_tokens, given.output_tokens))
+    print(predict.predict(report.analyse(storage.read(given.run)), given.concurrency, given.prompt_tokens, given.output_tokens))
     return 0
 
 
 def run_selftest(given: argparse.Namespace) -> int:
-    found = asyncio.run(selftest.measure(given.seconds, lambda line: print(line, flush=True)))
+    found = asyncio.run(generator_ceiling.measure(given.seconds, lambda line: print(line, flush=True)))
     _keep(found, given.out)
     return 0
 
@@ -126,8 +112,8 @@ def run_soak(given: argparse.Namespace) -> int:
 
 def run_grammars(given: argparse.Namespace) -> int:
     manager = EngineManager.open(given.model, engine_args=parse_engine_args(given.engine_arg))
-    found = asyncio.run(grammars.measure(manager, given.at_once, given.seconds, _say))
-    print(grammars.conclude(found))
+    found = asyncio.run(hostile_schemas.measure(manager, given.at_once, given.seconds, _say))
+    print(hostile_schemas.conclude(found))
     _keep(found, given.out)
     return 0
 
@@ -147,16 +133,16 @@ def run_storms(given: argparse.Namespace) -> int:
 
 
 def run_cancels(given: argparse.Namespace) -> int:
-    ends = cancels.Ends()
+    ends = cancellations.Ends()
     manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg), observers=[ends])
 
     def report(done: int) -> None:
         print(f"\r{done:,}", end="", file=sys.stderr, flush=True)
 
-    counts = cancels.Counts(inside=given.count, wires=given.wires, clients=given.clients, at_once=given.at_once, seed=given.seed)
-    found = asyncio.run(cancels.measure(manager, counts, ends, report))
+    counts = cancellations.Counts(inside=given.count, wires=given.wires, clients=given.clients, at_once=given.at_once, seed=given.seed)
+    found = asyncio.run(cancellations.measure(manager, counts, ends, report))
     _say("")
-    print(cancels.conclude(found))
+    print(cancellations.conclude(found))
     _keep(found, given.out)
     return int(any(any(left.over.values()) for left in found.left))
 
@@ -164,9 +150,9 @@ def run_cancels(given: argparse.Namespace) -> int:
 def run_faults(given: argparse.Namespace) -> int:
     args = parse_engine_args(given.engine_arg)
     found = asyncio.run(
-        faults.measure(
+        engine_faults.measure(
             lambda config, ledger: EngineManager.open(given.model, engine_args=args, config=config, observers=[ledger]),
-            faults.SIGNALS[given.signal],
+            engine_faults.SIGNALS[given.signal],
             seconds=given.seconds,
             every=given.every,
             clients=given.clients,
@@ -174,7 +160,7 @@ def run_faults(given: argparse.Namespace) -> int:
             report=_say,
         )
     )
-    print(faults.conclude(found))
+    print(engine_faults.conclude(found))
     _keep(found, given.out)
     return int(bool(found.faults))
 
@@ -214,7 +200,7 @@ def _add_cancels(command: argparse.ArgumentParser) -> None:
 def _add_faults(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    command.add_argument("--signal", choices=faults.SIGNALS, default="kill", help="stop lets it hang (default: %(default)s)")
+    command.add_argument("--signal", choices=engine_faults.SIGNALS, default="kill", help="stop lets it hang (default: %(default)s)")
     command.add_argument("--seconds", type=options.positive(float), default=600.0)
     command.add_argument("--every", type=options.positive(float), default=20.0, help="seconds that the engine is up (default: %(default)s)")
     command.add_argument("--clients", type=options.positive(int), default=8)

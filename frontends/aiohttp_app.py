@@ -1,423 +1,187 @@
-"""The HTTP server: routes of about ten lines over one `EngineManager`. `python -m frontends.aiohttp_app --help`
+"""The HTTP server as a program, in one process or in several: `python -m frontends.aiohttp_app --help`.
 
-Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp programs; `frontends.serve` runs it alone.
+`build_app` makes its routes for other aiohttp programs.
 """
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+import argparse
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
-import msgspec
-from aiohttp import web
-from aiohttp.typedefs import Middleware
-
-from frontends import sse
-from frontends.access import Access
-from frontends.choices import generate_choices, open_choices
-from frontends.decoding import BodyReader
-from frontends.errors import ErrorBody, HTTPFailure, describe
-from frontends.event_stream import KEEPALIVE_SECONDS, EventStream
-from frontends.flush import MAX_HOLD, FlushScheduler
+from frontends.access.control import Access
+from frontends.access.exposure import check_reach
+from frontends.access.keys_command import keys_command
+from frontends.http.access_log import open_log
+from frontends.http.app import build_app
 from frontends.http.departure import Departure
-from frontends.http.form import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, expect_later, take
-from frontends.http.hosts import answer_to
-from frontends.http.idempotency import Memory, answer_once
-from frontends.http.idempotency_store import HEADER, MAX_ANSWER
-from frontends.http.load import GenerateCheck, GetFacts, LoadRoutes, report_load
-from frontends.http.log import Write, name_and_log, name_answer, sign
-from frontends.http.openapi import document
-from frontends.http.origins import Origins, answer_preflights
-from frontends.http.who import CALLER, ROOT, ask_for_key
-from frontends.log_writer import dropped_lines
-from frontends.openai import ChatRequest, Common, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest, adapter_of
-from frontends.openai_answers import Answerer, ChatAnswerer, TextAnswerer
-from frontends.receive_budget import ReceiveBudget
-from frontends.sizes import check_answer
-from frontends.turns import Turns
-from frontends.wanted import Wanted, renamed
-from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, State, TokenStream, Unavailable
-from llmserve.heap import return_free_pages
-from llmserve.state import unavailable
+from frontends.http.event_stream import KEEPALIVE_SECONDS
+from frontends.http.health import check_of
+from frontends.http.host_names import add_host_option, allowed_hosts, is_authenticated
+from frontends.http.origins import add_origin_option
+from frontends.http.proxies import Proxies, add_proxy_option, know_clients
+from frontends.http.server import running
+from frontends.net.acceptor import listen
+from frontends.net.connection_limits import Door
+from frontends.net.listeners import CannotListen, UnixAccess, add_unix_options, authority, bind_all, bind_unix, without_brackets
+from frontends.net.tls import TLS, followed
+from frontends.program.lifecycle import Listen, installed, run, serve
+from frontends.program.options import engine_args, seconds
+from frontends.workers.supervisor import serve_workers
+from llmserve import EngineManager
+from llmserve.engines.vllm.args import has_gpu_build
+from llmserve.runtime.cpus import available_cpus
 
-if TYPE_CHECKING:
-    from prometheus_client import Metric
+# What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
+CORES_PER_WORKER = 4
+MOST_WORKERS = 8
+LOOPBACK = "127.0.0.1"
 
-JSON = "application/json"
-
-Asks = TypeVar("Asks", bound=Common)
-Body = TypeVar("Body", bound=msgspec.Struct)
-Made = TypeVar("Made")
-
-GetSeries = Callable[[], Awaitable[Iterable["Metric"]]]
+__all__ = ["build_app", "main"]
 
 
-class Routes:
-    """The handlers; each reads its body, makes one call, and writes the answer."""
+def main(argv: list[str] | None = None) -> None:
+    """`python -m frontends.aiohttp_app`"""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["keys"]:
+        sys.exit(keys_command(given[1:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m frontends.aiohttp_app",
+        description="Serve a model over HTTP, as OpenAI does.",
+        epilog="`python -m frontends.aiohttp_app keys --help` makes API keys.",
+    )
+    words = "an address or a name; repeat it; :: is every address, of IPv4 and of IPv6 (default: 127.0.0.1)"
+    parser.add_argument("--host", action="append", type=without_brackets, dest="hosts", metavar="HOST", help=words)
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a unix socket instead")
+    add_unix_options(parser)
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        default="auto",
+        metavar="N",
+        help="processes that serve HTTP beside the engine's; auto: by the cores, 1 for an engine on a CPU (default: %(default)s)",
+    )
+    words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
+    add_host_option(parser)
+    add_origin_option(parser)
+    add_proxy_option(parser)
+    words_root = "the path below which a proxy serves this server, such as /llm (default: none)"
+    parser.add_argument("--root-path", type=_root_path, default="", metavar="PATH", help=words_root)
+    interval = "seconds of silence after which a stream gets a comment, so that no proxy gives it up; 0 = never (default: %(default)s)"
+    parser.add_argument("--keepalive-interval", type=seconds, metavar="S", default=KEEPALIVE_SECONDS, help=interval)
+    parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
+    words = "give requests of health checks, /load and /metrics a line too"
+    parser.add_argument("--log-probes", action="store_true", help=words)
+    run(parser, given, start)
 
-    def __init__(
-        self,
-        manager: EngineManager,
-        model: str,
-        facts: GetFacts | None,
-        series: GetSeries | None,
-        access: Access,
-        departure: Departure,
-        max_hold: float,
-        keepalive: float,
-        check: GenerateCheck | None,
-    ) -> None:
-        self.manager = manager
-        self.model = model
-        self._access = access
-        self._departure = departure
-        self.facts = facts or self._own_facts
-        self._check = check
-        self._series = series or self._own_series
-        self._scheduler = FlushScheduler(max_hold)
-        self._keepalive = keepalive
-        self._turns = Turns()
-        self._completion = BodyReader(CompletionRequest, self._turns)
-        self._chat = BodyReader(ChatRequest, self._turns)
-        self._generate = BodyReader(GenerateRequest, self._turns)
-        self._tokenize = BodyReader(TokenizeRequest, self._turns)
-        self._detokenize = BodyReader(DetokenizeRequest, self._turns)
 
-    def table(self, root: str) -> list[web.RouteDef]:
-        """Each route, and again below `root`: some proxies take that part off before they pass a request on, and some do not."""
-        posts = {
-            "/v1/completions": self.completions,
-            "/v1/chat/completions": self.chat,
-            "/generate": self.generate,
-            "/tokenize": self.tokenize,
-            "/detokenize": self.detokenize,
-            "/ping": self.ready,
-        }
-        gets = {
-            "/v1/models": self.models,
-            "/v1/models/{model:.+}": self.one_model,
-            "/health": self.ready,
-            "/health/live": self.live,
-            "/health/ready": self.ready,
-            "/metrics": self.metrics,
-            "/metrics.json": self.metrics_json,
-            "/openapi.json": self.openapi,
-            **LoadRoutes(self.manager, self.facts, self._check).gets(self.ready),
-        }
-        return [
-            *(web.post(at + path, handler, expect_handler=expect_later) for path, handler in posts.items() for at in {"", root}),
-            *(web.get(at + path, handler, expect_handler=expect_later) for path, handler in gets.items() for at in {"", root}),
-        ]
+async def start(options: argparse.Namespace) -> int:
+    options.hosts = options.hosts or [LOOPBACK]
+    access = Access.open(options)
+    # Read now: a wrong file is told before the model is loaded.
+    tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
+    hosts = [] if options.unix else options.hosts
+    check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=is_authenticated(options, access))
+    addresses, listeners = bind_http(options)
+    count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
+    try:
+        if count > 1:
+            # Each worker reads it for itself, and this process tells the operator.
+            async with followed(tls):
+                return await serve_workers(options, count, addresses, listeners, access)
+        departure = Departure()
+        return await serve(options, http_listener(options, addresses, listeners, access, tls, departure), access, departure.begin)
+    finally:
+        for listener in listeners:
+            listener.close()
+        if options.unix:
+            options.unix.unlink(missing_ok=True)
 
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        wanted = await self._wanted(request, self._completion)
-        requests, adapter = wanted.requests, wanted.requests[0].adapter
-        echoes = await self._echoes(requests) if wanted.echo else None
-        answerer = TextAnswerer(
-            requests[0].request_id, adapter or self.model, echoes.__getitem__ if echoes else None, generates=wanted.generates
-        )
-        return await self._answer(request, wanted, answerer)
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        wanted = await self._wanted(request, self._chat)
-        first = wanted.requests[0]
-        return await self._answer(
-            request, wanted, ChatAnswerer(first.request_id, first.adapter or self.model, first.tools, reasoning=wanted.reasoning)
-        )
+def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
+    """As many as the cores carry. One, if what limits an answer is not the host: a simulated engine, or one on a CPU; and for several
+    engine cores, which workers cannot share."""
+    if engine != "vllm" or args.get("data_parallel_size", 1) != 1 or not has_gpu_build():
+        return 1
+    return max(1, min(MOST_WORKERS, available_cpus() // CORES_PER_WORKER))
 
-    async def generate(self, request: web.Request) -> web.StreamResponse:
-        caller = request[CALLER]
-        wanted, streams = await self._read(request, self._generate, lambda body: (body.generation_request(caller), body.stream))
-        name_answer(request, wanted.request_id)
-        if not streams:
-            return _json(await self.manager.generate(wanted))
-        async with self._events(request) as events, self.manager.stream(wanted) as stream:
-            await events.begin()
-            await events.pour([stream], lambda _, delta: sse.event(delta))
-            await events.end(sse.event(stream.usage) + sse.DONE)
-        return events.response
 
-    def _events(self, request: web.Request) -> AbstractAsyncContextManager[EventStream]:
-        return _event_stream(EventStream(request, self._scheduler, self._keepalive), recorded=HEADER in request.headers)
-
-    async def models(self, request: web.Request) -> web.Response:
-        return _json({"object": "list", "data": [self._model_card(), *map(self._model_card, self._adapters)]})
-
-    async def one_model(self, request: web.Request) -> web.Response:
-        return _json(self._model_card(self._adapter(request.match_info["model"])))
-
-    async def tokenize(self, request: web.Request) -> web.Response:
-        def make(body: TokenizeRequest) -> GenerationRequest:
-            self._adapter(body.model)
-            return body.generation_request()
-
-        prompt = await self.manager.tokenize(await self._read(request, self._tokenize, make))
-        answer = {"count": len(prompt.token_ids), "max_model_len": self.manager.info.max_model_len, "tokens": prompt.token_ids}
-        return await self._turns.run(_json, answer)
-
-    async def detokenize(self, request: web.Request) -> web.Response:
-        model, tokens = await self._read(request, self._detokenize, lambda body: (body.model, body.tokens))
-        self._adapter(model)
-        return await self._turns.run(_json, {"prompt": await self.manager.detokenize(tokens)})
-
-    async def live(self, request: web.Request) -> web.Response:
-        if self.manager.state == "failed":
-            self._check_health()
-        return _json({"status": "live", "state": self.manager.state})
-
-    async def ready(self, request: web.Request) -> web.Response:
-        if self._departure.begun:
-            raise unavailable(State.DRAINING)
-        self._check_health()
-        return _json({"status": "ready", "state": self.manager.state})
-
-    def _check_health(self) -> None:
-        """As the manager does. Where clients have keys, a probe has none, and its answer holds no detail of the failure."""
+def bind_http(options: argparse.Namespace) -> tuple[list[str], list[socket.socket]]:
+    """The addresses as a person would type them, and what listens there. Raises CannotListen."""
+    words = "  (/health/ready says 503 until the model is loaded)"
+    if options.unix:
         try:
-            self.manager.check_health()
-        except LLMServeError as error:
-            if self._access.keys is None:
-                raise
-            if isinstance(error, Unavailable):
-                raise Unavailable("requests are not taken now", retry_after=error.retry_after, reason=error.reason) from None
-            raise EngineDead("the engine has failed") from None
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        accept, facts, now = ", ".join(request.headers.getall("Accept", [])), await self.facts(), asyncio.get_running_loop().time()
-        if _asks_for_json(accept):
-            return _json(facts.snapshot(now))
-        from llmserve.exporters import prometheus
-
-        text, content_type = prometheus.render(facts, now, accept, await self._series())
-        return web.Response(body=text, headers={"Content-Type": content_type})
-
-    async def metrics_json(self, request: web.Request) -> web.Response:
-        facts = await self.facts()
-        return _json(facts.snapshot(asyncio.get_running_loop().time()))
-
-    async def openapi(self, request: web.Request) -> web.Response:
-        keys, checks = self._access.keys is not None, self._check is not None
-        return _json(document(version("llmserve"), keys=keys, checks=checks, root=request.config_dict[ROOT]))
-
-    async def _own_facts(self) -> Facts:
-        return self.manager.facts().with_dropped(dropped_lines())
-
-    async def _own_series(self) -> "Iterable[Metric]":
-        from llmserve.exporters import prometheus
-
-        return prometheus.registered()
-
-    async def _wanted(self, request: web.Request, reader: BodyReader[Asks]) -> Wanted:
-        caller = request[CALLER]
-        wanted = await self._read(request, reader, lambda body: body.wanted(caller, self._adapter(body.model)))
-        if self.manager.engine_is_up:
-            check_answer(wanted.requests, self.manager.info.max_model_len)
-        return wanted
-
-    async def _read(self, request: web.Request, reader: BodyReader[Body], make: Callable[[Body], Made]) -> Made:
-        """What is made of the request's body, which nothing holds afterwards."""
-        context = self.manager.info.max_model_len if self.manager.engine_is_up else None
-        return await reader.read(await take(request), make, context)
-
-    async def _answer(self, request: web.Request, wanted: Wanted, answerer: Answerer) -> web.StreamResponse:
-        requests, n = wanted.requests, wanted.per_prompt
-        name_answer(request, answerer.id, n)
-        answerer.show(wanted)
-        if not wanted.stream:
-            with renamed(**wanted.names):
-                completions = await generate_choices(self.manager, requests)
-            return await _whole(answerer.whole(completions, n, self._turns))
-        async with (
-            self._events(request) as events,
-            renamed(**wanted.names),
-            open_choices(self.manager, requests) as streams,
-        ):
-            running = streams if wanted.running_usage else None
-            await events.begin()
-            answerer.begin(streams)
-            await events.pour(streams, partial(_chunk, answerer, set(range(len(streams))), running))
-            usage = answerer.usage([stream.usage for stream in streams], n) if wanted.usage else b""
-            await events.end(usage + sse.DONE)
-        return events.response
-
-    async def _echoes(self, requests: list[GenerationRequest]) -> list[str]:
-        return [
-            request.prompt if isinstance(request.prompt, str) else await self.manager.detokenize(request.prompt or ())
-            for request in requests
-        ]
-
-    @property
-    def _adapters(self) -> tuple[str, ...]:
-        """None of them before the engine is up, which says which there are."""
-        return self.manager.info.adapters if self.manager.engine_is_up else ()
-
-    def _adapter(self, model: str | None) -> str | None:
-        """Raises ModelNotFound; Unavailable for any other name than the model's own while it is not known what there is."""
-        if model not in (None, self.model) and not self.manager.engine_is_up:
-            self.manager.check_health()
-        return adapter_of(model, self.model, self._adapters)
-
-    def _model_card(self, adapter: str | None = None) -> dict[str, Any]:
-        length = self.manager.info.max_model_len if self.manager.state == "ready" else None
-        card = {"id": adapter or self.model, "object": "model", "created": 0, "owned_by": "llmserve", "max_model_len": length}
-        return card | ({"parent": self.model} if adapter else {})
+            return [f"unix://{options.unix.absolute()}{words}"], [bind_unix(options.unix, UnixAccess.of(options))]
+        except OSError as error:
+            raise CannotListen(str(options.unix), error) from None
+    listeners = bind_all(options.hosts, options.port)
+    scheme, port = "https" if options.tls_cert else "http", listeners[0].getsockname()[1]
+    return [f"{scheme}://{authority(host, port)}{words}" for host in options.hosts], listeners
 
 
-def _chunk(answerer: Answerer, unopened: set[int], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
-    chunk = answerer.chunk(index, delta, running[index].usage if running else None)
-    if not (unopened and chunk and index in unopened):
-        return chunk
-    # With the first token and not before it: clients take the first event for that, and measure by it.
-    unopened.discard(index)
-    return answerer.first(index, running[index].usage if running else None) + chunk
+def http_listener(
+    options: argparse.Namespace,
+    addresses: list[str],
+    listeners: Sequence[socket.socket],
+    access: Access,
+    tls: TLS | None,
+    departure: Departure,
+) -> Listen:
+    log = open_log(options.request_log)
+
+    @asynccontextmanager
+    async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
+        hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
+        proxies = Proxies.of(options.trusted_proxy)
+        door = Door.of(options, proxies.trusts)
+        app = build_app(
+            manager,
+            model,
+            access=access,
+            log=log,
+            log_probes=options.log_probes,
+            hosts=hosts,
+            max_hold=options.max_hold,
+            max_incomplete=most,
+            departure=departure,
+            origins=options.allowed_origin,
+            keepalive=options.keepalive_interval,
+            check=check_of(manager, options.generate_check),
+            clients=know_clients(proxies, door),
+            root_path=options.root_path,
+        )
+        try:
+            async with running(app, door, tls) as reception, listen(reception, *listeners, patience=departure.patience), followed(tls):
+                yield addresses
+        finally:
+            if log is not None:
+                log.close()
+
+    return listening
 
 
-@asynccontextmanager
-async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator[EventStream]:
-    """Stands outside the stream that is written, so that the stream's error passes through here last."""
-    if recorded:
-        events.record(MAX_ANSWER)
-    try:
-        yield events
-    except LLMServeError as error:
-        if not events.begun:
-            raise
-        await events.fail(sse.event(describe(error)[1]) + sse.DONE)
-    finally:
-        events.close()
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: choose 0 to 65535")
+    return number
 
 
-def no_route(request: web.Request) -> web.Response:
-    """The way to the route that is meant, where only a slash is too much; else the routes that there are."""
-    routes = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
-    # As it was sent: a path in another encoding is none of ours.
-    path = request.raw_path.partition("?")[0]
-    if path.endswith("/") and (path := path[:-1]) in routes:
-        query = f"?{request.query_string}" if request.query_string else ""
-        # 307 keeps the method and the body. The Location is a path of ours and never another host.
-        return _failure(HTTPFailure(307, f"this path has no slash at its end: {path}", "http_error", {"Location": path + query}))
-    # Each path once: below the root path are the same ones again.
-    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes)
-    return _failure(HTTPFailure(404, f"there is no such path; the paths are {', '.join(paths)}", "http_error"))
+def _workers(text: str) -> str:
+    if text != "auto" and (not text.isdigit() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: choose auto, 1 or more")
+    return text
 
 
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as OpenAI's error object, with its status; nothing that the server knows and the client should not."""
-    try:
-        return await handler(request)
-    except LLMServeError as error:
-        return _failure(error)
-    except web.HTTPNotFound:
-        return no_route(request)
-    except web.HTTPException as error:
-        allow = {name: value for name, value in error.headers.items() if name == "Allow"}
-        return _failure(HTTPFailure(error.status, error.reason, "http_error", allow))
-
-
-def build_app(
-    manager: EngineManager,
-    model: str = "bundled",
-    facts: GetFacts | None = None,
-    series: GetSeries | None = None,
-    *,
-    access: Access | None = None,
-    log: Write | None = None,
-    log_probes: bool = False,
-    memory: Memory | None = None,
-    hosts: Collection[str] | None = None,
-    max_hold: float = MAX_HOLD,
-    max_incomplete: int | None = None,
-    departure: Departure | None = None,
-    origins: Iterable[str] = (),
-    keepalive: float = KEEPALIVE_SECONDS,
-    check: GenerateCheck | None = None,
-    clients: Middleware | None = None,
-    root_path: str = "",
-) -> web.Application:
-    """An aiohttp application over a manager, which the caller enters and leaves.
-
-    Run it with `frontends.http.server.running`; under another server, which needs `handler_cancellation=True` and `auto_decompress=False`,
-    there are no timeouts but that server's.
-
-    Args:
-        model: the name it is served under.
-        facts: asked for the metrics, where they are not this manager's alone.
-        series: asked for what stands beside ours in Prometheus's text, where it is not this process's alone.
-        access: whose keys are let in; None asks nobody.
-        hosts: the names that the server answers to, beside localhost and IP addresses; None is any name (`frontends.http.hosts`).
-        memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
-        max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
-        max_incomplete: bytes that bodies which have not arrived completely may take together; None is `receive_budget.MAX_BYTES`.
-        departure: after its `begin` every answer closes its connection, and readiness is 503.
-        origins: of pages that may call it from a browser, beside its own; `*` is any.
-        clients: a middleware that notes whose request a proxy passes on (`frontends.http.proxies`).
-        root_path: where a proxy has put the server, such as "/llm"; paths are served with it and without it.
-        keepalive: seconds of silence after which a stream gets a comment, and its status; 0 for never.
-        check: answers /health/generate; None leaves that route out.
-        log: takes a line for each request (`frontends.http.log.open_log`), but for probes, unless `log_probes`.
-    """
-    access, departure = access or Access(), departure or Departure()
-    pages = Origins(frozenset(origins))
-    logged = name_and_log(log, partial(_named_tenants, manager), probes=log_probes)
-    known = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
-    middlewares = [logged, answer_errors, *([clients] if clients else []), *known, answer_once(memory)]
-    app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
-    app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
-    app[ORIGINS] = pages
-    app[ROOT] = root_path
-    routes = Routes(manager, model, facts, series, access, departure, max_hold, keepalive, check)
-    app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(routes.facts)))
-    app.add_routes(routes.table(root_path))
-    return app
-
-
-async def _whole(parts: AsyncIterator[bytes]) -> web.Response:
-    """An answer as one body; in parts where it is larger than what is kept for an Idempotency-Key."""
-    begin: list[bytes] = []
-    async for part in parts:
-        begin.append(part)
-        if sum(map(len, begin)) > MAX_ANSWER:
-            return web.Response(body=_joined(begin, parts), content_type=JSON)
-    return web.Response(body=b"".join(begin), content_type=JSON)
-
-
-async def _joined(begin: list[bytes], parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        while begin:
-            yield begin.pop(0)
-        async for part in parts:
-            yield part
-    finally:
-        # When the completions, which these frames hold, are gone.
-        asyncio.get_running_loop().call_soon(return_free_pages)
-
-
-def _asks_for_json(accept: str) -> bool:
-    """Whether an Accept header names JSON, and neither format of Prometheus. curl and routers made for vLLM send `*/*`, or no header, and
-    read Prometheus's text."""
-    named = accept.lower()
-    return JSON in named and "text/plain" not in named and "openmetrics" not in named
-
-
-def _named_tenants(manager: EngineManager) -> Collection[str]:
-    return manager.config.admission.table.named
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=sse.encode(body), status=status, content_type=JSON, headers=headers)
-
-
-def _failure(error: LLMServeError) -> web.Response:
-    status, body, headers = describe(error)
-    assert isinstance(body, ErrorBody)
-    return _json(body, status, headers)
+def _root_path(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path: write /llm, without a host")
+    return text.removesuffix("/")
 
 
 if __name__ == "__main__":
-    from frontends.serve import main
-
     main()

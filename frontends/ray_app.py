@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from frontends.access import KEY_VARIABLE
+from frontends.access.control import KEY_VARIABLE
 from frontends.cluster.arguments import from_words, parse
 from llmserve import ConfigurationError
 
@@ -40,9 +40,9 @@ def application(arguments: list[str]) -> Any:
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-    from frontends.cluster.board import Board
     from frontends.cluster.ingress import Ingress
     from frontends.cluster.replica import Replica
+    from frontends.cluster.shared_state import Board
 
     scaling = AutoscalingConfig(
         min_replicas=options.replicas,
@@ -51,7 +51,7 @@ def application(arguments: list[str]) -> Any:
         upscale_delay_s=options.scale_up_delay,
         downscale_delay_s=options.scale_down_delay,
         look_back_period_s=LOOK_BACK_SECONDS,
-        policy=AutoscalingPolicy(policy_function="frontends.cluster.scaling:desired_replicas"),
+        policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_replicas"),
     )
     replicas = serve.deployment(Replica).options(
         name="Replica",
@@ -73,7 +73,7 @@ def application(arguments: list[str]) -> Any:
         max_replicas=options.ingresses * MOST_HOSTS,
         upscale_delay_s=0,
         downscale_delay_s=0,
-        policy=AutoscalingPolicy(policy_function="frontends.cluster.scaling:desired_ingresses"),
+        policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_ingresses"),
     )
     ingress = serve.deployment(Ingress).options(
         name="Ingress",

@@ -1,32 +1,23 @@
 """The raw-socket server: one connection, many streams. `python -m frontends.socket_app --help`; docs/protocol.md is its wire."""
 
 import argparse
-import socket
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import anyio
-
-from frontends import frames
-from frontends.access import Access
-from frontends.addresses import Address, parse_address
-from frontends.door import Door
-from frontends.exposure import check_reach
-from frontends.flush import MAX_HOLD, FlushScheduler
-from frontends.listeners import CannotListen, UnixAccess, add_unix_options, bind_all, bind_unix
-from frontends.options import count
-from frontends.program import Listen, installed, run, serve
-from frontends.receive_budget import ReceiveBudget
-from frontends.reception import Reception, listen
-from frontends.socket_connection import Connection, Service
-from frontends.tls import TLS, followed
+from frontends.access.control import Access
+from frontends.access.exposure import check_reach
+from frontends.net.connection_limits import Door
+from frontends.net.listeners import UnixAccess, add_unix_options
+from frontends.net.tls import TLS, followed
+from frontends.program.lifecycle import Listen, installed, run, serve
+from frontends.program.options import count
+from frontends.rawsocket.addresses import parse_address
+from frontends.rawsocket.server import open_server
 from llmserve import ConfigurationError, EngineManager
 
-REFUSAL = frames.encode(frames.Error(0, "FrameError", "this server has as many connections as it may"))
 DEFAULT = "tcp://127.0.0.1:9000"
+
+__all__ = ["main", "open_server"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,54 +68,6 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
             yield [str(address) for address in bound]
 
     return listen
-
-
-@asynccontextmanager
-async def open_server(
-    manager: EngineManager,
-    model: str,
-    addresses: Sequence[Address],
-    *,
-    tls: TLS | None = None,
-    access: Access | None = None,
-    max_streams: int = 1024,
-    door: Door | None = None,
-    unix: UnixAccess | None = None,
-    max_hold: float = MAX_HOLD,
-    max_incomplete: int | None = None,
-) -> AsyncIterator[list[Address]]:
-    """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
-
-    Raises CannotListen.
-    """
-    door = door or Door()
-    service = Service(manager, model, access or Access(), max_streams, scheduler=FlushScheduler(max_hold))
-    service.budget = ReceiveBudget(time.monotonic, max_incomplete)
-    bound = []
-    async with AsyncExitStack() as stack:
-        for address in addresses:
-            try:
-                listeners = _bind(address, unix or UnixAccess())
-            except OSError as error:
-                raise CannotListen(str(address), error) from None
-            port = 0 if address.scheme == "unix" else listeners[0].getsockname()[1]
-            reception = Reception(partial(Connection, service), REFUSAL, door, tls if address.scheme == "tls" else None)
-            for listener in listeners:
-                await stack.enter_async_context(listen(reception, listener))
-            if address.scheme == "unix":
-                stack.callback(Path(address.path).unlink, missing_ok=True)
-                bound.append(address)
-            else:
-                bound.append(Address(address.scheme, address.host, port))
-        try:
-            yield bound
-        finally:
-            with anyio.CancelScope(shield=True):
-                await service.close()
-
-
-def _bind(address: Address, unix: UnixAccess) -> list[socket.socket]:
-    return [bind_unix(Path(address.path), unix)] if address.scheme == "unix" else bind_all([address.host], address.port)
 
 
 if __name__ == "__main__":

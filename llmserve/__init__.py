@@ -65,9 +65,10 @@ from llmserve.errors import RequestCancelled as RequestCancelled
 from llmserve.errors import TenantOverloaded as TenantOverloaded
 from llmserve.errors import Unavailable as Unavailable
 from llmserve.errors import UnknownTenant as UnknownTenant
-from llmserve.facts import Facts as Facts
+from llmserve.lifecycle.stream import TokenStream as TokenStream
 from llmserve.manager import EngineManager as EngineManager
-from llmserve.metrics import Observer as Observer
+from llmserve.observability.metrics import Observer as Observer
+from llmserve.observability.snapshot import Facts as Facts
 from llmserve.request import Completion as Completion
 from llmserve.request import Delta as Delta
 from llmserve.request import GenerationRequest as GenerationRequest
@@ -76,9 +77,9 @@ from llmserve.request import Sampling as Sampling
 from llmserve.request import Timeline as Timeline
 from llmserve.request import TokenLogprob as TokenLogprob
 from llmserve.request import Usage as Usage
+from llmserve.runtime.version import __version__ as __version__
 from llmserve.state import ManagerStatistics as ManagerStatistics
 from llmserve.state import State as State
-from llmserve.stream import TokenStream as TokenStream
 from llmserve.structured import StructuredOutputs as StructuredOutputs
 from llmserve.tools import Message as Message
 from llmserve.tools import Reader as Reader
@@ -86,5 +87,3 @@ from llmserve.tools import ToolCall as ToolCall
 from llmserve.tools import Tools as Tools
 from llmserve.tracing import Span as Span
 from llmserve.tracing import Tracer as Tracer
-
-__version__ = "0.1.0"

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Unpack, overload
 
-from llmserve.bounds import wrong_type
 from llmserve.cancellation import CancellationToken
-from llmserve.inputs import Input, RequestFields
+from llmserve.lifecycle.stream import TokenStream
 from llmserve.request import Completion, GenerationRequest, Sampling
-from llmserve.stream import TokenStream
+from llmserve.validation.bounds import wrong_type
+from llmserve.validation.inputs import Input, RequestFields
 
 
 class Generation(ABC):

@@ -19,25 +19,25 @@ import sniffio
 from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, build_admission, separate, wake
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
-from llmserve.deadlines import Deadlines
 from llmserve.engine import Engine, EngineInfo, EnginePrompt, checked
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
-from llmserve.facts import Facts
-from llmserve.fitting import fit
 from llmserve.generation import Generation
-from llmserve.job import Job, arrival, check_type, interrupter, note_outcome
-from llmserve.lifecycle import Lifecycle
-from llmserve.lifespan import first_of
-from llmserve.metrics import MetricsRecorder, Observer, Observers
-from llmserve.pace import check_promise, engine_facts
-from llmserve.recovery import Recovery
+from llmserve.lifecycle.deadlines import Deadlines
+from llmserve.lifecycle.model_limits import fit
+from llmserve.lifecycle.open_request import Job, arrival, check_type, interrupter, note_outcome
+from llmserve.lifecycle.recovery import Recovery
+from llmserve.lifecycle.slo_check import check_promise, engine_facts
+from llmserve.lifecycle.start_stop import Lifecycle
+from llmserve.lifecycle.stream import TokenStream
+from llmserve.lifecycle.supervisor import Supervisor
+from llmserve.lifecycle.tokenizer_queue import TokenizerLine, cache_salt
+from llmserve.lifecycle.watchdog import Watchdog
+from llmserve.observability.metrics import MetricsRecorder, Observer, Observers
+from llmserve.observability.snapshot import Facts
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
+from llmserve.runtime.lifespan import first_of
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
-from llmserve.stream import TokenStream
-from llmserve.supervisor import Supervisor
-from llmserve.tokenizing import TokenizerLine, cache_salt
 from llmserve.tracing import CarefulTracer, NoTracer, Tracer
-from llmserve.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

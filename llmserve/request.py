@@ -13,13 +13,13 @@ from typing import Any, Unpack
 
 import attrs
 
-from llmserve.bounds import are_token_ids, as_tuple, instance, integer, number, texts, token_ids, wrong_type
 from llmserve.errors import InvalidRequest
-from llmserve.inputs import Input, RequestFields, input_field, split_fields
-from llmserve.results import Result, plain
 from llmserve.structured import StructuredOutputs
-from llmserve.template import check_template_kwargs
 from llmserve.tools import Message, Tools
+from llmserve.validation.bounds import are_token_ids, as_tuple, instance, integer, number, texts, token_ids, wrong_type
+from llmserve.validation.inputs import Input, RequestFields, input_field, split_fields
+from llmserve.validation.results import Result, plain
+from llmserve.validation.template import check_template_kwargs
 
 # OpenAI's published schema allows 4 stop strings and 20 top logprobs.
 MAX_STOP_STRINGS = 4
@@ -166,7 +166,7 @@ class GenerationRequest:
         prompt: text, or token ids; or
         messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
         tools: what the model may call; with messages alone.
-        template_kwargs: arguments of the chat template; with messages alone (`llmserve.template`).
+        template_kwargs: arguments of the chat template; with messages alone (`llmserve.validation.template`).
         adapter: the name of a LoRA adapter of the engine's; None asks the model itself.
         tenant: whom it is counted for.
         priority: smaller goes first, as in vLLM.

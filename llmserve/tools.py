@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 import attrs
 
 from llmserve.errors import InvalidRequest
-from llmserve.json_schema import hold
-from llmserve.results import Result
+from llmserve.json_schema.narrowing import hold
 from llmserve.structured import MAX_CHARACTERS, as_json, check_schema
+from llmserve.validation.results import Result
 
 # OpenAI's bounds of a request (its API reference, 2026).
 MAX_TOOLS = 128

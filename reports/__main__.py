@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.storage import UnreadableRun
+from benchmarks.recording.storage import UnreadableRun
 from reports import overload, pictures, server, static
-from reports.content import load
+from reports.page_data import load
 from reports.reference import RTX_4090
 
 

@@ -8,7 +8,7 @@ from bokeh.models import Column, ColumnDataSource, Div, Row, TextInput, Toggle, 
 from bokeh.plotting import figure
 from tornado.httpclient import AsyncHTTPClient
 
-from benchmarks.exposition import parse_metrics
+from benchmarks.recording.prometheus_text import parse_metrics
 from reports.theme import PALETTE, STYLE, chart, legend
 
 INTERVAL_MS = 1000

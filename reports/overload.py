@@ -9,7 +9,7 @@ from bokeh.embed import file_html
 from bokeh.models import Column, ColumnDataSource, Div, Row, UIElement
 from bokeh.resources import INLINE
 
-from benchmarks.storage import UnreadableRun
+from benchmarks.recording.storage import UnreadableRun
 from reports.page import template
 from reports.theme import PALETTE, REFERENCE, STYLE, chart, hover, legend, plain_numbers
 

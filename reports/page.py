@@ -7,9 +7,9 @@ from bokeh.document import Document
 from bokeh.models import Column, Row, UIElement
 from jinja2 import Environment, FileSystemLoader, Template
 
-from benchmarks.analysis import View
-from benchmarks.knee import Knee
-from reports import words
+from benchmarks.analysis.knee import Knee
+from benchmarks.analysis.report import View
+from reports import html_blocks
 from reports.charts.comparison import forest
 from reports.charts.curves import NO_SWEEP, latency_vs_concurrency, throughput_vs_concurrency, throughput_vs_latency
 from reports.charts.distributions import itl_heat, spectrum
@@ -18,8 +18,8 @@ from reports.charts.lengths import throughput_vs_prompt, ttft_vs_prompt
 from reports.charts.memory import kv_vs_concurrency, vram_usage
 from reports.charts.prediction import predicted_vs_measured
 from reports.charts.timelines import engine_timelines, stages
-from reports.content import Content
-from reports.opening import choice, tabs
+from reports.lazy_panels import choice, tabs
+from reports.page_data import Content
 from reports.theme import explain
 
 TAB_STYLE = """
@@ -51,7 +51,12 @@ def template() -> Template:
 def roots(content: Content, more: Mapping[str, UIElement] | None = None, opened: int = 0) -> list[UIElement]:
     """From top to bottom; the last are the tabs, with `more` of them behind the page's own, the one numbered `opened` on top."""
     pages = {**_pages(content), **(more or {})}
-    return [words.head(content), words.verdicts(content), words.tiles(content), tabs(pages, opened, stylesheets=[TAB_STYLE])]
+    return [
+        html_blocks.head(content),
+        html_blocks.verdicts(content),
+        html_blocks.tiles(content),
+        tabs(pages, opened, stylesheets=[TAB_STYLE]),
+    ]
 
 
 def _pages(content: Content) -> dict[str, UIElement]:
@@ -64,8 +69,8 @@ def _pages(content: Content) -> dict[str, UIElement]:
         "Memory": _stack([vram_usage(content), kv_vs_concurrency(content)]),
         "Prediction": _stack([predicted_vs_measured(content)]),
         "Comparison": _stack([forest(content)]),
-        "Table": words.table(content),
-        "Data": words.files(content),
+        "Table": html_blocks.table(content),
+        "Data": html_blocks.files(content),
     }
 
 

@@ -14,7 +14,7 @@ from bokeh.resources import INLINE
 
 from reports.charts.curves import latency_vs_concurrency, throughput_vs_concurrency
 from reports.charts.memory import vram_usage
-from reports.content import Content
+from reports.page_data import Content
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTH, HEIGHT = 1100, 620

@@ -9,12 +9,12 @@ from bokeh.document import Document
 from bokeh.models import Column, CustomJS, MultiChoice, UIElement
 from bokeh.server.server import Server
 
-from benchmarks.storage import UnreadableRun, find
-from reports import words
-from reports.content import load
+from benchmarks.recording.storage import UnreadableRun, find
+from reports import html_blocks
+from reports.lazy_panels import tabs
 from reports.live import Live
-from reports.opening import tabs
 from reports.page import INPUT_STYLE, roots, template
+from reports.page_data import load
 
 # The order in which runs are picked is that of the comparison: the second over the first.
 PICK = "Runs (pick two to compare the second with the first)"
@@ -36,7 +36,7 @@ def open_page(document: Document, paths: Sequence[Path]) -> None:
     known = [name for name in names if name in files] or [max(files, key=lambda name: files[name].stat().st_mtime)]
     tab = asked.get("tab", [b"0"])[0]
     *above, pages = _content([files[name] for name in known], {"Live": Live(document).panel()}, int(tab) if tab.isdigit() else 0)
-    above += [words.warning(f"there is no run {name}") for name in names if name not in files]
+    above += [html_blocks.warning(f"there is no run {name}") for name in names if name not in files]
     pick = MultiChoice(title=PICK, options=list(files), value=known, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
     pick.js_on_change("value", CustomJS(args={"pick": pick, "tabs": pages}, code=REOPEN))
     document.title = "llmserve reports"
@@ -50,7 +50,7 @@ def _content(files: Sequence[Path], more: Mapping[str, UIElement], opened: int) 
     try:
         return roots(load(files), more, opened)
     except UnreadableRun as error:
-        return [words.warning(str(error)), tabs(more)]
+        return [html_blocks.warning(str(error)), tabs(more)]
 
 
 def _files(path: Path) -> dict[str, Path]:

@@ -6,8 +6,8 @@ from bokeh.document import Document
 from bokeh.embed import file_html
 from bokeh.resources import INLINE
 
-from reports.content import Content
 from reports.page import add_to, template
+from reports.page_data import Content
 
 
 def build(content: Content, out: Path) -> int:

@@ -2,10 +2,10 @@
 
 import anyio
 
-from benchmarks.load import Generator
-from benchmarks.plan import Job, Load
-from benchmarks.results import RequestRecord
-from benchmarks.workloads import Fixed, Workload
+from benchmarks.generator.run import Generator
+from benchmarks.recording.results import RequestRecord
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
 
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(4), vocabulary=(1, 200))
 

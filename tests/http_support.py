@@ -10,10 +10,10 @@ import aiohttp
 import attrs
 import msgspec
 
-from frontends.aiohttp_app import build_app
+from frontends.http.app import build_app
 from frontends.http.server import running
-from frontends.listeners import bind
-from frontends.reception import listen
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind
 from llmserve import (
     DeadlineExceeded,
     EngineManager,
@@ -24,7 +24,7 @@ from llmserve import (
     PromptTooLong,
     Sampling,
 )
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 
 class Server:

@@ -5,7 +5,7 @@ An `AuditedEngine` and an `Audit` beside a manager keep the books that the check
 
 from collections import Counter
 
-from llmserve.engines.simulated import SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedEngine
 
 
 class Audit:

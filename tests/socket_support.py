@@ -6,15 +6,15 @@ from contextlib import asynccontextmanager
 import anyio
 from http_support import request
 
-from frontends import frames
-from frontends.access import Access
-from frontends.addresses import parse_address
-from frontends.frames import FrameReader, Hello
-from frontends.keys import Keys
-from frontends.socket_app import open_server
-from frontends.socket_client import SocketClient
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
+from frontends.rawsocket import frames
+from frontends.rawsocket.addresses import parse_address
+from frontends.rawsocket.client import SocketClient
+from frontends.rawsocket.frames import FrameReader, Hello
+from frontends.rawsocket.server import open_server
 from llmserve import EngineManager, ManagerConfig
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 
 class Served:

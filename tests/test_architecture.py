@@ -1,6 +1,7 @@
 """The directions in which modules may import, and what an import may cost."""
 
 import ast
+import graphlib
 import json
 import pathlib
 import pydoc
@@ -15,96 +16,85 @@ import llmserve
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("llmserve", "frontends", "benchmarks", "reports")
 
-# For each module or package of ours: what of ours it may import at its top. The longest name that fits counts.
+# What each component (a folder, or a file at a package's top) may import of the others, at any depth. Lower layers first.
 ALLOWED = {
-    "llmserve.errors": set(),
-    "llmserve.structured": {"llmserve.errors"},
-    "llmserve.patterns": set(),
-    "llmserve.derivations": set(),
-    "llmserve.one_of": set(),
-    "llmserve.json_schema": {"llmserve.derivations", "llmserve.one_of", "llmserve.patterns"},
-    "llmserve.held": {"llmserve.errors", "llmserve.json_schema", "llmserve.patterns", "llmserve.structured"},
-    "llmserve.results": set(),
-    "llmserve.tools": {"llmserve.errors", "llmserve.json_schema", "llmserve.results", "llmserve.structured"},
-    "llmserve.bounds": {"llmserve.errors"},
-    "llmserve.template": {"llmserve.errors"},
-    "llmserve.inputs": {"llmserve.bounds"},
-    "llmserve.request": {
-        "llmserve.bounds",
-        "llmserve.errors",
-        "llmserve.inputs",
-        "llmserve.results",
-        "llmserve.structured",
-        "llmserve.template",
-        "llmserve.tools",
-    },
-    "llmserve.config": {"llmserve.errors"},
-    "llmserve.logprobs": {"llmserve.request"},
-    "llmserve.backlog": {"llmserve.logprobs", "llmserve.request"},
     "llmserve.cancellation": set(),
-    "llmserve.cpus": set(),
-    "llmserve.engine": {"llmserve.errors", "llmserve.request", "llmserve.structured", "llmserve.tools"},
-    "llmserve.fitting": {"llmserve.errors", "llmserve.request", "llmserve.engine"},
-    "llmserve.metrics": {"llmserve.config", "llmserve.request"},
-    "llmserve.model_folder": {"llmserve.errors"},
+    "llmserve.errors": set(),
+    "llmserve.runtime": set(),
+    "llmserve.config": {"llmserve.errors"},
     "llmserve.models": {"llmserve.errors"},
-    "llmserve.starting": set(),
-    "llmserve.loops": set(),
-    "llmserve.lifespan": {"llmserve.loops"},
-    "llmserve.wakeup": {"llmserve.loops"},
-    "llmserve.stream": {
-        "llmserve.backlog",
-        "llmserve.engine",
-        "llmserve.errors",
-        "llmserve.metrics",
-        "llmserve.request",
-        "llmserve.tools",
-        "llmserve.wakeup",
-    },
-    "llmserve.admission": {"llmserve.admission", "llmserve.errors", "llmserve.config"},
+    "llmserve.structured": {"llmserve.errors"},
+    "llmserve.validation": {"llmserve.errors"},
+    "llmserve.admission": {"llmserve.config", "llmserve.errors"},
+    "llmserve.json_schema": {"llmserve.errors", "llmserve.structured"},
+    "llmserve.tools": {"llmserve.errors", "llmserve.json_schema", "llmserve.structured", "llmserve.validation"},
+    "llmserve.request": {"llmserve.errors", "llmserve.structured", "llmserve.tools", "llmserve.validation"},
+    "llmserve.engine": {"llmserve.request", "llmserve.structured", "llmserve.tools"},
+    "llmserve.tracing": {"llmserve.request"},
+    "llmserve.state": {"llmserve.admission", "llmserve.engine", "llmserve.errors"},
     "llmserve.engines": {
         "llmserve.admission",
-        "llmserve.cpus",
-        "llmserve.engines",
         "llmserve.engine",
         "llmserve.errors",
-        "llmserve.heap",
-        "llmserve.held",
         "llmserve.json_schema",
-        "llmserve.model_folder",
         "llmserve.models",
-        "llmserve.patterns",
         "llmserve.request",
-        "llmserve.starting",
+        "llmserve.runtime",
         "llmserve.structured",
         "llmserve.tools",
     },
-    "llmserve.tracing": {"llmserve.request"},
-    "llmserve.exporters": {
+    "llmserve.observability": {
+        "llmserve.admission",
+        "llmserve.config",
+        "llmserve.engine",
         "llmserve.errors",
-        "llmserve.exporters",
-        "llmserve.metrics",
         "llmserve.request",
+        "llmserve.runtime",
+        "llmserve.state",
         "llmserve.tracing",
     },
+    "llmserve.lifecycle": {
+        "llmserve.admission",
+        "llmserve.config",
+        "llmserve.engine",
+        "llmserve.errors",
+        "llmserve.observability",
+        "llmserve.request",
+        "llmserve.runtime",
+        "llmserve.state",
+        "llmserve.structured",
+        "llmserve.tools",
+        "llmserve.tracing",
+        "llmserve.validation",
+    },
     "llmserve": {"llmserve"},
+    "frontends.logs": set(),
+    "frontends.net": {"frontends.logs", "llmserve"},
+    "frontends.access": {"frontends.net", "llmserve"},
+    "frontends.openai": {"frontends.access", "frontends.net", "llmserve"},
+    "frontends.program": {"frontends.access", "frontends.logs", "frontends.net", "llmserve"},
+    "frontends.http": {"frontends.access", "frontends.logs", "frontends.net", "frontends.openai", "llmserve"},
+    "frontends.rawsocket": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
     "frontends": {"frontends", "llmserve"},
+    "benchmarks.workload": set(),
+    "benchmarks.stand_ins": {"llmserve"},
+    "benchmarks.recording": {"benchmarks.workload", "llmserve"},
+    "benchmarks.analysis": {"benchmarks.recording"},
+    "benchmarks.targets": {"benchmarks.recording", "benchmarks.workload", "frontends", "llmserve"},
+    "benchmarks.generator": {"benchmarks.recording", "benchmarks.targets", "benchmarks.workload"},
     "benchmarks": {"benchmarks", "llmserve"},
     # The largest request that our servers take, and the first bytes of the raw socket's wire.
-    "benchmarks.attacks.inputs": {"frontends"},
-    # Serves our own HTTP over the manager that is measured in process, so that both targets share one engine.
-    "benchmarks.targets.here": {"benchmarks", "llmserve", "frontends"},
-    "benchmarks.targets.cluster": {"benchmarks", "frontends"},
-    "benchmarks.targets.joined": {"frontends", "llmserve"},
-    "benchmarks.soak_clients": {"benchmarks", "llmserve", "frontends.socket_client"},
-    "benchmarks.targets.socket": {"benchmarks", "llmserve", "frontends"},
-    "reports": {"reports", "benchmarks"},
+    "benchmarks.robustness.attacks.inputs": {"frontends"},
+    "benchmarks.robustness.soak_clients": {"benchmarks", "frontends.rawsocket.client", "llmserve"},
+    "reports": {"reports", "benchmarks.analysis", "benchmarks.recording"},
 }
+# A folder with more modules than this has parts of its own; at a package's top there are only public names and programs.
+MOST_MODULES, MOST_AT_TOP = 20, 12
 # The core speaks anyio, admission does not even know that there is time, and only the adapter knows vLLM.
 FORBIDDEN = {
     "llmserve.admission": {"anyio", "asyncio", "time", "random", "threading"},
     "llmserve.cancellation": {"anyio", "asyncio"},
-    "llmserve.metrics": {"anyio", "asyncio", "time", "prometheus_client"},
+    "llmserve.observability.metrics": {"anyio", "asyncio", "time", "prometheus_client"},
     "llmserve": {"aiohttp", "bokeh", "vllm", "torch", "ray"},
     "frontends": {"vllm", "torch", "bokeh"},
     "reports": {"vllm", "torch", "aiohttp"},
@@ -121,7 +111,7 @@ MODULES = list(_modules())
 
 
 def imports(path, *, top_only):
-    """Names of imported modules; inside `if TYPE_CHECKING` nothing is imported when the program runs."""
+    """Names of imported modules, and of what is imported from them; inside `if TYPE_CHECKING` nothing is imported when the program runs."""
     tree = ast.parse(path.read_text())
     guarded = {
         id(inner)
@@ -135,7 +125,44 @@ def imports(path, *, top_only):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def graph(modules):
+    """For each module the modules that it imports, at any depth."""
+    names = {name for name, _ in modules}
+    return {
+        name: {found if found in names else found.rpartition(".")[0] for found in imports(path, top_only=False)} & names - {name}
+        for name, path in modules
+    }
+
+
+def among_siblings(modules, folder):
+    """The same between what is directly in a folder: its files, and its folders as a whole."""
+
+    def child(name):
+        return ".".join(name.split(".")[: folder.count(".") + 2]) if name != folder else f"{folder}.__init__"
+
+    inside = {name: found for name, found in graph(modules).items() if name == folder or name.startswith(f"{folder}.")}
+    return {
+        child(name): {
+            child(one)
+            for other in inside
+            if child(other) == child(name)
+            for one in inside[other] & inside.keys()
+            if child(one) != child(name)
+        }
+        for name in inside
+    }
+
+
+def cycle(edges):
+    """One cycle of the graph, or None."""
+    try:
+        list(graphlib.TopologicalSorter(edges).static_order())
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
 
 
 def longest(table, name):
@@ -143,35 +170,53 @@ def longest(table, name):
     return table[max(fitting, key=len)] if fitting else None
 
 
+FOLDERS = sorted(name for name, path in MODULES if path.name == "__init__.py")
+
+
+def test_no_files_import_each_other():
+    assert cycle(graph(MODULES)) is None
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folders_import_each_other(folder):
+    assert cycle(among_siblings(MODULES, folder)) is None
+
+
+@pytest.mark.parametrize("where", ["top", "function"])
+def test_a_planted_cycle_is_found(tmp_path, where):
+    """Of folders and not of files: a/one imports b/one, and b/two imports a/two."""
+    files = {"p": "", "p.a": "", "p.b": "", "p.a.one": "from p.b import one", "p.a.two": "", "p.b.one": "", "p.b.two": "import p.a.two"}
+    modules = []
+    for name, text in files.items():
+        path = tmp_path / f"{name}.py"
+        path.write_text(text if where == "top" or not text else f"def later():\n    {text}\n")
+        modules.append((name, path))
+    assert cycle(graph(modules)) is None
+    assert set(cycle(among_siblings(modules, "p"))) == {"p.a", "p.b"}
+    modules[-2][1].write_text("from p.a.one import later")
+    assert set(cycle(graph(modules))) == {"p.a.one", "p.b.one"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_can_be_seen_at_a_glance(folder):
+    files = [name for name, path in MODULES if path.name != "__init__.py" and name.rpartition(".")[0] == folder]
+    assert len(files) <= (MOST_MODULES if "." in folder else MOST_AT_TOP)
+
+
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
 def test_imports_go_the_way_the_architecture_says(name, path):
-    allowed = longest(ALLOWED, name)
-    for imported in imports(path, top_only=True):
+    allowed = longest(ALLOWED, name) | {".".join(name.split(".")[:2])}
+    for imported in imports(path, top_only=False):
         if imported.split(".")[0] in PACKAGES:
             assert any(imported == one or imported.startswith(f"{one}.") for one in allowed), f"{name} may not import {imported}"
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
+    """vLLM's adapter and the bundled model import theirs where they are used."""
     for key, forbidden in FORBIDDEN.items():
         if name == key or name.startswith(f"{key}."):
-            only_at_top = name in (
-                "llmserve.engines.vllm",
-                "llmserve.engines.vllm_adapters",
-                "llmserve.engines.vllm_args",
-                "llmserve.engines.vllm_core",
-                "llmserve.engines.vllm_end",
-                "llmserve.engines.vllm_fast_path",
-                "llmserve.engines.vllm_grammars",
-                "llmserve.engines.vllm_metrics",
-                "llmserve.engines.vllm_outputs",
-                "llmserve.engines.vllm_params",
-                "llmserve.engines.vllm_prompts",
-                "llmserve.engines.vllm_reports",
-                "llmserve.engines.vllm_tools",
-                "llmserve.engines.vllm_trials",
-                "llmserve.models",
-            )
+            only_at_top = name.startswith("llmserve.engines.vllm.") or name == "llmserve.models"
             for imported in imports(path, top_only=only_at_top):
                 assert imported.split(".")[0] not in forbidden, f"{name} may not import {imported}"
 
@@ -207,7 +252,7 @@ for line in sys.stdin:
 
 
 # Ray and vLLM import these by name, and are not installed here.
-NEED_OTHERS = ("frontends.cluster.router", "benchmarks.null_executor")
+NEED_OTHERS = ("frontends.cluster.router", "benchmarks.stand_ins.null_executor")
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from typing import TextIO
 import anyio
 import anyio.to_thread
 
-from frontends.access import Access
-from frontends.aiohttp_app import build_app
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
+from frontends.http.app import build_app
 from frontends.http.server import running
-from frontends.keys import Keys
-from frontends.listeners import bind
-from frontends.reception import listen
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind
 from llmserve import EngineManager, ManagerConfig
-from llmserve.engines.vllm import VLLMEngine
+from llmserve.engines.vllm.engine import VLLMEngine
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent.parent / "tests"))
 from vllm_adapter_files import write_adapter

@@ -12,13 +12,13 @@ import anyio
 import attrs
 import numpy as np
 
-from benchmarks.load import Generator
+from benchmarks.generator.run import Generator
 from benchmarks.overload.laws import Law
-from benchmarks.overload.shared import SharedEngine
-from benchmarks.plan import Job, Load
-from benchmarks.rigs import middle
+from benchmarks.stand_ins.shared_engine import SharedEngine
+from benchmarks.sweep.systems import middle
 from benchmarks.targets.inprocess import InProcess
-from benchmarks.workloads import Fixed, Workload
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engine import EngineStatistics
 from llmserve.engines import create_engine

@@ -9,16 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.options import numbers
 from benchmarks.overload import calibrate, cost
 from benchmarks.overload.scenarios import SCENARIOS
 from benchmarks.overload.study import Bench
 from benchmarks.overload.tables import Study, bursts_table, cost_table, light_table, overload_table, retries_table, tenants_table
-from benchmarks.storage import readable
+from benchmarks.recording.storage import readable
+from benchmarks.sweep.options import numbers
 from llmserve import ConfigurationError
-from llmserve.cpus import available_cpus
 from llmserve.engines import ENGINES
-from llmserve.engines.vllm_args import parse_engine_args
+from llmserve.engines.vllm.args import parse_engine_args
+from llmserve.runtime.cpus import available_cpus
 
 
 def _say(line: str) -> None:

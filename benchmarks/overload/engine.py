@@ -1,8 +1,9 @@
 """A vLLM-like engine in virtual time that costs microseconds a step, whatever runs in it.
 
-`llmserve.engines.simulated` writes every token and satisfies the engine's protocol; this one only says when tokens come, so that hours
-of overload can be simulated. It batches continuously, prefills in chunks beside the decoding, shares prefixes, preempts by recomputation,
-schedules a step ahead, and its steps are noisy. Its step law is not the line that the controller fits (`benchmarks.overload.laws`).
+`llmserve.engines.simulated.engine` writes every token and satisfies the engine's protocol; this one only says when tokens come, so that
+hours of overload can be simulated. It batches continuously, prefills in chunks beside the decoding, shares prefixes, preempts by
+recomputation, schedules a step ahead, and its steps are noisy. Its step law is not the line that the controller fits
+(`benchmarks.overload.laws`).
 """
 
 import random

@@ -7,12 +7,12 @@ from typing import Any
 
 import attrs
 
-from benchmarks.overload.contenders import Setup, make
 from benchmarks.overload.engine import StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.scenarios import SCENARIOS, Scenario
 from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import Retry, World
+from benchmarks.stand_ins.admission_policies import Setup, make
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
 # Limits to find the best of in hindsight: each with three bounds on the wait, in parts of the promised TTFT.

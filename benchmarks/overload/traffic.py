@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from benchmarks.arrivals import gamma
+from benchmarks.workload.arrivals import gamma
 
 
 @attrs.frozen

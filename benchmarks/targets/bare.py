@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from benchmarks.results import RequestRecord
-from benchmarks.workloads import Item
+from benchmarks.recording.results import RequestRecord
+from benchmarks.workload.requests import Item
 
 
 @attrs.frozen

@@ -5,8 +5,8 @@ from typing import Protocol
 
 import anyio
 
-from benchmarks.results import RequestRecord
-from benchmarks.workloads import Item
+from benchmarks.recording.results import RequestRecord
+from benchmarks.workload.requests import Item
 
 
 class TargetError(Exception):

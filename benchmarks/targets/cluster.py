@@ -11,7 +11,7 @@ import anyio
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import is_healthy
 from frontends.cluster.arguments import from_words
-from frontends.listeners import bind
+from frontends.net.listeners import bind
 
 START_SECONDS = 60.0
 # How often replicas tell the autoscaler: Ray reads it when it starts, and its own default is 10 s.

@@ -12,9 +12,9 @@ import aiohttp
 import attrs
 import msgspec
 
-from benchmarks.results import RequestRecord
+from benchmarks.recording.results import RequestRecord
 from benchmarks.targets.base import TargetError
-from benchmarks.workloads import Item
+from benchmarks.workload.requests import Item
 
 # aiohttp's default of 64 KiB stops the reader within one event of a long context; a client must not be what is measured.
 READ_BUFFER = 10 * 2**20

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import attrs
 
-from benchmarks.results import RequestRecord
-from benchmarks.workloads import Item
+from benchmarks.recording.results import RequestRecord
+from benchmarks.workload.requests import Item
 from llmserve import (
     DeadlineExceeded,
     GenerationRequest,

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from benchmarks.targets.base import TargetError
 from benchmarks.targets.inprocess import InProcess
-from frontends.frames import FrameError
-from frontends.socket_client import SocketClient
+from frontends.rawsocket.client import SocketClient
+from frontends.rawsocket.frames import FrameError
 from llmserve import ConfigurationError
 
 

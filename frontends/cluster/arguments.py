@@ -4,9 +4,9 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 
-from frontends.options import add_options, count, engine_args
+from frontends.program.options import add_options, count, engine_args
 from llmserve import ConfigurationError
-from llmserve.engines.vllm_args import has_gpu_build
+from llmserve.engines.vllm.args import has_gpu_build
 
 # Given as one argument with several values.
 REPEATED = "engine-arg"

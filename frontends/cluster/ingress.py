@@ -8,11 +8,11 @@ from typing import Any
 
 import attrs
 
-from frontends import sse
-from frontends.access import Access
+from frontends.access.control import Access
 from frontends.cluster.intake import Intake
 from frontends.cluster.relay import BEAT, Asked, Head, Message, Taken
-from frontends.errors import describe
+from frontends.openai import sse
+from frontends.openai.errors import describe
 from llmserve import EngineRestarted, LLMServeError, Unavailable
 from llmserve.admission import Refusal
 

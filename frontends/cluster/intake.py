@@ -8,12 +8,12 @@ from typing import Any
 
 from aiohttp import hdrs
 
-from frontends.access import Access
+from frontends.access.control import Access
 from frontends.cluster.relay import Asked, end_to_end
-from frontends.errors import HTTPFailure
-from frontends.http.form import MAX_BODY, receive, too_large
-from frontends.http.who import OPEN, no_key, secret_of
-from frontends.receive_budget import ReceiveBudget
+from frontends.http.authentication import OPEN, no_key, secret_of
+from frontends.http.request_checks import MAX_BODY, receive, too_large
+from frontends.net.receive_budget import ReceiveBudget
+from frontends.openai.errors import HTTPFailure
 
 # What may stand in a request line.
 _TARGET = re.compile(r"/[!-~]*", re.ASCII)

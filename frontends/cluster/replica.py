@@ -11,24 +11,24 @@ from typing import Any, TypeVar
 
 import attrs
 
-from frontends.access import Access
-from frontends.aiohttp_app import build_app
+from frontends.access.control import Access
 from frontends.cluster.arguments import parse
-from frontends.cluster.board import Told
-from frontends.cluster.load import Load
+from frontends.cluster.autoscaling import Pressure, hosts
 from frontends.cluster.relay import BEAT, Asked, Head, Message, Relay, Taken, with_beats
-from frontends.cluster.scaling import Pressure, hosts
-from frontends.http.load import check_of
+from frontends.cluster.replica_load import Load
+from frontends.cluster.shared_state import Told
+from frontends.http.app import build_app
+from frontends.http.health import check_of
 from frontends.http.server import running
-from frontends.listeners import bind_unix
-from frontends.options import engine_args, manager_config
-from frontends.program import prepare_environment, served_name, unpack
-from frontends.reception import listen
-from frontends.startup import say
-from frontends.telemetry import telemetry
+from frontends.logs.operator_log import say
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind_unix
+from frontends.program.lifecycle import prepare_environment, served_name, unpack
+from frontends.program.options import engine_args, manager_config
+from frontends.program.telemetry import telemetry
 from llmserve import EngineDead, EngineManager, Facts, LLMServeError, State
 from llmserve.admission import AdmissionController, Tally
-from llmserve.exporters import prometheus
+from llmserve.observability import prometheus
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")

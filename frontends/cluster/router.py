@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from frontends.cluster.load import NEW, Load, in_order, place_of
+from frontends.cluster.replica_load import NEW, Load, in_order, place_of
 from frontends.http.idempotency_store import HEADER
 
 FIELDS = {field.name for field in attrs.fields(Load)}

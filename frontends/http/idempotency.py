@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from frontends.errors import HTTPFailure
-from frontends.event_stream import RECORD
-from frontends.http.form import Handler, read
+from frontends.http.authentication import CALLER, route_of
+from frontends.http.event_stream import RECORD
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER, Answers, Kept, Name
-from frontends.http.who import CALLER, route_of
+from frontends.http.request_checks import Handler, read
+from frontends.openai.errors import HTTPFailure
 
 REPLAYED = "Idempotent-Replayed"
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import attrs
 import msgspec
 
-from frontends.errors import HTTPFailure
+from frontends.openai.errors import HTTPFailure
 
 HEADER = "Idempotency-Key"
 # Clients retry within this time; after it, or when the memory is full, the oldest responses are dropped.

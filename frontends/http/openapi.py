@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from frontends.errors import ErrorBody
-from frontends.http.load import Checked, ServerLoad, Version
-from frontends.http.who import OPEN
-from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
-from frontends.openai_bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
+from frontends.http.authentication import OPEN
+from frontends.http.health import Checked, ServerLoad, Version
+from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
+from frontends.openai.errors import ErrorBody
+from frontends.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
 from llmserve import Completion
 
 REF = "#/components/schemas/{name}"

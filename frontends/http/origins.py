@@ -8,7 +8,7 @@ import attrs
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from frontends.http.form import REQUEST_ID, Handler
+from frontends.http.request_checks import REQUEST_ID, Handler
 
 ANY = "*"
 METHODS = "GET, POST"

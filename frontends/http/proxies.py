@@ -8,9 +8,9 @@ import attrs
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from frontends.door import Door
-from frontends.errors import HTTPFailure
-from frontends.http.form import Handler
+from frontends.http.request_checks import Handler
+from frontends.net.connection_limits import Door
+from frontends.openai.errors import HTTPFailure
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -1,7 +1,7 @@
 """aiohttp's server with the bounds that it has not: of connections, and of the time that a client may take to ask and to read.
 
 aiohttp 3.14 has one timeout for a connection, which also bounds the headers (75 s), and waits without end for a client that does not read
-a whole answer. The body's deadline is the routes' own (`frontends.http.form.read`).
+a whole answer. The body's deadline is the routes' own (`frontends.http.request_checks.read`).
 """
 
 import asyncio
@@ -16,13 +16,13 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import _ErrInfo
 
-from frontends.deadlines import spread
-from frontends.door import Door
-from frontends.errors import ErrorBody, ErrorDetail
-from frontends.http.log import SERVER
-from frontends.reception import Reception
-from frontends.tls import TLS
-from frontends.write_watch import WriteWatch
+from frontends.http.access_log import SERVER
+from frontends.net.acceptor import Reception
+from frontends.net.connection_limits import Door
+from frontends.net.deadlines import spread
+from frontends.net.tls import TLS
+from frontends.net.write_watch import WriteWatch
+from frontends.openai.errors import ErrorBody, ErrorDetail
 
 logger = logging.getLogger(__name__)
 
@@ -121,14 +121,14 @@ class GuardedHandler(web.RequestHandler):
 @asynccontextmanager
 async def running(app: web.Application, door: Door | None = None, tls: TLS | None = None) -> AsyncIterator[Reception]:
     """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
-    see `frontends.reception.listen`."""
+    see `frontends.net.acceptor.listen`."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     server, loop = runner.server, asyncio.get_running_loop()
     assert server is not None
 
     def make(left: Callable[[], None]) -> GuardedHandler:
-        # What is compressed is refused before it is read (`frontends.http.form`); this way nothing ever unpacks it.
+        # What is compressed is refused before it is read (`frontends.http.request_checks`); this way nothing ever unpacks it.
         return GuardedHandler(
             server,
             left,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import anyio
 
-from frontends.reception import RETRY_SECONDS
-from frontends.workers.member import Member
+from frontends.net.acceptor import RETRY_SECONDS
+from frontends.workers.handle import Member
 
 FULL_SECONDS = 0.005
 

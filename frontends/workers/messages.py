@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import msgspec
 
-from frontends.frames import MAX_ANSWER, FrameReader, encode
 from frontends.http.idempotency_store import Kept, Name
+from frontends.rawsocket.frames import MAX_ANSWER, FrameReader, encode
 
 # From a worker
 

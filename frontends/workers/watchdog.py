@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from frontends.workers.member import Member
+from frontends.workers.handle import Member
 from frontends.workers.messages import Check
 
 # Between two questions. A worker that is asked costs 0.1 ms.

@@ -16,24 +16,25 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from frontends.access import Access
-from frontends.aiohttp_app import build_app
-from frontends.door import Door, raise_descriptor_limit
-from frontends.files import reread
+from frontends.access.control import Access
+from frontends.http.access_log import open_log
+from frontends.http.app import build_app
 from frontends.http.departure import PART_SECONDS, Departure
-from frontends.http.hosts import allowed_hosts
-from frontends.http.load import check_of
-from frontends.http.log import open_log
+from frontends.http.health import check_of
+from frontends.http.host_names import allowed_hosts
 from frontends.http.proxies import Proxies, know_clients
 from frontends.http.server import running
-from frontends.log_writer import dropped_lines
-from frontends.operator_log import attach
-from frontends.options import engine_args, manager_config
-from frontends.program import BACKEND, describe_engine, served_name
-from frontends.telemetry import telemetry
-from frontends.tls import TLS, followed
+from frontends.logs.log_writer import dropped_lines
+from frontends.logs.operator_log import attach
+from frontends.net.connection_limits import Door, raise_descriptor_limit
+from frontends.net.file_watch import reread
+from frontends.net.tls import TLS, followed
+from frontends.program.lifecycle import BACKEND, describe_engine, served_name
+from frontends.program.options import engine_args, manager_config
+from frontends.program.telemetry import telemetry
 from frontends.workers import messages
-from frontends.workers.answers import SharedAnswers
+from frontends.workers.admission_client import RemoteAdmission
+from frontends.workers.idempotency import SharedAnswers
 from frontends.workers.messages import (
     Abort,
     Alive,
@@ -56,11 +57,10 @@ from frontends.workers.messages import (
     Up,
     Want,
 )
-from frontends.workers.remote import RemoteAdmission
 from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
 from llmserve.engines import create_engine
-from llmserve.engines.vllm_core import CoreClient
-from llmserve.heap import set_heap_aside
+from llmserve.engines.vllm.shared_core import CoreClient
+from llmserve.runtime.heap import set_heap_aside
 
 # How often the owner hears how many connections are open here.
 LOAD_SECONDS = 0.05
@@ -297,7 +297,7 @@ class Worker:
     # Facts
 
     def _report(self, number: int) -> None:
-        from llmserve.exporters import prometheus
+        from llmserve.observability import prometheus
 
         if prometheus.MULTIPROCESS in os.environ:
             prometheus.settle()

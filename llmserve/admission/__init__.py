@@ -9,15 +9,15 @@ from llmserve.admission.policies import EngineFacts as EngineFacts
 from llmserve.admission.policies import FixedLimit as FixedLimit
 from llmserve.admission.policies import Policy as Policy
 from llmserve.admission.policies import Unlimited as Unlimited
-from llmserve.admission.refusal import Refusal as Refusal
-from llmserve.admission.refusal import Refused as Refused
-from llmserve.admission.seam import Admission as Admission
-from llmserve.admission.seam import AdmissionStatistics as AdmissionStatistics
-from llmserve.admission.tally import Tally as Tally
+from llmserve.admission.protocol import Admission as Admission
+from llmserve.admission.protocol import AdmissionStatistics as AdmissionStatistics
+from llmserve.admission.refusals import Refusal as Refusal
+from llmserve.admission.refusals import Refused as Refused
 from llmserve.admission.tenants import Tenants as Tenants
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
 from llmserve.admission.ticket import wake as wake
+from llmserve.admission.usage import Tally as Tally
 
 __all__ = (
     "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineFacts", "FixedLimit", "LateGate", "Policy", "Refusal",

@@ -5,7 +5,7 @@ from typing import cast
 from llmserve.admission.controller import AdmissionController
 from llmserve.admission.lategate import LateGate
 from llmserve.admission.policies import FixedLimit, Policy, Unlimited
-from llmserve.admission.seam import Admission
+from llmserve.admission.protocol import Admission
 from llmserve.admission.tenants import Tenants
 from llmserve.config import SLO, AdmissionConfig
 from llmserve.errors import ConfigurationError

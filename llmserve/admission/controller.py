@@ -11,16 +11,16 @@ from collections import Counter
 import attrs
 
 from llmserve.admission.decisions import Decision, DecisionLog
-from llmserve.admission.fair import FairLine
-from llmserve.admission.lengths import Lengths
+from llmserve.admission.fair_queue import FairLine
+from llmserve.admission.length_estimates import Lengths
 from llmserve.admission.policies import EngineFacts, LineState, Policy
-from llmserve.admission.rates import ServiceRate
-from llmserve.admission.refusal import Refusal, Refused
-from llmserve.admission.retry import RetryAfter
-from llmserve.admission.seam import AdmissionStatistics
-from llmserve.admission.tally import Tally
+from llmserve.admission.protocol import AdmissionStatistics
+from llmserve.admission.refusals import Refusal, Refused
+from llmserve.admission.retry_after import RetryAfter
+from llmserve.admission.service_rate import ServiceRate
 from llmserve.admission.tenants import Tenants
 from llmserve.admission.ticket import Ticket, TicketState
+from llmserve.admission.usage import Tally
 from llmserve.config import TenantTable
 
 # Worse than any priority that a request can ask for: those that wait for what is left over.

@@ -6,12 +6,12 @@ get and how fast the line moves are learnt from what the engine tells and from t
 
 from collections import deque
 
-from llmserve.admission.estimates import Line, Recent
-from llmserve.admission.kv import peak
-from llmserve.admission.lengths import Lengths, Seen, bucket_of
-from llmserve.admission.margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.kv_forecast import peak
+from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
 from llmserve.admission.policies import EngineFacts, LineState
-from llmserve.admission.refusal import Refusal
+from llmserve.admission.refusals import Refusal
+from llmserve.admission.regression import Line, Recent
+from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import attrs
 
-from llmserve.admission.refusal import Refusal
+from llmserve.admission.refusals import Refusal
 from llmserve.admission.ticket import Ticket
 
 

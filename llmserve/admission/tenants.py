@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import attrs
 
-from llmserve.admission.refusal import Refusal, Refused
-from llmserve.admission.retry import LEAST, UNKNOWN
-from llmserve.admission.tally import Tally
+from llmserve.admission.refusals import Refusal, Refused
+from llmserve.admission.retry_after import LEAST, UNKNOWN
 from llmserve.admission.ticket import Ticket
+from llmserve.admission.usage import Tally
 from llmserve.config import TenantLimits, TenantTable
 
 MINUTE = 60.0

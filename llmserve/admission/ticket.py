@@ -6,7 +6,7 @@ from enum import Enum
 
 import attrs
 
-from llmserve.admission.refusal import Refused
+from llmserve.admission.refusals import Refused
 
 
 class TicketState(Enum):

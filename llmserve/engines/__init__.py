@@ -12,11 +12,11 @@ ENGINES = ("vllm", "simulated")
 def create_engine(engine: str, model: str, engine_args: Mapping[str, Any]) -> Engine:
     """An engine by name, not yet started. Raises ConfigurationError for an unknown name or argument."""
     if engine == "vllm":
-        from llmserve.engines.vllm import VLLMEngine
+        from llmserve.engines.vllm.engine import VLLMEngine
 
         return VLLMEngine(model, engine_args)
     if engine == "simulated":
-        from llmserve.engines.simulated import SimulatedEngine
+        from llmserve.engines.simulated.engine import SimulatedEngine
 
         return SimulatedEngine.from_args(model, engine_args)
     raise ConfigurationError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")

@@ -3,8 +3,8 @@
 import numpy as np
 from bokeh.models import ColumnDataSource, Span, UIElement
 
-from benchmarks.compare import MARGIN, compare
-from reports.content import Content, Named
+from benchmarks.analysis.compare import MARGIN, compare
+from reports.page_data import Content, Named
 from reports.theme import REFERENCE, chart, explain, hover
 
 BETTER, WORSE, SAME = "#009E73", "#D55E00", "#8A8F98"

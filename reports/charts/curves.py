@@ -4,9 +4,9 @@ import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, Span, UIElement, Whisker
 from bokeh.plotting import figure
 
-from benchmarks.knee import Knee
-from benchmarks.summary import Distribution
-from reports.content import Content, Series
+from benchmarks.analysis.knee import Knee
+from benchmarks.analysis.summary import Distribution
+from reports.page_data import Content, Series
 from reports.theme import DASHES, MARKERS, PROMISE, REFERENCE, chart, concurrency_chart, explain, hover, legend, line_through, plain_numbers
 
 NO_SWEEP = "No sweep in it. A curve needs several concurrencies: <code>python -m benchmarks sweep --concurrency 1,2,4,8,16,32</code>."

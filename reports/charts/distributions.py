@@ -3,9 +3,9 @@
 import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LinearColorMapper, UIElement
 
-from benchmarks.analysis import View
-from benchmarks.windows import Floats
-from reports.content import Content
+from benchmarks.analysis.report import View
+from benchmarks.analysis.steady_state import Floats
+from reports.page_data import Content
 from reports.theme import MIDDLE, chart, explain, hover, legend, plain_numbers
 
 # Shares of the slowest, as HdrHistogram draws a spectrum: 1 is the median's side, each step right is ten times rarer.

@@ -6,8 +6,8 @@ import numpy as np
 from bokeh.models import ColumnDataSource, Model, UIElement
 from bokeh.plotting import figure
 
-from benchmarks.analysis import View
-from reports.content import Content
+from benchmarks.analysis.report import View
+from reports.page_data import Content
 from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend, line_through
 
 OUTCOME_COLOURS = {

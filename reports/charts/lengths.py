@@ -4,9 +4,9 @@ import numpy as np
 from bokeh.models import ColumnDataSource, UIElement
 from bokeh.plotting import figure
 
-from benchmarks.analysis import View
-from benchmarks.windows import Floats
-from reports.content import Content, Named
+from benchmarks.analysis.report import View
+from benchmarks.analysis.steady_state import Floats
+from reports.page_data import Content, Named
 from reports.theme import PALETTE, chart, explain, hover, legend, plain_numbers
 
 LEAST_LENGTHS = 3

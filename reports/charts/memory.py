@@ -3,9 +3,9 @@
 import numpy as np
 from bokeh.models import ColumnDataSource, UIElement
 
-from benchmarks.analysis import View
-from benchmarks.results import Memory
-from reports.content import Content, Named
+from benchmarks.analysis.report import View
+from benchmarks.recording.results import Memory
+from reports.page_data import Content, Named
 from reports.theme import INK, PALETTE, chart, concurrency_chart, explain, hover, legend, plain_numbers
 
 GIB = 2**30

@@ -3,7 +3,7 @@
 import numpy as np
 from bokeh.models import Band, ColumnDataSource, UIElement
 
-from reports.content import Content
+from reports.page_data import Content
 from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend, plain_numbers
 
 BAND = 0.1

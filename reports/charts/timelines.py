@@ -4,10 +4,10 @@ import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, UIElement
 from bokeh.plotting import figure
 
-from benchmarks.analysis import View
-from benchmarks.waterfall import BLIND_STAGES, STAGES
-from benchmarks.windows import Floats, deliveries
-from reports.content import Content
+from benchmarks.analysis.report import View
+from benchmarks.analysis.stages import BLIND_STAGES, STAGES
+from benchmarks.analysis.steady_state import Floats, deliveries
+from reports.page_data import Content
 from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend
 
 STAGE_COLOURS = dict(zip((*STAGES, *BLIND_STAGES), ("#8A8F98", *PALETTE, "#B5B9C0"), strict=False))

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from frontends.openai import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
 
 KINDS = {
     "/v1/completions": CompletionRequest,

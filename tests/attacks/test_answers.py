@@ -9,10 +9,11 @@ import pytest
 from attacks.canary import check_error
 from http_support import running_server
 
-from frontends import aiohttp_app, openai_answers, openai_logprobs
-from frontends.openai_answers import Answer, ChatAnswerer, TextAnswerer
-from frontends.openai_logprobs import chat_logprobs, ranked_logprobs, text_logprobs
-from frontends.turns import Turns
+from frontends.http import app
+from frontends.net.turns import Turns
+from frontends.openai import completions, logprobs
+from frontends.openai.completions import Answer, ChatAnswerer, TextAnswerer
+from frontends.openai.logprobs import chat_logprobs, ranked_logprobs, text_logprobs
 from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
 from llmserve.request import MAX_LOGPROB_ENTRIES
 
@@ -32,20 +33,20 @@ def entry(number):
 @pytest.mark.parametrize("tokens", [0, 1, 7, 8, 9, 50])
 @pytest.mark.parametrize("echo", [False, True])
 async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, echo):
-    monkeypatch.setattr(openai_logprobs, "PIECE", 8)
-    logprobs, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
-    completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=logprobs, prompt_logprobs=prompt)
+    monkeypatch.setattr(logprobs, "PIECE", 8)
+    entries, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
+    completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=entries, prompt_logprobs=prompt)
     chat, text = ChatAnswerer("x", "m"), TextAnswerer("x", "m", (lambda _: "hi there") if echo else None)
     for answerer, expected in (
-        (chat, chat_logprobs(logprobs)),
-        (text, text_logprobs([*prompt, *logprobs] if echo else logprobs, 0)),
+        (chat, chat_logprobs(entries)),
+        (text, text_logprobs([*prompt, *entries] if echo else entries, 0)),
     ):
         parts = [part async for part in answerer.whole([completion, completion], 2, Turns())]
         written = msgspec.json.decode(b"".join(parts))
         choices = [answerer.choice(index, completion) for index in range(2)]
         for choice in choices:
             choice.logprobs = expected
-        whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, openai_answers.add_usage([completion.usage] * 2, 2))
+        whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, completions.add_usage([completion.usage] * 2, 2))
         if answerer is chat:
             whole.prompt_token_ids = whole.prompt_logprobs = None
         assert written == msgspec.json.decode(msgspec.json.encode(whole))
@@ -95,13 +96,13 @@ async def test_the_logprobs_of_all_choices_are_bounded_together(path, body):
 async def test_a_large_answer_is_sent_in_parts_and_its_memory_is_given_back(monkeypatch):
     """A regression: eight answers of 25 MB left 400 MiB with the process."""
     given_back = []
-    monkeypatch.setattr(aiohttp_app, "return_free_pages", lambda: given_back.append(True))
+    monkeypatch.setattr(app, "return_free_pages", lambda: given_back.append(True))
     body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "max_tokens": 300, "ignore_eos": True}
     body |= {"logprobs": True, "top_logprobs": 3, "seed": 1}
     answers = []
     async with running_server() as server:
         for most in (2**20, 1000):
-            monkeypatch.setattr(aiohttp_app, "MAX_ANSWER", most)
+            monkeypatch.setattr(app, "MAX_ANSWER", most)
             async with server.session.post("/v1/chat/completions", json=body) as response:
                 answers.append((response.headers.get("Content-Length") is None, (await response.json())["choices"]))
     assert answers == [(False, answers[0][1]), (True, answers[0][1])]

@@ -10,7 +10,7 @@ from quiescence import Audit, AuditedEngine, check_quiescent
 from virtual import VirtualLoop
 
 from llmserve import CancellationToken, EngineManager, GenerationRequest, InvalidRequest, Sampling
-from llmserve.engines.simulated import SimulatedConfig
+from llmserve.engines.simulated.engine import SimulatedConfig
 
 # What people pass by mistake: a neighbour's type, the positional argument of another method, something of another library.
 THINGS = st.one_of(

@@ -18,11 +18,11 @@ from quiescence import check_quiescent
 from socket_support import running_socket
 from virtual import VirtualLoop
 
-from frontends import frames
-from frontends.decoding import SMALL, BodyReader
-from frontends.openai import CompletionRequest, GenerateRequest, Ignored
-from frontends.sizes import MAX_IDS
-from frontends.turns import Turns
+from frontends.net.turns import Turns
+from frontends.openai.decoding import SMALL, BodyReader
+from frontends.openai.requests import CompletionRequest, GenerateRequest, Ignored
+from frontends.openai.sizes import MAX_IDS
+from frontends.rawsocket import frames
 from llmserve import InvalidRequest, PromptTooLong
 
 pytestmark = pytest.mark.anyio

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontends import files
-from frontends.access import Access
-from frontends.keys import Keys, add_key, digest
-from frontends.tls import TLS
+from frontends.access.api_keys import Keys, add_key, digest
+from frontends.access.control import Access
+from frontends.net import file_watch
+from frontends.net.tls import TLS
 from llmserve import ConfigurationError, TenantLimits, TenantTable
 
 pytestmark = pytest.mark.anyio
@@ -113,7 +113,7 @@ def test_at_the_start_it_is_one_error(tmp_path, name, option):
 @pytest.mark.parametrize("option", ["api_keys", "tenants"])
 async def test_in_a_running_server_it_changes_nothing(tmp_path, monkeypatch, capfd, option):
     """Each in turn, told once, and the next good file holds."""
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path, good = tmp_path / "file.toml", KEY if option == "api_keys" else "[tenants.a]\nweight = 3\n"
     path.write_text(good)
     access, tables = Access.open(options(tmp_path, **{option: path})), []
@@ -138,8 +138,8 @@ async def test_in_a_running_server_it_changes_nothing(tmp_path, monkeypatch, cap
 
 async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, monkeypatch, capfd):
     """An editor empties it and writes piece by piece, each of which is a good file: none of them is in force for a moment."""
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
-    path, left, real = tmp_path / "keys.toml", 20, files.marks
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
+    path, left, real = tmp_path / "keys.toml", 20, file_watch.marks
     path.write_text(KEY)
     access, tables = Access.open(options(tmp_path, api_keys=path)), []
 
@@ -153,7 +153,7 @@ async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, 
 
     async with anyio.create_task_group() as tasks:
         # So that the file grows between any two looks, on a machine of any speed.
-        monkeypatch.setattr(files, "marks", save_some)
+        monkeypatch.setattr(file_watch, "marks", save_some)
         path.write_text("")
         tasks.start_soon(access.follow, tables.append)
         await said(capfd, "reloaded")
@@ -164,7 +164,7 @@ async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, 
 
 
 async def test_all_keys_are_taken_back_by_saying_so(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
     access = Access.open(options(tmp_path, api_keys=path))
@@ -181,7 +181,7 @@ async def test_all_keys_are_taken_back_by_saying_so(tmp_path, monkeypatch, capfd
 
 async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch, capfd):
     """As when no descriptor is left: nothing of the file changes when that is over."""
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
     access, real, failing = Access.open(options(tmp_path, api_keys=path)), os.open, True
@@ -194,7 +194,7 @@ async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatc
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(access.follow)
         # A patch, because a process without descriptors cannot run a test either.
-        monkeypatch.setattr(files.os, "open", fail)
+        monkeypatch.setattr(file_watch.os, "open", fail)
         path.write_text(KEY + f'[keys.b]\nsha256 = "{digest("two").hex()}"\n')
         await said(capfd, "not changed: --api-keys")
         await anyio.sleep(0.1)
@@ -206,7 +206,7 @@ async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatc
 
 
 async def test_a_change_while_the_model_loads_is_taken(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
     access = Access.open(options(tmp_path, api_keys=path))
@@ -219,7 +219,7 @@ async def test_a_change_while_the_model_loads_is_taken(tmp_path, monkeypatch, ca
 
 
 async def test_a_key_in_the_environment_outlives_a_change_of_tenants(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     monkeypatch.setenv("LLMSERVE_API_KEY", "secret")
     path = tmp_path / "tenants.toml"
     path.write_text("[tenants.a]\n")
@@ -256,7 +256,7 @@ def certificate(path, kind):
 @pytest.mark.parametrize("which", ["certificate", "key", "authority"])
 @pytest.mark.parametrize("kind", [*PLACES, "encrypted", "empty", "zeros", "not UTF-8"])
 async def test_certificates_too(tmp_path, monkeypatch, capfd, which, kind):
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     paths = {"certificate": tmp_path / "c.pem", "key": tmp_path / "k.pem", "authority": tmp_path / "a.pem"}
 
     def restore():

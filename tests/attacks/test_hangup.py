@@ -13,8 +13,8 @@ import anyio
 import pytest
 from program_support import MODULE, SIMULATED, fetch, program
 
-from frontends.keys import add_key
-from frontends.log_writer import LogWriter, open_appending
+from frontends.access.api_keys import add_key
+from frontends.logs.log_writer import LogWriter, open_appending
 
 pytestmark = pytest.mark.anyio
 BODY = {"prompt": "hi", "max_tokens": 2}

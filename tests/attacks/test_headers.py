@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_support import fetch, program
 
-from frontends.access import Access
-from frontends.keys import Keys
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
 
 pytestmark = pytest.mark.anyio
 

@@ -8,15 +8,15 @@ import pytest
 from aiohttp import web
 from virtual import VirtualLoop
 
-from frontends.access import Access
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
 from frontends.cluster.intake import Intake
 from frontends.cluster.relay import Asked, Head, Relay
-from frontends.errors import HTTPFailure
-from frontends.http.form import MAX_BODY
+from frontends.http.request_checks import MAX_BODY
 from frontends.http.server import running
-from frontends.keys import Keys
-from frontends.listeners import bind_unix
-from frontends.reception import listen
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind_unix
+from frontends.openai.errors import HTTPFailure
 
 pytestmark = pytest.mark.anyio
 

@@ -149,8 +149,8 @@ async def test_output_that_cannot_be_written_cuts_no_stream(tmp_path, output, wo
 
 PRINTS = """
 import os, subprocess, sys, logging
-from frontends.standard_streams import relay_standard_streams
-from frontends.startup import say
+from frontends.logs.standard_streams import relay_standard_streams
+from frontends.logs.operator_log import say
 relay_standard_streams(say)
 for number in range(int(sys.argv[1])):
     print("a line of some length, so that there are more of them than fit", number)

@@ -12,7 +12,7 @@ from attacks.protocol import BODY, CORPUS, chunked, get, post
 from http_support import running_server
 from quiescence import check_quiescent
 
-from frontends.http.log import open_log
+from frontends.http.access_log import open_log
 from llmserve import ConfigurationError
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,8 @@ from http_support import running_server
 from quiescence import check_quiescent
 from socket_support import running_socket
 
-from frontends import frames
-from frontends.frames import Open
+from frontends.rawsocket import frames
+from frontends.rawsocket.frames import Open
 
 pytestmark = pytest.mark.anyio
 

@@ -14,11 +14,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from socket_support import Served
 
-from frontends import frames
-from frontends.addresses import parse_address
-from frontends.frames import Cancel, Open
-from frontends.socket_app import open_server
-from llmserve.exporters.opentelemetry import OpenTelemetry
+from frontends.rawsocket import frames
+from frontends.rawsocket.addresses import parse_address
+from frontends.rawsocket.frames import Cancel, Open
+from frontends.rawsocket.server import open_server
+from llmserve.observability.opentelemetry import OpenTelemetry
 
 pytestmark = pytest.mark.anyio
 COUNT = 100

@@ -16,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from socket_support import running_socket
 
-from frontends import deadlines, frames, receive_budget, socket_client, socket_connection
-from frontends.frames import End, Error, Hello, Open, Ping, Pong, Started
 from frontends.http import server
-from frontends.receive_budget import FREE_BYTES, SLOW_SECONDS, Arrival, ReceiveBudget
-from frontends.socket_client import SocketClient
-from frontends.tls import TLS
-from frontends.write_watch import WriteWatch
+from frontends.net import deadlines, receive_budget
+from frontends.net.receive_budget import FREE_BYTES, SLOW_SECONDS, Arrival, ReceiveBudget
+from frontends.net.tls import TLS
+from frontends.net.write_watch import WriteWatch
+from frontends.rawsocket import client as socket_client
+from frontends.rawsocket import connection as socket_connection
+from frontends.rawsocket import frames
+from frontends.rawsocket.client import SocketClient
+from frontends.rawsocket.frames import End, Error, Hello, Open, Ping, Pong, Started
 from llmserve import Delta
 
 pytestmark = pytest.mark.anyio
@@ -219,7 +222,7 @@ async def test_bodies_that_never_arrive_are_bounded_together_and_small_ones_pass
     if slow:
         monkeypatch.setattr(receive_budget, "SLOW_SECONDS", 0.0)
     budgets = []
-    monkeypatch.setattr("frontends.aiohttp_app.ReceiveBudget", lambda *given: budgets.append(ReceiveBudget(*given)) or budgets[-1])
+    monkeypatch.setattr("frontends.http.app.ReceiveBudget", lambda *given: budgets.append(ReceiveBudget(*given)) or budgets[-1])
     async with running_server() as running:
         address = ("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
         clients = []

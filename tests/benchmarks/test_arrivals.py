@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks import arrivals
+from benchmarks.workload import arrivals
 
 
 def test_constant_is_exactly_constant():

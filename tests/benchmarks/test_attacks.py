@@ -12,14 +12,14 @@ import psutil
 import pytest
 from http_support import running_server
 
-from benchmarks.attacks import inputs
-from benchmarks.attacks.attackers import Post, SlowReader, Tally, Unfinished, answer
-from benchmarks.attacks.play import Options, Target, play, skipped
-from benchmarks.attacks.rows import MIB, MOST_CHATS, ROWS, Bounds, Row, choose
-from benchmarks.attacks.verdict import Figures, Played, broken, figures
-from benchmarks.canary import Canary
-from frontends.frames import MAX_FRAME, FrameReader, FromClient
-from frontends.http.form import MAX_BODY
+from benchmarks.robustness.attacks import inputs
+from benchmarks.robustness.attacks.attackers import Post, SlowReader, Tally, Unfinished, answer
+from benchmarks.robustness.attacks.play import Options, Target, play, skipped
+from benchmarks.robustness.attacks.rows import MIB, MOST_CHATS, ROWS, Bounds, Row, choose
+from benchmarks.robustness.attacks.verdict import Figures, Played, broken, figures
+from benchmarks.robustness.canary import Canary
+from frontends.http.request_checks import MAX_BODY
+from frontends.rawsocket.frames import MAX_FRAME, FrameReader, FromClient
 from llmserve.request import MAX_LOGPROB_ENTRIES
 
 pytestmark = pytest.mark.anyio

@@ -4,14 +4,14 @@ import math
 
 from benchmarks_support import generate
 
-from benchmarks.capacity import Load as Shape
-from benchmarks.capacity import capacity, observe
-from benchmarks.plan import Load
-from benchmarks.summary import summarize
+from benchmarks.analysis.capacity import Load as Shape
+from benchmarks.analysis.capacity import capacity, observe
+from benchmarks.analysis.summary import summarize
 from benchmarks.targets.inprocess import InProcess
-from benchmarks.workloads import Fixed, Workload
+from benchmarks.workload.plan import Load
+from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 
 async def observed(concurrency, prompt, repeat=0):

@@ -7,13 +7,14 @@ import pytest
 from benchmarks_support import WORKLOAD, closed, generate, sent
 from virtual import VirtualLoop
 
-from benchmarks import certify, session, summary
-from benchmarks.load import Measured
-from benchmarks.plan import Job, Load
-from benchmarks.results import Point
-from benchmarks.selftest import http_rig
-from benchmarks.waterfall import Waterfall
-from benchmarks.workloads import Fixed
+from benchmarks.analysis import summary, validity
+from benchmarks.analysis.stages import Waterfall
+from benchmarks.generator.run import Measured
+from benchmarks.recording.results import Point
+from benchmarks.sweep import session
+from benchmarks.sweep.generator_ceiling import http_rig
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def point(**changes):
 
 
 def faults(records, waterfall=None, ceiling=None, **changes):
-    return certify.faults(point(**changes), records, summary.summarize(records), waterfall, ceiling)
+    return validity.faults(point(**changes), records, summary.summarize(records), waterfall, ceiling)
 
 
 async def test_a_clean_point_has_no_fault(measured):
@@ -97,7 +98,7 @@ async def test_a_generator_past_its_ceiling_is_not_believed(cost, words):
     told = point(concurrency=None, rate=rate, processes=1)
     session._conclude(told, generator.job, generator.measured)
     records = generator.measured.records
-    found = certify.faults(told, records, summary.summarize(records, open_loop=True), None, None)
+    found = validity.faults(told, records, summary.summarize(records, open_loop=True), None, None)
     assert len(found) == len(words)
     assert all(word in fault for word, fault in zip(words, found, strict=True))
 
@@ -113,5 +114,5 @@ async def test_a_real_generator_past_its_ceiling_is_not_believed():
     async with http_rig() as rig:
         await rig.run(job, measured, lambda _: None)
     session._conclude(told, job, measured)
-    found = certify.faults(told, measured.records, summary.summarize(measured.records, open_loop=True), None, None)
+    found = validity.faults(told, measured.records, summary.summarize(measured.records, open_loop=True), None, None)
     assert any("late" in fault for fault in found)

@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from benchmarks import storage, waterfall
+from benchmarks.analysis import stages
+from benchmarks.recording import storage
 
 SWEEP = ["sweep", "--engine", "simulated", "--no-ceiling", "--requests", "8", "--per-client", "2", "--output-tokens", "8"]
 
@@ -43,9 +44,9 @@ def test_both_targets_tell_every_stage_of_every_request(run):
     recording = storage.read(run)
     assert len(recording.records) == 4 * 8 + 2 * (1 + 2)
     for record in recording.records:
-        stages = waterfall.stages(record)
-        assert list(stages) == list(waterfall.STAGES)
-        assert sum(stages.values()) == pytest.approx(record.last_token - record.intended, abs=1e-5)
+        parts = stages.stages(record)
+        assert list(parts) == list(stages.STAGES)
+        assert sum(parts.values()) == pytest.approx(record.last_token - record.intended, abs=1e-5)
 
 
 def test_what_was_measured_survives_an_interrupt(tmp_path):

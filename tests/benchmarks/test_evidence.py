@@ -2,11 +2,11 @@
 
 import pytest
 
-from benchmarks.evidence import Evidence, gather, name_cause
-from benchmarks.exposition import parse_metrics
-from benchmarks.monitor import Monitor
-from benchmarks.results import Point, Sample
-from benchmarks.summary import summarize
+from benchmarks.analysis.evidence import Evidence, gather, name_cause
+from benchmarks.analysis.summary import summarize
+from benchmarks.recording.monitor import Monitor
+from benchmarks.recording.prometheus_text import parse_metrics
+from benchmarks.recording.results import Point, Sample
 
 QUIET = {"running": 8, "waiting": 0.0, "kv_usage": 0.1, "preemptions": 0, "host_cpu": 0.2, "engine_cpu": 0.3, "gpu": 0.9}
 ENGINE = {"max_num_seqs": 16, "max_num_batched_tokens": 2048}

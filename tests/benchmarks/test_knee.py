@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.knee import Knee, NoKnee, find_knee
+from benchmarks.analysis.knee import Knee, NoKnee, find_knee
 
 LOADS = (1, 2, 4, 8, 16, 32, 64, 128)
 TRUE_KNEE = 20

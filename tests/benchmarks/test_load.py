@@ -8,13 +8,13 @@ import pytest
 from benchmarks_support import WORKLOAD, Scripted, closed, generate, sent
 from engines import ScriptedEngine
 
-from benchmarks import summary
-from benchmarks.plan import Job, Load
+from benchmarks.analysis import summary
+from benchmarks.analysis.steady_state import steady_window
 from benchmarks.targets.inprocess import InProcess
-from benchmarks.windows import steady_window
-from benchmarks.workloads import Fixed, Workload
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 from llmserve.request import Delta
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.memory import read_shape
+from benchmarks.analysis.memory import read_shape
 
 # The published config.json of Qwen2.5-1.5B, as far as it matters.
 QWEN = {

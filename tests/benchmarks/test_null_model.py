@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from benchmarks.null_model import NullModel
+from benchmarks.stand_ins.null_model import NullModel
 
 
 def scheduled(numbers, new=(), cached=(), finished=()):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks import connections, latency, overhead
-from benchmarks.servers import Setting
-from benchmarks.sides import Leg, parse_side
+from benchmarks.host_cost import latency, overhead
+from benchmarks.host_cost.server_processes import Setting
+from benchmarks.host_cost.variants import Leg, parse_side
+from benchmarks.robustness import connections
 from benchmarks.targets import TargetError
 
 
@@ -52,7 +53,7 @@ def test_all_sides_over_the_null_core_have_the_same_engine_arguments():
     setting = Setting(core="null", engine_args={"max_num_seqs": 8})
     assert setting.args_of_ours == setting.args_of_vllm
     assert setting.args_of_ours["max_num_seqs"] == 8
-    assert setting.args_of_ours["distributed_executor_backend"] == "benchmarks.null_executor.NullExecutor"
+    assert setting.args_of_ours["distributed_executor_backend"] == "benchmarks.stand_ins.null_executor.NullExecutor"
 
 
 def test_ratios_are_of_the_same_round():

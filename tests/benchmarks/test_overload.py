@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.overload import calibrate, tables
-from benchmarks.overload.contenders import Gradient2, Setup, VLLMFlags, make
 from benchmarks.overload.engine import EngineSize, Sequence, StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.laws import H200_8B, Law
@@ -17,9 +16,10 @@ from benchmarks.overload.scenarios import CHAT, SCENARIOS
 from benchmarks.overload.study import Cell, play, run
 from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import World
+from benchmarks.stand_ins.admission_policies import Gradient2, Setup, VLLMFlags, make
 from llmserve import SLO, ConfigurationError
 from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
-from llmserve.admission.margins import Spread
+from llmserve.admission.safety_margins import Spread
 
 EVEN = Law(weights=0.01, kv=0.0, flops=1e-5, attention=0.0, host=0.0, sequence=0.0, noise=0.0, hiccup_chance=0.0, hiccup_seconds=0.0)
 SLO_ = SLO(ttft=1.0, tpot=0.05)

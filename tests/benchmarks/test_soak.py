@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.soak import MOST_GROWTH, PARTS, Length, Sample, Soak, config, measure, slope
+from benchmarks.robustness.soak import MOST_GROWTH, PARTS, Length, Sample, Soak, config, measure, slope
 from llmserve import EngineManager
 
 NUMBERS = st.floats(-1e6, 1e6)

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from benchmarks import analysis, storage, summary
-from benchmarks.results import SCHEMA, Point, Recording, RequestRecord, Run, Sample
+from benchmarks.analysis import report, summary
+from benchmarks.recording import storage
+from benchmarks.recording.results import SCHEMA, Point, Recording, RequestRecord, Run, Sample
 
 PUBLISHED = pathlib.Path(__file__).parents[2] / "docs/run.schema.json"
 
@@ -68,6 +69,6 @@ def test_the_published_schema_is_the_code_s():
 
 
 def test_the_table_tells_what_was_measured_and_why_a_point_is_not_valid():
-    found = analysis.analyse(recording())
+    found = report.analyse(recording())
     written = summary.table(found.rows)
     assert "| t | 2 at once |" in written

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.traces import Arrival, UnreadableTrace, read_trace
+from benchmarks.workload.traces import Arrival, UnreadableTrace, read_trace
 
 MOONCAKE = """{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
 {"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [46, 2353]}

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.results import RequestRecord
-from benchmarks.waterfall import BLIND_STAGES, STAGES, stages, waterfall
+from benchmarks.analysis.stages import BLIND_STAGES, STAGES, stages, waterfall
+from benchmarks.recording.results import RequestRecord
 
 READINGS = ["dispatched", "submitted", "engine_queued", "engine_scheduled", "engine_first_token", "engine_last_token"]
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from benchmarks.workloads import Empirical, Fixed, LogNormal, Normal, Workload
+from benchmarks.workload.requests import Empirical, Fixed, LogNormal, Normal, Workload
 
 
 def take(workload, count=200, part=""):

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from browser.conftest import DRAWN, EXAMPLES, ROOT
 
-from benchmarks.storage import find, read
+from benchmarks.recording.storage import find, read
 
 pytestmark = pytest.mark.browser
 

@@ -10,12 +10,12 @@ from aiohttp import web
 from cancellation.interrupt import Reached, interrupted
 from quiescence import Audit, AuditedEngine, check_quiescent
 
-from frontends.aiohttp_app import build_app
+from frontends.http.app import build_app
 from frontends.http.server import running
-from frontends.listeners import bind
-from frontends.reception import listen
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig
-from llmserve.engines.simulated import SimulatedConfig
+from llmserve.engines.simulated.engine import SimulatedConfig
 
 pytestmark = pytest.mark.anyio
 

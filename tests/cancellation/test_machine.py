@@ -23,7 +23,7 @@ from llmserve import (
     TenantLimits,
     TenantTable,
 )
-from llmserve.engines.simulated import SimulatedConfig
+from llmserve.engines.simulated.engine import SimulatedConfig
 
 LIMIT, LINE = 3, 4
 

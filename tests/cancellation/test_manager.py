@@ -12,7 +12,7 @@ from quiescence import Audit, AuditedEngine, check_quiescent
 from trio.testing import MockClock
 from virtual import VirtualLoop
 
-from frontends.choices import generate_choices, open_choices
+from frontends.openai.fan_out import generate_choices, open_choices
 from llmserve import (
     AdmissionConfig,
     CancellationToken,
@@ -26,7 +26,7 @@ from llmserve import (
     Sampling,
     Unavailable,
 )
-from llmserve.engines.simulated import SimulatedConfig
+from llmserve.engines.simulated.engine import SimulatedConfig
 
 SIMULATED = SimulatedConfig(abort_seconds=0.01, start_seconds=0.05, max_model_len=256)
 TOKENS = 3

@@ -9,7 +9,7 @@ import pytest
 from cancellation.schedules import ShuffledLoop
 from quiescence import Audit, AuditedEngine, check_quiescent
 
-from frontends.choices import generate_choices
+from frontends.openai.fan_out import generate_choices
 from llmserve import (
     AdmissionConfig,
     CancellationToken,
@@ -20,7 +20,7 @@ from llmserve import (
     RestartConfig,
     Sampling,
 )
-from llmserve.engines.simulated import SimulatedConfig
+from llmserve.engines.simulated.engine import SimulatedConfig
 
 SIMULATED = SimulatedConfig(abort_seconds=0.002, start_seconds=0.02, max_model_len=256, max_num_seqs=4)
 CONFIG = ManagerConfig(

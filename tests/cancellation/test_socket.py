@@ -10,11 +10,11 @@ from cancellation.interrupt import Reached, interrupted
 from quiescence import Audit, AuditedEngine, check_quiescent
 from socket_support import running_socket
 
-from frontends import frames
-from frontends.frames import Credit, Open
-from frontends.socket_connection import Connection
+from frontends.rawsocket import frames
+from frontends.rawsocket.connection import Connection
+from frontends.rawsocket.frames import Credit, Open
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig
-from llmserve.engines.simulated import SimulatedConfig
+from llmserve.engines.simulated.engine import SimulatedConfig
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from virtual import VirtualLoop
 
+from frontends.cluster.autoscaling import desired_ingresses
 from frontends.cluster.ingress import SILENT_SECONDS, Ingress
 from frontends.cluster.relay import BEAT, Asked, Head, Taken, with_beats
 from frontends.cluster.replica import Replica
-from frontends.cluster.scaling import desired_ingresses
 from llmserve import EngineRestarted, Unavailable
 
 ASKED = Asked("POST", "/v1/completions", (), b"{}")

@@ -9,18 +9,18 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontends.access import KEY_VARIABLE
-from frontends.cluster import board, replica
+from frontends.access.control import KEY_VARIABLE
+from frontends.cluster import replica, shared_state
 from frontends.cluster.arguments import from_words, parse
-from frontends.cluster.board import Board
-from frontends.cluster.load import NEW, Load, in_order
+from frontends.cluster.autoscaling import MOST_GROWTH, Pressure, desired
 from frontends.cluster.relay import Asked, Head, Relay
 from frontends.cluster.replica import Replica
-from frontends.cluster.scaling import MOST_GROWTH, Pressure, desired
+from frontends.cluster.replica_load import NEW, Load, in_order
+from frontends.cluster.shared_state import Board
 from frontends.http.server import running
-from frontends.listeners import bind_unix
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind_unix
 from frontends.ray_app import application
-from frontends.reception import listen
 from llmserve import (
     ConfigurationError,
     EngineDead,
@@ -37,8 +37,8 @@ from llmserve import (
 )
 from llmserve.admission import AdmissionController, AdmissionStatistics, Refusal, Tally, Tenants, Ticket, Unlimited
 from llmserve.config import SLO
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
-from llmserve.metrics import MetricsRecorder
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
+from llmserve.observability.metrics import MetricsRecorder
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ async def test_what_is_open_elsewhere_is_what_the_others_last_told_until_they_ar
         assert (await one.exchange("c", Tally(), told())).open == {"web": 3, "batch": 1}
     await one.exchange("a", Tally(open={"web": 1}), told())
     assert (await one.exchange("c", Tally(), told())).open == {"web": 2, "batch": 1}
-    now = board.GONE_SECONDS + 1
+    now = shared_state.GONE_SECONDS + 1
     assert (await one.exchange("c", Tally(), told())).open == {}
 
 
@@ -165,17 +165,17 @@ async def test_nothing_served_is_lost_or_told_twice(calls):
 async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tenants_the_largest():
     now = 0.0
     one = Board(lambda: now)
-    crowd = Tally(costs={str(number): number for number in range(2 * board.MOST_TENANTS)})
+    crowd = Tally(costs={str(number): number for number in range(2 * shared_state.MOST_TENANTS)})
     await one.exchange("gone", Tally(), told())
     await one.exchange("here", Tally(), told())
-    now = board.GONE_SECONDS + 1
+    now = shared_state.GONE_SECONDS + 1
     await one.exchange("new", crowd, told())
     await one.exchange("here", Tally(), told())
     await one.exchange("new", crowd, told())
     assert one._replicas["gone"].mail == Tally()
     mail = await one.exchange("here", Tally(), told())
-    assert len(mail.costs) == board.MOST_TENANTS
-    assert min(mail.costs.values()) == board.MOST_TENANTS
+    assert len(mail.costs) == shared_state.MOST_TENANTS
+    assert min(mail.costs.values()) == shared_state.MOST_TENANTS
 
 
 async def test_what_a_replica_has_counted_outlives_it():
@@ -191,7 +191,7 @@ async def test_what_a_replica_has_counted_outlives_it():
         assert (found["requests"]["completed"], found["admission"]["refused"]) == (3, {"queue_full": 1})
         assert (found["admission"]["running"], found["admission"]["limit"]) == (0, 0)
         # When it has not asked for long, it is forgotten by its name, and its counts are kept.
-        now += board.BURIED_SECONDS + 1
+        now += shared_state.BURIED_SECONDS + 1
         await one.exchange("lives", Tally(), told(17.0, completed=10))
     assert set(one._replicas) == {"lives"}
 
@@ -202,7 +202,7 @@ async def test_a_replica_that_was_out_of_reach_and_comes_back_is_counted_once():
     one = Board(lambda: now)
     for _ in range(3):
         await one.exchange("cut off", Tally(), told(5.0, completed=3))
-        now += board.GONE_SECONDS + 1
+        now += shared_state.GONE_SECONDS + 1
         await one.exchange("lives", Tally(), told(7.0))
         _, facts = await one.gone(["lives"])
         assert facts.snapshot(now)["requests"]["completed"] == 3

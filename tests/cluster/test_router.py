@@ -5,8 +5,8 @@ from collections import Counter
 import attrs
 import pytest
 
-from frontends.cluster.load import NEW
 from frontends.cluster.relay import Asked
+from frontends.cluster.replica_load import NEW
 
 
 @attrs.frozen

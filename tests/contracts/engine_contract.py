@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from llmserve import EngineDead, GenerationRequest, InvalidRequest, Sampling
-from llmserve.backlog import Backlog
+from llmserve.lifecycle.delta_buffer import Backlog
 from llmserve.request import Delta
 
 PATIENCE = 60

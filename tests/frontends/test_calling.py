@@ -8,10 +8,10 @@ import pytest
 from http_support import running_server
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
 
-from frontends.decoding import decode
-from frontends.openai import ChatRequest, CompletionRequest, GenerateRequest
-from frontends.openai_answers import TextAnswerer
-from frontends.wanted import Caller
+from frontends.access.caller import Caller
+from frontends.openai.completions import TextAnswerer
+from frontends.openai.decoding import decode
+from frontends.openai.requests import ChatRequest, CompletionRequest, GenerateRequest
 from llmserve import AdmissionConfig, Delta, InvalidRequest, ManagerConfig, TokenLogprob
 
 USER = {"role": "user", "content": "hi"}

@@ -10,9 +10,9 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
-from frontends.decoding import decode
-from frontends.openai import ChatRequest, CompletionRequest, Ignored
-from frontends.wanted import Caller
+from frontends.access.caller import Caller
+from frontends.openai.decoding import decode
+from frontends.openai.requests import ChatRequest, CompletionRequest, Ignored
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from engines import ScriptedEngine
 
-from frontends.aiohttp_app import build_app
+from frontends.http.app import build_app
 from llmserve import Delta, EngineManager, ManagerConfig
 
 

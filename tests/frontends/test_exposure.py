@@ -8,9 +8,9 @@ import tomllib
 
 import pytest
 
-from frontends.exposure import VLLM_FLOOR, advisories, below_floor, carried, check_reach, is_loopback
+from frontends.access.exposure import VLLM_FLOOR, advisories, below_floor, carried, check_reach, is_loopback
 from llmserve import ConfigurationError
-from llmserve.engines import vllm_params
+from llmserve.engines.vllm import params
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # What a request may set in vLLM. A new name needs a look at what it has done to others: see advisories.toml.
@@ -126,4 +126,4 @@ def test_vllm_is_told_nothing_that_was_not_looked_at():
             named = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
             assert named <= ALLOWED, named - ALLOWED
     assert calls == 2
-    assert set(vllm_params.CHOSEN) <= ALLOWED
+    assert set(params.CHOSEN) <= ALLOWED

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from virtual import VirtualLoop
 
-from frontends.flush import CAUGHT_UP, FALLING_BEHIND, MAX_HOLD, WINDOW, FlushScheduler
+from frontends.net.flush import CAUGHT_UP, FALLING_BEHIND, MAX_HOLD, WINDOW, FlushScheduler
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontends import frames
-from frontends.errors import describe
-from frontends.frames import FrameError, FrameReader
-from frontends.frames_errors import to_exception, to_frame
+from frontends.openai.errors import describe
+from frontends.rawsocket import frames
+from frontends.rawsocket.errors import to_exception, to_frame
+from frontends.rawsocket.frames import FrameError, FrameReader
 from llmserve import Delta, Overloaded, PromptTooLong, State, TenantOverloaded, TokenLogprob, Unavailable, Usage
 from llmserve.state import unavailable
 

@@ -14,10 +14,10 @@ from http_support import running_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from frontends import event_stream
-from frontends.aiohttp_app import MAX_BODY
+from frontends.http import event_stream
+from frontends.http.app import MAX_BODY
 from llmserve import AdmissionConfig, EngineError, GenerationRequest, ManagerConfig, RestartConfig, Sampling, State
-from llmserve.engines.vllm_outputs import translate
+from llmserve.engines.vllm.outputs import translate
 from llmserve.request import Delta
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
@@ -352,7 +352,7 @@ async def test_what_a_slow_reader_missed_comes_as_one_chunk():
 
 async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_up(monkeypatch):
     # Half a minute by default.
-    monkeypatch.setattr("frontends.deadlines.WRITE_SECONDS", 0.5)
+    monkeypatch.setattr("frontends.net.deadlines.WRITE_SECONDS", 0.5)
     engine = ScriptedEngine()
     async with running_server(engine) as server:
         async with await anyio.connect_tcp("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program_support import MODULE, program
 
-from frontends import deadlines
-from frontends.door import RESERVED, Door, spare_descriptors
 from frontends.http import server
-from frontends.listeners import VANISHED, bind, bind_unix, is_stranger
-from frontends.tls import TLS, followed
+from frontends.net import deadlines
+from frontends.net.connection_limits import RESERVED, Door, spare_descriptors
+from frontends.net.listeners import VANISHED, bind, bind_unix, is_stranger
+from frontends.net.tls import TLS, followed
 from llmserve import ConfigurationError
 
 pytestmark = pytest.mark.anyio

@@ -8,11 +8,11 @@ import pytest
 from aiohttp import web
 from http_support import running_server
 
-from benchmarks.load import Generator
-from benchmarks.plan import Job, Load
+from benchmarks.generator.run import Generator
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import HTTP, find_model, open_session
-from benchmarks.workloads import Fixed, Workload
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, ManagerConfig
 
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))

@@ -6,7 +6,7 @@ import pytest
 from engines import ScriptedEngine
 from http_support import running_server
 
-from frontends.event_stream import COMMENT
+from frontends.http.event_stream import COMMENT
 from llmserve import AdmissionConfig, Delta, ManagerConfig
 
 pytestmark = pytest.mark.anyio

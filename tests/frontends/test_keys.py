@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from program_support import program
 from socket_support import running_socket
 
-from frontends import frames
-from frontends.access import Access
-from frontends.files import LOOK_SECONDS
-from frontends.frames import Hello, Open
-from frontends.keys import PREFIX, Key, Keys, add_key, digest, read_keys
-from frontends.keys_command import keys_command
+from frontends.access.api_keys import PREFIX, Key, Keys, add_key, digest, read_keys
+from frontends.access.control import Access
+from frontends.access.keys_command import keys_command
+from frontends.net.file_watch import LOOK_SECONDS
+from frontends.rawsocket import frames
+from frontends.rawsocket.frames import Hello, Open
 from llmserve import ConfigurationError, ManagerConfig, RestartConfig, TenantLimits, TenantTable
-from llmserve.engines.simulated import Fault
+from llmserve.engines.simulated.engine import Fault
 
 pytestmark = pytest.mark.anyio
 
@@ -137,7 +137,7 @@ def bearer(secret):
 
 async def test_every_route_but_the_probes_wants_a_key():
     async with running_server(app={"access": Access(KEYS)}) as server:
-        from frontends.aiohttp_app import build_app
+        from frontends.http.app import build_app
 
         app = build_app(server.manager, "sim")
         routes = {(route.method, route.resource.canonical.replace("{model}", "sim")) for route in app.router.routes()}

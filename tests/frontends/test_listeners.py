@@ -13,10 +13,10 @@ import anyio
 import pytest
 from program_support import MODULE, SOCKET, fetch, program
 
-from frontends import listeners
-from frontends.addresses import parse_address
-from frontends.listeners import CannotListen, UnixAccess, authority, bind_all, bind_unix
-from frontends.socket_client import SocketClient
+from frontends.net import listeners
+from frontends.net.listeners import CannotListen, UnixAccess, authority, bind_all, bind_unix
+from frontends.rawsocket.addresses import parse_address
+from frontends.rawsocket.client import SocketClient
 
 
 def has_ipv6():

@@ -10,11 +10,11 @@ from program_support import Streams, fetch, program
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from frontends.access import Access
-from frontends.http import load
-from frontends.http.load import ASK_HEADER, LOAD_HEADER, GenerateCheck
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
+from frontends.http import health
+from frontends.http.health import ASK_HEADER, LOAD_HEADER, GenerateCheck
 from frontends.http.openapi import document
-from frontends.keys import Keys
 from llmserve import AdmissionConfig, ManagerConfig, TenantLimits, TenantTable
 from llmserve.request import Delta
 
@@ -120,7 +120,7 @@ async def test_without_the_option_there_is_no_such_route(server):
 
 
 async def test_an_engine_that_makes_no_token_fails_it_although_the_server_is_ready(monkeypatch):
-    monkeypatch.setattr(load, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.05)
     engine = ScriptedEngine()
     async with running_server(engine, ManagerConfig(drain_timeout=0.01), app_of=checking()) as server:
         assert (await get(server, "/health"))[0] == 200

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontends.decoding import decode
-from frontends.openai import ChatRequest, CompletionRequest
-from frontends.wanted import Caller
+from frontends.access.caller import Caller
+from frontends.openai.decoding import decode
+from frontends.openai.requests import ChatRequest, CompletionRequest
 from llmserve import GenerationRequest, InvalidRequest
 
 COMPLETION = msgspec.json.Decoder(CompletionRequest)

@@ -5,12 +5,12 @@ import msgspec
 import pytest
 from http_support import running_server
 
-from frontends.access import Access
-from frontends.aiohttp_app import build_app
-from frontends.errors import TABLE
-from frontends.http.load import check_of
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
+from frontends.http.app import build_app
+from frontends.http.health import check_of
 from frontends.http.openapi import ERRORS, ChatAnswer, Completion, ModelList, TextAnswer, Tokens
-from frontends.keys import Keys
+from frontends.openai.errors import TABLE
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ import anyio
 import pytest
 from program_support import MODULE, program
 
-from frontends import operator_log
-from frontends.operator_log import ENGINE_CONFIG, FORMAT, LEVEL, TIMES, Formatter
+from frontends.logs import operator_log
+from frontends.logs.operator_log import ENGINE_CONFIG, FORMAT, LEVEL, TIMES, Formatter
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00"
 
@@ -34,8 +34,8 @@ def record(message="it %s", *args, level=logging.WARNING, exc_info=None):
 
 def test_text_has_time_and_level_where_there_is_no_terminal(form, capsys):
     form(times="1")
-    operator_log.write("ready     go")
-    operator_log.write("failed    the engine died")
+    operator_log.say("ready     go")
+    operator_log.say("failed    the engine died")
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(TIME + " info    llmserve  ready     go", lines[0])
     assert re.fullmatch(TIME + " error   llmserve  failed    the engine died", lines[1])
@@ -44,14 +44,14 @@ def test_text_has_time_and_level_where_there_is_no_terminal(form, capsys):
 
 def test_a_terminal_gets_words_alone(form, capsys):
     form()
-    operator_log.write("ready     go")
+    operator_log.say("ready     go")
     assert capsys.readouterr().err == "llmserve  ready     go\n"
     assert Formatter().format(record()) == "vllm.engine  warning: it broke"
 
 
 def test_json_is_one_object_a_line_also_of_several_lines_and_of_a_traceback(form, capsys):
     form("json")
-    operator_log.write("worker    7 died")
+    operator_log.say("worker    7 died")
     found = json.loads(capsys.readouterr().err)
     assert re.fullmatch(TIME, found.pop("time"))
     assert found == {"level": "warning", "logger": "llmserve", "stage": "worker", "message": "7 died"}
@@ -66,7 +66,7 @@ def test_what_is_below_the_level_is_left_out(form, capsys):
     for level, stages in (("info", ["ready", "log", "failed"]), ("warning", ["log", "failed"]), ("error", ["failed"])):
         form(level=level)
         for line in ("ready     x", "log       x", "failed    x"):
-            operator_log.write(line)
+            operator_log.say(line)
         assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == stages
 
 

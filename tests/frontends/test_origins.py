@@ -5,9 +5,9 @@ import argparse
 import pytest
 from http_support import running_server
 
-from frontends.access import Access
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
 from frontends.http.origins import _given_origin
-from frontends.keys import Keys
 
 pytestmark = pytest.mark.anyio
 PAGE, OTHER = "https://app.example", "https://evil.example"

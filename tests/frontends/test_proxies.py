@@ -9,11 +9,11 @@ from engines import ScriptedEngine
 from http_support import running_server
 from program_support import fetch, program
 
-from frontends.access import Access
-from frontends.door import Door
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
+from frontends.aiohttp_app import _root_path
 from frontends.http.proxies import Proxies, _given_network, know_clients
-from frontends.keys import Keys
-from frontends.serve import _root_path
+from frontends.net.connection_limits import Door
 
 pytestmark = pytest.mark.anyio
 TEXT = {"prompt": "hi", "max_tokens": 2}

@@ -7,9 +7,9 @@ import pytest
 from engines import ScriptedEngine
 from http_support import running_server
 
-from frontends.access import Access
-from frontends.http.log import PROBES
-from frontends.keys import Key, Keys, digest
+from frontends.access.api_keys import Key, Keys, digest
+from frontends.access.control import Access
+from frontends.http.access_log import PROBES
 from llmserve import AdmissionConfig, EngineError, ManagerConfig, TenantLimits, TenantTable
 
 TEXT = {"prompt": "hello", "max_tokens": 4, "ignore_eos": True}

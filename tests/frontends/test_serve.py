@@ -16,7 +16,7 @@ import anyio
 import pytest
 from program_support import MODULE, SOCKET, fetch, program
 
-from frontends.socket_client import SocketClient
+from frontends.rawsocket.client import SocketClient
 from llmserve import GenerationRequest, Sampling
 
 
@@ -52,7 +52,7 @@ async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
 # Serves nothing, and prints how many objects the garbage collector leaves alone.
 IDLE = """
 import argparse, gc
-from frontends.program import run
+from frontends.program.lifecycle import run
 async def serve(options):
     print(gc.get_freeze_count())
     return 0
@@ -98,9 +98,9 @@ async def test_it_is_reachable_but_not_ready_while_the_engine_starts(tmp_path):
 # An engine whose start hangs in a thread that nothing can end, as an import can.
 HANGS = """
     import sys, threading
-    from frontends.serve import main
-    from llmserve import starting
-    from llmserve.engines.simulated import SimulatedEngine
+    from frontends.aiohttp_app import main
+    from llmserve.runtime import starting
+    from llmserve.engines.simulated.engine import SimulatedEngine
 
     async def run(self, *, task_status):
         await starting.start_in_thread(lambda check: threading.Event().wait())

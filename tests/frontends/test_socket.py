@@ -12,13 +12,13 @@ from engines import ScriptedEngine
 from http_support import request
 from socket_support import running_socket
 
-from frontends import frames, socket_connection
-from frontends.addresses import parse_address
-from frontends.door import Door
-from frontends.frames import Cancel, Credit, Deltas, Detail, End, Error, FrameError, Hello, Open, Ping, Pong, Started
-from frontends.socket_app import open_server
-from frontends.socket_client import SocketClient
-from frontends.tls import TLS
+from frontends.net.connection_limits import Door
+from frontends.net.tls import TLS
+from frontends.rawsocket import connection, frames
+from frontends.rawsocket.addresses import parse_address
+from frontends.rawsocket.client import SocketClient
+from frontends.rawsocket.frames import Cancel, Credit, Deltas, Detail, End, Error, FrameError, Hello, Open, Ping, Pong, Started
+from frontends.rawsocket.server import open_server
 from llmserve import (
     AdmissionConfig,
     CancellationToken,
@@ -200,7 +200,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 async def test_who_breaks_the_protocol_is_told_and_cut_off_and_nobody_else(name, monkeypatch):
     # A regression: open streams went on until the connection, which waits for its client to read the error, was gone.
-    monkeypatch.setattr(socket_connection, "HELLO_SECONDS", 60.0)
+    monkeypatch.setattr(connection, "HELLO_SECONDS", 60.0)
     sent, words, greet = WRONG[name]
     async with running_socket(time_scale=0.5) as served, served.raw() as neighbour, served.raw(greet=greet) as raw:
         neighbour.send(opening(1, max_tokens=20))
@@ -245,12 +245,12 @@ async def flood(raw, count):
 
 async def test_many_opens_and_cancels_leave_nothing():
     async with running_socket(time_scale=0.1, max_streams=64) as served, served.raw() as raw:
-        assert len(await flood(raw, socket_connection.MOST_FRUITLESS)) == socket_connection.MOST_FRUITLESS
+        assert len(await flood(raw, connection.MOST_FRUITLESS)) == connection.MOST_FRUITLESS
         await served.quiet()
         # One that is read to its end, and there may be as many again.
         raw.send(opening(10_001, max_tokens=2))
         await raw.read_until(End)
-        assert len(await flood(raw, socket_connection.MOST_FRUITLESS)) == socket_connection.MOST_FRUITLESS
+        assert len(await flood(raw, connection.MOST_FRUITLESS)) == connection.MOST_FRUITLESS
 
 
 async def test_who_does_nothing_but_open_and_cancel_is_cut_off_and_others_go_on():
@@ -279,7 +279,7 @@ async def test_a_flood_of_pings_that_reads_nothing_is_held_back_and_others_go_on
 
 async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_up(monkeypatch):
     # Half a minute by default.
-    monkeypatch.setattr("frontends.deadlines.WRITE_SECONDS", 0.5)
+    monkeypatch.setattr("frontends.net.deadlines.WRITE_SECONDS", 0.5)
     engine = ScriptedEngine()
     async with running_socket(engine=engine) as served, served.raw() as raw:
         raw.send(opening(1, credit=2**31 - 1))
@@ -294,7 +294,7 @@ async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_u
 
 
 async def test_no_hello_ends_the_connection(monkeypatch):
-    monkeypatch.setattr("frontends.socket_connection.HELLO_SECONDS", 0.05)
+    monkeypatch.setattr("frontends.rawsocket.connection.HELLO_SECONDS", 0.05)
     async with running_socket() as served, served.raw(greet=False) as raw:
         assert "no hello" in (await raw.read()).message
         assert await raw.read() is None

@@ -7,9 +7,9 @@ import pytest
 from engines import ScriptedEngine
 from socket_support import running_socket
 
-from frontends.frames import Error
-from frontends.frames_errors import to_exception, to_frame
-from frontends.socket_client import NOT_CARRIED, SocketClient
+from frontends.rawsocket.client import NOT_CARRIED, SocketClient
+from frontends.rawsocket.errors import to_exception, to_frame
+from frontends.rawsocket.frames import Error
 from llmserve import (
     CancellationToken,
     DeadlineExceeded,

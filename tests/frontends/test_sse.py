@@ -2,8 +2,8 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from frontends import sse
-from frontends.openai_answers import ChatAnswerer, TextAnswerer, add_usage
+from frontends.openai import sse
+from frontends.openai.completions import ChatAnswerer, TextAnswerer, add_usage
 from llmserve import Delta, Usage
 
 text = st.text() | st.text(alphabet='\n\r"\\\u2028\x00data: []{}🙂é', max_size=20)

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from frontends.decoding import decode
-from frontends.openai import ChatRequest, CompletionRequest, GenerateRequest
-from frontends.socket_client import wire_request
-from frontends.wanted import Caller
+from frontends.access.caller import Caller
+from frontends.openai.decoding import decode
+from frontends.openai.requests import ChatRequest, CompletionRequest, GenerateRequest
+from frontends.rawsocket.client import wire_request
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}

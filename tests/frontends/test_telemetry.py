@@ -7,9 +7,9 @@ import pytest
 from otlp_support import collector
 from program_support import SIMULATED, SOCKET, fetch, program
 
-from frontends.options import add_options
-from frontends.socket_client import SocketClient
-from frontends.telemetry import trace_of, trace_of_mapping
+from frontends.access.trace_context import trace_of, trace_of_mapping
+from frontends.program.options import add_options
+from frontends.rawsocket.client import SocketClient
 from llmserve import GenerationRequest, Sampling
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

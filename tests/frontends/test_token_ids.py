@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from http_support import running_server
 
-from frontends.openai import ChatRequest
-from frontends.openai_answers import ChatAnswerer
-from frontends.sizes import check_answer
-from frontends.wanted import Caller
+from frontends.access.caller import Caller
+from frontends.openai.completions import ChatAnswerer
+from frontends.openai.requests import ChatRequest
+from frontends.openai.sizes import check_answer
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
 TEXT = {"prompt": "hello", "max_tokens": 5, "temperature": 0}

@@ -6,7 +6,7 @@ from engines import ScriptedEngine
 from http_support import running_server
 
 from llmserve import Delta, Message, ToolCall
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "hi"}]

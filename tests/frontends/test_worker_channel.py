@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from frontends.frames import encode
+from frontends.rawsocket.frames import encode
 from frontends.workers import messages
 from frontends.workers.messages import Channel, Check, Reread
 

@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from program_support import MODULE, Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 from virtual import VirtualLoop
 
-from frontends.serve import choose_workers
+from frontends.aiohttp_app import choose_workers
 from frontends.workers import watchdog
-from frontends.workers.desk import Desk
+from frontends.workers.admission_client import RemoteAdmission
+from frontends.workers.admission_server import Desk
 from frontends.workers.messages import Steps
-from frontends.workers.remote import RemoteAdmission
-from frontends.workers.together import TogetherSteps
+from frontends.workers.step_totals import TogetherSteps
 from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState
 
 SLOW = ("--engine-arg", "step_seconds=0.02")
@@ -155,7 +155,7 @@ async def test_a_worker_that_does_not_answer_is_found(anyio_backend):
 async def test_a_stopped_worker_gets_no_connections_and_is_replaced(tmp_path):
     """It was never noticed: every second client waited without end."""
     short = "import frontends.workers.watchdog as w; w.ASK_SECONDS, w.SILENT_SECONDS, w.HUNG_SECONDS = 0.1, 0.5, 5.0"
-    command = f"{short}; from frontends.serve import main; main()"
+    command = f"{short}; from frontends.aiohttp_app import main; main()"
     module = (sys.executable, "-c", f"if __name__ == '__main__': exec({command!r})", "--port", "0")
     async with program(tmp_path, "--workers", "2", module=module) as (process, url, lines):
         first, second = workers_of(process)
@@ -272,8 +272,8 @@ async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
 )
 def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):
     # A machine with a GPU and so many cores, which this one is not.
-    monkeypatch.setattr("frontends.serve.has_gpu_build", lambda: True)
-    monkeypatch.setattr("frontends.serve.available_cpus", lambda: cores)
+    monkeypatch.setattr("frontends.aiohttp_app.has_gpu_build", lambda: True)
+    monkeypatch.setattr("frontends.aiohttp_app.available_cpus", lambda: cores)
     assert choose_workers(engine, args) == count
 
 

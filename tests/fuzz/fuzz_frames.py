@@ -7,9 +7,9 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["frontends.frames"]):
-    from frontends import frames
-    from frontends.frames import FrameError, FrameReader
+with atheris.instrument_imports(include=["frontends.rawsocket.frames"]):
+    from frontends.rawsocket import frames
+    from frontends.rawsocket.frames import FrameError, FrameReader
 
 LIMIT = 4096
 

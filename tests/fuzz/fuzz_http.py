@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from frontends.keys import add_key
+from frontends.access.api_keys import add_key
 
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",

@@ -27,8 +27,8 @@ from llmserve.admission import (
     Unlimited,
     build_admission,
 )  # fmt: skip
-from llmserve.admission.fair import FORGET, FairLine
-from llmserve.admission.rates import ServiceRate
+from llmserve.admission.fair_queue import FORGET, FairLine
+from llmserve.admission.service_rate import ServiceRate
 from llmserve.admission.tenants import KEPT
 
 LIMIT, MAX_WAITING, TENANT_LIMIT = 3, 4, 5

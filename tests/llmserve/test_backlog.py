@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve import Delta, TokenLogprob
-from llmserve.backlog import JOINED, Backlog
+from llmserve.lifecycle.delta_buffer import JOINED, Backlog
 
 logprobs = st.none() | st.lists(st.builds(TokenLogprob, st.integers(0, 9), st.text(max_size=2), st.just(-1.0)), max_size=3).map(tuple)
 deltas = st.builds(

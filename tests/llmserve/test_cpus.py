@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.cpus import CGROUPS, available_cpus
+from llmserve.runtime.cpus import CGROUPS, available_cpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_a_process_in_a_real_group_counts_its_quota():
         inner.mkdir(parents=True)
         name, text = ("cpu.max", "100000 100000") if second else ("cpu.cfs_quota_us", "100000")
         (group / name).write_text(text)
-        command = 'echo $$ > "$0/cgroup.procs" && exec "$1" -c "from llmserve.cpus import available_cpus; print(available_cpus())"'
+        command = 'echo $$ > "$0/cgroup.procs" && exec "$1" -c "from llmserve.runtime.cpus import available_cpus; print(available_cpus())"'
         counted = subprocess.run(["sh", "-c", command, inner, sys.executable], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     except OSError as error:
         pytest.skip(f"no cgroup can be made here: {error}")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual import VirtualLoop
 
-from llmserve.deadlines import MOST_RELEASED, Deadlines
+from llmserve.lifecycle.deadlines import MOST_RELEASED, Deadlines
 
 
 def run(work):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from llmserve.engines.grammar_trial import __file__ as program
-from llmserve.engines.grammar_trial import bounds
+from llmserve.engines.vllm.grammars.sandbox_program import __file__ as program
+from llmserve.engines.vllm.grammars.sandbox_program import bounds
 
 SCRIPT = """
 import sys

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmserve.engines.guard import Guard, is_alive
-from llmserve.engines.sockets import VARIABLE
+from llmserve.engines.processes.guard import Guard, is_alive
+from llmserve.engines.processes.socket_files import VARIABLE
 
 HOST = """
     import subprocess, sys, time
-    from llmserve.engines.guard import Guard
+    from llmserve.engines.processes.guard import Guard
     ward = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
     guard = Guard()
     guard.watch([ward.pid])
@@ -106,7 +106,7 @@ def test_a_guard_that_has_never_had_anything_to_guard_leaves_as_well():
 
 LAUNCH = """
     import multiprocessing, os, subprocess, sys, time
-    from llmserve.engines.guard import Guard
+    from llmserve.engines.processes.guard import Guard
 
     def rest(name):
         time.sleep(600)
@@ -181,7 +181,7 @@ def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_nothing_in
 def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch):
     core, worker, made = family
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
-    monkeypatch.setattr("llmserve.engines.guard.LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr("llmserve.engines.processes.guard.LEAVE_SECONDS", 0.1)
     guard = Guard()
     guard.watch([core.pid])
     guard.note()

@@ -4,7 +4,7 @@ import attrs
 import pytest
 
 from llmserve import CancellationToken, EngineManager, GenerationRequest, InvalidRequest, RequestCancelled, Sampling
-from llmserve.inputs import RequestFields, SamplingFields
+from llmserve.validation.inputs import RequestFields, SamplingFields
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

@@ -7,12 +7,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llmserve import SLO
 from llmserve.admission import AdmissionController, EngineFacts, LateGate, Refusal, Ticket, TicketState
-from llmserve.admission.estimates import Line, Recent
-from llmserve.admission.kv import peak
-from llmserve.admission.lengths import Lengths, Seen, bucket_of
-from llmserve.admission.margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.kv_forecast import peak
+from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
 from llmserve.admission.policies import LineState
-from llmserve.admission.rates import ServiceRate
+from llmserve.admission.regression import Line, Recent
+from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.service_rate import ServiceRate
 
 SEQUENCES, TOKENS, CACHE = 4, 100, 1000
 # Little is asked for; a lump of requests passes; and for good more is asked for than can be served.

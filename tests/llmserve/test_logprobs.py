@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve import TokenLogprob
-from llmserve.logprobs import BLOCK, PackedLogprobs, unpacked
+from llmserve.lifecycle.logprobs import BLOCK, PackedLogprobs, unpacked
 
 
 def entry(number):

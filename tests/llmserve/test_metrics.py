@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve import SLO, Outcome, Timeline
-from llmserve.metrics import LogHistogram, MetricsRecorder, RecentRate, meets
+from llmserve.observability.metrics import LogHistogram, MetricsRecorder, RecentRate, meets
 
 
 @given(st.lists(st.floats(1e-5, 1e4), min_size=1, max_size=200), st.sampled_from([0.5, 0.95, 0.99, 1.0]))

@@ -6,8 +6,8 @@ import struct
 import pytest
 
 from llmserve import ConfigurationError
-from llmserve.engines import vllm_checks
-from llmserve.model_folder import INDEX, check_folder
+from llmserve.engines.vllm import start_checks
+from llmserve.engines.vllm.model_folder import INDEX, check_folder
 
 
 def safetensors(sizes, *, cut=0):
@@ -139,10 +139,10 @@ def test_an_index_without_a_map_is_named(folder, index):
 )
 def test_weights_are_wanted_where_the_engine_reads_them(folder, engine_args, reads, monkeypatch):
     # vLLM is not installed here.
-    monkeypatch.setattr(vllm_checks, "find_spec", lambda name: name)
+    monkeypatch.setattr(start_checks, "find_spec", lambda name: name)
     (folder / "model.safetensors").unlink()
     if not reads:
-        vllm_checks.check_model(str(folder), engine_args)
+        start_checks.check_model(str(folder), engine_args)
         return
     with pytest.raises(ConfigurationError, match=r"has no weights \(\*\.safetensors, "):
-        vllm_checks.check_model(str(folder), engine_args)
+        start_checks.check_model(str(folder), engine_args)

@@ -16,7 +16,7 @@ from llmserve import (
     TenantTable,
     UnknownTenant,
 )
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 

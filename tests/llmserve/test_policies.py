@@ -4,7 +4,7 @@ import pytest
 
 from llmserve import AdmissionConfig, ConfigurationError, EngineManager, FixedLimit, ManagerConfig, Unlimited
 from llmserve.admission import AdmissionController
-from llmserve.engines.simulated import SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 

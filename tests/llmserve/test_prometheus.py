@@ -22,8 +22,8 @@ from llmserve import (
     TenantLimits,
     TenantTable,
 )  # fmt: skip
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
-from llmserve.exporters import nvml, prometheus
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
+from llmserve.observability import nvml, prometheus
 
 
 @pytest.fixture

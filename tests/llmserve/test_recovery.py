@@ -26,7 +26,7 @@ from llmserve import (
     StructuredOutputs,
     Unavailable,
 )
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 

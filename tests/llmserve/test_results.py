@@ -23,7 +23,7 @@ from llmserve import (
     Unavailable,
     Usage,
 )
-from llmserve.logprobs import BLOCK, PackedLogprobs
+from llmserve.lifecycle.logprobs import BLOCK, PackedLogprobs
 
 pytestmark = pytest.mark.anyio
 

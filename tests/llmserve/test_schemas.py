@@ -10,9 +10,9 @@ from hypothesis import given, seed, settings
 from schemas import SCHEMAS
 
 from llmserve import EngineManager, GenerationRequest, InvalidRequest, Sampling, StructuredOutputs, Tools
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
-from llmserve.json_schema import CONSTRAINING, REFUSED, UnsupportedSchema, hold
-from llmserve.patterns import parse
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
+from llmserve.json_schema.narrowing import CONSTRAINING, REFUSED, UnsupportedSchema, hold
+from llmserve.json_schema.patterns import parse
 from llmserve.tools import join
 
 KEYWORDS = {*CONSTRAINING, *REFUSED, "$id", "false"}

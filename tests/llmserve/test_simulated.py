@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, GenerationRequest, ManagerConfig, RestartConfig, Sampling
 from llmserve.config import AdmissionConfig
-from llmserve.engines.paging import BlockPool
-from llmserve.engines.simulated import Fault, SimulatedConfig, SimulatedEngine
-from llmserve.engines.simulated_text import StopWatcher
+from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
+from llmserve.engines.simulated.paging import BlockPool
+from llmserve.engines.simulated.text import StopWatcher
 
 
 def manager_for(**config):

@@ -6,8 +6,8 @@ import threading
 import anyio
 import pytest
 
-from llmserve import starting
-from llmserve.starting import GivenUp, left_alone, start_in_thread
+from llmserve.runtime import starting
+from llmserve.runtime.starting import GivenUp, left_alone, start_in_thread
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ import pytest
 
 from llmserve import Delta, EngineError, Timeline, TokenStream
 from llmserve.engine import EngineTimings
-from llmserve.metrics import Observers
+from llmserve.observability.metrics import Observers
 
 pytestmark = pytest.mark.anyio
 

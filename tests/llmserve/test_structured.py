@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
-from llmserve.engines.simulated import SimulatedEngine
+from llmserve.engines.simulated.engine import SimulatedEngine
 from llmserve.structured import MAX_CHARACTERS, MAX_CHOICES, MAX_DEPTH
 
 

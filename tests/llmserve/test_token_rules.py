@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from llmserve import EngineManager, GenerationRequest, InvalidRequest, Sampling
-from llmserve.engines import vllm_params
-from llmserve.engines.simulated_text import FIRST_WORD, VOCAB_SIZE
+from llmserve.engines.simulated.text import FIRST_WORD, VOCAB_SIZE
+from llmserve.engines.vllm import params
 
 pytestmark = pytest.mark.anyio
 
@@ -42,20 +42,20 @@ def test_one_string_is_no_list(field):
 def test_a_vllm_that_would_change_other_answers_refuses_the_field(field):
     sampling = Sampling(**{field: [1] if field == "allowed_token_ids" else ["x"]})
     for version in ("0.30.0", "0.32.0", "0.33.0+cpu"):
-        vllm_params.check_version_for(sampling, version)
-    vllm_params.check_version_for(Sampling(), "0.25.1")
+        params.check_version_for(sampling, version)
+    params.check_version_for(Sampling(), "0.25.1")
     with pytest.raises(InvalidRequest, match="changes other requests' answers") as caught:
-        vllm_params.check_version_for(sampling, "0.29.1")
+        params.check_version_for(sampling, "0.29.1")
     assert caught.value.param == field
 
 
 def test_bad_words_of_too_many_tokens_do_not_reach_the_engine():
     """Some characters become dozens of tokens, and vLLM counts them only in the engine's process, which then ends."""
-    params = SimpleNamespace(bad_words_token_ids=[])
-    params.update_from_tokenizer = params.bad_words_token_ids.append
-    vllm_params._check_bad_words(params, [0] * 1024)
+    vllm_params = SimpleNamespace(bad_words_token_ids=[])
+    vllm_params.update_from_tokenizer = vllm_params.bad_words_token_ids.append
+    params._check_bad_words(vllm_params, [0] * 1024)
     with pytest.raises(InvalidRequest, match="2,049 tokens"):
-        vllm_params._check_bad_words(params, [0] * 1025)
+        params._check_bad_words(vllm_params, [0] * 1025)
 
 
 async def test_tokens_out_of_vocabulary_are_named():

@@ -27,8 +27,8 @@ from llmserve import (
     Timeline,
     __version__,
 )
-from llmserve.engines.simulated import SimulatedConfig, SimulatedEngine
-from llmserve.exporters.opentelemetry import OpenTelemetry, _resource
+from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
+from llmserve.observability.opentelemetry import OpenTelemetry, _resource
 from llmserve.tracing import RELEASE, STAGES, stages
 
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
@@ -248,7 +248,7 @@ def test_a_service_is_named_by_the_environment_and_needs_no_installed_package(mo
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     # However it might be imported.
-    monkeypatch.setattr("llmserve.exporters.opentelemetry.version", absent, raising=False)
+    monkeypatch.setattr("llmserve.observability.opentelemetry.version", absent, raising=False)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "chat")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
     found = _resource().attributes

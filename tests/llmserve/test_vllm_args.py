@@ -8,8 +8,8 @@ import pytest
 
 from llmserve import ConfigurationError
 from llmserve.engines import create_engine
-from llmserve.engines.vllm_adapters import Adapters
-from llmserve.engines.vllm_args import _context_of, check_version, has_gpu_build, parse_engine_arg
+from llmserve.engines.vllm.args import _context_of, check_version, has_gpu_build, parse_engine_arg
+from llmserve.engines.vllm.lora import Adapters
 
 
 @pytest.mark.parametrize(

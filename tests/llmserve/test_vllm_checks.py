@@ -12,9 +12,9 @@ import pydantic
 import pytest
 
 from llmserve import ConfigurationError, EngineDead, EngineManager
-from llmserve.engines import vllm_checks
-from llmserve.engines.sockets import FOLDER
-from llmserve.engines.vllm_reports import Failure, first_report, report
+from llmserve.engines.processes.socket_files import FOLDER
+from llmserve.engines.vllm import start_checks
+from llmserve.engines.vllm.start_errors import Failure, first_report, report
 
 PROGRAM = """
 import asyncio
@@ -31,9 +31,9 @@ if __name__ == "__main__":
 WITHOUT_GUARD = """
 import multiprocessing
 from pathlib import Path
-from llmserve.engines.sockets import FOLDER
-from llmserve.engines.vllm_checks import check_host
-from llmserve.engines.vllm_reports import first_report
+from llmserve.engines.processes.socket_files import FOLDER
+from llmserve.engines.vllm.start_checks import check_host
+from llmserve.engines.vllm.start_errors import first_report
 
 check_host()
 core = multiprocessing.get_context("spawn").Process(target=print)
@@ -80,7 +80,7 @@ def test_a_program_without_a_guard_ends_with_the_error_of_the_process_that_start
 def test_a_closed_standard_stream_is_named_also_where_a_file_has_its_number(number, taken, tmp_path):
     said, takes = tmp_path / "said", f"os.open({os.devnull!r}, os.O_RDWR)" if taken else "None"
     program = f"import os; os.close({number}); {takes}\n" + textwrap.dedent(f"""
-        from llmserve.engines.vllm_checks import check_host
+        from llmserve.engines.vllm.start_checks import check_host
         try:
             check_host()
         except Exception as error:
@@ -124,9 +124,9 @@ def test_a_fork_imports_no_main_module(monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     with pytest.raises(ConfigurationError, match="is not a file"):
-        vllm_checks.check_host()
-    monkeypatch.setenv(vllm_checks.START_METHOD, "fork")
-    vllm_checks.check_host()
+        start_checks.check_host()
+    monkeypatch.setenv(start_checks.START_METHOD, "fork")
+    start_checks.check_host()
 
 
 class SafetensorError(Exception):
@@ -204,7 +204,7 @@ def test_wrong_values_are_named_in_one_line(arguments, words):
 
 
 def test_the_first_report_counts_of_each_process_and_of_all():
-    folder = vllm_checks.Path(FOLDER.enter())
+    folder = start_checks.Path(FOLDER.enter())
     try:
         assert first_report(folder, [1, 2]) is None
         report(ValueError("the cause"), 1)

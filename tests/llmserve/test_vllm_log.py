@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from llmserve.engines import vllm_log
-from llmserve.engines.vllm_log import CHOICES, LEVEL, WARNINGS, quiet
+from llmserve.engines.vllm import log
+from llmserve.engines.vllm.log import CHOICES, LEVEL, WARNINGS, quiet
 
 
 @pytest.fixture(autouse=True)
@@ -15,10 +15,10 @@ def nothing_is_chosen(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     level = logging.getLogger("vllm").level
     logging.getLogger("vllm").setLevel(logging.NOTSET)
-    vllm_log._has_level.cache_clear()
+    log._has_level.cache_clear()
     yield
     logging.getLogger("vllm").setLevel(level)
-    vllm_log._has_level.cache_clear()
+    log._has_level.cache_clear()
 
 
 def test_errors_by_default_and_only_during_a_start():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from llmserve.engines.vllm_metrics import MOST_KEPT, patient_histogram
+from llmserve.engines.vllm.metrics import MOST_KEPT, patient_histogram
 
 BUCKETS = (0.01, 0.025, 0.05, 1.0)
 

@@ -6,9 +6,9 @@ import pytest
 from contracts.engine_contract import CollectingSink
 
 from llmserve import EngineDead, EngineError, InvalidRequest, Overloaded, Sampling, Unavailable
-from llmserve.engines import vllm
-from llmserve.engines.vllm import VLLMEngine
-from llmserve.engines.vllm_outputs import Receiver, translate
+from llmserve.engines.vllm import engine as engine_module
+from llmserve.engines.vllm.engine import VLLMEngine
+from llmserve.engines.vllm.outputs import Receiver, translate
 
 
 def output(reason, text="", token_ids=()):
@@ -74,10 +74,10 @@ def test_what_fails_in_the_engine_says_so(given):
 
 def test_what_was_dropped_by_an_engine_that_lives_on_fails(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(vllm, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: now))
     engine, first, second = VLLMEngine("bundled"), CollectingSink(), CollectingSink()
     engine._drop(first)
-    now += vllm.END_SECONDS
+    now += engine_module.END_SECONDS
     engine._drop(second)
     engine._fail_dropped()
     assert first.error is None

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from llmserve import EngineDead
-from llmserve.engines.vllm_prompts import MAX_CHARACTERS, PromptEncoder, PromptJob
+from llmserve.engines.vllm.prompts import MAX_CHARACTERS, PromptEncoder, PromptJob
 
 
 @pytest.fixture

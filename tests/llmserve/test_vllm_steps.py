@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmserve.engines.vllm_steps import CoreSteps
+from llmserve.engines.vllm.steps import CoreSteps
 
 
 def scheduler(running, waiting=0, kv_usage=0.0, prefix=None):

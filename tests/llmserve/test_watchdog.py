@@ -21,10 +21,10 @@ from llmserve import (
     Unavailable,
 )
 from llmserve.engine import EngineStatistics
-from llmserve.engines.simulated import Fault, SimulatedConfig, SimulatedEngine
-from llmserve.engines.vllm_constrained import Constrained
-from llmserve.engines.vllm_outputs import Receiver
-from llmserve.watchdog import StepPace
+from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
+from llmserve.engines.vllm.grammars.ejection import Constrained
+from llmserve.engines.vllm.outputs import Receiver
+from llmserve.lifecycle.watchdog import StepPace
 
 pytestmark = pytest.mark.anyio
 

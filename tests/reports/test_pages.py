@@ -10,12 +10,12 @@ from bokeh.document import Document
 from bokeh.models import Div
 from bokeh.plotting import figure
 
-from benchmarks import storage
-from benchmarks.results import Memory, Point, Promise, Recording, RequestRecord, Run
+from benchmarks.recording import storage
+from benchmarks.recording.results import Memory, Point, Promise, Recording, RequestRecord, Run
 from reports import overload
 from reports.charts.goodput import goodput
-from reports.content import load
 from reports.page import add_to
+from reports.page_data import load
 
 EXAMPLES_FOLDER = Path(__file__).parents[2] / "reports" / "examples"
 EXAMPLES = storage.find(EXAMPLES_FOLDER)

@@ -22,8 +22,8 @@ from llmserve import (
     TokenStream,
     Usage,
 )
-from llmserve.engines.simulated import SimulatedEngine
-from llmserve.engines.vllm import VLLMEngine
+from llmserve.engines.simulated.engine import SimulatedEngine
+from llmserve.engines.vllm.engine import VLLMEngine
 
 
 async def embedded() -> None:

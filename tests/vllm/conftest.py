@@ -4,7 +4,7 @@ import pytest
 from http_support import running_server
 
 from llmserve import AdmissionConfig, ManagerConfig
-from llmserve.engines.vllm import VLLMEngine
+from llmserve.engines.vllm.engine import VLLMEngine
 
 
 def pytest_collection_modifyitems(items):

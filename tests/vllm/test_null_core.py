@@ -5,8 +5,8 @@ import gc
 import anyio
 import pytest
 
-from benchmarks.servers import Setting
-from benchmarks.stubbed import TOKENS
+from benchmarks.host_cost.server_processes import Setting
+from benchmarks.stand_ins.stub_core import TOKENS
 from llmserve import EngineManager, GenerationRequest, Sampling
 
 ARGS = Setting(core="null").args_of_ours

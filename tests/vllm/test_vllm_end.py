@@ -8,7 +8,7 @@ import anyio
 import zmq
 import zmq.asyncio
 
-from llmserve.engines.vllm_end import end
+from llmserve.engines.vllm.shutdown import end
 
 
 async def poll(sockets):

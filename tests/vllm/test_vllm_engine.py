@@ -12,11 +12,11 @@ import pytest
 from contracts.engine_contract import CollectingSink, EngineContract
 from quiescence import check_quiescent
 
-from benchmarks.overload.shared import SharedEngine
+from benchmarks.stand_ins.shared_engine import SharedEngine
 from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
-from llmserve.engines.vllm import VLLMEngine
-from llmserve.engines.vllm_args import GIB, MEMORY_NODES, build_engine_args
-from llmserve.metrics import Observers
+from llmserve.engines.vllm.args import GIB, MEMORY_NODES, build_engine_args
+from llmserve.engines.vllm.engine import VLLMEngine
+from llmserve.observability.metrics import Observers
 
 
 class TestContract(EngineContract):

@@ -6,10 +6,10 @@ import json
 import prometheus_client
 import pytest
 
-from benchmarks import recorded_steps
+from benchmarks.stand_ins import recorded_steps
 from llmserve import Sampling
-from llmserve.engines.vllm_fast_path import FastPath, PathCounts, is_plain
-from llmserve.engines.vllm_outputs import Receiver
+from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
+from llmserve.engines.vllm.outputs import Receiver
 
 # No model says this: a request with a stop string goes all of vLLM's own way.
 UNSAID = "\x00 no model says this"

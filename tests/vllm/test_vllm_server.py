@@ -10,11 +10,11 @@ from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
 from http_support import InProcess, OverHTTP
 
-from benchmarks.load import Generator
-from benchmarks.plan import Job, Load
+from benchmarks.generator.run import Generator
 from benchmarks.targets.http import HTTP, find_model, open_session
 from benchmarks.targets.inprocess import InProcess as LoadInProcess
-from benchmarks.workloads import Fixed, Workload
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
 
 # Nothing of this takes a model, so nothing of it may take long.
 BAD_INPUT_SECONDS = 0.25

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from llmserve import ConfigurationError
-from llmserve.engines.vllm_args import build_engine_args
-from llmserve.engines.vllm_core import start_errors
+from llmserve.engines.vllm.args import build_engine_args
+from llmserve.engines.vllm.shared_core import start_errors
 from llmserve.models import resolve
 
 PROGRAM = """

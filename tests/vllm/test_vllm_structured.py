@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from llmserve import EngineError, GenerationRequest, InvalidRequest, LLMServeError, Overloaded, Sampling, StructuredOutputs
-from llmserve.engines.grammar_trial import compile_one
-from llmserve.engines.vllm_trials import vocabulary
+from llmserve.engines.vllm.grammars.sandbox import vocabulary
+from llmserve.engines.vllm.grammars.sandbox_program import compile_one
 
 SCHEMA = {
     "type": "object",

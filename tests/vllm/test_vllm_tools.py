@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from llmserve import ConfigurationError, EngineError, GenerationRequest, InvalidRequest, Sampling, Tools
 from llmserve.engine import EnginePrompt
-from llmserve.engines.vllm import VLLMEngine
-from llmserve.engines.vllm_tools import Parsers
+from llmserve.engines.vllm.engine import VLLMEngine
+from llmserve.engines.vllm.tool_parsers import Parsers
 from llmserve.tools import join
 
 WEATHER = {

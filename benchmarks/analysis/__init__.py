@@ -1,0 +1,1 @@
+"""Figures and conclusions from recordings."""

@@ -1,0 +1,1 @@
+"""Load generators: send a plan's requests and record their times."""

@@ -1,0 +1,189 @@
+"""Generators in processes of their own: a client that shares a core with its server measures itself.
+
+Each worker keeps its connections from one job to the next. It is sent a job, makes its prompts, says that it is ready, is
+told the moment to start, reports its progress several times a second and in the end what it measured. Ctrl-C is the
+parent's alone: it asks the workers to stop, and gets what they have.
+"""
+
+import asyncio
+import multiprocessing
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from benchmarks.generator.run import Generator, Measured, Progress
+from benchmarks.targets import Target, TargetError
+from benchmarks.targets.http import HTTP, Prompts, open_session
+from benchmarks.targets.socket import open_socket
+from benchmarks.workload.plan import Job
+
+PROGRESS_SECONDS = 0.2
+POLL_SECONDS = 0.02
+# From the word to the start: time for it to reach every worker.
+HEAD_START_SECONDS = 0.1
+STOP_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def open_target(url: str, model: str, *, prompts: Prompts = "ids") -> AsyncIterator[Target]:
+    """By the URL's scheme: http and https, or a raw socket's tcp, tls and unix."""
+    if url.startswith("http"):
+        async with open_session(url) as session:
+            yield HTTP(session, model, prompts)
+    else:
+        async with open_socket(url) as target:
+            yield target
+
+
+def work(pipe: Connection, url: str, model: str, prompts: Prompts) -> None:
+    """A worker's whole life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(_work(pipe, url, model, prompts=prompts))
+
+
+async def _work(pipe: Connection, url: str, model: str, *, prompts: Prompts) -> None:
+    async with open_target(url, model, prompts=prompts) as target:
+        while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), Job):
+            generator = Generator(target, job, clock=time.monotonic)
+            generator.prepare()
+            pipe.send("ready")
+            origin = await anyio.to_thread.run_sync(_receive, pipe)
+            if isinstance(origin, float):
+                await _perform(pipe, generator, origin)
+            pipe.send(generator.measured)
+
+
+async def _perform(pipe: Connection, generator: Generator, origin: float) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_report, pipe, generator.progress)
+        tasks.start_soon(_obey, pipe, tasks.cancel_scope)
+        await generator.run(origin)
+        tasks.cancel_scope.cancel()
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+async def _report(pipe: Connection, progress: Progress) -> None:
+    while True:
+        await anyio.sleep(PROGRESS_SECONDS)
+        pipe.send(progress)
+
+
+async def _obey(pipe: Connection, everything: anyio.CancelScope) -> None:
+    """Whatever comes while a job runs, the parent's end included, means that it shall stop."""
+    while not pipe.poll():  # noqa: ASYNC110 - a pipe has no event to wait for
+        await anyio.sleep(POLL_SECONDS)
+    _receive(pipe)
+    everything.cancel()
+
+
+@attrs.define
+class Fleet:
+    """The parent's side of all workers."""
+
+    pipes: list[Connection]
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        """The job, shared among the workers, into `measured`; also what there is of it when this is cancelled.
+
+        Raises TargetError when a worker died.
+        """
+        parts: list[Measured] = []
+        try:
+            for which, pipe in enumerate(self.pipes):
+                pipe.send(attrs.evolve(job, share=(which, len(self.pipes))))
+            await self._until_all(lambda _, message: message == "ready")
+            measured.origin = time.monotonic() + HEAD_START_SECONDS
+            for pipe in self.pipes:
+                pipe.send(measured.origin)
+            await self._collect(parts, show)
+        except asyncio.CancelledError:
+            for pipe in self.pipes:
+                pipe.send("stop")
+            with anyio.CancelScope(shield=True), anyio.move_on_after(STOP_SECONDS):
+                await self._collect(parts, show)
+            raise
+        finally:
+            _join(parts, measured, complete=len(parts) == len(self.pipes))
+
+    async def _collect(self, parts: list[Measured], show: Callable[[Progress], None]) -> None:
+        latest: dict[int, Progress] = {}
+
+        def is_last(which: int, message: Any) -> bool:
+            if isinstance(message, Progress):
+                latest[which] = message
+                show(_sum(latest.values()))
+            elif isinstance(message, Measured):
+                parts.append(message)
+            return isinstance(message, Measured)
+
+        await self._until_all(is_last)
+
+    async def _until_all(self, is_last: Callable[[int, Any], bool]) -> None:
+        """Take messages until each worker has sent one that is its last for now."""
+        waiting = set(range(len(self.pipes)))
+        while waiting:
+            for which, message in self._arrived():
+                if is_last(which, message):
+                    waiting.discard(which)
+            if waiting:
+                await anyio.sleep(POLL_SECONDS)
+
+    def _arrived(self) -> Iterator[tuple[int, Any]]:
+        for which, pipe in enumerate(self.pipes):
+            while pipe.poll():
+                try:
+                    yield which, pipe.recv()
+                except (EOFError, OSError) as error:
+                    raise TargetError("a generator process died; its own message is above") from error
+
+
+def _sum(parts: Iterable[Progress]) -> Progress:
+    every = list(parts)
+    ttfts = [part.ttft for part in every if part.ttft is not None]
+    return Progress(
+        in_flight=sum(part.in_flight for part in every),
+        done=sum(part.done for part in every),
+        tokens=sum(part.tokens for part in every),
+        ttft=max(ttfts, default=None),
+    )
+
+
+def _join(parts: Sequence[Measured], measured: Measured, *, complete: bool) -> None:
+    measured.records += sorted((record for part in parts for record in part.records), key=lambda record: record.number)
+    measured.lags += [lag for part in parts for lag in part.lags]
+    # One core is all that a process has, so the busiest one decides.
+    measured.cpu_seconds = max((part.cpu_seconds for part in parts), default=0.0)
+    measured.complete = complete and all(part.complete for part in parts)
+
+
+@asynccontextmanager
+async def open_fleet(url: str, model: str, processes: int, *, prompts: Prompts = "ids") -> AsyncIterator[Fleet]:
+    """So many workers, aimed at one server's model."""
+    context = multiprocessing.get_context("spawn")
+    pairs = [context.Pipe() for _ in range(processes)]
+    # Daemons, so that none outlives this process.
+    workers = [context.Process(target=work, args=(theirs, url, model, prompts), daemon=True) for _, theirs in pairs]
+    for worker, (_, theirs) in zip(workers, pairs, strict=True):
+        worker.start()
+        theirs.close()
+    try:
+        yield Fleet([ours for ours, _ in pairs])
+    finally:
+        for ours, _ in pairs:
+            ours.close()
+        with anyio.CancelScope(shield=True):
+            for worker in workers:
+                await anyio.to_thread.run_sync(worker.join, STOP_SECONDS)

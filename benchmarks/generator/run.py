@@ -1,0 +1,146 @@
+"""Makes load: sends items at their times and keeps the records. Speaks anyio, so that tests run it on a virtual clock."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import anyio
+import attrs
+
+from benchmarks.recording.results import RequestRecord
+from benchmarks.targets import Target, with_patience
+from benchmarks.workload.plan import Job
+from benchmarks.workload.requests import Item
+
+# How often the event loop's own lateness is looked at.
+LAG_SECONDS = 0.01
+
+
+@attrs.define
+class Progress:
+    """What is going on, for whoever shows it; `changed` is called after every end of a request."""
+
+    in_flight: int = 0
+    done: int = 0
+    tokens: int = 0
+    ttft: float | None = None
+    changed: Callable[["Progress"], None] | None = None
+
+    def ended(self, record: RequestRecord) -> None:
+        self.in_flight -= 1
+        self.done += not record.lead
+        self.tokens += record.completion_tokens
+        if record.first_token is not None:
+            self.ttft = record.first_token - record.intended
+        if self.changed is not None:
+            self.changed(self)
+
+
+@attrs.define(kw_only=True)
+class Measured:
+    """What one generator has to tell of a point, also of one that was cut short. `origin` is the point's start on the clock."""
+
+    records: list[RequestRecord] = attrs.field(factory=list)
+    cpu_seconds: float = 0.0
+    lags: list[float] = attrs.field(factory=list)
+    origin: float = 0.0
+    complete: bool = False
+
+
+@attrs.define
+class Generator:
+    """Does one job. `measured` holds what there is so far; `clock` gives monotonic seconds, `cpu_clock` this process's CPU seconds."""
+
+    target: Target
+    job: Job
+    progress: Progress = attrs.field(factory=Progress)
+    measured: Measured = attrs.field(factory=Measured)
+    clock: Callable[[], float] = anyio.current_time
+    cpu_clock: Callable[[], float] = time.process_time
+    _schedule: tuple[list[float], list[Item]] | None = None
+
+    def prepare(self) -> None:
+        """Make all prompts, which takes time, before the clock starts."""
+        self._schedule = self.job.schedule()
+
+    async def run(self, origin: float | None = None) -> None:
+        """All of the job's requests to their end. The point starts at `origin` on the clock, which generators in several processes
+        share; None starts it at once."""
+        if self._schedule is None:
+            self.prepare()
+        times, items = self._schedule or ([], [])
+        cpu = self.cpu_clock()
+        self.measured.origin = self.clock() if origin is None else origin
+        await anyio.sleep(max(0.0, -self._now()))
+        try:
+            async with anyio.create_task_group() as watch:
+                watch.start_soon(self._watch_lag)
+                await (self._closed_loop(items) if self.job.load.pattern == "closed" else self._open_loop(times, items))
+                watch.cancel_scope.cancel()
+            self.measured.complete = True
+        finally:
+            self.measured.cpu_seconds = self.cpu_clock() - cpu
+
+    async def _closed_loop(self, items: Sequence[Item]) -> None:
+        """So many clients, each sending its next request when its last one has ended."""
+        work = iter(items)
+
+        async def client() -> None:
+            for item in work:
+                await self._converse(item, self._now())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(self.job.clients):
+                tasks.start_soon(client)
+
+    async def _open_loop(self, times: Sequence[float], items: Sequence[Item]) -> None:
+        """A request at each time, whatever became of those before it; waits for all of them."""
+        async with anyio.create_task_group() as tasks:
+            for intended, item in zip(times, items, strict=True):
+                if (wait := intended - self._now()) > 0:
+                    await anyio.sleep(wait)
+                tasks.start_soon(self._converse, item, intended)
+
+    async def _converse(self, item: Item, intended: float) -> None:
+        """An item and its follow-ups, as far as it is answered."""
+        turn = 0
+        while True:
+            record, answer = await self._send(item, intended, turn)
+            if not item.follow_ups or record.outcome != "ok":
+                return
+            # A target that does not tell token ids gets as many of the prompt's own: the length is right, the prefix cache's
+            # view of the answer is not (docs/benchmarks.md says so).
+            filler = (item.prompt * (item.max_tokens // len(item.prompt) + 1))[: item.max_tokens]
+            item, intended, turn = item.after(answer or filler), self._now(), turn + 1
+
+    async def _send(self, item: Item, intended: float, turn: int) -> tuple[RequestRecord, tuple[int, ...]]:
+        which, of = self.job.part
+        record = RequestRecord(
+            point=self.job.point,
+            number=which + of * len(self.measured.records),
+            prompt_tokens=len(item.prompt),
+            wanted_tokens=item.max_tokens,
+            intended=intended,
+            tenant=item.tenant,
+            priority=item.priority,
+            turn=turn,
+            lead=item.lead,
+            dispatched=self._now(),
+        )
+        self.measured.records.append(record)
+        self.progress.in_flight += 1
+        try:
+            answer = await with_patience(self.target, item, record, self._now, self.measured.origin)
+        finally:
+            if record.finished is None:
+                record.outcome, record.detail, record.finished = "cancelled", "the run was cut short", self._now()
+            self.progress.ended(record)
+        return record, answer
+
+    async def _watch_lag(self) -> None:
+        while True:
+            due = self.clock() + LAG_SECONDS
+            await anyio.sleep(LAG_SECONDS)
+            self.measured.lags.append(self.clock() - due)
+
+    def _now(self) -> float:
+        return self.clock() - self.measured.origin

@@ -1,0 +1,1 @@
+"""What a token costs the host: this project's servers beside vLLM's."""

@@ -1,0 +1,104 @@
+"""What the process that holds the engine's client costs: ours and vLLM's own, alternating, in process and over every wire.
+
+Tokens a second are those of a closed loop; CPU per token is the host processes' own, and holds also where they share a core with their
+client. Ratios are of two sides in the same round.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from benchmarks.host_cost.server_processes import Setting
+from benchmarks.host_cost.variants import Leg, open_sides
+
+# What each side is held against: the peers that do the same, or our own next-best way.
+AGAINST = (
+    ("inprocess", "bare"),
+    ("http", "vllm"),
+    ("http", "vllm-rust"),
+    ("chat", "vllm-chat"),
+    ("chat", "vllm-rust-chat"),
+    ("http", "http-unheld"),
+    ("http:4", "vllm:4"),
+    ("http:4", "vllm-rust"),
+    ("chat:4", "vllm-chat:4"),
+    ("chat:4", "vllm-rust-chat"),
+    ("tcp", "http"),
+    ("unix", "http"),
+)
+
+
+class Point(msgspec.Struct, kw_only=True):
+    """All rounds at one number of streams: a side's legs, in the order of rounds."""
+
+    streams: int
+    core: str
+    legs: dict[str, list[Leg]]
+
+
+async def measure(
+    names: Sequence[str], setting: Setting, streams: Sequence[int], rounds: int, report: Callable[[str], None]
+) -> list[Point]:
+    """Each side once a round, in turns, after a round that does not count. Raises TargetError when all requests of a leg fail."""
+    points: list[Point] = []
+    # A stubbed core waits for just as many streams as it was told of.
+    groups = [list(streams)] if setting.core != "stubbed" else [[number] for number in streams]
+    for group in groups:
+        report(f"starting {', '.join(names)}")
+        async with open_sides(names, setting, max(group)) as sides:
+            for number in group:
+                point = Point(streams=number, core=setting.core, legs={name: [] for name in names})
+                points.append(point)
+                for which in range(rounds + 1):
+                    for name in list(names) if which % 2 else list(names)[::-1]:
+                        leg = await sides[name](number, which)
+                        word = f"round {which} of {rounds}" if which else "warm-up"
+                        report(f"{number} streams, {word}: {name} {_brief(leg)}")
+                        if which:
+                            point.legs[name].append(leg)
+    return points
+
+
+def _brief(leg: Leg) -> str:
+    cpu, wait = f"{leg.cpu_microseconds_per_token:.1f} us of CPU a token", f"p99 TTFT {leg.ttft_p99 * 1000:,.0f} ms"
+    return f"{leg.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (f", {leg.failed} failed ({leg.failure})" if leg.failed else "")
+
+
+def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -> str:
+    """Markdown: medians with their range, and each side over what it is held against. `against` adds pairs."""
+    lines: list[str] = []
+    for point in points:
+        lines += [
+            f"**{point.streams} streams, {point.core} engine core**",
+            "",
+            "| side | tokens/s | us of CPU a token | tokens an event | longest gap, ms | p50 TTFT, ms | p99 TTFT, ms | failed |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, legs in point.legs.items():
+            cells = [
+                spread([leg.tokens_per_second for leg in legs], 0),
+                spread([leg.cpu_microseconds_per_token for leg in legs], 1),
+                spread([leg.tokens_per_event for leg in legs], 2),
+                spread([leg.gap_p99 * 1000 for leg in legs], 0),
+                spread([leg.ttft_p50 * 1000 for leg in legs], 0),
+                spread([leg.ttft_p99 * 1000 for leg in legs], 0),
+                str(sum(leg.failed for leg in legs)),
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+        lines += [_ratio(point, *pair) for pair in [*AGAINST, *against] if all(name in point.legs for name in pair)]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _ratio(point: Point, name: str, other: str) -> str:
+    pairs = list(zip(point.legs[name], point.legs[other], strict=True))
+    rates = spread([one.tokens_per_second / two.tokens_per_second for one, two in pairs], 2)
+    costs = spread([one.cpu_microseconds_per_token / two.cpu_microseconds_per_token for one, two in pairs], 2)
+    waits = spread([one.ttft_p99 / two.ttft_p99 for one, two in pairs], 2)
+    return f"- {name} over {other}: {rates} times the tokens/s, {costs} times the CPU a token, {waits} times the p99 TTFT"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"

@@ -1,0 +1,148 @@
+"""Throughput of an `EngineManager` against a bare `AsyncLLM.generate()` loop: one engine, one process, alternating.
+
+What is measured is what llmserve costs: admission, tokenisation of text prompts off the loop, the stream. Both sides get
+the same prompts, as text, the same sampling, and the same engine; the bare side does what vLLM's own documentation shows.
+"""
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import msgspec
+
+from llmserve import AdmissionConfig, EngineManager, GenerationRequest, ManagerConfig, Sampling
+from llmserve.engines.vllm.engine import VLLMEngine
+
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+]
+
+
+@attrs.frozen(kw_only=True)
+class Workload:
+    """`requests` closed-loop requests at a `concurrency`: prompts of about `prompt_words` tokens, exactly `max_tokens` out."""
+
+    requests: int
+    concurrency: int
+    prompt_words: int
+    max_tokens: int
+    seed: int
+
+    def prompts(self, leg: int) -> list[str]:
+        """Distinct in every leg, so that no side finds the other's prefixes in the cache."""
+        rng = random.Random(f"{self.seed} {leg}")
+        return [" ".join(rng.choice(WORDS) for _ in range(self.prompt_words)) for _ in range(self.requests)]
+
+
+class Round(msgspec.Struct):
+    """Tokens per second of both sides in one round, and who went first."""
+
+    bare: float
+    manager: float
+    first: str
+
+    @property
+    def ratio(self) -> float:
+        return self.manager / self.bare
+
+
+async def closed_loop(prompts: list[str], concurrency: int, generate: Callable[[str], Awaitable[int]]) -> float:
+    """Tokens per second; `generate` returns how many it got."""
+    queue = iter(prompts)
+    tokens = 0
+
+    async def client() -> None:
+        nonlocal tokens
+        for prompt in queue:
+            # In two steps: `tokens += await ...` would read before the await and lose what others added meanwhile.
+            count = await generate(prompt)
+            tokens += count
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return tokens / (time.perf_counter() - began)
+
+
+def bare(llm: Any, workload: Workload) -> Callable[[str], Awaitable[int]]:
+    from vllm import SamplingParams
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+    from vllm.sampling_params import RequestOutputKind
+
+    numbers = iter(range(10**9))
+
+    async def generate(prompt: str) -> int:
+        params = SamplingParams(max_tokens=workload.max_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        renderer = llm.renderer
+        (inputs,) = await renderer.render_cmpl_async([parse_model_prompt(llm.model_config, prompt)], renderer.default_cmpl_tok_params)
+        tokens = 0
+        async for output in llm.generate(inputs, params, f"bare-{next(numbers)}"):
+            tokens += len(output.outputs[0].token_ids)
+        return tokens
+
+    return generate
+
+
+def managed(manager: EngineManager, workload: Workload) -> Callable[[str], Awaitable[int]]:
+    async def generate(prompt: str) -> int:
+        tokens = 0
+        async with manager.stream(GenerationRequest(prompt, sampling=Sampling(max_tokens=workload.max_tokens, ignore_eos=True))) as stream:
+            async for delta in stream:
+                tokens += len(delta.token_ids)
+        return tokens
+
+    return generate
+
+
+async def measure(model: str, engine_args: dict[str, Any], workload: Workload, rounds: int, report: Callable[[str], None]) -> list[Round]:
+    """Run `rounds` rounds after one that does not count.
+
+    A round is four legs, A B B A, each side being A in every other round: what drifts steadily on the machine (by a third
+    within minutes, on the shared one that this was written on) falls on both sides alike.
+    """
+    engine = VLLMEngine(model, engine_args)
+    config = ManagerConfig(admission=AdmissionConfig(max_running=workload.concurrency))
+    results = []
+    report(f"starting vLLM with {model}")
+    async with EngineManager(engine, config) as manager:
+        # The very engine that the manager drives: a second one would compete with it for the machine.
+        sides = {"bare": bare(engine.running_llm, workload), "manager": managed(manager, workload)}
+        for number in range(rounds + 1):
+            first, second = ("bare", "manager") if number % 2 else ("manager", "bare")
+            speed: dict[str, list[float]] = {"bare": [], "manager": []}
+            for leg, side in enumerate((first, second, second, first)):
+                speed[side].append(await closed_loop(workload.prompts(4 * number + leg), workload.concurrency, sides[side]))
+            result = Round(statistics.harmonic_mean(speed["bare"]), statistics.harmonic_mean(speed["manager"]), first)
+            label = f"round {number} of {rounds}" if number else "warm-up"
+            report(f"{label}: bare {result.bare:.1f} tok/s, manager {result.manager:.1f} tok/s, ratio {result.ratio:.3f}")
+            if number:
+                results.append(result)
+    return results
+
+
+def conclude(results: list[Round]) -> str:
+    ratios = sorted(result.ratio for result in results)
+    median = statistics.median(ratios)
+    return f"manager / bare throughput: median {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} over {len(ratios)} rounds)"

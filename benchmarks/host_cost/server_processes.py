@@ -1,0 +1,190 @@
+"""Servers to be compared, as processes: ours and vLLM's own, over an engine core that is stubbed, null or real, or over an engine that does
+nothing."""
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import anyio.to_thread
+import attrs
+import psutil
+
+from benchmarks.targets import TargetError
+from benchmarks.targets.http import is_healthy
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
+from llmserve.models import resolve
+
+START_SECONDS = 300.0
+# The name under which every one of them serves its model.
+MODEL = "side"
+# What our engine arguments are on a machine without a GPU, so that both make the same of it.
+CPU_ARGS: dict[str, Any] = {"enforce_eager": True, "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
+# Of every side over the null core. Our own default on a CPU is a batch of 16, and vLLM's depends on the machine and on the way to it.
+NULL_ARGS: dict[str, Any] = {
+    "distributed_executor_backend": "benchmarks.stand_ins.null_executor.NullExecutor",
+    "enforce_eager": True,
+    "max_model_len": 2048,
+    "max_num_seqs": 1024,
+    "max_num_batched_tokens": 8192,
+}
+# Processes of vLLM's engine, by the titles that they give themselves.
+ENGINE_TITLES = ("EngineCore", "VLLM::Worker")
+LAST_WORDS = 2000
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """`requests` are for each stream, one after another. `processes` of the generator load a server."""
+
+    core: Literal["stubbed", "nothing", "null", "real", "simulated"] = "stubbed"
+    # Of a core that does nothing: seconds between its steps, and each step's text.
+    pace: tuple[float, str] | None = None
+    model: str = "bundled"
+    engine_args: dict[str, Any] = attrs.field(factory=dict)
+    # Further arguments of our own servers. Comparisons admit every request.
+    server_args: tuple[str, ...] = ("--max-running", "0")
+    prompt_tokens: int = 16
+    answer_tokens: int = 1024
+    requests: int = 1
+    processes: int = 1
+    # From the middle of the bundled model's vocabulary, where no special tokens are.
+    vocabulary: tuple[int, int] = (2000, 20_000)
+
+    @property
+    def args_of_ours(self) -> dict[str, Any]:
+        """What our own engines are given; their defaults on a CPU are CPU_ARGS already."""
+        return NULL_ARGS | self.engine_args if self.core == "null" else self.engine_args
+
+    @property
+    def args_of_vllm(self) -> dict[str, Any]:
+        return CPU_ARGS | self.engine_args if self.core == "stubbed" else self.args_of_ours
+
+    def job(self, streams: int, number: int) -> Job:
+        workload = Workload(prompt=Fixed(self.prompt_tokens), output=Fixed(self.answer_tokens), vocabulary=self.vocabulary)
+        return Job(point=0, label=f"leg {number}", load=Load(concurrency=streams), workload=workload, requests=streams * self.requests)
+
+
+@attrs.frozen
+class Server:
+    """`addresses` are those for http and chat, or for tcp and unix. What it prints goes into `log`."""
+
+    addresses: dict[str, str]
+    process: asyncio.subprocess.Process
+    log: Path
+
+    async def until_healthy(self) -> None:
+        """Raises TargetError when it has ended, with its last words."""
+        with anyio.fail_after(START_SECONDS):
+            while not await self._is_healthy():
+                if self.process.returncode is not None:
+                    words = self.log.read_bytes()[-LAST_WORDS:].decode(errors="replace")
+                    raise TargetError(f"a server ended with {self.process.returncode}: {words}")
+                await anyio.sleep(0.5)
+
+    async def _is_healthy(self) -> bool:
+        if "http" in self.addresses:
+            return await is_healthy(self.addresses["http"])
+        return b"  ready  " in self.log.read_bytes()
+
+    def cpu_seconds(self) -> float:
+        """Of the program and its children, the engine's own left out."""
+        whole = 0.0
+        parent = psutil.Process(self.process.pid)
+        for one in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.Error):
+                if not any(title in " ".join(one.cmdline()) for title in ENGINE_TITLES):
+                    times = one.cpu_times()
+                    whole += times.user + times.system
+        return whole
+
+
+@asynccontextmanager
+async def open_server(name: str, setting: Setting, streams: int, *, stdout: int | None = None) -> AsyncIterator[Server]:
+    """Started; `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N processes. Its
+    standard output goes to the descriptor `stdout`, or into the log as its standard error does."""
+    with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
+        addresses = _addresses(name, folder)
+        command, environment = await _command(name, setting, addresses)
+        if setting.core == "nothing":
+            pace = f":{setting.pace[0]}:{setting.pace[1]}" if setting.pace else ""
+            command = ["benchmarks.stand_ins.stub_core", f"nothing{pace}", *command]
+        elif setting.core == "stubbed":
+            command = ["benchmarks.stand_ins.stub_core", str(streams), *command]
+        log = Path(folder, "log")
+        out = os.open(log, os.O_WRONLY | os.O_CREAT)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *command,
+            stdout=out if stdout is None else stdout,
+            stderr=out,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        os.close(out)
+        try:
+            yield Server(addresses, process, log)
+        finally:
+            # All of its session: a server that is killed leaves its engine behind.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            await process.wait()
+
+
+def _addresses(name: str, folder: str) -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if name == "llmserve-socket":
+        return {"tcp": f"tcp://127.0.0.1:{port}", "unix": f"unix://{folder}/socket"}
+    return dict.fromkeys(("http", "chat"), f"http://127.0.0.1:{port}")
+
+
+async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Module and arguments, and what its environment has besides."""
+    kind, _, count = name.partition(":")
+    if kind == "llmserve-socket":
+        listen = [word for address in addresses.values() for word in ("--listen", address)]
+        return ["frontends.socket_app", *listen, *_our_arguments(setting)], {}
+    if kind == "joined":
+        port = addresses["http"].rpartition(":")[2]
+        return ["benchmarks.targets.relay_workers", count or "1", "127.0.0.1", port, *_our_arguments(setting)], {}
+    where = ["--host", "127.0.0.1", "--port", addresses["http"].rpartition(":")[2]]
+    if kind in ("llmserve", "llmserve-unheld"):
+        if kind == "llmserve-unheld":
+            where += ["--max-hold", "0"]
+        return ["frontends.aiohttp_app", *where, "--workers", count or "1", *_our_arguments(setting)], {}
+    model = await anyio.to_thread.run_sync(resolve, setting.model)
+    arguments = [*where, "--served-model-name", MODEL, *_vllm_arguments(setting)]
+    if setting.core == "stubbed":
+        # In one process, which is the one that has the stubbed core.
+        return ["vllm.entrypoints.openai.api_server", "--model", model, *arguments], {}
+    environment = {"VLLM_USE_RUST_FRONTEND": "1"} if kind == "vllm-rust" else {}
+    return ["benchmarks.host_cost.vllm_serve", "serve", model, "--api-server-count", count or "1", *arguments], environment
+
+
+def _our_arguments(setting: Setting) -> list[str]:
+    engine = ["--engine", "simulated"] if setting.core in ("nothing", "simulated") else ["--model", setting.model]
+    args = [f"--engine-arg={key}={_json(value)}" for key, value in setting.args_of_ours.items()]
+    return [*setting.server_args, "--served-model-name", MODEL, *engine, *args]
+
+
+def _vllm_arguments(setting: Setting) -> list[str]:
+    """As its command line spells them."""
+    words: list[str] = []
+    for key, value in setting.args_of_vllm.items():
+        flag = f"--{key.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def _json(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,169 @@
+"""Who is compared by `overhead`: our ways to an engine and vLLM's own, each made ready to carry so many streams at once.
+
+Over an engine core that is stubbed, null or real, or over an engine that does nothing. Servers are processes of their own; all of them are
+up at once, and all but one are idle.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from benchmarks.generator.processes import Fleet, open_fleet
+from benchmarks.generator.run import Generator, Measured
+from benchmarks.host_cost.server_processes import MODEL, Server, Setting, open_server
+from benchmarks.recording.results import RequestRecord
+from benchmarks.stand_ins import stub_core
+from benchmarks.stand_ins.null_engine import NoEngine
+from benchmarks.targets import Target, TargetError
+from benchmarks.targets.bare import Bare
+from benchmarks.targets.http import Prompts
+from benchmarks.targets.inprocess import InProcess
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig
+from llmserve.engines.vllm.engine import VLLMEngine
+
+
+class Leg(msgspec.Struct, kw_only=True):
+    """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds; `failed` requests count for
+    nothing else, and `failure` says how the first of them ended."""
+
+    tokens_per_second: float
+    cpu_microseconds_per_token: float
+    ttft_p50: float
+    ttft_p99: float
+    tokens_per_event: float = 1.0
+    # Of each stream the longest pause between two events, in seconds; of all streams the 99th percentile.
+    gap_p99: float = 0.0
+    failed: int = 0
+    failure: str = ""
+
+
+Side = Callable[[int, int], Awaitable[Leg]]
+
+
+# Each a name, and how to open it: in this process, or by the server that carries it and the way to that.
+IN_PROCESS = ("bare", "inprocess")
+WAYS: dict[str, tuple[str, str]] = {
+    "http": ("llmserve", "http"),
+    "chat": ("llmserve", "chat"),
+    "http-unheld": ("llmserve-unheld", "http"),
+    "tcp": ("llmserve-socket", "tcp"),
+    "unix": ("llmserve-socket", "unix"),
+    "joined": ("joined", "http"),
+    "vllm": ("vllm", "http"),
+    "vllm-chat": ("vllm", "chat"),
+    "vllm-rust": ("vllm-rust", "http"),
+    "vllm-rust-chat": ("vllm-rust", "chat"),
+}
+# Words, so that each server tokenises; on our raw socket as ids.
+PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "unix": "ids"}
+# Those that can have several processes.
+MANY = ("http", "http-unheld", "chat", "joined", "vllm", "vllm-chat")
+
+
+def parse_side(name: str) -> tuple[str, str]:
+    """Server and way; `http:4` is the same with so many processes. Raises TargetError."""
+    kind, _, count = name.partition(":")
+    if kind not in WAYS or (count and (not count.isdigit() or kind not in MANY)):
+        raise TargetError(f"there is no side {name!r}: choose of {', '.join([*IN_PROCESS, *WAYS])}, with :N behind {', '.join(MANY)}")
+    server, way = WAYS[kind]
+    return (f"{server}:{count}" if count else server), way
+
+
+def parse_sides(names: Sequence[str], setting: Setting) -> dict[str, tuple[str, str]]:
+    """Server and way of each name that needs a server. Raises TargetError for names that `setting`'s engine core cannot carry."""
+    servers = {name: parse_side(name) for name in names if name not in IN_PROCESS}
+    if "bare" in names and setting.core == "nothing":
+        raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed, null or real")
+    for server, _ in servers.values():
+        if server.startswith("vllm") and setting.core == "nothing":
+            raise TargetError(f"{server} is vLLM's own server: it needs vLLM's engine core, stubbed, null or real")
+        outside = server.startswith(("joined", "vllm-rust")) or server.partition(":")[2] not in ("", "1")
+        if outside and setting.core in ("stubbed", "nothing"):
+            raise TargetError(f"{server} needs an engine core that is a process, null or real: the others live in a server's one process")
+    return servers
+
+
+@asynccontextmanager
+async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
+    """All of them at once. `streams` are the most that will be asked for, and with a stubbed core just as many. Raises TargetError,
+    for a wrong combination before anything is started."""
+    servers = parse_sides(names, setting)
+    async with AsyncExitStack() as stack:
+        sides: dict[str, Side] = {}
+        starting = {server: await stack.enter_async_context(open_server(server, setting, streams)) for server, _ in servers.values()}
+        if set(names) & set(IN_PROCESS):
+            sides |= await stack.enter_async_context(_in_process(names, setting, streams))
+        for process in starting.values():
+            await process.until_healthy()
+        for name, (server, way) in servers.items():
+            process = starting[server]
+            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, prompts=PROMPTS[way])
+            sides[name] = _server_side(await stack.enter_async_context(fleet), process, setting)
+        yield {name: sides[name] for name in names}
+
+
+@asynccontextmanager
+async def _in_process(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
+    """Both on the one engine of this process."""
+    if setting.core == "stubbed":
+        stub_core.install(streams)
+    engine = NoEngine(" word") if setting.core == "nothing" else VLLMEngine(setting.model, setting.args_of_ours)
+    async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
+        targets: dict[str, Target] = {"inprocess": InProcess(manager)}
+        if "bare" in names:
+            assert isinstance(engine, VLLMEngine)
+            targets["bare"] = Bare(engine.running_llm)
+        yield {name: _in_process_side(target, setting) for name, target in targets.items() if name in names}
+
+
+def _in_process_side(target: Target, setting: Setting) -> Side:
+    async def run(streams: int, number: int) -> Leg:
+        generator = Generator(target, setting.job(streams, number), clock=time.monotonic)
+        generator.prepare()
+        await generator.run()
+        return _leg(generator.measured, generator.measured.cpu_seconds)
+
+    return run
+
+
+def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
+    async def run(streams: int, number: int) -> Leg:
+        measured, before = Measured(), process.cpu_seconds()
+        await fleet.run(setting.job(streams, number), measured, lambda _: None)
+        return _leg(measured, process.cpu_seconds() - before)
+
+    return run
+
+
+def _leg(measured: Measured, cpu_seconds: float) -> Leg:
+    records = [record for record in measured.records if record.outcome == "ok"]
+    failed = [record for record in measured.records if record.outcome != "ok"]
+    failure = f"{failed[0].outcome}, {failed[0].detail}" if failed else ""
+    if not records:
+        raise TargetError(f"all of {len(failed)} requests failed: {failure}")
+    tokens = sum(record.completion_tokens for record in records)
+    seconds = max(record.finished or 0.0 for record in records)
+    ttfts = [(record.first_token or 0.0) - (record.dispatched or 0.0) for record in records]
+    return Leg(
+        tokens_per_second=tokens / seconds,
+        cpu_microseconds_per_token=cpu_seconds / tokens * 1e6,
+        ttft_p50=statistics.median(ttfts),
+        ttft_p99=_p99(ttfts),
+        tokens_per_event=tokens / sum(len(record.deliveries) for record in records),
+        gap_p99=_p99([_longest_gap(record) for record in records]),
+        failed=len(failed),
+        failure=failure,
+    )
+
+
+def _longest_gap(record: RequestRecord) -> float:
+    times = [at for at, _ in record.deliveries]
+    return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[-1 - len(values) // 100]

@@ -1,0 +1,90 @@
+"""What an engine said while a point ran: a sample ten times a second, and less often the longer it takes."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import anyio
+import attrs
+
+from benchmarks.recording.machine import Machine
+from benchmarks.recording.prometheus_text import parse_metrics
+from benchmarks.recording.results import Sample
+from llmserve import EngineManager
+
+INTERVAL_SECONDS = 0.1
+# At twice as many, every other one goes and the interval doubles: a point keeps its shape at a bounded size.
+ENOUGH_SAMPLES = 200
+# Fields of a sample by name, without its point and time.
+Read = Callable[[], Awaitable[dict[str, Any]]]
+
+
+@attrs.define
+class Monitor:
+    """Samples of one point, taken by `run` until it is cancelled."""
+
+    point: int
+    read: Read
+    clock: Callable[[], float] = time.monotonic
+    samples: list[Sample] = attrs.field(factory=list)
+
+    async def run(self) -> None:
+        interval = INTERVAL_SECONDS
+        while True:
+            fields = await self.read()
+            if fields:
+                self.samples.append(Sample(point=self.point, time=self.clock(), **fields))
+            if len(self.samples) >= 2 * ENOUGH_SAMPLES:
+                del self.samples[1::2]
+                interval *= 2
+            await anyio.sleep(interval)
+
+    def since(self, origin: float) -> list[Sample]:
+        """The samples with their times from `origin` on, and CPU seconds from the first of them."""
+        kept = [sample for sample in self.samples if sample.time >= origin]
+        for name in ("host_cpu", "engine_cpu"):
+            told = [sample for sample in kept if getattr(sample, name) is not None]
+            first = getattr(told[0], name) if told else 0.0
+            for sample in told:
+                setattr(sample, name, getattr(sample, name) - first)
+        for sample in kept:
+            sample.time -= origin
+        return kept
+
+
+def manager_source(manager: EngineManager, machine: Machine) -> Read:
+    """From a manager of this process."""
+
+    async def read() -> dict[str, Any]:
+        figures = manager.engine.statistics()
+        return {
+            "running": figures.running,
+            "waiting": figures.waiting,
+            "admission_waiting": manager.statistics().waiting,
+            "kv_usage": figures.kv_usage,
+            "preemptions": figures.preemptions,
+            "prompt_tokens": figures.prompt_tokens,
+            "generation_tokens": figures.generation_tokens,
+            "host_cpu": time.process_time(),
+            "engine_cpu": machine.engine_cpu(),
+            "rss": machine.rss(),
+            "vram": machine.vram(),
+            "gpu": machine.gpu(),
+        }
+
+    return read
+
+
+def metrics_source(session: aiohttp.ClientSession) -> Read:
+    """From a server's /metrics; nothing where it has none."""
+
+    async def read() -> dict[str, Any]:
+        try:
+            async with session.get("/metrics", headers={"Accept": "text/plain"}) as response:
+                return parse_metrics(await response.text()) if response.status == 200 else {}
+        except (aiohttp.ClientError, OSError, ValueError):
+            # The load itself tells of a server that is gone.
+            return {}
+
+    return read

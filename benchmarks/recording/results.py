@@ -1,0 +1,166 @@
+"""The facts of a run, as they are kept: raw times per request, and what produced them. Derives nothing.
+
+`benchmarks.recording.storage` writes and reads them. `python -m benchmarks schema` prints their JSON Schema, which docs/run.schema.json
+publishes.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA = 2
+
+Outcome = Literal["ok", "refused_429", "refused_503", "timeout", "cancelled", "connection", "error", "truncated", "wrong_token_count"]
+
+
+class RequestRecord(msgspec.Struct, kw_only=True):
+    """What happened to one request. Times are monotonic seconds from the point's start, None for what never happened.
+
+    `intended` is when it was due, `dispatched` when it was really sent; in a closed loop they are the same moment.
+    `deliveries` are (time, tokens) for every piece that reached the client. Those that begin with `engine_` are the engine
+    core's own readings of the same clock; `submitted` is the manager's hand-over to it.
+
+    A `lead` is a client's first request, cut short to bring the clients out of step: it is load like any other, and no sample.
+    """
+
+    point: int
+    number: int
+    prompt_tokens: int
+    wanted_tokens: int
+    intended: float
+    request_id: str = ""
+    tenant: str = "default"
+    priority: int = 0
+    turn: int = 0
+    lead: bool = False
+    dispatched: float | None = None
+    accepted: float | None = None
+    submitted: float | None = None
+    engine_queued: float | None = None
+    engine_scheduled: float | None = None
+    engine_first_token: float | None = None
+    engine_last_token: float | None = None
+    deliveries: list[tuple[float, int]] = []
+    finished: float | None = None
+    completion_tokens: int = 0
+    outcome: Outcome = "error"
+    detail: str = ""
+    retry_after: float | None = None
+
+    @property
+    def first_token(self) -> float | None:
+        return self.deliveries[0][0] if self.deliveries else None
+
+    @property
+    def last_token(self) -> float | None:
+        return self.deliveries[-1][0] if self.deliveries else None
+
+
+class Sample(msgspec.Struct, kw_only=True):
+    """What the engine and the machine said at one moment of a point; None where nobody tells.
+
+    `waiting` is the engine's own queue, `admission_waiting` the one before it. `kv_usage` is a share, 0 to 1. `rss` is the
+    memory of the server's processes and `vram` that of its GPUs, in bytes; `gpu` is their utilisation, 0 to 1.
+    `host_cpu` is seconds of CPU used since the point's start by the process that holds the engine's client, `engine_cpu` by the busiest
+    of the processes that it has started for the engine.
+    """
+
+    point: int
+    time: float
+    running: int | None = None
+    waiting: int | None = None
+    admission_waiting: int | None = None
+    kv_usage: float | None = None
+    preemptions: int | None = None
+    prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+    rss: int | None = None
+    vram: int | None = None
+    gpu: float | None = None
+    host_cpu: float | None = None
+    engine_cpu: float | None = None
+
+
+class Point(msgspec.Struct, kw_only=True):
+    """One load that was held: a closed loop at a `concurrency`, or an open one by a `pattern` at a mean `rate` a second.
+
+    `planned` is how many requests were to be sent. `client_cpu_seconds` and `loop_lag` (the p99 of how late the event loop
+    woke, in seconds) are those of the busiest of the generator's `processes`; none of its own (0) means that the
+    generator ran in the process that holds the engine's client.
+    """
+
+    number: int
+    target: str
+    concurrency: int | None = None
+    rate: float | None = None
+    pattern: str = "closed"
+    prompt: str = ""
+    output: str = ""
+    repeat: int = 0
+    planned: int | None = None
+    seconds: float = 0.0
+    processes: int = 0
+    client_cpu_seconds: float = 0.0
+    loop_lag: float | None = None
+    complete: bool = False
+
+    @property
+    def load(self) -> str:
+        """The load in words, for a person."""
+        if self.concurrency:
+            return f"{self.concurrency} at once"
+        return f"{self.pattern} {self.rate:g}/s" if self.rate else self.pattern
+
+
+class Promise(msgspec.Struct, kw_only=True, frozen=True):
+    """The SLO that requests are judged by, in seconds; None promises nothing."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+
+
+class Memory(msgspec.Struct, kw_only=True):
+    """Bytes of the server's processes and GPUs at three moments, and what the model's files say about it.
+
+    `kv_budget` is what the engine set aside for its KV cache: its tokens times the bytes of one.
+    """
+
+    device: str
+    before: int | None = None
+    loaded: int | None = None
+    peak: int | None = None
+    weights: int | None = None
+    activations: int | None = None
+    kv_bytes_per_token: int | None = None
+    kv_budget: int | None = None
+    max_model_len: int | None = None
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One run: several points, and all that is needed to judge or repeat it.
+
+    `ceiling` is the generator's own, in tokens a second per target, as `self-test` measures it; empty where it was not.
+    """
+
+    schema: int = SCHEMA
+    command: str
+    started: str
+    provenance: dict[str, Any]
+    workload: dict[str, Any]
+    promise: Promise = Promise()
+    ceiling: dict[str, float] = {}
+    memory: Memory | None = None
+    points: list[Point] = []
+
+
+class Recording(msgspec.Struct):
+    """A run with its requests and samples: all that a reader of its files gets."""
+
+    run: Run
+    records: list[RequestRecord] = []
+    samples: list[Sample] = []
+
+    def of(self, point: Point) -> tuple[list[RequestRecord], list[Sample]]:
+        """What belongs to one point."""
+        records = [record for record in self.records if record.point == point.number]
+        return records, [sample for sample in self.samples if sample.point == point.number]

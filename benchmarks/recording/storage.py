@@ -1,0 +1,98 @@
+"""A run's files: `run.json`, and beside it `run.requests.jsonl.gz` and `run.samples.jsonl.gz`, one JSON object a line."""
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from benchmarks.recording.results import SCHEMA, Recording, RequestRecord, Run, Sample
+
+# Times are kept to the microsecond: below what an event loop can tell apart, and half the size on disk.
+DIGITS = 6
+Line = TypeVar("Line", RequestRecord, Sample)
+
+
+class UnreadableRun(Exception):
+    """A file that is no run of this schema; the message names it."""
+
+
+def requests_path(path: Path) -> Path:
+    return path.with_name(path.stem + ".requests.jsonl.gz")
+
+
+def samples_path(path: Path) -> Path:
+    return path.with_name(path.stem + ".samples.jsonl.gz")
+
+
+def find(path: Path) -> list[Path]:
+    """A file itself; of a folder, and all in it, the runs: a .json file with its requests beside it."""
+    return sorted(file for file in path.rglob("*.json") if requests_path(file).exists()) if path.is_dir() else [path]
+
+
+def write(path: Path, recording: Recording) -> None:
+    """All three files, each replaced whole or not at all; a run that was cut short is written like any other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(requests_path(path), _lines(recording.records))
+    _replace(samples_path(path), _lines(recording.samples))
+    _replace(path, readable(recording.run))
+
+
+def read(path: Path) -> Recording:
+    """Raises UnreadableRun, naming the file, for another schema, a file that is none, or one that is not there."""
+    try:
+        raw = msgspec.json.decode(path.read_bytes())
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema != SCHEMA:
+            raise UnreadableRun(f"{path}: schema {schema}, but this version reads schema {SCHEMA}")
+        run = msgspec.convert(raw, Run)
+        return Recording(run, _read_lines(requests_path(path), RequestRecord), _read_lines(samples_path(path), Sample))
+    except OSError as error:
+        raise UnreadableRun(f"{error.filename or path}: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnreadableRun(f"{path}: {error}") from error
+
+
+def readable(found: Any) -> bytes:
+    """Facts as indented JSON, for a file that people look into."""
+    return msgspec.json.format(msgspec.json.encode(found)) + b"\n"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the run, of a line of its requests and of a line of its samples."""
+    kinds, definitions = msgspec.json.schema_components([Run, RequestRecord, Sample], ref_template="#/$defs/{name}")
+    title = f"llmserve benchmark run, schema {SCHEMA}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "anyOf": kinds, "$defs": definitions}
+
+
+def _lines(entries: Sequence[Line]) -> bytes:
+    encoder = msgspec.json.Encoder()
+    # No time of writing inside: the same facts make the same bytes.
+    return gzip.compress(b"".join(encoder.encode(_rounded(entry)) + b"\n" for entry in entries), compresslevel=6, mtime=0)
+
+
+def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
+    decoder = msgspec.json.Decoder(kind)
+    packed = path.read_bytes()
+    if not packed:
+        raise UnreadableRun(f"{path}: the file is empty")  # gzip takes nothing at all for an empty archive
+    try:
+        return [decoder.decode(line) for line in gzip.decompress(packed).splitlines()]
+    except (EOFError, zlib.error, msgspec.MsgspecError) as error:
+        raise UnreadableRun(f"{path}: {error}") from error
+
+
+def _rounded(entry: Line) -> Line:
+    values = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    rounded: dict[str, Any] = {name: round(value, DIGITS) for name, value in values.items() if isinstance(value, float)}
+    if isinstance(entry, RequestRecord):
+        rounded["deliveries"] = [(round(time, DIGITS), count) for time, count in entry.deliveries]
+    return msgspec.structs.replace(entry, **rounded)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_bytes(content)
+    draft.replace(path)

@@ -1,0 +1,1 @@
+"""Attacks, faults, cancellations and soaks, each beside a canary."""

@@ -1,0 +1,1 @@
+"""Engines, engine cores and admission policies that stand in for real ones."""

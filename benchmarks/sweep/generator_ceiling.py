@@ -1,0 +1,85 @@
+"""The generator's own ceiling, against an engine and a server that do nothing: `python -m benchmarks self-test`.
+
+Two figures a target. Tokens a second of one core, which is tokens over the generator's CPU time and holds also where server and
+generator share a core; and requests a second of one core, with answers of one token.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from benchmarks.generator.processes import open_fleet
+from benchmarks.generator.run import Measured
+from benchmarks.recording.machine import Machine
+from benchmarks.recording.monitor import manager_source
+from benchmarks.stand_ins.null_engine import VOCABULARY, NoEngine, no_server
+from benchmarks.sweep.systems import HERE, INPROCESS, FleetRig, InProcessRig, Rig, middle
+from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.requests import Fixed, Workload
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig
+
+CLIENTS = 64
+TOKENS = 128
+
+
+class Ceiling(msgspec.Struct, kw_only=True):
+    """What one core of the generator can do; `seconds` of measurement each. In process this holds the manager's own work too."""
+
+    target: str
+    tokens_per_core_second: float
+    requests_per_core_second: float
+    seconds: float
+
+
+@asynccontextmanager
+async def inprocess_rig() -> AsyncIterator[Rig]:
+    """A manager of the engine that does nothing."""
+    async with EngineManager(NoEngine(), ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
+        yield InProcessRig(manager, middle(VOCABULARY), manager_source(manager, Machine()))
+
+
+@asynccontextmanager
+async def http_rig() -> AsyncIterator[Rig]:
+    """The fleet's client against the server that does nothing."""
+
+    async def nothing() -> dict[str, object]:
+        return {}
+
+    async with no_server() as url, open_fleet(url, "nothing", 1) as fleet:
+        yield FleetRig(HERE, fleet, middle(VOCABULARY), nothing)
+
+
+async def inprocess_tokens(seconds: float) -> float:
+    """Tokens a second of a core, in process."""
+    async with inprocess_rig() as rig:
+        return await _per_core_second(rig, seconds, TOKENS, _tokens)
+
+
+async def measure(seconds: float, report: Callable[[str], None]) -> list[Ceiling]:
+    """Both targets, one after the other."""
+    found = []
+    for name, opened in ((INPROCESS, inprocess_rig()), (HERE, http_rig())):
+        async with opened as rig:
+            tokens = await _per_core_second(rig, seconds, TOKENS, _tokens)
+            requests = await _per_core_second(rig, seconds, 1, lambda measured: len(measured.records))
+        found.append(Ceiling(target=name, tokens_per_core_second=tokens, requests_per_core_second=requests, seconds=seconds))
+        report(f"{name}: {tokens:,.0f} tokens/s and {requests:,.0f} requests/s per core of the generator")
+    return found
+
+
+def _tokens(measured: Measured) -> int:
+    return sum(record.completion_tokens for record in measured.records)
+
+
+async def _per_core_second(rig: Rig, seconds: float, tokens: int, count: Callable[[Measured], int]) -> float:
+    """Rounds, each twice as long as the last one, until one has used `seconds` of CPU."""
+    requests = CLIENTS
+    while True:
+        workload = Workload(prompt=Fixed(16), output=Fixed(tokens), vocabulary=rig.vocabulary)
+        job = Job(point=0, label="self-test", load=Load(concurrency=CLIENTS), workload=workload, requests=requests)
+        measured = Measured()
+        await rig.run(job, measured, lambda _: None)
+        if measured.cpu_seconds >= seconds:
+            return count(measured) / measured.cpu_seconds
+        requests *= 2

@@ -1,0 +1,261 @@
+"""The command line of `sweep` and `run`, and what it means."""
+
+import argparse
+import math
+import pathlib
+from typing import Any
+
+from benchmarks.host_cost.server_processes import Setting
+from benchmarks.host_cost.variants import IN_PROCESS, MANY, WAYS, parse_side
+from benchmarks.recording.results import Promise
+from benchmarks.sweep.session import Settings
+from benchmarks.sweep.systems import NO_ADMISSION
+from benchmarks.targets import TargetError
+from benchmarks.workload.plan import Load
+from benchmarks.workload.requests import Lengths, Workload, parse_lengths
+from benchmarks.workload.traces import read_trace
+from llmserve.engines import ENGINES
+from llmserve.engines.vllm.args import parse_engine_args
+
+
+def lengths(text: str) -> Lengths:
+    """An argument that is a distribution of lengths."""
+    try:
+        return parse_lengths(text)
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def many_lengths(text: str) -> list[Lengths]:
+    return [lengths(part) for part in text.split(",")]
+
+
+def numbers(kind: type[int] | type[float]) -> Any:
+    """A list with commas between, of numbers above 0."""
+
+    def parse(text: str) -> list[Any]:
+        try:
+            found = [kind(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(0 < number < 10**8 for number in found):
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0, with commas between them")
+        return found
+
+    return parse
+
+
+def positive(kind: type[int] | type[float]) -> Any:
+    def parse(text: str) -> Any:
+        (found, *more) = numbers(kind)(text)
+        if more:
+            raise argparse.ArgumentTypeError(f"{text!r}: one number")
+        return found
+
+    return parse
+
+
+def span(text: str) -> tuple[float, float]:
+    """`FIRST:LAST`, rates of a ramp."""
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST") from None
+    if not (math.isfinite(first + last) and first >= 0 and last >= 0 and first + last > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: rates of 0 or more, not both 0")
+    return first, last
+
+
+def stairs(text: str) -> tuple[tuple[float, float], ...]:
+    """`RATE:SECONDS,RATE:SECONDS,...`."""
+    try:
+        found = tuple((float(rate), float(seconds)) for rate, seconds in (part.split(":") for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write RATE:SECONDS,RATE:SECONDS,...") from None
+    if not all(math.isfinite(rate + seconds) and rate >= 0 and seconds > 0 for rate, seconds in found) or not any(
+        rate for rate, _ in found
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r}: rates of 0 or more, seconds above 0, and some load")
+    return found
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What `sweep` and `run` share."""
+    what = command.add_argument_group("what is measured")
+    what.add_argument(
+        "--target",
+        default="inprocess",
+        help="inprocess, http (our server over the same engine), or a server's URL; several with commas between (default: %(default)s)",
+    )
+    words = "of our own: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; several with commas between, on one engine (default: none)"
+    what.add_argument("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
+    what.add_argument("--model", help="of our own: bundled, a folder or a hub name; of a server: its name for it")
+    what.add_argument("--engine", choices=ENGINES, default="vllm")
+    what.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+    what.add_argument("--processes", type=positive(int), default=1, help="generators for HTTP, each with a core of its own (default: 1)")
+    what.add_argument("--vocabulary", type=positive(int), default=32_000, help="of a server's model: its token ids (default: %(default)s)")
+    load = command.add_argument_group("load")
+    load.add_argument("--requests", type=positive(int), default=32, help="at least so many in a closed loop (default: %(default)s)")
+    load.add_argument("--per-client", type=positive(int), default=6, help="and at least so many for each client (default: %(default)s)")
+    words = "all clients of a closed loop begin together with whole answers, as other tools have it, and stay in step"
+    load.add_argument("--in-step", action="store_true", help=words)
+    load.add_argument("--seconds", type=positive(float), default=30.0, help="length of an open loop (default: %(default)s)")
+    load.add_argument(
+        "--warm-up", type=positive(int), default=4, help="requests before each point that do not count (default: %(default)s)"
+    )
+    load.add_argument("--repeats", type=positive(int), default=1, help="of each point, each on prompts of its own (default: 1)")
+    load.add_argument("--slo-ttft", type=positive(float), metavar="S", help="promised seconds to the first token: counts goodput")
+    load.add_argument("--slo-tpot", type=positive(float), metavar="S", help="promised seconds for each further token")
+    shape = command.add_argument_group("requests")
+    shape.add_argument("--output-tokens", type=lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
+    shape.add_argument("--shared-prefix", type=int, default=0, metavar="N", help="tokens that all prompts begin with, on top of their own")
+    shape.add_argument("--turns", type=lengths, default="1", metavar="LENGTHS", help="of a conversation (default: %(default)s)")
+    shape.add_argument("--tenants", type=positive(int), default=1, metavar="N")
+    shape.add_argument("--priorities", type=int, nargs="+", default=[0], metavar="P", help="drawn with equal chances")
+    shape.add_argument("--cancelling", type=float, default=0.0, metavar="SHARE", help="of clients that leave after --patience seconds")
+    shape.add_argument("--patience", type=positive(float), default=1.0, metavar="S")
+    shape.add_argument("--seed", type=int, default=1)
+    command.add_argument("--no-ceiling", action="store_true", help="do not measure the generator's own ceiling first (1 s)")
+    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
+
+
+def add_loads(command: argparse.ArgumentParser) -> None:
+    """Of a sweep: several."""
+    command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="closed loops")
+    command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="open loops: requests a second")
+    _add_burstiness(command)
+    names = ("--prompt-tokens", "--prompt-lengths")
+    command.add_argument(*names, dest="prompts", type=many_lengths, default="128", metavar="LENGTHS,...", help="each by each load")
+
+
+def add_load(command: argparse.ArgumentParser) -> None:
+    """Of a run: one."""
+    load = command.add_mutually_exclusive_group(required=True)
+    load.add_argument("--concurrency", type=positive(int), metavar="N", help="a closed loop")
+    load.add_argument("--rate", type=positive(float), metavar="R", help="an open loop: requests a second")
+    load.add_argument("--ramp", type=span, metavar="FIRST:LAST", help="a rate that changes linearly over --seconds")
+    load.add_argument("--steps", type=stairs, metavar="RATE:SECONDS,...", help="a rate that jumps")
+    load.add_argument("--trace", type=pathlib.Path, metavar="FILE", help="recorded traffic: JSONL or CSV of Mooncake, Azure or BurstGPT")
+    command.add_argument("--trace-speed", type=positive(float), default=1.0, metavar="X", help="send it so many times as fast")
+    command.add_argument("--trace-limit", type=positive(int), metavar="N", help="only its first requests")
+    _add_burstiness(command)
+    command.add_argument("--prompt-tokens", dest="prompts", type=many_lengths, default="128", metavar="LENGTHS")
+
+
+def _add_burstiness(command: argparse.ArgumentParser) -> None:
+    words = "gaps of an open loop: inf is constant, 1 Poisson (the default), below 1 bursty"
+    command.add_argument("--burstiness", type=float, default=1.0, metavar="SHAPE", help=words)
+
+
+def open_loop(rate: float, burstiness: float) -> Load:
+    if burstiness == math.inf:
+        return Load(pattern="constant", rate=rate)
+    if not burstiness > 0:
+        raise TargetError(f"--burstiness must be above 0, not {burstiness}")
+    return Load(pattern="poisson" if burstiness == 1 else "gamma", rate=rate, shape=burstiness)
+
+
+def sweep_loads(options: argparse.Namespace) -> list[Load]:
+    closed = [Load(concurrency=number, staggered=not options.in_step) for number in options.concurrency or ()]
+    return closed + [open_loop(rate, options.burstiness) for rate in options.rate or ()]
+
+
+def run_load(options: argparse.Namespace) -> Load:
+    if options.concurrency:
+        return Load(concurrency=options.concurrency, staggered=not options.in_step)
+    if options.rate:
+        return open_loop(options.rate, options.burstiness)
+    if options.ramp:
+        return Load(pattern="ramp", ends=options.ramp)
+    if options.steps:
+        return Load(pattern="steps", stairs=options.steps)
+    return Load(pattern="trace", trace=tuple(read_trace(options.trace, speed=options.trace_speed, limit=options.trace_limit)))
+
+
+def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
+    """Raises TargetError for what does not go together."""
+    if not loads:
+        raise TargetError("nothing to measure: give --concurrency 1,2,4 or --rate 0.5,1,2")
+    if not 0 <= options.cancelling <= 1:
+        raise TargetError(f"--cancelling is a share from 0 to 1, not {options.cancelling:g}")
+    if options.out.suffix != ".json":
+        raise TargetError(f"--out takes a file that ends in .json, not {options.out}")
+    tenants = ("default",) if options.tenants == 1 else tuple(f"tenant-{number}" for number in range(options.tenants))
+    workload = Workload(
+        prompt=options.prompts[0],
+        output=options.output_tokens,
+        vocabulary=(0, 1),
+        seed=options.seed,
+        shared_prefix=options.shared_prefix,
+        turns=options.turns,
+        tenants=tenants,
+        priorities=tuple(options.priorities),
+        cancelling=options.cancelling,
+        patience=options.patience,
+    )
+    return Settings(
+        admissions=options.admission,
+        targets=list(dict.fromkeys(options.target.split(","))),
+        loads=loads,
+        workload=workload,
+        out=options.out,
+        prompts=options.prompts,
+        model=options.model,
+        engine=options.engine,
+        engine_args=parse_engine_args(options.engine_arg),
+        processes=options.processes,
+        vocabulary=options.vocabulary,
+        requests=options.requests,
+        per_client=options.per_client,
+        seconds=options.seconds,
+        warm_up=options.warm_up,
+        repeats=options.repeats,
+        promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
+        ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+    )
+
+
+def add_overhead(command: argparse.ArgumentParser) -> None:
+    sides = f"of {', '.join([*IN_PROCESS, *WAYS])}; :N behind {', '.join(MANY)} asks for N processes (default: %(default)s)"
+    command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
+    command.add_argument(
+        "--core", choices=("stubbed", "nothing", "null", "real"), default="stubbed", help="the engine core (default: %(default)s)"
+    )
+    command.add_argument("--streams", type=numbers(int), default=[64], metavar="N,N,...")
+    command.add_argument("--rounds", type=positive(int), default=5)
+    command.add_argument("--requests", type=positive(int), default=1, help="of each stream in a round, one after another")
+    command.add_argument("--prompt-tokens", type=positive(int), default=16)
+    command.add_argument("--output-tokens", type=positive(int), default=1024)
+    command.add_argument("--processes", type=positive(int), default=1, help="of the generator, for each server")
+    command.add_argument("--model", default="bundled")
+    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="for every engine; repeat it")
+    command.add_argument("--against", type=_pair, action="append", default=[], metavar="A/B", help="one more ratio of two sides; repeat it")
+    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    one, slash, other = text.partition("/")
+    if not slash:
+        raise argparse.ArgumentTypeError(f"{text!r}: write A/B")
+    return one, other
+
+
+def side_names(text: str) -> list[str]:
+    """Raises TargetError, naming the side that does not exist."""
+    names = text.split(",")
+    for name in names:
+        if name not in IN_PROCESS:
+            parse_side(name)
+    return names
+
+
+def side_setting(given: argparse.Namespace) -> Setting:
+    return Setting(
+        core=given.core,
+        model=given.model,
+        engine_args=parse_engine_args(given.engine_arg),
+        prompt_tokens=given.prompt_tokens,
+        answer_tokens=given.output_tokens,
+        requests=given.requests,
+        processes=given.processes,
+    )

@@ -1,0 +1,196 @@
+"""Targets made ready to be loaded: opened once for a run, then given one job after another."""
+
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import attrs
+
+from benchmarks.analysis.memory import read_shape
+from benchmarks.generator.processes import Fleet, open_fleet
+from benchmarks.generator.run import Generator, Measured, Progress
+from benchmarks.recording.machine import Machine
+from benchmarks.recording.monitor import Read, manager_source, metrics_source
+from benchmarks.recording.results import Memory, Promise
+from benchmarks.stand_ins.admission_policies import Setup, make
+from benchmarks.stand_ins.shared_engine import SharedEngine
+from benchmarks.targets import TargetError
+from benchmarks.targets.http import find_model, open_session
+from benchmarks.targets.inprocess import InProcess
+from benchmarks.targets.local_server import Timelines, serve_here
+from benchmarks.workload.plan import Job
+from llmserve import SLO, AdmissionConfig, EngineManager, ManagerConfig
+from llmserve.engines import create_engine
+from llmserve.models import BUNDLED, resolve
+
+INPROCESS, HERE = "inprocess", "http"
+# What is measured then is the engine, under the load that was asked for.
+NO_ADMISSION = "none"
+
+
+class Rig(Protocol):
+    """One target. `read` tells what its engine says at the moment; `processes` of the generator are its own, 0 where it has none."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def processes(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> tuple[int, int]: ...
+
+    @property
+    def read(self) -> Read: ...
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        """Do a job, and fill in `measured` even if cancelled."""
+
+
+@attrs.define
+class InProcessRig:
+    """The manager itself, loaded from its own event loop."""
+
+    manager: EngineManager
+    vocabulary: tuple[int, int]
+    read: Read
+    name: str = INPROCESS
+    processes: int = 0
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        await Generator(InProcess(self.manager), job, Progress(changed=show), measured, clock=time.monotonic).run()
+
+
+@attrs.define
+class FleetRig:
+    """A server, loaded from processes of their own; `timelines` are what its engine saw, where the server is ours."""
+
+    name: str
+    fleet: Fleet
+    vocabulary: tuple[int, int]
+    read: Read
+    timelines: Timelines | None = None
+
+    @property
+    def processes(self) -> int:
+        return len(self.fleet.pipes)
+
+    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+        try:
+            await self.fleet.run(job, measured, show)
+        finally:
+            if self.timelines is not None:
+                self.timelines.join(measured.records, measured.origin)
+
+
+@attrs.define
+class Bench:
+    """All rigs of a run, what their engine told of itself, and its memory."""
+
+    rigs: list[Rig]
+    engine: dict[str, Any] | None = None
+    memory: Memory | None = None
+    machine: Machine = attrs.field(factory=Machine)
+
+
+@asynccontextmanager
+async def open_bench(
+    targets: list[str],
+    *,
+    model: str | None,
+    engine: str,
+    engine_args: dict[str, Any],
+    processes: int,
+    vocabulary: int,
+    admissions: Sequence[str] = (NO_ADMISSION,),
+    promise: Promise = Promise(),  # noqa: B008 - frozen
+) -> AsyncIterator[Bench]:
+    """`inprocess`, `http` (our own server over the same engine), each under each of the `admissions`, or the URL of a server. Raises
+    TargetError, and ConfigurationError for an admission that there is not."""
+    for target in targets:
+        if target not in (INPROCESS, HERE) and not re.match(r"https?://", target):
+            raise TargetError(f"--target takes inprocess, http, or a URL that begins with http:// or https://, not {target!r}")
+    bench = Bench([])
+    async with AsyncExitStack() as stack:
+        if {INPROCESS, HERE} & set(targets):
+            own = Own(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
+            await own.open(admissions, SLO(ttft=promise.ttft, tpot=promise.tpot))
+        for url in targets:
+            if url not in (INPROCESS, HERE):
+                name = await find_model(url, model)
+                read = metrics_source(await stack.enter_async_context(open_session(url)))
+                fleet = await stack.enter_async_context(open_fleet(url, name, processes))
+                bench.rigs.append(FleetRig(url, fleet, middle(vocabulary), read))
+        bench.rigs.sort(key=lambda rig: targets.index(rig.name.split()[0]))
+        yield bench
+
+
+@attrs.define
+class Own:
+    """Our own side of a bench: one engine, and a manager over it for each admission that is measured."""
+
+    stack: AsyncExitStack
+    bench: Bench
+    targets: list[str]
+    model: str
+    engine: str
+    engine_args: dict[str, Any]
+    processes: int
+
+    async def open(self, admissions: Sequence[str], slo: SLO) -> None:
+        machine = self.bench.machine
+        machine.watch_own_processes()
+        self.bench.memory = Memory(device="", before=machine.vram() or machine.rss())
+        print(f"starting {self.engine} with {self.model}", file=sys.stderr, flush=True)
+        engine = create_engine(self.engine, self.model, self.engine_args)
+        tasks = await self.stack.enter_async_context(anyio.create_task_group())
+        await tasks.start(engine.run)
+        self.stack.callback(tasks.cancel_scope.cancel)
+        machine.watch_own_processes()
+        self.bench.engine = attrs.asdict(engine.info)
+        weights = self.model if self.engine == "vllm" else None
+        describe_memory(self.bench.memory, machine, weights, self.bench.engine, self.engine_args)
+        shared = SharedEngine(engine)
+        for name in admissions:
+            await self._open_rigs(shared, name, slo)
+
+    async def _open_rigs(self, engine: SharedEngine, name: str, slo: SLO) -> None:
+        info = engine.info
+        setup = Setup(slo=slo, max_num_seqs=info.max_num_seqs, max_num_batched_tokens=info.max_num_batched_tokens)
+        timelines = Timelines()
+        # Asked at every token, so not even an observer that does nothing is there in vain.
+        observers = [timelines] if HERE in self.targets else []
+        config = ManagerConfig(slo=slo, admission=AdmissionConfig(max_running=0))
+        manager = EngineManager(engine, config, observers, admission=make(name, setup))
+        await self.stack.enter_async_context(manager)
+        read = manager_source(manager, self.bench.machine)
+        label = "" if name == NO_ADMISSION else f" {name}"
+        if INPROCESS in self.targets:
+            self.bench.rigs.append(InProcessRig(manager, middle(info.vocab_size), read, INPROCESS + label))
+        if HERE in self.targets:
+            url = await self.stack.enter_async_context(serve_here(manager, self.model))
+            fleet = await self.stack.enter_async_context(open_fleet(url, self.model, self.processes))
+            self.bench.rigs.append(FleetRig(HERE + label, fleet, middle(info.vocab_size), read, timelines))
+
+
+def describe_memory(memory: Memory, machine: Machine, model: str | None, engine: dict[str, Any], engine_args: dict[str, Any]) -> None:
+    """What is measured once the engine is up, and what the model's files say."""
+    memory.device = engine["device"]
+    memory.loaded = machine.vram() or machine.rss()
+    memory.max_model_len = engine["max_model_len"]
+    shape = read_shape(Path(resolve(model)), engine_args.get("dtype")) if model else None
+    if shape is not None:
+        memory.weights = shape.weights
+        memory.activations = shape.activations(engine["max_num_batched_tokens"] or 0, engine["max_num_seqs"])
+        memory.kv_bytes_per_token = shape.kv_bytes_per_token
+        memory.kv_budget = shape.kv_bytes_per_token * (engine["kv_cache_tokens"] or 0)
+
+
+def middle(vocabulary: int) -> tuple[int, int]:
+    """Token ids to make prompts of: from the middle of the vocabulary, where no special tokens are."""
+    return vocabulary // 4, vocabulary // 4 * 3

@@ -1,0 +1,176 @@
+"""What is asked: prompts, lengths and patience. Pure and seeded; a prompt is token ids, so that its length is exact."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from benchmarks.workload.traces import MOONCAKE_BLOCK, Arrival
+
+
+class Lengths(Protocol):
+    """A distribution of lengths in tokens."""
+
+    def draw(self, rng: random.Random) -> int: ...
+
+
+@attrs.frozen
+class Fixed:
+    """Always the same."""
+
+    tokens: int
+
+    def __str__(self) -> str:
+        return str(self.tokens)
+
+    def draw(self, rng: random.Random) -> int:
+        return self.tokens
+
+
+@attrs.frozen
+class Normal:
+    """Rounded, and never below `least`."""
+
+    mean: float
+    deviation: float
+    least: int = 1
+
+    def __str__(self) -> str:
+        return f"normal:{self.mean:g}:{self.deviation:g}"
+
+    def draw(self, rng: random.Random) -> int:
+        return max(self.least, round(rng.gauss(self.mean, self.deviation)))
+
+
+@attrs.frozen
+class LogNormal:
+    """By its median and the standard deviation of its logarithm, as real prompts are spread; rounded, never below `least`."""
+
+    median: float
+    sigma: float
+    least: int = 1
+
+    def __str__(self) -> str:
+        return f"lognormal:{self.median:g}:{self.sigma:g}"
+
+    def draw(self, rng: random.Random) -> int:
+        return max(self.least, round(self.median * rng.lognormvariate(0.0, self.sigma)))
+
+
+@attrs.frozen
+class Empirical:
+    """Drawn from what was observed."""
+
+    observed: tuple[int, ...] = attrs.field(validator=attrs.validators.min_len(1))
+
+    def __str__(self) -> str:
+        return f"empirical:{len(self.observed)} values"
+
+    def draw(self, rng: random.Random) -> int:
+        return rng.choice(self.observed)
+
+
+@attrs.frozen(kw_only=True)
+class Turn:
+    """What a conversation goes on with after an answer: new tokens, and how long the next answer shall be."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+
+
+@attrs.frozen(kw_only=True)
+class Item:
+    """One request to send. `cancel_after` is the client's patience in seconds, None for no end of it.
+
+    `follow_ups` are the later turns of a conversation: each is sent when the one before it was answered, with all of it before it.
+    A `lead` only brings its client out of step with the others.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    tenant: str = "default"
+    priority: int = 0
+    cancel_after: float | None = None
+    follow_ups: tuple[Turn, ...] = ()
+    lead: bool = False
+
+    def after(self, answer: tuple[int, ...]) -> "Item":
+        """The next turn, once `answer` is known."""
+        turn, *rest = self.follow_ups
+        prompt = self.prompt + answer + turn.prompt
+        return attrs.evolve(self, prompt=prompt, max_tokens=turn.max_tokens, follow_ups=tuple(rest))
+
+
+@attrs.frozen(kw_only=True)
+class Workload:
+    """A stream of items, the same for the same seed.
+
+    Attributes:
+        prompt, output: distributions of lengths in tokens. Answers have exactly the drawn length: the end of an answer is ignored.
+        vocabulary: token ids are drawn from [low, high), a range without special tokens.
+        shared_prefix: tokens that every prompt begins with, on top of its own length.
+        turns: of a conversation; each further one has its own prompt and output lengths.
+        tenants, priorities: drawn with equal chances.
+        cancelling: share of clients that leave after `patience` seconds.
+    """
+
+    prompt: Lengths
+    output: Lengths
+    vocabulary: tuple[int, int]
+    seed: int = 1
+    shared_prefix: int = 0
+    turns: Lengths = Fixed(1)
+    tenants: tuple[str, ...] = ("default",)
+    priorities: tuple[int, ...] = (0,)
+    cancelling: float = 0.0
+    patience: float = 1.0
+
+    def items(self, part: str = "", salt: str = "") -> Iterator[Item]:
+        """An endless stream. Another `part` (a warm-up, a point of a sweep) has other prompts and the same shared prefix; another
+        `salt` has the same lengths and other tokens, so that no prompt is found in a cache that has seen the first stream."""
+        prefix = self._tokens(random.Random(f"prefix {self.seed}"), self.shared_prefix)
+        shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
+        while True:
+            first, *rest = (self._turn(shapes, tokens) for _ in range(max(1, self.turns.draw(shapes))))
+            yield self._item(shapes, prefix + first.prompt, first.max_tokens, tuple(rest))
+
+    def replay(self, trace: Sequence[Arrival], part: str = "", salt: str = "") -> Iterator[Item]:
+        """One item for each request of a trace, of its lengths, sharing the prefixes that the trace tells of."""
+        shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
+        for arrival in trace:
+            blocks = [self._tokens(random.Random(f"block {self.seed} {salt} {number}"), MOONCAKE_BLOCK) for number in arrival.blocks]
+            prompt = tuple(itertools.chain.from_iterable(blocks))[: arrival.prompt]
+            yield self._item(shapes, prompt + self._tokens(tokens, arrival.prompt - len(prompt)), arrival.output, ())
+
+    def _turn(self, shapes: random.Random, tokens: random.Random) -> Turn:
+        return Turn(prompt=self._tokens(tokens, self.prompt.draw(shapes)), max_tokens=self.output.draw(shapes))
+
+    def _item(self, rng: random.Random, prompt: tuple[int, ...], max_tokens: int, follow_ups: tuple[Turn, ...]) -> Item:
+        return Item(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            tenant=rng.choice(self.tenants),
+            priority=rng.choice(self.priorities),
+            cancel_after=self.patience if rng.random() < self.cancelling else None,
+            follow_ups=follow_ups,
+        )
+
+    def _tokens(self, rng: random.Random, count: int) -> tuple[int, ...]:
+        return tuple(rng.choices(range(*self.vocabulary), k=count))
+
+
+def parse_lengths(text: str) -> Lengths:
+    """`128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` or `empirical:FILE` (a number a line), in tokens. Raises ValueError."""
+    match text.split(":", 2):
+        case [tokens] if tokens.isdigit() and int(tokens) > 0:
+            return Fixed(int(tokens))
+        case ["normal", mean, deviation]:
+            return Normal(float(mean), float(deviation))
+        case ["lognormal", median, sigma]:
+            return LogNormal(float(median), float(sigma))
+        case ["empirical", *name]:
+            return Empirical(tuple(int(line) for line in Path(":".join(name)).read_text().split()))
+    raise ValueError(f"{text!r} is no length: write 128, normal:128:32, lognormal:128:0.6 or empirical:FILE")

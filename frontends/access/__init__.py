@@ -1,0 +1,1 @@
+"""Who may call: API keys, tenants, and addresses that may be listened on."""

@@ -1,0 +1,97 @@
+"""Who may use this server and how much of it: the operator's files of keys and tenants, read at the start and whenever they change."""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from frontends.access.api_keys import Key, Keys, read_keys
+from frontends.net.file_watch import Mark, follow, marks, read_text
+from llmserve import ConfigurationError, TenantLimits, TenantTable
+
+KEY_VARIABLE = "LLMSERVE_API_KEY"
+
+
+@attrs.define
+class Access:
+    """`keys` None: nobody is asked. `table` is for admission."""
+
+    keys: Keys | None = None
+    table: TenantTable = attrs.field(factory=TenantTable)
+    _files: tuple[Path | None, Path | None] = None, None
+    _base: TenantTable = attrs.field(factory=TenantTable)
+    # The files' marks from before they were read.
+    _seen: list[Mark] = attrs.field(factory=list)
+
+    @classmethod
+    def open(cls, options: argparse.Namespace) -> "Access":
+        """What `--api-keys`, `--tenants`, `--tenant-limit` and the environment say. Raises ConfigurationError, naming which is wrong."""
+        secret = os.environ.get(KEY_VARIABLE)
+        if secret and options.api_keys:
+            raise ConfigurationError(f"--api-keys and {KEY_VARIABLE} are two ways to say who may ask: use one of them")
+        base = TenantTable(default=TenantLimits(concurrency=options.tenant_limit))
+        access = cls._of((options.api_keys, options.tenants), base)
+        if secret:
+            access.keys = Keys.single(secret)
+        return access
+
+    @classmethod
+    def of_keys(cls, path: Path | None) -> "Access":
+        """Of a file of keys alone. Raises ConfigurationError."""
+        return cls._of((path, None), TenantTable())
+
+    def find(self, secret: str) -> Key | None:
+        """Whose key it is; None for nobody's, or one that has expired."""
+        return self.keys.find(secret, time.time()) if self.keys is not None else None
+
+    def still(self, key: Key | None) -> bool:
+        """Whether what a connection has shown once still counts."""
+        return self.keys is None or (key is not None and self.keys.holds(key, time.time()))
+
+    async def follow(self, apply: Callable[[TenantTable], None] = lambda _: None, *, quiet: bool = False) -> None:
+        """Read the files again whenever one changes, and `apply` the table. What is wrong is reported once, and what was good stays in
+        force; requests that are open go on in any case."""
+
+        def take(found: "Access") -> None:
+            apply(found.table)
+            self.table = found.table
+            # A key in the environment is in no file.
+            if found.keys is not None:
+                self.keys = found.keys
+
+        await follow(self._paths, self._seen, lambda: Access._of(self._files, self._base), take, "access", quiet=quiet)
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for path in self._files if path is not None]
+
+    @classmethod
+    def _of(cls, files: tuple[Path | None, Path | None], base: TenantTable) -> "Access":
+        keys_file, tenants_file = files
+        seen = marks([path for path in files if path is not None])
+        table = read_tenants(tenants_file) if tenants_file else base
+        keys = read_keys(keys_file) if keys_file else None
+        if keys is not None:
+            try:
+                table = keys.tenants(table)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"--api-keys {keys_file}: {error}") from None
+        return cls(keys, table, files, base, seen)
+
+
+def read_tenants(path: Path) -> TenantTable:
+    """Raises ConfigurationError, naming the file and what is wrong in it."""
+    try:
+        return _tenants(read_text(path)[0])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--tenants {path}: {error}") from error.__cause__
+
+
+def _tenants(text: str) -> TenantTable:
+    if not any(line.partition("#")[0].strip() for line in text.splitlines()):
+        # An empty file is one that a full disk has cut before it is the wish to have no limits.
+        raise ConfigurationError("it is empty; to set no limits, write the line [tenants]")
+    return TenantTable.parse(text)

@@ -1,0 +1,1 @@
+"""Sockets and bytes: listeners, connections, TLS, timeouts, watched files."""

@@ -1,0 +1,351 @@
+"""The OpenAI wire: what requests look like, and how they become `GenerationRequest`s. Answers are in `openai_answers.py`.
+
+Unknown fields are refused by name, so that nobody believes in an option that does nothing; those that are ignored on
+purpose stand in `Ignored`, and nowhere else.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import attrs
+import msgspec
+
+from frontends.access.caller import Caller
+from frontends.openai.logit_bias import biases_of
+from frontends.openai.messages import ChatMessage, plain_messages
+from frontends.openai.response_format import ResponseFormat, StructuredOutputsBody, constraint_of
+from frontends.openai.sizes import MAX_PROMPTS, Undecoded
+from frontends.openai.tools import ToolBody, ToolChoice, tools_of
+from frontends.openai.unsupported import CHAT, COMPLETIONS, Unsupported
+from frontends.openai.wanted import Wanted, renamed
+from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
+
+# OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
+MAX_CHOICES = 128
+
+# OpenAI's default for completions, which have no null for it.
+DEFAULT_MAX_TOKENS = 16
+
+# Under the same name in `Sampling`.
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
+    "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "allowed_token_ids", "bad_words",
+)  # fmt: skip
+
+# Under the same name in `GenerationRequest`.
+REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
+
+
+class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields that OpenAI's clients send and that change nothing here: bookkeeping on OpenAI's side. They are never decoded."""
+
+    store: Undecoded = msgspec.UNSET
+    metadata: Undecoded = msgspec.UNSET
+    safety_identifier: Undecoded = msgspec.UNSET
+    prompt_cache_key: Undecoded = msgspec.UNSET
+    prompt_cache_retention: Undecoded = msgspec.UNSET
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    # Padding against traffic analysis: OpenAI's clients may ask for none of it, and there is none.
+    include_obfuscation: bool | None = None
+
+
+class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chat share: OpenAI's fields, and vLLM's extras under vLLM's names."""
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    stream_interval: int | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputsBody | None = None
+    priority: int | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+
+    def extras(self) -> dict[str, bool]:
+        """Attributes of `Wanted` that only one of the routes has."""
+        return {}
+
+    @property
+    def choices_per_prompt(self) -> int:
+        n = 1 if self.n is None else self.n
+        if not 1 <= n <= MAX_CHOICES:
+            raise InvalidRequest(f"n must be from 1 to {MAX_CHOICES}", "n")
+        return n
+
+    def wanted(self, caller: Caller, adapter: str | None) -> Wanted:
+        """Raises InvalidRequest."""
+        if not self.stream:
+            self._check_whole()
+        elif self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs needs stream to be false", "prompt_logprobs")
+        options = self.stream_options or StreamOptions()
+        return Wanted(
+            requests=self.generation_requests(caller, adapter),
+            per_prompt=self.choices_per_prompt,
+            stream=bool(self.stream),
+            usage=bool(options.include_usage),
+            running_usage=bool(options.include_usage and options.continuous_usage_stats),
+            names=self.names() | caller.names,
+            by_id=bool(self.return_tokens_as_token_ids),
+            token_ids=bool(self.return_token_ids),
+            prompt_logprobs=self.prompt_logprobs is not None,
+            **self.extras(),
+        )
+
+    def _check_whole(self) -> None:
+        if self.stream_options is not None:
+            raise InvalidRequest("stream_options needs stream to be true", "stream_options")
+
+    def names(self) -> dict[str, str]:
+        """The fields that were sent, by the names that the library has for them where those differ."""
+        by_format = self.response_format is not None and self.structured_outputs is None
+        return {"structured_outputs": "response_format"} if by_format else {}
+
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
+        """Raises InvalidRequest."""
+        raise NotImplementedError
+
+    def sampling(self, **more: Any) -> Sampling:
+        """The fields that are set, and `more`, which may hold None for unset too."""
+        with renamed(**self.names()):
+            more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
+        fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | more
+        fields |= {"include_stop": self.include_stop_str_in_output, "logit_bias": biases_of(self.logit_bias)}
+        return Sampling(**{name: value for name, value in fields.items() if value is not None})
+
+    def requests(
+        self, prompts: Sequence[dict[str, Any]], sampling: Sampling, caller: Caller, adapter: str | None
+    ) -> list[GenerationRequest]:
+        """One request for each choice, prompt by prompt; with a seed, each choice of a prompt has the next one."""
+        n = self.choices_per_prompt
+        if len(prompts) * n > MAX_CHOICES:
+            raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
+        common: dict[str, Any] = {
+            "deadline": caller.deadline,
+            "priority": self.priority or 0,
+            "best_effort": self.service_tier == "flex",
+            "trace_headers": caller.trace,
+            "on_arrival": caller.on_arrival,
+            "adapter": adapter,
+            "return_prompt_ids": bool(self.return_token_ids),
+        }
+        # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
+        if caller.tenant or self.user:
+            common["tenant"] = caller.tenant or str(self.user)[:64]
+        with renamed(**caller.names):
+            return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
+
+
+def _nth(sampling: Sampling, number: int) -> Sampling:
+    if number == 0 or sampling.seed is None:
+        return sampling
+    # Past the end of 64 bits it begins again from the other one.
+    return attrs.evolve(sampling, seed=(sampling.seed + number + 2**63) % 2**64 - 2**63)
+
+
+def _without_prompt(request: GenerationRequest) -> GenerationRequest:
+    if request.sampling.prompt_logprobs is None and not request.return_prompt_ids:
+        return request
+    return attrs.evolve(request, sampling=attrs.evolve(request.sampling, prompt_logprobs=None), return_prompt_ids=False)
+
+
+class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions. `prompt` is text or token ids, or a list of either."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    unsupported: ClassVar[Unsupported] = COMPLETIONS
+
+    max_tokens: int | None = None
+    logprobs: int | None = None
+    echo: bool | None = None
+
+    def prompts(self) -> list[dict[str, Any]]:
+        prompt = self.prompt
+        if not prompt:
+            raise InvalidRequest("prompt is missing or empty", "prompt")
+        if isinstance(prompt, str) or type(prompt[0]) is int:
+            return [{"prompt": prompt}]
+        if len(prompt) > MAX_PROMPTS:
+            raise InvalidRequest(f"prompt takes at most {MAX_PROMPTS} prompts", "prompt")
+        kind = type(prompt[0])
+        if kind not in (str, list) or any(type(one) is not kind for one in prompt):
+            raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
+        return [{"prompt": one} for one in prompt]
+
+    @property
+    def echoes_alone(self) -> bool:
+        return bool(self.echo) and self.max_tokens == 0
+
+    def extras(self) -> dict[str, bool]:
+        return {"echo": bool(self.echo), "generates": not self.echoes_alone}
+
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
+        prompt_logprobs = self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
+        most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        # An engine scores a prompt on its way to a first token, which is then left out of the answer.
+        sampling = self.sampling(max_tokens=1 if self.echoes_alone else most, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
+        return self.requests(self.prompts(), sampling, caller, adapter)
+
+
+class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    unsupported: ClassVar[Unsupported] = CHAT
+
+    messages: list[ChatMessage]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    include_reasoning: bool | None = None
+
+    def names(self) -> dict[str, str]:
+        by_new_name = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return super().names() | by_new_name | {"logprobs": "top_logprobs", "template_kwargs": "chat_template_kwargs"}
+
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
+        messages = plain_messages(self.messages)
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+        with renamed(**self.names()):
+            most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+            logprobs = (self.top_logprobs or 0) if self.logprobs else None
+            sampling = self.sampling(max_tokens=most, logprobs=logprobs, prompt_logprobs=self.prompt_logprobs)
+        tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        with renamed(**self.names()):
+            prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
+            first, *others = self.requests([prompt], sampling, caller, adapter)
+        # The answer has the one prompt's ids and logprobs once, so the engine need not compute them for each choice.
+        return [first, *map(_without_prompt, others)]
+
+    def extras(self) -> dict[str, bool]:
+        return {"reasoning": self.include_reasoning is not False}
+
+    def template_kwargs(self) -> dict[str, Any]:
+        """Arguments of the chat template, as vLLM makes them of these fields. Raises InvalidRequest."""
+        if self.add_generation_prompt and self.continue_final_message:
+            raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
+        arguments: dict[str, Any] = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            # Templates that have one switch for thinking have it under this name.
+            arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
+        if self.continue_final_message:
+            return arguments | {"add_generation_prompt": False, "continue_final_message": True}
+        return arguments | ({} if self.add_generation_prompt is None else {"add_generation_prompt": self.add_generation_prompt})
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /generate: `GenerationRequest` and `Sampling` in one flat object, under their own names."""
+
+    # None. The attribute makes the decoder read 16.0 as 16, as on the other routes (`frontends/openai/unsupported.py`).
+    unsupported: ClassVar[Unsupported] = {}
+
+    prompt: str | list[int] | None = None
+    messages: list[ChatMessage] | None = None
+    stream: bool = False
+    tenant: str | None = None
+    priority: int = 0
+    deadline: float | None = None
+    best_effort: bool = False
+    adapter: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = []
+    include_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    stream_interval: int = 1
+    detokenize: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
+    structured_outputs: StructuredOutputsBody | None = None
+
+    def generation_request(self, caller: Caller) -> GenerationRequest:
+        """Raises InvalidRequest, also for a tenant that the caller's key is not for."""
+        fields = msgspec.structs.asdict(self)
+        del fields["stream"]
+        request: dict[str, Any] = {name: fields.pop(name) for name in REQUEST_FIELDS}
+        if self.messages is not None:
+            request["messages"] = plain_messages(self.messages)
+        request["deadline"] = caller.deadline if self.deadline is None else self.deadline
+        if caller.tenant and self.tenant not in (None, caller.tenant):
+            raise InvalidRequest("this API key is not for this tenant", "tenant")
+        request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
+        fields["structured_outputs"] = constraint_of(None, self.structured_outputs)
+        request["on_arrival"] = caller.on_arrival
+        with renamed(**caller.names if self.deadline is None else {}):
+            return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+
+    def generation_request(self) -> GenerationRequest:
+        messages = None if self.messages is None else plain_messages(self.messages)
+        return GenerationRequest(self.prompt, messages=messages)
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:
+    """Which of the served model's adapters is asked for; None for itself, which no model at all means too. Raises ModelNotFound."""
+    if model is None or model == served:
+        return None
+    if model not in adapters:
+        raise ModelNotFound(model, served)
+    return model

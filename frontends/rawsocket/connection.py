@@ -1,0 +1,353 @@
+"""The server's half of one raw-socket connection: frames in, calls of the manager, frames out.
+
+A stream is a task that sleeps until its answer is over. Its tokens come past it: the engine's step notifies the connection, which takes
+what all of its streams have when the step is done and writes it as one frame. While the client does not read, nothing is taken and the
+streams merge; a client that does not read for too long is given up.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, cast
+
+import anyio
+import attrs
+import msgspec
+
+from frontends.access.api_keys import Key
+from frontends.access.caller import Caller
+from frontends.access.control import Access
+from frontends.access.trace_context import trace_of_mapping
+from frontends.net import deadlines
+from frontends.net.flush import FlushScheduler
+from frontends.net.receive_budget import REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
+from frontends.net.turns import Turns
+from frontends.net.write_watch import WriteWatch
+from frontends.openai.decoding import BodyReader
+from frontends.openai.requests import GenerateRequest
+from frontends.rawsocket import frames
+from frontends.rawsocket.errors import to_frame
+from frontends.rawsocket.frames import Cancel, Credit, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
+from frontends.rawsocket.streams import Batch, Channel
+from llmserve import EngineError, EngineManager, InvalidRequest, LLMServeError, Overloaded
+
+logger = logging.getLogger(__name__)
+
+HELLO_SECONDS = 5.0
+# Without a stream or a frame. A Ping is one; our own client sends it after a third of this.
+IDLE_SECONDS = 300.0
+BUSY_SECONDS = 1.0
+# A client may cancel all of its streams, of which 1024 are the default's most, and open as many anew, but not go on like that.
+MOST_FRUITLESS = 2048
+FRUITLESS_SECONDS = 10.0
+# For connections that have something left to be written when the server ends.
+CLOSE_SECONDS = 2.0
+
+
+@attrs.define
+class Service:
+    """What all connections share."""
+
+    manager: EngineManager
+    model: str
+    access: Access
+    max_streams: int = 1024
+    connections: set["Connection"] = attrs.field(factory=set)
+    tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
+    scheduler: FlushScheduler = attrs.field(factory=FlushScheduler)
+    budget: ReceiveBudget = attrs.field(factory=lambda: ReceiveBudget(time.monotonic))
+    reader: BodyReader[GenerateRequest] = attrs.field(factory=lambda: BodyReader(GenerateRequest, Turns(), msgspec.msgpack))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it as a task that lives no longer than the service."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def close(self) -> None:
+        """Let what is to be written be written, for a while; then nothing of it is left."""
+        for connection in list(self.connections):
+            connection.close()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            while self.connections:  # noqa: ASYNC110 - a connection's end is a callback without an event
+                await anyio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.abort()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+class Connection(asyncio.Protocol):
+    """Made for each client; `left` is called when it is lost."""
+
+    def __init__(self, service: Service, left: Callable[[], None]) -> None:
+        self.made = False
+        self._service = service
+        self._left = left
+        self._reader: FrameReader[frames.FromClient] = FrameReader(frames.FromClient, frames.MAX_HELLO)
+        self._channels: dict[int, Channel] = {}
+        self._queue: list[Channel] = []
+        self._greeted = False
+        self._key: Key | None = None
+        self._paused = False
+        self._closed = False
+        # Streams that were cancelled since one was read to its end.
+        self._fruitless = 0
+        self._fruitless_since = 0.0
+        # The deadline that `_timer` stands for, and its words.
+        self._expected: tuple[float, str] | None = None
+
+    # What the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made = True
+        self._transport = cast("asyncio.Transport", transport)
+        _send_at_once(self._transport.get_extra_info("socket"))
+        self._loop = asyncio.get_running_loop()
+        self._watch = WriteWatch(self._loop, self._transport)
+        self._arrival = Arrival(self._service.budget, self._refuse_for_room)
+        self._timer = self._loop.call_later(HELLO_SECONDS, self.refuse, FrameError(f"no hello within {HELLO_SECONDS:g} s"))
+        self._service.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        progress = False
+        try:
+            self._reader.feed(data)
+            while not self._closed and (message := self._reader.next()) is not None:
+                progress = True
+                self._receive(message)
+        except FrameError as error:
+            self.refuse(error)
+        if not self._closed and not self._arrival.grow(self._reader.pending):
+            self._refuse_for_room()
+        self._expect(again=progress)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        # Whoever does not read its answers does not get to ask for more.
+        self._transport.pause_reading()
+        self._expect()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if not self._closed:
+            self._transport.resume_reading()
+            self._expect(again=True)
+            self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end()
+        self._watch.stop()
+        self._service.connections.discard(self)
+        self._cancel_streams("the client disconnected")
+        self._left()
+
+    def _cancel_streams(self, reason: str) -> None:
+        for channel in list(self._channels.values()):
+            channel.token.cancel(reason)
+            channel.done.set()
+
+    def _expect(self, *, again: bool = False) -> None:
+        """Set the deadline for what the client has to do next; `again` when it has just done something."""
+        if not self._greeted or self._closed:
+            return
+        wanted = None
+        if self._reader.pending and not self._paused:
+            wanted = deadlines.BODY_SECONDS, "a frame did not arrive within"
+        elif not self._channels and not self._paused:
+            wanted = IDLE_SECONDS, "no stream is open, and no frame arrived within"
+        if wanted != self._expected or again:
+            self._timer.cancel()
+            self._expected = wanted
+            if wanted is not None:
+                seconds, words = wanted
+                self._timer = self._loop.call_later(deadlines.spread(seconds), self.refuse, FrameError(f"{words} {seconds:g} s"))
+
+    # What the client says
+
+    def _receive(self, message: frames.FromClient) -> None:
+        if not self._greeted:
+            self._greet(message)
+            return
+        match message:
+            case Open():
+                self._open(message)
+            case Credit() if message.id in self._channels:
+                channel = self._channels[message.id]
+                # More than an answer could ever need is as good as no limit.
+                channel.credit = min(channel.credit + message.amount, 2**31)
+                if channel.stream is not None:
+                    self._ready(channel)
+            case Cancel() if message.id in self._channels:
+                self._count_cancel()
+                self._channels[message.id].token.cancel(message.reason[:128])
+            case Ping():
+                self._write(Pong(message.number))
+            case Hello():
+                raise FrameError("a second hello")
+            case _:
+                # A credit or a cancel that crossed the stream's end on its way.
+                pass
+
+    def _count_cancel(self) -> None:
+        """Opening and cancelling in a loop keeps a server busy for nothing, as HTTP/2's rapid resets did (CVE-2023-44487)."""
+        now = self._loop.time()
+        if now - self._fruitless_since > FRUITLESS_SECONDS:
+            self._fruitless, self._fruitless_since = 0, now
+        self._fruitless += 1
+        if self._fruitless > MOST_FRUITLESS:
+            raise FrameError("too many streams were cancelled, and none was read to its end")
+
+    def _greet(self, message: frames.FromClient) -> None:
+        if not isinstance(message, Hello):
+            raise FrameError("the first frame must be a hello")
+        if message.version != frames.VERSION:
+            raise FrameError(f"this server speaks version {frames.VERSION}, not {message.version}")
+        access = self._service.access
+        self._key = access.find(message.key or "")
+        if not access.still(self._key):
+            raise FrameError("the API key is missing or wrong")
+        self._timer.cancel()
+        self._greeted = True
+        self._reader.limit = frames.MAX_FRAME
+        self._write(Welcome(frames.VERSION, self._service.model, frames.MAX_FRAME, self._service.max_streams))
+
+    def _open(self, message: Open) -> None:
+        if message.id in self._channels:
+            raise FrameError(f"the stream {message.id} is already open")
+        if not self._service.access.still(self._key):
+            # The streams that are open go on, as over HTTP.
+            self._write(to_frame(message.id, InvalidRequest("the API key of this connection was withdrawn or has expired", "key")))
+            return
+        if len(self._channels) >= self._service.max_streams:
+            words = f"this connection has {len(self._channels)} streams, as many as it may"
+            self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
+            return
+        channel = self._channels[message.id] = Channel(message.id, message.credit)
+        self._service.spawn(self._serve(channel, message))
+
+    # One stream
+
+    async def _serve(self, channel: Channel, message: Open) -> None:
+        caller = Caller(self._key.tenant if self._key else None, trace=trace_of_mapping(msgspec.structs.asdict(message.trace)))
+        try:
+            manager = self._service.manager
+            context = manager.info.max_model_len if manager.engine_is_up else None
+            request = await self._service.reader.read(message.request, lambda body: body.generation_request(caller), context)
+            # It holds its whole frame, and the stream lives for long.
+            del message
+            async with manager.stream(request, channel.token) as stream:
+                self._write(Started(channel.id, stream.request_id, stream.usage.prompt_tokens))
+                channel.stream = stream
+                stream.notify(partial(self._ready, channel))
+                await channel.done.wait()
+                stream.raise_if_failed()
+        except LLMServeError as error:
+            self._fail(channel, error)
+        except Exception:
+            logger.exception("a stream failed")
+            self._fail(channel, EngineError("an internal error"))
+        finally:
+            self._free(channel)
+
+    def _fail(self, channel: Channel, error: LLMServeError) -> None:
+        self._free(channel)
+        self._write(to_frame(channel.id, error))
+
+    def _ready(self, channel: Channel) -> None:
+        """Called from the middle of an engine's step, so what is done here is done for every token."""
+        if not channel.queued:
+            channel.queued = True
+            self._queue.append(channel)
+        # One write carries the tokens of all of a connection's streams, so it is worth holding back only for the sake of other connections.
+        assert channel.stream is not None
+        if not channel.begun or channel.stream.ended:
+            self._service.scheduler.soon(self._flush)
+        elif len(self._queue) == 1:
+            self._service.scheduler.later(self._flush)
+
+    def _flush(self) -> None:
+        """Write what the streams have, as far as the client reads and has given credit."""
+        if self._paused or self._closed:
+            return
+        queue, self._queue = self._queue, []
+        # Errors are told by their tasks, after this.
+        batch = Batch()
+        for channel in queue:
+            channel.queued = False
+            channel.begun = True
+            stream = channel.stream
+            assert stream is not None
+            delta = stream.take() if channel.credit else None
+            if delta is not None:
+                channel.credit -= 1
+                batch.add(channel.id, delta)
+            if delta is not None and delta.finish_reason is not None:
+                self._fruitless = 0
+                batch.ends.append(End(channel.id, delta.finish_reason, delta.stop_reason, stream.usage))
+                # Here and not in its task, because the frame that frees the id goes out now.
+                self._free(channel)
+                channel.done.set()
+            elif stream.error is not None:
+                channel.done.set()
+        data = batch.encoded()
+        if data:
+            self._transport.write(data)
+
+    def _free(self, channel: Channel) -> None:
+        """Its id, unless that has been taken again meanwhile."""
+        if self._channels.get(channel.id) is channel:
+            del self._channels[channel.id]
+            self._expect()
+
+    def refuse(self, error: FrameError) -> None:
+        """Say what was wrong, and close."""
+        self._refuse(frames.Error(0, "FrameError", str(error)))
+
+    def _refuse_for_room(self) -> None:
+        self._refuse(to_frame(0, Overloaded(REFUSAL, retry_after=RETRY_SECONDS, reason="receiving_too_much")))
+
+    def _refuse(self, error: frames.Error) -> None:
+        if not self._closed:
+            self._write(error)
+            self._end()
+            # Nothing of them is written any more, and the connection may stay for seconds.
+            self._cancel_streams("the connection was refused")
+            self._timer = self._loop.call_later(HELLO_SECONDS, self._transport.abort)
+            # Closed with something unread, the connection would be reset and the client could lose the error.
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+
+    def _end(self) -> None:
+        """Nothing more is read, and nothing that has been read is kept."""
+        self._closed = True
+        self._timer.cancel()
+        self._arrival.end()
+        self._reader.clear()
+
+    def close(self) -> None:
+        """After what is still to be written."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """At once."""
+        self._transport.abort()
+
+    def _write(self, message: Any) -> None:
+        if not self._closed:
+            self._transport.write(frames.encode(message))
+
+
+def _send_at_once(connection: socket.socket) -> None:
+    """Without it a small frame waits for the last one's acknowledgement, which the other side may delay for 40 ms. asyncio sets it for
+    sockets that name TCP as their protocol, which those of `socket.create_server` do not."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

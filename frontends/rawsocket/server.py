@@ -1,0 +1,72 @@
+"""The raw-socket server, for a manager that the caller enters and leaves (docs/protocol.md)."""
+
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from frontends.access.control import Access
+from frontends.net.acceptor import Reception, listen
+from frontends.net.connection_limits import Door
+from frontends.net.flush import MAX_HOLD, FlushScheduler
+from frontends.net.listeners import CannotListen, UnixAccess, bind_all, bind_unix
+from frontends.net.receive_budget import ReceiveBudget
+from frontends.net.tls import TLS
+from frontends.rawsocket import frames
+from frontends.rawsocket.addresses import Address
+from frontends.rawsocket.connection import Connection, Service
+from llmserve import EngineManager
+
+REFUSAL = frames.encode(frames.Error(0, "FrameError", "this server has as many connections as it may"))
+
+
+@asynccontextmanager
+async def open_server(
+    manager: EngineManager,
+    model: str,
+    addresses: Sequence[Address],
+    *,
+    tls: TLS | None = None,
+    access: Access | None = None,
+    max_streams: int = 1024,
+    door: Door | None = None,
+    unix: UnixAccess | None = None,
+    max_hold: float = MAX_HOLD,
+    max_incomplete: int | None = None,
+) -> AsyncIterator[list[Address]]:
+    """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
+
+    Raises CannotListen.
+    """
+    door = door or Door()
+    service = Service(manager, model, access or Access(), max_streams, scheduler=FlushScheduler(max_hold))
+    service.budget = ReceiveBudget(time.monotonic, max_incomplete)
+    bound = []
+    async with AsyncExitStack() as stack:
+        for address in addresses:
+            try:
+                listeners = _bind(address, unix or UnixAccess())
+            except OSError as error:
+                raise CannotListen(str(address), error) from None
+            port = 0 if address.scheme == "unix" else listeners[0].getsockname()[1]
+            reception = Reception(partial(Connection, service), REFUSAL, door, tls if address.scheme == "tls" else None)
+            for listener in listeners:
+                await stack.enter_async_context(listen(reception, listener))
+            if address.scheme == "unix":
+                stack.callback(Path(address.path).unlink, missing_ok=True)
+                bound.append(address)
+            else:
+                bound.append(Address(address.scheme, address.host, port))
+        try:
+            yield bound
+        finally:
+            with anyio.CancelScope(shield=True):
+                await service.close()
+
+
+def _bind(address: Address, unix: UnixAccess) -> list[socket.socket]:
+    return [bind_unix(Path(address.path), unix)] if address.scheme == "unix" else bind_all([address.host], address.port)

@@ -1,0 +1,81 @@
+"""The answers that all workers share, for `Idempotency-Key`: the owner has them, because what is sent again may reach another worker."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from frontends.http.idempotency_store import Answers, Kept, Name
+from frontends.http.idempotency_store import Claim as OwnedClaim
+from frontends.openai.errors import HTTPFailure
+from frontends.workers.messages import Answered, Claim, Claimed
+
+
+class SharedAnswers:
+    """A worker's side: satisfies `frontends.http.idempotency.Memory`. A claim is the number of its `Claim` message."""
+
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send = send
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Kept | int]] = {}
+
+    async def begin(self, name: Name, body: bytes) -> Kept | int:
+        number = next(self._numbers)
+        answered: asyncio.Future[Kept | int] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answered
+        self._send(Claim(number, name, body))
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            # In the loop turn in which `Claimed` arrives the client may be lost too: then the claim has come, and no request takes it.
+            if not answered.cancelled() and answered.exception() is None and answered.result() == number:
+                self.end(number)
+            raise
+
+    def end(self, claim: int, kind: str = "", answer: bytes | None = None) -> None:
+        self._send(Answered(claim, kind, answer))
+
+    def claimed(self, message: Claimed) -> None:
+        answered = self._asked.pop(message.number)
+        if answered.done():
+            # The client that asked was lost before the owner answered.
+            if message.kept is None and message.refused is None:
+                self.end(message.number)
+        elif message.refused is not None:
+            answered.set_exception(HTTPFailure(*message.refused))
+        else:
+            answered.set_result(message.number if message.kept is None else message.kept)
+
+
+class AnswersDesk:
+    """The owner's side, for one worker, which owns the claims that were made through here: at its end they are given back."""
+
+    def __init__(self, answers: Answers, send: Callable[[Any], None]) -> None:
+        self._answers = answers
+        self._send = send
+        self._claims: dict[int, OwnedClaim] = {}
+
+    def receive(self, message: Claim | Answered) -> None:
+        match message:
+            case Claim():
+                self._claim(message)
+            case Answered():
+                self._answers.end(self._claims.pop(message.number), message.kind, message.answer)
+
+    def _claim(self, message: Claim) -> None:
+        kept, refused = None, None
+        try:
+            found = self._answers.claim(message.name, message.body)
+        except HTTPFailure as error:
+            refused = error.status, str(error), error.code, error.headers
+        else:
+            if isinstance(found, Kept):
+                kept = found
+            else:
+                self._claims[message.number] = found
+        self._send(Claimed(message.number, kept, refused))
+
+    def close(self) -> None:
+        while self._claims:
+            _, claim = self._claims.popitem()
+            self._answers.end(claim)

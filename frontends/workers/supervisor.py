@@ -1,0 +1,426 @@
+"""The process that owns engine, listener and admission, and serves no request itself. A worker's death costs its own connections alone:
+its tickets come back, what it left in the engine is aborted, and another takes its place."""
+
+import argparse
+import asyncio
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
+import attrs
+
+from frontends.access.control import Access
+from frontends.http.idempotency_store import Answers
+from frontends.logs.log_writer import dropped_lines
+from frontends.logs.operator_log import say
+from frontends.net.acceptor import accept_waiting
+from frontends.program.console import loading
+from frontends.program.lifecycle import CHANGES, WATCH_SECONDS, Stopping, announce, say_leaving, say_ready, signals, unpack
+from frontends.program.options import engine_args, manager_config
+from frontends.workers import messages
+from frontends.workers.accepting import accept, hand
+from frontends.workers.admission_server import Desk
+from frontends.workers.engine_core import SharedCore
+from frontends.workers.handle import Member
+from frontends.workers.idempotency import AnswersDesk
+from frontends.workers.messages import (
+    Abort,
+    Alive,
+    Answered,
+    Claim,
+    Died,
+    Failed,
+    FirstToken,
+    Gather,
+    Gathered,
+    Leave,
+    Load,
+    Offer,
+    Parting,
+    Report,
+    Reread,
+    Start,
+    Steps,
+    Stop,
+    Up,
+    Want,
+)
+from frontends.workers.metrics import Gathering
+from frontends.workers.step_totals import TogetherSteps
+from frontends.workers.watchdog import watch
+from llmserve import ConfigurationError, EngineDead, State
+from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
+from llmserve.engines import create_engine
+from llmserve.engines.processes.socket_files import FOLDER
+from llmserve.lifecycle.supervisor import Supervisor
+from llmserve.observability.prometheus import MULTIPROCESS
+
+# Workers that may die and be replaced: each needs a place at the engine core that was there from the start.
+SPARES = 32
+# A worker that has nothing more to do still closes its connections and its client.
+CLOSE_SECONDS = 10.0
+# For terminal events on their way when the engine has died.
+LAST_WORDS_SECONDS = 1.0
+
+
+async def serve_workers(
+    options: argparse.Namespace, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
+) -> int:
+    """Serve until SIGTERM or SIGINT, the engine's death, or too many workers' deaths; returns the exit code. `access` is followed
+    meanwhile, here for its limits and by each worker for its keys.
+
+    Raises ConfigurationError, EngineDead.
+    """
+    with ExitStack() as stack:
+        if options.engine == "vllm":
+            # Before vLLM is imported here or there: prometheus_client looks once.
+            os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
+            # For as long as there are workers: one may still take its place at a core that has just ended.
+            FOLDER.enter()
+            stack.callback(FOLDER.leave)
+        for listener in listeners:
+            listener.setblocking(False)
+        announce(addresses, options)
+        owner = Owner(options, count, listeners, access)
+        async with signals(Stopping(owner.served, owner.give_up, owner.stop).react, owner.reloaded):
+            code = await owner.run()
+    say("stopped")
+    return code
+
+
+class Owner:
+    """All workers, and what they share."""
+
+    def __init__(self, options: argparse.Namespace, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
+        self._options = options
+        self._access = access
+        self._count = count
+        self._listeners = listeners
+        self._members: list[Member] = []
+        self._last = 0
+        self._shared: SharedCore | None = None
+        self._supervisor: Supervisor | None = None
+        self._admission: AdmissionController | None = None
+        self._stopping = False
+        self._tasks = anyio.create_task_group()
+        self._accepting = anyio.CancelScope()
+        self._failure: Failed | None = None
+        self._orphans: list[str] = []
+        # Whether the engine is there, and whether all of the first workers have been up.
+        self._up = self._serving = False
+        self._gathering = Gathering()
+        self._change = asyncio.Event()
+        self._steps = TogetherSteps(one_engine=options.engine == "vllm")
+
+    async def run(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        self._answers = Answers(self._loop.time)
+        self._args, self._config = engine_args(self._options), manager_config(self._options)
+        self._make_engine()
+        try:
+            async with self._tasks as tasks:
+                for _ in range(self._count):
+                    await self._spawn()
+                tasks.start_soon(self._accept)
+                tasks.start_soon(watch, self._members, self._hung, self._config.restart.start_timeout)
+                await unpack(self._options)
+                with loading(f"{self._options.engine} {self._options.model}"):
+                    if self._supervisor is not None:
+                        await tasks.start(self._supervise)
+                    while not (self._stopping or self._all_up()):
+                        await self._changed()
+                assert self._admission is not None
+                tasks.start_soon(self._access.follow, self._admission.set_tenants)
+                code = await self._until_stopped()
+                if code == 0:
+                    await self._end()
+                tasks.cancel_scope.cancel()
+                return code
+        finally:
+            self._stopping = True
+            for member in self._members:
+                member.kill()
+        return 0
+
+    # The engine
+
+    def _make_engine(self) -> None:
+        options, in_all = self._options, self._count + SPARES
+        if options.engine != "vllm":
+            info = create_engine(options.engine, options.model, self._args).info
+            self._admit(info.max_num_seqs * self._count, info.max_num_batched_tokens)
+            return
+        self._shared = SharedCore(
+            options.model,
+            self._args,
+            at_once=self._count,
+            in_all=in_all,
+            open=self._engine_open,
+            joined=self._all_up,
+            steps=lambda: self._steps.made,
+        )
+        restart, clock = self._config.restart, self._loop.time
+        self._supervisor = Supervisor(self._shared, restart, clock, busy=self._busy, up=self._engine_up, down=self._engine_down)
+
+    def _admit(self, max_num_seqs: int, max_num_batched_tokens: int | None) -> None:
+        self._admission = build_admission(self._config.admission, self._config.slo, max_num_seqs, max_num_batched_tokens)
+
+    async def _supervise(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        assert self._supervisor is not None
+        try:
+            await self._supervisor.run(task_status=task_status)
+        except EngineDead:
+            # Once it has been up its end is told in `_until_stopped`.
+            if not self._serving:
+                raise
+
+    def _engine_open(self) -> None:
+        assert self._shared is not None
+        assert self._shared.core is not None
+        if self._admission is None:
+            self._admit(*self._shared.core.batch)
+        for member in self._members:
+            self._give_place(member)
+
+    def _all_up(self) -> bool:
+        self._raise_failure()
+        return all(member.up for member in self._members)
+
+    def _busy(self) -> int:
+        return self._admission.statistics(self._loop.time()).running if self._admission is not None else 0
+
+    def _engine_up(self) -> None:
+        assert self._admission is not None
+        self._up = True
+        wake(self._admission.resume(self._loop.time()))
+        if self._serving:
+            say(CHANGES[State.READY])
+
+    def _engine_down(self, error: EngineDead, pause: float | None) -> None:
+        """A second time, perhaps, for one that hung, or when the next one has not come up either."""
+        assert self._admission is not None
+        for member in self._members:
+            member.up = False
+        self._tell_all(Died(str(error), pause is None, error.stalled))
+        self._admission.suspend(self._loop.time())
+        self._orphans = []
+        if pause is None:
+            self._failure = Failed(str(error), wrong_argument=False)
+            self._change.set()
+        elif self._up:
+            say(CHANGES[State.RESTARTING])
+        self._up = False
+
+    # From start to end
+
+    async def _until_stopped(self) -> int:
+        assert self._admission is not None
+        if not self._stopping:
+            say_ready(self._admission.statistics(self._loop.time()))
+        self._serving = True
+        while not self._stopping:
+            try:
+                self._raise_failure()
+            except EngineDead as error:
+                say(f"failed    {error}")
+                self._tell_all(Died(str(error), for_good=True))
+                self._stopping = True
+                await anyio.sleep(LAST_WORDS_SECONDS)
+                return 1
+            await self._changed()
+        return 0
+
+    async def _end(self) -> None:
+        """Workers drain by themselves once they are told to, and end."""
+        timeout, delay = self._options.drain_timeout, self._options.drain_delay
+        if delay:
+            say_leaving(delay)
+        say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal ends open requests now")
+        with anyio.move_on_after(delay + timeout + CLOSE_SECONDS):
+            while self._members:
+                await self._changed()
+
+    async def _accept(self) -> None:
+        """Until the last worker has drained, which then gets the connections that are still waiting to be accepted."""
+        with self._accepting:
+            async with anyio.create_task_group() as tasks:
+                for listener in self._listeners:
+                    tasks.start_soon(accept, listener, self._members)
+        for listener in self._listeners:
+            for connection in accept_waiting(listener):
+                with connection:
+                    hand(connection, self._members)
+            listener.close()
+        for member in self._members:
+            member.part()
+
+    def _part(self, member: Member) -> None:
+        """Hand nothing more to a worker that has drained."""
+        if all(other.parting for other in self._members if other is not member):
+            self._accepting.cancel()
+        else:
+            member.part()
+
+    async def _changed(self) -> None:
+        with anyio.move_on_after(WATCH_SECONDS):
+            await self._change.wait()
+        self._change.clear()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            kind = ConfigurationError if self._failure.wrong_argument else EngineDead
+            raise kind(self._failure.reason)
+
+    def reloaded(self) -> None:
+        """After a SIGHUP."""
+        self._tell_all(Reread())
+
+    def served(self) -> bool:
+        """Whether a worker may have something to finish. The first one may serve long before the last one is up."""
+        return any(member.began for member in self._members)
+
+    def give_up(self) -> None:
+        """The start."""
+        self._tasks.cancel_scope.cancel()
+        self.stop(now=False)
+
+    def stop(self, now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
+        """Let workers finish what is open, or end it `now`."""
+        self._stopping = True
+        for member in list(self._members):
+            # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
+            if member.began:
+                member.channel.send(Stop(now))
+            else:
+                member.kill()
+        self._change.set()
+
+    # Workers
+
+    async def _spawn(self) -> Member:
+        index, self._last = self._last, self._last + 1
+        member = await Member.spawn(index, self._options, self._receive, self._lost)
+        member.answers = AnswersDesk(self._answers, member.channel.send)
+        self._members.append(member)
+        return member
+
+    def _give_place(self, member: Member) -> None:
+        """If it wants one, and there is one."""
+        life, core = (1, None) if self._shared is None else (self._shared.life, self._shared.core)
+        if member.wants is None or member.wants >= life or (core is None and self._shared is not None):
+            return
+        assert self._admission is not None
+        member.wants = None
+        member.desk = member.desk or Desk(self._admission, member.channel.send, self._loop)
+        client = None if core is None else pickle.dumps(core.client(member.index))
+        limit, max_waiting = self._admission.policy.limit, self._admission.max_waiting
+        member.channel.send(Start(life, client, launched=life > 1, limit=limit, max_waiting=max_waiting))
+
+    def _lost(self, member: Member) -> None:
+        """Its channel has closed: it ended, as it was told to or not."""
+        self._members.remove(member)
+        self._gathering.forget(member)
+        member.answers.close()
+        left = member.desk.close() if member.desk is not None else []
+        self._steps.forget(member.index)
+        self._change.set()
+        if self._stopping:
+            return
+        member.process.join(1)
+        say(f"worker    {member.process.pid} died with {member.process.exitcode}; its connections are lost, {len(left)} requests aborted")
+        self._abort(left)
+        if self._last == self._count + SPARES:
+            self._failure = Failed(f"{SPARES} workers have died", wrong_argument=False)
+            return
+        self._tasks.start_soon(self._replace)
+
+    def _hung(self, member: Member, seconds: float) -> None:
+        say(f"worker    {member.process.pid} has not answered for {seconds:g} s; it is killed, and replaced")
+        # The end of its channel does the rest.
+        member.process.kill()
+
+    async def _replace(self) -> None:
+        if self._stopping:
+            return
+        member = await self._spawn()
+        if self._stopping:
+            member.kill()
+
+    def _abort(self, request_ids: list[str]) -> None:
+        """By any worker that can: abort goes by the engine's ids, and the core takes it from every client."""
+        self._orphans += request_ids if self._shared is not None else []
+        able = next((member for member in self._members if member.up), None)
+        if able is not None and self._orphans:
+            able.channel.send(Abort(self._orphans))
+            self._orphans = []
+
+    def _tell_all(self, message: Any) -> None:
+        for member in self._members:
+            member.channel.send(message)
+
+    def _receive(self, member: Member, message: messages.FromWorker) -> None:
+        match message:
+            case Offer() | Leave() | FirstToken():
+                assert member.desk is not None
+                # It may say only a moment later that it is up.
+                member.began = True
+                member.desk.receive(message)
+            case Claim() | Answered():
+                member.answers.receive(message)
+            case Steps():
+                self._record(member, message)
+            case _:
+                self._note(member, message)
+
+    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report | Alive | Parting) -> None:
+        """What it says of itself."""
+        match message:
+            case Alive():
+                member.questions, member.silent = 0, False
+            case Parting():
+                self._part(member)
+            case Load():
+                member.load = message
+            case Want():
+                member.wants = message.life
+                self._give_place(member)
+            case Up():
+                self._welcome(member, message)
+            case Failed():
+                self._failure = self._failure or message
+                self._change.set()
+            case Gather():
+                self._tasks.start_soon(self._tell_facts, member, message.number)
+            case Report():
+                self._gathering.receive(member, message)
+
+    def _welcome(self, member: Member, message: Up) -> None:
+        if self._shared is not None and (message.life < self._shared.life or self._shared.core is None):
+            # That engine has just died.
+            return
+        if not self._serving and not any(other.up for other in self._members):
+            say(f"engine    {message.described}, {self._count} workers")
+        member.up = member.began = True
+        self._abort([])
+        self._change.set()
+
+    async def _tell_facts(self, asking: Member, number: int) -> None:
+        def admission() -> AdmissionStatistics | None:
+            return self._admission.statistics(self._loop.time()) if self._admission else None
+
+        facts = await self._gathering.gather(self._members, admission, one_engine=self._shared is not None)
+        if facts is not None:
+            if self._supervisor is not None:
+                facts = attrs.evolve(facts, statistics=attrs.evolve(facts.statistics, restarts=self._supervisor.restarts))
+            asking.channel.send(Gathered(number, pickle.dumps(facts.with_dropped(dropped_lines()))))
+
+    def _record(self, member: Member, message: Steps) -> None:
+        assert self._admission is not None
+        self._steps.take(member.index, message)
+        now = self._loop.time()
+        wake(self._admission.record(self._steps.together(now), now))

@@ -1,0 +1,375 @@
+"""SimulatedEngine: a public fake that behaves as an engine does, without a model.
+
+Continuous batching with chunked prefill, paged KV blocks with prefix sharing, preemption by recomputation, seeded answers,
+scripted faults. Runs on asyncio and trio, in real time, faster, or on a virtual clock. Its step law is a stand-in with
+round figures of the order of one small model on one GPU; it is no measurement of anything.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+
+from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
+from llmserve.engines.simulated.answers import CallReader, answer, calls
+from llmserve.engines.simulated.paging import BlockPool
+from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
+from llmserve.request import Delta, GenerationRequest, Sampling
+
+
+@attrs.frozen(kw_only=True)
+class Fault:
+    """Something that goes wrong at a step, counted from 1: "die", "hang" (until cancelled), "slow" (once, for `seconds`),
+    or "fail" (the oldest running request)."""
+
+    step: int
+    kind: Literal["die", "hang", "slow", "fail"]
+    seconds: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class SimulatedConfig:
+    """The engine's size and speed.
+
+    `time_scale` multiplies every delay: 0 for none, 1 for the step law as it stands. `abort_seconds` is how long an abort
+    takes to be confirmed, `start_seconds` how long a start takes. Each of `adapters` answers in its own way. With `grammar_token_seconds`
+    its text does not keep to constraints: a step takes so long for each token that a request with a grammar has, and nothing for other
+    kinds.
+    """
+
+    max_model_len: int = 2048
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 512
+    num_blocks: int = 2048
+    block_size: int = 16
+    prefix_caching: bool = True
+    seed: int = 0
+    time_scale: float = 1.0
+    step_seconds: float = 4e-3
+    prefill_token_seconds: float = 4e-5
+    sequence_seconds: float = 5e-5
+    kv_token_seconds: float = 3e-8
+    start_seconds: float = 0.0
+    abort_seconds: float = 0.0
+    grammar_token_seconds: float = 0.0
+    adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple)
+
+    def __attrs_post_init__(self) -> None:
+        for name, value in attrs.asdict(self, recurse=False).items():
+            if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
+                raise ConfigurationError(f"the engine argument {name} must not be negative: {value!r}")
+        if self.max_model_len > self.num_blocks * self.block_size:
+            raise ConfigurationError("num_blocks * block_size must hold at least max_model_len tokens")
+
+
+@attrs.define(eq=False, kw_only=True)
+class _Sequence:
+    """One request inside the engine. `computed` of its tokens have their keys and values in `blocks`."""
+
+    id: str
+    tokens: list[int]
+    prompt_length: int
+    sampling: Sampling
+    priority: int
+    sink: Sink
+    writer: Writer
+    stops: StopWatcher
+    timings: EngineTimings
+    blocks: list[int] = attrs.field(factory=list)
+    computed: int = 0
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def grammar_tokens(self) -> int:
+        constraint = self.sampling.structured_outputs
+        return self.generated if constraint is not None and constraint.kind == "grammar" else 0
+
+
+class SimulatedEngine:
+    """Satisfies `llmserve.engine.Engine`; `tests/contracts/engine.py` runs against it as it does against vLLM."""
+
+    def __init__(self, config: SimulatedConfig | None = None, *, model: str = "simulated") -> None:
+        self.config = config or SimulatedConfig()
+        self._model = model
+        self._faults = {fault.step: fault for fault in self.config.faults}
+        self._nonce = 0
+        self._stepped: Callable[[], None] = lambda: None
+        self._busy_steps, self._busy_seconds = 0, 0.0
+        self._steps = self._preemptions = self._prompt_tokens = self._generation_tokens = self._queries = self._hits = 0
+        self._reset()
+
+    @classmethod
+    def from_args(cls, model: str, args: Mapping[str, Any]) -> Self:
+        """From engine arguments by name. Raises ConfigurationError for an unknown one, or one of the wrong type."""
+        defaults = SimulatedConfig()
+        known = [field.name for field in attrs.fields(SimulatedConfig) if field.name != "faults"]
+        for name, value in args.items():
+            if name not in known:
+                raise ConfigurationError(f"unknown engine argument {name!r}; the simulated engine has {', '.join(known)}")
+            default = getattr(defaults, name)
+            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+                raise ConfigurationError(f"the engine argument {name} takes a {type(default).__name__}, not {value!r}")
+        return cls(SimulatedConfig(**args), model=model)
+
+    def _reset(self) -> None:
+        self._pool = BlockPool(self.config.num_blocks, self.config.block_size, prefix_caching=self.config.prefix_caching)
+        self._life: anyio.CancelScope | None = None
+        self._waiting: deque[_Sequence] = deque()
+        self._running: list[_Sequence] = []
+        self._up = False
+        self._arrival: anyio.Event | None = None
+
+    # The protocol
+
+    @property
+    def info(self) -> EngineInfo:
+        config = self.config
+        return EngineInfo(
+            name="simulated",
+            version="1",
+            model=self._model,
+            device="none",
+            max_model_len=config.max_model_len,
+            vocab_size=VOCAB_SIZE,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            kv_cache_tokens=config.num_blocks * config.block_size,
+            adapters=config.adapters,
+        )
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        self._reset()
+        with anyio.CancelScope() as self._life:
+            await anyio.sleep(self.config.start_seconds * self.config.time_scale)
+            self._up = True
+            task_status.started()
+            await self._serve()
+        raise EngineDead("the simulated engine was killed")
+
+    def kill(self) -> None:
+        if self._life is not None:
+            self._life.cancel()
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                began: float | None = anyio.current_time()
+                if not self._waiting and not self._running:
+                    self._arrival = anyio.Event()
+                    await self._arrival.wait()
+                    began = None
+                await self._step()
+                if began is not None:
+                    self._busy_steps += 1
+                    self._busy_seconds += anyio.current_time() - began
+                self._stepped()
+        finally:
+            self._up = False
+
+    async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
+        form = None if self.config.grammar_token_seconds else answer(request)
+        if isinstance(request.prompt, tuple):
+            return EnginePrompt(token_ids=request.prompt, constraint=form)
+        text = request.prompt if request.prompt is not None else render_chat(request.messages or ())
+        if len(text) > self.config.max_model_len:
+            # As vLLM's engine does it: no token stands for less than a character.
+            raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
+        return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
+
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> CallReader | None:
+        return CallReader() if calls(request) else None
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        if any(not 0 <= token < VOCAB_SIZE for token in token_ids):
+            raise InvalidRequest(f"a token id is outside the vocabulary of {VOCAB_SIZE}", "tokens")
+        return decode(token_ids)
+
+    async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
+        if not self._up:
+            raise EngineDead("the simulated engine is not running")
+        self._nonce += 1
+        sequence = _Sequence(
+            id=request_id,
+            tokens=list(prompt.token_ids),
+            prompt_length=len(prompt.token_ids),
+            sampling=sampling,
+            priority=priority,
+            sink=sink,
+            writer=Writer(f"{self.config.seed}{prompt.adapter or ''}", prompt.token_ids, sampling, self._nonce, prompt.constraint),
+            stops=StopWatcher(sampling),
+            timings=EngineTimings(queued=anyio.current_time()),
+        )
+        # Registered before the first await, with no roll-back, as vLLM does it: a cancelled submit leaves it here.
+        self._waiting.append(sequence)
+        if self._arrival is not None:
+            self._arrival.set()
+        await anyio.lowlevel.checkpoint()
+
+    async def abort(self, request_id: str) -> None:
+        if self.config.abort_seconds:
+            await anyio.sleep(self.config.abort_seconds * self.config.time_scale)
+        self._drop(request_id)
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(
+            steps=self._steps,
+            busy_steps=self._busy_steps,
+            busy_seconds=self._busy_seconds,
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_usage=self._pool.usage,
+            preemptions=self._preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            prefix_cache_queries=self._queries,
+            prefix_cache_hits=self._hits,
+        )
+
+    def watch(self, stepped: Callable[[], None]) -> None:
+        self._stepped = stepped
+
+    async def suspects(self, step_seconds: float) -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        costs = {one.id: one.grammar_tokens * self.config.grammar_token_seconds * self.config.time_scale for one in self._running}
+        return costly(costs, step_seconds)
+
+    def check_health(self) -> None:
+        if not self._up:
+            raise EngineDead("the simulated engine is not running")
+
+    # One step
+
+    async def _step(self) -> None:
+        self._steps += 1
+        await self._suffer_faults()
+        work = self._schedule()
+        prefilled = sum(count for _, count in work if count > 1)
+        kv_tokens = sum(sequence.computed for sequence, _ in work)
+        config = self.config
+        seconds = config.step_seconds + config.prefill_token_seconds * prefilled
+        seconds += config.sequence_seconds * len(work) + config.kv_token_seconds * kv_tokens
+        seconds += config.grammar_token_seconds * sum(sequence.grammar_tokens for sequence, _ in work)
+        await anyio.sleep(seconds * config.time_scale)
+        for sequence, count in work:
+            # Aborted, or preempted for another one, while the step ran.
+            if sequence in self._running:
+                self._advance(sequence, count)
+
+    async def _suffer_faults(self) -> None:
+        fault = self._faults.get(self._steps)
+        if fault is None:
+            return
+        if fault.kind == "die":
+            raise EngineDead(f"scripted death at step {fault.step}")
+        if fault.kind == "hang":
+            await anyio.sleep_forever()
+        if fault.kind == "slow":
+            await anyio.sleep(fault.seconds)
+        elif self._running:
+            victim = self._running[0]
+            self._drop(victim.id)
+            victim.sink.fail(EngineError(f"scripted failure at step {fault.step}"))
+
+    def _schedule(self) -> list[tuple[_Sequence, int]]:
+        """Who computes how many tokens in this step: those who run first, oldest first, then newcomers by priority."""
+        work: list[tuple[_Sequence, int]] = []
+        budget = self.config.max_num_batched_tokens
+        for sequence in list(self._running):
+            count = min(budget, len(sequence.tokens) - sequence.computed)
+            if count and sequence in self._running and self._make_room(sequence, sequence.computed + count):
+                work.append((sequence, count))
+                budget -= count
+        work = [(sequence, count) for sequence, count in work if sequence in self._running]
+        while self._waiting and budget and len(self._running) < self.config.max_num_seqs:
+            sequence = min(self._waiting, key=lambda waiting: waiting.priority)
+            if not self._begin(sequence):
+                break
+            count = min(budget, len(sequence.tokens) - sequence.computed)
+            work.append((sequence, count))
+            budget -= count
+        return work
+
+    def _begin(self, sequence: _Sequence) -> bool:
+        """Take a sequence from the queue, if the cache has room for all of it as it stands."""
+        shared = self._pool.take_prefix(sequence.tokens)
+        fresh = self._pool.take(self._pool.blocks_for(len(sequence.tokens)) - len(shared))
+        if fresh is None:
+            self._pool.release(shared)
+            return False
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        sequence.blocks = shared + fresh
+        sequence.computed = len(shared) * self.config.block_size
+        self._queries += len(sequence.tokens)
+        self._hits += sequence.computed
+        if sequence.timings.scheduled is None:
+            sequence.timings.scheduled = anyio.current_time()
+            sequence.timings.cached_tokens = sequence.computed
+        return True
+
+    def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
+        """Blocks for `tokens`, preempting the youngest others, and in the end itself, where the cache is full."""
+        missing = self._pool.blocks_for(tokens) - len(sequence.blocks)
+        while (fresh := self._pool.take(missing) if missing > 0 else []) is None:
+            victim = self._running[-1]
+            self._running.remove(victim)
+            self._pool.release(victim.blocks)
+            victim.blocks, victim.computed = [], 0
+            self._waiting.appendleft(victim)
+            self._preemptions += 1
+            if victim is sequence:
+                return False
+        sequence.blocks += fresh
+        return True
+
+    def _advance(self, sequence: _Sequence, count: int) -> None:
+        first = sequence.computed < sequence.prompt_length
+        sequence.computed += count
+        if first:
+            self._prompt_tokens += min(count, sequence.prompt_length)
+        if sequence.computed < len(sequence.tokens):
+            return
+        if first:
+            self._pool.remember(sequence.tokens, sequence.blocks)
+        self._emit(sequence)
+
+    def _emit(self, sequence: _Sequence) -> None:
+        token = sequence.writer.next()
+        sequence.tokens.append(token)
+        self._generation_tokens += 1
+        now = anyio.current_time()
+        if sequence.timings.first_token is None:
+            sequence.timings.first_token = now
+        sequence.timings.last_token = now
+        sampling = sequence.sampling
+        text, stop = sequence.stops.feed(sequence.writer.text(token) if sampling.detokenize else "")
+        reason = "stop" if token == END or stop is not None or token in sampling.stop_token_ids else None
+        if reason is None and sequence.generated >= (sampling.max_tokens or 0):
+            reason = "length"
+        if reason is not None:
+            text += "" if stop is not None else sequence.stops.flush()
+            self._drop(sequence.id)
+        logprob = sequence.writer.logprobs(token)
+        stopped_by = stop if stop is not None else token if token in sampling.stop_token_ids else None
+        prompt = sequence.writer.prompt_logprobs() if sequence.generated == 1 else None
+        logprobs = None if logprob is None else (logprob,)
+        sequence.sink.put(Delta(text, (token,), reason, stopped_by, logprobs, prompt), sequence.timings)
+
+    def _drop(self, request_id: str) -> None:
+        for sequence in [sequence for sequence in (*self._running, *self._waiting) if sequence.id == request_id]:
+            if sequence in self._running:
+                self._running.remove(sequence)
+            else:
+                self._waiting.remove(sequence)
+            self._pool.release(sequence.blocks)
+            sequence.blocks = []

@@ -1,0 +1,94 @@
+"""Structured outputs before vLLM's engine sees them: each is tried out, by a few at a time, and the verdicts are remembered. Its own
+validation takes what its compiler may then spend minutes on (0.25.1, 0.32.0)."""
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+
+import anyio
+import anyio.to_thread
+
+from llmserve.admission import Refusal, Refused
+from llmserve.engines.vllm.grammars.fair_semaphore import Places
+from llmserve.engines.vllm.grammars.sandbox import RETRY_AFTER, Trials
+from llmserve.errors import InvalidRequest
+from llmserve.runtime.cpus import available_cpus
+from llmserve.structured import FIELD, StructuredOutputs
+
+# Whose verdicts are remembered. A refusal is worth remembering too: it is what costs most.
+REMEMBERED = 1024
+# One core of eight, at least one; vLLM compiles with eight threads.
+CORES = max(1, available_cpus() // 8)
+THREADS = min(4, CORES)
+AT_ONCE = CORES // THREADS
+MOST_WAITING = 64
+MOST_OF_ONE = MOST_WAITING // 2
+# Before a trial of their own.
+PATIENCE_SECONDS = 2.0
+
+
+class Grammars:
+    """The constraints of one engine's requests. `vocabulary` gives xgrammar's serialised tokenizer, and is called in a thread; with
+    `free_space` the engine lets a model put white space between the parts of JSON."""
+
+    def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
+        self._trials = Trials(vocabulary, threads=THREADS, free_space=free_space)
+        self._starting = anyio.Lock()
+        self._places = Places(AT_ONCE)
+        # By digest: what is remembered is some hundred bytes, however long it was.
+        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
+        self._tried: dict[bytes, anyio.Event] = {}
+        self._trying: Counter[str] = Counter()
+
+    async def check(self, constraint: StructuredOutputs, tenant: str, field: str = FIELD) -> None:
+        """Raises InvalidRequest about `field`; Overloaded when too many others are being tried; EngineError when nothing can be."""
+        digest = hashlib.sha256(f"{constraint.kind}\n{constraint.spec}".encode("utf-8", "surrogatepass")).digest()
+        while digest not in self._verdicts:
+            under_way = self._tried.get(digest)
+            if under_way is not None:
+                await under_way.wait()
+            else:
+                await self._try(digest, constraint, tenant)
+        self._verdicts.move_to_end(digest)
+        refusal = self._verdicts[digest]
+        if refusal is not None:
+            raise InvalidRequest(f"{field}: {refusal}", field)
+
+    async def _try(self, digest: bytes, constraint: StructuredOutputs, tenant: str) -> None:
+        if len(self._tried) >= MOST_WAITING or self._trying[tenant] >= MOST_OF_ONE:
+            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
+        done = self._tried[digest] = anyio.Event()
+        self._trying[tenant] += 1
+        try:
+            await self.start()
+            async with self._places.place(tenant, PATIENCE_SECONDS):
+                self._remember(digest, await anyio.to_thread.run_sync(self._trials.verdict, constraint))
+        except TimeoutError:
+            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error() from None
+        finally:
+            self._trying.subtract([tenant])
+            # Without those that have none.
+            self._trying = +self._trying
+            del self._tried[digest]
+            done.set()
+
+    async def cost(self, constraint: StructuredOutputs, token_ids: Sequence[int]) -> float:
+        """CPU seconds that it adds to a step now that these tokens have come. Waits for no place of other trials, as all requests wait
+        for this one. Raises EngineError, Overloaded."""
+        await self.start()
+        return await anyio.to_thread.run_sync(self._trials.cost, constraint, token_ids, abandon_on_cancel=True)
+
+    async def start(self) -> None:
+        """The trials' program, if it does not run: with the engine, so that no trial waits for it, and again when it was killed. Raises
+        EngineError."""
+        async with self._starting:
+            if not self._trials.running:
+                await anyio.to_thread.run_sync(self._trials.start)
+
+    def _remember(self, digest: bytes, verdict: str | None) -> None:
+        self._verdicts[digest] = verdict
+        while len(self._verdicts) > REMEMBERED:
+            self._verdicts.popitem(last=False)
+
+    def close(self) -> None:
+        self._trials.close()

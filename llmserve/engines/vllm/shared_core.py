@@ -1,0 +1,158 @@
+"""vLLM's engine core by itself, for several processes with a client each. Written against vLLM 0.25.1 and 0.32.0.
+
+One process owns the core: it starts it, watches it and ends it, and sends no request. Each of the others gets a `CoreClient`, from which
+`VLLMEngine` makes its AsyncLLM. The core connects to its clients, not they to it, so it must know at its start how many there can be.
+A client that comes later than the core, to take the place of one that died, is the next number: what the core has to say to a
+number waits until somebody listens there.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+import attrs
+
+from llmserve.engines.processes.guard import Guard
+from llmserve.engines.vllm.args import build_engine_args, check_version
+from llmserve.engines.vllm.shutdown import END_SECONDS
+from llmserve.engines.vllm.start_checks import check_host, check_model
+from llmserve.engines.vllm.start_errors import Failure, first_report, install
+from llmserve.errors import ConfigurationError, EngineDead
+from llmserve.models import resolve
+
+# How vLLM names the processes that it starts: its engine cores, and what balances several of them.
+PROCESS_NAMES = ("EngineCore", "VLLM_DP_Coordinator")
+
+
+@attrs.frozen(kw_only=True)
+class CoreClient:
+    """What one client needs to know of a core. It can be pickled, as vLLM pickles its configuration for its own processes."""
+
+    config: Any
+    input_address: str
+    output_address: str
+    count: int
+    index: int
+
+    def arguments(self) -> dict[str, Any]:
+        """For `AsyncLLM.from_vllm_config`."""
+        self.config.parallel_config._api_process_rank = self.index % self.count  # noqa: SLF001 - as vLLM's own launcher does
+        addresses = {"input_address": self.input_address, "output_address": self.output_address}
+        return {"vllm_config": self.config, "client_addresses": addresses, "client_count": self.count, "client_index": self.index}
+
+
+class VLLMCore:
+    """A core for `at_once` clients, and `in_all` with those that come in place of dead ones.
+
+    What takes long here blocks, and belongs into a thread. First `configure`, then `launch` while the clients start, `check` from time to
+    time, and in the end `stop`.
+    """
+
+    def __init__(self, model: str, engine_args: Mapping[str, Any], *, at_once: int, in_all: int) -> None:
+        self._model = model
+        self._engine_args = dict(engine_args)
+        self._at_once = at_once
+        self._in_all = in_all
+        self._manager: Any = None
+        self._guard = Guard()
+        self._up = False
+
+    def configure(self, check: Callable[[], None]) -> None:
+        """Raises ConfigurationError, and what `check` raises when it is not wanted any more."""
+        check_host()
+        check_model(self._model, self._engine_args)
+        try:
+            import vllm
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.utils.network_utils import get_open_zmq_ipc_path
+            from vllm.v1.engine.utils import EngineZmqAddresses
+        except ImportError as error:
+            raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
+        check_version(vllm.__version__)
+        with start_errors(self._model):
+            args = build_engine_args(resolve(self._model, check), self._engine_args)
+            args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
+            args._api_process_rank = -1  # noqa: SLF001
+            self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        if self._config.parallel_config.data_parallel_size > 1:
+            raise ConfigurationError("data_parallel_size above 1 has cores of its own to balance, which workers do not: use --workers 1")
+        paths = [get_open_zmq_ipc_path() for _ in range(2 * self._in_all)]
+        self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
+
+    @property
+    def batch(self) -> tuple[int, int]:
+        """Sequences, and tokens, of one step."""
+        scheduler = self._config.scheduler_config
+        return int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens)
+
+    def launch(self) -> None:
+        """Start the core and wait until it is up. Raises ConfigurationError, EngineDead."""
+        from vllm.v1.engine.utils import launch_core_engines
+        from vllm.v1.executor import Executor
+
+        install()
+        with start_errors(self._model, self._guard), interrupts_blocked(), self._guard.launching(*PROCESS_NAMES), ExitStack() as until_up:
+            launched = until_up.enter_context(
+                launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
+            )
+            # vLLM 0.25 gives a tuple.
+            self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
+        self._up = True
+
+    def client(self, index: int) -> CoreClient:
+        """For the client with this number, which no other one has had."""
+        return CoreClient(
+            config=self._config,
+            input_address=self._addresses.inputs[index],
+            output_address=self._addresses.outputs[index],
+            count=self._at_once,
+            index=index,
+        )
+
+    def check(self) -> None:
+        """Raises EngineDead when one of its processes has ended."""
+        if self._manager is not None and (ended := self._manager.finished_procs()):
+            name, code = next(iter(ended.items()))
+            raise EngineDead(f"vLLM's engine process {name} ended with {code}; its own log says why")
+
+    def kill(self) -> None:
+        """At once, as it hangs, or while it is launched."""
+        self._guard.kill()
+
+    def stop(self) -> None:
+        if not self._up:
+            self._guard.kill()
+        if self._manager is not None:
+            self._manager.shutdown(END_SECONDS)
+            self._manager = None
+        self._guard.close()
+
+
+@contextmanager
+def start_errors(model: str, guard: Guard | None = None) -> Iterator[None]:
+    """vLLM's errors at its start as ours. What the guard's processes reported comes first: the host's error only says that they ended."""
+    try:
+        yield
+    except (ConfigurationError, EngineDead):
+        raise
+    except Exception as error:
+        cause = guard and first_report(guard.folder, guard.processes)
+        raise (cause or Failure.of(error)).as_error(model) from error
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes started inside never see SIGINT: a signal mask is inherited, and vLLM resets handlers only.
+
+    A terminal sends Ctrl-C to every process of the group, so the engine would die at once, under the requests that its host
+    wants to finish first. The host stops the engine by SIGTERM, as always. This thread is not the one that handles signals.
+    """
+    # Started now, because starting it later would unblock the signal again: multiprocessing does so around it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,154 @@
+"""Why an engine's process failed in its start: the process writes it to a file, which the host reads.
+
+vLLM logs it in that process; its error in the host says only that a start failed. Of several processes the first one to fail has the cause:
+a worker's error makes its core fail. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from llmserve.engines.processes.socket_files import PREFIX, VARIABLE
+from llmserve.errors import ConfigurationError, EngineDead, LLMServeError
+
+# Characters of an error's text.
+MOST = 1000
+# Whose start functions are replaced.
+CORE, WORKER = "EngineCoreProc.run_engine_core", "WorkerProc.worker_main"
+# How a core quotes the error of a worker that was already up.
+OF_WORKER = re.compile(r"Worker failed with error '(.*)', please check", re.DOTALL)
+
+# What operators can do, by words of vLLM's errors. The names are those of `engine_args` (`--engine-arg NAME=VALUE`).
+HINTS = (
+    (r"larger than the available KV cache memory", "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"),
+    (r"[Nn]o available memory for the cache blocks", "raise kv_cache_memory_bytes or gpu_memory_utilization"),
+    (r"less than desired GPU memory utilization", "lower gpu_memory_utilization or end the other processes on the GPU"),
+    (
+        r"out of memory|[Cc]annot allocate memory|can't allocate memory",
+        "lower gpu_memory_utilization, kv_cache_memory_bytes or max_num_seqs",
+    ),
+    (r"deserializing header|file not fully covered", "copy or download the weights again"),
+)
+# What vLLM says in the host when a core has ended in its start; the rest of that text names the processes, or none.
+CORE_ENDED = "Engine core initialization failed"
+
+
+@attrs.frozen
+class Failure:
+    """An error, maybe of another process: its class may not exist here. `wrong`: an argument or a file is the cause."""
+
+    type: str
+    text: str
+    wrong: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        # pydantic's ValidationError is a ValueError; that of huggingface_hub is not. A model that cannot be found is an OSError.
+        name = type(error).__name__
+        wrong = isinstance(error, (ConfigurationError, ValueError, OSError)) or name.endswith(("ValidationError", "SafetensorError"))
+        return cls(name, one_line(error)[:MOST], wrong)
+
+    def as_error(self, model: str) -> LLMServeError:
+        """ConfigurationError where an argument or a file is the cause, else EngineDead."""
+        if self.type == ConfigurationError.__name__:
+            return ConfigurationError(self.text)
+        if self.text.startswith(CORE_ENDED):
+            return EngineDead(
+                "vLLM could not start: its process ended and reported no error, as when the system kills it for lack of memory or shared "
+                "memory (/dev/shm), or when the program's main module cannot be imported; the log above may say more"
+            )
+        hint = next((hint for words, hint in HINTS if re.search(words, self.text)), None)
+        if hint is not None:
+            # In place of vLLM's own advice, which names its command line and its documentation.
+            found = re.split(r"Try |See |You can ", self.text)[0].strip().removesuffix(".")
+            return ConfigurationError(f"vLLM cannot start with model {model!r}: {found}: {hint}")
+        if self.wrong:
+            return ConfigurationError(f"vLLM cannot start with model {model!r}: {self.text}")
+        return EngineDead(f"vLLM could not start: {self.type}: {self.text}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text. pydantic's has lines with all values and links to its website; of it the arguments' names and what is wrong."""
+    text, details = str(error), getattr(error, "errors", None)
+    if type(error).__name__ == "ValidationError" and callable(details):
+        # The first part of a place is the argument; what is wrong with several together has no place.
+        text = "; ".join(": ".join([*map(str, one["loc"][:1]), one["msg"].removeprefix("Value error, ")]) for one in details())
+    elif quoted := OF_WORKER.search(text):
+        text = quoted[1]
+    return " ".join(text.split())
+
+
+def report(error: BaseException, process: int | None = None) -> None:
+    """Write why this process fails, for the host of the core with the id `process`, by default this one. The first report counts."""
+    folder = Path(os.environ.get(VARIABLE, ""))
+    if folder.name.startswith(PREFIX):
+        with suppress(OSError), open(_file(folder, process or os.getpid()), "x") as file:
+            json.dump(attrs.astuple(Failure.of(error)), file)
+
+
+def first_report(folder: Path, processes: Iterable[int]) -> Failure | None:
+    """What a core with one of these ids, or a worker of it, has reported first; None where none has."""
+    reports = []
+    for process in processes:
+        with suppress(OSError, ValueError, TypeError):
+            path = _file(folder, process)
+            reports.append((path.stat().st_mtime_ns, Failure(*json.loads(path.read_text()))))
+    return min(reports, key=lambda found: found[0])[1] if reports else None
+
+
+def _file(folder: Path, process: int) -> Path:
+    return folder / f"failed-{process}"
+
+
+@contextmanager
+def _reporting(core: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        report(error, core)
+        raise
+
+
+# vLLM's own, where ours has taken their place; a forked process has its parent's.
+_originals: dict[str, Callable[..., None]] = {}
+
+
+def install() -> None:
+    """Let the cores that this process starts from now on report why they fail. Does nothing the second time."""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    # vLLM takes the function from the class when it starts a process, and has no argument for it.
+    if EngineCoreProc.run_engine_core is not run_core:
+        _originals[CORE] = EngineCoreProc.run_engine_core
+        EngineCoreProc.run_engine_core = staticmethod(run_core)
+
+
+def run_core(*args: Any, **kwargs: Any) -> None:
+    """In a core's process: as vLLM's own `run_engine_core`."""
+    from vllm.v1.engine.core import EngineCoreProc
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+
+    _originals[WORKER] = WorkerProc.worker_main
+    WorkerProc.worker_main = staticmethod(run_worker)
+    with _reporting(os.getpid()):
+        _originals.get(CORE, EngineCoreProc.run_engine_core)(*args, **kwargs)
+
+
+def run_worker(*args: Any, **kwargs: Any) -> None:
+    """In a worker's process: as vLLM's own `worker_main`, which logs what the worker's making raises, and raises nothing itself."""
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+
+    make = WorkerProc.__init__
+
+    def make_or_report(self: Any, *args: Any, **kwargs: Any) -> None:
+        with _reporting(os.getppid()):
+            make(self, *args, **kwargs)
+
+    WorkerProc.__init__ = make_or_report
+    _originals.get(WORKER, WorkerProc.worker_main)(*args, **kwargs)

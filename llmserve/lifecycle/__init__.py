@@ -1,0 +1,1 @@
+"""An open request from its tokenization to its end, and the engine's supervision."""

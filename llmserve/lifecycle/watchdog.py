@@ -1,0 +1,163 @@
+"""Notices that the engine's steps have become slow because of a constrained request, and ends that request.
+
+The supervisor sees an engine that makes no step. A constraint can make each step take seconds instead, for all requests: the engine
+computes what may come next inside its step. Slow steps alone are no fault, as a long prompt makes them too, so the engine is asked which of
+its constrained requests cost as much, and only those are ended.
+"""
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Collection
+
+import anyio
+import attrs
+
+from llmserve.admission import Refusal
+from llmserve.engine import Engine, EngineStatistics
+from llmserve.errors import InvalidRequest, LLMServeError, Unavailable
+from llmserve.lifecycle.open_request import Job
+from llmserve.state import STARTING_RETRY_AFTER
+from llmserve.structured import FIELD
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+# The mean is taken over so long, and says something after `ENOUGH_SECONDS` of work.
+WINDOW_SECONDS = 5.0
+ENOUGH_SECONDS = 3.0
+# Slow is a mean step that takes `FACTOR` times as long as usual, and no less than `FLOOR_SECONDS`: a step of a small model takes 3 ms on a
+# GPU and 20 ms on two cores, and one that is full of a prompt's tokens takes less than a second on most GPUs.
+FLOOR_SECONDS = 0.2
+FACTOR = 4.0
+# How much a new mean changes what is usual, once a second: half of it is forgotten after a minute.
+WEIGHT = 0.0115
+# After an ejection the step in progress has so long to end; a shorter one would take a long prompt's step for a stall.
+STUCK_SECONDS = 10.0
+
+
+@attrs.define
+class StepPace:
+    """The mean time of the engine's last steps, and what is usual; seconds, None as long as too little is known."""
+
+    usual: float | None = None
+    _seen: deque[tuple[float, EngineStatistics]] = attrs.field(factory=deque, init=False)
+    # When the last step was seen to have ended.
+    _stepped: float = 0.0
+
+    def look(self, now: float, statistics: EngineStatistics, *, busy: bool) -> float | None:
+        """To be called about once a second."""
+        # Where this process stood still, or the engine had nothing to do, nothing is known.
+        if self._seen and (not busy or now - self._seen[-1][0] > WINDOW_SECONDS):
+            self._seen.clear()
+        if not self._seen or statistics.steps != self._seen[-1][1].steps:
+            self._stepped = now
+        if busy:
+            self._seen.append((now, statistics))
+        while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW_SECONDS:
+            self._seen.popleft()
+        return self._mean(now)
+
+    def _mean(self, now: float) -> float | None:
+        if not self._seen:
+            return None
+        (_, first), (_, last) = self._seen[0], self._seen[-1]
+        steps, seconds = last.busy_steps - first.busy_steps, last.busy_seconds - first.busy_seconds
+        # The step that has not ended yet counts too, as it may not end for long.
+        seconds += now - self._stepped
+        return seconds / max(1, steps) if seconds >= ENOUGH_SECONDS else None
+
+    def is_slow(self, mean: float) -> bool:
+        return mean > max(FLOOR_SECONDS, FACTOR * (self.usual or 0.0))
+
+    def learn(self, mean: float) -> None:
+        """It is no constraint's fault, and so a part of what is usual."""
+        self.usual = mean if self.usual is None else self.usual + WEIGHT * (mean - self.usual)
+
+    def forget(self) -> None:
+        """Begin a new window."""
+        self._seen.clear()
+
+
+class Watchdog:
+    """Beside one manager. `jobs` are its open requests; `hurry` lets the supervisor wait for the next step for so many seconds only."""
+
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float], jobs: Callable[[], Collection[Job]], hurry: Callable[[float], None]
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._jobs = jobs
+        self._hurry = hurry
+        self.pace = StepPace()
+        # The mean seconds of a step that made a request be ended, until steps are quick again; that is waited for until then.
+        self.slow: float | None = None
+        self._until = 0.0
+        # The engine's steps at the ejection.
+        self._steps = 0
+
+    def check(self) -> None:
+        """Raises Unavailable while the engine makes hardly any progress."""
+        if self.slow is not None:
+            words = f"a step of the engine takes {self.slow:.1f} s because of a constrained request, which is being ended"
+            raise Unavailable(words, retry_after=STARTING_RETRY_AFTER, reason=Refusal.SLOW)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await anyio.sleep(LOOK_SECONDS)
+            try:
+                await self._look()
+            except LLMServeError as error:
+                # The engine has died, or cannot tell: that is for the supervisor, or for the next look.
+                logger.warning("slow steps cannot be explained: %s", error)
+            except Exception:
+                # What only watches must not end the manager.
+                logger.exception("looking after the engine's steps failed")
+
+    async def _look(self) -> None:
+        inside = {job.request.request_id: job for job in self._jobs() if job.in_engine and not job.stream.ended}
+        now = self._clock()
+        statistics = self._engine.statistics()
+        mean = self.pace.look(now, statistics, busy=bool(inside))
+        # Of an engine that makes no step any more nothing is known until it has been killed.
+        waited = now >= self._until and statistics.steps != self._steps
+        if not inside or waited or (mean is not None and not self.pace.is_slow(mean)):
+            self.slow = None
+        if mean is None:
+            return
+        if not any(job.constraint is not None for job in inside.values()):
+            if self.slow is None:
+                self.pace.learn(mean)
+        elif self.pace.is_slow(mean):
+            await self._explain(mean, inside)
+
+    async def _explain(self, mean: float, inside: dict[str, Job]) -> None:
+        suspects = [inside[name] for name in await self._engine.suspects(mean) if name in inside]
+        guilty = [job for job in suspects if not job.stream.ended]
+        self.pace.forget()
+        if not guilty:
+            self.pace.learn(mean)
+            return
+        self.slow, self._until, self._steps = mean, self._clock() + STUCK_SECONDS, self._engine.statistics().steps
+        for job in guilty:
+            eject(job, mean)
+        self._hurry(STUCK_SECONDS)
+
+
+def eject(job: Job, mean: float) -> None:
+    """End a request that makes every request's tokens late. Its abort in the engine follows from its end."""
+    constraint = job.constraint
+    assert constraint is not None
+    field = FIELD if constraint is job.request.sampling.structured_outputs else "tools"
+    digest = hashlib.sha256(constraint.spec.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    logger.warning(
+        "ejected request %s of tenant %s after %d tokens: a step takes %.2f s on average because of its %s (sha256 %s)",
+        job.request.request_id,
+        job.request.tenant,
+        job.timeline.completion_tokens,
+        mean,
+        constraint.kind,
+        digest,
+    )
+    job.stream.fail(InvalidRequest(f"{field}: this {constraint.kind} takes too long at each token; write a simpler one", field))

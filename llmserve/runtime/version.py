@@ -1,0 +1,3 @@
+"""The version of llmserve, also where the package is not installed."""
+
+__version__ = "0.1.0"

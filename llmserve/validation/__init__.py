@@ -1,0 +1,1 @@
+"""Arguments checked within bounds, and results as plain values."""

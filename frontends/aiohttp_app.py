@@ -25,7 +25,7 @@ from frontends.http.origins import add_origin_option
 from frontends.http.proxies import Proxies, add_proxy_option, know_clients
 from frontends.http.server import running
 from frontends.net.acceptor import listen
-from frontends.net.connection_limits import Door
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import CannotListen, UnixAccess, add_unix_options, authority, bind_all, bind_unix, without_brackets
 from frontends.net.tls import TLS, followed
 from frontends.program.lifecycle import Listen, installed, run, serve
@@ -37,7 +37,7 @@ from llmserve.runtime.cpus import available_cpus
 
 # What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
 CORES_PER_WORKER = 4
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 LOOPBACK = "127.0.0.1"
 
 __all__ = ["build_app", "main"]
@@ -107,7 +107,7 @@ def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
     engine cores, which workers cannot share."""
     if engine != "vllm" or args.get("data_parallel_size", 1) != 1 or not has_gpu_build():
         return 1
-    return max(1, min(MOST_WORKERS, available_cpus() // CORES_PER_WORKER))
+    return max(1, min(MAX_WORKERS, available_cpus() // CORES_PER_WORKER))
 
 
 def bind_http(options: argparse.Namespace) -> tuple[list[str], list[socket.socket]]:
@@ -137,7 +137,7 @@ def http_listener(
     async def listening(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:
         hosts, most = allowed_hosts(options, access), options.max_incomplete_bytes
         proxies = Proxies.of(options.trusted_proxy)
-        door = Door.of(options, proxies.trusts)
+        limiter = ConnectionLimiter.of(options, proxies.trusts)
         app = build_app(
             manager,
             model,
@@ -151,11 +151,11 @@ def http_listener(
             origins=options.allowed_origin,
             keepalive=options.keepalive_interval,
             check=check_of(manager, options.generate_check),
-            clients=know_clients(proxies, door),
+            clients=know_clients(proxies, limiter),
             root_path=options.root_path,
         )
         try:
-            async with running(app, door, tls) as reception, listen(reception, *listeners, patience=departure.patience), followed(tls):
+            async with running(app, limiter, tls) as acceptor, listen(acceptor, *listeners, patience=departure.patience), followed(tls):
                 yield addresses
         finally:
             if log is not None:

@@ -18,7 +18,7 @@ from llmserve import ConfigurationError
 VARIABLE = "LLMSERVE_ARGUMENTS"
 # The gates in the replicas decide how much they take, and not Ray Serve's own bound.
 NO_BOUND = 100_000
-MOST_HOSTS = 10_000
+MAX_HOSTS = 10_000
 STATS_SECONDS = 0.5
 # Figures for the autoscaler are means over so long: Ray Serve's own 30 s are slower than a queue fills, and it wants more than 10.
 LOOK_BACK_SECONDS = 11.0
@@ -42,7 +42,7 @@ def application(arguments: list[str]) -> Any:
 
     from frontends.cluster.ingress import Ingress
     from frontends.cluster.replica import Replica
-    from frontends.cluster.shared_state import Board
+    from frontends.cluster.shared_state import SharedState
 
     scaling = AutoscalingConfig(
         min_replicas=options.replicas,
@@ -67,10 +67,10 @@ def application(arguments: list[str]) -> Any:
     )
     # With the head, without which there is no cluster: no other host's end takes it along.
     where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-    board = serve.deployment(Board).options(name="Board", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
+    board = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
     everywhere = AutoscalingConfig(
         min_replicas=options.ingresses,
-        max_replicas=options.ingresses * MOST_HOSTS,
+        max_replicas=options.ingresses * MAX_HOSTS,
         upscale_delay_s=0,
         downscale_delay_s=0,
         policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_ingresses"),

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from frontends.access.control import Access
 from frontends.access.exposure import check_reach
-from frontends.net.connection_limits import Door
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import UnixAccess, add_unix_options
 from frontends.net.tls import TLS, followed
 from frontends.program.lifecycle import Listen, installed, run, serve
@@ -59,7 +59,7 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
             tls=tls,
             access=access,
             max_streams=options.max_streams,
-            door=Door.of(options),
+            limiter=ConnectionLimiter.of(options),
             unix=UnixAccess.of(options),
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,

@@ -23,14 +23,14 @@
 
 The names, each with its own help, as in `help(llmserve.EngineManager)`:
 
-    manager      EngineManager, ManagerStatistics, State, Facts
+    manager      EngineManager, ManagerStatistics, State, MetricsSnapshot
     requests     GenerationRequest, Sampling, StructuredOutputs, Tools, CancellationToken
     answers      TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline, Outcome
     errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant, Overloaded, TenantOverloaded, Unavailable,
                  RequestCancelled, DeadlineExceeded, EngineError, EngineRestarted, EngineDead, ConfigurationError
     settings     ManagerConfig, AdmissionConfig, SLO, RestartConfig, TenantTable, TenantLimits
     admission    FixedLimit, Unlimited, Policy, Admission, Decision
-    extensions   Engine, EngineInfo, EngineStatistics, Observer, Reader, Span, Tracer
+    extensions   Engine, EngineInfo, EngineStatistics, Observer, OutputParser, Span, Tracer
 
 Importing this imports neither vllm nor torch; a manager of a vLLM engine does when it starts.
 """
@@ -68,7 +68,7 @@ from llmserve.errors import UnknownTenant as UnknownTenant
 from llmserve.lifecycle.stream import TokenStream as TokenStream
 from llmserve.manager import EngineManager as EngineManager
 from llmserve.observability.metrics import Observer as Observer
-from llmserve.observability.snapshot import Facts as Facts
+from llmserve.observability.snapshot import MetricsSnapshot as MetricsSnapshot
 from llmserve.request import Completion as Completion
 from llmserve.request import Delta as Delta
 from llmserve.request import GenerationRequest as GenerationRequest
@@ -82,7 +82,7 @@ from llmserve.state import ManagerStatistics as ManagerStatistics
 from llmserve.state import State as State
 from llmserve.structured import StructuredOutputs as StructuredOutputs
 from llmserve.tools import Message as Message
-from llmserve.tools import Reader as Reader
+from llmserve.tools import OutputParser as OutputParser
 from llmserve.tools import ToolCall as ToolCall
 from llmserve.tools import Tools as Tools
 from llmserve.tracing import Span as Span

@@ -9,9 +9,9 @@ import attrs
 from llmserve.errors import ConfigurationError
 
 # Of a tenant's limits: between them no quotient or sum that admission makes is 0 or infinite.
-LEAST, MOST = 1e-6, 1e15
+MIN_NUMBER, MAX_NUMBER = 1e-6, 1e15
 # Of a wrong value in an error.
-MOST_CHARACTERS = 64
+MAX_CHARACTERS = 64
 
 
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
@@ -44,7 +44,7 @@ def read_toml(text: str) -> dict[str, Any]:
 def _shown(value: object) -> str:
     """Python refuses to print a number of more than 4,300 digits, which TOML can say in hexadecimal."""
     try:
-        return repr(value)[:MOST_CHARACTERS]
+        return repr(value)[:MAX_CHARACTERS]
     except (ValueError, RecursionError):
         return f"such a {type(value).__name__}"
 
@@ -81,8 +81,8 @@ class TenantLimits:
             if key not in known:
                 raise ConfigurationError(f"{where} has the unknown key {key!r}; there are {', '.join(sorted(known))}")
             whole = key == "concurrency"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not LEAST <= value <= MOST:
-                kind = f"whole number from 1 to {MOST:g}" if whole else f"number from {LEAST:g} to {MOST:g}"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not MIN_NUMBER <= value <= MAX_NUMBER:
+                kind = f"whole number from 1 to {MAX_NUMBER:g}" if whole else f"number from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
                 raise ConfigurationError(f"{where}.{key} must be a {kind}, not {_shown(value)}")
         return cls(**table)
 

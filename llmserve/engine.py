@@ -13,7 +13,7 @@ import attrs
 
 from llmserve.request import Delta, GenerationRequest, Sampling
 from llmserve.structured import StructuredOutputs
-from llmserve.tools import Reader
+from llmserve.tools import OutputParser
 
 
 @attrs.frozen(kw_only=True)
@@ -120,7 +120,7 @@ class Engine(Protocol):
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         """Render and tokenise, off the event loop where that takes time. Raises InvalidRequest."""
 
-    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> Reader | None:
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> OutputParser | None:
         """Who takes the answer to this request apart; None where it is text and nothing else."""
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:

@@ -23,17 +23,17 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt, checked
 from llmserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, LLMServeError, RequestCancelled, Unavailable
 from llmserve.generation import Generation
 from llmserve.lifecycle.deadlines import Deadlines
-from llmserve.lifecycle.model_limits import fit
-from llmserve.lifecycle.open_request import Job, arrival, check_type, interrupter, note_outcome
+from llmserve.lifecycle.model_limits import check_model_limits
+from llmserve.lifecycle.open_request import OpenRequest, arrival, check_type, interrupter, note_outcome
 from llmserve.lifecycle.recovery import Recovery
-from llmserve.lifecycle.slo_check import check_promise, engine_facts
+from llmserve.lifecycle.slo_check import check_slo, engine_facts
 from llmserve.lifecycle.start_stop import Lifecycle
 from llmserve.lifecycle.stream import TokenStream
 from llmserve.lifecycle.supervisor import Supervisor
-from llmserve.lifecycle.tokenizer_queue import TokenizerLine, cache_salt
+from llmserve.lifecycle.tokenizer_queue import TokenizerQueue, cache_salt
 from llmserve.lifecycle.watchdog import Watchdog
 from llmserve.observability.metrics import MetricsRecorder, Observer, Observers
-from llmserve.observability.snapshot import Facts
+from llmserve.observability.snapshot import MetricsSnapshot
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.runtime.lifespan import first_of
 from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
@@ -76,8 +76,8 @@ class EngineManager(Generation, Lifecycle):
         self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)
         self._tracer: Tracer = NoTracer() if tracer is None else CarefulTracer(tracer)
-        self._jobs: dict[str, Job] = {}
-        self._tokenizing = TokenizerLine(self.config.max_tokenizing)
+        self._open_requests: dict[str, OpenRequest] = {}
+        self._tokenizing = TokenizerQueue(self.config.max_tokenizing)
         self._idle: anyio.Event | None = None
         self._supervisor: Supervisor | None = None
         self._recovery = Recovery(engine, lambda: self._supervisor is not None and self._supervisor.restarts_again)
@@ -113,36 +113,36 @@ class EngineManager(Generation, Lifecycle):
         return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer, admission=admission)
 
     def __repr__(self) -> str:
-        return f"<EngineManager {self.state.value}, {len(self._jobs)} open, {self._admission!r}>"
+        return f"<EngineManager {self.state.value}, {len(self._open_requests)} open, {self._admission!r}>"
 
     # One request
 
     @asynccontextmanager
     async def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AsyncIterator[TokenStream]:
-        job = self._arrive(request, token)
+        open_request = self._arrive(request, token)
         try:
-            with job.entry:
-                ticket = self._screen(job)
-                prompt, sampling = await self._tokenize(job)
-                await self._admit(job, ticket, sampling)
-                job.stream.reader = self.engine.reader(request, prompt)
-                job.timeline.submitted = self._clock()
-                await self._recovery.submit(job, prompt, sampling)
-            job.entered = True
-            job.stream.raise_if_failed()
-            yield job.stream
+            with open_request.entry:
+                ticket = self._screen(open_request)
+                prompt, sampling = await self._tokenize(open_request)
+                await self._admit(open_request, ticket, sampling)
+                open_request.stream.reader = self.engine.reader(request, prompt)
+                open_request.timeline.submitted = self._clock()
+                await self._recovery.submit(open_request, prompt, sampling)
+            open_request.entered = True
+            open_request.stream.raise_if_failed()
+            yield open_request.stream
         except BaseException as error:
-            note_outcome(job.timeline, error)
+            note_outcome(open_request.timeline, error)
             raise
         finally:
             # Synchronous as far as it matters: what must be awaited runs in a task of the manager's own, because an await
             # here could be cancelled, by level under anyio and by aiohttp's native cancel through any shield.
-            job.entered = True
-            self._settle(job)
-            if not job.released.is_set():
-                await job.released.wait()
+            open_request.entered = True
+            self._settle(open_request)
+            if not open_request.released.is_set():
+                await open_request.released.wait()
 
-    def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> Job:
+    def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> OpenRequest:
         now = self._clock()
         timeline = arrival(request, now, lambda: self.engine.info)
         try:
@@ -150,27 +150,27 @@ class EngineManager(Generation, Lifecycle):
         except LLMServeError as error:
             self._count_refused(request, timeline, error)
             raise
-        if request.request_id in self._jobs:
+        if request.request_id in self._open_requests:
             raise InvalidRequest(f"a request with the id {request.request_id[:64]!r} is already open", "request_id")
-        job = Job(request=request, timeline=timeline, span=self._tracer.begin(request, timeline))
-        job.stream = TokenStream(
+        open_request = OpenRequest(request=request, timeline=timeline, span=self._tracer.begin(request, timeline))
+        open_request.stream = TokenStream(
             timeline,
             self._clock,
             self._observer,
-            on_end=lambda: self._ended(job),
-            on_first=lambda: self._begun(job),
-            on_death=lambda error: self._recovery.judge(job, error),
+            on_end=lambda: self._ended(open_request),
+            on_first=lambda: self._begun(open_request),
+            on_death=lambda error: self._recovery.outcome_after_death(open_request, error),
             interval=request.sampling.stream_interval,
         )
         deadline = now + self._longest(request)
         if token is not None:
             deadline = min(deadline, token.deadline)
-            job.unlink = token.add_callback(interrupter(job.stream))
+            open_request.unlink = token.add_callback(interrupter(open_request.stream))
         # After everything that can raise: what is registered here would never be given back, and leaving the manager would wait for it.
-        self._jobs[request.request_id] = job
+        self._open_requests[request.request_id] = open_request
         if deadline < math.inf:
-            job.watch = self._deadlines.add(deadline, lambda: job.stream.fail(DeadlineExceeded(deadline - now)))
-        return job
+            open_request.watch = self._deadlines.add(deadline, lambda: open_request.stream.fail(DeadlineExceeded(deadline - now)))
+        return open_request
 
     def _longest(self, request: GenerationRequest) -> float:
         """Seconds that the request may take."""
@@ -185,36 +185,36 @@ class EngineManager(Generation, Lifecycle):
         self._observer.finished(timeline)
         self._tracer.begin(request, timeline).end(timeline)
 
-    async def _tokenize(self, job: Job) -> tuple[EnginePrompt, Sampling]:
+    async def _tokenize(self, open_request: OpenRequest) -> tuple[EnginePrompt, Sampling]:
         with self._tokenizing.place():
-            prompt = await self._recovery.tokenize(job)
-        salt = cache_salt(job.request.tenant) if self.config.isolate_tenants else None
-        headers, adapter = job.span.headers, job.request.adapter
+            prompt = await self._recovery.tokenize(open_request)
+        salt = cache_salt(open_request.request.tenant) if self.config.isolate_tenants else None
+        headers, adapter = open_request.span.headers, open_request.request.adapter
         if salt or headers or adapter:
             prompt = attrs.evolve(prompt, cache_salt=salt, trace_headers=headers, adapter=adapter)
-        sampling = fit(job.request, prompt, self.engine.info, self.config.max_tokens)
-        job.timeline.prompt_tokens = len(prompt.token_ids)
-        job.timeline.tokenized = self._clock()
+        sampling = check_model_limits(open_request.request, prompt, self.engine.info, self.config.max_tokens)
+        open_request.timeline.prompt_tokens = len(prompt.token_ids)
+        open_request.timeline.tokenized = self._clock()
         return prompt, sampling
 
-    def _screen(self, job: Job) -> Ticket:
+    def _screen(self, open_request: OpenRequest) -> Ticket:
         """Before its prompt is tokenised, which costs something: turn away what would be refused whatever its length."""
-        request = job.request
-        ticket = job.ticket = Ticket(
+        request = open_request.request
+        ticket = open_request.ticket = Ticket(
             request_id=request.request_id,
             tenant=request.tenant,
             priority=request.priority,
-            arrived=job.timeline.arrived,
-            deadline=job.timeline.arrived + self._longest(request),
+            arrived=open_request.timeline.arrived,
+            deadline=open_request.timeline.arrived + self._longest(request),
             best_effort=request.best_effort,
         )
         refused = self.admission.screen(ticket, self._clock())
         if refused is not None:
-            raise refused.error(job.request.tenant)
+            raise refused.error(open_request.request.tenant)
         return ticket
 
-    async def _admit(self, job: Job, ticket: Ticket, sampling: Sampling) -> None:
-        ticket.prompt_tokens, ticket.max_tokens = job.timeline.prompt_tokens, sampling.max_tokens
+    async def _admit(self, open_request: OpenRequest, ticket: Ticket, sampling: Sampling) -> None:
+        ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, sampling.max_tokens
         refused = self.admission.offer(ticket, self._clock())
         if ticket.state is TicketState.WAITING:
             granted = anyio.Event()
@@ -231,8 +231,8 @@ class EngineManager(Generation, Lifecycle):
                 refused, woken = self.admission.give_up(ticket, self._clock())
                 wake(woken)
         if refused is not None:
-            raise refused.error(job.request.tenant)
-        job.timeline.admitted = ticket.granted
+            raise refused.error(open_request.request.tenant)
+        open_request.timeline.admitted = ticket.granted
 
     # Around requests
 
@@ -251,9 +251,9 @@ class EngineManager(Generation, Lifecycle):
 
     # What admission learns from
 
-    def _begun(self, job: Job) -> None:
-        if job.ticket is not None:
-            wake(self.admission.first_token(job.ticket, self._clock()))
+    def _begun(self, open_request: OpenRequest) -> None:
+        if open_request.ticket is not None:
+            wake(self.admission.first_token(open_request.ticket, self._clock()))
 
     def _stepped(self) -> None:
         if self._admission is None:
@@ -266,59 +266,62 @@ class EngineManager(Generation, Lifecycle):
 
     # Its end
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, open_request: OpenRequest) -> None:
         """The stream has its last delta, or its error."""
-        error = job.stream.error
-        note_outcome(job.timeline, error)
+        error = open_request.stream.error
+        note_outcome(open_request.timeline, error)
         if error is None:
-            job.in_engine = False
-        if job.entered:
-            self._settle(job)
+            open_request.in_engine = False
+        if open_request.entered:
+            self._settle(open_request)
         else:
             # Entering unwinds first: an abort that overtakes the submit would find nothing to abort.
-            job.entry.cancel()
+            open_request.entry.cancel()
 
     def _spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run it in a task of the manager's own."""
         self._context.run(self._tasks.start_soon, work, *args)
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, open_request: OpenRequest) -> None:
         """Give everything back, once: now if the engine is done with it, after the abort if not."""
-        if job.settled:
+        if open_request.settled:
             return
-        job.settled = True
-        job.unlink()
-        if job.watch is not None:
-            job.watch.release()
-        job.timeline.finished = self._clock()
+        open_request.settled = True
+        open_request.unlink()
+        if open_request.watch is not None:
+            open_request.watch.release()
+        open_request.timeline.finished = self._clock()
         # Does nothing unless the stream was left with `break` or `return` before its end.
-        job.stream.fail(RequestCancelled("the stream was left"))
-        if job.replaying is not None:
-            job.replaying.cancel()
-        elif job.in_engine:
-            self._spawn(self._abort, job)
+        open_request.stream.fail(RequestCancelled("the stream was left"))
+        if open_request.replaying is not None:
+            open_request.replaying.cancel()
+        elif open_request.in_engine:
+            self._spawn(self._abort, open_request)
         else:
-            self._release(job)
+            self._release(open_request)
 
-    async def _abort(self, job: Job) -> None:
+    async def _abort(self, open_request: OpenRequest) -> None:
         with anyio.move_on_after(self.config.cleanup_timeout, shield=True) as scope:
             try:
-                await self.engine.abort(job.request.request_id)
+                await self.engine.abort(open_request.request.request_id)
             except Exception:
-                logger.exception("aborting request %s failed", job.request.request_id)
+                logger.exception("aborting request %s failed", open_request.request.request_id)
         if scope.cancelled_caught:
-            logger.warning("the engine did not confirm the abort of request %s", job.request.request_id)
-        self._release(job)
+            logger.warning("the engine did not confirm the abort of request %s", open_request.request.request_id)
+        self._release(open_request)
 
-    def _release(self, job: Job) -> None:
-        if job.ticket is not None:
-            job.ticket.generated, job.ticket.complete = job.timeline.completion_tokens, job.timeline.outcome is Outcome.COMPLETED
-            wake(self.admission.leave(job.ticket, self._clock()))
-        del self._jobs[job.request.request_id]
-        self._observer.finished(job.timeline)
-        job.span.end(job.timeline)
-        job.released.set()
-        if self._idle is not None and not self._jobs:
+    def _release(self, open_request: OpenRequest) -> None:
+        if open_request.ticket is not None:
+            open_request.ticket.generated, open_request.ticket.complete = (
+                open_request.timeline.completion_tokens,
+                open_request.timeline.outcome is Outcome.COMPLETED,
+            )
+            wake(self.admission.leave(open_request.ticket, self._clock()))
+        del self._open_requests[open_request.request.request_id]
+        self._observer.finished(open_request.timeline)
+        open_request.span.end(open_request.timeline)
+        open_request.released.set()
+        if self._idle is not None and not self._open_requests:
             self._idle.set()
 
     # The manager's own life
@@ -336,7 +339,7 @@ class EngineManager(Generation, Lifecycle):
                     self.engine.watch(self._stepped)
                     self._tasks.start_soon(self._watchdog.run)
                     if self.config.predicts and self._policy is None:
-                        await check_promise(self.engine, self.config.slo)
+                        await check_slo(self.engine, self.config.slo)
                     self.state = State.READY if self._recovery.up else State.RESTARTING
                     yield
                 finally:
@@ -374,11 +377,11 @@ class EngineManager(Generation, Lifecycle):
             self.config.restart,
             self._clock,
             # Where it says that it is dead, and goes on, everybody waits for it in vain.
-            busy=lambda: sum(job.in_engine or not self._recovery.up for job in self._jobs.values()),
+            busy=lambda: sum(open_request.in_engine or not self._recovery.up for open_request in self._open_requests.values()),
             up=self._engine_up,
             down=self._engine_down,
         )
-        self._watchdog = Watchdog(self.engine, self._clock, self._jobs.values, self._supervisor.hurry)
+        self._watchdog = Watchdog(self.engine, self._clock, self._open_requests.values, self._supervisor.hurry)
         try:
             await self._supervisor.run(task_status=task_status)
         except EngineDead:
@@ -388,8 +391,8 @@ class EngineManager(Generation, Lifecycle):
     def _engine_up(self) -> None:
         if self.state is State.RESTARTING:
             self.state = State.READY
-        for job in self._recovery.rise(self._jobs.values()):
-            self._spawn(self._replay, job)
+        for open_request in self._recovery.engine_up(self._open_requests.values()):
+            self._spawn(self._replay, open_request)
         if self._admission is not None:
             wake(self._admission.resume(self._clock()))
 
@@ -403,20 +406,20 @@ class EngineManager(Generation, Lifecycle):
             self._back = now + pause + self._supervisor.start_seconds
             if self.state is State.READY:
                 self.state = State.RESTARTING
-            for job in list(self._jobs.values()):
-                if job.gives_up_before(self._back):
+            for open_request in list(self._open_requests.values()):
+                if open_request.gives_up_before(self._back):
                     # As one that comes now: it would wait longer than it may.
-                    job.stream.fail(self._unavailable())
+                    open_request.stream.fail(self._unavailable())
         if self._admission is not None:
             self._admission.suspend(now)
-        self._recovery.fall(error, list(self._jobs.values()), for_good=pause is None)
+        self._recovery.engine_down(error, list(self._open_requests.values()), for_good=pause is None)
 
-    async def _replay(self, job: Job) -> None:
-        if not job.settled:
-            await self._recovery.replay(job)
-            if job.settled:
+    async def _replay(self, open_request: OpenRequest) -> None:
+        if not open_request.settled:
+            await self._recovery.replay(open_request)
+            if open_request.settled:
                 # It was left meanwhile, or it failed.
-                await self._abort(job)
+                await self._abort(open_request)
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take nothing new and wait for what is open; True if all of it ended within `timeout` seconds (None: no limit).
@@ -425,18 +428,18 @@ class EngineManager(Generation, Lifecycle):
         """
         self._require_home()
         self._stop_taking()
-        if not self._jobs:
+        if not self._open_requests:
             return True
         self._idle = self._idle or anyio.Event()
         with anyio.move_on_after(timeout):
             await self._idle.wait()
-        return not self._jobs
+        return not self._open_requests
 
     def cancel_all(self, reason: str) -> None:
         """End every open request now: its reader gets an `Unavailable` with this reason."""
         self._require_home()
-        for job in list(self._jobs.values()):
-            job.stream.fail(Unavailable(reason, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED))
+        for open_request in list(self._open_requests.values()):
+            open_request.stream.fail(Unavailable(reason, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED))
 
     def set_tenants(self, table: TenantTable) -> None:
         """From now on these weights and limits of tenants hold; what they have taken is kept."""
@@ -487,7 +490,7 @@ class EngineManager(Generation, Lifecycle):
         return ManagerStatistics(
             state=self.state,
             restarts=self._supervisor.restarts if self._supervisor else 0,
-            open=len(self._jobs),
+            open=len(self._open_requests),
             tokenizing=self._tokenizing.length,
             admission=self._admission.statistics(self._clock()) if self._admission else None,
             engine=self.engine.statistics(),
@@ -495,11 +498,11 @@ class EngineManager(Generation, Lifecycle):
 
     def metrics(self) -> dict[str, Any]:
         """Everything that is measured, as one dictionary of plain values; seconds and tokens throughout."""
-        return self.facts().snapshot(self._clock())
+        return self.metrics_snapshot().snapshot(self._clock())
 
-    def facts(self) -> Facts:
+    def metrics_snapshot(self) -> MetricsSnapshot:
         """What the metrics are made from, which can be put together with those of other managers."""
-        return Facts(self.statistics(), self.recorder)
+        return MetricsSnapshot(self.statistics(), self.recorder)
 
     def _refuse_unless_ready(self) -> None:
         if self.state is State.FAILED:

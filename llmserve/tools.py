@@ -72,7 +72,7 @@ class Message(Result, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-class Reader(Protocol):
+class OutputParser(Protocol):
     """Takes one answer apart, piece by piece as the engine makes them. A whole answer is read in the same way as a stream, so that both
     say the same, also of an answer that was cut."""
 

@@ -16,7 +16,7 @@ from reports.page_data import Content, Named, Series
 from reports.theme import STYLE
 
 # Larger ones are named only: a page of tens of megabytes is no longer one that opens.
-MOST_EMBEDDED_BYTES = 4 * 2**20
+MAX_EMBEDDED_BYTES = 4 * 2**20
 
 
 def block(text: str) -> Div:
@@ -180,7 +180,7 @@ def files(content: Content) -> Div:
         parts.append(_link(f"{run.name}.points.csv", _csv([HEADS, *(_row(view) for view in run.analysis.views)]), "text/csv"))
         for path in (run.path, requests_path(run.path), samples_path(run.path)):
             data = path.read_bytes()
-            if len(data) <= MOST_EMBEDDED_BYTES:
+            if len(data) <= MAX_EMBEDDED_BYTES:
                 parts.append(_link(path.name, data, "application/octet-stream"))
             else:
                 parts.append(f"<li>{html.escape(path.name)}: {len(data) / 2**20:.0f} MiB, too large to be in the page</li>")

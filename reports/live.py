@@ -13,7 +13,7 @@ from reports.theme import PALETTE, STYLE, chart, legend
 
 INTERVAL_MS = 1000
 # Ten minutes at one sample a second.
-KEPT = 600
+MAX_POINTS = 600
 FIELDS = ("running", "waiting", "admission_waiting", "kv_usage", "tokens_per_second")
 
 
@@ -78,5 +78,5 @@ class Live:
             rate = (tokens - self._last[1]) / (now - self._last[0]) if self._last else None
             self._last = (now, tokens)
         row = {**{name: fields.get(name) for name in FIELDS}, "tokens_per_second": rate, "time": now - self._began}
-        self._source.stream({name: [float("nan") if value is None else float(value)] for name, value in row.items()}, rollover=KEPT)
+        self._source.stream({name: [float("nan") if value is None else float(value)] for name, value in row.items()}, rollover=MAX_POINTS)
         self._state.text = "<p class='good'>following</p>" if fields else f"<p class='bad'>{address} tells no series of an engine</p>"

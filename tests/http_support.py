@@ -43,7 +43,7 @@ class Server:
 
 
 @asynccontextmanager
-async def running_server(engine=None, config=None, app=None, door=None, tls=None, tracer=None, app_of=None, **simulated):
+async def running_server(engine=None, config=None, app=None, limiter=None, tls=None, tracer=None, app_of=None, **simulated):
     """`app` are arguments of `build_app`; `app_of` makes more of them from the manager."""
     # On a busy machine tokens would be merged, and tests that count events would fail.
     app = {"max_hold": 0.0, **(app or {})}
@@ -51,7 +51,7 @@ async def running_server(engine=None, config=None, app=None, door=None, tls=None
     async with EngineManager(engine, config or ManagerConfig(drain_timeout=1), tracer=tracer) as manager:
         app |= app_of(manager) if app_of else {}
         listener = bind("127.0.0.1", 0)
-        async with running(build_app(manager, "sim", **app), door, tls) as reception, listen(reception, listener):
+        async with running(build_app(manager, "sim", **app), limiter, tls) as acceptor, listen(acceptor, listener):
             url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
             async with aiohttp.ClientSession(url) as session:
                 yield Server(manager, url, session)

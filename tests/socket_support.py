@@ -84,7 +84,7 @@ async def running_socket(
     key=None,
     access=None,
     observers=(),
-    door=None,
+    limiter=None,
     max_streams=1024,
     **simulated,
 ):
@@ -99,7 +99,7 @@ async def running_socket(
             addresses,
             tls=tls,
             access=access or Access(Keys.single(key) if key else None),
-            door=door,
+            limiter=limiter,
             max_streams=max_streams,
         ) as bound,
     ):

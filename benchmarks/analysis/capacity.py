@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks.analysis.steady_state import Floats
 from benchmarks.recording.results import RequestRecord
 
-MOST_GAPS = 1500
+MAX_GAPS = 1500
 TERMS = 4
-LEAST_LOADS = 3
+MIN_LOADS = 3
 
 
 @attrs.frozen
@@ -114,8 +114,8 @@ def observe(load: Load, tokens_per_second: float, records: Sequence[RequestRecor
         if after > before
     ]
     gaps = np.asarray(pairs, dtype=np.float64).reshape(-1, 3)
-    if len(gaps) > MOST_GAPS:
-        gaps = gaps[np.random.default_rng(seed).choice(len(gaps), MOST_GAPS, replace=False)]
+    if len(gaps) > MAX_GAPS:
+        gaps = gaps[np.random.default_rng(seed).choice(len(gaps), MAX_GAPS, replace=False)]
     begin, end, count = gaps[:, 0, None], gaps[:, 1, None], gaps[:, 2]
     middle = (begin + end) / 2
     first = np.array([record.deliveries[0][0] for record in answered])
@@ -155,7 +155,7 @@ def capacity(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_c
     held_out = []
     for one in observed:
         others = [other for other in observed if other.load.concurrency != one.load.concurrency or not _alike(other.load, one.load)]
-        if len({other.load for other in others}) < LEAST_LOADS - 1:
+        if len({other.load for other in others}) < MIN_LOADS - 1:
             return None
         model = fit(others, max_num_seqs, kv_cache_tokens)
         held_out.append(HeldOut(one.load, one.tokens_per_second, model.tokens_per_second(one.load), _naive(one.load, others)))

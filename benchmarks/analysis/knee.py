@@ -13,11 +13,11 @@ import numpy as np
 
 from benchmarks.analysis.steady_state import Floats
 
-LEAST_POINTS = 5
+MIN_POINTS = 5
 RESAMPLES = 400
 GRID_STEP = 1 / 16
 # Throughput must first grow (at least so: doubling the load adds 23 %), and then bend to less than half of that power.
-LEAST_GROWTH = 0.3
+MIN_GROWTH = 0.3
 BEND = 0.5
 # The share of resamples that may show no bend, and the widest interval that still says something: a factor of 4.
 UNDECIDED_SHARE = 0.2
@@ -46,8 +46,8 @@ class NoKnee:
 
 def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 0) -> Knee | NoKnee:
     """From one array of block throughputs for each concurrency, each not empty."""
-    if len(set(concurrency)) < LEAST_POINTS:
-        return NoKnee(f"{len(set(concurrency))} concurrencies were measured, and a bend needs at least {LEAST_POINTS}")
+    if len(set(concurrency)) < MIN_POINTS:
+        return NoKnee(f"{len(set(concurrency))} concurrencies were measured, and a bend needs at least {MIN_POINTS}")
     order = np.argsort(concurrency)
     x = np.log2(np.asarray(concurrency, dtype=np.float64)[order])
     means = np.array([np.mean(blocks[index]) for index in order])
@@ -58,7 +58,7 @@ def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 
     drawn = _resample([blocks[index] for index in order], misfit[0], np.random.default_rng(seed))
     ats, befores, afters, _ = _fit(x, drawn)
     growth = float(befores.mean())
-    if before[0] < LEAST_GROWTH or growth < LEAST_GROWTH:
+    if before[0] < MIN_GROWTH or growth < MIN_GROWTH:
         return NoKnee(
             f"throughput does not grow with the load (by a power of {before[0]:.2f} from {2 ** x[0]:g} on): "
             "it is saturated at the smallest concurrency already, or something else limits it"

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from benchmarks.analysis.capacity import LEAST_LOADS, Capacity, Load
+from benchmarks.analysis.capacity import MIN_LOADS, Capacity, Load
 from benchmarks.analysis.report import Analysis
 
 
 def predict(analysis: Analysis, concurrency: Sequence[int], prompt: float | None, output: float | None) -> str:
     """Markdown for each target; says so where the run has too few loads."""
     if not analysis.capacity:
-        return f"A model needs at least {LEAST_LOADS} valid closed loops on one target; this run has fewer."
+        return f"A model needs at least {MIN_LOADS} valid closed loops on one target; this run has fewer."
     return "\n\n".join(_target(target, found, concurrency, prompt, output) for target, found in analysis.capacity.items())
 
 

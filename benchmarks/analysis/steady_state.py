@@ -16,7 +16,7 @@ Window = tuple[float, float]
 STEADY_SHARE = 0.9
 # What lasts longer than this share of the whole is a dip of the load, and no moment between two requests.
 DIP_SHARE = 0.01
-MOST_BLOCKS = 16
+MAX_BLOCKS = 16
 
 
 def steady_window(records: Sequence[RequestRecord]) -> Window:
@@ -70,7 +70,7 @@ def block_rates(records: Sequence[RequestRecord], window: Window) -> Floats:
         return np.empty(0)
     inside = sum(1 for record in records if record.finished is not None and start < record.finished <= end)
     clients = max(1.0, in_flight(records, window))
-    count = int(np.clip(inside / clients / 2, 2, MOST_BLOCKS))
+    count = int(np.clip(inside / clients / 2, 2, MAX_BLOCKS))
     times, tokens = deliveries(records)
     counts, edges = np.histogram(times, bins=count, range=window, weights=tokens)
     return np.asarray(counts / np.diff(edges), dtype=np.float64)

@@ -22,7 +22,7 @@ from benchmarks.generator.run import Generator, Measured, Progress
 from benchmarks.targets import Target, TargetError
 from benchmarks.targets.http import HTTP, Prompts, open_session
 from benchmarks.targets.socket import open_socket
-from benchmarks.workload.plan import Job
+from benchmarks.workload.plan import PlannedRequest
 
 PROGRESS_SECONDS = 0.2
 POLL_SECONDS = 0.02
@@ -50,7 +50,7 @@ def work(pipe: Connection, url: str, model: str, prompts: Prompts) -> None:
 
 async def _work(pipe: Connection, url: str, model: str, *, prompts: Prompts) -> None:
     async with open_target(url, model, prompts=prompts) as target:
-        while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), Job):
+        while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), PlannedRequest):
             generator = Generator(target, job, clock=time.monotonic)
             generator.prepare()
             pipe.send("ready")
@@ -95,7 +95,7 @@ class Fleet:
 
     pipes: list[Connection]
 
-    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
         """The job, shared among the workers, into `measured`; also what there is of it when this is cancelled.
 
         Raises TargetError when a worker died.

@@ -8,7 +8,7 @@ import attrs
 
 from benchmarks.recording.results import RequestRecord
 from benchmarks.targets import Target, with_patience
-from benchmarks.workload.plan import Job
+from benchmarks.workload.plan import PlannedRequest
 from benchmarks.workload.requests import Item
 
 # How often the event loop's own lateness is looked at.
@@ -51,7 +51,7 @@ class Generator:
     """Does one job. `measured` holds what there is so far; `clock` gives monotonic seconds, `cpu_clock` this process's CPU seconds."""
 
     target: Target
-    job: Job
+    job: PlannedRequest
     progress: Progress = attrs.field(factory=Progress)
     measured: Measured = attrs.field(factory=Measured)
     clock: Callable[[], float] = anyio.current_time

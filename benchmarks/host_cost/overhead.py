@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from benchmarks.host_cost.server_processes import Setting
-from benchmarks.host_cost.variants import Leg, open_sides
+from benchmarks.host_cost.variants import Trial, open_sides
 
 # What each side is held against: the peers that do the same, or our own next-best way.
 AGAINST = (
@@ -34,7 +34,7 @@ class Point(msgspec.Struct, kw_only=True):
 
     streams: int
     core: str
-    legs: dict[str, list[Leg]]
+    trials: dict[str, list[Trial]]
 
 
 async def measure(
@@ -48,21 +48,23 @@ async def measure(
         report(f"starting {', '.join(names)}")
         async with open_sides(names, setting, max(group)) as sides:
             for number in group:
-                point = Point(streams=number, core=setting.core, legs={name: [] for name in names})
+                point = Point(streams=number, core=setting.core, trials={name: [] for name in names})
                 points.append(point)
                 for which in range(rounds + 1):
                     for name in list(names) if which % 2 else list(names)[::-1]:
-                        leg = await sides[name](number, which)
+                        trial = await sides[name](number, which)
                         word = f"round {which} of {rounds}" if which else "warm-up"
-                        report(f"{number} streams, {word}: {name} {_brief(leg)}")
+                        report(f"{number} streams, {word}: {name} {_brief(trial)}")
                         if which:
-                            point.legs[name].append(leg)
+                            point.trials[name].append(trial)
     return points
 
 
-def _brief(leg: Leg) -> str:
-    cpu, wait = f"{leg.cpu_microseconds_per_token:.1f} us of CPU a token", f"p99 TTFT {leg.ttft_p99 * 1000:,.0f} ms"
-    return f"{leg.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (f", {leg.failed} failed ({leg.failure})" if leg.failed else "")
+def _brief(trial: Trial) -> str:
+    cpu, wait = f"{trial.cpu_microseconds_per_token:.1f} us of CPU a token", f"p99 TTFT {trial.ttft_p99 * 1000:,.0f} ms"
+    return f"{trial.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (
+        f", {trial.failed} failed ({trial.failure})" if trial.failed else ""
+    )
 
 
 def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -> str:
@@ -75,25 +77,25 @@ def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -
             "| side | tokens/s | us of CPU a token | tokens an event | longest gap, ms | p50 TTFT, ms | p99 TTFT, ms | failed |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        for name, legs in point.legs.items():
+        for name, trials in point.trials.items():
             cells = [
-                spread([leg.tokens_per_second for leg in legs], 0),
-                spread([leg.cpu_microseconds_per_token for leg in legs], 1),
-                spread([leg.tokens_per_event for leg in legs], 2),
-                spread([leg.gap_p99 * 1000 for leg in legs], 0),
-                spread([leg.ttft_p50 * 1000 for leg in legs], 0),
-                spread([leg.ttft_p99 * 1000 for leg in legs], 0),
-                str(sum(leg.failed for leg in legs)),
+                spread([trial.tokens_per_second for trial in trials], 0),
+                spread([trial.cpu_microseconds_per_token for trial in trials], 1),
+                spread([trial.tokens_per_event for trial in trials], 2),
+                spread([trial.gap_p99 * 1000 for trial in trials], 0),
+                spread([trial.ttft_p50 * 1000 for trial in trials], 0),
+                spread([trial.ttft_p99 * 1000 for trial in trials], 0),
+                str(sum(trial.failed for trial in trials)),
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-        lines += [_ratio(point, *pair) for pair in [*AGAINST, *against] if all(name in point.legs for name in pair)]
+        lines += [_ratio(point, *pair) for pair in [*AGAINST, *against] if all(name in point.trials for name in pair)]
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
 def _ratio(point: Point, name: str, other: str) -> str:
-    pairs = list(zip(point.legs[name], point.legs[other], strict=True))
+    pairs = list(zip(point.trials[name], point.trials[other], strict=True))
     rates = spread([one.tokens_per_second / two.tokens_per_second for one, two in pairs], 2)
     costs = spread([one.cpu_microseconds_per_token / two.cpu_microseconds_per_token for one, two in pairs], 2)
     waits = spread([one.ttft_p99 / two.ttft_p99 for one, two in pairs], 2)

@@ -51,9 +51,9 @@ class Workload:
     max_tokens: int
     seed: int
 
-    def prompts(self, leg: int) -> list[str]:
+    def prompts(self, trial: int) -> list[str]:
         """Distinct in every leg, so that no side finds the other's prefixes in the cache."""
-        rng = random.Random(f"{self.seed} {leg}")
+        rng = random.Random(f"{self.seed} {trial}")
         return [" ".join(rng.choice(WORDS) for _ in range(self.prompt_words)) for _ in range(self.requests)]
 
 
@@ -132,8 +132,8 @@ async def measure(model: str, engine_args: dict[str, Any], workload: Workload, r
         for number in range(rounds + 1):
             first, second = ("bare", "manager") if number % 2 else ("manager", "bare")
             speed: dict[str, list[float]] = {"bare": [], "manager": []}
-            for leg, side in enumerate((first, second, second, first)):
-                speed[side].append(await closed_loop(workload.prompts(4 * number + leg), workload.concurrency, sides[side]))
+            for trial, side in enumerate((first, second, second, first)):
+                speed[side].append(await closed_loop(workload.prompts(4 * number + trial), workload.concurrency, sides[side]))
             result = Round(statistics.harmonic_mean(speed["bare"]), statistics.harmonic_mean(speed["manager"]), first)
             label = f"round {number} of {rounds}" if number else "warm-up"
             report(f"{label}: bare {result.bare:.1f} tok/s, manager {result.manager:.1f} tok/s, ratio {result.ratio:.3f}")

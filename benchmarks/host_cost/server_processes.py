@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import is_healthy
-from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve.models import resolve
 
@@ -67,9 +67,11 @@ class Setting:
     def args_of_vllm(self) -> dict[str, Any]:
         return CPU_ARGS | self.engine_args if self.core == "stubbed" else self.args_of_ours
 
-    def job(self, streams: int, number: int) -> Job:
+    def job(self, streams: int, number: int) -> PlannedRequest:
         workload = Workload(prompt=Fixed(self.prompt_tokens), output=Fixed(self.answer_tokens), vocabulary=self.vocabulary)
-        return Job(point=0, label=f"leg {number}", load=Load(concurrency=streams), workload=workload, requests=streams * self.requests)
+        return PlannedRequest(
+            point=0, label=f"leg {number}", load=Load(concurrency=streams), workload=workload, requests=streams * self.requests
+        )
 
 
 @attrs.frozen

@@ -26,7 +26,7 @@ from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.vllm.engine import VLLMEngine
 
 
-class Leg(msgspec.Struct, kw_only=True):
+class Trial(msgspec.Struct, kw_only=True):
     """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds; `failed` requests count for
     nothing else, and `failure` says how the first of them ended."""
 
@@ -41,7 +41,7 @@ class Leg(msgspec.Struct, kw_only=True):
     failure: str = ""
 
 
-Side = Callable[[int, int], Awaitable[Leg]]
+Side = Callable[[int, int], Awaitable[Trial]]
 
 
 # Each a name, and how to open it: in this process, or by the server that carries it and the way to that.
@@ -121,7 +121,7 @@ async def _in_process(names: Sequence[str], setting: Setting, streams: int) -> A
 
 
 def _in_process_side(target: Target, setting: Setting) -> Side:
-    async def run(streams: int, number: int) -> Leg:
+    async def run(streams: int, number: int) -> Trial:
         generator = Generator(target, setting.job(streams, number), clock=time.monotonic)
         generator.prepare()
         await generator.run()
@@ -131,7 +131,7 @@ def _in_process_side(target: Target, setting: Setting) -> Side:
 
 
 def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
-    async def run(streams: int, number: int) -> Leg:
+    async def run(streams: int, number: int) -> Trial:
         measured, before = Measured(), process.cpu_seconds()
         await fleet.run(setting.job(streams, number), measured, lambda _: None)
         return _leg(measured, process.cpu_seconds() - before)
@@ -139,7 +139,7 @@ def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
     return run
 
 
-def _leg(measured: Measured, cpu_seconds: float) -> Leg:
+def _leg(measured: Measured, cpu_seconds: float) -> Trial:
     records = [record for record in measured.records if record.outcome == "ok"]
     failed = [record for record in measured.records if record.outcome != "ok"]
     failure = f"{failed[0].outcome}, {failed[0].detail}" if failed else ""
@@ -148,7 +148,7 @@ def _leg(measured: Measured, cpu_seconds: float) -> Leg:
     tokens = sum(record.completion_tokens for record in records)
     seconds = max(record.finished or 0.0 for record in records)
     ttfts = [(record.first_token or 0.0) - (record.dispatched or 0.0) for record in records]
-    return Leg(
+    return Trial(
         tokens_per_second=tokens / seconds,
         cpu_microseconds_per_token=cpu_seconds / tokens * 1e6,
         ttft_p50=statistics.median(ttfts),

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from benchmarks.overload import calibrate, cost
 from benchmarks.overload.scenarios import SCENARIOS
-from benchmarks.overload.study import Bench
+from benchmarks.overload.study import TestBed
 from benchmarks.overload.tables import Study, bursts_table, cost_table, light_table, overload_table, retries_table, tenants_table
 from benchmarks.recording.storage import readable
 from benchmarks.sweep.options import numbers
@@ -57,7 +57,7 @@ def run_overload(given: argparse.Namespace) -> int:
             raise ConfigurationError(f"no workload {name!r}: choose of {', '.join(SCENARIOS)}")
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(available_cpus()) as pool, tqdm(desc="simulations", unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
-        study = Study(Bench(pool, bar.update), given.seeds, given.tuning)
+        study = Study(TestBed(pool, bar.update), given.seeds, given.tuning)
         steady = [name for name in names if SCENARIOS[name].drop is None and SCENARIOS[name].later is None]
         found["light"] = study.light(steady, given.light)
         found["overload"] = study.overload(names, given.offered)

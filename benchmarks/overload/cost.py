@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from llmserve.admission import AdmissionController, EngineFacts, LateGate, Ticket, TicketState
+from llmserve.admission import AdmissionController, EngineSample, LateGate, Ticket, TicketState
 from llmserve.config import SLO
 
 RUNNING = 256
@@ -16,15 +16,15 @@ def measure() -> dict[str, float]:
     policy = LateGate(SLO(ttft=1000.0, tpot=0.05), 2 * RUNNING, 8192)
     controller = AdmissionController(policy, max_waiting=RUNNING)
     cache = RUNNING * 300
-    facts = EngineFacts(kv_tokens=cache, kv_usage=0.9, running=RUNNING)
-    controller.record(facts, 0.0)
+    sample = EngineSample(kv_tokens=cache, kv_usage=0.9, running=RUNNING)
+    controller.record(sample, 0.0)
     running = [_ticket(number) for number in range(RUNNING)]
     for ticket in running:
         controller.offer(ticket, 0.0)
         controller.first_token(ticket, 0.01)
     for number in range(1, 200):
-        facts = EngineFacts(steps=number, busy_seconds=0.02 * number, kv_tokens=cache, kv_usage=0.9, running=RUNNING)
-        controller.record(facts, 0.02 * number)
+        sample = EngineSample(steps=number, busy_seconds=0.02 * number, kv_tokens=cache, kv_usage=0.9, running=RUNNING)
+        controller.record(sample, 0.02 * number)
     now, steps = 4.0, 200
     waiting = _ticket(-1)
     controller.offer(waiting, now)
@@ -34,7 +34,7 @@ def measure() -> dict[str, float]:
         controller.offer(_ticket(number), now + number * 1e-4)
 
     def record(number: int) -> None:
-        told = EngineFacts(steps=steps + number, busy_seconds=0.02 * (steps + number), kv_tokens=cache, kv_usage=0.9, running=RUNNING)
+        told = EngineSample(steps=steps + number, busy_seconds=0.02 * (steps + number), kv_tokens=cache, kv_usage=0.9, running=RUNNING)
         controller.record(told, now)
 
     return {

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 import attrs
 
 from benchmarks.overload.laws import Law
-from llmserve.admission import EngineFacts
+from llmserve.admission import EngineSample
 
 BLOCK = 16
 
@@ -153,8 +153,8 @@ class StepEngine:
         self._followed = self.busy
         return first, complete
 
-    def facts(self) -> EngineFacts:
-        return EngineFacts(
+    def metrics_snapshot(self) -> EngineSample:
+        return EngineSample(
             steps=self._steps,
             busy_seconds=self._busy,
             running=len(self._decoding) + len(self._prefilling),

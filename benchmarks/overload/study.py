@@ -94,7 +94,7 @@ def recovery(cells: Sequence[Cell]) -> float | None:
     return None
 
 
-class Bench:
+class TestBed:
     """Runs cells in all processors, and remembers what came of them."""
 
     def __init__(self, pool: ProcessPoolExecutor, progress: Callable[[int], object]) -> None:
@@ -118,7 +118,7 @@ class Bench:
         return list(self._pool.map(recovery, groups))
 
 
-def capacity(bench: Bench, scenario: Scenario, seeds: Sequence[int]) -> float:
+def capacity(bench: TestBed, scenario: Scenario, seeds: Sequence[int]) -> float:
     """The highest rate at which nearly all are kept when nothing is controlled, to within 2 %."""
 
     def share(rate: float) -> float:
@@ -134,7 +134,7 @@ def capacity(bench: Bench, scenario: Scenario, seeds: Sequence[int]) -> float:
     return low
 
 
-def best_fixed(bench: Bench, scenario: Scenario, rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
+def best_fixed(bench: TestBed, scenario: Scenario, rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
     """The best limit, and for the two best ones the best bound on the wait."""
     assert scenario.slo.ttft is not None
     middle = WAITS[1] * scenario.slo.ttft
@@ -159,7 +159,7 @@ def thinnings(rate: float) -> Iterator[str]:
         yield f"thin:{part * rate:.4g}"
 
 
-def best(bench: Bench, scenario: Scenario, names: Iterable[str], rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
+def best(bench: TestBed, scenario: Scenario, names: Iterable[str], rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
     """The contender with the most goodput, in hindsight: chosen by the first `tuning` seeds, shown over all of them."""
     names = list(names)
     bench.run(itertools.chain.from_iterable(cells(scenario, name, rate, seeds[:tuning]) for name in names))

@@ -14,8 +14,8 @@ from benchmarks.overload.study import (
     GRADIENT2,
     LATEGATE,
     NONE,
-    Bench,
     Cell,
+    TestBed,
     best,
     best_fixed,
     capacity,
@@ -29,7 +29,7 @@ from benchmarks.overload.study import (
 class Study:
     """All seeds of every cell; what is tuned in hindsight is chosen by the first `tuning` of them."""
 
-    bench: Bench
+    bench: TestBed
     seeds: Sequence[int]
     tuning: int
     capacities: dict[str, float] = attrs.field(factory=dict)

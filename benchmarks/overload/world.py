@@ -156,4 +156,4 @@ class World:
             request.computed += sequence.computed + sequence.output
             ticket.generated, ticket.complete = sequence.output, True
             self._wake(self.admission.leave(ticket, self.now))
-        self._wake(self.admission.record(self.engine.facts(), self.now))
+        self._wake(self.admission.record(self.engine.metrics_snapshot(), self.now))

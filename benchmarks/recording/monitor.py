@@ -15,7 +15,7 @@ from llmserve import EngineManager
 
 INTERVAL_SECONDS = 0.1
 # At twice as many, every other one goes and the interval doubles: a point keeps its shape at a bounded size.
-ENOUGH_SAMPLES = 200
+MIN_SAMPLES = 200
 # Fields of a sample by name, without its point and time.
 Read = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -35,7 +35,7 @@ class Monitor:
             fields = await self.read()
             if fields:
                 self.samples.append(Sample(point=self.point, time=self.clock(), **fields))
-            if len(self.samples) >= 2 * ENOUGH_SAMPLES:
+            if len(self.samples) >= 2 * MIN_SAMPLES:
                 del self.samples[1::2]
                 interval *= 2
             await anyio.sleep(interval)

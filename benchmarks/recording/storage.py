@@ -12,7 +12,7 @@ from benchmarks.recording.results import SCHEMA, Recording, RequestRecord, Run, 
 
 # Times are kept to the microsecond: below what an event loop can tell apart, and half the size on disk.
 DIGITS = 6
-Line = TypeVar("Line", RequestRecord, Sample)
+LinearFit = TypeVar("LinearFit", RequestRecord, Sample)
 
 
 class UnreadableRun(Exception):
@@ -67,13 +67,13 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "anyOf": kinds, "$defs": definitions}
 
 
-def _lines(entries: Sequence[Line]) -> bytes:
+def _lines(entries: Sequence[LinearFit]) -> bytes:
     encoder = msgspec.json.Encoder()
     # No time of writing inside: the same facts make the same bytes.
     return gzip.compress(b"".join(encoder.encode(_rounded(entry)) + b"\n" for entry in entries), compresslevel=6, mtime=0)
 
 
-def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
+def _read_lines(path: Path, kind: type[LinearFit]) -> list[LinearFit]:
     decoder = msgspec.json.Decoder(kind)
     packed = path.read_bytes()
     if not packed:
@@ -84,7 +84,7 @@ def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
         raise UnreadableRun(f"{path}: {error}") from error
 
 
-def _rounded(entry: Line) -> Line:
+def _rounded(entry: LinearFit) -> LinearFit:
     values = {name: getattr(entry, name) for name in entry.__struct_fields__}
     rounded: dict[str, Any] = {name: round(value, DIGITS) for name, value in values.items() if isinstance(value, float)}
     if isinstance(entry, RequestRecord):

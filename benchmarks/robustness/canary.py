@@ -23,7 +23,7 @@ from llmserve import GenerationRequest, LLMServeError, Sampling
 # The pause between two requests of a voice; what a canary asks for takes eight of the engine's steps.
 CANARY_SECONDS, CANARY_TOKENS = 0.05, 8
 PROBE_SECONDS = 0.02
-VOICES = 4
+CONCURRENCY = 4
 # A request or a probe that takes longer has failed.
 PATIENCE_SECONDS = 30.0
 # A tenant of its own: what others' requests leave to it is what admission promises.
@@ -40,14 +40,14 @@ Wire = Literal["http", "socket"]
 
 @attrs.define
 class Canary:
-    """Asks on a connection of its own each time. `songs`, `failed` and `probes` are when each began, and how many seconds it took."""
+    """Asks on a connection of its own each time. `samples`, `failed` and `probes` are when each began, and how many seconds it took."""
 
     host: str
     port: int
     wire: Wire = "http"
-    voices: int = VOICES
+    voices: int = CONCURRENCY
     patience: float = PATIENCE_SECONDS
-    songs: list[Timed] = attrs.field(factory=list)
+    samples: list[Timed] = attrs.field(factory=list)
     failed: list[Timed] = attrs.field(factory=list)
     probes: list[Timed] = attrs.field(factory=list)
 
@@ -55,7 +55,7 @@ class Canary:
     def failures(self) -> int:
         return len(self.failed)
 
-    async def sing(self, enough: Connection) -> None:
+    async def probe(self, enough: Connection) -> None:
         """In several voices and with one probe, until something comes."""
         ask, probe = (self._ask, self._probe) if self.wire == "http" else (self._ask_socket, self._probe_socket)
         tasks = [asyncio.create_task(self._voice(ask)) for _ in range(self.voices)]
@@ -71,7 +71,7 @@ class Canary:
             try:
                 async with asyncio.timeout(self.patience):
                     await ask()
-                self.songs.append((began, time.perf_counter() - began))
+                self.samples.append((began, time.perf_counter() - began))
             except FAILURES:
                 self.failed.append((began, time.perf_counter() - began))
             await asyncio.sleep(CANARY_SECONDS)
@@ -133,17 +133,17 @@ class Canary:
 
     def figures(self, since: float = 0.0, until: float = math.inf) -> tuple[float, float]:
         """p50 and p99 of those that began and ended within."""
-        seconds = [seconds for began, seconds in self.songs if began >= since and began + seconds <= until] or [math.nan]
+        seconds = [seconds for began, seconds in self.samples if began >= since and began + seconds <= until] or [math.nan]
         return float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.99))
 
     def longest(self, until: float) -> float:
         """Of those that began before."""
-        return max((seconds for began, seconds in self.songs if began < until), default=0.0)
+        return max((seconds for began, seconds in self.samples if began < until), default=0.0)
 
 
 @asynccontextmanager
 async def singing(
-    host: str, port: int, wire: Wire = "http", voices: int = VOICES, patience: float = PATIENCE_SECONDS
+    host: str, port: int, wire: Wire = "http", voices: int = CONCURRENCY, patience: float = PATIENCE_SECONDS
 ) -> AsyncIterator[Canary]:
     """A canary in a process of its own, where the attackers' work does not delay it; what it has sung is known at the end."""
     canary = Canary(host, port, wire, voices, patience)
@@ -155,11 +155,11 @@ async def singing(
         yield canary
     finally:
         ours.send(None)
-        canary.songs, canary.failed, canary.probes = await asyncio.to_thread(ours.recv)
+        canary.samples, canary.failed, canary.probes = await asyncio.to_thread(ours.recv)
         process.join()
 
 
 def _sing_for(canary: Canary, pipe: Connection) -> None:
     pipe.send(None)
-    asyncio.run(canary.sing(pipe))
-    pipe.send((canary.songs, canary.failed, canary.probes))
+    asyncio.run(canary.probe(pipe))
+    pipe.send((canary.samples, canary.failed, canary.probes))

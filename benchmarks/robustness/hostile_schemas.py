@@ -56,7 +56,7 @@ class Canary:
         self._manager = manager
         self._came: list[float] = []
 
-    async def sing(self) -> None:
+    async def probe(self) -> None:
         while True:
             async with self._manager.stream(GenerationRequest("Once upon a time", sampling=Sampling(ignore_eos=True))) as stream:
                 async for _ in stream:
@@ -73,7 +73,7 @@ async def measure(manager: EngineManager, at_once: int, seconds: float, report: 
         # The program that tries them takes some seconds to start.
         await manager.generate("x", sampling=Sampling(max_tokens=1, structured_outputs=StructuredOutputs.regex("a")))
         canary = Canary(manager)
-        tasks.start_soon(canary.sing)
+        tasks.start_soon(canary.probe)
         await anyio.sleep(1)
         since = time.perf_counter()
         await anyio.sleep(seconds)

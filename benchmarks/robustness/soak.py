@@ -28,7 +28,7 @@ WARM_SHARE = 1 / 3
 # Of memory that answers for Idempotency-Key may take: they fill it in the first thousand requests, and not after two million.
 KEEP_BYTES = 2**18
 # Bytes a request: one MiB for 100,000 of them.
-MOST_GROWTH = 2**20 / 1e5
+MAX_GROWTH = 2**20 / 1e5
 # A normal distribution's 95 %; the samples are 40.
 INTERVAL = 1.96
 
@@ -81,7 +81,7 @@ class Soak(msgspec.Struct, kw_only=True):
 
     @property
     def level(self) -> bool:
-        return self.growth.slope <= MOST_GROWTH
+        return self.growth.slope <= MAX_GROWTH
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope:
@@ -135,7 +135,7 @@ async def _run(clients: Sequence[Client], part: Length) -> None:
 
 def _sample(manager: EngineManager, requests: int) -> Sample:
     gc.collect()
-    text, _ = prometheus.render(manager.facts(), time.monotonic(), "text/plain")
+    text, _ = prometheus.render(manager.metrics_snapshot(), time.monotonic(), "text/plain")
     return Sample(
         requests=requests,
         rss=psutil.Process(os.getpid()).memory_info().rss,
@@ -155,5 +155,5 @@ def conclude(found: Soak) -> str:
     verdict = "level" if found.level else "GROWS"
     return (
         f"{sum(found.ends.values()):,} requests in {found.seconds:.0f} s: {ends}\n"
-        f"resident size after the first third: {found.growth}: {verdict} (bound {MOST_GROWTH * 1e5 / 2**20:g} MiB)"
+        f"resident size after the first third: {found.growth}: {verdict} (bound {MAX_GROWTH * 1e5 / 2**20:g} MiB)"
     )

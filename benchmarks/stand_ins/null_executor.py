@@ -21,7 +21,7 @@ from benchmarks.stand_ins.null_model import NullModel
 # Seconds that a step takes; the environment reaches the engine core process, which is started by vLLM.
 PACE = "NULL_EXECUTOR_PACE"
 # The scheduler makes a Python object for each block: 2 million tokens in blocks of 16, what an H100 holds for a model of 1.5B.
-MOST_BLOCKS = 2**17
+MAX_BLOCKS = 2**17
 
 
 class _Step(Future[Any]):
@@ -62,9 +62,9 @@ class NullExecutor(Executor):  # type: ignore[misc]
         return [["LBNHC"]]
 
     def determine_available_memory(self) -> list[int]:
-        """Room for as many whole contexts as run at once, within MOST_BLOCKS, and for one context in any case."""
+        """Room for as many whole contexts as run at once, within MAX_BLOCKS, and for one context in any case."""
         context = -(-self.model_config.max_model_len // self._spec.block_size)
-        blocks = max(context, min(MOST_BLOCKS, context * self.scheduler_config.max_num_seqs))
+        blocks = max(context, min(MAX_BLOCKS, context * self.scheduler_config.max_num_seqs))
         # One block is vLLM's own: it stands for none.
         return [(blocks + 1) * self._spec.page_size_bytes]
 

@@ -14,8 +14,8 @@ from benchmarks.generator.run import Measured
 from benchmarks.recording.machine import Machine
 from benchmarks.recording.monitor import manager_source
 from benchmarks.stand_ins.null_engine import VOCABULARY, NoEngine, no_server
-from benchmarks.sweep.systems import HERE, INPROCESS, FleetRig, InProcessRig, Rig, middle
-from benchmarks.workload.plan import Job, Load
+from benchmarks.sweep.systems import HERE, INPROCESS, FleetSystem, InProcessSystem, SystemUnderTest, middle
+from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 
@@ -33,36 +33,36 @@ class Ceiling(msgspec.Struct, kw_only=True):
 
 
 @asynccontextmanager
-async def inprocess_rig() -> AsyncIterator[Rig]:
+async def inprocess_rig() -> AsyncIterator[SystemUnderTest]:
     """A manager of the engine that does nothing."""
     async with EngineManager(NoEngine(), ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
-        yield InProcessRig(manager, middle(VOCABULARY), manager_source(manager, Machine()))
+        yield InProcessSystem(manager, middle(VOCABULARY), manager_source(manager, Machine()))
 
 
 @asynccontextmanager
-async def http_rig() -> AsyncIterator[Rig]:
+async def http_rig() -> AsyncIterator[SystemUnderTest]:
     """The fleet's client against the server that does nothing."""
 
     async def nothing() -> dict[str, object]:
         return {}
 
     async with no_server() as url, open_fleet(url, "nothing", 1) as fleet:
-        yield FleetRig(HERE, fleet, middle(VOCABULARY), nothing)
+        yield FleetSystem(HERE, fleet, middle(VOCABULARY), nothing)
 
 
 async def inprocess_tokens(seconds: float) -> float:
     """Tokens a second of a core, in process."""
-    async with inprocess_rig() as rig:
-        return await _per_core_second(rig, seconds, TOKENS, _tokens)
+    async with inprocess_rig() as system:
+        return await _per_core_second(system, seconds, TOKENS, _tokens)
 
 
 async def measure(seconds: float, report: Callable[[str], None]) -> list[Ceiling]:
     """Both targets, one after the other."""
     found = []
     for name, opened in ((INPROCESS, inprocess_rig()), (HERE, http_rig())):
-        async with opened as rig:
-            tokens = await _per_core_second(rig, seconds, TOKENS, _tokens)
-            requests = await _per_core_second(rig, seconds, 1, lambda measured: len(measured.records))
+        async with opened as system:
+            tokens = await _per_core_second(system, seconds, TOKENS, _tokens)
+            requests = await _per_core_second(system, seconds, 1, lambda measured: len(measured.records))
         found.append(Ceiling(target=name, tokens_per_core_second=tokens, requests_per_core_second=requests, seconds=seconds))
         report(f"{name}: {tokens:,.0f} tokens/s and {requests:,.0f} requests/s per core of the generator")
     return found
@@ -72,14 +72,14 @@ def _tokens(measured: Measured) -> int:
     return sum(record.completion_tokens for record in measured.records)
 
 
-async def _per_core_second(rig: Rig, seconds: float, tokens: int, count: Callable[[Measured], int]) -> float:
+async def _per_core_second(system: SystemUnderTest, seconds: float, tokens: int, count: Callable[[Measured], int]) -> float:
     """Rounds, each twice as long as the last one, until one has used `seconds` of CPU."""
     requests = CLIENTS
     while True:
-        workload = Workload(prompt=Fixed(16), output=Fixed(tokens), vocabulary=rig.vocabulary)
-        job = Job(point=0, label="self-test", load=Load(concurrency=CLIENTS), workload=workload, requests=requests)
+        workload = Workload(prompt=Fixed(16), output=Fixed(tokens), vocabulary=system.vocabulary)
+        job = PlannedRequest(point=0, label="self-test", load=Load(concurrency=CLIENTS), workload=workload, requests=requests)
         measured = Measured()
-        await rig.run(job, measured, lambda _: None)
+        await system.run(job, measured, lambda _: None)
         if measured.cpu_seconds >= seconds:
             return count(measured) / measured.cpu_seconds
         requests *= 2

@@ -21,9 +21,9 @@ from benchmarks.recording.monitor import Monitor
 from benchmarks.recording.provenance import digest, provenance
 from benchmarks.recording.results import Point, Promise, Recording, Run, Sample
 from benchmarks.sweep import generator_ceiling
-from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, Bench, Rig, open_bench
+from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, TestBed, open_bench
 from benchmarks.targets import TargetError
-from benchmarks.workload.plan import Job, Load
+from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Lengths, Workload
 
 # A warm-up fills caches, connections and compilers; long answers would add nothing but time.
@@ -53,7 +53,7 @@ class Settings:
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
 
-    def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, Job]]:
+    def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PlannedRequest]]:
         """Every load of every prompt length, all of it `repeats` times: (which repeat, job). The same whatever the target.
 
         A repeat comes when all other points have had their turn, so that it meets the machine in another mood.
@@ -63,7 +63,7 @@ class Settings:
             workload = attrs.evolve(self.workload, prompt=prompt, vocabulary=vocabulary, seed=self.workload.seed + repeat)
             requests = max(self.requests, (load.concurrency or 0) * self.per_client)
             label = f"point {number}"
-            yield repeat, Job(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
+            yield repeat, PlannedRequest(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
 
 
 async def run(settings: Settings) -> int:
@@ -82,10 +82,10 @@ async def run(settings: Settings) -> int:
         if INPROCESS in settings.targets and settings.ceiling_seconds:
             recording.run.ceiling[INPROCESS] = await generator_ceiling.inprocess_tokens(settings.ceiling_seconds)
         try:
-            for repeat, job in settings.jobs(bench.rigs[0].vocabulary):
+            for repeat, job in settings.jobs(bench.systems[0].vocabulary):
                 # Point by point through the targets, so that what drifts on the machine falls on all of them alike.
-                for rig in bench.rigs:
-                    await measure(rig, job, settings, repeat, recording)
+                for system in bench.systems:
+                    await measure(system, job, settings, repeat, recording)
         finally:
             # With nothing measured, nothing was written, and a file of that name from another day stays.
             if recording.run.points:
@@ -94,12 +94,12 @@ async def run(settings: Settings) -> int:
     return 0
 
 
-def begin(settings: Settings, bench: Bench) -> Run:
+def begin(settings: Settings, bench: TestBed) -> Run:
     """The run before its first point."""
     workload = settings.workload
     facts = {field.name: getattr(workload, field.name) for field in attrs.fields(Workload)}
     facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
-    facts["digest"] = digest([job for _, job in settings.jobs(bench.rigs[0].vocabulary)])
+    facts["digest"] = digest([job for _, job in settings.jobs(bench.systems[0].vocabulary)])
     return Run(
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -110,32 +110,32 @@ def begin(settings: Settings, bench: Bench) -> Run:
     )
 
 
-async def measure(rig: Rig, job: Job, settings: Settings, repeat: int, recording: Recording) -> None:
+async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settings, repeat: int, recording: Recording) -> None:
     """One point on one target, after a warm-up on prompts of its own. Raises TargetError when the warm-up brings nothing but errors."""
     point = Point(
         number=len(recording.run.points),
-        target=rig.name,
+        target=system.name,
         concurrency=job.load.concurrency,
         rate=job.load.mean_rate(job.seconds),
         pattern=job.load.pattern,
         prompt=str(job.workload.prompt),
         output=str(job.workload.output),
         repeat=repeat,
-        processes=rig.processes,
+        processes=system.processes,
     )
-    job = attrs.evolve(job, point=point.number, salt=rig.name)
+    job = attrs.evolve(job, point=point.number, salt=system.name)
     warmed = Measured()
-    await rig.run(warm_up(job, settings.warm_up), warmed, lambda _: None)
+    await system.run(warm_up(job, settings.warm_up), warmed, lambda _: None)
     if all(record.outcome in ("error", "connection") for record in warmed.records):
         detail = " ".join(next((record.detail for record in warmed.records), "it was sent none").split())
-        raise TargetError(f"{rig.name} answers no request: {detail}")
-    measured, monitor = Measured(), Monitor(point.number, rig.read)
+        raise TargetError(f"{system.name} answers no request: {detail}")
+    measured, monitor = Measured(), Monitor(point.number, system.read)
     recording.run.points.append(point)
     try:
         with _bar(point, job.planned) as show:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(monitor.run)
-                await rig.run(job, measured, show)
+                await system.run(job, measured, show)
                 tasks.cancel_scope.cancel()
     finally:
         _conclude(point, job, measured)
@@ -146,7 +146,7 @@ async def measure(rig: Rig, job: Job, settings: Settings, repeat: int, recording
         storage.write(settings.out, recording)
 
 
-def warm_up(job: Job, requests: int) -> Job:
+def warm_up(job: PlannedRequest, requests: int) -> PlannedRequest:
     """As many clients as the point will have (four for an open loop), with prompts of their own and short answers."""
     clients = job.load.concurrency or 4
     workload = attrs.evolve(job.workload, output=Fixed(WARM_UP_TOKENS), turns=Fixed(1), cancelling=0.0)
@@ -160,7 +160,7 @@ def _note_peak(run: Run, samples: list[Sample]) -> None:
         run.memory.peak = max([*found, run.memory.peak or 0]) or None
 
 
-def _conclude(point: Point, job: Job, measured: Measured) -> None:
+def _conclude(point: Point, job: PlannedRequest, measured: Measured) -> None:
     ends = [record.finished for record in measured.records if record.finished is not None]
     lags = sorted(measured.lags)
     point.planned = job.planned

@@ -23,7 +23,7 @@ from benchmarks.targets import TargetError
 from benchmarks.targets.http import find_model, open_session
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.targets.local_server import Timelines, serve_here
-from benchmarks.workload.plan import Job
+from benchmarks.workload.plan import PlannedRequest
 from llmserve import SLO, AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines import create_engine
 from llmserve.models import BUNDLED, resolve
@@ -33,7 +33,7 @@ INPROCESS, HERE = "inprocess", "http"
 NO_ADMISSION = "none"
 
 
-class Rig(Protocol):
+class SystemUnderTest(Protocol):
     """One target. `read` tells what its engine says at the moment; `processes` of the generator are its own, 0 where it has none."""
 
     @property
@@ -48,12 +48,12 @@ class Rig(Protocol):
     @property
     def read(self) -> Read: ...
 
-    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
         """Do a job, and fill in `measured` even if cancelled."""
 
 
 @attrs.define
-class InProcessRig:
+class InProcessSystem:
     """The manager itself, loaded from its own event loop."""
 
     manager: EngineManager
@@ -62,12 +62,12 @@ class InProcessRig:
     name: str = INPROCESS
     processes: int = 0
 
-    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
         await Generator(InProcess(self.manager), job, Progress(changed=show), measured, clock=time.monotonic).run()
 
 
 @attrs.define
-class FleetRig:
+class FleetSystem:
     """A server, loaded from processes of their own; `timelines` are what its engine saw, where the server is ours."""
 
     name: str
@@ -80,7 +80,7 @@ class FleetRig:
     def processes(self) -> int:
         return len(self.fleet.pipes)
 
-    async def run(self, job: Job, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
         try:
             await self.fleet.run(job, measured, show)
         finally:
@@ -89,10 +89,10 @@ class FleetRig:
 
 
 @attrs.define
-class Bench:
+class TestBed:
     """All rigs of a run, what their engine told of itself, and its memory."""
 
-    rigs: list[Rig]
+    systems: list[SystemUnderTest]
     engine: dict[str, Any] | None = None
     memory: Memory | None = None
     machine: Machine = attrs.field(factory=Machine)
@@ -109,33 +109,33 @@ async def open_bench(
     vocabulary: int,
     admissions: Sequence[str] = (NO_ADMISSION,),
     promise: Promise = Promise(),  # noqa: B008 - frozen
-) -> AsyncIterator[Bench]:
+) -> AsyncIterator[TestBed]:
     """`inprocess`, `http` (our own server over the same engine), each under each of the `admissions`, or the URL of a server. Raises
     TargetError, and ConfigurationError for an admission that there is not."""
     for target in targets:
         if target not in (INPROCESS, HERE) and not re.match(r"https?://", target):
             raise TargetError(f"--target takes inprocess, http, or a URL that begins with http:// or https://, not {target!r}")
-    bench = Bench([])
+    bench = TestBed([])
     async with AsyncExitStack() as stack:
         if {INPROCESS, HERE} & set(targets):
-            own = Own(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
+            own = LocalSystem(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
             await own.open(admissions, SLO(ttft=promise.ttft, tpot=promise.tpot))
         for url in targets:
             if url not in (INPROCESS, HERE):
                 name = await find_model(url, model)
                 read = metrics_source(await stack.enter_async_context(open_session(url)))
                 fleet = await stack.enter_async_context(open_fleet(url, name, processes))
-                bench.rigs.append(FleetRig(url, fleet, middle(vocabulary), read))
-        bench.rigs.sort(key=lambda rig: targets.index(rig.name.split()[0]))
+                bench.systems.append(FleetSystem(url, fleet, middle(vocabulary), read))
+        bench.systems.sort(key=lambda system: targets.index(system.name.split()[0]))
         yield bench
 
 
 @attrs.define
-class Own:
+class LocalSystem:
     """Our own side of a bench: one engine, and a manager over it for each admission that is measured."""
 
     stack: AsyncExitStack
-    bench: Bench
+    bench: TestBed
     targets: list[str]
     model: str
     engine: str
@@ -171,11 +171,11 @@ class Own:
         read = manager_source(manager, self.bench.machine)
         label = "" if name == NO_ADMISSION else f" {name}"
         if INPROCESS in self.targets:
-            self.bench.rigs.append(InProcessRig(manager, middle(info.vocab_size), read, INPROCESS + label))
+            self.bench.systems.append(InProcessSystem(manager, middle(info.vocab_size), read, INPROCESS + label))
         if HERE in self.targets:
             url = await self.stack.enter_async_context(serve_here(manager, self.model))
             fleet = await self.stack.enter_async_context(open_fleet(url, self.model, self.processes))
-            self.bench.rigs.append(FleetRig(HERE + label, fleet, middle(info.vocab_size), read, timelines))
+            self.bench.systems.append(FleetSystem(HERE + label, fleet, middle(info.vocab_size), read, timelines))
 
 
 def describe_memory(memory: Memory, machine: Machine, model: str | None, engine: dict[str, Any], engine_args: dict[str, Any]) -> None:

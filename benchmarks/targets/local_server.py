@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from benchmarks.recording.results import RequestRecord
 from benchmarks.targets.inprocess import take_timeline
 from frontends.http.app import build_app
-from frontends.http.idempotency_store import KEEP_BYTES, Answers
+from frontends.http.idempotency_store import KEEP_BYTES, ResponseCache
 from frontends.http.server import running
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
@@ -47,8 +47,8 @@ class Timelines:
 async def serve_here(manager: EngineManager, model: str, keep_bytes: int = KEEP_BYTES) -> AsyncIterator[str]:
     """The URL of a server that lives as long as the context, and keeps `keep_bytes` of answers for `Idempotency-Key`."""
     listener = bind("127.0.0.1", 0)
-    memory = Answers(asyncio.get_running_loop().time, keep_bytes)
-    async with running(build_app(manager, model, memory=memory)) as reception, listen(reception, listener):
+    memory = ResponseCache(asyncio.get_running_loop().time, keep_bytes)
+    async with running(build_app(manager, model, memory=memory)) as acceptor, listen(acceptor, listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 

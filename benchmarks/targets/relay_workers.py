@@ -43,7 +43,7 @@ async def _serve(address: str, host: str, port: int) -> None:
     async with SocketClient(address) as client:
         manager: Any = Joined(client)
         app = build_app(cast("EngineManager", manager), client.model)
-        async with running(app) as reception, listen(reception, bind(host, port, share=True)):
+        async with running(app) as acceptor, listen(acceptor, bind(host, port, share=True)):
             await client.wire.lost.wait()
 
 

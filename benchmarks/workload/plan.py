@@ -68,7 +68,7 @@ class Load:
 
 
 @attrs.frozen(kw_only=True)
-class Job:
+class PlannedRequest:
     """One point's work, or one process's `share` (which of how many) of it: every N-th request, wherever it is sent from.
 
     `requests` are conversations in a closed loop; an open one lasts `seconds`. `label` keeps the prompts of one point, or of its

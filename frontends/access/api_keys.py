@@ -24,7 +24,7 @@ from llmserve.config import read_toml
 PREFIX = "lls_"
 SECRET_BYTES = 32
 # Longer than any key; what is longer is not even hashed.
-MOST_CHARACTERS = 256
+MAX_CHARACTERS = 256
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 LIMITS = ("weight", "concurrency", "tokens_per_minute")
 FIELDS = ("sha256", "tenant", "expires", *LIMITS)
@@ -78,7 +78,7 @@ class Keys:
 
         It is found by its digest, which nobody can choose: how long a wrong one takes tells nothing of a right one.
         """
-        if len(secret) > MOST_CHARACTERS:
+        if len(secret) > MAX_CHARACTERS:
             return None
         shown = digest(secret)
         key = self._by_digest.get(shown)

@@ -37,7 +37,7 @@ def advisories() -> list[Advisory]:
     return [Advisory(**entry) for entry in tomllib.loads(Path(__file__).with_name("advisories.toml").read_text())["advisory"]]
 
 
-def carried(package: str, version: str) -> list[Advisory]:
+def advisories_for(package: str, version: str) -> list[Advisory]:
     """Those that this version has."""
     return [one for one in advisories() if one.package == package and one.is_in(version)]
 
@@ -61,7 +61,7 @@ def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: b
             "add --api-keys, or put a proxy that asks before it and add --insecure, or listen on 127.0.0.1"
         )
     if version is not None and below_floor("vllm", version):
-        names = ", ".join(one.id for one in carried("vllm", version))
+        names = ", ".join(one.id for one in advisories_for("vllm", version))
         raise ConfigurationError(
             f"{what} {reachable[0]} can be reached from other machines, and vLLM {version} has {names}: "
             f"use vLLM {VLLM_FLOOR} or newer, or add --insecure"

@@ -16,7 +16,7 @@ SHED_SHARE = 0.01
 BUSY = 0.7
 # Refused clients come again, so that what is offered looks like more than it is: it is not believed to be more than this many times
 # what is served.
-MOST_GROWTH = 2.0
+MAX_GROWTH = 2.0
 # Nothing that more replicas would help against.
 NOT_CAPACITY = frozenset(
     {Refusal.TENANT_LIMIT, Refusal.TENANT_TOKENS, Refusal.TENANT_UNKNOWN, Refusal.STARTING, Refusal.DRAINING, Refusal.STOPPED}
@@ -63,9 +63,9 @@ def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[st
     knee = state.get("knee", 1.0)
     if shed > SHED_SHARE:
         state["knee"] = min(max(busy, 0.05), 1.0)
-        return max(replicas + 1, math.ceil(replicas * min(1 / max(1 - shed, 0.01), MOST_GROWTH))), state
+        return max(replicas + 1, math.ceil(replicas * min(1 / max(1 - shed, 0.01), MAX_GROWTH))), state
     if wait > 1:
-        return max(replicas + 1, math.ceil(replicas * min(wait, MOST_GROWTH))), state
+        return max(replicas + 1, math.ceil(replicas * min(wait, MAX_GROWTH))), state
     return max(1, min(math.ceil(replicas * busy / (BUSY * knee)), replicas)), state
 
 

@@ -10,7 +10,7 @@ import attrs
 
 from frontends.access.control import Access
 from frontends.cluster.intake import Intake
-from frontends.cluster.relay import BEAT, Asked, Head, Message, Taken
+from frontends.cluster.relay import BEAT, Message, RelayedRequest, ReplicaAccepted, ResponseHead
 from frontends.openai import sse
 from frontends.openai.errors import describe
 from llmserve import EngineRestarted, LLMServeError, Unavailable
@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 10.0
 # Every replica says something every 2 s. Ray notices after a minute that a host cannot be reached (measured with a link taken down).
 SILENT_SECONDS = 10.0
 # A request that was in so many replicas when they died may be what kills them.
-MOST_LOST = 3
+MAX_LOST = 3
 # Of a body, in bytes.
 SMALL = 2**20
 RETRY_MS = "Retry-After-Ms"
@@ -34,7 +34,7 @@ class Lost(Exception):
     """The replica that had the request is gone, or cannot be reached."""
 
 
-class NotTaken(Exception):
+class ReplicaRefused(Exception):
     """No replica has said that it has the request."""
 
 
@@ -63,7 +63,7 @@ class Ingress:
             return StreamingResponse(answer.events(), answer.head.status, headers)
         return Response(answer.body, answer.head.status, headers)
 
-    async def _ask(self, asked: Asked) -> "Answer":
+    async def _ask(self, asked: RelayedRequest) -> "Answer":
         """The first answer that is no refusal, of two replicas at most; else the refusal that says to come back sooner.
 
         Raises Unavailable where no replica takes it, EngineRestarted where too many have died of it.
@@ -72,12 +72,12 @@ class Ingress:
         lost = 0
         clock = asyncio.get_running_loop().time
         patience = clock() + PATIENCE_SECONDS
-        while lost < MOST_LOST:
+        while lost < MAX_LOST:
             replicas = self._small if len(asked.body) < SMALL else self._large
             answer = Answer(replicas.remote(asked, () if refusal is None else (refusal.replica,)))
             try:
                 await answer.begin()
-            except NotTaken:
+            except ReplicaRefused:
                 if clock() < patience:
                     continue
                 break
@@ -91,9 +91,9 @@ class Ingress:
             refusal = answer
         if refusal is not None:
             return refusal
-        if lost < MOST_LOST:
+        if lost < MAX_LOST:
             raise Unavailable("no replica takes requests", retry_after=PATIENCE_SECONDS, reason=Refusal.STARTING)
-        raise EngineRestarted(f"{MOST_LOST} replicas have ended with this request in them")
+        raise EngineRestarted(f"{MAX_LOST} replicas have ended with this request in them")
 
 
 @attrs.define(eq=False)
@@ -102,22 +102,24 @@ class Answer:
 
     _messages: Any
     replica: str = ""
-    head: Head = attrs.field(factory=lambda: Head(REFUSED, ()))
+    head: ResponseHead = attrs.field(factory=lambda: ResponseHead(REFUSED, ()))
     body: bytes = b""
 
     async def begin(self) -> None:
-        """Wait for what there is to send. Raises NotTaken, Lost. One that takes it and says nothing was asked to leave it, and has refused
-        it with nothing to say."""
+        """Wait for what there is to send. Raises ReplicaRefused, Lost.
+
+        A replica that accepts a request and sends nothing was asked to refuse it.
+        """
         try:
             try:
                 async with asyncio.timeout(TAKE_SECONDS):
                     taken = await self._next()
             except TimeoutError:
-                raise NotTaken from None
-            assert isinstance(taken, Taken)
+                raise ReplicaRefused from None
+            assert isinstance(taken, ReplicaAccepted)
             self.replica = taken.replica
             head = await self._next()
-            if isinstance(head, Head):
+            if isinstance(head, ResponseHead):
                 self.head = head
                 await self._read_body()
         except BaseException:

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import hdrs
 
 from frontends.access.control import Access
-from frontends.cluster.relay import Asked, end_to_end
+from frontends.cluster.relay import RelayedRequest, end_to_end
 from frontends.http.authentication import OPEN, no_key, secret_of
 from frontends.http.request_checks import MAX_BODY, receive, too_large
 from frontends.net.receive_budget import ReceiveBudget
@@ -27,7 +27,7 @@ class Intake:
         self._budget = ReceiveBudget(time.monotonic, max_incomplete)
         self._following: asyncio.Task[None] | None = None
 
-    async def read(self, request: Any) -> Asked:
+    async def read(self, request: Any) -> RelayedRequest:
         """Starlette's request, as a message. Raises HTTPFailure."""
         if self._following is None:
             # Here, where there is an event loop. Replicas tell the operator what has changed.
@@ -41,7 +41,7 @@ class Intake:
         body = await receive(request.stream(), self._budget)
         # The body is here: the client need not be told to send it.
         kept = tuple((name, value) for name, value in end_to_end(headers) if name.lower() != hdrs.EXPECT.lower())
-        return Asked(request.method, target, kept, body)
+        return RelayedRequest(request.method, target, kept, body)
 
     def _check_key(self, target: str, headers: list[tuple[str, str]]) -> None:
         """By the path as it was sent: a replica looks again, by its route."""

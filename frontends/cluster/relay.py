@@ -16,7 +16,7 @@ EVENTS = "text/event-stream"
 
 
 @attrs.frozen
-class Asked:
+class RelayedRequest:
     """A request; `path` with its query, as it was sent."""
 
     method: str
@@ -29,14 +29,14 @@ class Asked:
 
 
 @attrs.frozen
-class Taken:
+class ReplicaAccepted:
     """The first message of an answer: which replica it comes from."""
 
     replica: str
 
 
 @attrs.frozen
-class Head:
+class ResponseHead:
     """The second one. Chunks of the body follow, and what is an event is never cut in two."""
 
     status: int
@@ -50,7 +50,7 @@ class Head:
         return self.get(hdrs.CONTENT_TYPE).startswith(EVENTS)
 
 
-Message = Taken | Head | bytes
+Message = ReplicaAccepted | ResponseHead | bytes
 # A part of a body that is empty: there is nothing to say, and somebody to say it.
 BEAT = b""
 
@@ -98,14 +98,14 @@ class Relay:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, asked: Asked) -> AsyncGenerator[Message, None]:
+    async def ask(self, asked: RelayedRequest) -> AsyncGenerator[Message, None]:
         path, _, query = asked.path.partition("?")
         # Put together from its parts: joined as a reference, "//evil/metrics" is the path /metrics of the host "evil", and "//[" no URL.
         url = URL.build(scheme="http", host="localhost", path=path, query_string=query, encoded=True)
         async with self._session.request(
             asked.method, url, headers=list(asked.headers), data=asked.body or None, allow_redirects=False
         ) as response:
-            head = Head(response.status, end_to_end(response.headers.items()))
+            head = ResponseHead(response.status, end_to_end(response.headers.items()))
             yield head
             rest = b""
             async for chunk in response.content.iter_any():

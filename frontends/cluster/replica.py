@@ -14,7 +14,7 @@ import attrs
 from frontends.access.control import Access
 from frontends.cluster.arguments import parse
 from frontends.cluster.autoscaling import Pressure, hosts
-from frontends.cluster.relay import BEAT, Asked, Head, Message, Relay, Taken, with_beats
+from frontends.cluster.relay import BEAT, Message, Relay, RelayedRequest, ReplicaAccepted, ResponseHead, with_beats
 from frontends.cluster.replica_load import Load
 from frontends.cluster.shared_state import Told
 from frontends.http.app import build_app
@@ -26,8 +26,8 @@ from frontends.net.listeners import bind_unix
 from frontends.program.lifecycle import prepare_environment, served_name, unpack
 from frontends.program.options import engine_args, manager_config
 from frontends.program.telemetry import telemetry
-from llmserve import EngineDead, EngineManager, Facts, LLMServeError, State
-from llmserve.admission import AdmissionController, Tally
+from llmserve import EngineDead, EngineManager, LLMServeError, MetricsSnapshot, State
+from llmserve.admission import AdmissionController, UsageDelta
 from llmserve.observability import prometheus
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ GATHER_SECONDS = 5.0
 
 
 class Replica:
-    """`arguments` are a command line (`frontends.cluster.arguments`), and `board` is a handle of the application's `Board`."""
+    """`arguments` are a command line (`frontends.cluster.arguments`), and `shared_state` is a handle of the application's `SharedState`."""
 
-    async def __init__(self, arguments: Sequence[str], board: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, arguments: Sequence[str], shared_state: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Returns when the engine is up. Raises ConfigurationError, EngineError."""
         from ray import serve
 
@@ -56,7 +56,7 @@ class Replica:
         # By gRPC from process to process: an answer by Ray's object store keeps the process that gives it from all others for 12 s once
         # the host that asked cannot be reached (measured with a link taken down).
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
-        self._board = board.options(_by_reference=False)
+        self._shared_state = shared_state.options(_by_reference=False)
         self._options = parse(arguments)
         self._told = self._open = 0
         self._rate = MESSAGES_PER_SECOND * self._options.ingresses * hosts() / self._options.max_replicas
@@ -84,7 +84,7 @@ class Replica:
         app = build_app(
             manager,
             name,
-            self._gather_facts,
+            self._gather_metrics,
             self._gather_series,
             access=access,
             # An ingress may ask another replica until something of the answer has come, and a comment would be something.
@@ -93,8 +93,8 @@ class Replica:
             max_incomplete=options.max_incomplete_bytes,
             check=check_of(manager, options.generate_check),
         )
-        reception = await stack.enter_async_context(running(app))
-        await stack.enter_async_context(listen(reception, bind_unix(folder / "http")))
+        acceptor = await stack.enter_async_context(running(app))
+        await stack.enter_async_context(listen(acceptor, bind_unix(folder / "http")))
         self._relay = Relay(folder / "http")
         stack.push_async_callback(self._relay.close)
         await stack.enter_async_context(manager)
@@ -113,9 +113,9 @@ class Replica:
 
     # Requests
 
-    async def answer(self, asked: Asked, avoid: Sequence[str] = ()) -> AsyncIterator[Message]:
+    async def answer(self, asked: RelayedRequest, avoid: Sequence[str] = ()) -> AsyncIterator[Message]:
         """The answer as messages; nothing but the first, if it is one of those that should not be asked."""
-        yield Taken(self._id)
+        yield ReplicaAccepted(self._id)
         if self._id in avoid:
             return
         self._open += 1
@@ -124,7 +124,7 @@ class Replica:
             async with contextlib.aclosing(with_beats(self._relay.ask(asked), BEAT_SECONDS)) as messages:
                 async for message in messages:
                     yield message
-                    if isinstance(message, Head):
+                    if isinstance(message, ResponseHead):
                         events = message.is_events
                     elif events and message != BEAT:
                         # What comes meanwhile goes with the next one, which has to come before this one is taken for lost.
@@ -153,7 +153,7 @@ class Replica:
 
     # What replicas know of each other
 
-    async def facts(self) -> tuple[str, Told]:
+    async def metrics_snapshot(self) -> tuple[str, Told]:
         """Whose they are, and what it has counted so far."""
         return self._id, self._tell()
 
@@ -162,21 +162,21 @@ class Replica:
         return self._id, prometheus.registered()
 
     def _tell(self) -> Told:
-        return asyncio.get_running_loop().time(), self._manager.facts()
+        return asyncio.get_running_loop().time(), self._manager.metrics_snapshot()
 
-    async def _gather_facts(self) -> Facts:
+    async def _gather_metrics(self) -> MetricsSnapshot:
         """All replicas' together, and what those had counted that are no more. Raises LLMServeError."""
         try:
-            alive: dict[str, Told] = await self._ask_all("facts")
+            alive: dict[str, Told] = await self._ask_all("metrics")
         except LLMServeError:
             # One is out of reach and not known to be gone: of all others, what they last told the board.
             alive = {self._id: self._tell()}
-        gone = await _in_time(self._board.gone.remote(list(alive)))
+        gone = await _in_time(self._shared_state.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
         told = [*alive.values(), *([gone] if gone else [])]
         if not told:
             raise LLMServeError("no replica has told its figures")
-        whole = Facts.of_engines([facts.shifted(now - then) for then, facts in told])
+        whole = MetricsSnapshot.of_engines([metrics.shifted(now - then) for then, metrics in told])
         return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
 
     async def _gather_series(self) -> list[Any]:
@@ -197,7 +197,7 @@ class Replica:
         """Every second, what tenants have here for what they have elsewhere; the last time at the end."""
         admission = self._manager.admission
         assert isinstance(admission, AdmissionController)
-        owed = Tally()
+        owed = UsageDelta()
         failing = False
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -205,15 +205,15 @@ class Replica:
             owed = owed.then(admission.tally())
             try:
                 async with asyncio.timeout(GATHER_SECONDS):
-                    elsewhere = await self._board.exchange.remote(self._id, owed, self._tell())
+                    elsewhere = await self._shared_state.exchange.remote(self._id, owed, self._tell())
             except Exception as error:
                 # Ray's errors are many, and none of them is worth a request: each replica is fair by itself meanwhile.
                 if not failing:
                     logger.warning("tenants' counters are not exchanged: %s", error)
                 # What they have open is not known any more.
-                failing, elsewhere = True, Tally()
+                failing, elsewhere = True, UsageDelta()
             else:
-                owed, failing = Tally(), False
+                owed, failing = UsageDelta(), False
             admission.served_elsewhere(elsewhere, asyncio.get_running_loop().time())
 
 

@@ -20,9 +20,9 @@ from frontends.http.access_log import Write, name_and_log, name_answer, sign
 from frontends.http.authentication import CALLER, ROOT, ask_for_key
 from frontends.http.departure import Departure
 from frontends.http.event_stream import KEEPALIVE_SECONDS, EventStream
-from frontends.http.health import GenerateCheck, GetFacts, LoadRoutes, report_load
+from frontends.http.health import GenerateCheck, GetMetrics, LoadRoutes, report_load
 from frontends.http.host_names import answer_to
-from frontends.http.idempotency import Memory, answer_once
+from frontends.http.idempotency import IdempotencyStore, answer_once
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
 from frontends.http.openapi import document
 from frontends.http.origins import Origins, answer_preflights
@@ -30,9 +30,9 @@ from frontends.http.request_checks import BUDGET, MAX_BODY, ORIGINS, Handler, ch
 from frontends.logs.log_writer import dropped_lines
 from frontends.net.flush import MAX_HOLD, FlushScheduler
 from frontends.net.receive_budget import ReceiveBudget
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from frontends.openai import sse
-from frontends.openai.completions import Answerer, ChatAnswerer, TextAnswerer
+from frontends.openai.completions import ChatResponseBuilder, ResponseBuilder, TextResponseBuilder
 from frontends.openai.decoding import BodyReader
 from frontends.openai.errors import ErrorBody, HTTPFailure, describe
 from frontends.openai.fan_out import generate_choices, open_choices
@@ -46,8 +46,8 @@ from frontends.openai.requests import (
     adapter_of,
 )
 from frontends.openai.sizes import check_answer
-from frontends.openai.wanted import Wanted, renamed
-from llmserve import Delta, EngineDead, EngineManager, Facts, GenerationRequest, LLMServeError, State, TokenStream, Unavailable
+from frontends.openai.wanted import ParsedBody, renamed
+from llmserve import Delta, EngineDead, EngineManager, GenerationRequest, LLMServeError, MetricsSnapshot, State, TokenStream, Unavailable
 from llmserve.runtime.heap import return_free_pages
 from llmserve.state import unavailable
 
@@ -70,7 +70,7 @@ class Routes:
         self,
         manager: EngineManager,
         model: str,
-        facts: GetFacts | None,
+        metrics: GetMetrics | None,
         series: GetSeries | None,
         access: Access,
         departure: Departure,
@@ -82,12 +82,12 @@ class Routes:
         self.model = model
         self._access = access
         self._departure = departure
-        self.facts = facts or self._own_facts
+        self.get_metrics = metrics or self._own_metrics
         self._check = check
         self._series = series or self._own_series
         self._scheduler = FlushScheduler(max_hold)
         self._keepalive = keepalive
-        self._turns = Turns()
+        self._turns = WorkQueue()
         self._completion = BodyReader(CompletionRequest, self._turns)
         self._chat = BodyReader(ChatRequest, self._turns)
         self._generate = BodyReader(GenerateRequest, self._turns)
@@ -113,7 +113,7 @@ class Routes:
             "/metrics": self.metrics,
             "/metrics.json": self.metrics_json,
             "/openapi.json": self.openapi,
-            **LoadRoutes(self.manager, self.facts, self._check).gets(self.ready),
+            **LoadRoutes(self.manager, self.get_metrics, self._check).gets(self.ready),
         }
         return [
             *(web.post(at + path, handler, expect_handler=expect_later) for path, handler in posts.items() for at in {"", root}),
@@ -124,7 +124,7 @@ class Routes:
         wanted = await self._wanted(request, self._completion)
         requests, adapter = wanted.requests, wanted.requests[0].adapter
         echoes = await self._echoes(requests) if wanted.echo else None
-        answerer = TextAnswerer(
+        answerer = TextResponseBuilder(
             requests[0].request_id, adapter or self.model, echoes.__getitem__ if echoes else None, generates=wanted.generates
         )
         return await self._answer(request, wanted, answerer)
@@ -133,7 +133,7 @@ class Routes:
         wanted = await self._wanted(request, self._chat)
         first = wanted.requests[0]
         return await self._answer(
-            request, wanted, ChatAnswerer(first.request_id, first.adapter or self.model, first.tools, reasoning=wanted.reasoning)
+            request, wanted, ChatResponseBuilder(first.request_id, first.adapter or self.model, first.tools, reasoning=wanted.reasoning)
         )
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -194,31 +194,35 @@ class Routes:
             raise EngineDead("the engine has failed") from None
 
     async def metrics(self, request: web.Request) -> web.Response:
-        accept, facts, now = ", ".join(request.headers.getall("Accept", [])), await self.facts(), asyncio.get_running_loop().time()
+        accept, metrics, now = (
+            ", ".join(request.headers.getall("Accept", [])),
+            await self.get_metrics(),
+            asyncio.get_running_loop().time(),
+        )
         if _asks_for_json(accept):
-            return _json(facts.snapshot(now))
+            return _json(metrics.snapshot(now))
         from llmserve.observability import prometheus
 
-        text, content_type = prometheus.render(facts, now, accept, await self._series())
+        text, content_type = prometheus.render(metrics, now, accept, await self._series())
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def metrics_json(self, request: web.Request) -> web.Response:
-        facts = await self.facts()
-        return _json(facts.snapshot(asyncio.get_running_loop().time()))
+        metrics = await self.get_metrics()
+        return _json(metrics.snapshot(asyncio.get_running_loop().time()))
 
     async def openapi(self, request: web.Request) -> web.Response:
         keys, checks = self._access.keys is not None, self._check is not None
         return _json(document(version("llmserve"), keys=keys, checks=checks, root=request.config_dict[ROOT]))
 
-    async def _own_facts(self) -> Facts:
-        return self.manager.facts().with_dropped(dropped_lines())
+    async def _own_metrics(self) -> MetricsSnapshot:
+        return self.manager.metrics_snapshot().with_dropped(dropped_lines())
 
     async def _own_series(self) -> "Iterable[Metric]":
         from llmserve.observability import prometheus
 
         return prometheus.registered()
 
-    async def _wanted(self, request: web.Request, reader: BodyReader[Asks]) -> Wanted:
+    async def _wanted(self, request: web.Request, reader: BodyReader[Asks]) -> ParsedBody:
         caller = request[CALLER]
         wanted = await self._read(request, reader, lambda body: body.wanted(caller, self._adapter(body.model)))
         if self.manager.engine_is_up:
@@ -230,7 +234,7 @@ class Routes:
         context = self.manager.info.max_model_len if self.manager.engine_is_up else None
         return await reader.read(await take(request), make, context)
 
-    async def _answer(self, request: web.Request, wanted: Wanted, answerer: Answerer) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, wanted: ParsedBody, answerer: ResponseBuilder) -> web.StreamResponse:
         requests, n = wanted.requests, wanted.per_prompt
         name_answer(request, answerer.id, n)
         answerer.show(wanted)
@@ -274,7 +278,7 @@ class Routes:
         return card | ({"parent": self.model} if adapter else {})
 
 
-def _chunk(answerer: Answerer, unopened: set[int], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
+def _chunk(answerer: ResponseBuilder, unopened: set[int], running: list[TokenStream] | None, index: int, delta: Delta) -> bytes:
     chunk = answerer.chunk(index, delta, running[index].usage if running else None)
     if not (unopened and chunk and index in unopened):
         return chunk
@@ -329,13 +333,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 def build_app(
     manager: EngineManager,
     model: str = "bundled",
-    facts: GetFacts | None = None,
+    metrics: GetMetrics | None = None,
     series: GetSeries | None = None,
     *,
     access: Access | None = None,
     log: Write | None = None,
     log_probes: bool = False,
-    memory: Memory | None = None,
+    memory: IdempotencyStore | None = None,
     hosts: Collection[str] | None = None,
     max_hold: float = MAX_HOLD,
     max_incomplete: int | None = None,
@@ -353,7 +357,7 @@ def build_app(
 
     Args:
         model: the name it is served under.
-        facts: asked for the metrics, where they are not this manager's alone.
+        metrics: returns the metrics, where they are not this manager's alone.
         series: asked for what stands beside ours in Prometheus's text, where it is not this process's alone.
         access: whose keys are let in; None asks nobody.
         hosts: the names that the server answers to, beside localhost and IP addresses; None is any name (`frontends.http.host_names`).
@@ -377,8 +381,8 @@ def build_app(
     app[BUDGET] = ReceiveBudget(time.monotonic, max_incomplete)
     app[ORIGINS] = pages
     app[ROOT] = root_path
-    routes = Routes(manager, model, facts, series, access, departure, max_hold, keepalive, check)
-    app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(routes.facts)))
+    routes = Routes(manager, model, metrics, series, access, departure, max_hold, keepalive, check)
+    app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(routes.get_metrics)))
     app.add_routes(routes.table(root_path))
     return app
 

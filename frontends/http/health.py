@@ -13,11 +13,11 @@ from aiohttp import web
 
 from frontends.http.authentication import CALLER, OPEN, route_of
 from frontends.http.request_checks import Handler
-from llmserve import EngineManager, Facts, GenerationRequest, LLMServeError, Overloaded, Sampling, Unavailable
+from llmserve import EngineManager, GenerationRequest, LLMServeError, MetricsSnapshot, Overloaded, Sampling, Unavailable
 from llmserve.admission import Refusal
 from llmserve.state import ManagerStatistics
 
-GetFacts = Callable[[], Awaitable[Facts]]
+GetMetrics = Callable[[], Awaitable[MetricsSnapshot]]
 
 # SGLang waits as long in its own check. A probe may give up earlier; the check goes on, and the next probe gets its result.
 CHECK_SECONDS = 20.0
@@ -57,13 +57,13 @@ class GenerateCheck:
 
     Args:
         interval: seconds, more than 0.
-        facts: the figures of all workers that share the engine; None where this manager has the engine alone.
+        metrics: the metrics of all workers that share the engine; None where this manager has the engine alone.
     """
 
-    def __init__(self, manager: EngineManager, interval: float, facts: GetFacts | None = None) -> None:
+    def __init__(self, manager: EngineManager, interval: float, metrics: GetMetrics | None = None) -> None:
         self._manager = manager
         self._interval = interval
-        self._facts = facts
+        self._metrics = metrics
         self._next = 0.0
         self._check: asyncio.Task[bool] | None = None
 
@@ -108,8 +108,8 @@ class GenerateCheck:
         while True:
             # Without the workers' figures there is no proof.
             with suppress(LLMServeError):
-                facts = await self._facts() if self._facts is not None else self._manager.facts()
-                tokens = facts.statistics.engine.generation_tokens
+                metrics = await self._metrics() if self._metrics is not None else self._manager.metrics_snapshot()
+                tokens = metrics.statistics.engine.generation_tokens
                 before = tokens if before is None else before
                 if tokens > before:
                     return True
@@ -124,9 +124,9 @@ class GenerateCheck:
 class LoadRoutes:
     """The handlers. `ready` answers /health, and so /ping."""
 
-    def __init__(self, manager: EngineManager, facts: GetFacts, check: GenerateCheck | None) -> None:
+    def __init__(self, manager: EngineManager, metrics: GetMetrics, check: GenerateCheck | None) -> None:
         self._manager = manager
-        self._facts = facts
+        self._metrics = metrics
         self._check = check
 
     def gets(self, ready: Handler) -> dict[str, Handler]:
@@ -144,7 +144,7 @@ class LoadRoutes:
         return _json(Version(found))
 
     async def load(self, request: web.Request) -> web.Response:
-        found = (await self._facts()).statistics
+        found = (await self._metrics()).statistics
         limit = None if found.admission is None else found.admission.limit
         return _json(ServerLoad(found.open, found.running, waiting(found), limit))
 
@@ -159,7 +159,7 @@ def waiting(statistics: ManagerStatistics) -> int:
     return statistics.waiting + statistics.engine.waiting
 
 
-def report_load(facts: GetFacts) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+def report_load(metrics: GetMetrics) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """For `Application.on_response_prepare`: adds ORCA's header to the responses of requests that ask for it, and to no other."""
     latest: tuple[float, str, str] = (-FRESH_SECONDS, "", "")
 
@@ -172,7 +172,7 @@ def report_load(facts: GetFacts) -> Callable[[web.Request, web.StreamResponse], 
         now = asyncio.get_running_loop().time()
         if now - latest[0] >= FRESH_SECONDS:
             try:
-                latest = (now, *_orca((await facts()).statistics))
+                latest = (now, *_orca((await metrics()).statistics))
             except LLMServeError:
                 # An answer without its header is better than none.
                 return
@@ -202,6 +202,6 @@ def _json(body: msgspec.Struct) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
-def check_of(manager: EngineManager, interval: float | None, facts: GetFacts | None = None) -> GenerateCheck | None:
+def check_of(manager: EngineManager, interval: float | None, metrics: GetMetrics | None = None) -> GenerateCheck | None:
     """What `--generate-check` asks for."""
-    return GenerateCheck(manager, interval, facts) if interval else None
+    return GenerateCheck(manager, interval, metrics) if interval else None

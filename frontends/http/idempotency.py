@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from frontends.http.authentication import CALLER, route_of
 from frontends.http.event_stream import RECORD
-from frontends.http.idempotency_store import HEADER, MAX_ANSWER, Answers, Kept, Name
+from frontends.http.idempotency_store import HEADER, MAX_ANSWER, CachedResponse, Name, ResponseCache
 from frontends.http.request_checks import Handler, read
 from frontends.openai.errors import HTTPFailure
 
@@ -24,11 +24,11 @@ REPLAYED = "Idempotent-Replayed"
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 
 
-class Memory(Protocol):
+class IdempotencyStore(Protocol):
     """Where answers are kept: here, or where several processes share them."""
 
     async def begin(self, name: Name, body: bytes) -> Any:
-        """The `Kept` answer that there was, or a claim for a request that is to be answered now, which `end` must follow.
+        """The `CachedResponse` answer that there was, or a claim for a request that is to be answered now, which `end` must follow.
 
         Raises HTTPFailure for one that is being answered, and for another body. A caller that is cancelled here has no claim.
         """
@@ -37,7 +37,7 @@ class Memory(Protocol):
         """It has been answered, or not."""
 
 
-def answer_once(memory: Memory | None) -> Middleware:
+def answer_once(memory: IdempotencyStore | None) -> Middleware:
     """A middleware; without a `memory` it has one of its own."""
     memories = [memory] if memory is not None else []
 
@@ -50,12 +50,12 @@ def answer_once(memory: Memory | None) -> Middleware:
             raise HTTPFailure(400, f"{HEADER} takes 1 to 255 printable ASCII characters", "invalid_idempotency_key")
         if not memories:
             # Made here, where there is an event loop.
-            memories.append(Answers(asyncio.get_running_loop().time))
+            memories.append(ResponseCache(asyncio.get_running_loop().time))
         (mine,) = memories
         caller = request[CALLER]
         name = Name(caller.tenant, caller.key, route_of(request), key)
         found = await mine.begin(name, hashlib.sha256(await read(request)).digest())
-        if isinstance(found, Kept):
+        if isinstance(found, CachedResponse):
             return web.Response(body=found.answer, headers={"Content-Type": found.kind, REPLAYED: "true"})
         kind, answer = "", None
         try:

@@ -35,7 +35,7 @@ class Name(NamedTuple):
     value: str
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True):
+class CachedResponse(msgspec.Struct, frozen=True, array_like=True):
     """A complete response, and the digest of the body that it answers."""
 
     body: bytes
@@ -57,23 +57,23 @@ class Claim:
     since: float
 
 
-class Answers:
+class ResponseCache:
     """`clock` returns monotonic seconds; `max_bytes` bounds the responses that are kept."""
 
     def __init__(self, clock: Callable[[], float], max_bytes: int = KEEP_BYTES) -> None:
         self._clock = clock
         self._max = max_bytes
         # By tenant, and there the oldest first.
-        self._kept: dict[str | None, OrderedDict[Name, Kept]] = {}
+        self._kept: dict[str | None, OrderedDict[Name, CachedResponse]] = {}
         self._sizes: dict[str | None, int] = {}
         self._claims: dict[Name, Claim] = {}
         # Of all tenants together: their responses, and `OVERHEAD` for each.
         self.bytes = 0
 
-    async def begin(self, name: Name, body: bytes) -> Kept | Claim:
+    async def begin(self, name: Name, body: bytes) -> CachedResponse | Claim:
         return self.claim(name, body)
 
-    def claim(self, name: Name, body: bytes) -> Kept | Claim:
+    def claim(self, name: Name, body: bytes) -> CachedResponse | Claim:
         """The response that is kept for this name, or a claim, which `end` must follow.
 
         Raises HTTPFailure with 409 while another request has the claim, with 422 for another body.
@@ -103,7 +103,9 @@ class Answers:
         del self._claims[name]
         if answer is None or len(answer) > MAX_ANSWER:
             return
-        kept = self._kept.setdefault(name.tenant, OrderedDict())[name] = Kept(claim.body, self._clock() + KEEP_SECONDS, kind, answer)
+        kept = self._kept.setdefault(name.tenant, OrderedDict())[name] = CachedResponse(
+            claim.body, self._clock() + KEEP_SECONDS, kind, answer
+        )
         self._sizes[name.tenant] = self._sizes.get(name.tenant, 0) + kept.size
         self.bytes += kept.size
         while self.bytes > self._max:

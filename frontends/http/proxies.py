@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from frontends.http.request_checks import Handler
-from frontends.net.connection_limits import Door
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.openai.errors import HTTPFailure
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -62,7 +62,7 @@ class Proxies:
         return peer
 
 
-def know_clients(proxies: Proxies, door: Door) -> Middleware:
+def know_clients(proxies: Proxies, limiter: ConnectionLimiter) -> Middleware:
     """A middleware that notes whose request a trusted proxy passes on. Together, requests and connections of one client are bounded as the
     connections of one address are."""
 
@@ -78,13 +78,13 @@ def know_clients(proxies: Proxies, door: Door) -> Middleware:
         if client == peer:
             return await handler(request)
         request[CLIENT] = client
-        if not door.enter_behind_proxy(client):
+        if not limiter.enter_behind_proxy(client):
             words = "this client has as many requests here as one address may"
             raise HTTPFailure(503, words, "too_many_connections", {"Retry-After": RETRY_SECONDS})
         try:
             return await handler(request)
         finally:
-            door.leave_behind_proxy(client)
+            limiter.leave_behind_proxy(client)
 
     return know
 

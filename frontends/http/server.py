@@ -17,8 +17,8 @@ from aiohttp import hdrs, web
 from aiohttp.web_protocol import _ErrInfo
 
 from frontends.http.access_log import SERVER
-from frontends.net.acceptor import Reception
-from frontends.net.connection_limits import Door
+from frontends.net.acceptor import Acceptor
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.deadlines import spread
 from frontends.net.tls import TLS
 from frontends.net.write_watch import WriteWatch
@@ -119,7 +119,7 @@ class GuardedHandler(web.RequestHandler):
 
 
 @asynccontextmanager
-async def running(app: web.Application, door: Door | None = None, tls: TLS | None = None) -> AsyncIterator[Reception]:
+async def running(app: web.Application, limiter: ConnectionLimiter | None = None, tls: TLS | None = None) -> AsyncIterator[Acceptor]:
     """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
     see `frontends.net.acceptor.listen`."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
@@ -140,12 +140,12 @@ async def running(app: web.Application, door: Door | None = None, tls: TLS | Non
         )
 
     refusal = _plain(503, "this server has as many connections as it may", "too_many_connections")
-    reception = Reception(make, refusal, door or Door(), tls)
+    acceptor = Acceptor(make, refusal, limiter or ConnectionLimiter(), tls)
     try:
-        yield reception
+        yield acceptor
     finally:
         with anyio.CancelScope(shield=True):
-            await reception.close()
+            await acceptor.close()
             await runner.cleanup()
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # The most that waits to be written, for each log: some 4,000 lines of the request log, or a tenth of a second at full load.
-MOST_BYTES = 2**20
+MAX_BYTES = 2**20
 # A file takes what is added by one write as a whole.
 FILE_BYTES = 64 * 1024
 # Lines are collected for so long before they are written: a thread that woke up for each would cost the event loop 0.1 ms a line.
@@ -73,7 +73,7 @@ class LogWriter:
                 self._lose(len(newline), SLOW)
             if not data:
                 return
-            if self._closing or self._held + len(data) > MOST_BYTES:
+            if self._closing or self._held + len(data) > MAX_BYTES:
                 self._lose(data.count(b"\n"), SLOW)
                 self._dropped_part, self._gap = not data.endswith(b"\n"), True
                 return

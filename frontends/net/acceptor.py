@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 import anyio
 
-from frontends.net.connection_limits import Door
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import is_stranger
 from frontends.net.tls import TLS
 
@@ -20,31 +20,33 @@ RETRY_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 
 
-class Guest(Protocol):
+class ConnectionProtocol(Protocol):
     """A connection's protocol. `made`: it has had a transport; from then on it says itself when it has left."""
 
     made: bool
 
 
-class Reception:
+class Acceptor:
     """`make(left)` makes the protocol of a connection, which calls `left()` when it is lost. `refusal` is what one too many is told, where
     there is no TLS to say it in."""
 
-    def __init__(self, make: Callable[[Callable[[], None]], Guest], refusal: bytes, door: Door, tls: TLS | None = None) -> None:
-        self.door = door
+    def __init__(
+        self, make: Callable[[Callable[[], None]], ConnectionProtocol], refusal: bytes, limiter: ConnectionLimiter, tls: TLS | None = None
+    ) -> None:
+        self.limiter = limiter
         self._make = make
         self._refusal = refusal
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def welcome(self, connection: socket.socket) -> None:
+    def serve(self, connection: socket.socket) -> None:
         """Serve it, or say that there is no place. Before anything is made of it: one too many costs one system call."""
         connection.setblocking(False)
         peer = _peer(connection)
-        if not self.door.strangers and is_stranger(connection):
+        if not self.limiter.strangers and is_stranger(connection):
             connection.close()
-        elif self.door.enter(peer):
+        elif self.limiter.enter(peer):
             task = self._loop.create_task(self._begin(connection, peer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -54,7 +56,7 @@ class Reception:
                     connection.send(self._refusal)
 
     async def _begin(self, connection: socket.socket, peer: str) -> None:
-        guest = self._make(lambda: self.door.leave(peer))
+        guest = self._make(lambda: self.limiter.leave(peer))
         protocol = cast("asyncio.Protocol", guest)
         tls: dict[str, Any] = {}
         if self._tls is not None:
@@ -66,7 +68,7 @@ class Reception:
             pass
         finally:
             if not guest.made:
-                self.door.leave(peer)
+                self.limiter.leave(peer)
                 connection.close()
 
     async def close(self) -> None:
@@ -78,7 +80,7 @@ class Reception:
     async def empty(self, seconds: float) -> None:
         """Wait until no connection is open, for `seconds` at most."""
         with anyio.move_on_after(seconds):
-            while self.door.inside:  # noqa: ASYNC110 - a door is shared by listeners, and has no event
+            while self.limiter.inside:  # noqa: ASYNC110 - a door is shared by listeners, and has no event
                 await anyio.sleep(LOOK_SECONDS)
 
     async def accept(self, listener: socket.socket) -> None:
@@ -91,18 +93,18 @@ class Reception:
                 # Gone in the line, or no descriptor: those that are open will end some day.
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            self.welcome(connection)
+            self.serve(connection)
             await asyncio.sleep(0)
 
 
 @asynccontextmanager
-async def listen(reception: Reception, *listeners: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
+async def listen(acceptor: Acceptor, *listeners: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
     """Accept connections from listening sockets, which are closed at the end. Where there is `patience` then, in seconds, connections that
     wait to be accepted are served too, and those that are open may end by themselves."""
     loop = asyncio.get_running_loop()
     for listener in listeners:
         listener.setblocking(False)
-    accepting = [loop.create_task(reception.accept(listener)) for listener in listeners]
+    accepting = [loop.create_task(acceptor.accept(listener)) for listener in listeners]
     try:
         yield
     finally:
@@ -113,10 +115,10 @@ async def listen(reception: Reception, *listeners: socket.socket, patience: Call
             seconds = patience()
             for listener in listeners:
                 for connection in accept_waiting(listener) if seconds > 0 else ():
-                    reception.welcome(connection)
+                    acceptor.serve(connection)
                 listener.close()
-            await reception.empty(seconds)
-            await reception.close()
+            await acceptor.empty(seconds)
+            await acceptor.close()
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:

@@ -15,7 +15,7 @@ from frontends.net.listeners import UnixAccess
 # log that once for each connection that waits, 6 MB a second.
 RESERVED = 64
 # Of what a process asks the system for; more is the operator's to allow.
-MOST_DESCRIPTORS = 65_536
+MAX_DESCRIPTORS = 65_536
 # So that four machines are needed to leave no place for a fifth. What comes from this machine is a proxy as often as not.
 PEER_SHARE = 4
 
@@ -23,7 +23,7 @@ PEER_SHARE = 4
 def raise_descriptor_limit() -> None:
     """As far as the system lets a process do it by itself; a shell's 1024 is for programs that wait with select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -32,11 +32,11 @@ def raise_descriptor_limit() -> None:
 def spare_descriptors() -> int:
     """Connections that there is room for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else max(1, soft - RESERVED)
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else max(1, soft - RESERVED)
 
 
 @attrs.define
-class Door:
+class ConnectionLimiter:
     """Counts who is inside.
 
     Attributes:
@@ -52,7 +52,7 @@ class Door:
     # Whether an address is a proxy's, whose clients are counted instead.
     is_proxy: Callable[[str], bool] = lambda _: False
     inside: int = attrs.field(default=0, init=False)
-    turned_away: int = attrs.field(default=0, init=False)
+    rejected: int = attrs.field(default=0, init=False)
     _most: int = attrs.field(init=False)
     _most_of_peer: int = attrs.field(init=False)
     _peers: Counter[str] = attrs.field(factory=Counter, init=False)
@@ -63,7 +63,7 @@ class Door:
         self._most_of_peer = self.most_of_peer or max(1, self._most // PEER_SHARE)
 
     @classmethod
-    def of(cls, options: argparse.Namespace, is_proxy: Callable[[str], bool] = lambda _: False) -> "Door":
+    def of(cls, options: argparse.Namespace, is_proxy: Callable[[str], bool] = lambda _: False) -> "ConnectionLimiter":
         """As the command line says."""
         strangers = not UnixAccess.of(options).owner_alone
         return cls(options.max_connections, options.max_peer_connections, strangers, is_proxy)
@@ -71,7 +71,7 @@ class Door:
     def enter(self, peer: str) -> bool:
         """Whether there is a place. What has entered leaves."""
         if self.inside >= self._most or not self._may(peer):
-            self.turned_away += 1
+            self.rejected += 1
             return False
         self.inside += 1
         self._peers[peer] += 1
@@ -80,7 +80,7 @@ class Door:
     def enter_behind_proxy(self, client: str) -> bool:
         """Whether one more request of a proxy's client is within the bound for one address. What has entered leaves."""
         if not self._may(client):
-            self.turned_away += 1
+            self.rejected += 1
             return False
         self._peers[client] += 1
         return True

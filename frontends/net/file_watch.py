@@ -16,9 +16,9 @@ T = TypeVar("T")
 # A file is read when two looks have found the same change: one that is being saved may be empty, or end anywhere.
 LOOK_SECONDS = 0.4
 # 20,000 keys. A file of more is a mistake, and parsing it would take the interpreter for seconds.
-MOST_BYTES = 4 * 2**20
+MAX_BYTES = 4 * 2**20
 # Of a reason in the log.
-MOST_CHARACTERS = 500
+MAX_CHARACTERS = 500
 
 Mark = tuple[int, ...] | None
 
@@ -35,9 +35,9 @@ def read_file(path: Path) -> tuple[bytes, int]:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ConfigurationError("it is not a regular file")
-            if found.st_size > MOST_BYTES:
-                raise ConfigurationError(f"it is larger than {MOST_BYTES:,} bytes")
-            return file.read(MOST_BYTES), found.st_mode
+            if found.st_size > MAX_BYTES:
+                raise ConfigurationError(f"it is larger than {MAX_BYTES:,} bytes")
+            return file.read(MAX_BYTES), found.st_mode
     except OSError as error:
         raise ConfigurationError(f"it cannot be read: {error.strerror}") from error
 
@@ -85,7 +85,7 @@ async def follow(
         except Exception as error:  # The server goes on with what it has, for any content of the files.
             problem = (last, str(error) or type(error).__name__)
             if problem != told or asked:
-                report(f"{name:<9} not changed: {problem[1][:MOST_CHARACTERS]}")
+                report(f"{name:<9} not changed: {problem[1][:MAX_CHARACTERS]}")
             told = problem
             if not isinstance(error.__cause__, OSError):
                 seen = last

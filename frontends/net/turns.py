@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Turns:
+class WorkQueue:
     """A line for heavy work. A task that is cancelled in it leaves it."""
 
     def __init__(self) -> None:

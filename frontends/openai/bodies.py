@@ -1,4 +1,4 @@
-"""The OpenAI wire: what answers look like, whole and in chunks. `openai_answers.py` writes them."""
+"""The OpenAI wire: what answers look like, whole and in chunks. `completions.py` writes them."""
 
 from collections.abc import Sequence
 from typing import Literal

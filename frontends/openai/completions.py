@@ -1,4 +1,4 @@
-"""The OpenAI wire: answers written, whole and in chunks, from what the library gives. Their shapes are in `openai_bodies.py`."""
+"""The OpenAI wire: answers written, whole and in chunks, from what the library gives. Their shapes are in `bodies.py`."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.bodies import (
     Answer,
@@ -30,12 +30,12 @@ from frontends.openai.logprobs import (
     write_prompt_logprobs,
 )
 from frontends.openai.tools import CallBody, CalledFunction
-from frontends.openai.wanted import Wanted
+from frontends.openai.wanted import ParsedBody
 from llmserve import Completion, Delta, TokenLogprob, TokenStream, ToolCall, Tools, Usage
 
 # Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
 _HOLE = b"\0"
-Fill = Callable[[Turns], Awaitable[bytes]]
+Fill = Callable[[WorkQueue], Awaitable[bytes]]
 
 
 def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
@@ -46,7 +46,7 @@ def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
     return UsageBody(prompts, generated, prompts + generated, PromptTokensDetails(cached))
 
 
-class Answerer:
+class ResponseBuilder:
     """Writes the answers to one request: the shape that completions and chat share."""
 
     kind: Literal["text_completion", "chat.completion"]
@@ -57,13 +57,13 @@ class Answerer:
         self.id = f"{self.prefix}-{request_id}"
         self.model = model
         self.created = int(time.time())
-        # Attributes of `Wanted`.
+        # Attributes of `ParsedBody`.
         self.by_id = self.token_ids = self.prompt_logprobs = False
         # Prompts whose token ids a stream has yet to give, by their choices.
         self._prompts: dict[int, Sequence[int]] = {}
         self._frames: dict[int, sse.TextEvent] = {}
 
-    def show(self, wanted: Wanted) -> None:
+    def show(self, wanted: ParsedBody) -> None:
         """What the client asks for beside the text."""
         self.by_id, self.token_ids, self.prompt_logprobs = wanted.by_id, wanted.token_ids, wanted.prompt_logprobs
 
@@ -74,7 +74,7 @@ class Answerer:
             # Chosen here and not at each delta, so that streams without token ids pay nothing.
             self.chunk = self.chunk_with_ids  # type: ignore[method-assign]
 
-    async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
+    async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
         """The answer as JSON, in parts. Logprobs, of which there may be a quarter of a million, are encoded in pieces, between which the
         event loop does everything else, and those of one choice at a time, when the parts before them have been taken."""
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
@@ -104,7 +104,7 @@ class Answerer:
         place.prompt_logprobs = msgspec.Raw(_HOLE)
         return [partial(write_prompt_logprobs, completion.prompt_logprobs or ())]
 
-    async def _logprobs(self, index: int, completion: Completion, turns: Turns) -> bytes:
+    async def _logprobs(self, index: int, completion: Completion, turns: WorkQueue) -> bytes:
         """The lists of all pieces' objects, joined name by name."""
         pieces = self.logprobs(index, completion)
         lists: dict[str, list[bytes]] = {}
@@ -186,7 +186,7 @@ class Answerer:
         raise NotImplementedError
 
 
-class TextAnswerer(Answerer):
+class TextResponseBuilder(ResponseBuilder):
     """/v1/completions. `echo` gives the prompt's text for a choice, to stand before its answer; None for no echo. The answer is the prompt
     alone where `generates` is False, and what the engine generates to score it is left out."""
 
@@ -199,7 +199,7 @@ class TextAnswerer(Answerer):
         self._echo = echo
         self._offsets: dict[int, int] = {}
 
-    def whole(self, completions: Sequence[Completion], per_prompt: int, turns: Turns) -> AsyncIterator[bytes]:
+    def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
         if not self._generates:
             completions = [
                 msgspec.structs.replace(
@@ -259,7 +259,7 @@ class TextAnswerer(Answerer):
         return TextChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
 
 
-class ChatAnswerer(Answerer):
+class ChatResponseBuilder(ResponseBuilder):
     """/v1/chat/completions. `tools` are what the model could call; `reasoning` is whether the client wants what the model thought."""
 
     kind = "chat.completion"

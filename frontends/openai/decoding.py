@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from frontends.openai.sizes import Sizes
 from frontends.openai.unsupported import normalised
 from llmserve import InvalidRequest
@@ -30,7 +30,7 @@ _BOM = b"\xef\xbb\xbf"
 class BodyReader(Generic[Wire]):
     """Bodies of one kind, in JSON or MessagePack: `codec` is `msgspec.json` or `msgspec.msgpack`."""
 
-    def __init__(self, kind: type[Wire], turns: Turns, codec: ModuleType = msgspec.json) -> None:
+    def __init__(self, kind: type[Wire], turns: WorkQueue, codec: ModuleType = msgspec.json) -> None:
         self._decoder = codec.Decoder(kind)
         self._sizes = Sizes(kind, codec)
         self._turns = turns

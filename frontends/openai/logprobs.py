@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from llmserve import TokenLogprob
 from llmserve.validation.results import IMPOSSIBLE
 
@@ -96,7 +96,7 @@ def _ranked(entry: TokenLogprob) -> dict[str, RankedLogprob]:
     return found
 
 
-async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: Turns) -> bytes:
+async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: WorkQueue) -> bytes:
     """As JSON."""
     left = pieces(entries)
     written: list[bytes] = []
@@ -111,7 +111,7 @@ async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: Turns) -
     return b"[" + b",".join(written) + b"]"
 
 
-async def in_pieces(write: Callable[[], bool], entries: int, turns: Turns) -> None:
+async def in_pieces(write: Callable[[], bool], entries: int, turns: WorkQueue) -> None:
     """Call `write` until it returns False, in turns with the event loop where there is more than one piece to write."""
     while write() if entries <= PIECE else await turns.run(write):
         pass

@@ -1,4 +1,4 @@
-"""The OpenAI wire: what requests look like, and how they become `GenerationRequest`s. Answers are in `openai_answers.py`.
+"""The OpenAI wire: what requests look like, and how they become `GenerationRequest`s. Answers are in `completions.py`.
 
 Unknown fields are refused by name, so that nobody believes in an option that does nothing; those that are ignored on
 purpose stand in `Ignored`, and nowhere else.
@@ -17,7 +17,7 @@ from frontends.openai.response_format import ResponseFormat, StructuredOutputsBo
 from frontends.openai.sizes import MAX_PROMPTS, Undecoded
 from frontends.openai.tools import ToolBody, ToolChoice, tools_of
 from frontends.openai.unsupported import CHAT, COMPLETIONS, Unsupported
-from frontends.openai.wanted import Wanted, renamed
+from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
 # OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
@@ -89,7 +89,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
     def extras(self) -> dict[str, bool]:
-        """Attributes of `Wanted` that only one of the routes has."""
+        """Attributes of `ParsedBody` that only one of the routes has."""
         return {}
 
     @property
@@ -99,14 +99,14 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             raise InvalidRequest(f"n must be from 1 to {MAX_CHOICES}", "n")
         return n
 
-    def wanted(self, caller: Caller, adapter: str | None) -> Wanted:
+    def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
         """Raises InvalidRequest."""
         if not self.stream:
             self._check_whole()
         elif self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs needs stream to be false", "prompt_logprobs")
         options = self.stream_options or StreamOptions()
-        return Wanted(
+        return ParsedBody(
             requests=self.generation_requests(caller, adapter),
             per_prompt=self.choices_per_prompt,
             stream=bool(self.stream),

@@ -6,7 +6,7 @@ from llmserve import GenerationRequest, InvalidRequest
 
 
 @attrs.frozen(kw_only=True)
-class Wanted:
+class ParsedBody:
     """What a body asks for. It outlives the body, of which nothing else is kept while the answer is generated.
 
     Attributes:

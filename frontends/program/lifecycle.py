@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 
 from frontends.access.control import Access
-from frontends.access.exposure import VLLM_FLOOR, below_floor, carried
+from frontends.access.exposure import VLLM_FLOOR, advisories_for, below_floor
 from frontends.logs.operator_log import add_log_options, configure, is_json, say
 from frontends.logs.standard_streams import relay_standard_streams, terminal_columns, write_rest
 from frontends.net.connection_limits import raise_descriptor_limit
@@ -106,7 +106,7 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
         say(f"listening {address}")
     found = installed(options)
     if found is not None and below_floor(options.engine, found):
-        names = ", ".join(one.id for one in carried("vllm", found))
+        names = ", ".join(one.id for one in advisories_for("vllm", found))
         say(f"advisory  vLLM {found} is older than {VLLM_FLOOR} and has {names or 'none that was looked at'} (SECURITY.md)")
     say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
 

@@ -49,7 +49,7 @@ from llmserve import (
     TokenStream,
 )
 from llmserve.generation import Generation
-from llmserve.lifecycle.delta_buffer import Backlog
+from llmserve.lifecycle.delta_buffer import DeltaBuffer
 from llmserve.lifecycle.open_request import interrupter
 
 # Pieces that may be on their way for one stream; half of them are given anew when they have been read.
@@ -164,11 +164,11 @@ class RemoteStream(TokenStream):
 
     async def _rest(self) -> Delta | None:
         # Reading gives the credit that the server needs to go on.
-        read: Backlog | None = None
+        read: DeltaBuffer | None = None
         try:
             async for delta in self:
                 if read is None:
-                    read = Backlog(delta)
+                    read = DeltaBuffer(delta)
                 else:
                     read.add(delta)
         except LLMServeError:

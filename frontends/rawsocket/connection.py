@@ -24,7 +24,7 @@ from frontends.access.trace_context import trace_of_mapping
 from frontends.net import deadlines
 from frontends.net.flush import FlushScheduler
 from frontends.net.receive_budget import REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from frontends.net.write_watch import WriteWatch
 from frontends.openai.decoding import BodyReader
 from frontends.openai.requests import GenerateRequest
@@ -41,7 +41,7 @@ HELLO_SECONDS = 5.0
 IDLE_SECONDS = 300.0
 BUSY_SECONDS = 1.0
 # A client may cancel all of its streams, of which 1024 are the default's most, and open as many anew, but not go on like that.
-MOST_FRUITLESS = 2048
+MAX_FRUITLESS = 2048
 FRUITLESS_SECONDS = 10.0
 # For connections that have something left to be written when the server ends.
 CLOSE_SECONDS = 2.0
@@ -59,7 +59,7 @@ class Service:
     tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
     scheduler: FlushScheduler = attrs.field(factory=FlushScheduler)
     budget: ReceiveBudget = attrs.field(factory=lambda: ReceiveBudget(time.monotonic))
-    reader: BodyReader[GenerateRequest] = attrs.field(factory=lambda: BodyReader(GenerateRequest, Turns(), msgspec.msgpack))
+    reader: BodyReader[GenerateRequest] = attrs.field(factory=lambda: BodyReader(GenerateRequest, WorkQueue(), msgspec.msgpack))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it as a task that lives no longer than the service."""
@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
         if now - self._fruitless_since > FRUITLESS_SECONDS:
             self._fruitless, self._fruitless_since = 0, now
         self._fruitless += 1
-        if self._fruitless > MOST_FRUITLESS:
+        if self._fruitless > MAX_FRUITLESS:
             raise FrameError("too many streams were cancelled, and none was read to its end")
 
     def _greet(self, message: frames.FromClient) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio
 
 from frontends.access.control import Access
-from frontends.net.acceptor import Reception, listen
-from frontends.net.connection_limits import Door
+from frontends.net.acceptor import Acceptor, listen
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.flush import MAX_HOLD, FlushScheduler
 from frontends.net.listeners import CannotListen, UnixAccess, bind_all, bind_unix
 from frontends.net.receive_budget import ReceiveBudget
@@ -33,7 +33,7 @@ async def open_server(
     tls: TLS | None = None,
     access: Access | None = None,
     max_streams: int = 1024,
-    door: Door | None = None,
+    limiter: ConnectionLimiter | None = None,
     unix: UnixAccess | None = None,
     max_hold: float = MAX_HOLD,
     max_incomplete: int | None = None,
@@ -42,7 +42,7 @@ async def open_server(
 
     Raises CannotListen.
     """
-    door = door or Door()
+    limiter = limiter or ConnectionLimiter()
     service = Service(manager, model, access or Access(), max_streams, scheduler=FlushScheduler(max_hold))
     service.budget = ReceiveBudget(time.monotonic, max_incomplete)
     bound = []
@@ -53,9 +53,9 @@ async def open_server(
             except OSError as error:
                 raise CannotListen(str(address), error) from None
             port = 0 if address.scheme == "unix" else listeners[0].getsockname()[1]
-            reception = Reception(partial(Connection, service), REFUSAL, door, tls if address.scheme == "tls" else None)
+            acceptor = Acceptor(partial(Connection, service), REFUSAL, limiter, tls if address.scheme == "tls" else None)
             for listener in listeners:
-                await stack.enter_async_context(listen(reception, listener))
+                await stack.enter_async_context(listen(acceptor, listener))
             if address.scheme == "unix":
                 stack.callback(Path(address.path).unlink, missing_ok=True)
                 bound.append(address)

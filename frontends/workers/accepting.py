@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import anyio
 
 from frontends.net.acceptor import RETRY_SECONDS
-from frontends.workers.handle import Member
+from frontends.workers.handle import WorkerHandle
 
 FULL_SECONDS = 0.005
 
 
-async def accept(listener: socket.socket, members: Sequence[Member]) -> None:
+async def accept(listener: socket.socket, handles: Sequence[WorkerHandle]) -> None:
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -22,15 +22,15 @@ async def accept(listener: socket.socket, members: Sequence[Member]) -> None:
             await anyio.sleep(RETRY_SECONDS)
             continue
         with connection:
-            while not hand(connection, members):  # noqa: ASYNC110 - a socket pair that is full has no event in asyncio
+            while not hand(connection, handles):  # noqa: ASYNC110 - a socket pair that is full has no event in asyncio
                 await anyio.sleep(FULL_SECONDS)
 
 
-def hand(connection: socket.socket, members: Sequence[Member]) -> bool:
+def hand(connection: socket.socket, handles: Sequence[WorkerHandle]) -> bool:
     """False if no worker can take it now. A worker that has drained gets none."""
-    members = [member for member in members if not member.parting]
+    handles = [handle for handle in handles if not handle.parting]
     # One that takes another's place starts beside those that serve; in the beginning all of them do, and say so.
-    able = [member for member in members if member.up] or members
+    able = [handle for handle in handles if handle.up] or handles
     # A worker that does not answer gets none, unless no worker does.
-    able = [member for member in able if not member.silent] or able
-    return any(member.hand(connection) for member in sorted(able, key=lambda member: member.connections))
+    able = [handle for handle in able if not handle.silent] or able
+    return any(handle.hand(connection) for handle in sorted(able, key=lambda handle: handle.connections))

@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Offer, Steps
+from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Offer, StepCount
 from llmserve import TenantTable
-from llmserve.admission import AdmissionStatistics, Decision, EngineFacts, Refusal, Refused, Ticket, TicketState
+from llmserve.admission import AdmissionStatistics, Decision, EngineSample, Refusal, Refused, Ticket, TicketState
 
 # Steps of a small model on a fast GPU take 3 ms: a worker tells of several at once.
 TELL_SECONDS = 0.01
-FACTS = tuple(field for field in Steps.__struct_fields__ if field != "told")
+SAMPLE_FIELDS = tuple(field for field in StepCount.__struct_fields__ if field != "told")
 
 
-class RemoteAdmission:
+class AdmissionClient:
     """Satisfies `llmserve.admission.Admission`. A ticket waits until the owner has answered, which takes a tenth of a millisecond where
     there is room. `limit` and `max_waiting` are the owner's."""
 
@@ -59,11 +59,11 @@ class RemoteAdmission:
             self._send(FirstToken(self._numbers[ticket]))
         return []
 
-    def record(self, facts: EngineFacts, now: float) -> list[Ticket]:
+    def record(self, sample: EngineSample, now: float) -> list[Ticket]:
         """Tell the owner, but not more often than it matters to a wait."""
         if now - self._told >= TELL_SECONDS:
             self._told = now
-            self._send(Steps(told=now, **{name: getattr(facts, name) for name in FACTS}))
+            self._send(StepCount(told=now, **{name: getattr(sample, name) for name in SAMPLE_FIELDS}))
         return []
 
     def suspend(self, now: float) -> None:

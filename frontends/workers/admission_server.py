@@ -12,7 +12,7 @@ from llmserve.admission import AdmissionController, Refused, Ticket, TicketState
 
 
 @attrs.define
-class Desk:
+class AdmissionServer:
     """Made for one worker and closed at its end; `send` brings messages to it."""
 
     controller: AdmissionController

@@ -10,17 +10,17 @@ from typing import Any
 import attrs
 
 from frontends.workers import messages
-from frontends.workers.admission_server import Desk
-from frontends.workers.idempotency import AnswersDesk
+from frontends.workers.admission_server import AdmissionServer
+from frontends.workers.idempotency import IdempotencyServer
 from frontends.workers.messages import Channel, Load
 from frontends.workers.worker import work
-from llmserve import Facts
+from llmserve import MetricsSnapshot
 
 STOP_SECONDS = 5.0
 
 
 @attrs.define(eq=False)
-class Member:
+class WorkerHandle:
     """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
     takes requests; until then it answers that it is starting, or that the engine is. `began`: it has been up, and may have something to
     finish. `questions`: those in a row that it has not answered; `silent`: it has left too many unanswered, and gets no connections.
@@ -30,12 +30,12 @@ class Member:
     process: Any
     handed: socket.socket
     channel: Channel = attrs.field(init=False)
-    answers: AnswersDesk = attrs.field(init=False)
-    desk: Desk | None = None
+    answers: IdempotencyServer = attrs.field(init=False)
+    admission_server: AdmissionServer | None = None
     wants: int | None = None
     up: bool = False
     began: bool = False
-    facts: Facts | None = None
+    metrics: MetricsSnapshot | None = None
     given: int = 0
     questions: int = 0
     silent: bool = False
@@ -44,8 +44,8 @@ class Member:
 
     @classmethod
     async def spawn(
-        cls, index: int, options: argparse.Namespace, receive: Callable[["Member", Any], None], lost: Callable[["Member"], None]
-    ) -> "Member":
+        cls, index: int, options: argparse.Namespace, receive: Callable[["WorkerHandle", Any], None], lost: Callable[["WorkerHandle"], None]
+    ) -> "WorkerHandle":
         ours, theirs = socket.socketpair()
         handed, taken = socket.socketpair()
         for end in (ours, theirs, handed, taken):
@@ -54,10 +54,10 @@ class Member:
         process.start()
         theirs.close()
         taken.close()
-        member = cls(index, process, handed)
-        member.channel = await Channel.open(ours, messages.FromWorker, lambda message: receive(member, message), lambda: lost(member))
-        member.channel.listen()
-        return member
+        handle = cls(index, process, handed)
+        handle.channel = await Channel.open(ours, messages.FromWorker, lambda message: receive(handle, message), lambda: lost(handle))
+        handle.channel.listen()
+        return handle
 
     @property
     def connections(self) -> int:

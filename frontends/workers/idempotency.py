@@ -5,23 +5,23 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from frontends.http.idempotency_store import Answers, Kept, Name
+from frontends.http.idempotency_store import CachedResponse, Name, ResponseCache
 from frontends.http.idempotency_store import Claim as OwnedClaim
 from frontends.openai.errors import HTTPFailure
 from frontends.workers.messages import Answered, Claim, Claimed
 
 
-class SharedAnswers:
-    """A worker's side: satisfies `frontends.http.idempotency.Memory`. A claim is the number of its `Claim` message."""
+class IdempotencyClient:
+    """A worker's side: satisfies `frontends.http.idempotency.IdempotencyStore`. A claim is the number of its `Claim` message."""
 
     def __init__(self, send: Callable[[Any], None]) -> None:
         self._send = send
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Kept | int]] = {}
+        self._asked: dict[int, asyncio.Future[CachedResponse | int]] = {}
 
-    async def begin(self, name: Name, body: bytes) -> Kept | int:
+    async def begin(self, name: Name, body: bytes) -> CachedResponse | int:
         number = next(self._numbers)
-        answered: asyncio.Future[Kept | int] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[CachedResponse | int] = asyncio.get_running_loop().create_future()
         self._asked[number] = answered
         self._send(Claim(number, name, body))
         try:
@@ -47,10 +47,10 @@ class SharedAnswers:
             answered.set_result(message.number if message.kept is None else message.kept)
 
 
-class AnswersDesk:
+class IdempotencyServer:
     """The owner's side, for one worker, which owns the claims that were made through here: at its end they are given back."""
 
-    def __init__(self, answers: Answers, send: Callable[[Any], None]) -> None:
+    def __init__(self, answers: ResponseCache, send: Callable[[Any], None]) -> None:
         self._answers = answers
         self._send = send
         self._claims: dict[int, OwnedClaim] = {}
@@ -69,7 +69,7 @@ class AnswersDesk:
         except HTTPFailure as error:
             refused = error.status, str(error), error.code, error.headers
         else:
-            if isinstance(found, Kept):
+            if isinstance(found, CachedResponse):
                 kept = found
             else:
                 self._claims[message.number] = found

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from frontends.http.idempotency_store import Kept, Name
+from frontends.http.idempotency_store import CachedResponse, Name
 from frontends.rawsocket.frames import MAX_ANSWER, FrameReader, encode
 
 # From a worker
@@ -44,8 +44,8 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=7):
     number: int
 
 
-class Steps(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """What the engine told this worker of its steps, and when: the fields of `EngineFacts`."""
+class StepCount(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """What the engine told this worker of its steps, and when: the fields of `EngineSample`."""
 
     told: float
     steps: float
@@ -86,15 +86,15 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=4):
     wrong_argument: bool
 
 
-class Report(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The worker's own facts, pickled."""
+class WorkerMetrics(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The worker's own metrics, pickled."""
 
     number: int
-    facts: bytes
+    metrics: bytes
 
 
-class Gather(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Everyone's facts are wanted."""
+class MetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The metrics of all workers are wanted."""
 
     number: int
 
@@ -149,17 +149,17 @@ class Declined(msgspec.Struct, frozen=True, array_like=True, tag=18):
     retry_after: float
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag=19):
-    """The worker's facts are wanted."""
+class WorkerMetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """The worker's metrics are wanted."""
 
     number: int
 
 
-class Gathered(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """Everyone's facts, pickled."""
+class MetricsReply(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """The metrics of all workers, pickled."""
 
     number: int
-    facts: bytes
+    metrics: bytes
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=21):
@@ -186,7 +186,7 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
     """The answer that there was, if any, or why there is none to be had: the fields of an `HTTPFailure`."""
 
     number: int
-    kept: Kept | None
+    kept: CachedResponse | None
     refused: tuple[int, str, str, dict[str, str]] | None
 
 
@@ -198,8 +198,10 @@ class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
     """Answer with `Alive`."""
 
 
-FromWorker = Offer | Leave | FirstToken | Steps | Load | Want | Up | Failed | Report | Gather | Claim | Answered | Alive | Parting
-FromOwner = Start | Granted | Declined | Ask | Gathered | Abort | Died | Stop | Claimed | Reread | Check
+FromWorker = (
+    Offer | Leave | FirstToken | StepCount | Load | Want | Up | Failed | WorkerMetrics | MetricsRequest | Claim | Answered | Alive | Parting
+)
+FromOwner = Start | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Check
 
 
 class Channel(asyncio.Protocol):

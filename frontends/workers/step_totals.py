@@ -2,26 +2,26 @@
 
 import attrs
 
-from frontends.workers.messages import Steps
-from llmserve.admission import EngineFacts
+from frontends.workers.messages import StepCount
+from llmserve.admission import EngineSample
 
 # A worker that has not told anything for so long has no requests in the engine.
 RECENT_SECONDS = 1.0
 
 
 @attrs.define(kw_only=True)
-class TogetherSteps:
+class StepAggregator:
     """With `one_engine` every worker sees the same steps, those in which it has requests; otherwise each has an engine of its own."""
 
     one_engine: bool
-    _last: dict[int, Steps] = attrs.field(factory=dict, init=False)
+    _last: dict[int, StepCount] = attrs.field(factory=dict, init=False)
     _steps: float = attrs.field(default=0.0, init=False)
     _seconds: float = attrs.field(default=0.0, init=False)
     _preemptions: int = attrs.field(default=0, init=False)
     _prompt_tokens: int = attrs.field(default=0, init=False)
     _generation_tokens: int = attrs.field(default=0, init=False)
 
-    def take(self, worker: int, steps: Steps) -> None:
+    def take(self, worker: int, steps: StepCount) -> None:
         """A worker tells its counters; the first time they only say where it begins."""
         last = self._last.get(worker)
         self._last[worker] = steps
@@ -43,13 +43,13 @@ class TogetherSteps:
     def forget(self, worker: int) -> None:
         self._last.pop(worker, None)
 
-    def together(self, now: float) -> EngineFacts:
+    def together(self, now: float) -> EngineSample:
         told = self._recent(now) or list(self._last.values())
         latest = max(told, key=lambda one: one.told)
         # Who runs in the one engine it tells to one of its clients at each step.
         state = [latest] if self.one_engine else told
         sizes = [one.kv_tokens for one in state]
-        return EngineFacts(
+        return EngineSample(
             steps=self._steps,
             busy_seconds=self._seconds,
             running=sum(one.running for one in state),
@@ -61,5 +61,5 @@ class TogetherSteps:
             generation_tokens=self._generation_tokens,
         )
 
-    def _recent(self, now: float) -> list[Steps]:
+    def _recent(self, now: float) -> list[StepCount]:
         return [one for one in self._last.values() if now - one.told < RECENT_SECONDS]

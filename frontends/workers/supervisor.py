@@ -15,7 +15,7 @@ import anyio
 import attrs
 
 from frontends.access.control import Access
-from frontends.http.idempotency_store import Answers
+from frontends.http.idempotency_store import ResponseCache
 from frontends.logs.log_writer import dropped_lines
 from frontends.logs.operator_log import say
 from frontends.net.acceptor import accept_waiting
@@ -24,10 +24,10 @@ from frontends.program.lifecycle import CHANGES, WATCH_SECONDS, Stopping, announ
 from frontends.program.options import engine_args, manager_config
 from frontends.workers import messages
 from frontends.workers.accepting import accept, hand
-from frontends.workers.admission_server import Desk
+from frontends.workers.admission_server import AdmissionServer
 from frontends.workers.engine_core import SharedCore
-from frontends.workers.handle import Member
-from frontends.workers.idempotency import AnswersDesk
+from frontends.workers.handle import WorkerHandle
+from frontends.workers.idempotency import IdempotencyServer
 from frontends.workers.messages import (
     Abort,
     Alive,
@@ -36,22 +36,22 @@ from frontends.workers.messages import (
     Died,
     Failed,
     FirstToken,
-    Gather,
-    Gathered,
     Leave,
     Load,
+    MetricsReply,
+    MetricsRequest,
     Offer,
     Parting,
-    Report,
     Reread,
     Start,
-    Steps,
+    StepCount,
     Stop,
     Up,
     Want,
+    WorkerMetrics,
 )
-from frontends.workers.metrics import Gathering
-from frontends.workers.step_totals import TogetherSteps
+from frontends.workers.metrics import MetricsAggregator
+from frontends.workers.step_totals import StepAggregator
 from frontends.workers.watchdog import watch
 from llmserve import ConfigurationError, EngineDead, State
 from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
@@ -86,14 +86,14 @@ async def serve_workers(
         for listener in listeners:
             listener.setblocking(False)
         announce(addresses, options)
-        owner = Owner(options, count, listeners, access)
+        owner = WorkerSupervisor(options, count, listeners, access)
         async with signals(Stopping(owner.served, owner.give_up, owner.stop).react, owner.reloaded):
             code = await owner.run()
     say("stopped")
     return code
 
 
-class Owner:
+class WorkerSupervisor:
     """All workers, and what they share."""
 
     def __init__(self, options: argparse.Namespace, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
@@ -101,7 +101,7 @@ class Owner:
         self._access = access
         self._count = count
         self._listeners = listeners
-        self._members: list[Member] = []
+        self._handles: list[WorkerHandle] = []
         self._last = 0
         self._shared: SharedCore | None = None
         self._supervisor: Supervisor | None = None
@@ -113,13 +113,13 @@ class Owner:
         self._orphans: list[str] = []
         # Whether the engine is there, and whether all of the first workers have been up.
         self._up = self._serving = False
-        self._gathering = Gathering()
+        self._aggregator = MetricsAggregator()
         self._change = asyncio.Event()
-        self._steps = TogetherSteps(one_engine=options.engine == "vllm")
+        self._steps = StepAggregator(one_engine=options.engine == "vllm")
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
-        self._answers = Answers(self._loop.time)
+        self._answers = ResponseCache(self._loop.time)
         self._args, self._config = engine_args(self._options), manager_config(self._options)
         self._make_engine()
         try:
@@ -127,7 +127,7 @@ class Owner:
                 for _ in range(self._count):
                     await self._spawn()
                 tasks.start_soon(self._accept)
-                tasks.start_soon(watch, self._members, self._hung, self._config.restart.start_timeout)
+                tasks.start_soon(watch, self._handles, self._hung, self._config.restart.start_timeout)
                 await unpack(self._options)
                 with loading(f"{self._options.engine} {self._options.model}"):
                     if self._supervisor is not None:
@@ -143,8 +143,8 @@ class Owner:
                 return code
         finally:
             self._stopping = True
-            for member in self._members:
-                member.kill()
+            for handle in self._handles:
+                handle.kill()
         return 0
 
     # The engine
@@ -184,12 +184,12 @@ class Owner:
         assert self._shared.core is not None
         if self._admission is None:
             self._admit(*self._shared.core.batch)
-        for member in self._members:
-            self._give_place(member)
+        for handle in self._handles:
+            self._give_place(handle)
 
     def _all_up(self) -> bool:
         self._raise_failure()
-        return all(member.up for member in self._members)
+        return all(handle.up for handle in self._handles)
 
     def _busy(self) -> int:
         return self._admission.statistics(self._loop.time()).running if self._admission is not None else 0
@@ -204,8 +204,8 @@ class Owner:
     def _engine_down(self, error: EngineDead, pause: float | None) -> None:
         """A second time, perhaps, for one that hung, or when the next one has not come up either."""
         assert self._admission is not None
-        for member in self._members:
-            member.up = False
+        for handle in self._handles:
+            handle.up = False
         self._tell_all(Died(str(error), pause is None, error.stalled))
         self._admission.suspend(self._loop.time())
         self._orphans = []
@@ -242,7 +242,7 @@ class Owner:
             say_leaving(delay)
         say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal ends open requests now")
         with anyio.move_on_after(delay + timeout + CLOSE_SECONDS):
-            while self._members:
+            while self._handles:
                 await self._changed()
 
     async def _accept(self) -> None:
@@ -250,21 +250,21 @@ class Owner:
         with self._accepting:
             async with anyio.create_task_group() as tasks:
                 for listener in self._listeners:
-                    tasks.start_soon(accept, listener, self._members)
+                    tasks.start_soon(accept, listener, self._handles)
         for listener in self._listeners:
             for connection in accept_waiting(listener):
                 with connection:
-                    hand(connection, self._members)
+                    hand(connection, self._handles)
             listener.close()
-        for member in self._members:
-            member.part()
+        for handle in self._handles:
+            handle.part()
 
-    def _part(self, member: Member) -> None:
+    def _part(self, handle: WorkerHandle) -> None:
         """Hand nothing more to a worker that has drained."""
-        if all(other.parting for other in self._members if other is not member):
+        if all(other.parting for other in self._handles if other is not handle):
             self._accepting.cancel()
         else:
-            member.part()
+            handle.part()
 
     async def _changed(self) -> None:
         with anyio.move_on_after(WATCH_SECONDS):
@@ -282,7 +282,7 @@ class Owner:
 
     def served(self) -> bool:
         """Whether a worker may have something to finish. The first one may serve long before the last one is up."""
-        return any(member.began for member in self._members)
+        return any(handle.began for handle in self._handles)
 
     def give_up(self) -> None:
         """The start."""
@@ -292,135 +292,135 @@ class Owner:
     def stop(self, now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
         """Let workers finish what is open, or end it `now`."""
         self._stopping = True
-        for member in list(self._members):
+        for handle in list(self._handles):
             # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
-            if member.began:
-                member.channel.send(Stop(now))
+            if handle.began:
+                handle.channel.send(Stop(now))
             else:
-                member.kill()
+                handle.kill()
         self._change.set()
 
     # Workers
 
-    async def _spawn(self) -> Member:
+    async def _spawn(self) -> WorkerHandle:
         index, self._last = self._last, self._last + 1
-        member = await Member.spawn(index, self._options, self._receive, self._lost)
-        member.answers = AnswersDesk(self._answers, member.channel.send)
-        self._members.append(member)
-        return member
+        handle = await WorkerHandle.spawn(index, self._options, self._receive, self._lost)
+        handle.answers = IdempotencyServer(self._answers, handle.channel.send)
+        self._handles.append(handle)
+        return handle
 
-    def _give_place(self, member: Member) -> None:
+    def _give_place(self, handle: WorkerHandle) -> None:
         """If it wants one, and there is one."""
         life, core = (1, None) if self._shared is None else (self._shared.life, self._shared.core)
-        if member.wants is None or member.wants >= life or (core is None and self._shared is not None):
+        if handle.wants is None or handle.wants >= life or (core is None and self._shared is not None):
             return
         assert self._admission is not None
-        member.wants = None
-        member.desk = member.desk or Desk(self._admission, member.channel.send, self._loop)
-        client = None if core is None else pickle.dumps(core.client(member.index))
+        handle.wants = None
+        handle.admission_server = handle.admission_server or AdmissionServer(self._admission, handle.channel.send, self._loop)
+        client = None if core is None else pickle.dumps(core.client(handle.index))
         limit, max_waiting = self._admission.policy.limit, self._admission.max_waiting
-        member.channel.send(Start(life, client, launched=life > 1, limit=limit, max_waiting=max_waiting))
+        handle.channel.send(Start(life, client, launched=life > 1, limit=limit, max_waiting=max_waiting))
 
-    def _lost(self, member: Member) -> None:
+    def _lost(self, handle: WorkerHandle) -> None:
         """Its channel has closed: it ended, as it was told to or not."""
-        self._members.remove(member)
-        self._gathering.forget(member)
-        member.answers.close()
-        left = member.desk.close() if member.desk is not None else []
-        self._steps.forget(member.index)
+        self._handles.remove(handle)
+        self._aggregator.forget(handle)
+        handle.answers.close()
+        left = handle.admission_server.close() if handle.admission_server is not None else []
+        self._steps.forget(handle.index)
         self._change.set()
         if self._stopping:
             return
-        member.process.join(1)
-        say(f"worker    {member.process.pid} died with {member.process.exitcode}; its connections are lost, {len(left)} requests aborted")
+        handle.process.join(1)
+        say(f"worker    {handle.process.pid} died with {handle.process.exitcode}; its connections are lost, {len(left)} requests aborted")
         self._abort(left)
         if self._last == self._count + SPARES:
             self._failure = Failed(f"{SPARES} workers have died", wrong_argument=False)
             return
         self._tasks.start_soon(self._replace)
 
-    def _hung(self, member: Member, seconds: float) -> None:
-        say(f"worker    {member.process.pid} has not answered for {seconds:g} s; it is killed, and replaced")
+    def _hung(self, handle: WorkerHandle, seconds: float) -> None:
+        say(f"worker    {handle.process.pid} has not answered for {seconds:g} s; it is killed, and replaced")
         # The end of its channel does the rest.
-        member.process.kill()
+        handle.process.kill()
 
     async def _replace(self) -> None:
         if self._stopping:
             return
-        member = await self._spawn()
+        handle = await self._spawn()
         if self._stopping:
-            member.kill()
+            handle.kill()
 
     def _abort(self, request_ids: list[str]) -> None:
         """By any worker that can: abort goes by the engine's ids, and the core takes it from every client."""
         self._orphans += request_ids if self._shared is not None else []
-        able = next((member for member in self._members if member.up), None)
+        able = next((handle for handle in self._handles if handle.up), None)
         if able is not None and self._orphans:
             able.channel.send(Abort(self._orphans))
             self._orphans = []
 
     def _tell_all(self, message: Any) -> None:
-        for member in self._members:
-            member.channel.send(message)
+        for handle in self._handles:
+            handle.channel.send(message)
 
-    def _receive(self, member: Member, message: messages.FromWorker) -> None:
+    def _receive(self, handle: WorkerHandle, message: messages.FromWorker) -> None:
         match message:
             case Offer() | Leave() | FirstToken():
-                assert member.desk is not None
+                assert handle.admission_server is not None
                 # It may say only a moment later that it is up.
-                member.began = True
-                member.desk.receive(message)
+                handle.began = True
+                handle.admission_server.receive(message)
             case Claim() | Answered():
-                member.answers.receive(message)
-            case Steps():
-                self._record(member, message)
+                handle.answers.receive(message)
+            case StepCount():
+                self._record(handle, message)
             case _:
-                self._note(member, message)
+                self._note(handle, message)
 
-    def _note(self, member: Member, message: Load | Want | Up | Failed | Gather | Report | Alive | Parting) -> None:
+    def _note(self, handle: WorkerHandle, message: Load | Want | Up | Failed | MetricsRequest | WorkerMetrics | Alive | Parting) -> None:
         """What it says of itself."""
         match message:
             case Alive():
-                member.questions, member.silent = 0, False
+                handle.questions, handle.silent = 0, False
             case Parting():
-                self._part(member)
+                self._part(handle)
             case Load():
-                member.load = message
+                handle.load = message
             case Want():
-                member.wants = message.life
-                self._give_place(member)
+                handle.wants = message.life
+                self._give_place(handle)
             case Up():
-                self._welcome(member, message)
+                self._welcome(handle, message)
             case Failed():
                 self._failure = self._failure or message
                 self._change.set()
-            case Gather():
-                self._tasks.start_soon(self._tell_facts, member, message.number)
-            case Report():
-                self._gathering.receive(member, message)
+            case MetricsRequest():
+                self._tasks.start_soon(self._tell_facts, handle, message.number)
+            case WorkerMetrics():
+                self._aggregator.receive(handle, message)
 
-    def _welcome(self, member: Member, message: Up) -> None:
+    def _welcome(self, handle: WorkerHandle, message: Up) -> None:
         if self._shared is not None and (message.life < self._shared.life or self._shared.core is None):
             # That engine has just died.
             return
-        if not self._serving and not any(other.up for other in self._members):
+        if not self._serving and not any(other.up for other in self._handles):
             say(f"engine    {message.described}, {self._count} workers")
-        member.up = member.began = True
+        handle.up = handle.began = True
         self._abort([])
         self._change.set()
 
-    async def _tell_facts(self, asking: Member, number: int) -> None:
+    async def _tell_facts(self, asking: WorkerHandle, number: int) -> None:
         def admission() -> AdmissionStatistics | None:
             return self._admission.statistics(self._loop.time()) if self._admission else None
 
-        facts = await self._gathering.gather(self._members, admission, one_engine=self._shared is not None)
-        if facts is not None:
+        metrics = await self._aggregator.gather(self._handles, admission, one_engine=self._shared is not None)
+        if metrics is not None:
             if self._supervisor is not None:
-                facts = attrs.evolve(facts, statistics=attrs.evolve(facts.statistics, restarts=self._supervisor.restarts))
-            asking.channel.send(Gathered(number, pickle.dumps(facts.with_dropped(dropped_lines()))))
+                metrics = attrs.evolve(metrics, statistics=attrs.evolve(metrics.statistics, restarts=self._supervisor.restarts))
+            asking.channel.send(MetricsReply(number, pickle.dumps(metrics.with_dropped(dropped_lines()))))
 
-    def _record(self, member: Member, message: Steps) -> None:
+    def _record(self, handle: WorkerHandle, message: StepCount) -> None:
         assert self._admission is not None
-        self._steps.take(member.index, message)
+        self._steps.take(handle.index, message)
         now = self._loop.time()
         wake(self._admission.record(self._steps.together(now), now))

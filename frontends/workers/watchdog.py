@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from frontends.workers.handle import Member
+from frontends.workers.handle import WorkerHandle
 from frontends.workers.messages import Check
 
 # Between two questions. A worker that is asked costs 0.1 ms.
@@ -15,20 +15,20 @@ HUNG_SECONDS = 20.0
 SILENT_SECONDS = 3.0
 
 
-async def watch(members: Sequence[Member], hung: Callable[[Member, float], None], start_seconds: float) -> None:
+async def watch(handles: Sequence[WorkerHandle], hung: Callable[[WorkerHandle, float], None], start_seconds: float) -> None:
     """Ask every worker once a second; call `hung` with a worker and the seconds that it may be silent. A worker that does not take requests
     yet has `start_seconds`.
 
     Questions are counted, and not seconds: while this process is stopped too, no worker is late.
     """
     while True:
-        for member in list(members):
-            member.questions += 1
-            member.silent = member.questions * ASK_SECONDS > SILENT_SECONDS
-            bound = HUNG_SECONDS if member.up else start_seconds
-            if member.questions * ASK_SECONDS > bound:
-                member.questions = 0
-                hung(member, bound)
+        for handle in list(handles):
+            handle.questions += 1
+            handle.silent = handle.questions * ASK_SECONDS > SILENT_SECONDS
+            bound = HUNG_SECONDS if handle.up else start_seconds
+            if handle.questions * ASK_SECONDS > bound:
+                handle.questions = 0
+                hung(handle, bound)
             else:
-                member.channel.send(Check())
+                handle.channel.send(Check())
         await anyio.sleep(ASK_SECONDS)

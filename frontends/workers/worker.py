@@ -26,38 +26,48 @@ from frontends.http.proxies import Proxies, know_clients
 from frontends.http.server import running
 from frontends.logs.log_writer import dropped_lines
 from frontends.logs.operator_log import attach
-from frontends.net.connection_limits import Door, raise_descriptor_limit
+from frontends.net.connection_limits import ConnectionLimiter, raise_descriptor_limit
 from frontends.net.file_watch import reread
 from frontends.net.tls import TLS, followed
 from frontends.program.lifecycle import BACKEND, describe_engine, served_name
 from frontends.program.options import engine_args, manager_config
 from frontends.program.telemetry import telemetry
 from frontends.workers import messages
-from frontends.workers.admission_client import RemoteAdmission
-from frontends.workers.idempotency import SharedAnswers
+from frontends.workers.admission_client import AdmissionClient
+from frontends.workers.idempotency import IdempotencyClient
 from frontends.workers.messages import (
     Abort,
     Alive,
-    Ask,
     Channel,
     Check,
     Claimed,
     Declined,
     Died,
     Failed,
-    Gather,
-    Gathered,
     Granted,
     Load,
+    MetricsReply,
+    MetricsRequest,
     Parting,
-    Report,
     Reread,
     Start,
     Stop,
     Up,
     Want,
+    WorkerMetrics,
+    WorkerMetricsRequest,
 )
-from llmserve import ConfigurationError, EngineDead, EngineError, EngineManager, Facts, LLMServeError, ManagerConfig, RestartConfig, State
+from llmserve import (
+    ConfigurationError,
+    EngineDead,
+    EngineError,
+    EngineManager,
+    LLMServeError,
+    ManagerConfig,
+    MetricsSnapshot,
+    RestartConfig,
+    State,
+)
 from llmserve.engines import create_engine
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
@@ -70,7 +80,7 @@ JOIN_SECONDS = 30
 # Longer than any start takes, and any pause before one: ten years.
 WAIT_SECONDS = 3e8
 AS_THE_OWNER_SAYS = RestartConfig(most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS)
-# For others' facts, asked for by a scraper that waits for 10 s by default.
+# For the metrics of the other workers, asked for by a scraper that waits for 10 s by default.
 GATHER_SECONDS = 5.0
 
 
@@ -98,7 +108,7 @@ class Worker:
         self._handed = handed
         self._taken = 0
         self._numbers = itertools.count(1)
-        self._gathers: dict[int, asyncio.Future[Facts]] = {}
+        self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
         self._engine_is_shared = options.engine == "vllm"
         # The last engine that this worker had a place at, and the place that it waits for.
@@ -112,8 +122,8 @@ class Worker:
     async def run(self, connection: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         self.channel = await Channel.open(connection, messages.FromOwner, self._receive, lambda: os._exit(1))
-        self._answers = SharedAnswers(self.channel.send)
-        self._admission = RemoteAdmission(self.channel.send)
+        self._answers = IdempotencyClient(self.channel.send)
+        self._admission = AdmissionClient(self.channel.send)
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
         async with telemetry(self._options, served_name(self._options)) as tracer:
             self._manager = EngineManager(self._engine, self._config(), admission=self._admission, tracer=tracer)
@@ -127,7 +137,7 @@ class Worker:
         tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
         log = open_log(options.request_log)
         proxies = Proxies.of(options.trusted_proxy)
-        door = Door.of(options, proxies.trusts)
+        limiter = ConnectionLimiter.of(options, proxies.trusts)
         app = build_app(
             self._manager,
             served_name(options),
@@ -143,11 +153,11 @@ class Worker:
             origins=options.allowed_origin,
             keepalive=options.keepalive_interval,
             check=check_of(self._manager, options.generate_check, self._gather),
-            clients=know_clients(proxies, door),
+            clients=know_clients(proxies, limiter),
             root_path=options.root_path,
         )
         # What has changed, the owner tells the operator.
-        async with running(app, door, tls) as self._reception, followed(tls, quiet=True):
+        async with running(app, limiter, tls) as self._acceptor, followed(tls, quiet=True):
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell_load)
@@ -208,7 +218,7 @@ class Worker:
         self.channel.send(Parting())
         with anyio.move_on_after(PART_SECONDS):
             await self._closed.wait()
-        await self._reception.empty(self._departure.patience())
+        await self._acceptor.empty(self._departure.patience())
 
     # The engine
 
@@ -256,9 +266,9 @@ class Worker:
                 assert self._place is not None
                 self._admission.limit, self._admission.max_waiting = message.limit, message.max_waiting
                 self._place.set_result(message)
-            case Ask():
+            case WorkerMetricsRequest():
                 self._report(message.number)
-            case Gathered():
+            case MetricsReply():
                 self._gathered(message)
             case Abort():
                 self._loop.create_task(self._engine.abort_foreign(message.request_ids))
@@ -283,12 +293,12 @@ class Worker:
                 self._closed.set()
                 return
             self._taken += 1
-            self._reception.welcome(socket.socket(fileno=descriptors[0]))
+            self._acceptor.serve(socket.socket(fileno=descriptors[0]))
 
     async def _tell_load(self) -> None:
         told = None
         while True:
-            load = Load(self._reception.door.inside, self._taken)
+            load = Load(self._acceptor.limiter.inside, self._taken)
             if load != told:
                 self.channel.send(load)
                 told = load
@@ -301,22 +311,22 @@ class Worker:
 
         if prometheus.MULTIPROCESS in os.environ:
             prometheus.settle()
-        self.channel.send(Report(number, pickle.dumps(self._manager.facts().with_dropped(dropped_lines()))))
+        self.channel.send(WorkerMetrics(number, pickle.dumps(self._manager.metrics_snapshot().with_dropped(dropped_lines()))))
 
-    async def _gather(self) -> Facts:
+    async def _gather(self) -> MetricsSnapshot:
         """Everyone's. Raises LLMServeError when the owner does not answer."""
         number = next(self._numbers)
         waiting = self._gathers[number] = self._loop.create_future()
-        self.channel.send(Gather(number))
+        self.channel.send(MetricsRequest(number))
         with anyio.move_on_after(GATHER_SECONDS):
             await waiting
         if not waiting.done():
             del self._gathers[number]
             raise LLMServeError("the workers' figures could not be gathered")
-        everyone: Facts = waiting.result()
+        everyone: MetricsSnapshot = waiting.result()
         return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
 
-    def _gathered(self, message: Gathered) -> None:
+    def _gathered(self, message: MetricsReply) -> None:
         waiting = self._gathers.pop(message.number, None)
         if waiting is not None and not waiting.done():
-            waiting.set_result(pickle.loads(message.facts))  # noqa: S301 - from the process that started this one
+            waiting.set_result(pickle.loads(message.metrics))  # noqa: S301 - from the process that started this one

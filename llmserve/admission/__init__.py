@@ -5,7 +5,7 @@ from llmserve.admission.build import separate as separate
 from llmserve.admission.controller import AdmissionController as AdmissionController
 from llmserve.admission.decisions import Decision as Decision
 from llmserve.admission.lategate import LateGate as LateGate
-from llmserve.admission.policies import EngineFacts as EngineFacts
+from llmserve.admission.policies import EngineSample as EngineSample
 from llmserve.admission.policies import FixedLimit as FixedLimit
 from llmserve.admission.policies import Policy as Policy
 from llmserve.admission.policies import Unlimited as Unlimited
@@ -17,9 +17,9 @@ from llmserve.admission.tenants import Tenants as Tenants
 from llmserve.admission.ticket import Ticket as Ticket
 from llmserve.admission.ticket import TicketState as TicketState
 from llmserve.admission.ticket import wake as wake
-from llmserve.admission.usage import Tally as Tally
+from llmserve.admission.usage import UsageDelta as UsageDelta
 
 __all__ = (
-    "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineFacts", "FixedLimit", "LateGate", "Policy", "Refusal",
-    "Refused", "Tally", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "separate", "wake",
+    "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineSample", "FixedLimit", "LateGate", "Policy", "Refusal",
+    "Refused", "UsageDelta", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "separate", "wake",
 )  # fmt: skip

@@ -11,16 +11,16 @@ from collections import Counter
 import attrs
 
 from llmserve.admission.decisions import Decision, DecisionLog
-from llmserve.admission.fair_queue import FairLine
+from llmserve.admission.fair_queue import FairQueue
 from llmserve.admission.length_estimates import Lengths
-from llmserve.admission.policies import EngineFacts, LineState, Policy
+from llmserve.admission.policies import EngineSample, Policy, QueueState
 from llmserve.admission.protocol import AdmissionStatistics
 from llmserve.admission.refusals import Refusal, Refused
 from llmserve.admission.retry_after import RetryAfter
 from llmserve.admission.service_rate import ServiceRate
 from llmserve.admission.tenants import Tenants
 from llmserve.admission.ticket import Ticket, TicketState
-from llmserve.admission.usage import Tally
+from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantTable
 
 # Worse than any priority that a request can ask for: those that wait for what is left over.
@@ -55,7 +55,7 @@ class AdmissionController:
         self.tenants = tenants or Tenants()
         self.log = DecisionLog()
         self._running: set[Ticket] = set()
-        self._line = FairLine(weight=self.tenants.weight, aging=aging)
+        self._line = FairQueue(weight=self.tenants.weight, aging=aging)
         # Refused after all, in favour of somebody else's; told of at the next occasion.
         self._displaced: list[Ticket] = []
         self._rate = ServiceRate()
@@ -106,13 +106,13 @@ class AdmissionController:
         ticket.band = ticket.priority
         wait = self.predicted_wait(ticket.tenant, ticket.priority, now)
         patience = self.policy.patience(ticket, line, now)
-        reason = self._objection(ticket, wait, patience, now)
+        reason = self._refusal_reason(ticket, wait, patience, now)
         if reason is Refusal.QUEUE_FULL and self._displace(ticket, now):
             reason = None
         if reason is not None:
             if not ticket.best_effort or reason in (Refusal.QUEUE_FULL, Refusal.DEADLINE_TOO_SHORT):
                 return self._refuse(ticket, self._refusal(reason, ticket, wait, patience, now), now)
-            self._relegate(ticket, now)
+            self._demote(ticket, now)
         else:
             ticket.expires = self.policy.expires(ticket, line, now)
         self.tenants.take(ticket, now)
@@ -157,13 +157,13 @@ class AdmissionController:
             return None, []
         if ticket.best_effort and not ticket.relegated:
             self._line.remove(ticket, now)
-            self._relegate(ticket, now)
+            self._demote(ticket, now)
             self._line.push(ticket, now)
             self._note(ticket, "relegated", now, constraint=Refusal.WAITED_TOO_LONG)
             return None, self._pump(now)
         if self._may_be_late(ticket, now):
             return None, self._pump(now)
-        refused = self._turn_out(ticket, Refusal.WAITED_TOO_LONG, now)
+        refused = self._reject_waiting(ticket, Refusal.WAITED_TOO_LONG, now)
         self._rate.advance(now, full=True)
         return refused, self._pump(now)
 
@@ -185,9 +185,9 @@ class AdmissionController:
         self._rate.skip(now)
         return self._pump(now)
 
-    def record(self, facts: EngineFacts, now: float) -> list[Ticket]:
+    def record(self, sample: EngineSample, now: float) -> list[Ticket]:
         """What the engine tells of its steps; returns those whose wait is over by it."""
-        self.policy.record(facts, now)
+        self.policy.record(sample, now)
         return self.pump(now)
 
     def pump(self, now: float) -> list[Ticket]:
@@ -207,7 +207,7 @@ class AdmissionController:
         while line:
             ticket = line.head()
             if now > ticket.expires and not (ticket.best_effort and not ticket.relegated) and not self._may_be_late(ticket, now):
-                self._turn_out(ticket, Refusal.WAITED_TOO_LONG, now)
+                self._reject_waiting(ticket, Refusal.WAITED_TOO_LONG, now)
                 over.append(ticket)
                 continue
             constraint = self.policy.holds(ticket, now)
@@ -236,7 +236,7 @@ class AdmissionController:
 
     # Refusals
 
-    def _objection(self, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refusal | None:
+    def _refusal_reason(self, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refusal | None:
         # Where others wait it would, too, also one that is small enough to start at once: or small ones would be taken and large ones not.
         would_wait = bool(self._line) or self.policy.holds(ticket, now) is not None
         if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
@@ -258,10 +258,10 @@ class AdmissionController:
         self._note(ticket, "may be late", now)
         return True
 
-    def _turn_out(self, ticket: Ticket, reason: Refusal, now: float) -> Refused:
+    def _reject_waiting(self, ticket: Ticket, reason: Refusal, now: float) -> Refused:
         """Refuse one that has waited, and take it out of the line."""
         if reason is Refusal.WAITED_TOO_LONG:
-            self.policy.gave_up(ticket)
+            self.policy.on_timeout(ticket)
         ticket.refused = self._refuse(ticket, self._refusal(reason, ticket, None, 0.0, now), now)
         self._line.remove(ticket, now)
         self.tenants.give_back(ticket, now)
@@ -281,11 +281,11 @@ class AdmissionController:
         mine = self._line.waiting_cost(ticket.tenant) + ticket.cost / self.tenants.weight(ticket.tenant)
         if mine >= self._line.waiting_cost(victim.tenant):
             return False
-        self._turn_out(victim, Refusal.DISPLACED, now)
+        self._reject_waiting(victim, Refusal.DISPLACED, now)
         self._displaced.append(victim)
         return True
 
-    def _relegate(self, ticket: Ticket, now: float) -> None:
+    def _demote(self, ticket: Ticket, now: float) -> None:
         ticket.relegated, ticket.band = True, BEST_EFFORT
         ticket.expires = now + self.max_wait
 
@@ -302,7 +302,7 @@ class AdmissionController:
         rate = self._rate.per_second
         return self._rate.mean_cost / rate if rate else 0.0
 
-    def _line_state(self, tenant: str, now: float) -> LineState:
+    def _line_state(self, tenant: str, now: float) -> QueueState:
         rate = self._rate
         pace = 1 / rate.per_second if rate.per_second else 0.0
         pressure = own = rate.pressure
@@ -311,17 +311,17 @@ class AdmissionController:
             weights = rate.demanding(tenant, weight, now)
             self._line.credit = CREDIT * rate.per_second / weights
             own = rate.pressure_of(tenant, weight / weights, now)
-        return LineState(rate.backlog, pace * rate.mean_cost, pace, pressure, own)
+        return QueueState(rate.backlog, pace * rate.mean_cost, pace, pressure, own)
 
     def set_tenants(self, table: TenantTable) -> None:
         """From now on these weights and limits hold; what tenants have taken is kept."""
         self.tenants.table = table
 
-    def tally(self) -> Tally:
+    def tally(self) -> UsageDelta:
         """What tenants were served here since this was last asked, for other controllers that serve the same ones."""
         return attrs.evolve(self.tenants.tally(), costs=self._line.tally())
 
-    def served_elsewhere(self, tally: Tally, now: float) -> None:
+    def served_elsewhere(self, tally: UsageDelta, now: float) -> None:
         """What those have served, all together: whoever has had much there is behind others here, and its limits are of all."""
         self._line.charge_elsewhere(tally.costs)
         self.tenants.served_elsewhere(tally, now)

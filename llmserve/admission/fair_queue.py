@@ -23,7 +23,7 @@ class _Queue:
     cost: float = 0.0
 
 
-class FairLine:
+class FairQueue:
     """Every operation takes O(tenants that wait) at most.
 
     `weight` gives a tenant's share relative to others'. `aging` is how long a ticket waits before it goes up to the next

@@ -8,9 +8,9 @@ from collections import deque
 
 from llmserve.admission.kv_forecast import peak
 from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
-from llmserve.admission.policies import EngineFacts, LineState
+from llmserve.admission.policies import EngineSample, QueueState
 from llmserve.admission.refusals import Refusal
-from llmserve.admission.regression import Line, Recent
+from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
@@ -58,10 +58,10 @@ class LateGate:
         self._usually_pending = 0.0
         # Tokens of the live ones when they will be complete, all together.
         self._committed = 0.0
-        self._facts: EngineFacts | None = None
+        self._sample: EngineSample | None = None
         self._recent = Recent(seconds=max(1.0, 20 * (slo.tpot or 0.0)))
-        self._step = Line()
-        self._prefill = Line()
+        self._step = LinearFit()
+        self._prefill = LinearFit()
         self.answers = Lengths()
         self.prompts = Seen()
         self.spread = Spread()
@@ -99,7 +99,7 @@ class LateGate:
         answer = ticket.expected_tokens * (self._recent.step or 0.0)
         return Refusal.DEADLINE_TOO_SHORT if now + wait + first + answer > ticket.deadline else None
 
-    def patience(self, ticket: Ticket, line: LineState, now: float) -> float:
+    def patience(self, ticket: Ticket, line: QueueState, now: float) -> float:
         ttft = self.slo.ttft
         if ttft is None:
             return self.max_wait
@@ -121,7 +121,7 @@ class LateGate:
         part = max(STANDING, 1 / max(line.pressure, 1.0))
         return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * line.interval))
 
-    def expires(self, ticket: Ticket, line: LineState, now: float) -> float:
+    def expires(self, ticket: Ticket, line: QueueState, now: float) -> float:
         if self.slo.ttft is None:
             return now + self.max_wait
         arrived = now if ticket.arrived is None else ticket.arrived
@@ -129,7 +129,7 @@ class LateGate:
         first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if line.backlog >= self.slo.ttft else 1.0)
         return arrived + max(0.1 * self.slo.ttft, self.slo.ttft - first)
 
-    def grace(self, ticket: Ticket, line: LineState, now: float) -> float | None:
+    def grace(self, ticket: Ticket, line: QueueState, now: float) -> float | None:
         ttft = self.slo.ttft
         if ttft is None or ticket.late or line.backlog > LATE * ttft or not self.budget.spend():
             return None
@@ -137,8 +137,8 @@ class LateGate:
         arrived = now if ticket.arrived is None else ticket.arrived
         return arrived + LATE * ttft - self._first_token_within(ticket.prompt_tokens, 1.0)
 
-    def gave_up(self, ticket: Ticket) -> None:
-        self.reserve.gave_up()
+    def on_timeout(self, ticket: Ticket) -> None:
+        self.reserve.on_timeout()
 
     # What it is told
 
@@ -157,7 +157,7 @@ class LateGate:
             return
         ticket.first_token = now
         self.budget.earn()
-        ticket.steps = self._facts.steps if self._facts else 0
+        ticket.steps = self._sample.steps if self._sample else 0
         self._pending -= ticket.prompt_tokens
         if ticket.granted is not None:
             self._prefill.add(ticket.ahead, now - ticket.granted)
@@ -180,26 +180,26 @@ class LateGate:
                 self.spread.add(tpot / self.slo.tpot, ticket.first_token)
         return ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.generated
 
-    def record(self, facts: EngineFacts, now: float) -> None:
-        last, self._facts = self._facts, facts
+    def record(self, sample: EngineSample, now: float) -> None:
+        last, self._sample = self._sample, sample
         if last is None:
             return
-        steps = facts.steps - last.steps
+        steps = sample.steps - last.steps
         if steps > 0:
-            seconds = facts.busy_seconds - last.busy_seconds
-            self._recent.add(seconds, steps, facts.running)
-            if facts.steps // LOOK > last.steps // LOOK:
-                self._look(int(facts.steps))
-            if facts.prompt_tokens == last.prompt_tokens:
-                self._step.add(facts.running, seconds / steps)
+            seconds = sample.busy_seconds - last.busy_seconds
+            self._recent.add(seconds, steps, sample.running)
+            if sample.steps // LOOK > last.steps // LOOK:
+                self._look(int(sample.steps))
+            if sample.prompt_tokens == last.prompt_tokens:
+                self._step.add(sample.running, seconds / steps)
             if self.slo.tpot is not None:
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
-        self.preemptions.record(facts.preemptions - last.preemptions, facts.kv_usage, now)
+        self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)
 
     @property
     def counting(self) -> str | None:
         """Why it only counts, None if it predicts."""
-        return "the engine tells nothing about its steps" if self._facts is None else None
+        return "the engine tells nothing about its steps" if self._sample is None else None
 
     @property
     def margin(self) -> float | None:
@@ -259,25 +259,25 @@ class LateGate:
                     ticket.expected_tokens = more
 
     def _lacks_room(self, ticket: Ticket) -> bool:
-        facts = self._facts
-        if facts is None or facts.kv_tokens is None:
+        sample = self._sample
+        if sample is None or sample.kv_tokens is None:
             return False
-        room = self.preemptions.margin * facts.kv_tokens
+        room = self.preemptions.margin * sample.kv_tokens
         if self._committed + self._size(ticket) + ticket.expected_tokens <= room:
             return False
         # Planning takes some 50 us for 256 sequences. As long as nobody leaves, and for a few steps, it would come to the same.
-        looked = (ticket, self._changes, int(facts.steps) // LOOK)
+        looked = (ticket, self._changes, int(sample.steps) // LOOK)
         if looked != self._looked:
             self._looked = looked
-            self._full = peak(*self._planned(facts, ticket), enough=room) > room
+            self._full = peak(*self._planned(sample, ticket), enough=room) > room
         return self._full
 
-    def _planned(self, facts: EngineFacts, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
+    def _planned(self, sample: EngineSample, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
         """(tokens still to come, tokens so far) of all that run, and of the newcomer; and the part of those so far that the cache holds:
         prompts that share a beginning lie in it once."""
         found = [(newcomer.expected_tokens, self._size(newcomer))]
         cached = 0.0
-        steps = facts.steps
+        steps = sample.steps
         for ticket in self._live:
             made = steps - ticket.steps if ticket.first_token is not None else 0
             used = ticket.prompt_tokens + made
@@ -285,4 +285,4 @@ class LateGate:
             found.append((max(ticket.expected_tokens - made, 1.0), used))
         # While new prompts are on their way in, the cache seems emptier than it is.
         known = cached > 0 and not self._pending
-        return found, min(1.0, facts.kv_usage * (facts.kv_tokens or 0) / cached) if known else 1.0
+        return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0

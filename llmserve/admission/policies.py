@@ -10,7 +10,7 @@ from llmserve.admission.ticket import Ticket
 
 
 @attrs.frozen(kw_only=True)
-class EngineFacts:
+class EngineSample:
     """What an engine tells after a step, or after several of them: counters since its start, and its state now.
 
     `steps` and `busy_seconds` count only steps that followed another one without a pause, so that their quotient is what a step takes.
@@ -29,7 +29,7 @@ class EngineFacts:
 
 
 @attrs.frozen
-class LineState:
+class QueueState:
     """What a policy may know of the line.
 
     Attributes:
@@ -66,16 +66,16 @@ class Policy(Protocol):
     def impossible(self, ticket: Ticket, wait: float, now: float) -> Refusal | None:
         """Why it would be in vain to take it, if it waited for so long."""
 
-    def patience(self, ticket: Ticket, line: LineState, now: float) -> float:
+    def patience(self, ticket: Ticket, line: QueueState, now: float) -> float:
         """The longest predicted wait of one that is taken."""
 
-    def expires(self, ticket: Ticket, line: LineState, now: float) -> float:
+    def expires(self, ticket: Ticket, line: QueueState, now: float) -> float:
         """When it should be given up if it still waits."""
 
-    def grace(self, ticket: Ticket, line: LineState, now: float) -> float | None:
+    def grace(self, ticket: Ticket, line: QueueState, now: float) -> float | None:
         """Its patience is over: until when it may wait on, and be served late; None refuses it."""
 
-    def gave_up(self, ticket: Ticket) -> None:
+    def on_timeout(self, ticket: Ticket) -> None:
         """One was refused that had waited in vain."""
 
     def started(self, ticket: Ticket, now: float) -> None: ...
@@ -85,7 +85,7 @@ class Policy(Protocol):
     def left(self, ticket: Ticket, now: float) -> float | None:
         """One that had started; returns what it has cost after all, None where that is what was weighed."""
 
-    def record(self, facts: EngineFacts, now: float) -> None: ...
+    def record(self, sample: EngineSample, now: float) -> None: ...
 
     @property
     def counting(self) -> str | None:
@@ -115,22 +115,22 @@ class CountingPolicy:
     def impossible(self, ticket: Ticket, wait: float, now: float) -> Refusal | None:
         return Refusal.DEADLINE_TOO_SHORT if now + wait > ticket.deadline else None
 
-    def patience(self, ticket: Ticket, line: LineState, now: float) -> float:
+    def patience(self, ticket: Ticket, line: QueueState, now: float) -> float:
         return self.max_wait
 
-    def expires(self, ticket: Ticket, line: LineState, now: float) -> float:
+    def expires(self, ticket: Ticket, line: QueueState, now: float) -> float:
         return now + self.max_wait
 
-    def grace(self, ticket: Ticket, line: LineState, now: float) -> float | None:
+    def grace(self, ticket: Ticket, line: QueueState, now: float) -> float | None:
         return None
 
-    def gave_up(self, ticket: Ticket) -> None:
+    def on_timeout(self, ticket: Ticket) -> None:
         pass
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         pass
 
-    def record(self, facts: EngineFacts, now: float) -> None:
+    def record(self, sample: EngineSample, now: float) -> None:
         pass
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 import attrs
 
 from llmserve.admission.decisions import Decision
-from llmserve.admission.policies import EngineFacts
+from llmserve.admission.policies import EngineSample
 from llmserve.admission.refusals import Refused
 from llmserve.admission.ticket import Ticket
 from llmserve.config import TenantTable
@@ -63,7 +63,7 @@ class Admission(Protocol):
     def resume(self, now: float) -> list[Ticket]:
         """It is back: patience goes on where it stood. Returns those whose wait is over."""
 
-    def record(self, facts: EngineFacts, now: float) -> list[Ticket]:
+    def record(self, sample: EngineSample, now: float) -> list[Ticket]:
         """What the engine tells of its steps; returns those whose wait is over by it."""
 
     def set_tenants(self, table: TenantTable) -> None:

@@ -5,7 +5,7 @@ import math
 import attrs
 
 
-class Line:
+class LinearFit:
     """y = a + b x by least squares over what was seen lately, both at least 0; also how far off it was."""
 
     def __init__(self, memory: int = 200) -> None:

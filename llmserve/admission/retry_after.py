@@ -3,7 +3,7 @@
 import zlib
 
 # A client told to come back in less than this only costs another refusal; one told more than 30 s has gone elsewhere.
-LEAST, MOST = 0.1, 30.0
+MIN_SECONDS, MAX_SECONDS = 0.1, 30.0
 # Before anything has been served there is no rate to compute with.
 UNKNOWN = 1.0
 
@@ -22,10 +22,10 @@ class RetryAfter:
         """Seconds. `interval` lies between two that are served, 0 if unknown; `over` is how much too long the wait would have been."""
         if interval <= 0:
             return UNKNOWN
-        self._next = max(self._next, now + max(over, LEAST)) + interval
+        self._next = max(self._next, now + max(over, MIN_SECONDS)) + interval
         wait = self._next - now
-        if wait > MOST:
+        if wait > MAX_SECONDS:
             # The places are promised for as long as anybody waits: the rest is spread over the second half of that time.
-            self._next = now + MOST
-            wait = MOST * (0.5 + 0.5 * (zlib.crc32(who.encode()) % 1000) / 1000)
-        return max(wait, LEAST)
+            self._next = now + MAX_SECONDS
+            wait = MAX_SECONDS * (0.5 + 0.5 * (zlib.crc32(who.encode()) % 1000) / 1000)
+        return max(wait, MIN_SECONDS)

@@ -19,7 +19,7 @@ class Spread:
     HIGHEST = 1.0
     # Three in a thousand may miss: a third of the one in a hundred that an SLO usually leaves.
     SHARE = 0.997
-    ENOUGH = 64
+    MIN_RATIOS = 64
     # So much above the bound it is the engine that has become slower.
     SHOCK = 1.2
 
@@ -43,7 +43,7 @@ class Spread:
             return
         self._ratios.append(level / self.margin)
         self._fresh += 1
-        if self._fresh >= 16 and len(self._ratios) >= self.ENOUGH:
+        if self._fresh >= 16 and len(self._ratios) >= self.MIN_RATIOS:
             self._fresh = 0
             ordered = sorted(self._ratios)
             worst = ordered[min(len(ordered) - 1, int(self.SHARE * len(ordered)))]
@@ -63,7 +63,7 @@ class Reserve:
     TIGHTER = 0.25
     EASED = 0.0004
 
-    def gave_up(self) -> None:
+    def on_timeout(self) -> None:
         self.share = min(1.0, self.share + self.TIGHTER)
 
     def started(self) -> None:
@@ -76,11 +76,11 @@ class ErrorBudget:
     served, saved up to sixteen."""
 
     left: float = 0.0
-    MOST = 16.0
+    MAX_LEFT = 16.0
     SHARE = 0.001
 
     def earn(self) -> None:
-        self.left = min(self.MOST, self.left + self.SHARE)
+        self.left = min(self.MAX_LEFT, self.left + self.SHARE)
 
     def spend(self) -> bool:
         """False if there is none left."""

@@ -11,7 +11,7 @@ class ServiceRate:
     # Long enough to see over the lumps in which slots come free, short enough to follow a change within a few TTFTs.
     SECONDS = 1.5
     # Fewer than so many are not forgotten for newer ones, or the rate of a slow engine would be that of its last request.
-    ENOUGH = 16
+    MIN_COUNT = 16
     # Demand comes more evenly than slots do, and is wanted as it is over several answers.
     DEMAND_SECONDS = 4.0
     # An engine that has room is proof that an overload is over, however much was asked for a moment ago.
@@ -40,8 +40,8 @@ class ServiceRate:
             self._offered *= math.exp(-passed / (self.DEMAND_SECONDS if full else self.ROOM_SECONDS))
             self.backlog = max(0.0, self.backlog - passed) if full else self.backlog * math.exp(-2 * passed / self.ROOM_SECONDS)
             if full:
-                if self._count > self.ENOUGH:
-                    fade = max(math.exp(-passed / self.SECONDS), self.ENOUGH / self._count)
+                if self._count > self.MIN_COUNT:
+                    fade = max(math.exp(-passed / self.SECONDS), self.MIN_COUNT / self._count)
                     self._cost *= fade
                     self._seconds *= fade
                     self._count *= fade

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import attrs
 
 from llmserve.admission.refusals import Refusal, Refused
-from llmserve.admission.retry_after import LEAST, UNKNOWN
+from llmserve.admission.retry_after import MIN_SECONDS, UNKNOWN
 from llmserve.admission.ticket import Ticket
-from llmserve.admission.usage import Tally
+from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantLimits, TenantTable
 
 MINUTE = 60.0
 # Accounts beyond twice those that had to be kept the last time, before they are looked through again.
-KEPT = 256
+SPARE_ACCOUNTS = 256
 UNLIMITED = TenantLimits()
 
 
@@ -48,13 +48,13 @@ class Tenants:
         if limits is None:
             return Refused(Refusal.TENANT_UNKNOWN, MINUTE)
         if limits.concurrency is not None and self._open(ticket.tenant) >= limits.concurrency:
-            return Refused(Refusal.TENANT_LIMIT, max(interval, LEAST) if interval else UNKNOWN)
+            return Refused(Refusal.TENANT_LIMIT, max(interval, MIN_SECONDS) if interval else UNKNOWN)
         if limits.tokens_per_minute is not None:
             # Whoever asks for more than a minute's worth has it when a whole minute's is saved, and pays for it afterwards.
             wanted = min(_tokens(ticket), limits.tokens_per_minute)
             missing = wanted - self._balance(ticket.tenant, limits.tokens_per_minute, now)
             if missing > 0:
-                return Refused(Refusal.TENANT_TOKENS, max(missing / limits.tokens_per_minute * MINUTE, LEAST))
+                return Refused(Refusal.TENANT_TOKENS, max(missing / limits.tokens_per_minute * MINUTE, MIN_SECONDS))
         return None
 
     def take(self, ticket: Ticket, now: float) -> None:
@@ -74,13 +74,13 @@ class Tenants:
 
     # With other controllers
 
-    def tally(self) -> Tally:
+    def tally(self) -> UsageDelta:
         """What was taken here since this was last asked, where there is a limit to it; the first time begins the count of tokens."""
         tokens, self._tally = self._tally or {}, {}
         open_now = {name: one.open for name, one in self._accounts.items() if one.open and self._limits(name).concurrency is not None}
-        return Tally(tokens=tokens, open=open_now)
+        return UsageDelta(tokens=tokens, open=open_now)
 
-    def served_elsewhere(self, tally: Tally, now: float) -> None:
+    def served_elsewhere(self, tally: UsageDelta, now: float) -> None:
         """Take from each what others have given it."""
         self._elsewhere = tally.open
         for tenant, tokens in tally.tokens.items():
@@ -111,7 +111,7 @@ class Tenants:
         return True
 
     def _forget(self, now: float) -> None:
-        if len(self._accounts) > 2 * self._kept + KEPT:
+        if len(self._accounts) > 2 * self._kept + SPARE_ACCOUNTS:
             self._accounts = {name: one for name, one in self._accounts.items() if self._is_debtor(name, now)}
             self._kept = len(self._accounts)
 

@@ -9,7 +9,7 @@ Number = TypeVar("Number", int, float)
 
 
 @attrs.frozen(kw_only=True)
-class Tally:
+class UsageDelta:
     """Of one controller, or of several together, by tenant.
 
     Attributes:
@@ -22,9 +22,9 @@ class Tally:
     tokens: Mapping[str, float] = attrs.field(factory=dict)
     open: Mapping[str, int] = attrs.field(factory=dict)
 
-    def then(self, later: "Tally") -> "Tally":
+    def then(self, later: "UsageDelta") -> "UsageDelta":
         """This and the same controller's next one as one."""
-        return Tally(costs=added(self.costs, later.costs), tokens=added(self.tokens, later.tokens), open=later.open)
+        return UsageDelta(costs=added(self.costs, later.costs), tokens=added(self.tokens, later.tokens), open=later.open)
 
     def largest(self, count: int) -> Self:
         """Of what grows until it is fetched, those tenants that have most of it."""

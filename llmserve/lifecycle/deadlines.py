@@ -8,7 +8,7 @@ import anyio
 import attrs
 
 # Watches that were released stay in the heap until they are due, or until they are this many and more than half of it.
-MOST_RELEASED = 64
+MAX_RELEASED = 64
 
 
 @attrs.define(eq=False)
@@ -47,7 +47,7 @@ class Deadlines:
 
     def note_released(self) -> None:
         self._released += 1
-        if self._released > max(MOST_RELEASED, len(self._heap) // 2):
+        if self._released > max(MAX_RELEASED, len(self._heap) // 2):
             self._heap = [entry for entry in self._heap if entry[2].expire is not None]
             heapq.heapify(self._heap)
             self._released = 0

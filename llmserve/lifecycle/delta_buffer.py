@@ -10,7 +10,7 @@ from llmserve.request import Delta, TokenLogprob
 JOINED = 64
 
 
-class Backlog:
+class DeltaBuffer:
     """Made of the first delta; `whole()` is all of them as one, in which nothing is lost."""
 
     __slots__ = ("_joined", "_last", "_logprobs", "_prompt_logprobs", "_texts", "_token_ids")

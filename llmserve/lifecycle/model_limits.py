@@ -7,7 +7,7 @@ from llmserve.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRequest, Sampling
 
 
-def fit(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
+def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
     """The request's sampling with a definite `max_tokens`, within the context. `max_tokens` is the operator's own bound.
 
     Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt itself.

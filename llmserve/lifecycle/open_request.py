@@ -21,7 +21,7 @@ from llmserve.validation.bounds import wrong_type
 
 
 @attrs.define(eq=False, kw_only=True)
-class Job:
+class OpenRequest:
     """One request's belongings, each to be given back exactly once.
 
     Attributes:

@@ -7,11 +7,11 @@ import anyio
 
 from llmserve.engine import Engine, EnginePrompt
 from llmserve.errors import EngineDead, EngineRestarted, LLMServeError
-from llmserve.lifecycle.open_request import Job
+from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.request import Sampling
 
 # A request that was in two engines when they died may be what kills them.
-MOST_REPLAYS = 2
+MAX_REPLAYS = 2
 
 
 class Recovery:
@@ -34,20 +34,24 @@ class Recovery:
     def up(self) -> bool:
         return self._up.is_set()
 
-    def rise(self, jobs: Iterable[Job]) -> list[Job]:
+    def engine_up(self, open_requests: Iterable[OpenRequest]) -> list[OpenRequest]:
         """The engine is up; returns those that are to be begun again."""
         self._up.set()
-        return [job for job in jobs if job.entered and not (job.in_engine or job.stream.ended or job.replaying)]
+        return [
+            open_request
+            for open_request in open_requests
+            if open_request.entered and not (open_request.in_engine or open_request.stream.ended or open_request.replaying)
+        ]
 
-    def fall(self, error: EngineDead, jobs: Iterable[Job], *, for_good: bool) -> None:
+    def engine_down(self, error: EngineDead, open_requests: Iterable[OpenRequest], *, for_good: bool) -> None:
         """The engine is gone, with what was in it; for good, also those that wait for it have no hope any more."""
         self._lose()
         if for_good:
             self._end = error
-        for job in jobs:
-            if job.in_engine or for_good or (error.stalled and not job.stream.ended and _is_suspect(job)):
-                job.stream.fail(error)
-                job.in_engine = False
+        for open_request in open_requests:
+            if open_request.in_engine or for_good or (error.stalled and not open_request.stream.ended and _is_suspect(open_request)):
+                open_request.stream.fail(error)
+                open_request.in_engine = False
 
     def _lose(self) -> None:
         if self._up.is_set():
@@ -61,66 +65,66 @@ class Recovery:
         while not self._up.is_set():
             await self._up.wait()
 
-    async def tokenize(self, job: Job) -> EnginePrompt:
+    async def tokenize(self, open_request: OpenRequest) -> EnginePrompt:
         """Raises InvalidRequest."""
         while True:
             await self.wait()
             try:
-                return await self._engine.tokenize(job.request)
+                return await self._engine.tokenize(open_request.request)
             except EngineDead as error:
-                self._outlive(job, error)
+                self._outlive(open_request, error)
 
-    async def submit(self, job: Job, prompt: EnginePrompt, sampling: Sampling) -> None:
+    async def submit(self, open_request: OpenRequest, prompt: EnginePrompt, sampling: Sampling) -> None:
         """Returns when an engine has it. Raises EngineError, and EngineRestarted when it was lost too often."""
-        job.prompt, job.sampling = prompt, sampling
-        request = job.request
+        open_request.prompt, open_request.sampling = prompt, sampling
+        request = open_request.request
         if request.return_prompt_ids:
-            job.stream.prompt_token_ids = prompt.token_ids
-        while not job.in_engine:
+            open_request.stream.prompt_token_ids = prompt.token_ids
+        while not open_request.in_engine:
             await self.wait()
-            job.stream.replay()
+            open_request.stream.replay()
             # Before the await: a submit that is cancelled half-way may have left the request in the engine.
-            job.in_engine = True
+            open_request.in_engine = True
             try:
-                await self._engine.submit(request.request_id, prompt, sampling, request.priority, job.stream)
+                await self._engine.submit(request.request_id, prompt, sampling, request.priority, open_request.stream)
             except EngineDead as error:
-                self._outlive(job, error)
+                self._outlive(open_request, error)
 
-    async def replay(self, job: Job) -> None:
+    async def replay(self, open_request: OpenRequest) -> None:
         """Begin a request again whose caller waits for its stream; a task of the manager's."""
-        assert job.prompt is not None
-        assert job.sampling is not None
-        with anyio.CancelScope() as job.replaying:
+        assert open_request.prompt is not None
+        assert open_request.sampling is not None
+        with anyio.CancelScope() as open_request.replaying:
             try:
-                await self.submit(job, job.prompt, job.sampling)
+                await self.submit(open_request, open_request.prompt, open_request.sampling)
             except LLMServeError as error:
-                job.stream.fail(error)
-        job.replaying = None
+                open_request.stream.fail(error)
+        open_request.replaying = None
 
-    def _outlive(self, job: Job, error: EngineDead) -> None:
+    def _outlive(self, open_request: OpenRequest, error: EngineDead) -> None:
         """Raises what ends the request."""
-        fatal = self.judge(job, error)
+        fatal = self.outcome_after_death(open_request, error)
         if fatal is not None:
             raise fatal from error
 
-    def judge(self, job: Job, error: EngineDead) -> Exception | None:
+    def outcome_after_death(self, open_request: OpenRequest, error: EngineDead) -> Exception | None:
         """What an engine's death means to one request: None, if it may be begun again. Not every engine tells of its own."""
         self._lose()
         if self._end is not None or not self._hope:
             return error
-        if error.stalled and _is_suspect(job):
+        if error.stalled and _is_suspect(open_request):
             return EngineRestarted("the engine stalled with this request in it, whose answer is constrained; it is not begun again")
-        if job.in_engine and job.replays == MOST_REPLAYS:
-            return EngineRestarted(f"the engine has died {MOST_REPLAYS + 1} times with this request in it")
-        if not job.stream.rewind():
+        if open_request.in_engine and open_request.replays == MAX_REPLAYS:
+            return EngineRestarted(f"the engine has died {MAX_REPLAYS + 1} times with this request in it")
+        if not open_request.stream.rewind():
             return EngineRestarted("the engine died before the answer was complete, and is being restarted")
-        if job.in_engine:
-            job.in_engine = False
-            job.replays += 1
+        if open_request.in_engine:
+            open_request.in_engine = False
+            open_request.replays += 1
         return None
 
 
-def _is_suspect(job: Job) -> bool:
+def _is_suspect(open_request: OpenRequest) -> bool:
     """Whether its constraint may be why the engine stalled, and would make the next one stall. Also one that the engine has given back
     already: some engines report their own death, and do not know why."""
-    return job.constraint is not None and (job.in_engine or job.replays > 0)
+    return open_request.constraint is not None and (open_request.in_engine or open_request.replays > 0)

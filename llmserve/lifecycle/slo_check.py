@@ -5,7 +5,7 @@ import uuid
 import anyio
 import attrs
 
-from llmserve.admission import EngineFacts
+from llmserve.admission import EngineSample
 from llmserve.config import SLO
 from llmserve.engine import Engine, EngineInfo, EnginePrompt, EngineStatistics, EngineTimings
 from llmserve.errors import ConfigurationError
@@ -18,9 +18,9 @@ PROBE_TOKENS = 8
 PROBE_SECONDS = 20.0
 
 
-def engine_facts(statistics: EngineStatistics, info: EngineInfo) -> EngineFacts:
+def engine_facts(statistics: EngineStatistics, info: EngineInfo) -> EngineSample:
     """What admission goes by, from what the engine tells."""
-    return EngineFacts(
+    return EngineSample(
         steps=statistics.busy_steps,
         busy_seconds=statistics.busy_seconds,
         running=statistics.running,
@@ -49,7 +49,7 @@ class _Times:
         self.over.set()
 
 
-async def check_promise(engine: Engine, slo: SLO) -> None:
+async def check_slo(engine: Engine, slo: SLO) -> None:
     """Let one short request run alone, and hold the promise against it.
 
     Raises ConfigurationError for a promise that this engine cannot keep for even one request.

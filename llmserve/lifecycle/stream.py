@@ -7,11 +7,11 @@ import msgspec
 
 from llmserve.engine import EngineTimings
 from llmserve.errors import EngineDead, EngineError, LLMServeError
-from llmserve.lifecycle.delta_buffer import Backlog
+from llmserve.lifecycle.delta_buffer import DeltaBuffer
 from llmserve.observability.metrics import Observer
 from llmserve.request import Completion, Delta, Timeline, Usage
 from llmserve.runtime.wakeup import make_wakeup
-from llmserve.tools import Reader, join
+from llmserve.tools import OutputParser, join
 
 # The finish_reason of an answer that an error ended; vLLM has the same word.
 ABORTED = "abort"
@@ -51,7 +51,7 @@ class TokenStream:
         # Tokens to a delta, after the first; and those that have come since the reader was woken.
         self._interval = interval
         self._unwoken = 0
-        self._pending: Delta | Backlog | None = None
+        self._pending: Delta | DeltaBuffer | None = None
         self.error: Exception | None = None
         self._ended = False
         # Takes nothing in: it has ended, or what comes is from an engine that is gone.
@@ -61,7 +61,7 @@ class TokenStream:
         self._wake = self._wakeup.wake
         self._notifies = False
         # Takes the text apart, where it is more than that, piece by piece as the engine has put it; set by the stream's maker.
-        self.reader: Reader | None = None
+        self.reader: OutputParser | None = None
         self._unparsed: list[Delta] = []
         # The prompt's, for a request with `return_prompt_ids`; known when the stream is entered.
         self.prompt_token_ids: tuple[int, ...] | None = None
@@ -131,7 +131,7 @@ class TokenStream:
         self._read_from = True
         pending, self._pending = self._pending, None
         assert pending is not None
-        delta = pending.whole() if isinstance(pending, Backlog) else pending
+        delta = pending.whole() if isinstance(pending, DeltaBuffer) else pending
         if self.reader is None:
             return delta
         pieces, self._unparsed = self._unparsed, []
@@ -214,10 +214,10 @@ class TokenStream:
         pending = self._pending
         if pending is None:
             self._pending = delta
-        elif isinstance(pending, Backlog):
+        elif isinstance(pending, DeltaBuffer):
             pending.add(delta)
         else:
-            self._pending = Backlog(pending)
+            self._pending = DeltaBuffer(pending)
             self._pending.add(delta)
         if delta.finish_reason is not None:
             timeline.finish_reason = delta.finish_reason

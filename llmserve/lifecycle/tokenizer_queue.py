@@ -10,7 +10,7 @@ from llmserve.admission import Refusal, Refused
 RETRY_AFTER = 1.0
 
 
-class TokenizerLine:
+class TokenizerQueue:
     """Bounds the line, and not how many are at work: that is the engine's, whose threads are its own. With 512 requests at once, two
     at a time put 100 ms before each first token on an H200, because every turn of a busy event loop let only two pass."""
 

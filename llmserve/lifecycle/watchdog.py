@@ -16,16 +16,16 @@ import attrs
 from llmserve.admission import Refusal
 from llmserve.engine import Engine, EngineStatistics
 from llmserve.errors import InvalidRequest, LLMServeError, Unavailable
-from llmserve.lifecycle.open_request import Job
+from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.state import STARTING_RETRY_AFTER
 from llmserve.structured import FIELD
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-# The mean is taken over so long, and says something after `ENOUGH_SECONDS` of work.
+# The mean is taken over so long, and says something after `MIN_SECONDS` of work.
 WINDOW_SECONDS = 5.0
-ENOUGH_SECONDS = 3.0
+MIN_SECONDS = 3.0
 # Slow is a mean step that takes `FACTOR` times as long as usual, and no less than `FLOOR_SECONDS`: a step of a small model takes 3 ms on a
 # GPU and 20 ms on two cores, and one that is full of a prompt's tokens takes less than a second on most GPUs.
 FLOOR_SECONDS = 0.2
@@ -65,7 +65,7 @@ class StepPace:
         steps, seconds = last.busy_steps - first.busy_steps, last.busy_seconds - first.busy_seconds
         # The step that has not ended yet counts too, as it may not end for long.
         seconds += now - self._stepped
-        return seconds / max(1, steps) if seconds >= ENOUGH_SECONDS else None
+        return seconds / max(1, steps) if seconds >= MIN_SECONDS else None
 
     def is_slow(self, mean: float) -> bool:
         return mean > max(FLOOR_SECONDS, FACTOR * (self.usual or 0.0))
@@ -80,14 +80,19 @@ class StepPace:
 
 
 class Watchdog:
-    """Beside one manager. `jobs` are its open requests; `hurry` lets the supervisor wait for the next step for so many seconds only."""
+    """Beside one manager. `open_requests` returns those of the manager; `hurry` makes the supervisor wait only so many seconds for the next
+    step."""
 
     def __init__(
-        self, engine: Engine, clock: Callable[[], float], jobs: Callable[[], Collection[Job]], hurry: Callable[[float], None]
+        self,
+        engine: Engine,
+        clock: Callable[[], float],
+        open_requests: Callable[[], Collection[OpenRequest]],
+        hurry: Callable[[float], None],
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._jobs = jobs
+        self._open_requests = open_requests
         self._hurry = hurry
         self.pace = StepPace()
         # The mean seconds of a step that made a request be ended, until steps are quick again; that is waited for until then.
@@ -116,7 +121,11 @@ class Watchdog:
                 logger.exception("looking after the engine's steps failed")
 
     async def _look(self) -> None:
-        inside = {job.request.request_id: job for job in self._jobs() if job.in_engine and not job.stream.ended}
+        inside = {
+            open_request.request.request_id: open_request
+            for open_request in self._open_requests()
+            if open_request.in_engine and not open_request.stream.ended
+        }
         now = self._clock()
         statistics = self._engine.statistics()
         mean = self.pace.look(now, statistics, busy=bool(inside))
@@ -126,38 +135,38 @@ class Watchdog:
             self.slow = None
         if mean is None:
             return
-        if not any(job.constraint is not None for job in inside.values()):
+        if not any(open_request.constraint is not None for open_request in inside.values()):
             if self.slow is None:
                 self.pace.learn(mean)
         elif self.pace.is_slow(mean):
             await self._explain(mean, inside)
 
-    async def _explain(self, mean: float, inside: dict[str, Job]) -> None:
+    async def _explain(self, mean: float, inside: dict[str, OpenRequest]) -> None:
         suspects = [inside[name] for name in await self._engine.suspects(mean) if name in inside]
-        guilty = [job for job in suspects if not job.stream.ended]
+        guilty = [open_request for open_request in suspects if not open_request.stream.ended]
         self.pace.forget()
         if not guilty:
             self.pace.learn(mean)
             return
         self.slow, self._until, self._steps = mean, self._clock() + STUCK_SECONDS, self._engine.statistics().steps
-        for job in guilty:
-            eject(job, mean)
+        for open_request in guilty:
+            eject(open_request, mean)
         self._hurry(STUCK_SECONDS)
 
 
-def eject(job: Job, mean: float) -> None:
+def eject(open_request: OpenRequest, mean: float) -> None:
     """End a request that makes every request's tokens late. Its abort in the engine follows from its end."""
-    constraint = job.constraint
+    constraint = open_request.constraint
     assert constraint is not None
-    field = FIELD if constraint is job.request.sampling.structured_outputs else "tools"
+    field = FIELD if constraint is open_request.request.sampling.structured_outputs else "tools"
     digest = hashlib.sha256(constraint.spec.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     logger.warning(
         "ejected request %s of tenant %s after %d tokens: a step takes %.2f s on average because of its %s (sha256 %s)",
-        job.request.request_id,
-        job.request.tenant,
-        job.timeline.completion_tokens,
+        open_request.request.request_id,
+        open_request.request.tenant,
+        open_request.timeline.completion_tokens,
         mean,
         constraint.kind,
         digest,
     )
-    job.stream.fail(InvalidRequest(f"{field}: this {constraint.kind} takes too long at each token; write a simpler one", field))
+    open_request.stream.fail(InvalidRequest(f"{field}: this {constraint.kind} takes too long at each token; write a simpler one", field))

@@ -62,7 +62,7 @@ class LogHistogram:
     LOW = 1e-5
     GROWTH = 1.02
     BUCKETS = 1050  # LOW * GROWTH**1050 is 10,700 s
-    MOST_KEPT = 1024  # counted in 0.2 ms
+    MAX_KEPT = 1024  # counted in 0.2 ms
 
     _SCALE = 1 / math.log(GROWTH)
 
@@ -77,7 +77,7 @@ class LogHistogram:
             self._count([value], weight)
             return
         self._kept.append(value)
-        if len(self._kept) >= self.MOST_KEPT:
+        if len(self._kept) >= self.MAX_KEPT:
             self._settle()
 
     def _settle(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from llmserve.observability.metrics import LogHistogram
-    from llmserve.observability.snapshot import Facts
+    from llmserve.observability.snapshot import MetricsSnapshot
 
 # prometheus_client's own: the folder through which processes share what they count.
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -41,10 +41,10 @@ def latency_buckets(max_seconds: float | None) -> tuple[float, ...]:
     return (*LATENCY_BUCKETS, *long)
 
 
-class FactsCollector:
+class SnapshotCollector:
     """A `prometheus_client` collector over what one or several managers know."""
 
-    def __init__(self, facts: "Facts", now: float) -> None:
+    def __init__(self, facts: "MetricsSnapshot", now: float) -> None:
         self._facts = facts
         self._now = now
 
@@ -115,7 +115,7 @@ def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tu
     return family
 
 
-def render(facts: "Facts", now: float, accept: str, beside: Iterable["Metric"] = ()) -> tuple[bytes, str]:
+def render(facts: "MetricsSnapshot", now: float, accept: str, beside: Iterable["Metric"] = ()) -> tuple[bytes, str]:
     """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series those of others.
 
     Raises InvalidRequest for a header that cannot be understood.
@@ -129,7 +129,7 @@ def render(facts: "Facts", now: float, accept: str, beside: Iterable["Metric"] =
     encode, content_type = choose_encoder(accept)
     # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(FactsCollector(facts, now))
+    registry.register(SnapshotCollector(facts, now))
     registry.register(_Found(with_our_queue(beside, facts.statistics.waiting)))
     return encode(registry), content_type
 

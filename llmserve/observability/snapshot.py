@@ -14,7 +14,7 @@ from llmserve.state import ManagerStatistics
 
 
 @attrs.frozen
-class Facts:
+class MetricsSnapshot:
     """A snapshot and the record behind it, which goes on; the record is None before the manager has been entered.
 
     `dropped_lines`: lines that were lost, by the log's name, where the manager's program counts them.
@@ -57,13 +57,13 @@ class Facts:
         return attrs.evolve(self, statistics=attrs.evolve(self.statistics, engine=engine), recorder=recorder)
 
     @classmethod
-    def of_engines(cls, parts: "Sequence[Facts]") -> Self:
+    def of_engines(cls, parts: "Sequence[MetricsSnapshot]") -> Self:
         """Those of managers that have each its own admission and its own engine. `parts` must not be empty."""
         admissions = [part.statistics.admission for part in parts if part.statistics.admission is not None]
         return cls.together(parts, _admission(admissions) if admissions else None, one_engine=False)
 
     @classmethod
-    def together(cls, parts: "Sequence[Facts]", admission: AdmissionStatistics | None, *, one_engine: bool) -> Self:
+    def together(cls, parts: "Sequence[MetricsSnapshot]", admission: AdmissionStatistics | None, *, one_engine: bool) -> Self:
         """Those of managers that share the admission, and the engine too if it is `one_engine`. `parts` must not be empty."""
         statistics = [part.statistics for part in parts]
         recorders = [part.recorder for part in parts if part.recorder is not None]

@@ -9,7 +9,7 @@ from benchmarks.analysis.steady_state import Floats
 from reports.page_data import Content, Named
 from reports.theme import PALETTE, chart, explain, hover, legend, plain_numbers
 
-LEAST_LENGTHS = 3
+MIN_LENGTHS = 3
 COMMAND = "python -m benchmarks sweep --prompt-lengths 128,256,512,1024 --concurrency 1"
 NO_LENGTHS = f"Fewer than three prompt lengths at one concurrency: <code>{COMMAND}</code>."
 
@@ -59,7 +59,7 @@ def _groups(content: Content) -> dict[str, list[View]]:
         if view.point.concurrency and view.summary.ttft.at("p50"):
             found.setdefault(_label(content, run, view), []).append(view)
     kept = {label: sorted(views, key=lambda view: view.summary.prompt_tokens) for label, views in found.items()}
-    return {label: views for label, views in kept.items() if len({view.point.prompt for view in views}) >= LEAST_LENGTHS}
+    return {label: views for label, views in kept.items() if len({view.point.prompt for view in views}) >= MIN_LENGTHS}
 
 
 def _label(content: Content, run: Named, view: View) -> str:
@@ -68,7 +68,7 @@ def _label(content: Content, run: Named, view: View) -> str:
 
 def _fit(found: figure, x: Floats, y: Floats, colour: str) -> None:
     """Least squares of relative errors; with three lengths there is nothing left to check it by, so it is drawn from four on."""
-    if len(x) <= LEAST_LENGTHS:
+    if len(x) <= MIN_LENGTHS:
         return
     for degree in (2, 1):
         terms, *_ = np.linalg.lstsq(np.vander(x, degree + 1, increasing=True) / y[:, None], np.ones_like(y), rcond=None)

@@ -7,7 +7,7 @@ ANSWER = {"prompt": "canary", "max_tokens": 8, "temperature": 0, "seed": 1}
 SECRETS = (b"Traceback", b"site-packages", b".py", b"0x7f", b"aiohttp", b"msgspec", b"/root", b"/home", b"object at")
 
 
-async def sing(server):
+async def probe(server):
     """The canary's text."""
     status, answer, _ = await server.post("/v1/completions", ANSWER)
     assert status == 200, answer

@@ -10,9 +10,9 @@ from attacks.canary import check_error
 from http_support import running_server
 
 from frontends.http import app
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from frontends.openai import completions, logprobs
-from frontends.openai.completions import Answer, ChatAnswerer, TextAnswerer
+from frontends.openai.completions import Answer, ChatResponseBuilder, TextResponseBuilder
 from frontends.openai.logprobs import chat_logprobs, ranked_logprobs, text_logprobs
 from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
 from llmserve.request import MAX_LOGPROB_ENTRIES
@@ -36,12 +36,12 @@ async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, ech
     monkeypatch.setattr(logprobs, "PIECE", 8)
     entries, prompt = tuple(map(entry, range(tokens))), (TokenLogprob(1, "hi", None), *map(entry, range(11)))
     completion = Completion("x", "text", tuple(range(tokens)), "length", Usage(3, tokens), logprobs=entries, prompt_logprobs=prompt)
-    chat, text = ChatAnswerer("x", "m"), TextAnswerer("x", "m", (lambda _: "hi there") if echo else None)
+    chat, text = ChatResponseBuilder("x", "m"), TextResponseBuilder("x", "m", (lambda _: "hi there") if echo else None)
     for answerer, expected in (
         (chat, chat_logprobs(entries)),
         (text, text_logprobs([*prompt, *entries] if echo else entries, 0)),
     ):
-        parts = [part async for part in answerer.whole([completion, completion], 2, Turns())]
+        parts = [part async for part in answerer.whole([completion, completion], 2, WorkQueue())]
         written = msgspec.json.decode(b"".join(parts))
         choices = [answerer.choice(index, completion) for index in range(2)]
         for choice in choices:
@@ -51,7 +51,7 @@ async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, ech
             whole.prompt_token_ids = whole.prompt_logprobs = None
         assert written == msgspec.json.decode(msgspec.json.encode(whole))
         answerer.prompt_logprobs = True
-        written = msgspec.json.decode(b"".join([part async for part in answerer.whole([completion, completion], 2, Turns())]))
+        written = msgspec.json.decode(b"".join([part async for part in answerer.whole([completion, completion], 2, WorkQueue())]))
         scored = msgspec.json.decode(msgspec.json.encode(ranked_logprobs(prompt)))
         assert [place["prompt_logprobs"] for place in ([written] if answerer is chat else written["choices"])] == [scored] * (
             1 if answerer is chat else 2

@@ -12,13 +12,13 @@ from itertools import pairwise
 import msgspec
 import pytest
 from attacks.bodies import AROUND, KINDS, full, large, with_field
-from attacks.canary import check_error, sing
+from attacks.canary import check_error, probe
 from http_support import running_server
 from quiescence import check_quiescent
 from socket_support import running_socket
 from virtual import VirtualLoop
 
-from frontends.net.turns import Turns
+from frontends.net.turns import WorkQueue
 from frontends.openai.decoding import SMALL, BodyReader
 from frontends.openai.requests import CompletionRequest, GenerateRequest, Ignored
 from frontends.openai.sizes import MAX_IDS
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 SIZE = 2**19
 CONTEXT = 2048
 # A body's own copies, and what may be decoded of a field that is not too large.
-MOST_MADE = 6 * 2**20
+MAX_MADE = 6 * 2**20
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def anyio_backend():
 
 
 @contextmanager
-def little_is_made(most=MOST_MADE):
+def little_is_made(most=MAX_MADE):
     tracemalloc.start()
     try:
         yield
@@ -51,7 +51,7 @@ def little_is_made(most=MOST_MADE):
 
 @pytest.mark.parametrize("path", KINDS)
 async def test_of_a_large_field_little_is_decoded(path):
-    reader = BodyReader(KINDS[path], Turns())
+    reader = BodyReader(KINDS[path], WorkQueue())
     ignored = set(Ignored.__struct_fields__)
     for field, body in large(path, SIZE):
         with little_is_made():
@@ -69,7 +69,7 @@ async def test_of_a_large_field_little_is_decoded(path):
 
 async def test_over_frames():
     """The same bodies in MessagePack, whose lists say how long they are."""
-    reader = BodyReader(GenerateRequest, Turns(), msgspec.msgpack)
+    reader = BodyReader(GenerateRequest, WorkQueue(), msgspec.msgpack)
     for field, body in large("/generate", SIZE):
         packed = msgspec.msgpack.encode(msgspec.json.decode(body))
         with little_is_made(), pytest.raises(InvalidRequest) as caught:
@@ -81,13 +81,13 @@ async def test_a_field_that_is_repeated_is_measured_each_time():
     one = b'"structured_outputs":{"json":{"a":' + full(60_000, b"[]") + b"}}"
     body = b'{"prompt":"hi",' + b",".join([one] * 16) + b"}"
     with little_is_made(), pytest.raises(InvalidRequest, match="repeats"):
-        await BodyReader(CompletionRequest, Turns()).read(body, lambda _: None)
+        await BodyReader(CompletionRequest, WorkQueue()).read(body, lambda _: None)
 
 
 async def test_no_number_is_sought_in_a_large_body_that_is_none():
     body = b'{"prompt":' + full(SIZE, b"[]") + b',"temperature":NaN}'
     with little_is_made(), pytest.raises(InvalidRequest, match="cannot be decoded"):
-        await BodyReader(CompletionRequest, Turns()).read(body, lambda _: None)
+        await BodyReader(CompletionRequest, WorkQueue()).read(body, lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_no_number_is_sought_in_a_large_body_that_is_none():
 async def test_what_clients_do_send_is_decoded_as_ever(body):
     data = msgspec.json.encode(body)
     assert len(data) > SMALL or "ids" in body
-    decoded = await BodyReader(CompletionRequest, Turns()).read(data, lambda body: body, CONTEXT)
+    decoded = await BodyReader(CompletionRequest, WorkQueue()).read(data, lambda body: body, CONTEXT)
     assert decoded.prompt == body["prompt"]
 
 
@@ -117,13 +117,13 @@ async def test_a_long_conversation_is_decoded():
     ]
     body = {"messages": turn * 1024}
     for codec in (msgspec.json, msgspec.msgpack):
-        decoded = await BodyReader(GenerateRequest, Turns(), codec).read(codec.encode(body), lambda body: body, CONTEXT)
+        decoded = await BodyReader(GenerateRequest, WorkQueue(), codec).read(codec.encode(body), lambda body: body, CONTEXT)
         assert len(decoded.messages) == 2048
 
 
 @pytest.mark.parametrize("context", [None, 2048, 10**6])
 async def test_ids_are_bounded_by_the_context(context):
-    reader = BodyReader(CompletionRequest, Turns())
+    reader = BodyReader(CompletionRequest, WorkQueue())
     most = context or MAX_IDS
     within = await reader.read(with_field(CompletionRequest, "prompt", full(2 * most, b"1")), lambda body: body.prompt, context)
     assert len(within) == most
@@ -146,7 +146,7 @@ ROWS = [
 async def test_over_http():
     """At the size of the largest body that is taken; the next request is served as ever."""
     async with running_server() as server:
-        song = await sing(server)
+        song = await probe(server)
         for path, field, thing, expected in ROWS:
             before, after = AROUND.get(field, (b"", b"")) if field != "messages" else (b"", b"")
             body = with_field(KINDS[path], field, before + full(4 * 2**20 - 200, thing) + after)
@@ -154,7 +154,7 @@ async def test_over_http():
                 status, raw = response.status, await response.read()
             assert status in expected, (path, field, raw)
             assert status == 200 or check_error(status, raw, expected, (path, field))["param"] == field
-        assert await sing(server) == song
+        assert await probe(server) == song
         check_quiescent(server.manager)
 
 
@@ -206,7 +206,7 @@ def test_heavy_work_is_done_piece_by_piece_with_rests():
     loop = VirtualLoop()
 
     async def main():
-        turns, began, ticks = Turns(), [], []
+        turns, began, ticks = WorkQueue(), [], []
 
         def work(seconds):
             began.append(loop.time())
@@ -230,7 +230,7 @@ def test_heavy_work_is_done_piece_by_piece_with_rests():
 
 
 async def test_who_is_cancelled_in_the_line_leaves_it():
-    turns = Turns()
+    turns = WorkQueue()
     first = asyncio.create_task(turns.run(lambda: 1))
     second = asyncio.create_task(turns.run(lambda: 2))
     await asyncio.sleep(0)

@@ -6,7 +6,7 @@ import socket
 import anyio
 import anyio.to_thread
 import pytest
-from attacks.canary import sing
+from attacks.canary import probe
 from http_support import running_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,7 +102,7 @@ async def test_no_header_makes_the_server_fail(keys, caplog):
         port = int(server.url.rsplit(":", 1)[1])
         await anyio.to_thread.run_sync(attack, port)
         if keys is None:
-            await sing(server)
+            await probe(server)
     assert len(lines) > 100
     # 499 where the client has gone before its answer, as those that promise a body and send none.
     assert all(json.loads(line)["status"] < 500 for line in lines)

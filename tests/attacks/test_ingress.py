@@ -122,7 +122,7 @@ async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend)
 
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", note)
-    async with running(app) as reception, listen(reception, bind_unix(tmp_path / "http")):
+    async with running(app) as acceptor, listen(acceptor, bind_unix(tmp_path / "http")):
         relay = Relay(tmp_path / "http")
         for target in TARGETS:
             head, *_ = [message async for message in relay.ask(Asked("GET", target, (("Host", "somewhere"),), b""))]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from attacks.canary import SECRETS, check_error, sing
+from attacks.canary import SECRETS, check_error, probe
 from attacks.protocol import BODY, CORPUS, chunked, get, post
 from http_support import running_server
 from quiescence import check_quiescent
@@ -66,7 +66,7 @@ async def test_the_corpus(size, caplog):
     """As it is, and in pieces of so many bytes."""
     caplog.set_level(logging.INFO)
     async with running_server() as server:
-        song = await sing(server)
+        song = await probe(server)
         for request, expected in CORPUS:
             if size and len(request) > 4000:
                 continue
@@ -74,7 +74,7 @@ async def test_the_corpus(size, caplog):
             # One that is refused early may have gone by the time that its last piece comes, which loses the answer.
             refused = {None} if size and min(status or 0 for status in expected) >= 400 else set()
             check(request, await speak(server, pieces), expected | refused)
-        assert await sing(server) == song
+        assert await probe(server) == song
         with anyio.fail_after(10):
             while server.manager.statistics().open:
                 await anyio.sleep(0.01)
@@ -161,7 +161,7 @@ async def test_hostile_words_make_no_new_series():
             async with server.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
                 return {line.rsplit(" ", 1)[0] for line in (await response.text()).splitlines() if not line.startswith("#")}
 
-        await sing(server)
+        await probe(server)
         await server.post("/v1/completions", {"prompt": "hi", "model": "other"})
         before = await series()
         for number in range(200):
@@ -174,13 +174,13 @@ async def test_hostile_words_make_no_new_series():
 async def test_a_log_that_cannot_be_written_stops_no_request(tmp_path, capsys):
     log = open_log(Path("/dev/full"))
     async with running_server(app={"log": log}) as server:
-        assert await sing(server) == await sing(server)
+        assert await probe(server) == await probe(server)
     assert log.close()
     assert capsys.readouterr().err.count("requests cannot be written: No space left on device") == 1
     path = tmp_path / "requests.jsonl"
     log = open_log(path)
     async with running_server(app={"log": log}) as server:
-        await sing(server)
+        await probe(server)
     assert log.close()
     assert json.loads(path.read_text())["status"] == 200
     assert path.stat().st_mode & 0o777 == 0o600

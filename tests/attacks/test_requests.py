@@ -7,7 +7,7 @@ import socket
 
 import msgspec
 import pytest
-from attacks.canary import check_error, sing
+from attacks.canary import check_error, probe
 from attacks.requests import BODIES, CHAT, COMPLETIONS, GENERATE, rows
 from http_support import running_server
 from quiescence import check_quiescent
@@ -50,22 +50,22 @@ async def send(server, path, body):
 
 async def test_over_http(nobody_calls):
     async with running_server() as server:
-        song = await sing(server)
+        song = await probe(server)
         for row, path, body, field in ROWS:
             data = encoded(body).replace(b"{port}", str(nobody_calls).encode())
             error = check_error(*await send(server, path, data), STATUSES.get(row, {400}), (row, data[:300]))
             assert error["param"] == field or row == "P20", (row, data[:300], error)
-            assert await sing(server) == song
+            assert await probe(server) == song
         check_quiescent(server.manager)
 
 
 async def test_bodies_over_http():
     async with running_server() as server:
-        song = await sing(server)
+        song = await probe(server)
         for path in (COMPLETIONS, CHAT, GENERATE, "/tokenize", "/detokenize"):
             for body in BODIES.values():
                 check_error(*await send(server, path, body), {400}, (path, body[:300]))
-            assert await sing(server) == song
+            assert await probe(server) == song
         check_quiescent(server.manager)
 
 
@@ -97,7 +97,7 @@ async def test_over_frames():
 async def test_neighbours_are_not_touched():
     """A seeded answer is what it was beside a crowd that is refused all the time."""
     async with running_server(time_scale=0.001) as server:
-        song = await sing(server)
+        song = await probe(server)
 
         async def crowd(part):
             for _, path, body, _ in ROWS[part::16]:
@@ -106,5 +106,5 @@ async def test_neighbours_are_not_touched():
         async with asyncio.TaskGroup() as tasks:
             crowds = [tasks.create_task(crowd(part)) for part in range(16)]
             while not all(task.done() for task in crowds):
-                assert await sing(server) == song
+                assert await probe(server) == song
         check_quiescent(server.manager)

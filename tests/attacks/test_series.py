@@ -4,7 +4,7 @@ import itertools
 
 import anyio
 import pytest
-from attacks.canary import sing
+from attacks.canary import probe
 from http_support import running_server
 from msgspec import Raw, msgpack
 from opentelemetry.sdk.metrics import MeterProvider
@@ -93,7 +93,7 @@ async def test_made_up_values_make_no_series():
                     await response.read()
             await over_frames(served, name)
 
-        await sing(server)
+        await probe(server)
         await ask(next(names))
         before = await watched.series(server)
         for _ in range(COUNT):

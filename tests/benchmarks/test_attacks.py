@@ -15,7 +15,7 @@ from http_support import running_server
 from benchmarks.robustness.attacks import inputs
 from benchmarks.robustness.attacks.attackers import Post, SlowReader, Tally, Unfinished, answer
 from benchmarks.robustness.attacks.play import Options, Target, play, skipped
-from benchmarks.robustness.attacks.rows import MIB, MOST_CHATS, ROWS, Bounds, Row, choose
+from benchmarks.robustness.attacks.rows import MAX_CHATS, MIB, ROWS, Bounds, Row, choose
 from benchmarks.robustness.attacks.verdict import Figures, Played, broken, figures
 from benchmarks.robustness.canary import Canary
 from frontends.http.request_checks import MAX_BODY
@@ -155,7 +155,7 @@ async def test_a_server_that_is_gone_is_a_lost_connection():
 
 
 def test_a_phase_has_the_requests_that_were_open_in_it():
-    canary = Canary("x", 0, songs=[(0.0, 1.0), (1.0, 3.0), (5.0, 1.0)], failed=[(3.0, 5.0)], probes=[(0.0, 0.5), (4.0, 0.25)])
+    canary = Canary("x", 0, samples=[(0.0, 1.0), (1.0, 3.0), (5.0, 1.0)], failed=[(3.0, 5.0)], probes=[(0.0, 0.5), (4.0, 0.25)])
     assert figures(canary, 0.0, 2.0, within=True) == Figures(p50=1.0, worst=1.0, failures=0, lag=0.5)
     assert figures(canary, 2.0, 4.5) == Figures(p50=3.0, worst=3.0, failures=1, lag=0.25)
     assert math.isnan(figures(canary, 20.0, 30.0).worst)
@@ -226,4 +226,4 @@ def test_the_command_says_what_it_does_not_play(arguments, code, words):
 
 
 def test_the_largest_answer_that_may_be_asked_for_is_played():
-    assert MOST_CHATS * 2000 * 21 <= MAX_LOGPROB_ENTRIES < (MOST_CHATS + 1) * 2000 * 21
+    assert MAX_CHATS * 2000 * 21 <= MAX_LOGPROB_ENTRIES < (MAX_CHATS + 1) * 2000 * 21

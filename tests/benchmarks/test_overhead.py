@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.host_cost import latency, overhead
 from benchmarks.host_cost.server_processes import Setting
-from benchmarks.host_cost.variants import Leg, parse_side
+from benchmarks.host_cost.variants import Trial, parse_side
 from benchmarks.robustness import connections
 from benchmarks.targets import TargetError
 
@@ -20,7 +20,7 @@ def silent(line):
 
 
 def leg(rate, wait=0.1, failed=0):
-    return Leg(tokens_per_second=rate, cpu_microseconds_per_token=10.0, ttft_p50=wait / 2, ttft_p99=wait, failed=failed)
+    return Trial(tokens_per_second=rate, cpu_microseconds_per_token=10.0, ttft_p50=wait / 2, ttft_p99=wait, failed=failed)
 
 
 async def test_every_way_of_ours_is_measured_over_an_engine_that_does_nothing():

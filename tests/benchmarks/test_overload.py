@@ -49,7 +49,7 @@ def test_prompts_are_chunked_and_answers_take_a_step_a_token():
     assert first[one] == first[other] == pytest.approx(0.04)
     assert complete[other] == pytest.approx(0.05)
     assert complete[one] == pytest.approx(0.08)
-    facts = engine.facts()
+    facts = engine.metrics_snapshot()
     assert (facts.prompt_tokens, facts.generation_tokens) == (290, 7)
     assert (facts.kv_usage, facts.running) == (0, 0)
 
@@ -62,7 +62,7 @@ def test_a_full_cache_preempts_the_youngest_which_begins_anew():
     assert complete[old] < complete[young]
     assert young.computed > old.computed
     assert set(first) == {old, young}
-    assert engine.facts().kv_usage == 0
+    assert engine.metrics_snapshot().kv_usage == 0
 
 
 def test_a_shared_prefix_is_computed_once_and_kept_while_there_is_room():
@@ -109,14 +109,14 @@ def test_the_law_is_none_of_the_lines_that_the_controller_fits():
 
 def test_a_law_is_found_again_in_steps_that_it_made():
     engine = StepEngine(EngineSize(max_num_seqs=512, max_num_batched_tokens=8192, kv_tokens=10**6), H200_8B, 3)
-    steps, last = [], engine.facts()
+    steps, last = [], engine.metrics_snapshot()
     for prompt, count in ((10, 4), (10, 512), (4000, 64), (10, 500), (10, 2)):
         for _ in range(count):
             engine.submit(Sequence(None, prompt, 60))
         while engine.busy:
             seconds = engine.start()
             engine.finish()
-            now = engine.facts()
+            now = engine.metrics_snapshot()
             if now.steps > last.steps:
                 made = now.generation_tokens - last.generation_tokens
                 steps.append(calibrate.Step(seconds, now.prompt_tokens - last.prompt_tokens, made, 0.0))

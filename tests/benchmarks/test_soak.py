@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.robustness.soak import MOST_GROWTH, PARTS, Length, Sample, Soak, config, measure, slope
+from benchmarks.robustness.soak import MAX_GROWTH, PARTS, Length, Sample, Soak, config, measure, slope
 from llmserve import EngineManager
 
 NUMBERS = st.floats(-1e6, 1e6)
@@ -44,8 +44,8 @@ def soaked(sizes):
 
 def test_memory_that_grows_only_in_the_first_third_is_level():
     assert soaked([1e6 * min(number, 20) for number in range(60)]).level
-    assert soaked([0.9 * MOST_GROWTH * 1000 * number for number in range(60)]).level
-    assert not soaked([1.1 * MOST_GROWTH * 1000 * number for number in range(60)]).level
+    assert soaked([0.9 * MAX_GROWTH * 1000 * number for number in range(60)]).level
+    assert not soaked([1.1 * MAX_GROWTH * 1000 * number for number in range(60)]).level
 
 
 def test_a_soak_has_its_parts_by_requests_or_by_seconds():

@@ -94,7 +94,7 @@ async def test_at_every_suspension(kind, fault):
     async with EngineManager(engine, config, [audit]) as manager:
         rig = Rig(manager)
         listener = bind("127.0.0.1", 0)
-        async with running(rig.app) as reception, listen(reception, listener):
+        async with running(rig.app) as acceptor, listen(acceptor, listener):
             async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.getsockname()[1]}") as session:
                 for point in itertools.count(1):
                     if not await rig.ask(session, *BODIES[kind], point, fault):

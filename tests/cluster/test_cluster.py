@@ -8,8 +8,8 @@ import anyio
 import pytest
 from ray_support import replicas
 
-from llmserve import EngineStatistics, Facts, ManagerStatistics, State
-from llmserve.admission import Tally
+from llmserve import EngineStatistics, ManagerStatistics, MetricsSnapshot, State
+from llmserve.admission import UsageDelta
 
 SLOTS = 4
 # Slow enough that what two cores can carry is no limit.
@@ -53,7 +53,7 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
                 tasks.start_soon(read, cluster, 10, events)
             await cluster.until(lambda found: found["open"] == SLOTS + 12 + 6)
             # Both have told what they have admitted at first: what is told of the dead one later is what it told before.
-            board = serve.get_deployment_handle("Board", "default")
+            board = serve.get_deployment_handle("SharedState", "default")
             with anyio.fail_after(20):
                 while (told := await board.gone.remote([])) is None or told[1].statistics.admission.admitted < 2 * SLOTS:
                     await asyncio.sleep(0.05)
@@ -111,8 +111,8 @@ async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tm
 
         async def overhear():
             nothing = ManagerStatistics(state=State.READY, open=0, tokenizing=0, admission=None, engine=EngineStatistics())
-            board = serve.get_deployment_handle("Board", "default")
-            return await board.exchange.remote("test", Tally(), (time.monotonic(), Facts(nothing, None)))
+            board = serve.get_deployment_handle("SharedState", "default")
+            return await board.exchange.remote("test", UsageDelta(), (time.monotonic(), MetricsSnapshot(nothing, None)))
 
         async with anyio.create_task_group() as tasks:
             for number in range(80):

@@ -10,13 +10,13 @@ from virtual import VirtualLoop
 
 from frontends.cluster.autoscaling import desired_ingresses
 from frontends.cluster.ingress import SILENT_SECONDS, Ingress
-from frontends.cluster.relay import BEAT, Asked, Head, Taken, with_beats
+from frontends.cluster.relay import BEAT, RelayedRequest, ReplicaAccepted, ResponseHead, with_beats
 from frontends.cluster.replica import Replica
 from llmserve import EngineRestarted, Unavailable
 
-ASKED = Asked("POST", "/v1/completions", (), b"{}")
-EVENTS = Head(200, (("Content-Type", "text/event-stream; charset=utf-8"),))
-WHOLE = Head(200, (("Content-Type", "application/json"),))
+ASKED = RelayedRequest("POST", "/v1/completions", (), b"{}")
+EVENTS = ResponseHead(200, (("Content-Type", "text/event-stream; charset=utf-8"),))
+WHOLE = ResponseHead(200, (("Content-Type", "application/json"),))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ DEATH, PAUSE, SILENCE = object(), object(), object()
 
 
 def refusal(milliseconds):
-    return Head(503, (("Content-Type", "application/json"), ("Retry-After-Ms", str(milliseconds))))
+    return ResponseHead(503, (("Content-Type", "application/json"), ("Retry-After-Ms", str(milliseconds))))
 
 
 class Handle:
@@ -82,23 +82,23 @@ async def ask(*scripts):
 
 
 async def test_a_whole_answer_is_held_until_it_is_whole():
-    answer, handle = await ask([Taken("a"), WHOLE, b"one ", b"two"])
+    answer, handle = await ask([ReplicaAccepted("a"), WHOLE, b"one ", b"two"])
     assert (answer.head, answer.body, answer.replica) == (WHOLE, b"one two", "a")
     assert handle.avoided == [()]
 
 
 async def test_one_that_dies_before_its_answer_is_whole_is_replaced():
-    answer, _ = await ask([Taken("a"), WHOLE, b"one ", DEATH], [DEATH], [Taken("b"), WHOLE, b"three"])
+    answer, _ = await ask([ReplicaAccepted("a"), WHOLE, b"one ", DEATH], [DEATH], [ReplicaAccepted("b"), WHOLE, b"three"])
     assert answer.body == b"three"
 
 
 async def test_a_stream_that_has_sent_nothing_is_begun_again():
-    answer, _ = await ask([Taken("a"), EVENTS, DEATH], [Taken("b"), EVENTS, b"data: 1\n\n", b"data: 2\n\n"])
+    answer, _ = await ask([ReplicaAccepted("a"), EVENTS, DEATH], [ReplicaAccepted("b"), EVENTS, b"data: 1\n\n", b"data: 2\n\n"])
     assert [chunk async for chunk in answer.events()] == [b"data: 1\n\n", b"data: 2\n\n"]
 
 
 async def test_a_stream_that_has_sent_something_ends_with_an_event_that_says_so():
-    answer, handle = await ask([Taken("a"), EVENTS, b"data: 1\n\n", DEATH])
+    answer, handle = await ask([ReplicaAccepted("a"), EVENTS, b"data: 1\n\n", DEATH])
     first, last = [chunk async for chunk in answer.events()]
     assert first == b"data: 1\n\n"
     assert b'"code":"engine_restarted"' in last
@@ -108,35 +108,35 @@ async def test_a_stream_that_has_sent_something_ends_with_an_event_that_says_so(
 
 async def test_a_request_that_kills_every_replica_is_given_up():
     with pytest.raises(EngineRestarted, match="3 replicas"):
-        await ask([Taken("a"), DEATH], [Taken("b"), DEATH], [Taken("c"), DEATH])
+        await ask([ReplicaAccepted("a"), DEATH], [ReplicaAccepted("b"), DEATH], [ReplicaAccepted("c"), DEATH])
 
 
 async def test_what_one_refuses_another_may_take():
-    answer, handle = await ask([Taken("a"), refusal(900), b"no"], [Taken("b"), WHOLE, b"yes"])
+    answer, handle = await ask([ReplicaAccepted("a"), refusal(900), b"no"], [ReplicaAccepted("b"), WHOLE, b"yes"])
     assert answer.body == b"yes"
     assert handle.avoided == [(), ("a",)]
 
 
 @pytest.mark.parametrize(("first", "second", "body"), [(900, 300, b"second"), (300, 900, b"first")])
 async def test_of_two_refusals_the_one_counts_that_says_to_come_back_sooner(first, second, body):
-    answer, handle = await ask([Taken("a"), refusal(first), b"first"], [Taken("b"), refusal(second), b"second"])
+    answer, handle = await ask([ReplicaAccepted("a"), refusal(first), b"first"], [ReplicaAccepted("b"), refusal(second), b"second"])
     assert answer.body == body
     assert len(handle.avoided) == 2
 
 
 async def test_where_there_is_no_other_one_the_refusal_stands():
-    answer, handle = await ask([Taken("a"), refusal(900), b"no"], [Taken("a")])
+    answer, handle = await ask([ReplicaAccepted("a"), refusal(900), b"no"], [ReplicaAccepted("a")])
     assert (answer.body, len(handle.avoided)) == (b"no", 2)
 
 
 async def test_a_refusal_for_what_the_client_did_is_not_tried_elsewhere():
-    answer, handle = await ask([Taken("a"), Head(429, ()), b"your own limit"])
+    answer, handle = await ask([ReplicaAccepted("a"), ResponseHead(429, ()), b"your own limit"])
     assert (answer.head.status, len(handle.avoided)) == (429, 1)
 
 
 async def test_one_that_does_not_say_that_it_has_the_request_is_replaced():
     """A regression: where one host could not be reached the client was told that no replica takes requests."""
-    answer, handle = await ask([SILENCE], [SILENCE], [Taken("b"), WHOLE, b"yes"])
+    answer, handle = await ask([SILENCE], [SILENCE], [ReplicaAccepted("b"), WHOLE, b"yes"])
     assert (answer.body, handle.cancelled, len(handle.avoided)) == (b"yes", 2, 3)
 
 
@@ -149,13 +149,13 @@ async def test_where_no_replica_takes_it_the_client_is_told_to_come_back():
 
 
 async def test_a_refusal_stands_where_no_other_one_takes_it():
-    answer, _ = await ask([Taken("a"), refusal(900), b"no"], *[[SILENCE]] * 4)
+    answer, _ = await ask([ReplicaAccepted("a"), refusal(900), b"no"], *[[SILENCE]] * 4)
     assert answer.body == b"no"
 
 
 async def test_one_that_says_nothing_for_too_long_is_lost():
     """A regression: streams of a host that could not be reached ended after a minute."""
-    answer, _ = await ask([Taken("a"), WHOLE, SILENCE], [Taken("b"), EVENTS, b"data: 1\n\n", SILENCE])
+    answer, _ = await ask([ReplicaAccepted("a"), WHOLE, SILENCE], [ReplicaAccepted("b"), EVENTS, b"data: 1\n\n", SILENCE])
     first, last = [chunk async for chunk in answer.events()]
     assert first == b"data: 1\n\n"
     assert b'"code":"engine_restarted"' in last
@@ -163,9 +163,9 @@ async def test_one_that_says_nothing_for_too_long_is_lost():
 
 async def test_one_that_says_that_it_is_there_may_take_its_time():
     beats = [PAUSE, BEAT] * 30
-    answer, _ = await ask([Taken("a"), *beats, EVENTS, *beats, b"data: 1\n\n", *beats, b"data: 2\n\n"])
+    answer, _ = await ask([ReplicaAccepted("a"), *beats, EVENTS, *beats, b"data: 1\n\n", *beats, b"data: 2\n\n"])
     assert [chunk async for chunk in answer.events()] == [b"data: 1\n\n", b"data: 2\n\n"]
-    answer, _ = await ask([Taken("a"), *beats, EVENTS, *beats, DEATH], [Taken("b"), WHOLE, *beats, b"yes"])
+    answer, _ = await ask([ReplicaAccepted("a"), *beats, EVENTS, *beats, DEATH], [ReplicaAccepted("b"), WHOLE, *beats, b"yes"])
     assert (answer.replica, answer.body) == ("b", b"yes")
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from frontends.access.control import KEY_VARIABLE
 from frontends.cluster import replica, shared_state
 from frontends.cluster.arguments import from_words, parse
-from frontends.cluster.autoscaling import MOST_GROWTH, Pressure, desired
-from frontends.cluster.relay import Asked, Head, Relay
+from frontends.cluster.autoscaling import MAX_GROWTH, Pressure, desired
+from frontends.cluster.relay import Relay, RelayedRequest, ResponseHead
 from frontends.cluster.replica import Replica
 from frontends.cluster.replica_load import NEW, Load, in_order
-from frontends.cluster.shared_state import Board
+from frontends.cluster.shared_state import SharedState
 from frontends.http.server import running
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind_unix
@@ -26,16 +26,16 @@ from llmserve import (
     EngineDead,
     EngineManager,
     EngineStatistics,
-    Facts,
     LLMServeError,
     ManagerStatistics,
+    MetricsSnapshot,
     Outcome,
     State,
     TenantLimits,
     TenantTable,
     Timeline,
 )
-from llmserve.admission import AdmissionController, AdmissionStatistics, Refusal, Tally, Tenants, Ticket, Unlimited
+from llmserve.admission import AdmissionController, AdmissionStatistics, Refusal, Tenants, Ticket, Unlimited, UsageDelta
 from llmserve.config import SLO
 from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 from llmserve.observability.metrics import MetricsRecorder
@@ -99,32 +99,32 @@ def told(now=0.0, started=0.0, **fields):
     recorder = MetricsRecorder(SLO(), started=started)
     for _ in range(fields.pop("completed", 0)):
         recorder.finished(Timeline(outcome=Outcome.COMPLETED, finished=now))
-    return now, Facts(statistics(**fields), recorder)
+    return now, MetricsSnapshot(statistics(**fields), recorder)
 
 
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1)])
 async def test_a_replica_gets_what_all_others_have_served_since_it_last_asked(shares):
-    one = Board(lambda: 0.0)
+    one = SharedState(lambda: 0.0)
     for name in "abc":
-        assert await one.exchange(name, Tally(), told()) == Tally()
-    await one.exchange("a", Tally(costs={"web": shares[0]}, tokens={"web": 10}), told())
-    await one.exchange("b", Tally(costs={"web": shares[1], "batch": 2}, tokens={"web": -3}), told())
-    assert await one.exchange("c", Tally(), told()) == Tally(costs={"web": sum(shares), "batch": 2}, tokens={"web": 7})
-    assert await one.exchange("c", Tally(), told()) == Tally()
-    assert await one.exchange("a", Tally(), told()) == Tally(costs={"web": shares[1], "batch": 2}, tokens={"web": -3})
+        assert await one.exchange(name, UsageDelta(), told()) == UsageDelta()
+    await one.exchange("a", UsageDelta(costs={"web": shares[0]}, tokens={"web": 10}), told())
+    await one.exchange("b", UsageDelta(costs={"web": shares[1], "batch": 2}, tokens={"web": -3}), told())
+    assert await one.exchange("c", UsageDelta(), told()) == UsageDelta(costs={"web": sum(shares), "batch": 2}, tokens={"web": 7})
+    assert await one.exchange("c", UsageDelta(), told()) == UsageDelta()
+    assert await one.exchange("a", UsageDelta(), told()) == UsageDelta(costs={"web": shares[1], "batch": 2}, tokens={"web": -3})
 
 
 async def test_what_is_open_elsewhere_is_what_the_others_last_told_until_they_are_gone():
     now = 0.0
-    one = Board(lambda: now)
-    await one.exchange("a", Tally(open={"web": 2}), told())
-    await one.exchange("b", Tally(open={"web": 1, "batch": 1}), told())
+    one = SharedState(lambda: now)
+    await one.exchange("a", UsageDelta(open={"web": 2}), told())
+    await one.exchange("b", UsageDelta(open={"web": 1, "batch": 1}), told())
     for _ in range(2):
-        assert (await one.exchange("c", Tally(), told())).open == {"web": 3, "batch": 1}
-    await one.exchange("a", Tally(open={"web": 1}), told())
-    assert (await one.exchange("c", Tally(), told())).open == {"web": 2, "batch": 1}
+        assert (await one.exchange("c", UsageDelta(), told())).open == {"web": 3, "batch": 1}
+    await one.exchange("a", UsageDelta(open={"web": 1}), told())
+    assert (await one.exchange("c", UsageDelta(), told())).open == {"web": 2, "batch": 1}
     now = shared_state.GONE_SECONDS + 1
-    assert (await one.exchange("c", Tally(), told())).open == {}
+    assert (await one.exchange("c", UsageDelta(), told())).open == {}
 
 
 async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answer(monkeypatch):
@@ -136,7 +136,7 @@ async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answe
         refused.append(admission.offer(Ticket(tenant="a"), 0.0))
         if len(refused) == 1:
             admission.leave(next(iter(admission._running)), 0.0)
-            return Tally(open={"a": 1})
+            return UsageDelta(open={"a": 1})
         stop.set()
         raise RuntimeError("it is gone")
 
@@ -149,14 +149,14 @@ async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answe
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))
 async def test_nothing_served_is_lost_or_told_twice(calls):
-    one = Board(lambda: 0.0)
+    one = SharedState(lambda: 0.0)
     taken = dict.fromkeys("abc", 0)
     served = dict.fromkeys("abc", 0)
     for name in "abc":
-        await one.exchange(name, Tally(), told())
+        await one.exchange(name, UsageDelta(), told())
     for name, costs in [*calls, ("a", {}), ("b", {}), ("c", {})]:
         served[name] += sum(costs.values())
-        mail = await one.exchange(name, Tally(costs=costs, tokens=costs), told())
+        mail = await one.exchange(name, UsageDelta(costs=costs, tokens=costs), told())
         assert mail.costs == mail.tokens
         taken[name] += sum(mail.costs.values())
     assert taken == {name: sum(served.values()) - served[name] for name in "abc"}
@@ -164,25 +164,25 @@ async def test_nothing_served_is_lost_or_told_twice(calls):
 
 async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tenants_the_largest():
     now = 0.0
-    one = Board(lambda: now)
-    crowd = Tally(costs={str(number): number for number in range(2 * shared_state.MOST_TENANTS)})
-    await one.exchange("gone", Tally(), told())
-    await one.exchange("here", Tally(), told())
+    one = SharedState(lambda: now)
+    crowd = UsageDelta(costs={str(number): number for number in range(2 * shared_state.MAX_TENANTS)})
+    await one.exchange("gone", UsageDelta(), told())
+    await one.exchange("here", UsageDelta(), told())
     now = shared_state.GONE_SECONDS + 1
     await one.exchange("new", crowd, told())
-    await one.exchange("here", Tally(), told())
+    await one.exchange("here", UsageDelta(), told())
     await one.exchange("new", crowd, told())
-    assert one._replicas["gone"].mail == Tally()
-    mail = await one.exchange("here", Tally(), told())
-    assert len(mail.costs) == shared_state.MOST_TENANTS
-    assert min(mail.costs.values()) == shared_state.MOST_TENANTS
+    assert one._replicas["gone"].mail == UsageDelta()
+    mail = await one.exchange("here", UsageDelta(), told())
+    assert len(mail.costs) == shared_state.MAX_TENANTS
+    assert min(mail.costs.values()) == shared_state.MAX_TENANTS
 
 
 async def test_what_a_replica_has_counted_outlives_it():
     now = 100.0
-    one = Board(lambda: now)
-    await one.exchange("dies", Tally(), told(5.0, completed=3, running=2, admitted=5, refused={"queue_full": 1}))
-    await one.exchange("lives", Tally(), told(7.0, completed=10))
+    one = SharedState(lambda: now)
+    await one.exchange("dies", UsageDelta(), told(5.0, completed=3, running=2, admitted=5, refused={"queue_full": 1}))
+    await one.exchange("lives", UsageDelta(), told(7.0, completed=10))
     assert await one.gone(["dies", "lives"]) is None
     for _ in range(2):
         then, facts = await one.gone(["lives"])
@@ -192,18 +192,18 @@ async def test_what_a_replica_has_counted_outlives_it():
         assert (found["admission"]["running"], found["admission"]["limit"]) == (0, 0)
         # When it has not asked for long, it is forgotten by its name, and its counts are kept.
         now += shared_state.BURIED_SECONDS + 1
-        await one.exchange("lives", Tally(), told(17.0, completed=10))
+        await one.exchange("lives", UsageDelta(), told(17.0, completed=10))
     assert set(one._replicas) == {"lives"}
 
 
 async def test_a_replica_that_was_out_of_reach_and_comes_back_is_counted_once():
     """A regression: its counts had been added to those of the dead, and it told them again."""
     now = 100.0
-    one = Board(lambda: now)
+    one = SharedState(lambda: now)
     for _ in range(3):
-        await one.exchange("cut off", Tally(), told(5.0, completed=3))
+        await one.exchange("cut off", UsageDelta(), told(5.0, completed=3))
         now += shared_state.GONE_SECONDS + 1
-        await one.exchange("lives", Tally(), told(7.0))
+        await one.exchange("lives", UsageDelta(), told(7.0))
         _, facts = await one.gone(["lives"])
         assert facts.snapshot(now)["requests"]["completed"] == 3
     assert await one.gone(["lives", "cut off"]) is None
@@ -215,7 +215,7 @@ async def test_a_replica_that_was_out_of_reach_and_comes_back_is_counted_once():
 @given(st.integers(1, 50), st.floats(0, 1), st.floats(0, 10), st.floats(0, 2), st.floats(0.05, 1))
 def test_there_are_more_when_some_are_refused_and_never_more_than_twice(replicas, shed, wait, busy, knee):
     wanted, state = desired(replicas, shed, wait, busy, {"knee": knee})
-    assert 1 <= wanted <= max(replicas + 1, replicas * MOST_GROWTH)
+    assert 1 <= wanted <= max(replicas + 1, replicas * MAX_GROWTH)
     if shed > 0.01 or wait > 1:
         assert wanted > replicas
     else:
@@ -335,13 +335,13 @@ async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_p
 
     app = web.Application()
     app.router.add_post("/a", events)
-    async with running(app) as reception, listen(reception, bind_unix(tmp_path / "http")):
+    async with running(app) as acceptor, listen(acceptor, bind_unix(tmp_path / "http")):
         relay = Relay(tmp_path / "http")
-        asked = Asked("POST", "/a?b=%2F", (("X-One", "1"), ("Host", "somewhere")), b"body")
+        asked = RelayedRequest("POST", "/a?b=%2F", (("X-One", "1"), ("Host", "somewhere")), b"body")
         head, *chunks = [message async for message in relay.ask(asked)]
         await relay.close()
     assert seen == [("POST", "/a?b=%2F", "1", b"body")]
-    assert isinstance(head, Head)
+    assert isinstance(head, ResponseHead)
     assert (head.status, head.get("x-two"), head.is_events) == (200, "2", True)
     assert head.get("Transfer-Encoding") == ""
     assert b"".join(chunks) == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
@@ -350,9 +350,9 @@ async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_p
 
 async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_last_told():
     """A regression: nothing was told for as long as Ray did not notice."""
-    one = Board(lambda: 0.0)
+    one = SharedState(lambda: 0.0)
     for name, completed in (("here", 1), ("there", 2), ("cut off", 4)):
-        await one.exchange(name, Tally(), told(completed=completed))
+        await one.exchange(name, UsageDelta(), told(completed=completed))
 
     async def silent(_):
         raise LLMServeError("the replicas' figures could not be gathered")
@@ -364,7 +364,7 @@ async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_
     manager = SimpleNamespace(state=State.READY)
     handle = SimpleNamespace(gone=SimpleNamespace(remote=one.gone))
     this = SimpleNamespace(_id="here", _ask_all=silent, _tell=lambda: told(completed=1), _board=handle, _manager=manager, series=series)
-    facts = await Replica._gather_facts(this)
+    facts = await Replica._gather_metrics(this)
     assert facts.snapshot(0.0)["requests"]["completed"] == 7
     assert facts.statistics.state is State.READY
     assert await Replica._gather_series(this) == []
@@ -382,9 +382,9 @@ def test_figures_of_several_engines_are_those_of_all():
         told = statistics(
             engine=engine, running=number, admitted=3, refused={"queue_full": 1}, predicted_wait=float(number), drain_rate=2.0
         )
-        parts.append(Facts(told, recorder))
+        parts.append(MetricsSnapshot(told, recorder))
     # The second one's clock is 100 s ahead of the first one's.
-    whole = Facts.of_engines([parts[0], parts[1].shifted(-100.0)])
+    whole = MetricsSnapshot.of_engines([parts[0], parts[1].shifted(-100.0)])
     found = whole.snapshot(10.0)
     assert found["admission"]["limit"] == 8
     assert found["admission"]["refused"] == {"queue_full": 2}
@@ -392,4 +392,6 @@ def test_figures_of_several_engines_are_those_of_all():
     assert (found["engine"]["running"], found["engine"]["kv_usage"]) == (1, 0.25)
     assert found["tokens"]["per_second"] == 10.0
     assert parts[1].recorder.started == 100.0
-    assert Facts.of_engines([attrs.evolve(parts[0], statistics=statistics(limit=None)), parts[1]]).statistics.admission.limit is None
+    assert (
+        MetricsSnapshot.of_engines([attrs.evolve(parts[0], statistics=statistics(limit=None)), parts[1]]).statistics.admission.limit is None
+    )

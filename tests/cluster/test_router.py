@@ -5,7 +5,7 @@ from collections import Counter
 import attrs
 import pytest
 
-from frontends.cluster.relay import Asked
+from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_load import NEW
 
 
@@ -43,7 +43,7 @@ def told(name, **fields):
 
 async def order(router, replicas, avoid=(), key=""):
     headers = (("idempotency-key", key),) if key else ()
-    ranks = await router.choose_replicas(replicas, Pending((Asked("POST", "/v1/completions", headers, b"{}"), avoid)))
+    ranks = await router.choose_replicas(replicas, Pending((RelayedRequest("POST", "/v1/completions", headers, b"{}"), avoid)))
     names = [one.replica_id.unique_id for [one] in ranks]
     assert sorted(names) == sorted(one.replica_id.unique_id for one in replicas)
     return names

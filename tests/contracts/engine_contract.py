@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from llmserve import EngineDead, GenerationRequest, InvalidRequest, Sampling
-from llmserve.lifecycle.delta_buffer import Backlog
+from llmserve.lifecycle.delta_buffer import DeltaBuffer
 from llmserve.request import Delta
 
 PATIENCE = 60
@@ -39,7 +39,7 @@ class CollectingSink:
 
     @property
     def whole(self):
-        backlog = Backlog(Delta("", ()))
+        backlog = DeltaBuffer(Delta("", ()))
         for delta in self.deltas:
             backlog.add(delta)
         return backlog.whole()

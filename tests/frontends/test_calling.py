@@ -9,7 +9,7 @@ from http_support import running_server
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
 
 from frontends.access.caller import Caller
-from frontends.openai.completions import TextAnswerer
+from frontends.openai.completions import TextResponseBuilder
 from frontends.openai.decoding import decode
 from frontends.openai.requests import ChatRequest, CompletionRequest, GenerateRequest
 from llmserve import AdmissionConfig, Delta, InvalidRequest, ManagerConfig, TokenLogprob
@@ -165,7 +165,7 @@ def test_what_a_large_body_asks_for_nothing_with_is_accepted_too():
 
 def test_the_chosen_token_is_among_its_alternatives_and_the_best_of_equal_texts_counts():
     top = (TokenLogprob(1, "a", -0.1), TokenLogprob(2, "a", -2.0), TokenLogprob(3, "b", float("-inf")))
-    choice = TextAnswerer("1", "m").chunk_choice(0, Delta("c", (9,), None, None, (TokenLogprob(9, "c", float("-inf"), top),)))
+    choice = TextResponseBuilder("1", "m").chunk_choice(0, Delta("c", (9,), None, None, (TokenLogprob(9, "c", float("-inf"), top),)))
     assert choice.logprobs.top_logprobs == [{"a": -0.1, "b": -9999.0, "c": -9999.0}]
     assert choice.logprobs.token_logprobs == [-9999.0]
 

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from frontends.access.exposure import VLLM_FLOOR, advisories, below_floor, carried, check_reach, is_loopback
+from frontends.access.exposure import VLLM_FLOOR, advisories, advisories_for, below_floor, check_reach, is_loopback
 from llmserve import ConfigurationError
 from llmserve.engines.vllm import params
 
@@ -57,7 +57,7 @@ def test_what_is_installed_or_may_be_has_none(package):
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (least,) = re.findall(rf"{package}>=([\d.]+)", " ".join(wanted))
     for version in (importlib.metadata.version(package), least):
-        assert carried(package, version) == []
+        assert advisories_for(package, version) == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_installed_or_may_be_has_none(package):
     ],
 )
 def test_a_version_carries_what_came_before_it_and_was_mended_after(version, first, count):
-    found = carried("vllm", version)
+    found = advisories_for("vllm", version)
     assert len(found) == count
     assert found[0].id == first
 

@@ -19,7 +19,7 @@ from program_support import MODULE, program
 
 from frontends.http import server
 from frontends.net import deadlines
-from frontends.net.connection_limits import RESERVED, Door, spare_descriptors
+from frontends.net.connection_limits import RESERVED, ConnectionLimiter, spare_descriptors
 from frontends.net.listeners import VANISHED, bind, bind_unix, is_stranger
 from frontends.net.tls import TLS, followed
 from llmserve import ConfigurationError
@@ -54,47 +54,47 @@ async def rest(stream):
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["10.0.0.1", "10.0.0.2", "fe80::1%eth0", "127.0.0.1", "::1", ""]))))
 def test_the_door_lets_in_no_more_than_there_are_places(moves):
-    door, inside = Door(6, 2), []
+    limiter, inside = ConnectionLimiter(6, 2), []
     for comes, peer in moves:
         if comes:
             mine = inside.count(peer)
             here = peer in ("127.0.0.1", "::1", "")
-            assert door.enter(peer) == (len(inside) < 6 and (here or mine < 2))
+            assert limiter.enter(peer) == (len(inside) < 6 and (here or mine < 2))
             if len(inside) < 6 and (here or mine < 2):
                 inside.append(peer)
         elif peer in inside:
             inside.remove(peer)
-            door.leave(peer)
-        assert door.inside == len(inside)
+            limiter.leave(peer)
+        assert limiter.inside == len(inside)
 
 
 def test_there_are_never_more_places_than_files():
-    door = Door(10**9)
+    limiter = ConnectionLimiter(10**9)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert spare_descriptors() == soft - RESERVED
-    assert all(door.enter("127.0.0.1") for _ in range(soft - RESERVED))
-    assert not door.enter("127.0.0.1")
+    assert all(limiter.enter("127.0.0.1") for _ in range(soft - RESERVED))
+    assert not limiter.enter("127.0.0.1")
 
 
 async def test_one_too_many_is_told_and_the_next_has_its_place():
-    door = Door(2)
-    async with running_server(door=door) as running:
+    limiter = ConnectionLimiter(2)
+    async with running_server(limiter=limiter) as running:
         first, second = await connect(running), await connect(running)
         for stream in (first, second):
             await stream.send(ASK)
             assert b"200 OK" in await stream.receive()
         async with await connect(running) as third:
             assert b"503 Service Unavailable" in await rest(third)
-        assert door.turned_away == 1
+        assert limiter.rejected == 1
         await first.aclose()
         with anyio.fail_after(10):
-            while door.inside > 1:
+            while limiter.inside > 1:
                 await anyio.sleep(0.01)
         async with await connect(running) as fourth:
             await fourth.send(ASK)
             assert b"200 OK" in await fourth.receive()
         await second.aclose()
-    assert door.inside == 0
+    assert limiter.inside == 0
 
 
 async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_path):
@@ -150,8 +150,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
 
 async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
     monkeypatch.setattr(deadlines, "WRITE_SECONDS", 0.3)
-    door = Door()
-    async with running_server(door=door) as running:
+    limiter = ConnectionLimiter()
+    async with running_server(limiter=limiter) as running:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)
@@ -161,7 +161,7 @@ async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
             await anyio.wait_writable(connection)
             with anyio.fail_after(20):
                 sent = 0
-                while not sent or door.inside:
+                while not sent or limiter.inside:
                     # As many answers as the kernel holds for it, and one more.
                     try:
                         sent += connection.send(ASK * 100)
@@ -241,14 +241,14 @@ async def test_a_certificate_that_is_renewed_holds_for_the_next_connection(tmp_p
 
 async def test_the_end_does_not_wait_for_a_handshake():
     """A client that connects and says nothing of TLS: nothing of it is left when the server has ended."""
-    tls, door = TLS.of(DATA / "localhost.pem", DATA / "localhost.key"), Door()
+    tls, limiter = TLS.of(DATA / "localhost.pem", DATA / "localhost.key"), ConnectionLimiter()
     before = asyncio.all_tasks()
-    async with running_server(tls=tls, door=door) as running:
+    async with running_server(tls=tls, limiter=limiter) as running:
         silent = await connect(running)
         with anyio.fail_after(5):
-            while not door.inside:
+            while not limiter.inside:
                 await anyio.sleep(0.01)
-    assert door.inside == 0
+    assert limiter.inside == 0
     assert asyncio.all_tasks() <= before
     await silent.aclose()
 

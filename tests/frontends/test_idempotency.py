@@ -9,9 +9,9 @@ from program_support import fetch, program
 
 from frontends.http import app
 from frontends.http.event_stream import EventStream
-from frontends.http.idempotency_store import CLAIM_SECONDS, KEEP_SECONDS, MAX_ANSWER, OVERHEAD, Answers, Kept, Name
+from frontends.http.idempotency_store import CLAIM_SECONDS, KEEP_SECONDS, MAX_ANSWER, OVERHEAD, CachedResponse, Name, ResponseCache
 from frontends.openai.errors import HTTPFailure
-from frontends.workers.idempotency import AnswersDesk, SharedAnswers
+from frontends.workers.idempotency import IdempotencyClient, IdempotencyServer
 from frontends.workers.messages import Claim
 
 pytestmark = pytest.mark.anyio
@@ -94,7 +94,7 @@ async def test_while_it_is_answered_the_second_is_told_to_come_again():
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(0, 40), st.floats(0, 400)), max_size=60))
 def test_the_memory_is_bounded_and_never_mixes(moves):
     now, most = 0.0, 4 * OVERHEAD
-    answers, model = Answers(lambda: now, most), {}
+    answers, model = ResponseCache(lambda: now, most), {}
     for key, body, size, pause in moves:
         now += pause
         name = Name("t", "k", "/r", str(key))
@@ -106,7 +106,7 @@ def test_the_memory_is_bounded_and_never_mixes(moves):
             assert error.status == 422
             assert model[name][0] != body
             continue
-        if isinstance(kept, Kept):
+        if isinstance(kept, CachedResponse):
             assert (kept.answer, kept.body) == (model[name][1], bytes([body]))
         else:
             answer = bytes([key, body]) * size
@@ -121,10 +121,10 @@ def name_of(tenant, value="1"):
 
 
 def test_a_huge_answer_is_not_kept():
-    answers = Answers(lambda: 0.0)
+    answers = ResponseCache(lambda: 0.0)
     answers.end(answers.claim(name_of("t"), b""), "t", b"x" * (MAX_ANSWER + 1))
     assert answers.bytes == 0
-    assert not isinstance(answers.claim(name_of("t"), b""), Kept)
+    assert not isinstance(answers.claim(name_of("t"), b""), CachedResponse)
 
 
 async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
@@ -153,12 +153,12 @@ async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
 @pytest.mark.parametrize("turns", range(4))
 async def test_a_client_lost_around_the_owner_s_answer_leaves_no_claim(turns, owner_answers_first):
     """Lost in the loop turn in which `Claimed` came, it left its key answering 409 for ever."""
-    answers, mail = Answers(asyncio.get_running_loop().time), []
-    worker = SharedAnswers(mail.append)
-    desk = AnswersDesk(answers, worker.claimed)
+    answers, mail = ResponseCache(asyncio.get_running_loop().time), []
+    worker = IdempotencyClient(mail.append)
+    admission_server = IdempotencyServer(answers, worker.claimed)
     asking = asyncio.create_task(worker.begin(name_of("t"), b""))
     await asyncio.sleep(0)
-    steps = [lambda: desk.receive(mail.pop(0)), asking.cancel]
+    steps = [lambda: admission_server.receive(mail.pop(0)), asking.cancel]
     for step in steps if owner_answers_first else reversed(steps):
         step()
         for _ in range(turns):
@@ -168,18 +168,18 @@ async def test_a_client_lost_around_the_owner_s_answer_leaves_no_claim(turns, ow
         # The claim was taken before its client was lost, and is its holder's to end.
         worker.end(found)
     while mail:
-        desk.receive(mail.pop(0))
-    assert not isinstance(answers.claim(name_of("t"), b""), Kept)
+        admission_server.receive(mail.pop(0))
+    assert not isinstance(answers.claim(name_of("t"), b""), CachedResponse)
 
 
 def test_a_claim_ends_with_its_worker_and_by_its_age():
     now = 0.0
-    answers = Answers(lambda: now)
-    desk = AnswersDesk(answers, lambda _: None)
-    desk.receive(Claim(1, name_of("t"), b""))
+    answers = ResponseCache(lambda: now)
+    admission_server = IdempotencyServer(answers, lambda _: None)
+    admission_server.receive(Claim(1, name_of("t"), b""))
     with pytest.raises(HTTPFailure, match="still being answered"):
         answers.claim(name_of("t"), b"")
-    desk.close()
+    admission_server.close()
     lost = answers.claim(name_of("t"), b"")
     now = CLAIM_SECONDS - 1
     with pytest.raises(HTTPFailure, match="still being answered"):
@@ -196,7 +196,7 @@ def test_a_claim_ends_with_its_worker_and_by_its_age():
 def test_no_tenant_pushes_out_another_s_answers(moves):
     """Each keeps an equal share of the memory at least, however much the others send."""
     most = 40 * OVERHEAD
-    answers = Answers(lambda: 0.0, most)
+    answers = ResponseCache(lambda: 0.0, most)
     taken = {tenant: [] for tenant in range(4)}
     for number, (tenant, size) in enumerate(moves):
         name = name_of(str(tenant), str(number))
@@ -210,7 +210,7 @@ def test_no_tenant_pushes_out_another_s_answers(moves):
                 # The newest that fit into a quarter are all there.
                 if share > most // 4:
                     break
-                assert isinstance(answers.claim(name, b""), Kept)
+                assert isinstance(answers.claim(name, b""), CachedResponse)
 
 
 async def test_workers_share_their_answers(tmp_path):

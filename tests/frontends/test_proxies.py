@@ -13,7 +13,7 @@ from frontends.access.api_keys import Keys
 from frontends.access.control import Access
 from frontends.aiohttp_app import _root_path
 from frontends.http.proxies import Proxies, _given_network, know_clients
-from frontends.net.connection_limits import Door
+from frontends.net.connection_limits import ConnectionLimiter
 
 pytestmark = pytest.mark.anyio
 TEXT = {"prompt": "hi", "max_tokens": 2}
@@ -61,7 +61,7 @@ async def test_the_log_names_the_proxy_s_client_and_its_scheme():
     lines = []
     forwarded = {"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https"}
     for trusted in (TRUSTED, Proxies()):
-        async with running_server(app={"clients": know_clients(trusted, Door()), "log": lines.append}) as server:
+        async with running_server(app={"clients": know_clients(trusted, ConnectionLimiter()), "log": lines.append}) as server:
             assert (await server.post("/v1/completions", TEXT, headers=forwarded))[0] == 200
     found = [(line["peer"], line["scheme"]) for line in map(json.loads, lines)]
     assert found == [("198.51.100.7", "https"), ("127.0.0.1", "http")]
@@ -69,9 +69,9 @@ async def test_the_log_names_the_proxy_s_client_and_its_scheme():
 
 async def test_each_client_of_a_proxy_has_the_bound_of_one_address():
     """By the proxy's own address all of its clients would share one bound."""
-    door = Door(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
+    limiter = ConnectionLimiter(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
     first, second = ({"X-Forwarded-For": address} for address in ("198.51.100.7", "198.51.100.8"))
-    async with running_server(ScriptedEngine(), app={"clients": know_clients(TRUSTED, door)}, door=door) as server:
+    async with running_server(ScriptedEngine(), app={"clients": know_clients(TRUSTED, limiter)}, limiter=limiter) as server:
         async with server.session.post("/v1/completions", json={**TEXT, "stream": True}, headers=first) as response:
             assert response.status == 200
             status, body, headers = await server.post("/tokenize", {"prompt": "hi"}, headers=first)
@@ -83,8 +83,8 @@ async def test_each_client_of_a_proxy_has_the_bound_of_one_address():
 
 
 def test_connections_of_a_trusted_proxy_are_not_bounded_as_one_client_s():
-    door = Door(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
-    assert [door.enter(peer) for peer in ("10.0.0.1", "10.0.0.1", "203.0.113.9", "203.0.113.9")] == [True, True, True, False]
+    limiter = ConnectionLimiter(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
+    assert [limiter.enter(peer) for peer in ("10.0.0.1", "10.0.0.1", "203.0.113.9", "203.0.113.9")] == [True, True, True, False]
 
 
 async def test_paths_are_served_below_the_root_path_and_without_it():

@@ -12,7 +12,7 @@ from engines import ScriptedEngine
 from http_support import request
 from socket_support import running_socket
 
-from frontends.net.connection_limits import Door
+from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.tls import TLS
 from frontends.rawsocket import connection, frames
 from frontends.rawsocket.addresses import parse_address
@@ -245,12 +245,12 @@ async def flood(raw, count):
 
 async def test_many_opens_and_cancels_leave_nothing():
     async with running_socket(time_scale=0.1, max_streams=64) as served, served.raw() as raw:
-        assert len(await flood(raw, connection.MOST_FRUITLESS)) == connection.MOST_FRUITLESS
+        assert len(await flood(raw, connection.MAX_FRUITLESS)) == connection.MAX_FRUITLESS
         await served.quiet()
         # One that is read to its end, and there may be as many again.
         raw.send(opening(10_001, max_tokens=2))
         await raw.read_until(End)
-        assert len(await flood(raw, connection.MOST_FRUITLESS)) == connection.MOST_FRUITLESS
+        assert len(await flood(raw, connection.MAX_FRUITLESS)) == connection.MAX_FRUITLESS
 
 
 async def test_who_does_nothing_but_open_and_cancel_is_cut_off_and_others_go_on():
@@ -443,8 +443,8 @@ async def test_while_it_drains_streams_finish_and_new_ones_are_refused():
 
 
 async def test_one_connection_too_many_is_told_and_the_next_has_its_place():
-    door = Door(1)
-    async with running_socket(door=door) as served:
+    limiter = ConnectionLimiter(1)
+    async with running_socket(limiter=limiter) as served:
         async with served.raw() as first:
             first.send(Ping(1))
             assert (await first.read()).number == 1
@@ -452,9 +452,9 @@ async def test_one_connection_too_many_is_told_and_the_next_has_its_place():
                 assert "as many connections as it may" in (await second.read()).message
                 assert await second.read() is None
         with anyio.fail_after(5):
-            while door.inside:
+            while limiter.inside:
                 await anyio.sleep(0.01)
         async with served.raw() as third:
             third.send(Ping(3))
             assert (await third.read()).number == 3
-    assert (door.inside, door.turned_away) == (0, 1)
+    assert (limiter.inside, limiter.rejected) == (0, 1)

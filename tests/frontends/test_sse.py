@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from frontends.openai import sse
-from frontends.openai.completions import ChatAnswerer, TextAnswerer, add_usage
+from frontends.openai.completions import ChatResponseBuilder, TextResponseBuilder, add_usage
 from llmserve import Delta, Usage
 
 text = st.text() | st.text(alphabet='\n\r"\\\u2028\x00data: []{}🙂é', max_size=20)
@@ -28,7 +28,7 @@ def test_any_text_survives_the_template(value):
 
 @given(st.lists(text, max_size=5))
 def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
-    for kind in (TextAnswerer, ChatAnswerer):
+    for kind in (TextResponseBuilder, ChatResponseBuilder):
         answerer = kind("id", "model")
         for value in texts:
             delta = Delta(value, (1,))
@@ -39,7 +39,7 @@ def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
 
 @given(st.lists(st.tuples(text, st.integers(1, 10**6)), max_size=5), st.integers(0, 10**6), st.sampled_from([0, 7]))
 def test_so_does_a_template_that_counts(pieces, prompt, cached):
-    for kind in (TextAnswerer, ChatAnswerer):
+    for kind in (TextResponseBuilder, ChatResponseBuilder):
         answerer = kind("id", "model")
         for value, tokens in pieces:
             delta, usage = Delta(value, (1,)), Usage(prompt, tokens, cached)
@@ -50,7 +50,7 @@ def test_so_does_a_template_that_counts(pieces, prompt, cached):
 
 @given(st.lists(text, max_size=5))
 def test_a_stream_of_events_comes_apart_as_it_was_put_together(texts):
-    answerer = ChatAnswerer("id", "model")
+    answerer = ChatResponseBuilder("id", "model")
     stream = b"".join(answerer.chunk(0, Delta(value, (1,))) for value in texts) + sse.DONE
     *chunks, done = parse(stream)
     assert done == "[DONE]"

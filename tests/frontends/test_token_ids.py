@@ -7,7 +7,7 @@ import pytest
 from http_support import running_server
 
 from frontends.access.caller import Caller
-from frontends.openai.completions import ChatAnswerer
+from frontends.openai.completions import ChatResponseBuilder
 from frontends.openai.requests import ChatRequest
 from frontends.openai.sizes import check_answer
 
@@ -78,7 +78,7 @@ async def test_a_chat_of_several_choices_has_its_prompt_s_ids_once(server, strea
 
 
 def test_the_ids_come_with_the_first_event_whichever_choice_has_it():
-    answerer = ChatAnswerer("x", "m")
+    answerer = ChatResponseBuilder("x", "m")
     answerer.token_ids = True
     answerer.begin([SimpleNamespace(prompt_token_ids=ids) for ids in ((1, 2), None)])
     assert b'"prompt_token_ids":[1,2]' in answerer.first(1)

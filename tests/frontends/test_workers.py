@@ -18,10 +18,10 @@ from virtual import VirtualLoop
 
 from frontends.aiohttp_app import choose_workers
 from frontends.workers import watchdog
-from frontends.workers.admission_client import RemoteAdmission
-from frontends.workers.admission_server import Desk
-from frontends.workers.messages import Steps
-from frontends.workers.step_totals import TogetherSteps
+from frontends.workers.admission_client import AdmissionClient
+from frontends.workers.admission_server import AdmissionServer
+from frontends.workers.messages import StepCount
+from frontends.workers.step_totals import StepAggregator
 from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState
 
 SLOW = ("--engine-arg", "step_seconds=0.02")
@@ -318,13 +318,13 @@ class Process:
 
     def __init__(self, controller, loop):
         self.up, self.down = deque(), deque()
-        self.admission = RemoteAdmission(self.up.append)
-        self.desk = Desk(controller, self.down.append, loop)
+        self.admission = AdmissionClient(self.up.append)
+        self.admission_server = AdmissionServer(controller, self.down.append, loop)
         self.tickets = []
 
     def deliver_up(self):
         message = self.up.popleft()
-        self.desk.receive(message)
+        self.admission_server.receive(message)
 
     def deliver_down(self, now):
         self.admission.receive(self.down.popleft(), now)
@@ -376,7 +376,7 @@ class OneAdmission(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1))
     def die(self, which):
         """What was in flight is gone with it."""
-        self.processes[which].desk.close()
+        self.processes[which].admission_server.close()
         self.processes[which] = Process(self.controller, self.loop)
 
     @invariant()
@@ -413,11 +413,11 @@ TestOneAdmission = OneAdmission.TestCase
 
 def told(at, steps, seconds, **more):
     fields = {"running": 0, "waiting": 0, "kv_usage": 0.0, "kv_tokens": 100, "preemptions": 0, "prompt_tokens": 0, "generation_tokens": 0}
-    return Steps(told=at, steps=steps, busy_seconds=seconds, **(fields | more))
+    return StepCount(told=at, steps=steps, busy_seconds=seconds, **(fields | more))
 
 
 def test_a_step_that_several_workers_saw_is_one_step():
-    together = TogetherSteps(one_engine=True)
+    together = StepAggregator(one_engine=True)
     for worker in (0, 1):
         together.take(worker, told(0.0, 100, 1.0))
     for worker in (0, 1):
@@ -429,7 +429,7 @@ def test_a_step_that_several_workers_saw_is_one_step():
 
 
 def test_a_worker_that_has_nothing_to_do_does_not_halve_the_steps():
-    together = TogetherSteps(one_engine=True)
+    together = StepAggregator(one_engine=True)
     for worker in (0, 1):
         together.take(worker, told(0.0, 0, 0.0))
     together.take(0, told(5.0, 50, 0.5))
@@ -437,7 +437,7 @@ def test_a_worker_that_has_nothing_to_do_does_not_halve_the_steps():
 
 
 def test_engines_of_their_own_add_up():
-    together = TogetherSteps(one_engine=False)
+    together = StepAggregator(one_engine=False)
     for worker in (0, 1):
         together.take(worker, told(1.0, 10, 0.1, running=3, waiting=1, kv_usage=0.2 + worker / 10))
     facts = together.together(1.0)

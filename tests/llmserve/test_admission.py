@@ -20,16 +20,16 @@ from llmserve.admission import (
     FixedLimit,
     LateGate,
     Refusal,
-    Tally,
     Tenants,
     Ticket,
     TicketState,
     Unlimited,
+    UsageDelta,
     build_admission,
 )  # fmt: skip
-from llmserve.admission.fair_queue import FORGET, FairLine
+from llmserve.admission.fair_queue import FORGET, FairQueue
 from llmserve.admission.service_rate import ServiceRate
-from llmserve.admission.tenants import KEPT
+from llmserve.admission.tenants import SPARE_ACCOUNTS
 
 LIMIT, MAX_WAITING, TENANT_LIMIT = 3, 4, 5
 
@@ -304,7 +304,7 @@ def test_a_full_line_gives_the_flood_s_last_place_to_who_has_less_in_it():
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 100)), min_size=30, max_size=120))
 def test_tenants_that_keep_asking_are_served_alike(asked):
     """VTC's bound: what two of them have had, while both waited all the time, differs by no more than two requests' worth."""
-    line = FairLine()
+    line = FairQueue()
     for number, (tenant, cost) in enumerate(asked):
         line.push(Ticket(tenant=tenant, cost=float(cost)), number)
     served = dict.fromkeys("abc", 0.0)
@@ -317,7 +317,7 @@ def test_tenants_that_keep_asking_are_served_alike(asked):
 
 
 def test_nobody_saves_up_while_away():
-    line = FairLine()
+    line = FairQueue()
     for _ in range(100):
         line.push(Ticket(tenant="busy", cost=10), 0.0)
     for _ in range(50):
@@ -337,7 +337,7 @@ def test_nobody_saves_up_while_away():
 
 def serve_in_two_lines(ticks, *, telling):
     """One tenant that always waits in both lines and one that waits in the first alone: what each is served of both."""
-    lines = FairLine(), FairLine()
+    lines = FairQueue(), FairQueue()
     for line in lines:
         line.tally()
     served = {"everywhere": 0, "here": 0}
@@ -364,7 +364,7 @@ def test_lines_that_tell_each_other_share_all_that_they_serve():
 
 
 def test_what_was_served_elsewhere_while_nobody_waited_here_is_no_debt():
-    line = FairLine()
+    line = FairQueue()
     line.charge_elsewhere({"busy": 1e6})
     line.push(Ticket(tenant="busy", cost=1.0), 0.0)
     # Nobody but itself waits.
@@ -376,7 +376,7 @@ def test_what_was_served_elsewhere_while_nobody_waited_here_is_no_debt():
 
 
 def test_a_tally_begins_when_it_is_asked_for_and_is_of_what_came_since():
-    line = FairLine()
+    line = FairQueue()
     line.charge("a", 5.0)
     assert line.tally() == {}
     line.charge("a", 5.0)
@@ -554,8 +554,8 @@ def test_two_that_tell_each_other_give_a_tenant_no_more_tokens_than_one(asked):
 def test_accounts_of_strangers_elsewhere_are_forgotten_when_they_are_even():
     controller = AdmissionController(Unlimited(), tenants=Tenants(TenantTable(default=TenantLimits(tokens_per_minute=600))))
     for number in range(5000):
-        controller.served_elsewhere(Tally(tokens={str(number): 100.0}), float(number))
-    assert len(controller.tenants._accounts) < 3 * KEPT
+        controller.served_elsewhere(UsageDelta(tokens={str(number): 100.0}), float(number))
+    assert len(controller.tenants._accounts) < 3 * SPARE_ACCOUNTS
 
 
 def test_one_that_never_ran_costs_no_tokens():
@@ -598,7 +598,7 @@ def test_accounts_of_strangers_are_forgotten_when_they_are_even():
     for number in range(5000):
         (ticket,) = busy(controller, 1, tenant=str(number), prompt_tokens=100, now=float(number))
         controller.leave(ticket, float(number))
-    assert len(controller.tenants._accounts) < 3 * KEPT
+    assert len(controller.tenants._accounts) < 3 * SPARE_ACCOUNTS
 
 
 def test_a_table_of_tenants():

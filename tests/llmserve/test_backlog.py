@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve import Delta, TokenLogprob
-from llmserve.lifecycle.delta_buffer import JOINED, Backlog
+from llmserve.lifecycle.delta_buffer import JOINED, DeltaBuffer
 
 logprobs = st.none() | st.lists(st.builds(TokenLogprob, st.integers(0, 9), st.text(max_size=2), st.just(-1.0)), max_size=3).map(tuple)
 deltas = st.builds(
@@ -18,7 +18,7 @@ deltas = st.builds(
 
 @given(st.lists(deltas, min_size=1, max_size=2 * JOINED + 2))
 def test_nothing_is_lost_and_it_ends_as_the_last_one_did(parts):
-    backlog = Backlog(parts[0])
+    backlog = DeltaBuffer(parts[0])
     for part in parts[1:]:
         backlog.add(part)
     whole = backlog.whole()
@@ -31,7 +31,7 @@ def test_nothing_is_lost_and_it_ends_as_the_last_one_did(parts):
 
 
 def test_what_it_holds_grows_with_the_answer_and_not_with_its_pieces():
-    backlog = Backlog(Delta("a", (1,)))
+    backlog = DeltaBuffer(Delta("a", (1,)))
     for _ in range(10_000):
         backlog.add(Delta("a", (1,)))
     assert len(backlog._texts) < JOINED

@@ -16,14 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmserve.engines.processes.guard import Guard, is_alive
+from llmserve.engines.processes.guard import ProcessGuard, is_alive
 from llmserve.engines.processes.socket_files import VARIABLE
 
 HOST = """
     import subprocess, sys, time
-    from llmserve.engines.processes.guard import Guard
+    from llmserve.engines.processes.guard import ProcessGuard
     ward = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
-    guard = Guard()
+    guard = ProcessGuard()
     guard.watch([ward.pid])
     print(ward.pid, guard._process.pid, flush=True)
     time.sleep(600)
@@ -88,7 +88,7 @@ def test_a_ward_that_hangs_is_killed_as_well():
 
 def test_the_guard_leaves_when_there_is_nothing_to_guard():
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as ward:
-        guard = Guard()
+        guard = ProcessGuard()
         guard.watch([ward.pid])
         ward.kill()
         ward.wait()
@@ -99,14 +99,14 @@ def test_the_guard_leaves_when_there_is_nothing_to_guard():
 
 
 def test_a_guard_that_has_never_had_anything_to_guard_leaves_as_well():
-    guard = Guard()
+    guard = ProcessGuard()
     guard.close()
     assert guard._process.returncode == 0
 
 
 LAUNCH = """
     import multiprocessing, os, subprocess, sys, time
-    from llmserve.engines.processes.guard import Guard
+    from llmserve.engines.processes.guard import ProcessGuard
 
     def rest(name):
         time.sleep(600)
@@ -115,7 +115,7 @@ LAUNCH = """
         spawn = multiprocessing.get_context("spawn")
         before = spawn.Process(target=rest, args=(0,), name="EngineCore")
         before.start()
-        guard = Guard()
+        guard = ProcessGuard()
         with guard.launching("EngineCore"):
             family = [before, *(spawn.Process(target=rest, args=(0,), name=name) for name in ("EngineCore_DP0", "EngineCore_DP1", "other"))]
             for one in family[1:]:
@@ -165,7 +165,7 @@ def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_nothing_in
     core, worker, made = family
     # It was never registered, so that the tracker would print that it does not know it.
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
-    guard = Guard()
+    guard = ProcessGuard()
     guard.watch([core.pid])
     if stopped:
         core.send_signal(signal.SIGSTOP)
@@ -182,7 +182,7 @@ def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch
     core, worker, made = family
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
     monkeypatch.setattr("llmserve.engines.processes.guard.LEAVE_SECONDS", 0.1)
-    guard = Guard()
+    guard = ProcessGuard()
     guard.watch([core.pid])
     guard.note()
     core.kill()
@@ -201,7 +201,7 @@ def test_a_segment_of_the_hosts_own_stays():
             [sys.executable, "-c", textwrap.dedent(READER), mine.name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as core:
             core.stdout.readline()
-            guard = Guard()
+            guard = ProcessGuard()
             guard.watch([core.pid])
             guard.kill()
             core.wait()
@@ -213,7 +213,7 @@ def test_a_segment_of_the_hosts_own_stays():
 
 
 def test_a_launch_that_is_not_wanted_any_more_is_killed_as_soon_as_it_starts_anything():
-    guard = Guard()
+    guard = ProcessGuard()
     with guard.launching("EngineCore"):
         first = start()
         while not guard._told:
@@ -228,7 +228,7 @@ def test_a_launch_that_is_not_wanted_any_more_is_killed_as_soon_as_it_starts_any
 
 def test_what_another_thread_launches_at_the_same_time_is_its_own_guards():
     """Two engines of one process start together, and the start of one is given up."""
-    guard, other_guard = Guard(), Guard()
+    guard, other_guard = ProcessGuard(), ProcessGuard()
     launched, over = threading.Event(), threading.Event()
     others = []
 
@@ -264,9 +264,9 @@ def short():
 
 def test_sockets_are_made_in_a_folder_that_goes_with_the_last_engine(monkeypatch, short):
     monkeypatch.setenv(VARIABLE, str(short))
-    first = Guard()
+    first = ProcessGuard()
     folder = Path(os.environ[VARIABLE])
-    second = Guard()
+    second = ProcessGuard()
     assert folder.parent == short
     assert os.environ[VARIABLE] == str(folder)
     (folder / "socket").touch()
@@ -281,7 +281,7 @@ def test_a_folder_whose_sockets_would_have_names_that_are_too_long_is_made_elsew
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     monkeypatch.setenv(VARIABLE, str(deep))
-    guard = Guard()
+    guard = ProcessGuard()
     folder = Path(os.environ[VARIABLE])
     assert folder.is_dir()
     assert not folder.is_relative_to(deep)

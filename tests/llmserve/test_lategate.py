@@ -6,19 +6,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmserve import SLO
-from llmserve.admission import AdmissionController, EngineFacts, LateGate, Refusal, Ticket, TicketState
+from llmserve.admission import AdmissionController, EngineSample, LateGate, Refusal, Ticket, TicketState
 from llmserve.admission.kv_forecast import peak
 from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
-from llmserve.admission.policies import LineState
-from llmserve.admission.regression import Line, Recent
+from llmserve.admission.policies import QueueState
+from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
 from llmserve.admission.service_rate import ServiceRate
 
 SEQUENCES, TOKENS, CACHE = 4, 100, 1000
 # Little is asked for; a lump of requests passes; and for good more is asked for than can be served.
-LIGHT = LineState(0.0, 0.0, 0.0, 0.5, 0.5)
-LUMP = LineState(1.5, 0.01, 1e-4, 1.2, 1.2)
-OVERLOAD = LineState(3.0, 0.01, 1e-4, 2.0, 2.0)
+LIGHT = QueueState(0.0, 0.0, 0.0, 0.5, 0.5)
+LUMP = QueueState(1.5, 0.01, 1e-4, 1.2, 1.2)
+OVERLOAD = QueueState(3.0, 0.01, 1e-4, 2.0, 2.0)
 
 
 class LateGateMachine(RuleBasedStateMachine):
@@ -67,7 +67,7 @@ class LateGateMachine(RuleBasedStateMachine):
         self.now += seconds
         self.steps += 1
         self.busy += seconds
-        facts = EngineFacts(
+        facts = EngineSample(
             steps=self.steps, busy_seconds=self.busy, running=len(self.running), kv_usage=usage, kv_tokens=CACHE, preemptions=preempted
         )
         self.over(self.controller.record(facts, self.now))
@@ -121,7 +121,7 @@ class LateGateMachine(RuleBasedStateMachine):
         assert self.policy._committed == pytest.approx(committed)
         assert Spread.LOWEST <= self.policy.margin <= Spread.HIGHEST
         assert 0 <= self.policy.reserve.share <= 1
-        assert 0 <= self.policy.budget.left <= ErrorBudget.MOST
+        assert 0 <= self.policy.budget.left <= ErrorBudget.MAX_LEFT
         assert self.controller._line.cost == pytest.approx(sum(ticket.cost for ticket in waiting))
 
     def teardown(self):
@@ -143,9 +143,11 @@ def gate(slo=SLO(ttft=1.0, tpot=0.05), sequences=64, tokens=1000, cache=None):  
 
 
 def tell(controller, steps, seconds, running, cache=None, usage=0.0):
-    last = controller.policy._facts or EngineFacts()
+    last = controller.policy._sample or EngineSample()
     for _ in range(steps):
-        last = EngineFacts(steps=last.steps + 1, busy_seconds=last.busy_seconds + seconds, running=running, kv_tokens=cache, kv_usage=usage)
+        last = EngineSample(
+            steps=last.steps + 1, busy_seconds=last.busy_seconds + seconds, running=running, kv_tokens=cache, kv_usage=usage
+        )
         controller.record(last, last.busy_seconds)
 
 
@@ -294,14 +296,14 @@ def test_patience_knows_no_lengths():
     short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
     assert policy.patience(short, OVERLOAD, 9.0) == policy.patience(long, OVERLOAD, 9.0) < 0.25
     # Who has not caused the overload is not made to pay for it.
-    modest = LineState(3.0, 0.01, 1e-4, 2.0, 0.5)
+    modest = QueueState(3.0, 0.01, 1e-4, 2.0, 0.5)
     assert policy.patience(short, modest, 9.0) > policy.patience(short, OVERLOAD, 9.0)
 
 
 def test_one_may_wait_however_slow_the_line_is():
     policy = gate().policy
     learnt(AdmissionController(policy))
-    slow = LineState(3.0, 0.9, 0.01, 9.0, 9.0)
+    slow = QueueState(3.0, 0.9, 0.01, 9.0, 9.0)
     assert policy.patience(Ticket(prompt_tokens=10), slow, 9.0) == 0.9
 
 
@@ -358,14 +360,14 @@ def test_who_waits_in_vain_makes_room_for_others_like_it():
     # Prompts of up to 450 tokens have been seen: as long as none of them waits in vain, a small one needs room for itself alone.
     assert policy._size(small) == 10
     for _ in range(4):
-        policy.gave_up(Ticket(prompt_tokens=450))
+        policy.on_timeout(Ticket(prompt_tokens=450))
     assert policy._size(small) == policy._long_prompt() > 400
     assert policy._size(Ticket(prompt_tokens=1000)) == 1000
 
 
 def test_the_reserve_fades_as_others_start():
     reserve = Reserve()
-    reserve.gave_up()
+    reserve.on_timeout()
     assert reserve.share == Reserve.TIGHTER
     for _ in range(10_000):
         reserve.started()
@@ -380,7 +382,7 @@ def test_the_budget_for_late_ones_is_earned_slowly_and_not_without_end():
     assert sum(budget.spend() for _ in range(100)) == 1
     for _ in range(10**5):
         budget.earn()
-    assert budget.left == ErrorBudget.MOST
+    assert budget.left == ErrorBudget.MAX_LEFT
 
 
 # What is learnt
@@ -470,7 +472,7 @@ def test_old_lengths_fade():
 
 
 def test_a_line_is_found_through_noise_and_never_falls():
-    line = Line()
+    line = LinearFit()
     for number in range(400):
         x = number % 20
         line.add(x, 3 + 2 * x + (0.1 if number % 2 else -0.1))

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual import VirtualLoop
 
-from llmserve.engines.vllm.grammars.fair_semaphore import Places
+from llmserve.engines.vllm.grammars.fair_semaphore import FairSemaphore
 
 
 class Rig:
     """Each request holds a place for so long; `served` are those who had one, in order."""
 
     def __init__(self, count):
-        self.places = Places(count)
+        self.places = FairSemaphore(count)
         self.inside = self.most = 0
         self.served = []
-        self.gave_up = []
+        self.on_timeout = []
 
     async def ask(self, tenant, seconds, patience=1e9):
         try:
@@ -32,7 +32,7 @@ class Rig:
                 finally:
                     self.inside -= 1
         except TimeoutError:
-            self.gave_up.append(tenant)
+            self.on_timeout.append(tenant)
 
     def check_free(self, count):
         assert (self.places._free, self.places._waiting, self.places._held) == (count, {}, {})
@@ -57,7 +57,7 @@ async def test_whose_patience_ends_is_told_so_and_leaves_its_place_to_others():
         await anyio.lowlevel.checkpoint()
         tasks.start_soon(rig.ask, "b", 1.0, 2.0)
         tasks.start_soon(rig.ask, "c", 1.0)
-    assert (rig.served, rig.gave_up) == (["a", "c"], ["b"])
+    assert (rig.served, rig.on_timeout) == (["a", "c"], ["b"])
     rig.check_free(1)
 
 
@@ -102,5 +102,5 @@ async def test_there_are_never_more_inside_than_places_and_none_is_lost(count, a
         for tenant, seconds, after, patience in asked:
             tasks.start_soon(later, tenant, seconds, after, patience)
     assert rig.most <= count
-    assert len(rig.served) + len(rig.gave_up) == len(asked)
+    assert len(rig.served) + len(rig.on_timeout) == len(asked)
     rig.check_free(count)

@@ -13,10 +13,10 @@ from llmserve import (
     AdmissionConfig,
     EngineManager,
     EngineStatistics,
-    Facts,
     GenerationRequest,
     ManagerConfig,
     ManagerStatistics,
+    MetricsSnapshot,
     Sampling,
     State,
     TenantLimits,
@@ -49,14 +49,14 @@ async def test_tenants_are_labels_where_the_operator_has_named_them():
         await ask("batch")
         manager.set_tenants(TenantTable(named={"web": TenantLimits(), "batch": TenantLimits()}))
         await ask("batch")
-        found = series(manager.facts())
+        found = series(manager.metrics_snapshot())
     for tenant in ("web", "batch", "others"):
         assert found["llmserve_tenant_requests_total", *sorted((tenant, "completed"))] == 1
         assert found["llmserve_tenant_tokens_total", *sorted((tenant, "completion"))] == 5
 
 
 def test_what_the_process_has_registered_stands_beside_ours_and_has_one_end():
-    facts = Facts(ManagerStatistics(state=State.READY, open=0, tokenizing=0, admission=None, engine=EngineStatistics()), None)
+    facts = MetricsSnapshot(ManagerStatistics(state=State.READY, open=0, tokenizing=0, admission=None, engine=EngineStatistics()), None)
     text, _ = prometheus.render(facts, 1.0, "application/openmetrics-text", prometheus.registered())
     names = {family.name for family in parse_openmetrics(text.decode())}
     assert {"llmserve_requests_running", "python_info"} <= names
@@ -161,8 +161,8 @@ async def test_latencies_are_told_apart_up_to_the_longest_that_a_request_may_tak
     config = ManagerConfig(max_seconds=max_seconds)
     async with EngineManager(SimulatedEngine(SimulatedConfig(time_scale=0.0)), config) as manager:
         await manager.generate("hi", sampling=Sampling(max_tokens=1))
-        whole = Facts.together([manager.facts(), manager.facts()], None, one_engine=True)
-        for facts in (manager.facts(), whole):
+        whole = MetricsSnapshot.together([manager.metrics_snapshot(), manager.metrics_snapshot()], None, one_engine=True)
+        for facts in (manager.metrics_snapshot(), whole):
             text, _ = prometheus.render(facts, 1.0, "text/plain")
             families = {family.name: family for family in parse_text(text.decode())}
             for name in ("llmserve_request_seconds", "llmserve_time_to_first_token_seconds", "llmserve_queue_seconds"):

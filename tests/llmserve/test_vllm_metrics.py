@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from llmserve.engines.vllm.metrics import MOST_KEPT, patient_histogram
+from llmserve.engines.vllm.metrics import MAX_KEPT, patient_histogram
 
 BUCKETS = (0.01, 0.025, 0.05, 1.0)
 
@@ -35,6 +35,6 @@ def test_it_reads_as_prometheus_own(values, read_between):
 
 def test_it_keeps_no_more_than_it_says():
     histogram = patient_histogram()("gaps", "As vLLM makes them.", buckets=BUCKETS, registry=None)
-    for _ in range(3 * MOST_KEPT - 1):
+    for _ in range(3 * MAX_KEPT - 1):
         histogram.observe(0.02)
-    assert len(histogram._kept) == MOST_KEPT - 1
+    assert len(histogram._kept) == MAX_KEPT - 1

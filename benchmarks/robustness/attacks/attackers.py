@@ -18,11 +18,11 @@ READER_SECONDS = 300.0
 PIECE = 2**16
 # What a slow reader's kernel takes before the reader does.
 RECEIVE_BUFFER = 2**16
-NO_ANSWER, LOST, WHOLE, CUT, ENDED, KEPT = "no answer", "connection lost", "whole", "cut off", "ended by the server", "still open"
+NO_ANSWER, LOST, WHOLE, CUT, ENDED, STILL_OPEN = "no answer", "connection lost", "whole", "cut off", "ended by the server", "still open"
 
 
 @attrs.define
-class Tally:
+class AttackCounts:
     """How often each answer came (an HTTP status, or a word), and the longest that one took in seconds."""
 
     answers: Counter[str] = attrs.field(factory=Counter)
@@ -36,7 +36,7 @@ class Tally:
 class Attack(Protocol):
     """One way."""
 
-    async def attack(self, host: str, port: int, until: float, tally: Tally) -> None:
+    async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
         """As one attacker. What it has open at `until`, a reading of perf_counter, it may finish."""
 
     @property
@@ -56,7 +56,7 @@ class Post:
     def control(self) -> Self | None:
         return type(self)("/v1/completions", ordinary(max(len(self.body), len(ORDINARY))), self.pause)
 
-    async def attack(self, host: str, port: int, until: float, tally: Tally) -> None:
+    async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
         request = post(self.path, self.body)
         while time.perf_counter() < until:
             began = time.perf_counter()
@@ -73,7 +73,7 @@ class SlowReader:
     rate: float
     control: None = None
 
-    async def attack(self, host: str, port: int, until: float, tally: Tally) -> None:
+    async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
         """Once, however long it takes."""
         began = time.perf_counter()
         try:
@@ -117,7 +117,7 @@ class Unfinished:
     request: bytes
     control: None = None
 
-    async def attack(self, host: str, port: int, until: float, tally: Tally) -> None:
+    async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
         """Once, however long it takes."""
         began = time.perf_counter()
         try:
@@ -131,7 +131,7 @@ class Unfinished:
                     writer.transport.abort()
             tally.count(ENDED, began)
         except TimeoutError:
-            tally.count(KEPT, began)
+            tally.count(STILL_OPEN, began)
         except OSError:
             tally.count(ENDED, began)
 

@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks.host_cost.server_processes import Server, Setting, open_server
 from benchmarks.recording.machine import resident
-from benchmarks.robustness.attacks.attackers import Attack, Tally
+from benchmarks.robustness.attacks.attackers import Attack, AttackCounts
 from benchmarks.robustness.attacks.rows import Row
 from benchmarks.robustness.attacks.verdict import Played, broken, figures
 from benchmarks.robustness.canary import singing
@@ -131,7 +131,7 @@ def _listening(port: int) -> psutil.Process | None:
 
 async def play(row: Row, target: Target, options: Options) -> Played:
     """One row against a server that answers."""
-    tally, marks = Tally(), [0]
+    tally, marks = AttackCounts(), [0]
     count = row.attackers or options.attackers
     async with singing(target.host, target.port, row.wire, CANARY_VOICES, CANARY_PATIENCE) as canary:
         # What is allocated once, has been.
@@ -139,7 +139,7 @@ async def play(row: Row, target: Target, options: Options) -> Played:
         before, quiet = target.resident(), await _phase(options.seconds)
         control = None
         if row.controlled and row.attack.control is not None:
-            control = await _attack(row.attack.control, target, count, options.seconds, Tally())
+            control = await _attack(row.attack.control, target, count, options.seconds, AttackCounts())
             await asyncio.sleep(SETTLE_SECONDS)
         watching = asyncio.create_task(_watch(target, marks))
         beside = await _attack(row.attack, target, count, options.seconds, tally)
@@ -171,7 +171,7 @@ async def _phase(seconds: float) -> tuple[float, float]:
     return began, time.perf_counter()
 
 
-async def _attack(attack: Attack, target: Target, count: int, seconds: float, tally: Tally) -> tuple[float, float]:
+async def _attack(attack: Attack, target: Target, count: int, seconds: float, tally: AttackCounts) -> tuple[float, float]:
     """When it began, and when the last attacker had ended."""
     began = time.perf_counter()
     await asyncio.gather(*(attack.attack(target.host, target.port, began + seconds, tally) for _ in range(count)))

@@ -65,7 +65,7 @@ CONSTRAINTS = tuple(
 )
 
 # Of 2,000 tokens with 20 logprobs each; one more has more than `MAX_LOGPROB_ENTRIES`.
-MOST_CHATS = 6
+MAX_CHATS = 6
 
 ROWS: tuple[Row, ...] = (
     *CONSTRAINTS,
@@ -83,7 +83,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(number="4", name="128 sequences with 20 logprobs", attack=Post(COMPLETIONS, inputs.many_logprobs())),
     Row(number="4", name="16 conversations with 20 logprobs", attack=Post(CHAT, inputs.chat_logprobs())),
-    Row(number="4", name="as many logprobs as a request may ask for", attack=Post(CHAT, inputs.chat_logprobs(n=MOST_CHATS))),
+    Row(number="4", name="as many logprobs as a request may ask for", attack=Post(CHAT, inputs.chat_logprobs(n=MAX_CHATS))),
     Row(
         number="5",
         name="a request log that is never read",
@@ -99,7 +99,7 @@ ROWS: tuple[Row, ...] = (
         number="9",
         name="readers at a steady 250 kB/s",
         # 9 MB, in 36 s: longer than the 33 s that a client may take without progress.
-        attack=SlowReader(CHAT, inputs.chat_logprobs(n=MOST_CHATS), 250e3),
+        attack=SlowReader(CHAT, inputs.chat_logprobs(n=MAX_CHATS), 250e3),
         # Each is six sequences; more would wait for their admission.
         attackers=4,
         wrong=frozenset({"cut off"}),

@@ -65,7 +65,7 @@ def figures(canary: Canary, since: float, until: float, *, within: bool = False)
             return [seconds for began, seconds in timed if since <= began and began + seconds <= until]
         return [seconds for began, seconds in timed if began + seconds >= since and began <= until]
 
-    seconds = of(canary.songs)
+    seconds = of(canary.samples)
     return Figures(
         p50=float(np.quantile(seconds, 0.5)) if seconds else math.nan,
         worst=max(seconds, default=math.nan),

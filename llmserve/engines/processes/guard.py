@@ -32,7 +32,7 @@ LOOK_SECONDS = 0.02
 NOTE_SECONDS = 1.0
 
 
-class Guard:
+class ProcessGuard:
     """Of processes of this host's. Where the system has no pidfds (Linux before 5.3, and others) they may outlive a host that is killed."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 NO_MORE = 0
 
 
-class Wards:
+class ProcessReaper:
     """The guarded processes, by their pidfds: a number may be another process's by the time that it is used."""
 
     def __init__(self) -> None:
@@ -86,4 +86,4 @@ def descendants(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    Wards().guard(int(sys.argv[1]))
+    ProcessReaper().guard(int(sys.argv[1]))

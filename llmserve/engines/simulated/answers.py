@@ -86,7 +86,7 @@ def _too_long(field: str) -> InvalidRequest:
     return InvalidRequest(f"{field}: the smallest answer has more than the simulated engine's {MAX_TEXT:,} characters", field)
 
 
-class CallReader:
+class ToolCallParser:
     """Parses an answer that is one tool call, in pieces of any size. A call that was cut has the arguments that came before the cut."""
 
     def __init__(self) -> None:

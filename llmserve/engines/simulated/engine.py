@@ -16,7 +16,7 @@ import anyio.lowlevel
 import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
-from llmserve.engines.simulated.answers import CallReader, answer, calls
+from llmserve.engines.simulated.answers import ToolCallParser, answer, calls
 from llmserve.engines.simulated.paging import BlockPool
 from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
@@ -186,8 +186,8 @@ class SimulatedEngine:
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
         return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
 
-    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> CallReader | None:
-        return CallReader() if calls(request) else None
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> ToolCallParser | None:
+        return ToolCallParser() if calls(request) else None
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         if any(not 0 <= token < VOCAB_SIZE for token in token_ids):

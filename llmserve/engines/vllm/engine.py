@@ -24,7 +24,7 @@ import anyio.to_thread
 import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
-from llmserve.engines.processes.guard import Guard
+from llmserve.engines.processes.guard import ProcessGuard
 from llmserve.engines.vllm.args import build_engine_args, check_version, require_asyncio, version
 from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.grammars.admission import Grammars
@@ -49,7 +49,7 @@ from llmserve.request import GenerationRequest, Sampling
 from llmserve.runtime.heap import release, set_heap_aside
 from llmserve.runtime.starting import start_in_thread
 from llmserve.structured import FIELD, StructuredOutputs
-from llmserve.tools import Reader
+from llmserve.tools import OutputParser
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -73,7 +73,7 @@ class VLLMEngine:
         self._parsers: Parsers | None = None
         self._adapters = Adapters(self._engine_args.get(ARGUMENT, {}))
         self._llm: AsyncLLM | None = None
-        self._guard: Guard | None = None
+        self._guard: ProcessGuard | None = None
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
         self._encoder: PromptEncoder | None = None
@@ -138,7 +138,7 @@ class VLLMEngine:
     async def _launched(self) -> "AsyncIterator[AsyncLLM]":
         client = None if self.connect is None else await self.connect()
         self._death = None
-        guard = self._guard = Guard() if client is None else None
+        guard = self._guard = ProcessGuard() if client is None else None
         try:
             # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
             llm = await start_in_thread(partial(quiet()(self._build), client, guard), end=self.kill, discard=discard)
@@ -181,7 +181,7 @@ class VLLMEngine:
         manager = getattr(self.running_llm.engine_core.resources, "engine_manager", None)
         return [process.pid for process in getattr(manager, "processes", ())]
 
-    def _build(self, client: CoreClient | None, guard: Guard | None, check: Callable[[], None]) -> "AsyncLLM":
+    def _build(self, client: CoreClient | None, guard: ProcessGuard | None, check: Callable[[], None]) -> "AsyncLLM":
         if client is None:
             check_model(self._model, self._engine_args)
         try:
@@ -294,7 +294,7 @@ class VLLMEngine:
         _, (rendered,) = await llm.renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), self._unbounded("chat"))
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
 
-    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> Reader | None:
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> OutputParser | None:
         return None if self._parsers is None else self._parsers.reader(request, prompt)
 
     def _unbounded(self, kind: str) -> Any:

@@ -17,7 +17,7 @@ ARGUMENT = "lora_modules"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANK = 16
 # Different ones in one step; each takes GPU memory from the KV cache.
-MOST_AT_ONCE = 8
+MAX_CONCURRENCY = 8
 
 
 class Adapters:
@@ -44,7 +44,7 @@ class Adapters:
         count = len(self._modules)
         # On a CPU vLLM (0.32) takes the place -1 of a request without an adapter for the last place that there is: in one batch with
         # adapters, the model itself answered with one of them. A last place that is never taken adds nothing.
-        places = count + 1 if on_cpu else min(count, MOST_AT_ONCE)
+        places = count + 1 if on_cpu else min(count, MAX_CONCURRENCY)
         if on_cpu and given.get("max_loras", places) < places:
             raise ConfigurationError(f"max_loras must be at least {places} on a CPU, one more than there are adapters")
         return {"enable_lora": True, "max_loras": places, "max_cpu_loras": max(count, places), "max_lora_rank": fitting[0]}

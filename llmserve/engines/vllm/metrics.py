@@ -12,7 +12,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 # About a tenth of a second of tokens on a fast GPU; counting them takes 0.1 ms (benchmarks/host_cost/overhead.py's machine).
-MOST_KEPT = 4096
+MAX_KEPT = 4096
 
 
 def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
@@ -52,7 +52,7 @@ def patient_histogram() -> type:
         def observe(self, amount: float, exemplar: Any = None) -> None:
             kept = self._kept
             kept.append(amount)
-            if len(kept) >= MOST_KEPT:
+            if len(kept) >= MAX_KEPT:
                 self._count()
 
         def _count(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from llmserve.engines.processes.guard import Guard
+from llmserve.engines.processes.guard import ProcessGuard
 from llmserve.engines.vllm.args import build_engine_args, check_version
 from llmserve.engines.vllm.shutdown import END_SECONDS
 from llmserve.engines.vllm.start_checks import check_host, check_model
@@ -56,7 +56,7 @@ class VLLMCore:
         self._at_once = at_once
         self._in_all = in_all
         self._manager: Any = None
-        self._guard = Guard()
+        self._guard = ProcessGuard()
         self._up = False
 
     def configure(self, check: Callable[[], None]) -> None:
@@ -131,7 +131,7 @@ class VLLMCore:
 
 
 @contextmanager
-def start_errors(model: str, guard: Guard | None = None) -> Iterator[None]:
+def start_errors(model: str, guard: ProcessGuard | None = None) -> Iterator[None]:
     """vLLM's errors at its start as ours. What the guard's processes reported comes first: the host's error only says that they ended."""
     try:
         yield

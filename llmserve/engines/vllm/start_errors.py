@@ -18,7 +18,7 @@ from llmserve.engines.processes.socket_files import PREFIX, VARIABLE
 from llmserve.errors import ConfigurationError, EngineDead, LLMServeError
 
 # Characters of an error's text.
-MOST = 1000
+MAX_CHARACTERS = 1000
 # Whose start functions are replaced.
 CORE, WORKER = "EngineCoreProc.run_engine_core", "WorkerProc.worker_main"
 # How a core quotes the error of a worker that was already up.
@@ -52,7 +52,7 @@ class Failure:
         # pydantic's ValidationError is a ValueError; that of huggingface_hub is not. A model that cannot be found is an OSError.
         name = type(error).__name__
         wrong = isinstance(error, (ConfigurationError, ValueError, OSError)) or name.endswith(("ValidationError", "SafetensorError"))
-        return cls(name, one_line(error)[:MOST], wrong)
+        return cls(name, one_line(error)[:MAX_CHARACTERS], wrong)
 
     def as_error(self, model: str) -> LLMServeError:
         """ConfigurationError where an argument or a file is the cause, else EngineDead."""

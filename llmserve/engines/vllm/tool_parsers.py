@@ -87,12 +87,12 @@ class Parsers:
             return StructuredOutputs("structural_tag", outputs.structural_tag)
         return StructuredOutputs.json(outputs.json)
 
-    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> "VLLMReader | None":
+    def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> "VLLMOutputParser | None":
         """For the answer to one request."""
-        return None if self.is_text(request) else VLLMReader(*self._for(request, request.tools), prompt.token_ids)
+        return None if self.is_text(request) else VLLMOutputParser(*self._for(request, request.tools), prompt.token_ids)
 
 
-class VLLMReader:
+class VLLMOutputParser:
     """One answer, taken apart by one parser."""
 
     def __init__(self, parser: Any, asked: Any, prompt: Sequence[int]) -> None:

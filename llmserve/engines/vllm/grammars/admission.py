@@ -9,8 +9,8 @@ import anyio
 import anyio.to_thread
 
 from llmserve.admission import Refusal, Refused
-from llmserve.engines.vllm.grammars.fair_semaphore import Places
-from llmserve.engines.vllm.grammars.sandbox import RETRY_AFTER, Trials
+from llmserve.engines.vllm.grammars.fair_semaphore import FairSemaphore
+from llmserve.engines.vllm.grammars.sandbox import RETRY_AFTER, GrammarSandbox
 from llmserve.errors import InvalidRequest
 from llmserve.runtime.cpus import available_cpus
 from llmserve.structured import FIELD, StructuredOutputs
@@ -21,8 +21,8 @@ REMEMBERED = 1024
 CORES = max(1, available_cpus() // 8)
 THREADS = min(4, CORES)
 AT_ONCE = CORES // THREADS
-MOST_WAITING = 64
-MOST_OF_ONE = MOST_WAITING // 2
+MAX_WAITING = 64
+MAX_OF_ONE = MAX_WAITING // 2
 # Before a trial of their own.
 PATIENCE_SECONDS = 2.0
 
@@ -32,9 +32,9 @@ class Grammars:
     `free_space` the engine lets a model put white space between the parts of JSON."""
 
     def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
-        self._trials = Trials(vocabulary, threads=THREADS, free_space=free_space)
+        self._trials = GrammarSandbox(vocabulary, threads=THREADS, free_space=free_space)
         self._starting = anyio.Lock()
-        self._places = Places(AT_ONCE)
+        self._places = FairSemaphore(AT_ONCE)
         # By digest: what is remembered is some hundred bytes, however long it was.
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._tried: dict[bytes, anyio.Event] = {}
@@ -55,7 +55,7 @@ class Grammars:
             raise InvalidRequest(f"{field}: {refusal}", field)
 
     async def _try(self, digest: bytes, constraint: StructuredOutputs, tenant: str) -> None:
-        if len(self._tried) >= MOST_WAITING or self._trying[tenant] >= MOST_OF_ONE:
+        if len(self._tried) >= MAX_WAITING or self._trying[tenant] >= MAX_OF_ONE:
             raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
         done = self._tried[digest] = anyio.Event()
         self._trying[tenant] += 1

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 
-class Places:
+class FairSemaphore:
     """So many at once. What tenants have held counts against them for as long as anybody waits."""
 
     def __init__(self, count: int, clock: Callable[[], float] = anyio.current_time) -> None:

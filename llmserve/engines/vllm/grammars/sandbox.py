@@ -28,7 +28,7 @@ START_SECONDS = 60.0
 _WHERE = re.compile(r"^\[[\d:]+\] \S+: ")
 
 
-class Trials:
+class GrammarSandbox:
     """The program that tries them, each with `threads`. Blocks.
 
     With `free_space` the engine lets a model put white space between the parts of JSON.

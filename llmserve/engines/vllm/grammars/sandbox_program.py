@@ -40,7 +40,7 @@ OK = b"+"
 # With the seconds that a trial may take.
 READY = b"ready "
 # A constraint of 65,536 characters, and the tokens of a context of a quarter of a million.
-MOST = 2**21
+MAX_BYTES = 2**21
 WALK_TOKENS = 256
 # CPU seconds of one step. Of 436 schemas of JSONSchemaBench's, with a vocabulary of 49,152, the costliest step took 11 ms, and in 428 of
 # them none took more than 1 ms, so that a machine four times slower has room.
@@ -153,7 +153,7 @@ def answer(trial: socket.socket, vocabulary: Any, order: Any, limits: Bounds) ->
     With token ids after the kind, the walk goes on from there.
     """
     told = b""
-    while len(told) < MOST and (some := trial.recv(65_536)):
+    while len(told) < MAX_BYTES and (some := trial.recv(65_536)):
         told += some
     what, _, spec = told.decode().partition("\n")
     kind, *tokens = what.split()

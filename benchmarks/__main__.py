@@ -186,7 +186,7 @@ def _add_parity(command: argparse.ArgumentParser) -> None:
 
 def _add_cancels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
-    command.add_argument("--engine", choices=ENGINES, default="vllm")
+    command.add_argument("--engine", choices=list(ENGINES), default="vllm")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--count", type=options.positive(int), default=2000, help="in process (default: %(default)s)")
     command.add_argument("--wires", type=int, default=0, metavar="N", help="so many over HTTP, and over frames (default: %(default)s)")
@@ -291,7 +291,7 @@ def build_parser() -> argparse.ArgumentParser:
     long = commands.add_parser("soak", help="requests of every kind for an hour: what grows that should not; exit code 1 if memory does")
     long.set_defaults(run_command=run_soak)
     long.add_argument("--model", default="bundled")
-    long.add_argument("--engine", choices=ENGINES, default="simulated", help="default: %(default)s")
+    long.add_argument("--engine", choices=list(ENGINES), default="simulated", help="default: %(default)s")
     long.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     long.add_argument("--requests", type=options.positive(int), default=1_000_000, help="default: %(default)s")
     long.add_argument("--seconds", type=options.positive(float), help="how long, in place of --requests")

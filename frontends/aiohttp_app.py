@@ -28,11 +28,11 @@ from frontends.net.acceptor import listen
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import CannotListen, UnixAccess, add_unix_options, authority, bind_all, bind_unix, without_brackets
 from frontends.net.tls import TLS, followed
-from frontends.program.lifecycle import Listen, installed, run, serve
+from frontends.program.lifecycle import Listen, run, serve
 from frontends.program.options import engine_args, seconds
 from frontends.workers.supervisor import serve_workers
 from llmserve import EngineManager
-from llmserve.engines.vllm.args import has_gpu_build
+from llmserve.engines import ENGINES
 from llmserve.runtime.cpus import available_cpus
 
 # What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
@@ -84,8 +84,8 @@ async def start(options: argparse.Namespace) -> int:
     access = Access.open(options)
     # Read now: a wrong file is told before the model is loaded.
     tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
-    hosts = [] if options.unix else options.hosts
-    check_reach("--host", hosts, installed(options), insecure=options.insecure, authenticated=is_authenticated(options, access))
+    hosts, version = [] if options.unix else options.hosts, ENGINES[options.engine].version()
+    check_reach("--host", hosts, version, insecure=options.insecure, authenticated=is_authenticated(options, access))
     addresses, listeners = bind_http(options)
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     try:
@@ -103,9 +103,8 @@ async def start(options: argparse.Namespace) -> int:
 
 
 def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
-    """As many as the cores carry. One, if what limits an answer is not the host: a simulated engine, or one on a CPU; and for several
-    engine cores, which workers cannot share."""
-    if engine != "vllm" or args.get("data_parallel_size", 1) != 1 or not has_gpu_build():
+    """As many as the cores carry; one where the engine does not gain from more."""
+    if not ENGINES[engine].gains_from_workers(args):
         return 1
     return max(1, min(MAX_WORKERS, available_cpus() // CORES_PER_WORKER))
 

@@ -9,11 +9,12 @@ from frontends.access.exposure import check_reach
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import UnixAccess, add_unix_options
 from frontends.net.tls import TLS, followed
-from frontends.program.lifecycle import Listen, installed, run, serve
+from frontends.program.lifecycle import Listen, run, serve
 from frontends.program.options import count
 from frontends.rawsocket.addresses import parse_address
 from frontends.rawsocket.server import open_server
 from llmserve import ConfigurationError, EngineManager
+from llmserve.engines import ENGINES
 
 DEFAULT = "tcp://127.0.0.1:9000"
 
@@ -48,7 +49,7 @@ def _listener(options: argparse.Namespace, access: Access) -> Listen:
     plain = any(address.scheme == "tcp" for address in addresses)
     known = access.keys is not None or (options.tls_client_ca is not None and not plain)
     hosts = [address.host for address in addresses if address.scheme != "unix"]
-    check_reach("--listen", hosts, installed(options), insecure=options.insecure, authenticated=known)
+    check_reach("--listen", hosts, ENGINES[options.engine].version(), insecure=options.insecure, authenticated=known)
 
     @asynccontextmanager
     async def listen(manager: EngineManager, model: str) -> AsyncIterator[list[str]]:

@@ -27,7 +27,7 @@ def _say(line: str) -> None:
 
 def add_calibrate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
-    command.add_argument("--engine", choices=ENGINES, default="vllm")
+    command.add_argument("--engine", choices=list(ENGINES), default="vllm")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--concurrency", type=numbers(int), default=[1, 4, 16, 64], metavar="N,N,...", help="default: 1,4,16,64")
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("steps.json"), metavar="FILE.json")

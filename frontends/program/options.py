@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--model", default="bundled", help="bundled, a folder, or a hub name (default: %(default)s)")
     engine.add_argument("--served-model-name", metavar="NAME", help="the name that clients ask for (default: what --model says)")
-    engine.add_argument("--engine", choices=ENGINES, default="vllm", help="default: %(default)s")
+    engine.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="default: %(default)s")
     engine.add_argument(
         "--engine-arg",
         action="append",
@@ -118,9 +118,9 @@ def _http_url(text: str) -> str:
 
 def engine_args(options: argparse.Namespace) -> dict[str, Any]:
     """Raises ConfigurationError, naming the argument that is wrong."""
-    quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
-    traced = {"otlp_traces_endpoint": traces_endpoint(options.otlp_endpoint)} if options.engine == "vllm" and options.otlp_endpoint else {}
-    return quiet | traced | parse_engine_args(options.engine_arg)
+    endpoint = traces_endpoint(options.otlp_endpoint) if options.otlp_endpoint else None
+    ours = ENGINES[options.engine].server_args(verbose=options.verbose, trace_endpoint=endpoint)
+    return ours | parse_engine_args(options.engine_arg)
 
 
 def manager_config(options: argparse.Namespace) -> ManagerConfig:

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 
 from frontends.program.options import engine_args
 from llmserve import ConfigurationError
-from llmserve.engines.vllm.start_checks import check_host, check_model
+from llmserve.engines import ENGINES
 from llmserve.observability.prometheus import MULTIPROCESS
 
 # prometheus_client's older name of it, which it still reads.
@@ -31,11 +31,11 @@ def check_start(options: argparse.Namespace) -> None:
     for name in (MULTIPROCESS, OLD_MULTIPROCESS):
         if folder := os.environ.get(name):
             _check_folder(f"{name}={folder}", folder, "; correct it or unset it")
-    if options.engine == "vllm":
+    spec = ENGINES[options.engine]
+    if spec.has_files:
         # Sockets, and with several workers what prometheus_client counts.
         _check_folder("the folder for temporary files", None, "; set TMPDIR to a folder that can be written")
-        check_host()
-        check_model(options.model, engine_args(options))
+    spec.check_start(options.model, engine_args(options))
 
 
 def _check_folder(what: str, folder: str | None, remedy: str) -> None:

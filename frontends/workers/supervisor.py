@@ -55,7 +55,7 @@ from frontends.workers.step_totals import StepAggregator
 from frontends.workers.watchdog import watch
 from llmserve import ConfigurationError, EngineDead, State
 from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
-from llmserve.engines import create_engine
+from llmserve.engines import ENGINES, create_engine
 from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.lifecycle.supervisor import Supervisor
 from llmserve.observability.prometheus import MULTIPROCESS
@@ -77,7 +77,7 @@ async def serve_workers(
     Raises ConfigurationError, EngineDead.
     """
     with ExitStack() as stack:
-        if options.engine == "vllm":
+        if ENGINES[options.engine].shares_core:
             # Before vLLM is imported here or there: prometheus_client looks once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
             # For as long as there are workers: one may still take its place at a core that has just ended.
@@ -115,7 +115,7 @@ class WorkerSupervisor:
         self._up = self._serving = False
         self._aggregator = MetricsAggregator()
         self._change = asyncio.Event()
-        self._steps = StepAggregator(one_engine=options.engine == "vllm")
+        self._steps = StepAggregator(one_engine=ENGINES[options.engine].shares_core)
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ class WorkerSupervisor:
 
     def _make_engine(self) -> None:
         options, in_all = self._options, self._count + SPARES
-        if options.engine != "vllm":
+        if not ENGINES[options.engine].shares_core:
             info = create_engine(options.engine, options.model, self._args).info
             self._admit(info.max_num_seqs * self._count, info.max_num_batched_tokens)
             return

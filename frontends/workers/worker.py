@@ -68,7 +68,7 @@ from llmserve import (
     RestartConfig,
     State,
 )
-from llmserve.engines import create_engine
+from llmserve.engines import ENGINES, create_engine
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
 
@@ -110,7 +110,7 @@ class Worker:
         self._numbers = itertools.count(1)
         self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
-        self._engine_is_shared = options.engine == "vllm"
+        self._engine_is_shared = ENGINES[options.engine].shares_core
         # The last engine that this worker had a place at, and the place that it waits for.
         self._life = 0
         self._place: asyncio.Future[Start] | None = None

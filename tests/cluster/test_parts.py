@@ -142,7 +142,7 @@ async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answe
 
     # Of a replica, what is asked there: Ray makes whole ones.
     manager, handle = SimpleNamespace(admission=admission), SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
-    await Replica._exchange(SimpleNamespace(_id="here", _stop=stop, _manager=manager, _board=handle, _tell=told))
+    await Replica._exchange(SimpleNamespace(_id="here", _stop=stop, _manager=manager, _shared_state=handle, _tell=told))
     refused.append(admission.offer(Ticket(tenant="a"), 0.0))
     assert [found and found.reason for found in refused] == [None, Refusal.TENANT_LIMIT, None]
 
@@ -282,7 +282,7 @@ def test_a_wrong_argument_is_named(words, named):
     ],
 )
 def test_a_replica_reserves_the_gpus_that_its_engine_takes(engine, args, gpu_build, gpus, monkeypatch):
-    monkeypatch.setattr("frontends.cluster.arguments.has_gpu_build", lambda: gpu_build)
+    monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: gpu_build)
     assert parse(["--engine", engine, *(word for one in args for word in ("--engine-arg", one))]).replica_gpus == gpus
 
 
@@ -363,7 +363,7 @@ async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_
     # Of a replica, what is asked there.
     manager = SimpleNamespace(state=State.READY)
     handle = SimpleNamespace(gone=SimpleNamespace(remote=one.gone))
-    this = SimpleNamespace(_id="here", _ask_all=silent, _tell=lambda: told(completed=1), _board=handle, _manager=manager, series=series)
+    this = SimpleNamespace(_id="here", _ask_all=silent, _tell=lambda: told(completed=1), _shared_state=handle, _manager=manager, series=series)
     facts = await Replica._gather_metrics(this)
     assert facts.snapshot(0.0)["requests"]["completed"] == 7
     assert facts.statistics.state is State.READY

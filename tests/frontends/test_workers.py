@@ -272,7 +272,7 @@ async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
 )
 def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):
     # A machine with a GPU and so many cores, which this one is not.
-    monkeypatch.setattr("frontends.aiohttp_app.has_gpu_build", lambda: True)
+    monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: True)
     monkeypatch.setattr("frontends.aiohttp_app.available_cpus", lambda: cores)
     assert choose_workers(engine, args) == count
 

@@ -17,7 +17,7 @@ def add_attacks(command: argparse.ArgumentParser) -> None:
     words = "http://HOST:PORT of a server that runs; rows that need one with arguments of their own are skipped (default: starts one a row)"
     command.add_argument("--url", help=words)
     words = "of the server that is started; rows 1 and 1b need vllm (default: %(default)s)"
-    command.add_argument("--engine", choices=ENGINES, default="simulated", help=words)
+    command.add_argument("--engine", choices=list(ENGINES), default="simulated", help=words)
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     words = "a further argument of the server, such as --server-arg=--max-seconds=60; repeat it"

@@ -1,0 +1,46 @@
+"""vLLM as programs know it before they import it."""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from llmserve.engine import Engine
+from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm import args as vllm_args
+
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+class VLLMSpec(EngineSpec):
+    """vLLM, or its build for CPUs."""
+
+    shares_core = True
+    has_files = True
+
+    def create(self, model: str, args: Mapping[str, Any]) -> Engine:
+        from llmserve.engines.vllm.engine import VLLMEngine
+
+        return VLLMEngine(model, args)
+
+    def version(self) -> str | None:
+        with suppress(ImportError):
+            return vllm_args.version()
+        return None
+
+    def server_args(self, *, verbose: bool, trace_endpoint: str | None) -> dict[str, Any]:
+        quiet = {} if verbose else {"use_tqdm_on_load": False}
+        return quiet | ({"otlp_traces_endpoint": trace_endpoint} if trace_endpoint else {})
+
+    def check_start(self, model: str, args: Mapping[str, Any]) -> None:
+        from llmserve.engines.vllm.start_checks import check_host, check_model
+
+        check_host()
+        check_model(model, args)
+
+    def gains_from_workers(self, args: Mapping[str, Any]) -> bool:
+        # Workers cannot share several engine cores, and on a CPU the engine is the limit.
+        return args.get("data_parallel_size", 1) == 1 and vllm_args.has_gpu_build()
+
+    def gpus(self, args: Mapping[str, Any]) -> int:
+        return math.prod(int(args.get(name, 1)) for name in PARALLEL_SIZES) if vllm_args.has_gpu_build() else 0

@@ -17,6 +17,7 @@ import attrs
 import sniffio
 
 from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, build_admission, separate, wake
+from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine, EngineInfo, EnginePrompt, checked
@@ -36,7 +37,7 @@ from llmserve.observability.metrics import MetricsRecorder, Observer, Observers
 from llmserve.observability.snapshot import MetricsSnapshot
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.runtime.lifespan import first_of
-from llmserve.state import STARTING_RETRY_AFTER, ManagerStatistics, State, unavailable
+from llmserve.state import ManagerStatistics, State, unavailable
 from llmserve.tracing import CarefulTracer, NoTracer, Tracer
 
 logger = logging.getLogger(__name__)
@@ -439,7 +440,7 @@ class EngineManager(Generation, Lifecycle):
         """End every open request now: its reader gets an `Unavailable` with this reason."""
         self._require_home()
         for open_request in list(self._open_requests.values()):
-            open_request.stream.fail(Unavailable(reason, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STOPPED))
+            open_request.stream.fail(Unavailable(reason, retry_after=RETRY_AFTER[Refusal.STOPPED], reason=Refusal.STOPPED))
 
     def set_tenants(self, table: TenantTable) -> None:
         """From now on these weights and limits of tenants hold; what they have taken is kept."""

@@ -5,11 +5,10 @@ from enum import StrEnum
 import attrs
 
 from llmserve.admission import AdmissionStatistics, Refusal
+from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.engine import EngineStatistics
 from llmserve.errors import Unavailable
 
-# What a client is told while the engine starts: a warm start on a CPU takes about half a minute, and asking again is cheap.
-STARTING_RETRY_AFTER = 5.0
 STARTING = "the engine is starting"
 
 
@@ -56,20 +55,22 @@ class NotRunning(Unavailable, RuntimeError):
     """The embedding program uses a manager that it has not started, or has closed. `public` is the message for a server's clients."""
 
     def __init__(self, message: str, public: str, reason: Refusal) -> None:
-        super().__init__(message, retry_after=STARTING_RETRY_AFTER, reason=reason)
+        super().__init__(message, retry_after=RETRY_AFTER[reason], reason=reason)
         self.public = public
 
 
-def unavailable(state: State, retry_after: float = STARTING_RETRY_AFTER) -> Unavailable:
+def unavailable(state: State, retry_after: float | None = None) -> Unavailable:
     """The error for a request that comes in a state other than READY."""
     if state is State.RESTARTING:
-        return Unavailable("the engine is being restarted", retry_after=retry_after, reason=Refusal.RESTARTING)
+        return Unavailable(
+            "the engine is being restarted", retry_after=retry_after or RETRY_AFTER[Refusal.RESTARTING], reason=Refusal.RESTARTING
+        )
     if state is State.NEW:
         message = "the manager has not been started: use it inside `async with manager:`, or after `await manager.start()`"
         return NotRunning(message, STARTING, Refusal.STARTING)
     if state is State.STARTING:
-        return Unavailable(STARTING, retry_after=STARTING_RETRY_AFTER, reason=Refusal.STARTING)
+        return Unavailable(STARTING, retry_after=RETRY_AFTER[Refusal.STARTING], reason=Refusal.STARTING)
     if state is State.DRAINING:
-        return Unavailable("the server is shutting down", retry_after=STARTING_RETRY_AFTER, reason=Refusal.DRAINING)
+        return Unavailable("the server is shutting down", retry_after=RETRY_AFTER[Refusal.DRAINING], reason=Refusal.DRAINING)
     message = "the manager has been closed: a manager starts once, so make another EngineManager"
     return NotRunning(message, "the server has stopped", Refusal.STOPPED)

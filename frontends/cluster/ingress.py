@@ -15,11 +15,12 @@ from frontends.openai import sse
 from frontends.openai.errors import describe
 from llmserve import EngineRestarted, LLMServeError, Unavailable
 from llmserve.admission import Refusal
+from llmserve.admission.retry_after import RETRY_AFTER
 
 # A replica says at once that it has taken a request, before it is admitted there; one whose host cannot be reached says nothing, and no
 # replica at all says nothing for longer.
 TAKE_SECONDS = 2.5
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = RETRY_AFTER["no_replica"]
 # Every replica says something every 2 s. Ray notices after a minute that a host cannot be reached (measured with a link taken down).
 SILENT_SECONDS = 10.0
 # A request that was in so many replicas when they died may be what kills them.

@@ -22,7 +22,6 @@ MAX_ANSWER = 2**20
 OVERHEAD = 1024
 # A claim that is older is free again, in case its owner lost it. Six times the longest request of `--max-seconds`'s default (600 s).
 CLAIM_SECONDS = 3600.0
-RETRY_AFTER = "1"
 REUSED, CONFLICT = "idempotency_key_reused", "idempotency_conflict"
 
 
@@ -91,7 +90,7 @@ class ResponseCache:
         if kept is not None:
             return kept
         if claim is not None:
-            raise HTTPFailure(409, "the first request with this key is still being answered", CONFLICT, {"Retry-After": RETRY_AFTER})
+            raise HTTPFailure(409, "the first request with this key is still being answered", CONFLICT)
         claim = self._claims[name] = Claim(name, body, now)
         return claim
 

@@ -16,7 +16,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 FORWARDED_FOR, FORWARDED_PROTO = "X-Forwarded-For", "X-Forwarded-Proto"
 UNIX = "unix"
-RETRY_SECONDS = "1"
 
 # The client's address and scheme, where a trusted proxy has named them.
 CLIENT = web.RequestKey("client", str)
@@ -80,7 +79,7 @@ def know_clients(proxies: Proxies, limiter: ConnectionLimiter) -> Middleware:
         request[CLIENT] = client
         if not limiter.enter_behind_proxy(client):
             words = "this client has as many requests here as one address may"
-            raise HTTPFailure(503, words, "too_many_connections", {"Retry-After": RETRY_SECONDS})
+            raise HTTPFailure(503, words, "too_many_connections")
         try:
             return await handler(request)
         finally:

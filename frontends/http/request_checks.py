@@ -10,7 +10,7 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from frontends.access.caller import TIMEOUT
 from frontends.http.idempotency_store import HEADER
 from frontends.net import deadlines
-from frontends.net.receive_budget import LARGEST, REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
+from frontends.net.receive_budget import LARGEST, REFUSAL, Arrival, ReceiveBudget
 from frontends.openai.errors import HTTPFailure
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -134,7 +134,7 @@ async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:
 
 def no_room() -> HTTPFailure:
     """aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client gets this, and closes the connection."""
-    return HTTPFailure(503, REFUSAL, "receiving_too_much", {"Retry-After": f"{RETRY_SECONDS:.0f}"})
+    return HTTPFailure(503, REFUSAL, "receiving_too_much")
 
 
 def too_slow() -> HTTPFailure:

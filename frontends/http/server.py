@@ -23,6 +23,7 @@ from frontends.net.deadlines import spread
 from frontends.net.tls import TLS
 from frontends.net.write_watch import WriteWatch
 from frontends.openai.errors import ErrorBody, ErrorDetail
+from llmserve.admission.retry_after import RETRY_AFTER
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ IDLE_SECONDS = 75.0
 CLOSE_SECONDS = 2.0
 # What is left of a body that nobody wants is read for so long, so that the answer is not lost in a reset.
 LINGER_SECONDS = 2.0
-RETRY_AFTER = 1
 
 
 class GuardedHandler(web.RequestHandler):
@@ -152,7 +152,7 @@ async def running(app: web.Application, limiter: ConnectionLimiter | None = None
 def _plain(status: int, message: str, code: str) -> bytes:
     """A whole answer, for where there is no request to answer."""
     body = _error(message, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "service_unavailable", code)
-    retry = f"Retry-After: {RETRY_AFTER}\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+    retry = f"Retry-After: {RETRY_AFTER[code]:.0f}\r\n" if code in RETRY_AFTER else ""
     head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}"
     return head.encode() + b"Connection: close\r\n\r\n" + body
 

@@ -16,7 +16,6 @@ FREE_BYTES = 64 * 2**10
 MAX_BYTES = 64 * 2**20
 # A body that has been arriving for this long gives way to a new one: it takes 7 Mbit/s to send 4 MiB in this time.
 SLOW_SECONDS = 5.0
-RETRY_SECONDS = 1.0
 REFUSAL = "this server holds as much of requests that have not arrived completely as it may; send it again later"
 
 

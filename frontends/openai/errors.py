@@ -20,6 +20,7 @@ from llmserve import (
     Unavailable,
     UnknownTenant,
 )
+from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.state import NotRunning
 
 # Most special first: the first class that fits counts.
@@ -61,6 +62,8 @@ class HTTPFailure(LLMServeError):
         self.status = status
         self.code = code
         self.headers = dict(headers or {})
+        if code in RETRY_AFTER:
+            self.headers.setdefault("Retry-After", f"{RETRY_AFTER[code]:.0f}")
 
 
 def public_message(error: LLMServeError) -> str:

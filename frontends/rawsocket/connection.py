@@ -23,7 +23,7 @@ from frontends.access.control import Access
 from frontends.access.trace_context import trace_of_mapping
 from frontends.net import deadlines
 from frontends.net.flush import FlushScheduler
-from frontends.net.receive_budget import REFUSAL, RETRY_SECONDS, Arrival, ReceiveBudget
+from frontends.net.receive_budget import REFUSAL, Arrival, ReceiveBudget
 from frontends.net.turns import WorkQueue
 from frontends.net.write_watch import WriteWatch
 from frontends.openai.decoding import BodyReader
@@ -33,13 +33,13 @@ from frontends.rawsocket.errors import to_frame
 from frontends.rawsocket.frames import Cancel, Credit, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
 from frontends.rawsocket.streams import Batch, Channel
 from llmserve import EngineError, EngineManager, InvalidRequest, LLMServeError, Overloaded
+from llmserve.admission.retry_after import RETRY_AFTER
 
 logger = logging.getLogger(__name__)
 
 HELLO_SECONDS = 5.0
 # Without a stream or a frame. A Ping is one; our own client sends it after a third of this.
 IDLE_SECONDS = 300.0
-BUSY_SECONDS = 1.0
 # A client may cancel all of its streams, of which 1024 are the default's most, and open as many anew, but not go on like that.
 MAX_FRUITLESS = 2048
 FRUITLESS_SECONDS = 10.0
@@ -227,7 +227,7 @@ class Connection(asyncio.Protocol):
             return
         if len(self._channels) >= self._service.max_streams:
             words = f"this connection has {len(self._channels)} streams, as many as it may"
-            self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
+            self._write(to_frame(message.id, Overloaded(words, retry_after=RETRY_AFTER["connection_full"], reason="connection_full")))
             return
         channel = self._channels[message.id] = Channel(message.id, message.credit)
         self._service.spawn(self._serve(channel, message))
@@ -311,7 +311,7 @@ class Connection(asyncio.Protocol):
         self._refuse(frames.Error(0, "FrameError", str(error)))
 
     def _refuse_for_room(self) -> None:
-        self._refuse(to_frame(0, Overloaded(REFUSAL, retry_after=RETRY_SECONDS, reason="receiving_too_much")))
+        self._refuse(to_frame(0, Overloaded(REFUSAL, retry_after=RETRY_AFTER["receiving_too_much"], reason="receiving_too_much")))
 
     def _refuse(self, error: frames.Error) -> None:
         if not self._closed:

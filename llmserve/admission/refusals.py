@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import attrs
 
+from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.errors import LLMServeError, Overloaded, TenantOverloaded, UnknownTenant
 
 
@@ -48,6 +49,11 @@ class Refused:
     reason: Refusal
     retry_after: float
     wait: float | None = None
+
+    @classmethod
+    def of(cls, reason: Refusal) -> "Refused":
+        """For a reason that has its seconds in `RETRY_AFTER`."""
+        return cls(reason, RETRY_AFTER[reason])
 
     def error(self, tenant: str = "") -> LLMServeError:
         """What the caller is told."""

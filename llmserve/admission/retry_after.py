@@ -1,11 +1,35 @@
 """When a refused client should come back."""
 
 import zlib
+from collections.abc import Mapping
 
+# Seconds, by the reason of a refusal whose end cannot be computed. The reasons are `Refusal`'s and the frontends' error codes. `RetryAfter`
+# computes those of a full queue, `Tenants` those of a tenant's own limits.
+RETRY_AFTER: Mapping[str, float] = {
+    # A warm start on a CPU takes about half a minute, and asking again is cheap.
+    "starting": 5.0,
+    "restarting": 5.0,
+    "draining": 5.0,
+    "stopped": 5.0,
+    "slow": 5.0,
+    # vLLM refuses without a time.
+    "paused": 1.0,
+    # Before anything has been served, and a limit of vLLM's.
+    "queue_full": 1.0,
+    "tenant_limit": 1.0,
+    "tenant_unknown": 60.0,
+    # Tokenization takes milliseconds, so a full queue of it is short; the trial of a grammar takes seconds.
+    "tokenizer_busy": 1.0,
+    "grammars_busy": 5.0,
+    "too_many_connections": 1.0,
+    "connection_full": 1.0,
+    "receiving_too_much": 1.0,
+    "idempotency_conflict": 1.0,
+    # As long as the ingress has waited for one.
+    "no_replica": 10.0,
+}
 # A client told to come back in less than this only costs another refusal; one told more than 30 s has gone elsewhere.
 MIN_SECONDS, MAX_SECONDS = 0.1, 30.0
-# Before anything has been served there is no rate to compute with.
-UNKNOWN = 1.0
 
 
 class RetryAfter:
@@ -21,7 +45,7 @@ class RetryAfter:
     def next(self, now: float, interval: float, over: float, who: str) -> float:
         """Seconds. `interval` lies between two that are served, 0 if unknown; `over` is how much too long the wait would have been."""
         if interval <= 0:
-            return UNKNOWN
+            return RETRY_AFTER["queue_full"]
         self._next = max(self._next, now + max(over, MIN_SECONDS)) + interval
         wait = self._next - now
         if wait > MAX_SECONDS:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import attrs
 
 from llmserve.admission.refusals import Refusal, Refused
-from llmserve.admission.retry_after import MIN_SECONDS, UNKNOWN
+from llmserve.admission.retry_after import MIN_SECONDS
 from llmserve.admission.ticket import Ticket
 from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantLimits, TenantTable
@@ -46,9 +46,9 @@ class Tenants:
         """Why this tenant may not have one more, and when it may; somebody is served every `interval` seconds."""
         limits = self.table.of(ticket.tenant)
         if limits is None:
-            return Refused(Refusal.TENANT_UNKNOWN, MINUTE)
+            return Refused.of(Refusal.TENANT_UNKNOWN)
         if limits.concurrency is not None and self._open(ticket.tenant) >= limits.concurrency:
-            return Refused(Refusal.TENANT_LIMIT, max(interval, MIN_SECONDS) if interval else UNKNOWN)
+            return Refused(Refusal.TENANT_LIMIT, max(interval, MIN_SECONDS)) if interval else Refused.of(Refusal.TENANT_LIMIT)
         if limits.tokens_per_minute is not None:
             # Whoever asks for more than a minute's worth has it when a whole minute's is saved, and pays for it afterwards.
             wanted = min(_tokens(ticket), limits.tokens_per_minute)

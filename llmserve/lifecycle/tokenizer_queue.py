@@ -6,9 +6,6 @@ from contextlib import contextmanager
 
 from llmserve.admission import Refusal, Refused
 
-# Tokenising takes milliseconds, so a full line of it is short.
-RETRY_AFTER = 1.0
-
 
 class TokenizerQueue:
     """Bounds the line, and not how many are at work: that is the engine's, whose threads are its own. With 512 requests at once, two
@@ -22,7 +19,7 @@ class TokenizerQueue:
     def place(self) -> Iterator[None]:
         """Raises Overloaded."""
         if self.length >= self._most:
-            raise Refused(Refusal.TOKENIZER_BUSY, RETRY_AFTER).error()
+            raise Refused.of(Refusal.TOKENIZER_BUSY).error()
         self.length += 1
         try:
             yield

@@ -14,10 +14,10 @@ import anyio
 import attrs
 
 from llmserve.admission import Refusal
+from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.engine import Engine, EngineStatistics
 from llmserve.errors import InvalidRequest, LLMServeError, Unavailable
 from llmserve.lifecycle.open_request import OpenRequest
-from llmserve.state import STARTING_RETRY_AFTER
 from llmserve.structured import FIELD
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Watchdog:
         """Raises Unavailable while the engine makes hardly any progress."""
         if self.slow is not None:
             words = f"a step of the engine takes {self.slow:.1f} s because of a constrained request, which is being ended"
-            raise Unavailable(words, retry_after=STARTING_RETRY_AFTER, reason=Refusal.SLOW)
+            raise Unavailable(words, retry_after=RETRY_AFTER[Refusal.SLOW], reason=Refusal.SLOW)
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -363,7 +363,9 @@ async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_
     # Of a replica, what is asked there.
     manager = SimpleNamespace(state=State.READY)
     handle = SimpleNamespace(gone=SimpleNamespace(remote=one.gone))
-    this = SimpleNamespace(_id="here", _ask_all=silent, _tell=lambda: told(completed=1), _shared_state=handle, _manager=manager, series=series)
+    this = SimpleNamespace(
+        _id="here", _ask_all=silent, _tell=lambda: told(completed=1), _shared_state=handle, _manager=manager, series=series
+    )
     facts = await Replica._gather_metrics(this)
     assert facts.snapshot(0.0)["requests"]["completed"] == 7
     assert facts.statistics.state is State.READY

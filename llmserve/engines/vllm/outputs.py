@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmserve.admission import Refusal
+from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.engine import EngineTimings, Sink
 from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded, Unavailable
 from llmserve.request import Delta, Sampling, TokenLogprob
 from llmserve.structured import FIELD
-
-# vLLM refuses without saying when to come back.
-RETRY_AFTER = 1.0
 
 
 class Receiver:
@@ -115,10 +113,12 @@ def translate(error: Exception) -> Exception:
     if "EngineDeadError" in names:
         return EngineDead("vLLM's engine process died; its own log says why")
     if "GracefulHTTPError" in names:
-        return Overloaded(f"vLLM's own limit: {brief(error)}", retry_after=RETRY_AFTER, reason=Refusal.QUEUE_FULL)
+        return Overloaded(f"vLLM's own limit: {brief(error)}", retry_after=RETRY_AFTER[Refusal.QUEUE_FULL], reason=Refusal.QUEUE_FULL)
     if "RetryableRequestError" in names:
         # Of what is served here, vLLM 0.33 refuses only requests to a paused engine this way.
-        return Unavailable(f"the engine takes no requests now: {brief(error)}", retry_after=RETRY_AFTER, reason=Refusal.PAUSED)
+        return Unavailable(
+            f"the engine takes no requests now: {brief(error)}", retry_after=RETRY_AFTER[Refusal.PAUSED], reason=Refusal.PAUSED
+        )
     if isinstance(error, ValueError) or "VLLMClientError" in names:
         return InvalidRequest(brief(error), getattr(error, "parameter", None))
     return EngineError(f"the engine failed the request: {brief(error)}")

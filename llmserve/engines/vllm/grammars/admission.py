@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from llmserve.admission import Refusal, Refused
 from llmserve.engines.vllm.grammars.fair_semaphore import FairSemaphore
-from llmserve.engines.vllm.grammars.sandbox import RETRY_AFTER, GrammarSandbox
+from llmserve.engines.vllm.grammars.sandbox import GrammarSandbox
 from llmserve.errors import InvalidRequest
 from llmserve.runtime.cpus import available_cpus
 from llmserve.structured import FIELD, StructuredOutputs
@@ -56,7 +56,7 @@ class Grammars:
 
     async def _try(self, digest: bytes, constraint: StructuredOutputs, tenant: str) -> None:
         if len(self._tried) >= MAX_WAITING or self._trying[tenant] >= MAX_OF_ONE:
-            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
+            raise Refused.of(Refusal.GRAMMARS_BUSY).error()
         done = self._tried[digest] = anyio.Event()
         self._trying[tenant] += 1
         try:
@@ -64,7 +64,7 @@ class Grammars:
             async with self._places.place(tenant, PATIENCE_SECONDS):
                 self._remember(digest, await anyio.to_thread.run_sync(self._trials.verdict, constraint))
         except TimeoutError:
-            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error() from None
+            raise Refused.of(Refusal.GRAMMARS_BUSY).error() from None
         finally:
             self._trying.subtract([tenant])
             # Without those that have none.

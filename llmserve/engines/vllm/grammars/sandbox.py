@@ -18,8 +18,6 @@ from llmserve.engines.vllm.outputs import brief
 from llmserve.errors import EngineError, InvalidRequest
 from llmserve.structured import StructuredOutputs
 
-# A client that is told to come back finds a trial's place free, most likely.
-RETRY_AFTER = 5.0
 # The system takes a while to take down what it has killed.
 KILLED_SECONDS = 2.0
 # The program is ready after a second beside a busy engine.
@@ -71,7 +69,7 @@ class GrammarSandbox:
             return float(verdict.removeprefix(sandbox_program.OK))
         if not verdict and time.monotonic() - began >= self._wall_seconds:
             # Others had the cores: that is no verdict.
-            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
+            raise Refused.of(Refusal.GRAMMARS_BUSY).error()
         words = _WHERE.sub("", verdict.decode(errors="replace")).strip()
         if compiled:
             return words or "it is too ambiguous: xgrammar takes too long for one of its first tokens"

@@ -11,7 +11,7 @@ from virtual import VirtualLoop
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
 from frontends.cluster.intake import Intake
-from frontends.cluster.relay import Asked, Head, Relay
+from frontends.cluster.relay import RelayedRequest, ResponseHead, Relay
 from frontends.http.request_checks import MAX_BODY
 from frontends.http.server import running
 from frontends.net.acceptor import listen
@@ -63,7 +63,7 @@ async def test_a_huge_body_is_refused_before_it_is_here():
     assert tracemalloc.get_traced_memory()[1] < 3 * MAX_BODY
     tracemalloc.stop()
     asked = await Intake().read(Request(headers=[(b"X-One", b"1"), (b"Expect", b"100-continue")], pieces=[PIECE, b"y"], query=b"a=%2F"))
-    assert asked == Asked("POST", "/v1/completions?a=%2F", (("X-One", "1"),), PIECE + b"y")
+    assert asked == RelayedRequest("POST", "/v1/completions?a=%2F", (("X-One", "1"),), PIECE + b"y")
 
 
 @pytest.mark.parametrize("length", [b"x", b"-1", b"1" * 5000, "\u00b2".encode("latin-1")])
@@ -77,7 +77,7 @@ async def test_a_slow_body_is_given_up_and_many_are_bounded_together():
     waiting = [asyncio.create_task(intake.read(Request(pieces=[PIECE * 7, PIECE], pause=1.0))) for _ in range(3)]
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert sum(isinstance(one, HTTPFailure) and (one.status, one.code) == (503, "receiving_too_much") for one in found) == 1
-    assert sum(isinstance(one, Asked) for one in found) == 2
+    assert sum(isinstance(one, RelayedRequest) for one in found) == 2
 
 
 async def test_keys_are_asked_for_before_the_body_is_read():
@@ -125,8 +125,8 @@ async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend)
     async with running(app) as acceptor, listen(acceptor, bind_unix(tmp_path / "http")):
         relay = Relay(tmp_path / "http")
         for target in TARGETS:
-            head, *_ = [message async for message in relay.ask(Asked("GET", target, (("Host", "somewhere"),), b""))]
-            assert isinstance(head, Head)
+            head, *_ = [message async for message in relay.ask(RelayedRequest("GET", target, (("Host", "somewhere"),), b""))]
+            assert isinstance(head, ResponseHead)
             if head.status == 200:
                 # An empty query says nothing.
                 assert seen.pop() == (target.removesuffix("?"), "somewhere")

@@ -1,5 +1,8 @@
 """One real engine for all of these tests, on the bundled model: starting it takes half a minute."""
 
+import threading
+
+import psutil
 import pytest
 from http_support import running_server
 
@@ -13,6 +16,48 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.vllm)
             # vLLM and what it imports warn about each other.
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+class CoreCounter(threading.Thread):
+    """Counts the engine cores of vLLM that this process and its children start."""
+
+    TITLE = "VLLM::EngineCore"
+    # A core lives for seconds before it can end.
+    LOOK_SECONDS = 0.5
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.seen = set()
+        self._done = threading.Event()
+
+    def run(self):
+        me = psutil.Process()
+        while not self._done.wait(self.LOOK_SECONDS):
+            for child in me.children(recursive=True):
+                try:
+                    if any(word.startswith(self.TITLE) for word in child.cmdline()[:1]):
+                        self.seen.add((child.pid, child.create_time()))
+                except psutil.Error:
+                    continue
+
+    def stop(self):
+        self._done.set()
+        self.join()
+
+
+# A start takes 20 to 40 s, and the tests that everyone runs should take minutes. Those of `nightly` are not counted.
+MAX_STARTS = 8
+
+
+@pytest.fixture(scope="session", autouse=True)
+def started_cores(request):
+    counter = CoreCounter()
+    counter.start()
+    yield counter.seen
+    counter.stop()
+    # At least the shared one, or it counts nothing.
+    if "not nightly" in request.config.option.markexpr and len(request.session.items) > 100:
+        assert 1 <= len(counter.seen) <= MAX_STARTS, f"{len(counter.seen)} engine cores were started"
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,11 @@
 import json
 import shutil
 
+import pytest
+
 from llmserve import models
+
+pytestmark = pytest.mark.nightly
 
 
 def test_a_damaged_copy_is_converted_anew_and_a_whole_one_is_not(tmp_path, monkeypatch):

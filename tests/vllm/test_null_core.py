@@ -9,6 +9,8 @@ from benchmarks.host_cost.server_processes import Setting
 from benchmarks.stand_ins.stub_core import TOKENS
 from llmserve import EngineManager, GenerationRequest, Sampling
 
+pytestmark = pytest.mark.nightly
+
 ARGS = Setting(core="null").args_of_ours
 
 

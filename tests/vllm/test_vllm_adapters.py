@@ -7,6 +7,8 @@ from vllm_adapter_files import write_adapter
 
 from llmserve import ConfigurationError, EngineManager, GenerationRequest, ModelNotFound, Sampling
 
+pytestmark = pytest.mark.nightly
+
 GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
 
 

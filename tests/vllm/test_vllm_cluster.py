@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray_support import deploy, ray_url
 
 __all__ = ("deploy", "ray_url")
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 async def test_two_engines_answer_a_schema_and_streams_at_once(deploy):

@@ -33,6 +33,7 @@ async def gone(processes):
             await anyio.sleep(0.1)
 
 
+@pytest.mark.nightly
 async def test_an_engine_that_is_not_to_be_started_again_takes_everyone_with_it():
     async with EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(most=0))) as manager:
         core = core_of(manager)
@@ -89,6 +90,7 @@ async def answers_around(manager, core, sent, patience):
     return answers
 
 
+@pytest.mark.nightly
 async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
     """Sixteen prompts that fill the context take seconds before a first token; then an end of the server is under way."""
     answers = []
@@ -173,7 +175,7 @@ PARENT = """
 """
 
 
-@pytest.mark.parametrize("moment", ["launching", "serving"])
+@pytest.mark.parametrize("moment", [pytest.param("launching", marks=pytest.mark.nightly), "serving"])
 async def test_an_engine_ends_with_its_host_however_that_ends(moment, tmp_path):
     program = tmp_path / "host.py"
     program.write_text(textwrap.dedent(PARENT))

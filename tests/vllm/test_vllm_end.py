@@ -5,10 +5,13 @@ import contextlib
 import types
 
 import anyio
+import pytest
 import zmq
 import zmq.asyncio
 
 from llmserve.engines.vllm.shutdown import end
+
+pytestmark = pytest.mark.nightly
 
 
 async def poll(sockets):

@@ -6,6 +6,8 @@ import pytest
 
 from llmserve import EngineDead, EngineManager, GenerationRequest, ManagerConfig, RestartConfig, Sampling
 
+pytestmark = pytest.mark.nightly
+
 SLOTS = 3
 
 

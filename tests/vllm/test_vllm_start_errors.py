@@ -35,6 +35,7 @@ def last_line(tmp_path, start, model):
     return done.stderr.splitlines()[-1]
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_the_process_that_imports_a_program_without_a_guard_says_so_to_the_program(tmp_path):
     last = last_line(tmp_path, "asyncio.run(main())", "bundled")
@@ -42,6 +43,7 @@ def test_the_process_that_imports_a_program_without_a_guard_says_so_to_the_progr
     assert last.endswith('put the start under `if __name__ == "__main__":`')
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_what_a_worker_fails_with_is_the_error_and_not_that_its_core_failed(tmp_path):
     """Weights for 30 layers, where the config says 31: each file is whole."""

@@ -13,6 +13,8 @@ import psutil
 import pytest
 from program_support import MODULE, program
 
+pytestmark = pytest.mark.nightly
+
 SCRIPT = Path(__file__).with_name("starts.py")
 # It takes up to 5 s on a machine that is not busy (docs/reliability.md): a core is killed at once, an import of vLLM is left alone after
 # 3 s. A start that is waited for takes 20 s and more, and one that hangs does not end.

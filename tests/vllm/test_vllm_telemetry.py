@@ -7,6 +7,8 @@ import pytest
 from otlp_support import collector
 from program_support import fetch, program
 
+pytestmark = pytest.mark.nightly
+
 HEADERS = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
 

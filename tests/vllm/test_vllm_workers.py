@@ -6,6 +6,7 @@ import urllib.request
 
 import anyio
 import psutil
+import pytest
 from program_support import Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -71,6 +72,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
         assert not any(one.is_running() for one in engine)
 
 
+@pytest.mark.nightly
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
     """One is killed, the next one hangs, and one is killed before a SIGTERM. The server stays the same one, with the same workers, both of
     which answer as before."""
@@ -135,6 +137,7 @@ async def what_waits_finishes_after_sigterm(process, url):
     assert [status for status, _ in answers] == [200] * 4
 
 
+@pytest.mark.nightly
 async def test_the_core_s_death_is_told_to_every_stream_and_ends_the_program_if_it_is_not_to_be_started_again():
     async with serving("--restarts", "0") as (process, url, lines):
         async with Streams(url) as streams:

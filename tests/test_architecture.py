@@ -1,6 +1,7 @@
 """The directions in which modules may import, and what an import may cost."""
 
 import ast
+import functools
 import graphlib
 import json
 import pathlib
@@ -107,9 +108,10 @@ def _modules():
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
-MODULES = list(_modules())
+MODULES = tuple(_modules())
 
 
+@functools.cache
 def imports(path, *, top_only):
     """Names of imported modules, and of what is imported from them; inside `if TYPE_CHECKING` nothing is imported when the program runs."""
     tree = ast.parse(path.read_text())
@@ -119,15 +121,18 @@ def imports(path, *, top_only):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
+    found = []
     for node in tree.body if top_only else ast.walk(tree):
         if id(node) in guarded:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
+@functools.cache
 def graph(modules):
     """For each module the modules that it imports, at any depth."""
     names = {name for name, _ in modules}
@@ -186,14 +191,17 @@ def test_no_folders_import_each_other(folder):
 def test_a_planted_cycle_is_found(tmp_path, where):
     """Of folders and not of files: a/one imports b/one, and b/two imports a/two."""
     files = {"p": "", "p.a": "", "p.b": "", "p.a.one": "from p.b import one", "p.a.two": "", "p.b.one": "", "p.b.two": "import p.a.two"}
-    modules = []
+    planted = []
     for name, text in files.items():
         path = tmp_path / f"{name}.py"
         path.write_text(text if where == "top" or not text else f"def later():\n    {text}\n")
-        modules.append((name, path))
+        planted.append((name, path))
+    modules = tuple(planted)
     assert cycle(graph(modules)) is None
     assert set(cycle(among_siblings(modules, "p"))) == {"p.a", "p.b"}
     modules[-2][1].write_text("from p.a.one import later")
+    imports.cache_clear()
+    graph.cache_clear()
     assert set(cycle(graph(modules))) == {"p.a.one", "p.b.one"}
 
 

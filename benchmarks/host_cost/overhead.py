@@ -34,7 +34,8 @@ class Point(msgspec.Struct, kw_only=True):
 
     streams: int
     core: str
-    trials: dict[str, list[Trial]]
+    # The name in files that were written before.
+    trials: dict[str, list[Trial]] = msgspec.field(name="legs")
 
 
 async def measure(

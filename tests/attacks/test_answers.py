@@ -71,7 +71,7 @@ async def test_one_answers_logprobs_are_bounded():
         assert caught.value.param == "prompt_logprobs"
         # Without a number of its own it is as long as it may be.
         async with manager.stream(GenerationRequest("hi", sampling=Sampling(logprobs=20))):
-            (running,) = manager._jobs.values()
+            (running,) = manager._open_requests.values()
             assert running.sampling.max_tokens == most
 
 

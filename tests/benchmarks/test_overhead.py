@@ -19,7 +19,7 @@ def silent(line):
     pass
 
 
-def leg(rate, wait=0.1, failed=0):
+def trial(rate, wait=0.1, failed=0):
     return Trial(tokens_per_second=rate, cpu_microseconds_per_token=10.0, ttft_p50=wait / 2, ttft_p99=wait, failed=failed)
 
 
@@ -27,9 +27,9 @@ async def test_every_way_of_ours_is_measured_over_an_engine_that_does_nothing():
     names = ["inprocess", "http", "chat", "tcp", "unix"]
     setting = Setting(core="nothing", answer_tokens=20)
     (point,) = await overhead.measure(names, setting, [4], 2, silent)
-    assert {name: len(legs) for name, legs in point.legs.items()} == dict.fromkeys(names, 2)
-    for legs in point.legs.values():
-        assert all(leg.tokens_per_second > 0 and leg.failed == 0 and leg.ttft_p50 <= leg.ttft_p99 for leg in legs)
+    assert {name: len(trials) for name, trials in point.trials.items()} == dict.fromkeys(names, 2)
+    for trials in point.trials.values():
+        assert all(trial.tokens_per_second > 0 and trial.failed == 0 and trial.ttft_p50 <= trial.ttft_p99 for trial in trials)
     assert "- tcp over http:" in overhead.conclude([point])
 
 
@@ -58,7 +58,7 @@ def test_all_sides_over_the_null_core_have_the_same_engine_arguments():
 
 def test_ratios_are_of_the_same_round():
     point = overhead.Point(
-        streams=8, core="stubbed", legs={"http": [leg(10), leg(30), leg(80)], "vllm": [leg(5), leg(10), leg(20, failed=1)]}
+        streams=8, core="stubbed", trials={"http": [trial(10), trial(30), trial(80)], "vllm": [trial(5), trial(10), trial(20, failed=1)]}
     )
     text = overhead.conclude([point])
     assert "http over vllm: 3.00 (2.00 to 4.00) times the tokens/s, 1.00 (1.00 to 1.00) times the CPU a token" in text

@@ -1,1 +1,1 @@
-"""Makes load, keeps facts, draws conclusions; draws no pictures."""
+"""Generates load, records measurements and draws conclusions; draws no charts."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`: measure a model under load, and say where it saturates and why."""
+"""`python -m benchmarks COMMAND`: measure a model under load and report where and why it saturates."""
 
 import argparse
 import asyncio
@@ -42,7 +42,7 @@ def run_compare(given: argparse.Namespace) -> int:
     a, b = (report.analyse(storage.read(path)) for path in (given.a, given.b))
     ratios = compare.compare(a, b)
     if not ratios:
-        raise UnreadableRun(f"{given.a} and {given.b} have no load in common")
+        raise UnreadableRun(f"{given.a} and {given.b} share no load")
     print(compare.table(ratios, given.margin))
     return int(any(ratio.regressed(given.margin) for ratio in ratios))
 
@@ -79,7 +79,7 @@ def run_parity(given: argparse.Namespace) -> int:
 
 
 def _keep(found: Any, out: pathlib.Path | None) -> None:
-    """What was measured, as a file, where one was asked for."""
+    """Write the results to a file if `--out` was given."""
     if out:
         out.write_bytes(storage.readable(found))
 
@@ -176,7 +176,7 @@ def _add_parity(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--concurrency", type=int, default=16)
-    command.add_argument("--requests", type=int, default=32, help="in each leg, four of which make a round (default: %(default)s)")
+    command.add_argument("--requests", type=int, default=32, help="requests per trial; a round has four trials (default: %(default)s)")
     command.add_argument("--prompt-words", type=int, default=32)
     command.add_argument("--max-tokens", type=int, default=48)
     command.add_argument("--rounds", type=int, default=5)
@@ -188,11 +188,17 @@ def _add_cancels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine", choices=list(ENGINES), default="vllm")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    command.add_argument("--count", type=options.positive(int), default=2000, help="in process (default: %(default)s)")
-    command.add_argument("--wires", type=int, default=0, metavar="N", help="so many over HTTP, and over frames (default: %(default)s)")
-    words = "clients that go away over HTTP, to see how soon the engine hears (default: %(default)s)"
+    command.add_argument("--count", type=options.positive(int), default=2000, help="requests cancelled in process (default: %(default)s)")
+    command.add_argument(
+        "--wires",
+        type=int,
+        default=0,
+        metavar="N",
+        help="requests cancelled over HTTP, and as many over a raw socket (default: %(default)s)",
+    )
+    words = "HTTP clients that disconnect, to measure the time until the engine is notified (default: %(default)s)"
     command.add_argument("--clients", type=options.positive(int), default=1000, help=words)
-    command.add_argument("--at-once", type=options.positive(int), default=32)
+    command.add_argument("--at-once", type=options.positive(int), default=32, help="concurrency (default: %(default)s)")
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
@@ -200,109 +206,154 @@ def _add_cancels(command: argparse.ArgumentParser) -> None:
 def _add_faults(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    command.add_argument("--signal", choices=engine_faults.SIGNALS, default="kill", help="stop lets it hang (default: %(default)s)")
-    command.add_argument("--seconds", type=options.positive(float), default=600.0)
-    command.add_argument("--every", type=options.positive(float), default=20.0, help="seconds that the engine is up (default: %(default)s)")
+    command.add_argument(
+        "--signal",
+        choices=engine_faults.SIGNALS,
+        default="kill",
+        help="signal sent to the engine; stop makes the engine hang (default: %(default)s)",
+    )
+    command.add_argument("--seconds", type=options.positive(float), default=600.0, help="duration (default: %(default)s)")
+    command.add_argument(
+        "--every",
+        type=options.positive(float),
+        default=20.0,
+        help="seconds that the engine is up before each signal (default: %(default)s)",
+    )
     command.add_argument("--clients", type=options.positive(int), default=8)
-    command.add_argument("--stall-timeout", type=options.positive(float), default=5.0, help="default: %(default)s")
+    command.add_argument(
+        "--stall-timeout",
+        type=options.positive(float),
+        default=5.0,
+        help="seconds without a step before the engine counts as hung (default: %(default)s)",
+    )
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sweep = commands.add_parser("sweep", help="one load after another: closed loops (--concurrency), open ones (--rate)")
+    sweep = commands.add_parser("sweep", help="measure several loads: closed loops (--concurrency) and open loops (--rate)")
     sweep.set_defaults(run_command=run_sweep)
     options.add_loads(sweep)
     options.add_options(sweep)
-    run = commands.add_parser("run", help="one load: a closed or open loop, a ramp, steps, or recorded traffic")
+    run = commands.add_parser("run", help="measure one load: a closed or open loop, a ramp, steps, or recorded traffic")
     run.set_defaults(run_command=run_run)
     options.add_load(run)
     options.add_options(run)
-    table = commands.add_parser("table", help="the Markdown table of a run, and its verdict")
+    table = commands.add_parser("table", help="print a run's Markdown table and verdict")
     table.set_defaults(run_command=run_table)
     table.add_argument("run", type=pathlib.Path, metavar="FILE.json")
-    versus = commands.add_parser("compare", help="B against A, load by load; exit code 1 if something is worse beyond its interval")
+    versus = commands.add_parser(
+        "compare", help="compare B with A at each load; exit code 1 if B is worse by more than the confidence interval"
+    )
     versus.set_defaults(run_command=run_compare)
     versus.add_argument("a", type=pathlib.Path, metavar="A.json")
     versus.add_argument("b", type=pathlib.Path, metavar="B.json")
-    versus.add_argument("--margin", type=float, default=compare.MARGIN, help="changes below it are none (default: %(default)s)")
-    foretell = commands.add_parser("predict", help="throughput at loads that were not measured, and how far off such predictions were")
+    versus.add_argument(
+        "--margin", type=float, default=compare.MARGIN, help="ignore relative changes smaller than this (default: %(default)s)"
+    )
+    foretell = commands.add_parser(
+        "predict", help="predict throughput at loads that were not measured, and report the error of such predictions"
+    )
     foretell.set_defaults(run_command=run_predict)
     foretell.add_argument("run", type=pathlib.Path, metavar="FILE.json")
     foretell.add_argument("--concurrency", type=options.numbers(int), default=[], metavar="N,N,...")
     foretell.add_argument("--prompt-tokens", type=options.positive(int), help="default: as in the run's first sweep")
     foretell.add_argument("--output-tokens", type=options.positive(int), help="default: as in the run's first sweep")
-    ceiling = commands.add_parser("self-test", help="the generator's own ceiling, against an engine and a server that do nothing")
+    ceiling = commands.add_parser("self-test", help="measure the load generator's ceiling with an engine and a server that do no work")
     ceiling.set_defaults(run_command=run_selftest)
-    ceiling.add_argument("--seconds", type=options.positive(float), default=2.0, help="of CPU for each figure (default: %(default)s)")
+    ceiling.add_argument(
+        "--seconds", type=options.positive(float), default=2.0, help="seconds of CPU time for each figure (default: %(default)s)"
+    )
     ceiling.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    commands.add_parser("schema", help="the JSON Schema of a run's files").set_defaults(run_command=run_schema)
-    even = commands.add_parser("parity", help="throughput of an EngineManager against a bare AsyncLLM loop, alternating in one process")
+    commands.add_parser("schema", help="print the JSON Schema of a run's files").set_defaults(run_command=run_schema)
+    even = commands.add_parser(
+        "parity", help="compare the throughput of an EngineManager and a bare AsyncLLM loop, alternating in one process"
+    )
     even.set_defaults(run_command=run_parity)
     _add_parity(even)
-    cost = commands.add_parser("overhead", help="what a token costs the process that holds the engine's client: ours beside vLLM's own")
+    cost = commands.add_parser("overhead", help="measure the host CPU time per token, beside vLLM's own server")
     cost.set_defaults(run_command=run_overhead)
     options.add_overhead(cost)
-    late = commands.add_parser("latency", help="what each way adds to a token's latency: in process, HTTP, raw sockets, all at once")
+    late = commands.add_parser("latency", help="measure the latency that each path adds to a token: in process, HTTP, raw sockets")
     late.set_defaults(run_command=run_latency)
-    late.add_argument("--streams", type=options.positive(int), default=64, help="at once, of each way (default: %(default)s)")
-    late.add_argument("--requests", type=options.positive(int), default=64, help="of each way in a round (default: %(default)s)")
+    late.add_argument("--streams", type=options.positive(int), default=64, help="concurrent streams on each path (default: %(default)s)")
+    late.add_argument("--requests", type=options.positive(int), default=64, help="requests on each path in a round (default: %(default)s)")
     late.add_argument("--rounds", type=options.positive(int), default=5)
-    late.add_argument("--alone", action="store_true", help="one way after another")
+    late.add_argument("--alone", action="store_true", help="measure the paths one after another, not at the same time")
     late.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    steps = commands.add_parser("calibrate", help="what an engine's steps take, and the law that fits them")
+    steps = commands.add_parser("calibrate", help="measure an engine's step times and fit a step law to them")
     steps.set_defaults(run_command=command.run_calibrate)
     command.add_calibrate(steps)
-    over = commands.add_parser("overload", help="admission under overload, in virtual time: LateGate beside everything else that there is")
+    over = commands.add_parser("overload", help="simulate admission under overload in virtual time: LateGate and the alternatives")
     over.set_defaults(run_command=command.run_overload)
     command.add_overload(over)
-    broken = commands.add_parser("faults", help="a real engine killed, or stopped, under load: what came of every request")
+    broken = commands.add_parser("faults", help="kill or stop a real engine under load and account for every request")
     broken.set_defaults(run_command=run_faults)
     _add_faults(broken)
-    leaving = commands.add_parser("cancels", help="requests left at random moments: what stays, and how soon the engine hears of it")
+    leaving = commands.add_parser(
+        "cancels", help="cancel requests at random moments; report leaks and the time until the engine is notified"
+    )
     leaving.set_defaults(run_command=run_cancels)
     _add_cancels(leaving)
-    still = commands.add_parser("connections", help="what idle connections cost, and readers that do not read")
+    still = commands.add_parser("connections", help="measure the cost of idle connections and of readers that stop reading")
     still.set_defaults(run_command=run_connections)
-    still.add_argument("--idle", type=options.positive(int), default=10_000)
-    still.add_argument("--others", type=options.positive(int), default=1000)
+    still.add_argument("--idle", type=options.positive(int), default=10_000, help="idle connections (default: %(default)s)")
+    still.add_argument(
+        "--others", type=options.positive(int), default=1000, help="clients that read, then as many that do not (default: %(default)s)"
+    )
     still.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    bad = commands.add_parser("storms", help="thousands of clients that never ask, never end or never read: what the others notice")
+    bad = commands.add_parser(
+        "storms", help="open thousands of silent, unfinished or stalled connections; report the effect on other clients"
+    )
     bad.set_defaults(run_command=run_storms)
-    bad.add_argument("--idle", type=options.positive(int), default=10_000, help="connections that may stay, or come at once")
-    bad.add_argument("--clients", type=options.positive(int), default=5000, help="of each slow attack (default: %(default)s)")
+    bad.add_argument(
+        "--idle",
+        type=options.positive(int),
+        default=10_000,
+        help="connections that stay idle, connect at once or reset at once (default: %(default)s)",
+    )
+    bad.add_argument("--clients", type=options.positive(int), default=5000, help="clients in each slow attack (default: %(default)s)")
     bad.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     hostile = commands.add_parser(
-        "attacks", help="requests that once stopped a server: what a canary beside them notices; exit code 1 if it does"
+        "attacks", help="replay requests that once stopped a server, beside a canary; exit code 1 if a bound is broken"
     )
     hostile.set_defaults(run_command=run_attacks)
     add_attacks(hostile)
-    forms = commands.add_parser("grammars", help="hostile schemas beside a stream: what it notices, and how soon they are refused")
+    forms = commands.add_parser(
+        "grammars", help="send hostile schemas beside a stream; report the stream's gaps and the time to each refusal"
+    )
     forms.set_defaults(run_command=run_grammars)
     forms.add_argument("--model", default="bundled")
     forms.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    forms.add_argument("--at-once", type=options.positive(int), default=16, help="of each kind (default: %(default)s)")
-    forms.add_argument("--seconds", type=options.positive(float), default=10.0, help="without any (default: %(default)s)")
+    forms.add_argument("--at-once", type=options.positive(int), default=16, help="concurrent requests of each kind (default: %(default)s)")
+    forms.add_argument(
+        "--seconds",
+        type=options.positive(float),
+        default=10.0,
+        help="duration of the quiet phase before the attacks (default: %(default)s)",
+    )
     forms.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    many = commands.add_parser("cluster", help="replicas on a local Ray Serve: what they carry, share and cost, on simulated engines")
+    many = commands.add_parser(
+        "cluster", help="measure replicas on a local Ray Serve with simulated engines: throughput, fairness, overhead"
+    )
     many.set_defaults(run_command=run_cluster)
     many.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    long = commands.add_parser("soak", help="requests of every kind for an hour: what grows that should not; exit code 1 if memory does")
+    long = commands.add_parser("soak", help="run requests of every kind for a long time; exit code 1 if memory grows")
     long.set_defaults(run_command=run_soak)
     long.add_argument("--model", default="bundled")
     long.add_argument("--engine", choices=list(ENGINES), default="simulated", help="default: %(default)s")
     long.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     long.add_argument("--requests", type=options.positive(int), default=1_000_000, help="default: %(default)s")
-    long.add_argument("--seconds", type=options.positive(float), help="how long, in place of --requests")
-    long.add_argument("--at-once", type=options.positive(int), default=32)
+    long.add_argument("--seconds", type=options.positive(float), help="duration, instead of --requests")
+    long.add_argument("--at-once", type=options.positive(int), default=32, help="concurrency (default: %(default)s)")
     long.add_argument("--seed", type=int, default=1)
     long.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
     return parser
 
 
 def main() -> None:
-    """Exit code 0, 1 for a regression, 2 for a wrong input or a target that cannot be measured, 130 after Ctrl-C."""
+    """Exit with code 0, 1 (a regression), 2 (wrong input or unmeasurable target) or 130 (Ctrl-C)."""
     parser = build_parser()
     given = parser.parse_args()
     try:

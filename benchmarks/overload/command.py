@@ -1,4 +1,4 @@
-"""`python -m benchmarks overload` and `calibrate`: their options, and what they print and write."""
+"""Commands `python -m benchmarks overload` and `calibrate`: options, printed tables, files."""
 
 import argparse
 import asyncio
@@ -29,7 +29,13 @@ def add_calibrate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine", choices=list(ENGINES), default="vllm")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    command.add_argument("--concurrency", type=numbers(int), default=[1, 4, 16, 64], metavar="N,N,...", help="default: 1,4,16,64")
+    command.add_argument(
+        "--concurrency",
+        type=numbers(int),
+        default=[1, 4, 16, 64],
+        metavar="N,N,...",
+        help="clients of each closed loop (default: 1,4,16,64)",
+    )
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("steps.json"), metavar="FILE.json")
 
 
@@ -42,11 +48,25 @@ def run_calibrate(given: argparse.Namespace) -> int:
 
 
 def add_overload(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workloads", default=",".join(SCENARIOS), metavar="NAME,...", help="default: all of %(default)s")
-    command.add_argument("--offered", type=numbers(float), default=[1.5, 2.0, 5.0, 10.0], metavar="X,X,...", help="times the capacity")
-    command.add_argument("--seeds", type=numbers(int), default=[1, 2, 3, 4, 5], metavar="N,N,...", help="default: 1,2,3,4,5")
-    command.add_argument("--tuning", type=int, default=1, help="so many of the seeds choose what is tuned in hindsight (default: 1)")
-    command.add_argument("--light", type=float, default=0.8, help="times the capacity where nobody should be refused (default: 0.8)")
+    command.add_argument(
+        "--workloads", default=",".join(SCENARIOS), metavar="NAME,...", help="workloads to simulate (default: %(default)s)"
+    )
+    command.add_argument(
+        "--offered",
+        type=numbers(float),
+        default=[1.5, 2.0, 5.0, 10.0],
+        metavar="X,X,...",
+        help="offered loads, as multiples of the capacity (default: 1.5,2,5,10)",
+    )
+    command.add_argument(
+        "--seeds", type=numbers(int), default=[1, 2, 3, 4, 5], metavar="N,N,...", help="seeds of the simulations (default: 1,2,3,4,5)"
+    )
+    command.add_argument(
+        "--tuning", type=int, default=1, help="how many of the seeds choose the parameters tuned in hindsight (default: 1)"
+    )
+    command.add_argument(
+        "--light", type=float, default=0.8, help="load at which no request should be refused, as a multiple of the capacity (default: 0.8)"
+    )
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
 
@@ -54,7 +74,7 @@ def run_overload(given: argparse.Namespace) -> int:
     names = given.workloads.split(",")
     for name in names:
         if name not in SCENARIOS:
-            raise ConfigurationError(f"no workload {name!r}: choose of {', '.join(SCENARIOS)}")
+            raise ConfigurationError(f"unknown workload {name!r}; choose from {', '.join(SCENARIOS)}")
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(available_cpus()) as pool, tqdm(desc="simulations", unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
         study = Study(TestBed(pool, bar.update), given.seeds, given.tuning)

@@ -1,4 +1,4 @@
-"""What came of a simulation's requests. Counts, so that those of several seeds can be put together."""
+"""Outcomes of a simulation's requests, as counts that can be summed over several seeds."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import attrs
 from benchmarks.overload.traffic import Request
 from llmserve.config import SLO
 
-# How the names of a later mix's classes begin.
+# Prefix of the names of a later mix's classes.
 LATER = "later "
 
 
 def kept(request: Request, slo: SLO) -> bool:
-    """Whether it was answered whole, as fast as promised, counted from when it was sent last."""
+    """Whether the request was answered in full and within the SLO, counted from its last attempt."""
     if request.finished is None or request.first is None:
         return False
     if slo.ttft is not None and request.first - request.sent > slo.ttft:
@@ -24,17 +24,22 @@ def kept(request: Request, slo: SLO) -> bool:
 
 @attrs.define(kw_only=True)
 class Verdict:
-    """Of the requests that were judged.
+    """Outcomes of the judged requests.
 
     Attributes:
-        seconds: over which they were sent.
-        classes, tenants: by name, [offered, kept].
-        misses: admitted, and not kept.
-        computed, useful: tokens that the engine worked on, and those of them that were needed for requests that were kept.
-        ttfts: of those with a first token, sorted.
-        slow_refusals: after some waiting; `refusal_seconds` their sum.
-        hinted: refused ones that came back as they were told to and were admitted: seconds off, one way or the other, of the first hint;
-            `at_first` of them at the first return; `returned` is how many came back.
+        seconds: Duration over which the requests were sent.
+        classes: [offered, kept] by length class; kept requests met the SLO.
+        tenants: [offered, kept] by tenant.
+        misses: Requests admitted but not kept.
+        computed: Tokens that the engine computed.
+        useful: Computed tokens that kept requests needed.
+        ttfts: Times to the first token, sorted.
+        slow_refusals: Requests refused after a wait.
+        refusal_seconds: Sum of the waits before slow refusals.
+        hinted: For each refused request that was admitted on a retry, the absolute error of its
+            first Retry-After in seconds.
+        at_first: Hinted requests that were admitted at their first retry.
+        returned: Refused requests that were sent again.
     """
 
     seconds: float = 0.0
@@ -57,7 +62,7 @@ class Verdict:
 
     @property
     def goodput(self) -> float:
-        """Requests a second that were kept."""
+        """Kept requests per second."""
         return self.kept / self.seconds
 
     @property
@@ -70,8 +75,10 @@ class Verdict:
 
     @property
     def class_ratio(self) -> float:
-        """The share of requests kept in the worst-served class of lengths, by that of the best-served; 1 is even-handed. Classes of a later
-        mix are held against each other alone: they met another load."""
+        """Ratio of the kept shares of the worst-served and the best-served length class; 1 is fair.
+
+        Classes of a later mix are compared only with each other, because they met another load.
+        """
         ratios = []
         for later in (False, True):
             of = [counts for name, counts in self.classes.items() if name.startswith(LATER) is later]
@@ -81,8 +88,10 @@ class Verdict:
         return min(ratios, default=0.0)
 
     def satisfaction(self) -> dict[str, float]:
-        """For each tenant what it got, by its max-min fair share of what all got: nobody gets more than asked for, and what that leaves
-        is shared alike."""
+        """Return each tenant's kept requests divided by its max-min fair share of all kept requests.
+
+        No tenant's share is more than it asked for; the rest is divided equally.
+        """
         left = {name: offered for name, (offered, _) in self.tenants.items() if offered}
         rest = float(sum(kept for _, kept in self.tenants.values()))
         shares: dict[str, float] = {}
@@ -96,7 +105,7 @@ class Verdict:
 
     @property
     def jain(self) -> float:
-        """Jain's index over tenants' satisfaction: 1 is fair, 1/n the worst."""
+        """Jain's index over the tenants' satisfaction: 1 is fair, 1/n is the worst."""
         values = list(self.satisfaction().values())
         return sum(values) ** 2 / (len(values) * sum(value * value for value in values)) if any(values) else 0.0
 
@@ -105,7 +114,7 @@ class Verdict:
 
 
 def judge(requests: Sequence[Request], names: Sequence[str], slo: SLO, seconds: float, preemptions: int) -> Verdict:
-    """`names` are the length classes'."""
+    """Judge requests; `names` are the names of the length classes."""
     verdict = Verdict(seconds=seconds, preemptions=preemptions)
     for request in requests:
         good = kept(request, slo)
@@ -136,7 +145,7 @@ def judge(requests: Sequence[Request], names: Sequence[str], slo: SLO, seconds: 
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Several seeds' as one."""
+    """Combine the verdicts of several seeds."""
     whole = Verdict()
     for verdict in verdicts:
         for field in attrs.fields(Verdict):

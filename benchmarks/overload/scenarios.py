@@ -1,4 +1,7 @@
-"""The workloads of the study, each with its engine and its promise. Nothing about admission stands here: one configuration meets all."""
+"""The workloads of the study, each with its engine and its SLO.
+
+Nothing here concerns admission: one configuration serves all workloads.
+"""
 
 import attrs
 
@@ -11,10 +14,16 @@ from llmserve.config import SLO
 
 @attrs.frozen(kw_only=True)
 class Scenario:
-    """`seconds` are sent, of which those from `warm_up` on, and before `cool_down` at the end, are judged.
+    """One workload.
 
-    From `drop` (start and end, as shares of `seconds`) on the engine takes `slower` times as long. From the middle on it is the mix
-    `later` that is asked for, where there is one. Gaps between requests are gamma distributed with `shape`: 1 is Poisson, less is bursty.
+    Attributes:
+        later: Mix that the requests have from the middle of the run on.
+        seconds: Duration of the load.
+        warm_up: Seconds at the start that are not judged.
+        cool_down: Seconds at the end that are not judged.
+        shape: Shape of the gamma-distributed gaps: 1 is Poisson, less is bursty.
+        drop: Start and end of the time in which the engine is slower, as shares of `seconds`.
+        slower: Factor by which the engine's steps take longer during the drop.
     """
 
     name: str
@@ -32,7 +41,7 @@ class Scenario:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes of lengths; those of the later mix follow."""
+        """Names of the length classes, followed by those of the later mix."""
         later = [LATER + one.name for one in self.later.classes] if self.later is not None else []
         return [one.name for one in self.mix.classes] + later
 
@@ -86,13 +95,13 @@ SCENARIOS = {
     for scenario in (
         Scenario(name="chat", mix=CHAT),
         Scenario(name="rag", mix=RAG),
-        # Its answers take half a minute.
+        # A reasoning answer takes half a minute.
         Scenario(name="reasoning", mix=REASONING, seconds=400.0, warm_up=60.0, cool_down=60.0),
         Scenario(name="mixed", mix=MIXED),
         Scenario(name="kv-tight", mix=MIXED, size=EngineSize(kv_tokens=60_000)),
         Scenario(name="capacity-drop", mix=MIXED, drop=(0.35, 0.7)),
         Scenario(name="mix-shift", mix=CHAT, later=MIXED),
-        # A coefficient of variation of 2.
+        # The coefficient of variation is 2.
         Scenario(name="bursty", mix=CHAT, shape=0.25),
     )
 }

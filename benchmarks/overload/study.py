@@ -1,4 +1,4 @@
-"""The study: every contender on every workload, at several times its capacity, over several seeds, in virtual time."""
+"""The study: every contender on every workload, at several loads and seeds, in virtual time."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,26 +15,33 @@ from benchmarks.overload.world import Retry, World
 from benchmarks.stand_ins.admission_policies import Setup, make
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
-# Limits to find the best of in hindsight: each with three bounds on the wait, in parts of the promised TTFT.
+# Limits of which the best is found in hindsight, each with three bounds on the wait, as shares of the TTFT objective.
 LIMITS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
 WAITS = (0.15, 0.33, 0.6)
-# vLLM's own two flags.
+# vLLM's two flags.
 QUEUED = (8, 32, 128)
 QUEUED_TOKENS = ("inf", "8000")
-# Rates of random thinning, in parts of the capacity.
+# Rates of random thinning, as shares of the capacity.
 THINNED = (0.9, 1.0, 1.1, 1.25, 1.4)
-# Capacity is where so many are kept without any control (DistServe asks for 90 %, which leaves more of them late).
+# The capacity is the rate at which this share of requests meets the SLO without any control. DistServe uses 90 %, which leaves more
+# requests late.
 CAPACITY_SHARE = 0.99
 # Seconds after which a client without a first token goes away.
 PATIENCE = 10.0
-# The burst: how many seconds, how many times the capacity, and when it begins; and the windows in which it is seen to be over.
+# The burst: duration in seconds, multiple of the capacity, and start. WINDOW is the resolution of the recovery time.
 BURST_SECONDS, BURST_TIMES, BURST_AT = 10.0, 10.0, 60.0
 WINDOW = 0.5
 
 
 @attrs.frozen(kw_only=True)
 class Cell:
-    """One simulation. `rate` is offered, requests a second; `tenants` have their shares of it; `burst` is (start, end, rate) on top."""
+    """One simulation.
+
+    Attributes:
+        rate: Offered requests per second.
+        tenants: Names of tenants and their shares of the rate.
+        burst: Additional load as (start, end, rate).
+    """
 
     scenario: str
     contender: str
@@ -46,12 +53,12 @@ class Cell:
 
 
 def cells(scenario: Scenario, contender: str, rate: float, seeds: Sequence[int], **more: Any) -> list[Cell]:
-    """One for each seed."""
+    """Return one cell for each seed."""
     return [Cell(scenario=scenario.name, contender=contender, rate=rate, seed=seed, **more) for seed in seeds]
 
 
 def play(cell: Cell) -> tuple[list[Request], StepEngine]:
-    """Every request's fate."""
+    """Simulate a cell and return its requests and its engine."""
     scenario = SCENARIOS[cell.scenario]
     size = scenario.size
     setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
@@ -76,7 +83,10 @@ def run(cell: Cell) -> Verdict:
 
 
 def recovery(cells: Sequence[Cell]) -> float | None:
-    """Seconds after the burst until nine of ten are kept for three seconds on end, over all seeds; None if they never are."""
+    """Return the seconds from the burst's end until recovery, over all seeds; None without recovery.
+
+    Recovered: 90 % of the requests meet the SLO for three seconds.
+    """
     asked: list[Request] = []
     for cell in cells:
         asked += play(cell)[0]
@@ -95,7 +105,7 @@ def recovery(cells: Sequence[Cell]) -> float | None:
 
 
 class TestBed:
-    """Runs cells in all processors, and remembers what came of them."""
+    """Runs cells on all processors and caches their verdicts."""
 
     def __init__(self, pool: ProcessPoolExecutor, progress: Callable[[int], object]) -> None:
         self._pool = pool
@@ -109,7 +119,7 @@ class TestBed:
             self._progress(1)
 
     def of(self, cells: Iterable[Cell]) -> Verdict:
-        """All of them as one."""
+        """Return the combined verdict of the cells."""
         cells = list(cells)
         self.run(cells)
         return together([self._done[cell] for cell in cells])
@@ -119,7 +129,7 @@ class TestBed:
 
 
 def capacity(bench: TestBed, scenario: Scenario, seeds: Sequence[int]) -> float:
-    """The highest rate at which nearly all are kept when nothing is controlled, to within 2 %."""
+    """Return the highest rate, within 2 %, at which CAPACITY_SHARE is met without any control."""
 
     def share(rate: float) -> float:
         verdict = bench.of(cells(scenario, NONE, rate, seeds))
@@ -135,7 +145,7 @@ def capacity(bench: TestBed, scenario: Scenario, seeds: Sequence[int]) -> float:
 
 
 def best_fixed(bench: TestBed, scenario: Scenario, rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
-    """The best limit, and for the two best ones the best bound on the wait."""
+    """Find the best limit, and for the two best limits the best bound on the wait."""
     assert scenario.slo.ttft is not None
     middle = WAITS[1] * scenario.slo.ttft
     of = {limit: cells(scenario, f"fixed:{limit}:{middle:g}", rate, seeds[:tuning]) for limit in LIMITS}
@@ -160,14 +170,17 @@ def thinnings(rate: float) -> Iterator[str]:
 
 
 def best(bench: TestBed, scenario: Scenario, names: Iterable[str], rate: float, seeds: Sequence[int], tuning: int) -> tuple[str, Verdict]:
-    """The contender with the most goodput, in hindsight: chosen by the first `tuning` seeds, shown over all of them."""
+    """Return the contender with the most goodput in hindsight.
+
+    The first `tuning` seeds choose the contender; the verdict covers all seeds.
+    """
     names = list(names)
     bench.run(itertools.chain.from_iterable(cells(scenario, name, rate, seeds[:tuning]) for name in names))
 
     def of(name: str, chosen: Sequence[int]) -> Verdict:
         return bench.of(cells(scenario, name, rate, chosen))
 
-    # The best few are looked at closely: by chance the first by the first seeds need not be the best of all.
+    # The two best are compared over all seeds, because the first seeds may favour one by chance.
     leading = sorted(names, key=lambda name: of(name, seeds[:tuning]).goodput, reverse=True)[:2]
     name = max(leading, key=lambda name: of(name, seeds).goodput)
     return name, of(name, seeds)

@@ -1,4 +1,4 @@
-"""The study's parts, each a table."""
+"""The parts of the study, each a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from benchmarks.overload.study import (
 
 @attrs.define
 class Study:
-    """All seeds of every cell; what is tuned in hindsight is chosen by the first `tuning` of them."""
+    """Runs all seeds of every cell; the first `tuning` seeds choose what is tuned in hindsight."""
 
     bench: TestBed
     seeds: Sequence[int]
@@ -35,9 +35,9 @@ class Study:
     capacities: dict[str, float] = attrs.field(factory=dict)
 
     def capacity(self, scenario: Scenario) -> float:
-        """Before any drop: a capacity that changes has no number."""
+        """Return the capacity before any drop, because a changing capacity has no single value."""
         if scenario.name not in self.capacities:
-            # Of one whose mix changes, the later one's, which asks for more.
+            # A mix that changes has the capacity of its later mix, which asks for more.
             steady = SCENARIOS["mixed"] if scenario.drop is not None or scenario.later is not None else scenario
             self.capacities[scenario.name] = capacity(self.bench, steady, self.seeds[: self.tuning])
         return self.capacities[scenario.name]
@@ -48,7 +48,7 @@ class Study:
     # The workloads
 
     def light(self, names: Sequence[str], part: float) -> list[dict[str, Any]]:
-        """Below capacity nobody should be refused."""
+        """Compare refusals below capacity, where no request should be refused."""
         rows = []
         for name in names:
             rate = part * self.capacity(SCENARIOS[name])
@@ -68,7 +68,7 @@ class Study:
         return rows
 
     def overload(self, names: Sequence[str], loads: Sequence[float]) -> list[dict[str, Any]]:
-        """Goodput beside that of everything else that there is."""
+        """Compare the goodput with that of the alternatives."""
         return [self._overload(SCENARIOS[name], load) for name in names for load in loads]
 
     def _overload(self, scenario: Scenario, load: float) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Study:
     # Tenants, bursts, retries
 
     def tenants(self, name: str, loads: Sequence[float]) -> list[dict[str, Any]]:
-        """Three ask for less than their share, one for all the rest."""
+        """Compare tenants: three ask for less than their share, one asks for all the rest."""
         rows = []
         steady = self.capacity(SCENARIOS[name])
         for load in loads:
@@ -111,7 +111,7 @@ class Study:
         return rows
 
     def bursts(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Ten seconds at ten times the capacity, on top of 0.7 times."""
+        """Measure recovery: ten seconds at ten times the capacity, on top of 0.7 times."""
         rows: list[dict[str, Any]] = []
         groups = []
         for name in names:
@@ -125,7 +125,7 @@ class Study:
         return rows
 
     def retries(self, name: str, load: float) -> list[dict[str, Any]]:
-        """Clients that give up, that come back when they are told to, that come back at once."""
+        """Compare clients that give up, that obey Retry-After, and that retry at once."""
         rate = load * self.capacity(SCENARIOS[name])
         rows = []
         for retry in ("none", "obey", "naive"):
@@ -147,7 +147,7 @@ class Study:
 
 
 def described(verdict: Verdict) -> dict[str, Any]:
-    """The figures that tables show."""
+    """Return the figures that the tables show."""
     return {
         "goodput": verdict.goodput,
         "misses": verdict.miss_share,
@@ -169,7 +169,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def overload_table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["workload", "load", "offered/s", "goodput/s", "of best fixed limit", "(which)", "of thinning", "missed", "wasted"]
+    head = ["workload", "load", "offered/s", "goodput/s", "vs. best fixed limit", "(which)", "vs. thinning", "missed", "wasted"]
     head += ["class ratio", "TTFT p99", "no control (class ratio)", "vLLM's flags", "Gradient2"]
     lines = []
     for row in rows:
@@ -183,7 +183,7 @@ def overload_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def light_table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["workload", "offered/s", "requests", "refused", "goodput, of that without control", "missed", "missed without control"]
+    head = ["workload", "offered/s", "requests", "refused", "goodput vs. no control", "missed", "missed without control"]
     lines = []
     for row in rows:
         cells = [row["workload"], f"{row['rate']:.1f}", str(row["offered"]), str(row["refused"]), percent(row["goodput_of_none"], 1)]
@@ -192,7 +192,7 @@ def light_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def tenants_table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["workload", "load", "admission", "Jain", "worst tenant, of its share", "kept of a, b, c", "kept of the flood"]
+    head = ["workload", "load", "admission", "Jain", "worst tenant's part of its share", "SLO met: a, b, c", "SLO met: flood"]
     lines = []
     for row in rows:
         cells = [row["workload"], f"{row['load']:g}", row["admission"], f"{row['jain']:.3f}", percent(row["worst"])]
@@ -210,7 +210,7 @@ def bursts_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def retries_table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["clients", "kept in the end", "missed", "wasted", "came back", "of them admitted the first time", "hint off, p50"]
+    head = ["clients", "SLO met in the end", "missed", "wasted", "retried", "admitted at the first retry", "hint error, p50"]
     lines = []
     for row in rows:
         cells = [

@@ -1,1 +1,1 @@
-"""A run from point to point: systems made ready, load applied, recordings kept."""
+"""Runs a sweep point by point: prepares the systems, applies the load, keeps the recordings."""

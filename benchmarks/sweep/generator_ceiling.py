@@ -1,7 +1,8 @@
-"""The generator's own ceiling, against an engine and a server that do nothing: `python -m benchmarks self-test`.
+"""Measures the load generator's ceiling: `python -m benchmarks self-test`.
 
-Two figures a target. Tokens a second of one core, which is tokens over the generator's CPU time and holds also where server and
-generator share a core; and requests a second of one core, with answers of one token.
+The engine and the server do no work. Each target gets two figures. Tokens per core-second are
+tokens divided by the generator's CPU time, so the figure holds even where server and generator
+share a core. Requests per core-second are measured with answers of one token.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +25,14 @@ TOKENS = 128
 
 
 class Ceiling(msgspec.Struct, kw_only=True):
-    """What one core of the generator can do; `seconds` of measurement each. In process this holds the manager's own work too."""
+    """What one core of the generator can do; in process, the figures include the manager's work.
+
+    Attributes:
+        target: The target's name.
+        tokens_per_core_second: Tokens divided by the generator's CPU time.
+        requests_per_core_second: Requests for one token, divided by the generator's CPU time.
+        seconds: Minimum CPU time of each measurement.
+    """
 
     target: str
     tokens_per_core_second: float
@@ -34,14 +42,14 @@ class Ceiling(msgspec.Struct, kw_only=True):
 
 @asynccontextmanager
 async def inprocess_rig() -> AsyncIterator[SystemUnderTest]:
-    """A manager of the engine that does nothing."""
+    """A manager whose engine does no work."""
     async with EngineManager(NoEngine(), ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
         yield InProcessSystem(manager, middle(VOCABULARY), manager_source(manager, Machine()))
 
 
 @asynccontextmanager
 async def http_rig() -> AsyncIterator[SystemUnderTest]:
-    """The fleet's client against the server that does nothing."""
+    """The fleet's client and a server that does no work."""
 
     async def nothing() -> dict[str, object]:
         return {}
@@ -51,13 +59,13 @@ async def http_rig() -> AsyncIterator[SystemUnderTest]:
 
 
 async def inprocess_tokens(seconds: float) -> float:
-    """Tokens a second of a core, in process."""
+    """Return tokens per core-second in process."""
     async with inprocess_rig() as system:
         return await _per_core_second(system, seconds, TOKENS, _tokens)
 
 
 async def measure(seconds: float, report: Callable[[str], None]) -> list[Ceiling]:
-    """Both targets, one after the other."""
+    """Measure both targets, one after the other."""
     found = []
     for name, opened in ((INPROCESS, inprocess_rig()), (HERE, http_rig())):
         async with opened as system:
@@ -73,7 +81,7 @@ def _tokens(measured: Measured) -> int:
 
 
 async def _per_core_second(system: SystemUnderTest, seconds: float, tokens: int, count: Callable[[Measured], int]) -> float:
-    """Rounds, each twice as long as the last one, until one has used `seconds` of CPU."""
+    """Run rounds, each twice as long as the one before, until a round uses `seconds` of CPU time."""
     requests = CLIENTS
     while True:
         workload = Workload(prompt=Fixed(16), output=Fixed(tokens), vocabulary=system.vocabulary)

@@ -1,4 +1,4 @@
-"""The command line of `sweep` and `run`, and what it means."""
+"""Command-line options of `sweep`, `run` and `overhead`."""
 
 import argparse
 import math
@@ -19,7 +19,7 @@ from llmserve.engines.vllm.args import parse_engine_args
 
 
 def lengths(text: str) -> Lengths:
-    """An argument that is a distribution of lengths."""
+    """Parse a distribution of lengths."""
     try:
         return parse_lengths(text)
     except (ValueError, OSError) as error:
@@ -31,7 +31,7 @@ def many_lengths(text: str) -> list[Lengths]:
 
 
 def numbers(kind: type[int] | type[float]) -> Any:
-    """A list with commas between, of numbers above 0."""
+    """Return a parser of comma-separated numbers above 0."""
 
     def parse(text: str) -> list[Any]:
         try:
@@ -39,7 +39,7 @@ def numbers(kind: type[int] | type[float]) -> Any:
         except ValueError:
             found = []
         if not found or not all(0 < number < 10**8 for number in found):
-            raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0, with commas between them")
+            raise argparse.ArgumentTypeError(f"{text!r}: write numbers above 0, separated by commas")
         return found
 
     return parse
@@ -49,25 +49,25 @@ def positive(kind: type[int] | type[float]) -> Any:
     def parse(text: str) -> Any:
         (found, *more) = numbers(kind)(text)
         if more:
-            raise argparse.ArgumentTypeError(f"{text!r}: one number")
+            raise argparse.ArgumentTypeError(f"{text!r}: write one number")
         return found
 
     return parse
 
 
 def span(text: str) -> tuple[float, float]:
-    """`FIRST:LAST`, rates of a ramp."""
+    """Parse `FIRST:LAST`, the rates of a ramp."""
     try:
         first, last = (float(part) for part in text.split(":"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST") from None
     if not (math.isfinite(first + last) and first >= 0 and last >= 0 and first + last > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: rates of 0 or more, not both 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: rates must be 0 or more, and not both 0")
     return first, last
 
 
 def stairs(text: str) -> tuple[tuple[float, float], ...]:
-    """`RATE:SECONDS,RATE:SECONDS,...`."""
+    """Parse `RATE:SECONDS,RATE:SECONDS,...`."""
     try:
         found = tuple((float(rate), float(seconds)) for rate, seconds in (part.split(":") for part in text.split(",")))
     except ValueError:
@@ -75,75 +75,93 @@ def stairs(text: str) -> tuple[tuple[float, float], ...]:
     if not all(math.isfinite(rate + seconds) and rate >= 0 and seconds > 0 for rate, seconds in found) or not any(
         rate for rate, _ in found
     ):
-        raise argparse.ArgumentTypeError(f"{text!r}: rates of 0 or more, seconds above 0, and some load")
+        raise argparse.ArgumentTypeError(f"{text!r}: rates must be 0 or more and one of them above 0; seconds must be above 0")
     return found
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What `sweep` and `run` share."""
+    """Add the options that `sweep` and `run` share."""
     what = command.add_argument_group("what is measured")
     what.add_argument(
         "--target",
         default="inprocess",
-        help="inprocess, http (our server over the same engine), or a server's URL; several with commas between (default: %(default)s)",
+        help="inprocess, http (our server over the same engine) or a server's URL; separate several by commas (default: %(default)s)",
     )
-    words = "of our own: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; several with commas between, on one engine (default: none)"
+    words = "admission policies of our targets: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; comma-separated (default: none)"
     what.add_argument("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
-    what.add_argument("--model", help="of our own: bundled, a folder or a hub name; of a server: its name for it")
-    what.add_argument("--engine", choices=list(ENGINES), default="vllm")
+    what.add_argument("--model", help="our targets: bundled, a folder or a hub name; a server: its name for the model")
+    what.add_argument("--engine", choices=ENGINES, default="vllm")
     what.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    what.add_argument("--processes", type=positive(int), default=1, help="generators for HTTP, each with a core of its own (default: 1)")
-    what.add_argument("--vocabulary", type=positive(int), default=32_000, help="of a server's model: its token ids (default: %(default)s)")
-    load = command.add_argument_group("load")
-    load.add_argument("--requests", type=positive(int), default=32, help="at least so many in a closed loop (default: %(default)s)")
-    load.add_argument("--per-client", type=positive(int), default=6, help="and at least so many for each client (default: %(default)s)")
-    words = "all clients of a closed loop begin together with whole answers, as other tools have it, and stay in step"
-    load.add_argument("--in-step", action="store_true", help=words)
-    load.add_argument("--seconds", type=positive(float), default=30.0, help="length of an open loop (default: %(default)s)")
-    load.add_argument(
-        "--warm-up", type=positive(int), default=4, help="requests before each point that do not count (default: %(default)s)"
+    what.add_argument("--processes", type=positive(int), default=1, help="generator processes for HTTP, one core each (default: 1)")
+    what.add_argument(
+        "--vocabulary", type=positive(int), default=32_000, help="vocabulary size of a remote server's model (default: %(default)s)"
     )
-    load.add_argument("--repeats", type=positive(int), default=1, help="of each point, each on prompts of its own (default: 1)")
-    load.add_argument("--slo-ttft", type=positive(float), metavar="S", help="promised seconds to the first token: counts goodput")
-    load.add_argument("--slo-tpot", type=positive(float), metavar="S", help="promised seconds for each further token")
+    load = command.add_argument_group("load")
+    load.add_argument(
+        "--requests", type=positive(int), default=32, help="minimum number of requests in a closed loop (default: %(default)s)"
+    )
+    load.add_argument(
+        "--per-client", type=positive(int), default=6, help="minimum number of requests per client in a closed loop (default: %(default)s)"
+    )
+    words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
+    load.add_argument("--in-step", action="store_true", help=words)
+    load.add_argument("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
+    load.add_argument(
+        "--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)"
+    )
+    load.add_argument(
+        "--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)"
+    )
+    load.add_argument(
+        "--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission"
+    )
+    load.add_argument("--slo-tpot", type=positive(float), metavar="S", help="target time per output token after the first, in seconds")
     shape = command.add_argument_group("requests")
     shape.add_argument("--output-tokens", type=lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
-    shape.add_argument("--shared-prefix", type=int, default=0, metavar="N", help="tokens that all prompts begin with, on top of their own")
-    shape.add_argument("--turns", type=lengths, default="1", metavar="LENGTHS", help="of a conversation (default: %(default)s)")
+    shape.add_argument(
+        "--shared-prefix", type=int, default=0, metavar="N", help="tokens that all prompts begin with, in addition to --prompt-tokens"
+    )
+    shape.add_argument("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")
     shape.add_argument("--tenants", type=positive(int), default=1, metavar="N")
-    shape.add_argument("--priorities", type=int, nargs="+", default=[0], metavar="P", help="drawn with equal chances")
-    shape.add_argument("--cancelling", type=float, default=0.0, metavar="SHARE", help="of clients that leave after --patience seconds")
+    shape.add_argument(
+        "--priorities", type=int, nargs="+", default=[0], metavar="P", help="request priorities, drawn with equal probability"
+    )
+    shape.add_argument(
+        "--cancelling", type=float, default=0.0, metavar="SHARE", help="share of requests whose client leaves after --patience seconds"
+    )
     shape.add_argument("--patience", type=positive(float), default=1.0, metavar="S")
     shape.add_argument("--seed", type=int, default=1)
-    command.add_argument("--no-ceiling", action="store_true", help="do not measure the generator's own ceiling first (1 s)")
+    command.add_argument("--no-ceiling", action="store_true", help="skip the measurement of the generator's ceiling (1 s)")
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
 
 
 def add_loads(command: argparse.ArgumentParser) -> None:
-    """Of a sweep: several."""
-    command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="closed loops")
-    command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="open loops: requests a second")
+    """Add the loads of a sweep."""
+    command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="clients of each closed loop")
+    command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="requests per second of each open loop")
     _add_burstiness(command)
     names = ("--prompt-tokens", "--prompt-lengths")
-    command.add_argument(*names, dest="prompts", type=many_lengths, default="128", metavar="LENGTHS,...", help="each by each load")
+    command.add_argument(
+        *names, dest="prompts", type=many_lengths, default="128", metavar="LENGTHS,...", help="each is measured at each load"
+    )
 
 
 def add_load(command: argparse.ArgumentParser) -> None:
-    """Of a run: one."""
+    """Add the load of a run."""
     load = command.add_mutually_exclusive_group(required=True)
-    load.add_argument("--concurrency", type=positive(int), metavar="N", help="a closed loop")
-    load.add_argument("--rate", type=positive(float), metavar="R", help="an open loop: requests a second")
+    load.add_argument("--concurrency", type=positive(int), metavar="N", help="clients of a closed loop")
+    load.add_argument("--rate", type=positive(float), metavar="R", help="requests per second of an open loop")
     load.add_argument("--ramp", type=span, metavar="FIRST:LAST", help="a rate that changes linearly over --seconds")
-    load.add_argument("--steps", type=stairs, metavar="RATE:SECONDS,...", help="a rate that jumps")
+    load.add_argument("--steps", type=stairs, metavar="RATE:SECONDS,...", help="a rate that changes in steps")
     load.add_argument("--trace", type=pathlib.Path, metavar="FILE", help="recorded traffic: JSONL or CSV of Mooncake, Azure or BurstGPT")
-    command.add_argument("--trace-speed", type=positive(float), default=1.0, metavar="X", help="send it so many times as fast")
-    command.add_argument("--trace-limit", type=positive(int), metavar="N", help="only its first requests")
+    command.add_argument("--trace-speed", type=positive(float), default=1.0, metavar="X", help="replay speed relative to the recording")
+    command.add_argument("--trace-limit", type=positive(int), metavar="N", help="replay only the first N requests")
     _add_burstiness(command)
     command.add_argument("--prompt-tokens", dest="prompts", type=many_lengths, default="128", metavar="LENGTHS")
 
 
 def _add_burstiness(command: argparse.ArgumentParser) -> None:
-    words = "gaps of an open loop: inf is constant, 1 Poisson (the default), below 1 bursty"
+    words = "arrival gaps of an open loop: inf is constant, 1 is Poisson (the default), less than 1 is bursty"
     command.add_argument("--burstiness", type=float, default=1.0, metavar="SHAPE", help=words)
 
 
@@ -173,13 +191,13 @@ def run_load(options: argparse.Namespace) -> Load:
 
 
 def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
-    """Raises TargetError for what does not go together."""
+    """Convert the options to settings; raises TargetError for an invalid combination."""
     if not loads:
-        raise TargetError("nothing to measure: give --concurrency 1,2,4 or --rate 0.5,1,2")
+        raise TargetError("nothing to measure: pass --concurrency 1,2,4 or --rate 0.5,1,2")
     if not 0 <= options.cancelling <= 1:
-        raise TargetError(f"--cancelling is a share from 0 to 1, not {options.cancelling:g}")
+        raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
-        raise TargetError(f"--out takes a file that ends in .json, not {options.out}")
+        raise TargetError(f"--out must end in .json, not {options.out}")
     tenants = ("default",) if options.tenants == 1 else tuple(f"tenant-{number}" for number in range(options.tenants))
     workload = Workload(
         prompt=options.prompts[0],
@@ -216,20 +234,22 @@ def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
 
 
 def add_overhead(command: argparse.ArgumentParser) -> None:
-    sides = f"of {', '.join([*IN_PROCESS, *WAYS])}; :N behind {', '.join(MANY)} asks for N processes (default: %(default)s)"
+    sides = f"from {', '.join([*IN_PROCESS, *WAYS])}; append :N to {', '.join(MANY)} for N processes (default: %(default)s)"
     command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
     command.add_argument(
         "--core", choices=("stubbed", "nothing", "null", "real"), default="stubbed", help="the engine core (default: %(default)s)"
     )
     command.add_argument("--streams", type=numbers(int), default=[64], metavar="N,N,...")
     command.add_argument("--rounds", type=positive(int), default=5)
-    command.add_argument("--requests", type=positive(int), default=1, help="of each stream in a round, one after another")
+    command.add_argument("--requests", type=positive(int), default=1, help="consecutive requests of each stream in a round")
     command.add_argument("--prompt-tokens", type=positive(int), default=16)
     command.add_argument("--output-tokens", type=positive(int), default=1024)
-    command.add_argument("--processes", type=positive(int), default=1, help="of the generator, for each server")
+    command.add_argument("--processes", type=positive(int), default=1, help="generator processes for each server")
     command.add_argument("--model", default="bundled")
-    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="for every engine; repeat it")
-    command.add_argument("--against", type=_pair, action="append", default=[], metavar="A/B", help="one more ratio of two sides; repeat it")
+    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="for every engine; repeatable")
+    command.add_argument(
+        "--against", type=_pair, action="append", default=[], metavar="A/B", help="report the ratio of two variants; repeatable"
+    )
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
 
@@ -241,7 +261,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def side_names(text: str) -> list[str]:
-    """Raises TargetError, naming the side that does not exist."""
+    """Split the names of variants; raises TargetError that names an unknown variant."""
     names = text.split(",")
     for name in names:
         if name not in IN_PROCESS:

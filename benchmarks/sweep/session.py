@@ -1,4 +1,4 @@
-"""A run: opens the targets, walks through the points, shows what is going on, keeps what was measured."""
+"""One run: opens the targets, measures every point, shows progress and keeps the recording."""
 
 import asyncio
 import datetime
@@ -26,13 +26,19 @@ from benchmarks.targets import TargetError
 from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Lengths, Workload
 
-# A warm-up fills caches, connections and compilers; long answers would add nothing but time.
+# A warm-up fills caches, connections and compilers. Long answers would only add time.
 WARM_UP_TOKENS = 8
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """All that a run is asked to do. `requests` and `per_client` bound a closed loop from below, `seconds` is an open one's length."""
+    """Settings of a run.
+
+    Attributes:
+        requests: Minimum number of requests in a closed loop.
+        per_client: Minimum number of requests per client in a closed loop.
+        seconds: Duration of an open loop.
+    """
 
     targets: list[str]
     loads: list[Load]
@@ -54,9 +60,9 @@ class Settings:
     admissions: tuple[str, ...] = (NO_ADMISSION,)
 
     def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PlannedRequest]]:
-        """Every load of every prompt length, all of it `repeats` times: (which repeat, job). The same whatever the target.
+        """Yield (repeat, job) for every load at every prompt length; independent of the target.
 
-        A repeat comes when all other points have had their turn, so that it meets the machine in another mood.
+        A repeat runs after all other points, so that it meets the machine in a different state.
         """
         rounds = itertools.product(range(self.repeats), self.prompts, self.loads)
         for number, (repeat, prompt, load) in enumerate(rounds):
@@ -67,7 +73,10 @@ class Settings:
 
 
 async def run(settings: Settings) -> int:
-    """Measure everything and write the files after every point; Ctrl-C keeps what there is. Returns the exit code."""
+    """Measure all points and write the files after each; Ctrl-C keeps what was measured.
+
+    Returns the exit code.
+    """
     async with open_bench(
         settings.targets,
         model=settings.model,
@@ -83,19 +92,19 @@ async def run(settings: Settings) -> int:
             recording.run.ceiling[INPROCESS] = await generator_ceiling.inprocess_tokens(settings.ceiling_seconds)
         try:
             for repeat, job in settings.jobs(bench.systems[0].vocabulary):
-                # Point by point through the targets, so that what drifts on the machine falls on all of them alike.
+                # All targets measure a point before the next point, so that drift affects all of them alike.
                 for system in bench.systems:
                     await measure(system, job, settings, repeat, recording)
         finally:
-            # With nothing measured, nothing was written, and a file of that name from another day stays.
+            # Without a measured point no file was written, and an older file of that name stays.
             if recording.run.points:
                 print(report.conclusion(report.analyse(recording)))
-                print(f"written: {settings.out}, and beside it {storage.requests_path(settings.out).name}")
+                print(f"written: {settings.out} and {storage.requests_path(settings.out).name}")
     return 0
 
 
 def begin(settings: Settings, bench: TestBed) -> Run:
-    """The run before its first point."""
+    """Return the run as it is before its first point."""
     workload = settings.workload
     facts = {field.name: getattr(workload, field.name) for field in attrs.fields(Workload)}
     facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
@@ -111,7 +120,10 @@ def begin(settings: Settings, bench: TestBed) -> Run:
 
 
 async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settings, repeat: int, recording: Recording) -> None:
-    """One point on one target, after a warm-up on prompts of its own. Raises TargetError when the warm-up brings nothing but errors."""
+    """Measure one point on one target, after a warm-up with different prompts.
+
+    Raises TargetError when the warm-up brings only errors.
+    """
     point = Point(
         number=len(recording.run.points),
         target=system.name,
@@ -127,8 +139,8 @@ async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settin
     warmed = Measured()
     await system.run(warm_up(job, settings.warm_up), warmed, lambda _: None)
     if all(record.outcome in ("error", "connection") for record in warmed.records):
-        detail = " ".join(next((record.detail for record in warmed.records), "it was sent none").split())
-        raise TargetError(f"{system.name} answers no request: {detail}")
+        detail = " ".join(next((record.detail for record in warmed.records), "no request was sent").split())
+        raise TargetError(f"{system.name} does not answer requests: {detail}")
     measured, monitor = Measured(), Monitor(point.number, system.read)
     recording.run.points.append(point)
     try:
@@ -147,7 +159,7 @@ async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settin
 
 
 def warm_up(job: PlannedRequest, requests: int) -> PlannedRequest:
-    """As many clients as the point will have (four for an open loop), with prompts of their own and short answers."""
+    """Return the warm-up job: the point's clients (four for an open loop), other prompts, short answers."""
     clients = job.load.concurrency or 4
     workload = attrs.evolve(job.workload, output=Fixed(WARM_UP_TOKENS), turns=Fixed(1), cancelling=0.0)
     load = Load(concurrency=clients)

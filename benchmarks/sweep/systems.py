@@ -1,4 +1,4 @@
-"""Targets made ready to be loaded: opened once for a run, then given one job after another."""
+"""Systems under test: opened once for a run, then loaded with one job after another."""
 
 import re
 import sys
@@ -29,12 +29,17 @@ from llmserve.engines import ENGINES, create_engine
 from llmserve.models import BUNDLED, resolve
 
 INPROCESS, HERE = "inprocess", "http"
-# What is measured then is the engine, under the load that was asked for.
+# Without admission, a run measures the engine under the requested load.
 NO_ADMISSION = "none"
 
 
 class SystemUnderTest(Protocol):
-    """One target. `read` tells what its engine says at the moment; `processes` of the generator are its own, 0 where it has none."""
+    """One target under load.
+
+    Attributes:
+        processes: Generator processes that the target has, or 0 if it has none.
+        read: Reads the engine's current figures.
+    """
 
     @property
     def name(self) -> str: ...
@@ -49,12 +54,12 @@ class SystemUnderTest(Protocol):
     def read(self) -> Read: ...
 
     async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
-        """Do a job, and fill in `measured` even if cancelled."""
+        """Run a job, and fill in `measured` even if cancelled."""
 
 
 @attrs.define
 class InProcessSystem:
-    """The manager itself, loaded from its own event loop."""
+    """The manager, loaded from its own event loop."""
 
     manager: EngineManager
     vocabulary: tuple[int, int]
@@ -68,7 +73,11 @@ class InProcessSystem:
 
 @attrs.define
 class FleetSystem:
-    """A server, loaded from processes of their own; `timelines` are what its engine saw, where the server is ours."""
+    """A server, loaded from separate processes.
+
+    Attributes:
+        timelines: What the engine recorded, where the server is ours.
+    """
 
     name: str
     fleet: Fleet
@@ -90,7 +99,7 @@ class FleetSystem:
 
 @attrs.define
 class TestBed:
-    """All rigs of a run, what their engine told of itself, and its memory."""
+    """All systems of a run, the engine's description, and its memory."""
 
     systems: list[SystemUnderTest]
     engine: dict[str, Any] | None = None
@@ -110,11 +119,18 @@ async def open_bench(
     admissions: Sequence[str] = (NO_ADMISSION,),
     promise: Promise = Promise(),  # noqa: B008 - frozen
 ) -> AsyncIterator[TestBed]:
-    """`inprocess`, `http` (our own server over the same engine), each under each of the `admissions`, or the URL of a server. Raises
-    TargetError, and ConfigurationError for an admission that there is not."""
+    """Open the targets of a run.
+
+    A target is `inprocess`, `http` (our server over the same engine) or the URL of a server.
+    `inprocess` and `http` are opened once for each of the `admissions`.
+
+    Raises:
+        TargetError: A target is invalid.
+        ConfigurationError: An admission policy is unknown.
+    """
     for target in targets:
         if target not in (INPROCESS, HERE) and not re.match(r"https?://", target):
-            raise TargetError(f"--target takes inprocess, http, or a URL that begins with http:// or https://, not {target!r}")
+            raise TargetError(f"--target must be inprocess, http or an http:// or https:// URL, not {target!r}")
     bench = TestBed([])
     async with AsyncExitStack() as stack:
         if {INPROCESS, HERE} & set(targets):
@@ -132,7 +148,7 @@ async def open_bench(
 
 @attrs.define
 class LocalSystem:
-    """Our own side of a bench: one engine, and a manager over it for each admission that is measured."""
+    """Our targets of a test bed: one engine, and a manager over it for each admission policy."""
 
     stack: AsyncExitStack
     bench: TestBed
@@ -163,7 +179,7 @@ class LocalSystem:
         info = engine.info
         setup = Setup(slo=slo, max_num_seqs=info.max_num_seqs, max_num_batched_tokens=info.max_num_batched_tokens)
         timelines = Timelines()
-        # Asked at every token, so not even an observer that does nothing is there in vain.
+        # Observers are called for every token, so a manager gets no observer without need.
         observers = [timelines] if HERE in self.targets else []
         config = ManagerConfig(slo=slo, admission=AdmissionConfig(max_running=0))
         manager = EngineManager(engine, config, observers, admission=make(name, setup))
@@ -179,7 +195,7 @@ class LocalSystem:
 
 
 def describe_memory(memory: Memory, machine: Machine, model: str | None, engine: dict[str, Any], engine_args: dict[str, Any]) -> None:
-    """What is measured once the engine is up, and what the model's files say."""
+    """Record what is measured once the engine is up, and what the model's files say."""
     memory.device = engine["device"]
     memory.loaded = machine.vram() or machine.rss()
     memory.max_model_len = engine["max_model_len"]
@@ -192,5 +208,5 @@ def describe_memory(memory: Memory, machine: Machine, model: str | None, engine:
 
 
 def middle(vocabulary: int) -> tuple[int, int]:
-    """Token ids to make prompts of: from the middle of the vocabulary, where no special tokens are."""
+    """Return the token ids for prompts: the middle of the vocabulary, which has no special tokens."""
     return vocabulary // 4, vocabulary // 4 * 3

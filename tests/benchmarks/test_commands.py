@@ -102,7 +102,7 @@ def test_a_server_that_answers_500_is_told_in_its_own_words_and_no_older_file_is
         found = benchmarks("run", "--target", f"http://127.0.0.1:{server.server_port}", "--concurrency", "2", "--out", str(out))
         server.shutdown()
     assert found.returncode == 2
-    assert "answers no request: HTTP 500: out of luck" in found.stderr.splitlines()[-1]
+    assert "does not answer requests: HTTP 500: out of luck" in found.stderr.splitlines()[-1]
     assert out.read_text() == "from another day"
 
 

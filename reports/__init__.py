@@ -1,1 +1,1 @@
-"""Reads results and draws them; never runs anything."""
+"""Reads results and draws them; runs no measurement."""

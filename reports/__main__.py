@@ -36,29 +36,31 @@ def run_serve(given: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    build = commands.add_parser("build", help="one HTML file that works without a network")
+    build = commands.add_parser("build", help="write one HTML file that works without a network")
     build.set_defaults(run_command=run_build)
     build.add_argument("-o", "--out", type=Path, default=Path("report.html"))
-    drawn = commands.add_parser("pictures", help="throughput_vs_concurrency, latency_vs_concurrency and vram_usage as PNG (needs Chromium)")
+    drawn = commands.add_parser(
+        "pictures", help="draw throughput_vs_concurrency, latency_vs_concurrency and vram_usage as PNG (needs Chromium)"
+    )
     drawn.set_defaults(run_command=run_pictures)
     drawn.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER")
-    study = commands.add_parser("overload", help="what `python -m benchmarks overload --out` wrote, as a page")
+    study = commands.add_parser("overload", help="write a page of a study by `python -m benchmarks overload --out`")
     study.set_defaults(run_command=run_overload)
     study.add_argument("study", type=Path, metavar="STUDY.json")
     study.add_argument("-o", "--out", type=Path, default=Path("overload.html"))
-    serve = commands.add_parser("serve", help="the same page by a server: pick runs, compare them, follow a live server's /metrics")
+    serve = commands.add_parser("serve", help="serve the page: choose runs, compare them, follow a live server's /metrics")
     serve.set_defaults(run_command=run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=int, default=5006, help="0 takes a free one (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=5006, help="0 chooses a free port (default: %(default)s)")
     for command in (build, drawn, serve):
         command.add_argument("runs", type=Path, nargs="+", metavar="RUN.json or FOLDER")
     for command in (build, drawn):
-        command.add_argument("--no-reference", action="store_true", help="without the built-in RTX 4090 run")
+        command.add_argument("--no-reference", action="store_true", help="leave out the built-in RTX 4090 run")
     return parser
 
 
 def main() -> None:
-    """Exit code 0, or 2 for a wrong input."""
+    """Exit with code 0, or 2 for a wrong input."""
     parser = build_parser()
     given = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""What a page says in words: head, verdict, tiles, table and files, as HTML. Everything that comes from a run is escaped."""
+"""The texts of a page as HTML: head, verdict, tiles, table and files. Everything from a run is escaped."""
 
 import base64
 import csv
@@ -15,7 +15,7 @@ from benchmarks.recording.storage import requests_path, samples_path
 from reports.page_data import Content, Named, Series
 from reports.theme import STYLE
 
-# Larger ones are named only: a page of tens of megabytes is no longer one that opens.
+# Larger files are only named, because a page of tens of megabytes hardly opens.
 MAX_EMBEDDED_BYTES = 4 * 2**20
 
 
@@ -28,7 +28,7 @@ def warning(text: str) -> Div:
 
 
 def head(content: Content) -> Div:
-    """Title, what was measured on what, and whether it may be believed."""
+    """Return the title, what was measured on which machine, and whether it is valid."""
     models = ", ".join(dict.fromkeys(run.analysis.model for run in content.runs))
     parts = [f"<h1>{html.escape(models)} under load</h1>"]
     parts += [f"<details><summary>{html.escape(_in_short(run))}</summary>{_facts(run)}</details>" for run in content.runs]
@@ -36,10 +36,10 @@ def head(content: Content) -> Div:
     total = sum(len(run.analysis.views) for run in content.runs)
     if bad:
         reasons = "".join(f"<li>{html.escape(f'{_where(content, run, view)}: ' + '; '.join(view.faults))}</li>" for run, view in bad)
-        words = f"{len(bad)} of {total} points are not valid. They are drawn hollow and do not count for the verdict."
+        words = f"{len(bad)} of {total} points are not valid. They are drawn hollow, and the verdict ignores them."
         parts.append(f'<div class="banner bad"><details><summary>{words}</summary><ul>{reasons}</ul></details></div>')
     else:
-        words = f"All {total} points are valid: sent on time, generator not busy, steady, token counts exact."
+        words = f"All {total} points are valid: requests sent on time, generator not busy, throughput steady, token counts exact."
         parts.append(f'<div class="banner good"><p>{words}</p></div>')
     return block("".join(parts))
 
@@ -72,24 +72,24 @@ def _facts(run: Named) -> str:
         "GPU and driver": f"{', '.join(host.get('gpus') or []) or 'none'}, {host.get('driver') or 'no driver'}",
         "workload": recording.workload,
         "generator's ceiling, tokens/s": recording.ceiling or "not measured",
-        "promise": f"TTFT {recording.promise.ttft or '-'} s, TPOT {recording.promise.tpot or '-'} s",
+        "SLO": f"TTFT {recording.promise.ttft or '-'} s, TPOT {recording.promise.tpot or '-'} s",
     }
     return '<dl class="facts">' + "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items()) + "</dl>"
 
 
 def verdicts(content: Content) -> Div:
-    """A sentence for each sweep, and beneath it what the engine said and what to set."""
+    """Return each sweep's verdict, with its evidence and advice."""
     parts = []
     for series in content.sweeps:
         found = series.sweep.saturation
         if found is not None:
             lines = "".join(f"<li>{html.escape(line)}</li>" for line in (f"Evidence {found.evidence}.", *found.advice))
             parts.append(f'<div class="verdict" style="border-color:{series.colour}">{html.escape(found.verdict)}<ul>{lines}</ul></div>')
-    return block("".join(parts) or '<div class="verdict">No sweep over concurrencies, so nothing can be said about saturation.</div>')
+    return block("".join(parts) or '<div class="verdict">No sweep over concurrencies, so there is no verdict on saturation.</div>')
 
 
 def tiles(content: Content) -> Div:
-    """The few figures that one looks for first, for each sweep."""
+    """Return the most important figures of each sweep."""
     parts = []
     for series in content.sweeps:
         if len(content.sweeps) > 1:
@@ -105,18 +105,18 @@ def _tiles(series: Series) -> list[tuple[str, str]]:
     views, verdict = series.sweep.views, series.sweep.saturation
     knee = verdict.knee if verdict is not None else None
     best = max(views, key=lambda view: view.summary.tokens_per_second)
-    # Where it is loaded well but not beyond the knee: what an operator would run at.
+    # The working point is the load nearest to the knee: where an operator would run.
     working = min(views, key=lambda view: abs((view.point.concurrency or 0) - knee.concurrency)) if isinstance(knee, Knee) else best
-    found = [("most output tokens/s, at " + best.point.load, f"{best.summary.tokens_per_second:,.0f}")]
+    found = [("highest output tokens/s, at " + best.point.load, f"{best.summary.tokens_per_second:,.0f}")]
     interval = f"{knee.concurrency:.0f} [{knee.low:.0f}, {knee.high:.0f}]" if isinstance(knee, Knee) else "not found"
-    found.append(("knee, requests at once", interval))
-    found.append(("what binds", verdict.cause.name if verdict is not None and verdict.cause is not None else "-"))
+    found.append(("knee (concurrency)", interval))
+    found.append(("limited by", verdict.cause.name if verdict is not None and verdict.cause is not None else "-"))
     for name in ("p50", "p99"):
         distribution = working.summary.ttft
         found.append((f"TTFT {name} at {working.point.load}", milliseconds(distribution.at(name))))
     found.append((f"TPOT p50 at {working.point.load}", milliseconds(working.summary.tpot.at("p50"))))
     if working.summary.attainment is not None:
-        found.append((f"kept the promise at {working.point.load}", f"{working.summary.attainment:.1%}"))
+        found.append((f"met the SLO at {working.point.load}", f"{working.summary.attainment:.1%}"))
     return found
 
 
@@ -140,7 +140,7 @@ def _row(view: View) -> list[str]:
 
 
 def table(content: Content) -> Div:
-    """Every point of every run, latencies in milliseconds."""
+    """Return a table of every point of every run, latencies in milliseconds."""
     parts = []
     for run in content.runs:
         if len(content.runs) > 1:
@@ -150,11 +150,14 @@ def table(content: Content) -> Div:
         parts.append(f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>')
     if content.reference is not None:
         parts.append(f"<h2>{html.escape(content.reference.name)}</h2>" + _reference(content))
-    return block("".join(parts) + '<p class="note">Latencies in ms, from the intended send. "-": too few requests for that percentile.</p>')
+    return block(
+        "".join(parts)
+        + '<p class="note">Latencies in ms, measured from the intended send. "-" means too few requests for the percentile.</p>'
+    )
 
 
 def _cells(view: View) -> list[str]:
-    """The row without the reasons, which stand at the head of the page."""
+    """Return the row without the reasons, which the head of the page lists."""
     *cells, _ = _row(view)
     return [*cells, "yes" if view.valid else "no"]
 
@@ -166,16 +169,16 @@ def _cell(text: str) -> str:
 def _reference(content: Content) -> str:
     reference = content.reference
     assert reference is not None
-    heads = "<tr><th>at once</th><th>tokens/s</th><th>TTFT p99</th></tr>"
+    heads = "<tr><th>concurrency</th><th>tokens/s</th><th>TTFT p99</th></tr>"
     triples = zip(reference.concurrency, reference.tokens_per_second, reference.ttft_p99, strict=True)
     rows = "".join(f"<tr><td>{level}</td><td>{rate:,.1f}</td><td>{time * 1000:,.1f}</td></tr>" for level, rate, time in triples)
     return f"<table>{heads}{rows}</table>"
 
 
 def files(content: Content) -> Div:
-    """The points as CSV and the run's own files, inside the page as far as they are small."""
-    again = "<code>python -m reports build</code> makes the page from them again"
-    parts = [f"<p>Every figure on this page follows from these files; {again}.</p><ul>"]
+    """Return the points as CSV and the run's files, embedded in the page if they are small."""
+    again = "<code>python -m reports build</code> builds the page from them"
+    parts = [f"<p>Every figure on this page is derived from these files; {again}.</p><ul>"]
     for run in content.runs:
         parts.append(_link(f"{run.name}.points.csv", _csv([HEADS, *(_row(view) for view in run.analysis.views)]), "text/csv"))
         for path in (run.path, requests_path(run.path), samples_path(run.path)):
@@ -183,7 +186,7 @@ def files(content: Content) -> Div:
             if len(data) <= MAX_EMBEDDED_BYTES:
                 parts.append(_link(path.name, data, "application/octet-stream"))
             else:
-                parts.append(f"<li>{html.escape(path.name)}: {len(data) / 2**20:.0f} MiB, too large to be in the page</li>")
+                parts.append(f"<li>{html.escape(path.name)}: {len(data) / 2**20:.0f} MiB, too large to embed</li>")
     return block("".join(parts) + "</ul>")
 
 

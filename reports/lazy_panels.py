@@ -1,5 +1,9 @@
-"""What is drawn only once a reader opens it. Bokeh lays out all that is in the page, hidden or not, before it shows any: the 59 charts of
-two runs took 11 s, the six of the first tab take one (2 cores, no GPU). What only a script has as an argument is there and not drawn."""
+"""Panels that are drawn only when a reader opens them.
+
+Bokeh lays out everything in the page, hidden or not, before it shows anything: the 59 charts of two runs
+took 11 s, the six of the first tab take one (2 cores, no GPU). A chart that is only a script's argument
+is in the page but not drawn.
+"""
 
 from collections.abc import Mapping
 
@@ -10,7 +14,7 @@ SWAP = "box.children = [contents[names.indexOf(cb_obj.value)]]"
 
 
 def tabs(pages: Mapping[str, UIElement], opened: int = 0, **options: object) -> Tabs:
-    """A tab for each, of which the one numbered `opened` is shown; beyond the last it is the last."""
+    """Return one tab per page; `opened` is the number of the tab shown, limited to the last tab."""
     boxes = [Column(children=[Spacer()], sizing_mode="stretch_width") for _ in pages]
     contents = list(pages.values())
     panels = [TabPanel(title=title, child=box) for title, box in zip(pages, boxes, strict=True)]
@@ -22,7 +26,7 @@ def tabs(pages: Mapping[str, UIElement], opened: int = 0, **options: object) -> 
 
 
 def choice(title: str, choices: Mapping[str, UIElement], **options: object) -> tuple[Select, UIElement]:
-    """A list to choose from by name, and the place where what is chosen is shown; at first the first."""
+    """Return a list of names and a box that shows the chosen content; the first is shown at first."""
     names, contents = list(choices), list(choices.values())
     box = Column(children=contents[:1], sizing_mode="stretch_width")
     select = Select(title=title, value=names[0], options=names, **options)

@@ -1,4 +1,4 @@
-"""A live server's engine, followed through its /metrics: ours or vLLM's own."""
+"""Follows a live server's engine through /metrics: ours or vLLM's."""
 
 import time
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ FIELDS = ("running", "waiting", "admission_waiting", "kv_usage", "tokens_per_sec
 
 
 class Live:
-    """One page's view of one server. Nothing is asked of it before the reader presses the button."""
+    """One page's view of one server; sends no request before the reader presses the button."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -32,7 +32,7 @@ class Live:
         self._callback: object | None = None
 
     def panel(self) -> UIElement:
-        """Controls, and three charts on one time axis."""
+        """Return the controls, and three charts on one time axis."""
         requests = self._chart("Requests in the engine", "requests", {"running": "running", "waiting": "waiting in the engine"})
         requests.line("time", "admission_waiting", source=self._source, color=PALETTE[4], legend_label="waiting for admission")
         cache = self._chart("KV cache", "share", {"kv_usage": "in use"}, x_range=requests.x_range, y_range=(0, 1.02))
@@ -54,7 +54,7 @@ class Live:
 
     def _toggled(self, _: str, __: bool, on: bool) -> None:  # noqa: FBT001 - Bokeh calls it so
         if on and urlsplit(self._address.value).scheme not in ("http", "https"):
-            self._state.text = f"<p class='bad'>{self._address.value!r} is no URL: write http://HOST:PORT</p>"
+            self._state.text = f"<p class='bad'>{self._address.value!r} is not a URL: write http://HOST:PORT</p>"
             self._follow.active = False
         elif on:
             self._callback = self._document.add_periodic_callback(self._poll, INTERVAL_MS)
@@ -68,7 +68,7 @@ class Live:
             response = await AsyncHTTPClient().fetch(address, headers={"Accept": "text/plain"}, request_timeout=INTERVAL_MS / 1000)
             fields = parse_metrics(response.body.decode())
         except Exception as error:
-            # Refused, reset, timed out, not text: whatever it is, the reader is told, and it is tried again.
+            # Refused, reset, timed out or not text: show the error to the reader and try again.
             self._state.text = f"<p class='bad'>{address}: {error}</p>"
             return
         now = time.monotonic()
@@ -79,4 +79,4 @@ class Live:
             self._last = (now, tokens)
         row = {**{name: fields.get(name) for name in FIELDS}, "tokens_per_second": rate, "time": now - self._began}
         self._source.stream({name: [float("nan") if value is None else float(value)] for name, value in row.items()}, rollover=MAX_POINTS)
-        self._state.text = "<p class='good'>following</p>" if fields else f"<p class='bad'>{address} tells no series of an engine</p>"
+        self._state.text = "<p class='good'>following</p>" if fields else f"<p class='bad'>{address} has no metrics of an engine</p>"

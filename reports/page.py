@@ -1,4 +1,4 @@
-"""The page: one layout for the file and for the server. Provenance and validity, verdict, tiles, then the charts in tabs."""
+"""The page: one layout for the file and the server. Provenance, validity, verdict, tiles, then tabs of charts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +49,10 @@ def template() -> Template:
 
 
 def roots(content: Content, more: Mapping[str, UIElement] | None = None, opened: int = 0) -> list[UIElement]:
-    """From top to bottom; the last are the tabs, with `more` of them behind the page's own, the one numbered `opened` on top."""
+    """Return the page's roots from top to bottom.
+
+    The last root is the tabs: the page's, then `more`; `opened` is the number of the tab shown.
+    """
     pages = {**_pages(content), **(more or {})}
     return [
         html_blocks.head(content),
@@ -60,7 +63,7 @@ def roots(content: Content, more: Mapping[str, UIElement] | None = None, opened:
 
 
 def _pages(content: Content) -> dict[str, UIElement]:
-    """Each with its charts, or the explanation why there is none."""
+    """Return each tab with its charts, or with the reason why it has none."""
     return {
         "Saturation": _grid(_curves(content)),
         "Distributions": _stack([spectrum(content), outcomes(content)]),
@@ -82,7 +85,7 @@ def _curves(content: Content) -> list[UIElement]:
 
 
 def _grid(children: Sequence[UIElement]) -> UIElement:
-    """Two beside each other, where the window is wide enough."""
+    """Arrange charts in rows of two; narrow windows wrap."""
     rows = [
         Row(children=list(children[index : index + 2]), sizing_mode="stretch_width", spacing=24) for index in range(0, len(children), 2)
     ]
@@ -94,7 +97,7 @@ def _stack(children: Sequence[UIElement]) -> UIElement:
 
 
 def _moments(content: Content) -> UIElement:
-    """One point at a time, chosen from the telling ones of each series: the least loaded, the one at the knee, the most loaded."""
+    """Show one chosen point of each series: the least loaded, the one at the knee, the most loaded."""
     chosen: dict[str, View] = {}
     for series in content.every_series:
         views, verdict = series.sweep.views, series.sweep.saturation

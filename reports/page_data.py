@@ -1,4 +1,4 @@
-"""What a report is made of: runs with their analyses, and the series that its charts share."""
+"""The content of a report: runs with their analyses, and the series that its charts share."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,7 +14,7 @@ from reports.theme import PALETTE
 
 @attrs.frozen
 class Named:
-    """A run, by the name that the report calls it."""
+    """A run with its name in the report."""
 
     name: str
     path: Path
@@ -23,7 +23,7 @@ class Named:
 
 @attrs.frozen
 class Series:
-    """One sweep of one run: a line on the charts, in its colour."""
+    """One sweep of one run: a line on the charts, in one colour."""
 
     label: str
     colour: str
@@ -37,21 +37,21 @@ class Series:
 
 @attrs.define(slots=False)
 class Content:
-    """All that one page shows."""
+    """Everything that one page shows."""
 
     runs: list[Named]
     reference: Reference | None = RTX_4090
 
     @cached_property
     def every_series(self) -> list[Series]:
-        """The same order, and so the same colours, on all charts, sweeps first; colours repeat after eight."""
+        """Series in the same order and colours on all charts, sweeps first; colours repeat after eight."""
         found = [(run, sweep) for run in self.runs for sweep in run.analysis.sweeps]
         found.sort(key=lambda each: each[1].saturation is None)
         return [Series(self._label(run, sweep), PALETTE[index % len(PALETTE)], run, sweep) for index, (run, sweep) in enumerate(found)]
 
     @property
     def sweeps(self) -> list[Series]:
-        """Those with several concurrencies, which make a curve."""
+        """Series with several concurrencies, which make a curve."""
         return [series for series in self.every_series if len(set(series.levels)) > 1]
 
     @property
@@ -60,11 +60,11 @@ class Content:
 
     @property
     def labelled(self) -> Iterator[tuple[str, View]]:
-        """Every point by the name of its row; repeats have the same one."""
+        """Every point with the name of its row; repeats share a name."""
         return ((f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in self.views)
 
     def _label(self, run: Named, sweep: Sweep) -> str:
-        """As short as it is unambiguous."""
+        """Return the shortest unambiguous label."""
         parts = [run.name] if len(self.runs) > 1 else []
         parts.append(sweep.target)
         if len({(other.prompt, other.output) for each in self.runs for other in each.analysis.sweeps}) > 1:
@@ -73,20 +73,23 @@ class Content:
 
 
 def load(paths: Sequence[Path], reference: Reference | None = RTX_4090) -> Content:
-    """Files, and folders whose runs are all taken. Raises UnreadableRun, also where there is no run or nothing in one."""
+    """Load files, and all runs in folders.
+
+    Raises UnreadableRun, also if there is no run or a run is empty.
+    """
     files = [file for path in paths for file in find(path)]
     if not files:
-        raise UnreadableRun(f"no runs (*.json) in {', '.join(map(str, paths)) or 'what was picked: nothing'}")
+        raise UnreadableRun(f"no runs (*.json) in {', '.join(map(str, paths)) or 'an empty selection'}")
     runs = []
     for name, file in zip(_names(files), files, strict=True):
         analysis = analyse(read(file))
         if not analysis.views:
-            raise UnreadableRun(f"{file}: an empty run, in which no request was sent")
+            raise UnreadableRun(f"{file}: the run is empty: no request was sent")
         runs.append(Named(name, file, analysis))
     return Content(runs, reference)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """The file's name; with its folder's where two are called alike."""
+    """Return the files' names, with the folder's name where two files have the same name."""
     stems = [file.stem for file in files]
     return [stem if stems.count(stem) == 1 else f"{file.resolve().parent.name}/{stem}" for stem, file in zip(stems, files, strict=True)]

@@ -1,4 +1,4 @@
-"""The three classic pictures as PNG, drawn by the Chromium or Chrome of this machine, without any driver for it."""
+"""The three classic pictures as PNG, drawn by this machine's Chromium or Chrome without a driver."""
 
 import os
 import shutil
@@ -25,19 +25,19 @@ body { margin: 12px; background: white; font-family: sans-serif; }
 
 
 class NoBrowser(Exception):
-    """Nothing can draw; the message says what to install."""
+    """No browser was found; the message says what to install."""
 
 
 def find_browser() -> str | None:
-    """The path of this machine's Chromium or Chrome."""
+    """Return the path of this machine's Chromium or Chrome."""
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 def draw(content: Content, folder: Path) -> list[Path]:
-    """Write the pictures; returns their paths. Raises NoBrowser."""
+    """Write the pictures and return their paths. Raises NoBrowser."""
     browser = find_browser()
     if browser is None:
-        raise NoBrowser(f"pictures are drawn by a browser, and none of {', '.join(BROWSERS)} is installed")
+        raise NoBrowser(f"pictures need a browser; install one of {', '.join(BROWSERS)}")
     folder.mkdir(parents=True, exist_ok=True)
     charts: dict[str, Callable[[Content], UIElement]] = {
         "throughput_vs_concurrency": throughput_vs_concurrency,
@@ -50,7 +50,7 @@ def draw(content: Content, folder: Path) -> list[Path]:
 def _draw(browser: str, element: UIElement, out: Path) -> Path:
     document = Document()
     if isinstance(element, Plot):
-        # A picture is looked at larger than a chart among others.
+        # A picture stands alone, so it is larger than a chart among others.
         element.height = HEIGHT - 40
     document.add_root(element)
     with tempfile.TemporaryDirectory() as tmp:

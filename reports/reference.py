@@ -1,6 +1,7 @@
-"""A run to lay one's own beside: Qwen2.5-1.5B on one NVIDIA RTX 4090 with vLLM 0.13, as this project was given it.
+"""A run for comparison: Qwen2.5-1.5B on one NVIDIA RTX 4090 with vLLM 0.13, as given to this project.
 
-Figures only: the requests behind them are not at hand, so nothing here has an interval, and it is drawn in grey.
+Only the figures are available, not the requests behind them. So no figure has an interval, and the run
+is drawn in grey.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import attrs
 
 @attrs.frozen
 class Reference:
-    """A sweep by concurrency: tokens a second, and the p99 of TTFT in seconds."""
+    """A sweep by concurrency: tokens per second, and the p99 of TTFT in seconds."""
 
     name: str
     concurrency: Sequence[int]

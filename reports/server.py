@@ -1,4 +1,7 @@
-"""The page by a Bokeh server: pick runs, lay them beside each other, follow a live server. Reads files only, and its own loop."""
+"""Serves the page with Bokeh: choose runs, compare them, follow a live server.
+
+Its event loop is its own, and it reads only files, apart from the followed server.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +19,9 @@ from reports.live import Live
 from reports.page import INPUT_STYLE, roots, template
 from reports.page_data import load
 
-# The order in which runs are picked is that of the comparison: the second over the first.
-PICK = "Runs (pick two to compare the second with the first)"
-# A choice is a new page, which can also be linked to.
+# Runs are compared in the order in which they are chosen: the second over the first.
+PICK = "Runs (choose two to compare the second with the first)"
+# A choice opens a new page, so that it has an address to link to.
 REOPEN = """
 const chosen = new URLSearchParams(pick.value.map((name) => ["run", name]))
 chosen.set("tab", tabs.active)
@@ -27,8 +30,8 @@ window.location.search = chosen.toString()
 
 
 def open_page(document: Document, paths: Sequence[Path]) -> None:
-    """One reader's page: of the runs that its address names, or of the newest one."""
-    # Looked for anew for every reader, so that a reload shows what was measured since.
+    """Build one reader's page: the runs that its address names, or the newest run."""
+    # The files are looked up for every reader, so that a reload shows new runs.
     files = {name: file for path in paths for name, file in _files(path).items()}
     context = document.session_context
     asked = context.request.arguments if context is not None and context.request is not None else {}
@@ -36,13 +39,13 @@ def open_page(document: Document, paths: Sequence[Path]) -> None:
     known = [name for name in names if name in files] or [max(files, key=lambda name: files[name].stat().st_mtime)]
     tab = asked.get("tab", [b"0"])[0]
     *above, pages = _content([files[name] for name in known], {"Live": Live(document).panel()}, int(tab) if tab.isdigit() else 0)
-    above += [html_blocks.warning(f"there is no run {name}") for name in names if name not in files]
+    above += [html_blocks.warning(f"run not found: {name}") for name in names if name not in files]
     pick = MultiChoice(title=PICK, options=list(files), value=known, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
     pick.js_on_change("value", CustomJS(args={"pick": pick, "tabs": pages}, code=REOPEN))
     document.title = "llmserve reports"
     document.template = template()
     document.template_variables["title"] = document.title
-    # Beneath the button that switches between light and dark.
+    # Leave room for the button that switches between light and dark.
     document.add_root(Column(children=[pick, *above, pages], sizing_mode="stretch_width", margin=(28, 0, 0, 0)))
 
 
@@ -54,12 +57,15 @@ def _content(files: Sequence[Path], more: Mapping[str, UIElement], opened: int) 
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """A file by its name, those of a folder by their way from it."""
+    """Return files by name; files in a folder have the folder's name in front."""
     return {str(Path(path.name, file.relative_to(path))): file for file in find(path)}
 
 
 def make_server(paths: Sequence[Path], host: str, port: int) -> Server:
-    """Not started yet. Raises UnreadableRun at once for runs that cannot be read, not at the first reader's visit."""
+    """Make a server that is not started yet.
+
+    Raises UnreadableRun immediately for unreadable runs, not at the first reader's visit.
+    """
     load(paths)
 
     application = Application(FunctionHandler(lambda document: open_page(document, paths)))
@@ -68,7 +74,7 @@ def make_server(paths: Sequence[Path], host: str, port: int) -> Server:
 
 
 def serve(paths: Sequence[Path], host: str, port: int) -> None:
-    """Until Ctrl-C."""
+    """Serve until Ctrl-C."""
     server = make_server(paths, host, port)
     server.start()
     print(f"listening http://{host}:{server.port}", flush=True)

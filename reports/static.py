@@ -1,4 +1,4 @@
-"""One file that needs nothing else: scripts, styles and data are all inside."""
+"""Writes one self-contained file: scripts, styles and data are all inside."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from reports.page_data import Content
 
 
 def build(content: Content, out: Path) -> int:
-    """Write the page; returns its bytes."""
+    """Write the page; returns its size in bytes."""
     document = Document()
     title = f"{', '.join(dict.fromkeys(run.analysis.model for run in content.runs))} under load"
     add_to(document, content, title)

@@ -1,7 +1,8 @@
-"""Colours, axes and figures: every chart of ours is made here, so that they are read alike.
+"""Colours, axes and figures. Every chart is made here, so that all charts look alike.
 
-The palette is Okabe and Ito's for colour-blind readers, without its yellow (unreadable on white) and black (on a dark page); a
-series has one colour on every chart. Figures are transparent; the page's script paints their text for light or dark.
+The palette is Okabe and Ito's for colour-blind readers, without its yellow (unreadable on white) and
+black (unreadable on a dark page). A series has the same colour on every chart. Figures are transparent;
+the page's script paints their text for light or dark.
 """
 
 from collections.abc import Sequence
@@ -15,14 +16,14 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 REFERENCE = "#8A8F98"
 PROMISE = "#C0392B"
 INK, GRID = "#3A3F47", "#D9DCE1"
-# For what does not follow the theme: readable on light and on dark.
+# For elements that do not follow the theme: readable on light and on dark.
 MIDDLE = "#7D8694"
 DASHES = {"p50": "solid", "p95": "dashed", "p99": "dotted"}
 MARKERS = {"p50": "circle", "p95": "square", "p99": "triangle"}
 HEIGHT = 340
 LEGEND_ROW = 22
 
-# A text and no InlineStyleSheet: a model of Bokeh belongs to one document, and ends with its reader.
+# A string instead of an InlineStyleSheet, because a Bokeh model belongs to one document and ends with it.
 STYLE = """
     /* Narrower than its content: a wide table scrolls within itself. */
     :host { min-width: 0; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -47,7 +48,7 @@ STYLE = """
 
 
 def chart(title: str, x: str, y: str, **options: Any) -> figure:
-    """An empty figure. `x` and `y` are the axes' labels, with their unit."""
+    """Return an empty figure; `x` and `y` are the axis labels, with units."""
     found = figure(
         title=title,
         x_axis_label=x,
@@ -75,24 +76,24 @@ def chart(title: str, x: str, y: str, **options: Any) -> figure:
 
 
 def concurrency_chart(title: str, y: str, levels: Sequence[int], **options: Any) -> figure:
-    """With the concurrency along x, in powers of two."""
-    found = chart(title, "requests at once", y, x_axis_type="log", **options)
+    """Return a figure with the concurrency along x, in powers of two."""
+    found = chart(title, "concurrency", y, x_axis_type="log", **options)
     found.xaxis.ticker = FixedTicker(ticks=[float(level) for level in sorted(set(levels))])
-    # Without it Bokeh writes 10^0.3.
+    # By default Bokeh writes 10^0.3.
     found.xaxis.formatter = CustomJSTickFormatter(code="return String(Math.round(tick * 100) / 100)")
     found.xgrid.ticker = found.xaxis[0].ticker
     return found
 
 
 def plain_numbers(*axes: Axis) -> None:
-    """On logarithmic axes: 1, 2 and 5 of every decade, and 250 in place of a power of ten."""
+    """Label logarithmic axes at 1, 2 and 5 of every decade, and write 250, not a power of ten."""
     for axis in axes:
         axis.ticker = FixedTicker(ticks=[digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)])
         axis.formatter = CustomJSTickFormatter(code="return Number(tick.toPrecision(3)).toLocaleString('en')")
 
 
 def line_through(found: figure, source: ColumnDataSource, key: str, **style: Any) -> None:
-    """A line through the mean point of each value of a column, in its order: the points themselves are repeats."""
+    """Draw a line through the mean point of each value of a column; single points are repeats."""
     keys = np.asarray(source.data[key])
     levels = np.unique(keys)
     x, y = ([np.mean(np.asarray(source.data[name])[keys == level]) for level in levels] for name in ("x", "y"))
@@ -100,7 +101,7 @@ def line_through(found: figure, source: ColumnDataSource, key: str, **style: Any
 
 
 def legend(found: figure) -> None:
-    """One that hides a series at a click; below the plot, where it covers nothing, and with room of its own."""
+    """Put the legend below the plot, with room of its own; a click hides a series."""
     if not found.legend:
         return
     box = found.legend[0]
@@ -125,5 +126,5 @@ def hover(found: figure, renderers: Sequence[Model], tips: Sequence[tuple[str, s
 
 
 def explain(text: str) -> Div:
-    """In place of a chart that has nothing to show: what is missing, and how to get it."""
+    """Return a text instead of an empty chart: what is missing, and how to get it."""
     return Div(text=f'<div class="empty">{text}</div>', sizing_mode="stretch_width", stylesheets=[STYLE])

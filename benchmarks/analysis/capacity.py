@@ -1,13 +1,14 @@
-"""How long a step of the engine takes, fitted from a run, and what that predicts for loads that were not measured.
+"""Fits the time of an engine step from a run, and predicts loads that were not measured.
 
     step = base + per_sequence * batch + per_prefill_token * prompt tokens computed + per_kv_token * tokens in the cache
 
-Every gap between two deliveries of a request is one step (or as many as it brought tokens), and the other requests' records tell
-what else was in it. The coefficients are never negative. A prediction for N requests at once is the mean step of the batch that they
-make: one request joins for each that leaves, so a step holds batch / output prompts.
+Every gap between two deliveries of a request is one step, or as many steps as the gap brought tokens.
+The other requests' records show what else was in the step. The coefficients are never negative.
+A prediction for a concurrency of N is the mean step of the resulting batch: one request joins for
+each that leaves, so a step holds batch / output prompts.
 
-The model is judged on what it was not fitted to: each load is predicted from all others, beside the naive guess, a straight line
-between its neighbours in the logarithms.
+Each load is predicted from all other loads, to judge the model on data that it was not fitted to.
+The baseline is a straight line between the load's neighbours, in logarithms.
 """
 
 import itertools
@@ -26,7 +27,7 @@ MIN_LOADS = 3
 
 @attrs.frozen
 class Load:
-    """A closed loop: requests at once, and mean lengths in tokens."""
+    """A closed loop: its concurrency, and its mean lengths in tokens."""
 
     concurrency: int
     prompt: float
@@ -35,7 +36,13 @@ class Load:
 
 @attrs.frozen
 class Observed:
-    """A measured load: its tokens a second, and its steps as rows of (1, batch, prefill tokens, cached tokens) and their seconds."""
+    """A measured load.
+
+    Attributes:
+        tokens_per_second: Measured throughput.
+        steps: Rows of (1, batch, prefill tokens, cached tokens).
+        seconds: Time of each row's step.
+    """
 
     load: Load
     tokens_per_second: float
@@ -45,7 +52,7 @@ class Observed:
 
 @attrs.frozen
 class StepTime:
-    """Seconds: of any step, and more for each sequence, each prompt token and each token in the cache."""
+    """Step time in seconds: a base, and the costs of a sequence, a prompt token and a cached token."""
 
     base: float
     per_sequence: float
@@ -55,7 +62,7 @@ class StepTime:
     kv_cache_tokens: int | None = None
 
     def tokens_per_second(self, load: Load) -> float:
-        """Of a closed loop that has gone on for long."""
+        """Return the throughput of a closed loop in steady state."""
         held = load.prompt + load.output / 2
         batch = float(min(load.concurrency, self.max_num_seqs or load.concurrency))
         if self.kv_cache_tokens:
@@ -68,7 +75,11 @@ class StepTime:
 
 @attrs.frozen
 class HeldOut:
-    """One load predicted without itself, in tokens a second; `naive` is None where it has too few neighbours."""
+    """One load, predicted without its own data, in tokens per second.
+
+    Attributes:
+        naive: The interpolated prediction, or None where the load has too few neighbours.
+    """
 
     load: Load
     measured: float
@@ -77,7 +88,7 @@ class HeldOut:
 
     @property
     def error(self) -> float:
-        """Share of what was measured, with its sign."""
+        """Signed error, relative to the measured value."""
         return self.predicted / self.measured - 1
 
     @property
@@ -87,25 +98,25 @@ class HeldOut:
 
 @attrs.frozen
 class Capacity:
-    """The model of a whole run, and how far off it was on each load that it had not seen."""
+    """The model of a run, and its errors on held-out loads."""
 
     model: StepTime
     held_out: list[HeldOut]
 
     @property
     def error(self) -> float:
-        """Mean absolute error, a share."""
+        """Mean absolute relative error."""
         return float(np.mean([abs(one.error) for one in self.held_out]))
 
     @property
     def naive_error(self) -> float | None:
-        """The same of interpolation, over the loads that it can be asked for."""
+        """Mean absolute relative error of interpolation, over the loads that it covers."""
         errors = [abs(one.naive_error) for one in self.held_out if one.naive_error is not None]
         return float(np.mean(errors)) if errors else None
 
 
 def observe(load: Load, tokens_per_second: float, records: Sequence[RequestRecord], seed: int = 0) -> Observed:
-    """Steps of one point, at most 1500 of them drawn at random."""
+    """Return the steps of one point, at most 1500 of them, drawn at random."""
     answered = [record for record in records if len(record.deliveries) > 1]
     pairs = [
         (before, after, count)
@@ -132,13 +143,13 @@ def observe(load: Load, tokens_per_second: float, records: Sequence[RequestRecor
 
 
 def fit(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_cache_tokens: int | None = None) -> StepTime:
-    """Least squares of relative errors, each load weighing the same; no coefficient below zero."""
+    """Fit by least squares of relative errors; all loads weigh the same, no coefficient is negative."""
     kept = [one for one in observed if len(one.seconds)]
     weights = np.concatenate([np.full(len(one.seconds), 1 / (one.seconds.mean() * np.sqrt(len(one.seconds)))) for one in kept])
     rows = np.concatenate([one.steps for one in kept]) * weights[:, None]
     seconds = np.concatenate([one.seconds for one in kept]) * weights
     best, found = np.inf, np.zeros(TERMS)
-    # Sixteen subsets of four terms: the best of those without a negative coefficient is the non-negative optimum.
+    # There are 16 subsets of four terms. The best one without a negative coefficient is the non-negative optimum.
     for size in range(1, TERMS + 1):
         for chosen in itertools.combinations(range(TERMS), size):
             part, *_ = np.linalg.lstsq(rows[:, chosen], seconds, rcond=None)
@@ -151,7 +162,10 @@ def fit(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_cache_
 
 
 def capacity(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_cache_tokens: int | None = None) -> Capacity | None:
-    """None for fewer than three loads: a model that cannot be checked says nothing. A load's repeats are held out together."""
+    """Fit and check the model; None for fewer than three loads, because it could not be checked.
+
+    A load's repeats are held out together.
+    """
     held_out = []
     for one in observed:
         others = [other for other in observed if other.load.concurrency != one.load.concurrency or not _alike(other.load, one.load)]
@@ -163,7 +177,10 @@ def capacity(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_c
 
 
 def _naive(load: Load, others: Sequence[Observed]) -> float | None:
-    """Along the axis on which others differ from it, if it is one: concurrency at these lengths, or prompt length at this concurrency."""
+    """Interpolate along the one axis on which the others differ.
+
+    The axis is the concurrency at these lengths, or the prompt length at this concurrency.
+    """
     along = [(float(one.load.concurrency), one.tokens_per_second) for one in others if _alike(one.load, load)]
     at: float = load.concurrency
     if len({x for x, _ in along}) < 2:
@@ -173,7 +190,7 @@ def _naive(load: Load, others: Sequence[Observed]) -> float | None:
     if len(places) < 2:
         return None
     x, y = np.log(places), np.log([np.mean([rate for place, rate in along if place == x]) for x in places])
-    # Outside of what was measured, the line through the nearest two.
+    # Outside the measured range, extrapolate the line through the nearest two points.
     index = int(np.clip(np.searchsorted(x, np.log(at)) - 1, 0, len(x) - 2))
     slope = (y[index + 1] - y[index]) / (x[index + 1] - x[index])
     return float(np.exp(y[index] + slope * (np.log(at) - x[index])))

@@ -1,7 +1,7 @@
-"""Two runs, load by load: ratios with intervals, and whether the second one is worse. Pure and seeded.
+"""Compares two runs load by load: ratios with intervals, and regressions. Pure and seeded.
 
-A figure has regressed if its whole 95 % interval lies beyond the margin on the worse side: neither a bad mean with a wide interval
-nor a certain change of a tenth of a per cent is a reason to stop anyone.
+A figure has regressed if its whole 95 % interval lies beyond the margin on the worse side. A bad mean
+with a wide interval is no regression, and neither is a certain change of 0.1 %.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,11 @@ MARGIN = 0.05
 
 @attrs.frozen
 class Ratio:
-    """A figure of B over that of A, with its 95 % interval; `better` is the side on which more is better, +1 or -1."""
+    """A figure of B divided by that of A, with its 95 % interval.
+
+    Attributes:
+        better: +1 if a larger figure is better, or -1.
+    """
 
     load: str
     figure: str
@@ -64,7 +68,7 @@ def _quantile(share: float) -> Callable[[Floats], Floats]:
     return lambda values: np.asarray(np.quantile(values, share, axis=-1))
 
 
-# Name, its sample in a view, what is made of the sample, which side is better, and the smallest sample that says something.
+# Name, sample of a view, statistic of the sample, sign of the better side, and minimum sample size.
 FIGURES: tuple[tuple[str, Callable[[View], Floats], Callable[[Floats], Floats], int, int], ...] = (
     ("throughput", lambda view: view.blocks, _mean, 1, 2),
     ("TTFT p50", _times("TTFT"), _quantile(0.5), -1, 8),
@@ -76,7 +80,7 @@ FIGURES: tuple[tuple[str, Callable[[View], Floats], Callable[[Floats], Floats], 
 
 
 def compare(a: Analysis, b: Analysis, seed: int = 0) -> list[Ratio]:
-    """Every load that both runs have, of the same target, lengths and pattern; repeats are taken together."""
+    """Compare every load that both runs have: same target, lengths and pattern. Repeats are pooled."""
     found = []
     ours, theirs = _by_load(a), _by_load(b)
     for load in ours:
@@ -107,7 +111,7 @@ def _ratio(
 
 
 def table(ratios: Sequence[Ratio], margin: float) -> str:
-    """Markdown, one line a figure."""
+    """Return a Markdown table with one line per figure."""
     lines = ["| load | figure | A | B | B / A | 95 % interval | |", "|---|---|---|---|---|---|---|"]
     for one in ratios:
         word = "regression" if one.regressed(margin) else "improvement" if one.improved(margin) else ""

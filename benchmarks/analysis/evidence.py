@@ -1,4 +1,4 @@
-"""What the engine and the host said beyond the knee, and which of it names the cause. Pure."""
+"""What the engine and the host reported beyond the knee, and which cause it indicates. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.analysis.summary import Summary
 from benchmarks.recording.results import Point, Sample
 
-# A cache so full refuses or preempts; a core so busy has nothing left; a GPU that is idle for so long waits for a process.
+# A fuller cache refuses or preempts; a busier core has no reserve; a less busy GPU waits for a process.
 FULL_SHARE = 0.95
 BUSY_SHARE = 0.85
 IDLE_GPU_SHARE = 0.75
@@ -17,7 +17,7 @@ IDLE_GPU_SHARE = 0.75
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """One point's engine and host. None where nobody told."""
+    """Figures of one point's engine and host, None where they were not reported."""
 
     running: int | None
     waiting: float | None
@@ -37,11 +37,14 @@ class Evidence:
             None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
         ]
-        return ", ".join(part for part in told if part is not None) or "the server told nothing"
+        return ", ".join(part for part in told if part is not None) or "the server reported nothing"
 
 
 def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float]) -> Evidence:
-    """Peaks over the point, means over its window; the process that holds the engine's client counts as the host."""
+    """Return peaks over the point and means over its window.
+
+    The host is the process that holds the engine's client.
+    """
     inside = [sample for sample in samples if window[0] <= sample.time <= window[1]] or list(samples)
 
     def values(name: str, source: Sequence[Sample]) -> list[float]:
@@ -67,34 +70,34 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
 
 @attrs.frozen
 class Cause:
-    """Why it saturates: a short name, and a clause that completes "because ..."."""
+    """The cause of saturation: a short name, and a clause that completes "because ..."."""
 
     name: str
     clause: str
 
     @property
     def exhausted(self) -> bool:
-        """Whether it is something of which nothing is left."""
+        """Whether the cause is a resource that is used up."""
         return self.name in ("kv cache", "batch", "host process", "engine process")
 
 
 def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dict[str, Any] | None) -> Cause:
-    """From the first point beyond the knee, whose answers `summary` tells of; `first` is the least loaded point."""
+    """Name the cause, from the first point beyond the knee and the least loaded point (`first`)."""
     limit = (engine or {}).get("max_num_seqs")
     if evidence.kv_usage is not None and (evidence.preemptions or evidence.kv_usage >= FULL_SHARE):
         return Cause("kv cache", f"the KV cache is full ({evidence.kv_usage:.0%}, {evidence.preemptions or 0} preemptions)")
     if limit is not None and evidence.running is not None and evidence.running >= limit and (evidence.waiting or 0) > 0.5:
-        return Cause("batch", f"the batch is full: max_num_seqs is {limit}, and {evidence.waiting:.1f} more were waiting on average")
+        return Cause("batch", f"the batch is full: max_num_seqs is {limit} and {evidence.waiting:.1f} more requests wait on average")
     if evidence.host_cpu is not None and evidence.host_cpu >= BUSY_SHARE:
-        return Cause("host process", f"the Python process that holds the engine's client used {evidence.host_cpu:.0%} of a core")
+        return Cause("host process", f"the Python process that holds the engine's client uses {evidence.host_cpu:.0%} of a core")
     if (evidence.engine_cpu or 0) >= BUSY_SHARE and evidence.gpu is not None and evidence.gpu < IDLE_GPU_SHARE:
-        # vLLM's spins, so that a full core alone says nothing; a GPU that idles beside it does.
-        clause = f"the GPU was busy {evidence.gpu:.0%} of the time: the engine's own process, on a full core, does not feed it faster"
+        # vLLM's engine process spins, so a full core is no evidence by itself. An idle GPU beside it is.
+        clause = f"the GPU is busy only {evidence.gpu:.0%} of the time while the engine's process uses a full core"
         return Cause("engine process", clause)
     if evidence.waiting is not None and evidence.waiting > 1:
         budget = (engine or {}).get("max_num_batched_tokens")
-        return Cause("prefill", f"{evidence.waiting:.1f} requests waited for prefill in steps of at most {budget or '?'} tokens")
+        return Cause("prefill", f"{evidence.waiting:.1f} requests wait for prefill in steps of at most {budget or '?'} tokens")
     slower = (summary.tpot.at("p50") or 0.0) / (first.tpot.at("p50") or float("inf"))
     if slower > 1:
         return Cause("step time", f"nothing waits, but a step of the engine takes {slower:.1f} times as long as at the lowest load")
-    return Cause("unknown", "neither the engine nor the host says why")
+    return Cause("unknown", "neither the engine nor the host shows a cause")

@@ -1,9 +1,10 @@
-"""Where a curve over concurrency bends, with an interval, or the reason why that cannot be told. Pure and seeded.
+"""Finds the bend of a throughput curve with an interval, or the reason why none can be named. Pure and seeded.
 
-The model is two straight lines that meet, in log2 of both axes: throughput grows by one power of the concurrency before the knee and
-by a smaller one after it, so that a bend is as visible between 1 and 2 as between 256 and 512. The interval is a bootstrap:
-every point's throughput is drawn anew from blocks of its window, and shifted by the misfit of the two lines with a random sign,
-so that it covers chance and a curve that bends gradually alike.
+The model is two straight lines that meet, in log2 of both axes. Throughput grows by one power of the
+concurrency before the knee and by a smaller power after it, so a bend is as visible between 1 and 2
+as between 256 and 512. The interval is a bootstrap. It draws every point's throughput from blocks of
+the point's window and shifts it by the misfit of the two lines with a random sign. The interval
+therefore covers both chance and a curve that bends gradually.
 """
 
 from collections.abc import Sequence
@@ -16,19 +17,24 @@ from benchmarks.analysis.steady_state import Floats
 MIN_POINTS = 5
 RESAMPLES = 400
 GRID_STEP = 1 / 16
-# Throughput must first grow (at least so: doubling the load adds 23 %), and then bend to less than half of that power.
+# Throughput must first grow by at least this power (doubling the load adds 23 %), then bend to less than half of the power.
 MIN_GROWTH = 0.3
 BEND = 0.5
-# The share of resamples that may show no bend, and the widest interval that still says something: a factor of 4.
+# The share of resamples that may show no bend, and the widest useful interval: a factor of 4.
 UNDECIDED_SHARE = 0.2
 WIDEST_OCTAVES = 2.0
-# Where a single point lies behind the knee, its line's slope is free; this weight draws it to 0, a plateau.
+# With a single point behind the knee, the slope after it is free. This weight draws the slope to 0, a plateau.
 PLATEAU_WEIGHT = 0.05
 
 
 @attrs.frozen
 class Knee:
-    """The bend and its 95 % interval, in requests at once; `before` and `after` are the powers by which throughput grows."""
+    """The bend and its 95 % interval as concurrencies.
+
+    Attributes:
+        before: Power by which throughput grows before the knee.
+        after: Power by which throughput grows after the knee.
+    """
 
     concurrency: float
     low: float
@@ -39,20 +45,20 @@ class Knee:
 
 @attrs.frozen
 class NoKnee:
-    """Why there is none."""
+    """The reason why no knee can be named."""
 
     reason: str
 
 
 def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 0) -> Knee | NoKnee:
-    """From one array of block throughputs for each concurrency, each not empty."""
+    """Find the knee, given a non-empty array of block throughputs for each concurrency."""
     if len(set(concurrency)) < MIN_POINTS:
-        return NoKnee(f"{len(set(concurrency))} concurrencies were measured, and a bend needs at least {MIN_POINTS}")
+        return NoKnee(f"{len(set(concurrency))} concurrencies were measured, but a knee needs at least {MIN_POINTS}")
     order = np.argsort(concurrency)
     x = np.log2(np.asarray(concurrency, dtype=np.float64)[order])
     means = np.array([np.mean(blocks[index]) for index in order])
     if np.any(means <= 0):
-        return NoKnee("a point has no throughput at all")
+        return NoKnee("a point has no throughput")
     y = np.log2(means)
     at, before, after, misfit = _fit(x, y[None, :])
     drawn = _resample([blocks[index] for index in order], misfit[0], np.random.default_rng(seed))
@@ -61,30 +67,32 @@ def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 
     if before[0] < MIN_GROWTH or growth < MIN_GROWTH:
         return NoKnee(
             f"throughput does not grow with the load (by a power of {before[0]:.2f} from {2 ** x[0]:g} on): "
-            "it is saturated at the smallest concurrency already, or something else limits it"
+            "it is already saturated at the lowest concurrency, or something else limits it"
         )
     bent = afters <= BEND * befores
     undecided = 1 - bent.mean() > UNDECIDED_SHARE
-    # On a straight line the bend can be anywhere and so can the slope after it; what the last two points do is certain.
+    # On a straight line the bend and the slope after it are arbitrary; the slope of the last two points is certain.
     last = (y[-1] - y[-2]) / (x[-1] - x[-2])
     if max(after[0], last if undecided else -np.inf) > BEND * before[0]:
-        return NoKnee(f"throughput still grows at {2 ** x[-1]:g} at once (by a power of {last:.2f}, after {before[0]:.2f}): measure more")
+        return NoKnee(
+            f"throughput still grows at concurrency {2 ** x[-1]:g} (by a power of {last:.2f}, before {before[0]:.2f}): measure higher loads"
+        )
     if undecided:
-        return NoKnee(f"the bend is not distinguishable from noise: {1 - bent.mean():.0%} of the resamples show none")
+        return NoKnee(f"the bend cannot be distinguished from noise: {1 - bent.mean():.0%} of the resamples show none")
     low, high = np.quantile(ats[bent], [0.025, 0.975])
     low, high = min(low, at[0]) - GRID_STEP / 2, max(high, at[0]) + GRID_STEP / 2
     if high - low > WIDEST_OCTAVES:
-        return NoKnee(f"the bend lies anywhere from {2**low:.0f} to {2**high:.0f} at once: repeat the points, or measure for longer")
+        return NoKnee(f"the bend lies anywhere between {2**low:.0f} and {2**high:.0f}: repeat the points or measure longer")
     return Knee(float(2 ** at[0]), float(2**low), float(2**high), float(before[0]), float(after[0]))
 
 
 def _fit(x: Floats, rows: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """For each row of log throughputs: where it bends, the slopes before and after, and what is left."""
+    """Return, for each row of log throughputs, the bend, the slopes before and after it, and the residuals."""
     best = np.full(len(rows), np.inf)
     at, before, after = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
     left = np.zeros_like(rows)
     plateau = np.array([[0.0, 0.0, PLATEAU_WEIGHT]])
-    # At least two points before the bend, and one after it.
+    # At least two points lie before the bend and one after it.
     for knee in np.arange(np.unique(x)[1], x[-1], GRID_STEP):
         design = np.column_stack([np.ones_like(x), np.minimum(x, knee), np.maximum(x - knee, 0.0)])
         inverse = np.linalg.pinv(np.vstack([design, plateau]))[:, : len(x)]
@@ -98,7 +106,7 @@ def _fit(x: Floats, rows: Floats) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _resample(blocks: Sequence[Floats], misfit: Floats, rng: np.random.Generator) -> Floats:
-    """Log throughputs of bootstrap repetitions, a row each."""
+    """Return log throughputs of bootstrap repetitions, one per row."""
     columns = []
     for values, missed in zip(blocks, misfit, strict=True):
         draws = rng.choice(values, (RESAMPLES, len(values))).mean(axis=1)

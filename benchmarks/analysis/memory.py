@@ -1,9 +1,10 @@
-"""What a model needs, from its files: weights, activations and KV cache, to lay beside what was measured.
+"""Estimates a model's weights, activations and KV cache from its files, for comparison with measurements.
 
-Sizes follow from the decoder's shape: per layer the attention's four matrices and the gated MLP's three, one embedding (two
-where it is not tied), two norms; of the KV cache 2 x layers x KV heads x head size values a token. The
-activations are those of the largest step: a few hidden states and both halves of the MLP for every token of it, and float32
-logits for every sequence, twice (the sampler sorts a copy).
+The sizes follow from the decoder's shape. Each layer has the attention's four matrices, the gated
+MLP's three and two norms. There is one embedding, or two where it is not tied. The KV cache takes
+2 x layers x KV heads x head size values per token. The activations are those of the largest step: a few
+hidden states and both halves of the MLP per token, and float32 logits per sequence, twice (the sampler
+sorts a copy).
 """
 
 import json
@@ -19,7 +20,11 @@ LOGIT_COPIES = 2
 
 @attrs.frozen(kw_only=True)
 class Shape:
-    """A decoder-only model. `value_bytes` of a weight, an activation and a key."""
+    """The shape of a decoder-only model.
+
+    Attributes:
+        value_bytes: Bytes of one weight, activation or cached value.
+    """
 
     hidden: int
     layers: int
@@ -40,7 +45,7 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Bytes."""
+        """Size of the weights in bytes."""
         return self.parameters * self.value_bytes
 
     @property
@@ -48,13 +53,13 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_size * self.value_bytes
 
     def activations(self, batched_tokens: int, sequences: int) -> int:
-        """Bytes of the largest step."""
+        """Return the activations of the largest step in bytes."""
         states = batched_tokens * (HIDDEN_STATES * self.hidden + 2 * self.intermediate) * self.value_bytes
         return states + LOGIT_COPIES * 4 * sequences * self.vocabulary
 
 
 def read_shape(folder: Path, dtype: str | None = None) -> Shape | None:
-    """From a model's config.json; None where it is not there, or describes another kind of model."""
+    """Read a model's config.json; None if it is missing or describes another kind of model."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         hidden, heads = config["hidden_size"], config["num_attention_heads"]

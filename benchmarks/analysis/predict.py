@@ -1,4 +1,4 @@
-"""`predict`: what a run's step-time model says of other loads, with the errors that it made on loads it had not seen."""
+"""`predict`: throughput at other loads by a run's step-time model, with its errors on held-out loads."""
 
 from collections.abc import Sequence
 
@@ -7,28 +7,28 @@ from benchmarks.analysis.report import Analysis
 
 
 def predict(analysis: Analysis, concurrency: Sequence[int], prompt: float | None, output: float | None) -> str:
-    """Markdown for each target; says so where the run has too few loads."""
+    """Return Markdown for each target, or the reason why the run has no model."""
     if not analysis.capacity:
-        return f"A model needs at least {MIN_LOADS} valid closed loops on one target; this run has fewer."
+        return f"A prediction needs at least {MIN_LOADS} valid closed loops on one target; this run has fewer."
     return "\n\n".join(_target(target, found, concurrency, prompt, output) for target, found in analysis.capacity.items())
 
 
 def _target(target: str, found: Capacity, concurrency: Sequence[int], prompt: float | None, output: float | None) -> str:
     model, shape = found.model, found.held_out[0].load
-    terms = f"{model.base * 1e3:.3f} ms, and {model.per_sequence * 1e6:.1f} us for each sequence, "
-    terms += f"{model.per_prefill_token * 1e6:.2f} us for each prompt token, {model.per_kv_token * 1e9:.1f} ns for each token in the cache"
+    terms = f"{model.base * 1e3:.3f} ms plus {model.per_sequence * 1e6:.1f} us per sequence, "
+    terms += f"{model.per_prefill_token * 1e6:.2f} us per prompt token, {model.per_kv_token * 1e9:.1f} ns per cached token"
     lines = [f"{target}: a step takes {terms}.", "", "| load | measured | predicted without it | error | interpolated | error |"]
     lines.append("|---|---|---|---|---|---|")
     for one in found.held_out:
         naive = "- | -" if one.naive is None else f"{one.naive:,.0f} | {one.naive_error:+.1%}"
         lines.append(f"| {_words(one.load)} | {one.measured:,.0f} tok/s | {one.predicted:,.0f} | {one.error:+.1%} | {naive} |")
-    beside = "" if found.naive_error is None else f", of interpolation {found.naive_error:.1%}"
-    lines += ["", f"Mean absolute error on loads not seen: {found.error:.1%}{beside}."]
+    beside = "" if found.naive_error is None else f"; of interpolation: {found.naive_error:.1%}"
+    lines += ["", f"Mean absolute error on held-out loads: {found.error:.1%}{beside}."]
     for number in concurrency:
         load = Load(number, prompt or shape.prompt, output or shape.output)
-        lines.append(f"Predicted for {_words(load)}: {model.tokens_per_second(load):,.0f} tokens/s, give or take {found.error:.0%}.")
+        lines.append(f"Predicted for {_words(load)}: {model.tokens_per_second(load):,.0f} tokens/s ± {found.error:.0%}.")
     return "\n".join(lines)
 
 
 def _words(load: Load) -> str:
-    return f"{load.concurrency} at once, {load.prompt:.0f} + {load.output:.0f} tokens"
+    return f"concurrency {load.concurrency}, {load.prompt:.0f} + {load.output:.0f} tokens"

@@ -1,6 +1,6 @@
-"""A recording with everything that follows from it: figures and validity of each point, and a verdict for each sweep. Pure.
+"""Derives everything from a recording: figures and validity of each point, a verdict for each sweep. Pure.
 
-What the terminal prints and what a report shows come from here, so that they cannot differ.
+The terminal and the report pages both show these results, so they cannot differ.
 """
 
 import itertools
@@ -23,7 +23,13 @@ from benchmarks.recording.results import Point, Recording, RequestRecord, Sample
 
 @attrs.frozen(kw_only=True)
 class View:
-    """One point with its figures; `faults` says why it is not valid. `traffic` is all that was sent, `records` what counts of it."""
+    """One point with its figures.
+
+    Attributes:
+        traffic: All requests that were sent.
+        records: The requests that count.
+        faults: Reasons why the point is not valid.
+    """
 
     point: Point
     traffic: list[RequestRecord]
@@ -42,7 +48,7 @@ class View:
 
 @attrs.frozen(kw_only=True)
 class Sweep:
-    """Closed loops on one target with requests of one shape, by concurrency, repeats one after another."""
+    """Closed loops on one target with requests of one shape, sorted by concurrency, then repeat."""
 
     target: str
     prompt: str
@@ -57,25 +63,25 @@ class Sweep:
 
 @attrs.define(slots=False)
 class Analysis:
-    """Of one recording."""
+    """The analysis of one recording."""
 
     recording: Recording
     views: list[View]
 
     @property
     def rows(self) -> list[tuple[Point, Summary, list[str]]]:
-        """What the table shows."""
+        """Rows of the table."""
         return [(view.point, view.summary, view.faults) for view in self.views]
 
     @property
     def model(self) -> str:
-        """Its name, for a title."""
+        """The model's name, for a title."""
         told = self.recording.run.provenance
         return str((told.get("engine") or {}).get("model") or told.get("model") or "the model")
 
     @cached_property
     def sweeps(self) -> list[Sweep]:
-        """In the order in which they were measured."""
+        """Sweeps in the order of measurement."""
         closed = [view for view in self.views if view.point.concurrency]
         keys = list(dict.fromkeys((view.point.target, view.point.prompt, view.point.output) for view in closed))
         return [
@@ -88,7 +94,7 @@ class Analysis:
 
     @cached_property
     def capacity(self) -> dict[str, Capacity]:
-        """A step-time model for each target that has loads enough."""
+        """A step-time model for each target with enough loads."""
         engine = self.recording.run.provenance.get("engine") or {}
         found = {}
         for target in dict.fromkeys(view.point.target for view in self.views):
@@ -113,7 +119,7 @@ class Analysis:
 
 
 def analyse(recording: Recording) -> Analysis:
-    """Points without a single request are left out."""
+    """Analyse all points with at least one request."""
     found = [(point, *recording.of(point)) for point in recording.run.points]
     return Analysis(recording, [_view(recording, *each) for each in found if each[1]])
 
@@ -136,7 +142,7 @@ def _view(recording: Recording, point: Point, records: list[RequestRecord], samp
 
 
 def _level(concurrency: int, repeats: Sequence[View]) -> Level:
-    """The first valid repeat tells latencies and evidence; the throughput is that of all valid ones."""
+    """Combine repeats: latencies and evidence of the first valid one, throughput of all valid ones."""
     valid = [view for view in repeats if view.valid] or list(repeats[:1])
     return Level(
         concurrency=concurrency,
@@ -153,7 +159,7 @@ def _observe(view: View) -> capacities.Observed:
 
 
 def conclusion(found: Analysis) -> str:
-    """Markdown: the table of all points, and beneath it the verdict of every sweep with its evidence and advice."""
+    """Return Markdown: the table of all points, then each sweep's verdict, evidence and advice."""
     verdicts = [sweep.saturation for sweep in found.sweeps if sweep.saturation is not None]
     texts = ["\n".join([each.verdict, "", *(f"- {line}" for line in (each.evidence, *each.advice))]) for each in verdicts]
     return "\n\n".join([table(found.rows), *texts])

@@ -1,4 +1,4 @@
-"""The verdict: where a model saturates, of what kind that is, why, and what to set. Pure; states its conclusion in a sentence."""
+"""The verdict: where a model saturates, in which way, why, and which settings follow. Pure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ from benchmarks.analysis.knee import Knee, NoKnee, find_knee
 from benchmarks.analysis.steady_state import Floats
 from benchmarks.analysis.summary import Distribution, Summary
 
-# A latency knee: where the p95 of a latency passes so many times that of the lowest load.
+# A latency saturates where its p95 exceeds this multiple of the p95 at the lowest load.
 LATENCY_FACTOR = 4.0
 ATTAINED = 0.99
-# At the knee itself little waits yet; the evidence is that of the first load clearly beyond.
+# At the knee few requests wait yet, so the evidence comes from the first load clearly beyond the knee.
 CLEARLY_BEYOND = 1.25
 
 
 @attrs.frozen(kw_only=True)
 class Level:
-    """One concurrency of a sweep, its repeats taken together."""
+    """One concurrency of a sweep, with its repeats combined."""
 
     concurrency: int
     summary: Summary
@@ -32,10 +32,11 @@ class Level:
 
 @attrs.frozen(kw_only=True)
 class Saturation:
-    """Of one target and one shape of requests.
+    """The saturation of one target with one shape of requests.
 
-    `kinds` says at how many requests at once each kind of saturation begins, for those that did within the sweep: throughput,
-    latency, slo, kv cache. `binding` is the one that comes first.
+    Attributes:
+        kinds: Concurrency at which each kind of saturation begins: throughput, latency, slo, kv cache.
+        binding: The kind that begins first.
     """
 
     knee: Knee | NoKnee
@@ -49,7 +50,7 @@ class Saturation:
 
 
 def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None) -> Saturation | None:
-    """Of the levels of a sweep in ascending order; None where nothing was measured. Points that are not valid do not count."""
+    """Judge a sweep's levels, in ascending order; None without a valid level."""
     usable = [level for level in levels if level.valid and len(level.blocks)]
     if not usable:
         return None
@@ -62,7 +63,7 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
     beyond = next((level for level in usable if level.concurrency > bound * CLEARLY_BEYOND), usable[-1])
     cause: Cause | None = name_cause(beyond.evidence, beyond.summary, usable[0].summary, engine)
     if isinstance(knee, NoKnee) and cause is not None and not cause.exhausted:
-        # Waiting and longer steps come with every load; without a knee only what is used up says something.
+        # Waiting and longer steps come with every load. Without a knee, only an exhausted resource is a cause.
         cause = None
     dropped = len(levels) - len(usable)
     return Saturation(
@@ -70,7 +71,7 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
         kinds=kinds,
         binding=binding,
         cause=cause,
-        evidence=f"at {beyond.concurrency} at once: {beyond.evidence}",
+        evidence=f"at concurrency {beyond.concurrency}: {beyond.evidence}",
         peak=max(level.summary.tokens_per_second for level in usable),
         verdict=_verdict(name, usable, knee, cause, beyond, dropped),
         advice=_advice(usable, knee, kinds, cause, engine),
@@ -101,7 +102,7 @@ def _tail(summary: Summary, figure: str) -> float | None:
 
 
 def _crossing(levels: Sequence[Level], value: Callable[[Level], float | None], bound: float) -> float | None:
-    """The concurrency at which a value passes a bound, between two levels by the logarithm of the concurrency."""
+    """Return the concurrency at which a value passes a bound, interpolated in the logarithm."""
     before: tuple[int, float] | None = None
     for level in levels:
         now = value(level)
@@ -118,18 +119,18 @@ def _crossing(levels: Sequence[Level], value: Callable[[Level], float | None], b
 
 def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cause | None, beyond: Level, dropped: int) -> str:
     best = max(levels, key=lambda level: level.summary.tokens_per_second)
-    tail = f" {dropped} of {dropped + len(levels)} points were not valid and do not count." if dropped else ""
-    peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at {best.concurrency} at once"
+    tail = f" {dropped} of {dropped + len(levels)} points are not valid and are ignored." if dropped else ""
+    peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at concurrency {best.concurrency}"
     if isinstance(knee, NoKnee):
-        full = f" At {beyond.concurrency} at once {cause.clause}." if cause is not None else ""
-        return f"{name}: no point of saturation can be named, because {knee.reason}.{full} The most was {peak}.{tail}"
+        full = f" At concurrency {beyond.concurrency}, {cause.clause}." if cause is not None else ""
+        return f"{name}: no saturation point found: {knee.reason}.{full} The highest throughput is {peak}.{tail}"
     gain = 2**knee.after - 1
     slower = (_tail(beyond.summary, "ttft") or math.nan) / (_tail(levels[0].summary, "ttft") or math.nan)
     reason = f", because {cause.clause}" if cause is not None else ""
     return (
-        f"{name} saturates at {knee.concurrency:.0f} [{knee.low:.0f}, {knee.high:.0f}] requests at once{reason}. "
-        f"Beyond it, twice the load gives {gain:+.0%} throughput; at {beyond.concurrency} at once the p95 of TTFT is {slower:.1f} times "
-        f"that of the lowest load. The most was {peak}.{tail}"
+        f"{name} saturates at concurrency {knee.concurrency:.0f} [{knee.low:.0f}, {knee.high:.0f}]{reason}. "
+        f"Beyond this, doubling the load changes throughput by {gain:+.0%}. At concurrency {beyond.concurrency}, the TTFT p95 is "
+        f"{slower:.1f} times that of the lowest load. The highest throughput is {peak}.{tail}"
     )
 
 
@@ -146,28 +147,28 @@ def _settings(
 ) -> list[str]:
     at = min(levels, key=lambda level: abs(np.log2(level.concurrency / limit)))
     peak = max(level.summary.tokens_per_second for level in levels)
-    why = "the promise is kept up to there" if kinds.get("slo", math.inf) <= limit + 1 else "more only wait"
+    why = "the SLO is met up to this concurrency" if kinds.get("slo", math.inf) <= limit + 1 else "further requests only wait"
     share, tail = at.summary.tokens_per_second / peak, (_tail(at.summary, "ttft") or 0.0) * 1000
-    measured = f"{at.concurrency} at once gives {share:.0%} of the highest throughput with a TTFT p95 of {tail:.0f} ms"
-    found = [f"Admission: --max-running {limit}, since {why}. Of what was measured, {measured}."]
+    measured = f"concurrency {at.concurrency} gives {share:.0%} of the highest throughput, with a TTFT p95 of {tail:.0f} ms"
+    found = [f"Admission: set --max-running {limit}, because {why}. Measured: {measured}."]
     seats = (engine or {}).get("max_num_seqs")
     if isinstance(knee, Knee) and seats is not None and seats > 2 * knee.high:
         found.append(
-            f"Engine: max_num_seqs={2 ** math.ceil(np.log2(knee.high))} would do in place of {seats}; a larger batch is never faster here."
+            f"Engine: max_num_seqs={2 ** math.ceil(np.log2(knee.high))} is enough, instead of {seats}; a larger batch is not faster here."
         )
     return found
 
 
 def _remedies(cause: Cause | None, engine: dict[str, Any] | None) -> list[str]:
-    """What moves the knee."""
+    """Return what moves the knee."""
     match cause.name if cause is not None else None:
         case "batch":
             seats = (engine or {}).get("max_num_seqs")
-            return [f"Engine: max_num_seqs={seats} is what binds; a larger one helps as far as the KV cache and the step time allow."]
+            return [f"Engine: max_num_seqs={seats} is the limit; a larger value helps as far as the KV cache and the step time allow."]
         case "host process":
-            return ["Engine: the device has room; several frontends (vLLM's --api-server-count, or data parallel managers) would use it."]
+            return ["Engine: the device has spare capacity; use several frontends (vLLM's --api-server-count, or data parallel managers)."]
         case "engine process":
-            return ["Engine: the device has room, but one process feeds it; data parallel engines on the same device would use it."]
+            return ["Engine: the device has spare capacity, but one process feeds it; use data parallel engines on the same device."]
         case "kv cache":
-            return ["Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache moves the knee."]
+            return ["Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache would move the knee."]
     return []

@@ -1,7 +1,8 @@
-"""Where a request's time went: stages that follow one another, from the intended send to the last token. Pure.
+"""Divides a request's time into consecutive stages, from the intended send to the last token. Pure.
 
-All readings are of one clock (Linux's CLOCK_MONOTONIC is the same in every process of a host), so the stages sum to the end-to-end
-time by construction, unless two readings are in the wrong order: what such negative stages amount to is the residual.
+All readings are of one clock: Linux's CLOCK_MONOTONIC is the same in every process of a host. The
+stages therefore sum to the end-to-end time. If two readings are in the wrong order, a stage is
+negative; the sum of the negative stages is the residual.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from benchmarks.recording.results import RequestRecord
 
-# Each stage by the reading that ends it. A server that is not ours tells only the first and the last of these.
+# Each stage by the reading that ends it. A remote server provides only the first and the last reading.
 STAGES = {
     "generator late": "dispatched",
     "frontend and admission": "submitted",
@@ -25,9 +26,11 @@ BLIND_STAGES = {"generator late": "dispatched", "until first token": "first_toke
 
 
 class Waterfall(msgspec.Struct):
-    """Mean seconds of each stage over the answered requests, and the residual as a share of their end-to-end time.
+    """Mean seconds of each stage over the answered requests.
 
-    `seen` is the share of them for which the engine told its stages.
+    Attributes:
+        residual: Sum of the negative stages, as a share of the end-to-end time.
+        seen: Share of the answered requests for which the engine reported its stages.
     """
 
     stages: dict[str, float]
@@ -37,11 +40,11 @@ class Waterfall(msgspec.Struct):
 
 
 def stages(record: RequestRecord) -> dict[str, float]:
-    """Seconds of each stage of one answered request; they sum to last token minus intended send."""
+    """Return the seconds of each stage of an answered request; they sum to its end-to-end time."""
     found, before = {}, record.intended
     for name, end in (STAGES if record.engine_first_token is not None else BLIND_STAGES).items():
         reading = getattr(record, end)
-        # A reading that an engine does not tell makes its stage part of the next one.
+        # A stage without a reading becomes part of the next stage.
         if reading is not None:
             found[name] = reading - before
             before = reading
@@ -49,7 +52,7 @@ def stages(record: RequestRecord) -> dict[str, float]:
 
 
 def waterfall(records: Sequence[RequestRecord]) -> Waterfall | None:
-    """Of one point; None where nothing was answered."""
+    """Return the stages of one point; None if no request was answered."""
     answered = [record for record in records if record.outcome == "ok" and record.last_token is not None]
     seen = [record for record in answered if record.engine_first_token is not None]
     chosen = seen or answered

@@ -1,4 +1,4 @@
-"""Which part of a point counts for its throughput, and how even it was. Pure."""
+"""Which part of a point counts for its throughput, and how steady it was. Pure."""
 
 import itertools
 from collections import Counter
@@ -14,16 +14,17 @@ Window = tuple[float, float]
 
 # A span counts as steady while at least this share of the peak is in flight.
 STEADY_SHARE = 0.9
-# What lasts longer than this share of the whole is a dip of the load, and no moment between two requests.
+# A longer drop than this share of the whole is a dip of the load, not a moment between two requests.
 DIP_SHARE = 0.01
 MAX_BLOCKS = 16
 
 
 def steady_window(records: Sequence[RequestRecord]) -> Window:
-    """The longest span with at least 90 % of the peak in flight: without the ramp at the start and the drain at the end.
+    """Return the longest span with at least 90 % of the peak in flight, without ramp and drain.
 
-    A dip shorter than 1 % of the whole does not end a span: between a client's two requests there is a moment without one. It begins
-    when all clients have their first token: until then they share one burst of prompts, which never comes again.
+    A dip shorter than 1 % of the whole does not end a span, because a client has a moment without a
+    request between two requests. The span begins when all clients have their first token: before that
+    they share one burst of prompts, which does not recur.
     """
     net: Counter[float] = Counter()
     for record in records:
@@ -50,21 +51,26 @@ def steady_window(records: Sequence[RequestRecord]) -> Window:
 
 
 def sending_window(records: Sequence[RequestRecord]) -> Window:
-    """From the first to the last intended send: an open loop has no peak to hold, so its throughput is over all of its load."""
+    """Return the time from the first to the last intended send, the window of an open loop.
+
+    An open loop has no peak to hold, so its throughput covers all of its load.
+    """
     intended = [record.intended for record in records]
     return (min(intended, default=0.0), max(intended, default=0.0))
 
 
 def deliveries(records: Sequence[RequestRecord]) -> tuple[Floats, Floats]:
-    """When tokens came, and how many: two arrays of one length."""
+    """Return the times of all deliveries, and their numbers of tokens."""
     pairs = [pair for record in records for pair in record.deliveries]
     both = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
 
 def block_rates(records: Sequence[RequestRecord], window: Window) -> Floats:
-    """Tokens a second in equal parts of the window, about one for every two rounds of the clients: what varies between them is what
-    a repetition would vary by. Empty for an empty window."""
+    """Return tokens per second in equal parts of the window; empty for an empty window.
+
+    A part covers about two rounds of the clients. The variation between parts is that between repetitions.
+    """
     start, end = window
     if end <= start:
         return np.empty(0)

@@ -1,11 +1,12 @@
-"""Figures from facts. Pure; every definition stands here once.
+"""Figures from recordings. Pure; every figure is defined here only.
 
-TTFT: first delivery minus the send. E2E: last delivery minus the send. TPOT: (last - first delivery) / (tokens - tokens of
-the first delivery). ITL: each gap between deliveries divided by the tokens that ended it, weighted by those tokens.
+TTFT: first delivery minus the send. E2E: last delivery minus the send. TPOT: (last - first delivery) /
+(tokens - tokens of the first delivery). ITL: each gap between deliveries divided by the tokens that
+ended it, weighted by those tokens.
 
-Each of TTFT and E2E comes twice: from the intended send, which is what a user would have waited, and from the actual send
-("service"), which is what the server can be blamed for. In an open loop a stall shows in the first tail and hides in the
-second.
+TTFT and E2E each exist twice. From the intended send, they are what a user would have waited. From the
+actual send ("service"), they are what the server is responsible for. A stall in an open loop shows in
+the tail of the former and hides in the latter.
 """
 
 import math
@@ -26,7 +27,10 @@ _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 class Quantile(msgspec.Struct):
-    """A sample quantile and its distribution-free interval, from order statistics; None bounds where the sample is too small."""
+    """A sample quantile and its distribution-free interval, from order statistics.
+
+    The bounds are None where the sample is too small.
+    """
 
     value: float
     low: float | None
@@ -34,7 +38,7 @@ class Quantile(msgspec.Struct):
 
 
 class Distribution(msgspec.Struct):
-    """Seconds. `quantiles` holds only those that the sample is large enough to speak of at all."""
+    """A distribution in seconds; `quantiles` holds only those that the sample size supports."""
 
     count: int
     mean: float | None
@@ -45,11 +49,16 @@ class Distribution(msgspec.Struct):
 
 
 class Summary(msgspec.Struct):
-    """One point. Throughput is over the window (the steady one, or that of the sending in an open loop), the rest over all
-    requests of the point; failures are outcomes, and in the `adjusted` E2E they are infinitely slow.
+    """The figures of one point.
 
-    With a promise, an answer that broke it is the outcome `slo_missed` in place of `ok`; `attainment` is the share of all
-    attempts that kept it, and `goodput_per_second` counts those alone. Without one both are None.
+    Throughput covers the window: the steady one, or the time of sending in an open loop. All other
+    figures cover all requests of the point. Failures count as outcomes; in `e2e_adjusted` they are
+    infinitely slow.
+
+    Attributes:
+        outcomes: Number of requests by outcome. An answer that missed the SLO is `slo_missed`, not `ok`.
+        attainment: Share of all attempts that met the SLO; None without an SLO.
+        goodput_per_second: Requests per second that met the SLO; None without an SLO.
     """
 
     requests: int
@@ -72,12 +81,12 @@ class Summary(msgspec.Struct):
 
 
 def needed(share: float) -> int:
-    """The smallest sample with a two-sided interval for a quantile: 72 for p95, 368 for p99, 3688 for p99.9."""
+    """Return the minimum sample size for a two-sided interval: 72 for p95, 368 for p99, 3688 for p99.9."""
     return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(max(share, 1 - share)))
 
 
 def distribution(values: Sequence[float], weights: Sequence[int] | None = None) -> Distribution:
-    """Of values, each counted `weights` times (the interval then takes no account of the repetition)."""
+    """Summarize values, each counted `weights` times; the interval ignores the repetition."""
     if not len(values):
         return Distribution(0, None, {})
     found = np.asarray(values, dtype=np.float64)
@@ -86,7 +95,7 @@ def distribution(values: Sequence[float], weights: Sequence[int] | None = None) 
     found, ranks = found[order], np.cumsum(counted[order])
     total = float(ranks[-1])
     mean = float(np.average(found, weights=counted[order])) if np.isfinite(found[-1]) else math.inf
-    # Below the guard for an interval a quantile is still shown while at least one value lies beyond it.
+    # A quantile without an interval is still shown while at least one value lies beyond it.
     shown = {name: share for name, share in QUANTILES.items() if len(found) * (1 - share) >= 1 or share == QUANTILES["p50"]}
     return Distribution(int(total), mean, {name: _quantile(found, ranks, share) for name, share in shown.items()})
 
@@ -103,7 +112,7 @@ def _quantile(values: npt.NDArray[np.float64], ranks: npt.NDArray[np.float64], s
 
 
 def kept(record: RequestRecord, promise: Promise) -> bool:
-    """Whether an answer came whole and as fast as promised, from the intended send on."""
+    """Whether an answer is complete and met the SLO, from the intended send on."""
     if record.outcome != "ok" or record.first_token is None:
         return False
     if promise.ttft is not None and record.first_token - record.intended > promise.ttft:
@@ -112,7 +121,7 @@ def kept(record: RequestRecord, promise: Promise) -> bool:
 
 
 def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, promise: Promise = Promise()) -> Summary:  # noqa: B008 - frozen
-    """All figures of one point. Rates count every request within the window, everything else leaves out the leads."""
+    """Return all figures of one point; rates include leads, other figures exclude them."""
     start, end = window = sending_window(records) if open_loop else steady_window(records)
     length = end - start
     inside = [record for record in records if record.outcome == "ok" and record.finished is not None and start < record.finished <= end]
@@ -149,7 +158,7 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
 
 
 def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
-    """Seconds a token of every gap between deliveries, and the tokens that ended it."""
+    """Return the seconds per token of every gap between deliveries, and the tokens that ended it."""
     found, weights = [], []
     for record in records:
         for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
@@ -159,13 +168,13 @@ def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
 
 
 def tpot(record: RequestRecord) -> float | None:
-    """Seconds for each token after the first delivery; None where nothing came after it."""
+    """Return the seconds per token after the first delivery; None if nothing came after it."""
     rest = sum(count for _, count in record.deliveries[1:])
     return (record.deliveries[-1][0] - record.deliveries[0][0]) / rest if rest else None
 
 
 def table(rows: Sequence[tuple[Point, Summary, Sequence[str]]]) -> str:
-    """Markdown: one line a point, milliseconds for latencies; why a point is not valid stands below."""
+    """Return Markdown: one line per point, latencies in ms, then the reasons why points are not valid."""
     head = ["target", "load", "prompt", "requests", "ok", "tokens/s", "requests/s"]
     head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99", "valid"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]

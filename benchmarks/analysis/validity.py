@@ -1,4 +1,4 @@
-"""Whether a point may be believed: what would make its figures those of the generator, of a drift or of chance. Pure.
+"""Decides whether a point is valid, or reflects the generator, a drift or chance. Pure.
 
 Every reason is a sentence with its number; a point without reasons is valid.
 """
@@ -12,15 +12,15 @@ from benchmarks.analysis.steady_state import block_rates, in_flight
 from benchmarks.analysis.summary import Summary
 from benchmarks.recording.results import Point, RequestRecord
 
-# A send that is late by a tenth of what is measured distorts it by as much; five milliseconds are a turn of the system's scheduler.
+# Sending late by 10 % of a latency distorts the latency by as much. 5 ms is a time slice of the system's scheduler.
 LATENESS_SHARE = 0.1
 LATENESS_FLOOR = 0.005
 # Above this share of a core, a client's own queueing shows in its figures.
 BUSY_SHARE = 0.7
-# Little's law over a window holds up to the requests at its edges: a share of those inside.
+# Little's law over a window holds up to the requests at its edges, a share of those inside.
 LITTLE_SHARE = 0.03
 RESIDUAL_SHARE = 0.02
-# Blocks of a window that all rise or all fall, by more than this from first to last, are a drift.
+# Blocks of a window that all rise or all fall by more than this, from first to last, are a drift.
 DRIFT_SHARE = 0.2
 DRIFT_BLOCKS = 4
 
@@ -28,7 +28,7 @@ DRIFT_BLOCKS = 4
 def faults(
     point: Point, records: Sequence[RequestRecord], summary: Summary, waterfall: Waterfall | None, ceiling: float | None
 ) -> list[str]:
-    """Why the point is not valid; empty if it is. `ceiling` is the generator's own, in tokens a second."""
+    """Return why the point is not valid; `ceiling` is the generator's, in tokens per second."""
     checks = (
         _complete(point, records),
         _answered(summary),
@@ -53,7 +53,7 @@ def _complete(point: Point, records: Sequence[RequestRecord]) -> str | None:
 
 def _answered(summary: Summary) -> str | None:
     answered = summary.outcomes.get("ok", 0) + summary.outcomes.get("slo_missed", 0)
-    return None if answered else f"nothing was answered: {summary.outcomes}"
+    return None if answered else f"no request was answered: {summary.outcomes}"
 
 
 def _on_time(point: Point, summary: Summary) -> str | None:
@@ -61,7 +61,7 @@ def _on_time(point: Point, summary: Summary) -> str | None:
     late = max((quantile.value for quantile in summary.lateness.quantiles.values()), default=0.0)
     if late > bound:
         return f"sent up to {late * 1000:.1f} ms late, more than {bound * 1000:.1f} ms"
-    # In one process with the engine's client, the loop's lag is part of what is measured.
+    # In the process of the engine's client, the loop's lag is part of the measurement.
     if point.processes and point.loop_lag is not None and point.loop_lag > bound:
         return f"the generator's event loop woke {point.loop_lag * 1000:.1f} ms late (p99), more than {bound * 1000:.1f} ms"
     return None
@@ -70,10 +70,10 @@ def _on_time(point: Point, summary: Summary) -> str | None:
 def _not_busy(point: Point, summary: Summary, ceiling: float | None) -> str | None:
     share = point.client_cpu_seconds / point.seconds if point.seconds else 0.0
     if point.processes and share > BUSY_SHARE:
-        return f"the generator used {share:.0%} of a core, more than {BUSY_SHARE:.0%}: it is the bottleneck, give it more --processes"
+        return f"the generator used {share:.0%} of a core, more than {BUSY_SHARE:.0%}: it is the bottleneck, so increase --processes"
     if not point.processes and ceiling and summary.tokens_per_second > BUSY_SHARE * ceiling:
         rate = f"{summary.tokens_per_second:,.0f} tokens/s"
-        return f"{rate} are more than {BUSY_SHARE:.0%} of what the generator's process can do, {ceiling:,.0f}"
+        return f"{rate} is more than {BUSY_SHARE:.0%} of the generator's ceiling, {ceiling:,.0f}"
     return None
 
 
@@ -82,11 +82,11 @@ def _token_counts(records: Sequence[RequestRecord]) -> str | None:
     lost = sum(
         1 for record in records if record.outcome == "ok" and sum(count for _, count in record.deliveries) != record.completion_tokens
     )
-    return f"{wrong + lost} answers have another number of tokens than was asked for" if wrong + lost else None
+    return f"{wrong + lost} answers do not have the requested number of tokens" if wrong + lost else None
 
 
 def _littles_law(point: Point, records: Sequence[RequestRecord], summary: Summary) -> str | None:
-    """L = lambda * W: mean in flight against throughput times mean time, over the window."""
+    """Check L = lambda * W over the window: mean in flight against throughput times mean time."""
     start, end = summary.window
     inside = [record for record in records if record.finished is not None and start < record.finished <= end]
     if point.concurrency is None or not inside:
@@ -96,7 +96,7 @@ def _littles_law(point: Point, records: Sequence[RequestRecord], summary: Summar
     implied = len(inside) / (end - start) * float(np.mean(times))
     bound = max(LITTLE_SHARE, 2 * level / len(inside))
     if level and abs(implied / level - 1) > bound:
-        sides = f"{level:.1f} in flight, {implied:.1f} by rate and time"
+        sides = f"{level:.1f} in flight, {implied:.1f} by throughput and time"
         return f"Little's law is off by {implied / level - 1:+.0%} (at most {bound:.0%}): {sides}"
     return None
 
@@ -116,4 +116,4 @@ def _stationary(records: Sequence[RequestRecord], summary: Summary) -> str | Non
 def _residual(waterfall: Waterfall | None) -> str | None:
     if waterfall is None or waterfall.residual <= RESIDUAL_SHARE:
         return None
-    return f"the stages miss the end-to-end time by {waterfall.residual:.1%}, more than {RESIDUAL_SHARE:.0%}"
+    return f"the stages differ from the end-to-end time by {waterfall.residual:.1%}, more than {RESIDUAL_SHARE:.0%}"

@@ -1,7 +1,7 @@
-"""The facts of a run, as they are kept: raw times per request, and what produced them. Derives nothing.
+"""The records of a run: raw times per request, and what produced them. Derives nothing.
 
-`benchmarks.recording.storage` writes and reads them. `python -m benchmarks schema` prints their JSON Schema, which docs/run.schema.json
-publishes.
+`benchmarks.recording.storage` writes and reads them. `python -m benchmarks schema` prints their JSON
+Schema, which docs/run.schema.json publishes.
 """
 
 from typing import Any, Literal
@@ -14,13 +14,15 @@ Outcome = Literal["ok", "refused_429", "refused_503", "timeout", "cancelled", "c
 
 
 class RequestRecord(msgspec.Struct, kw_only=True):
-    """What happened to one request. Times are monotonic seconds from the point's start, None for what never happened.
+    """What happened to one request; times are monotonic seconds from the point's start, or None.
 
-    `intended` is when it was due, `dispatched` when it was really sent; in a closed loop they are the same moment.
-    `deliveries` are (time, tokens) for every piece that reached the client. Those that begin with `engine_` are the engine
-    core's own readings of the same clock; `submitted` is the manager's hand-over to it.
+    `intended` is when the request was due, `dispatched` when it was sent; in a closed loop they are equal.
+    `deliveries` are (time, tokens) for every piece that reached the client. Fields that begin with
+    `engine_` are the engine core's readings of the same clock. `submitted` is when the manager passed the
+    request to the engine.
 
-    A `lead` is a client's first request, cut short to bring the clients out of step: it is load like any other, and no sample.
+    A `lead` is a client's first request, shortened to desynchronise the clients. It is load like any
+    other request, but no sample.
     """
 
     point: int
@@ -57,12 +59,12 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 
 
 class Sample(msgspec.Struct, kw_only=True):
-    """What the engine and the machine said at one moment of a point; None where nobody tells.
+    """What the engine and the machine reported at one moment of a point; None where not reported.
 
-    `waiting` is the engine's own queue, `admission_waiting` the one before it. `kv_usage` is a share, 0 to 1. `rss` is the
-    memory of the server's processes and `vram` that of its GPUs, in bytes; `gpu` is their utilisation, 0 to 1.
-    `host_cpu` is seconds of CPU used since the point's start by the process that holds the engine's client, `engine_cpu` by the busiest
-    of the processes that it has started for the engine.
+    `waiting` is the engine's queue, `admission_waiting` the queue of admission. `kv_usage` is a share
+    from 0 to 1. `rss` is the memory of the server's processes and `vram` that of its GPUs, in bytes; `gpu`
+    is the GPUs' utilisation, 0 to 1. `host_cpu` is the CPU time in seconds since the point's start of the
+    process that holds the engine's client. `engine_cpu` is that of the busiest engine process.
     """
 
     point: int
@@ -82,11 +84,11 @@ class Sample(msgspec.Struct, kw_only=True):
 
 
 class Point(msgspec.Struct, kw_only=True):
-    """One load that was held: a closed loop at a `concurrency`, or an open one by a `pattern` at a mean `rate` a second.
+    """One load: a closed loop with a `concurrency`, or an open loop with a `pattern` and a mean `rate`.
 
-    `planned` is how many requests were to be sent. `client_cpu_seconds` and `loop_lag` (the p99 of how late the event loop
-    woke, in seconds) are those of the busiest of the generator's `processes`; none of its own (0) means that the
-    generator ran in the process that holds the engine's client.
+    `rate` is in requests per second. `planned` is the number of requests to send. `client_cpu_seconds` and
+    `loop_lag` (the p99 of the event loop's delay, in seconds) are those of the busiest of the generator's
+    `processes`. With 0 processes, the generator ran in the process that holds the engine's client.
     """
 
     number: int
@@ -106,23 +108,23 @@ class Point(msgspec.Struct, kw_only=True):
 
     @property
     def load(self) -> str:
-        """The load in words, for a person."""
+        """The load in words."""
         if self.concurrency:
-            return f"{self.concurrency} at once"
+            return f"concurrency {self.concurrency}"
         return f"{self.pattern} {self.rate:g}/s" if self.rate else self.pattern
 
 
 class Promise(msgspec.Struct, kw_only=True, frozen=True):
-    """The SLO that requests are judged by, in seconds; None promises nothing."""
+    """The SLO by which requests are judged, in seconds; None is no bound."""
 
     ttft: float | None = None
     tpot: float | None = None
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """Bytes of the server's processes and GPUs at three moments, and what the model's files say about it.
+    """Bytes of the server's processes and GPUs at three moments, and what the model's files imply.
 
-    `kv_budget` is what the engine set aside for its KV cache: its tokens times the bytes of one.
+    `kv_budget` is the size that the engine reserved for its KV cache: its tokens times the bytes of one.
     """
 
     device: str
@@ -137,9 +139,10 @@ class Memory(msgspec.Struct, kw_only=True):
 
 
 class Run(msgspec.Struct, kw_only=True):
-    """One run: several points, and all that is needed to judge or repeat it.
+    """One run: its points, and all that is needed to judge or repeat it.
 
-    `ceiling` is the generator's own, in tokens a second per target, as `self-test` measures it; empty where it was not.
+    `ceiling` is the generator's, in tokens per second by target, as `self-test` measures it. It is empty
+    where it was not measured.
     """
 
     schema: int = SCHEMA
@@ -154,13 +157,13 @@ class Run(msgspec.Struct, kw_only=True):
 
 
 class Recording(msgspec.Struct):
-    """A run with its requests and samples: all that a reader of its files gets."""
+    """A run with its requests and samples, as a reader of its files gets it."""
 
     run: Run
     records: list[RequestRecord] = []
     samples: list[Sample] = []
 
     def of(self, point: Point) -> tuple[list[RequestRecord], list[Sample]]:
-        """What belongs to one point."""
+        """Return the records and samples of one point."""
         records = [record for record in self.records if record.point == point.number]
         return records, [sample for sample in self.samples if sample.point == point.number]

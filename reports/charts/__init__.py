@@ -1,1 +1,4 @@
-"""The charts, a module for each question. Every function takes the content, and returns a figure, or in words what is missing."""
+"""The charts, one module per question.
+
+Every function takes the content and returns a figure, or a text that says what is missing.
+"""

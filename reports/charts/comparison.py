@@ -1,4 +1,4 @@
-"""Two runs of a page against each other, as `python -m benchmarks compare` does it."""
+"""Compares two runs of a page, as `python -m benchmarks compare` does."""
 
 import numpy as np
 from bokeh.models import ColumnDataSource, Span, UIElement
@@ -11,16 +11,16 @@ BETTER, WORSE, SAME = "#009E73", "#D55E00", "#8A8F98"
 
 
 def forest(content: Content) -> UIElement:
-    """Every figure of the second run over that of the first, with its 95 % interval: right of 1 is more."""
+    """Draw every figure of the second run over that of the first, with its 95 % interval."""
     if len(content.runs) < 2:
-        return explain("One run only: give two files to compare them, the older one first.")
+        return explain("Only one run: pass two files to compare them, the older one first.")
     return forest_of(content.runs[0], content.runs[1])
 
 
 def forest_of(a: Named, b: Named) -> UIElement:
     ratios = compare(a.analysis, b.analysis)
     if not ratios:
-        return explain(f"{a.name} and {b.name} have no load in common, so there is nothing to compare.")
+        return explain(f"{a.name} and {b.name} share no load, so they cannot be compared.")
     labels = [f"{ratio.load}: {ratio.figure}" for ratio in ratios]
     found = chart(f"{b.name} over {a.name}", "ratio, with its 95 % interval", "", y_range=labels[::-1], x_axis_type="log")
     found.height = max(260, 18 * len(labels) + 100)

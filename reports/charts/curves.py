@@ -1,4 +1,4 @@
-"""How throughput and latency change with the load."""
+"""Throughput and latency by load."""
 
 import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, Span, UIElement, Whisker
@@ -9,17 +9,19 @@ from benchmarks.analysis.summary import Distribution
 from reports.page_data import Content, Series
 from reports.theme import DASHES, MARKERS, PROMISE, REFERENCE, chart, concurrency_chart, explain, hover, legend, line_through, plain_numbers
 
-NO_SWEEP = "No sweep in it. A curve needs several concurrencies: <code>python -m benchmarks sweep --concurrency 1,2,4,8,16,32</code>."
+NO_SWEEP = (
+    "This run has no sweep. A curve needs several concurrencies: <code>python -m benchmarks sweep --concurrency 1,2,4,8,16,32</code>."
+)
 # Normal quantile of a 95 % interval.
 Z = 1.96
 
 
 def throughput_vs_concurrency(content: Content) -> UIElement:
-    """With the ideal line of the first point, the 95 % interval of each, and the knee's interval shaded."""
+    """Draw throughput with 95 % intervals, the ideal line of the first point, and the knee's interval."""
     if not content.sweeps:
         return explain(NO_SWEEP)
     levels = [level for series in content.sweeps for level in series.levels]
-    found = concurrency_chart("Throughput against concurrency; shaded: the knee", "output tokens/s", levels, y_axis_type="log")
+    found = concurrency_chart("Throughput by concurrency; the knee is shaded", "output tokens/s", levels, y_axis_type="log")
     plain_numbers(found.yaxis[0])
     points = []
     for series in content.sweeps:
@@ -32,12 +34,12 @@ def throughput_vs_concurrency(content: Content) -> UIElement:
     start = first.sweep.views[0]
     ends = np.array([min(first.levels), max(first.levels)], dtype=float)
     ideal = ends * start.summary.tokens_per_second / (start.point.concurrency or 1)
-    found.line(ends, ideal, color=REFERENCE, line_dash="dotdash", legend_label="ideal: the first point times the load")
+    found.line(ends, ideal, color=REFERENCE, line_dash="dotdash", legend_label="ideal: linear from the first point")
     if content.reference is not None:
         reference = content.reference
         found.line(reference.concurrency, reference.tokens_per_second, color=REFERENCE, line_dash="dashed", legend_label=reference.name)
         found.scatter(reference.concurrency, reference.tokens_per_second, color=REFERENCE, legend_label=reference.name)
-    hover(found, points, [("series", "@name"), ("at once", "@x"), ("tokens/s", "@y{0,0.0}"), ("valid", "@valid")])
+    hover(found, points, [("series", "@name"), ("concurrency", "@x"), ("tokens/s", "@y{0,0.0}"), ("valid", "@valid")])
     legend(found)
     return found
 
@@ -53,7 +55,7 @@ def _throughputs(series: Series) -> ColumnDataSource:
             "low": np.maximum(rates - errors, rates / 10),
             "high": rates + errors,
             "name": [series.label] * len(views),
-            # Hollow where the point is not valid.
+            # Points that are not valid are hollow.
             "fill": [series.colour if view.valid else "#ffffff00" for view in views],
             "valid": ["yes" if view.valid else "no: " + "; ".join(view.faults) for view in views],
         }
@@ -69,12 +71,15 @@ def _knee(found: figure, series: Series) -> None:
 
 
 def latency_vs_concurrency(content: Content, figure_name: str = "ttft") -> UIElement:
-    """p50, p95 and p99 of TTFT, TPOT or E2E, where the sample allows them, with their intervals and the promise."""
+    """Draw p50, p95 and p99 of TTFT, TPOT or E2E with their intervals and the SLO.
+
+    Percentiles that the sample does not support are left out.
+    """
     if not content.sweeps:
         return explain(NO_SWEEP)
     title = {"ttft": "Time to first token", "tpot": "Time per output token", "e2e": "End-to-end time"}[figure_name]
     levels = [level for series in content.sweeps for level in series.levels]
-    found = concurrency_chart(f"{title} against concurrency", "ms, from the intended send", levels, y_axis_type="log")
+    found = concurrency_chart(f"{title} by concurrency", "ms, from the intended send", levels, y_axis_type="log")
     plain_numbers(found.yaxis[0])
     points = []
     for series in content.sweeps:
@@ -93,8 +98,8 @@ def latency_vs_concurrency(content: Content, figure_name: str = "ttft") -> UIEle
     promises = {getattr(run.analysis.recording.run.promise, figure_name, None) for run in content.runs}
     for promise in [each for each in promises if each is not None]:
         found.add_layout(Span(location=promise * 1000, dimension="width", line_color=PROMISE, line_width=2))
-        found.line([np.nan], [np.nan], color=PROMISE, line_width=2, legend_label=f"promised: {promise * 1000:g} ms")
-    hover(found, points, [("series", "@name"), ("at once", "@x"), ("ms", "@y{0,0.0}")])
+        found.line([np.nan], [np.nan], color=PROMISE, line_width=2, legend_label=f"SLO: {promise * 1000:g} ms")
+    hover(found, points, [("series", "@name"), ("concurrency", "@x"), ("ms", "@y{0,0.0}")])
     legend(found)
     return found
 
@@ -114,10 +119,10 @@ def _latencies(series: Series, figure_name: str, quantile: str) -> ColumnDataSou
 
 
 def throughput_vs_latency(content: Content) -> UIElement:
-    """What the machine gives in all against what one user gets: right and up is better."""
+    """Draw the total throughput against the speed that one user gets; right and up is better."""
     if not content.sweeps:
         return explain(NO_SWEEP)
-    found = chart("Throughput against the speed one user sees", "tokens/s of one user (1 / TPOT p50)", "output tokens/s of all")
+    found = chart("Total throughput by the speed of one user", "tokens/s of one user (1 / TPOT p50)", "output tokens/s of all users")
     points = []
     for series in content.sweeps:
         views = [view for view in series.sweep.views if view.summary.tpot.at("p50")]
@@ -132,6 +137,8 @@ def throughput_vs_latency(content: Content) -> UIElement:
         line_through(found, source, "level", color=series.colour, line_width=2, legend_label=series.label)
         points.append(found.scatter("x", "y", source=source, color=series.colour, size=8, legend_label=series.label))
         found.text("x", "y", text="level", source=source, x_offset=7, y_offset=5, text_font_size="11px", text_color=series.colour)
-    hover(found, points, [("series", "@name"), ("at once", "@level"), ("tokens/s of all", "@y{0,0.0}"), ("of one user", "@x{0.0}")])
+    hover(
+        found, points, [("series", "@name"), ("concurrency", "@level"), ("tokens/s of all users", "@y{0,0.0}"), ("of one user", "@x{0.0}")]
+    )
     legend(found)
     return found

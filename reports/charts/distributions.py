@@ -1,4 +1,4 @@
-"""How latencies are spread, not only their percentiles."""
+"""Distributions of latencies, beyond their percentiles."""
 
 import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LinearColorMapper, UIElement
@@ -8,7 +8,7 @@ from benchmarks.analysis.steady_state import Floats
 from reports.page_data import Content
 from reports.theme import MIDDLE, chart, explain, hover, legend, plain_numbers
 
-# Shares of the slowest, as HdrHistogram draws a spectrum: 1 is the median's side, each step right is ten times rarer.
+# Ticks of the axis 1 / (1 - p), as in HdrHistogram's spectrum: each step to the right is ten times rarer.
 SPECTRUM = {0.5: "p50", 0.9: "p90", 0.95: "p95", 0.99: "p99", 0.999: "p99.9"}
 CURVE_POINTS = 200
 HEAT_COLUMNS, HEAT_ROWS = 60, 30
@@ -16,7 +16,10 @@ HEAT_PALETTE = ("#EAF3FA", "#C6DFF0", "#94C4E3", "#5CA3D0", "#2F80B9", "#12609D"
 
 
 def spectrum(content: Content) -> UIElement:
-    """TTFT by percentile on the axis 1 / (1 - p), at the highest load of each series: from the intended send, and from the actual one."""
+    """Draw TTFT by percentile on the axis 1 / (1 - p), at the highest load of each series.
+
+    Solid lines count from the intended send, dashed lines from the actual send.
+    """
     found = chart("TTFT by percentile, at each series' highest load", "percentile", "ms", x_axis_type="log", y_axis_type="log")
     plain_numbers(found.yaxis[0])
     found.xaxis.ticker = FixedTicker(ticks=[1 / (1 - share) for share in SPECTRUM])
@@ -35,7 +38,7 @@ def spectrum(content: Content) -> UIElement:
                 text = label if kind == "intended" else f"{label}, service only"
                 lines.append(found.line("x", "y", source=source, color=colour, line_dash=dash, line_width=2, legend_label=text))
     if not lines:
-        return explain("No request got a first token.")
+        return explain("No request received a first token.")
     hover(found, lines, [("series", "@name"), ("percentile", "@p{0.00}"), ("ms", "@y{0,0.0}")])
     legend(found)
     return found
@@ -46,13 +49,13 @@ def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
     times = np.sort([first - begin for begin, first in begins if first is not None]) * 1000
     if not len(times):
         return np.empty(0), np.empty(0)
-    # To the last percentile that has a value beyond it.
+    # The curve ends at the last percentile that has a value beyond it.
     x = np.geomspace(1.0, max(2.0, float(len(times))), CURVE_POINTS)
     return x, times[np.minimum(len(times) - 1, ((1 - 1 / x) * len(times)).astype(int))]
 
 
 def itl_heat(view: View) -> UIElement:
-    """Every gap between two tokens of a point, by when it ended: a stall is a column, a slow mode a row."""
+    """Draw every gap between two tokens by when it ended; a stall is a column, a slow mode a row."""
     ends, values, weights = [], [], []
     for record in view.traffic:
         for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
@@ -60,12 +63,12 @@ def itl_heat(view: View) -> UIElement:
             values.append(max(1e-5, (after - before) / count) * 1000)
             weights.append(count)
     if not ends:
-        return explain("No request of this point got a second token, so there are no gaps.")
+        return explain("No request of this point received a second token, so there are no gaps.")
     low, high = np.log10(min(values)) - 0.05, np.log10(max(values)) + 0.05
     counts, columns, rows = np.histogram2d(
         ends, np.log10(values), bins=(HEAT_COLUMNS, HEAT_ROWS), range=((0, max(ends)), (low, high)), weights=weights
     )
-    found = chart("Inter-token latency over time", "s from the point's start", "ms a token", y_axis_type="log")
+    found = chart("Inter-token latency over time", "s from the point's start", "ms per token", y_axis_type="log")
     plain_numbers(found.yaxis[0])
     at = np.nonzero(counts)
     shares = np.log10(counts[at])

@@ -1,4 +1,4 @@
-"""What kept its promise, against what was offered."""
+"""Requests that met the SLO, by offered load."""
 
 from collections.abc import Sequence
 
@@ -25,13 +25,13 @@ OUTCOME_COLOURS = {
 
 
 def goodput(content: Content) -> UIElement:
-    """Requests a second that kept it; what is missing to the line was late, refused or failed."""
-    found = chart("Goodput against offered load", "requests/s sent", "requests/s that kept the promise")
+    """Draw requests per second that met the SLO; the gap to the ideal line was late, refused or failed."""
+    found = chart("Goodput by offered load", "requests/s sent", "requests/s that met the SLO")
     points: list[Model] = []
     most = 0.0
     lines = [(series.label, series.colour, series.sweep.views) for series in content.every_series]
     for run in content.runs:
-        # Each target, and each admission of our own ones, is a line.
+        # Each target, and each admission policy of our own targets, is a line.
         for target in dict.fromkeys(view.point.target for view in run.analysis.open_loops):
             views = [view for view in run.analysis.open_loops if view.point.target == target]
             lines.append((f"{run.name}, {target}, open loop", PALETTE[len(lines) % len(PALETTE)], views))
@@ -41,15 +41,15 @@ def goodput(content: Content) -> UIElement:
             points.append(_line(found, label, colour, promised))
             most = max([most, *(offered(view) for view in promised)])
     if not points:
-        return explain("No promise was given, so there is no goodput: measure with <code>--slo-ttft</code> and <code>--slo-tpot</code>.")
-    found.line([0, most], [0, most], color=REFERENCE, line_dash="dotdash", legend_label="all of it kept")
-    hover(found, points, [("series", "@name"), ("load", "@load"), ("kept", "@share{0.0%}")])
+        return explain("This run has no SLO, so there is no goodput. Measure with <code>--slo-ttft</code> and <code>--slo-tpot</code>.")
+    found.line([0, most], [0, most], color=REFERENCE, line_dash="dotdash", legend_label="all met the SLO")
+    hover(found, points, [("series", "@name"), ("load", "@load"), ("met the SLO", "@share{0.0%}")])
     legend(found)
     return found
 
 
 def offered(view: View) -> float:
-    """Requests sent a second within the window."""
+    """Return the requests sent per second within the window."""
     start, end = view.summary.window
     return sum(1 for record in view.traffic if start < record.intended <= end) / (end - start) if end > start else 0.0
 
@@ -70,12 +70,12 @@ def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Mode
 
 
 def outcomes(content: Content) -> UIElement:
-    """How the requests of every point ended, as shares."""
+    """Draw how the requests of every point ended, as shares."""
     counts: dict[str, list[View]] = {}
     for label, view in content.labelled:
         counts.setdefault(label, []).append(view)
     labels = list(counts)
-    found = chart("How requests ended", "share of all attempts", "", y_range=labels[::-1])
+    found = chart("How requests ended", "share of all requests", "", y_range=labels[::-1])
     found.height = max(220, 22 * len(labels) + 100)
     left = np.zeros(len(labels))
     for outcome, colour in OUTCOME_COLOURS.items():

@@ -1,4 +1,4 @@
-"""How the prompt's length changes what a request waits for."""
+"""How the prompt's length affects the time that a request waits."""
 
 import numpy as np
 from bokeh.models import ColumnDataSource, UIElement
@@ -11,15 +11,18 @@ from reports.theme import PALETTE, chart, explain, hover, legend, plain_numbers
 
 MIN_LENGTHS = 3
 COMMAND = "python -m benchmarks sweep --prompt-lengths 128,256,512,1024 --concurrency 1"
-NO_LENGTHS = f"Fewer than three prompt lengths at one concurrency: <code>{COMMAND}</code>."
+NO_LENGTHS = f"Fewer than three prompt lengths at one concurrency. Measure with <code>{COMMAND}</code>."
 
 
 def ttft_vs_prompt(content: Content) -> UIElement:
-    """TTFT p50 by prompt length, with the fit a + b * tokens + c * tokens^2: set-up, linear layers, attention."""
+    """Draw the TTFT p50 by prompt length, with the fit a + b * tokens + c * tokens^2.
+
+    The terms stand for set-up, linear layers and attention.
+    """
     groups = _groups(content)
     if not groups:
         return explain(NO_LENGTHS)
-    found = chart("TTFT against the prompt's length", "prompt tokens", "ms, p50", x_axis_type="log", y_axis_type="log")
+    found = chart("TTFT by prompt length", "prompt tokens", "ms, p50", x_axis_type="log", y_axis_type="log")
     plain_numbers(found.xaxis[0], found.yaxis[0])
     points = []
     for index, (label, views) in enumerate(groups.items()):
@@ -35,13 +38,11 @@ def ttft_vs_prompt(content: Content) -> UIElement:
 
 
 def throughput_vs_prompt(content: Content) -> UIElement:
-    """Prompt and output tokens a second together: what the engine really computes."""
+    """Draw prompt and output tokens per second together: what the engine computes."""
     groups = _groups(content)
     if not groups:
         return explain(NO_LENGTHS)
-    found = chart(
-        "Tokens computed against the prompt's length", "prompt tokens", "prompt and output tokens/s", x_axis_type="log", y_axis_type="log"
-    )
+    found = chart("Tokens computed by prompt length", "prompt tokens", "prompt and output tokens/s", x_axis_type="log", y_axis_type="log")
     plain_numbers(found.xaxis[0], found.yaxis[0])
     for index, (label, views) in enumerate(groups.items()):
         x = [view.summary.prompt_tokens for view in views]
@@ -53,7 +54,7 @@ def throughput_vs_prompt(content: Content) -> UIElement:
 
 
 def _groups(content: Content) -> dict[str, list[View]]:
-    """Views of one target at one concurrency, by length, where there are enough lengths."""
+    """Group views by target and concurrency, where there are enough prompt lengths."""
     found: dict[str, list[View]] = {}
     for run, view in content.views:
         if view.point.concurrency and view.summary.ttft.at("p50"):
@@ -67,12 +68,12 @@ def _label(content: Content, run: Named, view: View) -> str:
 
 
 def _fit(found: figure, x: Floats, y: Floats, colour: str) -> None:
-    """Least squares of relative errors; with three lengths there is nothing left to check it by, so it is drawn from four on."""
+    """Draw a least-squares fit of relative errors, from four lengths on; three leave nothing to check."""
     if len(x) <= MIN_LENGTHS:
         return
     for degree in (2, 1):
         terms, *_ = np.linalg.lstsq(np.vander(x, degree + 1, increasing=True) / y[:, None], np.ones_like(y), rcond=None)
-        # No work takes less time the longer the prompt is: where the square's share is lost in noise, there is none.
+        # A longer prompt never takes less work, so a negative quadratic term is noise and is dropped.
         if terms[-1] >= 0:
             break
     along = np.geomspace(x.min(), x.max(), 100)

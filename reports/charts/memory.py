@@ -1,4 +1,4 @@
-"""Memory: what the model's files say it needs beside what was measured."""
+"""Memory: the estimate from the model's files beside the measurement."""
 
 import numpy as np
 from bokeh.models import ColumnDataSource, UIElement
@@ -10,11 +10,11 @@ from reports.theme import INK, PALETTE, chart, concurrency_chart, explain, hover
 
 GIB = 2**30
 PARTS = {"weights": PALETTE[0], "activations": PALETTE[4], "KV cache (set aside)": PALETTE[2], "not explained": "#B5B9C0"}
-NO_MEMORY = "The engine ran elsewhere, or the model has no files to look at: memory is measured for targets in this process."
+NO_MEMORY = "There is no memory estimate: the engine ran on a remote server, or the model's files were not found."
 
 
 def vram_usage(content: Content) -> UIElement:
-    """Each run's engine: the estimate stacked, and the measured total beside it, with the error of the estimate."""
+    """Draw each engine's estimate, stacked, beside the measured total, with the estimate's error."""
     told = [(run, memory) for run in content.runs if (memory := run.analysis.recording.run.memory) and memory.weights and memory.loaded]
     if not told:
         return explain(NO_MEMORY)
@@ -49,7 +49,7 @@ def _parts(memory: Memory) -> dict[str, int]:
 
 
 def _measured(memory: Memory) -> int:
-    """What the engine added to what was in use before it."""
+    """Return the bytes that the engine added to what was in use before it."""
     return max(memory.peak or 0, memory.loaded or 0) - (memory.before or 0)
 
 
@@ -58,13 +58,11 @@ def _what(memory: Memory) -> str:
 
 
 def kv_vs_concurrency(content: Content) -> UIElement:
-    """Tokens' keys and values at each load: needed by the lengths, held at the measured peak, and what there is."""
+    """Draw the KV cache at each load: the estimate, the measured peak, and the budget."""
     told = [series for series in content.sweeps if (memory := series.run.analysis.recording.run.memory) and memory.kv_budget]
     if not told:
         return explain(NO_MEMORY)
-    found = concurrency_chart(
-        "KV cache against concurrency", "GiB", [level for series in told for level in series.levels], y_axis_type="log"
-    )
+    found = concurrency_chart("KV cache by concurrency", "GiB", [level for series in told for level in series.levels], y_axis_type="log")
     plain_numbers(found.yaxis[0])
     points = []
     for series in told:
@@ -81,14 +79,16 @@ def kv_vs_concurrency(content: Content) -> UIElement:
     levels = [float(level) for series in told for level in series.levels]
     for run in {series.run.name: series.run for series in told}.values():
         budget = (run.analysis.recording.run.memory.kv_budget or 0) / GIB  # type: ignore[union-attr]
-        found.line([min(levels), max(levels)], [budget, budget], color=PALETTE[1], line_width=2, legend_label=f"{run.name}: all there is")
-    hover(found, points, [("series", "@name"), ("at once", "@x"), ("estimated", "@needed{0.000} GiB"), ("measured", "@held{0.000} GiB")])
+        found.line([min(levels), max(levels)], [budget, budget], color=PALETTE[1], line_width=2, legend_label=f"{run.name}: cache size")
+    hover(
+        found, points, [("series", "@name"), ("concurrency", "@x"), ("estimated", "@needed{0.000} GiB"), ("measured", "@held{0.000} GiB")]
+    )
     legend(found)
     return found
 
 
 def _needed(run: Named, view: View, memory: Memory) -> float:
-    """All sequences that can run at once at their full length, bounded by the batch."""
+    """Return the cache of all sequences that can run together at full length, bounded by the batch."""
     engine = run.analysis.recording.run.provenance.get("engine") or {}
     at_once = min(view.point.concurrency or 0, engine.get("max_num_seqs") or 10**9)
     return at_once * (view.summary.prompt_tokens + view.summary.output_tokens) * (memory.kv_bytes_per_token or 0)

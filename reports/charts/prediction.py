@@ -1,4 +1,4 @@
-"""How well the step-time model foretells loads that it has not seen."""
+"""How well the step-time model predicts held-out loads."""
 
 import numpy as np
 from bokeh.models import Band, ColumnDataSource, UIElement
@@ -10,9 +10,9 @@ BAND = 0.1
 
 
 def predicted_vs_measured(content: Content) -> UIElement:
-    """Every load predicted from all others, on the diagonal if it is right; the band is 10 % to either side."""
+    """Draw every load's prediction from all other loads; exact ones are on the diagonal, the band is 10 %."""
     found = chart(
-        "Throughput: predicted without the load, and measured",
+        "Throughput: predicted without the load, by measured",
         "measured tokens/s",
         "predicted tokens/s",
         x_axis_type="log",
@@ -25,7 +25,7 @@ def predicted_vs_measured(content: Content) -> UIElement:
         colour = PALETTE[index % len(PALETTE)]
         name = f"{f'{run.name}, ' if len(content.runs) > 1 else ''}{target}"
         measured = np.array([one.measured for one in model.held_out])
-        loads = [f"{one.load.concurrency} at once, {one.load.prompt:.0f} + {one.load.output:.0f}" for one in model.held_out]
+        loads = [f"concurrency {one.load.concurrency}, {one.load.prompt:.0f} + {one.load.output:.0f}" for one in model.held_out]
         columns = {"x": measured, "y": np.array([one.predicted for one in model.held_out]), "load": loads, "name": [name] * len(loads)}
         label = f"{name}: model, off by {model.error:.1%}"
         points.append(found.scatter("x", "y", source=ColumnDataSource(columns), color=colour, size=9, legend_label=label))
@@ -37,11 +37,11 @@ def predicted_vs_measured(content: Content) -> UIElement:
             )
         every += [*measured]
     if not points:
-        return explain("Too few loads for a model: it takes three valid closed loops on one target.")
+        return explain("Too few loads for a prediction: it needs three valid closed loops on one target.")
     ends = np.array([min(every) * 0.8, max(every) * 1.25])
     source = ColumnDataSource({"x": ends, "low": ends * (1 - BAND), "high": ends * (1 + BAND)})
     found.add_layout(Band(base="x", lower="low", upper="high", source=source, fill_color=REFERENCE, fill_alpha=0.15, line_alpha=0))
-    found.line(ends, ends, color=REFERENCE, legend_label="exact, and 10 % to either side")
+    found.line(ends, ends, color=REFERENCE, legend_label="exact, with a band of 10 %")
     hover(found, points, [("series", "@name"), ("load", "@load"), ("measured", "@x{0,0}"), ("predicted", "@y{0,0}")])
     legend(found)
     return found

@@ -1,4 +1,4 @@
-"""What went on while a point ran, and where its requests' time went."""
+"""The engine while a point ran, and the stages of its requests."""
 
 import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, UIElement
@@ -15,9 +15,9 @@ RATE_PARTS = 60
 
 
 def engine_timelines(view: View) -> list[UIElement]:
-    """Running and waiting, the KV cache and the GPU, and tokens a second, on one time axis; the steady window is shaded."""
+    """Draw requests, KV cache, GPU and tokens per second on one time axis; the steady window is shaded."""
     if not view.samples:
-        return [explain("The server told nothing of its engine while this point ran (no /metrics).")]
+        return [explain("The server reported nothing about its engine while this point ran (no /metrics).")]
     queue = chart("Requests in the engine", "", "requests")
     times = np.array([sample.time for sample in view.samples])
     for name, label, colour in (
@@ -48,7 +48,7 @@ def _trace(found: figure, view: View, times: Floats, name: str, label: str, colo
 
 
 def stages(content: Content) -> UIElement:
-    """The mean request of every point as a bar, stage after stage; the stages sum to its end-to-end time."""
+    """Draw the mean request of every point as a bar of stages that sum to its end-to-end time."""
     rows = [(label, view) for label, view in content.labelled if view.waterfall]
     if not rows:
         return explain("No request was answered.")

@@ -36,7 +36,7 @@ def test_an_engine_on_the_cpu_is_busy_by_its_work():
 
 def test_a_server_that_tells_nothing_names_nothing():
     nothing = gather(Point(number=0, target="t"), [], (0.0, 1.0))
-    assert str(nothing) == "the server told nothing"
+    assert str(nothing) == "the server reported nothing"
     assert name_cause(nothing, summarize([]), summarize([]), None).name == "unknown"
 
 

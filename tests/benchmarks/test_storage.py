@@ -71,4 +71,4 @@ def test_the_published_schema_is_the_code_s():
 def test_the_table_tells_what_was_measured_and_why_a_point_is_not_valid():
     found = report.analyse(recording())
     written = summary.table(found.rows)
-    assert "| t | 2 at once |" in written
+    assert "| t | concurrency 2 |" in written

@@ -112,7 +112,7 @@ def test_a_comparison_can_be_linked_to(reader, server):
     reader.open(f"{server}/?{urlencode([('run', name) for name in [*NAMES, 'nowhere.json']])}&tab=6")
     assert reader.page.locator(".choices__list--multiple").inner_text().count("json") == len(NAMES)
     assert reader.page.locator(".bk-tab.bk-active").inner_text() == "Comparison"
-    reader.page.get_by_text("there is no run nowhere.json").wait_for()
+    reader.page.get_by_text("run not found: nowhere.json").wait_for()
     assert reader.errors == []
 
 

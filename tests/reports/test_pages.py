@@ -55,9 +55,9 @@ def write(path, points, outcome="ok", **run):
 def test_a_single_closed_loop_has_no_curve_and_says_how_to_get_one(tmp_path):
     text = texts(write(tmp_path / "a.json", [Point(number=0, target="inprocess", concurrency=1, complete=True, planned=10)]))
     assert "A curve needs several concurrencies" in text
-    assert "memory is measured for targets in this process" in text
+    assert "There is no memory estimate" in text
     assert "Fewer than three prompt lengths" in text
-    assert "One run only" in text
+    assert "Only one run" in text
 
 
 def test_an_open_loop_alone_is_a_page(tmp_path):
@@ -69,7 +69,7 @@ def test_an_open_loop_alone_is_a_page(tmp_path):
 def test_a_run_in_which_nothing_was_answered_is_a_page(tmp_path):
     points = [Point(number=number, target="http", concurrency=2**number, complete=True) for number in range(3)]
     text = texts(write(tmp_path / "a.json", points, outcome="error", memory=Memory(device="cpu")))
-    assert "nothing was answered" in text
+    assert "no request was answered" in text
     assert "No request was answered" in text
 
 
@@ -131,7 +131,7 @@ def test_goodput_has_a_line_for_each_admission_that_was_measured(tmp_path):
     ]
     content = load([write(tmp_path / "a.json", points, promise=Promise(ttft=1.0))])
     labels = [item.label.value for item in goodput(content).legend[0].items]
-    assert labels == ["a, inprocess lategate, open loop", "a, inprocess none, open loop", "all of it kept"]
+    assert labels == ["a, inprocess lategate, open loop", "a, inprocess none, open loop", "all met the SLO"]
 
 
 def test_the_study_of_overload_has_two_charts_for_each_workload():

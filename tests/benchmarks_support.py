@@ -4,7 +4,7 @@ import anyio
 
 from benchmarks.generator.run import Generator
 from benchmarks.recording.results import RequestRecord
-from benchmarks.workload.plan import PlannedRequest, Load
+from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Workload
 
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(4), vocabulary=(1, 200))

@@ -11,7 +11,7 @@ from http_support import running_server
 from benchmarks.generator.run import Generator
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import HTTP, find_model, open_session
-from benchmarks.workload.plan import PlannedRequest, Load
+from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, ManagerConfig
 

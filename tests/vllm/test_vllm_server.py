@@ -13,7 +13,7 @@ from http_support import InProcess, OverHTTP
 from benchmarks.generator.run import Generator
 from benchmarks.targets.http import HTTP, find_model, open_session
 from benchmarks.targets.inprocess import InProcess as LoadInProcess
-from benchmarks.workload.plan import PlannedRequest, Load
+from benchmarks.workload.plan import Load, PlannedRequest
 from benchmarks.workload.requests import Fixed, Workload
 
 # Nothing of this takes a model, so nothing of it may take long.

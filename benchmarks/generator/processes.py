@@ -1,8 +1,8 @@
-"""Generators in processes of their own: a client that shares a core with its server measures itself.
+"""Generators in separate processes, because a client that shares a core with its server measures itself.
 
-Each worker keeps its connections from one job to the next. It is sent a job, makes its prompts, says that it is ready, is
-told the moment to start, reports its progress several times a second and in the end what it measured. Ctrl-C is the
-parent's alone: it asks the workers to stop, and gets what they have.
+Each worker keeps its connections between jobs. It receives a job, makes its prompts, reports that it is
+ready, receives the start time, reports its progress several times a second, and finally sends its
+measurements. Only the parent handles Ctrl-C: it asks the workers to stop, and they send what they have.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from benchmarks.workload.plan import PlannedRequest
 
 PROGRESS_SECONDS = 0.2
 POLL_SECONDS = 0.02
-# From the word to the start: time for it to reach every worker.
+# Time between the start message and the start, so that the message reaches every worker.
 HEAD_START_SECONDS = 0.1
 STOP_SECONDS = 10.0
 
 
 @asynccontextmanager
 async def open_target(url: str, model: str, *, prompts: Prompts = "ids") -> AsyncIterator[Target]:
-    """By the URL's scheme: http and https, or a raw socket's tcp, tls and unix."""
+    """Open the target that the URL's scheme names: http, https, or a raw socket's tcp, tls, unix."""
     if url.startswith("http"):
         async with open_session(url) as session:
             yield HTTP(session, model, prompts)
@@ -43,7 +43,7 @@ async def open_target(url: str, model: str, *, prompts: Prompts = "ids") -> Asyn
 
 
 def work(pipe: Connection, url: str, model: str, prompts: Prompts) -> None:
-    """A worker's whole life."""
+    """Run a worker until its pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(_work(pipe, url, model, prompts=prompts))
 
@@ -82,7 +82,7 @@ async def _report(pipe: Connection, progress: Progress) -> None:
 
 
 async def _obey(pipe: Connection, everything: anyio.CancelScope) -> None:
-    """Whatever comes while a job runs, the parent's end included, means that it shall stop."""
+    """Cancel the job at any message, or when the parent ends."""
     while not pipe.poll():  # noqa: ASYNC110 - a pipe has no event to wait for
         await anyio.sleep(POLL_SECONDS)
     _receive(pipe)
@@ -91,14 +91,14 @@ async def _obey(pipe: Connection, everything: anyio.CancelScope) -> None:
 
 @attrs.define
 class Fleet:
-    """The parent's side of all workers."""
+    """All workers, as the parent controls them."""
 
     pipes: list[Connection]
 
     async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
-        """The job, shared among the workers, into `measured`; also what there is of it when this is cancelled.
+        """Run a job, shared among the workers, into `measured`, even if this is cancelled.
 
-        Raises TargetError when a worker died.
+        Raises TargetError if a worker dies.
         """
         parts: list[Measured] = []
         try:
@@ -132,7 +132,7 @@ class Fleet:
         await self._until_all(is_last)
 
     async def _until_all(self, is_last: Callable[[int, Any], bool]) -> None:
-        """Take messages until each worker has sent one that is its last for now."""
+        """Receive messages until each worker has sent one for which `is_last` is true."""
         waiting = set(range(len(self.pipes)))
         while waiting:
             for which, message in self._arrived():
@@ -164,17 +164,17 @@ def _sum(parts: Iterable[Progress]) -> Progress:
 def _join(parts: Sequence[Measured], measured: Measured, *, complete: bool) -> None:
     measured.records += sorted((record for part in parts for record in part.records), key=lambda record: record.number)
     measured.lags += [lag for part in parts for lag in part.lags]
-    # One core is all that a process has, so the busiest one decides.
+    # A process has one core, so the busiest process decides.
     measured.cpu_seconds = max((part.cpu_seconds for part in parts), default=0.0)
     measured.complete = complete and all(part.complete for part in parts)
 
 
 @asynccontextmanager
 async def open_fleet(url: str, model: str, processes: int, *, prompts: Prompts = "ids") -> AsyncIterator[Fleet]:
-    """So many workers, aimed at one server's model."""
+    """Open worker processes for one server's model."""
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(processes)]
-    # Daemons, so that none outlives this process.
+    # The workers are daemons, so that none outlives this process.
     workers = [context.Process(target=work, args=(theirs, url, model, prompts), daemon=True) for _, theirs in pairs]
     for worker, (_, theirs) in zip(workers, pairs, strict=True):
         worker.start()

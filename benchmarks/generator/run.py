@@ -1,4 +1,4 @@
-"""Makes load: sends items at their times and keeps the records. Speaks anyio, so that tests run it on a virtual clock."""
+"""Sends items at their times and keeps the records. Uses anyio, so that tests run it on a virtual clock."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from benchmarks.targets import Target, with_patience
 from benchmarks.workload.plan import PlannedRequest
 from benchmarks.workload.requests import Item
 
-# How often the event loop's own lateness is looked at.
+# Interval at which the event loop's delay is measured.
 LAG_SECONDS = 0.01
 
 
 @attrs.define
 class Progress:
-    """What is going on, for whoever shows it; `changed` is called after every end of a request."""
+    """Progress of a job; `changed` is called after each request."""
 
     in_flight: int = 0
     done: int = 0
@@ -37,7 +37,7 @@ class Progress:
 
 @attrs.define(kw_only=True)
 class Measured:
-    """What one generator has to tell of a point, also of one that was cut short. `origin` is the point's start on the clock."""
+    """What one generator measured, also of an incomplete point; `origin` is the point's start."""
 
     records: list[RequestRecord] = attrs.field(factory=list)
     cpu_seconds: float = 0.0
@@ -48,7 +48,13 @@ class Measured:
 
 @attrs.define
 class Generator:
-    """Does one job. `measured` holds what there is so far; `clock` gives monotonic seconds, `cpu_clock` this process's CPU seconds."""
+    """Runs one job.
+
+    Attributes:
+        measured: The measurements so far.
+        clock: Returns monotonic seconds.
+        cpu_clock: Returns the CPU seconds of this process.
+    """
 
     target: Target
     job: PlannedRequest
@@ -59,12 +65,14 @@ class Generator:
     _schedule: tuple[list[float], list[Item]] | None = None
 
     def prepare(self) -> None:
-        """Make all prompts, which takes time, before the clock starts."""
+        """Make all prompts before the clock starts, because that takes time."""
         self._schedule = self.job.schedule()
 
     async def run(self, origin: float | None = None) -> None:
-        """All of the job's requests to their end. The point starts at `origin` on the clock, which generators in several processes
-        share; None starts it at once."""
+        """Run all of the job's requests to their end.
+
+        The point starts at `origin`, which generators in several processes share; None starts it now.
+        """
         if self._schedule is None:
             self.prepare()
         times, items = self._schedule or ([], [])
@@ -81,7 +89,7 @@ class Generator:
             self.measured.cpu_seconds = self.cpu_clock() - cpu
 
     async def _closed_loop(self, items: Sequence[Item]) -> None:
-        """So many clients, each sending its next request when its last one has ended."""
+        """Run the clients: each sends its next request when its last one has ended."""
         work = iter(items)
 
         async def client() -> None:
@@ -93,7 +101,7 @@ class Generator:
                 tasks.start_soon(client)
 
     async def _open_loop(self, times: Sequence[float], items: Sequence[Item]) -> None:
-        """A request at each time, whatever became of those before it; waits for all of them."""
+        """Send a request at each time, regardless of earlier requests, and wait for all of them."""
         async with anyio.create_task_group() as tasks:
             for intended, item in zip(times, items, strict=True):
                 if (wait := intended - self._now()) > 0:
@@ -101,14 +109,14 @@ class Generator:
                 tasks.start_soon(self._converse, item, intended)
 
     async def _converse(self, item: Item, intended: float) -> None:
-        """An item and its follow-ups, as far as it is answered."""
+        """Send an item and its follow-ups, until one is not answered."""
         turn = 0
         while True:
             record, answer = await self._send(item, intended, turn)
             if not item.follow_ups or record.outcome != "ok":
                 return
-            # A target that does not tell token ids gets as many of the prompt's own: the length is right, the prefix cache's
-            # view of the answer is not (docs/benchmarks.md says so).
+            # A target that returns no token ids gets as many tokens of the prompt instead. The length is right; what the prefix cache
+            # holds of the answer is not (see docs/benchmarks.md).
             filler = (item.prompt * (item.max_tokens // len(item.prompt) + 1))[: item.max_tokens]
             item, intended, turn = item.after(answer or filler), self._now(), turn + 1
 
@@ -132,7 +140,7 @@ class Generator:
             answer = await with_patience(self.target, item, record, self._now, self.measured.origin)
         finally:
             if record.finished is None:
-                record.outcome, record.detail, record.finished = "cancelled", "the run was cut short", self._now()
+                record.outcome, record.detail, record.finished = "cancelled", "the run was stopped", self._now()
             self.progress.ended(record)
         return record, answer
 

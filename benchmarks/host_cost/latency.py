@@ -1,9 +1,10 @@
-"""What each way adds to a token's latency: `python -m benchmarks latency`. One manager, and all ways to it at once or each alone.
+"""Measures the latency that each path adds to a token: `python -m benchmarks latency`.
 
-The engine does nothing but keep a pace, so what a token waits for is only its way: the time at which a client has it, less the time at
-which the engine gave it to the manager, on the clock that all processes of a host share. In process, over HTTP, over raw sockets (TCP and
-unix): the k-th request of one way is a pair with the k-th of another, which was under way beside it. Intervals are from a bootstrap over
-pairs.
+The paths are in process, HTTP and raw sockets (TCP and unix), all to one manager, measured together or one
+after another. The engine only keeps a pace, so a token's added latency is that of its path: the time at
+which a client has the token, minus the time at which the engine gave it to the manager. All processes of
+a host share the clock. The k-th request of one path is paired with the k-th of another, which ran
+beside it. Intervals are from a bootstrap over pairs.
 """
 
 import asyncio
@@ -30,13 +31,20 @@ from llmserve import AdmissionConfig, EngineManager, ManagerConfig, Timeline
 INPROCESS = "inprocess"
 WAYS = (INPROCESS, "http", "tcp", "unix")
 PAUSE, TEXT = 0.01, " word"
-# Long answers, or a percentile of tokens is one of beginnings and ends: those of a closed loop come all at once.
+# Long answers, because otherwise a percentile of tokens shows beginnings and ends, which come together in a closed loop.
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 400
 RESAMPLES, SEED = 200, 1
 
 
 class Way(msgspec.Struct, kw_only=True):
-    """One way's requests in order: seconds to the first token, a token's mean gap, to the end, and each token's added latency."""
+    """One path's requests in order, in seconds.
+
+    Attributes:
+        ttft: Time to the first token.
+        itl: Mean gap between tokens.
+        e2e: Time to the end.
+        added: Added latency of each token.
+    """
 
     ttft: list[float] = []
     itl: list[float] = []
@@ -45,7 +53,7 @@ class Way(msgspec.Struct, kw_only=True):
 
 
 class Emitted:
-    """An observer that keeps when each token of a request was given to the manager."""
+    """An observer that records when each token was given to the manager."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}
@@ -54,12 +62,14 @@ class Emitted:
         self.times.setdefault(timeline.request_id, []).extend([now] * count)
 
     def finished(self, timeline: Timeline) -> None:
-        """Nothing: the times are taken when the clients have ended too."""
+        """Do nothing: the times are read when the clients have ended too."""
 
 
 async def measure(streams: int, requests: int, rounds: int, report: Callable[[str], None], *, alone: bool = False) -> dict[str, Way]:
-    """In each round `streams` at once and `requests` in all for each way: all ways at once, or one after another if `alone`. Raises
-    TargetError when one fails."""
+    """Run rounds of `requests` requests per path with `streams` concurrent ones.
+
+    All paths run together, or one after another if `alone`. Raises TargetError when a request fails.
+    """
     emitted = Emitted()
     found = {way: Way() for way in WAYS}
     config = ManagerConfig(admission=AdmissionConfig(max_running=0))
@@ -118,9 +128,9 @@ def _added(record: RequestRecord, given: Sequence[float], origin: float) -> list
 
 
 def conclude(found: dict[str, Way]) -> str:
-    """Markdown: what each way adds to a token, and how its requests differ from their pairs in process; then the wires against HTTP."""
+    """Return Markdown: what each path adds to a token, differences in process, ratios to HTTP."""
     lines = [
-        "| way | added to a token, p50, us | p99, us | TTFT over in process, ms | gap, us | end to end, ms |",
+        "| path | added per token, p50, us | p99, us | added to TTFT, ms | to a gap, us | to end to end, ms |",
         "|---|---|---|---|---|---|",
     ]
     base = found[INPROCESS]
@@ -146,7 +156,7 @@ def _quantile(sample: np.ndarray, share: float, scale: float) -> float:
 
 
 def _interval(groups: Sequence[Sequence[float]], figure: Callable[[np.ndarray], float]) -> str:
-    """The figure over all groups together, with the middle 95 % of what it is when groups are drawn anew."""
+    """Return the figure over all groups, with the 95 % interval of resampled groups."""
     arrays = [np.asarray(group) for group in groups]
     rng = np.random.default_rng(SEED)
     drawn = [float(figure(np.concatenate([arrays[index] for index in _draw(rng, len(arrays))]))) for _ in range(RESAMPLES)]

@@ -1,7 +1,7 @@
-"""What the process that holds the engine's client costs: ours and vLLM's own, alternating, in process and over every wire.
+"""Measures the process that holds the engine's client: our servers and vLLM's, in process and over each wire.
 
-Tokens a second are those of a closed loop; CPU per token is the host processes' own, and holds also where they share a core with their
-client. Ratios are of two sides in the same round.
+Tokens per second are those of a closed loop. CPU per token is that of the host processes, so it is valid
+even where they share a core with their client. Ratios compare two variants in the same round.
 """
 
 import statistics
@@ -12,7 +12,7 @@ import msgspec
 from benchmarks.host_cost.server_processes import Setting
 from benchmarks.host_cost.variants import Trial, open_sides
 
-# What each side is held against: the peers that do the same, or our own next-best way.
+# What each variant is compared with: the peers that do the same, or our next-best path.
 AGAINST = (
     ("inprocess", "bare"),
     ("http", "vllm"),
@@ -30,7 +30,7 @@ AGAINST = (
 
 
 class Point(msgspec.Struct, kw_only=True):
-    """All rounds at one number of streams: a side's legs, in the order of rounds."""
+    """All rounds with one number of streams: each variant's trials in the order of rounds."""
 
     streams: int
     core: str
@@ -41,9 +41,12 @@ class Point(msgspec.Struct, kw_only=True):
 async def measure(
     names: Sequence[str], setting: Setting, streams: Sequence[int], rounds: int, report: Callable[[str], None]
 ) -> list[Point]:
-    """Each side once a round, in turns, after a round that does not count. Raises TargetError when all requests of a leg fail."""
+    """Run each variant once per round, in turns, after a warm-up round.
+
+    Raises TargetError when all requests of a trial fail.
+    """
     points: list[Point] = []
-    # A stubbed core waits for just as many streams as it was told of.
+    # A stubbed core waits for exactly the number of streams that it was started with.
     groups = [list(streams)] if setting.core != "stubbed" else [[number] for number in streams]
     for group in groups:
         report(f"starting {', '.join(names)}")
@@ -62,20 +65,20 @@ async def measure(
 
 
 def _brief(trial: Trial) -> str:
-    cpu, wait = f"{trial.cpu_microseconds_per_token:.1f} us of CPU a token", f"p99 TTFT {trial.ttft_p99 * 1000:,.0f} ms"
+    cpu, wait = f"{trial.cpu_microseconds_per_token:.1f} us of CPU per token", f"p99 TTFT {trial.ttft_p99 * 1000:,.0f} ms"
     return f"{trial.tokens_per_second:,.0f} tokens/s, {cpu}, {wait}" + (
         f", {trial.failed} failed ({trial.failure})" if trial.failed else ""
     )
 
 
 def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -> str:
-    """Markdown: medians with their range, and each side over what it is held against. `against` adds pairs."""
+    """Return Markdown: medians with ranges, and ratios of variants; `against` adds pairs."""
     lines: list[str] = []
     for point in points:
         lines += [
             f"**{point.streams} streams, {point.core} engine core**",
             "",
-            "| side | tokens/s | us of CPU a token | tokens an event | longest gap, ms | p50 TTFT, ms | p99 TTFT, ms | failed |",
+            "| variant | tokens/s | us of CPU per token | tokens per event | longest gap, ms | p50 TTFT, ms | p99 TTFT, ms | failed |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, trials in point.trials.items():
@@ -100,7 +103,7 @@ def _ratio(point: Point, name: str, other: str) -> str:
     rates = spread([one.tokens_per_second / two.tokens_per_second for one, two in pairs], 2)
     costs = spread([one.cpu_microseconds_per_token / two.cpu_microseconds_per_token for one, two in pairs], 2)
     waits = spread([one.ttft_p99 / two.ttft_p99 for one, two in pairs], 2)
-    return f"- {name} over {other}: {rates} times the tokens/s, {costs} times the CPU a token, {waits} times the p99 TTFT"
+    return f"- {name} over {other}: {rates} times the tokens/s, {costs} times the CPU per token, {waits} times the p99 TTFT"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

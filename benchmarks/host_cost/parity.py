@@ -1,7 +1,8 @@
-"""Throughput of an `EngineManager` against a bare `AsyncLLM.generate()` loop: one engine, one process, alternating.
+"""Throughput of an `EngineManager` against a bare `AsyncLLM.generate()` loop: one engine, alternating.
 
-What is measured is what llmserve costs: admission, tokenisation of text prompts off the loop, the stream. Both sides get
-the same prompts, as text, the same sampling, and the same engine; the bare side does what vLLM's own documentation shows.
+The difference is the cost of llmserve: admission, tokenisation of text prompts off the loop, the stream.
+Both variants get the same text prompts, the same sampling and the same engine. The bare variant does what
+vLLM's documentation shows.
 """
 
 import asyncio
@@ -43,7 +44,10 @@ WORDS = [
 
 @attrs.frozen(kw_only=True)
 class Workload:
-    """`requests` closed-loop requests at a `concurrency`: prompts of about `prompt_words` tokens, exactly `max_tokens` out."""
+    """A closed loop of `requests` requests at a `concurrency`.
+
+    Prompts have about `prompt_words` tokens, answers exactly `max_tokens`.
+    """
 
     requests: int
     concurrency: int
@@ -52,13 +56,13 @@ class Workload:
     seed: int
 
     def prompts(self, trial: int) -> list[str]:
-        """Distinct in every leg, so that no side finds the other's prefixes in the cache."""
+        """Return prompts that differ in every trial, so that no variant finds the other's in the cache."""
         rng = random.Random(f"{self.seed} {trial}")
         return [" ".join(rng.choice(WORDS) for _ in range(self.prompt_words)) for _ in range(self.requests)]
 
 
 class Round(msgspec.Struct):
-    """Tokens per second of both sides in one round, and who went first."""
+    """Tokens per second of both variants in one round, and which one began."""
 
     bare: float
     manager: float
@@ -70,14 +74,14 @@ class Round(msgspec.Struct):
 
 
 async def closed_loop(prompts: list[str], concurrency: int, generate: Callable[[str], Awaitable[int]]) -> float:
-    """Tokens per second; `generate` returns how many it got."""
+    """Return tokens per second; `generate` returns the number of its tokens."""
     queue = iter(prompts)
     tokens = 0
 
     async def client() -> None:
         nonlocal tokens
         for prompt in queue:
-            # In two steps: `tokens += await ...` would read before the await and lose what others added meanwhile.
+            # In two steps: `tokens += await ...` would read `tokens` before the await and lose the other clients' additions.
             count = await generate(prompt)
             tokens += count
 
@@ -117,17 +121,17 @@ def managed(manager: EngineManager, workload: Workload) -> Callable[[str], Await
 
 
 async def measure(model: str, engine_args: dict[str, Any], workload: Workload, rounds: int, report: Callable[[str], None]) -> list[Round]:
-    """Run `rounds` rounds after one that does not count.
+    """Run `rounds` rounds after a warm-up round.
 
-    A round is four legs, A B B A, each side being A in every other round: what drifts steadily on the machine (by a third
-    within minutes, on the shared one that this was written on) falls on both sides alike.
+    A round is four trials, A B B A, and each variant is A in every other round. A steady drift of the
+    machine (a third within minutes on the shared one where this was written) affects both alike.
     """
     engine = VLLMEngine(model, engine_args)
     config = ManagerConfig(admission=AdmissionConfig(max_running=workload.concurrency))
     results = []
     report(f"starting vLLM with {model}")
     async with EngineManager(engine, config) as manager:
-        # The very engine that the manager drives: a second one would compete with it for the machine.
+        # The bare variant uses the manager's engine, because a second engine would compete for the machine.
         sides = {"bare": bare(engine.running_llm, workload), "manager": managed(manager, workload)}
         for number in range(rounds + 1):
             first, second = ("bare", "manager") if number % 2 else ("manager", "bare")

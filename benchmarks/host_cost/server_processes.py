@@ -1,5 +1,7 @@
-"""Servers to be compared, as processes: ours and vLLM's own, over an engine core that is stubbed, null or real, or over an engine that does
-nothing."""
+"""Server processes to compare: ours and vLLM's.
+
+They run over an engine core that is stubbed, null or real, or over an engine that does no work.
+"""
 
 import asyncio
 import os
@@ -23,11 +25,11 @@ from benchmarks.workload.requests import Fixed, Workload
 from llmserve.models import resolve
 
 START_SECONDS = 300.0
-# The name under which every one of them serves its model.
+# The name under which every server serves its model.
 MODEL = "side"
-# What our engine arguments are on a machine without a GPU, so that both make the same of it.
+# The default engine arguments of ours on a machine without a GPU, so that vLLM gets the same.
 CPU_ARGS: dict[str, Any] = {"enforce_eager": True, "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
-# Of every side over the null core. Our own default on a CPU is a batch of 16, and vLLM's depends on the machine and on the way to it.
+# For every variant over the null core. Our default on a CPU is a batch of 16; vLLM's depends on the machine and the entry point.
 NULL_ARGS: dict[str, Any] = {
     "distributed_executor_backend": "benchmarks.stand_ins.null_executor.NullExecutor",
     "enforce_eager": True,
@@ -35,32 +37,37 @@ NULL_ARGS: dict[str, Any] = {
     "max_num_seqs": 1024,
     "max_num_batched_tokens": 8192,
 }
-# Processes of vLLM's engine, by the titles that they give themselves.
+# vLLM's engine processes, by their titles.
 ENGINE_TITLES = ("EngineCore", "VLLM::Worker")
 LAST_WORDS = 2000
 
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """`requests` are for each stream, one after another. `processes` of the generator load a server."""
+    """What the variants measure.
+
+    Attributes:
+        requests: Consecutive requests of each stream.
+        processes: Generator processes that load a server.
+    """
 
     core: Literal["stubbed", "nothing", "null", "real", "simulated"] = "stubbed"
-    # Of a core that does nothing: seconds between its steps, and each step's text.
+    # Of an engine that does no work: seconds between its steps, and each step's text.
     pace: tuple[float, str] | None = None
     model: str = "bundled"
     engine_args: dict[str, Any] = attrs.field(factory=dict)
-    # Further arguments of our own servers. Comparisons admit every request.
+    # Additional arguments of our servers. Comparisons admit every request.
     server_args: tuple[str, ...] = ("--max-running", "0")
     prompt_tokens: int = 16
     answer_tokens: int = 1024
     requests: int = 1
     processes: int = 1
-    # From the middle of the bundled model's vocabulary, where no special tokens are.
+    # The middle of the bundled model's vocabulary, which has no special tokens.
     vocabulary: tuple[int, int] = (2000, 20_000)
 
     @property
     def args_of_ours(self) -> dict[str, Any]:
-        """What our own engines are given; their defaults on a CPU are CPU_ARGS already."""
+        """Arguments of our engines; their defaults on a CPU already are CPU_ARGS."""
         return NULL_ARGS | self.engine_args if self.core == "null" else self.engine_args
 
     @property
@@ -76,19 +83,24 @@ class Setting:
 
 @attrs.frozen
 class Server:
-    """`addresses` are those for http and chat, or for tcp and unix. What it prints goes into `log`."""
+    """A running server.
+
+    Attributes:
+        addresses: Addresses by path: http and chat, or tcp and unix.
+        log: File with the server's output.
+    """
 
     addresses: dict[str, str]
     process: asyncio.subprocess.Process
     log: Path
 
     async def until_healthy(self) -> None:
-        """Raises TargetError when it has ended, with its last words."""
+        """Wait until the server is healthy. Raises TargetError with its last output if it ends."""
         with anyio.fail_after(START_SECONDS):
             while not await self._is_healthy():
                 if self.process.returncode is not None:
                     words = self.log.read_bytes()[-LAST_WORDS:].decode(errors="replace")
-                    raise TargetError(f"a server ended with {self.process.returncode}: {words}")
+                    raise TargetError(f"a server exited with code {self.process.returncode}: {words}")
                 await anyio.sleep(0.5)
 
     async def _is_healthy(self) -> bool:
@@ -97,7 +109,7 @@ class Server:
         return b"  ready  " in self.log.read_bytes()
 
     def cpu_seconds(self) -> float:
-        """Of the program and its children, the engine's own left out."""
+        """Return the CPU time of the program and its children, without the engine's processes."""
         whole = 0.0
         parent = psutil.Process(self.process.pid)
         for one in [parent, *parent.children(recursive=True)]:
@@ -110,8 +122,12 @@ class Server:
 
 @asynccontextmanager
 async def open_server(name: str, setting: Setting, streams: int, *, stdout: int | None = None) -> AsyncIterator[Server]:
-    """Started; `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N processes. Its
-    standard output goes to the descriptor `stdout`, or into the log as its standard error does."""
+    """Start a server.
+
+    `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N
+    processes. Standard output goes to the descriptor `stdout`, or by default into the log, like standard
+    error.
+    """
     with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
         addresses = _addresses(name, folder)
         command, environment = await _command(name, setting, addresses)
@@ -135,7 +151,7 @@ async def open_server(name: str, setting: Setting, streams: int, *, stdout: int 
         try:
             yield Server(addresses, process, log)
         finally:
-            # All of its session: a server that is killed leaves its engine behind.
+            # Kill the whole session, because a killed server leaves its engine behind.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             await process.wait()
@@ -151,7 +167,7 @@ def _addresses(name: str, folder: str) -> dict[str, str]:
 
 
 async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Module and arguments, and what its environment has besides."""
+    """Return the module with its arguments, and additional environment variables."""
     kind, _, count = name.partition(":")
     if kind == "llmserve-socket":
         listen = [word for address in addresses.values() for word in ("--listen", address)]
@@ -167,7 +183,7 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
     model = await anyio.to_thread.run_sync(resolve, setting.model)
     arguments = [*where, "--served-model-name", MODEL, *_vllm_arguments(setting)]
     if setting.core == "stubbed":
-        # In one process, which is the one that has the stubbed core.
+        # The API server runs in one process, the one with the stubbed core.
         return ["vllm.entrypoints.openai.api_server", "--model", model, *arguments], {}
     environment = {"VLLM_USE_RUST_FRONTEND": "1"} if kind == "vllm-rust" else {}
     return ["benchmarks.host_cost.vllm_serve", "serve", model, "--api-server-count", count or "1", *arguments], environment
@@ -180,7 +196,7 @@ def _our_arguments(setting: Setting) -> list[str]:
 
 
 def _vllm_arguments(setting: Setting) -> list[str]:
-    """As its command line spells them."""
+    """Return the engine arguments as vLLM's command line spells them."""
     words: list[str] = []
     for key, value in setting.args_of_vllm.items():
         flag = f"--{key.replace('_', '-')}"

@@ -1,7 +1,7 @@
-"""Who is compared by `overhead`: our ways to an engine and vLLM's own, each made ready to carry so many streams at once.
+"""The variants that `overhead` compares: our paths to an engine and vLLM's.
 
-Over an engine core that is stubbed, null or real, or over an engine that does nothing. Servers are processes of their own; all of them are
-up at once, and all but one are idle.
+They run over an engine core that is stubbed, null or real, or over an engine that does no work. Servers
+are separate processes. All of them run during the measurement, and all but one are idle.
 """
 
 import itertools
@@ -27,15 +27,20 @@ from llmserve.engines.vllm.engine import VLLMEngine
 
 
 class Trial(msgspec.Struct, kw_only=True):
-    """One side in one round. CPU is that of the host's processes, the engine's own left out; TTFT in seconds; `failed` requests count for
-    nothing else, and `failure` says how the first of them ended."""
+    """One variant in one round; TTFT in seconds.
+
+    Attributes:
+        cpu_microseconds_per_token: CPU time of the host's processes, without the engine's.
+        failed: Number of failed requests, which no other figure includes.
+        failure: How the first failed request ended.
+    """
 
     tokens_per_second: float
     cpu_microseconds_per_token: float
     ttft_p50: float
     ttft_p99: float
     tokens_per_event: float = 1.0
-    # Of each stream the longest pause between two events, in seconds; of all streams the 99th percentile.
+    # 99th percentile over all streams of a stream's longest pause between two events, in seconds.
     gap_p99: float = 0.0
     failed: int = 0
     failure: str = ""
@@ -44,7 +49,7 @@ class Trial(msgspec.Struct, kw_only=True):
 Side = Callable[[int, int], Awaitable[Trial]]
 
 
-# Each a name, and how to open it: in this process, or by the server that carries it and the way to that.
+# Variants in this process, and the others with their server and the path to it.
 IN_PROCESS = ("bare", "inprocess")
 WAYS: dict[str, tuple[str, str]] = {
     "http": ("llmserve", "http"),
@@ -58,39 +63,45 @@ WAYS: dict[str, tuple[str, str]] = {
     "vllm-rust": ("vllm-rust", "http"),
     "vllm-rust-chat": ("vllm-rust", "chat"),
 }
-# Words, so that each server tokenises; on our raw socket as ids.
+# Text prompts, so that each server tokenises; on our raw socket token ids.
 PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "unix": "ids"}
-# Those that can have several processes.
+# Variants that may have several processes.
 MANY = ("http", "http-unheld", "chat", "joined", "vllm", "vllm-chat")
 
 
 def parse_side(name: str) -> tuple[str, str]:
-    """Server and way; `http:4` is the same with so many processes. Raises TargetError."""
+    """Return server and path; `http:4` has four processes. Raises TargetError."""
     kind, _, count = name.partition(":")
     if kind not in WAYS or (count and (not count.isdigit() or kind not in MANY)):
-        raise TargetError(f"there is no side {name!r}: choose of {', '.join([*IN_PROCESS, *WAYS])}, with :N behind {', '.join(MANY)}")
+        raise TargetError(f"unknown variant {name!r}; choose from {', '.join([*IN_PROCESS, *WAYS])}, with :N after {', '.join(MANY)}")
     server, way = WAYS[kind]
     return (f"{server}:{count}" if count else server), way
 
 
 def parse_sides(names: Sequence[str], setting: Setting) -> dict[str, tuple[str, str]]:
-    """Server and way of each name that needs a server. Raises TargetError for names that `setting`'s engine core cannot carry."""
+    """Return server and path of each name that needs a server.
+
+    Raises TargetError for names that `setting`'s engine core cannot serve.
+    """
     servers = {name: parse_side(name) for name in names if name not in IN_PROCESS}
     if "bare" in names and setting.core == "nothing":
-        raise TargetError("bare is vLLM's own loop: it needs vLLM's engine core, stubbed, null or real")
+        raise TargetError("bare is vLLM's own loop and needs vLLM's engine core (stubbed, null or real)")
     for server, _ in servers.values():
         if server.startswith("vllm") and setting.core == "nothing":
-            raise TargetError(f"{server} is vLLM's own server: it needs vLLM's engine core, stubbed, null or real")
+            raise TargetError(f"{server} is vLLM's own server and needs vLLM's engine core (stubbed, null or real)")
         outside = server.startswith(("joined", "vllm-rust")) or server.partition(":")[2] not in ("", "1")
         if outside and setting.core in ("stubbed", "nothing"):
-            raise TargetError(f"{server} needs an engine core that is a process, null or real: the others live in a server's one process")
+            raise TargetError(f"{server} needs an engine core that is a process (null or real)")
     return servers
 
 
 @asynccontextmanager
 async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
-    """All of them at once. `streams` are the most that will be asked for, and with a stubbed core just as many. Raises TargetError,
-    for a wrong combination before anything is started."""
+    """Open all variants.
+
+    `streams` is the maximum number of streams; a stubbed core needs exactly this number. Raises
+    TargetError, for a wrong combination before anything is started.
+    """
     servers = parse_sides(names, setting)
     async with AsyncExitStack() as stack:
         sides: dict[str, Side] = {}
@@ -108,7 +119,7 @@ async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> As
 
 @asynccontextmanager
 async def _in_process(names: Sequence[str], setting: Setting, streams: int) -> AsyncIterator[dict[str, Side]]:
-    """Both on the one engine of this process."""
+    """Open the variants on the one engine of this process."""
     if setting.core == "stubbed":
         stub_core.install(streams)
     engine = NoEngine(" word") if setting.core == "nothing" else VLLMEngine(setting.model, setting.args_of_ours)
@@ -144,7 +155,7 @@ def _leg(measured: Measured, cpu_seconds: float) -> Trial:
     failed = [record for record in measured.records if record.outcome != "ok"]
     failure = f"{failed[0].outcome}, {failed[0].detail}" if failed else ""
     if not records:
-        raise TargetError(f"all of {len(failed)} requests failed: {failure}")
+        raise TargetError(f"all {len(failed)} requests failed: {failure}")
     tokens = sum(record.completion_tokens for record in records)
     seconds = max(record.finished or 0.0 for record in records)
     ttfts = [(record.first_token or 0.0) - (record.dispatched or 0.0) for record in records]

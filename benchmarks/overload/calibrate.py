@@ -1,4 +1,4 @@
-"""A step law from a real engine: loads of many shapes, what the engine told of each step, and the law that fits it."""
+"""Fits a step law to a real engine, from the reports of its steps under loads of many shapes."""
 
 import json
 import math
@@ -23,13 +23,19 @@ from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engine import EngineStatistics
 from llmserve.engines import create_engine
 
-# (prompt, answer) in tokens: mostly decoding, mostly prefill, and both.
+# (prompt, answer) in tokens: mostly decoding, mostly prefill, and a mix.
 SHAPES = ((32, 128), (256, 64), (1024, 32), (3000, 16))
 
 
 @attrs.frozen
 class Step:
-    """One that followed another: its seconds, tokens of prompts that were completed in it, sequences that decode, tokens in the cache."""
+    """One step that directly followed another.
+
+    Attributes:
+        prefilled: Tokens of the prompts completed in the step.
+        decoding: Number of decoding sequences.
+        cached: Tokens in the cache.
+    """
 
     seconds: float
     prefilled: int
@@ -39,7 +45,7 @@ class Step:
 
 @attrs.define
 class Recorder:
-    """Listens to an engine's steps."""
+    """Records an engine's steps."""
 
     engine: SharedEngine
     steps: list[Step] = attrs.field(factory=list)
@@ -62,7 +68,7 @@ class Recorder:
 async def measure(
     model: str, engine_name: str, engine_args: dict[str, Any], concurrency: list[int], say: Callable[[str], None]
 ) -> list[Step]:
-    """Each shape at each concurrency, closed loops of a few turns."""
+    """Measure each shape at each concurrency, in closed loops of a few turns."""
     engine = SharedEngine(create_engine(engine_name, model, engine_args))
     async with anyio.create_task_group() as tasks:
         await tasks.start(engine.inner.run)
@@ -81,16 +87,16 @@ async def measure(
                     before = len(recorder.steps)
                     await Generator(InProcess(manager), job, clock=time.monotonic).run()
                     mean = np.mean([step.seconds for step in recorder.steps[before:]]) if recorder.steps[before:] else math.nan
-                    say(f"prompt {prompt}, {clients} at once: {len(recorder.steps) - before} steps of {mean * 1000:.2f} ms")
+                    say(f"prompt {prompt}, concurrency {clients}: {len(recorder.steps) - before} steps of {mean * 1000:.2f} ms")
         tasks.cancel_scope.cancel()
     return recorder.steps
 
 
 def fit(steps: list[Step]) -> Law:
-    """The law by medians, which the lumps of a shared host do not move.
+    """Fit the law by medians, which the outliers of a shared host do not move.
 
-    What the host and the weights take whatever is in a step, nothing tells apart: a third is the weights' where the model's size does not
-    say so. Attention and the cache's reading are below what these loads show.
+    The measurement cannot separate the constant parts of the host and the weights, so the weights get one
+    third. Attention and reading the cache are below what these loads show.
     """
     rows = np.array([attrs.astuple(step) for step in steps if step.decoding])
     seconds, prefilled, decoding, _ = rows.T

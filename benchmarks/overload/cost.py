@@ -1,4 +1,4 @@
-"""What a decision costs in microseconds, with so many sequences in the engine."""
+"""The cost of an admission decision in microseconds, with RUNNING sequences in the engine."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ TIMES = 2000
 
 
 def measure() -> dict[str, float]:
-    """Medians, of a controller whose cache is so full that every look at it has to plan, the slowest of its gates."""
+    """Return medians with a cache so full that every check has to plan, the slowest of the gates."""
     policy = LateGate(SLO(ttft=1000.0, tpot=0.05), 2 * RUNNING, 8192)
     controller = AdmissionController(policy, max_waiting=RUNNING)
     cache = RUNNING * 300
@@ -40,7 +40,7 @@ def measure() -> dict[str, float]:
     return {
         "arrival, refused or waiting": _median(arrive),
         "arrival, refused before it is tokenised": _median(lambda number: controller.screen(_ticket(number), now + 1.0)),
-        "step, with somebody held by the cache": _median(record),
+        "step, while a request waits for cache space": _median(record),
     }
 
 

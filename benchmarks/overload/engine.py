@@ -1,9 +1,9 @@
-"""A vLLM-like engine in virtual time that costs microseconds a step, whatever runs in it.
+"""A vLLM-like engine in virtual time that costs microseconds per step, regardless of the batch.
 
-`llmserve.engines.simulated.engine` writes every token and satisfies the engine's protocol; this one only says when tokens come, so that
-hours of overload can be simulated. It batches continuously, prefills in chunks beside the decoding, shares prefixes, preempts by
-recomputation, schedules a step ahead, and its steps are noisy. Its step law is not the line that the controller fits
-(`benchmarks.overload.laws`).
+`llmserve.engines.simulated.engine` writes every token and satisfies the engine's protocol. This engine only
+says when tokens come, so that hours of overload can be simulated. It batches continuously, prefills in
+chunks beside the decoding, shares prefixes, preempts by recomputation and schedules a step ahead, and its
+steps are noisy. Its step law is not the line that the controller fits (`benchmarks.overload.laws`).
 """
 
 import random
@@ -19,9 +19,14 @@ BLOCK = 16
 
 @attrs.define(eq=False, slots=True)
 class Sequence:
-    """One request in the engine. `fresh` tokens of it are still to be prefilled; `held` lie in the cache for it alone.
+    """One request in the engine.
 
-    It decodes from the step `begun` on and ends with the step `ends`; `prefix` names tokens that it shares with others.
+    Attributes:
+        prefix: The prefix that the request shares with others.
+        fresh: Prompt tokens still to be prefilled.
+        held: Tokens in the cache for this request alone.
+        begun: Step from which the request decodes.
+        ends: Step with which the request ends.
     """
 
     owner: object
@@ -40,7 +45,7 @@ class Sequence:
 
 @attrs.define(kw_only=True)
 class EngineSize:
-    """Tokens throughout."""
+    """The engine's limits; sizes in tokens."""
 
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -48,7 +53,7 @@ class EngineSize:
 
 
 class StepEngine:
-    """`start()` begins a step and says how long it takes; `finish()` ends it and says who got a first token, and who is complete."""
+    """Simulates steps: `start()` begins one, `finish()` ends it and returns whose tokens came."""
 
     def __init__(self, size: EngineSize, law: Law, seed: int) -> None:
         self.size = size
@@ -78,7 +83,7 @@ class StepEngine:
 
     @property
     def queued(self) -> tuple[int, int]:
-        """Requests that wait in the engine, and tokens of prompts that are not in the cache yet."""
+        """Number of requests that wait in the engine, and of prompt tokens not yet in the cache."""
         tokens = sum(one.prompt for one in (*self._submitted, *self._waiting)) + sum(one.prompt for one in self._prefilling)
         return len(self._submitted) + len(self._waiting), tokens
 
@@ -94,7 +99,7 @@ class StepEngine:
             self._leave(sequence)
 
     def start(self) -> float:
-        """Choose what runs in the next step; returns its length in seconds."""
+        """Choose what runs in the next step; returns its duration in seconds."""
         size = self.size
         budget = size.max_num_batched_tokens
         while self._decoding and self._held + len(self._decoding) + self._slack() > size.kv_tokens:
@@ -116,7 +121,7 @@ class StepEngine:
             count = min(budget, sequence.fresh)
             chunks.append((sequence, count))
             budget -= count
-        # What comes while a step runs is scheduled not with the next one, which is on its way already, but with the one after it.
+        # The next step is scheduled while a step runs, so a request that arrives then joins the step after the next.
         self._waiting.extend(self._submitted)
         self._submitted.clear()
         self._chunks = chunks
@@ -129,7 +134,7 @@ class StepEngine:
         return self._duration
 
     def finish(self) -> tuple[list[Sequence], list[Sequence]]:
-        """(those with a first token, those that are complete), after the step that was started."""
+        """End the step; returns the sequences with a first token, and the complete ones."""
         first: list[Sequence] = []
         complete: list[Sequence] = []
         self._step += 1
@@ -185,14 +190,14 @@ class StepEngine:
         self._ends.setdefault(sequence.ends, []).append(sequence)
 
     def _begin(self, sequence: Sequence) -> bool:
-        """Take a sequence in, if the cache has room for its prompt as it stands."""
+        """Start a sequence if the cache has room for its prompt and its answer so far."""
         shared = 0
         group = sequence.prefix
         if group is not None and (group in self._shared or group in self._idle_prefixes):
             shared = sequence.prefix_tokens // BLOCK * BLOCK
         need = sequence.prompt + sequence.made - shared
         if group is not None and not shared:
-            # It brings the prefix in, for the others too.
+            # The sequence loads the prefix, for the others too.
             need = sequence.prompt + sequence.made
         if self._held + need + self._slack() + BLOCK > self.size.kv_tokens and (self._decoding or self._prefilling):
             return False
@@ -236,12 +241,12 @@ class StepEngine:
                 self._idle_tokens += users[1]
 
     def _preempt(self) -> None:
-        """The youngest goes back to the head of the queue and begins anew, with what it has made as part of its prompt."""
+        """Preempt the newest sequence: it waits first in the queue, its answer becomes part of its prompt."""
         sequence = next(reversed(self._decoding))
         self._leave(sequence)
         self._waiting.appendleft(sequence)
         self.preemptions += 1
 
     def _slack(self) -> int:
-        """Half a block for each sequence: its last one is half empty."""
+        """Return half a block per sequence, because each last block is on average half empty."""
         return BLOCK // 2 * (len(self._decoding) + len(self._prefilling))

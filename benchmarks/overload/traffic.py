@@ -1,4 +1,4 @@
-"""What is asked for: lengths, classes, prefixes, tenants, and when. Pure and seeded."""
+"""The requests of a simulation: lengths, classes, prefixes, tenants and times. Pure and seeded."""
 
 import itertools
 import math
@@ -12,7 +12,13 @@ from benchmarks.workload.arrivals import gamma
 
 @attrs.frozen
 class LengthClass:
-    """Requests of one kind: (median, sigma, longest) of log-normal prompts and outputs, `share` of all."""
+    """Requests of one kind.
+
+    Attributes:
+        share: Share of all requests.
+        prompt: (median, sigma, maximum) of the log-normal prompt length.
+        output: The same of the answer length.
+    """
 
     name: str
     share: float
@@ -22,7 +28,13 @@ class LengthClass:
 
 @attrs.frozen(kw_only=True)
 class Mix:
-    """Classes of requests; `prefixed` is the share that begins with one of `prefixes` texts of `prefix_tokens` tokens."""
+    """Classes of requests.
+
+    Attributes:
+        prefixed: Share of requests that begin with a shared prefix.
+        prefixes: Number of different prefixes.
+        prefix_tokens: Length of a prefix.
+    """
 
     classes: tuple[LengthClass, ...]
     prefixed: float = 0.0
@@ -32,9 +44,11 @@ class Mix:
 
 @attrs.define(eq=False, slots=True)
 class Request:
-    """One request as its client sees it; times are seconds of the simulation, None for what never happened.
+    """One request as its client sees it; times are seconds of the simulation, or None.
 
-    `sent` is when it was sent last: a retry counts anew. `computed` are tokens that the engine worked on for it.
+    Attributes:
+        sent: Time of the last attempt; latencies of a retry count from it.
+        computed: Tokens that the engine computed for the request.
     """
 
     number: int
@@ -64,15 +78,17 @@ def _length(rng: random.Random, shape: tuple[float, float, int]) -> int:
 
 
 def arrivals(rate: float, start: float, end: float, seed: int, shape: float = 1.0) -> Iterator[float]:
-    """When they are sent between `start` and `end`: `rate` a second, Poisson at a shape of 1, bursty below."""
+    """Yield send times between `start` and `end`: Poisson if `shape` is 1, bursty if it is less."""
     return itertools.takewhile(lambda time: time < end, (start + gap for gap in gamma(rate, shape, seed)))
 
 
 def requests(
     mix: Mix, times: Iterator[float], seed: int, tenants: dict[str, float] | None = None, later: tuple[float, Mix] | None = None
 ) -> Iterator[Request]:
-    """One for each time; `tenants` have their shares of them. From the time in `later` on they are of the mix beside it, whose classes
-    are numbered after those of the first one."""
+    """Yield one request per time; `tenants` maps tenants to their shares of the requests.
+
+    `later` is a time and the mix from then on. Its classes are numbered after those of the first mix.
+    """
     rng = random.Random(f"requests {seed}")
     names = list(tenants or {"default": 1.0})
     weights = list((tenants or {"default": 1.0}).values())
@@ -86,6 +102,6 @@ def requests(
         prefix = rng.randrange(mix.prefixes) if rng.random() < mix.prefixed else None
         tokens = mix.prefix_tokens if prefix is not None else 0
         tenant = rng.choices(names, weights)[0]
-        # The later mix has texts of its own.
+        # The later mix has other prefixes.
         shared = prefix if prefix is None or not before else -1 - prefix
         yield Request(number, due, before + kind, prompt + tokens, output, tenant, shared, tokens)

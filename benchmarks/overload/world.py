@@ -1,4 +1,4 @@
-"""Clients, admission and engine in virtual time: the admission is the library's own, called as the manager calls it."""
+"""Simulates clients, admission and engine in virtual time; admission is the library's, called as by the manager."""
 
 import heapq
 import itertools
@@ -13,20 +13,20 @@ from benchmarks.overload.traffic import Request
 from llmserve.admission import Admission, Ticket, TicketState
 
 Retry = Literal["none", "obey", "naive"]
-# How often a client tries again before it gives up for good.
+# Number of retries before a client gives up.
 TRIES = 3
-# A naive client's pause.
+# Mean pause of a naive client in seconds.
 IMPATIENCE = 0.05
 
 
 @attrs.define
 class World:
-    """`run()` plays the requests to their end.
+    """Simulates requests to their end.
 
     Args:
-        patience: seconds after which a client without a first token goes away.
-        retry: what a refused client does.
-        slowness: (time, factor) from when on the engine takes so many times as long.
+        patience: Seconds after which a client without a first token disconnects.
+        retry: What a refused client does.
+        slowness: (time, factor) pairs: from that time on, the engine's steps take `factor` times as long.
     """
 
     engine: StepEngine
@@ -43,7 +43,7 @@ class World:
     _rng: random.Random = attrs.field(factory=random.Random)
 
     def run(self, requests: Iterable[Request], end: float) -> None:
-        """Until `end` on the clock, or until nothing is left to happen."""
+        """Run until the clock reaches `end`, or until no event is left."""
         self._rng = random.Random(f"world {self.seed}")
         arrivals = iter(requests)
         upcoming = next(arrivals, None)

@@ -1,1 +1,1 @@
-"""The facts of a run, their files, and where they come from."""
+"""The records of a run, their files, and where they come from."""

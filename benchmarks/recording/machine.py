@@ -1,4 +1,4 @@
-"""What the machine says: memory and CPU of the server's processes, memory and use of its GPUs, and what it is made of."""
+"""The machine: memory and CPU of the server's processes, memory and use of its GPUs, and its hardware."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from llmserve.runtime.cpus import available_cpus
 
 
 def resident(processes: Iterable[psutil.Process]) -> int:
-    """Bytes of those that still live; what they share is counted in each."""
+    """Return the resident bytes of the live processes; shared memory counts in each of them."""
     total = 0
     for process in processes:
         with suppress(psutil.Error):
@@ -24,22 +24,25 @@ def resident(processes: Iterable[psutil.Process]) -> int:
 
 @attrs.define
 class Machine:
-    """Gauges of some processes and of every GPU in sight; None where there is none. Reading them takes about a millisecond."""
+    """Gauges of some processes and of all visible GPUs; None where there is none.
+
+    Reading them takes about a millisecond.
+    """
 
     processes: Sequence[psutil.Process] = ()
     _library: Any = attrs.field(factory=nvml.library)
 
     def watch_own_processes(self) -> None:
-        """This process and all that it has started so far: the engine's, if the generators are started later."""
+        """Watch this process and its children so far: the engine's, if generators start later."""
         own = psutil.Process()
         self.processes = [own, *own.children(recursive=True)]
 
     def rss(self) -> int | None:
-        """Resident bytes of the processes that still live."""
+        """Return the resident bytes of the live processes."""
         return resident(self.processes) or None
 
     def engine_cpu(self) -> float | None:
-        """Seconds of CPU that the busiest process beside this one has used since it began."""
+        """Return the CPU seconds of the busiest process besides this one, since its start."""
         found = []
         for process in self.processes:
             try:
@@ -51,19 +54,19 @@ class Machine:
         return max(found, default=None)
 
     def vram(self) -> int | None:
-        """Used bytes of all GPUs, whoever uses them."""
+        """Return the used bytes of all GPUs, by any process."""
         devices = self._devices()
         return sum(int(self._library.nvmlDeviceGetMemoryInfo(device).used) for device in devices) if devices else None
 
     def gpu(self) -> float | None:
-        """Share of time in which some kernel ran, over NVML's own window, as a mean over the GPUs."""
+        """Return the share of time in which a kernel ran, over NVML's window, as a mean over the GPUs."""
         devices = self._devices()
         if not devices:
             return None
         return float(sum(self._library.nvmlDeviceGetUtilizationRates(device).gpu for device in devices)) / 100 / len(devices)
 
     def describe(self) -> dict[str, Any]:
-        """For a run's provenance."""
+        """Describe the machine for a run's provenance."""
         devices = self._devices()
         return {
             "machine": platform.machine(),
@@ -83,7 +86,7 @@ class Machine:
 
 
 def _text(value: str | bytes) -> str:
-    """Older NVML bindings return bytes."""
+    """Decode text, which older NVML bindings return as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 

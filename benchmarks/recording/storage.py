@@ -1,4 +1,4 @@
-"""A run's files: `run.json`, and beside it `run.requests.jsonl.gz` and `run.samples.jsonl.gz`, one JSON object a line."""
+"""A run's files: `run.json`, `run.requests.jsonl.gz` and `run.samples.jsonl.gz`, one JSON object a line."""
 
 import gzip
 import zlib
@@ -10,13 +10,13 @@ import msgspec
 
 from benchmarks.recording.results import SCHEMA, Recording, RequestRecord, Run, Sample
 
-# Times are kept to the microsecond: below what an event loop can tell apart, and half the size on disk.
+# Times are kept to the microsecond: finer than an event loop's resolution, and half the size on disk.
 DIGITS = 6
 LinearFit = TypeVar("LinearFit", RequestRecord, Sample)
 
 
 class UnreadableRun(Exception):
-    """A file that is no run of this schema; the message names it."""
+    """A file is not a run of this schema; the message names the file."""
 
 
 def requests_path(path: Path) -> Path:
@@ -28,12 +28,12 @@ def samples_path(path: Path) -> Path:
 
 
 def find(path: Path) -> list[Path]:
-    """A file itself; of a folder, and all in it, the runs: a .json file with its requests beside it."""
+    """Return the file itself, or a folder's runs: every .json file with its requests beside it."""
     return sorted(file for file in path.rglob("*.json") if requests_path(file).exists()) if path.is_dir() else [path]
 
 
 def write(path: Path, recording: Recording) -> None:
-    """All three files, each replaced whole or not at all; a run that was cut short is written like any other."""
+    """Write all three files, each atomically; an incomplete run is written like any other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(requests_path(path), _lines(recording.records))
     _replace(samples_path(path), _lines(recording.samples))
@@ -41,7 +41,7 @@ def write(path: Path, recording: Recording) -> None:
 
 
 def read(path: Path) -> Recording:
-    """Raises UnreadableRun, naming the file, for another schema, a file that is none, or one that is not there."""
+    """Read a run. Raises UnreadableRun, naming the file, if it is missing, invalid or of another schema."""
     try:
         raw = msgspec.json.decode(path.read_bytes())
         schema = raw.get("schema") if isinstance(raw, dict) else None
@@ -56,12 +56,12 @@ def read(path: Path) -> Recording:
 
 
 def readable(found: Any) -> bytes:
-    """Facts as indented JSON, for a file that people look into."""
+    """Encode as indented JSON, for people to read."""
     return msgspec.json.format(msgspec.json.encode(found)) + b"\n"
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of the run, of a line of its requests and of a line of its samples."""
+    """Return the JSON Schema (2020-12) of the run, of a request's line and of a sample's line."""
     kinds, definitions = msgspec.json.schema_components([Run, RequestRecord, Sample], ref_template="#/$defs/{name}")
     title = f"llmserve benchmark run, schema {SCHEMA}"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "anyOf": kinds, "$defs": definitions}
@@ -69,7 +69,7 @@ def schema() -> dict[str, Any]:
 
 def _lines(entries: Sequence[LinearFit]) -> bytes:
     encoder = msgspec.json.Encoder()
-    # No time of writing inside: the same facts make the same bytes.
+    # The archive contains no time of writing, so equal records make equal bytes.
     return gzip.compress(b"".join(encoder.encode(_rounded(entry)) + b"\n" for entry in entries), compresslevel=6, mtime=0)
 
 
@@ -77,7 +77,7 @@ def _read_lines(path: Path, kind: type[LinearFit]) -> list[LinearFit]:
     decoder = msgspec.json.Decoder(kind)
     packed = path.read_bytes()
     if not packed:
-        raise UnreadableRun(f"{path}: the file is empty")  # gzip takes nothing at all for an empty archive
+        raise UnreadableRun(f"{path}: the file is empty")  # gzip accepts an empty file as an empty archive
     try:
         return [decoder.decode(line) for line in gzip.decompress(packed).splitlines()]
     except (EOFError, zlib.error, msgspec.MsgspecError) as error:

@@ -1,1 +1,1 @@
-"""Attacks, faults, cancellations and soaks, each beside a canary."""
+"""Attacks, faults, cancellations and soaks, each with a canary beside it."""

@@ -1,7 +1,7 @@
-"""A client that asks for eight tokens again and again, in a process of its own: what an attack does to other clients.
+"""A client in a process of its own that repeatedly asks for eight tokens: shows an attack's effect on others.
 
-Beside its requests a probe asks a route that does no work, on one open connection. Its latency is the time that the server's event loop
-takes to come round, so it shows a blocked loop without anything inside the server.
+Beside its requests, a probe asks a route that does no work, on one open connection. The probe's latency is
+the time until the server's event loop runs it, so it reveals a blocked loop from outside the server.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ import numpy as np
 from benchmarks.targets import TargetError
 from llmserve import GenerationRequest, LLMServeError, Sampling
 
-# The pause between two requests of a voice; what a canary asks for takes eight of the engine's steps.
+# The pause between two requests; a request's tokens take eight of the engine's steps.
 CANARY_SECONDS, CANARY_TOKENS = 0.05, 8
 PROBE_SECONDS = 0.02
 CONCURRENCY = 4
 # A request or a probe that takes longer has failed.
 PATIENCE_SECONDS = 30.0
-# A tenant of its own: what others' requests leave to it is what admission promises.
+# The canary is a tenant of its own, so it measures what admission leaves to other tenants.
 SONG = msgspec.json.encode({"prompt": "hi", "max_tokens": CANARY_TOKENS, "ignore_eos": True, "stream": True, "user": "canary"})
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 PROBE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-# What a lost connection, an answer that is none and a refusal raise.
+# Exceptions for a lost connection, an invalid answer and a refusal.
 FAILURES = (OSError, EOFError, ValueError, asyncio.LimitOverrunError, LLMServeError, TargetError)
 
 Timed = tuple[float, float]
@@ -40,7 +40,14 @@ Wire = Literal["http", "socket"]
 
 @attrs.define
 class Canary:
-    """Asks on a connection of its own each time. `samples`, `failed` and `probes` are when each began, and how many seconds it took."""
+    """Asks on a new connection each time.
+
+    Attributes:
+        voices: Number of concurrent requests.
+        samples: Start and duration in seconds of each request that succeeded.
+        failed: Start and duration of each request that failed.
+        probes: Start and duration of each probe.
+    """
 
     host: str
     port: int
@@ -56,7 +63,7 @@ class Canary:
         return len(self.failed)
 
     async def probe(self, enough: Connection) -> None:
-        """In several voices and with one probe, until something comes."""
+        """Send concurrent requests and probe, until a message arrives on the pipe."""
         ask, probe = (self._ask, self._probe) if self.wire == "http" else (self._ask_socket, self._probe_socket)
         tasks = [asyncio.create_task(self._voice(ask)) for _ in range(self.voices)]
         tasks.append(asyncio.create_task(self._probing(probe)))
@@ -77,7 +84,10 @@ class Canary:
             await asyncio.sleep(CANARY_SECONDS)
 
     async def _probing(self, probe: Callable[[], Awaitable[None]]) -> None:
-        """On a connection that is opened again after it was lost. A server that does not answer in time counts with that time."""
+        """Probe on one connection, reopened when it is lost.
+
+        A probe without an answer counts with the time that it waited.
+        """
         while True:
             try:
                 await probe()
@@ -132,12 +142,12 @@ class Canary:
                     await client.ping()
 
     def figures(self, since: float = 0.0, until: float = math.inf) -> tuple[float, float]:
-        """p50 and p99 of those that began and ended within."""
+        """Return p50 and p99 of the requests that began and ended within the span."""
         seconds = [seconds for began, seconds in self.samples if began >= since and began + seconds <= until] or [math.nan]
         return float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.99))
 
     def longest(self, until: float) -> float:
-        """Of those that began before."""
+        """Return the longest duration of the requests that began before `until`."""
         return max((seconds for began, seconds in self.samples if began < until), default=0.0)
 
 
@@ -145,7 +155,10 @@ class Canary:
 async def singing(
     host: str, port: int, wire: Wire = "http", voices: int = CONCURRENCY, patience: float = PATIENCE_SECONDS
 ) -> AsyncIterator[Canary]:
-    """A canary in a process of its own, where the attackers' work does not delay it; what it has sung is known at the end."""
+    """Run a canary in a process of its own, where the attackers' work does not delay it.
+
+    Its samples are available at the end.
+    """
     canary = Canary(host, port, wire, voices, patience)
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_sing_for, args=(canary, theirs), daemon=True)

@@ -1,7 +1,8 @@
-"""Requests that are left at random moments, in process and over each wire: `python -m benchmarks cancels`.
+"""Requests cancelled at random moments, in process and over each wire: `python -m benchmarks cancels`.
 
-What is left behind, and how soon the engine has heard of a client that went away. Half of the requests are left, at a moment anywhere
-between their arrival and their last token; the others are answered first.
+Reports what the cancelled requests leave behind, and how soon the engine is notified of a client that
+disconnects. Half of the requests are cancelled, at a moment anywhere between their arrival and their last
+token; the others are answered first.
 """
 
 import asyncio
@@ -24,15 +25,19 @@ from benchmarks.targets.local_server import connect, serve_here, serve_sockets_h
 from llmserve import CancellationToken, EngineManager, GenerationRequest, LLMServeError, Sampling, Timeline
 
 TOKENS = 8
-# The longest that one is waited for, at first; after each that was answered before that a little less, after each that was left a little
-# more, so that half of them are left, at any moment of their lives.
+# The longest wait for a request, at first. It shrinks after each request that was answered and grows after each that was cancelled,
+# so half of the requests are cancelled, at any moment of their lives.
 FIRST_SECONDS = 0.02
 STEP = 1.01
 SETTLE_SECONDS = 30.0
 
 
 class Left(msgspec.Struct, kw_only=True):
-    """Of requests in process or over one wire: how they ended for their callers, and `over`, what was still held after all of them."""
+    """Requests in process or over one wire: how they ended for their callers, and what remained.
+
+    Attributes:
+        over: What was still held after all requests had ended.
+    """
 
     way: str
     seconds: float
@@ -41,7 +46,7 @@ class Left(msgspec.Struct, kw_only=True):
 
 
 class Heard(msgspec.Struct, kw_only=True):
-    """Seconds from a client's going until the engine was told, of so many."""
+    """Seconds from a client's disconnect until the engine is notified."""
 
     clients: int
     p50: float
@@ -50,7 +55,7 @@ class Heard(msgspec.Struct, kw_only=True):
 
 
 class Asker(Protocol):
-    """A manager, or what is at the other end of a wire of one."""
+    """A manager, or a client of one."""
 
     async def generate(self, request: GenerationRequest, token: CancellationToken | None = None) -> Any:
         """Raises LLMServeError."""
@@ -58,7 +63,7 @@ class Asker(Protocol):
 
 @attrs.define
 class OverHTTP:
-    """Whole answers and streams in turn. There are no tokens on this wire: who does not want an answer any more is gone."""
+    """Whole answers and streams in turn. HTTP has no cancellation tokens: a client disconnects."""
 
     session: aiohttp.ClientSession
     _number: int = 0
@@ -79,14 +84,14 @@ class OverHTTP:
 
 
 class Ends:
-    """An observer: a request that ends twice has given something back twice."""
+    """An observer that counts requests that end twice, because those release something twice."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
         self.twice = 0
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finished(self, timeline: Timeline) -> None:
         self.twice += timeline.request_id in self._seen
@@ -94,7 +99,7 @@ class Ends:
 
 
 async def leave(asker: Asker, count: int, at_once: int, seed: int, report: Callable[[int], None]) -> dict[str, int]:
-    """Half of them by a token, half by their task's cancellation; returns how often each end was seen."""
+    """Cancel requests, half by a token and half by their task, and count how they end."""
     rng = random.Random(f"cancels {seed}")
     longest = FIRST_SECONDS
     ends: Counter[str] = Counter()
@@ -130,11 +135,11 @@ async def _ask(asker: Asker, name: str, token: CancellationToken | None = None) 
 
 
 async def _left_over(manager: EngineManager, name: str) -> dict[str, float]:
-    """After everything that takes its time has had it."""
+    """Return what the manager still holds after all requests have settled."""
     with anyio.move_on_after(SETTLE_SECONDS):
         while manager.statistics().open:  # noqa: ASYNC110 - a figure has no event
             await asyncio.sleep(0.01)
-    # An engine tells at a step, and it takes one more to show what it has left.
+    # The engine reports at a step, and needs one more step to show what is left.
     await _ask(manager, name)
     statistics = manager.statistics()
     engine = statistics.engine
@@ -148,7 +153,7 @@ async def _left_over(manager: EngineManager, name: str) -> dict[str, float]:
 
 
 async def go_away(manager: EngineManager, count: int, at_once: int) -> Heard:
-    """Over HTTP: clients that read the first event of a stream and are gone."""
+    """Disconnect HTTP clients after the first event of a stream, and time the engine's notification."""
     heard: dict[str, float] = {}
     abort = manager.engine.abort
 
@@ -172,7 +177,7 @@ async def go_away(manager: EngineManager, count: int, at_once: int) -> Heard:
                 while not gone.keys() <= heard.keys():  # noqa: ASYNC110 - nor has it
                     await asyncio.sleep(0.01)
     except TimeoutError:
-        raise TargetError(f"{len(gone.keys() - heard.keys())} of {count} clients' requests were never aborted") from None
+        raise TargetError(f"the requests of {len(gone.keys() - heard.keys())} of {count} clients were never aborted") from None
     finally:
         manager.engine.abort = abort  # type: ignore[method-assign]
     delays = sorted(heard[name] - at for name, at in gone.items())
@@ -194,7 +199,7 @@ async def _come_and_go(port: int, gone: dict[str, float]) -> None:
 
 
 class Cancels(msgspec.Struct, kw_only=True):
-    """In process and over each wire; and how soon the engine hears."""
+    """Cancellations in process and over each wire, and the time until the engine is notified."""
 
     left: list[Left]
     heard: Heard
@@ -202,7 +207,14 @@ class Cancels(msgspec.Struct, kw_only=True):
 
 @attrs.frozen
 class Counts:
-    """Requests in process, over each wire, and clients that go away over HTTP; so many at once."""
+    """How many requests to send.
+
+    Attributes:
+        inside: Requests in process.
+        wires: Requests over each wire.
+        clients: Clients that disconnect over HTTP.
+        at_once: Concurrency.
+    """
 
     inside: int
     wires: int
@@ -212,7 +224,7 @@ class Counts:
 
 
 async def measure(manager: EngineManager, counts: Counts, ends: Ends, report: Callable[[int], None]) -> Cancels:
-    """`ends` observes the manager."""
+    """Run all parts; `ends` must observe the manager."""
     async with manager:
         ways: list[tuple[str, int, AbstractAsyncContextManager[Asker]]] = [("in process", counts.inside, nullcontext(manager))]
         if counts.wires:
@@ -241,13 +253,13 @@ async def _over_frames(manager: EngineManager) -> AsyncIterator[Asker]:
 
 
 def conclude(found: Cancels) -> str:
-    """What a person wants to know."""
+    """Return the results as text."""
     lines = []
     for left in found.left:
         over = {name: value for name, value in left.over.items() if value}
         ends = ", ".join(f"{count:,} {name}" for name, count in sorted(left.ends.items()))
-        rest = f"left over: {over}" if over else "nothing is left over, and nothing ended twice"
+        rest = f"left over: {over}" if over else "nothing is left over, no request ended twice"
         lines.append(f"{left.way}: {sum(left.ends.values()):,} in {left.seconds:.1f} s: {ends}; {rest}")
     heard = found.heard
     times = f"{heard.p50 * 1e3:.1f} ms, p99 {heard.p99 * 1e3:.1f} ms, at most {heard.longest * 1e3:.1f} ms"
-    return "\n".join([*lines, f"{heard.clients:,} clients that went away: the engine heard of it after {times}"])
+    return "\n".join([*lines, f"{heard.clients:,} clients disconnected: the engine is notified after {times}"])

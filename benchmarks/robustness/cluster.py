@@ -1,7 +1,8 @@
-"""What Ray Serve gives and costs, on this machine and simulated engines: `python -m benchmarks cluster`.
+"""Measures Ray Serve on this machine with simulated engines: `python -m benchmarks cluster`.
 
-What two replicas carry of what one does; how soon a replica hears that a client has left; a flooding tenant's share; how soon replicas come
-and go; and what the way through Ray adds to a token, beside our own server without it.
+Reports the throughput of two replicas against one, how soon a replica is notified of a disconnected
+client, a flooding tenant's share, how soon replicas start and stop, and what Ray adds to a token beside
+our server alone.
 """
 
 import asyncio
@@ -18,21 +19,28 @@ from benchmarks.targets.cluster import alone, deployed, local_ray
 SLOTS = 8
 SIMULATED = {"engine": "simulated", "model": "sim", "drain_timeout": "1"}
 REPLICA = {**SIMULATED, "replica_cpus": "0.1"}
-# Steps of 22 ms: what the processes on two cores carry is no limit.
+# Steps of 22 ms, so that the processes on two cores are not the limit.
 SLOW = {"engine_arg": f"max_num_seqs={SLOTS} time_scale=5", "max_running": str(SLOTS), "max_waiting": "200", "max_wait": "60"}
-# The step law as it stands: 4.4 ms a token.
+# The usual step law: 4.4 ms per token.
 PACED = {"engine_arg": "max_num_seqs=128", "max_running": "0"}
 CLIENTS = 40
 SECONDS = 10.0
 LEAVING = 30
 STREAMS = 32
 BALANCED_AFTER = 5.0
-# Enough to have all slots of both replicas, and as many waiting.
+# Enough to fill all slots of both replicas, with as many requests waiting.
 SHARERS = 4 * SLOTS
 
 
 class Carried(msgspec.Struct, kw_only=True):
-    """One way to an engine: milliseconds to the first token and between tokens at one stream; the first, and tokens a second, at many."""
+    """One path to an engine, in milliseconds.
+
+    Attributes:
+        ttft: Time to the first token with one stream.
+        gap: Time between tokens with one stream.
+        loaded_ttft: Time to the first token with STREAMS streams.
+        rate: Tokens per second with STREAMS streams.
+    """
 
     ttft: float
     gap: float
@@ -41,7 +49,15 @@ class Carried(msgspec.Struct, kw_only=True):
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """Tokens a second by replicas, one leg after another; milliseconds until the engine was free; a share; seconds."""
+    """All results.
+
+    Attributes:
+        capacity: Trials as (replicas, tokens per second).
+        left: Milliseconds from a client's disconnect until its engine was free, by kind of request.
+        share: The flooding tenant's share of the tokens.
+        up: Seconds until three replicas were running under load.
+        down: Seconds until one replica was left without load.
+    """
 
     capacity: list[tuple[int, float]]
     left: dict[str, list[float]]
@@ -53,7 +69,7 @@ class Seen(msgspec.Struct, kw_only=True):
 
 
 class Client:
-    """What a client does with one server."""
+    """A client of one server."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
@@ -69,20 +85,20 @@ class Client:
             return found
 
     async def until(self, wanted: Callable[[dict[str, Any]], bool]) -> float:
-        """When the metrics are as wanted."""
-        while not wanted(await self.metrics()):  # noqa: ASYNC110 - another process's, which tells when it is asked
+        """Wait until the metrics are as wanted, and return the time."""
+        while not wanted(await self.metrics()):  # noqa: ASYNC110 - another process, which has no event
             await asyncio.sleep(0.005)
         return time.perf_counter()
 
     async def stream(self, tokens: int) -> list[float]:
-        """When each token came; the request was sent at the first of these."""
+        """Return the time of the request, followed by that of each token."""
         times = [time.perf_counter()]
         async with self.ask(tokens, stream=True) as response:
             times += [time.perf_counter() async for line in response.content if line.startswith(b"data: {")]
         return times
 
     async def flood(self, clients: int, seconds: float, **more: Any) -> float:
-        """Tokens a second of answers that came within so many seconds; who is refused comes again."""
+        """Return tokens per second of answers within `seconds`; refused clients try again."""
         end, tokens = time.perf_counter() + seconds, 0
 
         async def one() -> None:
@@ -100,7 +116,7 @@ class Client:
 
 
 async def measure(report: Callable[[str], None]) -> Seen:
-    """Raises TargetError."""
+    """Run all measurements. Raises TargetError."""
     seen = Seen(capacity=[], left={}, share=0.0, up=0.0, down=0.0, alone=[], through=[])
     with local_ray() as url:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -113,11 +129,11 @@ async def measure(report: Callable[[str], None]) -> Seen:
             async with deployed({**REPLICA, **SLOW, "replicas": "2"}):
                 for kind in ("stream", "whole"):
                     seen.left[kind] = [await _leave(client, stream=kind == "stream") for _ in range(LEAVING)]
-                    report(f"{kind} left: {np.median(seen.left[kind]):.0f} ms")
+                    report(f"disconnected from a {kind} answer: {np.median(seen.left[kind]):.0f} ms")
             seen.share = await _share(client)
             report(f"a flooding tenant's share: {seen.share:.2f}")
             seen.up, seen.down = await _scale(client)
-            report(f"from one replica to three after {seen.up:.0f} s, and back after {seen.down:.0f} s")
+            report(f"one replica to three: {seen.up:.0f} s; back to one: {seen.down:.0f} s")
             for _ in range(2):
                 async with alone({**SIMULATED, **PACED}) as server:
                     seen.alone.append(await _carry(Client(server, session)))
@@ -129,7 +145,7 @@ async def measure(report: Callable[[str], None]) -> Seen:
 
 
 async def _leave(client: Client, *, stream: bool) -> float:
-    """Milliseconds from a client's going until its engine has nothing to do."""
+    """Return the milliseconds from a client's disconnect until its engine has nothing to do."""
     asked = asyncio.create_task(client.stream(1000) if stream else client.ask(1000).__aenter__())
     await client.until(lambda found: found["engine"]["running"] == 1)
     asked.cancel()
@@ -139,7 +155,10 @@ async def _leave(client: Client, *, stream: bool) -> float:
 
 
 async def _share(client: Client) -> float:
-    """Of the tokens that two tenants get who both want all there are, one of them with three times as many clients."""
+    """Return the share of the tenant that has three times as many clients as the other.
+
+    Both tenants want all the tokens there are.
+    """
     async with deployed({**REPLICA, **SLOW, "replicas": "2"}):
         served: dict[str, int] = {}
         end = time.perf_counter() + BALANCED_AFTER + SECONDS
@@ -148,7 +167,7 @@ async def _share(client: Client) -> float:
             while time.perf_counter() < end:
                 async with client.ask(20, user=tenant) as response:
                     await response.read()
-                    # Not what is left in line when the others stop asking.
+                    # Do not count the requests still queued when the other clients stop.
                     if end - SECONDS < time.perf_counter() < end:
                         served[tenant] = served.get(tenant, 0) + 20
 
@@ -157,7 +176,7 @@ async def _share(client: Client) -> float:
 
 
 async def _scale(client: Client) -> tuple[float, float]:
-    """Seconds under load until there are three replicas, and without it until there is one again."""
+    """Return the seconds until three replicas run under load, and until one is left without load."""
     words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2", "max_waiting": "8"}
     async with deployed({**REPLICA, **SLOW, **words}):
         began = time.perf_counter()
@@ -191,18 +210,18 @@ async def _carry(client: Client) -> Carried:
 
 
 def _first(times: list[list[float]]) -> float:
-    """Median milliseconds."""
+    """Return the median in milliseconds."""
     return float(np.median([each[1] - each[0] for each in times])) * 1000
 
 
 def conclude(seen: Seen) -> str:
     by = {replicas: [rate for count, rate in seen.capacity if count == replicas] for replicas in (1, 2)}
     ratios = [two / one for one, two in zip(by[1], by[2], strict=True)]
-    lines = [f"two replicas carry {ratios[0]:.2f} and {ratios[1]:.2f} times what one does ({by[1][0]:.0f} tokens/s)"]
+    lines = [f"two replicas have {ratios[0]:.2f} and {ratios[1]:.2f} times the throughput of one ({by[1][0]:.0f} tokens/s)"]
     for kind, left in seen.left.items():
-        lines.append(f"a {kind} that is left frees its engine after {np.median(left):.0f} ms, at the latest {max(left):.0f} ms")
-    lines.append(f"a tenant with three times as many clients as another gets {seen.share:.1%} of both")
-    lines.append(f"from one replica to three after {seen.up:.1f} s of load, and back after {seen.down:.1f} s without")
+        lines.append(f"an engine is free {np.median(left):.0f} ms after its client leaves a {kind} answer, at most {max(left):.0f} ms")
+    lines.append(f"of two tenants, the one with three times as many clients gets {seen.share:.1%} of the tokens")
+    lines.append(f"one replica grows to three after {seen.up:.1f} s of load and shrinks back after {seen.down:.1f} s without load")
     for name, ways in (("alone", seen.alone), ("through Ray", seen.through)):
         for one in ways:
             loaded = f"at {STREAMS} streams {one.loaded_ttft:.0f} ms, {one.rate:,.0f} tokens/s"

@@ -1,7 +1,8 @@
-"""What connections cost that do nothing, and readers that stop reading: `python -m benchmarks connections`.
+"""Measures idle connections and readers that stop reading: `python -m benchmarks connections`.
 
-Our HTTP server as a process of its own, over an engine that does nothing but keep a pace. First so many idle keep-alive connections; then a
-few readers, whose gaps are taken beside so many others that read, and beside as many that asked for the same and read nothing.
+Our HTTP server runs in a process of its own, over an engine that only keeps a pace. First it holds many
+idle keep-alive connections. Then a few readers measure their gaps between tokens, beside many clients
+that read, and beside as many that sent the same request and read nothing.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from benchmarks.targets import TargetError
 
 NEIGHBOURS, NEIGHBOUR_TOKENS = 16, 400
 OTHERS_TOKENS = 100_000
-# A small model's step on a GPU, and a text that fills what the kernel and the server hold for a reader in a few hundred of them.
+# A small model's step on a GPU, and a text of which a few hundred fill the kernel's and the server's buffers for a reader.
 STEP_SECONDS, TEXT = 0.02, " word" * 60
 SETTLE_SECONDS = 15.0
 RECEIVE_BUFFER = 4096
@@ -40,9 +41,9 @@ class Cost(msgspec.Struct, kw_only=True):
 
 
 async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost:
-    """Raises TargetError where this process may not have so many connections."""
+    """Run the measurement. Raises TargetError if this process may not open enough connections."""
     allow_descriptors(max(idle, others) + 256)
-    # A server for each: memory that one crowd has given back would be used again by the next one, and not be seen.
+    # Each part has a new server: memory that one crowd freed would be reused by the next crowd and not be seen.
     async with pacing_server() as (server, where):
         before = memory_of(server)
         async with _connections(*where, idle, b"", reading=True):
@@ -55,11 +56,11 @@ async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost
             await asyncio.sleep(SETTLE_SECONDS)
             beside_stalled = await _neighbours(*where, NEIGHBOUR_TOKENS)
             stalled_growth = memory_of(server) - before
-        report(f"beside {others:,} that do not read: a p99 gap of {beside_stalled * 1000:.2f} ms, and {stalled_growth / 2**20:.1f} MiB")
+        report(f"beside {others:,} clients that do not read: p99 gap {beside_stalled * 1000:.2f} ms, {stalled_growth / 2**20:.1f} MiB")
         async with _connections(*where, others, completion_request(OTHERS_TOKENS), reading=True):
             await asyncio.sleep(SETTLE_SECONDS)
             beside_readers = await _neighbours(*where, NEIGHBOUR_TOKENS)
-        report(f"beside {others:,} that do: {beside_readers * 1000:.2f} ms")
+        report(f"beside {others:,} clients that read: p99 gap {beside_readers * 1000:.2f} ms")
     return Cost(
         idle=idle,
         idle_growth=idle_growth,
@@ -72,7 +73,7 @@ async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost
 
 @asynccontextmanager
 async def pacing_server(pace: tuple[float, str] = (STEP_SECONDS, TEXT)) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
-    """One that has answered before, and its host and port."""
+    """A server that is warmed up, with its host and port."""
     async with open_server("llmserve", Setting(core="nothing", pace=pace), 1) as server:
         await server.until_healthy()
         host, port = server.addresses["http"].removeprefix("http://").split(":")
@@ -85,15 +86,15 @@ def conclude(cost: Cost) -> str:
     each = cost.idle_growth / cost.idle / 1024
     return (
         f"{cost.idle:,} idle connections take {cost.idle_growth / 2**20:.1f} MiB, {each:.1f} KiB each.\n"
-        f"{cost.others:,} readers that do not read take {cost.stalled_growth / 2**20:.1f} MiB; their neighbours' p99 gap is "
-        f"{stalled / reading:.2f} times the one beside as many that read ({stalled:.2f} and {reading:.2f} ms)."
+        f"{cost.others:,} clients that do not read take {cost.stalled_growth / 2**20:.1f} MiB. The p99 gap of other readers is "
+        f"{stalled / reading:.2f} times that beside as many clients that read ({stalled:.2f} and {reading:.2f} ms)."
     )
 
 
 def allow_descriptors(descriptors: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < descriptors:
-        raise TargetError(f"{descriptors} connections are wanted, and the system allows this process {hard} open files")
+        raise TargetError(f"{descriptors} connections are needed, but the system allows this process only {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, descriptors), hard))
 
 
@@ -109,7 +110,7 @@ def completion_request(tokens: int) -> bytes:
 
 @asynccontextmanager
 async def _connections(host: str, port: int, count: int, request: bytes, *, reading: bool) -> AsyncIterator[None]:
-    """So many, each of which sends something, and reads what comes or nothing."""
+    """Open connections, each of which sends a request and reads the answer or nothing."""
     async with AsyncExitStack() as stack:
         for start in range(0, count, CONNECTING):
             few = range(start, min(count, start + CONNECTING))
@@ -120,7 +121,7 @@ async def _connections(host: str, port: int, count: int, request: bytes, *, read
 
 
 async def _open(host: str, port: int, request: bytes, *, reading: bool) -> asyncio.Transport:
-    """Through a small window, which is chosen before it connects."""
+    """Connect with a small receive window, which must be set before connecting."""
     connection = socket.socket()
     connection.setblocking(False)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
@@ -134,7 +135,7 @@ async def _open(host: str, port: int, request: bytes, *, reading: bool) -> async
 
 
 async def _neighbours(host: str, port: int, tokens: int) -> float:
-    """Readers of an answer each: the 99th percentile of the gaps between what reaches them."""
+    """Read one answer per neighbour and return the 99th percentile of the gaps between events."""
     gaps = await asyncio.gather(*(_read(host, port, tokens) for _ in range(NEIGHBOURS)))
     return float(np.quantile(np.concatenate([np.diff(times) for times in gaps]), 0.99))
 

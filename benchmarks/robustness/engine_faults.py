@@ -1,8 +1,9 @@
-"""A real engine is killed, or stopped, under load, again and again: `python -m benchmarks faults`. What came of every request, by the
-callers' books and by the manager's, which have to agree; and how soon everybody knew.
+"""Kills or stops a real engine under load, repeatedly: `python -m benchmarks faults`.
 
-Half of the clients read streams, half want whole answers. Each request is greedy, so that an answer which two engines had a part in would
-be seen by its length and its beginning.
+Accounts for every request, once as its caller saw it and once as the manager counted it; both must agree.
+Also reports how soon the manager and the callers knew. Half of the clients read streams, half ask for
+whole answers. Each request is greedy, so the length and the beginning of an answer show whether two
+engines had a part in it.
 """
 
 import signal
@@ -33,13 +34,13 @@ from llmserve.engines.vllm.engine import VLLMEngine
 
 PROMPT, TOKENS = "The capital of France is", 96
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-# A refused client comes back after this long, whatever it was told, so that there is something to refuse.
+# A refused client retries after this pause, regardless of Retry-After, so that there is something to refuse.
 PAUSE = 1.0
 LOOK = 0.005
 
 
 class Kill(msgspec.Struct, kw_only=True):
-    """Seconds from the signal until the manager knew, until the last stream that had begun was told, and until the engine was back."""
+    """Seconds from the signal until the manager knew, the last begun stream ended, and the engine was back."""
 
     streaming: int
     known: float
@@ -48,7 +49,13 @@ class Kill(msgspec.Struct, kw_only=True):
 
 
 class Books(msgspec.Struct, kw_only=True):
-    """`callers` by what they saw, `manager` by what it counted; `outlived` were in an engine that died and came to a whole answer."""
+    """The outcome of all requests.
+
+    Attributes:
+        callers: Number of requests by what their callers saw.
+        manager: Number of requests by what the manager counted.
+        outlived: Whole answers to requests that were open when an engine died.
+    """
 
     seconds: float
     kills: list[Kill]
@@ -60,7 +67,7 @@ class Books(msgspec.Struct, kw_only=True):
 
 @attrs.define
 class _Ledger:
-    """Beside the manager as its observer."""
+    """The callers' records, and as an observer the manager's."""
 
     ends: dict[str, Outcome] = attrs.field(factory=dict)
     seen: dict[str, str] = attrs.field(factory=dict)
@@ -89,7 +96,7 @@ class Fleet:
         self.over = False
 
     async def learn(self) -> None:
-        """What the answer is."""
+        """Ask for the expected answer."""
         self._expected = (await self._manager.generate(self._request("first"))).token_ids
         self._ledger.seen["first"] = "whole"
 
@@ -108,7 +115,7 @@ class Fleet:
                 saw = "whole"
                 self._ledger.outlived += self._ledger.begun[name] < self._ledger.last_kill
             except EngineRestarted:
-                saw = "told that it was cut short"
+                saw = "interrupted by an engine failure"
             except Overloaded:
                 saw = "refused"
                 await anyio.sleep(PAUSE)
@@ -134,14 +141,14 @@ class Fleet:
         return tokens
 
     def _check(self, name: str, tokens: tuple[int, ...], *, whole: bool) -> None:
-        # In another batch a sum comes out in another order, and once in a while another token of equal rank: the length is certain.
+        # In another batch, sums are taken in another order, so a later token may differ by chance. The length may not.
         if len(tokens) > TOKENS or (whole and len(tokens) != TOKENS) or tokens[:2] != self._expected[: min(2, len(tokens))]:
             self._ledger.faults.append(f"{name} got {len(tokens)} tokens, beginning with {tokens[:4]}")
 
 
 def _cores(manager: EngineManager) -> list[psutil.Process]:
     if not isinstance(manager.engine, VLLMEngine):
-        raise TargetError("this engine has no process of its own to kill")
+        raise TargetError("this engine has no separate process to kill")
     return [psutil.Process(pid) for pid in manager.engine.processes()]
 
 
@@ -158,7 +165,7 @@ async def _kill(manager: EngineManager, ledger: _Ledger, sent: signal.Signals) -
         if told is None and not waiting & ledger.streaming:
             told = now
         if manager.state is State.FAILED:
-            raise TargetError("the engine is not started again")
+            raise TargetError("the engine was not restarted")
         await anyio.sleep(LOOK)
     back = time.monotonic() - began
     return Kill(streaming=len(waiting), known=known, told=back if told is None else told, back=back)
@@ -174,9 +181,9 @@ async def measure(
     stall: float,
     report: Callable[[str], None],
 ) -> Books:
-    """For so many seconds, with a signal after `every` seconds that the engine was up."""
+    """Run for `seconds`, with a signal each time the engine was up for `every` seconds."""
     ledger = _Ledger()
-    # More kills than an operator would bear.
+    # More restarts than an operator would accept.
     config = ManagerConfig(restart=RestartConfig(most=10_000, longest_pause=1.0, stall_timeout=stall))
     kills: list[Kill] = []
     async with manager_of(config, ledger) as manager:
@@ -191,14 +198,14 @@ async def measure(
                 kill = await _kill(manager, ledger, sent)
                 kills.append(kill)
                 report(
-                    f"{kill.streaming} streams: known after {kill.known:.2f} s, told after {kill.told:.2f} s, back after {kill.back:.1f} s"
+                    f"{kill.streaming} streams: detected after {kill.known:.2f} s, ended after {kill.told:.2f} s, back after {kill.back:.1f} s"
                 )
             fleet.over = True
         statistics = manager.statistics()
         if statistics.open or statistics.running or statistics.engine.running:
             ledger.faults.append(f"left over: {statistics}")
     missing = set(ledger.seen) ^ set(ledger.ends)
-    ledger.faults += [f"{name} is in one ledger alone" for name in sorted(missing)]
+    ledger.faults += [f"{name} is only in the caller's or only in the manager's records" for name in sorted(missing)]
     return Books(
         seconds=time.monotonic() - began,
         kills=kills,
@@ -210,13 +217,13 @@ async def measure(
 
 
 def conclude(books: Books) -> str:
-    """What a person wants to know."""
-    lines = [f"{len(books.kills)} times in {books.seconds:.0f} s"]
-    for name in ("known", "told", "back"):
+    """Return the results as text."""
+    lines = [f"{len(books.kills)} signals in {books.seconds:.0f} s"]
+    for name, label in (("known", "detected"), ("told", "last stream ended"), ("back", "engine back")):
         times = sorted(getattr(kill, name) for kill in books.kills)
-        lines.append(f"{name:6} after {times[len(times) // 2]:.2f} s, at most {times[-1]:.2f} s" if times else name)
+        lines.append(f"{label} after {times[len(times) // 2]:.2f} s, at most {times[-1]:.2f} s" if times else label)
     lines += [f"{count:6} {what}" for what, count in sorted(books.callers.items())]
-    lines.append(f"{books.outlived:6} of the whole answers were begun before an engine died")
+    lines.append(f"{books.outlived:6} whole answers were begun before an engine died")
     lines.append(f"the manager counted {books.manager}")
-    lines += [f"FAULT: {fault}" for fault in books.faults] or ["the books agree"]
+    lines += [f"FAULT: {fault}" for fault in books.faults] or ["the callers' and the manager's records agree"]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
-"""Hostile schemas beside a stream: `python -m benchmarks grammars`. What somebody who reads tokens notices of others' schemas, and how soon
-those are refused."""
+"""Hostile schemas beside a stream: `python -m benchmarks grammars`.
+
+Reports the effect of other clients' schemas on a stream, and how soon the schemas are refused.
+"""
 
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import numpy as np
 
 from llmserve import EngineManager, GenerationRequest, InvalidRequest, LLMServeError, Overloaded, Sampling, StructuredOutputs
 
-# The attack table's S1 and S2 (docs/reliability.md), each made another one by a number, as a verdict is remembered.
+# Rows S1 and S2 of the attack table (docs/reliability.md). A number makes each schema different, because verdicts are cached.
 HOSTILE: dict[str, Callable[[int], StructuredOutputs]] = {
     "a pattern of 10 s": lambda n: StructuredOutputs.json(
         {"type": "string", "pattern": f"^(.*a){{25}}[a-z]{{1,{4000 + n}}}(.|\\n){{1,5000}}$"}
@@ -21,7 +23,7 @@ HOSTILE: dict[str, Callable[[int], StructuredOutputs]] = {
     "many properties": lambda n: StructuredOutputs.json(
         {"type": "object", "properties": {f"p{n}_{i}": {"type": "string"} for i in range(1500)}}
     ),
-    # These compile at once, and cost more with each token of the answer.
+    # These compile immediately and cost more with each token of the answer.
     "an ambiguous grammar": lambda n: StructuredOutputs.grammar(f'root ::= root root | [ a-z] | "{n}"'),
     "an ambiguous pattern": lambda n: StructuredOutputs.regex(f"((a|b|[a-z ]|{n})*|([a-z ]*))*"),
     "arrays of arrays": lambda n: StructuredOutputs.json(arrays_of_arrays(n)),
@@ -29,14 +31,23 @@ HOSTILE: dict[str, Callable[[int], StructuredOutputs]] = {
 
 
 def arrays_of_arrays(number: int) -> dict[str, Any]:
-    """Twenty definitions, each an array of any of them: a text of brackets matches in more ways with each level."""
+    """Return twenty definitions, each an array of any of them.
+
+    A text of brackets matches in more ways with each level.
+    """
     names = [f"d{number}_{i}" for i in range(20)]
     either = {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/{name}"}} for name in names]}
     return {"$ref": f"#/$defs/{names[0]}", "$defs": dict.fromkeys(names, either)}
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """Of one kind: how it ended for whom, the longest wait for a refusal, and the stream's gaps meanwhile; seconds."""
+    """Results of one kind of schema.
+
+    Attributes:
+        ends: Number of requests by how they ended.
+        longest_refusal: Longest time until a refusal, in seconds.
+        gaps: The stream's gaps during the attack, in seconds.
+    """
 
     kind: str
     ends: dict[str, int]
@@ -50,7 +61,7 @@ class Grammars(msgspec.Struct, kw_only=True):
 
 
 class Canary:
-    """A stream that is begun again whenever the context is full."""
+    """A stream that is started again whenever its context is full."""
 
     def __init__(self, manager: EngineManager) -> None:
         self._manager = manager
@@ -63,14 +74,14 @@ class Canary:
                     self._came.append(time.perf_counter())
 
     def gaps(self, since: float) -> list[float]:
-        """Between tokens that came since then."""
+        """Return the gaps between tokens since a time."""
         return [float(gap) for gap in np.diff([at for at in self._came if at >= since])]
 
 
 async def measure(manager: EngineManager, at_once: int, seconds: float, report: Callable[[str], None]) -> Grammars:
-    """Raises ConfigurationError, EngineError."""
+    """Run all attacks. Raises ConfigurationError, EngineError."""
     async with manager, anyio.create_task_group() as tasks:
-        # The program that tries them takes some seconds to start.
+        # The process that tests schemas takes some seconds to start.
         await manager.generate("x", sampling=Sampling(max_tokens=1, structured_outputs=StructuredOutputs.regex("a")))
         canary = Canary(manager)
         tasks.start_soon(canary.probe)
@@ -95,7 +106,7 @@ async def _attack(manager: EngineManager, canary: Canary, kind: str, make: Calla
             await manager.generate("x", sampling=Sampling(max_tokens=4, structured_outputs=make(number)))
             end = "answered"
         except LLMServeError as error:
-            end = {InvalidRequest: "refused", Overloaded: "told to come back"}.get(type(error), type(error).__name__)
+            end = {InvalidRequest: "refused", Overloaded: "overloaded"}.get(type(error), type(error).__name__)
             refusals.append(time.perf_counter() - began)
         ends[end] = ends.get(end, 0) + 1
 
@@ -111,12 +122,12 @@ def conclude(found: Grammars) -> str:
         return float(np.quantile(gaps, 0.5)), float(np.quantile(gaps, 0.99)), max(gaps)
 
     quiet = figures(found.quiet)
-    lines = [f"quiet: a token every {quiet[0] * 1e3:.1f} ms, p99 {quiet[1] * 1e3:.1f} ms, at most {quiet[2] * 1e3:.0f} ms"]
+    lines = [f"without attack: a token every {quiet[0] * 1e3:.1f} ms, p99 {quiet[1] * 1e3:.1f} ms, at most {quiet[2] * 1e3:.0f} ms"]
     for seen in found.seen:
         p50, p99, longest = figures(seen.gaps)
         ends = ", ".join(f"{count} {end}" for end, count in sorted(seen.ends.items()))
         lines.append(
-            f"{seen.kind}: {ends}, at the latest after {seen.longest_refusal:.1f} s; "
-            f"the stream's gaps {p50 / quiet[0]:.2f} times, p99 {p99 / quiet[1]:.2f} times, at most {longest * 1e3:.0f} ms"
+            f"{seen.kind}: {ends}, the slowest refusal after {seen.longest_refusal:.1f} s; "
+            f"the stream's gaps are {p50 / quiet[0]:.2f} times, p99 {p99 / quiet[1]:.2f} times, at most {longest * 1e3:.0f} ms"
         )
     return "\n".join(lines)

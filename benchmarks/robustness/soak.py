@@ -1,8 +1,9 @@
-"""Requests of every kind through one manager, for an hour: `python -m benchmarks soak --seconds 3600`. What grows that should not: memory,
-tasks, file descriptors, series.
+"""Sends requests of every kind through one manager for an hour: `python -m benchmarks soak --seconds 3600`.
 
-The slope of the resident size is a least-squares line over the samples after the first third, in which caches fill and what is allocated
-once is allocated. Each sample is taken while no request is open. The clients live in the same process, so what they keep counts too.
+Reports growth of memory, tasks, file descriptors and metric series. The slope of the resident size is a
+least-squares line over the samples after the first third, in which caches fill and one-time allocations
+happen. Each sample is taken while no request is open. The clients live in the same process, so what they
+keep counts too.
 """
 
 import asyncio
@@ -25,17 +26,17 @@ from llmserve.observability import prometheus
 
 PARTS = 60
 WARM_SHARE = 1 / 3
-# Of memory that answers for Idempotency-Key may take: they fill it in the first thousand requests, and not after two million.
+# Memory for answers with an Idempotency-Key, so small that the first thousand requests fill it, not the first two million.
 KEEP_BYTES = 2**18
-# Bytes a request: one MiB for 100,000 of them.
+# Bytes per request: one MiB for 100,000 requests.
 MAX_GROWTH = 2**20 / 1e5
-# A normal distribution's 95 %; the samples are 40.
+# Quantile of a normal distribution for 95 %, because there are 40 samples.
 INTERVAL = 1.96
 
 
 @attrs.frozen(kw_only=True)
 class Length:
-    """How long a soak is: so many requests, or so many seconds."""
+    """The length of a soak: a number of requests, or a duration in seconds."""
 
     requests: int = 1_000_000
     seconds: float | None = None
@@ -46,7 +47,7 @@ class Length:
 
 
 class Sample(msgspec.Struct, kw_only=True):
-    """After so many requests, none of which is open: bytes, and how many."""
+    """Sizes and counts after a number of requests, none of which is open."""
 
     requests: int
     rss: int
@@ -56,18 +57,18 @@ class Sample(msgspec.Struct, kw_only=True):
 
 
 class Slope(msgspec.Struct, kw_only=True):
-    """Bytes a request, and half of its 95 % interval."""
+    """Bytes per request, and half of the 95 % interval."""
 
     slope: float
     margin: float
 
     def __str__(self) -> str:
         share = 1e5 / 2**20
-        return f"{self.slope * share:+.2f} MiB in 100,000 requests (95 %: {self.margin * share:.2f} either way)"
+        return f"{self.slope * share:+.2f} MiB per 100,000 requests (95 %: ±{self.margin * share:.2f})"
 
 
 class Soak(msgspec.Struct, kw_only=True):
-    """`ends` by what callers saw."""
+    """The result of a soak; `ends` counts how requests ended for their callers."""
 
     seconds: float
     ends: dict[str, int]
@@ -75,7 +76,7 @@ class Soak(msgspec.Struct, kw_only=True):
 
     @property
     def growth(self) -> Slope:
-        """Of the resident size after the first third."""
+        """Growth of the resident size after the first third."""
         warm = self.samples[int(len(self.samples) * WARM_SHARE) :]
         return slope([sample.requests for sample in warm], [sample.rss for sample in warm])
 
@@ -85,7 +86,7 @@ class Soak(msgspec.Struct, kw_only=True):
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope:
-    """The least-squares line through points, three or more at different places."""
+    """Fit a least-squares line through three or more points at different places."""
     x, y = np.asarray(xs, float), np.asarray(ys, float)
     spread = x - x.mean()
     squares = float((spread**2).sum())
@@ -96,12 +97,12 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope:
 
 
 def config(at_once: int) -> ManagerConfig:
-    """Limits at which some of `at_once` clients find no place."""
+    """Return limits by which some of `at_once` clients are refused."""
     return ManagerConfig(admission=AdmissionConfig(max_running=max(1, at_once // 2), max_waiting=max(1, at_once // 4)))
 
 
 async def measure(manager: EngineManager, length: Length, at_once: int, seed: int, report: Callable[[str], None]) -> Soak:
-    """`manager` has the limits of `config(at_once)`."""
+    """Run a soak; `manager` must have the limits of `config(at_once)`."""
     ends: Counter[str] = Counter()
     samples: list[Sample] = []
     began = time.perf_counter()

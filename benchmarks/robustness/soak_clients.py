@@ -1,7 +1,8 @@
-"""The clients of a soak: every way that a request can come in, and every way that it can end.
+"""The clients of a soak: every way in which a request can arrive and end.
 
-In process, over HTTP and over frames; answered, streamed, left, cancelled, late, refused, bad, cut off, and sent again. Names that a client
-makes up (tenants, models, adapters, request ids, keys) are new each time, because a name that is remembered is memory that grows.
+Requests come in process, over HTTP and over frames. They are answered, streamed, abandoned, cancelled,
+late, refused, invalid, cut off or sent again. Names that a client chooses (tenants, models, adapters,
+request ids, keys) are new each time, because remembered names make memory grow.
 """
 
 import asyncio
@@ -18,13 +19,13 @@ from frontends.rawsocket.client import SocketClient
 from llmserve import CancellationToken, EngineManager, GenerationRequest, LLMServeError, Sampling, StructuredOutputs
 
 TOKENS = 4
-# More than any client waits for.
+# More tokens than any client waits for.
 ENDLESS_TOKENS = 1000
 LONGEST_SECONDS = 0.02
 SLOW_SECONDS = 0.01
 DEADLINE_SECONDS = 0.001
 PROMPT = "Once upon a time"
-# Each is answered with a 4xx; what they say differs by a number.
+# Each body is answered with a 4xx; a number makes each one different.
 BAD_BODIES: tuple[Callable[[float], tuple[str, Any]], ...] = (
     lambda n: ("/v1/completions", {"prompt": "hi", "model": f"model {n}"}),
     lambda n: ("/generate", {"prompt": "hi", "adapter": f"adapter {n}"}),
@@ -38,7 +39,7 @@ BAD_BODIES: tuple[Callable[[float], tuple[str, Any]], ...] = (
 
 
 class Client:
-    """One after another, each of a kind that its own dice choose."""
+    """Sends one request after another, each of a kind chosen at random."""
 
     def __init__(self, manager: EngineManager, session: aiohttp.ClientSession, socket: SocketClient, seed: int, ends: Counter[str]) -> None:
         self._manager = manager
@@ -46,7 +47,7 @@ class Client:
         self._socket = socket
         self._rng = random.Random(f"soak {seed}")
         self._ends = ends
-        # How many of a hundred requests are of each kind.
+        # Number of requests of each kind in a hundred.
         shares: dict[Callable[[], Awaitable[str]], int] = {
             self._whole: 38,
             self._left: 8,
@@ -141,7 +142,7 @@ class Client:
         return await self._post("/v1/completions", self._body(stream=True)) + ", streamed"
 
     async def _http_left(self) -> str:
-        """The client hangs up in the middle of a stream."""
+        """Disconnect in the middle of a stream."""
         async with self._session.post("/v1/completions", json=self._body(stream=True, max_tokens=ENDLESS_TOKENS)) as response:
             await response.content.readany()
             response.close()
@@ -152,7 +153,7 @@ class Client:
         return await self._post(path, body)
 
     async def _http_replayed(self) -> str:
-        """Sent again with its key, and the key once more with another body."""
+        """Repeat a request with its key, then use the key with another body."""
         key, body = f"key-{self._rng.random()}", self._body()
         first = await self._post("/v1/completions", body, **{"Idempotency-Key": key})
         again = await self._post("/v1/completions", body, **{"Idempotency-Key": key})

@@ -1,8 +1,9 @@
-"""Clients that mean no good, thousands at a time: `python -m benchmarks storms`.
+"""Thousands of malicious clients at a time: `python -m benchmarks storms`.
 
-Our HTTP server as a process of its own, over an engine that does nothing but keep a pace; a canary asks it for eight tokens, again and
-again, before and during each attack. What is told of each: how much later the canary is answered, when the server has got rid of the
-last attacker, and what memory they cost.
+Our HTTP server runs in a process of its own, over an engine that only keeps a pace. A canary repeatedly
+asks it for eight tokens, before and during each attack. Each attack reports how much later the canary is
+answered, when the server has closed the last attacker's connection, and how much memory the attackers
+cost.
 """
 
 import asyncio
@@ -30,16 +31,23 @@ from benchmarks.robustness.connections import (
 
 QUIET_SECONDS = 5.0
 CONNECTING = 256
-# The longest that any attacker may be suffered is 30 s: for a body, or for a reader from when all that is between is full.
+# The server tolerates an attacker for at most 30 s: for a body, or for a reader from the moment when all buffers are full.
 LONGEST_SECONDS = 120.0
-# For 5000 readers fifty thousand tokens a second, which is much for a GPU; and as many bytes as fill what is between in 15 s.
+# For 5000 readers this is 50,000 tokens a second, a lot for a GPU, and enough bytes to fill all buffers in 15 s.
 SLOW_PACE = 0.1, " word" * 300
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 class Attack(msgspec.Struct, kw_only=True):
-    """Seconds and bytes. `opened` is what their coming took, `coming` the longest that a canary waited meanwhile; its other figures are
-    from afterwards. `gone_after` is from the last one's coming to the last one's end."""
+    """One attack, in seconds and bytes.
+
+    Attributes:
+        opened: Time until all attackers were connected.
+        coming: Longest wait of the canary during that time.
+        gone_after: Time from the last attacker's arrival until the last attacker's end.
+        canary_p50: Median wait of the canary after the arrival; so are the other canary figures.
+        growth: Largest increase of the server's memory.
+    """
 
     name: str
     clients: int
@@ -60,7 +68,7 @@ class Storms(msgspec.Struct, kw_only=True):
 
 @attrs.define
 class Attacker(asyncio.Protocol):
-    """Says something at once, and then a byte a second of something else; what is told about its end counts."""
+    """Sends `at_once` immediately and then one byte of `bit_by_bit` a second; `gone` is set at its end."""
 
     at_once: bytes
     bit_by_bit: bytes
@@ -88,13 +96,13 @@ class Attacker(asyncio.Protocol):
 
 @attrs.frozen
 class Kind:
-    """One way to be a nuisance, by connections that stay open."""
+    """One kind of attack by connections that stay open."""
 
     name: str
     at_once: bytes
     bit_by_bit: bytes = b""
     reads: bool = True
-    # Whether the server is expected to end them; idle ones after a request may stay.
+    # Whether the server is expected to end the connections. Idle ones after a request may stay.
     ends: bool = True
     pace: tuple[float, str] = (STEP_SECONDS, TEXT)
 
@@ -113,7 +121,7 @@ Storm = Callable[[str, int, int], Awaitable[tuple[float, float | None]]]
 
 
 async def measure(idle: int, clients: int, report: Callable[[str], None]) -> Storms:
-    """Raises TargetError where this process may not have so many connections."""
+    """Run all attacks. Raises TargetError if this process may not open enough connections."""
     allow_descriptors(max(idle, clients) + 256)
     usual = STEP_SECONDS, TEXT
     storms: list[tuple[str, int, Storm, tuple[float, str]]] = [
@@ -151,13 +159,13 @@ async def _attack(name: str, count: int, storm: Storm, server: Server, where: tu
         began = time.perf_counter()
         try:
             opened, gone = await storm(*where, count)
-            # It sings through the end, too.
+            # The canary goes on through the attackers' end.
             await asyncio.sleep(1.0)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
     here = began + opened
-    # Of those that stay, the end is this benchmark's.
+    # Attackers that may stay are ended by this benchmark, so their end is not measured.
     p50, p99 = canary.figures(here, here + QUIET_SECONDS if gone is None else math.inf)
     return Attack(
         name=name,
@@ -212,7 +220,7 @@ async def _open(host: str, port: int, kind: Kind) -> Attacker:
 
 
 async def _connect(host: str, port: int, count: int) -> tuple[float, float | None]:
-    """All at once; each is answered."""
+    """Connect all clients at the same time; each gets an answer."""
     began = time.perf_counter()
 
     async def one() -> None:
@@ -227,7 +235,7 @@ async def _connect(host: str, port: int, count: int) -> tuple[float, float | Non
 
 
 async def _reset(host: str, port: int, count: int) -> tuple[float, float | None]:
-    """Connected and reset, with a request begun."""
+    """Connect, begin a request and reset the connection."""
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
 
@@ -246,17 +254,17 @@ async def _reset(host: str, port: int, count: int) -> tuple[float, float | None]
 
 
 async def _until_none(port: int, seconds: float) -> None:
-    """Until the server has no connections but the canary's: as the kernel counts them, for a client that does not read hears nothing.
+    """Wait until the server has no connection but the canary's. Raises TimeoutError.
 
-    Raises TimeoutError.
+    The kernel counts them, because a client that does not read is not notified of the end.
     """
     async with asyncio.timeout(seconds):
-        while await asyncio.to_thread(_established, port) > 2:  # noqa: ASYNC110 - the kernel tells nobody
+        while await asyncio.to_thread(_established, port) > 2:  # noqa: ASYNC110 - the kernel sends no event
             await asyncio.sleep(0.5)
 
 
 def _established(port: int) -> int:
-    """Of a server on this machine; read from /proc, because asking for every process's sockets takes seconds."""
+    """Count a local server's connections in /proc; the sockets of every process would take seconds."""
     wanted, found = f":{port:04X}", 0
     with open("/proc/net/tcp") as lines:
         for line in lines:
@@ -266,11 +274,13 @@ def _established(port: int) -> int:
 
 
 def _line(attack: Attack) -> str:
-    gone = "" if attack.gone_after is None else f"; gone after {attack.gone_after:.1f} s"
+    gone = "" if attack.gone_after is None else f"; all gone after {attack.gone_after:.1f} s"
     failures = f", {attack.canary_failures} failures" if attack.canary_failures else ""
-    later = f"p50 {(attack.canary_p50 - attack.quiet_p50) * 1e3:+.0f} ms, p99 {(attack.canary_p99 - attack.quiet_p99) * 1e3:+.0f} ms"
-    coming = f"here in {attack.opened:.1f} s, the canary at most {(attack.coming - attack.quiet_p50) * 1e3:+.0f} ms"
-    return f"{attack.clients:,}, {attack.name}: {coming}{gone}; then {later}{failures}; at most {attack.growth / 2**20:+.0f} MiB"
+    later = f"canary p50 {(attack.canary_p50 - attack.quiet_p50) * 1e3:+.0f} ms, p99 {(attack.canary_p99 - attack.quiet_p99) * 1e3:+.0f} ms"
+    coming = f"connected in {attack.opened:.1f} s, canary at most {(attack.coming - attack.quiet_p50) * 1e3:+.0f} ms"
+    return (
+        f"{attack.clients:,}, {attack.name}: {coming}{gone}; afterwards {later}{failures}; memory at most {attack.growth / 2**20:+.0f} MiB"
+    )
 
 
 def conclude(found: Storms) -> str:

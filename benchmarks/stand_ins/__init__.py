@@ -1,1 +1,1 @@
-"""Engines, engine cores and admission policies that stand in for real ones."""
+"""Engines, engine cores and admission policies that replace real ones."""

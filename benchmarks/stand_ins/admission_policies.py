@@ -1,8 +1,10 @@
-"""What LateGate is measured against, made from a name: the same names for the simulation and for real engines.
+"""LateGate and the policies it is compared with, by name, for the simulation and for real engines.
 
-`lategate`; `none`; `fixed:N` (at most N in the engine, waiting for at most a third of the TTFT) or `fixed:N:S` (for S seconds);
-`vllm:R` or `vllm:R:T` (vLLM's `--max-num-queued-reqs` and `--max-num-queued-tokens`); `gradient2`; `thin:R` (chance, so that R a second
-are taken).
+- `lategate`, `none`, `gradient2`.
+- `fixed:N`: at most N requests in the engine, each waiting at most a third of the TTFT; `fixed:N:S`: S
+  seconds.
+- `vllm:R` or `vllm:R:T`: vLLM's `--max-num-queued-reqs` and `--max-num-queued-tokens`.
+- `thin:R`: random refusals, so that R requests per second are admitted.
 """
 
 import math
@@ -23,13 +25,13 @@ from llmserve.admission import (
 from llmserve.config import SLO
 from llmserve.errors import ConfigurationError
 
-# Longer lines than any of them makes by itself.
+# A longer queue than any policy reaches.
 UNBOUNDED = 1 << 30
 
 
 @attrs.frozen(kw_only=True)
 class Setup:
-    """What a contender may know: the promise, and the engine's size."""
+    """What a policy may know: the SLO and the engine's size."""
 
     slo: SLO
     max_num_seqs: int
@@ -39,9 +41,10 @@ class Setup:
 
 @attrs.define
 class Gradient2(FixedLimit):
-    """Netflix's concurrency limit by latency: the limit follows the ratio of long-term to recent latency.
+    """Netflix's concurrency limit: it follows the ratio of long-term to recent latency.
 
-    With the parameters of its authors' library: smoothing 0.2, tolerance 1.5, a long window of 600, a queue of 4.
+    The parameters are those of its authors' library: smoothing 0.2, tolerance 1.5, a long window of 600, a
+    queue of 4.
     """
 
     limit: int = 20
@@ -66,7 +69,7 @@ class Gradient2(FixedLimit):
 
 
 class VLLMFlags(AdmissionController):
-    """vLLM's own: so many requests, and tokens of prompts, without a first token; more are refused with 503 and no time to come back."""
+    """Limits of vLLM's flags on requests and prompt tokens without a first token; others get 503."""
 
     def __init__(self, requests: int, tokens: float) -> None:
         super().__init__(Unlimited())
@@ -90,7 +93,7 @@ class VLLMFlags(AdmissionController):
 
 
 class Thinning(AdmissionController):
-    """Takes requests by chance, `rate` a second whatever is offered, and lets all of them start: blind to what they are."""
+    """Admits `rate` requests per second at random and lets all of them start."""
 
     def __init__(self, rate: float, seed: int) -> None:
         super().__init__(Unlimited())
@@ -100,7 +103,7 @@ class Thinning(AdmissionController):
         self._at = 0.0
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
-        # How fast requests come, over about ten seconds.
+        # The arrival rate over about ten seconds.
         self._arrivals = self._arrivals * math.exp((self._at - now) / 10) + 1
         self._at = now
         offered = self._arrivals / max(0.1, 10 * (1 - math.exp(-now / 10)))
@@ -134,9 +137,11 @@ def _third(setup: Setup) -> float:
 
 
 def make(name: str, setup: Setup) -> AdmissionController:
-    """A new controller by its name. Raises ConfigurationError for one that there is not."""
+    """Make a new controller by name. Raises ConfigurationError for an unknown name."""
     kind, *arguments = name.split(":")
     try:
         return _KINDS[kind](setup, *arguments)
     except (KeyError, TypeError, ValueError):
-        raise ConfigurationError(f"no admission {name!r}: choose of {', '.join(_KINDS)} (fixed:64, vllm:256, thin:12)") from None
+        raise ConfigurationError(
+            f"unknown admission policy {name!r}; choose from {', '.join(_KINDS)} (fixed:64, vllm:256, thin:12)"
+        ) from None

@@ -1,4 +1,4 @@
-"""Engines and servers that do nothing, as fast as they can: what is left is the cost of whoever drives them."""
+"""An engine and a server that do no work, to measure the cost of their callers."""
 
 import asyncio
 import multiprocessing
@@ -21,7 +21,7 @@ VOCABULARY = 32_000
 
 @attrs.define
 class NoEngine:
-    """One token for every open request at each turn of the event loop, or every `pause` seconds; each has the same `text`."""
+    """Yields one token per open request at each turn of the event loop, or every `pause` seconds."""
 
     text: str = ""
     pause: float = 0.0
@@ -47,13 +47,13 @@ class NoEngine:
                     sink.put(last)
 
     def kill(self) -> None:
-        """It never hangs."""
+        """Do nothing, because the engine never hangs."""
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         return EnginePrompt(token_ids=request.prompt if isinstance(request.prompt, tuple) else (1,))
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:
-        """Answers are text."""
+        """Return no parser: answers are text."""
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         return ""
@@ -68,13 +68,13 @@ class NoEngine:
         return EngineStatistics(steps=self._steps, running=len(self._open))
 
     def watch(self, stepped: Callable[[], None]) -> None:
-        """Its steps are nothing to go by."""
+        """Do nothing, because the steps have no meaning."""
 
     async def suspects(self, step_seconds: float) -> list[str]:
         return []
 
     def check_health(self) -> None:
-        """Always well."""
+        """Do nothing, because the engine is always healthy."""
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -86,7 +86,7 @@ def _event(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(frame), frame)
 
 
-# As long as a chunk of vLLM's server for one token.
+# The length of vLLM's chunk for one token.
 CHUNK = _event(
     b'{"id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1700000000,"model":"nothing",'
     b'"choices":[{"index":0,"text":" word","logprobs":null,"finish_reason":null}]}'
@@ -95,7 +95,7 @@ END = _event(b"[DONE]") + b"0\r\n\r\n"
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: requests one after another, each answered by one write a token, at each turn of the event loop."""
+    """A connection that answers each request with one write per token, at each turn of the event loop."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -134,7 +134,7 @@ def _serve(pipe: Connection) -> None:
 async def _serve_until_closed(pipe: Connection) -> None:
     server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0, backlog=4096)
     pipe.send(server.sockets[0].getsockname()[1])
-    # Blocks a thread until the parent closes its end, or dies.
+    # Block a thread until the parent closes its end, or dies.
     await anyio.to_thread.run_sync(_wait_for_the_end, pipe)
 
 
@@ -147,7 +147,7 @@ def _wait_for_the_end(pipe: Connection) -> None:
 
 @asynccontextmanager
 async def no_server() -> AsyncIterator[str]:
-    """The URL of a server in a process of its own, with the model "nothing"."""
+    """Start a server with the model "nothing" in a separate process, and yield its URL."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,), daemon=True)

@@ -1,7 +1,8 @@
-"""The null core: vLLM's own engine core process, with its scheduler, ZeroMQ and msgpack, over a model that computes nothing.
+"""The null core: vLLM's engine core process, scheduler, ZeroMQ and msgpack, over a model without computation.
 
-vLLM imports `NullExecutor` by its name, as its `distributed_executor_backend`; no worker is started, no weights are loaded, and no memory
-is taken for the cache. The core sends what a real core sends, except that logprobs are left out and grammars are ignored.
+vLLM imports `NullExecutor` by name, as its `distributed_executor_backend`. It starts no worker, loads no
+weights and takes no memory for the cache. The core sends what a real core sends, except that logprobs are
+left out and grammars are ignored.
 """
 
 import os
@@ -18,14 +19,14 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from benchmarks.stand_ins.null_model import NullModel
 
-# Seconds that a step takes; the environment reaches the engine core process, which is started by vLLM.
+# Environment variable with the seconds per step; it reaches the engine core process that vLLM starts.
 PACE = "NULL_EXECUTOR_PACE"
-# The scheduler makes a Python object for each block: 2 million tokens in blocks of 16, what an H100 holds for a model of 1.5B.
+# The scheduler makes a Python object per block: 2 million tokens in blocks of 16, what an H100 holds for a model of 1.5B.
 MAX_BLOCKS = 2**17
 
 
 class _Step(Future[Any]):
-    """A result that is there when its step is over."""
+    """A result that is available when its step is over."""
 
     def __init__(self, value: ModelRunnerOutput | None, over_at: float) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class _Step(Future[Any]):
 
 
 class NullExecutor(Executor):  # type: ignore[misc]
-    """One token for each scheduled request, at once or at a pace."""
+    """Returns one token for each scheduled request, immediately or at a pace."""
 
     supported_tasks = ("generate",)
 
@@ -48,7 +49,7 @@ class NullExecutor(Executor):  # type: ignore[misc]
         self._model = NullModel(float(os.environ.get(PACE, "0")))
         self._over_at = 0.0
         self._output = EMPTY_MODEL_RUNNER_OUTPUT
-        # One layer with the smallest cache: the scheduler counts blocks, whatever they hold.
+        # One layer with the smallest cache, because the scheduler counts blocks regardless of their content.
         self._spec = FullAttentionSpec(block_size=self.cache_config.block_size or 16, num_kv_heads=1, head_size=8, dtype=torch.float16)
 
     @classmethod
@@ -62,20 +63,20 @@ class NullExecutor(Executor):  # type: ignore[misc]
         return [["LBNHC"]]
 
     def determine_available_memory(self) -> list[int]:
-        """Room for as many whole contexts as run at once, within MAX_BLOCKS, and for one context in any case."""
+        """Return room for all running contexts up to MAX_BLOCKS, but for at least one context."""
         context = -(-self.model_config.max_model_len // self._spec.block_size)
         blocks = max(context, min(MAX_BLOCKS, context * self.scheduler_config.max_num_seqs))
-        # One block is vLLM's own: it stands for none.
+        # vLLM reserves one block as the null block.
         return [(blocks + 1) * self._spec.page_size_bytes]
 
     def initialize_from_config(self, kv_cache_configs: list[KVCacheConfig]) -> None:
-        """There is no cache to allocate."""
+        """Do nothing: there is no cache to allocate."""
 
     def compile_or_warm_up_model(self) -> None:
-        """There is nothing to compile."""
+        """Do nothing: there is nothing to compile."""
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:  # noqa: FBT001 - vLLM's signature
-        """None, as from vLLM's own model runners: the tokens follow from `sample_tokens`."""
+        """Return None like vLLM's model runners, because `sample_tokens` returns the tokens."""
         request_ids, tokens = self._model.step(scheduler_output)
         if not request_ids:
             return self._answer(EMPTY_MODEL_RUNNER_OUTPUT, 0.0, non_block=non_block)
@@ -99,7 +100,7 @@ class NullExecutor(Executor):  # type: ignore[misc]
         kwargs: dict[str, Any] | None = None,
         non_block: bool = False,  # noqa: FBT001
     ) -> Any:
-        """Nothing that vLLM asks of its workers besides (a cache to reset, a profiler to start) changes what this one answers."""
+        """Ignore vLLM's other calls to its workers (reset a cache, start a profiler)."""
         if not non_block:
             return [None]
         done: Future[list[None]] = Future()
@@ -107,4 +108,4 @@ class NullExecutor(Executor):  # type: ignore[misc]
         return done
 
     def check_health(self) -> None:
-        """Always well."""
+        """Do nothing: the executor is always healthy."""

@@ -1,6 +1,7 @@
-"""A model that computes nothing: which requests of a step get a token from it, and when the step is over.
+"""A model without computation: decides which requests of a step get a token, and when the step is over.
 
-It reads what vLLM's scheduler sends to a model, and does not import vLLM. `null_executor` puts it behind vLLM's engine core.
+It reads what vLLM's scheduler sends to a model, and does not import vLLM. `null_executor` puts it behind
+vLLM's engine core.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from benchmarks.stand_ins.stub_core import TOKENS
 
 @attrs.define
 class NullModel:
-    """Each step takes `pace` seconds, and starts when the step before it is over."""
+    """A model whose steps take `pace` seconds each, one after another."""
 
     pace: float = 0.0
     clock: Callable[[], float] = time.monotonic
@@ -24,14 +25,17 @@ class NullModel:
     _over_at: float = 0.0
 
     def step(self, scheduled: Any) -> tuple[list[str], list[list[int]]]:
-        """The ids of all requests that are `scheduled` (vLLM's SchedulerOutput), and the new tokens of each: one, or none while a part of
-        its prompt is left for later steps."""
+        """Return the ids of the scheduled requests and each request's new tokens.
+
+        `scheduled` is vLLM's SchedulerOutput. A request gets one token, or none while a part of its prompt
+        is left for later steps.
+        """
         for request_id in scheduled.finished_req_ids:
             self._prompts.pop(request_id, None)
         known: dict[str, int] = {}
         for new in scheduled.scheduled_new_reqs:
             self._prompts[new.req_id] = len(new.prompt_token_ids)
-            # vLLM's second model runner gets a preempted request as a new one, with its answer so far.
+            # vLLM's second model runner gets a preempted request as a new one that includes its answer so far.
             known[new.req_id] = len(new.prefill_token_ids or new.prompt_token_ids) - new.num_computed_tokens
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed, answered in zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True):
@@ -40,6 +44,6 @@ class NullModel:
         return list(numbers), [[next(self._tokens)] if number >= known[request_id] else [] for request_id, number in numbers.items()]
 
     def begin(self) -> float:
-        """Start a step. Returns the time at which the step is over."""
+        """Start a step and return the time at which it is over."""
         self._over_at = max(self.clock(), self._over_at) + self.pace
         return self._over_at

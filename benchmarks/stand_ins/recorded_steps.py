@@ -1,8 +1,8 @@
-"""Three steps of a real vLLM core for one request, its first, a middle and its last, as the stubbed core repeats them.
+"""Three steps of a real vLLM core for one request: first, middle and last, which the stubbed core repeats.
 
-`recorded_steps.json` holds every field that differs from its default. `python -m benchmarks.stand_ins.recorded_steps` records the steps
-again on the installed vLLM and the bundled model; tests/vllm compares the file with a running core, so that the stub cannot drift from
-it.
+`recorded_steps.json` holds every field that differs from its default. `python -m
+benchmarks.stand_ins.recorded_steps` records the steps on the installed vLLM and the bundled model.
+tests/vllm compares the file with a running core, so that the stub cannot drift from it.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from llmserve import EngineManager, Sampling
 FILE = Path(__file__).with_name("recorded_steps.json")
 STEPS = ("first", "middle", "last")
 ANSWER_TOKENS = 5
-# Of these the stub makes its own.
+# Fields that the stub sets itself.
 OWN = ("request_id", "new_token_ids", "timestamp", "outputs")
 
 
 def describe(value: Any) -> Any:
-    """A value of vLLM's as JSON: objects with their class and those fields that differ from the defaults, enums by name."""
+    """Describe a vLLM value as JSON: classes with their non-default fields, enums by name."""
     kind = type(value)
     where = f"{kind.__module__}:{kind.__qualname__}"
     if isinstance(value, enum.Enum):
@@ -46,13 +46,16 @@ def _fields(kind: Any) -> Iterator[tuple[str, Any]]:
 
 
 def describe_step(outputs: Any) -> dict[str, Any]:
-    """An EngineCoreOutputs that has one output."""
+    """Describe an EngineCoreOutputs with one output."""
     (output,) = outputs.outputs
     return {"step": describe(outputs), "output": describe(output)}
 
 
 def maker(described: Any) -> Callable[[float], Any]:
-    """What makes the value again, as of a time on the monotonic clock. Fields that the installed vLLM does not have are left out."""
+    """Return a function that makes the value again, as of a time on the monotonic clock.
+
+    Fields that the installed vLLM does not have are left out.
+    """
     if isinstance(described, list):
         parts = [maker(one) for one in described]
         return lambda now: [part(now) for part in parts]
@@ -86,12 +89,12 @@ class RecordedSteps:
         self._step = maker(recorded["middle"]["step"])
 
     def output(self, which: str, request_id: str, token: int, now: float) -> Any:
-        """An EngineCoreOutput; `which` is one of STEPS."""
+        """Make an EngineCoreOutput; `which` is one of STEPS."""
         make: Any = self._outputs[which]
         return make(now, request_id=request_id, new_token_ids=[token])
 
     def step(self, outputs: list[Any], now: float) -> Any:
-        """An EngineCoreOutputs."""
+        """Make an EngineCoreOutputs."""
         make: Any = self._step
         step = make(now, outputs=outputs)
         step.scheduler_stats.num_running_reqs = len(outputs)
@@ -99,7 +102,7 @@ class RecordedSteps:
 
 
 async def record(manager: EngineManager) -> dict[str, Any]:
-    """Describe the steps of one request to a manager's running VLLMEngine, which serves no other request meanwhile."""
+    """Describe the steps of one request to a running VLLMEngine that serves no other request."""
     engine: Any = manager.engine
     core, seen = engine.running_llm.engine_core, []
     receive = core.get_output_async
@@ -110,7 +113,7 @@ async def record(manager: EngineManager) -> dict[str, Any]:
 
     core.get_output_async = spy
     try:
-        # vLLM's output handler waits in the method as it was: the first answer brings it to the spy.
+        # vLLM's output handler is still waiting in the original method. The first answer brings it to the spy.
         for _ in range(2):
             await manager.generate("Once upon a time", sampling=Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0, ignore_eos=True))
     finally:

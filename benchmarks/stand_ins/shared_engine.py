@@ -1,4 +1,4 @@
-"""One engine under several managers, one at work after another: what is compared is their admission, on the same engine."""
+"""One engine shared by several managers, used one after another, to compare their admission."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from llmserve.request import GenerationRequest, Sampling
 
 
 class SharedEngine:
-    """An `Engine` that is another one, which somebody else runs. All its managers hear of its steps."""
+    """An `Engine` that wraps a running one; all its managers are notified of its steps."""
 
     def __init__(self, engine: Engine) -> None:
         self.inner = engine
@@ -36,7 +36,7 @@ class SharedEngine:
         return await self.inner.tokenize(request)
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> None:
-        """Answers are text."""
+        """Return no parser: answers are text."""
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         return await self.inner.detokenize(token_ids)

@@ -1,13 +1,13 @@
-"""vLLM over an engine core that answers at once: what is left is the cost of the process that holds the engine's client.
+"""vLLM over an engine core that answers immediately, to measure the process that holds the engine's client.
 
-`python -m benchmarks.stand_ins.stub_core STREAMS frontends.aiohttp_app ARGUMENTS` runs a server module so, ours or vLLM's own; with
-`nothing` in place of a number, one of ours on the simulated engine is given an engine that does nothing, with `nothing:SECONDS:TEXT` at a
-pace.
+`python -m benchmarks.stand_ins.stub_core STREAMS frontends.aiohttp_app ARGUMENTS` runs a server module with
+the stub, ours or vLLM's. With `nothing` instead of a number, our server's simulated engine is replaced by
+an engine that does no work, and with `nothing:SECONDS:TEXT` by one with a pace.
 
-The core lives in the client's own process and event loop, without ZeroMQ and msgpack; its part of the time is the same for all. Its
-outputs have the fields of a real core's (`recorded_steps`). It waits until so many streams are open and then makes a token for each of
-them at every turn of the loop, until all have ended: were it to begin with the first, that one would be over before the next is
-tokenised.
+The core lives in the client's process and event loop, without ZeroMQ and msgpack; its part of the time is
+the same for all variants. Its outputs have the fields of a real core's (`recorded_steps`). It waits until
+STREAMS streams are open. Then it makes a token for each of them at every turn of the loop, until all have
+ended. If it began with the first stream, that stream would end before the next one is tokenised.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from typing import Any
 
 from benchmarks.stand_ins.recorded_steps import RecordedSteps
 
-# Ids from the middle of the bundled model's vocabulary: words that end at a token, as most do.
+# Ids from the middle of the bundled model's vocabulary, words that end at a token as most do.
 TOKENS = [2000 + 37 * number for number in range(512)]
 
 
 class StubbedCore:
-    """Stands in for vLLM's AsyncMPClient."""
+    """Replaces vLLM's AsyncMPClient."""
 
     engine_ranks_managed = (0,)
 
     def __init__(self, streams: int) -> None:
         self._streams = streams
         self._going = False
-        # vLLM's sockets, of which there are none here, end with their context.
+        # vLLM closes its sockets through their context; this core has none.
         self.resources = SimpleNamespace(engine_dead=False, ctx=SimpleNamespace(destroy=lambda linger: None))
         self._open: dict[str, int] = {}
         self._fresh: set[str] = set()
@@ -53,7 +53,7 @@ class StubbedCore:
     async def get_output_async(self) -> Any:
         await asyncio.sleep(0)
         if not (self._going and self._open):
-            # Asked before it waits: all of them may have come already.
+            # Test before waiting, because all streams may be open already.
             while len(self._open) < self._streams:
                 self._arrival.clear()
                 await self._arrival.wait()
@@ -63,7 +63,7 @@ class StubbedCore:
         return self._recorded.step(outputs, now)
 
     def _output(self, request_id: str, left: int, now: float) -> Any:
-        """The next token of a request that has `left` to come. The only token of an answer is a last one."""
+        """Return the next of `left` tokens; the only token of an answer counts as the last."""
         which = "last" if left == 1 else "first" if request_id in self._fresh else "middle"
         self._fresh.discard(request_id)
         if left > 1:
@@ -76,21 +76,21 @@ class StubbedCore:
         return ("generate",)
 
     async def reset_mm_cache_async(self) -> None:
-        """vLLM's server asks for it at its start."""
+        """Do nothing; vLLM's server calls this at its start."""
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Nothing to stop."""
+        """Do nothing."""
 
 
 def install(streams: int) -> None:
-    """Every AsyncLLM that this process makes from now on has such a core."""
+    """Give every AsyncLLM that this process makes later a stubbed core."""
     from vllm.v1.engine.core_client import EngineCoreClient
 
     EngineCoreClient.make_async_mp_client = staticmethod(lambda *_, **__: StubbedCore(streams))
 
 
 def install_nothing(pause: float = 0.0, text: str = " word") -> None:
-    """Every simulated engine that this process makes from now on does nothing but repeat a text."""
+    """Replace every simulated engine that this process makes later by one that repeats a text."""
     from benchmarks.stand_ins.null_engine import NoEngine
     from llmserve.engines.simulated.engine import SimulatedEngine
 

@@ -1,4 +1,4 @@
-"""What is measured: a manager in this process, a server over HTTP, and whatever else learns to `send`."""
+"""Targets of a load: a manager in this process, a server over HTTP, and any other object with `send`."""
 
 from benchmarks.targets.base import Target, TargetError, with_patience
 

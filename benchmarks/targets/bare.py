@@ -1,4 +1,4 @@
-"""A bare `AsyncLLM.generate()` loop, as vLLM's own documentation shows it: what embedding vLLM without llmserve gives."""
+"""A bare `AsyncLLM.generate()` loop as in vLLM's documentation: vLLM embedded without llmserve."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from benchmarks.workload.requests import Item
 
 @attrs.frozen
 class Bare:
-    """Sends through vLLM's own object."""
+    """Sends through vLLM's AsyncLLM."""
 
     llm: Any
     _numbers: "itertools.count[int]" = attrs.field(factory=itertools.count)

@@ -1,4 +1,4 @@
-"""The seam: a target sends one item and fills in its record. A frontend with a wire of its own adds a module beside these."""
+"""The seam: a target sends one item and fills in its record. A new wire adds a module beside these."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,19 +10,24 @@ from benchmarks.workload.requests import Item
 
 
 class TargetError(Exception):
-    """The target cannot be measured at all; the message says why."""
+    """The target cannot be measured; the message says why."""
 
 
 class Target(Protocol):
-    """Something that answers. `now` gives seconds from the point's start, and `origin` is that start on the monotonic clock."""
+    """A target of the load.
+
+    `now` returns seconds since the point's start, and `origin` is that start on the monotonic clock.
+    """
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
-        """One request to its end. Raises nothing that the target did: that is an outcome. Returns the answer's token ids, none where
-        the target does not tell them."""
+        """Send one request, wait for its end and return the answer's token ids, if the target has them.
+
+        A failure of the target is an outcome, not an exception.
+        """
 
 
 async def with_patience(target: Target, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
-    """Send, as a client that may leave before the end."""
+    """Send a request as a client that may leave before the end."""
     seconds = item.cancel_after
     answer: tuple[int, ...] = ()
     if seconds is None:

@@ -1,4 +1,4 @@
-"""A cluster on a local Ray, and one server of the same engine without it."""
+"""A cluster on a local Ray, and one server with the same engine without Ray."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from frontends.cluster.arguments import from_words
 from frontends.net.listeners import bind
 
 START_SECONDS = 60.0
-# How often replicas tell the autoscaler: Ray reads it when it starts, and its own default is 10 s.
+# How often replicas report to the autoscaler. Ray reads it at its start; Ray's default is 10 s.
 PUSH_SECONDS = "1"
 
 
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 @contextmanager
 def local_ray() -> Iterator[str]:
-    """Where its Ray Serve listens. Raises TargetError."""
+    """Start Ray Serve and yield its URL. Raises TargetError."""
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", PUSH_SECONDS)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
@@ -34,7 +34,7 @@ def local_ray() -> Iterator[str]:
     except ImportError as error:
         raise TargetError(f"Ray cannot be imported ({error}); install llmserve[ray]") from error
     port = free_port()
-    # One of our own ("local"), whatever else runs here; with more cores than there are, because nothing here computes.
+    # A Ray of its own ("local"), regardless of other ones, with more cores than the machine has, because nothing here computes.
     ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
@@ -46,7 +46,7 @@ def local_ray() -> Iterator[str]:
 
 @asynccontextmanager
 async def deployed(words: dict[str, str]) -> AsyncIterator[None]:
-    """An application of ours, while it is entered."""
+    """Deploy our application for the duration of the context."""
     from ray import serve
 
     from frontends.ray_app import build
@@ -60,7 +60,7 @@ async def deployed(words: dict[str, str]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def alone(words: dict[str, str]) -> AsyncIterator[str]:
-    """A server without Ray, and its address. Raises TargetError."""
+    """Run a server without Ray and yield its address. Raises TargetError."""
     port = free_port()
     command = [sys.executable, "-m", "frontends.aiohttp_app", "--port", str(port), *from_words(words)]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)

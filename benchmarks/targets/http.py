@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible server, ours or another's: POST /v1/completions, streamed, or the same as a chat.
+"""Any OpenAI-compatible server: streamed POST /v1/completions or /v1/chat/completions.
 
-Tokens are counted by the server's running usage, where it gives one with each chunk; elsewhere a chunk counts as one token,
-and what the final usage has more goes to the last.
+Tokens are counted by the usage in each chunk, where the server sends it. Otherwise a chunk counts as one
+token, and the last chunk gets the rest of the final usage.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -16,13 +16,13 @@ from benchmarks.recording.results import RequestRecord
 from benchmarks.targets.base import TargetError
 from benchmarks.workload.requests import Item
 
-# aiohttp's default of 64 KiB stops the reader within one event of a long context; a client must not be what is measured.
+# aiohttp's default of 64 KiB stops the reader within one event of a long context, and the client would be measured.
 READ_BUFFER = 10 * 2**20
 CONNECT_SECONDS = 10.0
-# vLLM's own server answers 400 without it.
+# vLLM's server answers 400 without this header.
 HEADERS = {"Content-Type": "application/json"}
 
-# Most tokenisers have a token for each, its space included.
+# Words that most tokenisers encode as one token, including the space.
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
 
@@ -36,11 +36,11 @@ class _Usage(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """What is looked at in a chunk. Decoding no more than that is half of the client's time."""
+    """The fields that are read of a chunk; decoding only these halves the client's time."""
 
     choices: list[msgspec.Raw] = []
     usage: _Usage | None = None
-    # A union with None would refuse every error: of a Raw that may be null msgspec takes null alone.
+    # A union with None would refuse every error, because msgspec accepts only null for a Raw that may be null.
     error: msgspec.Raw = NO_ERROR
 
 
@@ -49,7 +49,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 @attrs.frozen
 class HTTP:
-    """One server's model. Of `text` and `chat` the prompt is words in place of token ids, as many as those."""
+    """One server's model; for `text` and `chat` the prompt is as many words as the item has token ids."""
 
     session: aiohttp.ClientSession
     model: str
@@ -60,7 +60,7 @@ class HTTP:
             "model": self.model,
             **self._prompt(item),
             "max_tokens": item.max_tokens,
-            # Greedy: a model with random weights would sample ids that its tokenizer does not have.
+            # Greedy, because a model with random weights would sample ids that its tokenizer does not have.
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
@@ -81,7 +81,7 @@ class HTTP:
             record.outcome, record.detail = "connection", f"{type(error).__name__}: {error}"[:200]
             return ()
         except msgspec.MsgspecError as error:
-            record.outcome, record.detail = "error", f"the server sent what is no event: {error}"[:200]
+            record.outcome, record.detail = "error", f"the server sent an invalid event: {error}"[:200]
             return ()
         if record.outcome == "ok" and record.completion_tokens != item.max_tokens:
             record.outcome = "wrong_token_count"
@@ -96,7 +96,7 @@ class HTTP:
         return {"messages": [{"role": "user", "content": words}]}
 
     async def _read(self, record: RequestRecord, response: aiohttp.ClientResponse, now: Callable[[], float]) -> None:
-        # Until the stream says that it is done, it was cut off.
+        # A stream without its final event was cut off.
         record.outcome = "truncated"
         rest = b""
         async for chunk in response.content.iter_any():
@@ -148,33 +148,33 @@ async def _refused(record: RequestRecord, response: aiohttp.ClientResponse) -> N
 
 @asynccontextmanager
 async def open_session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client without limits of its own. Raises TargetError for what is no URL."""
+    """Open a client session without limits. Raises TargetError for an invalid URL."""
     timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
     try:
         session = aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=READ_BUFFER)
     except ValueError as error:
-        raise TargetError(f"{url} is no URL of a server: {error}") from error
+        raise TargetError(f"{url} is not a valid server URL: {error}") from error
     async with session:
         yield session
 
 
 async def find_model(url: str, model: str | None) -> str:
-    """The server's name for the model: its first one, unless one is named. Raises TargetError."""
+    """Return the server's first model, or check the named one. Raises TargetError."""
     async with open_session(url) as session:
         try:
             async with session.get("/v1/models") as response:
                 if response.status != 200:
-                    raise TargetError(f"{url}/v1/models answers {response.status}")
+                    raise TargetError(f"{url}/v1/models returns HTTP {response.status}")
                 models: list[Any] = [card["id"] for card in (await response.json())["data"]]
         except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError) as error:
             raise TargetError(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
     if not models or (model is not None and model not in models):
-        raise TargetError(f"{url} has no model {model!r}, but {', '.join(models) or 'none'}")
+        raise TargetError(f"{url} does not serve {model!r}; its models: {', '.join(models) or 'none'}")
     return str(model or models[0])
 
 
 async def is_healthy(url: str) -> bool:
-    """Whether the server says that it takes requests."""
+    """Whether the server reports that it accepts requests."""
     async with open_session(url) as session:
         try:
             async with session.get("/health") as response:

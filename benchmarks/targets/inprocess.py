@@ -1,5 +1,7 @@
-"""An `EngineManager` in the generator's own process: no wire, no copy, the same clock. Or what stands in for one: a client with its
-`stream()`."""
+"""An `EngineManager` in the generator's process, or a client with the same `stream()`.
+
+A manager in the same process needs no wire and no copy, and it reads the same clock.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -42,7 +44,7 @@ class InProcess:
         try:
             async with self.manager.stream(request) as stream:
                 record.accepted = now()
-                # Over a wire the server has a name of its own for it.
+                # Over a wire the server assigns its own id.
                 record.request_id = stream.request_id
                 async for delta in stream:
                     if delta.token_ids:
@@ -63,7 +65,7 @@ class InProcess:
 
 
 def take_timeline(record: RequestRecord, line: Timeline, origin: float) -> None:
-    """The manager's and the engine's own stages, brought to the point's start: on one host their clock is ours."""
+    """Copy the stages of the manager and the engine, relative to the point's start; the clock is shared."""
     for name in ("submitted", "engine_queued", "engine_scheduled", "engine_first_token", "engine_last_token"):
         reading = getattr(line, name)
         setattr(record, name, None if reading is None else reading - origin)

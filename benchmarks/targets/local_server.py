@@ -1,7 +1,7 @@
-"""Our HTTP server over a manager of this process, so that one run measures the same engine with and without HTTP.
+"""Our HTTP server over a manager of this process, so that a run measures one engine with and without HTTP.
 
-Its clients are other processes, as a server's are; the stages that the engine saw are joined to their records by request id, on
-the clock that all processes of a host share.
+The server's clients are other processes. The stages that the engine recorded are joined to the clients'
+records by request id, on the clock that all processes of a host share.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from llmserve import EngineManager, Timeline
 
 
 class Timelines:
-    """An observer that keeps every finished request's timeline until it is asked for."""
+    """An observer that keeps every finished request's timeline until `join()`."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Timeline] = {}
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
-        """Nothing: the timeline has it all in the end."""
+        """Do nothing, because the finished timeline has all readings."""
 
     def finished(self, timeline: Timeline) -> None:
         self._kept[timeline.request_id] = timeline
 
     def join(self, records: list[RequestRecord], origin: float) -> None:
-        """Fill in what the engine saw, and forget it."""
+        """Add the engine's stages to the records, and forget them."""
         for record in records:
-            # The id that the client is told says also which kind of answer it is.
+            # The id that the client sees has a prefix for the kind of answer.
             line = self._kept.get(record.request_id.removeprefix("cmpl-"))
             if line is not None and record.submitted is None:
                 take_timeline(record, line, origin)
@@ -45,7 +45,7 @@ class Timelines:
 
 @asynccontextmanager
 async def serve_here(manager: EngineManager, model: str, keep_bytes: int = KEEP_BYTES) -> AsyncIterator[str]:
-    """The URL of a server that lives as long as the context, and keeps `keep_bytes` of answers for `Idempotency-Key`."""
+    """Serve during the context and yield the URL; `keep_bytes` bounds answers for `Idempotency-Key`."""
     listener = bind("127.0.0.1", 0)
     memory = ResponseCache(asyncio.get_running_loop().time, keep_bytes)
     async with running(build_app(manager, model, memory=memory)) as acceptor, listen(acceptor, listener):
@@ -54,11 +54,11 @@ async def serve_here(manager: EngineManager, model: str, keep_bytes: int = KEEP_
 
 @asynccontextmanager
 async def serve_sockets_here(manager: EngineManager, model: str, addresses: Sequence[str]) -> AsyncIterator[list[str]]:
-    """The addresses of raw sockets that live as long as the context, with their ports."""
+    """Serve raw sockets during the context and yield their addresses, with ports."""
     async with open_server(manager, model, [parse_address(address) for address in addresses]) as bound:
         yield [str(address) for address in bound]
 
 
 def connect(address: str) -> SocketClient:
-    """A client for one of them."""
+    """Return a client for one of the addresses."""
     return SocketClient(address)

@@ -1,5 +1,7 @@
-"""The simpler shape, which `--workers` is measured against: one process holds the engine's client and every token passes through it, and N
-HTTP processes are joined to it by frames. `python -m benchmarks.targets.relay_workers N HOST PORT ARGUMENTS-OF-frontends.socket_app`
+"""The simpler shape that `--workers` is compared with: one process holds the engine's client.
+
+Every token passes through that process. N HTTP processes are connected to it by frames.
+Usage: `python -m benchmarks.targets.relay_workers N HOST PORT ARGUMENTS-OF-frontends.socket_app`.
 """
 
 import multiprocessing
@@ -20,10 +22,10 @@ from llmserve import EngineManager
 
 
 class Joined:
-    """As much of a manager as completions and chats need, at the other end of a socket."""
+    """The part of a manager that completions and chats need, at the other end of a socket."""
 
     state = "joined"
-    # It does not know the engine's adapters, so the HTTP server asks for none.
+    # The process does not know the engine's adapters, so the HTTP server must not ask for any.
     engine_is_up = False
 
     def __init__(self, client: SocketClient) -> None:
@@ -31,11 +33,11 @@ class Joined:
         self.generate = client.generate
 
     def check_health(self) -> None:
-        """It has a connection, so there is an engine."""
+        """Do nothing: the process is connected, so there is an engine."""
 
 
 def serve(address: str, host: str, port: int) -> None:
-    """One HTTP process, for as long as its parent lives."""
+    """Run one HTTP process for as long as its parent lives."""
     anyio.run(_serve, address, host, port, backend_options=BACKEND)
 
 

@@ -1,4 +1,4 @@
-"""A server of raw sockets, by our own client: it is sent to as the manager itself is."""
+"""A raw-socket server, through our client; it is used like the manager itself."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,14 +12,14 @@ from llmserve import ConfigurationError
 
 @asynccontextmanager
 async def open_socket(address: str) -> AsyncIterator[InProcess]:
-    """One connection for all requests. Raises TargetError."""
+    """Open one connection for all requests. Raises TargetError."""
     async with open_client(address) as client:
         yield InProcess(client)
 
 
 @asynccontextmanager
 async def open_client(address: str) -> AsyncIterator[SocketClient]:
-    """A connected client. Raises TargetError."""
+    """Open a connected client. Raises TargetError."""
     try:
         client = SocketClient(address)
         await client.__aenter__()

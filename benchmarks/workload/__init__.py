@@ -1,1 +1,1 @@
-"""What is asked, and when; pure and seeded."""
+"""What is requested, and when. Pure and seeded."""

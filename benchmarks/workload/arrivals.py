@@ -1,7 +1,8 @@
-"""When requests are meant to be sent. Pure: seconds from the start, no clock, every random choice from a seed.
+"""When requests are due. Pure: seconds from the start, no clock, every random choice from a seed.
 
-An open loop's times are absolute and never move: a generator that falls behind sends late, and its lateness shows in every
-figure that counts from the intended send. (Re-anchoring to "now" would hide a stall of the server from its own measurement.)
+An open loop's times are absolute and never move. A generator that falls behind sends late, and the
+lateness shows in every figure that counts from the intended send. Re-anchoring to "now" would hide a
+stall of the server from its own measurement.
 """
 
 import itertools
@@ -11,17 +12,20 @@ from collections.abc import Iterator, Sequence
 
 
 def constant(rate: float) -> Iterator[float]:
-    """Exactly every 1/rate seconds, beginning at 0."""
+    """Yield a time every 1/rate seconds, beginning at 0."""
     return (number / rate for number in itertools.count())
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:
-    """Independent arrivals at `rate` a second: exponential gaps."""
+    """Yield independent arrivals at `rate` per second, with exponential gaps."""
     return gamma(rate, 1.0, seed)
 
 
 def gamma(rate: float, shape: float, seed: int) -> Iterator[float]:
-    """Gamma-distributed gaps with a mean of 1/rate: bursty below a shape of 1, Poisson at 1, regular far above."""
+    """Yield arrivals with gamma-distributed gaps of mean 1/rate.
+
+    A shape below 1 is bursty, 1 is Poisson, far above 1 is regular.
+    """
     rng = random.Random(f"arrivals {seed}")
     now = 0.0
     while True:
@@ -30,18 +34,19 @@ def gamma(rate: float, shape: float, seed: int) -> Iterator[float]:
 
 
 def ramp(first: float, last: float, seconds: float) -> Iterator[float]:
-    """A rate that grows (or falls) linearly from `first` to `last` a second over `seconds`, without randomness, then ends.
+    """Yield arrivals at a rate that changes linearly from `first` to `last` per second over `seconds`.
 
-    The n-th arrival is where the rate's integral reaches n: first*t + (last - first)*t^2/(2*seconds) = n.
+    There is no randomness. The n-th arrival is where the rate's integral reaches n:
+    first*t + (last - first)*t^2/(2*seconds) = n.
     """
     slope = (last - first) / seconds
     for number in range(int((first + last) / 2 * seconds) + 1):
-        # The quadratic's root in the form that loses no digits, however flat the ramp is.
+        # This form of the quadratic's root loses no digits, however flat the ramp is.
         yield 2 * number / (first + math.sqrt(max(0.0, first * first + 2 * slope * number)))
 
 
 def steps(stairs: Sequence[tuple[float, float]], seed: int) -> Iterator[float]:
-    """Poisson arrivals whose rate jumps: `stairs` are (rate, seconds), one after another, then it ends; a rate of 0 is a pause."""
+    """Yield Poisson arrivals at consecutive rates: `stairs` are (rate, seconds); a rate of 0 is a pause."""
     begin = 0.0
     for number, (rate, seconds) in enumerate(stairs):
         if rate > 0:

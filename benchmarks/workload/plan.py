@@ -1,4 +1,4 @@
-"""What a run is going to do: loads to hold, one point after another. Pure, and small enough to be sent to another process."""
+"""The plan of a run: loads, one point after another. Pure, and small enough to send to another process."""
 
 import itertools
 import math
@@ -16,17 +16,18 @@ Pattern = Literal["closed", "constant", "poisson", "gamma", "ramp", "steps", "tr
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """A closed loop at a `concurrency`, or an open one by a pattern.
+    """A closed loop with a `concurrency`, or an open loop with a pattern.
 
     Attributes:
-        rate: of constant, poisson and gamma, requests a second.
-        shape: of gamma; below 1 is bursty.
-        ends: of a ramp, its first and last rate.
-        stairs: of steps, (rate, seconds) each.
-        trace: the requests to send again, at their times and of their lengths.
-        staggered: a closed loop's clients each begin with an answer that is cut to a different part of its length, which does not
-            count, so that they are out of step as clients are that have gone on for long. Clients that begin together with answers of
-            one length end together, and ask together again: every prompt of theirs then waits for all others'.
+        rate: Requests per second of constant, poisson and gamma.
+        shape: Shape of gamma; below 1 is bursty.
+        ends: First and last rate of a ramp.
+        stairs: (rate, seconds) of each step.
+        trace: Requests to send again, with their times and lengths.
+        staggered: Whether each client of a closed loop begins with an answer that is cut to a different
+            part of its length and does not count. The clients are then out of step, as after a long
+            time. Clients that begin together with answers of one length end together and ask again
+            together, so each of their prompts waits for all the others.
     """
 
     pattern: Pattern = "closed"
@@ -39,7 +40,7 @@ class Load:
     staggered: bool = False
 
     def times(self, seconds: float, seed: int) -> list[float]:
-        """When an open loop sends, from 0, all of them before `seconds` (of steps and traces: before their own end)."""
+        """Return an open loop's send times before `seconds`; steps and traces have their own end."""
         match self.pattern:
             case "steps":
                 return list(arrivals.steps(self.stairs, seed))
@@ -54,7 +55,7 @@ class Load:
         return list(itertools.takewhile(lambda time: time < seconds, endless))
 
     def mean_rate(self, seconds: float) -> float | None:
-        """Requests a second over the whole of it; None for a closed loop, which sends as it is answered."""
+        """Return the mean requests per second; None for a closed loop, which the answers drive."""
         match self.pattern:
             case "closed":
                 return None
@@ -69,10 +70,14 @@ class Load:
 
 @attrs.frozen(kw_only=True)
 class PlannedRequest:
-    """One point's work, or one process's `share` (which of how many) of it: every N-th request, wherever it is sent from.
+    """One point's work, or one process's share of it.
 
-    `requests` are conversations in a closed loop; an open one lasts `seconds`. `label` keeps the prompts of one point, or of its
-    warm-up, apart from all others; targets that share an engine get the same lengths, and by `salt` other tokens.
+    Attributes:
+        label: Separates the prompts of a point, or of its warm-up, from all others.
+        requests: Number of conversations in a closed loop.
+        seconds: Duration of an open loop.
+        salt: Targets that share an engine get equal lengths, and by their `salt` different tokens.
+        share: (which, of how many): the share is every N-th request.
     """
 
     point: int
@@ -85,7 +90,7 @@ class PlannedRequest:
     share: tuple[int, int] = (0, 1)
 
     def schedule(self) -> tuple[list[float], list[Item]]:
-        """Times (none in a closed loop) and items of this share, all made beforehand: making them costs time."""
+        """Return the share's times (none in a closed loop) and items, made before the run to save time."""
         which, of = self.part
         times = self._times()
         count = self.requests if self.load.pattern == "closed" else len(times)
@@ -94,7 +99,7 @@ class PlannedRequest:
         return times[which::of], [*self._leads()[which::of], *itertools.islice(self._items(), which, count, of)]
 
     def first(self, count: int) -> tuple[list[float], list[Item]]:
-        """The first times and items of the whole."""
+        """Return the first times and items of the whole point."""
         count = min(count, self.requests if self.load.pattern == "closed" else len(self._times()))
         return self._times()[:count], list(itertools.islice(self._items(), count))
 
@@ -102,7 +107,7 @@ class PlannedRequest:
         return [] if self.load.pattern == "closed" else self.load.times(self.seconds, self.workload.seed)
 
     def _leads(self) -> list[Item]:
-        """One for each client of a staggered closed loop, ending one after another."""
+        """Return a shortened first request for each client of a staggered closed loop."""
         clients = self.load.concurrency or 0
         if not self.load.staggered:
             return []
@@ -119,17 +124,17 @@ class PlannedRequest:
 
     @property
     def planned(self) -> int:
-        """Requests in all, where every conversation has one turn."""
+        """Number of requests in total, if every conversation has one turn."""
         return self.requests if self.load.pattern == "closed" else len(self._times())
 
     @property
     def part(self) -> tuple[int, int]:
-        """The share as it counts: of a closed loop with fewer clients than there are processes, the rest (which >= of) get nothing."""
+        """The effective share: surplus processes (which >= of) get nothing if there are fewer clients."""
         which, of = self.share
         return which, min(of, self.load.concurrency or of)
 
     @property
     def clients(self) -> int:
-        """This share of a closed loop's concurrency."""
+        """Number of this share's clients in a closed loop."""
         which, of = self.part
         return len(range(which, self.load.concurrency or 0, of))

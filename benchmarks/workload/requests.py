@@ -1,4 +1,4 @@
-"""What is asked: prompts, lengths and patience. Pure and seeded; a prompt is token ids, so that its length is exact."""
+"""Prompts, lengths and patience. Pure and seeded; prompts are token ids, so that their length is exact."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ class Lengths(Protocol):
 
 @attrs.frozen
 class Fixed:
-    """Always the same."""
+    """A constant length."""
 
     tokens: int
 
@@ -32,7 +32,7 @@ class Fixed:
 
 @attrs.frozen
 class Normal:
-    """Rounded, and never below `least`."""
+    """A normal distribution, rounded and at least `least`."""
 
     mean: float
     deviation: float
@@ -47,7 +47,7 @@ class Normal:
 
 @attrs.frozen
 class LogNormal:
-    """By its median and the standard deviation of its logarithm, as real prompts are spread; rounded, never below `least`."""
+    """A log-normal distribution, as of real prompts: median, sigma of the logarithm; at least `least`."""
 
     median: float
     sigma: float
@@ -62,7 +62,7 @@ class LogNormal:
 
 @attrs.frozen
 class Empirical:
-    """Drawn from what was observed."""
+    """Lengths drawn from observed ones."""
 
     observed: tuple[int, ...] = attrs.field(validator=attrs.validators.min_len(1))
 
@@ -75,7 +75,7 @@ class Empirical:
 
 @attrs.frozen(kw_only=True)
 class Turn:
-    """What a conversation goes on with after an answer: new tokens, and how long the next answer shall be."""
+    """A later turn of a conversation: new tokens, and the length of the next answer."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -83,10 +83,13 @@ class Turn:
 
 @attrs.frozen(kw_only=True)
 class Item:
-    """One request to send. `cancel_after` is the client's patience in seconds, None for no end of it.
+    """One request to send.
 
-    `follow_ups` are the later turns of a conversation: each is sent when the one before it was answered, with all of it before it.
-    A `lead` only brings its client out of step with the others.
+    Attributes:
+        cancel_after: The client's patience in seconds; None is unlimited.
+        follow_ups: Later turns of the conversation. Each is sent after the previous answer, with the
+            whole conversation before it.
+        lead: Whether the request only brings its client out of step with the others.
     """
 
     prompt: tuple[int, ...]
@@ -98,7 +101,7 @@ class Item:
     lead: bool = False
 
     def after(self, answer: tuple[int, ...]) -> "Item":
-        """The next turn, once `answer` is known."""
+        """Return the next turn, given the answer to this one."""
         turn, *rest = self.follow_ups
         prompt = self.prompt + answer + turn.prompt
         return attrs.evolve(self, prompt=prompt, max_tokens=turn.max_tokens, follow_ups=tuple(rest))
@@ -106,15 +109,18 @@ class Item:
 
 @attrs.frozen(kw_only=True)
 class Workload:
-    """A stream of items, the same for the same seed.
+    """A stream of items, equal for equal seeds.
 
     Attributes:
-        prompt, output: distributions of lengths in tokens. Answers have exactly the drawn length: the end of an answer is ignored.
-        vocabulary: token ids are drawn from [low, high), a range without special tokens.
-        shared_prefix: tokens that every prompt begins with, on top of its own length.
-        turns: of a conversation; each further one has its own prompt and output lengths.
-        tenants, priorities: drawn with equal chances.
-        cancelling: share of clients that leave after `patience` seconds.
+        prompt: Distribution of prompt lengths in tokens.
+        output: Distribution of answer lengths in tokens. Answers have exactly the drawn length, because
+            the end-of-sequence token is ignored.
+        vocabulary: Range [low, high) of token ids, without special tokens.
+        shared_prefix: Tokens that every prompt begins with, in addition to its own length.
+        turns: Number of turns of a conversation; each turn has its own lengths.
+        tenants: Tenants, drawn with equal probability.
+        priorities: Priorities, drawn with equal probability.
+        cancelling: Share of requests whose client leaves after `patience` seconds.
     """
 
     prompt: Lengths
@@ -129,8 +135,12 @@ class Workload:
     patience: float = 1.0
 
     def items(self, part: str = "", salt: str = "") -> Iterator[Item]:
-        """An endless stream. Another `part` (a warm-up, a point of a sweep) has other prompts and the same shared prefix; another
-        `salt` has the same lengths and other tokens, so that no prompt is found in a cache that has seen the first stream."""
+        """Yield items without end.
+
+        Another `part` (a warm-up, a point of a sweep) has other prompts and the same shared prefix. Another
+        `salt` has the same lengths and other tokens, so that no prompt is in a cache that the first
+        stream has filled.
+        """
         prefix = self._tokens(random.Random(f"prefix {self.seed}"), self.shared_prefix)
         shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
         while True:
@@ -138,7 +148,7 @@ class Workload:
             yield self._item(shapes, prefix + first.prompt, first.max_tokens, tuple(rest))
 
     def replay(self, trace: Sequence[Arrival], part: str = "", salt: str = "") -> Iterator[Item]:
-        """One item for each request of a trace, of its lengths, sharing the prefixes that the trace tells of."""
+        """Yield an item per request of a trace, with its lengths and the prefixes it shares."""
         shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
         for arrival in trace:
             blocks = [self._tokens(random.Random(f"block {self.seed} {salt} {number}"), MOONCAKE_BLOCK) for number in arrival.blocks]
@@ -163,7 +173,11 @@ class Workload:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """`128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` or `empirical:FILE` (a number a line), in tokens. Raises ValueError."""
+    """Parse a distribution of lengths in tokens. Raises ValueError.
+
+    The forms are `128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` and `empirical:FILE` (a number
+    per line).
+    """
     match text.split(":", 2):
         case [tokens] if tokens.isdigit() and int(tokens) > 0:
             return Fixed(int(tokens))
@@ -173,4 +187,4 @@ def parse_lengths(text: str) -> Lengths:
             return LogNormal(float(median), float(sigma))
         case ["empirical", *name]:
             return Empirical(tuple(int(line) for line in Path(":".join(name)).read_text().split()))
-    raise ValueError(f"{text!r} is no length: write 128, normal:128:32, lognormal:128:0.6 or empirical:FILE")
+    raise ValueError(f"{text!r} is not a length: write 128, normal:128:32, lognormal:128:0.6 or empirical:FILE")

@@ -1,9 +1,10 @@
-"""Recorded traffic, as its publishers name the columns: when each request came and how long it was. JSONL or CSV.
+"""Reads recorded traffic as JSONL or CSV, with the columns of its publishers.
 
-Mooncake (github.com/kvcache-ai/Mooncake, FAST25 traces): timestamp in milliseconds, input_length, output_length, hash_ids, where each
-hash id stands for one block of 512 prompt tokens, so that equal ids are a shared prefix. Azure (AzurePublicDataset, LLM
-inference traces): TIMESTAMP as a date, ContextTokens, GeneratedTokens. BurstGPT (HPMLL/BurstGPT): Timestamp in seconds,
-"Request tokens", "Response tokens"; a failed request has a response of 0 tokens and is left out.
+Mooncake (github.com/kvcache-ai/Mooncake, FAST25 traces): timestamp in milliseconds, input_length,
+output_length, hash_ids. Each hash id stands for one block of 512 prompt tokens, so equal ids are a shared
+prefix. Azure (AzurePublicDataset, LLM inference traces): TIMESTAMP as a date, ContextTokens,
+GeneratedTokens. BurstGPT (HPMLL/BurstGPT): Timestamp in seconds, "Request tokens", "Response tokens". A
+failed request of BurstGPT has a response of 0 tokens and is left out.
 """
 
 import csv
@@ -19,12 +20,19 @@ MOONCAKE_BLOCK = 512
 
 
 class UnreadableTrace(Exception):
-    """The message names the file, the line and what is wrong with it."""
+    """A trace cannot be read; the message names the file, the request and the problem."""
 
 
 @attrs.frozen
 class Arrival:
-    """One request of a trace: seconds from the first one, and lengths in tokens. `blocks` are the ids of its prefix's blocks."""
+    """One request of a trace.
+
+    Attributes:
+        time: Seconds since the first request.
+        prompt: Prompt length in tokens.
+        output: Answer length in tokens.
+        blocks: Ids of the blocks of the prompt's prefix.
+    """
 
     time: float
     prompt: int
@@ -38,9 +46,9 @@ def _mooncake(row: dict[str, Any]) -> Arrival:
 
 
 def _azure(row: dict[str, Any]) -> Arrival:
-    # Seven digits of a second, of which Python reads six.
+    # The time has seven digits of a second, and Python reads six.
     moment = datetime.datetime.fromisoformat(str(row["TIMESTAMP"]).strip()[:26])
-    # The zone does not matter, only that it is the same one for all.
+    # Only time differences count, so any time zone will do.
     seconds = moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
     return Arrival(seconds, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
 
@@ -49,7 +57,7 @@ def _burstgpt(row: dict[str, Any]) -> Arrival:
     return Arrival(float(row["Timestamp"]), int(row["Request tokens"]), int(row["Response tokens"]))
 
 
-# By the column that only this format has.
+# Format by the column that only this format has.
 FORMATS: dict[str, Callable[[dict[str, Any]], Arrival]] = {
     "input_length": _mooncake,
     "ContextTokens": _azure,
@@ -58,7 +66,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Arrival]] = {
 
 
 def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> list[Arrival]:
-    """Arrivals in order, from 0; `speed` 2 sends them twice as fast. Raises UnreadableTrace."""
+    """Return arrivals in order, from 0; `speed` 2 is twice as fast. Raises UnreadableTrace."""
     try:
         with path.open(newline="") as file:
             rows: Iterable[Any] = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
@@ -74,7 +82,7 @@ def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> l
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableTrace(f"{path}: request {len(found) + 1}: {error}") from error
     if not found:
-        raise UnreadableTrace(f"{path}: no requests in it")
+        raise UnreadableTrace(f"{path}: the trace has no requests")
     found.sort(key=lambda arrival: arrival.time)
     first = found[0].time
     return [attrs.evolve(arrival, time=(arrival.time - first) / speed) for arrival in found]
@@ -84,4 +92,4 @@ def _arrival(row: Any) -> Arrival:
     for column, convert in FORMATS.items():
         if isinstance(row, dict) and column in row:
             return convert(row)
-    raise ValueError(f"none of the columns {', '.join(map(repr, FORMATS))} is there, so its format is not known")
+    raise ValueError(f"unknown format: it has none of the columns {', '.join(map(repr, FORMATS))}")

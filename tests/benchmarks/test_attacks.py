@@ -191,10 +191,10 @@ def figure(**changes):
         ({"beside": figure(worst=0.11)}, Bounds(rise=None, times=2.0), "2.2 times that before"),
         ({"beside": figure(failures=2)}, Bounds(), "2 of the canary's requests failed"),
         ({"after": figure(failures=1)}, Bounds(), "1 of the canary's requests failed"),
-        ({"beside": figure(worst=math.nan)}, Bounds(), "not answered"),
+        ({"beside": figure(worst=math.nan)}, Bounds(), "the canary received no answer"),
         ({"resident_after": 115 * MIB}, Bounds(), "+65 MiB afterwards"),
         ({"resident_most": 115 * MIB}, Bounds(), None),
-        ({"resident_most": 115 * MIB}, Bounds(held=64 * MIB), "+65 MiB meanwhile"),
+        ({"resident_most": 115 * MIB}, Bounds(held=64 * MIB), "+65 MiB during the attack"),
         ({"resident_before": None, "resident_most": None, "resident_after": None}, Bounds(held=1), None),
         ({"longest": 7.0}, Bounds(answered=6.0), "after 7.0 s"),
         ({"answers": {"cut off": 3, "200": 1}}, Bounds(), "3 attackers: cut off"),
@@ -213,8 +213,8 @@ def test_a_verdict_names_the_bound_that_is_broken(changes, bounds, words):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--rows", "1,1b"], 0, "skipped, it needs a real engine"),
-        (["--rows", "7"], 2, "there is no row '7'"),
+        (["--rows", "1,1b"], 0, "skipped, the row needs a real engine"),
+        (["--rows", "7"], 2, "unknown row '7'"),
         (["--rows", "2", "--url", "ftp://x"], 2, "write http://HOST:PORT"),
     ],
 )

@@ -42,7 +42,7 @@ async def test_a_clean_point_has_no_fault(measured):
         ({"processes": 1, "client_cpu_seconds": 100.0}, "80% of a core"),
         ({"processes": 1, "loop_lag": 0.2}, "woke 200.0 ms late"),
         ({"ceiling": 10.0}, "more than 70%"),
-        ({"waterfall": Waterfall({}, 1.0, 0.05, 1.0)}, "stages miss the end-to-end time by 5.0%"),
+        ({"waterfall": Waterfall({}, 1.0, 0.05, 1.0)}, "stages differ from the end-to-end time by 5.0%"),
     ],
 )
 async def test_every_fault_is_told_with_its_number(measured, changes, words):

@@ -17,10 +17,10 @@ ENGINE = {"max_num_seqs": 16, "max_num_batched_tokens": 2048}
     [
         ({"kv_usage": 0.99}, "kv cache", "99%"),
         ({"preemptions": 3}, "kv cache", "3 preemptions"),
-        ({"running": 16, "waiting": 12.5}, "batch", "max_num_seqs is 16, and 12.5 more"),
+        ({"running": 16, "waiting": 12.5}, "batch", "max_num_seqs is 16 and 12.5 more"),
         ({"host_cpu": 0.97}, "host process", "97% of a core"),
-        ({"engine_cpu": 1.02, "gpu": 0.4}, "engine process", "GPU was busy 40% of the time"),
-        ({"waiting": 6.9}, "prefill", "6.9 requests waited for prefill in steps of at most 2048"),
+        ({"engine_cpu": 1.02, "gpu": 0.4}, "engine process", "GPU is busy only 40% of the time"),
+        ({"waiting": 6.9}, "prefill", "6.9 requests wait for prefill in steps of at most 2048"),
         ({}, "unknown", "neither"),
     ],
 )

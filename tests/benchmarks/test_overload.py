@@ -198,7 +198,7 @@ def test_every_contender_plays(name):
 
 @pytest.mark.parametrize("name", ["", "late", "fixed", "fixed:many", "vllm:1:2:3"])
 def test_a_contender_that_there_is_not_is_named(name):
-    with pytest.raises(ConfigurationError, match=f"no admission '{name}'"):
+    with pytest.raises(ConfigurationError, match=f"unknown admission policy '{name}'"):
         make(name, Setup(slo=SLO_, max_num_seqs=8))
 
 

@@ -44,7 +44,7 @@ def test_a_trace_is_sent_faster_and_cut(tmp_path):
     ("text", "words"),
     [
         ("", "no requests"),
-        ('{"when": 3}', "request 1: none of the columns"),
+        ('{"when": 3}', "request 1: unknown format"),
         ('{"timestamp": 1, "input_length": "many", "output_length": 1}', "request 1"),
         ("not json", "request 1"),
     ],

@@ -154,5 +154,5 @@ async def measure_scripted(completions, requests=1, concurrency=1, workload=WORK
 async def test_what_cannot_be_measured_is_said_before_anything_is_sent(server):
     with pytest.raises(TargetError, match="cannot be reached"):
         await find_model("http://127.0.0.1:9", None)
-    with pytest.raises(TargetError, match="no model 'other'"):
+    with pytest.raises(TargetError, match="does not serve 'other'"):
         await find_model(server.url, "other")

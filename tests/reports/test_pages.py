@@ -120,7 +120,7 @@ def test_of_a_folder_only_runs_are_taken(tmp_path):
 
 def test_an_empty_run_is_told(tmp_path):
     storage.write(tmp_path / "a.json", Recording(Run(command="x", started="now", provenance={}, workload={}), [], []))
-    with pytest.raises(storage.UnreadableRun, match=r"a\.json: an empty run"):
+    with pytest.raises(storage.UnreadableRun, match=r"a\.json: the run is empty"):
         load([tmp_path / "a.json"])
 
 

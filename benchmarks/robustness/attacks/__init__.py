@@ -1,1 +1,1 @@
-"""Requests that must not disturb other clients, played against a server: `python -m benchmarks attacks`."""
+"""Requests that must not disturb other clients, sent to a server: `python -m benchmarks attacks`."""

@@ -1,4 +1,4 @@
-"""The ways to attack: each runs one attacker until a time, and counts what the server answers."""
+"""The kinds of attackers: each runs one attacker until a given time and counts the server's answers."""
 
 import asyncio
 import socket
@@ -11,19 +11,19 @@ import attrs
 
 from benchmarks.robustness.attacks.inputs import ORDINARY, ordinary, post
 
-# The longest that an attacker waits for an answer, and that an unfinished request is kept open: twice the server's 30 s for a body.
+# How long an attacker waits for an answer or keeps an unfinished request open: twice the server's 30 s for a body.
 ANSWER_SECONDS = 60.0
-# A slow reader's answer is made in 20 s by the simulated engine, and read in 48 s.
+# The simulated engine generates a slow reader's answer in 20 s, and the reader takes 48 s.
 READER_SECONDS = 300.0
 PIECE = 2**16
-# What a slow reader's kernel takes before the reader does.
+# Bytes that a slow reader's kernel accepts before the reader does.
 RECEIVE_BUFFER = 2**16
 NO_ANSWER, LOST, WHOLE, CUT, ENDED, STILL_OPEN = "no answer", "connection lost", "whole", "cut off", "ended by the server", "still open"
 
 
 @attrs.define
 class AttackCounts:
-    """How often each answer came (an HTTP status, or a word), and the longest that one took in seconds."""
+    """How often each answer (an HTTP status or a text) came, and the duration of the slowest in seconds."""
 
     answers: Counter[str] = attrs.field(factory=Counter)
     longest: float = 0.0
@@ -34,19 +34,19 @@ class AttackCounts:
 
 
 class Attack(Protocol):
-    """One way."""
+    """One kind of attack."""
 
     async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
-        """As one attacker. What it has open at `until`, a reading of perf_counter, it may finish."""
+        """Run one attacker until `until` (perf_counter); it may finish what is open then."""
 
     @property
     def control(self) -> "Attack | None":
-        """The same load without the malice, where there is one: what it costs the canary is the machine's doing."""
+        """The same load without malice, if any: its effect on the canary is the machine's."""
 
 
 @attrs.frozen
 class Post:
-    """Posts one body again and again, each time on a new connection, and reads the answer without keeping it."""
+    """Repeatedly posts one body on a new connection, and discards the answer."""
 
     path: str
     body: bytes
@@ -66,7 +66,7 @@ class Post:
 
 @attrs.frozen
 class SlowReader:
-    """Posts a body, and reads the answer at a steady rate of bytes a second."""
+    """Posts a body and reads the answer at a steady rate in bytes per second."""
 
     path: str
     body: bytes
@@ -74,7 +74,7 @@ class SlowReader:
     control: None = None
 
     async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
-        """Once, however long it takes."""
+        """Attack once, regardless of `until`."""
         began = time.perf_counter()
         try:
             async with asyncio.timeout(READER_SECONDS):
@@ -112,13 +112,13 @@ class SlowReader:
 
 @attrs.frozen
 class Unfinished:
-    """Sends a request without its end, and waits until the server ends the connection."""
+    """Sends a request without its end and waits until the server closes the connection."""
 
     request: bytes
     control: None = None
 
     async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
-        """Once, however long it takes."""
+        """Attack once, regardless of `until`."""
         began = time.perf_counter()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -137,7 +137,7 @@ class Unfinished:
 
 
 async def answer(host: str, port: int, request: bytes) -> str:
-    """The status of an answer that came to its end."""
+    """Return the status of a complete answer, or what happened instead."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)

@@ -1,4 +1,4 @@
-"""Plays rows against a server: a canary before, beside and after the attackers, and what the server's processes hold."""
+"""Runs rows against a server: a canary before, during and after the attack, and the server's memory."""
 
 import asyncio
 import os
@@ -21,17 +21,24 @@ from benchmarks.targets import TargetError
 
 LOOK_SECONDS = 0.1
 SETTLE_SECONDS = 2.0
-# A canary that waits longer has failed: it takes 0.05 s on the simulated engine, 0.5 s on a real one on a CPU.
+# A canary that waits longer has failed. It takes 0.05 s on the simulated engine, 0.5 s on a real one on a CPU.
 CANARY_PATIENCE = 5.0
 CANARY_VOICES = 2
-# The simulated engine holds 64 sequences of 2,048 tokens at once. With its usual size a row's open streams leave the canary no slot or no
-# cache, and its wait is admission's answer.
+# The simulated engine holds 64 sequences of 2,048 tokens together. With its default size, a row's open streams would leave the canary no
+# slot or no cache, and the canary would measure the wait for admission.
 ROOM = {"max_num_seqs": 64, "block_size": 16, "num_blocks": 64 * 2048 // 16}
 
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """`url` of a server that runs already, or the engine of those that are started. `seconds` of each phase."""
+    """What to attack and how.
+
+    Attributes:
+        url: A running server; None starts servers.
+        engine: Engine of the servers that are started.
+        seconds: Duration of each phase.
+        rise: Bound on the increase of the canary's worst latency, in seconds.
+    """
 
     url: str | None = None
     engine: str = "simulated"
@@ -49,14 +56,14 @@ class Attacks(msgspec.Struct, kw_only=True):
 
 @attrs.frozen
 class Target:
-    """`process` is None where the server is on another machine."""
+    """A server under attack; `process` is None if the server is on another machine."""
 
     host: str
     port: int
     process: psutil.Process | None
 
     def resident(self) -> int | None:
-        """Bytes of all its processes."""
+        """Return the resident size of all the server's processes in bytes."""
         if self.process is None:
             return None
         with suppress(psutil.Error):
@@ -65,7 +72,10 @@ class Target:
 
 
 async def measure(rows: Sequence[Row], options: Options, begin: Callable[[Row], None], end: Callable[[Played], None]) -> Attacks:
-    """Calls `begin` and `end` for each row. Raises TargetError when a server does not start, or cannot be reached."""
+    """Run the rows; calls `begin` and `end` for each.
+
+    Raises TargetError when a server does not start or cannot be reached.
+    """
     found = Attacks(rows=[])
     for row in rows:
         if reason := skipped(row, options):
@@ -80,17 +90,17 @@ async def measure(rows: Sequence[Row], options: Options, begin: Callable[[Row], 
 
 
 def skipped(row: Row, options: Options) -> str | None:
-    """Why a row cannot be played."""
+    """Return why a row cannot be run, or None."""
     if options.url and row.own_server:
-        return "it needs a server that this command starts"
+        return "the row needs a server started by this command"
     if row.real_engine and not options.url and options.engine == "simulated":
-        return "it needs a real engine (--engine vllm)"
+        return "the row needs a real engine (--engine vllm)"
     return None
 
 
 @asynccontextmanager
 async def opened(row: Row, options: Options) -> AsyncIterator[Target]:
-    """The server that a row is played against."""
+    """The server that a row attacks."""
     if options.url:
         parts = urlsplit(options.url)
         if parts.scheme != "http" or not parts.hostname:
@@ -123,18 +133,18 @@ def _target(server: Server, wire: str) -> Target:
 
 
 def _listening(port: int) -> psutil.Process | None:
-    """The process of this machine that listens there, its oldest one where several do."""
+    """Return this machine's process that listens on the port, the oldest if there are several."""
     listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
     pids = [one.pid for one in listening if one.pid and one.laddr and one.laddr.port == port]
     return psutil.Process(min(pids)) if pids else None
 
 
 async def play(row: Row, target: Target, options: Options) -> Played:
-    """One row against a server that answers."""
+    """Run one row against a running server."""
     tally, marks = AttackCounts(), [0]
     count = row.attackers or options.attackers
     async with singing(target.host, target.port, row.wire, CANARY_VOICES, CANARY_PATIENCE) as canary:
-        # What is allocated once, has been.
+        # Wait until one-time allocations have happened.
         await asyncio.sleep(options.seconds)
         before, quiet = target.resident(), await _phase(options.seconds)
         control = None
@@ -172,7 +182,7 @@ async def _phase(seconds: float) -> tuple[float, float]:
 
 
 async def _attack(attack: Attack, target: Target, count: int, seconds: float, tally: AttackCounts) -> tuple[float, float]:
-    """When it began, and when the last attacker had ended."""
+    """Attack, and return when the attack began and when the last attacker had finished."""
     began = time.perf_counter()
     await asyncio.gather(*(attack.attack(target.host, target.port, began + seconds, tally) for _ in range(count)))
     return began, time.perf_counter()

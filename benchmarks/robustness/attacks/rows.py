@@ -1,4 +1,4 @@
-"""The table: what is played, and what it must leave as it is. A new attack is a new entry."""
+"""The attack table: each row is an attack and its bounds. A new attack is a new entry."""
 
 import attrs
 
@@ -12,11 +12,14 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 @attrs.frozen(kw_only=True)
 class Bounds:
-    """What breaks a row besides a failure of the canary. Seconds and bytes; None: not bounded.
+    """What breaks a row, besides a failure of the canary. Seconds and bytes; None is no bound.
 
-    `rise` is of the canary's worst latency over the worse of before and of the control; `times` is of its worst before, in place of
-    that. `grown` is of the server's resident size afterwards, `held` at most meanwhile, both over before. `answered` is the longest that
-    the attackers may wait for an answer.
+    Attributes:
+        rise: Increase of the canary's worst latency, over the worse of before and with the control.
+        times: Ratio of the canary's worst latency to that before; used instead of `rise`.
+        grown: Increase of the server's resident size after the attack.
+        held: Largest increase of the resident size during the attack.
+        answered: Longest time until an attacker is answered.
     """
 
     rise: float | None = 0.1
@@ -28,9 +31,15 @@ class Bounds:
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One attack. `attackers` at once, where the attack needs a number of its own. `server` are arguments of the server that the command
-    starts; `unread` gives it a pipe for its standard output that is never read. With `controlled` the attack's control is played first.
-    `wrong` are answers that break the row."""
+    """One attack.
+
+    Attributes:
+        attackers: Number of concurrent attackers, where the attack needs a certain number.
+        server: Arguments of the server that the command starts.
+        unread: Whether the server's standard output is a pipe that is never read.
+        controlled: Whether the attack's control runs first.
+        wrong: Answers that break the row.
+    """
 
     number: str
     name: str
@@ -46,12 +55,12 @@ class Row:
 
     @property
     def own_server(self) -> bool:
-        """Whether it can be played only against a server that this program has started."""
+        """Whether the row needs a server that this program starts."""
         return bool(self.server) or self.unread or self.wire == "socket"
 
 
-# The canary waits for the engine's steps, which a constraint makes longer: twice is the bound, and 6 s for the refusal. The first
-# constrained request starts the program that tries constraints (300 MiB), which stays.
+# The canary waits for the engine's steps, which a constraint makes longer. The bound is twice the latency, and 6 s for the refusal. The
+# first constrained request starts the process that tests constraints (300 MiB), which keeps running.
 CONSTRAINED = Bounds(rise=None, times=2.0, answered=6.0, grown=512 * MIB)
 CONSTRAINTS = tuple(
     Row(
@@ -64,7 +73,7 @@ CONSTRAINTS = tuple(
     for name in inputs.CONSTRAINTS
 )
 
-# Of 2,000 tokens with 20 logprobs each; one more has more than `MAX_LOGPROB_ENTRIES`.
+# Sequences of 2,000 tokens with 20 logprobs each; one more sequence exceeds `MAX_LOGPROB_ENTRIES`.
 MAX_CHATS = 6
 
 ROWS: tuple[Row, ...] = (
@@ -78,7 +87,7 @@ ROWS: tuple[Row, ...] = (
         name="open streams with metadata",
         attack=Post(COMPLETIONS, inputs.held()),
         attackers=20,
-        # Twenty bodies of a mebibyte may be on their way at once, and one of them decoded (25 MiB).
+        # Twenty bodies of one mebibyte may be in transit together, and one of them decoded (25 MiB).
         bounds=Bounds(held=64 * MIB),
     ),
     Row(number="4", name="128 sequences with 20 logprobs", attack=Post(COMPLETIONS, inputs.many_logprobs())),
@@ -87,7 +96,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="5",
         name="a request log that is never read",
-        # 160 lines a second fill the 64 KiB of a pipe in two seconds.
+        # 160 lines per second fill the 64 KiB of a pipe in two seconds.
         attack=Post(COMPLETIONS, inputs.ORDINARY, pause=0.05),
         server=("--request-log", "-"),
         unread=True,
@@ -98,9 +107,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="9",
         name="readers at a steady 250 kB/s",
-        # 9 MB, in 36 s: longer than the 33 s that a client may take without progress.
+        # 9 MB in 36 s: longer than the 33 s that a client may take without progress.
         attack=SlowReader(CHAT, inputs.chat_logprobs(n=MAX_CHATS), 250e3),
-        # Each is six sequences; more would wait for their admission.
+        # Each request is six sequences; more requests would wait for admission.
         attackers=4,
         wrong=frozenset({"cut off"}),
         bounds=Bounds(rise=None),
@@ -126,9 +135,9 @@ ROWS: tuple[Row, ...] = (
 
 
 def choose(numbers: list[str]) -> tuple[Row, ...]:
-    """The rows with these numbers, or all. Raises ValueError for a number that no row has."""
+    """Return the rows with these numbers, or all rows. Raises ValueError for an unknown number."""
     known = {row.number for row in ROWS}
     for number in numbers:
         if number not in known:
-            raise ValueError(f"there is no row {number!r}: choose from {', '.join(sorted(known, key=lambda n: (len(n), n)))}")
+            raise ValueError(f"unknown row {number!r}; choose from {', '.join(sorted(known, key=lambda n: (len(n), n)))}")
     return tuple(row for row in ROWS if row.number in numbers or not numbers)

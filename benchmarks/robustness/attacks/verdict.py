@@ -1,4 +1,4 @@
-"""What a row has cost the canary and the server, and which of its bounds that breaks. Pure."""
+"""What a row cost the canary and the server, and which of its bounds it broke. Pure."""
 
 import math
 
@@ -10,8 +10,12 @@ from benchmarks.robustness.canary import Canary, Timed
 
 
 class Figures(msgspec.Struct, kw_only=True):
-    """Of the canary in one phase, in seconds. `lag` is the longest that the probe waited for a route that does no work: the time that the
-    event loop was busy with something else, and the machine with other processes."""
+    """The canary's latencies in one phase, in seconds.
+
+    Attributes:
+        lag: Longest probe of a route that does no work: the time that the event loop was busy
+            otherwise, or the machine with other processes.
+    """
 
     p50: float
     worst: float
@@ -24,8 +28,13 @@ class Figures(msgspec.Struct, kw_only=True):
 
 
 class Played(msgspec.Struct, kw_only=True):
-    """One row. Resident sizes are bytes of all of the server's processes; None for a server on another machine. `longest` is how many
-    seconds the slowest answer to an attacker took."""
+    """The results of one row.
+
+    Attributes:
+        resident_before: Bytes of all the server's processes; None for a server on another machine.
+        longest: Seconds until the slowest answer to an attacker.
+        broken: Descriptions of the bounds that the row broke.
+    """
 
     number: str
     name: str
@@ -46,19 +55,19 @@ class Played(msgspec.Struct, kw_only=True):
         start = f"{self.number} {self.name}"
         if self.skipped:
             return f"{start}: skipped, {self.skipped}"
-        control = f"; beside a control: {self.control}" if self.control else ""
+        control = f"; with the control: {self.control}" if self.control else ""
         sizes = [self.resident_before, self.resident_most, self.resident_after]
         before, most, after = ("?" if size is None else f"{size / MIB:.0f}" for size in sizes)
         answers = ", ".join(f"{count} x {answer}" for answer, count in sorted(self.answers.items())) or "nothing"
         return (
-            f"{start}: canary before: {self.before}{control}; beside {self.attackers} attackers: {self.beside}; after: {self.after}; "
+            f"{start}: canary before: {self.before}{control}; with {self.attackers} attackers: {self.beside}; after: {self.after}; "
             f"resident {before} MiB before, {most} at most, {after} after; attackers got {answers}, the last after {self.longest:.1f} s; "
             + (f"BROKEN: {'; '.join(self.broken)}" if self.broken else "holds")
         )
 
 
 def figures(canary: Canary, since: float, until: float, *, within: bool = False) -> Figures:
-    """Of the requests that were open at some time of a phase, or with `within` of those that began and ended in it."""
+    """Summarize the requests open during a phase, or with `within` those that began and ended in it."""
 
     def of(timed: list[Timed]) -> list[float]:
         if within:
@@ -75,7 +84,7 @@ def figures(canary: Canary, since: float, until: float, *, within: bool = False)
 
 
 def broken(played: Played, row: Row, rise: float) -> list[str]:
-    """The bounds that it breaks, in words. `rise` in seconds is the bound of those rows that have the usual one."""
+    """Return descriptions of the broken bounds; `rise` is the bound of the rows with the default."""
     before, beside, after = played.before, played.beside, played.after
     if before is None or beside is None or after is None:
         return []
@@ -83,7 +92,7 @@ def broken(played: Played, row: Row, rise: float) -> list[str]:
     if failures := beside.failures + after.failures:
         found.append(f"{failures} of the canary's requests failed")
     elif math.isnan(beside.worst) or math.isnan(after.worst):
-        found.append("the canary was not answered")
+        found.append("the canary received no answer")
     if bounds.rise is not None:
         base = max(before.worst, played.control.worst if played.control else 0.0)
         if beside.worst - base > rise:
@@ -100,7 +109,7 @@ def _grown(played: Played, row: Row) -> list[str]:
     found, before = [], played.resident_before
     for words, size, bound in (
         ("afterwards", played.resident_after, row.bounds.grown),
-        ("meanwhile", played.resident_most, row.bounds.held),
+        ("during the attack", played.resident_most, row.bounds.held),
     ):
         if before is not None and size is not None and bound is not None and size - before > bound:
             found.append(f"resident size {(size - before) / MIB:+.0f} MiB {words} (bound {bound / MIB:.0f} MiB)")

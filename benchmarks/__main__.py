@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`: measure a model under load and report where and why it saturates."""
+"""`python -m benchmarks COMMAND`: measure a model under load and report why it saturates."""
 
 import argparse
 import asyncio
@@ -353,7 +353,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Exit with code 0, 1 (a regression), 2 (wrong input or unmeasurable target) or 130 (Ctrl-C)."""
+    """Exit with code 0, 1 (regression), 2 (wrong input, unmeasurable target) or 130 (Ctrl-C)."""
     parser = build_parser()
     given = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""The texts of a page as HTML: head, verdict, tiles, table and files. Everything from a run is escaped."""
+"""The texts of a page as HTML: head, verdict, tiles, table, files. A run's texts are escaped."""
 
 import base64
 import csv

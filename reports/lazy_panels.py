@@ -1,8 +1,8 @@
 """Panels that are drawn only when a reader opens them.
 
-Bokeh lays out everything in the page, hidden or not, before it shows anything: the 59 charts of two runs
-took 11 s, the six of the first tab take one (2 cores, no GPU). A chart that is only a script's argument
-is in the page but not drawn.
+Bokeh lays out everything in the page, hidden or not, before it shows anything: the 59 charts of two
+runs took 11 s, the six of the first tab take one (2 cores, no GPU). A chart that is only a script's
+argument is in the page but not drawn.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def tabs(pages: Mapping[str, UIElement], opened: int = 0, **options: object) -> 
 
 
 def choice(title: str, choices: Mapping[str, UIElement], **options: object) -> tuple[Select, UIElement]:
-    """Return a list of names and a box that shows the chosen content; the first is shown at first."""
+    """Return a list of names and a box that shows the chosen content, initially the first."""
     names, contents = list(choices), list(choices.values())
     box = Column(children=contents[:1], sizing_mode="stretch_width")
     select = Select(title=title, value=names[0], options=names, **options)

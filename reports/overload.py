@@ -13,7 +13,8 @@ from benchmarks.recording.storage import UnreadableRun
 from reports.page import template
 from reports.theme import PALETTE, REFERENCE, STYLE, chart, hover, legend, plain_numbers
 
-# The key of each contender's figures in a row of the study; None is the row itself. LateGate comes first.
+# The key of each contender's figures in a row of the study; None is the row itself. LateGate comes
+# first.
 CONTENDERS = {
     None: "LateGate",
     "fixed": "best fixed limit, in hindsight",

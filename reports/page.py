@@ -1,4 +1,4 @@
-"""The page: one layout for the file and the server. Provenance, validity, verdict, tiles, then tabs of charts."""
+"""The page's layout, for file and server: provenance, validity, verdict, tiles, charts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,7 +97,7 @@ def _stack(children: Sequence[UIElement]) -> UIElement:
 
 
 def _moments(content: Content) -> UIElement:
-    """Show one chosen point of each series: the least loaded, the one at the knee, the most loaded."""
+    """Show one point at a time, chosen from each series' knee and its lowest and highest load."""
     chosen: dict[str, View] = {}
     for series in content.every_series:
         views, verdict = series.sweep.views, series.sweep.saturation

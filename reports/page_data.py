@@ -44,7 +44,7 @@ class Content:
 
     @cached_property
     def every_series(self) -> list[Series]:
-        """Series in the same order and colours on all charts, sweeps first; colours repeat after eight."""
+        """Series with the same order and colour on all charts, sweeps first; eight colours."""
         found = [(run, sweep) for run in self.runs for sweep in run.analysis.sweeps]
         found.sort(key=lambda each: each[1].saturation is None)
         return [Series(self._label(run, sweep), PALETTE[index % len(PALETTE)], run, sweep) for index, (run, sweep) in enumerate(found)]

@@ -1,4 +1,4 @@
-"""The three classic pictures as PNG, drawn by this machine's Chromium or Chrome without a driver."""
+"""The three classic pictures as PNG, drawn by Chromium or Chrome without a driver."""
 
 import os
 import shutil

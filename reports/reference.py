@@ -1,7 +1,7 @@
-"""A run for comparison: Qwen2.5-1.5B on one NVIDIA RTX 4090 with vLLM 0.13, as given to this project.
+"""A given run for comparison: Qwen2.5-1.5B on one NVIDIA RTX 4090 with vLLM 0.13.
 
-Only the figures are available, not the requests behind them. So no figure has an interval, and the run
-is drawn in grey.
+Only the figures are available, not the requests behind them. So no figure has an interval, and the
+run is drawn in grey.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Colours, axes and figures. Every chart is made here, so that all charts look alike.
 
-The palette is Okabe and Ito's for colour-blind readers, without its yellow (unreadable on white) and
-black (unreadable on a dark page). A series has the same colour on every chart. Figures are transparent;
-the page's script paints their text for light or dark.
+The palette is Okabe and Ito's for colour-blind readers, without its yellow (unreadable on white)
+and black (unreadable on a dark page). A series has the same colour on every chart. Figures are
+transparent; the page's script paints their text for light or dark.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ MARKERS = {"p50": "circle", "p95": "square", "p99": "triangle"}
 HEIGHT = 340
 LEGEND_ROW = 22
 
-# A string instead of an InlineStyleSheet, because a Bokeh model belongs to one document and ends with it.
+# A string instead of an InlineStyleSheet, because a Bokeh model belongs to one document and ends
+# with it.
 STYLE = """
     /* Narrower than its content: a wide table scrolls within itself. */
     :host { min-width: 0; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }

@@ -2,10 +2,10 @@
 
     step = base + per_sequence * batch + per_prefill_token * prompt tokens computed + per_kv_token * tokens in the cache
 
-Every gap between two deliveries of a request is one step, or as many steps as the gap brought tokens.
-The other requests' records show what else was in the step. The coefficients are never negative.
-A prediction for a concurrency of N is the mean step of the resulting batch: one request joins for
-each that leaves, so a step holds batch / output prompts.
+Every gap between two deliveries of a request is one step, or as many steps as the gap brought
+tokens. The other requests' records show what else was in the step. The coefficients are never
+negative. A prediction for a concurrency of N is the mean step of the resulting batch: one request
+joins for each that leaves, so a step holds batch / output prompts.
 
 Each load is predicted from all other loads, to judge the model on data that it was not fitted to.
 The baseline is a straight line between the load's neighbours, in logarithms.
@@ -52,7 +52,7 @@ class Observed:
 
 @attrs.frozen
 class StepTime:
-    """Step time in seconds: a base, and the costs of a sequence, a prompt token and a cached token."""
+    """Step time in seconds: base, and costs of a sequence, a prompt token and a cached token."""
 
     base: float
     per_sequence: float
@@ -143,13 +143,14 @@ def observe(load: Load, tokens_per_second: float, records: Sequence[RequestRecor
 
 
 def fit(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_cache_tokens: int | None = None) -> StepTime:
-    """Fit by least squares of relative errors; all loads weigh the same, no coefficient is negative."""
+    """Fit by least squares of relative errors, with equal weights and no negative coefficient."""
     kept = [one for one in observed if len(one.seconds)]
     weights = np.concatenate([np.full(len(one.seconds), 1 / (one.seconds.mean() * np.sqrt(len(one.seconds)))) for one in kept])
     rows = np.concatenate([one.steps for one in kept]) * weights[:, None]
     seconds = np.concatenate([one.seconds for one in kept]) * weights
     best, found = np.inf, np.zeros(TERMS)
-    # There are 16 subsets of four terms. The best one without a negative coefficient is the non-negative optimum.
+    # There are 16 subsets of four terms. The best one without a negative coefficient is the
+    # non-negative optimum.
     for size in range(1, TERMS + 1):
         for chosen in itertools.combinations(range(TERMS), size):
             part, *_ = np.linalg.lstsq(rows[:, chosen], seconds, rcond=None)

@@ -1,7 +1,7 @@
 """Compares two runs load by load: ratios with intervals, and regressions. Pure and seeded.
 
-A figure has regressed if its whole 95 % interval lies beyond the margin on the worse side. A bad mean
-with a wide interval is no regression, and neither is a certain change of 0.1 %.
+A figure has regressed if its whole 95 % interval lies beyond the margin on the worse side. A bad
+mean with a wide interval is no regression, and neither is a certain change of 0.1 %.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ FIGURES: tuple[tuple[str, Callable[[View], Floats], Callable[[Floats], Floats], 
 
 
 def compare(a: Analysis, b: Analysis, seed: int = 0) -> list[Ratio]:
-    """Compare every load that both runs have: same target, lengths and pattern. Repeats are pooled."""
+    """Compare all loads of equal target, lengths and pattern; repeats are pooled."""
     found = []
     ours, theirs = _by_load(a), _by_load(b)
     for load in ours:

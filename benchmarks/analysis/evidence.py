@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.analysis.summary import Summary
 from benchmarks.recording.results import Point, Sample
 
-# A fuller cache refuses or preempts; a busier core has no reserve; a less busy GPU waits for a process.
+# A fuller cache refuses or preempts; a busier core has no reserve; a less busy GPU waits for a
+# process.
 FULL_SHARE = 0.95
 BUSY_SHARE = 0.85
 IDLE_GPU_SHARE = 0.75
@@ -91,7 +92,8 @@ def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dic
     if evidence.host_cpu is not None and evidence.host_cpu >= BUSY_SHARE:
         return Cause("host process", f"the Python process that holds the engine's client uses {evidence.host_cpu:.0%} of a core")
     if (evidence.engine_cpu or 0) >= BUSY_SHARE and evidence.gpu is not None and evidence.gpu < IDLE_GPU_SHARE:
-        # vLLM's engine process spins, so a full core is no evidence by itself. An idle GPU beside it is.
+        # vLLM's engine process spins, so a full core is no evidence by itself. An idle GPU beside
+        # it is.
         clause = f"the GPU is busy only {evidence.gpu:.0%} of the time while the engine's process uses a full core"
         return Cause("engine process", clause)
     if evidence.waiting is not None and evidence.waiting > 1:

@@ -1,10 +1,10 @@
-"""Finds the bend of a throughput curve with an interval, or the reason why none can be named. Pure and seeded.
+"""Finds the knee of a throughput curve with an interval, or why there is none. Pure and seeded.
 
-The model is two straight lines that meet, in log2 of both axes. Throughput grows by one power of the
-concurrency before the knee and by a smaller power after it, so a bend is as visible between 1 and 2
-as between 256 and 512. The interval is a bootstrap. It draws every point's throughput from blocks of
-the point's window and shifts it by the misfit of the two lines with a random sign. The interval
-therefore covers both chance and a curve that bends gradually.
+The model is two straight lines that meet, in log2 of both axes. Throughput grows by one power of
+the concurrency before the knee and by a smaller power after it, so a bend is as visible between 1
+and 2 as between 256 and 512. The interval is a bootstrap. It draws every point's throughput from
+blocks of the point's window and shifts it by the misfit of the two lines with a random sign. The
+interval therefore covers both chance and a curve that bends gradually.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,15 @@ from benchmarks.analysis.steady_state import Floats
 MIN_POINTS = 5
 RESAMPLES = 400
 GRID_STEP = 1 / 16
-# Throughput must first grow by at least this power (doubling the load adds 23 %), then bend to less than half of the power.
+# Throughput must first grow by at least this power (doubling the load adds 23 %), then bend to less
+# than half of the power.
 MIN_GROWTH = 0.3
 BEND = 0.5
 # The share of resamples that may show no bend, and the widest useful interval: a factor of 4.
 UNDECIDED_SHARE = 0.2
 WIDEST_OCTAVES = 2.0
-# With a single point behind the knee, the slope after it is free. This weight draws the slope to 0, a plateau.
+# With a single point behind the knee, the slope after it is free. This weight draws the slope to 0,
+# a plateau.
 PLATEAU_WEIGHT = 0.05
 
 
@@ -71,7 +73,8 @@ def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 
         )
     bent = afters <= BEND * befores
     undecided = 1 - bent.mean() > UNDECIDED_SHARE
-    # On a straight line the bend and the slope after it are arbitrary; the slope of the last two points is certain.
+    # On a straight line the bend and the slope after it are arbitrary; the slope of the last two
+    # points is certain.
     last = (y[-1] - y[-2]) / (x[-1] - x[-2])
     if max(after[0], last if undecided else -np.inf) > BEND * before[0]:
         return NoKnee(
@@ -87,7 +90,7 @@ def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 
 
 
 def _fit(x: Floats, rows: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return, for each row of log throughputs, the bend, the slopes before and after it, and the residuals."""
+    """Return the bend, the slopes before and after it, and the residuals of each row."""
     best = np.full(len(rows), np.inf)
     at, before, after = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
     left = np.zeros_like(rows)

@@ -1,10 +1,10 @@
-"""Estimates a model's weights, activations and KV cache from its files, for comparison with measurements.
+"""Estimates a model's weights, activations and KV cache from its files.
 
 The sizes follow from the decoder's shape. Each layer has the attention's four matrices, the gated
-MLP's three and two norms. There is one embedding, or two where it is not tied. The KV cache takes
-2 x layers x KV heads x head size values per token. The activations are those of the largest step: a few
-hidden states and both halves of the MLP per token, and float32 logits per sequence, twice (the sampler
-sorts a copy).
+MLP's three and two norms. There is one embedding, or two where it is not tied. The KV cache takes 2
+x layers x KV heads x head size values per token. The activations are those of the largest step: a
+few hidden states and both halves of the MLP per token, and float32 logits per sequence, twice (the
+sampler sorts a copy).
 """
 
 import json

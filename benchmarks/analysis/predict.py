@@ -1,4 +1,4 @@
-"""`predict`: throughput at other loads by a run's step-time model, with its errors on held-out loads."""
+"""`predict`: throughput at other loads, with the model's errors on held-out loads."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Derives everything from a recording: figures and validity of each point, a verdict for each sweep. Pure.
+"""Derives each point's figures and validity, and each sweep's verdict, from a recording. Pure.
 
 The terminal and the report pages both show these results, so they cannot differ.
 """
@@ -142,7 +142,7 @@ def _view(recording: Recording, point: Point, records: list[RequestRecord], samp
 
 
 def _level(concurrency: int, repeats: Sequence[View]) -> Level:
-    """Combine repeats: latencies and evidence of the first valid one, throughput of all valid ones."""
+    """Combine repeats: latencies and evidence of the first valid one, throughput of all."""
     valid = [view for view in repeats if view.valid] or list(repeats[:1])
     return Level(
         concurrency=concurrency,

@@ -15,7 +15,8 @@ from benchmarks.analysis.summary import Distribution, Summary
 # A latency saturates where its p95 exceeds this multiple of the p95 at the lowest load.
 LATENCY_FACTOR = 4.0
 ATTAINED = 0.99
-# At the knee few requests wait yet, so the evidence comes from the first load clearly beyond the knee.
+# At the knee few requests wait yet, so the evidence comes from the first load clearly beyond the
+# knee.
 CLEARLY_BEYOND = 1.25
 
 
@@ -35,7 +36,8 @@ class Saturation:
     """The saturation of one target with one shape of requests.
 
     Attributes:
-        kinds: Concurrency at which each kind of saturation begins: throughput, latency, slo, kv cache.
+        kinds: Concurrency at which each kind of saturation begins: throughput, latency, slo, kv
+            cache.
         binding: The kind that begins first.
     """
 
@@ -63,7 +65,8 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
     beyond = next((level for level in usable if level.concurrency > bound * CLEARLY_BEYOND), usable[-1])
     cause: Cause | None = name_cause(beyond.evidence, beyond.summary, usable[0].summary, engine)
     if isinstance(knee, NoKnee) and cause is not None and not cause.exhausted:
-        # Waiting and longer steps come with every load. Without a knee, only an exhausted resource is a cause.
+        # Waiting and longer steps come with every load. Without a knee, only an exhausted resource
+        # is a cause.
         cause = None
     dropped = len(levels) - len(usable)
     return Saturation(

@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.recording.results import RequestRecord
 
-# Each stage by the reading that ends it. A remote server provides only the first and the last reading.
+# Each stage by the reading that ends it. A remote server provides only the first and the last
+# reading.
 STAGES = {
     "generator late": "dispatched",
     "frontend and admission": "submitted",

@@ -14,7 +14,8 @@ Window = tuple[float, float]
 
 # A span counts as steady while at least this share of the peak is in flight.
 STEADY_SHARE = 0.9
-# A longer drop than this share of the whole is a dip of the load, not a moment between two requests.
+# A longer drop than this share of the whole is a dip of the load, not a moment between two
+# requests.
 DIP_SHARE = 0.01
 MAX_BLOCKS = 16
 
@@ -23,8 +24,8 @@ def steady_window(records: Sequence[RequestRecord]) -> Window:
     """Return the longest span with at least 90 % of the peak in flight, without ramp and drain.
 
     A dip shorter than 1 % of the whole does not end a span, because a client has a moment without a
-    request between two requests. The span begins when all clients have their first token: before that
-    they share one burst of prompts, which does not recur.
+    request between two requests. The span begins when all clients have their first token: before
+    that they share one burst of prompts, which does not recur.
     """
     net: Counter[float] = Counter()
     for record in records:
@@ -69,7 +70,8 @@ def deliveries(records: Sequence[RequestRecord]) -> tuple[Floats, Floats]:
 def block_rates(records: Sequence[RequestRecord], window: Window) -> Floats:
     """Return tokens per second in equal parts of the window; empty for an empty window.
 
-    A part covers about two rounds of the clients. The variation between parts is that between repetitions.
+    A part covers about two rounds of the clients. The variation between parts is that between
+    repetitions.
     """
     start, end = window
     if end <= start:

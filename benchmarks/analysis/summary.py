@@ -1,12 +1,12 @@
 """Figures from recordings. Pure; every figure is defined here only.
 
-TTFT: first delivery minus the send. E2E: last delivery minus the send. TPOT: (last - first delivery) /
-(tokens - tokens of the first delivery). ITL: each gap between deliveries divided by the tokens that
-ended it, weighted by those tokens.
+TTFT: first delivery minus the send. E2E: last delivery minus the send. TPOT: (last - first
+delivery) / (tokens - tokens of the first delivery). ITL: each gap between deliveries divided by the
+tokens that ended it, weighted by those tokens.
 
-TTFT and E2E each exist twice. From the intended send, they are what a user would have waited. From the
-actual send ("service"), they are what the server is responsible for. A stall in an open loop shows in
-the tail of the former and hides in the latter.
+TTFT and E2E each exist twice. From the intended send, they are what a user would have waited. From
+the actual send ("service"), they are what the server is responsible for. A stall in an open loop
+shows in the tail of the former and hides in the latter.
 """
 
 import math
@@ -56,7 +56,8 @@ class Summary(msgspec.Struct):
     infinitely slow.
 
     Attributes:
-        outcomes: Number of requests by outcome. An answer that missed the SLO is `slo_missed`, not `ok`.
+        outcomes: Number of requests by outcome. An answer that missed the SLO is `slo_missed`, not
+            `ok`.
         attainment: Share of all attempts that met the SLO; None without an SLO.
         goodput_per_second: Requests per second that met the SLO; None without an SLO.
     """
@@ -81,7 +82,7 @@ class Summary(msgspec.Struct):
 
 
 def needed(share: float) -> int:
-    """Return the minimum sample size for a two-sided interval: 72 for p95, 368 for p99, 3688 for p99.9."""
+    """Return the minimum sample for an interval: 72 for p95, 368 for p99, 3688 for p99.9."""
     return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(max(share, 1 - share)))
 
 
@@ -158,7 +159,7 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
 
 
 def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
-    """Return the seconds per token of every gap between deliveries, and the tokens that ended it."""
+    """Return each gap between deliveries in seconds per token, and the tokens that ended it."""
     found, weights = [], []
     for record in records:
         for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
@@ -174,7 +175,7 @@ def tpot(record: RequestRecord) -> float | None:
 
 
 def table(rows: Sequence[tuple[Point, Summary, Sequence[str]]]) -> str:
-    """Return Markdown: one line per point, latencies in ms, then the reasons why points are not valid."""
+    """Return Markdown: one line per point (latencies in ms), then why points are not valid."""
     head = ["target", "load", "prompt", "requests", "ok", "tokens/s", "requests/s"]
     head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99", "valid"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]

@@ -12,7 +12,8 @@ from benchmarks.analysis.steady_state import block_rates, in_flight
 from benchmarks.analysis.summary import Summary
 from benchmarks.recording.results import Point, RequestRecord
 
-# Sending late by 10 % of a latency distorts the latency by as much. 5 ms is a time slice of the system's scheduler.
+# Sending late by 10 % of a latency distorts the latency by as much. 5 ms is a time slice of the
+# system's scheduler.
 LATENESS_SHARE = 0.1
 LATENESS_FLOOR = 0.005
 # Above this share of a core, a client's own queueing shows in its figures.

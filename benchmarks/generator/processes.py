@@ -1,8 +1,9 @@
-"""Generators in separate processes, because a client that shares a core with its server measures itself.
+"""Generators in separate processes; a client on its server's core would measure itself.
 
-Each worker keeps its connections between jobs. It receives a job, makes its prompts, reports that it is
-ready, receives the start time, reports its progress several times a second, and finally sends its
-measurements. Only the parent handles Ctrl-C: it asks the workers to stop, and they send what they have.
+Each worker keeps its connections between jobs. It receives a job, makes its prompts, reports that
+it is ready, receives the start time, reports its progress several times a second, and finally sends
+its measurements. Only the parent handles Ctrl-C: it asks the workers to stop, and they send what
+they have.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ STOP_SECONDS = 10.0
 
 @asynccontextmanager
 async def open_target(url: str, model: str, *, prompts: Prompts = "ids") -> AsyncIterator[Target]:
-    """Open the target that the URL's scheme names: http, https, or a raw socket's tcp, tls, unix."""
+    """Open the target of a URL: http, https, or a raw socket's tcp, tls, unix."""
     if url.startswith("http"):
         async with open_session(url) as session:
             yield HTTP(session, model, prompts)

@@ -1,4 +1,4 @@
-"""Sends items at their times and keeps the records. Uses anyio, so that tests run it on a virtual clock."""
+"""Sends items at their times and keeps the records. Uses anyio, for tests in virtual time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +71,8 @@ class Generator:
     async def run(self, origin: float | None = None) -> None:
         """Run all of the job's requests to their end.
 
-        The point starts at `origin`, which generators in several processes share; None starts it now.
+        The point starts at `origin`, which generators in several processes share; None starts it
+        now.
         """
         if self._schedule is None:
             self.prepare()
@@ -115,8 +116,9 @@ class Generator:
             record, answer = await self._send(item, intended, turn)
             if not item.follow_ups or record.outcome != "ok":
                 return
-            # A target that returns no token ids gets as many tokens of the prompt instead. The length is right; what the prefix cache
-            # holds of the answer is not (see docs/benchmarks.md).
+            # A target that returns no token ids gets as many tokens of the prompt instead. The
+            # length is right; what the prefix cache holds of the answer is not (see
+            # docs/benchmarks.md).
             filler = (item.prompt * (item.max_tokens // len(item.prompt) + 1))[: item.max_tokens]
             item, intended, turn = item.after(answer or filler), self._now(), turn + 1
 

@@ -1,10 +1,10 @@
 """Measures the latency that each path adds to a token: `python -m benchmarks latency`.
 
-The paths are in process, HTTP and raw sockets (TCP and unix), all to one manager, measured together or one
-after another. The engine only keeps a pace, so a token's added latency is that of its path: the time at
-which a client has the token, minus the time at which the engine gave it to the manager. All processes of
-a host share the clock. The k-th request of one path is paired with the k-th of another, which ran
-beside it. Intervals are from a bootstrap over pairs.
+The paths are in process, HTTP and raw sockets (TCP and unix), all to one manager, measured together
+or one after another. The engine only keeps a pace, so a token's added latency is that of its path:
+the time at which a client has the token, minus the time at which the engine gave it to the manager.
+All processes of a host share the clock. The k-th request of one path is paired with the k-th of
+another, which ran beside it. Intervals are from a bootstrap over pairs.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ from llmserve import AdmissionConfig, EngineManager, ManagerConfig, Timeline
 INPROCESS = "inprocess"
 WAYS = (INPROCESS, "http", "tcp", "unix")
 PAUSE, TEXT = 0.01, " word"
-# Long answers, because otherwise a percentile of tokens shows beginnings and ends, which come together in a closed loop.
+# Long answers, because otherwise a percentile of tokens shows beginnings and ends, which come
+# together in a closed loop.
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 400
 RESAMPLES, SEED = 200, 1
 
@@ -68,7 +69,8 @@ class Emitted:
 async def measure(streams: int, requests: int, rounds: int, report: Callable[[str], None], *, alone: bool = False) -> dict[str, Way]:
     """Run rounds of `requests` requests per path with `streams` concurrent ones.
 
-    All paths run together, or one after another if `alone`. Raises TargetError when a request fails.
+    All paths run together, or one after another if `alone`. Raises TargetError when a request
+    fails.
     """
     emitted = Emitted()
     found = {way: Way() for way in WAYS}

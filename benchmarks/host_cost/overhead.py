@@ -1,7 +1,7 @@
-"""Measures the process that holds the engine's client: our servers and vLLM's, in process and over each wire.
+"""Measures the CPU time of the process that holds the engine's client: ours and vLLM's.
 
-Tokens per second are those of a closed loop. CPU per token is that of the host processes, so it is valid
-even where they share a core with their client. Ratios compare two variants in the same round.
+Tokens per second are those of a closed loop. CPU per token is that of the host processes, so it is
+valid even where they share a core with their client. Ratios compare two variants in the same round.
 """
 
 import statistics

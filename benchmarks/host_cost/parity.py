@@ -1,8 +1,8 @@
-"""Throughput of an `EngineManager` against a bare `AsyncLLM.generate()` loop: one engine, alternating.
+"""Throughput of an `EngineManager` against a bare `AsyncLLM.generate()` loop on one engine.
 
-The difference is the cost of llmserve: admission, tokenisation of text prompts off the loop, the stream.
-Both variants get the same text prompts, the same sampling and the same engine. The bare variant does what
-vLLM's documentation shows.
+The difference is the cost of llmserve: admission, tokenisation of text prompts off the loop, the
+stream. Both variants get the same text prompts, the same sampling and the same engine. The bare
+variant does what vLLM's documentation shows.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Workload:
     seed: int
 
     def prompts(self, trial: int) -> list[str]:
-        """Return prompts that differ in every trial, so that no variant finds the other's in the cache."""
+        """Return prompts that differ in every trial, so that the cache helps no variant."""
         rng = random.Random(f"{self.seed} {trial}")
         return [" ".join(rng.choice(WORDS) for _ in range(self.prompt_words)) for _ in range(self.requests)]
 
@@ -81,7 +81,8 @@ async def closed_loop(prompts: list[str], concurrency: int, generate: Callable[[
     async def client() -> None:
         nonlocal tokens
         for prompt in queue:
-            # In two steps: `tokens += await ...` would read `tokens` before the await and lose the other clients' additions.
+            # In two steps: `tokens += await ...` would read `tokens` before the await and lose the
+            # other clients' additions.
             count = await generate(prompt)
             tokens += count
 
@@ -123,15 +124,17 @@ def managed(manager: EngineManager, workload: Workload) -> Callable[[str], Await
 async def measure(model: str, engine_args: dict[str, Any], workload: Workload, rounds: int, report: Callable[[str], None]) -> list[Round]:
     """Run `rounds` rounds after a warm-up round.
 
-    A round is four trials, A B B A, and each variant is A in every other round. A steady drift of the
-    machine (a third within minutes on the shared one where this was written) affects both alike.
+    A round is four trials, A B B A, and each variant is A in every other round. A steady drift of
+    the machine (a third within minutes on the shared one where this was written) affects both
+    alike.
     """
     engine = VLLMEngine(model, engine_args)
     config = ManagerConfig(admission=AdmissionConfig(max_running=workload.concurrency))
     results = []
     report(f"starting vLLM with {model}")
     async with EngineManager(engine, config) as manager:
-        # The bare variant uses the manager's engine, because a second engine would compete for the machine.
+        # The bare variant uses the manager's engine, because a second engine would compete for the
+        # machine.
         sides = {"bare": bare(engine.running_llm, workload), "manager": managed(manager, workload)}
         for number in range(rounds + 1):
             first, second = ("bare", "manager") if number % 2 else ("manager", "bare")

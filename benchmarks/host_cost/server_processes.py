@@ -29,7 +29,8 @@ START_SECONDS = 300.0
 MODEL = "side"
 # The default engine arguments of ours on a machine without a GPU, so that vLLM gets the same.
 CPU_ARGS: dict[str, Any] = {"enforce_eager": True, "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
-# For every variant over the null core. Our default on a CPU is a batch of 16; vLLM's depends on the machine and the entry point.
+# For every variant over the null core. Our default on a CPU is a batch of 16; vLLM's depends on the
+# machine and the entry point.
 NULL_ARGS: dict[str, Any] = {
     "distributed_executor_backend": "benchmarks.stand_ins.null_executor.NullExecutor",
     "enforce_eager": True,
@@ -124,9 +125,9 @@ class Server:
 async def open_server(name: str, setting: Setting, streams: int, *, stdout: int | None = None) -> AsyncIterator[Server]:
     """Start a server.
 
-    `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N` for N
-    processes. Standard output goes to the descriptor `stdout`, or by default into the log, like standard
-    error.
+    `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N`
+    for N processes. Standard output goes to the descriptor `stdout`, or by default into the log,
+    like standard error.
     """
     with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
         addresses = _addresses(name, folder)

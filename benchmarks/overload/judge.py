@@ -12,7 +12,7 @@ LATER = "later "
 
 
 def kept(request: Request, slo: SLO) -> bool:
-    """Whether the request was answered in full and within the SLO, counted from its last attempt."""
+    """Whether the request was answered in full and within the SLO since its last attempt."""
     if request.finished is None or request.first is None:
         return False
     if slo.ttft is not None and request.first - request.sent > slo.ttft:
@@ -88,7 +88,7 @@ class Verdict:
         return min(ratios, default=0.0)
 
     def satisfaction(self) -> dict[str, float]:
-        """Return each tenant's kept requests divided by its max-min fair share of all kept requests.
+        """Return each tenant's kept requests divided by its max-min fair share of all.
 
         No tenant's share is more than it asked for; the rest is divided equally.
         """

@@ -1,4 +1,4 @@
-"""Step times: roofs of memory and arithmetic, the host's time, padding to captured batch sizes, noise."""
+"""Step times: roofs of memory and arithmetic, host time, padding of batches, noise."""
 
 import attrs
 
@@ -7,9 +7,9 @@ import attrs
 class Law:
     """The time of a step in seconds.
 
-    The GPU is bound by what it reads (the weights, and the cache of all decoding sequences) or by what it
-    computes, whichever takes longer. The host adds a time per sequence. The result is not linear: the
-    corner between the two roofs lies where batches of real traffic are.
+    The GPU is bound by what it reads (the weights, and the cache of all decoding sequences) or by
+    what it computes, whichever takes longer. The host adds a time per sequence. The result is not
+    linear: the corner between the two roofs lies where batches of real traffic are.
 
     Attributes:
         weights: Time to read the weights once.
@@ -55,9 +55,10 @@ class Law:
         )
 
 
-# vLLM 0.25.1 on one H200 with a model of Qwen2.5-1.5B's shape. The values are medians of 5,621 steps by `python -m benchmarks calibrate
-# --concurrency 1,8,64,128,256,512` (docs/admission.md). Those loads do not show the following, which is calculated: 28 KiB of keys and
-# values per token at 4.8 TB/s, and 4 x 28 layers x 1536 operations per pair at a third of 989 TFLOP/s.
+# vLLM 0.25.1 on one H200 with a model of Qwen2.5-1.5B's shape. The values are medians of 5,621
+# steps by `python -m benchmarks calibrate --concurrency 1,8,64,128,256,512` (docs/admission.md).
+# Those loads do not show the following, which is calculated: 28 KiB of keys and values per token at
+# 4.8 TB/s, and 4 x 28 layers x 1536 operations per pair at a third of 989 TFLOP/s.
 H200_1_5B = Law(
     weights=6.8e-4, kv=6e-9, flops=4.8e-6, attention=5e-10, host=1.35e-3, sequence=1.07e-5, noise=0.18, hiccup_chance=0.059,
     hiccup_seconds=4.2e-3,

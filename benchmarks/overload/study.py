@@ -15,7 +15,8 @@ from benchmarks.overload.world import Retry, World
 from benchmarks.stand_ins.admission_policies import Setup, make
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
-# Limits of which the best is found in hindsight, each with three bounds on the wait, as shares of the TTFT objective.
+# Limits of which the best is found in hindsight, each with three bounds on the wait, as shares of
+# the TTFT objective.
 LIMITS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
 WAITS = (0.15, 0.33, 0.6)
 # vLLM's two flags.
@@ -23,12 +24,13 @@ QUEUED = (8, 32, 128)
 QUEUED_TOKENS = ("inf", "8000")
 # Rates of random thinning, as shares of the capacity.
 THINNED = (0.9, 1.0, 1.1, 1.25, 1.4)
-# The capacity is the rate at which this share of requests meets the SLO without any control. DistServe uses 90 %, which leaves more
-# requests late.
+# The capacity is the rate at which this share of requests meets the SLO without any control.
+# DistServe uses 90 %, which leaves more requests late.
 CAPACITY_SHARE = 0.99
 # Seconds after which a client without a first token goes away.
 PATIENCE = 10.0
-# The burst: duration in seconds, multiple of the capacity, and start. WINDOW is the resolution of the recovery time.
+# The burst: duration in seconds, multiple of the capacity, and start. WINDOW is the resolution of
+# the recovery time.
 BURST_SECONDS, BURST_TIMES, BURST_AT = 10.0, 10.0, 60.0
 WINDOW = 0.5
 
@@ -83,7 +85,7 @@ def run(cell: Cell) -> Verdict:
 
 
 def recovery(cells: Sequence[Cell]) -> float | None:
-    """Return the seconds from the burst's end until recovery, over all seeds; None without recovery.
+    """Return the seconds from the burst's end to recovery over all seeds, or None.
 
     Recovered: 90 % of the requests meet the SLO for three seconds.
     """

@@ -87,7 +87,8 @@ def requests(
 ) -> Iterator[Request]:
     """Yield one request per time; `tenants` maps tenants to their shares of the requests.
 
-    `later` is a time and the mix from then on. Its classes are numbered after those of the first mix.
+    `later` is a time and the mix from then on. Its classes are numbered after those of the first
+    mix.
     """
     rng = random.Random(f"requests {seed}")
     names = list(tenants or {"default": 1.0})

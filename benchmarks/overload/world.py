@@ -1,4 +1,4 @@
-"""Simulates clients, admission and engine in virtual time; admission is the library's, called as by the manager."""
+"""Simulates clients and engine in virtual time; calls admission as the manager calls it."""
 
 import heapq
 import itertools
@@ -26,7 +26,8 @@ class World:
     Args:
         patience: Seconds after which a client without a first token disconnects.
         retry: What a refused client does.
-        slowness: (time, factor) pairs: from that time on, the engine's steps take `factor` times as long.
+        slowness: (time, factor) pairs: from that time on, the engine's steps take `factor` times as
+            long.
     """
 
     engine: StepEngine

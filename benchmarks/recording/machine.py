@@ -1,4 +1,4 @@
-"""The machine: memory and CPU of the server's processes, memory and use of its GPUs, and its hardware."""
+"""The machine: memory and CPU of the server's processes, its GPUs, and its hardware."""
 
 import os
 import platform
@@ -59,7 +59,7 @@ class Machine:
         return sum(int(self._library.nvmlDeviceGetMemoryInfo(device).used) for device in devices) if devices else None
 
     def gpu(self) -> float | None:
-        """Return the share of time in which a kernel ran, over NVML's window, as a mean over the GPUs."""
+        """Return the mean share of time in which a GPU ran a kernel, over NVML's window."""
         devices = self._devices()
         if not devices:
             return None

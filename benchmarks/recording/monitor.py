@@ -1,4 +1,4 @@
-"""Samples an engine while a point runs: ten times a second, less often the longer the point takes."""
+"""Samples an engine while a point runs: ten times a second, less often in long points."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,8 @@ from benchmarks.recording.results import Sample
 from llmserve import EngineManager
 
 INTERVAL_SECONDS = 0.1
-# At twice this number, every other sample is dropped and the interval doubles. A point keeps its shape at a bounded size.
+# At twice this number, every other sample is dropped and the interval doubles. A point keeps its
+# shape at a bounded size.
 MIN_SAMPLES = 200
 # Returns the fields of a sample by name, without its point and time.
 Read = Callable[[], Awaitable[dict[str, Any]]]
@@ -41,7 +42,7 @@ class Monitor:
             await anyio.sleep(interval)
 
     def since(self, origin: float) -> list[Sample]:
-        """Return the samples from `origin` on: times relative to it, CPU time to the first sample."""
+        """Return the samples from `origin` on; times are relative to it, CPU times to the first."""
         kept = [sample for sample in self.samples if sample.time >= origin]
         for name in ("host_cpu", "engine_cpu"):
             told = [sample for sample in kept if getattr(sample, name) is not None]

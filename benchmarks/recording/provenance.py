@@ -18,7 +18,7 @@ DIGESTED_ITEMS = 32
 
 
 def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dict[str, Any], model: str | None) -> dict[str, Any]:
-    """Return versions, revision, host, GPUs and engine; `engine` is None for a server known only by URL."""
+    """Return versions, revision, host, GPUs and engine (None if only its URL is known)."""
     versions = {"llmserve": llmserve.__version__}
     for name in PACKAGES:
         try:
@@ -37,7 +37,7 @@ def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dic
 
 
 def digest(jobs: list[PlannedRequest]) -> str:
-    """Return the SHA-256 of the first requests of every point as sent: times, lengths and token ids."""
+    """Return the SHA-256 of every point's first requests: times, lengths and token ids."""
     found = hashlib.sha256()
     for job in jobs:
         times, items = job.first(DIGESTED_ITEMS)

@@ -1,7 +1,7 @@
 """The records of a run: raw times per request, and what produced them. Derives nothing.
 
-`benchmarks.recording.storage` writes and reads them. `python -m benchmarks schema` prints their JSON
-Schema, which docs/run.schema.json publishes.
+`benchmarks.recording.storage` writes and reads them. `python -m benchmarks schema` prints their
+JSON Schema, which docs/run.schema.json publishes.
 """
 
 from typing import Any, Literal
@@ -16,13 +16,13 @@ Outcome = Literal["ok", "refused_429", "refused_503", "timeout", "cancelled", "c
 class RequestRecord(msgspec.Struct, kw_only=True):
     """What happened to one request; times are monotonic seconds from the point's start, or None.
 
-    `intended` is when the request was due, `dispatched` when it was sent; in a closed loop they are equal.
-    `deliveries` are (time, tokens) for every piece that reached the client. Fields that begin with
-    `engine_` are the engine core's readings of the same clock. `submitted` is when the manager passed the
-    request to the engine.
+    `intended` is when the request was due, `dispatched` when it was sent; in a closed loop they are
+    equal. `deliveries` are (time, tokens) for every piece that reached the client. Fields that
+    begin with `engine_` are the engine core's readings of the same clock. `submitted` is when the
+    manager passed the request to the engine.
 
-    A `lead` is a client's first request, shortened to desynchronise the clients. It is load like any
-    other request, but no sample.
+    A `lead` is a client's first request, shortened to desynchronise the clients. It is load like
+    any other request, but no sample.
     """
 
     point: int
@@ -61,10 +61,11 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 class Sample(msgspec.Struct, kw_only=True):
     """What the engine and the machine reported at one moment of a point; None where not reported.
 
-    `waiting` is the engine's queue, `admission_waiting` the queue of admission. `kv_usage` is a share
-    from 0 to 1. `rss` is the memory of the server's processes and `vram` that of its GPUs, in bytes; `gpu`
-    is the GPUs' utilisation, 0 to 1. `host_cpu` is the CPU time in seconds since the point's start of the
-    process that holds the engine's client. `engine_cpu` is that of the busiest engine process.
+    `waiting` is the engine's queue, `admission_waiting` the queue of admission. `kv_usage` is a
+    share from 0 to 1. `rss` is the memory of the server's processes and `vram` that of its GPUs, in
+    bytes; `gpu` is the GPUs' utilisation, 0 to 1. `host_cpu` is the CPU time in seconds since the
+    point's start of the process that holds the engine's client. `engine_cpu` is that of the busiest
+    engine process.
     """
 
     point: int
@@ -84,11 +85,12 @@ class Sample(msgspec.Struct, kw_only=True):
 
 
 class Point(msgspec.Struct, kw_only=True):
-    """One load: a closed loop with a `concurrency`, or an open loop with a `pattern` and a mean `rate`.
+    """One load: a closed loop with a `concurrency`, or an open loop with a `pattern` and a `rate`.
 
-    `rate` is in requests per second. `planned` is the number of requests to send. `client_cpu_seconds` and
-    `loop_lag` (the p99 of the event loop's delay, in seconds) are those of the busiest of the generator's
-    `processes`. With 0 processes, the generator ran in the process that holds the engine's client.
+    `rate` is the mean in requests per second. `planned` is the number of requests to send.
+    `client_cpu_seconds` and `loop_lag` (the p99 of the event loop's delay, in seconds) are those of
+    the busiest of the generator's `processes`. With 0 processes, the generator ran in the process
+    that holds the engine's client.
     """
 
     number: int
@@ -124,7 +126,8 @@ class Promise(msgspec.Struct, kw_only=True, frozen=True):
 class Memory(msgspec.Struct, kw_only=True):
     """Bytes of the server's processes and GPUs at three moments, and what the model's files imply.
 
-    `kv_budget` is the size that the engine reserved for its KV cache: its tokens times the bytes of one.
+    `kv_budget` is the size that the engine reserved for its KV cache: its tokens times the bytes of
+    one.
     """
 
     device: str
@@ -141,8 +144,8 @@ class Memory(msgspec.Struct, kw_only=True):
 class Run(msgspec.Struct, kw_only=True):
     """One run: its points, and all that is needed to judge or repeat it.
 
-    `ceiling` is the generator's, in tokens per second by target, as `self-test` measures it. It is empty
-    where it was not measured.
+    `ceiling` is the generator's, in tokens per second by target, as `self-test` measures it. It is
+    empty where it was not measured.
     """
 
     schema: int = SCHEMA

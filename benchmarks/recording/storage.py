@@ -1,4 +1,4 @@
-"""A run's files: `run.json`, `run.requests.jsonl.gz` and `run.samples.jsonl.gz`, one JSON object a line."""
+"""A run's files: `run.json`, and as JSON lines `run.requests.jsonl.gz`, `run.samples.jsonl.gz`."""
 
 import gzip
 import zlib
@@ -10,7 +10,8 @@ import msgspec
 
 from benchmarks.recording.results import SCHEMA, Recording, RequestRecord, Run, Sample
 
-# Times are kept to the microsecond: finer than an event loop's resolution, and half the size on disk.
+# Times are kept to the microsecond: finer than an event loop's resolution, and half the size on
+# disk.
 DIGITS = 6
 LinearFit = TypeVar("LinearFit", RequestRecord, Sample)
 
@@ -41,7 +42,7 @@ def write(path: Path, recording: Recording) -> None:
 
 
 def read(path: Path) -> Recording:
-    """Read a run. Raises UnreadableRun, naming the file, if it is missing, invalid or of another schema."""
+    """Read a run. Raises UnreadableRun for a missing or invalid file, or another schema."""
     try:
         raw = msgspec.json.decode(path.read_bytes())
         schema = raw.get("schema") if isinstance(raw, dict) else None

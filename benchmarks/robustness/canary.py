@@ -1,7 +1,8 @@
-"""A client in a process of its own that repeatedly asks for eight tokens: shows an attack's effect on others.
+"""A client that repeatedly asks for eight tokens, to show an attack's effect on others.
 
-Beside its requests, a probe asks a route that does no work, on one open connection. The probe's latency is
-the time until the server's event loop runs it, so it reveals a blocked loop from outside the server.
+Beside its requests, a probe asks a route that does no work, on one open connection. The probe's
+latency is the time until the server's event loop runs it, so it reveals a blocked loop from outside
+the server.
 """
 
 import asyncio

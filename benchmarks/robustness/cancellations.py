@@ -1,8 +1,8 @@
-"""Requests cancelled at random moments, in process and over each wire: `python -m benchmarks cancels`.
+"""Cancels requests at random moments, in process and over wires: `python -m benchmarks cancels`.
 
-Reports what the cancelled requests leave behind, and how soon the engine is notified of a client that
-disconnects. Half of the requests are cancelled, at a moment anywhere between their arrival and their last
-token; the others are answered first.
+Reports what the cancelled requests leave behind, and how soon the engine is notified of a client
+that disconnects. Half of the requests are cancelled, at a moment anywhere between their arrival and
+their last token; the others are answered first.
 """
 
 import asyncio
@@ -25,8 +25,9 @@ from benchmarks.targets.local_server import connect, serve_here, serve_sockets_h
 from llmserve import CancellationToken, EngineManager, GenerationRequest, LLMServeError, Sampling, Timeline
 
 TOKENS = 8
-# The longest wait for a request, at first. It shrinks after each request that was answered and grows after each that was cancelled,
-# so half of the requests are cancelled, at any moment of their lives.
+# The longest wait for a request, at first. It shrinks after each request that was answered and
+# grows after each that was cancelled, so half of the requests are cancelled, at any moment of their
+# lives.
 FIRST_SECONDS = 0.02
 STEP = 1.01
 SETTLE_SECONDS = 30.0
@@ -153,7 +154,7 @@ async def _left_over(manager: EngineManager, name: str) -> dict[str, float]:
 
 
 async def go_away(manager: EngineManager, count: int, at_once: int) -> Heard:
-    """Disconnect HTTP clients after the first event of a stream, and time the engine's notification."""
+    """Disconnect HTTP clients after a stream's first event; time the engine's notification."""
     heard: dict[str, float] = {}
     abort = manager.engine.abort
 

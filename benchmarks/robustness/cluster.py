@@ -1,8 +1,8 @@
 """Measures Ray Serve on this machine with simulated engines: `python -m benchmarks cluster`.
 
 Reports the throughput of two replicas against one, how soon a replica is notified of a disconnected
-client, a flooding tenant's share, how soon replicas start and stop, and what Ray adds to a token beside
-our server alone.
+client, a flooding tenant's share, how soon replicas start and stop, and what Ray adds to a token
+beside our server alone.
 """
 
 import asyncio
@@ -176,7 +176,7 @@ async def _share(client: Client) -> float:
 
 
 async def _scale(client: Client) -> tuple[float, float]:
-    """Return the seconds until three replicas run under load, and until one is left without load."""
+    """Return the seconds until three replicas run under load, then one without load."""
     words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2", "max_waiting": "8"}
     async with deployed({**REPLICA, **SLOW, **words}):
         began = time.perf_counter()

@@ -1,8 +1,8 @@
 """Measures idle connections and readers that stop reading: `python -m benchmarks connections`.
 
-Our HTTP server runs in a process of its own, over an engine that only keeps a pace. First it holds many
-idle keep-alive connections. Then a few readers measure their gaps between tokens, beside many clients
-that read, and beside as many that sent the same request and read nothing.
+Our HTTP server runs in a process of its own, over an engine that only keeps a pace. First it holds
+many idle keep-alive connections. Then a few readers measure their gaps between tokens, beside many
+clients that read, and beside as many that sent the same request and read nothing.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ from benchmarks.targets import TargetError
 
 NEIGHBOURS, NEIGHBOUR_TOKENS = 16, 400
 OTHERS_TOKENS = 100_000
-# A small model's step on a GPU, and a text of which a few hundred fill the kernel's and the server's buffers for a reader.
+# A small model's step on a GPU, and a text of which a few hundred fill the kernel's and the
+# server's buffers for a reader.
 STEP_SECONDS, TEXT = 0.02, " word" * 60
 SETTLE_SECONDS = 15.0
 RECEIVE_BUFFER = 4096
@@ -43,7 +44,8 @@ class Cost(msgspec.Struct, kw_only=True):
 async def measure(idle: int, others: int, report: Callable[[str], None]) -> Cost:
     """Run the measurement. Raises TargetError if this process may not open enough connections."""
     allow_descriptors(max(idle, others) + 256)
-    # Each part has a new server: memory that one crowd freed would be reused by the next crowd and not be seen.
+    # Each part has a new server: memory that one crowd freed would be reused by the next crowd and
+    # not be seen.
     async with pacing_server() as (server, where):
         before = memory_of(server)
         async with _connections(*where, idle, b"", reading=True):

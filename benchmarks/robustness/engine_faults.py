@@ -1,9 +1,9 @@
 """Kills or stops a real engine under load, repeatedly: `python -m benchmarks faults`.
 
-Accounts for every request, once as its caller saw it and once as the manager counted it; both must agree.
-Also reports how soon the manager and the callers knew. Half of the clients read streams, half ask for
-whole answers. Each request is greedy, so the length and the beginning of an answer show whether two
-engines had a part in it.
+Accounts for every request, once as its caller saw it and once as the manager counted it; both must
+agree. Also reports how soon the manager and the callers knew. Half of the clients read streams,
+half ask for whole answers. Each request is greedy, so the length and the beginning of an answer
+show whether two engines had a part in it.
 """
 
 import signal
@@ -34,13 +34,14 @@ from llmserve.engines.vllm.engine import VLLMEngine
 
 PROMPT, TOKENS = "The capital of France is", 96
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-# A refused client retries after this pause, regardless of Retry-After, so that there is something to refuse.
+# A refused client retries after this pause, regardless of Retry-After, so that there is something
+# to refuse.
 PAUSE = 1.0
 LOOK = 0.005
 
 
 class Kill(msgspec.Struct, kw_only=True):
-    """Seconds from the signal until the manager knew, the last begun stream ended, and the engine was back."""
+    """Seconds from the signal until the manager knew, all streams ended, the engine was back."""
 
     streaming: int
     known: float
@@ -141,7 +142,8 @@ class Fleet:
         return tokens
 
     def _check(self, name: str, tokens: tuple[int, ...], *, whole: bool) -> None:
-        # In another batch, sums are taken in another order, so a later token may differ by chance. The length may not.
+        # In another batch, sums are taken in another order, so a later token may differ by chance.
+        # The length may not.
         if len(tokens) > TOKENS or (whole and len(tokens) != TOKENS) or tokens[:2] != self._expected[: min(2, len(tokens))]:
             self._ledger.faults.append(f"{name} got {len(tokens)} tokens, beginning with {tokens[:4]}")
 
@@ -197,9 +199,7 @@ async def measure(
                 await anyio.sleep(every)
                 kill = await _kill(manager, ledger, sent)
                 kills.append(kill)
-                report(
-                    f"{kill.streaming} streams: detected after {kill.known:.2f} s, ended after {kill.told:.2f} s, back after {kill.back:.1f} s"
-                )
+                report(f"{kill.streaming} streams: noticed {kill.known:.2f} s, ended {kill.told:.2f} s, restarted {kill.back:.1f} s")
             fleet.over = True
         statistics = manager.statistics()
         if statistics.open or statistics.running or statistics.engine.running:

@@ -13,7 +13,8 @@ import numpy as np
 
 from llmserve import EngineManager, GenerationRequest, InvalidRequest, LLMServeError, Overloaded, Sampling, StructuredOutputs
 
-# Rows S1 and S2 of the attack table (docs/reliability.md). A number makes each schema different, because verdicts are cached.
+# Rows S1 and S2 of the attack table (docs/reliability.md). A number makes each schema different,
+# because verdicts are cached.
 HOSTILE: dict[str, Callable[[int], StructuredOutputs]] = {
     "a pattern of 10 s": lambda n: StructuredOutputs.json(
         {"type": "string", "pattern": f"^(.*a){{25}}[a-z]{{1,{4000 + n}}}(.|\\n){{1,5000}}$"}

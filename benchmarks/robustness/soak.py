@@ -1,9 +1,9 @@
-"""Sends requests of every kind through one manager for an hour: `python -m benchmarks soak --seconds 3600`.
+"""Sends requests of every kind for an hour: `python -m benchmarks soak --seconds 3600`.
 
-Reports growth of memory, tasks, file descriptors and metric series. The slope of the resident size is a
-least-squares line over the samples after the first third, in which caches fill and one-time allocations
-happen. Each sample is taken while no request is open. The clients live in the same process, so what they
-keep counts too.
+Reports growth of memory, tasks, file descriptors and metric series. The slope of the resident size
+is a least-squares line over the samples after the first third, in which caches fill and one-time
+allocations happen. Each sample is taken while no request is open. The clients live in the same
+process, so what they keep counts too.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from llmserve.observability import prometheus
 
 PARTS = 60
 WARM_SHARE = 1 / 3
-# Memory for answers with an Idempotency-Key, so small that the first thousand requests fill it, not the first two million.
+# Memory for answers with an Idempotency-Key, so small that the first thousand requests fill it, not
+# the first two million.
 KEEP_BYTES = 2**18
 # Bytes per request: one MiB for 100,000 requests.
 MAX_GROWTH = 2**20 / 1e5

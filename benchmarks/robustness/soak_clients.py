@@ -1,8 +1,8 @@
 """The clients of a soak: every way in which a request can arrive and end.
 
-Requests come in process, over HTTP and over frames. They are answered, streamed, abandoned, cancelled,
-late, refused, invalid, cut off or sent again. Names that a client chooses (tenants, models, adapters,
-request ids, keys) are new each time, because remembered names make memory grow.
+Requests come in process, over HTTP and over frames. They are answered, streamed, abandoned,
+cancelled, late, refused, invalid, cut off or sent again. Names that a client chooses (tenants,
+models, adapters, request ids, keys) are new each time, because remembered names make memory grow.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Thousands of malicious clients at a time: `python -m benchmarks storms`.
 
-Our HTTP server runs in a process of its own, over an engine that only keeps a pace. A canary repeatedly
-asks it for eight tokens, before and during each attack. Each attack reports how much later the canary is
-answered, when the server has closed the last attacker's connection, and how much memory the attackers
-cost.
+Our HTTP server runs in a process of its own, over an engine that only keeps a pace. A canary
+repeatedly asks it for eight tokens, before and during each attack. Each attack reports how much
+later the canary is answered, when the server has closed the last attacker's connection, and how
+much memory the attackers cost.
 """
 
 import asyncio
@@ -31,9 +31,11 @@ from benchmarks.robustness.connections import (
 
 QUIET_SECONDS = 5.0
 CONNECTING = 256
-# The server tolerates an attacker for at most 30 s: for a body, or for a reader from the moment when all buffers are full.
+# The server tolerates an attacker for at most 30 s: for a body, or for a reader from the moment
+# when all buffers are full.
 LONGEST_SECONDS = 120.0
-# For 5000 readers this is 50,000 tokens a second, a lot for a GPU, and enough bytes to fill all buffers in 15 s.
+# For 5000 readers this is 50,000 tokens a second, a lot for a GPU, and enough bytes to fill all
+# buffers in 15 s.
 SLOW_PACE = 0.1, " word" * 300
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -68,7 +70,7 @@ class Storms(msgspec.Struct, kw_only=True):
 
 @attrs.define
 class Attacker(asyncio.Protocol):
-    """Sends `at_once` immediately and then one byte of `bit_by_bit` a second; `gone` is set at its end."""
+    """Sends `at_once`, then a byte of `bit_by_bit` a second; `gone` is set at its end."""
 
     at_once: bytes
     bit_by_bit: bytes
@@ -264,7 +266,7 @@ async def _until_none(port: int, seconds: float) -> None:
 
 
 def _established(port: int) -> int:
-    """Count a local server's connections in /proc; the sockets of every process would take seconds."""
+    """Count a local server's connections in /proc; asking for all sockets takes seconds."""
     wanted, found = f":{port:04X}", 0
     with open("/proc/net/tcp") as lines:
         for line in lines:

@@ -1,8 +1,8 @@
 """LateGate and the policies it is compared with, by name, for the simulation and for real engines.
 
 - `lategate`, `none`, `gradient2`.
-- `fixed:N`: at most N requests in the engine, each waiting at most a third of the TTFT; `fixed:N:S`: S
-  seconds.
+- `fixed:N`: at most N requests in the engine, each waiting at most a third of the TTFT;
+  `fixed:N:S`: S seconds.
 - `vllm:R` or `vllm:R:T`: vLLM's `--max-num-queued-reqs` and `--max-num-queued-tokens`.
 - `thin:R`: random refusals, so that R requests per second are admitted.
 """
@@ -43,8 +43,8 @@ class Setup:
 class Gradient2(FixedLimit):
     """Netflix's concurrency limit: it follows the ratio of long-term to recent latency.
 
-    The parameters are those of its authors' library: smoothing 0.2, tolerance 1.5, a long window of 600, a
-    queue of 4.
+    The parameters are those of its authors' library: smoothing 0.2, tolerance 1.5, a long window of
+    600, a queue of 4.
     """
 
     limit: int = 20
@@ -69,7 +69,7 @@ class Gradient2(FixedLimit):
 
 
 class VLLMFlags(AdmissionController):
-    """Limits of vLLM's flags on requests and prompt tokens without a first token; others get 503."""
+    """Limits of vLLM's flags on requests and prompt tokens without a first token; 503 beyond."""
 
     def __init__(self, requests: int, tokens: float) -> None:
         super().__init__(Unlimited())

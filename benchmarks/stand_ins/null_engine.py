@@ -21,7 +21,7 @@ VOCABULARY = 32_000
 
 @attrs.define
 class NoEngine:
-    """Yields one token per open request at each turn of the event loop, or every `pause` seconds."""
+    """Yields a token per open request at each turn of the loop, or every `pause` seconds."""
 
     text: str = ""
     pause: float = 0.0
@@ -95,7 +95,7 @@ END = _event(b"[DONE]") + b"0\r\n\r\n"
 
 
 class _Connection(asyncio.Protocol):
-    """A connection that answers each request with one write per token, at each turn of the event loop."""
+    """A connection that answers with one write per token, at each turn of the event loop."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

@@ -1,8 +1,9 @@
-"""The null core: vLLM's engine core process, scheduler, ZeroMQ and msgpack, over a model without computation.
+"""The null core: vLLM's engine core process over a model without computation.
 
-vLLM imports `NullExecutor` by name, as its `distributed_executor_backend`. It starts no worker, loads no
-weights and takes no memory for the cache. The core sends what a real core sends, except that logprobs are
-left out and grammars are ignored.
+vLLM imports `NullExecutor` by name, as its `distributed_executor_backend`. It starts no worker,
+loads no weights and takes no memory for the cache. The core has vLLM's scheduler, ZeroMQ and
+msgpack, and sends what a real core sends, except that logprobs are left out and grammars are
+ignored.
 """
 
 import os
@@ -19,9 +20,11 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from benchmarks.stand_ins.null_model import NullModel
 
-# Environment variable with the seconds per step; it reaches the engine core process that vLLM starts.
+# Environment variable with the seconds per step; it reaches the engine core process that vLLM
+# starts.
 PACE = "NULL_EXECUTOR_PACE"
-# The scheduler makes a Python object per block: 2 million tokens in blocks of 16, what an H100 holds for a model of 1.5B.
+# The scheduler makes a Python object per block: 2 million tokens in blocks of 16, what an H100
+# holds for a model of 1.5B.
 MAX_BLOCKS = 2**17
 
 
@@ -49,7 +52,8 @@ class NullExecutor(Executor):  # type: ignore[misc]
         self._model = NullModel(float(os.environ.get(PACE, "0")))
         self._over_at = 0.0
         self._output = EMPTY_MODEL_RUNNER_OUTPUT
-        # One layer with the smallest cache, because the scheduler counts blocks regardless of their content.
+        # One layer with the smallest cache, because the scheduler counts blocks regardless of their
+        # content.
         self._spec = FullAttentionSpec(block_size=self.cache_config.block_size or 16, num_kv_heads=1, head_size=8, dtype=torch.float16)
 
     @classmethod

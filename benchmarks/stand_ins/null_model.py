@@ -1,7 +1,7 @@
-"""A model without computation: decides which requests of a step get a token, and when the step is over.
+"""A model without computation: which requests of a step get a token, and when it is over.
 
-It reads what vLLM's scheduler sends to a model, and does not import vLLM. `null_executor` puts it behind
-vLLM's engine core.
+It reads what vLLM's scheduler sends to a model, and does not import vLLM. `null_executor` puts it
+behind vLLM's engine core.
 """
 
 import itertools
@@ -27,15 +27,16 @@ class NullModel:
     def step(self, scheduled: Any) -> tuple[list[str], list[list[int]]]:
         """Return the ids of the scheduled requests and each request's new tokens.
 
-        `scheduled` is vLLM's SchedulerOutput. A request gets one token, or none while a part of its prompt
-        is left for later steps.
+        `scheduled` is vLLM's SchedulerOutput. A request gets one token, or none while a part of its
+        prompt is left for later steps.
         """
         for request_id in scheduled.finished_req_ids:
             self._prompts.pop(request_id, None)
         known: dict[str, int] = {}
         for new in scheduled.scheduled_new_reqs:
             self._prompts[new.req_id] = len(new.prompt_token_ids)
-            # vLLM's second model runner gets a preempted request as a new one that includes its answer so far.
+            # vLLM's second model runner gets a preempted request as a new one that includes its
+            # answer so far.
             known[new.req_id] = len(new.prefill_token_ids or new.prompt_token_ids) - new.num_computed_tokens
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed, answered in zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True):

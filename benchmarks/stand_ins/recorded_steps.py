@@ -1,4 +1,4 @@
-"""Three steps of a real vLLM core for one request: first, middle and last, which the stubbed core repeats.
+"""First, middle and last step of a real vLLM core for one request; the stubbed core repeats them.
 
 `recorded_steps.json` holds every field that differs from its default. `python -m
 benchmarks.stand_ins.recorded_steps` records the steps on the installed vLLM and the bundled model.
@@ -113,7 +113,8 @@ async def record(manager: EngineManager) -> dict[str, Any]:
 
     core.get_output_async = spy
     try:
-        # vLLM's output handler is still waiting in the original method. The first answer brings it to the spy.
+        # vLLM's output handler is still waiting in the original method. The first answer brings it
+        # to the spy.
         for _ in range(2):
             await manager.generate("Once upon a time", sampling=Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0, ignore_eos=True))
     finally:

@@ -1,13 +1,15 @@
-"""vLLM over an engine core that answers immediately, to measure the process that holds the engine's client.
+"""vLLM over an engine core that answers immediately, to measure the client's process.
 
-`python -m benchmarks.stand_ins.stub_core STREAMS frontends.aiohttp_app ARGUMENTS` runs a server module with
-the stub, ours or vLLM's. With `nothing` instead of a number, our server's simulated engine is replaced by
-an engine that does no work, and with `nothing:SECONDS:TEXT` by one with a pace.
+`python -m benchmarks.stand_ins.stub_core STREAMS frontends.aiohttp_app ARGUMENTS` runs a server
+module with the stub, ours or vLLM's. With `nothing` instead of a number, our server's simulated
+engine is replaced by an engine that does no work, and with `nothing:SECONDS:TEXT` by one with a
+pace.
 
-The core lives in the client's process and event loop, without ZeroMQ and msgpack; its part of the time is
-the same for all variants. Its outputs have the fields of a real core's (`recorded_steps`). It waits until
-STREAMS streams are open. Then it makes a token for each of them at every turn of the loop, until all have
-ended. If it began with the first stream, that stream would end before the next one is tokenised.
+The core lives in the client's process and event loop, without ZeroMQ and msgpack; its part of the
+time is the same for all variants. Its outputs have the fields of a real core's (`recorded_steps`).
+It waits until STREAMS streams are open. Then it makes a token for each of them at every turn of the
+loop, until all have ended. If it began with the first stream, that stream would end before the next
+one is tokenised.
 """
 
 import asyncio

@@ -81,7 +81,7 @@ def _tokens(measured: Measured) -> int:
 
 
 async def _per_core_second(system: SystemUnderTest, seconds: float, tokens: int, count: Callable[[Measured], int]) -> float:
-    """Run rounds, each twice as long as the one before, until a round uses `seconds` of CPU time."""
+    """Run rounds of doubling length until a round uses `seconds` of CPU time."""
     requests = CLIENTS
     while True:
         workload = Workload(prompt=Fixed(16), output=Fixed(tokens), vocabulary=system.vocabulary)

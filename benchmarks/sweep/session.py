@@ -92,7 +92,8 @@ async def run(settings: Settings) -> int:
             recording.run.ceiling[INPROCESS] = await generator_ceiling.inprocess_tokens(settings.ceiling_seconds)
         try:
             for repeat, job in settings.jobs(bench.systems[0].vocabulary):
-                # All targets measure a point before the next point, so that drift affects all of them alike.
+                # All targets measure a point before the next point, so that drift affects all of
+                # them alike.
                 for system in bench.systems:
                     await measure(system, job, settings, repeat, recording)
         finally:
@@ -159,7 +160,7 @@ async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settin
 
 
 def warm_up(job: PlannedRequest, requests: int) -> PlannedRequest:
-    """Return the warm-up job: the point's clients (four for an open loop), other prompts, short answers."""
+    """Return the warm-up job: as many clients (open loop: four), new prompts, short answers."""
     clients = job.load.concurrency or 4
     workload = attrs.evolve(job.workload, output=Fixed(WARM_UP_TOKENS), turns=Fixed(1), cancelling=0.0)
     load = Load(concurrency=clients)

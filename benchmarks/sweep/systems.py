@@ -208,5 +208,5 @@ def describe_memory(memory: Memory, machine: Machine, model: str | None, engine:
 
 
 def middle(vocabulary: int) -> tuple[int, int]:
-    """Return the token ids for prompts: the middle of the vocabulary, which has no special tokens."""
+    """Return the middle of the vocabulary for prompts, which has no special tokens."""
     return vocabulary // 4, vocabulary // 4 * 3

@@ -1,4 +1,4 @@
-"""Targets of a load: a manager in this process, a server over HTTP, and any other object with `send`."""
+"""Targets of a load: a manager in this process, a server over HTTP, or any `Target`."""
 
 from benchmarks.targets.base import Target, TargetError, with_patience
 

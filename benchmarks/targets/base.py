@@ -1,4 +1,4 @@
-"""The seam: a target sends one item and fills in its record. A new wire adds a module beside these."""
+"""The seam: a target sends an item and fills in its record; a new wire is a new module."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -16,11 +16,12 @@ class TargetError(Exception):
 class Target(Protocol):
     """A target of the load.
 
-    `now` returns seconds since the point's start, and `origin` is that start on the monotonic clock.
+    `now` returns seconds since the point's start, and `origin` is that start on the monotonic
+    clock.
     """
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
-        """Send one request, wait for its end and return the answer's token ids, if the target has them.
+        """Send one request to its end; return the answer's token ids if the target has them.
 
         A failure of the target is an outcome, not an exception.
         """

@@ -34,7 +34,8 @@ def local_ray() -> Iterator[str]:
     except ImportError as error:
         raise TargetError(f"Ray cannot be imported ({error}); install llmserve[ray]") from error
     port = free_port()
-    # A Ray of its own ("local"), regardless of other ones, with more cores than the machine has, because nothing here computes.
+    # A Ray of its own ("local"), regardless of other ones, with more cores than the machine has,
+    # because nothing here computes.
     ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:

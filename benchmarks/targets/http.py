@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server: streamed POST /v1/completions or /v1/chat/completions.
 
-Tokens are counted by the usage in each chunk, where the server sends it. Otherwise a chunk counts as one
-token, and the last chunk gets the rest of the final usage.
+Tokens are counted by the usage in each chunk, where the server sends it. Otherwise a chunk counts
+as one token, and the last chunk gets the rest of the final usage.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +16,8 @@ from benchmarks.recording.results import RequestRecord
 from benchmarks.targets.base import TargetError
 from benchmarks.workload.requests import Item
 
-# aiohttp's default of 64 KiB stops the reader within one event of a long context, and the client would be measured.
+# aiohttp's default of 64 KiB stops the reader within one event of a long context, and the client
+# would be measured.
 READ_BUFFER = 10 * 2**20
 CONNECT_SECONDS = 10.0
 # vLLM's server answers 400 without this header.
@@ -40,7 +41,8 @@ class _Event(msgspec.Struct):
 
     choices: list[msgspec.Raw] = []
     usage: _Usage | None = None
-    # A union with None would refuse every error, because msgspec accepts only null for a Raw that may be null.
+    # A union with None would refuse every error, because msgspec accepts only null for a Raw that
+    # may be null.
     error: msgspec.Raw = NO_ERROR
 
 
@@ -49,7 +51,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 @attrs.frozen
 class HTTP:
-    """One server's model; for `text` and `chat` the prompt is as many words as the item has token ids."""
+    """One server's model; for `text` and `chat`, a prompt is one word per token id."""
 
     session: aiohttp.ClientSession
     model: str
@@ -60,7 +62,8 @@ class HTTP:
             "model": self.model,
             **self._prompt(item),
             "max_tokens": item.max_tokens,
-            # Greedy, because a model with random weights would sample ids that its tokenizer does not have.
+            # Greedy, because a model with random weights would sample ids that its tokenizer does
+            # not have.
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,

@@ -65,7 +65,10 @@ class InProcess:
 
 
 def take_timeline(record: RequestRecord, line: Timeline, origin: float) -> None:
-    """Copy the stages of the manager and the engine, relative to the point's start; the clock is shared."""
+    """Copy the stages of the manager and the engine, relative to the point's start.
+
+    On one host, their clock is this process's.
+    """
     for name in ("submitted", "engine_queued", "engine_scheduled", "engine_first_token", "engine_last_token"):
         reading = getattr(line, name)
         setattr(record, name, None if reading is None else reading - origin)

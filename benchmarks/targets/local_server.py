@@ -1,7 +1,7 @@
-"""Our HTTP server over a manager of this process, so that a run measures one engine with and without HTTP.
+"""Our HTTP server over a manager of this process, to measure one engine with and without HTTP.
 
-The server's clients are other processes. The stages that the engine recorded are joined to the clients'
-records by request id, on the clock that all processes of a host share.
+The server's clients are other processes. The stages that the engine recorded are joined to the
+clients' records by request id, on the clock that all processes of a host share.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Timelines:
 
 @asynccontextmanager
 async def serve_here(manager: EngineManager, model: str, keep_bytes: int = KEEP_BYTES) -> AsyncIterator[str]:
-    """Serve during the context and yield the URL; `keep_bytes` bounds answers for `Idempotency-Key`."""
+    """Serve and yield the URL; `keep_bytes` bounds the answers for `Idempotency-Key`."""
     listener = bind("127.0.0.1", 0)
     memory = ResponseCache(asyncio.get_running_loop().time, keep_bytes)
     async with running(build_app(manager, model, memory=memory)) as acceptor, listen(acceptor, listener):

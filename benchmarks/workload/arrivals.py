@@ -1,8 +1,8 @@
 """When requests are due. Pure: seconds from the start, no clock, every random choice from a seed.
 
 An open loop's times are absolute and never move. A generator that falls behind sends late, and the
-lateness shows in every figure that counts from the intended send. Re-anchoring to "now" would hide a
-stall of the server from its own measurement.
+lateness shows in every figure that counts from the intended send. Re-anchoring to "now" would hide
+a stall of the server from its own measurement.
 """
 
 import itertools
@@ -34,7 +34,7 @@ def gamma(rate: float, shape: float, seed: int) -> Iterator[float]:
 
 
 def ramp(first: float, last: float, seconds: float) -> Iterator[float]:
-    """Yield arrivals at a rate that changes linearly from `first` to `last` per second over `seconds`.
+    """Yield arrivals at a rate that changes linearly from `first` to `last` within `seconds`.
 
     There is no randomness. The n-th arrival is where the rate's integral reaches n:
     first*t + (last - first)*t^2/(2*seconds) = n.
@@ -46,7 +46,7 @@ def ramp(first: float, last: float, seconds: float) -> Iterator[float]:
 
 
 def steps(stairs: Sequence[tuple[float, float]], seed: int) -> Iterator[float]:
-    """Yield Poisson arrivals at consecutive rates: `stairs` are (rate, seconds); a rate of 0 is a pause."""
+    """Yield Poisson arrivals at consecutive (rate, seconds); a rate of 0 is a pause."""
     begin = 0.0
     for number, (rate, seconds) in enumerate(stairs):
         if rate > 0:

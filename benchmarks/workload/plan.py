@@ -1,4 +1,4 @@
-"""The plan of a run: loads, one point after another. Pure, and small enough to send to another process."""
+"""The plan of a run: loads, one point after another. Pure, and small enough for a pipe."""
 
 import itertools
 import math
@@ -24,10 +24,10 @@ class Load:
         ends: First and last rate of a ramp.
         stairs: (rate, seconds) of each step.
         trace: Requests to send again, with their times and lengths.
-        staggered: Whether each client of a closed loop begins with an answer that is cut to a different
-            part of its length and does not count. The clients are then out of step, as after a long
-            time. Clients that begin together with answers of one length end together and ask again
-            together, so each of their prompts waits for all the others.
+        staggered: Whether each client of a closed loop begins with an answer that is cut to a
+            different part of its length and does not count. The clients are then out of step, as
+            after a long time. Clients that begin together with answers of one length end together
+            and ask again together, so each of their prompts waits for all the others.
     """
 
     pattern: Pattern = "closed"
@@ -40,7 +40,7 @@ class Load:
     staggered: bool = False
 
     def times(self, seconds: float, seed: int) -> list[float]:
-        """Return an open loop's send times before `seconds`; steps and traces have their own end."""
+        """Return an open loop's times before `seconds`; steps and traces have their own end."""
         match self.pattern:
             case "steps":
                 return list(arrivals.steps(self.stairs, seed))
@@ -90,7 +90,7 @@ class PlannedRequest:
     share: tuple[int, int] = (0, 1)
 
     def schedule(self) -> tuple[list[float], list[Item]]:
-        """Return the share's times (none in a closed loop) and items, made before the run to save time."""
+        """Make the share's times (none in a closed loop) and items, before the run to save time."""
         which, of = self.part
         times = self._times()
         count = self.requests if self.load.pattern == "closed" else len(times)
@@ -129,7 +129,7 @@ class PlannedRequest:
 
     @property
     def part(self) -> tuple[int, int]:
-        """The effective share: surplus processes (which >= of) get nothing if there are fewer clients."""
+        """The effective share: with fewer clients, surplus processes (which >= of) get nothing."""
         which, of = self.share
         return which, min(of, self.load.concurrency or of)
 

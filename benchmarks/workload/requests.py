@@ -1,4 +1,4 @@
-"""Prompts, lengths and patience. Pure and seeded; prompts are token ids, so that their length is exact."""
+"""Prompts (token ids, so that lengths are exact), lengths and patience. Pure and seeded."""
 
 import itertools
 import random
@@ -47,7 +47,12 @@ class Normal:
 
 @attrs.frozen
 class LogNormal:
-    """A log-normal distribution, as of real prompts: median, sigma of the logarithm; at least `least`."""
+    """A log-normal distribution, like real prompts', rounded and at least `least`.
+
+    Attributes:
+        median: Median length in tokens.
+        sigma: Standard deviation of the length's logarithm.
+    """
 
     median: float
     sigma: float
@@ -87,8 +92,8 @@ class Item:
 
     Attributes:
         cancel_after: The client's patience in seconds; None is unlimited.
-        follow_ups: Later turns of the conversation. Each is sent after the previous answer, with the
-            whole conversation before it.
+        follow_ups: Later turns of the conversation. Each is sent after the previous answer, with
+            the whole conversation before it.
         lead: Whether the request only brings its client out of step with the others.
     """
 
@@ -113,8 +118,8 @@ class Workload:
 
     Attributes:
         prompt: Distribution of prompt lengths in tokens.
-        output: Distribution of answer lengths in tokens. Answers have exactly the drawn length, because
-            the end-of-sequence token is ignored.
+        output: Distribution of answer lengths in tokens. Answers have exactly the drawn length,
+            because the end-of-sequence token is ignored.
         vocabulary: Range [low, high) of token ids, without special tokens.
         shared_prefix: Tokens that every prompt begins with, in addition to its own length.
         turns: Number of turns of a conversation; each turn has its own lengths.
@@ -137,9 +142,9 @@ class Workload:
     def items(self, part: str = "", salt: str = "") -> Iterator[Item]:
         """Yield items without end.
 
-        Another `part` (a warm-up, a point of a sweep) has other prompts and the same shared prefix. Another
-        `salt` has the same lengths and other tokens, so that no prompt is in a cache that the first
-        stream has filled.
+        Another `part` (a warm-up, a point of a sweep) has other prompts and the same shared prefix.
+        Another `salt` has the same lengths and other tokens, so that no prompt is in a cache that
+        the first stream has filled.
         """
         prefix = self._tokens(random.Random(f"prefix {self.seed}"), self.shared_prefix)
         shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
@@ -175,8 +180,8 @@ class Workload:
 def parse_lengths(text: str) -> Lengths:
     """Parse a distribution of lengths in tokens. Raises ValueError.
 
-    The forms are `128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` and `empirical:FILE` (a number
-    per line).
+    The forms are `128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` and `empirical:FILE` (a
+    number per line).
     """
     match text.split(":", 2):
         case [tokens] if tokens.isdigit() and int(tokens) > 0:

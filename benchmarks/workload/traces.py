@@ -1,10 +1,10 @@
 """Reads recorded traffic as JSONL or CSV, with the columns of its publishers.
 
 Mooncake (github.com/kvcache-ai/Mooncake, FAST25 traces): timestamp in milliseconds, input_length,
-output_length, hash_ids. Each hash id stands for one block of 512 prompt tokens, so equal ids are a shared
-prefix. Azure (AzurePublicDataset, LLM inference traces): TIMESTAMP as a date, ContextTokens,
-GeneratedTokens. BurstGPT (HPMLL/BurstGPT): Timestamp in seconds, "Request tokens", "Response tokens". A
-failed request of BurstGPT has a response of 0 tokens and is left out.
+output_length, hash_ids. Each hash id stands for one block of 512 prompt tokens, so equal ids are a
+shared prefix. Azure (AzurePublicDataset, LLM inference traces): TIMESTAMP as a date, ContextTokens,
+GeneratedTokens. BurstGPT (HPMLL/BurstGPT): Timestamp in seconds, "Request tokens", "Response
+tokens". A failed request of BurstGPT has a response of 0 tokens and is left out.
 """
 
 import csv

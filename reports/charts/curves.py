@@ -17,7 +17,7 @@ Z = 1.96
 
 
 def throughput_vs_concurrency(content: Content) -> UIElement:
-    """Draw throughput with 95 % intervals, the ideal line of the first point, and the knee's interval."""
+    """Draw throughput with 95 % intervals, the ideal line, and the knee's interval."""
     if not content.sweeps:
         return explain(NO_SWEEP)
     levels = [level for series in content.sweeps for level in series.levels]

@@ -8,7 +8,8 @@ from benchmarks.analysis.steady_state import Floats
 from reports.page_data import Content
 from reports.theme import MIDDLE, chart, explain, hover, legend, plain_numbers
 
-# Ticks of the axis 1 / (1 - p), as in HdrHistogram's spectrum: each step to the right is ten times rarer.
+# Ticks of the axis 1 / (1 - p), as in HdrHistogram's spectrum: each step to the right is ten times
+# rarer.
 SPECTRUM = {0.5: "p50", 0.9: "p90", 0.95: "p95", 0.99: "p99", 0.999: "p99.9"}
 CURVE_POINTS = 200
 HEAT_COLUMNS, HEAT_ROWS = 60, 30
@@ -55,7 +56,7 @@ def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
 
 
 def itl_heat(view: View) -> UIElement:
-    """Draw every gap between two tokens by when it ended; a stall is a column, a slow mode a row."""
+    """Draw all gaps between tokens by their end; a stall is a column, a slow mode a row."""
     ends, values, weights = [], [], []
     for record in view.traffic:
         for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):

@@ -25,7 +25,7 @@ OUTCOME_COLOURS = {
 
 
 def goodput(content: Content) -> UIElement:
-    """Draw requests per second that met the SLO; the gap to the ideal line was late, refused or failed."""
+    """Draw requests per second that met the SLO; the others were late, refused or failed."""
     found = chart("Goodput by offered load", "requests/s sent", "requests/s that met the SLO")
     points: list[Model] = []
     most = 0.0

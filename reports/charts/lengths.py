@@ -68,12 +68,13 @@ def _label(content: Content, run: Named, view: View) -> str:
 
 
 def _fit(found: figure, x: Floats, y: Floats, colour: str) -> None:
-    """Draw a least-squares fit of relative errors, from four lengths on; three leave nothing to check."""
+    """Draw a fit by relative least squares for four lengths or more; three fit exactly."""
     if len(x) <= MIN_LENGTHS:
         return
     for degree in (2, 1):
         terms, *_ = np.linalg.lstsq(np.vander(x, degree + 1, increasing=True) / y[:, None], np.ones_like(y), rcond=None)
-        # A longer prompt never takes less work, so a negative quadratic term is noise and is dropped.
+        # A longer prompt never takes less work, so a negative quadratic term is noise and is
+        # dropped.
         if terms[-1] >= 0:
             break
     along = np.geomspace(x.min(), x.max(), 100)

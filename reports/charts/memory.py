@@ -14,7 +14,7 @@ NO_MEMORY = "There is no memory estimate: the engine ran on a remote server, or 
 
 
 def vram_usage(content: Content) -> UIElement:
-    """Draw each engine's estimate, stacked, beside the measured total, with the estimate's error."""
+    """Draw each engine's stacked estimate beside the measured total, with the error."""
     told = [(run, memory) for run in content.runs if (memory := run.analysis.recording.run.memory) and memory.weights and memory.loaded]
     if not told:
         return explain(NO_MEMORY)
@@ -88,7 +88,7 @@ def kv_vs_concurrency(content: Content) -> UIElement:
 
 
 def _needed(run: Named, view: View, memory: Memory) -> float:
-    """Return the cache of all sequences that can run together at full length, bounded by the batch."""
+    """Return the cache of all concurrent sequences at full length, bounded by the batch."""
     engine = run.analysis.recording.run.provenance.get("engine") or {}
     at_once = min(view.point.concurrency or 0, engine.get("max_num_seqs") or 10**9)
     return at_once * (view.summary.prompt_tokens + view.summary.output_tokens) * (memory.kv_bytes_per_token or 0)

@@ -10,7 +10,7 @@ BAND = 0.1
 
 
 def predicted_vs_measured(content: Content) -> UIElement:
-    """Draw every load's prediction from all other loads; exact ones are on the diagonal, the band is 10 %."""
+    """Draw every load's prediction from all other loads, with a band of 10 % at the diagonal."""
     found = chart(
         "Throughput: predicted without the load, by measured",
         "measured tokens/s",

@@ -15,7 +15,7 @@ RATE_PARTS = 60
 
 
 def engine_timelines(view: View) -> list[UIElement]:
-    """Draw requests, KV cache, GPU and tokens per second on one time axis; the steady window is shaded."""
+    """Draw requests, KV cache, GPU and token rate on one time axis; the window is shaded."""
     if not view.samples:
         return [explain("The server reported nothing about its engine while this point ran (no /metrics).")]
     queue = chart("Requests in the engine", "", "requests")

@@ -1,1 +1,1 @@
-"""Requests that must not disturb other clients, sent to a server: `python -m benchmarks attacks`."""
+"""Sends requests that must not disturb other clients: `python -m benchmarks attacks`."""

@@ -1,4 +1,4 @@
-"""The kinds of attackers: each runs one attacker until a given time and counts the server's answers."""
+"""The kinds of attackers; each attacks until a given time and counts the server's answers."""
 
 import asyncio
 import socket
@@ -11,7 +11,8 @@ import attrs
 
 from benchmarks.robustness.attacks.inputs import ORDINARY, ordinary, post
 
-# How long an attacker waits for an answer or keeps an unfinished request open: twice the server's 30 s for a body.
+# How long an attacker waits for an answer or keeps an unfinished request open: twice the server's
+# 30 s for a body.
 ANSWER_SECONDS = 60.0
 # The simulated engine generates a slow reader's answer in 20 s, and the reader takes 48 s.
 READER_SECONDS = 300.0
@@ -23,7 +24,7 @@ NO_ANSWER, LOST, WHOLE, CUT, ENDED, STILL_OPEN = "no answer", "connection lost",
 
 @attrs.define
 class AttackCounts:
-    """How often each answer (an HTTP status or a text) came, and the duration of the slowest in seconds."""
+    """Number of each answer (an HTTP status or a text), and the longest duration in seconds."""
 
     answers: Counter[str] = attrs.field(factory=Counter)
     longest: float = 0.0

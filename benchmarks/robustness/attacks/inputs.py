@@ -15,7 +15,8 @@ METADATA_BYTES = 97 * 2**20 // 100
 # Bytes that an unfinished request withholds.
 KEPT_BACK = 100
 
-# Each passes a test of its first few steps, and costs more with every token (0.3 s to 20 s per token).
+# Each passes a test of its first few steps, and costs more with every token (0.3 s to 20 s per
+# token).
 CONSTRAINTS: dict[str, dict[str, Any]] = {
     "grammar": {"grammar": 'root ::= x x x x x x x x\nx ::= x x | x x x | "" | [a-z ] | "the" | x "a" x'},
     "regex": {"regex": "((a|b|[a-z ])*|([a-z ]*))*"},
@@ -87,7 +88,7 @@ def chat_logprobs(n: int = 16, max_tokens: int = 2000) -> bytes:
 
 
 def post(path: str, body: bytes, size: int | None = None) -> bytes:
-    """Return an HTTP request with `Connection: close`; `size` is its Content-Length (default: the real one)."""
+    """Return an HTTP request with `Connection: close`; `size` replaces its Content-Length."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % (len(body) if size is None else size) + body
 

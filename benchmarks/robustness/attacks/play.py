@@ -1,4 +1,4 @@
-"""Runs rows against a server: a canary before, during and after the attack, and the server's memory."""
+"""Runs rows against a server, with a canary before, during and after the attack."""
 
 import asyncio
 import os
@@ -21,11 +21,13 @@ from benchmarks.targets import TargetError
 
 LOOK_SECONDS = 0.1
 SETTLE_SECONDS = 2.0
-# A canary that waits longer has failed. It takes 0.05 s on the simulated engine, 0.5 s on a real one on a CPU.
+# A canary that waits longer has failed. It takes 0.05 s on the simulated engine, 0.5 s on a real
+# one on a CPU.
 CANARY_PATIENCE = 5.0
 CANARY_VOICES = 2
-# The simulated engine holds 64 sequences of 2,048 tokens together. With its default size, a row's open streams would leave the canary no
-# slot or no cache, and the canary would measure the wait for admission.
+# The simulated engine holds 64 sequences of 2,048 tokens together. With its default size, a row's
+# open streams would leave the canary no slot or no cache, and the canary would measure the wait for
+# admission.
 ROOM = {"max_num_seqs": 64, "block_size": 16, "num_blocks": 64 * 2048 // 16}
 
 

@@ -59,8 +59,9 @@ class Row:
         return bool(self.server) or self.unread or self.wire == "socket"
 
 
-# The canary waits for the engine's steps, which a constraint makes longer. The bound is twice the latency, and 6 s for the refusal. The
-# first constrained request starts the process that tests constraints (300 MiB), which keeps running.
+# The canary waits for the engine's steps, which a constraint makes longer. The bound is twice the
+# latency, and 6 s for the refusal. The first constrained request starts the process that tests
+# constraints (300 MiB), which keeps running.
 CONSTRAINED = Bounds(rise=None, times=2.0, answered=6.0, grown=512 * MIB)
 CONSTRAINTS = tuple(
     Row(
@@ -87,7 +88,8 @@ ROWS: tuple[Row, ...] = (
         name="open streams with metadata",
         attack=Post(COMPLETIONS, inputs.held()),
         attackers=20,
-        # Twenty bodies of one mebibyte may be in transit together, and one of them decoded (25 MiB).
+        # Twenty bodies of one mebibyte may be in transit together, and one of them decoded (25
+        # MiB).
         bounds=Bounds(held=64 * MIB),
     ),
     Row(number="4", name="128 sequences with 20 logprobs", attack=Post(COMPLETIONS, inputs.many_logprobs())),

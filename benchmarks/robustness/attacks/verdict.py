@@ -67,7 +67,7 @@ class Played(msgspec.Struct, kw_only=True):
 
 
 def figures(canary: Canary, since: float, until: float, *, within: bool = False) -> Figures:
-    """Summarize the requests open during a phase, or with `within` those that began and ended in it."""
+    """Summarize the requests open during a phase, or those entirely `within` it."""
 
     def of(timed: list[Timed]) -> list[float]:
         if within:
@@ -84,7 +84,7 @@ def figures(canary: Canary, since: float, until: float, *, within: bool = False)
 
 
 def broken(played: Played, row: Row, rise: float) -> list[str]:
-    """Return descriptions of the broken bounds; `rise` is the bound of the rows with the default."""
+    """Return descriptions of the broken bounds; `rise` replaces the default bound."""
     before, beside, after = played.before, played.beside, played.after
     if before is None or beside is None or after is None:
         return []

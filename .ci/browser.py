@@ -1,4 +1,4 @@
-"""See to a Chromium for the tests that open pages: the machine's own, the system's package where we may install it, or playwright's."""
+"""Provide a Chromium for tests: an installed one, the system's package, or playwright's."""
 
 import subprocess
 import sys

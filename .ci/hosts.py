@@ -1,4 +1,4 @@
-"""See to what makes network namespaces, which are the hosts of the tests that need several: iproute2, and the rights to use it."""
+"""Check for iproute2 and root, which tests with several hosts need for network namespaces."""
 
 import os
 import shutil
@@ -9,11 +9,11 @@ from system import install, may_install
 
 def main() -> None:
     if os.geteuid() != 0:
-        sys.exit("the tests with several hosts make network namespaces, which only root may: run them as root, or in a container")
+        sys.exit("the tests with several hosts create network namespaces, which requires root: run them as root or in a container")
     if shutil.which("ip"):
         return
     if not may_install():
-        sys.exit("there is no ip: install your system's package of iproute2")
+        sys.exit("ip not found: install your system's iproute2 package")
     install("iproute2")
 
 

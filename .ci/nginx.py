@@ -1,4 +1,4 @@
-"""See to an nginx for the tests that put one before a server: the machine's own, or the system's package where we may install it."""
+"""Provide an nginx for tests behind a proxy: an installed one, or the system's package."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import sys
 
 from system import install, may_install
 
-# Where Debian has it, which is not on every user's PATH.
+# Debian's folder for nginx, which is not on every user's PATH.
 SBIN = "/usr/sbin"
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     if shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:{SBIN}"):
         return
     if not may_install():
-        sys.exit("there is no nginx: install your system's package of it")
+        sys.exit("nginx not found: install your system's nginx package")
     install("nginx")
 
 

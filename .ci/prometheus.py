@@ -1,4 +1,4 @@
-"""See to a Prometheus for the tests that scrape: the machine's own, or the system's package where we may install it."""
+"""Provide a Prometheus for tests that scrape: an installed one, or the system's package."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ def main() -> None:
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
     if not may_install():
-        sys.exit("there is no prometheus and no promtool: install your system's package of Prometheus")
+        sys.exit("prometheus or promtool not found: install your system's Prometheus package")
     install("prometheus")
 
 

@@ -1,7 +1,10 @@
-"""Take away one statement at a time and see whether a test notices: `tox run -e unit --notest && .tox/unit/bin/python .ci/removals.py`.
+"""Remove one statement at a time and check that a test fails.
 
-Every call, `await`, assignment to an attribute, early `return`, `raise` and `shield` of the modules that hold a request's
-life. mutmut 3 leaves out whatever is decorated, and `EngineManager.stream()` is. Prints what no test has noticed; some minutes.
+    tox run -e unit --notest && .tox/unit/bin/python .ci/removals.py
+
+Removes every call, `await`, assignment to an attribute, early `return`, `raise` and `shield` of the
+modules that manage a request's life. mutmut 3 leaves out decorated functions, and
+`EngineManager.stream()` is one. Prints the removals that no test has noticed; takes some minutes.
 """
 
 import ast
@@ -33,7 +36,7 @@ SECONDS = 120
 
 
 def removals(source: str) -> list[tuple[int, str, str]]:
-    """(line, what, the source without it) for each."""
+    """Return (line, what, source without it) for each removable statement."""
     tree, found = ast.parse(source), []
     lines = source.splitlines(keepends=True)
     for node in ast.walk(tree):
@@ -61,7 +64,7 @@ def _with(lines: list[str], first: int, last: int | None, text: str) -> str:
 
 
 def is_noticed(module: str, source: str) -> bool:
-    """In a tree of its own, so that several can be tried at once."""
+    """Run the tests on a copy of the tree, so that several removals can run together."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("llmserve", "frontends", "benchmarks", "tests", "pyproject.toml"):
             path = ROOT / name

@@ -1,4 +1,4 @@
-"""Packages of the system that the tests need, where the system is Debian's and we may install them."""
+"""Packages of the system that the tests need, on Debian with root."""
 
 import os
 import shutil

@@ -11,7 +11,7 @@ WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(4), vocabulary=(1, 200))
 
 
 class Scripted:
-    """Delivers `tokens` at a time after each of `gaps`; while `stalled` (a span of time) nothing moves.
+    """Delivers `tokens` per delivery after each of `gaps`; during the span `stalled` nothing moves.
 
     A gap may be a function of the time.
     """
@@ -38,7 +38,7 @@ def generate(target, load, workload=WORKLOAD, **job):
 
 
 async def closed(target=None, concurrency=1, requests=10, gap=None):
-    """What a closed loop measured; `gap` makes answers of a single delivery after it."""
+    """Return a closed loop's measurements; `gap` makes answers of one delivery after this gap."""
     target = target or Scripted(*([(gap,)] if gap else []))
     generator = generate(target, Load(concurrency=concurrency), requests=requests)
     await generator.run()

@@ -1,4 +1,4 @@
-"""Every async test of the core runs on asyncio and on trio, both on a virtual clock. No test sees the user's cache."""
+"""Runs the core's async tests on asyncio and trio in virtual time; hides the user's cache."""
 
 import os
 
@@ -7,14 +7,14 @@ import pytest
 import trio.testing
 from virtual import VirtualLoop
 
-# A machine that others use too is slow at times, which is no fault of what is tested.
+# A machine that others use too is slow at times, which is not the fault of the tested code.
 hypothesis.settings.register_profile("llmserve", deadline=None)
 hypothesis.settings.load_profile("llmserve")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_from_outside(tmp_path_factory):
-    """Tests read nothing that an earlier run or the developer's shell has left: the cache is new, and LLMSERVE_* variables are unset."""
+    """Use a new cache and unset LLMSERVE_* variables, so that tests read nothing from outside."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("LLMSERVE_")]:
             patch.delenv(name)

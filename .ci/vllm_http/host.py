@@ -1,4 +1,9 @@
-"""Starts an application with the bundled model for each line of standard input, a JSON object, and answers with its port (see `run.py`)."""
+"""Start an application per JSON object on standard input, and print its port.
+
+The applications serve the bundled model.
+
+See `run.py`.
+"""
 
 import json
 import os
@@ -24,7 +29,7 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent.parent / "tests"))
 from vllm_adapter_files import write_adapter
 
 ADAPTERS = ("zephyr-lora", "qwen3-lora")
-# What most of the tests start vLLM with.
+# The context with which most of the tests start vLLM.
 CONTEXT = 8192
 
 
@@ -33,7 +38,7 @@ async def main() -> None:
     # vLLM prints to standard output as well.
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as folder:
-        # An adapter that changes nothing takes the place of those that the tests would download.
+        # Adapters without effect replace those that the tests would download.
         modules = {name: write_adapter(pathlib.Path(folder, name), 8, 0.0) for name in ADAPTERS}
         arguments = {"tool_call_parser": "hermes", "lora_modules": modules, "max_model_len": CONTEXT}
         await serve(VLLMEngine("bundled", arguments), answers)

@@ -1,4 +1,4 @@
-"""Takes the place of vLLM's `tests/conftest.py`, which imports models and media (see `run.py`)."""
+"""Replaces vLLM's `tests/conftest.py`, which imports models and media (see `run.py`)."""
 
 from types import SimpleNamespace
 
@@ -13,13 +13,13 @@ from vllm.config import ModelConfig
 from llmserve.models import resolve
 
 _get_tokenizer = vllm.tokenizers.get_tokenizer
-# The tests ask for the tokenizer of their model, and the server has the bundled one.
+# The tests ask for their model's tokenizer, but the server has the bundled one.
 vllm.tokenizers.get_tokenizer = lambda *_, **__: _get_tokenizer(resolve("bundled"))
 _from_pretrained = transformers.AutoTokenizer.from_pretrained
 transformers.AutoTokenizer.from_pretrained = lambda *_, **arguments: _from_pretrained(resolve("bundled"), **arguments)
-# Adapters are the host's.
+# The host provides the adapters.
 vllm.transformers_utils.repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda **_: "/nowhere")
-# Models would have to be downloaded.
+# Use the bundled model, because other models would have to be downloaded.
 vllm.model_executor.model_loader.weight_utils.download_weights_from_hf = lambda *_, **__: resolve("bundled")
 
 
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if _calls(item)]
     for module in {item.module for item in items}:
         if hasattr(module, "get_vocab_size"):
-            # It asks the model's own configuration.
+            # The function asks the model's own configuration.
             module.ModelConfig = lambda model, **arguments: ModelConfig(model=resolve("bundled"), **arguments)
 
 

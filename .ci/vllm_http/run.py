@@ -1,9 +1,13 @@
-"""Run the tests of vLLM's HTTP server, unmodified, against ours: python .ci/vllm_http/run.py SDIST [argument of pytest ...]
+"""Run the unmodified tests of vLLM's HTTP server against ours.
 
-SDIST is the source archive of vLLM, such as vllm-0.33.0.tar.gz; the tests need pytest-asyncio, tblib and orjson beside the environment
-`next`. vLLM's tests start a server through the class `RemoteOpenAIServer` of their `tests/utils.py`. `server.py` beside this file takes the
-place of that module, and each server is then an application of ours under the model's name. All applications share one engine with the
-bundled model, because the models of the tests would have to be downloaded. docs/compatibility.md has the results.
+    python .ci/vllm_http/run.py SDIST [argument of pytest ...]
+
+SDIST is the source archive of vLLM, such as vllm-0.33.0.tar.gz. The tests need pytest-asyncio,
+tblib and orjson in addition to the environment `next`. vLLM's tests start a server through the
+class `RemoteOpenAIServer` of their `tests/utils.py`. `server.py` beside this file replaces that
+module, so each server is an application of ours under the model's name. All applications share one
+engine with the bundled model, because the models of the tests would have to be downloaded.
+docs/compatibility.md has the results.
 """
 
 import os
@@ -15,7 +19,8 @@ import tarfile
 import tempfile
 
 HERE = pathlib.Path(__file__).parent
-# Modules that call a server of text generation. The others call routes and models of another kind (speech, pooling, images, GPUs).
+# Modules that call a server of text generation. The others call other routes and models (speech,
+# pooling, images, GPUs).
 MODULES = (
     "openai/chat_completion/test_chat.py",
     "openai/chat_completion/test_chat_completion.py",
@@ -53,7 +58,7 @@ MODULES = (
 
 
 def extract(archive: str, folder: pathlib.Path) -> pathlib.Path:
-    """Unpack vLLM's tests, with our modules in the place of those that start vLLM's server."""
+    """Unpack vLLM's tests, with our modules instead of those that start vLLM's server."""
     with tarfile.open(archive) as sources:
         tests = [member for member in sources if "/tests/" in member.name and not member.name.count("/tests/") > 1]
         sources.extractall(folder, tests, filter="data")
@@ -70,7 +75,8 @@ def main(archive: str, *arguments: str) -> int:
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), environment.get("PYTHONPATH", "")])
         modules = [str(root / "tests/entrypoints" / name) for name in MODULES]
         options = ["--rootdir", str(root), "-c", os.devnull, "-o", "asyncio_mode=auto", "-W", "ignore", "--continue-on-collection-errors"]
-        # pytest parses the sources of a traceback, and has no answer where one of transformers' is too deep for that.
+        # pytest parses the sources of a traceback, and fails where one of transformers' is nested
+        # too deeply.
         options += ["--tb", "native"]
         options += [word for name in ("cacheprovider", "randomly", "anyio") for word in ("-p", f"no:{name}")]
         command = [sys.executable, "-m", "pytest", *options, *modules, *arguments]

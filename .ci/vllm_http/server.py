@@ -1,4 +1,4 @@
-"""Takes the place of vLLM's `tests/utils.py`: what its tests start is an application of ours (see `run.py`)."""
+"""Replaces vLLM's `tests/utils.py`: its tests start an application of ours (see `run.py`)."""
 
 import json
 import os
@@ -16,13 +16,13 @@ ROCM_ENV_OVERRIDES: dict[str, str] = {}
 
 
 class Host:
-    """The process that has the engine. It starts with the first server that a test asks for."""
+    """The process that has the engine; it starts with the first server of a test."""
 
     process: subprocess.Popen[str] | None = None
 
     @classmethod
     def open(cls, name: str, root_path: str = "", key: str | None = None) -> int:
-        """The port of an application that serves the bundled model under this name; `key` is what its clients have to show."""
+        """Return the port of an application that serves the bundled model; clients need `key`."""
         if cls.process is None:
             command = [sys.executable, os.environ["LLMSERVE_TESTS_HOST"]]
             cls.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -38,7 +38,7 @@ class Host:
 
 
 class RemoteOpenAIServer:
-    """Of vLLM's arguments only the served name and the root path count, and of its environment the key."""
+    """Uses only the served name, the root path and the environment's key of vLLM's arguments."""
 
     DUMMY_API_KEY = "token-abc123"
 

@@ -1,4 +1,4 @@
-"""The table of attacks: its inputs are what they say, a row is played against a server, and a verdict names each bound that is broken."""
+"""The attack table: its inputs, rows run against a server, and verdicts."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import pytest
 from http_support import running_server
 
 from benchmarks.robustness.attacks import inputs
-from benchmarks.robustness.attacks.attackers import Post, SlowReader, AttackCounts, Unfinished, answer
+from benchmarks.robustness.attacks.attackers import AttackCounts, Post, SlowReader, Unfinished, answer
 from benchmarks.robustness.attacks.play import Options, Target, play, skipped
 from benchmarks.robustness.attacks.rows import MAX_CHATS, MIB, ROWS, Bounds, Row, choose
 from benchmarks.robustness.attacks.verdict import Figures, Played, broken, figures
@@ -143,7 +143,7 @@ async def test_an_attacker_counts_what_the_server_answers(attack, says, counted)
 
     tally = AttackCounts()
     async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
-        # Until a moment after the first answer: an attacker that posts again and again then stops.
+        # Wait until a moment after the first answer: an attacker that posts repeatedly then stops.
         await attack.attack(*server.sockets[0].getsockname()[:2], time.perf_counter() + 0.01, tally)
     assert tally.answers.keys() == {counted}
 

@@ -1,4 +1,4 @@
-"""The step-time model, from a run on an engine whose law it does not know, on a virtual clock."""
+"""The step-time model, fitted to an engine with an unknown law on a virtual clock."""
 
 import math
 
@@ -38,7 +38,7 @@ async def test_lengths_that_it_has_not_seen_are_foretold():
 
 
 async def test_a_load_s_repeats_are_held_out_together():
-    """A regression: each repeat was foretold from the other one, and interpolated between a load and itself."""
+    """Regression: each repeat was predicted from the other one and interpolated against itself."""
     loads = [await observed(concurrency, 64, repeat) for repeat in range(2) for concurrency in (1, 2, 4)]
     twice = capacity(loads)
     assert len(twice.held_out) == 6

@@ -1,4 +1,4 @@
-"""What makes a point not to be believed: each fault by itself, and a generator that is really driven past its ceiling."""
+"""Validity of a point: each fault by itself, and a generator that is really beyond its ceiling."""
 
 import asyncio
 
@@ -73,7 +73,7 @@ async def test_a_drift_is_told():
 
 
 class Busy:
-    """Answers at once. Each request takes `cost` seconds of the generator's core, on the virtual clock."""
+    """Answers immediately; each request costs `cost` virtual seconds of the generator's core."""
 
     def __init__(self, cost):
         self.cost = cost
@@ -90,7 +90,7 @@ class Busy:
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})])
 @pytest.mark.parametrize(("cost", "words"), [(0.001, []), (0.005, ["ms late", "the bottleneck"])])
 async def test_a_generator_past_its_ceiling_is_not_believed(cost, words):
-    """The load needs a quarter of a core, then more than a whole one."""
+    """The load needs a quarter of a core, then more than a whole core."""
     rate, target = 250.0, Busy(cost)
     generator = generate(target, Load(pattern="constant", rate=rate), attrs.evolve(WORKLOAD, output=Fixed(1)), seconds=10.0)
     generator.cpu_clock = lambda: target.spent
@@ -105,8 +105,10 @@ async def test_a_generator_past_its_ceiling_is_not_believed(cost, words):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_real_generator_past_its_ceiling_is_not_believed():
-    """50,000 requests a second are several times what a process can send on any machine. All connections are open at once: they are half
-    as many as a process may commonly have open files."""
+    """No machine's process can send 50,000 requests per second.
+
+    All connections are open together: half as many as a process may commonly have open files.
+    """
     rate = 50_000.0
     workload = attrs.evolve(WORKLOAD, output=Fixed(1))
     job = PlannedRequest(point=0, label="too much", load=Load(pattern="constant", rate=rate), workload=workload, requests=0, seconds=0.01)

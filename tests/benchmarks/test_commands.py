@@ -1,4 +1,4 @@
-"""The command line, as its user meets it: a sweep of both targets, its files, and one line for what is wrong."""
+"""The command line as its users meet it: a sweep of both targets, its files, one-line errors."""
 
 import http.server
 import json
@@ -40,7 +40,7 @@ def test_a_sweep_measures_both_targets_and_joins_the_engine_s_stages(run):
 
 
 def test_both_targets_tell_every_stage_of_every_request(run):
-    """A regression: HTTP's requests were never joined to what their engine saw."""
+    """Regression: HTTP requests were never joined to the engine's readings."""
     recording = storage.read(run)
     assert len(recording.records) == 4 * 8 + 2 * (1 + 2)
     for record in recording.records:
@@ -55,12 +55,13 @@ def test_what_was_measured_survives_an_interrupt(tmp_path):
     command += ["--concurrency", "4", "--requests", "5000", "--processes", "2", "--out", str(out)]
 
     def hear_interrupts():
-        # A shell that starts the tests in the background lets them ignore SIGINT, and that is inherited.
+        # A shell that starts the tests in the background makes them ignore SIGINT, and children
+        # inherit that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509 - this process starts no thread
         seen = ""
-        # Not before some have been answered: a bar is drawn at 0 already.
+        # Wait until some requests are answered, because the bar is already drawn at 0.
         while not re.search(r"[1-9]\d*/\d+ \[.*in flight", seen):
             seen += process.stderr.read(1)
         process.send_signal(signal.SIGINT)
@@ -74,7 +75,7 @@ def test_what_was_measured_survives_an_interrupt(tmp_path):
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
-    """Has a model, and answers no request for it."""
+    """Has a model, but answers every request for it with an error."""
 
     def do_GET(self):
         self.answer(200, b'{"data": [{"id": "broken"}]}')

@@ -1,4 +1,4 @@
-"""What the engine says beyond the knee, and the cause that it names."""
+"""Evidence of the engine beyond the knee, and the cause that it indicates."""
 
 import pytest
 

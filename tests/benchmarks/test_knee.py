@@ -1,4 +1,4 @@
-"""A knee that is known by construction is found again; where there is none, none is named."""
+"""A constructed knee is found; a curve without a knee gets none."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TRUE_KNEE = 20
 
 
 def blocks(curve, noise, seed, count=8):
-    """So many throughputs for each load, around the curve's: a drift of the whole point, and what varies within it."""
+    """Return `count` throughputs per load: the curve's, with drift per point and noise."""
     rng = np.random.default_rng(seed)
     return [curve(load) * np.exp(rng.normal(0, noise / 2) + rng.normal(0, noise, count)) for load in LOADS]
 

@@ -1,4 +1,4 @@
-"""Golden tests: a target whose times are known exactly, on a virtual clock; what comes back must be those times."""
+"""Golden tests: recorded times must equal a target's known times, on a virtual clock."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ async def test_known_times_come_back_exactly(tokens):
 
 
 class PacedEngine(ScriptedEngine):
-    """Delivers `tokens` at a time after each of `gaps`, from the moment it is handed a request."""
+    """Delivers `tokens` per delivery after each of `gaps`, from the submission of a request."""
 
     def __init__(self, gaps, tokens):
         super().__init__(max_num_seqs=64)
@@ -85,7 +85,7 @@ async def test_a_closed_loop_keeps_its_concurrency():
 
 
 async def test_a_stall_shows_from_the_intended_send_and_hides_from_the_actual_one():
-    """Coordinated omission: one client at a time cannot send while the server stalls."""
+    """Coordinated omission: a single client cannot send while the server stalls."""
 
     class OneAtATime(Scripted):
         lock = None
@@ -112,7 +112,7 @@ async def test_an_open_loop_sends_on_time_whatever_becomes_of_it():
 
 
 async def test_an_open_loop_s_throughput_is_that_of_its_load_and_not_of_its_peak():
-    """A regression: over the span around the peak, 5 a second came out as 7."""
+    """Regression: over the span around the peak, 5 requests per second were reported as 7."""
     measured = await opened(Scripted(gaps=(0.5, 0.5)), Load(pattern="poisson", rate=5.0), 200.0)
     found = summary.summarize(measured.records, open_loop=True)
     sent = len(measured.records) / (found.window[1] - found.window[0])
@@ -189,7 +189,7 @@ def test_the_steady_window_leaves_out_the_ramp_and_the_drain():
 
 @pytest.mark.parametrize(("concurrency", "processes"), [(1, 4), (2, 3), (5, 4), (8, 1)])
 def test_every_request_is_some_process_s_even_with_fewer_clients_than_processes(concurrency, processes):
-    """A regression: one client shared among four processes sent a quarter of its requests."""
+    """Regression: one client shared among four processes sent a quarter of its requests."""
     whole = PlannedRequest(point=0, label="test", load=Load(concurrency=concurrency), workload=WORKLOAD, requests=10)
     shares = [
         PlannedRequest(point=0, label="test", load=whole.load, workload=WORKLOAD, requests=10, share=(n, processes))
@@ -246,7 +246,7 @@ async def test_staggered_clients_are_out_of_step_and_their_leads_do_not_count():
     records = generator.measured.records
     leads = [record for record in records if record.lead]
     assert sorted(record.wanted_tokens for record in leads) == list(range(1, 9))
-    # From then on one of the eight begins at every tenth of a second, and not eight at every eight tenths.
+    # Then one of the eight begins every tenth of a second, instead of all eight every eight tenths.
     begins = sorted(record.dispatched for record in records if not record.lead)
     assert begins == pytest.approx([0.1 * (number + 1) for number in range(40)])
     found = summary.summarize(records)

@@ -1,4 +1,4 @@
-"""What a model needs, against models whose size is known."""
+"""Memory estimates of models whose size is known."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.analysis.memory import read_shape
 
-# The published config.json of Qwen2.5-1.5B, as far as it matters.
+# The relevant part of the published config.json of Qwen2.5-1.5B.
 QWEN = {
     "hidden_size": 1536,
     "num_hidden_layers": 28,
@@ -25,7 +25,8 @@ def shape(tmp_path, dtype=None, **changes):
 
 
 def test_the_parameters_of_a_known_model(tmp_path):
-    # 1,543,714,304 by its model card's files; the biases of the attention are left out.
+    # The files on its model card hold 1,543,714,304 parameters; the estimate leaves out the
+    # attention's biases.
     assert shape(tmp_path).parameters == pytest.approx(1_543_714_304, rel=1e-3)
     assert shape(tmp_path).weights == 2 * shape(tmp_path).parameters
     assert shape(tmp_path, tie_word_embeddings=False).parameters - shape(tmp_path).parameters == 1536 * 151_936

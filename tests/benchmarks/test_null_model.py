@@ -1,4 +1,7 @@
-"""Which requests of a step get a token from a model that computes nothing. `tests/vllm/test_null_core.py` runs it in vLLM's core."""
+"""Which requests of a step get a token from a model without computation.
+
+`tests/vllm/test_null_core.py` runs the model in vLLM's core.
+"""
 
 from types import SimpleNamespace
 
@@ -6,8 +9,11 @@ from benchmarks.stand_ins.null_model import NullModel
 
 
 def scheduled(numbers, new=(), cached=(), finished=()):
-    """As vLLM's scheduler says it. `new` are id, prompt, tokens that are computed, and the known tokens of one that was preempted;
-    `cached` are id, computed, answered."""
+    """Return a step as vLLM's scheduler describes it.
+
+    `new` is id, prompt length, computed tokens, and known tokens of a preempted request. `cached`
+    is id, computed tokens, answered tokens.
+    """
     ids, computed, answered = zip(*cached, strict=True) if cached else ((), (), ())
     return SimpleNamespace(
         num_scheduled_tokens=numbers,
@@ -39,7 +45,8 @@ def test_what_the_prefix_cache_has_counts_as_computed():
 def test_a_preempted_request_computes_its_answer_again_before_it_goes_on():
     model = NullModel()
     counts(model, {"a": 10, "b": 10}, new=[("a", 10, 0, 0), ("b", 10, 0, 0)])
-    # Both have 5 tokens when they are preempted. vLLM's first model runner gets b as it was known, its second one gets a as a new one.
+    # Both have 5 tokens when they are preempted. vLLM's first model runner gets b as a known
+    # request, its second one gets a as a new one.
     assert counts(model, {"a": 8, "b": 8}, new=[("a", 10, 0, 15)], cached=[("b", 0, 5)]) == {"a": 0, "b": 0}
     assert counts(model, {"a": 7, "b": 7}, cached=[("a", 8, 5), ("b", 8, 5)]) == {"a": 1, "b": 1}
 

@@ -1,4 +1,4 @@
-"""The comparisons of ways and servers: small, on an engine that does nothing, with real processes and real wires."""
+"""Comparisons of paths and servers, without engine work, with real processes and wires."""
 
 import pytest
 
@@ -44,7 +44,7 @@ async def test_several_processes_cannot_share_a_core_that_is_in_one(name, core):
 
 @pytest.mark.parametrize("name", ["bare", "vllm", "vllm-chat", "vllm-rust"])
 async def test_vllm_s_own_ways_need_vllm_s_core(name):
-    """A regression: its server was started on a real engine, and measured as one that does nothing."""
+    """Regression: the server ran a real engine, but was measured as one that does no work."""
     with pytest.raises(TargetError, match="needs vLLM's engine core"):
         await overhead.measure([name], Setting(core="nothing"), [4], 1, silent)
 

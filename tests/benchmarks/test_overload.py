@@ -1,4 +1,4 @@
-"""Overload in virtual time: the engine that is simulated, the judgement by hand, and LateGate beside what it must beat.
+"""Overload in virtual time: simulated engine, hand-checked verdicts, LateGate and alternatives.
 
 Runs are seeded and short; the full study is a command (docs/admission.md).
 """
@@ -29,7 +29,7 @@ SLO_ = SLO(ttft=1.0, tpot=0.05)
 
 
 def drain(engine, sequences):
-    """Every sequence's tokens, step by step: when the first came and when the last."""
+    """Run all sequences to their end; return when the first and the last token of each came."""
     for sequence in sequences:
         engine.submit(sequence)
     now, first, complete = 0.0, {}, {}
@@ -45,7 +45,8 @@ def test_prompts_are_chunked_and_answers_take_a_step_a_token():
     engine = StepEngine(EngineSize(max_num_seqs=4, max_num_batched_tokens=100, kv_tokens=10_000), EVEN, 1)
     one, other = Sequence(None, 250, 5), Sequence(None, 40, 2)
     first, complete = drain(engine, [one, other])
-    # A step in which they are taken in, three of prefill for the first, beside whose last chunk the other one fits.
+    # One step takes the sequences in; three steps prefill the first, whose last chunk leaves room
+    # for the other.
     assert first[one] == first[other] == pytest.approx(0.04)
     assert complete[other] == pytest.approx(0.05)
     assert complete[one] == pytest.approx(0.08)
@@ -102,7 +103,7 @@ def test_the_law_is_none_of_the_lines_that_the_controller_fits():
     def step(prefill, decoding):
         return attrs.evolve(H200_8B, noise=0.0).seconds(prefill, 0.0, decoding, 50_000)
 
-    # Flat where memory is the roof, steep where arithmetic is, and in stairs.
+    # The law is flat where memory is the roof, steep where arithmetic is, and has stairs.
     assert step(100, 0) - step(50, 0) < 0.05 * (step(2000, 0) - step(1950, 0))
     assert step(0, 201) > step(0, 200) + H200_8B.sequence * 2
 
@@ -233,7 +234,7 @@ def test_gradient2_falls_when_latency_grows():
 
 
 def run_short(name, rate, seconds=40.0, slowness=(), policy=None, warm_up=5.0):
-    """Chat on the 8B engine."""
+    """Simulate chat on the 8B engine."""
     size = EngineSize()
     engine = StepEngine(size, H200_8B, 1)
     setup = Setup(slo=SLO_, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens)
@@ -245,7 +246,7 @@ def run_short(name, rate, seconds=40.0, slowness=(), policy=None, warm_up=5.0):
 
 
 def test_under_overload_it_keeps_its_promise_and_refuses_alike():
-    # Long enough for the shares of the classes to be known to within a few per cent.
+    # Long enough to know the shares of the classes to within a few per cent.
     ours, best = run_short("lategate", 150.0, seconds=160.0), run_short("fixed:256:0.33", 150.0, seconds=160.0)
     assert ours.goodput > 0.95 * best.goodput
     assert ours.miss_share < 0.01
@@ -261,7 +262,7 @@ def test_below_capacity_nobody_is_refused():
 
 
 class WindsUp(Spread):
-    """Learns from every request, whatever held it back: as the first version of this design did."""
+    """Learns from every request, also from those held back: the first version of the design."""
 
     def add(self, level, since):
         self.bound(since)

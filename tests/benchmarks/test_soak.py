@@ -1,4 +1,4 @@
-"""The slope of a soak's samples, and a short soak: every way that a request can end is in it."""
+"""The slope of a soak's samples, and a short soak that contains every end of a request."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_a_slope_adds_up_and_does_not_depend_on_the_level(places, data, rise, le
 
 
 def test_the_interval_is_that_of_a_least_squares_line():
-    """By hand: residuals of 1, -2 and 1 over places with a spread of 2."""
+    """Calculated by hand: residuals of 1, -2 and 1 over places with a spread of 2."""
     found = slope([0, 1, 2], [1.0, 0.0, 5.0])
     assert found.slope == pytest.approx(2.0)
     assert found.margin == pytest.approx(1.96 * math.sqrt(6 / 1 / 2))
@@ -60,6 +60,6 @@ async def test_a_short_soak_has_every_end(anyio_backend):
     found = await measure(manager, Length(requests=1200), 32, 1, lambda _: None)
     assert len(found.samples) == PARTS
     assert found.samples[-1].requests == sum(found.ends.values()) == 1200
-    # How many find no place, or are answered before they are left, depends on the machine.
+    # The number of requests refused, or answered before they are cancelled, depends on the machine.
     assert {"answered", "InvalidRequest", "ModelNotFound", "HTTP 400", "HTTP 404"} <= found.ends.keys()
     assert not [end for end in found.ends if end.startswith("HTTP 5") and not end.startswith("HTTP 503")]

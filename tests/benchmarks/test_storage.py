@@ -1,4 +1,4 @@
-"""A run's files: what is written comes back, and what cannot be read is named."""
+"""A run's files: a round trip, and errors that name an unreadable file."""
 
 import json
 import pathlib
@@ -63,7 +63,7 @@ def test_a_run_whose_requests_are_damaged_or_gone_is_named(tmp_path, damage):
 
 
 def test_the_published_schema_is_the_code_s():
-    """`python -m benchmarks schema > docs/run.schema.json` after a change of `results.py`."""
+    """Run `python -m benchmarks schema > docs/run.schema.json` after a change of `results.py`."""
     assert json.loads(PUBLISHED.read_text()) == json.loads(json.dumps(storage.schema()))
     assert f"schema {SCHEMA}" in PUBLISHED.read_text()
 

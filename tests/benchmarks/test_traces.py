@@ -1,4 +1,4 @@
-"""Recorded traffic in its publishers' own columns."""
+"""Recorded traffic in its publishers' columns."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where a request's time went: the stages sum to it, and readings in the wrong order are owned up to."""
+"""Stages of a request: they sum to its time; readings in the wrong order are the residual."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A real Chromium that reaches nothing but files and this machine, and tells of every error that its console shows."""
+"""A real Chromium that reaches only this machine and reports every error of its console."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from reports.pictures import find_browser
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "reports" / "examples"
-# The canvases of each figure that can be seen: Bokeh's views live in nested shadow roots.
+# The canvases of each visible figure, because Bokeh's views live in nested shadow roots.
 CANVASES = """
   const found = []
   const walk = (node) => {
@@ -22,11 +22,11 @@ CANVASES = """
   const painted = ({width, height}) => width && height
   const pixels = (canvas) => painted(canvas) ? canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data : []
 """
-# Whether each has something on it.
+# Whether each visible figure has something on it.
 FIGURES = "() => {" + CANVASES + "return found.map((each) => each.some((canvas) => pixels(canvas).some((value) => value))) }"
-# How many there are, whether they can be seen or not.
+# The number of figures, visible or not.
 DRAWN = "() => [...window.Bokeh.index.all_views()].filter((view) => view.model.type == 'Figure').length"
-# Whether each has a pixel of a colour.
+# Whether each visible figure has a pixel of a colour.
 COLOURED = (
     """([red, green, blue]) => {"""
     + CANVASES
@@ -61,7 +61,7 @@ class Reader:
         self.page.wait_for_function("() => window.Bokeh?.documents?.length && window.Bokeh.documents.every((doc) => doc.is_idle)")
 
     def click_through(self, name, figures):
-        """Every tab, until it shows so many figures; returns their titles. Keeps a picture of each."""
+        """Open every tab, wait for its figures and keep a picture; returns the titles."""
         tabs = self.page.locator(".bk-tab")
         titles = tabs.all_inner_texts()
         for index, title in enumerate(titles):
@@ -71,13 +71,13 @@ class Reader:
         return titles
 
     def wait_for_figures(self, number):
-        """Until so many can be seen, all of them painted."""
+        """Wait until this number of figures is visible, and all of them are painted."""
         self.page.wait_for_function(
             f"() => {{ const all = ({FIGURES})(); return all.length == {number} && all.every((painted) => painted) }}"
         )
 
     def wait_for_colour(self, colour):
-        """Until every figure that can be seen has a pixel of it: red, green, blue, 0 to 255 each."""
+        """Wait until every visible figure has a pixel of the colour (RGB, 0 to 255 each)."""
         self.page.wait_for_function(COLOURED, arg=colour)
 
     def keep(self, name):
@@ -95,13 +95,13 @@ def browser():
 
 @pytest.fixture
 def scheme(request):
-    """Light, where a test does not ask for others."""
+    """Return light, unless a test asks for other schemes."""
     return getattr(request, "param", "light")
 
 
 @pytest.fixture
 def reader(browser, scheme, tmp_path):
-    """Pictures are kept in $TEST_ARTIFACTS, where that is set."""
+    """Pictures are kept in $TEST_ARTIFACTS, if it is set."""
     folder = Path(os.environ.get("TEST_ARTIFACTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=scheme)

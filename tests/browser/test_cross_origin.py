@@ -26,9 +26,10 @@ from llmserve import Delta
 
 pytestmark = pytest.mark.browser
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-# Of a chat's 202 events: its role, its tokens and [DONE].
+# A chat has 202 events: its role, its tokens and [DONE].
 TOKENS, SEPARATE = 200, 190
-# Nothing but what nginx needs to run beside the system's own, as the user of the test: all that concerns proxying is its default.
+# Only what nginx needs to run beside the system's nginx, as the test's user. Everything about
+# proxying is nginx's default.
 CONFIG = """
 daemon off; pid {folder}/pid; error_log stderr; worker_processes 1; {user}
 events {{}}
@@ -39,7 +40,8 @@ http {{
   server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{server}; }} }}
 }}
 """
-# What the page reads, piece by piece. It asks for each further token when it has read the one before.
+# What the page reads, piece by piece. The page asks for each further token after it has read the
+# previous one.
 STREAM = """
 async ([url, tokens]) => {
   const body = JSON.stringify({messages: [{role: "user", content: "hi"}], max_tokens: tokens, ignore_eos: true, stream: true})
@@ -81,7 +83,7 @@ def page(folder):
 
 @contextlib.contextmanager
 def running(command, ready):
-    """A process, once `ready` is an address that answers."""
+    """A process that is ready when it answers at the address `ready`."""
     process = subprocess.Popen(command)
     try:
         end = time.monotonic() + 120
@@ -105,9 +107,9 @@ def origin(tmp_path_factory):
 
 @contextlib.contextmanager
 def nginx(port):
-    """The address of one before a server of this port."""
+    """The address of an nginx before a server of this port."""
     proxy = free_port()
-    # In a folder that nginx's worker may enter, if it is another user's.
+    # Use a folder that nginx's worker may enter, even as another user.
     with tempfile.TemporaryDirectory(prefix="llmserve-nginx-") as name:
         config = Path(name) / "nginx.conf"
         user = "user root;" if os.geteuid() == 0 else ""
@@ -119,7 +121,7 @@ def nginx(port):
 
 @pytest.fixture(scope="module")
 def through_nginx(origin):
-    """The address of an nginx before a server program which allows that page."""
+    """The address of an nginx before a server program that allows the page's origin."""
     port = free_port()
     serve = [sys.executable, "-m", "frontends.aiohttp_app", "--engine", "simulated", "--model", "sim", "--port", str(port)]
     with running([*serve, "--allowed-origin", origin], f"http://127.0.0.1:{port}/health"), nginx(port) as url:
@@ -134,7 +136,7 @@ class Roomy(ScriptedEngine):
 
 @contextlib.contextmanager
 def scripted(origin):
-    """The port of a server, in a thread, and what has its one request make its next token."""
+    """The port of a server in a thread, and a function that makes its one request's next token."""
     engine = Roomy()
     ports, ended, made = queue.Queue(), asyncio.Event(), itertools.count(1)
 
@@ -155,7 +157,8 @@ def scripted(origin):
     loop, port = ports.get(timeout=60)
 
     def more():
-        # Without waiting for it: playwright calls this where it also lets the page's requests through.
+        # Do not wait for the token: playwright calls this in the thread that also lets the page's
+        # requests through.
         asyncio.run_coroutine_threadsafe(one_more(), loop)
 
     yield port, more
@@ -164,7 +167,7 @@ def scripted(origin):
 
 
 def test_a_page_of_another_origin_streams_a_chat_and_nginx_passes_each_event_on(reader, origin):
-    """The engine makes a token when the page has read the one before it, so nothing here depends on how fast the machine is."""
+    """The engine waits until the page has read a token, so the machine's speed is irrelevant."""
     with scripted(origin) as (port, more), nginx(port) as url:
         reader.page.goto(origin)
         reader.page.expose_function("more", more)

@@ -1,4 +1,4 @@
-"""What a reader sees: the page as a file and by the server, in a browser that reaches nothing else."""
+"""What a reader sees: the page as a file and from the server, in a browser without a network."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ in_both_schemes = pytest.mark.parametrize("scheme", ["light", "dark"], indirect=
 DRAWING_MS = 120_000
 RUNS = find(EXAMPLES / "cpu-smollm2")
 NAMES = [str(Path("cpu-smollm2", run.name)) for run in RUNS]
-# How many figures each shows.
+# Number of figures on each tab.
 TABS = {
     "Saturation": 6,
     "Distributions": 2,
@@ -35,7 +35,7 @@ TABS = {
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """The file that `python -m reports` makes of what it is given, once for both schemes."""
+    """Build a page once for both schemes with `python -m reports`."""
 
     @cache
     def build(*arguments):
@@ -54,7 +54,7 @@ def test_the_file_works_without_a_network(reader, scheme, build):
 
 
 def test_a_chart_is_drawn_when_it_is_looked_at(reader, build):
-    """A regression: Bokeh laid out all 59 of two runs before it showed the first, in 11 s."""
+    """Regression: Bokeh laid out all 59 figures of two runs before it showed the first, in 11 s."""
     reader.open(build("build", *RUNS))
     assert reader.page.evaluate(DRAWN) == TABS["Saturation"]
     reader.page.locator(".bk-tab", has_text="Timelines").click()
@@ -75,7 +75,7 @@ def test_text_follows_the_theme(reader, scheme, build):
     reader.wait_for_colour(ink[scheme])
     reader.page.locator("#theme").click()
     reader.wait_for_colour(ink["dark" if scheme == "light" else "light"])
-    # A tab that was not displayed meanwhile follows, too.
+    # A tab that was hidden during the change follows, too.
     reader.page.locator(".bk-tab", has_text="Memory").click()
     reader.wait_for_colour(ink["dark" if scheme == "light" else "light"])
 
@@ -89,7 +89,7 @@ def server():
 
 
 def test_the_server_shows_the_same_page_to_one_reader_after_another(reader, server):
-    """A regression: what two readers' pages shared ended with the first of them."""
+    """Regression: what two readers' pages shared ended with the first of them."""
     for _ in range(2):
         reader.open(f"{server}/?{urlencode([('run', name) for name in NAMES])}")
         assert reader.click_through("server", {**TABS, "Live": 3}) == [*TABS, "Live"]

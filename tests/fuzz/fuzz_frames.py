@@ -1,4 +1,4 @@
-"""The frame codec under atheris: whatever bytes come, in whatever pieces, there are messages and FrameErrors and nothing else.
+"""The frame codec under atheris: any bytes in any pieces give only messages and FrameErrors.
 
 `tox run -e fuzz`, or `python tests/fuzz/fuzz_frames.py -runs=10000000` where atheris is installed.
 """
@@ -15,7 +15,7 @@ LIMIT = 4096
 
 
 def read(kind, data, size):
-    """The messages of some bytes that come in pieces of `size`, and whether they ended in an error."""
+    """Return the messages of bytes in pieces of `size`, and whether an error ended them."""
     reader, found = FrameReader(kind, LIMIT), []
     try:
         for start in range(0, len(data), size):
@@ -25,13 +25,13 @@ def read(kind, data, size):
     except FrameError as error:
         assert 0 < len(str(error)) < 400
         return found, True
-    # No more is kept than one frame may have.
+    # The reader keeps no more than one frame may have.
     assert len(reader._buffer) <= LIMIT + frames.LENGTH
     return found, False
 
 
 def framed(data):
-    """The same bytes as the bodies of frames, whose lengths are right: random ones rarely are."""
+    """Return the bytes as frames with the right lengths, which random bytes rarely have."""
     parts = []
     while data:
         length = min(data[0] % 64, len(data) - 1)
@@ -48,7 +48,7 @@ def test_one(data):
     whole = read(kind, body, len(body) or 1)
     assert read(kind, body, data[1] % 16 + 1) == whole
     for message in whole[0]:
-        # What was read can be written, and is then the same.
+        # A message that was read can be written, and the result is equal.
         assert read(kind, frames.encode(message), LIMIT) == ([message], False)
 
 

@@ -1,6 +1,6 @@
-"""Schemathesis against a server of our own and its own OpenAPI document, with an API key: `tox run -e fuzz`.
+"""Schemathesis against our server and its OpenAPI document, with an API key: `tox run -e fuzz`.
 
-Whatever it makes up, there is no answer of 500, and every answer has a status, a type and a shape that the document has.
+No generated request gets a 500, and every answer has a status, a type and a shape of the document.
 """
 
 import re
@@ -16,7 +16,8 @@ CHECKS = (
     "response_headers_conformance", "unsupported_method", "ignored_auth",
 )  # fmt: skip
 EXAMPLES = 700
-# A deadline of 1e-300 s cannot be met, and is refused with 503 or over with 504; no other answer may say that the server is at fault.
+# A deadline of 1e-300 s cannot be met, so it is refused with 503 or ends with 504. No other answer
+# may be a server error.
 CONFIG = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]

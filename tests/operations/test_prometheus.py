@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a loaded server: its rules hold, and every query of the dashboard has something to show."""
+"""A real Prometheus scrapes a loaded server: rules load, the dashboard's queries have data."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from program_support import fetch, program
 
 pytestmark = pytest.mark.operations
 FOLDER = pathlib.Path(__file__).parent.parent.parent / "docs/operations"
-# What a machine without a GPU has nothing to say to is left out.
+# Queries that have no data on a machine without a GPU are left out.
 QUERIES = [
     target["expr"]
     for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]
@@ -27,7 +27,8 @@ global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [%s]
 scrape_configs: [{job_name: llmserve, static_configs: [{targets: ["127.0.0.1:%d"]}]}]
 """
-# A cache that is too small for what is asked, few slots, short patience: something of everything happens.
+# A cache that is too small for the load, few slots and short patience, so that something of
+# everything happens.
 LOADED = ("--max-running", "4", "--max-waiting", "4", "--max-wait", "0.5", "--slo-ttft", "0.05")
 CRAMPED = ("--engine-arg", "num_blocks=40", "--engine-arg", "max_num_seqs=8", "--engine-arg", "max_model_len=512")
 
@@ -51,7 +52,7 @@ def free_port():
 
 @asynccontextmanager
 async def prometheus(folder, target):
-    """The address of one that scrapes `target`."""
+    """The address of a Prometheus that scrapes `target`."""
     port = free_port()
     config = folder / "prometheus.yml"
     config.write_text(CONFIG % (FOLDER / "alerts.yml", target))
@@ -70,7 +71,7 @@ async def prometheus(folder, target):
 
 
 async def ask(url, query):
-    """The values that it has now."""
+    """Return the values of the query now."""
     words = urllib.parse.urlencode({"query": query.replace("$__rate_interval", "10s")})
     status, body = await fetch(f"{url}/api/v1/query?{words}")
     assert status == 200, body
@@ -107,7 +108,7 @@ async def test_every_query_of_the_dashboard_and_every_rule_sees_a_loaded_server(
             assert not missing, missing
             rules = json.loads((await fetch(f"{scraper}/api/v1/rules"))[1])["data"]["groups"][0]["rules"]
             assert {rule["health"] for rule in rules} == {"ok"}
-            # Whatever an alert is about has data, though it need not fire.
+            # The data of every alert exist, though the alert need not fire.
             for rule in rules:
                 for series in set(re.findall(r"llmserve_\w+", rule["query"])):
                     assert await ask(scraper, series), series

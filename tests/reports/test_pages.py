@@ -1,4 +1,4 @@
-"""The page as a document: every run makes one, and what it lacks is explained. tests/browser opens it."""
+"""The page as a document: every run has one, and it explains what is missing."""
 
 import itertools
 import subprocess

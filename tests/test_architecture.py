@@ -222,7 +222,7 @@ def test_imports_go_the_way_the_architecture_says(name, path):
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
+def test_a_layer_does_not_import_what_it_must_not_know(name, path):
     """The vLLM adapter and the bundled model import their packages only where they use them."""
     for key, forbidden in FORBIDDEN.items():
         if name == key or name.startswith(f"{key}."):
@@ -231,7 +231,7 @@ def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
                 assert imported.split(".")[0] not in forbidden, f"{name} may not import {imported}"
 
 
-def test_the_manager_meets_no_engine_before_it_is_opened():
+def test_the_manager_imports_no_engine_before_it_is_opened():
     assert not any(name.startswith("llmserve.engines") for name in imports(ROOT / "llmserve/manager.py", top_only=True))
 
 

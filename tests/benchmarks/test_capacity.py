@@ -25,14 +25,14 @@ async def observed(concurrency, prompt, repeat=0):
     return observe(Shape(concurrency, found.prompt_tokens, found.output_tokens), found.tokens_per_second, generator.measured.records)
 
 
-async def test_loads_that_it_has_not_seen_are_foretold_and_better_than_by_interpolation():
+async def test_held_out_loads_are_predicted_better_than_by_interpolation():
     found = capacity([await observed(concurrency, 64) for concurrency in (1, 2, 4, 8, 16, 32)], max_num_seqs=32)
     assert len(found.held_out) == 6
     assert found.error < 0.05
     assert found.error < found.naive_error
 
 
-async def test_lengths_that_it_has_not_seen_are_foretold():
+async def test_held_out_lengths_are_predicted():
     found = capacity([await observed(8, prompt) for prompt in (32, 64, 128, 256)], max_num_seqs=32)
     assert found.error < 0.05
 

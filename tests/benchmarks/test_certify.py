@@ -45,18 +45,18 @@ async def test_a_clean_point_has_no_fault(measured):
         ({"waterfall": Waterfall({}, 1.0, 0.05, 1.0)}, "stages differ from the end-to-end time by 5.0%"),
     ],
 )
-async def test_every_fault_is_told_with_its_number(measured, changes, words):
+async def test_every_fault_is_reported_with_its_number(measured, changes, words):
     (fault,) = faults(measured, **changes)
     assert words in fault
 
 
-async def test_a_late_send_is_told(measured):
+async def test_a_late_send_is_reported(measured):
     for one in measured:
         one.dispatched += 0.2
     assert any("sent up to 200.0 ms late" in fault for fault in faults(measured))
 
 
-async def test_a_wrong_number_of_tokens_is_told(measured):
+async def test_a_wrong_number_of_tokens_is_reported(measured):
     measured[3].outcome = "wrong_token_count"
     measured[4].completion_tokens += 1
     assert "2 answers have another number of tokens" in " ".join(faults(measured))
@@ -67,7 +67,7 @@ async def test_a_request_that_never_ends_breaks_little_s_law(measured):
     assert any("Little's law" in fault for fault in faults([*measured, sent(999, 0.0, end + 1, "cancelled")]))
 
 
-async def test_a_drift_is_told():
+async def test_a_drift_is_reported():
     faster = await closed(concurrency=2, requests=200, gap=lambda now: 1.0 / (1 + now / 30))
     assert any("drifted by +" in fault for fault in faults(faster.records))
 
@@ -89,7 +89,7 @@ class Busy:
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})])
 @pytest.mark.parametrize(("cost", "words"), [(0.001, []), (0.005, ["ms late", "the bottleneck"])])
-async def test_a_generator_past_its_ceiling_is_not_believed(cost, words):
+async def test_a_generator_beyond_its_ceiling_is_not_valid(cost, words):
     """The load needs a quarter of a core, then more than a whole core."""
     rate, target = 250.0, Busy(cost)
     generator = generate(target, Load(pattern="constant", rate=rate), attrs.evolve(WORKLOAD, output=Fixed(1)), seconds=10.0)
@@ -104,7 +104,7 @@ async def test_a_generator_past_its_ceiling_is_not_believed(cost, words):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_real_generator_past_its_ceiling_is_not_believed():
+async def test_a_real_generator_beyond_its_ceiling_is_not_valid():
     """No machine's process can send 50,000 requests per second.
 
     All connections are open together: half as many as a process may commonly have open files.

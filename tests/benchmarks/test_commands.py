@@ -39,7 +39,7 @@ def test_a_sweep_measures_both_targets_and_joins_the_engine_s_stages(run):
     assert [found.stdout.count(f"concurrency {number} | 128 | 8 | 8 |") for number in (1, 2)] == [2, 2]
 
 
-def test_both_targets_tell_every_stage_of_every_request(run):
+def test_both_targets_record_every_stage_of_every_request(run):
     """Regression: HTTP requests were never joined to the engine's readings."""
     recording = storage.read(run)
     assert len(recording.records) == 4 * 8 + 2 * (1 + 2)
@@ -95,7 +95,7 @@ class Broken(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_answers_500_is_told_in_its_own_words_and_no_older_file_is_lost(tmp_path):
+def test_a_server_that_answers_500_is_quoted_and_no_older_file_is_lost(tmp_path):
     out = tmp_path / "run.json"
     out.write_text("from another day")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:

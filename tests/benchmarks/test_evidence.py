@@ -34,7 +34,7 @@ def test_an_engine_on_the_cpu_is_busy_by_its_work():
     assert name_cause(Evidence(**(QUIET | {"engine_cpu": 1.9, "gpu": None})), summarize([]), summarize([]), ENGINE).name == "unknown"
 
 
-def test_a_server_that_tells_nothing_names_nothing():
+def test_a_server_that_reports_nothing_has_no_cause():
     nothing = gather(Point(number=0, target="t"), [], (0.0, 1.0))
     assert str(nothing) == "the server reported nothing"
     assert name_cause(nothing, summarize([]), summarize([]), None).name == "unknown"

@@ -32,7 +32,7 @@ def test_a_flat_sweep_has_no_knee(seed):
 
 @pytest.mark.parametrize("noise", [0.0001, 0.04])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_sweep_that_still_grows_is_told_to_go_on(seed, noise):
+def test_a_sweep_that_still_grows_asks_for_higher_loads(seed, noise):
     found = find_knee(LOADS, blocks(lambda load: 100.0 * load, noise, seed))
     assert isinstance(found, NoKnee)
     assert "still grows" in found.reason

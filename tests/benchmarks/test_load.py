@@ -105,7 +105,7 @@ async def test_a_stall_shows_from_the_intended_send_and_hides_from_the_actual_on
     assert found.ttft.at("p95") > 3.0
 
 
-async def test_an_open_loop_sends_on_time_whatever_becomes_of_it():
+async def test_an_open_loop_sends_on_time_regardless_of_answers():
     measured = await opened(Scripted(gaps=(100.0,)), Load(pattern="constant", rate=5.0), 10.0)
     assert [record.dispatched for record in measured.records] == pytest.approx([number / 5 for number in range(50)])
     assert summary.summarize(measured.records).lateness.at("p50") == pytest.approx(0.0, abs=1e-9)
@@ -153,7 +153,7 @@ async def test_in_process_the_engine_s_stages_are_joined_in_and_in_order():
         assert sum(count for _, count in record.deliveries) == record.wanted_tokens
 
 
-async def test_refusals_are_told_apart():
+async def test_refusals_are_distinguished():
     engine = SimulatedEngine(SimulatedConfig())
     config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=1))
     async with EngineManager(engine, config) as manager:

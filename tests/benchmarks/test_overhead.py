@@ -23,7 +23,7 @@ def trial(rate, wait=0.1, failed=0):
     return Trial(tokens_per_second=rate, cpu_microseconds_per_token=10.0, ttft_p50=wait / 2, ttft_p99=wait, failed=failed)
 
 
-async def test_every_way_of_ours_is_measured_over_an_engine_that_does_nothing():
+async def test_all_our_paths_are_measured_without_engine_work():
     names = ["inprocess", "http", "chat", "tcp", "unix"]
     setting = Setting(core="nothing", answer_tokens=20)
     (point,) = await overhead.measure(names, setting, [4], 2, silent)
@@ -43,13 +43,13 @@ async def test_several_processes_cannot_share_a_core_that_is_in_one(name, core):
 
 
 @pytest.mark.parametrize("name", ["bare", "vllm", "vllm-chat", "vllm-rust"])
-async def test_vllm_s_own_ways_need_vllm_s_core(name):
+async def test_vllm_s_paths_need_vllm_s_core(name):
     """Regression: the server ran a real engine, but was measured as one that does no work."""
     with pytest.raises(TargetError, match="needs vLLM's engine core"):
         await overhead.measure([name], Setting(core="nothing"), [4], 1, silent)
 
 
-def test_all_sides_over_the_null_core_have_the_same_engine_arguments():
+def test_all_variants_over_the_null_core_have_the_same_engine_arguments():
     setting = Setting(core="null", engine_args={"max_num_seqs": 8})
     assert setting.args_of_ours == setting.args_of_vllm
     assert setting.args_of_ours["max_num_seqs"] == 8
@@ -67,7 +67,7 @@ def test_ratios_are_of_the_same_round():
 
 
 @pytest.mark.parametrize("name", ["ftp", "tcp:4", "http:x", "http:", "vllm-rust:2", "bare:2", "vllm-rust-chat:2"])
-def test_a_side_that_does_not_exist_is_named(name):
+def test_an_unknown_variant_is_named(name):
     if name == "http:":
         assert parse_side(name) == ("llmserve", "http")
         return
@@ -75,7 +75,7 @@ def test_a_side_that_does_not_exist_is_named(name):
         parse_side(name)
 
 
-async def test_a_server_that_ends_is_told_with_its_last_words():
+async def test_a_server_that_ends_is_reported_with_its_last_output():
     setting = Setting(core="nothing", engine_args={"max_num_seqs": 1}, model="bundled")
     with pytest.raises(TargetError, match="bare is vLLM's own loop"):
         await overhead.measure(["bare"], setting, [1], 1, silent)
@@ -84,7 +84,7 @@ async def test_a_server_that_ends_is_told_with_its_last_words():
 
 
 @pytest.mark.parametrize("alone", [False, True])
-async def test_what_a_way_adds_to_a_token_is_told_for_every_token(alone, monkeypatch):
+async def test_the_latency_that_a_path_adds_is_measured_for_every_token(alone, monkeypatch):
     monkeypatch.setattr(latency, "ANSWER_TOKENS", 10)
     found = await latency.measure(2, 4, 1, silent, alone=alone)
     for way in found.values():
@@ -101,6 +101,6 @@ async def test_idle_and_stalled_connections_are_held_and_weighed(monkeypatch):
     assert "20 idle connections take" in connections.conclude(cost)
 
 
-async def test_more_connections_than_the_system_allows_are_refused_at_once():
+async def test_more_connections_than_the_system_allows_are_refused():
     with pytest.raises(TargetError, match="the system allows this process only"):
         await connections.measure(10**9, 1, silent)

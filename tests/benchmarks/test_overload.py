@@ -55,7 +55,7 @@ def test_prompts_are_chunked_and_answers_take_a_step_a_token():
     assert (facts.kv_usage, facts.running) == (0, 0)
 
 
-def test_a_full_cache_preempts_the_youngest_which_begins_anew():
+def test_a_full_cache_preempts_the_newest_which_starts_again():
     engine = StepEngine(EngineSize(max_num_seqs=4, max_num_batched_tokens=1000, kv_tokens=300), EVEN, 1)
     old, young = Sequence(None, 100, 80), Sequence(None, 100, 80)
     first, complete = drain(engine, [old, young])
@@ -85,7 +85,7 @@ def test_everything_ends_and_nothing_is_left_in_the_cache(asked, cache):
     assert all(first[sequence] <= complete[sequence] for sequence in sequences)
 
 
-def test_an_aborted_one_is_gone():
+def test_an_aborted_sequence_is_gone():
     engine = StepEngine(EngineSize(), EVEN, 1)
     waiting, running = Sequence(None, 10, 50), Sequence(None, 10, 50)
     engine.submit(running)
@@ -99,7 +99,7 @@ def test_an_aborted_one_is_gone():
     assert engine._held == 0
 
 
-def test_the_law_is_none_of_the_lines_that_the_controller_fits():
+def test_the_law_is_not_a_line_that_the_controller_fits():
     def step(prefill, decoding):
         return attrs.evolve(H200_8B, noise=0.0).seconds(prefill, 0.0, decoding, 50_000)
 
@@ -131,7 +131,7 @@ def test_a_law_is_found_again_in_steps_that_it_made():
 # The judgement
 
 
-def test_what_is_kept_is_kept_in_both_promises():
+def test_a_kept_request_meets_both_objectives():
     def answered(first, finished, output=11):
         return Request(0, 0.0, 0, 10, output, sent=5.0, admitted=5.0, first=first, finished=finished)
 
@@ -179,7 +179,7 @@ def test_figures_by_hand():
     assert len(verdict.ttfts) == 3
 
 
-def test_fairness_is_measured_by_what_each_may_have():
+def test_fairness_is_relative_to_each_tenant_s_fair_share():
     verdict = Verdict(seconds=1.0, tenants={"a": [10, 10], "b": [10, 10], "flood": [1000, 40]})
     assert verdict.satisfaction() == {"a": 1.0, "b": 1.0, "flood": 1.0}
     assert verdict.jain == pytest.approx(1.0)
@@ -198,12 +198,12 @@ def test_every_contender_plays(name):
 
 
 @pytest.mark.parametrize("name", ["", "late", "fixed", "fixed:many", "vllm:1:2:3"])
-def test_a_contender_that_there_is_not_is_named(name):
+def test_an_unknown_contender_is_named(name):
     with pytest.raises(ConfigurationError, match=f"unknown admission policy '{name}'"):
         make(name, Setup(slo=SLO_, max_num_seqs=8))
 
 
-def test_vllm_s_flags_count_what_has_no_first_token():
+def test_vllm_s_flags_count_requests_without_a_first_token():
     flags = VLLMFlags(2, 100)
     tickets = [Ticket(prompt_tokens=40) for _ in range(2)]
     assert [flags.offer(ticket, 0.0) for ticket in tickets] == [None, None]
@@ -245,7 +245,7 @@ def run_short(name, rate, seconds=40.0, slowness=(), policy=None, warm_up=5.0):
     return judge(judged, ["short", "medium", "long"], SLO_, seconds - 5 - warm_up, engine.preemptions)
 
 
-def test_under_overload_it_keeps_its_promise_and_refuses_alike():
+def test_under_overload_lategate_meets_the_slo_and_refuses_fairly():
     # Long enough to know the shares of the classes to within a few per cent.
     ours, best = run_short("lategate", 150.0, seconds=160.0), run_short("fixed:256:0.33", 150.0, seconds=160.0)
     assert ours.goodput > 0.95 * best.goodput
@@ -255,7 +255,7 @@ def test_under_overload_it_keeps_its_promise_and_refuses_alike():
     assert run_short("none", 150.0).goodput < 0.1 * ours.goodput
 
 
-def test_below_capacity_nobody_is_refused():
+def test_below_capacity_no_request_is_refused():
     verdict = run_short("lategate", 40.0)
     assert verdict.refused == 0
     assert verdict.miss_share < 0.01
@@ -284,14 +284,14 @@ def test_without_anti_windup_goodput_falls_after_a_drop_of_capacity():
     assert wound_up < good / 3
 
 
-def test_a_flood_leaves_others_what_is_theirs():
+def test_a_flood_leaves_other_tenants_their_share():
     shares = (("a", 0.04), ("b", 0.04), ("flood", 0.92))
     verdict = run(Cell(scenario="chat", contender="lategate", rate=250.0, seed=1, tenants=shares))
     assert min(verdict.satisfaction().values()) > 0.95
     assert verdict.jain > 0.99
 
 
-def test_who_comes_back_as_told_is_served_more_often():
+def test_clients_that_obey_retry_after_are_served_more_often():
     waits = play(Cell(scenario="mixed", contender="lategate", rate=30.0, seed=1, retry="obey"))[0]
     gives_up = play(Cell(scenario="mixed", contender="lategate", rate=30.0, seed=1))[0]
     slo = SCENARIOS["mixed"].slo
@@ -305,7 +305,7 @@ def test_the_tables_show_what_was_measured():
     assert "not within the run" in tables.bursts_table([burst])
 
 
-def test_a_world_without_control_serves_everyone_who_waits():
+def test_without_control_every_waiting_client_is_served():
     engine = StepEngine(EngineSize(), EVEN, 1)
     asked = list(requests(CHAT, arrivals(5.0, 0.0, 5.0, 2), 2))
     World(engine, AdmissionController(Unlimited())).run(asked, 100.0)

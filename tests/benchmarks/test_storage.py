@@ -27,7 +27,7 @@ def test_a_run_survives_its_files(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_same_facts_make_the_same_bytes(tmp_path):
+def test_equal_records_make_equal_bytes(tmp_path):
     for name in ("a", "b"):
         storage.write(tmp_path / f"{name}.json", recording())
     assert storage.requests_path(tmp_path / "a.json").read_bytes() == storage.requests_path(tmp_path / "b.json").read_bytes()
@@ -68,7 +68,7 @@ def test_the_published_schema_is_the_code_s():
     assert f"schema {SCHEMA}" in PUBLISHED.read_text()
 
 
-def test_the_table_tells_what_was_measured_and_why_a_point_is_not_valid():
+def test_the_table_shows_the_figures_and_why_a_point_is_not_valid():
     found = report.analyse(recording())
     written = summary.table(found.rows)
     assert "| t | concurrency 2 |" in written

@@ -49,7 +49,7 @@ def test_a_trace_is_sent_faster_and_cut(tmp_path):
         ("not json", "request 1"),
     ],
 )
-def test_what_is_no_trace_is_named(tmp_path, text, words):
+def test_an_invalid_trace_is_named(tmp_path, text, words):
     path = tmp_path / "a.jsonl"
     path.write_text(text)
     with pytest.raises(UnreadableTrace, match=words) as caught:

@@ -116,7 +116,7 @@ def test_a_comparison_can_be_linked_to(reader, server):
     assert reader.errors == []
 
 
-def test_a_live_server_that_is_not_there_is_told(reader, server):
+def test_a_missing_live_server_is_reported(reader, server):
     reader.open(server)
     reader.page.locator(".bk-tab").last.click()
     reader.page.get_by_label("Server").fill("http://127.0.0.1:9")

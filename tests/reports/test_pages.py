@@ -66,21 +66,21 @@ def test_an_open_loop_alone_is_a_page(tmp_path):
     )
 
 
-def test_a_run_in_which_nothing_was_answered_is_a_page(tmp_path):
+def test_a_run_without_answers_is_a_page(tmp_path):
     points = [Point(number=number, target="http", concurrency=2**number, complete=True) for number in range(3)]
     text = texts(write(tmp_path / "a.json", points, outcome="error", memory=Memory(device="cpu")))
     assert "no request was answered" in text
     assert "No request was answered" in text
 
 
-def test_what_a_run_says_of_itself_is_text_and_no_markup(tmp_path):
+def test_a_run_s_texts_are_escaped(tmp_path):
     text = texts(write(tmp_path / "a.json", [Point(number=0, target="<i>", concurrency=1, complete=True)]))
     assert "<script>" not in text
     assert "<i>" not in text
     assert "&lt;b&gt; under load" in text
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path):
+def test_runs_of_one_name_are_distinguished_by_their_folder(tmp_path):
     points = [Point(number=0, target="inprocess", concurrency=1, complete=True)]
     for folder in ("old", "new"):
         (tmp_path / folder).mkdir()
@@ -118,7 +118,7 @@ def test_of_a_folder_only_runs_are_taken(tmp_path):
     assert [run.name for run in load([tmp_path]).runs] == ["a"]
 
 
-def test_an_empty_run_is_told(tmp_path):
+def test_an_empty_run_is_an_error(tmp_path):
     storage.write(tmp_path / "a.json", Recording(Run(command="x", started="now", provenance={}, workload={}), [], []))
     with pytest.raises(storage.UnreadableRun, match=r"a\.json: the run is empty"):
         load([tmp_path / "a.json"])
@@ -145,7 +145,7 @@ def test_the_study_of_overload_has_two_charts_for_each_workload():
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"overload": []}', '{"overload": [{"workload": "chat"}]}'])
-def test_what_is_no_study_of_overload_is_named(text, tmp_path):
+def test_an_invalid_overload_study_is_named(text, tmp_path):
     path = tmp_path / "study.json"
     path.write_text(text)
     with pytest.raises(storage.UnreadableRun, match=r"study\.json"):

@@ -39,8 +39,8 @@ def measure() -> dict[str, float]:
 
     return {
         "arrival, refused or waiting": _median(arrive),
-        "arrival, refused before it is tokenised": _median(lambda number: controller.screen(_ticket(number), now + 1.0)),
-        "step, while a request waits for cache space": _median(record),
+        "arrival, refused before tokenization": _median(lambda number: controller.screen(_ticket(number), now + 1.0)),
+        "step, with a request held by the cache": _median(record),
     }
 
 

@@ -1,10 +1,10 @@
 """Finds the knee of a throughput curve with an interval, or why there is none. Pure and seeded.
 
 The model is two straight lines that meet, in log2 of both axes. Throughput grows by one power of
-the concurrency before the knee and by a smaller power after it, so a bend is as visible between 1
-and 2 as between 256 and 512. The interval is a bootstrap. It draws every point's throughput from
-blocks of the point's window and shifts it by the misfit of the two lines with a random sign. The
-interval therefore covers both chance and a curve that bends gradually.
+the concurrency before the knee and by a smaller power after it. A bend is therefore as visible
+between 1 and 2 as between 256 and 512. The interval is a bootstrap. It draws every point's
+throughput from blocks of the point's window and shifts it by the misfit of the two lines with a
+random sign. The interval therefore covers both chance and a curve that bends gradually.
 """
 
 from collections.abc import Sequence

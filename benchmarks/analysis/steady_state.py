@@ -23,9 +23,9 @@ MAX_BLOCKS = 16
 def steady_window(records: Sequence[RequestRecord]) -> Window:
     """Return the longest span with at least 90 % of the peak in flight, without ramp and drain.
 
-    A dip shorter than 1 % of the whole does not end a span, because a client has a moment without a
-    request between two requests. The span begins when all clients have their first token: before
-    that they share one burst of prompts, which does not recur.
+    A dip shorter than 1 % of the whole does not end a span, because between two requests a client
+    briefly has none. The span begins when all clients have their first token: before that they
+    share one burst of prompts, which does not recur.
     """
     net: Counter[float] = Counter()
     for record in records:

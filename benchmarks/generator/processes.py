@@ -1,9 +1,9 @@
 """Generators in separate processes; a client on its server's core would measure itself.
 
 Each worker keeps its connections between jobs. It receives a job, makes its prompts, reports that
-it is ready, receives the start time, reports its progress several times a second, and finally sends
-its measurements. Only the parent handles Ctrl-C: it asks the workers to stop, and they send what
-they have.
+it is ready and receives the start time. Then it reports its progress several times a second, and
+finally sends its measurements. Only the parent handles Ctrl-C: it asks the workers to stop, and
+they send what they have.
 """
 
 import asyncio

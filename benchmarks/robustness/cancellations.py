@@ -26,7 +26,7 @@ from llmserve import CancellationToken, EngineManager, GenerationRequest, LLMSer
 
 TOKENS = 8
 # The longest wait for a request, at first. It shrinks after each request that was answered and
-# grows after each that was cancelled, so half of the requests are cancelled, at any moment of their
+# grows after each that was cancelled. So half of the requests are cancelled, at any moment of their
 # lives.
 FIRST_SECONDS = 0.02
 STEP = 1.01

@@ -1,8 +1,8 @@
 """Measures Ray Serve on this machine with simulated engines: `python -m benchmarks cluster`.
 
 Reports the throughput of two replicas against one, how soon a replica is notified of a disconnected
-client, a flooding tenant's share, how soon replicas start and stop, and what Ray adds to a token
-beside our server alone.
+client, and a flooding tenant's share. Also reports how soon replicas start and stop, and what Ray
+adds to a token beside our server alone.
 """
 
 import asyncio

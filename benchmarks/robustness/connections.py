@@ -1,8 +1,8 @@
 """Measures idle connections and readers that stop reading: `python -m benchmarks connections`.
 
 Our HTTP server runs in a process of its own, over an engine that only keeps a pace. First it holds
-many idle keep-alive connections. Then a few readers measure their gaps between tokens, beside many
-clients that read, and beside as many that sent the same request and read nothing.
+many idle keep-alive connections. Then a few readers measure their gaps between tokens: beside many
+clients that read, and beside as many that read nothing.
 """
 
 import asyncio

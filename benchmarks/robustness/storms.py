@@ -1,9 +1,9 @@
 """Thousands of malicious clients at a time: `python -m benchmarks storms`.
 
 Our HTTP server runs in a process of its own, over an engine that only keeps a pace. A canary
-repeatedly asks it for eight tokens, before and during each attack. Each attack reports how much
-later the canary is answered, when the server has closed the last attacker's connection, and how
-much memory the attackers cost.
+repeatedly asks it for eight tokens, before and during each attack. Each attack reports the canary's
+delay, the time until the server has closed the last attacker's connection, and the attackers'
+memory.
 """
 
 import asyncio

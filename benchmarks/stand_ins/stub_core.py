@@ -2,7 +2,7 @@
 
 `python -m benchmarks.stand_ins.stub_core STREAMS frontends.aiohttp_app ARGUMENTS` runs a server
 module with the stub, ours or vLLM's. With `nothing` instead of a number, our server's simulated
-engine is replaced by an engine that does no work, and with `nothing:SECONDS:TEXT` by one with a
+engine is replaced by an engine that does no work. With `nothing:SECONDS:TEXT`, that engine has a
 pace.
 
 The core lives in the client's process and event loop, without ZeroMQ and msgpack; its part of the

@@ -26,8 +26,8 @@ SETTLE_SECONDS = 2.0
 CANARY_PATIENCE = 5.0
 CANARY_VOICES = 2
 # The simulated engine holds 64 sequences of 2,048 tokens together. With its default size, a row's
-# open streams would leave the canary no slot or no cache, and the canary would measure the wait for
-# admission.
+# open streams would leave the canary no slot or no cache. The canary would then measure the wait
+# for admission.
 ROOM = {"max_num_seqs": 64, "block_size": 16, "num_blocks": 64 * 2048 // 16}
 
 

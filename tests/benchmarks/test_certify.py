@@ -59,7 +59,7 @@ async def test_a_late_send_is_reported(measured):
 async def test_a_wrong_number_of_tokens_is_reported(measured):
     measured[3].outcome = "wrong_token_count"
     measured[4].completion_tokens += 1
-    assert "2 answers have another number of tokens" in " ".join(faults(measured))
+    assert "2 answers do not have the requested number of tokens" in " ".join(faults(measured))
 
 
 async def test_a_request_that_never_ends_breaks_little_s_law(measured):

@@ -61,7 +61,7 @@ def test_ratios_are_of_the_same_round():
         streams=8, core="stubbed", trials={"http": [trial(10), trial(30), trial(80)], "vllm": [trial(5), trial(10), trial(20, failed=1)]}
     )
     text = overhead.conclude([point])
-    assert "http over vllm: 3.00 (2.00 to 4.00) times the tokens/s, 1.00 (1.00 to 1.00) times the CPU a token" in text
+    assert "http over vllm: 3.00 (2.00 to 4.00) times the tokens/s, 1.00 (1.00 to 1.00) times the CPU per token" in text
     assert "| vllm | 10 (5 to 20) |" in text
     assert text.splitlines()[5].endswith("| 1 |")
 

@@ -81,11 +81,11 @@ def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 
             f"throughput still grows at concurrency {2 ** x[-1]:g} (by a power of {last:.2f}, before {before[0]:.2f}): measure higher loads"
         )
     if undecided:
-        return NoKnee(f"the bend cannot be distinguished from noise: {1 - bent.mean():.0%} of the resamples show none")
+        return NoKnee(f"the knee cannot be distinguished from noise: {1 - bent.mean():.0%} of the resamples show none")
     low, high = np.quantile(ats[bent], [0.025, 0.975])
     low, high = min(low, at[0]) - GRID_STEP / 2, max(high, at[0]) + GRID_STEP / 2
     if high - low > WIDEST_OCTAVES:
-        return NoKnee(f"the bend lies anywhere between {2**low:.0f} and {2**high:.0f}: repeat the points or measure longer")
+        return NoKnee(f"the knee lies anywhere between {2**low:.0f} and {2**high:.0f}: repeat the points or measure longer")
     return Knee(float(2 ** at[0]), float(2**low), float(2**high), float(before[0]), float(after[0]))
 
 

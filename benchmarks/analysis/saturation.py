@@ -126,7 +126,7 @@ def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cau
     peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at concurrency {best.concurrency}"
     if isinstance(knee, NoKnee):
         full = f" At concurrency {beyond.concurrency}, {cause.clause}." if cause is not None else ""
-        return f"{name}: no saturation point found: {knee.reason}.{full} The highest throughput is {peak}.{tail}"
+        return f"{name}: no saturation point was found, because {knee.reason}.{full} The highest throughput is {peak}.{tail}"
     gain = 2**knee.after - 1
     slower = (_tail(beyond.summary, "ttft") or math.nan) / (_tail(levels[0].summary, "ttft") or math.nan)
     reason = f", because {cause.clause}" if cause is not None else ""

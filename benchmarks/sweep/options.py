@@ -90,7 +90,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     words = "admission policies of our targets: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; comma-separated (default: none)"
     what.add_argument("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
     what.add_argument("--model", help="our targets: bundled, a folder or a hub name; a server: its name for the model")
-    what.add_argument("--engine", choices=ENGINES, default="vllm")
+    what.add_argument("--engine", choices=list(ENGINES), default="vllm")
     what.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     what.add_argument("--processes", type=positive(int), default=1, help="generator processes for HTTP, one core each (default: 1)")
     what.add_argument(

@@ -11,7 +11,7 @@ from virtual import VirtualLoop
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
 from frontends.cluster.intake import Intake
-from frontends.cluster.relay import RelayedRequest, ResponseHead, Relay
+from frontends.cluster.relay import Relay, RelayedRequest, ResponseHead
 from frontends.http.request_checks import MAX_BODY
 from frontends.http.server import running
 from frontends.net.acceptor import listen

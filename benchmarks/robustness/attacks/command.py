@@ -19,7 +19,7 @@ def add_attacks(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--url", help=words)
     words = "engine of the server that is started; rows 1 and 1b need vllm (default: %(default)s)"
-    command.add_argument("--engine", choices=ENGINES, default="simulated", help=words)
+    command.add_argument("--engine", choices=list(ENGINES), default="simulated", help=words)
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     words = "additional server argument, such as --server-arg=--max-seconds=60; repeatable"

@@ -3,8 +3,8 @@
 import argparse
 import math
 import pathlib
-from typing import Any
 
+from benchmarks.arguments import numbers, positive
 from benchmarks.host_cost.server_processes import Setting
 from benchmarks.host_cost.variants import IN_PROCESS, MANY, WAYS, parse_side
 from benchmarks.recording.results import Promise
@@ -28,31 +28,6 @@ def lengths(text: str) -> Lengths:
 
 def many_lengths(text: str) -> list[Lengths]:
     return [lengths(part) for part in text.split(",")]
-
-
-def numbers(kind: type[int] | type[float]) -> Any:
-    """Return a parser of comma-separated numbers above 0."""
-
-    def parse(text: str) -> list[Any]:
-        try:
-            found = [kind(part) for part in text.split(",")]
-        except ValueError:
-            found = []
-        if not found or not all(0 < number < 10**8 for number in found):
-            raise argparse.ArgumentTypeError(f"{text!r}: write numbers above 0, separated by commas")
-        return found
-
-    return parse
-
-
-def positive(kind: type[int] | type[float]) -> Any:
-    def parse(text: str) -> Any:
-        (found, *more) = numbers(kind)(text)
-        if more:
-            raise argparse.ArgumentTypeError(f"{text!r}: write one number")
-        return found
-
-    return parse
 
 
 def span(text: str) -> tuple[float, float]:

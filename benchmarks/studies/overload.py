@@ -1,53 +1,25 @@
-"""Commands `python -m benchmarks overload` and `calibrate`: options, printed tables, files."""
+"""`python -m benchmarks overload`."""
 
 import argparse
-import asyncio
-import pathlib
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.overload import calibrate, cost
+from benchmarks.arguments import add_out, keep, numbers
+from benchmarks.overload import cost
 from benchmarks.overload.scenarios import SCENARIOS
 from benchmarks.overload.study import TestBed
 from benchmarks.overload.tables import Study, bursts_table, cost_table, light_table, overload_table, retries_table, tenants_table
-from benchmarks.recording.storage import readable
-from benchmarks.sweep.options import numbers
 from llmserve import ConfigurationError
-from llmserve.engines import ENGINES
-from llmserve.engines.vllm.args import parse_engine_args
 from llmserve.runtime.cpus import available_cpus
 
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def add_calibrate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="bundled")
-    command.add_argument("--engine", choices=list(ENGINES), default="vllm")
-    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    command.add_argument(
-        "--concurrency",
-        type=numbers(int),
-        default=[1, 4, 16, 64],
-        metavar="N,N,...",
-        help="clients of each closed loop (default: 1,4,16,64)",
-    )
-    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("steps.json"), metavar="FILE.json")
+NAME = "overload"
+HELP = "simulate admission under overload in virtual time: LateGate and the alternatives"
 
 
-def run_calibrate(given: argparse.Namespace) -> int:
-    steps = asyncio.run(calibrate.measure(given.model, given.engine, parse_engine_args(given.engine_arg), given.concurrency, _say))
-    law = calibrate.fit(steps)
-    print(f"{len(steps)} steps: {law}")
-    calibrate.write(given.out, steps, law)
-    return 0
-
-
-def add_overload(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workloads", default=",".join(SCENARIOS), metavar="NAME,...", help="workloads to simulate (default: %(default)s)"
     )
@@ -67,10 +39,10 @@ def add_overload(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--light", type=float, default=0.8, help="load at which no request should be refused, as a multiple of the capacity (default: 0.8)"
     )
-    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    add_out(command)
 
 
-def run_overload(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     names = given.workloads.split(",")
     for name in names:
         if name not in SCENARIOS:
@@ -95,6 +67,5 @@ def run_overload(given: argparse.Namespace) -> int:
         (f"What a decision costs with {cost.RUNNING} running", cost_table(found["cost"])),
     )
     print("\n\n".join(f"### {title}\n\n{table}" for title, table in shown))
-    if given.out:
-        given.out.write_bytes(readable(found))
+    keep(found, given.out)
     return 0

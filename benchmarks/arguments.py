@@ -1,0 +1,71 @@
+"""Arguments and output that the commands share."""
+
+import argparse
+import pathlib
+import sys
+from typing import Any, Protocol
+
+from benchmarks.recording.storage import readable
+from llmserve.engines import ENGINES
+
+
+class Command(Protocol):
+    """A module of `benchmarks.commands` or `benchmarks.studies`."""
+
+    NAME: str
+    HELP: str
+
+    def add_arguments(self, command: argparse.ArgumentParser) -> None:
+        """Add the options of the command."""
+
+    def run(self, given: argparse.Namespace) -> int:
+        """Run it and return the exit code."""
+
+
+def say(line: str) -> None:
+    """Print a line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def keep(found: Any, out: pathlib.Path | None) -> None:
+    """Write the results to a file if `--out` was given."""
+    if out:
+        out.write_bytes(readable(found))
+
+
+def add_out(command: argparse.ArgumentParser) -> None:
+    """Add `--out`."""
+    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+
+
+def add_engine(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add `--model`, `--engine-arg`, and `--engine` if it has a default."""
+    command.add_argument("--model", default="bundled")
+    if default is not None:
+        command.add_argument("--engine", choices=list(ENGINES), default=default, help="default: %(default)s")
+    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+
+
+def numbers(kind: type[int] | type[float]) -> Any:
+    """Return a parser of comma-separated numbers above 0."""
+
+    def parse(text: str) -> list[Any]:
+        try:
+            found = [kind(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(0 < number < 10**8 for number in found):
+            raise argparse.ArgumentTypeError(f"{text!r}: write numbers above 0, separated by commas")
+        return found
+
+    return parse
+
+
+def positive(kind: type[int] | type[float]) -> Any:
+    def parse(text: str) -> Any:
+        (found, *more) = numbers(kind)(text)
+        if more:
+            raise argparse.ArgumentTypeError(f"{text!r}: write one number")
+        return found
+
+    return parse

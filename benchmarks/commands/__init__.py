@@ -1,0 +1,1 @@
+"""Commands for users: one module for each."""

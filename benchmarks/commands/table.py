@@ -1,0 +1,19 @@
+"""`python -m benchmarks table`."""
+
+import argparse
+import pathlib
+
+from benchmarks.analysis import report
+from benchmarks.recording import storage
+
+NAME = "table"
+HELP = "print a run's Markdown table and verdict"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=pathlib.Path, metavar="FILE.json")
+
+
+def run(given: argparse.Namespace) -> int:
+    print(report.conclusion(report.analyse(storage.read(given.run))))
+    return 0

@@ -1,0 +1,1 @@
+"""Commands for the studies of this project: one module for each."""

@@ -1,0 +1,21 @@
+"""`python -m benchmarks cluster`."""
+
+import argparse
+import asyncio
+
+from benchmarks.arguments import add_out, keep, say
+from benchmarks.robustness import cluster
+
+NAME = "cluster"
+HELP = "measure replicas on a local Ray Serve with simulated engines: throughput, fairness, overhead"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_out(command)
+
+
+def run(given: argparse.Namespace) -> int:
+    found = asyncio.run(cluster.measure(say))
+    print(cluster.conclude(found))
+    keep(found, given.out)
+    return 0

@@ -142,7 +142,7 @@ def _view(recording: Recording, point: Point, records: list[RequestRecord], samp
 
 
 def _level(concurrency: int, repeats: Sequence[View]) -> Level:
-    """Combine repeats: latencies and evidence of the first valid one, throughput of all."""
+    """Combine the valid repeats: latencies and evidence of the first, throughput of all."""
     valid = [view for view in repeats if view.valid] or list(repeats[:1])
     return Level(
         concurrency=concurrency,

@@ -41,7 +41,7 @@ LOOK = 0.005
 
 
 class Kill(msgspec.Struct, kw_only=True):
-    """Seconds from the signal until the manager knew, all streams ended, the engine was back."""
+    """Seconds from the signal until the manager knew, begun streams ended, the engine was back."""
 
     streaming: int
     known: float

@@ -47,7 +47,9 @@ class Attack(msgspec.Struct, kw_only=True):
         opened: Time until all attackers were connected.
         coming: Longest wait of the canary during that time.
         gone_after: Time from the last attacker's arrival until the last attacker's end.
-        canary_p50: Median wait of the canary after the arrival; so are the other canary figures.
+        canary_p50: Median wait of the canary after the arrival.
+        canary_p99: 99th percentile of that wait.
+        canary_failures: Failed requests of the canary.
         growth: Largest increase of the server's memory.
     """
 

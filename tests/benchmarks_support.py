@@ -4,7 +4,7 @@ import anyio
 
 from benchmarks.generator.run import Generator
 from benchmarks.recording.results import RequestRecord
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(4), vocabulary=(1, 200))
@@ -34,7 +34,7 @@ class Scripted:
 
 
 def generate(target, load, workload=WORKLOAD, **job):
-    return Generator(target, PlannedRequest(point=0, label="test", load=load, workload=workload, **{"requests": 0, **job}))
+    return Generator(target, PointPlan(point=0, label="test", load=load, workload=workload, **{"requests": 0, **job}))
 
 
 async def closed(target=None, concurrency=1, requests=10, gap=None):

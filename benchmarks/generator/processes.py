@@ -23,7 +23,7 @@ from benchmarks.generator.run import Generator, Measured, Progress
 from benchmarks.targets import Target, TargetError
 from benchmarks.targets.http import HTTP, Prompts, open_session
 from benchmarks.targets.socket import open_socket
-from benchmarks.workload.plan import PlannedRequest
+from benchmarks.workload.plan import PointPlan
 
 PROGRESS_SECONDS = 0.2
 POLL_SECONDS = 0.02
@@ -51,7 +51,7 @@ def work(pipe: Connection, url: str, model: str, prompts: Prompts) -> None:
 
 async def _work(pipe: Connection, url: str, model: str, *, prompts: Prompts) -> None:
     async with open_target(url, model, prompts=prompts) as target:
-        while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), PlannedRequest):
+        while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), PointPlan):
             generator = Generator(target, job, clock=time.monotonic)
             generator.prepare()
             pipe.send("ready")
@@ -96,7 +96,7 @@ class Fleet:
 
     pipes: list[Connection]
 
-    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PointPlan, measured: Measured, show: Callable[[Progress], None]) -> None:
         """Run a job, shared among the workers, into `measured`, even if this is cancelled.
 
         Raises TargetError if a worker dies.

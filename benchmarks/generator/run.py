@@ -8,7 +8,7 @@ import attrs
 
 from benchmarks.recording.results import RequestRecord
 from benchmarks.targets import Target, with_patience
-from benchmarks.workload.plan import PlannedRequest
+from benchmarks.workload.plan import PointPlan
 from benchmarks.workload.requests import Item
 
 # Interval at which the event loop's delay is measured.
@@ -57,7 +57,7 @@ class Generator:
     """
 
     target: Target
-    job: PlannedRequest
+    job: PointPlan
     progress: Progress = attrs.field(factory=Progress)
     measured: Measured = attrs.field(factory=Measured)
     clock: Callable[[], float] = anyio.current_time

@@ -24,7 +24,7 @@ from benchmarks.stand_ins.null_engine import NoEngine
 from benchmarks.targets import TargetError
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.targets.local_server import serve_here, serve_sockets_here
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig, Timeline
 
@@ -89,7 +89,7 @@ async def measure(streams: int, requests: int, rounds: int, report: Callable[[st
     return found
 
 
-async def _run(manager: EngineManager, fleet: Fleet | None, job: PlannedRequest, measured: Measured) -> None:
+async def _run(manager: EngineManager, fleet: Fleet | None, job: PointPlan, measured: Measured) -> None:
     if fleet is None:
         await Generator(InProcess(manager), job, measured=measured, clock=time.monotonic).run()
     else:
@@ -108,9 +108,9 @@ async def _ways(manager: EngineManager) -> AsyncIterator[dict[str, Fleet]]:
         yield {way: await stack.enter_async_context(open_fleet(url, "nothing", 1)) for way, url in urls.items()}
 
 
-def _job(way: str, number: int, streams: int, requests: int) -> PlannedRequest:
+def _job(way: str, number: int, streams: int, requests: int) -> PointPlan:
     workload = Workload(prompt=Fixed(PROMPT_TOKENS), output=Fixed(ANSWER_TOKENS), vocabulary=(1, 1000), seed=SEED)
-    return PlannedRequest(point=0, label=f"{way} {number}", load=Load(concurrency=streams), workload=workload, requests=requests)
+    return PointPlan(point=0, label=f"{way} {number}", load=Load(concurrency=streams), workload=workload, requests=requests)
 
 
 def _take(way: Way, measured: Measured, emitted: Emitted) -> None:

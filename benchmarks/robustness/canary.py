@@ -44,7 +44,7 @@ class Canary:
     """Asks on a new connection each time.
 
     Attributes:
-        voices: Number of concurrent requests.
+        concurrency: Number of concurrent requests.
         samples: Start and duration in seconds of each request that succeeded.
         failed: Start and duration of each request that failed.
         probes: Start and duration of each probe.
@@ -53,7 +53,7 @@ class Canary:
     host: str
     port: int
     wire: Wire = "http"
-    voices: int = CONCURRENCY
+    concurrency: int = CONCURRENCY
     patience: float = PATIENCE_SECONDS
     samples: list[Timed] = attrs.field(factory=list)
     failed: list[Timed] = attrs.field(factory=list)
@@ -63,10 +63,10 @@ class Canary:
     def failures(self) -> int:
         return len(self.failed)
 
-    async def probe(self, enough: Connection) -> None:
+    async def run(self, enough: Connection) -> None:
         """Send concurrent requests and probe, until a message arrives on the pipe."""
         ask, probe = (self._ask, self._probe) if self.wire == "http" else (self._ask_socket, self._probe_socket)
-        tasks = [asyncio.create_task(self._voice(ask)) for _ in range(self.voices)]
+        tasks = [asyncio.create_task(self._voice(ask)) for _ in range(self.concurrency)]
         tasks.append(asyncio.create_task(self._probing(probe)))
         await asyncio.to_thread(enough.recv)
         for task in tasks:
@@ -153,16 +153,16 @@ class Canary:
 
 
 @asynccontextmanager
-async def singing(
-    host: str, port: int, wire: Wire = "http", voices: int = CONCURRENCY, patience: float = PATIENCE_SECONDS
+async def running_canary(
+    host: str, port: int, wire: Wire = "http", concurrency: int = CONCURRENCY, patience: float = PATIENCE_SECONDS
 ) -> AsyncIterator[Canary]:
     """Run a canary in a process of its own, where the attackers' work does not delay it.
 
     Its samples are available at the end.
     """
-    canary = Canary(host, port, wire, voices, patience)
+    canary = Canary(host, port, wire, concurrency, patience)
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_sing_for, args=(canary, theirs), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=_run_canary, args=(canary, theirs), daemon=True)
     process.start()
     await asyncio.to_thread(ours.recv)
     try:
@@ -173,7 +173,7 @@ async def singing(
         process.join()
 
 
-def _sing_for(canary: Canary, pipe: Connection) -> None:
+def _run_canary(canary: Canary, pipe: Connection) -> None:
     pipe.send(None)
-    asyncio.run(canary.probe(pipe))
+    asyncio.run(canary.run(pipe))
     pipe.send((canary.samples, canary.failed, canary.probes))

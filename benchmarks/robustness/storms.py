@@ -17,7 +17,7 @@ import attrs
 import msgspec
 
 from benchmarks.host_cost.server_processes import Server
-from benchmarks.robustness.canary import singing
+from benchmarks.robustness.canary import running_canary
 from benchmarks.robustness.connections import (
     OTHERS_TOKENS,
     RECEIVE_BUFFER,
@@ -144,7 +144,7 @@ async def measure(idle: int, clients: int, report: Callable[[str], None]) -> Sto
 
 
 async def _quiet(host: str, port: int) -> tuple[float, float]:
-    async with singing(host, port) as canary:
+    async with running_canary(host, port) as canary:
         await asyncio.sleep(QUIET_SECONDS)
     return canary.figures()
 
@@ -158,7 +158,7 @@ async def _attack(name: str, count: int, storm: Storm, server: Server, where: tu
             most = max(most, memory_of(server))
             await asyncio.sleep(0.25)
 
-    async with singing(*where) as canary:
+    async with running_canary(*where) as canary:
         watching = asyncio.create_task(watch())
         began = time.perf_counter()
         try:

@@ -16,7 +16,7 @@ from benchmarks.recording.machine import Machine
 from benchmarks.recording.monitor import manager_source
 from benchmarks.stand_ins.null_engine import VOCABULARY, NoEngine, no_server
 from benchmarks.sweep.systems import HERE, INPROCESS, FleetSystem, InProcessSystem, SystemUnderTest, middle
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 
@@ -85,7 +85,7 @@ async def _per_core_second(system: SystemUnderTest, seconds: float, tokens: int,
     requests = CLIENTS
     while True:
         workload = Workload(prompt=Fixed(16), output=Fixed(tokens), vocabulary=system.vocabulary)
-        job = PlannedRequest(point=0, label="self-test", load=Load(concurrency=CLIENTS), workload=workload, requests=requests)
+        job = PointPlan(point=0, label="self-test", load=Load(concurrency=CLIENTS), workload=workload, requests=requests)
         measured = Measured()
         await system.run(job, measured, lambda _: None)
         if measured.cpu_seconds >= seconds:

@@ -23,7 +23,7 @@ from benchmarks.recording.results import Point, Promise, Recording, Run, Sample
 from benchmarks.sweep import generator_ceiling
 from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, TestBed, open_bench
 from benchmarks.targets import TargetError
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Lengths, Workload
 
 # A warm-up fills caches, connections and compilers. Long answers would only add time.
@@ -59,7 +59,7 @@ class Settings:
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
 
-    def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PlannedRequest]]:
+    def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PointPlan]]:
         """Yield (repeat, job) for every load at every prompt length; independent of the target.
 
         A repeat runs after all other points, so that it meets the machine in a different state.
@@ -69,7 +69,7 @@ class Settings:
             workload = attrs.evolve(self.workload, prompt=prompt, vocabulary=vocabulary, seed=self.workload.seed + repeat)
             requests = max(self.requests, (load.concurrency or 0) * self.per_client)
             label = f"point {number}"
-            yield repeat, PlannedRequest(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
+            yield repeat, PointPlan(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
 
 
 async def run(settings: Settings) -> int:
@@ -120,7 +120,7 @@ def begin(settings: Settings, bench: TestBed) -> Run:
     )
 
 
-async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settings, repeat: int, recording: Recording) -> None:
+async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, repeat: int, recording: Recording) -> None:
     """Measure one point on one target, after a warm-up with different prompts.
 
     Raises TargetError when the warm-up brings only errors.
@@ -159,7 +159,7 @@ async def measure(system: SystemUnderTest, job: PlannedRequest, settings: Settin
         storage.write(settings.out, recording)
 
 
-def warm_up(job: PlannedRequest, requests: int) -> PlannedRequest:
+def warm_up(job: PointPlan, requests: int) -> PointPlan:
     """Return the warm-up job: as many clients (open loop: four), new prompts, short answers."""
     clients = job.load.concurrency or 4
     workload = attrs.evolve(job.workload, output=Fixed(WARM_UP_TOKENS), turns=Fixed(1), cancelling=0.0)
@@ -173,7 +173,7 @@ def _note_peak(run: Run, samples: list[Sample]) -> None:
         run.memory.peak = max([*found, run.memory.peak or 0]) or None
 
 
-def _conclude(point: Point, job: PlannedRequest, measured: Measured) -> None:
+def _conclude(point: Point, job: PointPlan, measured: Measured) -> None:
     ends = [record.finished for record in measured.records if record.finished is not None]
     lags = sorted(measured.lags)
     point.planned = job.planned

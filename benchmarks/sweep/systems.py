@@ -23,7 +23,7 @@ from benchmarks.targets import TargetError
 from benchmarks.targets.http import find_model, open_session
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.targets.local_server import Timelines, serve_here
-from benchmarks.workload.plan import PlannedRequest
+from benchmarks.workload.plan import PointPlan
 from llmserve import SLO, AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines import ENGINES, create_engine
 from llmserve.models import BUNDLED, resolve
@@ -53,7 +53,7 @@ class SystemUnderTest(Protocol):
     @property
     def read(self) -> Read: ...
 
-    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PointPlan, measured: Measured, show: Callable[[Progress], None]) -> None:
         """Run a job, and fill in `measured` even if cancelled."""
 
 
@@ -67,7 +67,7 @@ class InProcessSystem:
     name: str = INPROCESS
     processes: int = 0
 
-    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PointPlan, measured: Measured, show: Callable[[Progress], None]) -> None:
         await Generator(InProcess(self.manager), job, Progress(changed=show), measured, clock=time.monotonic).run()
 
 
@@ -89,7 +89,7 @@ class FleetSystem:
     def processes(self) -> int:
         return len(self.fleet.pipes)
 
-    async def run(self, job: PlannedRequest, measured: Measured, show: Callable[[Progress], None]) -> None:
+    async def run(self, job: PointPlan, measured: Measured, show: Callable[[Progress], None]) -> None:
         try:
             await self.fleet.run(job, measured, show)
         finally:

@@ -69,7 +69,7 @@ class Load:
 
 
 @attrs.frozen(kw_only=True)
-class PlannedRequest:
+class PointPlan:
     """One point's work, or one process's share of it.
 
     Attributes:

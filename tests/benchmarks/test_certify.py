@@ -13,7 +13,7 @@ from benchmarks.generator.run import Measured
 from benchmarks.recording.results import Point
 from benchmarks.sweep import session
 from benchmarks.sweep.generator_ceiling import http_rig
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed
 
 
@@ -111,7 +111,7 @@ async def test_a_real_generator_beyond_its_ceiling_is_not_valid():
     """
     rate = 50_000.0
     workload = attrs.evolve(WORKLOAD, output=Fixed(1))
-    job = PlannedRequest(point=0, label="too much", load=Load(pattern="constant", rate=rate), workload=workload, requests=0, seconds=0.01)
+    job = PointPlan(point=0, label="too much", load=Load(pattern="constant", rate=rate), workload=workload, requests=0, seconds=0.01)
     measured, told = Measured(), point(concurrency=None, rate=rate, processes=1)
     async with http_rig() as rig:
         await rig.run(job, measured, lambda _: None)

@@ -11,7 +11,7 @@ from engines import ScriptedEngine
 from benchmarks.analysis import summary
 from benchmarks.analysis.steady_state import steady_window
 from benchmarks.targets.inprocess import InProcess
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
@@ -190,10 +190,9 @@ def test_the_steady_window_leaves_out_the_ramp_and_the_drain():
 @pytest.mark.parametrize(("concurrency", "processes"), [(1, 4), (2, 3), (5, 4), (8, 1)])
 def test_every_request_is_some_process_s_even_with_fewer_clients_than_processes(concurrency, processes):
     """Regression: one client shared among four processes sent a quarter of its requests."""
-    whole = PlannedRequest(point=0, label="test", load=Load(concurrency=concurrency), workload=WORKLOAD, requests=10)
+    whole = PointPlan(point=0, label="test", load=Load(concurrency=concurrency), workload=WORKLOAD, requests=10)
     shares = [
-        PlannedRequest(point=0, label="test", load=whole.load, workload=WORKLOAD, requests=10, share=(n, processes))
-        for n in range(processes)
+        PointPlan(point=0, label="test", load=whole.load, workload=WORKLOAD, requests=10, share=(n, processes)) for n in range(processes)
     ]
     assert sorted(item.prompt for share in shares for item in share.schedule()[1]) == sorted(item.prompt for item in whole.schedule()[1])
     assert sum(share.clients for share in shares) == concurrency

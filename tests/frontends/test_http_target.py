@@ -11,7 +11,7 @@ from http_support import running_server
 from benchmarks.generator.run import Generator
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import HTTP, find_model, open_session
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, ManagerConfig
 
@@ -21,7 +21,7 @@ WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
 async def measure(url, requests=6, concurrency=3, workload=WORKLOAD):
     model = await find_model(url, None)
     async with open_session(url) as session:
-        job = PlannedRequest(point=0, label="test", load=Load(concurrency=concurrency), workload=workload, requests=requests)
+        job = PointPlan(point=0, label="test", load=Load(concurrency=concurrency), workload=workload, requests=requests)
         generator = Generator(HTTP(session, model), job)
         await generator.run()
     return generator.measured.records

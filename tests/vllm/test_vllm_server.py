@@ -13,7 +13,7 @@ from http_support import InProcess, OverHTTP
 from benchmarks.generator.run import Generator
 from benchmarks.targets.http import HTTP, find_model, open_session
 from benchmarks.targets.inprocess import InProcess as LoadInProcess
-from benchmarks.workload.plan import Load, PlannedRequest
+from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 
 # Nothing of this takes a model, so nothing of it may take long.
@@ -128,7 +128,7 @@ async def test_the_load_generator_counts_every_token_of_the_real_engine(server, 
     model = await find_model(server.url, None)
     async with open_session(server.url) as session:
         target = HTTP(session, model) if way == "HTTP" else LoadInProcess(server.manager)
-        generator = Generator(target, PlannedRequest(point=0, label=way, load=Load(concurrency=4), workload=workload, requests=8))
+        generator = Generator(target, PointPlan(point=0, label=way, load=Load(concurrency=4), workload=workload, requests=8))
         await generator.run()
     records = generator.measured.records
     assert {record.outcome for record in records} == {"ok"}

@@ -16,7 +16,7 @@ from benchmarks.recording.machine import resident
 from benchmarks.robustness.attacks.attackers import Attack, AttackCounts
 from benchmarks.robustness.attacks.rows import Row
 from benchmarks.robustness.attacks.verdict import Played, broken, figures
-from benchmarks.robustness.canary import singing
+from benchmarks.robustness.canary import running_canary
 from benchmarks.targets import TargetError
 
 LOOK_SECONDS = 0.1
@@ -24,7 +24,7 @@ SETTLE_SECONDS = 2.0
 # A canary that waits longer has failed. It takes 0.05 s on the simulated engine, 0.5 s on a real
 # one on a CPU.
 CANARY_PATIENCE = 5.0
-CANARY_VOICES = 2
+CANARY_CONCURRENCY = 2
 # The simulated engine holds 64 sequences of 2,048 tokens together. With its default size, a row's
 # open streams would leave the canary no slot or no cache. The canary would then measure the wait
 # for admission.
@@ -145,7 +145,7 @@ async def play(row: Row, target: Target, options: Options) -> Played:
     """Run one row against a running server."""
     tally, marks = AttackCounts(), [0]
     count = row.attackers or options.attackers
-    async with singing(target.host, target.port, row.wire, CANARY_VOICES, CANARY_PATIENCE) as canary:
+    async with running_canary(target.host, target.port, row.wire, CANARY_CONCURRENCY, CANARY_PATIENCE) as canary:
         # Wait until one-time allocations have happened.
         await asyncio.sleep(options.seconds)
         before, quiet = target.resident(), await _phase(options.seconds)

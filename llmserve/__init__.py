@@ -5,10 +5,9 @@
     import asyncio
     from llmserve import EngineManager, Overloaded
 
-    async def main():
-        async with EngineManager.open(engine="simulated") as manager:  # open("bundled"), a folder or a hub name: vLLM
-            answer = await manager.generate("The capital of France is", max_tokens=16, temperature=0)
-            print(answer.text, answer.usage)
+    async def main(): async with EngineManager.open(engine="simulated") as manager: #
+        open("bundled"), a folder or a hub name: vLLM answer = await manager.generate("The capital
+        of France is", max_tokens=16, temperature=0) print(answer.text, answer.usage)
 
             messages = [{"role": "user", "content": "Tell me a story."}]
             try:
@@ -18,24 +17,28 @@
             except Overloaded as error:
                 print(f"try again in {error.retry_after:.0f} s")
 
-    if __name__ == "__main__":  # vLLM's engine is a process, started by spawning
+    if __name__ == "__main__":  # vLLM spawns a process for its engine
         asyncio.run(main())
 
-The names, each with its own help, as in `help(llmserve.EngineManager)`:
+The names, each with its own help, such as `help(llmserve.EngineManager)`:
 
     manager      EngineManager, ManagerStatistics, State, MetricsSnapshot
     requests     GenerationRequest, Sampling, StructuredOutputs, Tools, CancellationToken
-    answers      TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline, Outcome
-    errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant, Overloaded, TenantOverloaded, Unavailable,
-                 RequestCancelled, DeadlineExceeded, EngineError, EngineRestarted, EngineDead, ConfigurationError
+    answers TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline,
+        Outcome
+    errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant,
+                 Overloaded, TenantOverloaded, Unavailable, RequestCancelled, DeadlineExceeded,
+                 EngineError, EngineRestarted, EngineDead, ConfigurationError
     settings     ManagerConfig, AdmissionConfig, SLO, RestartConfig, TenantTable, TenantLimits
     admission    FixedLimit, Unlimited, Policy, Admission, Decision
     extensions   Engine, EngineInfo, EngineStatistics, Observer, OutputParser, Span, Tracer
 
-Importing this imports neither vllm nor torch; a manager of a vLLM engine does when it starts.
+Importing this package imports neither vllm nor torch. A manager imports them when it starts a vLLM
+engine.
 """
 
-# There is no __all__: with it, help() would print every class in full, 4,845 lines. `name as name` is what type checkers go by.
+# There is no __all__: with it, help() would print every class in full, 4,845 lines. Type checkers
+# treat `name as name` as an export.
 from llmserve.admission import Admission as Admission
 from llmserve.admission import Decision as Decision
 from llmserve.admission import FixedLimit as FixedLimit

@@ -1,6 +1,6 @@
-"""CancellationToken: says once, from any task or thread, that an answer is not wanted any more.
+"""CancellationToken cancels requests from any task or thread.
 
-Knows no event loop: whoever waits registers a callback and brings it to its own loop.
+The module knows no event loop: a callback must reach its own loop by itself.
 """
 
 import math
@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 
 class CancellationToken:
-    """Cancels every request that it was handed to. The first reason wins; cancelling again changes nothing.
+    """Cancels every request that it was passed to. The first reason wins.
 
-    `deadline` is a reading of the monotonic clock (`anyio.current_time()`) after which requests with this token end by
-    themselves; infinity sets none. A token made with `parents` is cancelled when one of them is, and ends no later.
+    `deadline` is a time of the monotonic clock (`anyio.current_time()`) at which requests with this
+    token end; infinity sets none. A token with `parents` is cancelled as soon as one of them is,
+    and its deadline is no later than theirs.
 
-    Safe to use from any thread. Callbacks run in the thread that cancels.
+    All methods may be called from any thread. Callbacks run in the thread that cancels.
     """
 
     def __init__(self, *parents: "CancellationToken", deadline: float = math.inf) -> None:
@@ -24,7 +25,8 @@ class CancellationToken:
         self._callbacks: dict[int, Callable[[str], None]] = {}
         self._last_key = 0
         self._unlink: list[Callable[[], None]] = []
-        # Not in one expression: a parent that is cancelled already calls back at once, and cancel() walks this list.
+        # The list must exist first: a parent that is already cancelled calls back at once, and
+        # cancel() iterates over the list.
         for parent in parents:
             self._unlink.append(parent.add_callback(self._cancel_quietly))
 
@@ -34,16 +36,16 @@ class CancellationToken:
 
     @property
     def cancelled(self) -> bool:
-        """True from the first `cancel()` on."""
+        """Whether `cancel()` has been called."""
         return self._reason is not None
 
     @property
     def reason(self) -> str | None:
-        """The first reason given, None while not cancelled."""
+        """The first reason, or None if the token is not cancelled."""
         return self._reason
 
     def cancel(self, reason: str = "cancelled by the caller") -> bool:
-        """Cancel; True if this call was the one that did it."""
+        """Cancel the requests; return True if this was the first call."""
         with self._lock:
             if self._reason is not None:
                 return False
@@ -56,7 +58,10 @@ class CancellationToken:
         return True
 
     def add_callback(self, callback: Callable[[str], None]) -> Callable[[], None]:
-        """Call `callback(reason)` on cancellation, at once if that was before. Returns what takes the callback off again."""
+        """Call `callback(reason)` on cancellation, or at once if the token is already cancelled.
+
+        Return a function that removes the callback.
+        """
         with self._lock:
             reason = self._reason
             if reason is None:
@@ -68,7 +73,7 @@ class CancellationToken:
         return lambda: None
 
     def close(self) -> None:
-        """Let go of the parents, so that a long-lived parent does not keep every child in memory."""
+        """Detach from the parents, so that a long-lived parent does not keep its children."""
         for unlink in self._unlink:
             unlink()
         self._unlink = []

@@ -1,4 +1,7 @@
-"""What an operator decides. Frozen, and checked when made: a wrong value is a `ConfigurationError` that names it."""
+"""Settings of the operator: frozen, and checked when they are made.
+
+A ConfigurationError names a wrong value.
+"""
 
 import math
 import tomllib
@@ -8,9 +11,9 @@ import attrs
 
 from llmserve.errors import ConfigurationError
 
-# Of a tenant's limits: between them no quotient or sum that admission makes is 0 or infinite.
+# Bounds of a tenant's limits. Between them no quotient or sum in admission becomes 0 or infinite.
 MIN_NUMBER, MAX_NUMBER = 1e-6, 1e15
-# Of a wrong value in an error.
+# Maximum length of a wrong value in an error message.
 MAX_CHARACTERS = 64
 
 
@@ -30,19 +33,27 @@ def _at_least(low: int) -> Any:
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """Raises ConfigurationError, also for what Python's parser does not refuse as TOML: depth without end, and numbers of 5,000 digits."""
+    """Parse TOML. Raises ConfigurationError.
+
+    Python's parser does not report every unreadable text as a TOML error: deep nesting raises
+    RecursionError, and a number of 5,000 digits raises ValueError.
+    """
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"not TOML: {error}") from None
     except RecursionError:
-        raise ConfigurationError("not TOML that can be read: it is nested too deeply") from None
+        raise ConfigurationError("TOML cannot be read: it is nested too deeply") from None
     except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"not TOML that can be read: {error}") from None
+        raise ConfigurationError(f"TOML cannot be read: {error}") from None
 
 
 def _shown(value: object) -> str:
-    """Python refuses to print a number of more than 4,300 digits, which TOML can say in hexadecimal."""
+    """Return a short `repr`.
+
+    Python refuses a `repr` of numbers with more than 4,300 digits, which TOML can express in
+    hexadecimal.
+    """
     try:
         return repr(value)[:MAX_CHARACTERS]
     except (ValueError, RecursionError):
@@ -51,7 +62,7 @@ def _shown(value: object) -> str:
 
 @attrs.frozen(kw_only=True)
 class SLO:
-    """What a client was promised, in seconds: the time to the first token, and for each token after it."""
+    """Targets in seconds: `ttft` to the first token, `tpot` for each token after it."""
 
     ttft: float | None = attrs.field(default=None, validator=_positive)
     tpot: float | None = attrs.field(default=None, validator=_positive)
@@ -59,12 +70,13 @@ class SLO:
 
 @attrs.frozen(kw_only=True)
 class TenantLimits:
-    """One tenant's share and bounds.
+    """One tenant's weight and limits.
 
     Attributes:
-        weight: of the service when there is not enough for all, against others' weights.
-        concurrency: requests at once, running and waiting; None is without bound.
-        tokens_per_minute: prompt and answer together; unused ones are saved for a minute. None is without bound.
+        weight: Share of the capacity under overload, relative to the weights of other tenants.
+        concurrency: Maximum number of requests that run and wait; None sets no limit.
+        tokens_per_minute: Maximum number of prompt and answer tokens per minute. Unused tokens last
+            for one minute. None sets no limit.
     """
 
     weight: float = 1.0
@@ -73,13 +85,13 @@ class TenantLimits:
 
     @classmethod
     def of(cls, where: str, table: Any) -> Self:
-        """From a table of TOML. Raises ConfigurationError, naming what is wrong `where`."""
+        """Read the limits from a TOML table. Raises ConfigurationError, whose message names `where`."""
         if not isinstance(table, dict):
             raise ConfigurationError(f"{where} must be a table")
         known = {field.name for field in attrs.fields(cls)}
         for key, value in table.items():
             if key not in known:
-                raise ConfigurationError(f"{where} has the unknown key {key!r}; there are {', '.join(sorted(known))}")
+                raise ConfigurationError(f"{where} has the unknown key {key!r}; valid keys are {', '.join(sorted(known))}")
             whole = key == "concurrency"
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not MIN_NUMBER <= value <= MAX_NUMBER:
                 kind = f"whole number from 1 to {MAX_NUMBER:g}" if whole else f"number from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
@@ -89,21 +101,25 @@ class TenantLimits:
 
 @attrs.frozen
 class TenantTable:
-    """All tenants' limits: those that are named, and for all others `default`; None refuses them."""
+    """The limits of all tenants: `named` ones by name, and `default` for all others.
+
+    Requests of other tenants are refused if `default` is None.
+    """
 
     named: dict[str, TenantLimits] = attrs.field(factory=dict)
     default: TenantLimits | None = attrs.field(factory=TenantLimits)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From TOML: a table `[tenants.NAME]` for each, `[default]` for the rest, and `unknown = "refuse"` to have no rest.
+        """Parse TOML. Raises ConfigurationError, whose message names the wrong key or value.
 
-        Raises ConfigurationError, naming what is wrong.
+        The text has a table `[tenants.NAME]` for each named tenant and `[default]` for the others.
+        With `unknown = "refuse"` it has no `[default]`, and requests of other tenants are refused.
         """
         found = read_toml(text)
         for key in found:
             if key not in ("tenants", "default", "unknown"):
-                raise ConfigurationError(f"unknown key {key!r}; there are [tenants.NAME], [default] and unknown")
+                raise ConfigurationError(f"unknown key {key!r}; valid keys are [tenants.NAME], [default] and unknown")
         if found.get("unknown", "serve") not in ("serve", "refuse"):
             raise ConfigurationError(f'unknown must be "serve" or "refuse", not {_shown(found["unknown"])}')
         tenants = found.get("tenants", {})
@@ -112,7 +128,7 @@ class TenantTable:
         named = {name: TenantLimits.of(f"tenants.{name}", table) for name, table in tenants.items()}
         if found.get("unknown") == "refuse":
             if "default" in found:
-                raise ConfigurationError('[default] is for tenants that unknown = "refuse" turns away: leave one of them out')
+                raise ConfigurationError('[default] and unknown = "refuse" exclude each other: remove one of them')
             return cls(named, None)
         return cls(named, TenantLimits.of("default", found.get("default", {})))
 
@@ -122,17 +138,21 @@ class TenantTable:
 
 @attrs.frozen(kw_only=True)
 class AdmissionConfig:
-    """How much work is taken on.
+    """How many requests are admitted.
 
     Attributes:
-        max_running: sequences in the engine at once. None leaves it to LateGate where there is an SLO, which lets in as many
-            as keep it; without one it asks the engine: as many as it batches and an eighth more, so that a successor is at
-            hand when one finishes. 0 sets no limit at all.
-        max_waiting: requests that may wait for a slot; None is four times as many as may run.
-        max_wait: longest wait for a slot in seconds. A request that is bound to wait longer is refused on arrival. With
-            an SLO its ttft is the bound, where it is shorter, but for those that asked to be served late rather than not.
-        tenant_limit: requests of one tenant, running and waiting; None sets no limit.
-        tenants: weights and limits of single tenants, in place of `tenant_limit`.
+        max_running: Maximum number of sequences in the engine; 0 sets no limit. None with an SLO
+            selects LateGate, which admits as many as can meet the SLO. None without an SLO is the
+            engine's batch size plus an eighth of it, so that a successor waits in the engine when a
+            sequence ends.
+        max_waiting: Maximum number of requests that wait for a slot. None is four times the running
+            limit.
+        max_wait: Longest wait for a slot in seconds. A request that would wait longer is refused on
+            arrival. An SLO with a shorter ttft replaces this bound, except for best-effort
+            requests.
+        tenant_limit: Maximum number of requests of one tenant, running and waiting; None sets no
+            limit.
+        tenants: Weights and limits of single tenants; replaces `tenant_limit`.
     """
 
     max_running: int | None = attrs.field(default=None, validator=_at_least(0))
@@ -143,21 +163,26 @@ class AdmissionConfig:
 
     @property
     def table(self) -> TenantTable:
-        """Of tenants, whichever of the two ways it is said in."""
+        """The tenant table, from `tenants` or from `tenant_limit`."""
         return self.tenants or TenantTable(default=TenantLimits(concurrency=self.tenant_limit))
 
 
 @attrs.frozen(kw_only=True)
 class RestartConfig:
-    """What is done about an engine that dies, or that hangs.
+    """How the manager handles an engine that dies or hangs.
 
     Attributes:
-        most: restarts within `window` seconds; one death more, and it stays down. 0 never starts it again.
-        first_pause, longest_pause: seconds before a restart; from the one to the other they double with every death in the window.
-        stall_timeout: an engine that has requests and has made no step for so many seconds is taken for hung, and killed. None
-            waits for ever. The longest step that is no fault is a compilation, of some ten seconds.
-        start_timeout: seconds in which a start must be done, the first one too; then its processes are killed. vLLM itself waits for a
-            core that hangs in its start for ever.
+        most: Maximum number of restarts within `window` seconds; after one more death the engine
+            stays down. 0 disables restarts.
+        window: The period in seconds for which a death counts.
+        first_pause, longest_pause: Shortest and longest pause in seconds before a restart. The
+            pause doubles with every death in the window.
+        stall_timeout: Seconds without a step after which an engine that has requests counts as hung
+            and is killed. None disables this. The longest step of a healthy engine is a
+            compilation, some ten seconds.
+        start_timeout: Seconds in which a start must complete, including the first one; then the
+            engine's processes are killed. vLLM itself waits without limit for a core that hangs in
+            its start.
     """
 
     most: int = attrs.field(default=5, validator=_at_least(0))
@@ -178,18 +203,24 @@ def _made(kind: type) -> Any:
 
 @attrs.frozen(kw_only=True)
 class ManagerConfig:
-    """How an `EngineManager` behaves.
+    """Settings of an `EngineManager`.
 
     Attributes:
-        restart: what is done when the engine dies.
-        slo: counts goodput and bounds the wait; None promises nothing.
-        max_tokenizing: requests whose prompts may be in the engine's tokeniser, or wait for it; more are refused.
-        max_tokens: most tokens that any request may generate; None leaves the model's context as the bound.
-        max_seconds: longest that any request may take, waiting included, whatever its own deadline; None sets no bound.
-        isolate_tenants: no tenant finds in the engine's prefix cache what another one has put there, and so cannot tell from the time to
-            a first token what others have asked. Tenants that send the same long beginning no longer share its work.
-        cleanup_timeout: longest time for the engine to confirm an abort, in seconds, before its slot is given on anyway.
-        drain_timeout: how long leaving `async with` lets running requests go on, in seconds.
+        slo: Targets for goodput and for the wait in the queue; the default has none.
+        admission: How many requests are admitted.
+        restart: How the manager handles an engine that dies or hangs.
+        max_tokenizing: Maximum number of requests whose prompts are in the engine's tokeniser or
+            wait for it; more are refused.
+        max_tokens: Maximum number of tokens that a request may generate. None leaves the model's
+            context as the bound.
+        max_seconds: Longest time that a request may take, including waiting and regardless of its
+            own deadline; None sets no bound.
+        isolate_tenants: Whether each tenant has its own part of the engine's prefix cache. A tenant
+            then cannot tell from the time to a first token what others have asked. Tenants that
+            send the same long beginning no longer share its computation.
+        cleanup_timeout: Seconds to wait for the engine to confirm an abort; after that the slot is
+            released without it.
+        drain_timeout: Seconds for which leaving `async with` lets open requests go on.
     """
 
     slo: SLO = attrs.field(factory=SLO, validator=_made(SLO))
@@ -204,7 +235,7 @@ class ManagerConfig:
 
     @classmethod
     def of(cls, value: Self | None) -> Self:
-        """What a manager is given, None being the defaults. Raises TypeError."""
+        """Return `value`, or the default config for None. Raises TypeError."""
         if value is None:
             return cls()
         if not isinstance(value, cls):
@@ -213,5 +244,5 @@ class ManagerConfig:
 
     @property
     def predicts(self) -> bool:
-        """Whether admission goes by what it predicts, to keep the SLO, and not by a number."""
+        """Whether admission predicts latency to meet the SLO, instead of using a fixed limit."""
         return self.slo != SLO() and self.admission.max_running is None

@@ -1,8 +1,8 @@
-"""The seam between llmserve and whatever generates tokens: a few calls, and the facts they return.
+"""The protocol between llmserve and an engine that generates tokens.
 
-An engine pushes: it is handed a sink for each request and puts deltas into it, in the event loop, as they come. Nothing
-iterates, so there is no generator that could be left half-way, and no task has to be woken for a delta that nobody awaits
-yet. `tests/contracts/engine.py` is the suite that every engine must pass.
+An engine pushes: it gets a sink for each request and puts deltas into it, in the event loop, as
+they come. There is no generator that a caller could leave half-way. No task wakes for a delta that
+no task awaits yet. `tests/contracts/engine.py` is the suite that every engine must pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from llmserve.tools import OutputParser
 
 @attrs.frozen(kw_only=True)
 class EngineInfo:
-    """What is known once an engine is up. Figures in tokens; None where the engine does not tell.
+    """Figures of an engine that is up, in tokens; None where the engine does not report one.
 
-    A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences. `adapters` are the names that a request may ask
-    for in place of the model itself.
+    A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences.
+    `adapters` are the names that a request may select in place of the model itself.
     """
 
     name: str
@@ -39,12 +39,21 @@ class EngineInfo:
 
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
-    """The engine's own figures after its last step. `steps` only grows: progress, for a watchdog.
+    """The engine's own figures after its last step.
 
-    `kv_usage` is the share of the KV cache in use, 0 to 1. Counters are since the engine's start. `told` is when the engine said so,
-    on the monotonic clock; 0.0 where these are read from the engine itself. `busy_seconds` is what `busy_steps` of the steps took: those
-    that followed another one without a pause between them. `fast_path_tokens` left vLLM by the fast path (`engines/vllm_fast_path.py`),
-    `slow_path_tokens` through vLLM's own output processor; an engine with one path leaves both at 0.
+    Attributes:
+        told: When the engine reported these figures, on the monotonic clock. 0.0 for figures read
+            from the engine directly.
+        steps: Steps so far; only grows, so a watchdog can see progress.
+        busy_steps, busy_seconds: Steps that followed another one without a pause, and the time that
+            they took.
+        running, waiting: Requests in the engine's batch and in its queue.
+        kv_usage: Share of the KV cache in use, 0 to 1.
+        fast_path_tokens, slow_path_tokens: Tokens that left vLLM by the fast path
+            (`engines/vllm/fast_path.py`) and through vLLM's own output processor. An engine with
+            one path leaves both at 0.
+
+    The other attributes count since the engine's start.
     """
 
     told: float = 0.0
@@ -65,11 +74,17 @@ class EngineStatistics:
 
 @attrs.frozen(kw_only=True)
 class EnginePrompt:
-    """A prompt ready for the engine: its token ids, and the text where there was one.
+    """A prompt ready for the engine.
 
-    Prompts with another `cache_salt` share nothing in the engine's prefix cache, even where they begin alike. `constraint` is what the
-    engine holds the answer to: the request's schema in the engine's own form, or that of a call that is forced. `trace_headers` are W3C's,
-    for an engine that traces. `adapter` is one of `EngineInfo.adapters`, None for the model itself.
+    Attributes:
+        token_ids: The prompt's tokens.
+        text: The prompt's text, if it had one.
+        cache_salt: Prompts with different salts share nothing in the engine's prefix cache, even
+            where they begin alike.
+        constraint: The request's schema in the engine's own form, or that of a forced call; the
+            engine enforces it.
+        trace_headers: W3C trace headers, for an engine that traces.
+        adapter: One of `EngineInfo.adapters`, or None for the model itself.
     """
 
     token_ids: tuple[int, ...]
@@ -82,7 +97,7 @@ class EnginePrompt:
 
 @attrs.define(kw_only=True)
 class EngineTimings:
-    """What the engine says about one request when it ends; seconds on the monotonic clock, None where it does not tell."""
+    """The engine's times of one request in monotonic seconds; None if it does not report one."""
 
     queued: float | None = None
     scheduled: float | None = None
@@ -92,68 +107,83 @@ class EngineTimings:
 
 
 class Sink(Protocol):
-    """Where an engine puts what it makes for one request. Called in the event loop's thread; never blocks, never raises."""
+    """Receives an engine's output for one request.
+
+    The engine calls it in the event loop's thread. Its methods never block and never raise.
+    """
 
     def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
-        """More tokens. The last delta has a finish reason; nothing may follow it."""
+        """Add tokens. The last delta has a finish reason, and nothing may follow it."""
 
     def fail(self, error: Exception) -> None:
-        """No more will come, because of `error`, an `LLMServeError`."""
+        """End the output because of `error`, an `LLMServeError`."""
 
 
 class Engine(Protocol):
-    """Something that generates tokens for many requests at once."""
+    """Generates tokens for many requests at once."""
 
     @property
     def info(self) -> EngineInfo:
-        """Raises RuntimeError before the engine is up."""
+        """The engine's figures. Raises RuntimeError before the engine is up."""
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Start, call `task_status.started()` once requests can be taken, then serve until cancelled, and clean up.
+        """Start, serve until cancelled, and clean up.
 
-        Returning or raising before being cancelled means that the engine died. An engine may be run again, and its counters go on.
+        Call `task_status.started()` once requests can be accepted. Returning or raising before the
+        cancellation means that the engine died. An engine may run again; its counters continue.
         """
 
     def kill(self) -> None:
-        """End what it has outside of this process at once, without its help: it hangs. `run()` is cancelled after that, or raises."""
+        """End all its other processes at once, without their help: the engine hangs.
+
+        After that `run()` is cancelled, or it raises.
+        """
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        """Render and tokenise, off the event loop where that takes time. Raises InvalidRequest."""
+        """Render and tokenise, off the event loop if that takes time. Raises InvalidRequest."""
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> OutputParser | None:
-        """Who takes the answer to this request apart; None where it is text and nothing else."""
+        """Return the parser for the answer to this request; None if the answer is plain text."""
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        """The text of some tokens. Raises InvalidRequest for ids out of the vocabulary."""
+        """Return the text of the tokens. Raises InvalidRequest for ids outside the vocabulary."""
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
-        """Begin; returns when the engine has it. `sampling.max_tokens` is a number by now.
+        """Add a request; return when the engine has it. `sampling.max_tokens` is always a number.
 
-        If this raises, or is cancelled anywhere inside, the caller calls `abort`. Raises InvalidRequest, EngineError.
+        If this raises or is cancelled at any point, the caller calls `abort`.
+        Raises InvalidRequest or EngineError.
         """
 
     async def abort(self, request_id: str) -> None:
-        """Stop and free it; unknown and finished ids are fine, and so is twice. Puts nothing into the sink afterwards."""
+        """Stop and free a request. Nothing goes into its sink afterwards.
+
+        Unknown and finished ids are allowed, and so are repeated calls.
+        """
 
     def statistics(self) -> EngineStatistics:
-        """Cheap enough to be asked at every step."""
+        """Return the figures after the last step; cheap, because it is called at every step."""
 
     def watch(self, stepped: Callable[[], None]) -> None:
-        """Call `stepped` after every step from now on, in the event loop, when the step's tokens are in their sinks. Where an engine cannot
-        tell, it never calls it: admission then counts requests, and says so."""
+        """Call `stepped` in the event loop after every step.
+
+        The step's tokens are already in their sinks then. An engine that cannot observe its steps
+        never calls it. Admission then only counts requests, and logs that it does.
+        """
 
     async def suspects(self, step_seconds: float) -> list[str]:
-        """Its requests whose constraints are why its steps take `step_seconds` on average, the costliest first; empty where none is.
+        """Return the requests whose constraints make steps take `step_seconds` on average.
 
-        May take some seconds. Raises EngineError where it cannot tell.
+        The costliest comes first; the list may be empty. The call may take some seconds.
+        Raises EngineError if the engine cannot tell.
         """
 
     def check_health(self) -> None:
-        """Raises EngineDead when the engine cannot serve."""
+        """Raise EngineDead if the engine cannot serve."""
 
 
 def checked(engine: Engine) -> Engine:
-    """What a manager is given. Raises TypeError for the name of a model, for a class and for anything else that is not an engine."""
+    """Return `engine` if it is one. Raises TypeError, also for a model's name or a class."""
     if isinstance(engine, type) or not hasattr(engine, "submit"):
         words = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
         raise TypeError(f"engine must be an engine, such as SimulatedEngine(), not {words}; EngineManager.open() takes a model's name")
@@ -161,7 +191,10 @@ def checked(engine: Engine) -> Engine:
 
 
 def costly(costs: Mapping[str, float], step_seconds: float) -> list[str]:
-    """Which requests make steps slow, the costliest first, by the seconds that each adds to a step: those with at least half of their
-    share."""
+    """Return the requests that make steps slow, the costliest first.
+
+    `costs` are the seconds that each request adds to a step. A request counts if it adds at least
+    half of an equal share.
+    """
     least = step_seconds / (2 * max(1, len(costs)))
     return sorted((name for name, seconds in costs.items() if seconds >= least), key=lambda name: -costs[name])

@@ -1,21 +1,18 @@
-"""What can go wrong, one class for each decision that a caller makes.
+"""The errors that llmserve raises, one class for each decision of a caller.
 
-    LLMServeError
-    ├── InvalidRequest            change the request; repeating it is useless
-    │   ├── PromptTooLong         shorten the prompt
-    │   ├── ModelNotFound         ask for a model that is served here
-    │   └── UnknownTenant         be somebody whom this server knows
-    ├── Overloaded                come back after `retry_after` seconds, or go elsewhere
-    │   ├── TenantOverloaded      the same, because of your own limit: going elsewhere does not help
-    │   └── Unavailable           starting, paused, draining or stopped: nothing is accepted here now
-    ├── RequestCancelled          you, or a token that you handed in, cancelled it
-    ├── DeadlineExceeded          the time that the request was given is over
-    ├── EngineError               the engine failed this request; another may work
-    │   ├── EngineRestarted       the engine died under an answer that had begun; ask again
-    │   └── EngineDead            the engine is gone; nothing works until it is back
-    └── ConfigurationError        an argument to start with is wrong; it is named
+    LLMServeError ├── InvalidRequest change the request; sending it again fails again │ ├──
+    PromptTooLong shorten the prompt │ ├── ModelNotFound choose a model that this server has │ └──
+    UnknownTenant use a tenant that this server knows ├── Overloaded retry after `retry_after`
+    seconds, or use another server │ ├── TenantOverloaded the same, but another server does not
+    help: the limit is the tenant's own │ └── Unavailable the server is starting, restarting,
+    draining or stopped ├── RequestCancelled the caller, or a token that it passed, cancelled the
+    request ├── DeadlineExceeded the request's deadline passed ├── EngineError the engine failed
+    this request; another request may work │ ├── EngineRestarted the engine died during an answer
+    that had begun; send it again │ └── EngineDead the engine is down; nothing works until it is up
+    again └── ConfigurationError a setting or argument at the start is wrong; the message names it
 
-Foreign exceptions are turned into these where they are met; each frontend turns these into its wire once.
+llmserve converts exceptions of other libraries into these classes where it catches them. Each
+frontend maps these classes to its wire format in one place.
 """
 
 from typing import TYPE_CHECKING
@@ -25,20 +22,20 @@ if TYPE_CHECKING:
 
 
 class LLMServeError(Exception):
-    """Base of every error that llmserve raises on purpose.
+    """Base class of every error that llmserve raises on purpose.
 
-    `partial` is the output so far of an answer that the error ended: set by `generate()` and `TokenStream.collect()`, None where there
-    is none, and without what the caller has read of the stream before.
+    `generate()` and `TokenStream.collect()` set `partial` to the output of an answer that an error
+    ended. It is None if there is no output. It excludes deltas that the caller has already read.
     """
 
     partial: "Completion | None" = None
 
 
 class InvalidRequest(LLMServeError):
-    """The request can never be answered as it stands.
+    """The request cannot be answered unless it is changed.
 
-    `param` names the field that is wrong, in the words of `GenerationRequest` and `Sampling`, or is None when the
-    request as a whole is.
+    `param` names the wrong field, as in `GenerationRequest` and `Sampling`. It is None if the error
+    is about the request as a whole.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -47,10 +44,11 @@ class InvalidRequest(LLMServeError):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt, and what it leaves for the answer, does not fit the model's context."""
+    """The prompt does not fit the model's context, or leaves no room for an answer."""
 
     def __init__(self, prompt_tokens: int, limit: int, param: str = "prompt") -> None:
-        # LiteLLM and other clients recognise the error by the words before the full stop, which are OpenAI's.
+        # LiteLLM and other clients recognise the error by the words before the full stop, which are
+        # OpenAI's.
         words = f"This model's maximum context length is {limit} tokens. However, the prompt has {prompt_tokens} tokens, "
         super().__init__(f"{words}which leaves no room for an answer. Shorten the prompt.", param)
         self.prompt_tokens = prompt_tokens
@@ -58,24 +56,24 @@ class PromptTooLong(InvalidRequest):
 
 
 class ModelNotFound(InvalidRequest):
-    """The model asked for is not served here."""
+    """This server does not have the requested model."""
 
     def __init__(self, model: str, served: str, param: str = "model") -> None:
         super().__init__(f"the model {model[:64]!r} does not exist here; this server has {served!r}", param)
 
 
 class UnknownTenant(InvalidRequest):
-    """The operator's table of tenants has no entry for this one, and none for others."""
+    """The tenant table has no entry for this tenant and no default."""
 
     def __init__(self, tenant: str) -> None:
         super().__init__(f"this server does not know the tenant {tenant[:64]!r}", "tenant")
 
 
 class Overloaded(LLMServeError):
-    """Refused to keep the promise made to those already accepted.
+    """The server refused the request, to meet its targets for those it has already accepted.
 
-    `retry_after` is in seconds, computed from how fast work leaves. `reason` is from a closed set, fit for a metric's
-    label: see `llmserve.admission.Refusal`.
+    `retry_after` is in seconds, computed from the service rate. `reason` is from a closed set, so
+    it can label a metric: see `llmserve.admission.Refusal`.
     """
 
     def __init__(self, message: str, *, retry_after: float, reason: str) -> None:
@@ -85,15 +83,15 @@ class Overloaded(LLMServeError):
 
 
 class TenantOverloaded(Overloaded):
-    """The tenant's own limit is reached; others are still served."""
+    """The tenant has reached its own limit; other tenants are still served."""
 
 
 class Unavailable(Overloaded):
-    """Not accepting requests: starting, paused, draining or stopped."""
+    """The server accepts no requests: it is starting, restarting, draining or stopped."""
 
 
 class RequestCancelled(LLMServeError):
-    """Cancelled through a token. `reason` is the first reason that the token was given."""
+    """The request was cancelled. `reason` is the first reason that its token received."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"cancelled: {reason}")
@@ -113,15 +111,20 @@ class EngineError(LLMServeError):
 
 
 class EngineRestarted(EngineError):
-    """The engine died while this answer was on its way, and is started again. What came of the answer stays as it is: another
-    one would not go on where it ended."""
+    """The engine died during this answer, and it is starting again.
+
+    The answer stays incomplete: another engine would not continue it where it ended.
+    """
 
 
 class EngineDead(EngineError):
-    """The engine's process is gone, or it makes no progress. `for_good`: it will not be started again. `stalled`: it was killed because it
-    made no step."""
+    """The engine's process is gone, or the engine makes no progress.
 
-    # Also for an error of another process, which a wire brings without them.
+    `for_good` means that the engine will not be started again. `stalled` means that it was killed
+    because it made no step.
+    """
+
+    # Class attributes, because an error that another process sends over a wire may lack them.
     for_good = stalled = False
 
     def __init__(self, message: str, *, for_good: bool = False, stalled: bool = False) -> None:
@@ -131,4 +134,4 @@ class EngineDead(EngineError):
 
 
 class ConfigurationError(LLMServeError):
-    """An argument to start with is wrong; the message names it."""
+    """A setting or argument at the start is wrong; the message names it."""

@@ -1,4 +1,7 @@
-"""Generation: `stream()` and `generate()` with everything that callers may pass. A subclass opens the stream of a finished request."""
+"""`stream()` and `generate()` for every kind of input.
+
+A subclass opens the stream of a well-formed request.
+"""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
@@ -12,7 +15,7 @@ from llmserve.validation.inputs import Input, RequestFields
 
 
 class Generation(ABC):
-    """Makes a `GenerationRequest` of the arguments, before anything is counted or held for them."""
+    """Makes a `GenerationRequest` from the arguments, before anything is counted or held."""
 
     @overload
     def stream(
@@ -32,30 +35,33 @@ class Generation(ABC):
         **fields: Unpack[RequestFields],
     ) -> AbstractAsyncContextManager[TokenStream]: ...
     def stream(self, request: Any, *options: Any, **fields: Any) -> AbstractAsyncContextManager[TokenStream]:
-        """Generate one sequence. Entering waits until it is admitted; leaving early, however, frees what it held.
+        """Generate one sequence. Entering waits for admission; leaving frees the request's slot.
 
             async with manager.stream("Once upon a time", max_tokens=64) as stream:
                 async for delta in stream:
                     print(delta.text, end="")
 
         Args:
-            request: text, token ids, messages (mappings with `role` and `content`), or a GenerationRequest.
-            sampling: a `Sampling`, by keyword or by position; it replaces the one of a GenerationRequest.
-            token: a `CancellationToken`, by keyword or by position, before or after `sampling`.
-            fields: every field of `Sampling` and `GenerationRequest`, such as `max_tokens`, `temperature`, `top_p`, `stop`, `seed`,
-                `tools`, `deadline` (seconds), `tenant` and `priority`. Each replaces that one value of the request or its sampling.
+            request: Text, token ids, messages (mappings with `role` and `content`), or a
+                GenerationRequest.
+            *options: A `Sampling` and a `CancellationToken`, in any order. Both may also be passed
+                as `sampling` and `token`. The sampling replaces that of a GenerationRequest.
+            **fields: Every field of `Sampling` and `GenerationRequest`, such as `max_tokens`,
+                `temperature`, `top_p`, `stop`, `seed`, `tools`, `deadline` (seconds), `tenant` and
+                `priority`. Each replaces that value of the request or its sampling.
 
         Raises, at the call, before anything is counted:
-            TypeError: an argument is of a type that is not accepted, or there is no such field.
-            InvalidRequest: a value is out of its bounds; `param` names it.
+            TypeError: An argument has an unsupported type, or a field is unknown.
+            InvalidRequest: A value is out of its bounds; `param` names it.
 
         Raises, on entering:
-            RuntimeError: the manager has not been started, or has been closed, or belongs to another event loop.
-            InvalidRequest: the request cannot be answered by this model.
-            EngineRestarted: it was in several engines that died.
-            Overloaded: refused; see its `retry_after`.
-            RequestCancelled, DeadlineExceeded: ended while it waited.
-            EngineError: the engine would not take it.
+            RuntimeError: The manager has not been started, has been closed, or belongs to another
+                event loop.
+            InvalidRequest: This model cannot answer the request.
+            EngineRestarted: The request was in several engines that died.
+            Overloaded: The request was refused; see `retry_after`.
+            RequestCancelled, DeadlineExceeded: The request ended while it waited.
+            EngineError: The engine did not accept the request.
         """
         if options or fields:
             sampling, token = _sort(options, fields.pop("sampling", None), fields.pop("token", None))
@@ -83,17 +89,17 @@ class Generation(ABC):
         **fields: Unpack[RequestFields],
     ) -> Completion: ...
     async def generate(self, request: Any, *options: Any, **fields: Any) -> Completion:
-        """The whole answer at once. Takes the arguments of `stream`, and raises as it and iterating do."""
+        """Return the whole answer. Takes the arguments of `stream` and raises what a stream raises."""
         async with self.stream(request, *options, **fields) as stream:
             return await stream.collect()
 
     @abstractmethod
     def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AbstractAsyncContextManager[TokenStream]:
-        """The stream of a request that is well-formed."""
+        """Open the stream of a well-formed request."""
 
 
 def _sort(options: tuple[object, ...], sampling: object, token: object) -> tuple[Sampling | None, CancellationToken | None]:
-    """The sampling and the token among the positional arguments and the keywords. Raises TypeError."""
+    """Return the sampling and the token among all arguments. Raises TypeError."""
     if len(options) > 2:
         raise TypeError(f"at most a request, a sampling and a token are positional, but {1 + len(options)} arguments were given")
     for option in options:

@@ -1,6 +1,7 @@
-"""EngineManager: the whole life of a request, from arrival to the slot's return, in one method that reads top to bottom.
+"""EngineManager runs every request from its arrival to the release of its slot.
 
-Speaks anyio. Knows the engine only through its protocol, and no frontend at all.
+`EngineManager._stream()` shows that path from top to bottom. The module uses anyio, reaches the
+engine only through its protocol, and knows no frontend.
 """
 
 import contextvars
@@ -44,21 +45,26 @@ logger = logging.getLogger(__name__)
 
 
 class EngineManager(Generation, Lifecycle):
-    """Runs one engine and decides who gets it.
+    """Runs one engine and decides which requests it gets.
 
         async with EngineManager.open("bundled") as manager:
             completion = await manager.generate("The capital of France is", max_tokens=16)
 
-    Entering waits until the engine is up; leaving drains (`ManagerConfig.drain_timeout`) and stops it. `start()` and `close()` do the same.
-    Use it from any task of the event loop that started it, elsewhere it raises RuntimeError; any thread may cancel a `CancellationToken`.
+    Entering waits until the engine is up. Leaving drains the manager for at most
+    `ManagerConfig.drain_timeout` seconds and then stops the engine. `start()` and `close()` do the
+    same.
+
+    Use a manager from any task of the event loop that started it. In another event loop its methods
+    raise RuntimeError. Any thread may cancel a `CancellationToken`.
 
     Args:
-        engine: anything that satisfies `llmserve.engine.Engine`.
-        config: limits and promises.
-        observers: told about every token and every end, beside the manager's own metrics.
-        tracer: told of every request, to make it a part of a trace.
-        admission: a policy for this manager alone, such as FixedLimit(8), or an Admission; None: the policy that the config names.
-        clock: monotonic seconds; None is the event loop's own.
+        engine: An object that satisfies `llmserve.engine.Engine`.
+        config: Limits and the SLO.
+        observers: Objects that get every token and every end, besides the manager's own metrics.
+        tracer: Gets every request and adds it to a trace.
+        admission: A policy for this manager alone, such as FixedLimit(8), or an Admission. None
+            selects the policy that the config names.
+        clock: Returns monotonic seconds. None selects the event loop's clock.
     """
 
     def __init__(
@@ -83,9 +89,9 @@ class EngineManager(Generation, Lifecycle):
         self._supervisor: Supervisor | None = None
         self._recovery = Recovery(engine, lambda: self._supervisor is not None and self._supervisor.restarts_again)
         self._failure: BaseException | None = None
-        # When the engine should be up again.
+        # The time at which the engine should be up again.
         self._back = 0.0
-        # Made on entering: they need the event loop, or the engine's own figures.
+        # Both are made on entering: they need the event loop, or the engine's own figures.
         self._admission, self._policy = separate(admission, self.config.admission)
         self.recorder: MetricsRecorder | None = None
 
@@ -101,14 +107,24 @@ class EngineManager(Generation, Lifecycle):
         tracer: Tracer | None = None,
         admission: Admission | Policy | None = None,
     ) -> Self:
-        """A manager for a model: "bundled", a folder, or a hub name, on the engine "vllm" or "simulated".
+        """Make a manager for a model on the engine "vllm" or "simulated".
 
-        `engine_args` are the engine's own, by name. Nothing is loaded before the manager is entered.
+        Nothing is loaded before the manager is entered.
+
+        Args:
+            model: "bundled", a folder, or a name on the Hugging Face hub.
+            engine: "vllm" or "simulated".
+            engine_args: The engine's own arguments, by name.
+            config: Limits and the SLO.
+            observers: As in the constructor.
+            tracer: As in the constructor.
+            admission: As in the constructor.
 
         Raises:
-            ConfigurationError: an unknown engine or engine argument; it is named.
+            ConfigurationError: The engine or an engine argument is unknown; the message names it.
         """
-        # The one place where the core meets an engine; imported late so that `import llmserve` stays light.
+        # This is the only place where the core imports an engine. The late import keeps `import
+        # llmserve` light.
         from llmserve.engines import create_engine
 
         return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer, admission=admission)
@@ -136,8 +152,9 @@ class EngineManager(Generation, Lifecycle):
             note_outcome(open_request.timeline, error)
             raise
         finally:
-            # Synchronous as far as it matters: what must be awaited runs in a task of the manager's own, because an await
-            # here could be cancelled, by level under anyio and by aiohttp's native cancel through any shield.
+            # The manager's own task does the cleanup that must be awaited. An await here could be
+            # cancelled: anyio cancels by level, and aiohttp's native cancel passes through any
+            # shield.
             open_request.entered = True
             self._settle(open_request)
             if not open_request.released.is_set():
@@ -167,18 +184,19 @@ class EngineManager(Generation, Lifecycle):
         if token is not None:
             deadline = min(deadline, token.deadline)
             open_request.unlink = token.add_callback(interrupter(open_request.stream))
-        # After everything that can raise: what is registered here would never be given back, and leaving the manager would wait for it.
+        # This comes after everything that can raise. Otherwise a failed arrival would stay
+        # registered, and leaving the manager would wait for it.
         self._open_requests[request.request_id] = open_request
         if deadline < math.inf:
             open_request.watch = self._deadlines.add(deadline, lambda: open_request.stream.fail(DeadlineExceeded(deadline - now)))
         return open_request
 
     def _longest(self, request: GenerationRequest) -> float:
-        """Seconds that the request may take."""
+        """Return the longest time in seconds that the request may take."""
         return min(bound for bound in (request.deadline, self.config.max_seconds, math.inf) if bound is not None)
 
     def _count_refused(self, request: GenerationRequest, timeline: Timeline, error: LLMServeError) -> None:
-        """For one that is turned away at the door: nothing is held, but it is counted."""
+        """Count a request that was refused on arrival; it holds nothing that must be released."""
         if self.recorder is None:
             return
         note_outcome(timeline, error)
@@ -199,7 +217,7 @@ class EngineManager(Generation, Lifecycle):
         return prompt, sampling
 
     def _screen(self, open_request: OpenRequest) -> Ticket:
-        """Before its prompt is tokenised, which costs something: turn away what would be refused whatever its length."""
+        """Refuse what admission refuses at any prompt length, before tokenising the prompt."""
         request = open_request.request
         ticket = open_request.ticket = Ticket(
             request_id=request.request_id,
@@ -220,13 +238,15 @@ class EngineManager(Generation, Lifecycle):
         if ticket.state is TicketState.WAITING:
             granted = anyio.Event()
             ticket.wake = granted.set
-        # More than once only for one that may be served late: it gives up its place among those with a promise first.
+        # The loop repeats only for a best-effort request: it first gives up its position among the
+        # requests with an SLO.
         while ticket.state is TicketState.WAITING:
             with anyio.move_on_after(max(0.0, ticket.expires - self._clock())):
                 await granted.wait()
-            # While there is no engine, patience does not end.
+            # Patience does not run out while there is no engine.
             await self._recovery.wait()
-            # Asked of the ticket, not of the scope: the slot may have come in the very moment that patience ran out.
+            # The ticket decides, not the scope: the slot may arrive at the very moment at which
+            # patience runs out.
             refused = ticket.refused
             if ticket.state is TicketState.WAITING:
                 refused, woken = self.admission.give_up(ticket, self._clock())
@@ -238,19 +258,19 @@ class EngineManager(Generation, Lifecycle):
     # Around requests
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        """The request's prompt as the engine would see it. Raises InvalidRequest, Overloaded."""
+        """Return the prompt as the engine would get it. Raises InvalidRequest or Overloaded."""
         check_type(request)
         self._refuse_unless_ready()
         with self._tokenizing.place():
             return await self.engine.tokenize(request)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of some tokens. Raises InvalidRequest, Overloaded."""
+        """Return the text of the tokens. Raises InvalidRequest or Overloaded."""
         self._refuse_unless_ready()
         with self._tokenizing.place():
             return await self.engine.detokenize(tuple(token_ids))
 
-    # What admission learns from
+    # Inputs of admission
 
     def _begun(self, open_request: OpenRequest) -> None:
         if open_request.ticket is not None:
@@ -262,13 +282,13 @@ class EngineManager(Generation, Lifecycle):
         try:
             wake(self._admission.record(engine_facts(self.engine.statistics(), self.engine.info), self._clock()))
         except Exception:
-            # In the engine's own loop, which vLLM's would not survive.
-            logger.exception("admission failed to take in what the engine tells")
+            # This runs in the engine's own loop, and vLLM's loop would not survive an exception.
+            logger.exception("admission failed to process the engine's statistics")
 
-    # Its end
+    # The end of a request
 
     def _ended(self, open_request: OpenRequest) -> None:
-        """The stream has its last delta, or its error."""
+        """Handle the end of a stream: it has its last delta, or its error."""
         error = open_request.stream.error
         note_outcome(open_request.timeline, error)
         if error is None:
@@ -276,15 +296,16 @@ class EngineManager(Generation, Lifecycle):
         if open_request.entered:
             self._settle(open_request)
         else:
-            # Entering unwinds first: an abort that overtakes the submit would find nothing to abort.
+            # Entering unwinds first: an abort that reaches the engine before the submit would find
+            # nothing.
             open_request.entry.cancel()
 
     def _spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Run it in a task of the manager's own."""
+        """Run a coroutine in a task of the manager."""
         self._context.run(self._tasks.start_soon, work, *args)
 
     def _settle(self, open_request: OpenRequest) -> None:
-        """Give everything back, once: now if the engine is done with it, after the abort if not."""
+        """Release everything once: now if the engine is done with the request, otherwise after the abort."""
         if open_request.settled:
             return
         open_request.settled = True
@@ -292,8 +313,9 @@ class EngineManager(Generation, Lifecycle):
         if open_request.watch is not None:
             open_request.watch.release()
         open_request.timeline.finished = self._clock()
-        # Does nothing unless the stream was left with `break` or `return` before its end.
-        open_request.stream.fail(RequestCancelled("the stream was left"))
+        # This changes a stream only if the caller left it with `break` or `return` before its
+        # end.
+        open_request.stream.fail(RequestCancelled("the caller left the stream"))
         if open_request.replaying is not None:
             open_request.replaying.cancel()
         elif open_request.in_engine:
@@ -325,7 +347,7 @@ class EngineManager(Generation, Lifecycle):
         if self._idle is not None and not self._open_requests:
             self._idle.set()
 
-    # The manager's own life
+    # The manager's lifecycle
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
@@ -356,12 +378,14 @@ class EngineManager(Generation, Lifecycle):
             self.state = end
 
     def _prepare(self) -> None:
-        """What needs the event loop."""
-        # For callbacks of the event loop, which may cancel a token: there nothing else tells anyio what it runs on.
+        """Create what needs the event loop."""
+        # Callbacks of the event loop may cancel a token, and there only this context shows anyio
+        # its backend.
         self._context = contextvars.copy_context()
         self._context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
         if self._clock is anyio.current_time:
-            # The loop's own method, where it has one (asyncio's has): asking anyio costs a microsecond for every token.
+            # The loop's own method, where it has one (asyncio does): a call through anyio costs a
+            # microsecond for every token.
             self._clock = getattr(anyio.lowlevel.current_token().native_token, "time", anyio.current_time)
         self.recorder = MetricsRecorder(self.config.slo, self._clock(), self.config.max_seconds)
         self.recorder.named = frozenset(self.config.admission.table.named)
@@ -377,7 +401,8 @@ class EngineManager(Generation, Lifecycle):
             self.engine,
             self.config.restart,
             self._clock,
-            # Where it says that it is dead, and goes on, everybody waits for it in vain.
+            # An engine that reports its death but goes on would leave all requests waiting, so they
+            # count as busy.
             busy=lambda: sum(open_request.in_engine or not self._recovery.up for open_request in self._open_requests.values()),
             up=self._engine_up,
             down=self._engine_down,
@@ -409,7 +434,8 @@ class EngineManager(Generation, Lifecycle):
                 self.state = State.RESTARTING
             for open_request in list(self._open_requests.values()):
                 if open_request.gives_up_before(self._back):
-                    # As one that comes now: it would wait longer than it may.
+                    # A request that arrives now is refused too: both would wait longer than they
+                    # may.
                     open_request.stream.fail(self._unavailable())
         if self._admission is not None:
             self._admission.suspend(now)
@@ -419,13 +445,14 @@ class EngineManager(Generation, Lifecycle):
         if not open_request.settled:
             await self._recovery.replay(open_request)
             if open_request.settled:
-                # It was left meanwhile, or it failed.
+                # The caller left the stream during the replay, or the replay failed.
                 await self._abort(open_request)
 
     async def drain(self, timeout: float | None = None) -> bool:
-        """Take nothing new and wait for what is open; True if all of it ended within `timeout` seconds (None: no limit).
+        """Accept no new requests and wait until the open ones end.
 
-        What remains then still runs; leaving the manager ends it.
+        Return True if all of them ended within `timeout` seconds; None sets no limit. Requests that
+        remain keep running until the manager is left.
         """
         self._require_home()
         self._stop_taking()
@@ -437,13 +464,13 @@ class EngineManager(Generation, Lifecycle):
         return not self._open_requests
 
     def cancel_all(self, reason: str) -> None:
-        """End every open request now: its reader gets an `Unavailable` with this reason."""
+        """End every open request now; each reader gets an `Unavailable` error with this reason."""
         self._require_home()
         for open_request in list(self._open_requests.values()):
             open_request.stream.fail(Unavailable(reason, retry_after=RETRY_AFTER[Refusal.STOPPED], reason=Refusal.STOPPED))
 
     def set_tenants(self, table: TenantTable) -> None:
-        """From now on these weights and limits of tenants hold; what they have taken is kept."""
+        """Replace the weights and limits of tenants. Usage that is already counted stays."""
         self.config = attrs.evolve(self.config, admission=attrs.evolve(self.config.admission, tenants=table))
         if self.recorder is not None:
             self.recorder.named = frozenset(table.named)
@@ -458,11 +485,11 @@ class EngineManager(Generation, Lifecycle):
         self._end_requests()
         await self.drain(self.config.cleanup_timeout)
 
-    # What it knows
+    # State and figures
 
     @property
     def admission(self) -> Admission:
-        """Raises RuntimeError before the engine is up."""
+        """The admission in use. Raises RuntimeError before the engine is up."""
         if self._admission is None:
             raise RuntimeError("the manager has not been started")
         return self._admission
@@ -474,11 +501,11 @@ class EngineManager(Generation, Lifecycle):
 
     @property
     def engine_is_up(self) -> bool:
-        """Whether the engine works on requests, those too that are only finished."""
+        """Whether the engine works on requests, also while the manager drains."""
         return self._admission is not None and self._recovery.up and self.state is not State.STARTING
 
     def check_health(self) -> None:
-        """Raises Unavailable when no request would be taken, EngineDead when none could be answered."""
+        """Raise Unavailable if new requests are refused, EngineDead if no request can be answered."""
         if self.state is State.FAILED:
             raise EngineDead(str(self._failure or "the engine died"))
         if self.state is not State.READY:
@@ -487,7 +514,7 @@ class EngineManager(Generation, Lifecycle):
         self._watchdog.check()
 
     def statistics(self) -> ManagerStatistics:
-        """A snapshot of who runs and who waits."""
+        """Return a snapshot of the requests that run and wait."""
         return ManagerStatistics(
             state=self.state,
             restarts=self._supervisor.restarts if self._supervisor else 0,
@@ -498,11 +525,11 @@ class EngineManager(Generation, Lifecycle):
         )
 
     def metrics(self) -> dict[str, Any]:
-        """Everything that is measured, as one dictionary of plain values; seconds and tokens throughout."""
+        """Return all measurements as one dictionary of plain values, in seconds and tokens."""
         return self.metrics_snapshot().snapshot(self._clock())
 
     def metrics_snapshot(self) -> MetricsSnapshot:
-        """What the metrics are made from, which can be put together with those of other managers."""
+        """Return the data behind the metrics; it can be merged with that of other managers."""
         return MetricsSnapshot(self.statistics(), self.recorder)
 
     def _refuse_unless_ready(self) -> None:

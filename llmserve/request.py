@@ -1,8 +1,8 @@
-"""What a caller asks for and what comes back. Knows no engine, no clock and no wire format.
+"""Requests and their results. Knows no engine, no clock and no wire format.
 
-`GenerationRequest` and `Sampling` check themselves: one that exists is well-formed, and only what needs the model's own
-figures (vocabulary, context length) is left to check later. The checks exist because a field that reaches an engine
-without a bound has, in the past, stalled or killed the engine for everyone.
+`GenerationRequest` and `Sampling` validate themselves, so every instance is well-formed. Only
+checks that need the model's figures (vocabulary, context length) come later. The bounds exist
+because unbounded fields have stalled or killed an engine for all requests.
 """
 
 import secrets
@@ -25,16 +25,19 @@ from llmserve.validation.template import check_template_kwargs
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
-# Logprobs of one answer, alternatives included: 45 MB of objects, and 23 MB as the JSON of a chat.
+# Logprobs of one answer, alternatives included: they take 45 MB as objects and 23 MB as the JSON of
+# a chat.
 MAX_LOGPROB_ENTRIES = 2**18
 MAX_BIASES = 1024
-# vLLM's model runner for GPUs has room for 128, the model's own end tokens among them, and one more ends the engine.
+# vLLM's GPU model runner has room for 128, including the model's own end tokens; one more ends the
+# engine.
 MAX_STOP_TOKENS = 64
 MAX_ALLOWED_TOKENS = 1024
-# Each is encoded twice, as it is and after a space, and compared with the end of the answer at each of its tokens.
+# The engine encodes each bad word twice (as it is, and after a space) and compares it with the end
+# of the answer at each token.
 MAX_BAD_WORDS = 32
 INT64 = 2**63 - 1
-# Far above any model's context, low enough to be an int32 everywhere.
+# Far above any model's context, and small enough for an int32.
 MAX_TOKENS_FIELD = 2**31 - 1
 
 
@@ -66,29 +69,41 @@ def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> t
 
 @attrs.frozen(kw_only=True)
 class Sampling:
-    """How to choose tokens and when to stop. `None` leaves the choice to the model's own generation config.
+    """How to choose tokens and when to stop. `None` selects the model's own generation config.
 
     Attributes:
-        max_tokens: most tokens to generate; None means as many as the context still holds.
-        min_tokens: no end-of-sequence token before so many tokens.
-        temperature: 0 is greedy; at most 2, as OpenAI has it and vLLM 0.32 too.
-        top_p, top_k, min_p: cut the distribution's tail; a top_k of 0 or -1 keeps all.
-        seed: makes the choice repeatable, signed 64 bits.
-        stop: at most 4 strings of at most 256 characters that end the text, left out of it unless `include_stop`.
-        logprobs: number of alternatives to report for each token, 0 to 20; None reports nothing. `max_tokens` times (1 + `logprobs`) is at
-            most 262,144; where `max_tokens` is None the answer ends there.
-        prompt_logprobs: the same for the prompt's tokens.
-        stream_interval: tokens in each delta of a stream after its first: fewer deltas, which come later.
-        detokenize: False leaves the text of the answer empty, for callers that want token ids alone; it excludes `stop` and tools.
-        logit_bias: for at most 1,024 token ids, what is added to their logits, from -100 to 100.
-        allowed_token_ids: 1 to 1,024 token ids, of which the answer is made; None allows all. The answer ends at `max_tokens` unless the
-            end-of-sequence token is among them.
-        bad_words: at most 32 strings of at most 256 characters that the answer must not contain.
-        structured_outputs: what the answer must look like.
+        max_tokens: Maximum number of tokens to generate. None allows as many as the context still
+            holds.
+        min_tokens: Number of tokens before which the answer cannot end with an end-of-sequence
+            token.
+        temperature: 0 is greedy; the maximum is 2, as in OpenAI's API and vLLM 0.32.
+        top_p, top_k, min_p: Cut the distribution's tail. A top_k of 0 or -1 keeps all tokens.
+        presence_penalty, frequency_penalty: From -2 to 2, as in OpenAI's API.
+        repetition_penalty: Above 0 and at most 100, as in vLLM; 1 has no effect.
+        seed: A signed 64-bit integer that makes the choice repeatable.
+        stop: At most 4 strings of at most 256 characters. The text ends before the first one that
+            occurs, or after it with `include_stop`.
+        stop_token_ids: At most 64 token ids that end the answer.
+        ignore_eos: Whether generation continues after an end-of-sequence token.
+        skip_special_tokens: Whether the text leaves out special tokens.
+        stream_interval: Tokens in each delta of a stream after the first delta. A larger value
+            gives fewer and later deltas.
+        detokenize: False leaves the text of the answer empty, for callers that need token ids
+            alone. It excludes `stop` and tools.
+        logprobs: Number of alternatives to report for each token, 0 to 20. None reports no
+            logprobs. `max_tokens` times (1 + `logprobs`) may be at most 262,144; if `max_tokens` is
+            None, the answer ends at that bound.
+        prompt_logprobs: The same for the prompt's tokens.
+        logit_bias: A number from -100 to 100 to add to the logit of each of at most 1,024 token
+            ids.
+        allowed_token_ids: 1 to 1,024 token ids that the answer may consist of; None allows all. The
+            answer ends at `max_tokens` unless the end-of-sequence token is among them.
+        bad_words: At most 32 strings of at most 256 characters that the answer must not contain.
+        structured_outputs: A constraint on the answer's format.
 
     Raises:
-        InvalidRequest: a value is out of its bounds; `param` names it.
-        TypeError: a value is of a type that the field does not accept.
+        InvalidRequest: A value is out of its bounds; `param` names the field.
+        TypeError: A value has a type that the field does not accept.
     """
 
     max_tokens: int | None = attrs.field(default=None, validator=integer(1, MAX_TOKENS_FIELD))
@@ -133,7 +148,7 @@ class Sampling:
     def _few_biases(self, _: object, value: tuple[tuple[int, float], ...]) -> None:
         if len(value) > MAX_BIASES or not are_token_ids([token for token, _ in value]):
             raise InvalidRequest(f"logit_bias takes at most {MAX_BIASES:,} token ids, none negative", "logit_bias")
-        # A comparison with NaN is false as well.
+        # A comparison with NaN is false, so this refuses NaN too.
         if not all(type(bias) in (int, float) and -100 <= bias <= 100 for _, bias in value):
             raise InvalidRequest("logit_bias takes numbers from -100 to 100", "logit_bias")
 
@@ -160,26 +175,32 @@ def _template_kwargs(_: object, attribute: "attrs.Attribute[Any]", value: Any) -
 
 @attrs.frozen
 class GenerationRequest:
-    """One sequence to generate: a prompt or a conversation, and for whom.
+    """A request for one sequence: a prompt or a conversation, its sampling and its tenant.
 
     Attributes:
-        prompt: text, or token ids; or
-        messages: a conversation in OpenAI's form, rendered with the model's chat template. Exactly one of the two.
-        tools: what the model may call; with messages alone.
-        template_kwargs: arguments of the chat template; with messages alone (`llmserve.validation.template`).
-        adapter: the name of a LoRA adapter of the engine's; None asks the model itself.
-        tenant: whom it is counted for.
-        priority: smaller goes first, as in vLLM.
-        best_effort: when the server's promise cannot be kept, serve it late rather than refuse it.
-        deadline: seconds from arrival within which the whole answer must be there, waiting included.
-        return_prompt_ids: the stream and the completion have the prompt's token ids, as the engine was given them.
-        request_id: unique while the request lives.
-        trace_headers: W3C's `traceparent` and `tracestate`, of what this request is part of.
-        on_arrival: gets the request's timeline when it arrives; the manager fills it in until the request has ended. It must not raise.
+        prompt: Text or token ids. Exactly one of `prompt` and `messages` must be set.
+        messages: A conversation in OpenAI's form, rendered with the model's chat template.
+        sampling: How to choose tokens and when to stop.
+        tools: Functions that the model may call; only with `messages`.
+        template_kwargs: Arguments of the chat template; only with `messages`
+            (`llmserve.validation.template`).
+        adapter: The name of one of the engine's LoRA adapters. None selects the model itself.
+        tenant: The tenant that the request counts for.
+        priority: Requests with a smaller number go first, as in vLLM.
+        best_effort: If the request cannot meet the SLO, serve it late instead of refusing it.
+        deadline: Seconds from arrival within which the whole answer must be complete, including
+            waiting.
+        return_prompt_ids: Whether the stream and the completion carry the prompt's token ids, as
+            the engine got them.
+        request_id: Must be unique among the open requests.
+        trace_headers: W3C `traceparent` and `tracestate` of the trace that the request belongs to.
+        on_arrival: Called with the request's timeline on arrival. The manager fills in the timeline
+            until the request ends. The callback must not raise.
 
     Raises:
-        InvalidRequest: both or none of prompt and messages, an empty one, or a value out of its bounds.
-        TypeError: a value is of a type that the field does not accept.
+        InvalidRequest: Both or neither of `prompt` and `messages` are set, the one set is empty, or
+            a value is out of its bounds.
+        TypeError: A value has a type that the field does not accept.
     """
 
     prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
@@ -207,7 +228,7 @@ class GenerationRequest:
         if self.tools is not None and self.messages is None:
             raise InvalidRequest("tools need messages", "tools")
         if self.tools is not None and self.tools.choice != "none" and self.sampling.structured_outputs is not None:
-            raise InvalidRequest("structured_outputs and tools exclude each other, unless tool_choice is none", "structured_outputs")
+            raise InvalidRequest("structured_outputs cannot be combined with tools unless tool_choice is none", "structured_outputs")
         if self.tools is not None and not self.sampling.detokenize:
             raise InvalidRequest("tools need the answer's text, and detokenize is false", "detokenize")
         if self.prompt is not None and not self.prompt:
@@ -219,13 +240,16 @@ class GenerationRequest:
     def of(
         cls, request: "GenerationRequest | Input", sampling: Sampling | None = None, **fields: Unpack[RequestFields]
     ) -> "GenerationRequest":
-        """A request for text, token ids or messages, or a copy of a request with `sampling` and `fields` in place of its own.
+        """Make a request from text, token ids or messages, or a copy of a request with changes.
 
-        `fields` are fields of `Sampling`, each of which replaces one value of the sampling, and fields of this class.
+        Args:
+            request: The input, or the request to copy.
+            sampling: Replaces the sampling of `request`.
+            **fields: Fields of this class and of `Sampling`. Each replaces that one value.
 
         Raises:
-            InvalidRequest: as the constructor does.
-            TypeError: `request` or `sampling` is of another type, or there is no such field.
+            InvalidRequest: As in the constructor.
+            TypeError: `request` or `sampling` has an unsupported type, or a field is unknown.
         """
         if sampling is not None and not isinstance(sampling, Sampling):
             raise wrong_type("sampling", "a Sampling or None", sampling)
@@ -241,12 +265,12 @@ class GenerationRequest:
 
     @property
     def prompt_field(self) -> str:
-        """Which of the two fields holds the prompt, for an error's `param`."""
+        """The field that holds the prompt, for an error's `param`: "prompt" or "messages"."""
         return "prompt" if self.messages is None else "messages"
 
 
 class Outcome(StrEnum):
-    """How a request ended: a closed set, fit for a metric's label."""
+    """How a request ended. The set is closed, so it can label a metric."""
 
     COMPLETED = "completed"
     REFUSED = "refused"
@@ -258,14 +282,15 @@ class Outcome(StrEnum):
 
 @attrs.define(kw_only=True)
 class Timeline:
-    """When each stage of one request happened: monotonic seconds, None where it never did. Every figure comes from these.
+    """When one request reached each stage, in monotonic seconds; None for a stage that it did not reach.
 
-    `queued` to `last_token` with the prefix `engine_` are the engine's own readings of the same clock, where it tells them.
+    All latency metrics come from these times. The times with the prefix `engine_` are the engine's
+    own readings of the same clock, where the engine reports them.
     """
 
     request_id: str = ""
     tenant: str = "default"
-    # Only where the engine has one of that name.
+    # Set only where the engine has an adapter of that name.
     adapter: str | None = None
     arrived: float = 0.0
     tokenized: float | None = None
@@ -286,13 +311,17 @@ class Timeline:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, by the names of the attributes."""
+        """Return the attributes as plain values, by name."""
         return plain(self)
 
 
-# The garbage collector need not count these two: nothing in them can refer to them, and there may be a quarter of a million of one answer.
+# With gc=False the garbage collector does not track these two classes. Nothing in them can refer
+# back to them, and one answer may have a quarter of a million.
 class TokenLogprob(Result, frozen=True, gc=False):
-    """One token's log probability, with the most likely alternatives, best first; None for a prompt's first token."""
+    """One token's log probability and the most likely alternatives, best first.
+
+    `logprob` is None for a prompt's first token.
+    """
 
     token_id: int
     token: str
@@ -301,12 +330,17 @@ class TokenLogprob(Result, frozen=True, gc=False):
 
 
 class Delta(Result, frozen=True, gc=False):
-    """What has been generated since the last delta. The last one has a `finish_reason`: "stop" or "length".
+    """What the engine generated since the last delta.
 
-    `text` may lag behind `token_ids` while a character or a stop string is incomplete. `logprobs` has one item for each token, and makes
-    it when it is read, where several deltas were joined.
-    `stop_reason` is the stop string or token id that ended it, where one did.
-    `message` is the text taken apart, where the engine does that.
+    Attributes:
+        text: May lag behind `token_ids` while a character or a stop string is incomplete.
+        token_ids: The new tokens.
+        finish_reason: "stop" or "length" in the last delta, None before it.
+        stop_reason: The stop string or token id that ended the answer, if one did.
+        logprobs: One item for each token. Where several deltas were merged, the sequence makes its
+            items when they are read.
+        prompt_logprobs: One item for each token of the prompt.
+        message: The text parsed into content, reasoning and tool calls, if the engine parses it.
     """
 
     text: str
@@ -319,7 +353,10 @@ class Delta(Result, frozen=True, gc=False):
 
 
 class Usage(Result, frozen=True):
-    """Tokens that went in and came out. `cached_tokens` of the prompt were found in the engine's prefix cache."""
+    """Number of tokens of the prompt and of the answer.
+
+    The engine found `cached_tokens` of the prompt in its prefix cache.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -327,10 +364,10 @@ class Usage(Result, frozen=True):
 
 
 class Completion(Result, frozen=True):
-    """A whole answer, or the part of one that an error ended: its `finish_reason` is "abort".
+    """A whole answer, or the part before an error, with the `finish_reason` "abort".
 
-    `message` is its text taken apart, where the engine does that: reasoning, and calls of tools. `prompt_token_ids` are there for a request
-    with `return_prompt_ids`.
+    `message` is the text parsed into content, reasoning and tool calls, if the engine parses it.
+    `prompt_token_ids` is set for a request with `return_prompt_ids`.
     """
 
     request_id: str

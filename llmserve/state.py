@@ -1,4 +1,4 @@
-"""Where a manager stands, and a snapshot of it."""
+"""The states of a manager, and a snapshot of its figures."""
 
 from enum import StrEnum
 
@@ -9,11 +9,14 @@ from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.engine import EngineStatistics
 from llmserve.errors import Unavailable
 
+# Retry-After while the engine starts: a warm start on a CPU takes about half a minute, and a retry
+# is cheap.
+STARTING_RETRY_AFTER = 5.0
 STARTING = "the engine is starting"
 
 
 class State(StrEnum):
-    """Where a manager stands. Requests are taken in READY alone."""
+    """The state of a manager. It accepts requests only in READY."""
 
     NEW = "new"
     STARTING = "starting"
@@ -26,7 +29,11 @@ class State(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class ManagerStatistics:
-    """A snapshot. `open` counts requests between arrival and the return of what they held, `restarts` of the engine."""
+    """A snapshot of a manager.
+
+    `open` counts requests from their arrival until they have released everything. `restarts` counts
+    restarts of the engine.
+    """
 
     state: State
     restarts: int = 0
@@ -45,28 +52,31 @@ class ManagerStatistics:
 
     @property
     def free_slots(self) -> int | None:
-        """None where the policy has no number."""
+        """Number of free slots, or None if the policy has no limit."""
         if self.admission is None:
             return 0
         return None if self.admission.limit is None else max(0, self.admission.limit - self.admission.running)
 
 
 class NotRunning(Unavailable, RuntimeError):
-    """The embedding program uses a manager that it has not started, or has closed. `public` is the message for a server's clients."""
+    """The embedding program uses a manager that is not started, or is closed.
+
+    `public` is the message for a server's clients.
+    """
 
     def __init__(self, message: str, public: str, reason: Refusal) -> None:
         super().__init__(message, retry_after=RETRY_AFTER[reason], reason=reason)
         self.public = public
 
 
-def unavailable(state: State, retry_after: float | None = None) -> Unavailable:
-    """The error for a request that comes in a state other than READY."""
+def unavailable(state: State, retry_after: float = STARTING_RETRY_AFTER) -> Unavailable:
+    """Return the error for a request that arrives in a state other than READY."""
     if state is State.RESTARTING:
         return Unavailable(
             "the engine is being restarted", retry_after=retry_after or RETRY_AFTER[Refusal.RESTARTING], reason=Refusal.RESTARTING
         )
     if state is State.NEW:
-        message = "the manager has not been started: use it inside `async with manager:`, or after `await manager.start()`"
+        message = "the manager has not been started: use it inside `async with manager:`, or call `await manager.start()` first"
         return NotRunning(message, STARTING, Refusal.STARTING)
     if state is State.STARTING:
         return Unavailable(STARTING, retry_after=RETRY_AFTER[Refusal.STARTING], reason=Refusal.STARTING)

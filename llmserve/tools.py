@@ -1,4 +1,4 @@
-"""Functions that a model may call, and what an answer is made of when it is more than text."""
+"""Functions that a model may call, and the parts of an answer that is more than text."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from llmserve.json_schema.narrowing import hold
 from llmserve.structured import MAX_CHARACTERS, as_json, check_schema
 from llmserve.validation.results import Result
 
-# OpenAI's bounds of a request (its API reference, 2026).
+# OpenAI's bound for a request (its API reference, 2026).
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -25,15 +25,19 @@ def _functions(value: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], .
 
 @attrs.frozen(kw_only=True)
 class Tools:
-    """What may be called, and whether it must be.
+    """The functions that a model may call, and whether it must call one.
 
     Attributes:
-        functions: each a dictionary of `name`, and where there is any of `description`, `parameters` (a JSON Schema) and `strict`.
-        choice: "auto" leaves it to the model, "none" is no call, "required" one or more, "named" the one of `name`.
-        parallel: whether there may be several calls in one answer.
+        functions: Each is a dictionary with `name` and optionally `description`, `parameters` (a
+            JSON Schema) and `strict`.
+        choice: "auto" lets the model decide, "none" forbids calls, "required" forces at least one,
+            "named" forces a call of `name`.
+        name: The function to call if `choice` is "named".
+        parallel: Whether one answer may have several calls.
 
     Raises:
-        InvalidRequest: a name, a schema, or how much of it there is; `param` is `tools` or `tool_choice`.
+        InvalidRequest: A name or schema is invalid, or there is too much of either; `param` is
+            `tools` or `tool_choice`.
     """
 
     functions: tuple[Mapping[str, Any], ...] = attrs.field(converter=_functions)
@@ -43,20 +47,23 @@ class Tools:
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= len(self.functions) <= MAX_TOOLS:
-            raise InvalidRequest(f"tools must be 1 to {MAX_TOOLS} functions", "tools")
+            raise InvalidRequest(f"tools must have 1 to {MAX_TOOLS} functions", "tools")
         names = [function.get("name") for function in self.functions]
         if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names) or len(set(names)) < len(names):
-            raise InvalidRequest("tools: each function has a name of its own, of 1 to 64 letters, digits, dashes and underscores", "tools")
+            raise InvalidRequest("tools: each function needs a unique name of 1 to 64 letters, digits, dashes and underscores", "tools")
         for function in self.functions:
             check_schema(function.get("parameters") or {}, "tools")
         if len(as_json(self.functions, "tools")) > MAX_CHARACTERS:
-            raise InvalidRequest(f"tools have more than {MAX_CHARACTERS:,} characters together", "tools")
+            raise InvalidRequest(f"tools have more than {MAX_CHARACTERS:,} characters in total", "tools")
         if (self.choice == "named") != (self.name is not None) or (self.name is not None and self.name not in names):
-            raise InvalidRequest("tool_choice names none of the tools", "tool_choice")
+            raise InvalidRequest("tool_choice does not name one of the tools", "tool_choice")
 
 
 class ToolCall(Result, frozen=True):
-    """A call, or what is new of the call `index` in a stream: its `id` and `name` come once, pieces of the JSON `arguments` in turn."""
+    """A tool call, or the new part of the call `index` in a stream.
+
+    In a stream, `id` and `name` come once, and the JSON `arguments` come in pieces.
+    """
 
     index: int
     id: str | None
@@ -65,7 +72,7 @@ class ToolCall(Result, frozen=True):
 
 
 class Message(Result, frozen=True):
-    """An answer taken apart, or what is new of it."""
+    """A parsed answer, or the new part of one."""
 
     content: str = ""
     reasoning: str = ""
@@ -73,15 +80,18 @@ class Message(Result, frozen=True):
 
 
 class OutputParser(Protocol):
-    """Takes one answer apart, piece by piece as the engine makes them. A whole answer is read in the same way as a stream, so that both
-    say the same, also of an answer that was cut."""
+    """Parses one answer, piece by piece as the engine generates it.
+
+    A whole answer is parsed like a stream, so both give the same result, even for a truncated
+    answer.
+    """
 
     def read(self, text: str, token_ids: Sequence[int], *, last: bool) -> Message:
-        """What these tokens add to it. Raises EngineError."""
+        """Return what these tokens add to the answer. Raises EngineError."""
 
 
 def join(messages: Sequence[Message]) -> Message:
-    """Consecutive pieces as one: text is joined, and so are the arguments of each call."""
+    """Join consecutive pieces: their texts, and the arguments of each call."""
     if len(messages) == 1:
         return messages[0]
     names: dict[int, tuple[str | None, str | None]] = {}
@@ -95,8 +105,10 @@ def join(messages: Sequence[Message]) -> Message:
 
 
 def held_functions(tools: Tools) -> list[Mapping[str, Any]]:
-    """The functions, each with the parameters that xgrammar is given where an answer is held to them: where a call is forced or the
-    function is strict, unless its `strict` is false. Raises InvalidRequest about `tools`."""
+    """Return the functions with the parameters that xgrammar can enforce. Raises InvalidRequest about `tools`.
+
+    Parameters are enforced if a call is forced or the function is strict, unless `strict` is false.
+    """
     return [_held(function, enforced=bool(function.get("strict", tools.choice != "auto"))) for function in tools.functions]
 
 
@@ -104,7 +116,7 @@ def _held(function: Mapping[str, Any], *, enforced: bool) -> Mapping[str, Any]:
     if not enforced or not function.get("parameters"):
         return function
     try:
-        # The schema is changed, and this one is the caller's.
+        # hold() changes the schema, so it gets a copy of the caller's.
         return {**function, "parameters": hold(json.loads(json.dumps(function["parameters"]))).narrowed}
     except ValueError as error:
         raise InvalidRequest(f"tools: the parameters of {function['name']!r}: {error}", "tools") from None

@@ -1,4 +1,4 @@
-"""Where one request's time went, and the seam to whoever draws that across services. Knows no OpenTelemetry."""
+"""The stages of one request's time, and the protocol of tracers. Knows no OpenTelemetry."""
 
 import logging
 from collections.abc import Mapping
@@ -8,7 +8,8 @@ from llmserve.request import GenerationRequest, Outcome, Timeline
 
 logger = logging.getLogger(__name__)
 
-# Each stage by the reading that ends it. Where an engine does not tell when it took a request up, that wait is part of `prefill`.
+# Each stage and the time at which it ends. If an engine does not report when it scheduled a
+# request, that wait is part of `prefill`.
 STAGES = {
     "tokenize": "tokenized",
     "queue": "submitted",
@@ -16,14 +17,14 @@ STAGES = {
     "prefill": "first_token",
     "decode": "last_token",
 }
-# From the last token until everything that the request held was free again.
+# The time from the last token until everything that the request held is released.
 RELEASE = "release"
 
 
 def stages(timeline: Timeline) -> dict[str, float]:
-    """Seconds of each stage that a finished request went through; they sum to finished minus arrived.
+    """Return the seconds of each stage of a finished request; their sum is finished minus arrived.
 
-    What ended before its answer was complete ended in the last of them.
+    A request that ended before its answer was complete ended in the last of these stages.
     """
     assert timeline.finished is not None
     found: dict[str, float] = {}
@@ -35,7 +36,7 @@ def stages(timeline: Timeline) -> dict[str, float]:
             found[name] = value - before
             before, under_way = value, following[name]
     if under_way == "engine_queue":
-        # It told nothing of this one: the stage is the one that both are without its word.
+        # The engine reported no scheduling time for this request, so both stages count as prefill.
         under_way = "prefill"
     if timeline.outcome is Outcome.COMPLETED:
         under_way = RELEASE
@@ -44,24 +45,27 @@ def stages(timeline: Timeline) -> dict[str, float]:
 
 
 class Span(Protocol):
-    """One request's part of a trace. `headers` name it, as W3C's, for the engine to hang its own parts on."""
+    """One request's part of a trace.
+
+    `headers` are the W3C headers that name it; the engine attaches its own spans to it.
+    """
 
     @property
     def headers(self) -> Mapping[str, str]: ...
 
     def end(self, timeline: Timeline) -> None:
-        """The request has ended, and nothing about it will change any more."""
+        """End the span of a finished request, about which nothing will change."""
 
 
 class Tracer(Protocol):
-    """Told of each request when it arrives, in the event loop: must be quick."""
+    """Gets each request when it arrives, in the event loop, so it must be quick."""
 
     def begin(self, request: GenerationRequest, timeline: Timeline) -> Span:
-        """`request.trace_headers` say what it is part of, where somebody has said so."""
+        """Begin a span. `request.trace_headers` name its parent, if the caller sent them."""
 
 
 class NoTracer:
-    """Traces nothing; its own span."""
+    """A tracer and span that do nothing."""
 
     headers: Mapping[str, str] = {}
 
@@ -73,7 +77,7 @@ class NoTracer:
 
 
 class CarefulTracer:
-    """Another one, of which nothing that it raises reaches a request."""
+    """Wraps a tracer so that its exceptions are logged and do not reach a request."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer

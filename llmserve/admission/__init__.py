@@ -1,4 +1,7 @@
-"""Who runs, who waits, who is refused. Synchronous: no clock, no event loop, no I/O; the time comes in as an argument."""
+"""Decides which requests run, wait or are refused.
+
+The package is synchronous: it has no clock, event loop or I/O, and gets the time as an argument.
+"""
 
 from llmserve.admission.build import build_admission as build_admission
 from llmserve.admission.build import separate as separate

@@ -1,4 +1,4 @@
-"""From what an operator decided, and what the engine can batch, to a controller."""
+"""Builds an admission controller from the operator's settings and the engine's batch size."""
 
 from typing import cast
 
@@ -10,10 +10,11 @@ from llmserve.admission.tenants import Tenants
 from llmserve.config import SLO, AdmissionConfig
 from llmserve.errors import ConfigurationError
 
-# A limit of exactly what the engine batches would leave it a place short until the next request comes over: with an eighth
-# more, the successor waits inside the engine when one finishes.
+# A limit of exactly the engine's batch size would leave a slot empty until the next request
+# arrives. With an eighth more, the successor waits inside the engine when a sequence ends.
 HEADROOM = 8
-# The line's default length, in limits: with answers of equal length its last one waits for four generations of them.
+# Default length of the queue, in limits. With answers of equal length, the last request waits for
+# four generations of them.
 LINE = 4
 
 
@@ -21,11 +22,11 @@ ACCEPTED = "a policy, such as FixedLimit(8) or Unlimited(), an object with the m
 
 
 def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> tuple[Admission | None, Policy | None]:
-    """Tell a whole admission from a policy; one of the two is returned, or neither.
+    """Distinguish an Admission from a policy. Return one of the two, or neither.
 
     Raises:
-        TypeError: it is neither; the message names what is accepted.
-        ConfigurationError: it is a policy, and `config` has a limit too.
+        TypeError: The object is neither; the message says what is accepted.
+        ConfigurationError: The object is a policy, and `config` has a limit too.
     """
     if admission is None:
         return None, None
@@ -34,17 +35,19 @@ def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> t
             return cast("Admission", admission), None
         if all(hasattr(admission, name) for name in ("weigh", "holds", "started", "left")):
             if config.max_running is not None:
-                raise ConfigurationError("admission= is a policy, which has its own limit: leave out max_running of AdmissionConfig")
+                raise ConfigurationError("admission= is a policy, which has its own limit: remove max_running from AdmissionConfig")
             return None, cast("Policy", admission)
     words = f"the class {admission.__name__}" if isinstance(admission, type) else type(admission).__name__
-    raise TypeError(f"admission must be {ACCEPTED}, not {words}; an AdmissionConfig belongs into ManagerConfig(admission=...)")
+    raise TypeError(f"admission must be {ACCEPTED}, not {words}; pass an AdmissionConfig as ManagerConfig(admission=...)")
 
 
 def build_admission(
     config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None = None, policy: Policy | None = None
 ) -> AdmissionController:
-    """A controller for an engine that batches `max_num_seqs` sequences; see `AdmissionConfig` for what None means. A `policy` is taken
-    as it is."""
+    """Build a controller for an engine that batches `max_num_seqs` sequences.
+
+    `AdmissionConfig` describes the meaning of None. A `policy` is used unchanged.
+    """
     if policy is None:
         policy, limit = _policy(config, slo, max_num_seqs, max_num_batched_tokens)
     else:
@@ -54,7 +57,7 @@ def build_admission(
 
 
 def _policy(config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None) -> tuple[Policy, int]:
-    """The policy that `config` and `slo` ask for, and the limit that the line's length is counted in."""
+    """Return the policy for `config` and `slo`, and the limit that scales the queue's length."""
     limit = config.max_running
     if limit is None and slo != SLO():
         gate = LateGate(slo, max_num_seqs, max_num_batched_tokens, config.max_wait)

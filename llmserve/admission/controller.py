@@ -1,9 +1,11 @@
-"""The one thing that the manager talks to: offer, leave, pump, record, statistics.
+"""AdmissionController decides which tickets start, wait or are refused.
 
-Rules held here, each by a property test:
-1. Never one waiting while the policy would let it start; never one started that the policy holds.
-2. A slot is handed over, not released and raced for: who leaves names the next, and a newcomer never overtakes its own tenant.
-3. A ticket leaves exactly once; leaving after a hand-over passes the slot on.
+It keeps three rules, each checked by a property test:
+1. No ticket waits while the policy would let it start, and no ticket starts that the policy holds.
+2. A slot is handed over, not released and raced for. The ticket that leaves determines the next
+one,
+   and a newcomer never overtakes tickets of its own tenant.
+3. A ticket leaves exactly once. If it leaves after a hand-over, the slot is passed on.
 """
 
 from collections import Counter
@@ -23,21 +25,22 @@ from llmserve.admission.ticket import Ticket, TicketState
 from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantTable
 
-# Worse than any priority that a request can ask for: those that wait for what is left over.
+# A band worse than any priority that a request can have: its tickets wait for leftover capacity.
 BEST_EFFORT = 1 << 32
-# Seconds of its share that a tenant may have left unused and take later: requests come in lumps, and shares are of what comes over a while.
+# Seconds of its share that a tenant may leave unused and use later. Requests come in bursts, and
+# shares apply to longer periods.
 CREDIT = 4.0
 
 
 class AdmissionController:
-    """Decides at once, and never waits.
+    """Decides about every ticket immediately, and never waits.
 
     Args:
-        policy: whether one more may start.
-        max_waiting: the longest line; None is without bound.
-        max_wait: how long one that waits for what is left over may wait.
-        tenants: weights and limits; None sets none.
-        aging: seconds after which a waiting ticket goes up a band.
+        policy: Decides whether one more ticket may start.
+        max_waiting: Maximum length of the queue; None sets no limit.
+        max_wait: Longest time in seconds that a demoted ticket may wait for leftover capacity.
+        tenants: Weights and limits; None sets none.
+        aging: Seconds after which a waiting ticket moves up to the next better band.
     """
 
     def __init__(
@@ -56,14 +59,15 @@ class AdmissionController:
         self.log = DecisionLog()
         self._running: set[Ticket] = set()
         self._line = FairQueue(weight=self.tenants.weight, aging=aging)
-        # Refused after all, in favour of somebody else's; told of at the next occasion.
+        # Waiting tickets that were refused in favour of another tenant's; returned by the next
+        # pump.
         self._displaced: list[Ticket] = []
         self._rate = ServiceRate()
         self._retry = RetryAfter()
         self._answers = Lengths()
         self._admitted = 0
         self._suspended: float | None = None
-        # The last one to start, and whether another one like it would have to wait.
+        # The last ticket to start, and whether a similar one would have to wait.
         self._last: Ticket | None = None
         self._full = False
         self._refused: Counter[str] = Counter()
@@ -75,7 +79,7 @@ class AdmissionController:
     # One ticket
 
     def screen(self, ticket: Ticket, now: float) -> Refused | None:
-        """Whether it would be refused now whatever its length: asked before its prompt is tokenised, which costs something."""
+        """Refuse a ticket that would be refused at any prompt length, before its tokenisation."""
         if not self._line or ticket.best_effort:
             return None
         self._rate.advance(now, full=True)
@@ -89,15 +93,17 @@ class AdmissionController:
         return self._refuse(ticket, self._refusal(Refusal.WOULD_WAIT_TOO_LONG, ticket, wait, patience, now), now)
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
-        """Take a new ticket in: afterwards it runs or waits, or the reason why not is returned and it is done."""
+        """Accept a new ticket, which then runs or waits; or refuse it and return the reason."""
         if ticket.state is not TicketState.NEW:
             raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
         self._rate.advance(now, full=self._full or bool(self._line))
         ticket.cost = self.policy.weigh(ticket)
         if not ticket.expected_tokens:
-            # A policy that only counts requests makes no estimate, and tenants' tokens need one.
+            # A policy that only counts requests makes no estimate, but limits on tenants' tokens
+            # need one.
             ticket.expected_tokens = self._answers.mean(most=ticket.max_tokens)
-        # The line as it is without this one: a long prompt would make an overload of itself, and be refused for that.
+        # The state of the queue without this ticket. Otherwise a long prompt would look like an
+        # overload, and be refused for it.
         line = self._line_state(ticket.tenant, now)
         self._rate.offered(ticket.tenant, ticket.cost, now, self.tenants.weight(ticket.tenant))
         refused = self.tenants.objection(ticket, self._interval(), now)
@@ -118,7 +124,7 @@ class AdmissionController:
         self.tenants.take(ticket, now)
         ticket.state = TicketState.WAITING
         self._line.push(ticket, now)
-        # Nobody else's lot has changed: those before it were held when something last did, and still are.
+        # Nothing changed for the other tickets: the policy still holds those at the head.
         constraint = "line" if self._line.head() is not ticket else self.policy.holds(ticket, now)
         if constraint is None:
             self._start(ticket, now)
@@ -127,12 +133,12 @@ class AdmissionController:
         return None
 
     def first_token(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """A running one has its first token; returns those whose wait is over by it."""
+        """Note a running ticket's first token; return the tickets that stop waiting."""
         self.policy.first_token(ticket, now)
         return self.pump(now)
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Take a ticket out, wherever it is, and return those whose wait is over by it. The second time does nothing."""
+        """Remove a ticket, running or waiting; return the tickets that stop waiting. Idempotent."""
         self._rate.advance(now, full=self._full or bool(self._line))
         state, ticket.state = ticket.state, TicketState.DONE
         if state is TicketState.RUNNING:
@@ -150,10 +156,12 @@ class AdmissionController:
         return self._pump(now)
 
     def give_up(self, ticket: Ticket, now: float) -> tuple[Refused | None, list[Ticket]]:
-        """A waiting ticket's patience is over: it is refused, and told when to come back; or (None) it waits on, late or for what is left
-        over, until its new `expires`."""
+        """End a waiting ticket's patience: refuse it, or return None and give it a new `expires`.
+
+        In the second case it waits on, to be served late or with leftover capacity.
+        """
         if now < ticket.expires or self._suspended is not None:
-            # It was given more time since the clock was set for it.
+            # The ticket got more time after its timer was set.
             return None, []
         if ticket.best_effort and not ticket.relegated:
             self._line.remove(ticket, now)
@@ -170,13 +178,16 @@ class AdmissionController:
     # All tickets
 
     def suspend(self, now: float) -> None:
-        """The engine is gone: until it is back nobody starts, and nobody's patience ends."""
+        """Stop starting tickets until the engine is back. Patience does not run out until then."""
         if self._suspended is None:
             self._rate.advance(now, full=self._full or bool(self._line))
             self._suspended = now
 
     def resume(self, now: float) -> list[Ticket]:
-        """It is back: patience goes on where it stood, and what was not served meanwhile says nothing of how fast the engine is."""
+        """Start tickets again: the engine is back.
+
+        Patience continues where it stopped. The pause does not count in the service rate.
+        """
         if self._suspended is None:
             return []
         for ticket in self._line:
@@ -186,12 +197,15 @@ class AdmissionController:
         return self._pump(now)
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
-        """What the engine tells of its steps; returns those whose wait is over by it."""
+        """Process the engine's figures of its steps; return the tickets that stop waiting."""
         self.policy.record(sample, now)
         return self.pump(now)
 
     def pump(self, now: float) -> list[Ticket]:
-        """Let start whoever may, give up who would come too late, and return both: see their state."""
+        """Start the tickets that may start and refuse those that would be late; return both kinds.
+
+        The state of each ticket shows its kind.
+        """
         if not self._line and not self._full and not self._displaced:
             return []
         self._rate.advance(now, full=True)
@@ -237,7 +251,8 @@ class AdmissionController:
     # Refusals
 
     def _refusal_reason(self, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refusal | None:
-        # Where others wait it would, too, also one that is small enough to start at once: or small ones would be taken and large ones not.
+        # Where others wait, a ticket waits too, even if it could start at once. Otherwise small
+        # ones would pass and large ones would not.
         would_wait = bool(self._line) or self.policy.holds(ticket, now) is not None
         if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
             return Refusal.QUEUE_FULL
@@ -259,7 +274,7 @@ class AdmissionController:
         return True
 
     def _reject_waiting(self, ticket: Ticket, reason: Refusal, now: float) -> Refused:
-        """Refuse one that has waited, and take it out of the line."""
+        """Refuse a ticket that has waited, and remove it from the queue."""
         if reason is Refusal.WAITED_TOO_LONG:
             self.policy.on_timeout(ticket)
         ticket.refused = self._refuse(ticket, self._refusal(reason, ticket, None, 0.0, now), now)
@@ -274,7 +289,10 @@ class AdmissionController:
         return refused
 
     def _displace(self, ticket: Ticket, now: float) -> bool:
-        """Where the line is full: give the place of the last one of whoever has most in it to one who has less."""
+        """Make room in a full queue: refuse the newest ticket of the tenant with most waiting cost.
+
+        Return False if this ticket's tenant would have as much.
+        """
         if not self._line:
             return False
         victim = self._line.newest_of_largest()
@@ -289,10 +307,13 @@ class AdmissionController:
         ticket.relegated, ticket.band = True, BEST_EFFORT
         ticket.expires = now + self.max_wait
 
-    # What it knows
+    # State and figures
 
     def predicted_wait(self, tenant: str, priority: int, now: float) -> float | None:
-        """Seconds until a newcomer would start, from the cost ahead of it and the rate at which cost is served; None if unknown."""
+        """Seconds until a newcomer would start; None if unknown.
+
+        The result is the cost ahead of it divided by the service rate.
+        """
         rate = self._rate.per_second
         if rate is None:
             return None
@@ -314,20 +335,24 @@ class AdmissionController:
         return QueueState(rate.backlog, pace * rate.mean_cost, pace, pressure, own)
 
     def set_tenants(self, table: TenantTable) -> None:
-        """From now on these weights and limits hold; what tenants have taken is kept."""
+        """Replace the weights and limits of tenants. Usage that is already counted stays."""
         self.tenants.table = table
 
     def tally(self) -> UsageDelta:
-        """What tenants were served here since this was last asked, for other controllers that serve the same ones."""
+        """Return the usage since the last call, for other controllers of the same tenants."""
         return attrs.evolve(self.tenants.tally(), costs=self._line.tally())
 
     def served_elsewhere(self, tally: UsageDelta, now: float) -> None:
-        """What those have served, all together: whoever has had much there is behind others here, and its limits are of all."""
+        """Count what other controllers have served in total.
+
+        A tenant that was served much there queues behind others here, and its limits cover all
+        controllers.
+        """
         self._line.charge_elsewhere(tally.costs)
         self.tenants.served_elsewhere(tally, now)
 
     def explain(self, request_id: str) -> list[Decision]:
-        """What was decided about a request and why, the oldest first; nothing if that is too long ago."""
+        """Return the decisions about a request, the oldest first; old ones are dropped."""
         return self.log.of(request_id)
 
     def statistics(self, now: float) -> AdmissionStatistics:

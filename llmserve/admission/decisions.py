@@ -1,4 +1,4 @@
-"""What was decided about a request, and why: kept for a while, for whoever asks."""
+"""A log of admission decisions and their reasons."""
 
 from collections import Counter, deque
 
@@ -7,17 +7,18 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Decision:
-    """One decision and what it went by.
+    """One decision and its inputs.
 
     Attributes:
-        at: on the controller's clock.
-        verdict: "started", "waits", "refused" or "relegated".
-        constraint: what held it back or spoke against it (a gate's name or a `Refusal`), None if nothing did.
-        running, waiting: just before.
-        wait: predicted, in seconds; None while there is no rate to predict with.
-        patience: the longest predicted wait that was allowed; None where it did not matter.
-        margin: the share of the promised time per token that the policy goes up to; None if it has none.
-        step_seconds: of the engine's mean step, None if unknown.
+        at: Time on the controller's clock.
+        verdict: "started", "waits", "refused", "relegated" (to leftover capacity) or "may be late".
+        constraint: The reason against a start (a gate's name or a `Refusal`), None if there is
+            none.
+        running, waiting: Numbers of tickets just before the decision.
+        wait: Predicted wait in seconds; None while there is no rate to predict with.
+        patience: Longest predicted wait that was allowed; None if it did not matter.
+        margin: Share of the target time per token that the policy uses; None if it has none.
+        step_seconds: Duration of the engine's mean step, None if unknown.
     """
 
     at: float
@@ -37,7 +38,7 @@ class Decision:
 
 
 class DecisionLog:
-    """The last `size` decisions. `held` counts by constraint how often the head of the line was held back."""
+    """The last `size` decisions. `held` counts how often each constraint held the queue's head."""
 
     def __init__(self, size: int = 1024) -> None:
         self._decisions: deque[Decision] = deque(maxlen=size)
@@ -47,9 +48,9 @@ class DecisionLog:
         self._decisions.append(decision)
 
     def of(self, request_id: str) -> list[Decision]:
-        """All that are kept about one request, the oldest first."""
+        """Return the decisions that are kept about one request, the oldest first."""
         return [decision for decision in self._decisions if decision.request_id == request_id]
 
     def latest(self, count: int) -> list[Decision]:
-        """The last ones, the newest first."""
+        """Return the last decisions, the newest first."""
         return list(reversed(self._decisions))[:count]

@@ -1,7 +1,8 @@
-"""Those who wait: by priority, between tenants by what they have had, within a tenant by arrival.
+"""The queue of waiting tickets: by priority, fair between tenants, and by arrival within a tenant.
 
-Between tenants it is the Virtual Token Counter of Sheng et al. (OSDI 2024): whoever has been served least, in tokens by
-weight, is next; who comes back from a pause starts level with those who kept asking, so that nobody saves up.
+Fairness between tenants is the Virtual Token Counter of Sheng et al. (OSDI 2024): the next tenant
+is the one that was served least, in tokens divided by weight. A tenant that returns after a pause
+starts level with those that kept asking, so no tenant saves up credit.
 """
 
 import itertools
@@ -11,40 +12,42 @@ import attrs
 
 from llmserve.admission.ticket import Ticket
 
-# Counters of tenants that do not wait, kept before they are looked through.
+# Number of counters of tenants that do not wait before the counters are cleaned up.
 FORGET = 64
 
 
 @attrs.define
 class _Queue:
-    """One tenant's tickets of one band, in the order of arrival; leaving from the middle is O(1)."""
+    """One tenant's tickets of one band in order of arrival; removal from the middle is O(1)."""
 
     tickets: dict[Ticket, None] = attrs.field(factory=dict)
     cost: float = 0.0
 
 
 class FairQueue:
-    """Every operation takes O(tenants that wait) at most.
+    """A queue whose operations take O(waiting tenants) at most.
 
-    `weight` gives a tenant's share relative to others'. `aging` is how long a ticket waits before it goes up to the next
-    better band where somebody waits, so that no band starves another for good.
+    `weight` returns a tenant's share relative to other tenants. After `aging` seconds a ticket
+    moves up to the next better band that has tickets, so that no band starves another.
     """
 
     def __init__(self, *, weight: Callable[[str], float] = lambda _: 1.0, aging: float = 5.0) -> None:
         self.weight = weight
         self.aging = aging
         self._bands: dict[int, dict[str, _Queue]] = {}
-        # All tickets of a band by when they came into it: only the oldest can be due for the next better one.
+        # The tickets of each band by the time at which they entered it: only the oldest can be due
+        # for the next better band.
         self._ages: dict[int, dict[Ticket, float]] = {}
         self._served: dict[str, float] = {}
-        # Where the last one who was served stood: the level of those who come new.
+        # The counter of the ticket served last; new tenants start at this level.
         self._level = 0.0
         self._waiting: dict[str, int] = {}
         self._length = 0
         self.cost = 0.0
-        # How far, in cost by weight, one who comes back may stand below the others: what came in a lump is not held against it.
+        # How far below the others a returning tenant may start, in cost divided by weight. It
+        # allows for requests that come in bursts.
         self.credit = 0.0
-        # What was charged since it was last told, once somebody has asked for it.
+        # Cost charged since the last tally; None until the first tally.
         self._tally: dict[str, float] | None = None
 
     def __len__(self) -> int:
@@ -71,29 +74,33 @@ class FairQueue:
             del self._waiting[tenant]
 
     def head(self) -> Ticket:
-        """The next to go; the line must not be empty."""
+        """The next ticket to start. The queue must not be empty."""
         queues = self._bands[min(self._bands)]
         tenant = next(iter(queues)) if len(queues) == 1 else min(queues, key=self._served.__getitem__)
         return next(iter(queues[tenant].tickets))
 
     def charge(self, tenant: str, cost: float) -> None:
-        """Count service, or with a negative cost the part of it that was not needed after all."""
+        """Count the cost of service. A negative cost takes back an overestimate."""
         served = self._served.get(tenant, self._level)
         self._served[tenant] = served + cost / self.weight(tenant)
         if self._tally is not None:
             self._tally[tenant] = self._tally.get(tenant, 0.0) + cost
         if cost > 0:
-            # Where nobody else waits, whoever is served keeps nobody from anything, and all are level again.
+            # If no ticket waits, this service delays no other tenant, and all tenants are level
+            # again.
             self._level = max(self._level, served if self._waiting else self._served[tenant])
         self._forget()
 
     def tally(self) -> dict[str, float]:
-        """The cost charged to each tenant since this was last asked; nothing the first time, which begins the count."""
+        """Return the cost charged to each tenant since the last call. The first call starts the count."""
         told, self._tally = self._tally or {}, {}
         return told
 
     def charge_elsewhere(self, costs: Mapping[str, float]) -> None:
-        """Count what tenants have been served in other lines, each as far as others wait here: what keeps nobody waiting is no debt."""
+        """Count service in other queues, for each tenant only while other tenants wait here.
+
+        Service that delays no tenant is no debt.
+        """
         for tenant, cost in costs.items():
             if any(name != tenant for name in self._waiting):
                 self._served[tenant] = self._served.get(tenant, self._level) + cost / self.weight(tenant)
@@ -101,11 +108,12 @@ class FairQueue:
 
     def _forget(self) -> None:
         if len(self._served) > 2 * (len(self._waiting) + FORGET):
-            # Who stands no higher than the level would be lifted to it anyway: only debts need to be remembered.
+            # A tenant at or below the level would be lifted to it anyway, so only debts need to be
+            # kept.
             self._served = {name: value for name, value in self._served.items() if name in self._waiting or value > self._level}
 
     def age(self, now: float) -> None:
-        """Move up whoever has waited for long in a band."""
+        """Move up the tickets that have waited longest in their band."""
         if len(self._bands) < 2:
             return
         bands = sorted(self._bands)
@@ -120,8 +128,11 @@ class FairQueue:
                 self._enter(ticket, now)
 
     def ahead_of(self, tenant: str, priority: int) -> float:
-        """The cost that is served before a newcomer of this tenant and priority: all of it, or its tenant's own as often as
-        others have their turns meanwhile, whichever is less."""
+        """Return the cost that is served before a newcomer of this tenant and priority.
+
+        This is the total cost, or the tenant's own cost with the turns of the others in between,
+        whichever is less.
+        """
         total = own = 0.0
         weights = {tenant: self.weight(tenant)}
         for band, queues in self._bands.items():
@@ -131,17 +142,17 @@ class FairQueue:
                     weights[name] = self.weight(name)
                     if name == tenant:
                         own += queue.cost
-        # As long as it stands below the others, it is served alone.
+        # While the tenant is below the others, only its tickets are served.
         behind = self._floor(tenant) - (self._served[tenant] if tenant in self._waiting else self._standing(tenant))
         first = min(own, max(behind, 0.0) * weights[tenant])
         return min(total, first + (own - first) * sum(weights.values()) / weights[tenant])
 
     def waiting_cost(self, tenant: str) -> float:
-        """What this tenant has waiting, for its weight."""
+        """Return the tenant's waiting cost, divided by its weight."""
         return sum(queues[tenant].cost for queues in self._bands.values() if tenant in queues) / self.weight(tenant)
 
     def newest_of_largest(self) -> Ticket:
-        """The last to come of the tenant that has most waiting for its weight; the line must not be empty."""
+        """Return the newest ticket of the tenant with most waiting cost. The queue has one."""
         largest = max(self._waiting, key=self.waiting_cost)
         band = max(band for band, queues in self._bands.items() if largest in queues)
         return next(reversed(self._bands[band][largest].tickets))
@@ -150,7 +161,7 @@ class FairQueue:
         return min((self._served[tenant] for tenant in self._waiting if tenant != but), default=self._level)
 
     def _standing(self, tenant: str) -> float:
-        """Where one stands who comes back: not far below those who kept asking."""
+        """Return the counter of a returning tenant: not far below those that kept asking."""
         return max(self._served.get(tenant, 0.0), self._floor() - self.credit)
 
     def _enter(self, ticket: Ticket, now: float) -> None:
@@ -173,5 +184,5 @@ class FairQueue:
                 del self._bands[ticket.band]
                 del self._ages[ticket.band]
         if not self._bands:
-            # What rounding has left.
+            # Remove the rounding error.
             self.cost = 0.0

@@ -1,7 +1,8 @@
-"""LateGate: requests wait here, where they can be reordered and dropped for nothing, and are let into the engine just in time.
+"""LateGate keeps requests in the queue and lets them into the engine just in time.
 
-No number in here is tuned to a model, a machine or a mix of prompts: what a step takes, what a prompt takes, how long answers
-get and how fast the line moves are learnt from what the engine tells and from tickets that leave.
+In the queue they can be reordered and dropped at no cost. No number here is tuned to a model, a
+machine or a mix of prompts. The policy learns the times of steps and prompts, the lengths of
+answers and the queue's speed from the engine's figures and from tickets that leave.
 """
 
 from collections import deque
@@ -15,29 +16,32 @@ from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve,
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
 
-# A generated token against one of the prompt: what OpenAI's price lists and VTC's evaluation count alike, within a factor of two.
+# Cost of a generated token relative to a prompt token: within a factor of two of OpenAI's price
+# lists and VTC's evaluation.
 OUTPUT_WEIGHT = 2.0
-# Of the time to the first token, what a tenant's standing line may take: a line as long as the whole promise would spend all
-# of it on waiting, for every request, for as long as the overload lasts (Nichols and Jacobson, CoDel: a good queue empties).
+# The share of the TTFT target that a tenant's standing queue may take. A queue as long as the whole
+# target would spend all of it on waiting, for every request, until the overload ends (Nichols and
+# Jacobson, CoDel: a good queue empties).
 STANDING = 0.25
-# Times the promised TTFT: how long a backlog is still a lump of requests, and how late one may be that is served with leave.
+# In TTFT targets: up to this backlog demand counts as a burst, and a ticket with leave to be late
+# may be this late.
 LATE = 2.0
-# Of so many places the engine may have one more waiting for it.
+# For each such number of sequences, one more may wait in the engine.
 SPARE = 32
-# Steps after which it is looked how far the running ones have got.
+# Number of steps between two looks at the progress of the running tickets.
 LOOK = 16
-# Deviations of the time that prompts take which are kept free before the promise ends.
+# Number of standard deviations of the prompts' time that is kept free before the TTFT target.
 DEVIATIONS = 2.5
 
 
 class LateGate:
-    """A `Policy`; needs an SLO with at least one bound.
+    """A `Policy` that needs an SLO with at least one bound.
 
     Args:
-        slo: the promise, in seconds.
-        max_num_seqs: sequences that the engine batches.
-        max_num_batched_tokens: tokens that one of its steps computes, None if unknown.
-        max_wait: of those without a promise to their first token.
+        slo: The targets in seconds.
+        max_num_seqs: Maximum number of sequences in the engine's batch.
+        max_num_batched_tokens: Maximum number of tokens in one of its steps, None if unknown.
+        max_wait: Longest wait in seconds if the SLO has no TTFT target.
     """
 
     name = "lategate"
@@ -45,7 +49,8 @@ class LateGate:
     def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
         self.slo = slo
         self.limit = max_num_seqs
-        # Starts and departures so far; and when the cache was last planned, and whether it was too full then.
+        # The number of starts and departures; the key of the last plan of the cache; and whether
+        # the cache was too full then.
         self._changes = 0
         self._looked: tuple[Ticket, int, int] | None = None
         self._full = False
@@ -54,9 +59,9 @@ class LateGate:
         self._step_tokens = max_num_batched_tokens or 0
         self._live: dict[Ticket, None] = {}
         self._pending = 0
-        # What was pending when somebody started, on average.
+        # Mean of `_pending` at a start.
         self._usually_pending = 0.0
-        # Tokens of the live ones when they will be complete, all together.
+        # Sum of the tokens that the live tickets will have when they are complete.
         self._committed = 0.0
         self._sample: EngineSample | None = None
         self._recent = Recent(seconds=max(1.0, 20 * (slo.tpot or 0.0)))
@@ -69,7 +74,7 @@ class LateGate:
         self.reserve = Reserve()
         self.budget = ErrorBudget()
 
-    # What it is asked
+    # Decisions
 
     def weigh(self, ticket: Ticket) -> float:
         ticket.expected_tokens = self.answers.mean(most=ticket.max_tokens)
@@ -82,7 +87,7 @@ class LateGate:
             return None
         if running >= self.limit + self._spare(now):
             return "sequences"
-        # A step's worth of prompts is on its way already, and what comes after it would only wait in the engine.
+        # A step's worth of prompts is on its way, and more would only wait in the engine.
         if self._pending > self._step_tokens:
             return "prefill"
         if self._lacks_room(ticket):
@@ -106,18 +111,21 @@ class LateGate:
         if line.backlog < LATE * ttft and self.budget.left >= 1:
             return LATE * ttft
         if line.backlog < ttft:
-            # A lump that passes: whoever may still be served in time, is.
+            # A burst passes, so serve the tickets that can still be in time.
             return max(0.1 * ttft, ttft - self._prefill.at(ticket.prompt_tokens))
-        # The same for every length, or a long prompt would be refused where a short one is taken: what the longest can bear, which also
-        # have to wait for most room when they have come to the head.
+        # The slack is the same for every length: what the longest prompt can bear. It also waits
+        # longest for room at the head of the queue. Otherwise a long prompt would be refused where
+        # a short one is accepted.
         longest = self._long_prompt()
         room = line.pace * (longest + OUTPUT_WEIGHT * self.answers.mean())
-        # One may always wait, or the line would be for those alone who are small enough to start at once.
+        # One interval is always allowed. Otherwise only tickets that are small enough to start at
+        # once would be accepted.
         slack = max(line.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
         if line.own_pressure < 1:
-            # Its turn is soon, however long the others' lines are.
+            # The tenant's turn comes soon, however long the other tenants' queues are.
             return max(slack, 3 * line.interval)
-        # Where little more is asked for than can be served, a short line would run empty; where much more is, it never does.
+        # If demand is little above capacity, a short queue would run empty. If it is far above, the
+        # queue never does.
         part = max(STANDING, 1 / max(line.pressure, 1.0))
         return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * line.interval))
 
@@ -125,7 +133,7 @@ class LateGate:
         if self.slo.ttft is None:
             return now + self.max_wait
         arrived = now if ticket.arrived is None else ticket.arrived
-        # Under pressure another one takes its place, and is surer to be in time.
+        # Under pressure another ticket takes its slot, and is more likely to be in time.
         first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if line.backlog >= self.slo.ttft else 1.0)
         return arrived + max(0.1 * self.slo.ttft, self.slo.ttft - first)
 
@@ -140,7 +148,7 @@ class LateGate:
     def on_timeout(self, ticket: Ticket) -> None:
         self.reserve.on_timeout()
 
-    # What it is told
+    # Observations
 
     def started(self, ticket: Ticket, now: float) -> None:
         self._live[ticket] = None
@@ -148,7 +156,7 @@ class LateGate:
         self._changes += 1
         self._usually_pending += (self._pending - self._usually_pending) / 64
         self._pending += ticket.prompt_tokens
-        # How much is before it in the engine; its own first token's time is learnt against that.
+        # Prompt tokens before its first token in the engine; the fit of that time uses them.
         ticket.ahead = self._pending
         self._committed += ticket.prompt_tokens + ticket.expected_tokens
 
@@ -198,8 +206,8 @@ class LateGate:
 
     @property
     def counting(self) -> str | None:
-        """Why it only counts, None if it predicts."""
-        return "the engine tells nothing about its steps" if self._sample is None else None
+        """Why the policy only counts; None if it predicts."""
+        return "the engine does not report its steps" if self._sample is None else None
 
     @property
     def margin(self) -> float | None:
@@ -209,44 +217,48 @@ class LateGate:
     def step_seconds(self) -> float | None:
         return self._recent.step
 
-    # What it predicts
+    # Predictions
 
     def _spare(self, now: float) -> int:
-        """How many may wait inside the engine, so that no place is empty for the step or two until the next one comes: as many as have
-        lately left in a small part of the promised time. After a lump that filled the engine nobody leaves for long."""
+        """Return how many tickets may wait in the engine, so that no slot stays empty for a step.
+
+        This is the number that left recently, within a small part of the TTFT target. After a burst
+        that filled the engine, no ticket leaves for a long time.
+        """
         recent = now - 0.1 * (self.slo.ttft or 1.0)
         return sum(1 for left in self._departures if left > recent)
 
     def _first_token_within(self, prompt_tokens: int, deviations: float = DEVIATIONS) -> float:
-        """Seconds from the hand-over to the first token that are hardly ever exceeded."""
+        """Return the seconds from the start to the first token that are hardly ever exceeded."""
         return self._prefill.at(self._usually_pending + prompt_tokens) + deviations * self._prefill.deviation
 
     def _long_prompt(self) -> int:
-        """Longer than nearly all of those that are asked for, and that can keep the promise at all."""
+        """Return a length above nearly all requested prompts that can meet the TTFT target."""
         longest = self.prompts.quantile(0.97)
         if self._prefill.b > 0 and self.slo.ttft is not None:
             longest = min(longest, max(0.0, 0.8 * self.slo.ttft - self._prefill.a) / self._prefill.b)
         return int(longest)
 
     def _size(self, ticket: Ticket) -> float:
-        """Prompt tokens that there must be room for to let it in."""
+        """Return the prompt tokens for which there must be room to let the ticket in."""
         return max(ticket.prompt_tokens, self.reserve.share * self._long_prompt())
 
     def _step_with(self, ticket: Ticket) -> float:
-        """Mean seconds of a step with this one too: from what was measured, and from there along the line."""
+        """Return the mean step time with this ticket, extrapolated from the measured time."""
         recent = self._recent
         step = recent.step
         if step is None:
             return 0.0
         mean = recent.mean_running
-        # No steeper than a line through the origin: a step has a part that does not grow with what runs in it.
+        # The slope is at most that of a line through the origin: part of a step does not grow with
+        # the number of sequences.
         slope = min(self._step.b, step / mean) if mean else 0.0
         more = slope * (len(self._live) + 1 - mean)
         prompts = self._prefill.b * (self._pending + self._size(ticket)) / max(recent.steps, 1.0)
         return step + more + prompts
 
     def _look(self, steps: int) -> None:
-        """How far those that run have got."""
+        """Update the progress of the running tickets."""
         for ticket in self._live:
             if ticket.first_token is not None:
                 made = int(steps - ticket.steps) + 1
@@ -265,7 +277,8 @@ class LateGate:
         room = self.preemptions.margin * sample.kv_tokens
         if self._committed + self._size(ticket) + ticket.expected_tokens <= room:
             return False
-        # Planning takes some 50 us for 256 sequences. As long as nobody leaves, and for a few steps, it would come to the same.
+        # Planning takes some 50 us for 256 sequences. Until a ticket starts or leaves, and for a
+        # few steps, the result would be the same.
         looked = (ticket, self._changes, int(sample.steps) // LOOK)
         if looked != self._looked:
             self._looked = looked
@@ -273,8 +286,11 @@ class LateGate:
         return self._full
 
     def _planned(self, sample: EngineSample, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
-        """(tokens still to come, tokens so far) of all that run, and of the newcomer; and the part of those so far that the cache holds:
-        prompts that share a beginning lie in it once."""
+        """Return (tokens still to come, tokens so far) of each sequence, and the cached part.
+
+        The sequences are those that run, and the newcomer. The cached part of the tokens so far is
+        below 1 because prompts with the same beginning share it in the cache.
+        """
         found = [(newcomer.expected_tokens, self._size(newcomer))]
         cached = 0.0
         steps = sample.steps
@@ -283,6 +299,6 @@ class LateGate:
             used = ticket.prompt_tokens + made
             cached += used
             found.append((max(ticket.expected_tokens - made, 1.0), used))
-        # While new prompts are on their way in, the cache seems emptier than it is.
+        # While new prompts are being computed, the cache seems emptier than it is.
         known = cached > 0 and not self._pending
         return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0

@@ -1,4 +1,4 @@
-"""How long answers get, and what prompts are asked for: counts in buckets that grow by a quarter, old ones fading."""
+"""Estimates of answer and prompt lengths, from fading counts in buckets that grow by a quarter."""
 
 import math
 
@@ -8,22 +8,24 @@ _SCALE = 1 / math.log(GROWTH)
 
 
 def bucket_of(tokens: float) -> int:
-    """Where a length belongs."""
+    """Return the bucket of a length."""
     return min(BUCKETS - 1, int(math.log(max(tokens, 1)) * _SCALE))
 
 
 class Lengths:
-    """How many tokens answers have, learnt also from those that have not ended yet.
+    """The lengths of answers in tokens, learned also from answers that have not ended yet.
 
-    The first answers to end are the short ones, so their mean says too little for as long as the long ones go on. So this keeps, for each
-    bucket of lengths, how many got that far and how many ended there (Kaplan and Meier's estimate), old ones fading. What has
-    not been seen goes by a rule of thumb that knows no scale: whoever has got far is expected to get as far again.
+    The first answers to end are the short ones, so their mean is too low while the long ones go on.
+    Therefore this class counts, for each bucket of lengths, how many answers got that far and how
+    many ended there (the Kaplan-Meier estimate). Old counts fade. Lengths without observations use
+    a rule of thumb without a scale: an answer is expected to double the length that it has reached.
     """
 
-    # Answers after which an old one counts half.
+    # Number of answers after which an old one counts half.
     HALF_LIFE = 500
-    # The rule of thumb's chance to end within a bucket, which makes the expected length twice what has been reached; and below
-    # a length that is common for chats there is little reason to end. It counts for two answers.
+    # The rule of thumb's chance that an answer ends within a bucket, which doubles the expected
+    # length. Below `COMMON`, a usual length for chats, the chance is `EARLY_CHANCE`. The rule
+    # counts as much as two answers.
     CHANCE, EARLY_CHANCE, COMMON, WEIGHT = 0.36, 0.05, 200, 2.0
 
     def __init__(self) -> None:
@@ -34,14 +36,15 @@ class Lengths:
         self._means = self._expect()
 
     def reached(self, before: int, bucket: int) -> None:
-        """One that goes on has come from bucket `before` (-1: it is new) to `bucket`."""
+        """Count an open answer that grew from bucket `before` (-1 for a new one) to `bucket`."""
         for passed in range(before + 1, bucket + 1):
             self._reached[passed] += self._unit
 
     def ended(self, bucket: int) -> None:
-        """One has ended that had reached this bucket."""
+        """Count an answer that ended in this bucket."""
         self._ended[bucket] += self._unit
-        # New ones count for more instead of old ones for less: the ratios are the same, and it touches one bucket.
+        # New answers count more, instead of old ones less: the ratios are the same, and only one
+        # bucket changes.
         self._unit *= 2 ** (1 / self.HALF_LIFE)
         if self._unit > 1e100:
             self._reached = [count / self._unit for count in self._reached]
@@ -52,18 +55,18 @@ class Lengths:
             self._means = self._expect()
 
     def learn(self, tokens: int) -> None:
-        """A complete answer that was not followed on its way."""
+        """Count a complete answer whose growth was not observed."""
         bucket = bucket_of(tokens)
         self.reached(-1, bucket)
         self.ended(bucket)
 
     def mean(self, beyond: int = 0, most: int | None = None) -> float:
-        """The expected length of an answer that has got to `beyond` tokens, of `most` at most."""
+        """Return the expected length of an answer that has `beyond` tokens and may have `most`."""
         found = max(self._means[bucket_of(beyond) if beyond else 0], beyond + 1.0)
         return found if most is None else min(float(most), found)
 
     def _expect(self) -> list[float]:
-        """For each bucket the expected length of those that reach it."""
+        """Return for each bucket the expected length of the answers that reach it."""
         self._fresh = 0
         means = [0.0] * BUCKETS
         beyond = GROWTH**BUCKETS
@@ -78,7 +81,7 @@ class Lengths:
 
 
 class Seen:
-    """Quantiles of whole numbers, in buckets that grow by a quarter; old ones fade."""
+    """Quantiles of whole numbers, in buckets that grow by a quarter. Old values fade."""
 
     HALF_LIFE = 500
 
@@ -104,7 +107,7 @@ class Seen:
             self._cached.clear()
 
     def quantile(self, share: float) -> float:
-        """The upper end of the bucket that so many (0 to 1) stay below; 0 before anything was seen."""
+        """Return the upper end of the bucket with the quantile `share` (0 to 1); 0 without data."""
         if share not in self._cached:
             self._cached[share] = self._find(share)
         return self._cached[share]

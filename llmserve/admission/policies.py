@@ -1,4 +1,4 @@
-"""The rule that says whether one more sequence may start. Knows nothing of queues and tenants."""
+"""Policies decide whether one more sequence may start. They know neither queues nor tenants."""
 
 import math
 from typing import Protocol
@@ -11,10 +11,11 @@ from llmserve.admission.ticket import Ticket
 
 @attrs.frozen(kw_only=True)
 class EngineSample:
-    """What an engine tells after a step, or after several of them: counters since its start, and its state now.
+    """The engine's figures after one or several steps: counters since its start, and its state.
 
-    `steps` and `busy_seconds` count only steps that followed another one without a pause, so that their quotient is what a step takes.
-    Of a KV cache of `kv_tokens` (None where its size is not told) the share `kv_usage` is in use, 0 to 1.
+    `steps` and `busy_seconds` count only steps that followed another one without a pause, so their
+    quotient is the duration of a step. `kv_usage` is the share of the KV cache in use, 0 to 1, and
+    `kv_tokens` is its size, or None if the engine does not report one.
     """
 
     steps: float = 0
@@ -30,14 +31,15 @@ class EngineSample:
 
 @attrs.frozen
 class QueueState:
-    """What a policy may know of the line.
+    """What a policy may know about the queue.
 
     Attributes:
-        backlog: seconds that it would take to serve what is left of all that was asked for, refused ones included.
-        interval: seconds between two who leave the line, 0 if unknown.
-        pace: seconds for each unit of cost, 0 if unknown.
-        pressure: demand against what can be served.
-        own_pressure: the tenant's demand against its share of it; below 1 the overload is not its doing.
+        backlog: Seconds to serve the rest of the demand, including refused requests.
+        interval: Seconds between two tickets that leave the queue, 0 if unknown.
+        pace: Seconds for each unit of cost, 0 if unknown.
+        pressure: Demand divided by the service rate.
+        own_pressure: The tenant's demand divided by its share of the rate; below 1 the tenant does
+            not cause the overload.
     """
 
     backlog: float
@@ -48,61 +50,64 @@ class QueueState:
 
 
 class Policy(Protocol):
-    """Asked whenever a slot might be given away, and told what becomes of tickets. Asking changes nothing that decides."""
+    """Decides whether a ticket may start, and learns from tickets and engine samples.
+
+    A question does not change later decisions.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def limit(self) -> int | None:
-        """The most that may run now, for statistics and for the length of the queue; None where there is no such number."""
+        """Maximum number of running tickets, for statistics and the queue's length, or None."""
 
     def weigh(self, ticket: Ticket) -> float:
-        """What it costs, in a unit of the policy's own: the line counts in it. Called once, first of all."""
+        """Return the ticket's cost in the policy's own unit, which the queue uses. Called first."""
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
-        """The constraint that keeps it from starting now, None if it may start. Must be None if nothing runs, or nothing ever would."""
+        """Return the constraint against a start now, or None. Must return None if nothing runs."""
 
     def impossible(self, ticket: Ticket, wait: float, now: float) -> Refusal | None:
-        """Why it would be in vain to take it, if it waited for so long."""
+        """Return why the ticket could not succeed after this wait, or None."""
 
     def patience(self, ticket: Ticket, line: QueueState, now: float) -> float:
-        """The longest predicted wait of one that is taken."""
+        """Return the longest predicted wait in seconds with which a ticket is accepted."""
 
     def expires(self, ticket: Ticket, line: QueueState, now: float) -> float:
-        """When it should be given up if it still waits."""
+        """Return when the patience of a ticket that still waits ends."""
 
     def grace(self, ticket: Ticket, line: QueueState, now: float) -> float | None:
-        """Its patience is over: until when it may wait on, and be served late; None refuses it."""
+        """Return until when a ticket may wait after its patience ended; None refuses it."""
 
     def on_timeout(self, ticket: Ticket) -> None:
-        """One was refused that had waited in vain."""
+        """Note that a ticket was refused after waiting."""
 
     def started(self, ticket: Ticket, now: float) -> None: ...
 
     def first_token(self, ticket: Ticket, now: float) -> None: ...
 
     def left(self, ticket: Ticket, now: float) -> float | None:
-        """One that had started; returns what it has cost after all, None where that is what was weighed."""
+        """Note that a started ticket left; return its real cost, or None for the weighed cost."""
 
     def record(self, sample: EngineSample, now: float) -> None: ...
 
     @property
     def counting(self) -> str | None:
-        """Why it only counts where it could predict; None if it does what it can."""
+        """Why the policy only counts although it could predict; None otherwise."""
 
     @property
     def margin(self) -> float | None:
-        """The share of the promised time per token that it goes up to, None if it has none."""
+        """The share of the target time per token that the policy uses, None if it has none."""
 
     @property
     def step_seconds(self) -> float | None:
-        """Of the engine's mean step, None if unknown."""
+        """Duration of the engine's mean step in seconds, None if unknown."""
 
 
 @attrs.define
 class CountingPolicy:
-    """A policy that counts heads and is told nothing else. `max_wait` is in seconds."""
+    """A policy that only counts running tickets. `max_wait` is in seconds."""
 
     max_wait: float = attrs.field(default=math.inf, kw_only=True)
     counting: None = attrs.field(default=None, init=False)
@@ -136,7 +141,10 @@ class CountingPolicy:
 
 @attrs.define
 class FixedLimit(CountingPolicy):
-    """At most `limit` at once: `FixedLimit(8)`. Those that wait longer than `max_wait` seconds are refused."""
+    """Lets at most `limit` tickets run: `FixedLimit(8)`.
+
+    A ticket that waits longer than `max_wait` seconds is refused.
+    """
 
     limit: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     name: str = "fixed"
@@ -155,7 +163,10 @@ class FixedLimit(CountingPolicy):
 
 @attrs.define
 class Unlimited(CountingPolicy):
-    """Everything starts at once: the engine's own queue takes what it cannot batch. For comparison, and for offline work."""
+    """Starts every ticket at once; the engine queues what it cannot batch.
+
+    Meant for comparisons and offline work.
+    """
 
     limit: None = None
     name: str = "unlimited"

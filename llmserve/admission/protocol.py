@@ -1,4 +1,7 @@
-"""What a manager asks of admission: `AdmissionController` answers in this process, another may answer for several of them."""
+"""The protocol between a manager and admission.
+
+`AdmissionController` implements it in this process. Another class may do so for several processes.
+"""
 
 from typing import Protocol
 
@@ -13,14 +16,16 @@ from llmserve.config import TenantTable
 
 @attrs.frozen(kw_only=True)
 class AdmissionStatistics:
-    """A snapshot.
+    """A snapshot of admission.
 
     Attributes:
-        policy: its name; `counting` says why it only counts where it could predict, None if it does what it can.
-        limit: None where the policy has no number.
-        refused: by reason; `held`: by constraint, how often the head of the line was held back by it.
-        drain_rate: requests a second that leave the line while it stands, None if unknown.
-        predicted_wait: of a newcomer of a new tenant, in seconds; None if unknown.
+        policy: The policy's name.
+        counting: Why the policy only counts although it could predict; None otherwise.
+        limit: Maximum number of running tickets, None if the policy has no limit.
+        refused: Number of refusals by reason.
+        held: How often each constraint held the queue's head.
+        drain_rate: Tickets per second that leave the queue while there is one, None if unknown.
+        predicted_wait: Wait of a newcomer of a new tenant in seconds; None if unknown.
     """
 
     policy: str = ""
@@ -37,39 +42,47 @@ class AdmissionStatistics:
 
 
 class Admission(Protocol):
-    """Decides who runs, who waits and who is refused. Nothing here waits."""
+    """Decides which tickets run, wait or are refused. No method waits."""
 
     def screen(self, ticket: Ticket, now: float) -> Refused | None:
-        """Whether a new ticket would be refused now whatever its prompt's length, and why: asked before that is known, because finding
-        out costs something. One that is refused is done."""
+        """Refuse a new ticket that would be refused at any prompt length; return the reason.
+
+        The manager calls this before it tokenises the prompt, which costs time. A refused ticket is
+        DONE.
+        """
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
-        """Take a new ticket in: afterwards it runs or waits, or the reason why not is returned and it is done. One that waits may be
-        refused later: then `ticket.refused` says why. At `ticket.expires` its user gives it up."""
+        """Accept a new ticket, which then runs or waits; or refuse it and return the reason.
+
+        A waiting ticket may be refused later: then `ticket.refused` has the reason. The caller
+        calls `give_up` at `ticket.expires`.
+        """
 
     def first_token(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """A running one has its first token; returns those whose wait is over by it: they run, or are refused."""
+        """Note a running ticket's first token; return the tickets that now run or are refused."""
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Take a ticket out, wherever it is, and return those whose wait is over by it. The second time does nothing."""
+        """Remove a ticket, running or waiting; return the tickets that stop waiting. Idempotent."""
 
     def give_up(self, ticket: Ticket, now: float) -> tuple[Refused | None, list[Ticket]]:
-        """A waiting ticket's patience is over: it is refused, and told when to come back; or (None) it waits on for what is left over,
-        until its new `expires`."""
+        """End a waiting ticket's patience: refuse it, or return None and give it a new `expires`.
+
+        In the second case it waits for leftover capacity.
+        """
 
     def suspend(self, now: float) -> None:
-        """The engine is gone: until it is back nobody starts, and nobody's patience ends."""
+        """Stop starting tickets until the engine is back. Patience does not run out until then."""
 
     def resume(self, now: float) -> list[Ticket]:
-        """It is back: patience goes on where it stood. Returns those whose wait is over."""
+        """Start tickets again, with the patience that was left. Return those that stop waiting."""
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
-        """What the engine tells of its steps; returns those whose wait is over by it."""
+        """Process the engine's figures of its steps; return the tickets that stop waiting."""
 
     def set_tenants(self, table: TenantTable) -> None:
-        """From now on these weights and limits hold; what tenants have taken is kept."""
+        """Replace the weights and limits of tenants. Usage that is already counted stays."""
 
     def explain(self, request_id: str) -> list[Decision]:
-        """What was decided about a request and why, the oldest first; nothing if that is too long ago."""
+        """Return the decisions about a request, the oldest first; old ones are dropped."""
 
     def statistics(self, now: float) -> AdmissionStatistics: ...

@@ -1,4 +1,4 @@
-"""Why a request was not admitted, and the error that says so."""
+"""The reasons for a refusal, and the error for each."""
 
 from enum import StrEnum
 
@@ -9,7 +9,7 @@ from llmserve.errors import LLMServeError, Overloaded, TenantOverloaded, Unknown
 
 
 class Refusal(StrEnum):
-    """The reasons: a closed set, fit for a metric's label."""
+    """The reasons for a refusal: a closed set, so it can label a metric."""
 
     QUEUE_FULL = "queue_full"
     WOULD_WAIT_TOO_LONG = "would_wait_too_long"
@@ -30,21 +30,21 @@ class Refusal(StrEnum):
     STOPPED = "stopped"
 
 
-# What the tenant's own doing is, and another server would not change.
+# The tenant itself causes these refusals, so another server would not help.
 TENANT_REASONS = frozenset({Refusal.TENANT_LIMIT, Refusal.TENANT_TOKENS})
 
 _WORDS = {
     Refusal.GRAMMARS_BUSY: "too many schemas and grammars wait to be compiled",
-    Refusal.TENANT_LIMIT: "this tenant's limit of requests at once is reached",
-    Refusal.TENANT_TOKENS: "this tenant's tokens for the minute are spent",
-    Refusal.PROMPT_TOO_SLOW: "a prompt of this length cannot have its first token in the time that is promised",
+    Refusal.TENANT_LIMIT: "this tenant has reached its limit of concurrent requests",
+    Refusal.TENANT_TOKENS: "this tenant has used up its tokens for the minute",
+    Refusal.PROMPT_TOO_SLOW: "a prompt of this length cannot get its first token within the target time",
     Refusal.DEADLINE_TOO_SHORT: "the answer would not be complete before the request's deadline",
 }
 
 
 @attrs.frozen
 class Refused:
-    """Not admitted, and when to come back: `retry_after` in seconds. `wait` is what was predicted, None where nothing was."""
+    """A refusal. `retry_after` and `wait` are in seconds; `wait` is None without a prediction."""
 
     reason: Refusal
     retry_after: float
@@ -56,7 +56,7 @@ class Refused:
         return cls(reason, RETRY_AFTER[reason])
 
     def error(self, tenant: str = "") -> LLMServeError:
-        """What the caller is told."""
+        """Return the error for the caller."""
         if self.reason is Refusal.TENANT_UNKNOWN:
             return UnknownTenant(tenant)
         words = _WORDS.get(self.reason, "the server is at its limit")

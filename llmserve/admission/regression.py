@@ -1,4 +1,4 @@
-"""How two things hang together, and what steps have taken lately."""
+"""Running estimates: a linear relation of two quantities, and the recent step time."""
 
 import math
 
@@ -6,7 +6,7 @@ import attrs
 
 
 class LinearFit:
-    """y = a + b x by least squares over what was seen lately, both at least 0; also how far off it was."""
+    """y = a + b x by least squares over recent samples, with a, b >= 0 and the prediction error."""
 
     def __init__(self, memory: int = 200) -> None:
         self._fade = 1 - 1 / memory
@@ -16,7 +16,7 @@ class LinearFit:
 
     def add(self, x: float, y: float) -> None:
         if self._n >= 4:
-            # Of the line as it stood before this one: how well it foretold.
+            # The error of the previous fit, which had not seen this sample.
             self._square = self._square * self._fade + (1 - self._fade) * (y - self.at(x)) ** 2
         fade = self._fade
         self._n = self._n * fade + 1
@@ -27,7 +27,7 @@ class LinearFit:
         mean_x, mean_y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - mean_x * mean_x
         slope = (self._xy / self._n - mean_x * mean_y) / spread if spread > 1e-9 * (1 + mean_x * mean_x) else 0.0
-        # Through the mean in any case; a line that would begin below 0 begins there.
+        # The line always goes through the mean. If it would start below 0, it starts at 0.
         self.b = min(max(slope, 0.0), mean_y / mean_x if mean_x > 0 else 0.0)
         self.a = mean_y - self.b * mean_x
 
@@ -41,10 +41,10 @@ class LinearFit:
 
 @attrs.define
 class Recent:
-    """Step times of about the last `seconds`, weighted by how fresh they are: sums of time, of steps and of what ran in them."""
+    """Step times of about the last `seconds`, as sums in which old steps fade."""
 
     seconds: float = 1.0
-    # Where steps are slow, so many of them are remembered all the same.
+    # Minimum number of steps to remember when steps are slow.
     at_least: int = 16
     time: float = 0.0
     steps: float = 0.0
@@ -59,7 +59,7 @@ class Recent:
 
     @property
     def step(self) -> float | None:
-        """Mean seconds of a step."""
+        """Mean duration of a step in seconds."""
         return self.time / self.steps if self.steps else None
 
     @property

@@ -1,4 +1,4 @@
-"""How far from a promise's edge to stay, learnt from how far single requests fall from the mean."""
+"""Safety margins below the SLO, learned from how far single requests deviate from the mean."""
 
 from collections import deque
 
@@ -7,20 +7,23 @@ import attrs
 
 @attrs.define
 class Spread:
-    """What share of the promised time per token the mean step may take, so that hardly any request exceeds it.
+    """The share of the target time per token that the mean step may take.
 
-    Every request's time per token is taken relative to the bound that was held, but only of those that lived while that bound
-    held others back. Otherwise the load would have been light, or suddenly the engine slower, and neither says anything about how
-    requests differ from the mean: a margin that learnt from those winds up, and takes minutes to come back.
+    With it hardly any request exceeds the target. The time per token of each request is compared
+    with the bound, but only for requests that lived while the bound held other requests back.
+    Otherwise the load was light, or the engine had suddenly become slower. Neither shows how
+    requests differ from the mean. A margin that learns from them winds up, and takes minutes to
+    recover.
     """
 
     margin: float = 0.9
     LOWEST = 0.6
     HIGHEST = 1.0
-    # Three in a thousand may miss: a third of the one in a hundred that an SLO usually leaves.
+    # Three in a thousand may miss the target: a third of the one in a hundred that an SLO usually
+    # allows.
     SHARE = 0.997
     MIN_RATIOS = 64
-    # So much above the bound it is the engine that has become slower.
+    # Above this multiple of the bound, the engine itself has become slower.
     SHOCK = 1.2
 
     _ratios: deque[float] = attrs.field(factory=lambda: deque(maxlen=512))
@@ -29,16 +32,16 @@ class Spread:
     _shock: float = float("-inf")
 
     def bound(self, now: float) -> None:
-        """The bound holds somebody back."""
+        """Note that the bound holds a ticket."""
         self._bound = now
 
     def watch(self, level: float, now: float) -> None:
-        """The mean step's share of the promise."""
+        """Note the mean step's share of the target."""
         if level > self.SHOCK * self.margin:
             self._shock = now
 
     def add(self, level: float, since: float) -> None:
-        """One has left whose tokens took `level` of the promise each, from `since` on."""
+        """Add a request that left; its tokens took `level` of the target each, from `since` on."""
         if self._bound < since or self._shock >= since:
             return
         self._ratios.append(level / self.margin)
@@ -52,11 +55,12 @@ class Spread:
 
 @attrs.define
 class Reserve:
-    """What share of a long prompt to keep room for, 0 to 1, whoever is next.
+    """The share of a long prompt, 0 to 1, for which room is kept regardless of the next ticket.
 
-    Gates that open by size let small ones through for as long as there are any, and a long one waits in vain behind them. So whenever
-    somebody has waited in vain, the gates are kept as tight as for a larger part of a long prompt, and as others start they are
-    eased. In equilibrium one in six hundred waits in vain; without it, up to a tenth of the long ones do.
+    Gates that open by size let small tickets pass as long as there are any, and a long one behind
+    them waits until it is refused. After each such timeout this share grows, and with each start it
+    shrinks. In equilibrium one in six hundred times out; without it, up to a tenth of the long
+    tickets do.
     """
 
     share: float = 0.0
@@ -72,8 +76,10 @@ class Reserve:
 
 @attrs.define
 class ErrorBudget:
-    """How many may be late: below capacity, a lump of requests is better served late than refused. One in a thousand of those that were
-    served, saved up to sixteen."""
+    """How many tickets may be served late: one in a thousand of those served, saved up to sixteen.
+
+    Below capacity it is better to serve a burst late than to refuse it.
+    """
 
     left: float = 0.0
     MAX_LEFT = 16.0
@@ -83,7 +89,7 @@ class ErrorBudget:
         self.left = min(self.MAX_LEFT, self.left + self.SHARE)
 
     def spend(self) -> bool:
-        """False if there is none left."""
+        """Use one unit; return False if none is left."""
         if self.left < 1:
             return False
         self.left -= 1
@@ -92,7 +98,7 @@ class ErrorBudget:
 
 @attrs.define
 class Preemptions:
-    """What share of the KV cache may be planned to be full, so that nothing has to be computed twice."""
+    """The share of the KV cache that may be planned to fill without preemptions."""
 
     margin: float = 0.97
     LOWEST = 0.8
@@ -105,5 +111,5 @@ class Preemptions:
         if count > 0:
             self.margin = max(self.LOWEST, self.margin - 0.01)
         elif usage > 0.8 * self.margin:
-            # Only a cache that was nearly full and held says that there is room.
+            # Only a cache that was nearly full without preemptions shows that there is room.
             self.margin = min(self.HIGHEST, self.margin + 0.001 * passed)

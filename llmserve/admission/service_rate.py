@@ -1,40 +1,51 @@
-"""How fast the line is served, and whether more is asked for than that."""
+"""Measures the service rate of the queue, and compares the demand with it."""
 
 import math
 
 
 class ServiceRate:
-    """Cost per second that is taken from the line, counted only while the engine was full or somebody waited: at other times it is the
-    demand that is seen, and not what could be served. `pressure` is demand against that, over some seconds; `backlog` adds up what is asked
-    for too much, so that it tells an overload, however slight, from a lump of requests that passes (Page's cumulative sum, 1954)."""
+    """Cost per second that leaves the queue, and the demand relative to it.
 
-    # Long enough to see over the lumps in which slots come free, short enough to follow a change within a few TTFTs.
+    The rate counts only time in which the engine was full or tickets waited. At other times it
+    would show the demand and not the capacity. `pressure` is the demand relative to the rate over
+    some seconds. `backlog` sums up the excess demand, so it distinguishes an overload, however
+    slight, from a burst of requests (Page's cumulative sum, 1954).
+    """
+
+    # Long enough to average over the bursts in which slots become free, short enough to follow a
+    # change within a few TTFTs.
     SECONDS = 1.5
-    # Fewer than so many are not forgotten for newer ones, or the rate of a slow engine would be that of its last request.
+    # Up to this count old tickets do not fade. Otherwise the rate of a slow engine would be that of
+    # its last request.
     MIN_COUNT = 16
-    # Demand comes more evenly than slots do, and is wanted as it is over several answers.
+    # Demand arrives more evenly than slots become free, and it is averaged over several answers.
     DEMAND_SECONDS = 4.0
-    # An engine that has room is proof that an overload is over, however much was asked for a moment ago.
+    # An engine with room proves that an overload is over, so recent demand fades fast.
     ROOM_SECONDS = 1.0
-    # The longest backlog, in seconds: beyond it an overload is no more certain, and is to be forgotten soon after it.
+    # Maximum backlog in seconds. Beyond it an overload is no more certain, and must be forgotten
+    # soon after its end.
     LONGEST = 6.0
 
-    # Of more, those that asked longest ago are forgotten.
+    # Maximum number of tenants; the one that asked longest ago is forgotten first.
     TENANTS = 1024
 
     def __init__(self) -> None:
         self._cost = self._seconds = self._count = 0.0
         self._offered = 0.0
-        # Seconds that it would take to serve whatever is left of what was asked for, if nobody were refused.
+        # Seconds to serve the rest of the demand if no request were refused.
         self.backlog = 0.0
-        # Each tenant's, in the order in which they asked last: how much, as of when, and its weight; and all of their weights together.
-        # A caller may be another tenant every time, so that nothing here may cost more for each of them.
+        # For each tenant, in order of its last request: its demand, the time of that value, and its
+        # weight; and the sum of the weights. A caller may use a new tenant for every request, so
+        # the cost of an operation must not grow with the number of tenants.
         self._tenants: dict[str, tuple[float, float, float]] = {}
         self._weights = 0.0
         self._since: float | None = None
 
     def advance(self, now: float, *, full: bool) -> None:
-        """To be told before anything changes: whether the engine has been full, or somebody has waited, until now."""
+        """Account for the time until now. Call it before any change.
+
+        `full` says whether the engine was full or tickets waited in that time.
+        """
         if self._since is not None and now > self._since:
             passed = now - self._since
             self._offered *= math.exp(-passed / (self.DEMAND_SECONDS if full else self.ROOM_SECONDS))
@@ -49,11 +60,11 @@ class ServiceRate:
         self._since = now
 
     def skip(self, now: float) -> None:
-        """Nothing until now is to count."""
+        """Leave out the time until now."""
         self._since = now
 
     def offered(self, tenant: str, cost: float, now: float, weight: float = 1.0) -> None:
-        """Somebody asks for it, whatever becomes of that."""
+        """Count demand, whether or not it is served."""
         self._offered += cost
         if self.per_second:
             self.backlog = min(self.LONGEST, self.backlog + cost / self.per_second)
@@ -64,28 +75,28 @@ class ServiceRate:
         self._forget(now)
 
     def served(self, cost: float) -> None:
-        """Somebody starts who fills the engine, or who had to wait."""
+        """Count a ticket that starts and fills the engine, or that had to wait."""
         self._cost += cost
         self._count += 1
 
     @property
     def per_second(self) -> float | None:
-        """None until it has been seen for long enough to speak of."""
+        """Cost per second; None until there are enough observations."""
         if self._count < 2 or self._seconds <= 0:
             return None
         return self._cost / self._seconds
 
     @property
     def pressure(self) -> float:
-        """Demand by what can be served; 0 while either is unknown."""
+        """Demand divided by the service rate; 0 while either is unknown."""
         return self._offered / (self.per_second * self.DEMAND_SECONDS) if self.per_second else 0.0
 
     def pressure_of(self, tenant: str, share: float, now: float) -> float:
-        """One tenant's demand by its `share` (0 to 1) of what can be served; 0 while either is unknown."""
+        """One tenant's demand divided by its `share` (0 to 1) of the service rate; 0 if unknown."""
         return self._demand(tenant, now) / (share * self.per_second * self.DEMAND_SECONDS) if self.per_second else 0.0
 
     def demanding(self, tenant: str, weight: float, now: float) -> float:
-        """The weights of those who have asked lately, and of this tenant, together."""
+        """Return the sum of the weights of the tenants that asked recently, including this one."""
         self._forget(now)
         return self._weights if tenant in self._tenants else self._weights + weight
 
@@ -103,7 +114,7 @@ class ServiceRate:
 
     def _drop(self, tenant: str) -> None:
         _, _, weight = self._tenants.pop(tenant, (0.0, 0.0, 0.0))
-        # Without the last one there is no rounding left either.
+        # Setting the sum to 0 with the last tenant removes the rounding error.
         self._weights = self._weights - weight if self._tenants else 0.0
 
     @property

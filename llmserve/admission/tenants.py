@@ -1,4 +1,4 @@
-"""What tenants may have: their weights, how many requests at once, how many tokens a minute."""
+"""Tenants' weights and limits of concurrent requests and tokens per minute, and their usage."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantLimits, TenantTable
 
 MINUTE = 60.0
-# Accounts beyond twice those that had to be kept the last time, before they are looked through again.
+# Accounts are cleaned up when there are this many more than twice those kept last time.
 SPARE_ACCOUNTS = 256
 UNLIMITED = TenantLimits()
 
 
 @attrs.define
 class _Account:
-    """A tenant's requests at once, and its tokens: `balance` at the time `at`."""
+    """A tenant's number of open requests, and its token `balance` at the time `at`."""
 
     open: int = 0
     balance: float = math.inf
@@ -27,15 +27,15 @@ class _Account:
 
 
 class Tenants:
-    """The table in force, and what each tenant has of it at the moment."""
+    """The current tenant table and each tenant's usage."""
 
     def __init__(self, table: TenantTable | None = None) -> None:
         self.table = table or TenantTable()
         self._accounts: dict[str, _Account] = {}
         self._kept = 0
-        # Requests that each has open with other controllers.
+        # Open requests of each tenant with other controllers.
         self._elsewhere: Mapping[str, int] = {}
-        # Tokens taken since this was last told, once somebody has asked for it.
+        # Tokens used since the last tally; None until the first tally.
         self._tally: dict[str, float] | None = None
 
     def weight(self, tenant: str) -> float:
@@ -43,14 +43,18 @@ class Tenants:
         return limits.weight if limits else 1.0
 
     def objection(self, ticket: Ticket, interval: float, now: float) -> Refused | None:
-        """Why this tenant may not have one more, and when it may; somebody is served every `interval` seconds."""
+        """Return why this tenant may not have one more request, and when it may.
+
+        `interval` is the time between two served requests in seconds.
+        """
         limits = self.table.of(ticket.tenant)
         if limits is None:
             return Refused.of(Refusal.TENANT_UNKNOWN)
         if limits.concurrency is not None and self._open(ticket.tenant) >= limits.concurrency:
             return Refused(Refusal.TENANT_LIMIT, max(interval, MIN_SECONDS)) if interval else Refused.of(Refusal.TENANT_LIMIT)
         if limits.tokens_per_minute is not None:
-            # Whoever asks for more than a minute's worth has it when a whole minute's is saved, and pays for it afterwards.
+            # A request for more than a minute's worth may start with a full balance; the tenant
+            # pays the rest afterwards.
             wanted = min(_tokens(ticket), limits.tokens_per_minute)
             missing = wanted - self._balance(ticket.tenant, limits.tokens_per_minute, now)
             if missing > 0:
@@ -58,13 +62,13 @@ class Tenants:
         return None
 
     def take(self, ticket: Ticket, now: float) -> None:
-        """One more of this tenant's is in."""
+        """Count one more open request."""
         self._accounts.setdefault(ticket.tenant, _Account()).open += 1
         ticket.reserved = _tokens(ticket)
         self._spend(ticket.tenant, ticket.reserved, now)
 
     def give_back(self, ticket: Ticket, now: float) -> None:
-        """One that was taken is out, and has used what it has used."""
+        """Count the end of a request and what it really used."""
         self._accounts[ticket.tenant].open -= 1
         used = ticket.prompt_tokens + ticket.generated if ticket.granted is not None else 0
         self._spend(ticket.tenant, used - ticket.reserved, now)
@@ -75,13 +79,13 @@ class Tenants:
     # With other controllers
 
     def tally(self) -> UsageDelta:
-        """What was taken here since this was last asked, where there is a limit to it; the first time begins the count of tokens."""
+        """Return limited tenants' usage since the last call. The first call starts the token count."""
         tokens, self._tally = self._tally or {}, {}
         open_now = {name: one.open for name, one in self._accounts.items() if one.open and self._limits(name).concurrency is not None}
         return UsageDelta(tokens=tokens, open=open_now)
 
     def served_elsewhere(self, tally: UsageDelta, now: float) -> None:
-        """Take from each what others have given it."""
+        """Count the usage at other controllers."""
         self._elsewhere = tally.open
         for tenant, tokens in tally.tokens.items():
             self._charge(tenant, tokens, now)
@@ -97,7 +101,7 @@ class Tenants:
         return self._elsewhere.get(tenant, 0) + (account.open if account else 0)
 
     def _spend(self, tenant: str, tokens: float, now: float) -> None:
-        """Fewer than none are given back."""
+        """Charge tokens; a negative number returns them."""
         if self._charge(tenant, tokens, now) and self._tally is not None:
             self._tally[tenant] = self._tally.get(tenant, 0.0) + tokens
 
@@ -116,7 +120,7 @@ class Tenants:
             self._kept = len(self._accounts)
 
     def _is_debtor(self, tenant: str, now: float) -> bool:
-        """Whether there is something to remember: what is open, or tokens that it has spent and not saved again."""
+        """Whether the account must be kept: it has open requests, or its balance is not full."""
         if self._accounts[tenant].open:
             return True
         per_minute = self._limits(tenant).tokens_per_minute

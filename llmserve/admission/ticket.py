@@ -1,4 +1,4 @@
-"""A request's place in admission."""
+"""A ticket represents one request in admission."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -24,23 +24,37 @@ def _nothing() -> None:
 
 @attrs.define(eq=False, kw_only=True)
 class Ticket:
-    """One sequence that wants a slot: who wants it, what it is expected to cost, and what became of it.
+    """One sequence that asks for a slot.
 
-    What its user fills in:
-        request_id, tenant, priority (smaller goes first).
-        prompt_tokens, max_tokens: of the prompt, and most of the answer.
-        arrived: when the client's request came, which is what a TTFT counts from; None means when it is offered.
-        deadline: when the whole answer must be there, on the same clock.
-        best_effort: serve it late rather than refuse it for a promise's sake.
-        wake: called by the user of the admission when a waiting ticket has been handed a slot, or refused after all; a
-            controller itself calls nothing.
-        generated, complete: tokens of the answer and whether that is all of it, filled in before it leaves.
+    The user of the admission fills in:
+        request_id, tenant: For whom the ticket is.
+        priority: Smaller goes first.
+        prompt_tokens, max_tokens: Tokens of the prompt, and the maximum for the answer.
+        arrived: When the client's request arrived; TTFT counts from it. None means the time of the
+            offer.
+        deadline: When the whole answer must be complete, on the same clock.
+        best_effort: Whether to serve the ticket late instead of refusing it because of the SLO.
+        wake: Called by the user of the admission when a waiting ticket got a slot or was refused. A
+            controller does not call it.
+        generated, complete: Tokens of the answer, and whether the answer is complete. Set before
+            the ticket leaves.
 
-    The rest belongs to the admission. `state`, `granted`, `refused`, and `expires`, when a waiting one is given up, are for its user
-    to read. What it counts by: `cost` in the line, where it is in a `band` since `queued`; `reserved` of its tenant's tokens;
-    `expected_tokens` of the answer, which has come to the `bucket` of lengths; prompts `ahead` of its first token, its own
-    included; when `first_token` came, at which of the engine's `steps`; whether it was `relegated` to what is left over; and
-    whether it may be `late`.
+    The user may read:
+        state: See `TicketState`.
+        granted: When the ticket started.
+        refused: Why it was refused.
+        expires: When a waiting ticket's patience ends.
+
+    Admission keeps its own figures in the rest:
+        cost: Cost in the queue, in the policy's unit.
+        band, queued: The band in the queue, and when the ticket entered the queue.
+        reserved: Tokens reserved from the tenant's limit.
+        expected_tokens: Expected length of the answer.
+        bucket: Bucket of lengths that the answer has reached.
+        ahead: Prompt tokens in the engine before its first token, including its own.
+        first_token, steps: When the first token came, and the engine's step count then.
+        relegated: Whether the ticket waits for leftover capacity.
+        late: Whether it may be served late.
     """
 
     request_id: str = ""
@@ -72,6 +86,6 @@ class Ticket:
 
 
 def wake(tickets: Iterable[Ticket]) -> None:
-    """Tell those that were handed a slot, or refused after all."""
+    """Notify the users of tickets that got a slot, or were refused after waiting."""
     for ticket in tickets:
         ticket.wake()

@@ -1,4 +1,4 @@
-"""What controllers that serve the same tenants tell each other."""
+"""Usage that controllers of the same tenants exchange."""
 
 from collections.abc import Mapping
 from typing import Self, TypeVar
@@ -10,12 +10,14 @@ Number = TypeVar("Number", int, float)
 
 @attrs.frozen(kw_only=True)
 class UsageDelta:
-    """Of one controller, or of several together, by tenant.
+    """Usage of one controller, or of several in total, by tenant.
 
     Attributes:
-        costs: of what it was served since the last tally. Negative where it was charged too much before.
-        tokens: that it has taken of its tokens a minute since then; negative likewise. Of those alone that have such a limit.
-        open: its requests now, of those alone that may have only so many.
+        costs: Cost served since the last tally; negative where the tenant was charged too much
+            before.
+        tokens: Tokens used since the last tally, only of tenants with a limit per minute; may be
+            negative too.
+        open: Number of open requests now, only of tenants with a limit on them.
     """
 
     costs: Mapping[str, float] = attrs.field(factory=dict)
@@ -23,16 +25,16 @@ class UsageDelta:
     open: Mapping[str, int] = attrs.field(factory=dict)
 
     def then(self, later: "UsageDelta") -> "UsageDelta":
-        """This and the same controller's next one as one."""
+        """Merge this delta with a later one of the same controller."""
         return UsageDelta(costs=added(self.costs, later.costs), tokens=added(self.tokens, later.tokens), open=later.open)
 
     def largest(self, count: int) -> Self:
-        """Of what grows until it is fetched, those tenants that have most of it."""
+        """Keep only the largest costs and tokens; they accumulate until another process fetches them."""
         return attrs.evolve(self, costs=_largest(self.costs, count), tokens=_largest(self.tokens, count))
 
 
 def added(one: Mapping[str, Number], other: Mapping[str, Number]) -> Mapping[str, Number]:
-    """Both together, by tenant."""
+    """Add two mappings by tenant."""
     return {**one, **{name: one[name] + value if name in one else value for name, value in other.items()}}
 
 

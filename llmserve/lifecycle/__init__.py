@@ -1,1 +1,1 @@
-"""An open request from its tokenization to its end, and the engine's supervision."""
+"""Open requests from tokenization to their end, and the supervision of the engine."""

@@ -1,4 +1,7 @@
-"""Deadlines of open requests, watched by one task for all of them: a task for each costs as much as its admission."""
+"""Watches the deadlines of all open requests in one task.
+
+A task for each request would cost as much as its admission.
+"""
 
 import heapq
 import itertools
@@ -7,13 +10,14 @@ from collections.abc import Callable
 import anyio
 import attrs
 
-# Watches that were released stay in the heap until they are due, or until they are this many and more than half of it.
+# Released watches stay in the heap until they are due, or until they outnumber both this limit and
+# half of the heap.
 MAX_RELEASED = 64
 
 
 @attrs.define(eq=False)
 class Watch:
-    """One deadline; after `release()` nothing happens at it."""
+    """One deadline; nothing happens at it after `release()`."""
 
     expire: Callable[[], None] | None
     _deadlines: "Deadlines"
@@ -25,7 +29,7 @@ class Watch:
 
 
 class Deadlines:
-    """Calls back when a deadline has come. `clock` gives monotonic seconds, as anyio's clock runs."""
+    """Calls back at deadlines. `clock` returns monotonic seconds, like anyio's clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -38,7 +42,7 @@ class Deadlines:
         return len(self._heap)
 
     def add(self, deadline: float, expire: Callable[[], None]) -> Watch:
-        """`expire()` is called once `deadline` has come, which may be in the past. It must not raise."""
+        """Call `expire()` at `deadline`, which may be in the past. `expire` must not raise."""
         watch = Watch(expire, self)
         heapq.heappush(self._heap, (deadline, next(self._numbers), watch))
         if self._heap[0][2] is watch:
@@ -53,7 +57,7 @@ class Deadlines:
             self._released = 0
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Watch the deadlines until cancelled."""
         while True:
             self._expire_due()
             self._earlier = anyio.Event()

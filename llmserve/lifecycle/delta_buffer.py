@@ -1,4 +1,4 @@
-"""Deltas that nobody has read, to be read as one. Adding one costs the same however many there are, in time and in memory."""
+"""Merges unread deltas into one. Adding a delta has a constant cost in time and in memory."""
 
 from array import array
 from collections.abc import Sequence
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from llmserve.lifecycle.logprobs import PackedLogprobs
 from llmserve.request import Delta, TokenLogprob
 
-# Texts are joined so many at a time: a string for each token would take fifty bytes more than the token's text.
+# Number of texts to join at a time: a string for each token would take fifty bytes more than the
+# token's text.
 JOINED = 64
 
 
 class DeltaBuffer:
-    """Made of the first delta; `whole()` is all of them as one, in which nothing is lost."""
+    """Starts with one delta; `whole()` returns all deltas as one, without loss."""
 
     __slots__ = ("_joined", "_last", "_logprobs", "_prompt_logprobs", "_texts", "_token_ids")
 
@@ -38,7 +39,7 @@ class DeltaBuffer:
             self._prompt_logprobs = PackedLogprobs(delta.prompt_logprobs)
 
     def whole(self) -> Delta:
-        """It ends as the last of them did."""
+        """Return all deltas as one, with the end of the last delta."""
         last = self._last
         return Delta(
             "".join([*self._joined, *self._texts]),

@@ -1,5 +1,8 @@
-"""The logprobs of an answer, packed. An answer may have 262,144 entries, which take 350 bytes each as objects. Those of several answers lie
-side by side in memory, and the interpreter kept 400 MiB after eight such answers had ended."""
+"""Packed logprobs of an answer.
+
+An answer may have 262,144 entries, which take 350 bytes each as objects. The objects of several
+answers lie side by side in memory, and the interpreter kept 400 MiB after eight such answers.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -8,8 +11,8 @@ import msgspec
 
 from llmserve.request import TokenLogprob
 
-# Tokens that are packed together. The sequences of one request fill their blocks in the same step: 48 with 20 alternatives a token take
-# 2 ms of it then. Blocks of 128 take 19 ms.
+# Number of tokens that are packed together. The sequences of one request fill their blocks in the
+# same step: 48 of them with 20 alternatives per token take 2 ms of it. Blocks of 128 take 19 ms.
 BLOCK = 16
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -17,13 +20,16 @@ _decode = msgspec.msgpack.Decoder(list[TokenLogprob]).decode
 
 
 class PackedLogprobs(Sequence[TokenLogprob]):
-    """A sequence of `TokenLogprob` that makes its items when they are read. It is equal to any sequence with the same items."""
+    """A sequence of `TokenLogprob` that makes its items when they are read.
+
+    It equals any sequence with the same items.
+    """
 
     __slots__ = ("_blocks", "_last")
 
     def __init__(self, entries: Iterable[TokenLogprob] = ()) -> None:
         self._blocks: list[bytes] = []
-        # Fewer than a block.
+        # The last entries, fewer than a block.
         self._last: list[TokenLogprob] = []
         self.extend(entries)
 
@@ -42,7 +48,7 @@ class PackedLogprobs(Sequence[TokenLogprob]):
     @overload
     def __getitem__(self, index: slice) -> tuple[TokenLogprob, ...]: ...
     def __getitem__(self, index: int | slice) -> TokenLogprob | tuple[TokenLogprob, ...]:
-        """One item, or a tuple of those that the slice names."""
+        """Return one item, or a tuple for a slice."""
         places = range(len(self))[index]
         if isinstance(places, int):
             return self._block(places // BLOCK)[places % BLOCK]
@@ -69,7 +75,7 @@ class PackedLogprobs(Sequence[TokenLogprob]):
 
 
 def unpacked(value: object) -> tuple[TokenLogprob, ...]:
-    """For msgspec's encoders, as `enc_hook`. Raises NotImplementedError for a value of any other type, as msgspec asks for."""
+    """Unpack logprobs, as msgspec's `enc_hook`. Raises NotImplementedError for other types."""
     if isinstance(value, PackedLogprobs):
         return tuple(value)
     raise NotImplementedError(f"{type(value).__name__} cannot be encoded")

@@ -1,4 +1,4 @@
-"""Whether this model can do what a request asks. What a request says about itself alone is checked in `request.py`."""
+"""Checks a request against the model's limits. `request.py` checks the request on its own."""
 
 import attrs
 
@@ -8,9 +8,12 @@ from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRe
 
 
 def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
-    """The request's sampling with a definite `max_tokens`, within the context. `max_tokens` is the operator's own bound.
+    """Return the sampling with a definite `max_tokens` within the context.
 
-    Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt itself.
+    The argument `max_tokens` is the operator's limit.
+
+    Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt
+    itself.
     """
     if request.adapter is not None and request.adapter not in info.adapters:
         raise ModelNotFound(request.adapter, info.model, "adapter")
@@ -19,13 +22,14 @@ def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: E
     if length == 0:
         raise InvalidRequest("the prompt has no tokens", request.prompt_field)
     room = info.max_model_len - length
-    # Before anything is done with each of them, of which there may be a million.
+    # Check this before any work on each token, of which there may be a million.
     if room < 1:
         raise PromptTooLong(length, info.max_model_len, request.prompt_field)
     _check_vocabulary(request, prompt, info.vocab_size)
     if max_tokens is not None and (sampling.max_tokens or 0) > max_tokens:
         raise InvalidRequest(f"max_tokens is {sampling.max_tokens}, and this server generates at most {max_tokens}", "max_tokens")
-    # `max_tokens` is a bound: where less room is left, the answer ends there, as under vLLM. Clients set it once for all their prompts.
+    # `max_tokens` is a bound: if the context has less room, the answer ends there, as in vLLM.
+    # Clients set it once for all their prompts.
     most = min(room, sampling.max_tokens or room, max_tokens or room, _most_logprobs(sampling, length, room))
     if sampling.min_tokens > most:
         words = f"min_tokens is {sampling.min_tokens}, but after a prompt of {length} tokens at most {most} can be generated"
@@ -34,7 +38,7 @@ def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: E
 
 
 def _check_vocabulary(request: GenerationRequest, prompt: EnginePrompt, size: int) -> None:
-    """Raises InvalidRequest for a token id that the model does not have."""
+    """Raise InvalidRequest for a token id that the model does not have."""
     sampling = request.sampling
     token_ids = {
         request.prompt_field: max(prompt.token_ids),
@@ -44,13 +48,15 @@ def _check_vocabulary(request: GenerationRequest, prompt: EnginePrompt, size: in
     }
     for field, highest in token_ids.items():
         if highest >= size:
-            # The words "out of vocabulary" are vLLM's, and clients look for them.
+            # Clients look for the words "out of vocabulary", which are vLLM's.
             raise InvalidRequest(f"{field} has the token id {highest}, which is out of vocabulary: the model has {size} tokens", field)
 
 
 def _most_logprobs(sampling: Sampling, length: int, room: int) -> int:
-    """How many tokens can be given with their logprobs, after a prompt of `length` tokens, of the `room` that is left. Raises
-    InvalidRequest."""
+    """Return how many tokens can have logprobs after a prompt of `length` tokens.
+
+    `room` is what the context has left. Raises InvalidRequest.
+    """
     if sampling.prompt_logprobs is not None and length * (1 + sampling.prompt_logprobs) > MAX_LOGPROB_ENTRIES:
         raise InvalidRequest(
             f"prompt_logprobs is {sampling.prompt_logprobs}, and the prompt has {length:,} tokens: "

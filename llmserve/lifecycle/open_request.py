@@ -1,4 +1,4 @@
-"""What one open request holds in a manager, and how its end is named."""
+"""The state of one open request in a manager, and the name of its outcome."""
 
 import threading
 from collections.abc import Callable
@@ -22,17 +22,19 @@ from llmserve.validation.bounds import wrong_type
 
 @attrs.define(eq=False, kw_only=True)
 class OpenRequest:
-    """One request's belongings, each to be given back exactly once.
+    """What a manager holds for one request; each part is released exactly once.
 
     Attributes:
-        entry: the scope of everything before the caller holds the stream; cancelled when the request ends in there.
-        watch: of its deadline, where it has one.
-        span: its part of a trace.
-        in_engine: the engine may hold it, so an abort is owed.
-        entered: the caller holds the stream, or entering has unwound.
-        settled: what it holds is being given back, or has been; `released` when that is done.
-        prompt, sampling: as the engine was given them, so that another one can be; `replays` says how often that was, and
-            `replaying` is the scope of the task that does it.
+        entry: Scope of everything before the caller holds the stream; cancelled if the request ends
+            in that time.
+        watch: The watch of its deadline, if it has one.
+        span: Its part of a trace.
+        in_engine: Whether the engine may hold the request, so that it must be aborted.
+        entered: Whether the caller holds the stream, or entering has unwound.
+        settled: Whether its release has begun; `released` is set when the release is complete.
+        prompt, sampling: What the engine got, so that the next engine can get it too.
+        replays: How often the request was submitted again.
+        replaying: Scope of the task that submits it again.
     """
 
     request: GenerationRequest
@@ -54,18 +56,24 @@ class OpenRequest:
 
     @property
     def constraint(self) -> StructuredOutputs | None:
-        """What the engine holds its answer to: the request's own schema or grammar, or that of the tools which it forces."""
+        """The constraint that the engine enforces: of the forced tools, or the request's own."""
         forced = None if self.prompt is None else self.prompt.constraint
         return forced or self.request.sampling.structured_outputs
 
     def gives_up_before(self, time: float) -> bool:
-        """Whether it waits in line, and its patience ends before that. One that may be served late has no such end."""
+        """Whether the request waits in the queue and its patience ends before `time`.
+
+        This is False for best-effort requests, which may be served late.
+        """
         ticket = self.ticket
         return ticket is not None and ticket.state is TicketState.WAITING and ticket.expires < time and not ticket.best_effort
 
 
 def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInfo]) -> Timeline:
-    """A request's timeline when it arrives, which `on_arrival` gets. `info` may raise RuntimeError before the engine has been up."""
+    """Create a request's timeline on arrival and pass it to `on_arrival`.
+
+    `info` may raise RuntimeError before the engine has been up.
+    """
     adapter = None
     if request.adapter is not None:
         with suppress(RuntimeError):
@@ -77,13 +85,13 @@ def arrival(request: GenerationRequest, now: float, info: Callable[[], EngineInf
 
 
 def check_type(request: object) -> None:
-    """Raises TypeError for what is no request, before anything is held or counted for it."""
+    """Raise TypeError if the object is not a request, before anything is held or counted for it."""
     if not isinstance(request, GenerationRequest):
         raise wrong_type("request", "a GenerationRequest", request)
 
 
 def note_outcome(timeline: Timeline, error: BaseException | None) -> None:
-    """Name the end of a request by what ended it, None being completion; the first end counts."""
+    """Set the outcome from what ended the request; None means completion. The first end counts."""
     if timeline.outcome is not None:
         return
     match error:
@@ -102,14 +110,17 @@ def note_outcome(timeline: Timeline, error: BaseException | None) -> None:
         case EngineError():
             timeline.outcome = Outcome.FAILED
         case Exception():
-            # The caller's own error inside the `async with`: it left early.
+            # The caller's own error inside the `async with`: the caller left early.
             timeline.outcome, timeline.reason = Outcome.CANCELLED, "abandoned"
         case _:
             timeline.outcome, timeline.reason = Outcome.CANCELLED, "task_cancelled"
 
 
 def interrupter(stream: TokenStream) -> Callable[[str], None]:
-    """What a cancellation token calls: ends the stream at once in this thread, through the event loop from another one."""
+    """Return a token's callback that ends the stream.
+
+    It acts at once in this thread, and through the event loop in other threads.
+    """
     home, loop = threading.get_ident(), anyio.lowlevel.current_token()
 
     def interrupt(reason: str) -> None:
@@ -117,7 +128,7 @@ def interrupter(stream: TokenStream) -> Callable[[str], None]:
         if threading.get_ident() == home:
             stream.fail(error)
             return
-        # When the loop is gone, so is the request.
+        # If the loop has ended, so has the request.
         with suppress(anyio.RunFinishedError):
             anyio.from_thread.run_sync(stream.fail, error, token=loop)
 

@@ -1,5 +1,9 @@
-"""What becomes of open requests when the engine dies: whoever has seen nothing of an answer gets it from the next engine, as if nothing
-had happened; whoever has seen some of it is told so, once, and never given another one's tokens."""
+"""Decides what happens to open requests when the engine dies.
+
+A request whose caller has read nothing is submitted to the next engine, unnoticed by the caller. A
+request whose caller has read something ends with one error; its stream never mixes the tokens of
+two engines.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -10,14 +14,15 @@ from llmserve.errors import EngineDead, EngineRestarted, LLMServeError
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.request import Sampling
 
-# A request that was in two engines when they died may be what kills them.
+# A request that was in this many engines when they died may be the cause, so it is not submitted
+# again.
 MAX_REPLAYS = 2
 
 
 class Recovery:
-    """The way into the engine, for requests that outlive it.
+    """Submits requests to the engine, and to the next one if the engine dies.
 
-    `restarts` says whether the engine will be started again if it dies now.
+    `restarts` returns whether the engine would be started again if it died now.
     """
 
     def __init__(self, engine: Engine, restarts: Callable[[], bool]) -> None:
@@ -25,17 +30,17 @@ class Recovery:
         self._restarts = restarts
         self._hope = False
         self._up = anyio.Event()
-        # Why there will be no engine any more.
+        # Why no engine will be started again.
         self._end: Exception | None = None
 
-    # The engine's life
+    # The engine's lifecycle
 
     @property
     def up(self) -> bool:
         return self._up.is_set()
 
     def engine_up(self, open_requests: Iterable[OpenRequest]) -> list[OpenRequest]:
-        """The engine is up; returns those that are to be begun again."""
+        """Note that the engine is up; return the requests that must be submitted again."""
         self._up.set()
         return [
             open_request
@@ -44,7 +49,10 @@ class Recovery:
         ]
 
     def engine_down(self, error: EngineDead, open_requests: Iterable[OpenRequest], *, for_good: bool) -> None:
-        """The engine is gone, with what was in it; for good, also those that wait for it have no hope any more."""
+        """Note that the engine is down, and end the requests that were in it.
+
+        With `for_good`, the requests that wait for an engine end too.
+        """
         self._lose()
         if for_good:
             self._end = error
@@ -61,12 +69,12 @@ class Recovery:
     # One request
 
     async def wait(self) -> None:
-        """Until an engine is up."""
+        """Wait until an engine is up."""
         while not self._up.is_set():
             await self._up.wait()
 
     async def tokenize(self, open_request: OpenRequest) -> EnginePrompt:
-        """Raises InvalidRequest."""
+        """Return the request's prompt. Raises InvalidRequest."""
         while True:
             await self.wait()
             try:
@@ -75,7 +83,10 @@ class Recovery:
                 self._outlive(open_request, error)
 
     async def submit(self, open_request: OpenRequest, prompt: EnginePrompt, sampling: Sampling) -> None:
-        """Returns when an engine has it. Raises EngineError, and EngineRestarted when it was lost too often."""
+        """Return when an engine has the request.
+
+        Raises EngineError, and EngineRestarted if too many engines died with the request in them.
+        """
         open_request.prompt, open_request.sampling = prompt, sampling
         request = open_request.request
         if request.return_prompt_ids:
@@ -83,7 +94,8 @@ class Recovery:
         while not open_request.in_engine:
             await self.wait()
             open_request.stream.replay()
-            # Before the await: a submit that is cancelled half-way may have left the request in the engine.
+            # Set this before the await: a submit that is cancelled half-way may have left the
+            # request in the engine.
             open_request.in_engine = True
             try:
                 await self._engine.submit(request.request_id, prompt, sampling, request.priority, open_request.stream)
@@ -91,7 +103,7 @@ class Recovery:
                 self._outlive(open_request, error)
 
     async def replay(self, open_request: OpenRequest) -> None:
-        """Begin a request again whose caller waits for its stream; a task of the manager's."""
+        """Submit a request again while its caller reads; runs in a task of the manager."""
         assert open_request.prompt is not None
         assert open_request.sampling is not None
         with anyio.CancelScope() as open_request.replaying:
@@ -102,18 +114,23 @@ class Recovery:
         open_request.replaying = None
 
     def _outlive(self, open_request: OpenRequest, error: EngineDead) -> None:
-        """Raises what ends the request."""
+        """Raise the error that ends the request, if there is one."""
         fatal = self.outcome_after_death(open_request, error)
         if fatal is not None:
             raise fatal from error
 
     def outcome_after_death(self, open_request: OpenRequest, error: EngineDead) -> Exception | None:
-        """What an engine's death means to one request: None, if it may be begun again. Not every engine tells of its own."""
+        """Return the error that an engine's death means for a request; None if it is replayed.
+
+        Not every engine reports its own death.
+        """
         self._lose()
         if self._end is not None or not self._hope:
             return error
         if error.stalled and _is_suspect(open_request):
-            return EngineRestarted("the engine stalled with this request in it, whose answer is constrained; it is not begun again")
+            return EngineRestarted(
+                "the engine stalled with this request in it; it is not submitted again because its answer is constrained"
+            )
         if open_request.in_engine and open_request.replays == MAX_REPLAYS:
             return EngineRestarted(f"the engine has died {MAX_REPLAYS + 1} times with this request in it")
         if not open_request.stream.rewind():
@@ -125,6 +142,9 @@ class Recovery:
 
 
 def _is_suspect(open_request: OpenRequest) -> bool:
-    """Whether its constraint may be why the engine stalled, and would make the next one stall. Also one that the engine has given back
-    already: some engines report their own death, and do not know why."""
+    """Whether the request's constraint may have stalled the engine, and would stall the next one.
+
+    A request that the engine has already returned counts too: some engines report their own death
+    without its cause.
+    """
     return open_request.constraint is not None and (open_request.in_engine or open_request.replays > 0)

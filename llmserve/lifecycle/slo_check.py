@@ -1,4 +1,4 @@
-"""How fast an engine is: what it tells of its steps, and what one request alone takes."""
+"""Compares an engine's speed for a single request with the SLO."""
 
 import uuid
 
@@ -11,15 +11,16 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt, EngineStatistics, 
 from llmserve.errors import ConfigurationError
 from llmserve.request import Delta, Sampling
 
-# Twice, because the first request of an engine's life compiles and warms what later ones find done.
+# Two probes, because the first request to an engine compiles and warms up what later requests
+# reuse.
 PROBES = 2
 PROBE_TOKENS = 8
-# An engine that does not answer one short request by then will not be judged by it.
+# A probe that takes longer is not used.
 PROBE_SECONDS = 20.0
 
 
 def engine_facts(statistics: EngineStatistics, info: EngineInfo) -> EngineSample:
-    """What admission goes by, from what the engine tells."""
+    """Convert the engine's figures for admission."""
     return EngineSample(
         steps=statistics.busy_steps,
         busy_seconds=statistics.busy_seconds,
@@ -35,7 +36,7 @@ def engine_facts(statistics: EngineStatistics, info: EngineInfo) -> EngineSample
 
 @attrs.define
 class _Times:
-    """A sink that notes when tokens come."""
+    """A sink that records when tokens come."""
 
     times: list[float] = attrs.field(factory=list)
     over: anyio.Event = attrs.field(factory=anyio.Event)
@@ -50,9 +51,9 @@ class _Times:
 
 
 async def check_slo(engine: Engine, slo: SLO) -> None:
-    """Let one short request run alone, and hold the promise against it.
+    """Run one short request alone and compare its times with the SLO.
 
-    Raises ConfigurationError for a promise that this engine cannot keep for even one request.
+    Raises ConfigurationError if the engine cannot meet the SLO even for a single request.
     """
     firsts, steps = [], []
     prompt = EnginePrompt(token_ids=tuple(number % engine.info.vocab_size for number in (1, 2, 3, 4)))
@@ -67,7 +68,7 @@ async def check_slo(engine: Engine, slo: SLO) -> None:
             firsts.append(sink.times[0] - began)
             steps.append((sink.times[-1] - sink.times[0]) / (PROBE_TOKENS - 1))
     for field, promised, seconds, what in (
-        ("slo.ttft", slo.ttft, firsts, "the first token of a request that is alone"),
+        ("slo.ttft", slo.ttft, firsts, "the first token of a single request"),
         ("slo.tpot", slo.tpot, steps, "one step"),
     ):
         if promised is not None and seconds and promised < min(seconds):

@@ -1,4 +1,4 @@
-"""Lifecycle: `start()`, `close()` and `async with` of a manager, from any task of its event loop. A subclass says what runs in between."""
+"""`start()`, `close()` and `async with` of a manager, from any task of its event loop."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +10,7 @@ from llmserve.state import State
 
 
 class Lifecycle(ABC):
-    """A subclass says what lives (`_live`), and how its requests end."""
+    """A subclass defines what runs in between (`_live`), and how its requests end."""
 
     def __init__(self, drain_timeout: float) -> None:
         self.state = State.NEW
@@ -20,13 +20,15 @@ class Lifecycle(ABC):
         self._patience: float | None = None
 
     async def start(self) -> None:
-        """Start the engine; returns when any task of this event loop can make requests. Cancelled, it ends what it has started.
+        """Start the engine; return when any task of this event loop can make requests.
 
-        `async with` does this too, and cannot forget the end. A manager starts once.
+        `async with` does this too, and always closes the manager. A manager starts once. If this
+        call is cancelled, it stops what it has started.
 
         Raises:
-            ConfigurationError, EngineError: the engine cannot start.
-            RuntimeError: the manager has been started or closed before, or another task closed it during its start.
+            ConfigurationError, EngineError: The engine cannot start.
+            RuntimeError: The manager was started or closed before, or another task closed it during
+                its start.
         """
         if self.state is not State.NEW:
             raise RuntimeError(f"a manager starts once, and this one is {self.state.value}; make another EngineManager")
@@ -35,10 +37,12 @@ class Lifecycle(ABC):
         await self._lifespan.start()
 
     async def close(self) -> None:
-        """Drain for at most `ManagerConfig.drain_timeout` seconds, then end what is still open and stop the engine.
+        """Drain for at most `ManagerConfig.drain_timeout` seconds, then stop the engine.
 
-        Returns when the engine has stopped. Any task of the manager's event loop may call it, also during the start, and more than once.
-        Cancelled, it ends the drain at once, and still waits for the engine's end.
+        Requests that are still open then get an error. The call returns when the engine has
+        stopped. Any task of the manager's event loop may call it, also during the start, and more
+        than once. If the call is cancelled, it ends the drain at once, and still waits for the
+        engine's end.
 
         Raises RuntimeError in another event loop or thread.
         """
@@ -49,7 +53,7 @@ class Lifecycle(ABC):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # The body's error comes out as it is, after an end without a drain.
+        # The body's error propagates unchanged, and there is no drain.
         await self._close(self._drain_timeout if error is None else 0.0, quietly=error is not None)
 
     async def _close(self, patience: float, *, quietly: bool = False) -> None:
@@ -69,18 +73,22 @@ class Lifecycle(ABC):
                 self.state = State.STOPPED
 
     def _require_home(self) -> None:
-        """Raises RuntimeError in another event loop or thread."""
+        """Raise RuntimeError in another event loop or thread."""
         if self._lifespan is not None and self.state is not State.STOPPED:
             self._lifespan.home.require("manager")
 
     def _stop_taking(self) -> None:
-        """No new requests from now on."""
+        """Accept no more requests."""
         if self.state in (State.READY, State.RESTARTING):
             self.state = State.DRAINING
 
     @abstractmethod
     def _live(self) -> AbstractAsyncContextManager[object]:
-        """Entered at the start, in a task of its own; left at the end, after `_patience` seconds at most."""
+        """Return the body of the manager.
+
+        A separate task enters it at the start, and leaves it at the end after at most `_patience`
+        seconds.
+        """
 
     @abstractmethod
     def _end_requests(self) -> None:

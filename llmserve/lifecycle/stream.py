@@ -1,4 +1,4 @@
-"""TokenStream: the deltas of one request, from the engine that pushes to the caller who reads. Knows neither of them."""
+"""TokenStream carries one request's deltas from the engine, which pushes, to the caller."""
 
 import copy
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from llmserve.request import Completion, Delta, Timeline, Usage
 from llmserve.runtime.wakeup import make_wakeup
 from llmserve.tools import OutputParser, join
 
-# The finish_reason of an answer that an error ended; vLLM has the same word.
+# The finish_reason of an answer that an error ended, as in vLLM.
 ABORTED = "abort"
 
 
 def _nothing() -> None:
-    """For a caller that need not be told."""
+    """Do nothing."""
 
 
 def _as_it_is(error: EngineDead) -> Exception | None:
@@ -26,10 +26,11 @@ def _as_it_is(error: EngineDead) -> Exception | None:
 
 
 class TokenStream:
-    """An async iterator of `Delta`; made by `EngineManager.stream()`, for one reader.
+    """An async iterator of `Delta` for one reader; made by `EngineManager.stream()`.
 
-    `error` is what ended it, None while it runs and after a normal end. While nobody reads, deltas are merged into one, so
-    a slow reader costs no more memory than the answer itself. An error comes after the tokens that came before it.
+    `error` is what ended the stream; None while it is open and after a normal end. While the caller
+    does not read, deltas are merged into one, so a slow reader costs no more memory than the answer
+    itself. An error is raised after the tokens that came before it.
     """
 
     def __init__(
@@ -48,22 +49,24 @@ class TokenStream:
         self._on_end = on_end
         self._on_first = on_first
         self._on_death = on_death
-        # Tokens to a delta, after the first; and those that have come since the reader was woken.
+        # Tokens in each delta after the first, and tokens since the reader was last woken.
         self._interval = interval
         self._unwoken = 0
         self._pending: Delta | DeltaBuffer | None = None
         self.error: Exception | None = None
         self._ended = False
-        # Takes nothing in: it has ended, or what comes is from an engine that is gone.
+        # True while `put` is ignored: the stream has ended, or the deltas are from an engine that
+        # died.
         self._deaf = False
         self._read_from = False
         self._wakeup = make_wakeup()
         self._wake = self._wakeup.wake
         self._notifies = False
-        # Takes the text apart, where it is more than that, piece by piece as the engine has put it; set by the stream's maker.
+        # Parses the text, if it is more than text, in the pieces that the engine put. Set by the
+        # stream's maker.
         self.reader: OutputParser | None = None
         self._unparsed: list[Delta] = []
-        # The prompt's, for a request with `return_prompt_ids`; known when the stream is entered.
+        # Set for a request with `return_prompt_ids`, before the stream is entered.
         self.prompt_token_ids: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
@@ -76,12 +79,12 @@ class TokenStream:
 
     @property
     def ended(self) -> bool:
-        """True once nothing more will come; what came may still be unread."""
+        """Whether no more deltas will come; some may still be unread."""
         return self._ended
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far."""
+        """Number of tokens so far."""
         return Usage(self.timeline.prompt_tokens, self.timeline.completion_tokens, self.timeline.cached_tokens)
 
     def __aiter__(self) -> "TokenStream":
@@ -91,16 +94,17 @@ class TokenStream:
     def _require_reader(self) -> None:
         self._wakeup.require_reader()
         if self._notifies:
-            raise RuntimeError("this stream notifies a reader: use `take()` after each call of `notify`'s callback, and do not iterate")
+            raise RuntimeError("this stream notifies a reader: do not iterate; call `take()` after each call of `notify`'s callback")
 
     async def __anext__(self) -> Delta:
-        """The next delta.
+        """Return the next delta.
 
         Raises:
-            EngineRestarted: the engine died, and what had come was read already; what had not is begun again, unseen.
-            RequestCancelled, DeadlineExceeded: it was ended from outside.
-            EngineError: the engine failed it, or died.
-            RuntimeError: another task reads the stream, or it belongs to another event loop.
+            EngineRestarted: The engine died after part of the answer was read. Without that, the
+                request is submitted again, unnoticed.
+            RequestCancelled, DeadlineExceeded: The request was ended from outside.
+            EngineError: The engine failed the request, or died.
+            RuntimeError: Another task reads the stream, or it belongs to another event loop.
         """
         while self._pending is None or (self._unwoken and not self._ended):
             self.raise_if_failed()
@@ -112,10 +116,12 @@ class TokenStream:
         return self._read()
 
     def notify(self, ready: Callable[[], None]) -> None:
-        """For a reader that is no task: `ready()` is called at once and whenever there is more to `take()`, or an end.
+        """Call `ready()` at once and whenever there is more to `take()` or the stream ends.
 
-        It is called from the middle of the engine's step, in the event loop's thread: it should note that, and take after the step.
-        A stream is either iterated or notifies: RuntimeError where a task reads it, or in another event loop or thread.
+        `ready` runs inside the engine's step, in the event loop's thread. It should only note the
+        call, and the reader takes after the step. A stream is either iterated or notifies.
+
+        Raises RuntimeError if a task reads it, or in another event loop or thread.
         """
         self._wakeup.require_reader()
         self._notifies = True
@@ -124,7 +130,7 @@ class TokenStream:
             ready()
 
     def take(self) -> Delta | None:
-        """What has come since the last one, as one delta; None if nothing has. Errors are told by `ended` and `error`."""
+        """Return what came since the last call as one delta, or None. See `ended` and `error`."""
         return None if self._pending is None else self._read()
 
     def _read(self) -> Delta:
@@ -140,7 +146,10 @@ class TokenStream:
         return msgspec.structs.replace(delta, message=join(messages))
 
     async def collect(self) -> Completion:
-        """Read to the end and return the whole answer. Raises as iterating does; the error's `partial` is what has come before it."""
+        """Read to the end and return the whole answer.
+
+        Raises what iterating raises. The error's `partial` is the answer so far.
+        """
         whole = await self._rest()
         if self.error is not None:
             raise self._with_partial(self.error, whole)
@@ -152,7 +161,7 @@ class TokenStream:
         if whole is None or not isinstance(error, LLMServeError):
             return error
         if isinstance(error, EngineDead):
-            # One object ends all streams of an engine, and an answer is its caller's alone.
+            # The same object ends all streams of an engine, but `partial` belongs to one caller.
             error = copy.copy(error)
             error.__cause__ = self.error
         error.partial = self._completion(whole, ABORTED)
@@ -173,8 +182,10 @@ class TokenStream:
         )
 
     async def _rest(self) -> Delta | None:
-        """Everything until the end, also if that is an error. Nothing is read before the end, so that an answer may be begun again
-        when its engine dies."""
+        """Return everything until the end, even if the end is an error.
+
+        Nothing is read before the end, so the request can be replayed if its engine dies.
+        """
         self._require_reader()
         wake = self._wakeup.wake
         self._wake = lambda: wake() if self._ended else None
@@ -183,18 +194,18 @@ class TokenStream:
         try:
             return self.take()
         except LLMServeError:
-            # An answer that was cut need not be one that its parser can read.
+            # The parser may be unable to read a truncated answer.
             if self.error is None:
                 raise
             return None
 
     def raise_if_failed(self) -> None:
-        """Raise what ended the stream, if it was an error."""
+        """Raise the error that ended the stream, if there is one."""
         if self.error is not None:
             raise self.error
 
     def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
-        """Take more tokens in; after the end, nothing is taken."""
+        """Add tokens; after the end they are ignored."""
         if self._deaf:
             return
         timeline = self.timeline
@@ -226,7 +237,7 @@ class TokenStream:
             self._wake()
 
     def _is_due(self, count: int) -> bool:
-        """Whether the reader gets what has come: the first tokens, then `interval` of them, then the end."""
+        """Whether to wake the reader: for the first tokens, each `interval` tokens and the end."""
         self._unwoken += count
         due = self._ended or self.timeline.completion_tokens == count or self._unwoken >= self._interval
         if due:
@@ -234,7 +245,7 @@ class TokenStream:
         return due
 
     def fail(self, error: Exception) -> None:
-        """End with an error; the first one counts. The engine's death need not be the end."""
+        """End with an error; the first one counts. An engine's death may lead to a replay instead."""
         if self._ended:
             return
         fatal = self._on_death(error) if isinstance(error, EngineDead) else error
@@ -244,7 +255,7 @@ class TokenStream:
             self._wake()
 
     def rewind(self) -> bool:
-        """Forget what has come and take nothing in until `replay()`; False if some of it has been read."""
+        """Drop the deltas and ignore new ones until `replay()`; return False if some were read."""
         if self._read_from:
             return False
         self._deaf = True
@@ -256,13 +267,14 @@ class TokenStream:
         return True
 
     def replay(self) -> None:
-        """The answer begins anew."""
+        """Accept the deltas of the next engine."""
         self._deaf = self._ended
 
     def _end(self) -> None:
         self._ended = self._deaf = True
         on_end = self._on_end
-        # They refer to what refers to this stream: only the garbage collector would find the prompt, seconds later.
+        # These refer to objects that refer to this stream: only the garbage collector would free
+        # the prompt, seconds later.
         self._on_end = self._on_first = _nothing
         self._on_death = _as_it_is
         on_end()

@@ -1,6 +1,6 @@
-"""Keeps an engine running: watches that it moves, starts it again when it does not, and gives up when that does not help.
+"""Keeps an engine running: restarts it when it dies or hangs, and gives up after too many deaths.
 
-A restart is always of the whole engine. What becomes of requests is not decided here.
+A restart always covers the whole engine. `Recovery` decides what happens to the requests.
 """
 
 import logging
@@ -17,12 +17,12 @@ from llmserve.errors import EngineDead
 
 logger = logging.getLogger(__name__)
 
-# How often it is looked whether steps have been made, at most.
+# Maximum time between two checks for steps.
 LOOK_SECONDS = 1.0
 
 
 class Supervised(Protocol):
-    """What is asked of an engine here: these of `llmserve.engine.Engine`."""
+    """The methods of `llmserve.engine.Engine` that the supervisor uses."""
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None: ...
 
@@ -32,13 +32,13 @@ class Supervised(Protocol):
 
 
 class Supervisor:
-    """Runs one engine, again and again.
+    """Runs one engine, and restarts it.
 
     Args:
-        busy: how many requests the engine should be working on.
-        up: called whenever the engine can take requests.
-        down: called as soon as it cannot any more, with the reason, and about how many seconds later it is started again; None is
-            never. A second time when that is known.
+        busy: Returns the number of requests that the engine should be working on.
+        up: Called whenever the engine can accept requests.
+        down: Called when it no longer can, with the reason and the seconds until the next start
+            (None for never). Called again once those seconds are certain.
     """
 
     def __init__(
@@ -58,16 +58,17 @@ class Supervisor:
         self._up = up
         self._down = down
         self._deaths: deque[float] = deque()
-        # When the next step must have ended, if that is sooner than the stall timeout says.
+        # The time by which the next step must end, if this is sooner than the stall timeout.
         self._step_by: float | None = None
-        # How long the last start took, in seconds.
+        # Duration of the last start in seconds.
         self.start_seconds = 0.0
         self.restarts = 0
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled, `started()` once the engine is up for the first time.
+        """Run the engine until cancelled; `started()` is called when it is up for the first time.
 
-        Raises what the first start raises; later on EngineDead, when it is not started again.
+        Raises what the first start raises. Later it raises EngineDead if the engine is not
+        restarted.
         """
         started = False
 
@@ -84,7 +85,8 @@ class Supervisor:
             except Exception as error:
                 if not started:
                     raise
-                # An engine that reports its own death says why; anything else is a surprise, and its traceback the only clue.
+                # An engine that reports its own death gives a reason. For other exceptions the
+                # traceback is the only clue.
                 logger.critical("the engine died: %s", error, exc_info=not isinstance(error, EngineDead))
                 death = error if isinstance(error, EngineDead) else EngineDead(f"the engine died: {error}")
             pause = None if death.for_good else self._pause()
@@ -95,7 +97,7 @@ class Supervisor:
             self.restarts += 1
 
     async def _live(self, begun: Callable[[], None]) -> None:
-        """From a start to a death, which is raised."""
+        """Run the engine once. Raises the reason of its death."""
         try:
             async with anyio.create_task_group() as tasks:
                 began = self._clock()
@@ -107,7 +109,7 @@ class Supervisor:
                 begun()
                 await self._watch()
         except BaseExceptionGroup as group:
-            # The first one is why; what came of taking the rest down is not.
+            # The first exception is the cause; the others come from the shutdown.
             raise group.exceptions[0] from None
 
     async def _engine_run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -115,7 +117,7 @@ class Supervisor:
         raise EngineDead("the engine stopped by itself")
 
     async def _watch(self) -> None:
-        """Raises EngineDead when the engine has something to do and makes no step."""
+        """Raise EngineDead if the engine has requests and makes no step."""
         patience = self._config.stall_timeout
         if patience is None:
             await anyio.sleep_forever()
@@ -126,7 +128,7 @@ class Supervisor:
             await anyio.sleep(look)
             now = self._clock()
             made = self._engine.statistics().steps
-            # Where this process itself stood still, nothing is known of the engine.
+            # If this process itself stood still, the figures say nothing about the engine.
             if made != steps or not self._busy() or now - looked > look + patience / 2:
                 steps, since, self._step_by = made, now, None
             elif now - since >= patience or (self._step_by is not None and now >= self._step_by):
@@ -134,28 +136,28 @@ class Supervisor:
                 self._step_by = None
                 words = f"the engine made no step for {now - since:.0f} s, with {self._busy()} requests in it"
                 error = EngineDead(words, stalled=True)
-                # Before it is taken down, which may take a while.
+                # Report this before the engine is taken down, which may take a while.
                 self._down(error, self._config.first_pause)
                 raise error
             looked = now
 
     def hurry(self, seconds: float) -> None:
-        """Take the engine for hung if it makes no step within so many seconds from now."""
+        """Treat the engine as hung if it makes no step within `seconds` from now."""
         self._step_by = self._clock() + seconds
 
     @property
     def restarts_again(self) -> bool:
-        """Whether it would, if the engine died now."""
+        """Whether the engine would be restarted if it died now."""
         return self._recent() < self._config.most
 
     def _recent(self) -> int:
-        """Deaths that still count."""
+        """Return the number of deaths within the window."""
         while self._deaths and self._deaths[0] <= self._clock() - self._config.window:
             self._deaths.popleft()
         return len(self._deaths)
 
     def _pause(self) -> float | None:
-        """Seconds until the next start; None if there have been too many."""
+        """Count a death; return the seconds until the next start, or None after too many deaths."""
         again = self.restarts_again
         self._deaths.append(self._clock())
         config = self._config

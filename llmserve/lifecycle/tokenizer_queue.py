@@ -1,4 +1,4 @@
-"""Around the making of prompts: how long the line before the tokeniser may get, and whose prompts share a cache."""
+"""Limits the queue for the tokeniser, and derives each tenant's cache salt."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,10 +6,16 @@ from contextlib import contextmanager
 
 from llmserve.admission import Refusal, Refused
 
+# Tokenising takes milliseconds, so even a full queue is short.
+RETRY_AFTER = 1.0
+
 
 class TokenizerQueue:
-    """Bounds the line, and not how many are at work: that is the engine's, whose threads are its own. With 512 requests at once, two
-    at a time put 100 ms before each first token on an H200, because every turn of a busy event loop let only two pass."""
+    """Limits the queue's length, but not the concurrency, which is up to the engine's own threads.
+
+    With 512 concurrent requests on an H200, a limit of two put 100 ms before each first token,
+    because every turn of the busy event loop let only two pass.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -17,7 +23,7 @@ class TokenizerQueue:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Raises Overloaded."""
+        """Hold a place in the queue. Raises Overloaded."""
         if self.length >= self._most:
             raise Refused.of(Refusal.TOKENIZER_BUSY).error()
         self.length += 1
@@ -28,6 +34,9 @@ class TokenizerQueue:
 
 
 def cache_salt(tenant: str) -> str:
-    """One tenant's, of 32 hexadecimal digits: vLLM's engine of 2026 fell over long ones, and ones with a slash. It is no secret, because
-    nobody outside can choose one."""
+    """Return a tenant's salt of 32 hexadecimal digits.
+
+    vLLM's engine of 2026 failed with long salts and with salts that have a slash. The salt is no
+    secret, because clients cannot choose one.
+    """
     return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,8 +1,9 @@
-"""Notices that the engine's steps have become slow because of a constrained request, and ends that request.
+"""Detects that a constrained request makes the engine's steps slow, and ends that request.
 
-The supervisor sees an engine that makes no step. A constraint can make each step take seconds instead, for all requests: the engine
-computes what may come next inside its step. Slow steps alone are no fault, as a long prompt makes them too, so the engine is asked which of
-its constrained requests cost as much, and only those are ended.
+The supervisor only detects an engine that makes no step. A constraint can make each step take
+seconds for all requests, because the engine computes the allowed tokens inside its step. Slow steps
+alone prove nothing: a long prompt causes them too. Therefore the engine is asked which of its
+constrained requests cost that much, and only those are ended.
 """
 
 import hashlib
@@ -23,31 +24,35 @@ from llmserve.structured import FIELD
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-# The mean is taken over so long, and says something after `MIN_SECONDS` of work.
+# The mean covers `WINDOW_SECONDS`, and is used only after `MIN_SECONDS` of work.
 WINDOW_SECONDS = 5.0
 MIN_SECONDS = 3.0
-# Slow is a mean step that takes `FACTOR` times as long as usual, and no less than `FLOOR_SECONDS`: a step of a small model takes 3 ms on a
-# GPU and 20 ms on two cores, and one that is full of a prompt's tokens takes less than a second on most GPUs.
+# A step is slow if the mean step takes `FACTOR` times as long as usual, and at least
+# `FLOOR_SECONDS`. A step of a small model takes 3 ms on a GPU and 20 ms on two cores. A step full
+# of prompt tokens takes less than a second on most GPUs.
 FLOOR_SECONDS = 0.2
 FACTOR = 4.0
-# How much a new mean changes what is usual, once a second: half of it is forgotten after a minute.
+# Weight of a new mean in the usual step time, once a second: half of it is forgotten after a
+# minute.
 WEIGHT = 0.0115
-# After an ejection the step in progress has so long to end; a shorter one would take a long prompt's step for a stall.
+# After an ejection the step in progress has this long to end. A shorter time would treat a long
+# prompt's step as a stall.
 STUCK_SECONDS = 10.0
 
 
 @attrs.define
 class StepPace:
-    """The mean time of the engine's last steps, and what is usual; seconds, None as long as too little is known."""
+    """The mean time of the last steps and the usual time, in seconds; None without enough data."""
 
     usual: float | None = None
     _seen: deque[tuple[float, EngineStatistics]] = attrs.field(factory=deque, init=False)
-    # When the last step was seen to have ended.
+    # The time at which the last step was seen to have ended.
     _stepped: float = 0.0
 
     def look(self, now: float, statistics: EngineStatistics, *, busy: bool) -> float | None:
-        """To be called about once a second."""
-        # Where this process stood still, or the engine had nothing to do, nothing is known.
+        """Add the engine's figures, about once a second, and return the mean."""
+        # If this process stood still, or the engine had nothing to do, the earlier figures say
+        # nothing.
         if self._seen and (not busy or now - self._seen[-1][0] > WINDOW_SECONDS):
             self._seen.clear()
         if not self._seen or statistics.steps != self._seen[-1][1].steps:
@@ -63,7 +68,7 @@ class StepPace:
             return None
         (_, first), (_, last) = self._seen[0], self._seen[-1]
         steps, seconds = last.busy_steps - first.busy_steps, last.busy_seconds - first.busy_seconds
-        # The step that has not ended yet counts too, as it may not end for long.
+        # The step in progress counts too, because it may take long.
         seconds += now - self._stepped
         return seconds / max(1, steps) if seconds >= MIN_SECONDS else None
 
@@ -71,17 +76,20 @@ class StepPace:
         return mean > max(FLOOR_SECONDS, FACTOR * (self.usual or 0.0))
 
     def learn(self, mean: float) -> None:
-        """It is no constraint's fault, and so a part of what is usual."""
+        """Include the mean in the usual time, because no constraint caused it."""
         self.usual = mean if self.usual is None else self.usual + WEIGHT * (mean - self.usual)
 
     def forget(self) -> None:
-        """Begin a new window."""
+        """Start a new window."""
         self._seen.clear()
 
 
 class Watchdog:
-    """Beside one manager. `open_requests` returns those of the manager; `hurry` makes the supervisor wait only so many seconds for the next
-    step."""
+    """Watches the engine of one manager.
+
+    `open_requests` returns the manager's open requests. `hurry` makes the supervisor wait only the
+    given number of seconds for the next step.
+    """
 
     def __init__(
         self,
@@ -95,29 +103,31 @@ class Watchdog:
         self._open_requests = open_requests
         self._hurry = hurry
         self.pace = StepPace()
-        # The mean seconds of a step that made a request be ended, until steps are quick again; that is waited for until then.
+        # The mean step time in seconds that caused the last ejection, until steps are quick again;
+        # and the time until which that is awaited.
         self.slow: float | None = None
         self._until = 0.0
-        # The engine's steps at the ejection.
+        # The engine's step count at the ejection.
         self._steps = 0
 
     def check(self) -> None:
-        """Raises Unavailable while the engine makes hardly any progress."""
+        """Raise Unavailable while the engine makes hardly any progress."""
         if self.slow is not None:
             words = f"a step of the engine takes {self.slow:.1f} s because of a constrained request, which is being ended"
             raise Unavailable(words, retry_after=RETRY_AFTER[Refusal.SLOW], reason=Refusal.SLOW)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Watch until cancelled."""
         while True:
             await anyio.sleep(LOOK_SECONDS)
             try:
                 await self._look()
             except LLMServeError as error:
-                # The engine has died, or cannot tell: that is for the supervisor, or for the next look.
+                # The engine has died, or cannot tell now. The supervisor handles a death; the next
+                # look may succeed.
                 logger.warning("slow steps cannot be explained: %s", error)
             except Exception:
-                # What only watches must not end the manager.
+                # A failure of this check must not end the manager.
                 logger.exception("looking after the engine's steps failed")
 
     async def _look(self) -> None:
@@ -129,7 +139,7 @@ class Watchdog:
         now = self._clock()
         statistics = self._engine.statistics()
         mean = self.pace.look(now, statistics, busy=bool(inside))
-        # Of an engine that makes no step any more nothing is known until it has been killed.
+        # Nothing is known about an engine that makes no more steps until it has been killed.
         waited = now >= self._until and statistics.steps != self._steps
         if not inside or waited or (mean is not None and not self.pace.is_slow(mean)):
             self.slow = None
@@ -155,7 +165,7 @@ class Watchdog:
 
 
 def eject(open_request: OpenRequest, mean: float) -> None:
-    """End a request that makes every request's tokens late. Its abort in the engine follows from its end."""
+    """End a request that delays the tokens of all requests. The abort in the engine follows."""
     constraint = open_request.constraint
     assert constraint is not None
     field = FIELD if constraint is open_request.request.sampling.structured_outputs else "tools"

@@ -1,1 +1,1 @@
-"""Metrics in other systems' forms: each module small, its dependency imported lazily."""
+"""Metrics and traces, and their export to other systems. Dependencies are imported lazily."""

@@ -1,7 +1,7 @@
-"""Counts and distributions, derived from what happened to each request. Knows no exporter, no engine and no clock.
+"""Counts and distributions over requests. Knows no exporter, no engine and no clock.
 
-Facts come in through `Observer`; `MetricsRecorder` is the observer that every manager has. Exporters (`llmserve.observability`)
-read its `snapshot()`.
+Events arrive through `Observer`. `MetricsRecorder` is the observer that every manager has;
+exporters in `llmserve.observability` read its `snapshot()`.
 """
 
 import logging
@@ -15,23 +15,25 @@ from llmserve.request import Outcome, Timeline
 
 logger = logging.getLogger(__name__)
 
-# All tenants that no table of the operator's names.
+# The label for all tenants that the operator's table does not name.
 OTHERS = "others"
 
 
 class Observer(Protocol):
-    """Told the facts as they happen, in the event loop: must be quick."""
+    """Receives events as they happen, in the event loop, so its methods must be quick."""
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
-        """`count` new tokens of a request at `now`. `timeline` still shows the state before them."""
+        """Note `count` new tokens of a request at `now`. `timeline` does not include them yet."""
 
     def finished(self, timeline: Timeline) -> None:
-        """A request has ended, and nothing about it will change any more."""
+        """Note the end of a request; its timeline will not change any more."""
 
 
 class Observers:
-    """Several observers as one. What one of them raises is logged and goes no further: it would end in the engine's own
-    output loop, and vLLM's dies of it."""
+    """Combines several observers, and logs what they raise.
+
+    An exception would otherwise end up in the engine's own output loop, and vLLM's loop dies of it.
+    """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
@@ -52,11 +54,11 @@ class Observers:
 
 
 class LogHistogram:
-    """Counts in buckets that grow by 2 % each, so that any percentile is within 1 % at a fixed memory of 16 kB.
+    """Counts values in seconds in buckets that grow by 2 %.
 
-    Covers 10 microseconds to 3 hours; what lies outside is counted at the edge. Values in seconds.
-
-    A value is kept first, and counted together with a thousand others or when the histogram is read: that takes a third of the time.
+    Any percentile is within 1 %, with a fixed memory of 16 kB. The range is 10 microseconds to 3
+    hours; values outside count at the edge. New values are kept and counted a thousand at a time,
+    or when the histogram is read, which takes a third of the time.
     """
 
     LOW = 1e-5
@@ -95,35 +97,35 @@ class LogHistogram:
 
     @property
     def counts(self) -> list[int]:
-        """By bucket."""
+        """Number of values in each bucket."""
         self._settle()
         return self._counts
 
     @property
     def count(self) -> int:
-        """Of all values."""
+        """Number of values."""
         return sum(self.counts)
 
     @property
     def total(self) -> float:
-        """Of all values, each as often as it weighs."""
+        """Sum of the values, with their weights."""
         self._settle()
         return self._total
 
     @property
     def maximum(self) -> float:
-        """Of all values; 0.0 without one."""
+        """The largest value, or 0.0 without data."""
         self._settle()
         return self._maximum
 
     def absorb(self, other: "LogHistogram") -> None:
-        """Add all that another one has counted."""
+        """Add the counts of another histogram."""
         self._counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self._total += other.total
         self._maximum = max(self._maximum, other.maximum)
 
     def percentile(self, share: float) -> float | None:
-        """The value that a `share` (0 to 1) of all lie below; None without data."""
+        """Return the value below which a `share` (0 to 1) of all values lie; None without data."""
         every = self.count
         if not every:
             return None
@@ -132,12 +134,12 @@ class LogHistogram:
         for index, count in enumerate(self.counts):
             seen += count
             if count and seen >= rank:
-                # The middle of the bucket on the log scale; never above what was really seen.
+                # The middle of the bucket on the log scale, but not above the largest value.
                 return min(self.LOW * float(self.GROWTH ** (index + 0.5)), self.maximum)
         return self.maximum
 
     def count_below(self, bound: float) -> int:
-        """How many were at most `bound`, to within a bucket's 2 %."""
+        """Return the number of values up to `bound`, to within a bucket's 2 %."""
         if bound < self.LOW:
             return 0
         index = int(math.log(bound / self.LOW) * self._SCALE)
@@ -156,7 +158,7 @@ class LogHistogram:
 
 
 class RecentRate:
-    """Events per second over the last whole seconds; memory is the window's."""
+    """Events per second over the last whole seconds. The memory is proportional to the window."""
 
     def __init__(self, window: int = 10) -> None:
         self.window = window
@@ -171,34 +173,36 @@ class RecentRate:
             self.seconds = {key: value for key, value in self.seconds.items() if key >= second - self.window}
 
     def absorb(self, other: "RecentRate") -> None:
-        """Add what another one has counted on the same clock."""
+        """Add the counts of another rate on the same clock."""
         for second, count in other.seconds.items():
             self.seconds[second] = self.seconds.get(second, 0) + count
 
     def shift(self, seconds: float) -> None:
-        """Onto a clock that is so much ahead."""
+        """Convert to a clock that is `seconds` ahead."""
         self.seconds = {key + round(seconds): value for key, value in self.seconds.items()}
 
     def per_second(self, now: float, since: float) -> float:
-        """The rate over the window before `now`, or from `since` where that is later."""
+        """Return the rate over the window before `now`, or since `since` if that is later."""
         start = max(now - self.window, since)
         counted = sum(value for key, value in self.seconds.items() if key >= int(start))
-        # At least a second: a single event a moment after the start is not a rate of thousands.
+        # Divide by at least a second, or a single event just after the start would give a rate of
+        # thousands.
         return counted / max(now - start, 1.0)
 
 
 class MetricsRecorder:
-    """Keeps counts by outcome, latencies, token rates and goodput.
+    """Records outcomes, latencies, token rates and goodput.
 
-    Definitions: TTFT is arrival to first delivered token; ITL the gap between deliveries divided by the tokens delivered,
-    weighted by tokens; TPOT is (last - first token) / (tokens - 1); E2E is arrival to end; queue time is arrival to
-    admission. Latencies count completed requests, but TTFT and ITL count every token delivered. Goodput counts completed
-    requests that met every bound of the SLO, out of all that arrived.
+    TTFT is the time from arrival to the first delivered token. ITL is the gap between deliveries
+    divided by the tokens delivered, weighted by tokens. TPOT is (last - first token) / (tokens -
+    1). E2E is arrival to end, and queue time is arrival to admission. Latencies cover completed
+    requests, but TTFT and ITL cover every delivered token. Goodput is the number of completed
+    requests that met every target of the SLO, relative to all that arrived.
     """
 
     def __init__(self, slo: SLO, started: float, max_seconds: float | None = None) -> None:
         self.slo = slo
-        # The longest that a request may take: latencies are exported up to it.
+        # The longest time that a request may take; the buckets of exported latencies end there.
         self.max_seconds = max_seconds
         self.started = started
         self.outcomes: Counter[Outcome] = Counter()
@@ -206,7 +210,8 @@ class MetricsRecorder:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
-        # Tenants that the operator has named are counted each by itself, all others together: clients may call themselves anything.
+        # Tenants that the operator names are counted separately, and all others together, because
+        # clients may choose any name.
         self.named: frozenset[str] = frozenset()
         self.tenants: Counter[tuple[str, Outcome]] = Counter()
         self.tenant_tokens: Counter[tuple[str, str]] = Counter()
@@ -217,7 +222,8 @@ class MetricsRecorder:
         self.e2e = LogHistogram()
         self.queue = LogHistogram()
         self._token_rate = RecentRate()
-        # Until then tokens are of the second that the rate is at; and so many of them it has.
+        # The end of the second that new tokens count for, and the number of tokens that the rate
+        # already has.
         self._second_ends = 0.0
         self._rated = 0
         self._request_rate = RecentRate()
@@ -225,7 +231,7 @@ class MetricsRecorder:
 
     @classmethod
     def together(cls, parts: "Sequence[MetricsRecorder]") -> Self:
-        """One that has recorded all that those on the same clock, with the same SLO, have. `parts` must not be empty."""
+        """Merge recorders that have the same clock and SLO. `parts` must not be empty."""
         whole = cls(parts[0].slo, min(part.started for part in parts), parts[0].max_seconds)
         for part in parts:
             part.rate_tokens()
@@ -240,7 +246,7 @@ class MetricsRecorder:
         return whole
 
     def shift(self, seconds: float) -> None:
-        """Onto a clock that is so much ahead: another machine's."""
+        """Convert to the clock of another machine, which is `seconds` ahead."""
         self.rate_tokens()
         self.started += seconds
         self._second_ends += seconds
@@ -258,7 +264,7 @@ class MetricsRecorder:
             self.itl.add((now - timeline.last_token) / count, count)
 
     def rate_tokens(self) -> None:
-        """Give the rate the tokens of its second that it does not have: once a second and when it is read, not for each token."""
+        """Add the tokens since the last call to the rate: once a second and when it is read."""
         if self.completion_tokens > self._rated:
             self._token_rate.add(self.completion_tokens - self._rated, self._second_ends - 1)
             self._rated = self.completion_tokens
@@ -288,7 +294,7 @@ class MetricsRecorder:
             self._good_rate.add(1, timeline.finished)
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        """Everything as plain numbers; latencies in seconds, None where nothing was measured."""
+        """Return all figures as plain values; latencies in seconds, None without data."""
         self.rate_tokens()
         total = sum(self.outcomes.values())
         return {
@@ -329,14 +335,14 @@ class MetricsRecorder:
 
 
 def time_per_output_token(timeline: Timeline) -> float | None:
-    """Seconds a token after the first; None where there was no second one."""
+    """Return the seconds per token after the first; None for fewer than two tokens."""
     if timeline.first_token is None or timeline.last_token is None or timeline.completion_tokens < 2:
         return None
     return (timeline.last_token - timeline.first_token) / (timeline.completion_tokens - 1)
 
 
 def meets(slo: SLO, timeline: Timeline) -> bool:
-    """Whether a completed request kept what the SLO promises."""
+    """Whether a completed request met the targets of the SLO."""
     if slo.ttft is not None and (timeline.first_token is None or timeline.first_token - timeline.arrived > slo.ttft):
         return False
     tpot = time_per_output_token(timeline)

@@ -1,4 +1,4 @@
-"""What the GPUs of this machine are doing, by NVIDIA's own library: memory, utilisation, power and temperature at the time of a scrape."""
+"""Memory, utilisation, power and temperature of this machine's GPUs, from NVIDIA's NVML."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-# A name, its help, and how the library is asked; memory in bytes, utilisation as a share of the time, power in watts.
+# Each reading has a name, a help text and a function. Memory is in bytes, utilisation is a share of
+# time, power is in watts.
 READINGS: tuple[tuple[str, str, Callable[[Any, Any], float]], ...] = (
-    ("memory_used_bytes", "Memory in use, by whatever process.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
-    ("memory_total_bytes", "Memory that there is.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-    ("utilization", "Share of the time that something ran on it.", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
+    ("memory_used_bytes", "Memory in use by all processes.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+    ("memory_total_bytes", "Total memory.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+    ("utilization", "Share of time in which the GPU was busy.", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
     ("power_watts", "Power drawn.", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
     ("temperature_celsius", "Temperature of the chip.", lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, 0)),
 )
 
 
 class GPUCollector:
-    """A `prometheus_client` collector; of no GPU, or without llmserve[telemetry], of nothing. Only the GPUs that this process may use
-    (CUDA_VISIBLE_DEVICES) are told of."""
+    """A `prometheus_client` collector for the GPUs that the process may use (CUDA_VISIBLE_DEVICES).
+
+    It has no metrics without a GPU or without llmserve[telemetry].
+    """
 
     def collect(self) -> Iterator["Metric"]:
         from prometheus_client.core import GaugeMetricFamily
@@ -30,7 +33,7 @@ class GPUCollector:
         for name, text, read in READINGS:
             family = GaugeMetricFamily(f"llmserve_gpu_{name}", text, labels=["gpu", "name"])
             for label, model, gpu in gpus:
-                # Not every card tells everything, and one may fall off the bus.
+                # Not every card supports every reading, and a card may fall off the bus.
                 with suppress(nvml.NVMLError):
                     family.add_metric([label, model], read(nvml, gpu))
             if family.samples:
@@ -38,20 +41,20 @@ class GPUCollector:
 
 
 def library() -> Any:
-    """NVIDIA's library, initialised, or None where there is no GPU of theirs."""
+    """Return NVML, initialised, or None if this machine has no NVIDIA GPU."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:
-        # Not installed, no driver, no device: pynvml has an error of its own for each.
+        # pynvml has separate errors for a missing package, driver or device.
         return None
     return pynvml
 
 
 @cache
 def _gpus() -> tuple[Any, list[tuple[str, str, Any]]]:
-    """The library, and each GPU's number or UUID, model and handle."""
+    """Return the library, and each GPU's number or UUID, model and handle."""
     nvml = library()
     if nvml is None:
         return None, []

@@ -1,7 +1,8 @@
-"""OpenTelemetry: a span for each request with its stages, and metrics, sent to a collector over OTLP (HTTP, protobuf).
+"""OpenTelemetry: a span per request with its stages, and metrics, over OTLP (HTTP, protobuf).
 
-Names are those of OpenTelemetry's semantic conventions for generative AI (gen_ai.*), with `llmserve.*` for what those lack. No prompt
-and no answer is sent, nor anything else that a client writes but its tenant and its request's name.
+The names are those of OpenTelemetry's semantic conventions for generative AI (gen_ai.*), and
+`llmserve.*` where those lack one. Prompts and answers are never sent. Of the client's own text
+only the tenant and the request id are sent.
 """
 
 import socket
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
     from llmserve.state import ManagerStatistics
 
 SCOPE = "llmserve"
-# A collector that does not answer keeps a leaving process no longer than this.
+# Longest time for an export, so that a collector that does not answer cannot delay the exit.
 EXPORT_SECONDS = 5.0
 METRICS_SECONDS = 10.0
 
 
 class OpenTelemetry:
-    """A `llmserve.Tracer` over the SDK's two providers. `model` is the name that it is served under, `provider` what generates.
+    """A `llmserve.Tracer` over the SDK's trace and metric providers.
 
-    Needs llmserve[telemetry]. Threads of the SDK's send what there is every few seconds; `close()` sends the rest.
+    `model` is the name under which the model is served, and `provider` is the engine. It needs
+    llmserve[telemetry]. Threads of the SDK send data every few seconds; `close()` sends the rest.
     """
 
     def __init__(self, traces: "TracerProvider", metrics: "MeterProvider", *, model: str, provider: str = "vllm") -> None:
@@ -42,10 +44,11 @@ class OpenTelemetry:
 
     @classmethod
     def open(cls, endpoint: str, *, model: str, provider: str = "vllm") -> Self:
-        """One that sends to a collector, such as http://localhost:4318.
+        """Make a tracer that sends to a collector, such as http://localhost:4318.
 
-        What else there is to say of the way is said as to every program, by OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME,
-        OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and their kin. Raises ConfigurationError where the SDK is not installed.
+        The usual variables configure the rest: OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME,
+        OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and so on. Raises ConfigurationError if the
+        SDK is not installed.
         """
         try:
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -69,24 +72,24 @@ class OpenTelemetry:
         return RequestSpan(self._tracer, self._instruments, self._labels, request, timeline)
 
     def observe(self, statistics: "Callable[[], ManagerStatistics]") -> None:
-        """Send, with every export, who runs and who waits."""
+        """Send the numbers of running and waiting requests with every export."""
         self._instruments.observe(statistics)
 
     def close(self) -> None:
-        """Send what is left; blocks. Nothing may be told to it afterwards."""
+        """Send the remaining data; blocks. The tracer must not be used afterwards."""
         with ThreadPoolExecutor() as threads:
             for provider in self._providers:
                 threads.submit(provider.shutdown)
 
 
 def traces_endpoint(endpoint: str) -> str:
-    """Where a collector takes spans."""
+    """Return the URL at which a collector accepts spans."""
     return f"{endpoint.rstrip('/')}/v1/traces"
 
 
 def _resource() -> Any:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    ours = {"service.name": "llmserve", "service.version": __version__, "host.name": socket.gethostname()}
-    # What the environment says counts for more.
+    ours = {"service.name": "llmserve", "service.version": version("llmserve"), "host.name": socket.gethostname()}
+    # The environment overrides these values.
     return Resource.create(ours).merge(OTELResourceDetector().detect())

@@ -1,4 +1,4 @@
-"""What is counted of requests, as OpenTelemetry's instruments."""
+"""Request metrics as OpenTelemetry instruments."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class Instruments:
-    """All of one meter's. Times are seconds, and every label is from a closed set."""
+    """The instruments of one meter. Times are in seconds, and every label is from a closed set."""
 
     def __init__(self, meter: "Meter") -> None:
         self._meter = meter
         self._duration = self._histogram("gen_ai.server.request.duration", "Arrival to end.", latency_buckets(None))
         self._first = self._histogram("gen_ai.server.time_to_first_token", "Arrival to first token.", latency_buckets(None))
-        self._each = self._histogram("gen_ai.server.time_per_output_token", "(Last - first token) / (tokens - 1).", GAP_BUCKETS)
-        self._tokens = meter.create_counter("llmserve.tokens", "{token}", "Tokens of requests that have ended, in and out.")
-        self._requests = meter.create_counter("llmserve.requests", "{request}", "Requests by how they ended, and why.")
+        self._each = self._histogram("gen_ai.server.time_per_output_token", "Time per token after the first one.", GAP_BUCKETS)
+        self._tokens = meter.create_counter("llmserve.tokens", "{token}", "Prompt and answer tokens of requests that have ended.")
+        self._requests = meter.create_counter("llmserve.requests", "{request}", "Requests by outcome and reason.")
 
     def count(self, timeline: Timeline, outcome: Outcome, labels: Mapping[str, str]) -> None:
-        """One request has ended."""
+        """Count a request that has ended."""
         ended = labels if outcome is Outcome.COMPLETED else {**labels, "error.type": outcome.value}
         self._requests.add(1, {**ended, "llmserve.outcome": outcome.value, "llmserve.reason": timeline.reason})
         self._duration.record((timeline.finished or timeline.arrived) - timeline.arrived, ended)
@@ -38,10 +38,10 @@ class Instruments:
             self._tokens.add(count, {**labels, "gen_ai.token.type": kind})
 
     def observe(self, statistics: "Callable[[], ManagerStatistics]") -> None:
-        """Ask for these whenever metrics are sent, which is in a thread."""
+        """Read these statistics at every export, which runs in a thread."""
         self._gauge("llmserve.requests.running", "{request}", "Requests that hold a slot.", lambda: statistics().running)
         self._gauge("llmserve.requests.waiting", "{request}", "Requests that wait for a slot.", lambda: statistics().waiting)
-        self._gauge("llmserve.kv_cache.usage", "1", "The share of the KV cache in use.", lambda: statistics().engine.kv_usage)
+        self._gauge("llmserve.kv_cache.usage", "1", "Share of the KV cache in use.", lambda: statistics().engine.kv_usage)
 
     def _gauge(self, name: str, unit: str, text: str, read: Callable[[], float]) -> None:
         from opentelemetry.metrics import Observation

@@ -1,4 +1,4 @@
-"""One request as an OpenTelemetry span: its stages as events and, in seconds, as attributes."""
+"""One request as an OpenTelemetry span, with its stages as events and as attributes in seconds."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 SAMPLING = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed", "max_tokens")
 
-# For the model of a request that asks for an adapter which there is not.
+# The model label of a request for an adapter that does not exist.
 OTHER = "other"
 
 
 class RequestSpan:
-    """Open from a request's arrival to the return of all that it held; what is counted of it is counted at its end."""
+    """A span from a request's arrival to its release, when the request is counted too."""
 
     def __init__(
         self, tracer: "Tracer", instruments: Instruments, labels: Mapping[str, str], request: GenerationRequest, timeline: Timeline
@@ -28,13 +28,15 @@ class RequestSpan:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._instruments = instruments
-        # A span's clock is the calendar's and a timeline's is monotonic: they are read together, once.
+        # A span uses calendar time and a timeline uses monotonic time, so both are read once
+        # together.
         self._began = time.time_ns()
         operation = "chat" if request.messages is not None else "text_completion"
-        # A name that a client made up would be a series of its own, for ever.
+        # A name that a client invents would create a new time series for ever.
         model = labels["gen_ai.request.model"] if request.adapter is None else timeline.adapter or OTHER
         self._labels = {**labels, "gen_ai.operation.name": operation, "gen_ai.request.model": model}
-        # Never the context of whoever happens to call: what a request is part of, it says itself.
+        # The parent comes from the request's own headers, never from the context of the calling
+        # task.
         parent = TraceContextTextMapPropagator().extract(request.trace_headers, Context())
         attributes = {**self._labels, **dict(_asked(request))}
         self._span = tracer.start_span(f"{operation} {model}", parent, SpanKind.SERVER, attributes, start_time=self._began)
@@ -62,7 +64,7 @@ class RequestSpan:
             self._span.set_status(StatusCode.ERROR, timeline.reason or outcome.value)
 
     def _at(self, timeline: Timeline, reading: float) -> int:
-        """Nanoseconds since 1970."""
+        """Convert a time of the timeline to nanoseconds since 1970."""
         return self._began + round((reading - timeline.arrived) * 1e9)
 
 

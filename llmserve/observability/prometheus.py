@@ -1,6 +1,6 @@
-"""Prometheus and OpenMetrics text: llmserve's own series, and beside them whatever the process has registered already.
+"""Prometheus and OpenMetrics text: llmserve's own series, and all that the process has registered.
 
-vLLM registers its `vllm:*` series in the process's default registry, so dashboards made for vLLM keep working.
+vLLM registers its `vllm:*` series in the process's default registry, so dashboards for vLLM work.
 """
 
 import copy
@@ -21,28 +21,33 @@ if TYPE_CHECKING:
     from llmserve.observability.metrics import LogHistogram
     from llmserve.observability.snapshot import MetricsSnapshot
 
-# prometheus_client's own: the folder through which processes share what they count.
+# prometheus_client's variable for the folder through which processes share their counts.
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){0,2} *", re.ASCII)
 
-# Seconds. From a millisecond, because small models answer in less than vLLM's own first bucket of 300 ms.
+# Seconds. They start at a millisecond, because small models answer within vLLM's own first bucket
+# of 300 ms.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-# Beyond those, up to how long the operator lets a request take: otherwise every quantile of slow requests is "more than 300 s".
+# Further buckets up to the operator's limit for a request. Otherwise every quantile of slow
+# requests would be "more than 300 s".
 LONG_BUCKETS = (600.0, 1200.0, 1800.0, 3600.0, 7200.0, 10_800.0)
-# From a tenth of a millisecond: gaps between tokens.
+# Seconds between tokens, from a tenth of a millisecond.
 GAP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 def latency_buckets(max_seconds: float | None) -> tuple[float, ...]:
-    """Upper bounds in seconds, the last of them at least `max_seconds`, or as far as `LogHistogram` measures; None is no limit."""
+    """Return upper bounds in seconds, up to at least `max_seconds`.
+
+    None means no limit; the bounds then end at 10,800 s, which `LogHistogram` covers.
+    """
     lower = (LATENCY_BUCKETS[-1], *LONG_BUCKETS)
     long = [bound for before, bound in zip(lower, LONG_BUCKETS, strict=False) if max_seconds is None or before < max_seconds]
     return (*LATENCY_BUCKETS, *long)
 
 
 class SnapshotCollector:
-    """A `prometheus_client` collector over what one or several managers know."""
+    """A `prometheus_client` collector over the snapshot of one or several managers."""
 
     def __init__(self, facts: "MetricsSnapshot", now: float) -> None:
         self._facts = facts
@@ -56,8 +61,8 @@ class SnapshotCollector:
         if recorder is not None:
             latencies = latency_buckets(recorder.max_seconds)
             yield _histogram("llmserve_time_to_first_token_seconds", "Arrival to first token.", recorder.ttft, latencies)
-            yield _histogram("llmserve_inter_token_latency_seconds", "Gap a token, weighted by tokens.", recorder.itl, GAP_BUCKETS)
-            yield _histogram("llmserve_time_per_output_token_seconds", "(Last - first) / (tokens - 1).", recorder.tpot, GAP_BUCKETS)
+            yield _histogram("llmserve_inter_token_latency_seconds", "Time between tokens, weighted by tokens.", recorder.itl, GAP_BUCKETS)
+            yield _histogram("llmserve_time_per_output_token_seconds", "Time per token after the first.", recorder.tpot, GAP_BUCKETS)
             yield _histogram("llmserve_request_seconds", "Arrival to end.", recorder.e2e, latencies)
             yield _histogram("llmserve_queue_seconds", "Arrival to admission.", recorder.queue, latencies)
 
@@ -66,16 +71,16 @@ def _requests(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     from prometheus_client.core import CounterMetricFamily
 
     outcomes = [((name,), count) for name, count in snapshot.get("requests", {}).items() if name not in ("total", "per_second")]
-    yield _counters("llmserve_requests", "Requests by how they ended.", ("outcome",), outcomes)
+    yield _counters("llmserve_requests", "Requests by outcome.", ("outcome",), outcomes)
     tenants = snapshot.get("tenants", {}).items()
     requests = [((tenant, outcome), count) for tenant, counts in tenants for outcome, count in counts["requests"].items()]
-    yield _counters("llmserve_tenant_requests", "Requests by tenant and how they ended.", ("tenant", "outcome"), requests)
+    yield _counters("llmserve_tenant_requests", "Requests by tenant and outcome.", ("tenant", "outcome"), requests)
     tokens = [((tenant, kind), count) for tenant, counts in tenants for kind, count in counts["tokens"].items()]
-    yield _counters("llmserve_tenant_tokens", "Tokens by tenant, in and out.", ("tenant", "kind"), tokens)
+    yield _counters("llmserve_tenant_tokens", "Prompt and completion tokens by tenant.", ("tenant", "kind"), tokens)
     refused = [((reason,), count) for reason, count in snapshot["admission"].get("refused", {}).items()]
     yield _counters("llmserve_refused", "Refusals by reason.", ("reason",), refused)
     held = [((constraint,), count) for constraint, count in snapshot["admission"].get("held", {}).items()]
-    yield _counters("llmserve_held", "How often the head of the line was held back, by constraint.", ("constraint",), held)
+    yield _counters("llmserve_held", "How often each constraint held the head of the queue.", ("constraint",), held)
     for name in ("prompt", "completion", "cached"):
         yield CounterMetricFamily(f"llmserve_{name}_tokens", f"Tokens: {name}.", value=snapshot.get("tokens", {}).get(name, 0))
     met = snapshot.get("goodput", {}).get("met", 0)
@@ -89,8 +94,8 @@ def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     yield GaugeMetricFamily("llmserve_requests_running", "Requests that hold a slot.", value=admission.get("running", 0))
     yield GaugeMetricFamily("llmserve_requests_waiting", "Requests that wait for a slot.", value=admission.get("waiting", 0))
     yield _build()
-    yield GaugeMetricFamily("llmserve_ready", "1 while requests are taken.", value=float(snapshot["state"] == "ready"))
-    yield CounterMetricFamily("llmserve_engine_restarts", "How often the engine was started again.", value=snapshot["restarts"])
+    yield GaugeMetricFamily("llmserve_ready", "1 while requests are accepted.", value=float(snapshot["state"] == "ready"))
+    yield CounterMetricFamily("llmserve_engine_restarts", "Number of restarts of the engine.", value=snapshot["restarts"])
     lines = [((log,), count) for log, count in snapshot["dropped_lines"].items()]
     yield _counters("llmserve_log_lines_dropped", "Lines that a log lost because it could not be written.", ("log",), lines)
     for name, value in snapshot["engine"].items():
@@ -116,18 +121,20 @@ def _counters(name: str, text: str, labels: tuple[str, ...], counts: Sequence[tu
 
 
 def render(facts: "MetricsSnapshot", now: float, accept: str, beside: Iterable["Metric"] = ()) -> tuple[bytes, str]:
-    """The text, and its content type, for a scraper that sent this Accept header; `beside` our own series those of others.
+    """Return the text and its content type for a scraper's Accept header.
 
-    Raises InvalidRequest for a header that cannot be understood.
+    `beside` are the series of others to add to our own. Raises InvalidRequest for an invalid
+    header.
     """
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
 
-    # It is parsed there as a number, and sent back in the Content-Type.
+    # The encoder parses the version as a number and sends it back in the Content-Type.
     if any(not _VERSION.fullmatch(version) for version in re.findall("version=([^;,]*)", accept)):
         raise InvalidRequest("a version in the Accept header must be numbers with dots, such as 1.0.0", "Accept")
     encode, content_type = choose_encoder(accept)
-    # All in one registry, because an OpenMetrics text has one end, and cannot be joined from two.
+    # All series are in one registry, because an OpenMetrics text has one end marker and cannot be
+    # joined from two.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SnapshotCollector(facts, now))
     registry.register(_Found(with_our_queue(beside, facts.statistics.waiting)))
@@ -135,13 +142,14 @@ def render(facts: "MetricsSnapshot", now: float, accept: str, beside: Iterable["
 
 
 def registered() -> list["Metric"]:
-    """What this process has registered, or all of those that share what they count, and what its GPUs do."""
+    """Return the series of this process, or of those that share counts, and of the GPUs."""
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(GPUCollector())
-    # Where an embedding program has set it to what is no folder, there is nothing to collect from it, and its own registry is left.
+    # An embedding program may have set the variable to something that is not a folder. Then only
+    # this process's registry counts.
     if os.path.isdir(os.environ.get(MULTIPROCESS, "")):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates most, not this
     else:
@@ -150,7 +158,7 @@ def registered() -> list["Metric"]:
 
 
 def labelled(label: str, parts: Mapping[str, Iterable["Metric"]]) -> list["Metric"]:
-    """The series of several processes, by the label's value, as those of one."""
+    """Merge the series of several processes, with the process as the value of `label`."""
     from prometheus_client import Metric
 
     families: dict[str, Metric] = {}
@@ -163,7 +171,7 @@ def labelled(label: str, parts: Mapping[str, Iterable["Metric"]]) -> list["Metri
 
 @attrs.frozen(eq=False)
 class _Found:
-    """A collector of what has been collected."""
+    """A collector of series that have already been collected."""
 
     metrics: Iterable["Metric"]
 
@@ -171,15 +179,16 @@ class _Found:
         return iter(self.metrics)
 
 
-# What endpoint pickers and autoscalers made for vLLM read as its queue. Admission keeps requests out of the engine's own queue, so the
-# engine's figure alone says that a full server is idle.
+# Endpoint pickers and autoscalers for vLLM read these series as its queue. Admission keeps requests
+# out of the engine's own queue, so the engine's figures alone would show a full server as idle.
 QUEUES = ("vllm:num_requests_waiting", "vllm:num_requests_waiting_by_reason")
 
 
 def with_our_queue(metrics: Iterable["Metric"], waiting: int) -> list["Metric"]:
-    """The series of others, where vLLM's counts of waiting requests include the `waiting` ones of ours.
+    """Add our `waiting` requests to vLLM's counts of waiting requests.
 
-    Several engines share them evenly, so that the sum over engines is right. By reason they wait for capacity.
+    They are divided evenly among several engines, so that the sum over the engines is right. By
+    reason they wait for capacity.
     """
     found = []
     for one_family in metrics:
@@ -193,7 +202,7 @@ def with_our_queue(metrics: Iterable["Metric"], waiting: int) -> list["Metric"]:
 
 
 def settle() -> None:
-    """Bring what this process has kept back to where the others read it."""
+    """Write the counts that this process has kept back to where other processes read them."""
     from prometheus_client import REGISTRY
 
     for _ in REGISTRY.collect():

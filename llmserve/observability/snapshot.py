@@ -1,4 +1,4 @@
-"""What a manager knows of itself, and several managers of one engine together."""
+"""Snapshots of a manager's figures, and merging those of several managers."""
 
 import copy
 from collections import Counter
@@ -15,9 +15,10 @@ from llmserve.state import ManagerStatistics
 
 @attrs.frozen
 class MetricsSnapshot:
-    """A snapshot and the record behind it, which goes on; the record is None before the manager has been entered.
+    """A manager's statistics, and the recorder behind its metrics, which continues to count.
 
-    `dropped_lines`: lines that were lost, by the log's name, where the manager's program counts them.
+    The recorder is None before the manager has been entered. `dropped_lines` counts lost log lines
+    by the log's name, if the program counts them.
     """
 
     statistics: ManagerStatistics
@@ -25,7 +26,7 @@ class MetricsSnapshot:
     dropped_lines: Mapping[str, int] = attrs.field(factory=dict)
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        """As one dictionary of plain values."""
+        """Return all figures as one dictionary of plain values."""
         statistics = self.statistics
         admission = attrs.asdict(statistics.admission) if statistics.admission else {}
         return {
@@ -40,7 +41,7 @@ class MetricsSnapshot:
         }
 
     def ended(self) -> Self:
-        """What remains of them when their manager is gone: what it has counted."""
+        """Keep only the counters, for a manager that has ended."""
         engine = attrs.evolve(self.statistics.engine, running=0, waiting=0, kv_usage=0.0)
         admission = self.statistics.admission
         if admission is not None:
@@ -49,7 +50,7 @@ class MetricsSnapshot:
         return attrs.evolve(self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, admission=admission, engine=engine))
 
     def shifted(self, seconds: float) -> Self:
-        """The same on a clock that is so much ahead: another machine's."""
+        """Convert to the clock of another machine, which is `seconds` ahead."""
         engine = attrs.evolve(self.statistics.engine, told=self.statistics.engine.told + seconds)
         recorder = copy.deepcopy(self.recorder)
         if recorder is not None:
@@ -58,13 +59,16 @@ class MetricsSnapshot:
 
     @classmethod
     def of_engines(cls, parts: "Sequence[MetricsSnapshot]") -> Self:
-        """Those of managers that have each its own admission and its own engine. `parts` must not be empty."""
+        """Merge managers that each have an admission and an engine. `parts` must not be empty."""
         admissions = [part.statistics.admission for part in parts if part.statistics.admission is not None]
         return cls.together(parts, _admission(admissions) if admissions else None, one_engine=False)
 
     @classmethod
     def together(cls, parts: "Sequence[MetricsSnapshot]", admission: AdmissionStatistics | None, *, one_engine: bool) -> Self:
-        """Those of managers that share the admission, and the engine too if it is `one_engine`. `parts` must not be empty."""
+        """Merge managers that share the admission, and the engine too with `one_engine`.
+
+        `parts` must not be empty.
+        """
         statistics = [part.statistics for part in parts]
         recorders = [part.recorder for part in parts if part.recorder is not None]
         whole = ManagerStatistics(
@@ -81,7 +85,7 @@ class MetricsSnapshot:
         return cls(whole, MetricsRecorder.together(recorders) if recorders else None, dict(dropped))
 
     def with_dropped(self, lines: Mapping[str, int]) -> Self:
-        """The same, and lines that another process of the program has lost."""
+        """Add lines that another process of the program has lost."""
         both = {name: self.dropped_lines.get(name, 0) + lines.get(name, 0) for name in (*self.dropped_lines, *lines)}
         return attrs.evolve(self, dropped_lines=both)
 
@@ -102,13 +106,13 @@ def _admission(parts: Sequence[AdmissionStatistics]) -> AdmissionStatistics:
         refused=dict(refused),
         held=dict(held),
         drain_rate=sum(part.drain_rate or 0.0 for part in parts) or None,
-        # Where a newcomer is sent.
+        # A newcomer is sent to the part with the shortest wait.
         predicted_wait=min(waits, default=None),
     )
 
 
 def _total(limits: Iterable[int | None]) -> int | None:
-    """None where one of them has no limit."""
+    """Return the sum of the limits, or None if one of them is None."""
     found = list(limits)
     return None if None in found else sum(limit for limit in found if limit is not None)
 
@@ -121,8 +125,9 @@ def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineSt
     sums = {name: sum(getattr(engine, name) for engine in engines) for name in summed}
     latest = max(engines, key=lambda engine: engine.told)
     if one_engine:
-        # Each counts its own requests' tokens, but who runs and waits in it the engine tells to one of its clients at each step. It tells
-        # nothing when it does not step, so these are never more than the requests that are open.
+        # Each manager counts its own requests' tokens. But the engine reports its running and
+        # waiting requests to one client per step, and reports nothing while it makes no step. So
+        # these numbers are capped by the number of open requests.
         still = sum(part.open for part in parts)
         sums["running"] = min(latest.running, still)
         sums["waiting"] = min(latest.waiting, still - sums["running"])

@@ -1,1 +1,1 @@
-"""Event loops, tasks that outlive their caller, starts that can be given up, the process's memory and CPUs."""
+"""Event loops, long-lived tasks, cancellable starts, and the process's memory and CPUs."""

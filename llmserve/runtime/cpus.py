@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: by its affinity, and by the CPU quotas of its cgroups, versions 1 and 2. Knows no engine."""
+"""Number of CPUs that this process may use: its affinity, and the quotas of cgroups v1 and v2."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
-    """Yield the quotas of the process's groups and of all their ancestors, in CPUs; the kernel enforces each of them."""
+    """Yield the quotas of the process's groups and their ancestors, in CPUs; each one applies."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -23,7 +23,8 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # A container may see its path on the host although its own group is mounted as the root: groups that do not exist are skipped.
+        # A container may see its path on the host although its own group is mounted as the root, so
+        # groups that do not exist are skipped.
         group = cgroups / "cpu" if controllers else cgroups
         for name in ("", *filter(None, path.split("/"))):
             group /= name
@@ -32,9 +33,9 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
 
 
 def _quota(group: Path, version: int) -> float:
-    """Raises ValueError or OSError if the group has none."""
+    """Return a group's quota. Raises ValueError or OSError if the group has none."""
     if version == 2:
-        # "max" is no number.
+        # The quota "max" raises ValueError too.
         quota, period = map(int, (group / "cpu.max").read_text().split())
     else:
         quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))

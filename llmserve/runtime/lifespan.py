@@ -1,7 +1,8 @@
-"""Lifespan: an async context manager whose inside runs in a task of its own, so that one task may start it and another one close it.
+"""Lifespan runs an async context manager in its own task; any task may start and close it.
 
-A cancel scope has to be left by the task that entered it. Fixtures of pytest-asyncio, cells of a notebook and exit stacks enter in one task
-and leave in another. The task's exceptions reach the caller as they are, never as a group.
+A cancel scope must be left by the task that entered it. Fixtures of pytest-asyncio, notebook cells
+and exit stacks enter in one task and leave in another. The task's exceptions reach the caller
+unchanged, never as a group.
 """
 
 import logging
@@ -16,18 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 def first_of(error: BaseException) -> BaseException:
-    """The exception itself, or the first one of a task group's."""
+    """Return the exception, or the first one of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 class Lifespan:
-    """Runs the inside of `body()` from `start()` to `close()`, once.
+    """Runs `body()` once, from `start()` to `close()`.
 
     Args:
-        body: what is entered by `start()`, and left when `close()` is called or the event loop ends.
-        hurry: called in the event loop when a task that waits for the end is cancelled; the body should then end soon.
+        body: `start()` enters it. It is left when `close()` is called or the event loop ends.
+        hurry: Called in the event loop if a task that waits for the end is cancelled; the body
+            should then end soon.
     """
 
     def __init__(self, body: Callable[[], AbstractAsyncContextManager[object]], hurry: Callable[[], None]) -> None:
@@ -42,11 +44,11 @@ class Lifespan:
         self._error: BaseException | None = None
 
     async def start(self) -> None:
-        """Returns when the body is entered; cancelled before that, it waits until the body has cleaned up.
+        """Return when the body is entered. If cancelled before that, wait until it has cleaned up.
 
         Raises:
-            RuntimeError: another task called `close()` before the body was entered.
-            Exception: what entering the body raised.
+            RuntimeError: Another task called `close()` before the body was entered.
+            Exception: What entering the body raised.
         """
         self.home.spawn(self._run, "llmserve manager", self._end)
         try:
@@ -66,9 +68,10 @@ class Lifespan:
         return self._ended.is_set()
 
     async def close(self, *, quietly: bool = False) -> None:
-        """Returns when the body has been left and its task has ended. Cancelled, it lets the body hurry, and waits for that end.
+        """Return when the body has been left and its task has ended.
 
-        Raises the exception that ended the body, once; `quietly` logs it instead, and only a native `task.cancel()` of asyncio interrupts
+        If cancelled, hurry the body and wait for its end. Raises the exception that ended the body,
+        once. `quietly` logs it instead; then only a native `task.cancel()` of asyncio interrupts
         the wait.
         """
         self._stop.set()
@@ -97,7 +100,7 @@ class Lifespan:
                     self._settled.set()
                     await self._stop.wait()
         except BaseException as error:
-            # The loop ends, and cancels its tasks.
+            # The loop is ending, and cancels its tasks.
             if isinstance(error, cancelled):
                 raise
             self._error = first_of(error)
@@ -107,7 +110,7 @@ class Lifespan:
         self._ended.set()
 
     def _raise_error(self) -> None:
-        # Not kept: its traceback refers to the engine.
+        # The error is not kept, because its traceback refers to the engine.
         error, self._error = self._error, None
         if error is not None:
             try:

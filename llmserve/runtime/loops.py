@@ -1,7 +1,7 @@
-"""The event loop that an object belongs to: a check that callers use the object there, and tasks that belong to the loop.
+"""The event loop that an object belongs to: a check of its use, and tasks that belong to the loop.
 
-anyio offers neither. The tasks of a task group end with the task that opened the group, and an anyio event that another thread sets wakes
-no task.
+anyio offers neither. The tasks of a task group end with the task that opened the group, and an
+anyio event that another thread sets wakes no task.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from typing import Any
 
 import sniffio
 
-# asyncio itself refers to its tasks weakly.
+# asyncio itself holds only weak references to its tasks.
 _tasks: set[asyncio.Task[None]] = set()
 
 
 class HomeLoop:
-    """The event loop, of asyncio or trio, that runs where this is made."""
+    """The event loop, of asyncio or trio, in which this object is created."""
 
     __slots__ = ("_loop", "_running")
 
@@ -40,7 +40,7 @@ class HomeLoop:
             return False
 
     def require(self, thing: str) -> None:
-        """Raises RuntimeError if the caller runs in another event loop or thread; `thing` is what the caller uses."""
+        """Raise RuntimeError in another event loop or thread; `thing` names the object in use."""
         if not self.runs_here:
             raise RuntimeError(
                 f"this {thing} belongs to another event loop: use it in the loop that started the manager (from another thread by "
@@ -50,7 +50,8 @@ class HomeLoop:
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str, ended: Callable[[], None]) -> None:
         """Run `work` in a task of the loop, with the caller's context variables, then call `ended`.
 
-        The loop cancels the task when the loop's main task ends. `ended` is called even if that is before the task's first step.
+        The loop cancels the task when the loop's main task ends. `ended` is called even if that
+        happens before the task's first step.
         """
         if self._running is asyncio.get_running_loop:
             task = asyncio.create_task(work(), name=name)

@@ -1,7 +1,8 @@
-"""Runs a start in a thread, and gives it up when it is cancelled. Knows no engine.
+"""Runs a start in a thread, and abandons it on cancellation. Knows no engine.
 
-A thread cannot be cancelled. What it waits for can be ended (`end`), and between its steps it can ask whether it is still wanted
-(`check`). A thread that notices neither in time is left alone, and its result is discarded when it comes.
+A thread cannot be cancelled. The operation that it waits for can be ended (`end`), and between its
+steps it can ask whether it is still wanted (`check`). A thread that reacts to neither in time is
+left alone, and its result is discarded when it comes.
 """
 
 import contextvars
@@ -17,15 +18,16 @@ import anyio.to_thread
 
 T = TypeVar("T")
 
-# A core that was killed ends vLLM's wait for it within milliseconds; importing vLLM takes some ten seconds, and cannot be interrupted.
+# A killed core ends vLLM's wait for it within milliseconds. An import of vLLM takes some ten
+# seconds and cannot be interrupted.
 GIVE_UP_SECONDS = 3.0
-# How often `end` is called meanwhile: the thread may start another process after the first call.
+# Seconds between two calls of `end`: the thread may start another process after the first call.
 END_AGAIN_SECONDS = 0.05
 THREAD_NAME = "llmserve start"
 
 
 class GivenUp(Exception):
-    """Ends the thread of a start that is not wanted any more; no caller sees it."""
+    """Ends the thread of a start that is not wanted any more; callers do not see it."""
 
 
 class _Attempt(Generic[T]):
@@ -35,7 +37,7 @@ class _Attempt(Generic[T]):
         self._lock = threading.Lock()
         self._loop = anyio.lowlevel.current_token()
         self._given_up = False
-        # In the event loop: the thread has nothing left to do.
+        # Set in the event loop when the thread has nothing left to do.
         self.over = anyio.Event()
         self.results: list[T] = []
         self.error: BaseException | None = None
@@ -44,9 +46,10 @@ class _Attempt(Generic[T]):
         try:
             self._deliver(self._work(self._check))
         except BaseException as error:
-            # Not kept where no caller asks for it: its traceback keeps what the thread had made.
+            # An error after the start was given up is dropped: its traceback would keep what the
+            # thread had made.
             self.error = None if self._given_up else error
-        # When the loop is gone, no task waits.
+        # If the loop has ended, no task waits.
         with suppress(anyio.RunFinishedError):
             anyio.from_thread.run_sync(self.over.set, token=self._loop)
 
@@ -62,7 +65,7 @@ class _Attempt(Generic[T]):
         self._discard(result)
 
     def give_up(self) -> list[T]:
-        """Returns the result, if it has just come."""
+        """Give the start up; return the result if it has just come."""
         with self._lock:
             self._given_up = True
             return self.results
@@ -74,10 +77,11 @@ async def start_in_thread(
     end: Callable[[], None] = lambda: None,
     discard: Callable[[T], Any] = lambda result: None,
 ) -> T:
-    """What `work(check)` returns or raises, from a daemon thread.
+    """Run `work(check)` in a daemon thread, and return or raise what it does.
 
-    When this is cancelled, `check()` raises in the thread from then on, and `end` is called in the event loop until the thread has ended,
-    at most GIVE_UP_SECONDS. A result that comes all the same is passed to `discard`, in a thread.
+    On cancellation, `check()` raises in the thread, and `end` is called in the event loop until the
+    thread has ended, for at most GIVE_UP_SECONDS. A result that comes anyway is passed to
+    `discard`, in a thread.
     """
     attempt = _Attempt(work, discard)
     thread = threading.Thread(target=contextvars.copy_context().run, args=(attempt.run,), name=THREAD_NAME, daemon=True)
@@ -96,14 +100,15 @@ async def start_in_thread(
                         await attempt.over.wait()
                 thread.join()
         raise
-    # Now, and not a moment later: `left_alone` is asked.
+    # Join the thread now, because `left_alone` may be called at any moment.
     thread.join()
     if attempt.error is not None:
         raise attempt.error
-    # Not kept: some module that is imported in the thread may hold an error, and by its traceback the attempt.
+    # The result is not kept: a module that the thread imported may hold an error whose traceback
+    # refers to the attempt.
     return attempt.results.pop()
 
 
 def left_alone() -> bool:
-    """Whether the thread of a start that was given up still runs: then the interpreter cannot end in order."""
+    """Whether an abandoned start's thread still runs, which prevents a clean exit."""
     return any(thread.name == THREAD_NAME for thread in threading.enumerate())

@@ -1,7 +1,8 @@
-"""How one reader sleeps until there is something to read, and is woken. A token costs one of these, so it is done without ceremony.
+"""How a stream's one reader sleeps and wakes. Every token costs one wakeup, so this must be cheap.
 
-On asyncio a reader awaits a bare future; anyio's event would be made anew for every token, find out each time which loop runs, and hold
-an asyncio event that holds a future (docs/performance.md has the figures). Elsewhere it is anyio's event.
+On asyncio a reader awaits a bare future. anyio's event would be created for every token, detect the
+running loop each time, and hold an asyncio event that holds a future (docs/performance.md has the
+figures). On other backends anyio's event is used.
 """
 
 import asyncio
@@ -16,29 +17,29 @@ from llmserve.runtime.loops import HomeLoop
 
 
 class Wakeup(Protocol):
-    """For one sleeper at a time."""
+    """Lets one task at a time sleep."""
 
     def require_reader(self) -> None:
-        """Raises RuntimeError where another task sleeps here, or another event loop runs."""
+        """Raise RuntimeError if another task sleeps here, or in another event loop."""
 
     def sleep(self) -> Awaitable[object]:
-        """To be awaited at once; ends with the next `wake`. Raises as `require_reader`, here or when it is awaited."""
+        """Sleep until the next `wake`; await it at once. Raises what `require_reader` raises."""
 
     def wake(self) -> None:
-        """Wake the task that sleeps, if one does."""
+        """Wake the sleeping task, if there is one."""
 
 
 def make_wakeup() -> Wakeup:
-    """For the event loop that runs now."""
+    """Make a wakeup for the running event loop."""
     return FutureWakeup() if sniffio.current_async_library() == "asyncio" else EventWakeup()
 
 
 def _second_reader() -> RuntimeError:
-    return RuntimeError("another task reads this stream: a stream has one reader, so let one task read it and pass on what it reads")
+    return RuntimeError("another task reads this stream: a stream has one reader, which may pass on what it reads to other tasks")
 
 
 class FutureWakeup:
-    """On asyncio."""
+    """A wakeup for asyncio."""
 
     __slots__ = ("_future", "_home", "_loop", "_thread")
 
@@ -50,12 +51,13 @@ class FutureWakeup:
 
     def require_reader(self) -> None:
         self._home.require("stream")
-        # Done where the sleeper was cancelled.
+        # The future is done if the sleeper was cancelled.
         if self._future is not None and not self._future.done():
             raise _second_reader()
 
     def sleep(self) -> Awaitable[object]:
-        # For every token, so the whole check is for the first one in a thread: it asks for the running loop, a system call in Python 3.11.
+        # This runs for every token, so the full check runs only once per thread: in Python 3.11
+        # asking for the running loop is a system call.
         if self._future is not None or get_ident() != self._thread:
             self.require_reader()
             self._thread = get_ident()
@@ -69,7 +71,7 @@ class FutureWakeup:
 
 
 class EventWakeup:
-    """On any backend of anyio's."""
+    """A wakeup for any backend of anyio."""
 
     __slots__ = ("_event", "_home")
 

@@ -1,1 +1,1 @@
-"""Arguments checked within bounds, and results as plain values."""
+"""Checks of arguments, and results as plain values."""

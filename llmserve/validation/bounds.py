@@ -1,4 +1,4 @@
-"""Validators of types, numbers and lists. Their errors name the attribute."""
+"""Validators of types, numbers and sequences. Their errors name the attribute."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def integer(low: int, high: int) -> Any:
 
 
 def number(low: float, high: float, *, above: bool = False) -> Any:
-    """Finite and within [low, high], or (low, high] where `above` is set."""
+    """Validate a finite number in [low, high], or in (low, high] with `above`."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if value is None:
@@ -37,12 +37,12 @@ def number(low: float, high: float, *, above: bool = False) -> Any:
 
 
 def are_token_ids(values: Sequence[object]) -> bool:
-    """Whether all are whole numbers and none is negative; True and False are not, although Python counts them as whole numbers."""
+    """Whether all values are whole numbers of at least 0; True and False do not count."""
     return all(type(value) is int and value >= 0 for value in values)
 
 
 def token_ids(most: int, *, least: int = 0) -> Any:
-    """A validator of attrs: `least` to `most` token ids, or None. Raises InvalidRequest that names the field."""
+    """Validate `least` to `most` token ids, or None. The InvalidRequest names the field."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...] | None) -> None:
         if value is not None and not (least <= len(value) <= most and are_token_ids(value)):
@@ -53,7 +53,10 @@ def token_ids(most: int, *, least: int = 0) -> Any:
 
 
 def instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
-    """A validator: TypeError that says what is `accepted`, for what only the program's author can get wrong."""
+    """Validate a type. Raises TypeError: only the program's author can get it wrong.
+
+    The error says what is `accepted`.
+    """
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if not isinstance(value, kinds):
@@ -63,7 +66,7 @@ def instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
 
 
 def texts(most: int, longest: int) -> Any:
-    """At most `most` strings of 1 to `longest` characters."""
+    """Validate at most `most` strings of 1 to `longest` characters."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
         name = attribute.name
@@ -76,12 +79,12 @@ def texts(most: int, longest: int) -> Any:
 
 
 def wrong_type(name: str, accepted: str, value: object) -> TypeError:
-    """The error for an argument whose type is not `accepted`, which is in words."""
+    """Return the error for an argument of a wrong type; `accepted` describes the right ones."""
     return TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
 
 
 def as_tuple(name: str, accepted: str, value: Any) -> tuple[Any, ...]:
-    """Of a sequence; TypeError names the field."""
+    """Convert a sequence to a tuple. Raises TypeError, which names the field."""
     if isinstance(value, (str, bytes, Mapping)):
         raise wrong_type(name, accepted, value)
     try:

@@ -1,4 +1,4 @@
-"""What a request may be made of besides a `GenerationRequest`: text, token ids or messages, and single fields by keyword."""
+"""Inputs other than a `GenerationRequest`: text, token ids or messages, and single fields."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -44,7 +44,7 @@ class SamplingFields(TypedDict, total=False):
 
 
 class RequestFields(SamplingFields, total=False):
-    """The fields of `Sampling` and of `GenerationRequest`, except the prompt, the messages and the sampling themselves."""
+    """The fields of `Sampling` and `GenerationRequest`, without prompt, messages and sampling."""
 
     tools: "Tools | None"
     template_kwargs: Mapping[str, Any]
@@ -60,7 +60,7 @@ class RequestFields(SamplingFields, total=False):
 
 
 def input_field(value: Input) -> dict[str, Any]:
-    """The field of `GenerationRequest` that takes it. Raises TypeError with all accepted types."""
+    """Return the field of `GenerationRequest` for an input. The TypeError lists accepted types."""
     if isinstance(value, str):
         return {"prompt": value}
     if value is None or isinstance(value, type):
@@ -74,7 +74,7 @@ def input_field(value: Input) -> dict[str, Any]:
 
 
 def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of `Sampling`, and the other ones. Raises TypeError for a name that is neither."""
+    """Split fields into those of `Sampling` and the others. Raises TypeError for other names."""
     of_sampling: dict[str, Any] = {}
     of_request: dict[str, Any] = {}
     for name, value in fields.items():
@@ -83,5 +83,5 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
         elif name in RequestFields.__annotations__:
             of_request[name] = value
         else:
-            raise TypeError(f"there is no field {name!r}; the fields are {', '.join(RequestFields.__annotations__)}")
+            raise TypeError(f"unknown field {name!r}; the fields are {', '.join(RequestFields.__annotations__)}")
     return of_sampling, of_request

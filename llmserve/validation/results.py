@@ -1,4 +1,4 @@
-"""Results as plain values, for json, FastAPI and everything else that takes dictionaries and lists."""
+"""Results as plain values, for json, FastAPI and other libraries that accept dictionaries."""
 
 import math
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from typing import Any
 
 import msgspec
 
-# OpenAI's and vLLM's number for a probability of 0, whose logarithm JSON does not have.
+# OpenAI and vLLM use this number for a probability of 0, whose logarithm JSON cannot represent.
 IMPOSSIBLE = -9999.0
 
 
 class Result(msgspec.Struct, frozen=True):
-    """A result that can be turned into a dictionary."""
+    """A result that can be converted to a dictionary."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Dictionaries, lists, strings and numbers that JSON has: a log probability of minus infinity becomes -9999.0."""
+        """Return plain JSON values. A log probability of minus infinity becomes -9999.0."""
         return plain(self)
 
 
 def plain(result: object) -> dict[str, Any]:
-    """For what msgspec can take apart: its structs, and classes of attrs."""
+    """Convert a msgspec struct or an attrs class to plain values."""
     fields: dict[str, Any] = msgspec.to_builtins(result, enc_hook=_unpacked)
     _make_finite([fields])
     for name in ("logprobs", "prompt_logprobs"):
@@ -28,7 +28,7 @@ def plain(result: object) -> dict[str, Any]:
 
 
 def _unpacked(value: object) -> Sequence[object]:
-    """`PackedLogprobs` is the one sequence that msgspec does not know."""
+    """Convert `PackedLogprobs`, the only sequence that msgspec does not know."""
     if isinstance(value, Sequence):
         return list(value)
     raise NotImplementedError(f"{type(value).__name__} cannot be encoded")

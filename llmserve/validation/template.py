@@ -1,4 +1,4 @@
-"""Arguments of a chat template: what a request may set, and what the engine sets."""
+"""Checks the arguments of a chat template that a request may set."""
 
 import math
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import Any
 
 from llmserve.errors import InvalidRequest
 
-# Published templates have about ten variables; a text among them is a date or a name.
+# Published templates have about ten variables. The texts among them are dates and names.
 MAX_ARGUMENTS = 32
 MAX_TEXT = 1024
-# What the conversation, the tools and the engine are passed by, and parameters of transformers' apply_chat_template that change what it
-# returns instead of the template's text.
+# Names by which the conversation, the tools and the engine's settings are passed, and parameters of
+# transformers' apply_chat_template that make it return something other than the template's text.
 RESERVED = frozenset({
     "chat_template", "conversation", "documents", "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
     "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
@@ -18,7 +18,10 @@ RESERVED = frozenset({
 
 
 def check_template_kwargs(arguments: Mapping[str, Any], field: str) -> None:
-    """Raises InvalidRequest for anything but a few scalars: a template is a program, and its time grows with the lists that it walks."""
+    """Raise InvalidRequest unless there are only a few scalars.
+
+    A template is a program, and its time grows with the lists that it iterates over.
+    """
     if len(arguments) > MAX_ARGUMENTS:
         raise InvalidRequest(f"{field} takes at most {MAX_ARGUMENTS} arguments", field)
     for name, value in arguments.items():

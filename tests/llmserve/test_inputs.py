@@ -90,7 +90,7 @@ async def test_a_wrong_argument_is_named_and_not_counted(manager, ask):
         (("x", sampling), {"sampling": sampling}, TypeError, "a Sampling was given twice"),
         (("x", 5), {}, TypeError, "a Sampling or a CancellationToken, not int"),
         (("x", None, None, None), {}, TypeError, "4 arguments"),
-        (("x",), {"max_token": 5}, TypeError, "there is no field 'max_token'; the fields are max_tokens,"),
+        (("x",), {"max_token": 5}, TypeError, "unknown field 'max_token'; the fields are max_tokens,"),
         (({"role": "user", "content": "x"},), {}, TypeError, "a sequence of messages .* not dict"),
         (([*MESSAGES, "x"],), {}, TypeError, "messages must be a sequence of mappings, not str"),
         ((["x"],), {}, TypeError, "a sequence of token ids.* not a sequence of str"),

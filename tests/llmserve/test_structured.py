@@ -89,7 +89,7 @@ def test_a_schema_is_the_same_as_a_text_and_as_a_dictionary(schema):
 async def test_an_engine_that_has_none_says_so():
     engine = SimulatedEngine()
     grammar = StructuredOutputs.grammar('root ::= "a"')
-    with pytest.raises(InvalidRequest, match="writes no answers for grammar") as caught:
+    with pytest.raises(InvalidRequest, match="does not support grammar") as caught:
         await engine.tokenize(GenerationRequest("x", sampling=Sampling(structured_outputs=grammar)))
     assert caught.value.param == "structured_outputs"
 

@@ -1,1 +1,1 @@
-"""The processes of an engine, and what they leave in the system."""
+"""Management of an engine's processes, and of what they leave in the system."""

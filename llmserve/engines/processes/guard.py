@@ -1,9 +1,10 @@
-"""The processes of one engine, from their launch to their end: they are killed when that is wanted, or when the host has ended, and what a
-killed process leaves behind is removed.
+"""Watches an engine's processes from launch to end, kills them, and removes what they leave behind.
 
-After a `kill -9` of the host no other process would end them, and they would keep the GPU. So a process of a few megabytes (`reaper.py`)
-waits for the host's end, or for theirs. A death signal (Linux's PR_SET_PDEATHSIG) comes already when the thread ends that had started them,
-and a pipe is held open by all that the host has forked.
+They are killed on request, or when the host process has ended. After a `kill -9` of the host no
+other process would end them, and they would keep the GPU. So a process of a few megabytes
+(`reaper.py`) waits for the end of the host, or of the engine's processes. A death signal (Linux's
+PR_SET_PDEATHSIG) would come too early: it comes when the thread that started the process ends. A
+pipe would be held open by every process that the host has forked.
 """
 
 import multiprocessing
@@ -24,38 +25,44 @@ from llmserve.engines.processes.socket_files import FOLDER
 if TYPE_CHECKING:
     import psutil
 
-# The engine's processes are gone when this is waited for.
+# Seconds to wait for the end of the engine's processes.
 LEAVE_SECONDS = 5.0
-# How often it is looked whether a launch has started a process; nobody is guarded for so long.
+# Seconds between two looks for new processes during a launch; a new process is unguarded for this
+# long.
 LOOK_SECONDS = 0.02
-# How often the guard looks what the processes of a launch have: what one leaves that another program kills is known up to then.
+# Seconds between two looks for shared memory during a launch. If another program kills a process,
+# only what was seen by then is removed.
 NOTE_SECONDS = 1.0
 
 
 class ProcessGuard:
-    """Of processes of this host's. Where the system has no pidfds (Linux before 5.3, and others) they may outlive a host that is killed."""
+    """Guards processes that this process has started.
+
+    On systems without pidfds (such as Linux before 5.3) they may outlive a host that is killed.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._told: set[int] = set()
-        # The guarded processes and what they have started, and the shared memory that they have made.
+        # The guarded processes with their descendants, and the shared memory that they have made.
         self._family: set[psutil.Process] = set()
         self._segments: set[str] = set()
         self._unwanted = False
         self.folder = Path(FOLDER.enter())
         if hasattr(os, "pidfd_open"):
             words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), str(os.getpid())]
-            # In a session of its own, or Ctrl-C would end it before what it guards.
+            # The reaper has its own session. Otherwise Ctrl-C would end it before the processes
+            # that it guards.
             self._process = subprocess.Popen(words, start_new_session=True, stdin=subprocess.PIPE, bufsize=0)  # noqa: S603 - our file
             self._tell(str(self.folder))
 
     @property
     def processes(self) -> frozenset[int]:
-        """The ids of those that it was asked to guard, also of those that have ended."""
+        """The ids of all processes that were passed to `watch`, including those that have ended."""
         return frozenset(self._told)
 
     def watch(self, pids: Iterable[int]) -> None:
-        """From now on these too; they are killed at once if `kill` has been called."""
+        """Guard these processes too. They are killed at once if `kill` has been called."""
         import psutil  # vLLM needs it as well
 
         for pid in set(pids) - self._told:
@@ -68,8 +75,11 @@ class ProcessGuard:
 
     @contextmanager
     def launching(self, *names: str) -> Iterator[None]:
-        """While this thread launches something that takes long and says late which processes it has: those of multiprocessing's that the
-        thread starts, and whose names begin like one of these."""
+        """Watch a long launch in this thread whose processes are reported late.
+
+        This guards the children of multiprocessing that the thread starts and whose names begin
+        with one of `names`.
+        """
         over = threading.Event()
         others = {child.pid for child in multiprocessing.active_children()}
         thread = threading.get_native_id()
@@ -98,7 +108,7 @@ class ProcessGuard:
             self.watch(pid for pid in found if pid is not None and started_by(thread, pid))
 
     def note(self) -> None:
-        """Look what the processes have started and made, to remove it when they cannot any more."""
+        """Record the processes' descendants and shared memory, for a later removal."""
         import psutil
 
         for one in list(self._family):
@@ -110,12 +120,12 @@ class ProcessGuard:
                     self._segments |= shared_memory.made_by(one.pid)
 
     def kill(self) -> None:
-        """All of them at once, however they hang, and those too that a launch under way still starts."""
+        """Kill all processes at once, even hung ones, and those that a current launch still starts."""
         import psutil
 
         self._unwanted = True
         alive = [one for one in list(self._family) if is_alive(one)]
-        # None of them starts another one while it is looked what there is.
+        # Suspended processes start no more processes during the next look.
         for one in alive:
             with suppress(psutil.Error):
                 one.suspend()
@@ -127,12 +137,12 @@ class ProcessGuard:
 
     def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
-            # One that was killed guards no process; one that is closed is not needed any more.
+            # A killed reaper guards nothing any more, and a closed one is no longer needed.
             with suppress(OSError, ValueError):
                 self._process.stdin.write(os.fsencode(line) + b"\n")
 
     def close(self) -> None:
-        """To be called when they should have ended: kills those that have not, and removes what they left. Blocks for a moment."""
+        """Kill the processes that have not ended yet, and remove what they left. Blocks briefly."""
         self._end_family()
         shared_memory.remove(self._segments)
         FOLDER.leave()
@@ -149,7 +159,7 @@ class ProcessGuard:
                 self._process.stdin.close()
 
     def _end_family(self) -> None:
-        # Workers of a core that was killed end by themselves, if they do not hang.
+        # Workers of a killed core end by themselves unless they hang.
         deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline and not self._unwanted and any(map(is_alive, self._family)):
             time.sleep(LOOK_SECONDS)
@@ -157,10 +167,10 @@ class ProcessGuard:
         deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline and any(map(is_alive, self._family)):
             time.sleep(LOOK_SECONDS)
-        # Takes note of their ends, as no other code does for those that vLLM has killed.
+        # This call reaps the processes that vLLM has killed; no other code does.
         multiprocessing.active_children()
         for pid in {one.pid for one in self._family} - self._told:
-            # Those that have lost their parent are this process's own where it is the first one of a container.
+            # In a container whose first process is this one, orphans become its children.
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
@@ -175,7 +185,10 @@ def is_alive(process: "psutil.Process") -> bool:
 
 
 def started_by(thread: int, pid: int) -> bool:
-    """Whether a thread of this process has started a child; True where the system does not tell (Linux without CONFIG_PROC_CHILDREN)."""
+    """Whether the thread has started the child.
+
+    True on systems that do not report it (Linux without CONFIG_PROC_CHILDREN).
+    """
     try:
         return str(pid) in Path(f"/proc/self/task/{thread}/children").read_text().split()
     except OSError:

@@ -1,7 +1,8 @@
-"""The guard's own process: it waits for the end of its host, or of the processes that it guards, and kills those when the host has ended.
+"""The guard's own process: it kills the guarded processes when their host has ended.
 
-Run as a file, with nothing but the standard library, so that it starts in some ten milliseconds. Its host sends lines: the id of a process
-to guard, the path of a folder to remove when the host has ended, or NO_MORE.
+It runs as a file, with only the standard library, so it starts in some ten milliseconds. The host
+sends lines: the id of a process to guard, the path of a folder to remove after the host's end, or
+NO_MORE. The reaper ends when the host or all guarded processes have ended.
 """
 
 import os
@@ -15,7 +16,7 @@ NO_MORE = 0
 
 
 class ProcessReaper:
-    """The guarded processes, by their pidfds: a number may be another process's by the time that it is used."""
+    """Holds a pidfd for each guarded process, because its number may be reused later."""
 
     def __init__(self) -> None:
         self._pids: dict[int, int] = {}
@@ -24,18 +25,18 @@ class ProcessReaper:
         self._more = True
 
     def guard(self, host: int) -> None:
-        """Until all of them have ended, or until the host has: then they are killed."""
+        """Wait for the end of all guarded processes or of the host, and then kill the processes."""
         try:
             end = os.pidfd_open(host)
         except ProcessLookupError:
             end = -1
-        # It may have ended while this one started, and its number may be another one's by now.
+        # The host may have ended during this start, and its number may already be reused.
         gone = end < 0 or os.getppid() != host
-        # A folder too: the host's end of the pipe closes a moment before its end shows.
+        # Folders count too: the host's end of the pipe closes a moment before its exit is visible.
         while self._more or self._pids or self._folders:
             told = [0] if self._more else []
             ready, _, _ = select.select([*told, *self._pids, *([] if gone else [end])], [], [], 0 if gone else None)
-            # First: what a host that has ended said at last is there to be read.
+            # Read first: the last lines of a host that has ended are still in the pipe.
             if 0 in ready:
                 self._listen()
             if gone or end in ready:
@@ -47,14 +48,15 @@ class ProcessReaper:
 
     def _listen(self) -> None:
         told = os.read(0, 65_536)
-        # Closed, without a word: the host's other children may still have it open.
+        # An empty read means that the pipe was closed without NO_MORE. The host's other children
+        # may hold it open longer.
         self._more = bool(told)
         *lines, self._read = (self._read + told).split(b"\n")
         for line in lines:
             if line.startswith(b"/"):
                 self._folders.append(os.fsdecode(line))
             elif int(line) == NO_MORE:
-                # The host has removed the folders itself.
+                # The host removed the folders itself.
                 self._more, self._folders = False, []
             else:
                 with suppress(ProcessLookupError):
@@ -62,7 +64,8 @@ class ProcessReaper:
 
     def _kill(self) -> None:
         for descriptor, pid in self._pids.items():
-            # Its workers first: one that hangs would not notice that it has lost its core, and would keep the GPU.
+            # Kill the workers first: one that hangs would not notice the loss of its core, and
+            # would keep the GPU.
             for child in descendants(pid):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
@@ -73,11 +76,12 @@ class ProcessReaper:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that this one has started, and those that they have started."""
+    """Return the ids of all descendants of a process."""
     children: dict[int, list[int]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-            # After the command, which is in brackets and may have any bytes in it: the state, and the parent.
+            # The fields after the command, which is in brackets and may contain any bytes, are the
+            # state and the parent.
             children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(name))
     found = list(children.get(pid, ()))
     for one in found:

@@ -1,5 +1,7 @@
-"""The folder in which vLLM makes the sockets of its processes, so that they can be removed: none of them removes its own, and each engine
-leaves seven (vLLM 0.32.0)."""
+"""The folder for the sockets of vLLM's processes, so that they can be removed.
+
+vLLM's processes do not remove their sockets, and each engine leaves seven (vLLM 0.32.0).
+"""
 
 import os
 import shutil
@@ -8,12 +10,15 @@ import threading
 
 VARIABLE = "VLLM_RPC_BASE_PATH"
 PREFIX = "llmserve-"
-# The name of a socket has at most 107 bytes (sockaddr_un), of which vLLM's own part is a slash and 36 characters.
+# A socket's path has at most 107 bytes (sockaddr_un). vLLM's own part is a slash and 36 characters.
 LONGEST = 107 - 37
 
 
 class Folder:
-    """One for all engines of this process, because vLLM reads its name from the environment. It is removed with the last of them."""
+    """One folder for all engines of this process, because vLLM reads its path from the environment.
+
+    It is removed after the last engine.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,7 +27,7 @@ class Folder:
         self._before: str | None = None
 
     def enter(self) -> str:
-        """Its path. It is there until `leave()` has been called as often as this."""
+        """Return the path. The folder exists until `leave()` has been called as often as this."""
         with self._lock:
             if self._users == 0:
                 self._before = os.environ.get(VARIABLE)

@@ -1,4 +1,4 @@
-"""What the simulated engine writes where an answer has a form: a smallest one of its schema, or a call of a tool."""
+"""Answers of the simulated engine with a form: the smallest one of a schema, or a tool call."""
 
 import json
 import uuid
@@ -15,9 +15,9 @@ BEGIN, NAME_END, END = '<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool
 
 
 def answer(request: GenerationRequest) -> StructuredOutputs | None:
-    """The text of the answer as a choice of one; None where the answer may be any text.
+    """Return the answer's text as a choice of one, or None if any text is allowed.
 
-    Raises InvalidRequest for a form that this engine does not write.
+    Raises InvalidRequest for a form that this engine does not support.
     """
     if calls(request):
         text = _call(request)
@@ -29,7 +29,7 @@ def answer(request: GenerationRequest) -> StructuredOutputs | None:
 
 
 def calls(request: GenerationRequest) -> bool:
-    """Whether the answer is a call: with "auto" unless the results of calls are what came last."""
+    """Whether the answer is a call: with "auto", unless the last message is a tool's result."""
     tools, messages = request.tools, request.messages or ({},)
     if tools is None or tools.choice == "none":
         return False
@@ -52,7 +52,7 @@ def _smallest(constraint: StructuredOutputs) -> str:
                 raise InvalidRequest(f"{FIELD}: the regex: {error}", FIELD) from None
             text = part.shortest(MAX_TEXT) if part.shortest_length <= MAX_TEXT else None
         case kind:
-            raise InvalidRequest(f"{FIELD}: the simulated engine writes no answers for {kind}; use json, regex or choice", FIELD)
+            raise InvalidRequest(f"{FIELD}: the simulated engine does not support {kind}; use json, regex or choice", FIELD)
     if text is None:
         raise _too_long(FIELD)
     return text
@@ -67,7 +67,7 @@ def _call(request: GenerationRequest) -> str:
     except InvalidRequest:
         if function.get("strict", tools.choice != "auto"):
             raise
-        # An answer need not keep to this schema.
+        # The answer does not have to conform to this schema.
         arguments = "{}"
     return f"{BEGIN}{function['name']}{NAME_END}{arguments}{END}"
 
@@ -87,7 +87,10 @@ def _too_long(field: str) -> InvalidRequest:
 
 
 class ToolCallParser:
-    """Parses an answer that is one tool call, in pieces of any size. A call that was cut has the arguments that came before the cut."""
+    """Parses an answer that is one tool call, in pieces of any size.
+
+    A truncated call keeps the arguments that came before the cut.
+    """
 
     def __init__(self) -> None:
         self._text = ""
@@ -107,9 +110,9 @@ class ToolCallParser:
         return Message(tool_calls=(ToolCall(0, None, None, new),)) if new else Message()
 
     def _arguments(self, text: str, *, last: bool) -> str:
-        """The beginning of a text that is certain to belong to them, and not to the end of the call."""
+        """Return the part of the text that certainly belongs to the arguments."""
         kept = next((size for size in range(len(END), 0, -1) if text.endswith(END[:size])), 0)
         if kept == 1 and last and text.count("{") >= text.count("}"):
-            # It was cut in them: this is a brace of theirs.
+            # The call was cut inside its arguments, so this brace belongs to them.
             return text
         return text[: len(text) - kept]

@@ -1,8 +1,9 @@
-"""SimulatedEngine: a public fake that behaves as an engine does, without a model.
+"""SimulatedEngine behaves like a real engine, but has no model.
 
-Continuous batching with chunked prefill, paged KV blocks with prefix sharing, preemption by recomputation, seeded answers,
-scripted faults. Runs on asyncio and trio, in real time, faster, or on a virtual clock. Its step law is a stand-in with
-round figures of the order of one small model on one GPU; it is no measurement of anything.
+It has continuous batching with chunked prefill, paged KV blocks with prefix sharing, preemption by
+recomputation, seeded answers and scripted faults. It runs on asyncio and trio, in real time,
+faster, or on a virtual clock. Its step times are round figures of the order of a small model on one
+GPU. They are not measurements.
 """
 
 import math
@@ -25,8 +26,11 @@ from llmserve.request import Delta, GenerationRequest, Sampling
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """Something that goes wrong at a step, counted from 1: "die", "hang" (until cancelled), "slow" (once, for `seconds`),
-    or "fail" (the oldest running request)."""
+    """A fault at a step, counted from 1.
+
+    The kinds are "die", "hang" (until cancelled), "slow" (once, for `seconds`) and "fail" (the
+    oldest running request).
+    """
 
     step: int
     kind: Literal["die", "hang", "slow", "fail"]
@@ -37,10 +41,14 @@ class Fault:
 class SimulatedConfig:
     """The engine's size and speed.
 
-    `time_scale` multiplies every delay: 0 for none, 1 for the step law as it stands. `abort_seconds` is how long an abort
-    takes to be confirmed, `start_seconds` how long a start takes. Each of `adapters` answers in its own way. With `grammar_token_seconds`
-    its text does not keep to constraints: a step takes so long for each token that a request with a grammar has, and nothing for other
-    kinds.
+    Attributes:
+        time_scale: Factor for every delay: 0 for no delays, 1 for the step times as they are.
+        start_seconds, abort_seconds: Duration of a start, and of the confirmation of an abort.
+        grammar_token_seconds: If set, answers ignore constraints. A step then takes this long for
+            each token of every request with a grammar, and no longer for other kinds of
+            constraints.
+        adapters: Names of adapters; each gives different answers.
+        faults: Scripted faults.
     """
 
     max_model_len: int = 2048
@@ -71,7 +79,7 @@ class SimulatedConfig:
 
 @attrs.define(eq=False, kw_only=True)
 class _Sequence:
-    """One request inside the engine. `computed` of its tokens have their keys and values in `blocks`."""
+    """One request in the engine. Its first `computed` tokens have keys and values in `blocks`."""
 
     id: str
     tokens: list[int]
@@ -96,7 +104,7 @@ class _Sequence:
 
 
 class SimulatedEngine:
-    """Satisfies `llmserve.engine.Engine`; `tests/contracts/engine.py` runs against it as it does against vLLM."""
+    """An `llmserve.engine.Engine`; `tests/contracts/engine.py` runs against it and vLLM."""
 
     def __init__(self, config: SimulatedConfig | None = None, *, model: str = "simulated") -> None:
         self.config = config or SimulatedConfig()
@@ -110,7 +118,7 @@ class SimulatedEngine:
 
     @classmethod
     def from_args(cls, model: str, args: Mapping[str, Any]) -> Self:
-        """From engine arguments by name. Raises ConfigurationError for an unknown one, or one of the wrong type."""
+        """Make an engine from named arguments. Raises ConfigurationError for a wrong name or type."""
         defaults = SimulatedConfig()
         known = [field.name for field in attrs.fields(SimulatedConfig) if field.name != "faults"]
         for name, value in args.items():
@@ -182,7 +190,7 @@ class SimulatedEngine:
             return EnginePrompt(token_ids=request.prompt, constraint=form)
         text = request.prompt if request.prompt is not None else render_chat(request.messages or ())
         if len(text) > self.config.max_model_len:
-            # As vLLM's engine does it: no token stands for less than a character.
+            # As in vLLM's engine: no token stands for less than a character.
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
         return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
 
@@ -209,7 +217,8 @@ class SimulatedEngine:
             stops=StopWatcher(sampling),
             timings=EngineTimings(queued=anyio.current_time()),
         )
-        # Registered before the first await, with no roll-back, as vLLM does it: a cancelled submit leaves it here.
+        # Registered before the first await, without a roll-back, as in vLLM: a cancelled submit
+        # leaves the sequence here.
         self._waiting.append(sequence)
         if self._arrival is not None:
             self._arrival.set()
@@ -261,7 +270,7 @@ class SimulatedEngine:
         seconds += config.grammar_token_seconds * sum(sequence.grammar_tokens for sequence, _ in work)
         await anyio.sleep(seconds * config.time_scale)
         for sequence, count in work:
-            # Aborted, or preempted for another one, while the step ran.
+            # The sequence may have been aborted or preempted during the step.
             if sequence in self._running:
                 self._advance(sequence, count)
 
@@ -281,7 +290,10 @@ class SimulatedEngine:
             victim.sink.fail(EngineError(f"scripted failure at step {fault.step}"))
 
     def _schedule(self) -> list[tuple[_Sequence, int]]:
-        """Who computes how many tokens in this step: those who run first, oldest first, then newcomers by priority."""
+        """Choose sequences and their numbers of tokens for this step.
+
+        Running sequences come first, the oldest first, then new ones by priority.
+        """
         work: list[tuple[_Sequence, int]] = []
         budget = self.config.max_num_batched_tokens
         for sequence in list(self._running):
@@ -300,7 +312,7 @@ class SimulatedEngine:
         return work
 
     def _begin(self, sequence: _Sequence) -> bool:
-        """Take a sequence from the queue, if the cache has room for all of it as it stands."""
+        """Take a sequence from the queue if the cache has room for all its current tokens."""
         shared = self._pool.take_prefix(sequence.tokens)
         fresh = self._pool.take(self._pool.blocks_for(len(sequence.tokens)) - len(shared))
         if fresh is None:
@@ -318,7 +330,10 @@ class SimulatedEngine:
         return True
 
     def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
-        """Blocks for `tokens`, preempting the youngest others, and in the end itself, where the cache is full."""
+        """Get blocks for `tokens`; while the cache is full, preempt the youngest sequence.
+
+        Return False if that sequence is this one.
+        """
         missing = self._pool.blocks_for(tokens) - len(sequence.blocks)
         while (fresh := self._pool.take(missing) if missing > 0 else []) is None:
             victim = self._running[-1]

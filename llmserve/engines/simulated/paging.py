@@ -1,4 +1,4 @@
-"""A paged KV cache without the keys and values: which blocks are taken, and which still hold a known prefix."""
+"""Block accounting of a paged KV cache: which blocks are in use, and which hold a known prefix."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,10 @@ Prefix = tuple[int, ...]
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens. A freed block keeps its content until it is taken again, oldest first."""
+    """A pool of `num_blocks` blocks of `block_size` tokens.
+
+    A freed block keeps its content until it is taken again; the oldest is taken first.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
         self.num_blocks = num_blocks
@@ -23,14 +26,14 @@ class BlockPool:
 
     @property
     def usage(self) -> float:
-        """Share of the blocks in use, 0 to 1; a freed block that still holds a prefix counts as free."""
+        """Share of blocks in use, 0 to 1; a freed block that still holds a prefix counts as free."""
         return 1 - len(self._free) / self.num_blocks
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
     def take_prefix(self, tokens: Sequence[int]) -> list[int]:
-        """Take the cached blocks that hold the longest prefix, leaving at least one token to compute."""
+        """Take the cached blocks with the longest prefix, leaving at least one token to compute."""
         taken: list[int] = []
         if not self.prefix_caching:
             return taken
@@ -57,7 +60,7 @@ class BlockPool:
         return taken
 
     def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
-        """Note what the full blocks of a computed sequence hold, for others to share."""
+        """Record the content of a computed sequence's full blocks, so that others can share it."""
         if not self.prefix_caching:
             return
         for key, block in zip(self._keys(tokens), blocks, strict=False):
@@ -66,7 +69,8 @@ class BlockPool:
                 self._content[block] = key
 
     def release(self, blocks: Sequence[int]) -> None:
-        # Backwards: the end of a sequence is the least likely to be shared, so it is taken again first.
+        # Backwards, because the end of a sequence is least likely to be shared and should be reused
+        # first.
         for block in reversed(blocks):
             self._users[block] -= 1
             if self._users[block] == 0:

@@ -1,4 +1,4 @@
-"""The simulated engine's language: a tokenizer over bytes and a few words, and answers drawn from a seed."""
+"""The simulated engine's tokenizer, over bytes and a few words, and its seeded answers."""
 
 import codecs
 import random
@@ -16,7 +16,7 @@ BYTES = 256
 END = BYTES
 FIRST_WORD = END + 1
 VOCAB_SIZE = FIRST_WORD + len(WORDS)
-# An answer that nothing else bounds has 8 to 64 tokens.
+# Length in tokens of an answer that no other limit bounds.
 ANSWER_LENGTH = (8, 64)
 
 
@@ -25,7 +25,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 def decode(token_ids: Sequence[int]) -> str:
-    """Invalid UTF-8 comes out as replacement characters, and the end-of-answer token as nothing."""
+    """Return the text. Invalid UTF-8 becomes replacement characters; the end token is left out."""
     pieces = bytearray()
     for token in token_ids:
         if token < BYTES:
@@ -40,9 +40,10 @@ def render_chat(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Writer:
-    """One answer, token by token. The same seed, prompt and sampling write the same answer; so does temperature 0.
+    """Writes one answer, token by token.
 
-    With `form`, a choice of one text, it is that text.
+    The same seed, prompt and sampling give the same answer, and so does temperature 0. With `form`,
+    a choice of one text, the answer is that text.
     """
 
     def __init__(self, seed: str, prompt: tuple[int, ...], sampling: Sampling, nonce: int, form: StructuredOutputs | None = None) -> None:
@@ -59,11 +60,11 @@ class Writer:
         self._written = 0
         self._form = None if form is None else encode(form.choices[0])
         self._tail = ""
-        # Bytes of a character that is not complete.
+        # Holds the bytes of an incomplete character.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def text(self, token: int) -> str:
-        """What the text grows by."""
+        """Return the text that the token adds."""
         return self._decoder.decode(bytes([token])) if token < BYTES else decode([token])
 
     def next(self) -> int:
@@ -81,7 +82,7 @@ class Writer:
         return self._written > max(self._length, sampling.min_tokens) and not sampling.ignore_eos
 
     def _choose(self, sampling: Sampling) -> int:
-        """A token that is allowed and completes no bad word; the end where there is none."""
+        """Choose an allowed token that completes no bad word, or the end token if there is none."""
         allowed = sampling.allowed_token_ids or range(FIRST_WORD, VOCAB_SIZE)
         if self._is_over(sampling) and (sampling.allowed_token_ids is None or END in allowed):
             return END
@@ -97,11 +98,11 @@ class Writer:
         return any(word in text for word in words)
 
     def logprobs(self, token: int) -> TokenLogprob | None:
-        """Made-up log probabilities in the right shape; None where none were asked for."""
+        """Return invented log probabilities in the right shape; None if the request has none."""
         return None if self._sampling.logprobs is None else self._logprob(token, self._sampling.logprobs)
 
     def prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
-        """The same for the prompt; its first token has none, as nothing predicts it."""
+        """Return the same for the prompt; its first token has none, because nothing predicts it."""
         count = self._sampling.prompt_logprobs
         if count is None:
             return None
@@ -115,7 +116,7 @@ class Writer:
 
 
 class StopWatcher:
-    """Finds stop strings, and holds back text that may still become one."""
+    """Finds stop strings, and holds back text that may become one."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._stops = sampling.stop
@@ -124,7 +125,7 @@ class StopWatcher:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
-        """Text that may go out, and the stop string that ended it, if one did."""
+        """Return the text to send, and the stop string that ended it, or None."""
         self._held += text
         found = [(self._held.index(stop), stop) for stop in self._stops if stop in self._held]
         if found:

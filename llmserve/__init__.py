@@ -1,13 +1,16 @@
 """vLLM inside any asyncio program, with admission control, cancellation, deadlines and metrics.
 
-`EngineManager` runs one engine and decides which requests it gets. A program that runs without a model:
+`EngineManager` runs one engine and decides which requests it gets. This program runs
+without a model:
 
     import asyncio
     from llmserve import EngineManager, Overloaded
 
-    async def main(): async with EngineManager.open(engine="simulated") as manager: #
-        open("bundled"), a folder or a hub name: vLLM answer = await manager.generate("The capital
-        of France is", max_tokens=16, temperature=0) print(answer.text, answer.usage)
+    async def main():
+        # EngineManager.open("bundled"), or with a folder or a hub name, starts vLLM
+        async with EngineManager.open(engine="simulated") as manager:
+            answer = await manager.generate("The capital of France is", max_tokens=16, temperature=0)
+            print(answer.text, answer.usage)
 
             messages = [{"role": "user", "content": "Tell me a story."}]
             try:
@@ -24,8 +27,8 @@ The names, each with its own help, such as `help(llmserve.EngineManager)`:
 
     manager      EngineManager, ManagerStatistics, State, MetricsSnapshot
     requests     GenerationRequest, Sampling, StructuredOutputs, Tools, CancellationToken
-    answers TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline,
-        Outcome
+    answers      TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline,
+                 Outcome
     errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant,
                  Overloaded, TenantOverloaded, Unavailable, RequestCancelled, DeadlineExceeded,
                  EngineError, EngineRestarted, EngineDead, ConfigurationError

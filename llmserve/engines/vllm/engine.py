@@ -1,12 +1,13 @@
-"""VLLMEngine: vLLM's AsyncLLM behind the engine protocol. With its neighbours the only module that imports vllm, and only
-inside functions.
+"""VLLMEngine puts vLLM's AsyncLLM behind the engine protocol.
 
-How tokens get out: `AsyncLLM.add_request()` returns a collector, an object with a `put()` that vLLM's output handler calls
-for every step of that request. `generate()` would wrap it in a generator and an event; here the collector's `put` is the
-request's own receiver, which turns each output into a Delta and hands it on at once. Outputs, errors and the engine's
-death all arrive by that one way.
+Only this module and its neighbours import vllm, and only inside functions.
 
-Written against vLLM 0.25.1 and 0.32.0; what is vLLM's own stands here and in its neighbours `vllm_*.py`.
+`AsyncLLM.add_request()` returns a collector, whose `put()` vLLM's output handler calls for every
+step of the request. vLLM's `generate()` would wrap it in a generator and an event. Here the
+collector's `put` is the request's own receiver, which converts each output to a Delta and passes it
+on at once. Outputs, errors and the engine's death all arrive this way.
+
+Written against vLLM 0.25.1 and 0.32.0.
 """
 
 import copy
@@ -54,16 +55,20 @@ from llmserve.tools import OutputParser
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-# How often the engine's death is looked for while nobody submits; requests under way learn of it at once.
+# Seconds between two checks for the engine's death while no request is submitted. Open requests
+# learn of it at once.
 WATCH_SECONDS = 0.25
 
 
 class VLLMEngine:
-    """vLLM for one model: "bundled", a folder or a hub name. `engine_args` are vLLM's own, by name.
+    """vLLM for one model: "bundled", a folder or a hub name.
 
-    Needs asyncio. Hosts must guard their entry point with `if __name__ == "__main__":`, because vLLM's engine process may be spawned.
-    `run()` raises ConfigurationError for wrong engine arguments, models and host processes (docs/embedding.md). While it runs, the garbage
-    collector leaves alone what the host process held when it was up (`gc.freeze`).
+    `engine_args` are vLLM's own arguments, by name. The engine needs asyncio. Hosts must guard
+    their entry point with `if __name__ == "__main__":`, because vLLM may spawn its engine process.
+
+    `run()` raises ConfigurationError for wrong engine arguments, models and host processes
+    (docs/embedding.md). While it runs, the garbage collector ignores the objects that the host had
+    when the engine was up (`gc.freeze`).
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None) -> None:
@@ -82,10 +87,11 @@ class VLLMEngine:
         self._steps = CoreSteps()
         self._paths = PathCounts()
         self._death: EngineDead | None = None
-        # Requests that vLLM has aborted of itself, and when.
+        # Requests that vLLM aborted on its own, and when.
         self._dropped: deque[tuple[float, Sink]] = deque()
         self._stepped: Callable[[], None] = lambda: None
-        # Set before it runs: this is a client of cores that another process owns, and asks it for a place at each. Raises EngineDead.
+        # If set before `run()`, this engine is a client of a core that another process owns. Called
+        # at each start for a client number. Raises EngineDead.
         self.connect: Callable[[], Awaitable[CoreClient]] | None = None
 
     @property
@@ -109,7 +115,7 @@ class VLLMEngine:
                     await anyio.sleep(WATCH_SECONDS)
                     self._fail_dropped()
             finally:
-                # An error's traceback keeps this frame, and would keep what the engine's end is to give back.
+                # An error's traceback keeps this frame, which must not keep the engine's resources.
                 del llm
             raise self._death or EngineDead("vLLM's engine process died; its own log says why")
 
@@ -123,14 +129,18 @@ class VLLMEngine:
         if self._guard is not None:
             await anyio.to_thread.run_sync(self._guard.note)
         if self._grammars is not None:
-            # It is started again with the first constraint, whose client then gets the error.
+            # The next constraint starts the sandbox again, and its client gets the error if
+            # that fails.
             with suppress(EngineError):
                 await self._grammars.start()
         self._llm = llm
         FastPath(llm.output_processor, self._paths)
 
     def _fail_dropped(self) -> None:
-        """A core that is told to stop aborts what is in it before it ends: its death is what has become of them, if it follows."""
+        """Fail the requests that vLLM aborted, if the core did not die after it.
+
+        A core that must stop aborts its requests before it ends; then its death is their error.
+        """
         while self._dropped and time.monotonic() - self._dropped[0][0] > END_SECONDS:
             self._dropped.popleft()[1].fail(EngineError("the engine ended the request: abort"))
 
@@ -140,13 +150,14 @@ class VLLMEngine:
         self._death = None
         guard = self._guard = ProcessGuard() if client is None else None
         try:
-            # In a thread: it blocks until the engine process has loaded the model, and /health should answer meanwhile.
+            # In a thread: the call blocks until the engine process has loaded the model, and
+            # /health must answer in that time.
             llm = await start_in_thread(partial(quiet()(self._build), client, guard), end=self.kill, discard=discard)
             try:
                 structured = llm.vllm_config.structured_outputs_config
                 known = partial(vocabulary, llm.vllm_config, llm.get_tokenizer())
                 grammars = Grammars(known, free_space=not structured.disable_any_whitespace)
-                # Another backend is the operator's choice, and its bounds are its own.
+                # Another backend is the operator's choice, and it has its own bounds.
                 self._grammars = grammars if structured.backend == "xgrammar" else None
                 encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
                 try:
@@ -157,9 +168,9 @@ class VLLMEngine:
                         encoder.close()
             finally:
                 if self._llm is None:
-                    # It has not been up: nothing in it is worth the wait for an end in order.
+                    # The engine was never up, so an orderly end is not worth the wait.
                     self.kill()
-                # What refers to it would keep its descriptors and threads.
+                # References to the engine would keep its descriptors and threads.
                 self._llm = self._grammars = self._encoder = None
                 with anyio.CancelScope(shield=True):
                     await end(llm)
@@ -172,12 +183,12 @@ class VLLMEngine:
                 await anyio.to_thread.run_sync(release)
 
     def kill(self) -> None:
-        """All of its processes. Those of a core that another process owns are that one's to kill."""
+        """Kill the processes that this engine started, but no core of another process."""
         if self._guard is not None:
             self._guard.kill()
 
     def processes(self) -> list[int]:
-        """The ids of the engine core's processes, where they are this one's children. Raises EngineDead while there is none."""
+        """Return the ids of the core's processes, if they are children. Raises EngineDead."""
         manager = getattr(self.running_llm.engine_core.resources, "engine_manager", None)
         return [process.pid for process in getattr(manager, "processes", ())]
 
@@ -193,8 +204,9 @@ class VLLMEngine:
         check_version(vllm.__version__)
         check_tool_parser(self._tool_parser)
         check()
-        # vLLM's defaults depend on who asks: on an H200 a step holds 8192 tokens for its API server and 2048 for an unknown embedder,
-        # which at 128 streams of a 1.5B model left requests waiting for prefill (docs/benchmarks.md).
+        # vLLM's defaults depend on the usage context: on an H200 a step holds 8192 tokens for its
+        # API server and 2048 for an unknown embedder. With 2048, 128 streams of a 1.5B model left
+        # requests waiting for prefill (docs/benchmarks.md).
         context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)
         install()
         with start_errors(self._model, guard):
@@ -210,10 +222,11 @@ class VLLMEngine:
         from vllm.platforms import current_platform
 
         config = llm.vllm_config
-        # Those that this client sends requests to: with a balancer outside of vLLM there are others.
+        # The cores to which this client sends requests. With a load balancer outside vLLM there are
+        # others.
         cores, cache = len(llm.engine_core.engine_ranks_managed), config.cache_config.kv_cache_size_tokens
         tokenizer = llm.get_tokenizer()
-        # The longest text that one token can stand for bounds how much text can possibly fit the context.
+        # The longest text of one token bounds the length of text that can fit the context.
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
         self._defaults = llm.model_config.get_diff_sampling_param()
         return EngineInfo(
@@ -223,7 +236,7 @@ class VLLMEngine:
             device=current_platform.get_device_name() or current_platform.device_type,
             max_model_len=llm.model_config.max_model_len,
             vocab_size=llm.model_config.get_vocab_size(),
-            # vLLM's figures are those of each core.
+            # vLLM reports these figures for each core.
             max_num_seqs=config.scheduler_config.max_num_seqs * cores,
             max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens * cores,
             kv_cache_tokens=None if cache is None else cache * cores,
@@ -246,14 +259,17 @@ class VLLMEngine:
         except (InvalidRequest, EngineDead):
             raise
         except Exception as error:
-            # Templates are the model's own programs: whatever one raises about a conversation is about that conversation.
+            # Templates are the model's own programs: any error in one is about the conversation.
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
     async def _constraint(self, request: GenerationRequest) -> StructuredOutputs | None:
-        """As xgrammar is given it; another backend gets the caller's own. Raises InvalidRequest, Overloaded."""
+        """Return the constraint for xgrammar, or the caller's own for another backend.
+
+        Raises InvalidRequest or Overloaded.
+        """
         forced = None
         if self._parsers is not None and request.tools is not None:
-            # In a thread: there may be 65,536 characters of schemas.
+            # In a thread, because the schemas may have 65,536 characters.
             forced = await anyio.to_thread.run_sync(self._parsers.constraint, request)
         constraint = forced or request.sampling.structured_outputs
         if constraint is None or self._grammars is None:
@@ -277,7 +293,8 @@ class VLLMEngine:
     async def _render_chat(self, llm: "AsyncLLM", request: GenerationRequest) -> EnginePrompt:
         from vllm.renderers.params import ChatParams
 
-        # vLLM puts dictionaries in place of the arguments of calls; the rest it leaves alone.
+        # vLLM replaces the arguments of tool calls by dictionaries, in place. It does not change
+        # anything else.
         messages = [copy.deepcopy(dict(one)) if one.get("tool_calls") else dict(one) for one in request.messages or ()]
         tools = template_tools(request.tools) if request.tools is not None and request.tools.choice != "none" else None
 
@@ -286,7 +303,7 @@ class VLLMEngine:
         self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
         kwargs = {"add_generation_prompt": True, **request.template_kwargs, "tools": tools}
         if self._encoder is not None:
-            # As text: the tokenizer takes it together with others'.
+            # As text, so that the tokenizer encodes it together with other prompts.
             chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
             _, prompt = await llm.renderer.render_messages_async(messages, chat)
             token_ids, words = await self._encoder.encode(PromptJob(prompt["prompt"], self._unbounded("chat")))
@@ -298,13 +315,13 @@ class VLLMEngine:
         return None if self._parsers is None else self._parsers.reader(request, prompt)
 
     def _unbounded(self, kind: str) -> Any:
-        """vLLM's tokenisation parameters without its length check, so that a long prompt meets one check only: the manager's."""
+        """Return vLLM's tokenisation parameters without its length check, which the manager does."""
         renderer = self.running_llm.renderer
         params = renderer.default_chat_tok_params if kind == "chat" else renderer.default_cmpl_tok_params
         return dataclasses.replace(params, max_total_tokens=None)
 
     def _refuse_endless(self, characters: int, field: str) -> None:
-        """Before any work is spent on it: text that cannot fit, however well it compresses into tokens."""
+        """Refuse a text that cannot fit the context in any tokenisation, before any work on it."""
         limit = self.info.max_model_len
         if characters > limit * self._longest_token:
             raise PromptTooLong(characters // self._longest_token, limit, field)
@@ -338,7 +355,8 @@ class VLLMEngine:
         except Exception as error:
             self._open.discard(request_id)
             raise translate(error) from error
-        # From here on every output comes straight to the receiver; what came during the await is fetched first.
+        # From now on every output goes straight to the receiver. Outputs during the await are
+        # fetched first.
         collector.put = receiver.put
         if is_plain(sampling):
             FastPath.open(collector, receiver)
@@ -349,11 +367,11 @@ class VLLMEngine:
         self._dropped.append((time.monotonic(), sink))
 
     def declare_dead(self, death: EngineDead) -> None:
-        """Of a core that another process owns, and saw die."""
+        """Note the death of a core that another process owns and watches."""
         self._death = death
 
     async def abort_foreign(self, request_ids: list[str]) -> None:
-        """Stop requests that another client of the same core has left behind."""
+        """Abort requests that another client of the same core has left behind."""
         await self.running_llm.engine_core.abort_requests_async(request_ids)
 
     async def abort(self, request_id: str) -> None:
@@ -364,11 +382,14 @@ class VLLMEngine:
     # Health and figures
 
     def statistics(self) -> EngineStatistics:
-        """The engine core's figures at its last step. It reports only when it steps: after the last request was aborted its
-        counts would stand still, so they are never more than the requests that are in it."""
+        """Return the core's figures at its last step.
+
+        A core reports only when it steps, so its counts would stand still after the last abort.
+        Therefore they are capped by the number of open requests.
+        """
         last = self._steps.statistics
         changes: dict[str, Any] = {"fast_path_tokens": self._paths.fast, "slow_path_tokens": self._paths.slow}
-        # What all clients of one core have in it, only they know together.
+        # The open requests of all clients of a core are known only to those clients together.
         if self.connect is None:
             running = changes["running"] = min(last.running, len(self._open))
             changes["waiting"] = min(last.waiting, len(self._open) - running)
@@ -391,7 +412,7 @@ class VLLMEngine:
 
     @property
     def running_llm(self) -> "AsyncLLM":
-        """vLLM's own object, for what this adapter does not offer. Raises EngineDead while there is none."""
+        """The AsyncLLM, for what this adapter does not offer. Raises EngineDead if it is down."""
         if self._llm is None:
             raise EngineDead("vLLM's engine is not running")
         return self._llm

@@ -1,4 +1,7 @@
-"""Whether a hub has a model, asked once and before vLLM is imported: vLLM asks several times, for a minute where no hub can be reached."""
+"""Asks once whether a hub has a model, before vLLM is imported.
+
+vLLM asks several times, which takes a minute if no hub can be reached.
+"""
 
 import os
 import time
@@ -6,20 +9,21 @@ from pathlib import Path
 
 from llmserve.errors import ConfigurationError
 
-# Of one request, and between requests: a network that comes up with the server may take a moment.
+# Timeout of one request, and pause between requests: a network that comes up with the server may
+# take a moment.
 TIMEOUT_SECONDS = 5.0
 ATTEMPTS = 3
 PAUSE_SECONDS = 1.0
 
 
 def check_hub(name: str, revision: str | None = None, *, token: str | bool | None = None) -> None:
-    """Raises ConfigurationError where the model is not in the hub's cache and no hub that has it can be reached."""
+    """Raise ConfigurationError if the model is neither in the hub's cache nor on the hub."""
     try:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
     except ImportError:
         return
-    # Addresses of other stores, files of a repository, and another hub are vLLM's to know.
+    # vLLM handles addresses of other stores, files of a repository, and another hub.
     if ":" in name or os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
         return
     if any(Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").glob("*")):
@@ -28,13 +32,13 @@ def check_hub(name: str, revision: str | None = None, *, token: str | bool | Non
         try:
             HfApi().model_info(name, revision=revision, token=token, timeout=TIMEOUT_SECONDS)
         except RepositoryNotFoundError:
-            # The hub says the same of a model that only others may see.
+            # The hub gives the same answer for a private model of others.
             found = f"{constants.ENDPOINT} has no such model, or it is private and HF_TOKEN gives no access to it"
             raise ConfigurationError(f"{name} is not a model folder, and {found}") from None
         except RevisionNotFoundError:
             raise ConfigurationError(f"the model {name} has no revision {revision!r} on {constants.ENDPOINT}") from None
         except HfHubHTTPError:
-            # A mirror may have no such route. vLLM asks for files.
+            # A mirror may lack this route. vLLM only asks for files.
             return
         except Exception as error:
             if left and not isinstance(error, (OfflineModeIsEnabled, ValueError)):

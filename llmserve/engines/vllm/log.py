@@ -1,4 +1,4 @@
-"""vLLM's log in a program that embeds it: errors alone, unless the program or its user has chosen otherwise."""
+"""Limits vLLM's log to errors, unless the embedding program or its user has chosen otherwise."""
 
 import functools
 import logging
@@ -8,25 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LEVEL, WARNINGS = "VLLM_LOGGING_LEVEL", "PYTHONWARNINGS"
-# Each of them is a choice of the user's (vllm/envs.py).
+# Each of these variables is a choice of the user (vllm/envs.py).
 CHOICES = (LEVEL, "VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")
-# vLLM's warnings are about settings of its own and of ours, a dozen at each start. The engine's processes alone read PYTHONWARNINGS.
+# vLLM's warnings are about its own settings and ours, a dozen at each start. Only the engine's
+# processes read PYTHONWARNINGS.
 QUIET = {LEVEL: "ERROR", WARNINGS: "ignore::FutureWarning"}
 
 
 def is_chosen() -> bool:
-    """Whether the environment, or a level of the logger "vllm", says what is logged."""
+    """Whether the environment, or a level of the logger "vllm", determines what is logged."""
     return _has_level() or any(name in os.environ for name in CHOICES)
 
 
 @functools.cache
 def _has_level() -> bool:
-    """Asked once: importing vLLM sets that level."""
+    """Check this once, because importing vLLM sets the level."""
     return logging.getLogger("vllm").level != logging.NOTSET
 
 
 class _Starts:
-    """Starts run in threads, and several may overlap: the first one sets the variables, the last one removes them."""
+    """Counts overlapping starts, which run in threads.
+
+    The first one sets the variables, and the last one removes them.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +49,7 @@ class _Starts:
             self._running -= 1
             if self._running == 0:
                 for name in self._set:
-                    # The program may have chosen another value while the start ran.
+                    # The program may have set another value during the start.
                     if os.environ.get(name) == QUIET[name]:
                         del os.environ[name]
 
@@ -55,7 +59,10 @@ _starts = _Starts()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While vLLM is imported and its processes start, which inherit the environment. Afterwards the environment is as before."""
+    """Quiet vLLM while it is imported and its processes start, which inherit the environment.
+
+    Afterwards the environment is restored.
+    """
     _starts.begin()
     try:
         yield

@@ -1,4 +1,4 @@
-"""LoRA adapters: models that are the one that is served and a little more. Which there are is said at the start (`lora_modules`)."""
+"""LoRA adapters: variants of the served model, configured at the start (`lora_modules`)."""
 
 import json
 from collections.abc import Mapping
@@ -11,21 +11,24 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
-# The name that vLLM's own server has for it.
+# The argument's name in vLLM's own server.
 ARGUMENT = "lora_modules"
-# The ranks that vLLM has kernels for (vllm/config/lora.py), and its own default.
+# The ranks for which vLLM has kernels (vllm/config/lora.py), and its default.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANK = 16
-# Different ones in one step; each takes GPU memory from the KV cache.
+# Maximum number of different adapters in one step; each takes GPU memory from the KV cache.
 MAX_CONCURRENCY = 8
 
 
 class Adapters:
-    """Names and where each one is: a folder in PEFT's form, or a hub name. Raises ConfigurationError, naming what is wrong."""
+    """Adapters by name: a folder in PEFT's format, or a hub name.
+
+    Raises ConfigurationError, which names what is wrong.
+    """
 
     def __init__(self, modules: Any) -> None:
         if not isinstance(modules, Mapping) or not all(isinstance(one, str) and one for pair in modules.items() for one in pair):
-            raise ConfigurationError(f'{ARGUMENT} is written {{"name": "folder"}}, not {modules!r}')
+            raise ConfigurationError(f'{ARGUMENT} must be written as {{"name": "folder"}}, not {modules!r}')
         self._modules = dict(modules)
         self._ids = {name: number for number, name in enumerate(modules, 1)}
 
@@ -34,7 +37,7 @@ class Adapters:
         return tuple(self._modules)
 
     def engine_args(self, given: Mapping[str, Any], *, on_cpu: bool) -> dict[str, Any]:
-        """What vLLM has to be told to have room for them, where nothing else is `given`. Raises ConfigurationError."""
+        """Return vLLM's arguments for these adapters, as defaults. Raises ConfigurationError."""
         if not self._modules:
             return {}
         rank = max(_rank(name, path) for name, path in self._modules.items())
@@ -42,8 +45,9 @@ class Adapters:
         if not fitting:
             raise ConfigurationError(f"{ARGUMENT} has an adapter of rank {rank}; vLLM's largest is {RANKS[-1]}")
         count = len(self._modules)
-        # On a CPU vLLM (0.32) takes the place -1 of a request without an adapter for the last place that there is: in one batch with
-        # adapters, the model itself answered with one of them. A last place that is never taken adds nothing.
+        # On a CPU, vLLM (0.32) treats the slot -1 of a request without an adapter as the last slot.
+        # In one batch with adapters, the model itself then answered with one of them. A last slot
+        # that is never used adds nothing.
         places = count + 1 if on_cpu else min(count, MAX_CONCURRENCY)
         if on_cpu and given.get("max_loras", places) < places:
             raise ConfigurationError(f"max_loras must be at least {places} on a CPU, one more than there are adapters")
@@ -55,7 +59,7 @@ class Adapters:
         return None if name is None else LoRARequest(name, self._ids[name], self._modules[name])
 
     async def load(self, llm: "AsyncLLM") -> None:
-        """All of them, so that a broken one is told of at the start. Raises ConfigurationError."""
+        """Load all adapters, to find a broken one at the start. Raises ConfigurationError."""
         for name in self._modules:
             request = self.request(name)
             assert request is not None
@@ -66,7 +70,10 @@ class Adapters:
 
 
 def _rank(name: str, path: str) -> int:
-    """As the adapter's own file says; vLLM's default for one on a hub, which is looked at when it is loaded."""
+    """Return the rank from the adapter's file, or vLLM's default for a hub name.
+
+    vLLM reads the file of a hub name when it loads the adapter.
+    """
     if not Path(path).exists():
         if path.startswith(("/", ".")):
             raise ConfigurationError(f"{ARGUMENT} has no folder {path} for {name!r}")

@@ -1,8 +1,8 @@
-"""What vLLM tells after each step, at a small price: our own figures, and its `vllm:*` series for Prometheus. Written against vLLM 0.25.1
-and 0.32.0.
+"""vLLM's figures after each step: for our own statistics and for its `vllm:*` series.
 
-vLLM's own logger puts every token's latency into a histogram at once, which takes a microsecond; here they are kept, and counted together
-some thousand tokens later or when somebody reads them.
+vLLM's own Prometheus logger puts every token's latency into a histogram at once, which takes a
+microsecond. Here the latencies are kept, and counted together after some thousand tokens or when
+the histogram is read. Written against vLLM 0.25.1 and 0.32.0.
 """
 
 import logging
@@ -11,12 +11,16 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# About a tenth of a second of tokens on a fast GPU; counting them takes 0.1 ms (benchmarks/host_cost/overhead.py's machine).
+# About a tenth of a second of tokens on a fast GPU. Counting them takes 0.1 ms (on the machine of
+# benchmarks/host_cost/overhead.py).
 MAX_KEPT = 4096
 
 
 def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
-    """For AsyncLLM: one that calls `record(core, scheduler_stats, iteration_stats)`, and one in place of vLLM's for Prometheus."""
+    """Make AsyncLLM's loggers: one calls `record`, and one replaces vLLM's for Prometheus.
+
+    `record` gets the core's number, its scheduler statistics and its iteration statistics.
+    """
     from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
     class StepRecorder(StatLoggerBase):  # type: ignore[misc]  # vllm is not installed where types are checked
@@ -24,7 +28,7 @@ def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
             pass
 
         def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
-            # vLLM's output handler dies of an exception in here, and the whole engine with it.
+            # An exception here would end vLLM's output handler, and the whole engine with it.
             try:
                 record(engine_idx, scheduler_stats, iteration_stats)
             except Exception:
@@ -40,7 +44,7 @@ def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
 
 
 def patient_histogram() -> type:
-    """A `prometheus_client.Histogram` that counts later what it is told."""
+    """Return a `prometheus_client.Histogram` class that counts its observations later."""
     import numpy as np
     from prometheus_client import Histogram
 
@@ -56,7 +60,8 @@ def patient_histogram() -> type:
                 self._count()
 
         def _count(self) -> None:
-            # A scraper may read from another thread: what is taken out here is counted once.
+            # A scraper may read in another thread, so the values are taken out before they are
+            # counted.
             kept, self._kept = self._kept, []
             if kept:
                 found = np.bincount(np.searchsorted(self._upper_bounds, kept))

@@ -1,6 +1,7 @@
-"""What can be seen of a model folder in milliseconds: files that are missing, cut off, or no JSON. Reads no weights, imports nothing heavy.
+"""Checks a model folder in milliseconds for files that are missing, truncated or not JSON.
 
-An engine reports the same after half a minute, from another process, and mostly without the file's name.
+It reads no weights and imports nothing heavy. An engine would report such a file after half a
+minute, from another process, and mostly without its name.
 """
 
 import json
@@ -12,17 +13,20 @@ from llmserve.errors import ConfigurationError
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-# Of those that exist, an engine parses each while it starts.
+# Files that an engine parses at its start if they exist.
 PARSED = (CONFIG, INDEX, "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-# The format's own bound of a header (safetensors' `MAX_HEADER_SIZE`), in bytes.
+# Maximum size of a header in bytes, as in safetensors' `MAX_HEADER_SIZE`.
 MAX_HEADER = 100_000_000
-# What git leaves in place of a large file that it has not fetched.
+# The beginning of the file that git leaves in place of a large file that it has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
 
 def check_folder(folder: Path, *, weights: bool = True) -> None:
-    """Raises ConfigurationError, which names the file and what to do. `weights`: whether the engine reads weights from this folder."""
+    """Raise ConfigurationError, which names the file and what to do.
+
+    `weights` says whether the engine reads weights from this folder.
+    """
     if not (folder / CONFIG).is_file():
         raise ConfigurationError(f"the model folder {folder} has no {CONFIG}")
     found = {name: _parsed(folder / name) for name in PARSED if (folder / name).exists()}
@@ -51,7 +55,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _indexed(path: Path, index: dict[str, Any]) -> list[Path]:
-    """The files that hold the weights, where there are several."""
+    """Return the files that hold the weights, if there are several."""
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ConfigurationError(f"the model's file {path} has no weight_map: copy or download it again")
@@ -66,7 +70,10 @@ def _indexed(path: Path, index: dict[str, Any]) -> list[Path]:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Eight bytes give the length of a JSON header, and that says where the last tensor ends: with it the file must end."""
+    """Check that the file ends where its last tensor ends.
+
+    Its first eight bytes give the length of a JSON header, which contains the end of each tensor.
+    """
     damaged = f"the weights {path} are damaged"
     try:
         with path.open("rb") as file:

@@ -1,4 +1,7 @@
-"""What comes out of vLLM, outputs and errors, as llmserve's own. Written against vLLM 0.25.1 and 0.32.0, the errors also against 0.33.0."""
+"""Converts vLLM's outputs and errors to llmserve's own.
+
+Written against vLLM 0.25.1 and 0.32.0, the errors also against 0.33.0.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +13,16 @@ from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded,
 from llmserve.request import Delta, Sampling, TokenLogprob
 from llmserve.structured import FIELD
 
+# vLLM's refusals do not say when to retry.
+RETRY_AFTER = 1.0
+
 
 class Receiver:
-    """Turns one request's outputs into deltas as vLLM makes them. One that vLLM has aborted of itself, with no word to its sink, is
-    `dropped`."""
+    """Converts one request's outputs to deltas as vLLM makes them.
+
+    It calls `dropped` if vLLM aborts the request on its own, because the sink gets no word of it
+    then.
+    """
 
     def __init__(
         self,
@@ -25,7 +34,7 @@ class Receiver:
         dropped: Callable[[Sink], None],
     ) -> None:
         self._id = request_id
-        # All that has come under a constraint, for `VLLMEngine.suspects`.
+        # All tokens so far of a constrained request, for `VLLMEngine.suspects`.
         self.token_ids: list[int] | None = None
         self.detokenize = sampling.detokenize
         self._sink = sink
@@ -35,8 +44,8 @@ class Receiver:
         self._dropped = dropped
 
     def put(self, output: Any) -> None:
-        """Stands in for the collector's `put`; an exception is how vLLM tells of the engine's death."""
-        # An aborted request gets a last, empty output; nobody waits for it.
+        """Replace the collector's `put`. vLLM passes an exception to it when the engine dies."""
+        # An aborted request gets a last, empty output, for which no caller waits.
         if self._id not in self._open:
             return
         if isinstance(output, Exception):
@@ -61,12 +70,12 @@ class Receiver:
 
     def _failure(self, reason: str) -> Exception:
         if reason == "error" and self._sampling.structured_outputs is not None:
-            # A rule of a grammar that leads nowhere, which shows only when an answer gets there.
-            return InvalidRequest(f"{FIELD}: no token goes on from here as it asks", FIELD)
+            # The grammar has a rule that leads nowhere. This shows only when an answer reaches it.
+            return InvalidRequest(f"{FIELD}: no token can continue the answer within this constraint", FIELD)
         return EngineError(f"the engine ended the request: {reason}")
 
     def take(self, text: str, token_ids: list[int]) -> None:
-        """Tokens in the middle of an answer, with their text."""
+        """Take tokens from the middle of an answer, with their text."""
         if self._id in self._open:
             if self.token_ids is not None:
                 self.token_ids += token_ids
@@ -83,7 +92,7 @@ class Receiver:
             return None
         count = self._sampling.prompt_logprobs
         pairs = zip(output.prompt_token_ids, output.prompt_logprobs, strict=False)
-        # Nothing predicts the first token, so vLLM has no entry for it, and not its text either.
+        # Nothing predicts the first token, so vLLM has neither an entry for it nor its text.
         return tuple(_logprob(token, entry, count) if entry else TokenLogprob(token, self._decode([token]), None) for token, entry in pairs)
 
 
@@ -101,29 +110,28 @@ def _timings(output: Any) -> EngineTimings:
 
 
 def _logprob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogprob:
-    """`entry` has the chosen token too, which is an alternative only where its rank says so."""
+    """Convert one entry. The chosen token in it is an alternative only if its rank allows that."""
     ranked = sorted((value.rank or 0, other) for other, value in entry.items())
     top = tuple(TokenLogprob(other, entry[other].decoded_token or "", entry[other].logprob) for rank, other in ranked if rank <= count)
     return TokenLogprob(token, entry[token].decoded_token or "", entry[token].logprob, top)
 
 
 def translate(error: Exception) -> Exception:
-    """vLLM's error as one of ours. By name, because most of these classes are not in every version."""
+    """Convert vLLM's error by its class name; most of these classes are not in every version."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if "EngineDeadError" in names:
         return EngineDead("vLLM's engine process died; its own log says why")
     if "GracefulHTTPError" in names:
         return Overloaded(f"vLLM's own limit: {brief(error)}", retry_after=RETRY_AFTER[Refusal.QUEUE_FULL], reason=Refusal.QUEUE_FULL)
     if "RetryableRequestError" in names:
-        # Of what is served here, vLLM 0.33 refuses only requests to a paused engine this way.
-        return Unavailable(
-            f"the engine takes no requests now: {brief(error)}", retry_after=RETRY_AFTER[Refusal.PAUSED], reason=Refusal.PAUSED
-        )
+        # Of the requests that are served here, vLLM 0.33 refuses only those to a paused engine in
+        # this way.
+        return Unavailable(f"the engine accepts no requests now: {brief(error)}", retry_after=RETRY_AFTER, reason=Refusal.PAUSED)
     if isinstance(error, ValueError) or "VLLMClientError" in names:
         return InvalidRequest(brief(error), getattr(error, "parameter", None))
     return EngineError(f"the engine failed the request: {brief(error)}")
 
 
 def brief(error: Exception) -> str:
-    """An error's text, cut to what belongs into an answer."""
+    """Return an error's text, shortened for an answer."""
     return " ".join(str(error).split())[:300]

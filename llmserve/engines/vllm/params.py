@@ -1,4 +1,7 @@
-"""A request's sampling as vLLM's SamplingParams, and what this vLLM cannot do of it. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
+"""Converts a request's sampling to vLLM's SamplingParams, and checks what this vLLM supports.
+
+Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +12,20 @@ from llmserve.errors import InvalidRequest
 from llmserve.request import Sampling
 from llmserve.structured import StructuredOutputs
 
-# What None leaves to the model's own generation config.
+# The fields for which None selects the model's generation config.
 CHOSEN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-# CVE-2026-93840 and CVE-2026-93989.
+# The first version without CVE-2026-93840 and CVE-2026-93989.
 TOKEN_RULES_SINCE = (0, 30)
-# Tokens of all bad words together, VLLM_MAX_BAD_WORDS_TOTAL_TOKENS. vLLM looks at it in the engine's process alone, and ends that.
+# Maximum number of tokens of all bad words, VLLM_MAX_BAD_WORDS_TOTAL_TOKENS. vLLM checks it only in
+# the engine's process, which then ends.
 MAX_BAD_WORD_TOKENS = 1024
 
 
 def check_version_for(sampling: Sampling, found: str | None = None) -> None:
-    """Raises InvalidRequest for what a vLLM of the version `found`, that of the installed one if None, does wrong."""
+    """Raise InvalidRequest for fields that vLLM of the version `found` handles wrongly.
+
+    None stands for the installed version.
+    """
     fields = [name for name in ("allowed_token_ids", "bad_words") if getattr(sampling, name)]
     if fields and numbers(found or version()) < TOKEN_RULES_SINCE:
         words = f"{fields[0]} is not supported by this server's vLLM {found or version()}: below 0.30 it changes other requests' answers"
@@ -26,7 +33,10 @@ def check_version_for(sampling: Sampling, found: str | None = None) -> None:
 
 
 def sampling_params(sampling: Sampling, constraint: StructuredOutputs | None, defaults: Mapping[str, Any], tokenizer: Any) -> Any:
-    """`defaults` are those of the model's generation config. Raises InvalidRequest, and what vLLM raises."""
+    """Return SamplingParams. Raises InvalidRequest, and what vLLM raises.
+
+    `defaults` are those of the model's generation config.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -52,7 +62,7 @@ def sampling_params(sampling: Sampling, constraint: StructuredOutputs | None, de
         bad_words=list(sampling.bad_words) or None,
         structured_outputs=None if constraint is None else grammar_params(constraint),
         output_kind=RequestOutputKind.DELTA,
-        # Made for this request alone, so vLLM need not copy it.
+        # These parameters are for one request only, so vLLM need not copy them.
         skip_clone=True,
     )
     if sampling.bad_words:
@@ -61,9 +71,9 @@ def sampling_params(sampling: Sampling, constraint: StructuredOutputs | None, de
 
 
 def _check_bad_words(params: Any, tokenizer: Any) -> None:
-    # vLLM does the same later, and leaves the sum to the engine's process.
+    # vLLM does the same later, but checks the sum only in the engine's process.
     params.update_from_tokenizer(tokenizer)
     tokens = sum(map(len, params.bad_words_token_ids))
     if tokens > MAX_BAD_WORD_TOKENS:
-        words = f"bad_words has {tokens:,} tokens, each string counted as it is and after a space, and may have {MAX_BAD_WORD_TOKENS:,}"
+        words = f"bad_words has {tokens:,} tokens (each string as it is, and after a space); at most {MAX_BAD_WORD_TOKENS:,} are allowed"
         raise InvalidRequest(words, "bad_words")

@@ -1,8 +1,9 @@
-"""Texts to token ids, those that wait together by one call. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+"""Encodes waiting prompts together. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
 
-vLLM's renderer encodes one prompt at a time, each with a hand-over to its one thread and back, while the event loop holds the
-interpreter: of 512 prompts at once the last waits for all of them. Here one thread passes all texts that wait to the tokenizer together,
-which encodes them on all cores without the interpreter's lock. Conversations are rendered by vLLM before, within its own time limit.
+vLLM's renderer encodes one prompt at a time in its one thread, with a hand-over to the thread and
+back, while the event loop holds the interpreter. Of 512 prompts the last one waits for all others.
+Here one thread passes all waiting texts to the tokenizer together, which encodes them on all cores
+without the interpreter's lock. vLLM renders conversations first, within its own time limit.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ import attrs
 from llmserve.errors import EngineDead
 
 GONE = "vLLM's engine is not running"
-# Maximum characters of a batch. A prompt that arrives during a long batch waits for that batch, not for the whole queue.
+# Maximum number of characters in a batch. A prompt that arrives during a long batch waits for that
+# batch, not for the whole queue.
 MAX_CHARACTERS = 2**18
 
 
@@ -27,13 +29,16 @@ class PromptJob:
     params: Any
 
 
-# What a job comes to: token ids with their text, or what is wrong with it.
+# The result of a job: token ids with their text, or an error.
 Encoded = tuple[list[int], str]
 _Waiting = tuple[PromptJob, "asyncio.Future[Encoded]"]
 
 
 def can_encode(renderer: Any) -> bool:
-    """Whether this renderer's prompts are what its tokenizer makes of their text: not for tokenizers and models with ways of their own."""
+    """Whether a tokenizer call alone produces this renderer's prompts.
+
+    This is not so for special tokenizers and models.
+    """
     from vllm.renderers.hf import HfRenderer
 
     tokenizer = renderer.tokenizer
@@ -42,7 +47,7 @@ def can_encode(renderer: Any) -> bool:
 
 
 class PromptEncoder:
-    """For one renderer, in one event loop."""
+    """Encodes prompts for one renderer, in one event loop."""
 
     def __init__(self, renderer: Any) -> None:
         self._renderer = renderer
@@ -52,7 +57,7 @@ class PromptEncoder:
         self._closed = False
 
     async def encode(self, job: PromptJob) -> Encoded:
-        """Raises what vLLM raises about the job, and EngineDead when the encoder has been closed."""
+        """Return token ids and text. Raises vLLM's error about the job; EngineDead after `close`."""
         if self._closed:
             raise EngineDead(GONE)
         loop = asyncio.get_running_loop()
@@ -60,12 +65,12 @@ class PromptEncoder:
         self._waiting.append((job, future))
         if not self._busy:
             self._busy = True
-            # Those that arrive in this turn of the loop go together.
+            # Jobs that arrive in this turn of the loop are encoded together.
             loop.call_soon(self._begin)
         return await future
 
     def close(self) -> None:
-        """Fail the jobs that wait. One that is in the thread comes to its end."""
+        """Fail the jobs that wait. The batch in the thread runs to its end."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         for _, future in self._waiting:
@@ -82,7 +87,7 @@ class PromptEncoder:
         work.add_done_callback(partial(self._deliver, batch))
 
     def _take(self) -> list[_Waiting]:
-        """The head of the line, up to MAX_CHARACTERS; without the jobs whose callers have left."""
+        """Take jobs from the queue, up to MAX_CHARACTERS, without those whose callers have left."""
         batch, characters = [], 0
         while self._waiting and characters < MAX_CHARACTERS:
             characters += len(self._waiting[0][0].text)
@@ -120,5 +125,5 @@ class PromptEncoder:
             found = self._renderer.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **kwargs)["input_ids"]
             return list(zip(found, texts, strict=True))
         except Exception as error:
-            # One text's fault is not its neighbours'.
+            # An error of one text must not fail the others.
             return [error] if len(texts) == 1 else [result for text in texts for result in self._encode([text], kwargs)]

@@ -1,9 +1,11 @@
-"""vLLM's engine core by itself, for several processes with a client each. Written against vLLM 0.25.1 and 0.32.0.
+"""vLLM's engine core alone, for several processes with one client each.
 
-One process owns the core: it starts it, watches it and ends it, and sends no request. Each of the others gets a `CoreClient`, from which
-`VLLMEngine` makes its AsyncLLM. The core connects to its clients, not they to it, so it must know at its start how many there can be.
-A client that comes later than the core, to take the place of one that died, is the next number: what the core has to say to a
-number waits until somebody listens there.
+One process owns the core: it starts, watches and ends it, and sends no requests. Each other process
+gets a `CoreClient`, from which `VLLMEngine` makes its AsyncLLM. The core connects to its clients,
+not they to it, so it must know at its start how many there can be. A client that replaces a dead
+one gets the next number: the core's messages to a number wait until a client listens there.
+
+Written against vLLM 0.25.1 and 0.32.0.
 """
 
 import signal
@@ -22,13 +24,17 @@ from llmserve.engines.vllm.start_errors import Failure, first_report, install
 from llmserve.errors import ConfigurationError, EngineDead
 from llmserve.models import resolve
 
-# How vLLM names the processes that it starts: its engine cores, and what balances several of them.
+# vLLM's names for the processes that it starts: its engine cores, and the coordinator that balances
+# several of them.
 PROCESS_NAMES = ("EngineCore", "VLLM_DP_Coordinator")
 
 
 @attrs.frozen(kw_only=True)
 class CoreClient:
-    """What one client needs to know of a core. It can be pickled, as vLLM pickles its configuration for its own processes."""
+    """The address of one client at a core.
+
+    It can be pickled, like vLLM's configuration for its own processes.
+    """
 
     config: Any
     input_address: str
@@ -37,17 +43,17 @@ class CoreClient:
     index: int
 
     def arguments(self) -> dict[str, Any]:
-        """For `AsyncLLM.from_vllm_config`."""
+        """Return the arguments for `AsyncLLM.from_vllm_config`."""
         self.config.parallel_config._api_process_rank = self.index % self.count  # noqa: SLF001 - as vLLM's own launcher does
         addresses = {"input_address": self.input_address, "output_address": self.output_address}
         return {"vllm_config": self.config, "client_addresses": addresses, "client_count": self.count, "client_index": self.index}
 
 
 class VLLMCore:
-    """A core for `at_once` clients, and `in_all` with those that come in place of dead ones.
+    """A core for `at_once` concurrent clients, and `in_all` with the replacements of dead ones.
 
-    What takes long here blocks, and belongs into a thread. First `configure`, then `launch` while the clients start, `check` from time to
-    time, and in the end `stop`.
+    Long calls block, so run them in a thread: first `configure`, then `launch` while the clients
+    start, `check` from time to time, and `stop` at the end.
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any], *, at_once: int, in_all: int) -> None:
@@ -60,7 +66,7 @@ class VLLMCore:
         self._up = False
 
     def configure(self, check: Callable[[], None]) -> None:
-        """Raises ConfigurationError, and what `check` raises when it is not wanted any more."""
+        """Prepare the configuration. Raises ConfigurationError, and what `check` raises."""
         check_host()
         check_model(self._model, self._engine_args)
         try:
@@ -77,18 +83,18 @@ class VLLMCore:
             args._api_process_rank = -1  # noqa: SLF001
             self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
         if self._config.parallel_config.data_parallel_size > 1:
-            raise ConfigurationError("data_parallel_size above 1 has cores of its own to balance, which workers do not: use --workers 1")
+            raise ConfigurationError("workers cannot share several cores: use --workers 1 with a data_parallel_size above 1")
         paths = [get_open_zmq_ipc_path() for _ in range(2 * self._in_all)]
         self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
 
     @property
     def batch(self) -> tuple[int, int]:
-        """Sequences, and tokens, of one step."""
+        """Maximum number of sequences and of tokens in one step."""
         scheduler = self._config.scheduler_config
         return int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens)
 
     def launch(self) -> None:
-        """Start the core and wait until it is up. Raises ConfigurationError, EngineDead."""
+        """Start the core and wait until it is up. Raises ConfigurationError or EngineDead."""
         from vllm.v1.engine.utils import launch_core_engines
         from vllm.v1.executor import Executor
 
@@ -97,12 +103,12 @@ class VLLMCore:
             launched = until_up.enter_context(
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
-            # vLLM 0.25 gives a tuple.
+            # vLLM 0.25 returns a tuple.
             self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
         self._up = True
 
     def client(self, index: int) -> CoreClient:
-        """For the client with this number, which no other one has had."""
+        """Return the client with this number, which must be unused."""
         return CoreClient(
             config=self._config,
             input_address=self._addresses.inputs[index],
@@ -112,13 +118,13 @@ class VLLMCore:
         )
 
     def check(self) -> None:
-        """Raises EngineDead when one of its processes has ended."""
+        """Raise EngineDead if one of the core's processes has ended."""
         if self._manager is not None and (ended := self._manager.finished_procs()):
             name, code = next(iter(ended.items()))
             raise EngineDead(f"vLLM's engine process {name} ended with {code}; its own log says why")
 
     def kill(self) -> None:
-        """At once, as it hangs, or while it is launched."""
+        """Kill the core at once, because it hangs or is being launched."""
         self._guard.kill()
 
     def stop(self) -> None:
@@ -132,7 +138,10 @@ class VLLMCore:
 
 @contextmanager
 def start_errors(model: str, guard: ProcessGuard | None = None) -> Iterator[None]:
-    """vLLM's errors at its start as ours. What the guard's processes reported comes first: the host's error only says that they ended."""
+    """Convert vLLM's errors at its start.
+
+    Reports of the guard's processes take precedence: the host's error only says that they ended.
+    """
     try:
         yield
     except (ConfigurationError, EngineDead):
@@ -144,12 +153,14 @@ def start_errors(model: str, guard: ProcessGuard | None = None) -> Iterator[None
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Processes started inside never see SIGINT: a signal mask is inherited, and vLLM resets handlers only.
+    """Block SIGINT in processes that are started inside.
 
-    A terminal sends Ctrl-C to every process of the group, so the engine would die at once, under the requests that its host
-    wants to finish first. The host stops the engine by SIGTERM, as always. This thread is not the one that handles signals.
+    They inherit the signal mask, and vLLM only resets handlers. A terminal sends Ctrl-C to every
+    process of the group, so the engine would die at once, and its host could not finish its
+    requests. The host stops the engine by SIGTERM. This thread is not the one that handles signals.
     """
-    # Started now, because starting it later would unblock the signal again: multiprocessing does so around it.
+    # The tracker must start before this: multiprocessing unblocks the signal when it starts the
+    # tracker.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

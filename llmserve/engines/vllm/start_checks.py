@@ -1,6 +1,7 @@
-"""What makes a start of vLLM fail and can be known before vLLM is imported, which takes ten seconds. Imports nothing of vLLM's.
+"""Checks for failures of a start before vLLM is imported, which takes ten seconds.
 
-vLLM's own errors for these come from other processes, after up to a minute, and name neither the program nor the file.
+vLLM's own errors for these failures come from other processes, after up to a minute, and name
+neither the program nor the file. This module imports nothing of vLLM.
 """
 
 import multiprocessing
@@ -18,18 +19,22 @@ from llmserve.engines.vllm.start_errors import report
 from llmserve.errors import ConfigurationError
 from llmserve.models import BUNDLED, check_bundled, resolve
 
-# vLLM's variable for how it starts its processes; llmserve sets "spawn" where there is no choice of the host's.
+# vLLM's variable for the way in which it starts its processes. llmserve sets "spawn" unless the
+# host has set it.
 START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-# Values of `load_format` with which vLLM reads whole weights from the model's folder.
+# Values of `load_format` with which vLLM reads complete weights from the model's folder.
 FROM_FOLDER = (None, "auto", "hf", "safetensors", "pt")
-# The executors of vLLM's own. Another one, as a worker of another class, may load what it likes.
+# vLLM's own executors. Another executor, like another worker class, may load anything.
 EXECUTORS = (None, "mp", "uni", "ray", "external_launcher")
-# Arguments that name another place for the weights or the config, or another worker.
+# Arguments that set another source of the weights or the config, or another worker.
 OTHER_SOURCES = {"model_weights", "hf_config_path", "worker_cls"}
 
 
 def check_host() -> None:
-    """Raises ConfigurationError where this process cannot start vLLM's processes, which import its main module again."""
+    """Raise ConfigurationError if this process cannot start vLLM's processes.
+
+    Those import its main module.
+    """
     process = multiprocessing.current_process()
     if process.daemon:
         raise ConfigurationError(
@@ -42,17 +47,18 @@ def check_host() -> None:
             raise ConfigurationError(f"the engine vllm cannot start: {words}")
     if os.environ.get(START_METHOD, "spawn") != "spawn":
         return
-    # As multiprocessing itself notes it in a process that imports its parent's main module, and only until that is done.
+    # multiprocessing sets this in a process that imports its parent's main module, only during the
+    # import.
     if getattr(process, "_inheriting", False):
         error = ConfigurationError(
             "the program starts the engine vllm again when an engine's process imports the program's main module: "
             'put the start under `if __name__ == "__main__":`'
         )
-        # The process that wanted this one has the caller.
+        # The process that started this one reports the error to the caller.
         report(error)
         raise error
     path = spawn.get_preparation_data("").get("init_main_from_path")
-    # A frozen program is its processes' main module by itself.
+    # In a frozen program, the processes need no main module.
     if path is not None and not getattr(sys, "frozen", False) and not os.path.isfile(path):
         raise ConfigurationError(
             f"the engine vllm cannot start: its processes import the program's main module, and {Path(path).name} is not a file. "
@@ -61,7 +67,10 @@ def check_host() -> None:
 
 
 def _is_inherited(descriptor: int) -> bool:
-    """Where it was closed, a file or socket of this process may have its number; those are not passed to other processes."""
+    """Whether other processes inherit the descriptor.
+
+    If it was closed, a file or socket of this process may have its number; those are not inherited.
+    """
     try:
         return os.get_inheritable(descriptor)
     except OSError:
@@ -69,7 +78,7 @@ def _is_inherited(descriptor: int) -> bool:
 
 
 def check_model(model: str, engine_args: Mapping[str, Any]) -> None:
-    """Raises ConfigurationError where the model is not there or incomplete, or vLLM is not installed.
+    """Raise ConfigurationError if the model is missing or incomplete, or vLLM is not installed.
 
     Asks a hub for a model that is neither a folder nor in the hub's cache.
     """

@@ -1,7 +1,8 @@
-"""Why an engine's process failed in its start: the process writes it to a file, which the host reads.
+"""Reports why an engine's process failed in its start, through a file that the host reads.
 
-vLLM logs it in that process; its error in the host says only that a start failed. Of several processes the first one to fail has the cause:
-a worker's error makes its core fail. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
+vLLM logs the cause in that process; its error in the host only says that a start failed. The first
+of several processes to fail has the cause: a worker's error makes its core fail. Written against
+vLLM 0.25.1, 0.32.0 and 0.33.0.
 """
 
 import json
@@ -17,14 +18,15 @@ import attrs
 from llmserve.engines.processes.socket_files import PREFIX, VARIABLE
 from llmserve.errors import ConfigurationError, EngineDead, LLMServeError
 
-# Characters of an error's text.
+# Maximum number of characters of an error's text.
 MAX_CHARACTERS = 1000
-# Whose start functions are replaced.
+# vLLM's functions that this module replaces.
 CORE, WORKER = "EngineCoreProc.run_engine_core", "WorkerProc.worker_main"
-# How a core quotes the error of a worker that was already up.
+# A core's message about the error of a worker that was already up.
 OF_WORKER = re.compile(r"Worker failed with error '(.*)', please check", re.DOTALL)
 
-# What operators can do, by words of vLLM's errors. The names are those of `engine_args` (`--engine-arg NAME=VALUE`).
+# What operators can do, by the text of vLLM's error. The names are those of `engine_args`
+# (`--engine-arg NAME=VALUE`).
 HINTS = (
     (r"larger than the available KV cache memory", "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"),
     (r"[Nn]o available memory for the cache blocks", "raise kv_cache_memory_bytes or gpu_memory_utilization"),
@@ -35,13 +37,17 @@ HINTS = (
     ),
     (r"deserializing header|file not fully covered", "copy or download the weights again"),
 )
-# What vLLM says in the host when a core has ended in its start; the rest of that text names the processes, or none.
+# vLLM's message in the host when a core has ended in its start. The rest of the message names the
+# processes, or is empty.
 CORE_ENDED = "Engine core initialization failed"
 
 
 @attrs.frozen
 class Failure:
-    """An error, maybe of another process: its class may not exist here. `wrong`: an argument or a file is the cause."""
+    """An error, possibly of another process, whose class may not exist here.
+
+    `wrong` means that an argument or a file is the cause.
+    """
 
     type: str
     text: str
@@ -49,13 +55,14 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
-        # pydantic's ValidationError is a ValueError; that of huggingface_hub is not. A model that cannot be found is an OSError.
+        # pydantic's ValidationError is a ValueError, but huggingface_hub's is not. A model that
+        # cannot be found is an OSError.
         name = type(error).__name__
         wrong = isinstance(error, (ConfigurationError, ValueError, OSError)) or name.endswith(("ValidationError", "SafetensorError"))
         return cls(name, one_line(error)[:MAX_CHARACTERS], wrong)
 
     def as_error(self, model: str) -> LLMServeError:
-        """ConfigurationError where an argument or a file is the cause, else EngineDead."""
+        """Return a ConfigurationError if an argument or a file is the cause, else EngineDead."""
         if self.type == ConfigurationError.__name__:
             return ConfigurationError(self.text)
         if self.text.startswith(CORE_ENDED):
@@ -65,7 +72,8 @@ class Failure:
             )
         hint = next((hint for words, hint in HINTS if re.search(words, self.text)), None)
         if hint is not None:
-            # In place of vLLM's own advice, which names its command line and its documentation.
+            # The hint replaces vLLM's own advice, which names its command line and its
+            # documentation.
             found = re.split(r"Try |See |You can ", self.text)[0].strip().removesuffix(".")
             return ConfigurationError(f"vLLM cannot start with model {model!r}: {found}: {hint}")
         if self.wrong:
@@ -74,10 +82,15 @@ class Failure:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text. pydantic's has lines with all values and links to its website; of it the arguments' names and what is wrong."""
+    """Return an error's text on one line.
+
+    pydantic's text has all values and links to its website. Only its argument names and messages
+    are kept.
+    """
     text, details = str(error), getattr(error, "errors", None)
     if type(error).__name__ == "ValidationError" and callable(details):
-        # The first part of a place is the argument; what is wrong with several together has no place.
+        # The first part of a location is the argument. Errors about several arguments have no
+        # location.
         text = "; ".join(": ".join([*map(str, one["loc"][:1]), one["msg"].removeprefix("Value error, ")]) for one in details())
     elif quoted := OF_WORKER.search(text):
         text = quoted[1]
@@ -85,7 +98,10 @@ def one_line(error: BaseException) -> str:
 
 
 def report(error: BaseException, process: int | None = None) -> None:
-    """Write why this process fails, for the host of the core with the id `process`, by default this one. The first report counts."""
+    """Write why this process fails, for the host of the core `process`, by default this process.
+
+    The first report counts.
+    """
     folder = Path(os.environ.get(VARIABLE, ""))
     if folder.name.startswith(PREFIX):
         with suppress(OSError), open(_file(folder, process or os.getpid()), "x") as file:
@@ -93,7 +109,7 @@ def report(error: BaseException, process: int | None = None) -> None:
 
 
 def first_report(folder: Path, processes: Iterable[int]) -> Failure | None:
-    """What a core with one of these ids, or a worker of it, has reported first; None where none has."""
+    """Return the first report of the cores with these ids or of their workers, or None."""
     reports = []
     for process in processes:
         with suppress(OSError, ValueError, TypeError):
@@ -115,22 +131,23 @@ def _reporting(core: int) -> Iterator[None]:
         raise
 
 
-# vLLM's own, where ours has taken their place; a forked process has its parent's.
+# vLLM's original functions. A forked process has those of its parent.
 _originals: dict[str, Callable[..., None]] = {}
 
 
 def install() -> None:
-    """Let the cores that this process starts from now on report why they fail. Does nothing the second time."""
+    """Make the cores that this process starts report why they fail. Idempotent."""
     from vllm.v1.engine.core import EngineCoreProc
 
-    # vLLM takes the function from the class when it starts a process, and has no argument for it.
+    # vLLM takes the function from the class when it starts a process, and has no argument to
+    # replace it.
     if EngineCoreProc.run_engine_core is not run_core:
         _originals[CORE] = EngineCoreProc.run_engine_core
         EngineCoreProc.run_engine_core = staticmethod(run_core)
 
 
 def run_core(*args: Any, **kwargs: Any) -> None:
-    """In a core's process: as vLLM's own `run_engine_core`."""
+    """Run vLLM's own `run_engine_core` in a core's process, and report its error."""
     from vllm.v1.engine.core import EngineCoreProc
     from vllm.v1.executor.multiproc_executor import WorkerProc
 
@@ -141,7 +158,10 @@ def run_core(*args: Any, **kwargs: Any) -> None:
 
 
 def run_worker(*args: Any, **kwargs: Any) -> None:
-    """In a worker's process: as vLLM's own `worker_main`, which logs what the worker's making raises, and raises nothing itself."""
+    """Run vLLM's `worker_main` in a worker's process, and report an error of the constructor.
+
+    vLLM only logs that error.
+    """
     from vllm.v1.executor.multiproc_executor import WorkerProc
 
     make = WorkerProc.__init__

@@ -1,7 +1,8 @@
-"""What vLLM's engine cores tell of their steps, as the figures of one engine. Written against vLLM 0.25.1 and 0.32.0.
+"""Combines the step statistics of vLLM's engine cores into the figures of one engine.
 
-There is one core, or with `data_parallel_size` as many, each with its own batch and cache. Together they are taken for one that makes a
-step when each of them has made one: it computes the tokens of all their batches in the time of one.
+There is one core, or `data_parallel_size` cores, each with its own batch and cache. They count as
+one engine that makes a step when each of them has made one. Such a step computes the tokens of all
+batches in the time of one. Written against vLLM 0.25.1 and 0.32.0.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from llmserve.engine import EngineStatistics
 
 @attrs.define
 class _Core:
-    """At its last step, which ended at `stepped`; None after one that left nothing to do."""
+    """A core at its last step, which ended at `stepped`; None if that step left nothing to do."""
 
     running: int = 0
     waiting: int = 0
@@ -23,7 +24,7 @@ class _Core:
 
 
 class CoreSteps:
-    """Counts from the first start on; who runs is of this one."""
+    """Counters since the first start, and the running requests of the current engine."""
 
     def __init__(self) -> None:
         self.statistics = EngineStatistics()
@@ -32,15 +33,15 @@ class CoreSteps:
         self._busy_seconds = 0.0
 
     def begin(self, ranks: Sequence[int] = (0,)) -> None:
-        """An engine of the cores with these numbers starts."""
+        """Reset for a new engine with the cores of these numbers."""
         self._cores = {rank: _Core() for rank in ranks}
-        # What was counted for fewer, or for more, keeps its worth.
+        # The counts of an engine with another number of cores keep their weight.
         self._busy_steps = self.statistics.busy_steps * len(ranks)
         self._busy_seconds = self.statistics.busy_seconds * len(ranks)
         self.statistics = attrs.evolve(self.statistics, running=0, waiting=0, kv_usage=0.0)
 
     def record(self, core: int, scheduler_stats: Any, iteration_stats: Any, *, now: float, more: bool) -> None:
-        """Of a step of the core with this number, which has just ended; `more` says whether any requests are left."""
+        """Add a step of one core that has just ended. `more` says whether requests are left."""
         last, mine = self.statistics, self._cores[core]
         changes: dict[str, Any] = {"steps": last.steps + 1}
         if mine.stepped is not None:
@@ -65,6 +66,6 @@ class CoreSteps:
             changes["preemptions"] = last.preemptions + iteration_stats.num_preempted_reqs
             changes["prompt_tokens"] = last.prompt_tokens + iteration_stats.num_prompt_tokens
             changes["generation_tokens"] = last.generation_tokens + iteration_stats.num_generation_tokens
-        # Where there is one core, whether it has more to do its clients know as well as it does, and sooner.
+        # The clients of a single core know before the core itself whether it has more to do.
         mine.stepped = now if more and (len(self._cores) == 1 or mine.running or mine.waiting) else None
         self.statistics = attrs.evolve(last, **changes)

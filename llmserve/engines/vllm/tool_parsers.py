@@ -1,4 +1,4 @@
-"""Answers that are more than text, by vLLM's own parsers: calls of tools, and reasoning. Written against vLLM 0.25.1 and 0.32.0."""
+"""Parses tool calls and reasoning with vLLM's own parsers (vLLM 0.25.1 and 0.32.0)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,10 @@ from llmserve.tools import Message, ToolCall, Tools, held_functions
 
 
 class Parsers:
-    """Of one engine. `tool_parser` and `reasoning_parser` are vLLM's names of them, None for none.
+    """The parsers of one engine. `tool_parser` and `reasoning_parser` are vLLM's names, or None.
 
-    Raises ConfigurationError for one that vLLM does not have, or that this model's tokenizer does not do for.
+    Raises ConfigurationError for a parser that vLLM lacks, or that does not work with this model's
+    tokenizer.
     """
 
     def __init__(self, tool_parser: str | None, reasoning_parser: str | None, model_config: Any, tokenizer: Any) -> None:
@@ -43,7 +44,7 @@ class Parsers:
 
     @cached_property
     def _forcing(self) -> Any:
-        """For calls that are forced: they are JSON, whatever the model was trained to write."""
+        """The parser for forced calls, which are JSON in the answers of every model."""
         from vllm.parser import ParserManager
         from vllm.parser.abstract_parser import DelegatingParser
         from vllm.tool_parsers.abstract_tool_parser import ToolParser
@@ -55,7 +56,7 @@ class Parsers:
         return kind(self._tokenizer, tools, chat_template_kwargs={}, model_config=self._model_config)
 
     def _for(self, request: GenerationRequest, tools: Tools | None) -> tuple[Any, Any]:
-        """A parser and the request with these tools in vLLM's words. Raises InvalidRequest."""
+        """Return a parser and the request with its tools in vLLM's form. Raises InvalidRequest."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         if tools is not None and tools.choice == "auto" and not self._takes_auto:
@@ -71,14 +72,15 @@ class Parsers:
         ), asked
 
     def is_text(self, request: GenerationRequest) -> bool:
-        """Whether there is nothing to take apart."""
+        """Whether the answer is plain text."""
         return request.messages is None or not (self._reasons or (request.tools is not None and request.tools.choice != "none"))
 
     def constraint(self, request: GenerationRequest) -> StructuredOutputs | None:
-        """What an answer must look like for the sake of its tools. Raises InvalidRequest."""
+        """Return the constraint that the tools put on the answer. Raises InvalidRequest."""
         if request.tools is None or self.is_text(request):
             return None
-        # Narrowed parameters are for the grammar alone: the template and the parsers have the caller's own.
+        # Only the grammar gets narrowed parameters. The template and the parsers get the caller's
+        # own.
         parser, asked = self._for(request, attrs.evolve(request.tools, functions=held_functions(request.tools)))
         outputs = parser.adjust_request(asked).structured_outputs
         if outputs is None:
@@ -88,12 +90,12 @@ class Parsers:
         return StructuredOutputs.json(outputs.json)
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> "VLLMOutputParser | None":
-        """For the answer to one request."""
+        """Return the parser for the answer to one request, or None for plain text."""
         return None if self.is_text(request) else VLLMOutputParser(*self._for(request, request.tools), prompt.token_ids)
 
 
 class VLLMOutputParser:
-    """One answer, taken apart by one parser."""
+    """Parses one answer with one of vLLM's parsers."""
 
     def __init__(self, parser: Any, asked: Any, prompt: Sequence[int]) -> None:
         self._parser = parser
@@ -103,7 +105,7 @@ class VLLMOutputParser:
             parser.set_prompt_token_ids(self._prompt)
 
     def read(self, text: str, token_ids: Sequence[int], *, last: bool) -> Message:
-        """Raises EngineError."""
+        """Return what these tokens add to the answer. Raises EngineError."""
         with _unreadable():
             found = self._parser.parse_delta(text, list(token_ids), self._asked, prompt_token_ids=self._prompt, finished=last)
         if found is None:
@@ -116,33 +118,36 @@ class VLLMOutputParser:
         return Message(found.content or "", found.reasoning or "", tuple(calls))
 
     def _is_wanted(self, index: int) -> bool:
-        """Not every parser can keep a model from a second call."""
+        """Whether to keep a call: not every parser can prevent a second call of the model."""
         return index == 0 or self._asked.parallel_tool_calls is not False
 
 
 @contextmanager
 def _unreadable() -> Iterator[None]:
-    """A parser is a program that a model's words can surprise. Raises EngineError."""
+    """Convert errors of a parser, which any text of a model may cause, to EngineError."""
     try:
         yield
     except Exception as error:
-        raise EngineError(f"the answer cannot be taken apart: {brief(error)}") from error
+        raise EngineError(f"the answer cannot be parsed: {brief(error)}") from error
 
 
 def check_tool_parser(name: str | None) -> None:
-    """Before anything is loaded. Raises ConfigurationError."""
+    """Check the parser's name before anything is loaded. Raises ConfigurationError."""
     if name is None:
         return
     from vllm.tool_parsers import ToolParserManager
 
     known = sorted({*ToolParserManager.tool_parsers, *ToolParserManager.lazy_parsers})
     if name not in known:
-        raise ConfigurationError(f"vLLM has no tool_call_parser {name!r}; it has {', '.join(known)}")
+        raise ConfigurationError(f"vLLM has no tool_call_parser {name!r}; choose one of {', '.join(known)}")
 
 
 def _fields(tools: Tools) -> dict[str, Any]:
-    """As vLLM's request has them. A call that is forced keeps to its schema, unless that was refused: without `strict` vLLM forces the
-    call alone, and the bundled model made up arguments of its own."""
+    """Return the tools in the format of vLLM's request.
+
+    Forced calls conform to their schema, unless `strict` is false: without `strict` vLLM forces
+    only the call, and the bundled model invented arguments.
+    """
     strict = {} if tools.choice == "auto" else {"strict": True}
     choice: Any = tools.choice if tools.choice != "named" else {"type": "function", "function": {"name": tools.name}}
     functions = [{"type": "function", "function": strict | dict(function)} for function in tools.functions]
@@ -150,5 +155,5 @@ def _fields(tools: Tools) -> dict[str, Any]:
 
 
 def template_tools(tools: Tools) -> list[dict[str, Any]]:
-    """As chat templates have them."""
+    """Return the tools in the format of chat templates."""
     return [{"type": "function", "function": dict(function)} for function in tools.functions]

@@ -1,1 +1,1 @@
-"""Structured outputs: constraints compiled and tried in a sandbox before vLLM gets them, and ejected when they become costly."""
+"""Constraints are compiled and tested in a sandbox, and ejected if they slow the engine down."""

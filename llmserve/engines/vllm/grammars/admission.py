@@ -1,5 +1,7 @@
-"""Structured outputs before vLLM's engine sees them: each is tried out, by a few at a time, and the verdicts are remembered. Its own
-validation takes what its compiler may then spend minutes on (0.25.1, 0.32.0)."""
+"""Tests constraints before vLLM's engine gets them, a few at a time, and remembers the verdicts.
+
+vLLM's own validation accepts constraints on which its compiler may spend minutes (0.25.1, 0.32.0).
+"""
 
 import hashlib
 from collections import Counter, OrderedDict
@@ -15,33 +17,39 @@ from llmserve.errors import InvalidRequest
 from llmserve.runtime.cpus import available_cpus
 from llmserve.structured import FIELD, StructuredOutputs
 
-# Whose verdicts are remembered. A refusal is worth remembering too: it is what costs most.
+# Number of verdicts to remember. Refusals are remembered too, because their tests cost most.
 REMEMBERED = 1024
-# One core of eight, at least one; vLLM compiles with eight threads.
+# Number of cores for tests: one of eight, at least one. vLLM compiles with eight threads.
 CORES = max(1, available_cpus() // 8)
 THREADS = min(4, CORES)
 AT_ONCE = CORES // THREADS
 MAX_WAITING = 64
 MAX_OF_ONE = MAX_WAITING // 2
-# Before a trial of their own.
+# Longest wait for the start of a test in seconds.
 PATIENCE_SECONDS = 2.0
 
 
 class Grammars:
-    """The constraints of one engine's requests. `vocabulary` gives xgrammar's serialised tokenizer, and is called in a thread; with
-    `free_space` the engine lets a model put white space between the parts of JSON."""
+    """Tests the constraints of one engine's requests.
+
+    `vocabulary` returns xgrammar's serialised tokenizer, and is called in a thread. With
+    `free_space` the engine lets a model put white space between the parts of JSON.
+    """
 
     def __init__(self, vocabulary: Callable[[], str], *, free_space: bool = False) -> None:
         self._trials = GrammarSandbox(vocabulary, threads=THREADS, free_space=free_space)
         self._starting = anyio.Lock()
         self._places = FairSemaphore(AT_ONCE)
-        # By digest: what is remembered is some hundred bytes, however long it was.
+        # By digest, so that an entry takes some hundred bytes however long the constraint is.
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._tried: dict[bytes, anyio.Event] = {}
         self._trying: Counter[str] = Counter()
 
     async def check(self, constraint: StructuredOutputs, tenant: str, field: str = FIELD) -> None:
-        """Raises InvalidRequest about `field`; Overloaded when too many others are being tried; EngineError when nothing can be."""
+        """Check a constraint. Raises InvalidRequest about `field`, Overloaded and EngineError.
+
+        Overloaded means that too many constraints are being tested, EngineError that none can be.
+        """
         digest = hashlib.sha256(f"{constraint.kind}\n{constraint.spec}".encode("utf-8", "surrogatepass")).digest()
         while digest not in self._verdicts:
             under_way = self._tried.get(digest)
@@ -67,20 +75,25 @@ class Grammars:
             raise Refused.of(Refusal.GRAMMARS_BUSY).error() from None
         finally:
             self._trying.subtract([tenant])
-            # Without those that have none.
+            # Remove tenants whose count is 0.
             self._trying = +self._trying
             del self._tried[digest]
             done.set()
 
     async def cost(self, constraint: StructuredOutputs, token_ids: Sequence[int]) -> float:
-        """CPU seconds that it adds to a step now that these tokens have come. Waits for no place of other trials, as all requests wait
-        for this one. Raises EngineError, Overloaded."""
+        """Return the CPU seconds that the constraint adds to a step after these tokens.
+
+        The call does not queue behind other tests, because all requests wait for it.
+        Raises EngineError or Overloaded.
+        """
         await self.start()
         return await anyio.to_thread.run_sync(self._trials.cost, constraint, token_ids, abandon_on_cancel=True)
 
     async def start(self) -> None:
-        """The trials' program, if it does not run: with the engine, so that no trial waits for it, and again when it was killed. Raises
-        EngineError."""
+        """Start the sandbox program unless it runs. Raises EngineError.
+
+        It starts with the engine, so that no test waits for it, and again after it was killed.
+        """
         async with self._starting:
             if not self._trials.running:
                 await anyio.to_thread.run_sync(self._trials.start)

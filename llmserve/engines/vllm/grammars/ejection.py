@@ -1,7 +1,7 @@
-"""The constrained requests that are in vLLM's engine, and what each adds to its steps.
+"""The constrained requests in vLLM's engine, and the time that each adds to its steps.
 
-vLLM does not report how long a step's constraints take. Where that has to be known, each request's constraint is tried out again, with the
-tokens that have come under it.
+vLLM does not report the time of constraints. So each request's constraint is tested again when the
+time is needed, with the request's tokens so far.
 """
 
 from collections.abc import Set as AbstractSet
@@ -15,12 +15,12 @@ from llmserve.errors import LLMServeError
 from llmserve.runtime.cpus import available_cpus
 from llmserve.structured import StructuredOutputs
 
-# With 5 s until slow steps are noticed, a request is ended within 15 s.
+# Slow steps are noticed within 5 s, so a request is ended within 15 s.
 WEIGH_SECONDS = 8.0
 
 
 class Constrained:
-    """`open_requests` are the ids of all requests that have not ended."""
+    """Records constrained requests. `open_requests` are the ids of all open requests."""
 
     def __init__(self, open_requests: AbstractSet[str]) -> None:
         self._open = open_requests
@@ -31,7 +31,11 @@ class Constrained:
         self._known = {name: one for name, one in self._known.items() if name in self._open} | {request_id: (constraint, receiver)}
 
     async def suspects(self, grammars: Grammars, step_seconds: float) -> list[str]:
-        """As `Engine.suspects`. One that the machine is too busy to try out is a suspect only where no other is, and only the newest."""
+        """Return the suspects, as `Engine.suspects` does.
+
+        If no test finds one, the newest request that could not be tested on the busy machine is the
+        suspect.
+        """
         costs: dict[str, float] = {}
         unknown: list[str] = []
         places = anyio.CapacityLimiter(max(1, available_cpus() // 2))
@@ -46,7 +50,7 @@ class Constrained:
         inside = [(name, *one) for name, one in self._known.items() if name in self._open]
         with anyio.move_on_after(WEIGH_SECONDS):
             async with anyio.create_task_group() as tasks:
-                # The newest first: it has been there for the shortest time while steps were quick.
+                # The newest first: for it, steps were quick for the shortest time.
                 for one in reversed(inside):
                     tasks.start_soon(weigh, *one)
         return costly(costs, step_seconds) or unknown[:1]

@@ -1,4 +1,4 @@
-"""A few places that many tenants want: whoever has held them for the shortest time is next, and within a tenant who came first."""
+"""A semaphore that is fair between tenants: by the time they have held it, then by arrival."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -8,7 +8,7 @@ import anyio
 
 
 class FairSemaphore:
-    """So many at once. What tenants have held counts against them for as long as anybody waits."""
+    """Admits `count` holders at a time. A tenant's holding time counts as long as others wait."""
 
     def __init__(self, count: int, clock: Callable[[], float] = anyio.current_time) -> None:
         self._free = count
@@ -18,7 +18,7 @@ class FairSemaphore:
 
     @asynccontextmanager
     async def place(self, tenant: str, patience: float) -> AsyncIterator[None]:
-        """Held while it is entered. Raises TimeoutError after `patience` seconds without one."""
+        """Hold a slot. Raises TimeoutError after `patience` seconds without one."""
         if self._free:
             self._free -= 1
         else:
@@ -33,7 +33,8 @@ class FairSemaphore:
     async def _wait(self, tenant: str, patience: float) -> None:
         mine = anyio.Event()
         if tenant not in self._waiting:
-            # Level with those who wait already: nobody saves up while away.
+            # A tenant starts level with those that wait, so that no tenant saves up credit while
+            # away.
             least = min((self._held.get(other, 0.0) for other in self._waiting), default=0.0)
             self._held[tenant] = max(self._held.get(tenant, 0.0), least)
         self._waiting.setdefault(tenant, deque()).append(mine)
@@ -42,7 +43,7 @@ class FairSemaphore:
                 await mine.wait()
         except BaseException:
             if mine.is_set():
-                # It came in the very moment when it was not wanted any more.
+                # The slot came at the moment of the cancellation, so pass it on.
                 self._hand_over()
             else:
                 self._leave(tenant, mine)

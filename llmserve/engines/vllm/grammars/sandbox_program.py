@@ -1,11 +1,14 @@
-"""Tries out grammars where they can do no harm: each is compiled in a process of its own, forked from one that knows the vocabulary, and
-then walked for some hundred tokens, with bounds on time and memory. `vllm_trials` starts it as a program; it imports xgrammar and nothing
-of vLLM's.
+"""Tests grammars in forked processes: compiles each, then walks it for some hundred tokens.
 
-xgrammar lets other threads run while it compiles, but cannot be stopped: `{"pattern": "^(.*a){25}[a-z]{1,5000}(.|\\n){1,5000}$"}` took
-10 s of a core (0.2.8, a vocabulary of 49,152), and inside vLLM's engine all clients' schemas wait behind that. What compiles at once may
-still take longer with each token of an answer, inside the step that the engine makes for all requests: with
-`((a|b|[a-z ])*|([a-z ]*))*` the 26th token took 1.6 s, and with `root ::= root root | [ a-z]` the eighth 4.3 s.
+The processes have limits on time and memory, and are forked from one that knows the vocabulary.
+`sandbox.py` starts this module as a program; it imports xgrammar, but nothing of vLLM.
+
+xgrammar lets other threads run while it compiles, but it cannot be stopped. `{"pattern":
+"^(.*a){25}[a-z]{1,5000}(.|\\n){1,5000}$"}` took 10 s of a core (0.2.8, a vocabulary of 49,152), and
+inside vLLM's engine all clients' schemas wait for it. A grammar that compiles quickly may still
+take longer with each token of an answer, inside the step that the engine makes for all requests.
+With `((a|b|[a-z ])*|([a-z ]*))*` the 26th token took 1.6 s, and with `root ::= root root | [ a-z]`
+the eighth took 4.3 s.
 """
 
 import importlib
@@ -25,34 +28,40 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 MEMORY = 2**30
-# Of a core, for each `VOCABULARY` of tokens: xgrammar looks at each token in each state of a grammar. With that many tokens a
-# schema of 500 properties takes 0.3 s, and one text with a `maxLength` above 128 takes 2.1 to 2.6 s, which is the most for any such text.
-# With the 151,659 tokens of Qwen2.5 that text takes 7.7 s.
+# CPU seconds for each `VOCABULARY` tokens, because xgrammar looks at each token in each state of a
+# grammar. With that many tokens a schema of 500 properties takes 0.3 s. One text with a `maxLength`
+# above 128 takes 2.1 to 2.6 s, the most for any such text. With the 151,659 tokens of Qwen2.5 that
+# text takes 7.7 s.
 COMPILE_CPU_SECONDS = 3
 VOCABULARY = 49_152
 WALK_CPU_SECONDS = 3
-# What the system and other programs may take of a trial's time.
+# Seconds of a test's time that the system and other programs may take.
 SPARE_SECONDS = 2
-# Behind the engine and the event loop. Level with them, the longest gaps of a stream grew to 1.6 times what they were.
+# Lower priority than the engine and the event loop. With the same priority, the longest gaps of a
+# stream grew by a factor of 1.6.
 NICE = 5
 COMPILED = b"."
 OK = b"+"
-# With the seconds that a trial may take.
+# Followed by the longest time of a test in seconds.
 READY = b"ready "
-# A constraint of 65,536 characters, and the tokens of a context of a quarter of a million.
+# Enough for a constraint of 65,536 characters and the tokens of a context of a quarter of a
+# million.
 MAX_BYTES = 2**21
 WALK_TOKENS = 256
-# CPU seconds of one step. Of 436 schemas of JSONSchemaBench's, with a vocabulary of 49,152, the costliest step took 11 ms, and in 428 of
-# them none took more than 1 ms, so that a machine four times slower has room.
+# CPU seconds of one step. Among 436 schemas of JSONSchemaBench with a vocabulary of 49,152, the
+# costliest step took 11 ms, and in 428 of them no step took more than 1 ms. So a machine that is
+# four times slower has room.
 STEP_SECONDS = 0.05
-# xgrammar does not return from some steps for 25 s; the system ends the trial then, with so much CPU time in one step.
+# Some steps of xgrammar do not return for 25 s. The system ends the test after this much CPU time
+# in one step.
 KILL_SECONDS = 3 * STEP_SECONDS
-# From the second quarter of a walk to the third, and from that to the last one, where it comes to more than `GROWN_SECONDS`. A cost in
-# proportion to the length grows 1.7 and 1.4 times. One of those schemas' grew so, to less than 0.5 ms.
+# Limit of the growth from the second to the third quarter of a walk, and from the third to the
+# last, above `GROWN_SECONDS`. A cost in proportion to the length grows by factors of 1.7 and 1.4.
+# One of those schemas grew like this, to less than 0.5 ms.
 GROWTH = 1.2
 GROWN_SECONDS = 1e-3
-# Of a walk that its time ended sooner, after fewer tokens than `MANY`, the last quarter has to come to more to say something. One of fewer
-# than `FEWEST` tokens cost 30 ms a step and more.
+# A walk that its time limit ended after fewer than `MANY` tokens must exceed this higher cost in
+# its last quarter. A walk of fewer than `FEWEST` tokens cost 30 ms a step and more.
 MANY = 32
 GROWN_SOON_SECONDS = 5e-3
 FEWEST = 8
@@ -62,19 +71,19 @@ Candidates = Callable[["Walker"], list[int]]
 
 
 class Bounds(NamedTuple):
-    """Of one trial. The seconds to compile are those of all its threads together."""
+    """Limits of one test. The compile time is the sum over its threads."""
 
     threads: int
     compile_cpu_seconds: int
 
     @property
     def cpu_seconds(self) -> int:
-        """Of the whole trial."""
+        """Limit of the CPU time of the whole test."""
         return self.compile_cpu_seconds + WALK_CPU_SECONDS
 
     @property
     def wall_seconds(self) -> int:
-        """Of the whole trial. Few constraints are costly both to compile and to walk."""
+        """Limit of the test's time. Few constraints are costly both to compile and to walk."""
         return ceil(self.compile_cpu_seconds / self.threads) + SPARE_SECONDS
 
 
@@ -83,7 +92,10 @@ def bounds(vocab_size: int, threads: int) -> Bounds:
 
 
 def serve(control: socket.socket, threads: int) -> None:
-    """Until the other side is gone. Each trial comes as a socket that says what to compile, is read to its end, and is answered there."""
+    """Serve until the other side is gone.
+
+    Each test arrives as a socket, which contains what to compile and receives the answer.
+    """
     xgrammar = import_alone()
     vocabulary = xgrammar.TokenizerInfo.deserialize_json(sys.stdin.read())
     order, limits = longest_first(vocabulary), bounds(vocabulary.vocab_size, threads)
@@ -97,13 +109,13 @@ def serve(control: socket.socket, threads: int) -> None:
             control.close()
             confine(limits)
             answer(socket.socket(fileno=descriptors[0]), vocabulary, order, limits)
-            # Without the interpreter's farewell, which a fork must not say.
+            # End without the interpreter's shutdown, which must not run in a fork.
             os._exit(0)
         os.close(descriptors[0])
 
 
 class Absent(ModuleType):
-    """Stands for a package while xgrammar is imported, which only names its classes then."""
+    """Replaces a package while xgrammar is imported, which only names the package's classes."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -116,17 +128,20 @@ class Absent(ModuleType):
 
 
 def import_alone() -> Any:
-    """xgrammar, in a process that has imported no torch yet: without torch and transformers, which only functions use that no trial calls.
-    That takes 0.3 s and 57 MiB in place of 3.8 s and 271 MiB (0.2.8)."""
+    """Import xgrammar without torch and transformers, in a process that has not imported torch.
+
+    Only functions that no test calls use them. The import takes 0.3 s and 57 MiB instead of 3.8 s
+    and 271 MiB (0.2.8).
+    """
     try:
-        # The library that binds it does without torch where there is none.
+        # The library that binds xgrammar works without torch if there is none.
         sys.modules["torch"] = None  # type: ignore[assignment]
         with suppress(ImportError):
             importlib.import_module("tvm_ffi")
         sys.modules.update({name: Absent(name) for name in ("torch", "transformers")})
         return importlib.import_module("xgrammar")
     except Exception:
-        # Another version may need them.
+        # Another version may need these packages.
         for name in [name for name in sys.modules if name.split(".")[0] in ("torch", "transformers", "xgrammar")]:
             del sys.modules[name]
         return importlib.import_module("xgrammar")
@@ -137,7 +152,7 @@ def import_alone() -> Any:
 
 
 def confine(limits: Bounds) -> None:
-    """A trial beyond these bounds is killed by the system, and the socket closes without a verdict."""
+    """Set the limits. If a test exceeds them, it is killed and its socket closes without a verdict."""
     pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115 - in a fork, by the shortest way
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -148,9 +163,9 @@ def confine(limits: Bounds) -> None:
 
 
 def answer(trial: socket.socket, vocabulary: Any, order: Any, limits: Bounds) -> None:
-    """`COMPILED` when it is, and then `OK` and the CPU seconds of a step; or in words what is wrong.
+    """Send `COMPILED`, then `OK` and the CPU seconds of a step; or an error text.
 
-    With token ids after the kind, the walk goes on from there.
+    If token ids follow the kind, the walk continues after these tokens.
     """
     told = b""
     while len(told) < MAX_BYTES and (some := trial.recv(65_536)):
@@ -171,7 +186,10 @@ def answer(trial: socket.socket, vocabulary: Any, order: Any, limits: Bounds) ->
 
 
 def compile_one(kind: str, spec: str, vocabulary: Any, threads: int = 1) -> Any:
-    """As vLLM's engine will. Raises ValueError where no answer can begin: vLLM would end the request at its first token."""
+    """Compile as vLLM's engine does. Raises ValueError if no answer can begin.
+
+    vLLM would end such a request at its first token.
+    """
     import xgrammar
 
     compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=threads, cache_enabled=False)
@@ -188,27 +206,29 @@ def compile_one(kind: str, spec: str, vocabulary: Any, threads: int = 1) -> Any:
     mask = new_mask(vocabulary)
     matcher.fill_next_token_bitmask(mask)
     if not mask.any():
-        raise ValueError("no text is like that")
+        raise ValueError("no string can match this schema or grammar")
     return compiled
 
 
 def new_mask(vocabulary: Any) -> Any:
-    """A bit for each token, as an array of one row: what xgrammar allocates is a tensor of torch."""
+    """Return a bit for each token, as an array of one row. xgrammar's own mask needs torch."""
     import numpy as np
 
     return np.full((1, -(-vocabulary.vocab_size // 32)), -1, dtype=np.int32)
 
 
 def longest_first(vocabulary: Any) -> Any:
-    """All token ids, the longest text first, as an array."""
+    """Return an array of all token ids, sorted by the length of their texts, longest first."""
     import numpy as np
 
     return np.argsort([-len(text) for text in vocabulary.decoded_vocab], kind="stable")
 
 
 def walk(compiled: Any, vocabulary: Any, order: Any) -> float:
-    """Try answers, with what vLLM's engine calls at each of their tokens. Returns the mean CPU seconds of the last steps; raises ValueError
-    where a step costs too much."""
+    """Walk possible answers with the calls of vLLM's engine for each token.
+
+    Return the mean CPU seconds of the last steps. Raises ValueError if a step costs too much.
+    """
     mean = 0.0
     for number, (candidates, seconds) in enumerate(WALKS):
         walker = Walker(compiled, vocabulary, order, number)
@@ -218,7 +238,7 @@ def walk(compiled: Any, vocabulary: Any, order: Any) -> float:
 
 
 def walk_on(compiled: Any, vocabulary: Any, order: Any, tokens: list[int]) -> float:
-    """As `walk`, of an answer that has come so far."""
+    """Do what `walk` does, after the tokens of an answer so far."""
     walker = Walker(compiled, vocabulary, order, 0)
     walker.follow(tokens)
     mean = walker.recent()
@@ -227,7 +247,7 @@ def walk_on(compiled: Any, vocabulary: Any, order: Any, tokens: list[int]) -> fl
 
 
 class Walker:
-    """One answer, token by token."""
+    """Walks one answer, token by token."""
 
     def __init__(self, compiled: Any, vocabulary: Any, order: Any, seed: int) -> None:
         import xgrammar
@@ -238,13 +258,13 @@ class Walker:
         self._matcher = xgrammar.GrammarMatcher(compiled)
         self._stops = list(vocabulary.stop_token_ids)
         self._mask = new_mask(vocabulary)
-        # The same memory.
+        # A view of the same memory.
         self._words = self._mask[0].view("uint32")
         self._costs: list[float] = []
         self._took = True
 
     def walk(self, candidates: Candidates, seconds: float) -> None:
-        """Of several candidates the costliest is taken: the grammar has more ways to go on from there. Raises ValueError."""
+        """Walk along the costliest candidates, which have most alternatives. Raises ValueError."""
         until, before = thread_time() + seconds, len(self._costs)
         self._fill()
         while (made := len(self._costs) - before) < WALK_TOKENS and thread_time() < until and (tokens := candidates(self)):
@@ -261,7 +281,7 @@ class Walker:
             self._refuse(fourth)
 
     def follow(self, tokens: list[int]) -> None:
-        """An answer. What its constraint does not take came before it begins to hold, as a model's reasoning does."""
+        """Follow an answer. Tokens before the constrained part, such as reasoning, do not match."""
         for token in tokens:
             if self._matcher.is_terminated():
                 return
@@ -269,15 +289,15 @@ class Walker:
             self._costs = [*self._costs[-RECENT + 1 :], seconds] if self._took else []
 
     def recent(self) -> float:
-        """Mean CPU seconds of the last steps."""
+        """Return the mean CPU seconds of the last steps."""
         return fmean(self._costs[-RECENT:]) if self._costs else 0.0
 
     def allows(self, tokens: Any) -> Any:
-        """Which of these ids may come next, as an array."""
+        """Return an array of those ids that may come next."""
         return tokens[(self._words[tokens >> 5] >> (tokens & 31).astype("uint32")) & 1 == 1]
 
     def one(self) -> list[int]:
-        """Any that may come next, if there is one."""
+        """Return a random token that may come next, or none."""
         words = self._words.nonzero()[0]
         if not len(words):
             return []
@@ -290,7 +310,10 @@ class Walker:
             self._words[stop >> 5] &= ~(1 << (stop & 31)) & 0xFFFFFFFF
 
     def _step(self, token: int) -> float:
-        """CPU seconds of it. Not those of the process, which Linux counts in whole ticks while they are limited."""
+        """Return the CPU seconds of a step.
+
+        This is the thread's time: Linux counts a limited process's time in whole ticks.
+        """
         signal.setitimer(signal.ITIMER_PROF, KILL_SECONDS)
         began = thread_time()
         self._took = self._matcher.accept_token(token)
@@ -310,13 +333,13 @@ class Walker:
 
     def _refuse(self, seconds: float) -> None:
         raise ValueError(
-            f"it is too ambiguous: after {len(self._costs) + 1} tokens one more takes {seconds * 1e3:.0f} ms and it gets worse; "
-            "write it so that each text matches in one way"
+            f"it is too ambiguous: after {len(self._costs) + 1} tokens the next one takes {seconds * 1e3:.0f} ms, and the time grows; "
+            "write it so that each text matches in one way only"
         )
 
 
 def ambiguous(walker: Walker) -> list[int]:
-    """Some to choose the costliest of: the last token again, the longest one, and two others."""
+    """Return candidates for the costliest step: the last token, the longest one, and two others."""
     tokens = {*longest(walker), *walker.one(), *walker.one()}
     if walker.last is not None:
         import numpy as np
@@ -326,7 +349,7 @@ def ambiguous(walker: Walker) -> list[int]:
 
 
 def longest(walker: Walker) -> list[int]:
-    """The token with the longest text."""
+    """Return the allowed token with the longest text."""
     for begin in range(0, len(walker.order), 4096):
         if len(found := walker.allows(walker.order[begin : begin + 4096])):
             return [int(found[0])]
@@ -337,7 +360,8 @@ def anything(walker: Walker) -> list[int]:
     return walker.one()
 
 
-# With the CPU seconds of each. The first one makes five steps for each token, and comes to 50 ms in 0.5 s where that takes five tokens.
+# Each with its CPU seconds. The first walk makes five steps for each token, and reaches 50 ms
+# within 0.5 s if that takes five tokens.
 WALKS: list[tuple[Candidates, float]] = [(ambiguous, 1.2), (longest, 0.4), (anything, 0.4), (anything, 0.4)]
 
 

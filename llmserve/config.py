@@ -85,7 +85,7 @@ class TenantLimits:
 
     @classmethod
     def of(cls, where: str, table: Any) -> Self:
-        """Read the limits from a TOML table. Raises ConfigurationError, whose message names `where`."""
+        """Read the limits from a TOML table. The ConfigurationError names `where`."""
         if not isinstance(table, dict):
             raise ConfigurationError(f"{where} must be a table")
         known = {field.name for field in attrs.fields(cls)}

@@ -89,7 +89,7 @@ class Generation(ABC):
         **fields: Unpack[RequestFields],
     ) -> Completion: ...
     async def generate(self, request: Any, *options: Any, **fields: Any) -> Completion:
-        """Return the whole answer. Takes the arguments of `stream` and raises what a stream raises."""
+        """Return the whole answer. Takes the arguments of `stream` and raises its errors."""
         async with self.stream(request, *options, **fields) as stream:
             return await stream.collect()
 

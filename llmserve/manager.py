@@ -305,7 +305,7 @@ class EngineManager(Generation, Lifecycle):
         self._context.run(self._tasks.start_soon, work, *args)
 
     def _settle(self, open_request: OpenRequest) -> None:
-        """Release everything once: now if the engine is done with the request, otherwise after the abort."""
+        """Release everything once: now if the engine is done with the request, else after an abort."""
         if open_request.settled:
             return
         open_request.settled = True
@@ -505,7 +505,7 @@ class EngineManager(Generation, Lifecycle):
         return self._admission is not None and self._recovery.up and self.state is not State.STARTING
 
     def check_health(self) -> None:
-        """Raise Unavailable if new requests are refused, EngineDead if no request can be answered."""
+        """Raise Unavailable if requests are refused, EngineDead if none can be answered."""
         if self.state is State.FAILED:
             raise EngineDead(str(self._failure or "the engine died"))
         if self.state is not State.READY:

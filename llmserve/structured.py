@@ -45,7 +45,7 @@ class StructuredOutputs:
 
     @classmethod
     def json(cls, schema: str | Mapping[str, Any]) -> Self:
-        """JSON that conforms to a JSON Schema, given as text or a dictionary. `{}` allows any JSON."""
+        """JSON that conforms to a JSON Schema, as text or a dictionary. `{}` allows any JSON."""
         if isinstance(schema, str):
             # Check the length first: parsing a longer text would waste time.
             cls._is_bounded(cls("json", ""), None, schema)
@@ -65,7 +65,7 @@ class StructuredOutputs:
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
-        """Text that matches the whole pattern. Look-around and back-references are not supported."""
+        """Text that matches the whole pattern, without look-around and back-references."""
         if "\0" in pattern:
             raise InvalidRequest(f"{FIELD}: a regex must not contain NUL", FIELD)
         return cls("regex", pattern)
@@ -105,7 +105,7 @@ def as_json(value: Any, field: str = FIELD) -> str:
 
 
 def check_text(text: str, field: str) -> None:
-    """Raise InvalidRequest about `field` if the text has a lone surrogate, which cannot be encoded."""
+    """Raise InvalidRequest about `field` if the text has a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

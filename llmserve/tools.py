@@ -105,7 +105,7 @@ def join(messages: Sequence[Message]) -> Message:
 
 
 def held_functions(tools: Tools) -> list[Mapping[str, Any]]:
-    """Return the functions with the parameters that xgrammar can enforce. Raises InvalidRequest about `tools`.
+    """Return the functions with parameters that xgrammar can enforce. Raises InvalidRequest.
 
     Parameters are enforced if a call is forced or the function is strict, unless `strict` is false.
     """

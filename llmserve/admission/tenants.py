@@ -79,7 +79,10 @@ class Tenants:
     # With other controllers
 
     def tally(self) -> UsageDelta:
-        """Return limited tenants' usage since the last call. The first call starts the token count."""
+        """Return the usage since the last call. The first call starts the token count.
+
+        It covers only tenants with limits.
+        """
         tokens, self._tally = self._tally or {}, {}
         open_now = {name: one.open for name, one in self._accounts.items() if one.open and self._limits(name).concurrency is not None}
         return UsageDelta(tokens=tokens, open=open_now)

@@ -29,7 +29,7 @@ class UsageDelta:
         return UsageDelta(costs=added(self.costs, later.costs), tokens=added(self.tokens, later.tokens), open=later.open)
 
     def largest(self, count: int) -> Self:
-        """Keep only the largest costs and tokens; they accumulate until another process fetches them."""
+        """Keep only the largest costs and tokens, which accumulate until they are fetched."""
         return attrs.evolve(self, costs=_largest(self.costs, count), tokens=_largest(self.tokens, count))
 
 

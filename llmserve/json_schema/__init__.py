@@ -1,1 +1,1 @@
-"""The part of JSON Schema that an answer can be held to, in the form that grammars of structured outputs take."""
+"""The enforceable part of JSON Schema, in the form that xgrammar accepts."""

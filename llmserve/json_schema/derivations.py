@@ -1,15 +1,15 @@
-"""Context-free rules: which of them can end, and the text of a shortest way through them."""
+"""Context-free rules: which of them can end, and a short text for them."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
-# A text stands for itself; any other symbol is the key of a rule.
+# A string stands for itself. Any other symbol is the key of a rule.
 Symbol = Hashable
 Alternative = Sequence[Symbol]
 
 
 def endings(rules: Mapping[Symbol, Sequence[Alternative]]) -> dict[Symbol, Alternative]:
-    """For each rule that can end, the alternative by which it does so first. Takes time in proportion to the rules' size."""
+    """Return, for each rule that can end, its alternative that ends first. Takes linear time."""
     users: dict[Symbol, list[tuple[Symbol, int]]] = defaultdict(list)
     missing: dict[tuple[Symbol, int], int] = {}
     ready: list[tuple[Symbol, int]] = []
@@ -37,7 +37,7 @@ def endings(rules: Mapping[Symbol, Sequence[Alternative]]) -> dict[Symbol, Alter
 
 
 def write(chosen: Mapping[Symbol, Alternative], start: Symbol, limit: int) -> str | None:
-    """The text of `start` by the chosen alternatives; None where it has more than `limit` characters."""
+    """Return the text of `start` with the chosen alternatives; None above `limit` characters."""
     text, left = [], [start]
     length = steps = 0
     while left:

@@ -1,4 +1,4 @@
-"""A constraint as xgrammar can be held to it."""
+"""Converts a constraint to a form that xgrammar enforces."""
 
 import json
 from functools import lru_cache
@@ -8,13 +8,17 @@ from llmserve.json_schema.narrowing import hold
 from llmserve.json_schema.patterns import parse
 from llmserve.structured import FIELD, StructuredOutputs
 
-# Characters of a schema whose form for xgrammar is remembered, and how many of them: some megabytes.
+# Converted schemas of at most this many characters are cached, and this many of them: some
+# megabytes.
 REMEMBERED_CHARACTERS = 8192
 REMEMBERED = 256
 
 
 def held(constraint: StructuredOutputs) -> StructuredOutputs:
-    """Raises InvalidRequest, which names what an answer cannot be held to. Takes time in proportion to the size, up to 0.1 s."""
+    """Return the enforceable form. Takes linear time, up to 0.1 s.
+
+    Raises InvalidRequest, which names the part that cannot be enforced.
+    """
     return (_held if len(constraint.spec) > REMEMBERED_CHARACTERS else _remembered)(constraint)
 
 

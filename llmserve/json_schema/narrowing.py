@@ -1,9 +1,10 @@
-"""The part of JSON Schema that an answer can be held to. Everything else is refused by its keyword's name.
+"""Converts a JSON Schema so that xgrammar enforces it, and refuses keywords that it cannot enforce.
 
-xgrammar 0.2.8 drops many keywords without an error, so an answer that it calls complete may not conform. Each rule here was found by
-compiling schemas and walking what it accepts: `tests/vllm/test_vllm_schemas.py` repeats that. Lengths and patterns are written in another
-way, because xgrammar puts what they match into a string as it is, with quotes and control characters. Some texts that conform become
-impossible by that; no text that does not conform remains possible.
+xgrammar 0.2.8 drops many keywords without an error, so an answer that it calls complete may not
+conform. Each rule here was found by compiling schemas and walking the texts that xgrammar accepts;
+`tests/vllm/test_vllm_schemas.py` repeats this. Lengths and patterns are rewritten, because xgrammar
+puts their matches into a string unchanged, with quotes and control characters. This excludes some
+texts that conform, and all texts that do not.
 """
 
 import json
@@ -19,11 +20,11 @@ from llmserve.json_schema.one_of import are_disjoint
 from llmserve.json_schema.patterns import Part, any_text, parse
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-# Beside a reference, a constant or alternatives these do no harm, and neither does a keyword that JSON Schema does not have.
+# Keywords that are always refused. A keyword that JSON Schema does not have does no harm.
 REFUSED = {
-    **dict.fromkeys(("not", "if", "then", "else"), "answers cannot be held to it"),
-    **dict.fromkeys(("dependentRequired", "dependentSchemas", "dependencies"), "answers cannot be held to it"),
-    **dict.fromkeys(("contains", "minContains", "maxContains", "multipleOf"), "answers cannot be held to it"),
+    **dict.fromkeys(("not", "if", "then", "else"), "it cannot be enforced"),
+    **dict.fromkeys(("dependentRequired", "dependentSchemas", "dependencies"), "it cannot be enforced"),
+    **dict.fromkeys(("contains", "minContains", "maxContains", "multipleOf"), "it cannot be enforced"),
     **dict.fromkeys(
         ("$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$anchor"), "use $ref with a path such as #/$defs/a"
     ),
@@ -39,7 +40,8 @@ OF_STRINGS = {"minLength", "maxLength", "pattern", "format"}
 _OF_NAMES = {"enum", "pattern", "minLength", "maxLength"}
 OF_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 CONSTRAINING = {*HEADS, "type", *OF_OBJECTS, *OF_ARRAYS, *OF_STRINGS, *OF_NUMBERS}
-# Those that xgrammar writes grammars for, each with the shortest answer here; others are remarks to it, as to JSON Schema.
+# Formats that xgrammar enforces, each with its shortest answer. xgrammar ignores other formats, as
+# JSON Schema allows.
 FORMATS = {
     "email": "a@a.aa",
     "date": "2000-01-01",
@@ -54,38 +56,40 @@ FORMATS = {
     "uri-reference": "a",
     "uri-template": "a",
 }
-# Their grammars take raw quotes and control characters.
+# xgrammar's grammars for these formats accept raw quotes and control characters.
 REFUSED_FORMATS = ("json-pointer", "relative-json-pointer")
-# Whole numbers that a float holds exactly. Of a fraction xgrammar reads six digits.
+# Largest whole number that a float holds exactly, and number of digits of a fraction that xgrammar
+# reads.
 MAX_NUMBER = 2**53
 FRACTION_DIGITS = 6
-# Characters of a smallest answer, and one that has more.
+# Maximum length of a smallest answer in characters, and a text that is longer.
 MAX_TEXT = 16_384
 TOO_LONG = "a" * (MAX_TEXT + 1)
-# Where a pattern repeats more often, xgrammar 0.2.8 looks at the vocabulary at each token of the answer: 20 to 30 ms of CPU with 49,152
-# tokens, in a step that all requests share. Its own bound costs 0.2 ms there, so longer bounds stay as they are; under them a model may
-# write a control character that JSON does not allow.
+# If a pattern repeats more often, xgrammar 0.2.8 looks at the vocabulary at each token of the
+# answer: 20 to 30 ms of CPU with 49,152 tokens, in a step that all requests share. Its own length
+# bound costs 0.2 ms there, so longer bounds are not rewritten. Under them a model may write a
+# control character that JSON does not allow.
 MAX_REPETITIONS = 128
 
 
 class UnsupportedSchema(ValueError):
-    """The text names the keyword."""
+    """The schema cannot be enforced. The message names the keyword."""
 
 
 @attrs.define(eq=False)
 class HeldSchema:
-    """A schema that answers can be held to. `narrowed` is what xgrammar is given for it."""
+    """An enforceable schema. `narrowed` is its form for xgrammar."""
 
     narrowed: Any
     _chosen: Mapping[Symbol, Alternative]
 
     def shortest(self) -> str | None:
-        """A smallest answer, as JSON in ASCII; None where it has more than `MAX_TEXT` characters."""
+        """Return a smallest answer, as JSON in ASCII; None above `MAX_TEXT` characters."""
         return write(self._chosen, _key(self.narrowed), MAX_TEXT)
 
 
 def hold(schema: Any) -> HeldSchema:
-    """`schema` is changed in place. Takes time in proportion to its size. Raises UnsupportedSchema."""
+    """Convert `schema` in place, in linear time. Raises UnsupportedSchema."""
     reading = _Reading(schema)
     try:
         reading.read()
@@ -95,12 +99,12 @@ def hold(schema: Any) -> HeldSchema:
 
 
 def _key(node: Any) -> Symbol:
-    """Of the rule that writes it."""
+    """Return the key of a schema's rule."""
     return True if node is True else id(node)
 
 
 class _Reading:
-    """One schema, node after node from its root; parts that nothing refers to are not read."""
+    """Reads one schema from its root, node by node, without unreferenced parts."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -118,16 +122,16 @@ class _Reading:
         try:
             TopologicalSorter(self._same).prepare()
         except CycleError:
-            raise UnsupportedSchema("$ref: the schema refers to itself, with nothing in between") from None
+            raise UnsupportedSchema("$ref: the schema refers directly to itself") from None
         self.chosen = endings(self._rules)
         if len(self.chosen) < len(self._rules):
-            raise UnsupportedSchema("$ref: a recursion that cannot end; let a property be optional, or allow null")
+            raise UnsupportedSchema("$ref: a recursion that cannot end; make a property optional, or allow null")
         for branches in self._one_ofs:
             if not are_disjoint(branches, self.resolve):
-                raise UnsupportedSchema("oneOf: its alternatives may overlap; write anyOf, or let a required constant tell them apart")
+                raise UnsupportedSchema("oneOf: its alternatives may overlap; use anyOf, or distinguish them by a required constant")
 
     def _visit(self, node: Any) -> Symbol:
-        """Note it as one to be read; returns its rule."""
+        """Schedule a node to be read; return the key of its rule."""
         if node is False:
             raise UnsupportedSchema("false: no answer conforms to it")
         if not isinstance(node, (dict, bool)):
@@ -177,9 +181,9 @@ class _Reading:
             return
         branches = [self.resolve(node)] if head == "$ref" else node[head]
         if not isinstance(branches, list) or not branches:
-            raise UnsupportedSchema(f"{head}: takes a list of schemas that is not empty")
+            raise UnsupportedSchema(f"{head}: takes a non-empty list of schemas")
         if head == "allOf" and len(branches) > 1:
-            raise UnsupportedSchema("allOf: supported with one schema in it only; write their keywords into one")
+            raise UnsupportedSchema("allOf: supported with a single schema only; merge the keywords into one schema")
         if "type" in beside:
             allowed = set(_types(node))
             if not all(isinstance(one, dict) and "type" in one and set(_types(one)) <= allowed for one in branches):
@@ -193,12 +197,12 @@ class _Reading:
         yield from ([key] for key in keys)
 
     def resolve(self, node: Any) -> Any:
-        """The schema that it refers to."""
+        """Return the schema that the node refers to."""
         reference = node["$ref"]
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             raise UnsupportedSchema("$ref: takes a path into the same schema, such as #/$defs/a")
         if "~" in reference or "%" in reference:
-            raise UnsupportedSchema("$ref: '~' and '%' are not supported in it; rename the definition")
+            raise UnsupportedSchema("$ref: '~' and '%' are not supported in a path; rename the definition")
         found = self._root
         for name in reference.split("/")[1:]:
             found = found.get(name) if isinstance(found, dict) else None
@@ -221,9 +225,9 @@ class _Reading:
         free = self._free(node) or named
         least, most = _counts(node, "minProperties", "maxProperties")
         if least and free:
-            raise UnsupportedSchema("minProperties: not supported where names are free, which an answer may repeat")
+            raise UnsupportedSchema("minProperties: not supported if other property names are allowed, which an answer may repeat")
         if max(least, len(set(required))) > min(most, len(properties) if not free else math.inf):
-            raise UnsupportedSchema("minProperties: more than there can be")
+            raise UnsupportedSchema("minProperties: more than the schema allows")
         shown = set(required)
         for name in properties:
             if len(shown) < least:
@@ -235,7 +239,7 @@ class _Reading:
         return ["{", *text, "}"]
 
     def _names(self, node: dict[str, Any], properties: Mapping[str, Any]) -> bool:
-        """Whether the names of further properties are held to a pattern, which is then written in xgrammar's way."""
+        """Whether a pattern restricts the names of further properties; rewrites it for xgrammar."""
         by_pattern = _mapping(node, "patternProperties")
         names = node.get("propertyNames")
         if names is not None and names is not True:
@@ -255,7 +259,7 @@ class _Reading:
         return bool(by_pattern) or names is not None
 
     def _free(self, node: dict[str, Any]) -> bool:
-        """Whether there may be properties that the schema does not name."""
+        """Whether other properties than the named ones are allowed."""
         further = [node[name] for name in ("additionalProperties", "unevaluatedProperties") if name in node]
         if len(further) > 1:
             raise UnsupportedSchema("unevaluatedProperties: not supported beside additionalProperties")
@@ -264,12 +268,12 @@ class _Reading:
                 self._visit(schema)
         if further:
             return further[0] is not False
-        # xgrammar is strict: with names in the schema there are no others.
+        # xgrammar is strict: if the schema names properties, it allows no others.
         return not ({"properties", "patternProperties"} & node.keys())
 
     def _array(self, node: dict[str, Any]) -> Alternative:
         if node.get("uniqueItems", False) is not False:
-            raise UnsupportedSchema("uniqueItems: not supported: answers cannot be held to it")
+            raise UnsupportedSchema("uniqueItems: not supported: it cannot be enforced")
         first = node.get("prefixItems", [])
         if not isinstance(first, list):
             raise UnsupportedSchema("prefixItems: takes a list of schemas")
@@ -278,14 +282,14 @@ class _Reading:
             raise UnsupportedSchema("unevaluatedItems: not supported beside items")
         least, most = _counts(node, "minItems", "maxItems")
         if most < len(first):
-            raise UnsupportedSchema("maxItems: less than there are prefixItems")
+            raise UnsupportedSchema("maxItems: less than the number of prefixItems")
         text: list[Symbol] = []
         for key in [self._visit(schema) for schema in first]:
             text += [", " if text else "", key]
         text = text[: 2 * least]
         rest: Any = further[0] if further else not first
         if rest is True and not further:
-            # Without it, xgrammar takes minItems for more than there can be.
+            # Otherwise xgrammar treats minItems as more than is possible.
             node["items"] = True
         if rest is not False:
             key = self._visit(rest)
@@ -293,11 +297,11 @@ class _Reading:
                 text += ["", key] if not first else []
                 text += self._times(key, least - max(1, len(first)))
         elif least > len(first):
-            raise UnsupportedSchema("minItems: more than there can be")
+            raise UnsupportedSchema("minItems: more than the schema allows")
         return ["[", *text, "]"]
 
     def _times(self, key: Symbol, count: int) -> list[Symbol]:
-        """Further items, by as many rules as their number has bits."""
+        """Return symbols for `count` further items, with one rule for each bit of the number."""
         found: list[Symbol] = []
         for bit in range(count.bit_length()):
             self._rules[key, bit] = [[", ", key] if bit == 0 else [(key, bit - 1)] * 2]
@@ -307,7 +311,7 @@ class _Reading:
 
 
 def _types(node: Mapping[str, Any]) -> Sequence[str]:
-    """Those of a schema without alternatives; none where any value will do."""
+    """Return the types of a schema without alternatives; empty if any value conforms."""
     if "type" not in node:
         found = CONSTRAINING & node.keys()
         for families, marks, name in (
@@ -328,7 +332,7 @@ def _types(node: Mapping[str, Any]) -> Sequence[str]:
 def _constants(node: Mapping[str, Any], head: str) -> Iterator[Alternative]:
     values = [node["const"]] if head == "const" else node["enum"]
     if not isinstance(values, list) or not values:
-        raise UnsupportedSchema("enum: takes a list of values that is not empty")
+        raise UnsupportedSchema("enum: takes a non-empty list of values")
     types = _types(node) if "type" in node else ()
     for value in values:
         if types and not any(_IS[one](value) for one in types):
@@ -365,7 +369,7 @@ def _mapping(node: Mapping[str, Any], keyword: str) -> dict[str, Any]:
 
 
 def _counts(node: Mapping[str, Any], lower: str, upper: str) -> tuple[int, float]:
-    """Raises UnsupportedSchema where they are no counts, or leave nothing between them."""
+    """Return the bounds. Raises UnsupportedSchema if they are invalid or exclude all numbers."""
     for keyword in (lower, upper):
         value = node.get(keyword, 0)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
@@ -377,12 +381,12 @@ def _counts(node: Mapping[str, Any], lower: str, upper: str) -> tuple[int, float
 
 
 def _string(node: dict[str, Any]) -> str:
-    """A shortest text, as JSON; lengths and the pattern of the node become one pattern."""
+    """Return a shortest text as JSON; merge the node's lengths and pattern into one pattern."""
     kind = node.get("format")
     if kind is not None and not isinstance(kind, str):
         raise UnsupportedSchema("format: takes a name")
     if kind in REFUSED_FORMATS:
-        raise UnsupportedSchema(f"format: {kind!r} is not supported: answers cannot be held to it")
+        raise UnsupportedSchema(f"format: {kind!r} is not supported: it cannot be enforced")
     beside = [keyword for keyword in ("pattern", "minLength", "maxLength") if keyword in node]
     if kind in FORMATS:
         if beside:
@@ -395,7 +399,7 @@ def _string(node: dict[str, Any]) -> str:
         part = _pattern(node["pattern"], "pattern")
         if part.shortest_length < least or part.longest_length > most:
             keyword = "minLength" if part.shortest_length < least else "maxLength"
-            raise UnsupportedSchema(f"{keyword}: not supported beside a pattern that matches texts of other lengths too")
+            raise UnsupportedSchema(f"{keyword}: not supported beside a pattern that also matches texts of other lengths")
     if beside and ("pattern" in beside or max(least, 0 if most == math.inf else most) <= MAX_REPETITIONS):
         for keyword in beside:
             del node[keyword]
@@ -417,7 +421,7 @@ def _whole(part: Part) -> str:
 
 
 def _number(node: Mapping[str, Any], *, whole: bool) -> str:
-    """The number nearest to 0."""
+    """Return the allowed number nearest to 0."""
     bounds: dict[str, float] = {}
     for keyword in OF_NUMBERS & node.keys():
         value = node[keyword]

@@ -1,4 +1,4 @@
-"""`oneOf` of JSON Schema: xgrammar takes it for `anyOf`, so its alternatives must not overlap."""
+"""Checks the alternatives of `oneOf`: xgrammar treats it as `anyOf`, so they must not overlap."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,9 +6,10 @@ from typing import Any
 
 
 def are_disjoint(branches: Sequence[Any], resolve: Callable[[Any], Any]) -> bool:
-    """Whether they are of different types, different constants, or objects that a required constant tells apart.
+    """Whether the alternatives cannot overlap.
 
-    They have been checked otherwise, and refer to nothing in circles.
+    They must have different types or constants, or be objects with different values of a required
+    constant. They have been checked in other respects, and their references form no cycle.
     """
     types: list[str] = []
     constants: list[tuple[str, str]] = []
@@ -47,11 +48,11 @@ def _constants(node: Any) -> Sequence[Any] | None:
 
 
 def _constant(value: Any) -> tuple[str, str]:
-    """A value's type and text; 1 and 1.0 are the same."""
+    """Return a value's type and text; 1 and 1.0 give the same."""
     kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
     kind = kinds[type(value)]
     if kind in ("array", "object"):
-        # Two of them may be the same although they are written differently.
+        # Two of these may be equal although their texts differ.
         return kind, ""
     return kind, json.dumps(float(value) if kind == "number" else value)
 

@@ -1,8 +1,9 @@
-"""Regular expressions as xgrammar keeps to them: parsed here, refused where it would drop a part, and written so that a match is the inside
-of a JSON string.
+"""Converts regular expressions for xgrammar, and refuses those of which it drops a part.
 
-xgrammar 0.2.8 ignores look-around and anchors in the middle, and writes what a `pattern` of JSON Schema matches into the string as it is:
-`^"` gives `\"\"\"`. Python's parser reads the pattern. Where ECMA's and Python's rules differ, only texts that match under both are made.
+xgrammar 0.2.8 ignores look-around and anchors in the middle, and writes the match of a JSON Schema
+`pattern` into the string unchanged: `^"` gives `\"\"\"`. So a pattern is rewritten to match the
+inside of a JSON string. Python's parser reads the pattern. Where ECMA's and Python's rules differ,
+only texts that match under both are allowed.
 """
 
 import re
@@ -15,7 +16,8 @@ import attrs
 
 Range = tuple[int, int]
 LAST = 0x10FFFF
-# In a JSON string these stand for themselves: no controls, quote or backslash, and no surrogate, which UTF-8 does not have.
+# Characters that a JSON string contains unescaped: no controls, quote or backslash, and no
+# surrogates, which UTF-8 lacks.
 PLAIN: list[Range] = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, LAST)]
 ESCAPES = {ord(character): letter for character, letter in zip('"\\\b\f\n\r\t', '"\\bfnrt', strict=True)}
 ASCII, ALL = [(0, 0x7F)], [(0, 0xD7FF), (0xE000, LAST)]
@@ -32,13 +34,13 @@ _OPPOSITES = {
 _ANCHORS = {syntax.AT_BEGINNING: "^", syntax.AT_END: "$"}
 _LINE_ENDS = [(0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029)]
 _REPEATS = (syntax.MAX_REPEAT, syntax.MIN_REPEAT)
-# What the shortest match has where the pattern leaves a choice.
+# Preferred characters for the shortest match.
 _PREFERRED = "a0A_- "
 
 
 @attrs.frozen
 class Part:
-    """A piece of a pattern: one of some characters, parts in sequence, one of some parts, or a part repeated.
+    """A piece of a pattern: a set of characters, a sequence, a choice, or a repetition.
 
     `most` is None for an unlimited repetition.
     """
@@ -58,7 +60,7 @@ class Part:
         return self._length([part.longest_length for part in self.parts], max, float("inf") if self.most is None else self.most)
 
     def _length(self, lengths: Sequence[float], of_choice: Callable[[Sequence[float]], float], times: float) -> float:
-        """In characters, of parts of these `lengths`."""
+        """Return the length in characters, from the `lengths` of the parts."""
         match self.kind:
             case "characters":
                 return 1
@@ -66,11 +68,11 @@ class Part:
                 return sum(lengths)
             case "choice":
                 return of_choice(lengths)
-        # Infinitely often nothing is nothing.
+        # Infinity times 0 would be NaN.
         return times * lengths[0] if lengths[0] else 0
 
     def shortest(self, limit: int) -> str:
-        """The shortest text that matches, cut to `limit` characters."""
+        """Return the shortest text that matches, cut to `limit` characters."""
         match self.kind:
             case "characters":
                 preferred = [character for character in _PREFERRED if _has(self.ranges, ord(character))]
@@ -85,7 +87,7 @@ class Part:
         return text
 
     def in_json(self) -> str:
-        """As a regular expression of xgrammar's for the inside of a JSON string."""
+        """Return xgrammar's regular expression for the inside of a JSON string."""
         match self.kind:
             case "characters":
                 return _in_json(self.ranges)
@@ -94,18 +96,18 @@ class Part:
             case "choice":
                 return "(?:" + "|".join(part.in_json() for part in self.parts) + ")"
         most, repeated = "" if self.most is None else self.most, self.parts[0]
-        # A group in a group makes steps slow.
+        # A group inside a group makes steps slow.
         inside = repeated.in_json()
         return f"{inside if repeated.kind == 'characters' else f'(?:{inside})'}{{{self.least},{most}}}"
 
 
 def any_text(least: int, most: int | None) -> Part:
-    """Any characters, of which there are from `least` to `most`."""
+    """Return a part that matches `least` to `most` arbitrary characters."""
     return Part("repeat", (Part("characters", ranges=tuple(ALL)),), least=least, most=most)
 
 
 def parse(pattern: str) -> Part:
-    """Raises ValueError, which says what in the pattern is not supported."""
+    """Parse a pattern. Raises ValueError, which says what is not supported."""
     if "{," in pattern:
         raise ValueError("'{,' means different things in different languages; write '{0,' or '\\{,'")
     try:
@@ -120,7 +122,10 @@ def parse(pattern: str) -> Part:
 
 
 def _sequence(items: Any, *, start: bool, end: bool) -> Part:
-    """`start` and `end` say whether the text begins before the first item and ends after the last one: anchors hold only there."""
+    """Parse a sequence. Anchors are supported only at the start and the end of the text.
+
+    `start` and `end` say whether the sequence begins and ends there.
+    """
     items = list(items)
     solid = [index for index, (kind, _) in enumerate(items) if kind is not syntax.AT]
     first, last = (solid[0], solid[-1]) if solid else (len(items), -1)
@@ -152,7 +157,7 @@ def _part(kind: Any, value: Any, *, start: bool, end: bool) -> Part:
         raise ValueError("look-ahead and look-behind are not supported")
     ranges = _characters(kind, value)
     if not ranges:
-        raise ValueError("no character is in one of its classes")
+        raise ValueError("one of its character classes is empty")
     return Part("characters", ranges=tuple(ranges))
 
 
@@ -170,7 +175,7 @@ def _characters(kind: Any, value: Any) -> list[Range]:
     for item, argument in value[negated:]:
         if item is syntax.CATEGORY:
             ascii_part = _CATEGORIES.get(argument) or _without(ASCII, _CATEGORIES[_OPPOSITES[argument]])
-            # Whether other characters belong to it is where the languages differ.
+            # The languages differ in which other characters belong to the category.
             found += [*ascii_part, (0x80, LAST)] if negated else ascii_part
         else:
             found.append(argument if item is syntax.RANGE else (argument, argument))
@@ -203,23 +208,25 @@ def _has(ranges: Sequence[Range], character: int) -> bool:
 
 def _in_json(ranges: Sequence[Range]) -> str:
     if ranges[-1][1] == LAST:
-        # With a vocabulary of 49,000 tokens a step takes a tenth of what it takes with the ranges up to the last character written out.
+        # With a vocabulary of 49,000 tokens, a step takes a tenth of the time that explicit ranges
+        # up to the last character take.
         plain = "^" + _class([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), *_without(ALL, ranges)])
     else:
         plain = _class(_intersect(ranges, PLAIN))
     if plain not in ("", "^"):
-        # Escapes beside it would be kept to as well, but a step would cost up to thirty times as much.
+        # Escapes could be added as alternatives, but a step would then cost up to thirty times as
+        # much.
         return f"[{plain}]"
     escapes = "".join(_in_class(ord(letter)) for character, letter in ESCAPES.items() if _has(ranges, character))
     choices = [rf"\\[{escapes}]"] if escapes else []
     if not choices:
-        # Other control characters, where there is nothing else.
+        # Other control characters, if there is nothing else.
         choices = [rf"\\u{code:04x}" for low, high in ranges for code in range(low, high + 1)]
     return choices[0] if len(choices) == 1 else "(?:" + "|".join(choices) + ")"
 
 
 def _class(ranges: Sequence[Range]) -> str:
-    """The inside of a character class; control characters by their codes."""
+    """Return the inside of a character class, with control characters as codes."""
     return "".join(_in_class(low) if low == high else f"{_in_class(low)}-{_in_class(high)}" for low, high in ranges)
 
 

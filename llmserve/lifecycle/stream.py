@@ -245,7 +245,7 @@ class TokenStream:
         return due
 
     def fail(self, error: Exception) -> None:
-        """End with an error; the first one counts. An engine's death may lead to a replay instead."""
+        """End with an error; the first one counts. An engine's death may cause a replay instead."""
         if self._ended:
             return
         fatal = self._on_death(error) if isinstance(error, EngineDead) else error

@@ -152,7 +152,7 @@ class TestEngine:
     ("args", "message"),
     [
         ({"max_num_seq": 1}, "unknown engine argument 'max_num_seq'"),
-        ({"max_num_seqs": "many"}, "max_num_seqs takes a int"),
+        ({"max_num_seqs": "many"}, "max_num_seqs must be of type int"),
         ({"time_scale": -1.0}, "time_scale must not be negative"),
         ({"time_scale": float("nan")}, "time_scale must not be negative"),
         ({"num_blocks": 1}, "must hold at least max_model_len"),

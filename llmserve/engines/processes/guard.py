@@ -120,7 +120,7 @@ class ProcessGuard:
                     self._segments |= shared_memory.made_by(one.pid)
 
     def kill(self) -> None:
-        """Kill all processes at once, even hung ones, and those that a current launch still starts."""
+        """Kill all processes at once, even hung ones and those that a launch still starts."""
         import psutil
 
         self._unwanted = True

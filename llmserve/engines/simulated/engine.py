@@ -118,7 +118,7 @@ class SimulatedEngine:
 
     @classmethod
     def from_args(cls, model: str, args: Mapping[str, Any]) -> Self:
-        """Make an engine from named arguments. Raises ConfigurationError for a wrong name or type."""
+        """Make an engine from named arguments. Raises ConfigurationError for wrong ones."""
         defaults = SimulatedConfig()
         known = [field.name for field in attrs.fields(SimulatedConfig) if field.name != "faults"]
         for name, value in args.items():
@@ -126,7 +126,7 @@ class SimulatedEngine:
                 raise ConfigurationError(f"unknown engine argument {name!r}; the simulated engine has {', '.join(known)}")
             default = getattr(defaults, name)
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
-                raise ConfigurationError(f"the engine argument {name} takes a {type(default).__name__}, not {value!r}")
+                raise ConfigurationError(f"the engine argument {name} must be of type {type(default).__name__}, not {value!r}")
         return cls(SimulatedConfig(**args), model=model)
 
     def _reset(self) -> None:

@@ -26,7 +26,7 @@ class BlockPool:
 
     @property
     def usage(self) -> float:
-        """Share of blocks in use, 0 to 1; a freed block that still holds a prefix counts as free."""
+        """Share of blocks in use, 0 to 1; a freed block that holds a prefix counts as free."""
         return 1 - len(self._free) / self.num_blocks
 
     def blocks_for(self, tokens: int) -> int:

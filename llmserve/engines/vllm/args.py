@@ -184,7 +184,7 @@ def _share_nodes(workers: int) -> None:
 
 
 def _available_memory() -> int:
-    """Return available memory as vLLM counts it: with the page cache, within a container's limit."""
+    """Return available memory as vLLM does: with the page cache, within a container's limit."""
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
 
     return int(get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory)

@@ -315,7 +315,7 @@ class VLLMEngine:
         return None if self._parsers is None else self._parsers.reader(request, prompt)
 
     def _unbounded(self, kind: str) -> Any:
-        """Return vLLM's tokenisation parameters without its length check, which the manager does."""
+        """Return vLLM's tokenisation parameters without a length check: the manager does that."""
         renderer = self.running_llm.renderer
         params = renderer.default_chat_tok_params if kind == "chat" else renderer.default_cmpl_tok_params
         return dataclasses.replace(params, max_total_tokens=None)

@@ -57,7 +57,7 @@ class PromptEncoder:
         self._closed = False
 
     async def encode(self, job: PromptJob) -> Encoded:
-        """Return token ids and text. Raises vLLM's error about the job; EngineDead after `close`."""
+        """Return token ids and text. Raises vLLM's error about the job, or EngineDead."""
         if self._closed:
             raise EngineDead(GONE)
         loop = asyncio.get_running_loop()

@@ -143,7 +143,7 @@ class GrammarSandbox:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the program before the first verdict, or after it was killed. Raises EngineError."""
+        """Start the program, also again after it was killed. Raises EngineError."""
         self.close()
         try:
             ready = self._launch(self._vocabulary())

@@ -152,7 +152,7 @@ def import_alone() -> Any:
 
 
 def confine(limits: Bounds) -> None:
-    """Set the limits. If a test exceeds them, it is killed and its socket closes without a verdict."""
+    """Set the limits. A test that exceeds them is killed; its socket closes without a verdict."""
     pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115 - in a fork, by the shortest way
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

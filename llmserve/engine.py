@@ -2,7 +2,7 @@
 
 An engine pushes: it gets a sink for each request and puts deltas into it, in the event loop, as
 they come. There is no generator that a caller could leave half-way. No task wakes for a delta that
-no task awaits yet. `tests/contracts/engine.py` is the suite that every engine must pass.
+no task awaits yet. `tests/contracts/engine_contract.py` is the suite that every engine must pass.
 """
 
 from collections.abc import Callable, Mapping

@@ -305,7 +305,7 @@ class EngineManager(Generation, Lifecycle):
         self._context.run(self._tasks.start_soon, work, *args)
 
     def _settle(self, open_request: OpenRequest) -> None:
-        """Release everything once: now if the engine is done with the request, else after an abort."""
+        """Release everything once: now if the engine is done with it, otherwise after an abort."""
         if open_request.settled:
             return
         open_request.settled = True

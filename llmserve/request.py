@@ -282,7 +282,7 @@ class Outcome(StrEnum):
 
 @attrs.define(kw_only=True)
 class Timeline:
-    """When one request reached each stage, in monotonic seconds; None if it did not reach the stage.
+    """When one request reached each stage, in monotonic seconds; None if it did not reach it.
 
     All latency metrics come from these times. The times with the prefix `engine_` are the engine's
     own readings of the same clock, where the engine reports them.

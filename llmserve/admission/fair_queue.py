@@ -92,7 +92,7 @@ class FairQueue:
         self._forget()
 
     def tally(self) -> dict[str, float]:
-        """Return each tenant's charged cost since the last call. The first call starts the count."""
+        """Return each tenant's cost since the last call. The first call starts the count."""
         told, self._tally = self._tally or {}, {}
         return told
 

@@ -187,9 +187,7 @@ class _Reading:
         if "type" in beside:
             allowed = set(_types(node))
             if not all(isinstance(one, dict) and "type" in one and set(_types(one)) <= allowed for one in branches):
-                raise UnsupportedSchema(
-                    f"type: supported beside {head} only if each alternative has a type of its own, which is one of these"
-                )
+                raise UnsupportedSchema(f"type: supported beside {head} only if each alternative has its own type, which is one of these")
         if head == "oneOf":
             self._one_ofs.append(branches)
         keys = [self._visit(branch) for branch in branches]

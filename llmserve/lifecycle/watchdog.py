@@ -128,7 +128,7 @@ class Watchdog:
                 logger.warning("slow steps cannot be explained: %s", error)
             except Exception:
                 # A failure of this check must not end the manager.
-                logger.exception("looking after the engine's steps failed")
+                logger.exception("checking the engine's steps failed")
 
     async def _look(self) -> None:
         inside = {

@@ -244,7 +244,7 @@ def test_an_engine_that_does_nothing_refuses_nobody_a_place():
 
 def test_an_engine_that_tells_nothing_is_counted_and_that_is_said():
     controller = AdmissionController(LateGate(SLO(ttft=1.0, tpot=0.05), 2, None))
-    assert "tells nothing" in controller.statistics(0.0).counting
+    assert "does not report its steps" in controller.statistics(0.0).counting
     controller.first_token(offer(controller), 0.0)
     controller.first_token(offer(controller), 0.0)
     assert held(controller) == "sequences"

@@ -53,7 +53,9 @@ def test_a_cache_folder_that_cannot_be_written_is_named(use, missing):
 def test_a_cache_folder_without_room_is_named(use, missing, monkeypatch):
     # In place of a full disk.
     monkeypatch.setattr(models, "BUNDLED_BYTES", 2**60)
-    with pytest.raises(ConfigurationError, match=rf"{missing} has \d+ MB free, and the bundled model needs 1152921504606 MB: make room"):
+    with pytest.raises(
+        ConfigurationError, match=rf"{missing} has \d+ MB free, and the bundled model needs 1152921504606 MB: free some space"
+    ):
         use()
     assert list(missing.iterdir()) == []
 
@@ -106,7 +108,7 @@ def test_a_weights_file_that_is_another_one_is_refused(tmp_path, monkeypatch):
     (package / models.GGUF).write_bytes(b"something else")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, [str(tmp_path)]))
-    with pytest.raises(ConfigurationError, match="is not the file"):
+    with pytest.raises(ConfigurationError, match="is not the expected file"):
         models._wheel_file()
 
 

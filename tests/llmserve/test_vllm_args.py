@@ -102,7 +102,7 @@ def test_on_a_cpu_one_place_for_an_adapter_stays_free(tmp_path):
 
 @pytest.mark.parametrize("modules", ["a=b", ["a"], {"a": 1}, {"": "b"}, {"a": ""}])
 def test_adapters_that_are_not_names_and_folders_are_told_how_to_be_written(modules):
-    with pytest.raises(ConfigurationError, match="lora_modules is written"):
+    with pytest.raises(ConfigurationError, match="lora_modules must be written"):
         Adapters(modules)
 
 

@@ -66,7 +66,7 @@ class Parsers:
         try:
             asked = ChatCompletionRequest(messages=[dict(message) for message in request.messages or ()], **fields)
         except ValueError as error:
-            raise InvalidRequest("messages or tools are not as OpenAI's API has them", "messages") from error
+            raise InvalidRequest("messages or tools do not conform to OpenAI's API", "messages") from error
         return self._parser(
             self._kind if self._takes_auto or tools is None or tools.choice == "none" else self._forcing, asked.tools
         ), asked

@@ -122,7 +122,7 @@ class _Reading:
         try:
             TopologicalSorter(self._same).prepare()
         except CycleError:
-            raise UnsupportedSchema("$ref: the schema refers directly to itself") from None
+            raise UnsupportedSchema("$ref: the schema refers to itself directly") from None
         self.chosen = endings(self._rules)
         if len(self.chosen) < len(self._rules):
             raise UnsupportedSchema("$ref: a recursion that cannot end; make a property optional, or allow null")

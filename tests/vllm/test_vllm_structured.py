@@ -105,7 +105,7 @@ async def test_what_cannot_be_kept_to_is_refused_and_the_engine_goes_on(manager,
 
 
 async def test_a_rule_that_leads_nowhere_is_the_request_s_own_fault(manager):
-    with pytest.raises(InvalidRequest, match="no token goes on"):
+    with pytest.raises(InvalidRequest, match="no token can continue"):
         await ask(manager, StructuredOutputs.grammar('root ::= "a" x\nx ::= x'))
 
 

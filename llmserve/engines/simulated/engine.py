@@ -104,7 +104,7 @@ class _Sequence:
 
 
 class SimulatedEngine:
-    """An `llmserve.engine.Engine`; `tests/contracts/engine_contract.py` runs against it and vLLM."""
+    """An `llmserve.engine.Engine` that passes the same contract tests as vLLM's."""
 
     def __init__(self, config: SimulatedConfig | None = None, *, model: str = "simulated") -> None:
         self.config = config or SimulatedConfig()

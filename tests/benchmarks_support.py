@@ -11,9 +11,9 @@ WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(4), vocabulary=(1, 200))
 
 
 class Scripted:
-    """Delivers `tokens` per delivery after each of `gaps`; during the span `stalled` nothing moves.
+    """Delivers `tokens` at a time after each of `gaps`; a gap may be a function of the time.
 
-    A gap may be a function of the time.
+    No token moves in the time span `stalled`.
     """
 
     def __init__(self, gaps=(0.25, 0.4, 0.1, 0.4, 0.1), tokens=1, stalled=(0.0, 0.0)):
@@ -38,7 +38,7 @@ def generate(target, load, workload=WORKLOAD, **job):
 
 
 async def closed(target=None, concurrency=1, requests=10, gap=None):
-    """Return a closed loop's measurements; `gap` makes answers of one delivery after this gap."""
+    """Return the result of a closed loop; `gap` gives single-delivery answers a time after it."""
     target = target or Scripted(*([(gap,)] if gap else []))
     generator = generate(target, Load(concurrency=concurrency), requests=requests)
     await generator.run()

@@ -1,4 +1,4 @@
-"""Runs the core's async tests on asyncio and trio in virtual time; hides the user's cache."""
+"""Async tests of the core run on asyncio and trio, on a virtual clock, without the user's cache."""
 
 import os
 
@@ -7,14 +7,14 @@ import pytest
 import trio.testing
 from virtual import VirtualLoop
 
-# A machine that others use too is slow at times, which is not the fault of the tested code.
+# A shared machine is slow at times, which must not fail a test.
 hypothesis.settings.register_profile("llmserve", deadline=None)
 hypothesis.settings.load_profile("llmserve")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_from_outside(tmp_path_factory):
-    """Use a new cache and unset LLMSERVE_* variables, so that tests read nothing from outside."""
+    """Give each test a new cache, without the developer's LLMSERVE_* variables."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("LLMSERVE_")]:
             patch.delenv(name)

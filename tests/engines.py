@@ -1,4 +1,4 @@
-"""Engines for tests: slow, stubborn or scripted, where the simulated one is too well-behaved."""
+"""Slow, stubborn or scripted engines, for tests for which the simulated one is too well-behaved."""
 
 import anyio
 
@@ -8,9 +8,10 @@ from llmserve.request import Delta
 
 
 class ScriptedEngine:
-    """Does nothing by itself: the test puts deltas into the sinks. Awaits in every place where an engine may.
+    """An engine that does nothing by itself: the test puts deltas into the sinks.
 
-    `held` are the requests that it has and was not told to drop: what an engine would go on computing.
+    It awaits wherever an engine may. `held` are its requests that were not aborted: an engine would
+    go on computing them.
     """
 
     def __init__(self, *, start_seconds=0.0, submit_seconds=0.0, abort_seconds=0.0, tokenize_seconds=0.0, max_num_seqs=2):
@@ -29,7 +30,7 @@ class ScriptedEngine:
         self.steps = 0
         self.starts = 0
         self.make_reader = lambda _: None
-        # Starts that fail, by their number.
+        # The numbers of the starts that fail.
         self.fails_to_start = set()
 
     @property
@@ -48,7 +49,7 @@ class ScriptedEngine:
         try:
             await self.death.wait()
         finally:
-            # Whatever ends it: what was in it is gone.
+            # However the engine ends, its requests are gone.
             self.held.clear()
             self.death = None
         raise EngineDead("the script says so")

@@ -1,6 +1,7 @@
-"""A real server on a real port, and the ways in as the frontend contract wants them.
+"""A real server on a real port, and clients for the frontend contract.
 
-aiohttp's own test server differs from a real one in what matters most here: it cancels handlers by default.
+aiohttp's own test server differs from a real one in the most important point: by default it cancels
+handlers.
 """
 
 import io
@@ -36,7 +37,7 @@ class Server:
         self.session = session
 
     async def post(self, path, body, **more):
-        """Status, decoded body and headers."""
+        """Return the status, the decoded body and the headers."""
         kind = {"data": io.BytesIO(body), "headers": {"Content-Type": "application/json"}} if isinstance(body, bytes) else {"json": body}
         async with self.session.post(path, **kind, **more) as response:
             return response.status, await response.json(), response.headers
@@ -44,7 +45,7 @@ class Server:
 
 @asynccontextmanager
 async def running_server(engine=None, config=None, app=None, limiter=None, tls=None, tracer=None, app_of=None, **simulated):
-    """`app` are arguments of `build_app`; `app_of` makes more of them from the manager."""
+    """Run a server. `app` are arguments of `build_app`; `app_of` makes more from the manager."""
     # On a busy machine tokens would be merged, and tests that count events would fail.
     app = {"max_hold": 0.0, **(app or {})}
     engine = engine or SimulatedEngine(SimulatedConfig(**{"time_scale": 0.0, **simulated}), model="sim")
@@ -66,7 +67,7 @@ def request(**fields):
 
 
 class InProcess:
-    """The manager itself."""
+    """Uses the manager itself."""
 
     def __init__(self, manager):
         self.manager = manager
@@ -79,7 +80,7 @@ class InProcess:
 
 
 class OverHTTP:
-    """POST /generate, read as events."""
+    """Sends POST /generate and reads the events."""
 
     def __init__(self, server):
         self.manager = server.manager
@@ -105,7 +106,7 @@ class OverHTTP:
 
 
 def to_error(error):
-    """The error object back as the exception that it was made from."""
+    """Convert the error object back to the exception from which it was made."""
     match error["code"], error["type"]:
         case "context_length_exceeded", _:
             return PromptTooLong(0, 0)

@@ -1,4 +1,4 @@
-"""A collector: takes OTLP over HTTP and keeps what it was sent."""
+"""A collector that accepts OTLP over HTTP and keeps what it gets."""
 
 import gzip
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 def plain(attributes):
-    """Protobuf's attributes as a dictionary."""
+    """Return protobuf's attributes as a dictionary."""
     return {one.key: _value(one.value) for one in attributes}
 
 
@@ -20,7 +20,7 @@ def _value(value):
 
 
 class Span:
-    """One span as it was sent; times in seconds since 1970."""
+    """One span as it arrived; times in seconds since 1970."""
 
     def __init__(self, span, resource):
         self.resource = resource
@@ -45,7 +45,7 @@ class Span:
 class Collector:
     def __init__(self):
         self.spans = []
-        # By name: the data points of the last export that had it.
+        # The data points of the last export that had the metric, by its name.
         self.metrics = {}
         self.url = ""
 
@@ -65,11 +65,11 @@ class Collector:
         return web.Response()
 
     def requests(self):
-        """The spans that are llmserve's own."""
+        """Return llmserve's own spans."""
         return [span for span in self.spans if "llmserve.outcome" in span.attributes]
 
     async def has(self, count, seconds=20):
-        """Wait until so many requests have been told of."""
+        """Wait until `count` requests have arrived."""
         with anyio.fail_after(seconds):
             while len(self.requests()) < count:
                 await anyio.sleep(0.05)

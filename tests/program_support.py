@@ -1,4 +1,4 @@
-"""A server as a program of its own, on the simulated engine, and a client for it."""
+"""A server that runs as its own program on the simulated engine, and a client for it."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import psutil
 
-# A real engine takes half a minute, and twice that beside others.
+# A real engine starts in half a minute, and in twice that beside other processes.
 START_SECONDS = 120
 MODULE = [sys.executable, "-m", "frontends.aiohttp_app"]
 SOCKET = [sys.executable, "-m", "frontends.socket_app"]
@@ -23,8 +23,11 @@ SIMULATED = ("--engine", "simulated", "--model", "sim")
 
 @asynccontextmanager
 async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--port", "0"), engine=SIMULATED):
-    """A running server, by default on the simulated engine, its address, and the lines that it has printed. Without a `tmp_path` it has
-    the user's own cache."""
+    """Run a server; yield it, its address and the lines that it has printed.
+
+    The engine is the simulated one by default. Without a `tmp_path` the server uses the user's own
+    cache.
+    """
     command = [*module, *engine, *arguments]
     environment = {**os.environ, **({"LLMSERVE_CACHE": str(tmp_path)} if tmp_path else {})}
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment)
@@ -33,20 +36,22 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         with anyio.fail_after(START_SECONDS):
             while not lines or until not in lines[-1]:
                 lines.append((await process.stderr.readline()).decode())
-                # Said so that it holds under `python -O` too, where this would wait for ever.
+                # An explicit raise, because `python -O` removes `assert`, and the loop would then
+                # not end.
                 if not lines[-1]:
                     raise AssertionError("the server ended early: " + "".join(lines))
         url = re.search(r"\w+://\S+", lines[0])[0]
         yield process, url, lines
     finally:
         with suppress(psutil.NoSuchProcess):
-            # An engine's processes outlive a host that is killed, and hold its standard error open.
+            # The engine's processes outlive a killed host, and hold its standard error open.
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                 with suppress(psutil.NoSuchProcess, ProcessLookupError):
                     one.kill()
         lines += (await process.stderr.read()).decode().splitlines()
         await process.wait()
-        # Without this the transport closes itself when collected, which is after the loop, with a warning.
+        # Otherwise the transport closes itself when it is collected, after the loop, with a
+        # warning.
         process._transport.close()
 
 
@@ -65,10 +70,10 @@ async def fetch(url, body=None, headers=None, timeout=20):
 
 
 def workers_of(process):
-    """The processes that have connections of clients, or could have: those that multiprocessing spawned to work."""
+    """Return the spawned processes that have, or may have, clients' connections."""
     found = []
     for child in psutil.Process(process.pid).children():
-        # One that has just died has no command line any more.
+        # A process that has just died has no command line any more.
         with suppress(psutil.NoSuchProcess):
             if "spawn_main" in " ".join(child.cmdline()):
                 found.append(child)
@@ -80,7 +85,7 @@ async def metrics(url):
 
 
 async def until(url, wanted):
-    """The metrics, once they are as wanted. A worker that is just dying takes the question with it."""
+    """Return the metrics once they satisfy the condition. A dying worker may drop a request."""
     with anyio.fail_after(20):
         while True:
             with suppress(OSError):
@@ -106,7 +111,7 @@ class Streams:
         return stream
 
     def held_by(self, process):
-        """How many of the connections end in this process."""
+        """Return how many of the connections end in this process."""
         ports = {stream.extra(anyio.abc.SocketAttribute.local_port) for stream in self.open}
         return sum(bool(connection.raddr) and connection.raddr.port in ports for connection in process.net_connections("tcp"))
 
@@ -132,7 +137,7 @@ async def read_to_end_of_answer(stream):
 
 
 def connections(worker):
-    """How many clients' connections a process has open; 0 if it has ended since it was listed."""
+    """Return the number of a process's client connections; 0 if it has ended since."""
     with suppress(psutil.NoSuchProcess):
         return sum(one.status == "ESTABLISHED" for one in worker.net_connections("tcp"))
     return 0

@@ -1,6 +1,6 @@
-"""What must hold when nothing is open any more, however everything ended: one check for every test of an ending.
+"""One check of what must hold after every kind of ending, when nothing is open any more.
 
-An `AuditedEngine` and an `Audit` beside a manager keep the books that the check balances.
+An `AuditedEngine` and an `Audit` beside a manager record what the check compares.
 """
 
 from collections import Counter
@@ -9,12 +9,12 @@ from llmserve.engines.simulated.engine import SimulatedEngine
 
 
 class Audit:
-    """An observer: each request that came has one end."""
+    """An observer that checks that each request has one end."""
 
     def __init__(self):
         self.ends = Counter()
         self.outcomes = Counter()
-        # Tokens that a request's caller was shown, by its id.
+        # The number of tokens that each request's caller got, by request id.
         self.shown = Counter()
 
     def tokens(self, timeline, count, now):
@@ -26,7 +26,7 @@ class Audit:
 
 
 class AuditedEngine(SimulatedEngine):
-    """Counts what goes in, and how it comes out: with its last token, by an abort, or with the engine's own end."""
+    """Counts requests that enter, and how they leave: last token, abort, or the engine's end."""
 
     def __init__(self, config):
         self.dropped = self.lost = 0
@@ -51,7 +51,7 @@ class AuditedEngine(SimulatedEngine):
 
 
 def check_quiescent(manager, audit=None):
-    """Nothing runs, waits, is held or is owed."""
+    """Check that nothing runs, waits, is held or is due."""
     statistics = manager.statistics()
     assert statistics.open == 0
     assert statistics.tokenizing == 0
@@ -60,7 +60,7 @@ def check_quiescent(manager, audit=None):
     assert statistics.engine.kv_usage == 0
     engine, controller = manager.engine, manager.admission
     if isinstance(engine, AuditedEngine):
-        # Finished ones are dropped as well, by the engine itself.
+        # The engine itself removes finished requests too.
         assert engine.added == engine.dropped + engine.lost + engine.inside
         assert engine.inside == 0
     if hasattr(controller, "policy"):

@@ -13,10 +13,11 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ray_url():
-    """Where Ray Serve listens."""
-    # How often replicas tell the autoscaler; Ray reads it when it starts, and its own default is 10 s.
+    """Return the address at which Ray Serve listens."""
+    # Interval at which replicas report to the autoscaler. Ray reads it at its start; its default is
+    # 10 s.
     os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "0.5"
-    # A cluster of this test alone, which nobody else reaches.
+    # A cluster for this test alone, which no other program can reach.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -25,8 +26,8 @@ def ray_url():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    # Nothing here is large; by itself Ray sets a third of the memory aside for objects.
-    # "local" is one of our own, whatever else runs here.
+    # Nothing here is large, but by default Ray reserves a third of the memory for objects.
+    # "local" starts our own cluster, even if another one runs on this machine.
     ray.init("local", num_cpus=8, object_store_memory=2**28, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
@@ -35,14 +36,14 @@ def ray_url():
 
 
 class Cluster:
-    """An application that runs, as its clients see it. `session`'s paths are relative to it."""
+    """A running application as its clients see it. The paths of `session` are relative to it."""
 
     def __init__(self, url, session):
         self.url = url
         self.session = session
 
     async def post(self, path, body, **more):
-        """Status, decoded body and headers."""
+        """Return the status, the decoded body and the headers."""
         async with self.session.post(path, json=body, **more) as response:
             return response.status, await response.json(), response.headers
 
@@ -51,7 +52,7 @@ class Cluster:
             return await response.json()
 
     async def until(self, wanted, seconds=30):
-        """The metrics, once they are as wanted."""
+        """Return the metrics as soon as they satisfy the condition."""
         with anyio.fail_after(seconds):
             while not wanted(found := await self.metrics()):
                 await asyncio.sleep(0.02)
@@ -60,7 +61,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def deploy(ray_url):
-    """`async with deploy(replicas="2", ...)`: the words that follow `serve run frontends.ray_app:build`."""
+    """Deploy with arguments of `serve run frontends.ray_app:build`: `deploy(replicas="2")`."""
     from ray import serve
 
     from frontends.ray_app import build
@@ -79,7 +80,7 @@ def deploy(ray_url):
 
 
 def replicas():
-    """The processes of the replicas."""
+    """Return the processes of the replicas."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

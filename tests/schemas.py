@@ -1,4 +1,4 @@
-"""JSON Schemas made up by hypothesis: most of what the draft 2020-12 has, in usual combinations and in unusual ones."""
+"""JSON Schemas from hypothesis: most of draft 2020-12, in usual and unusual combinations."""
 
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ def _some(needed, optional):
 
 
 def _kinds(inner):
-    """Schemas with parts that `inner` makes."""
+    """Return schemas with parts from `inner`."""
     text = {"minLength": COUNTS, "maxLength": COUNTS, "pattern": PATTERNS, "format": FORMATS}
     number = {"minimum": BOUNDS, "maximum": BOUNDS, "exclusiveMinimum": BOUNDS, "exclusiveMaximum": BOUNDS}
     properties = st.dictionaries(NAMES, inner, max_size=3)

@@ -1,4 +1,4 @@
-"""A real socket server, its client, and a client that says whatever it is told to."""
+"""A real socket server, its client, and a client that sends arbitrary messages."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 
 class Served:
-    """A manager and the addresses where it is served."""
+    """A manager and the addresses at which it is served."""
 
     def __init__(self, manager, addresses):
         self.manager = manager
@@ -26,7 +26,7 @@ class Served:
 
     @asynccontextmanager
     async def raw(self, *, greet=True):
-        """A client without manners. Reads one message at a time."""
+        """A client that does not keep to the protocol. It reads one message at a time."""
         address = parse_address(self.addresses[0])
         reader, writer = await asyncio.open_connection(address.host, address.port)
         raw = Raw(reader, writer)
@@ -39,7 +39,7 @@ class Served:
             writer.transport.abort()
 
     async def quiet(self):
-        """Nothing of any request is left, soon."""
+        """Check that soon nothing of any request is left."""
         with anyio.fail_after(5):
             while self.manager.statistics().open:
                 await anyio.sleep(0.01)
@@ -57,7 +57,7 @@ class Raw:
         self.writer.write(frames.encode(*messages))
 
     async def read(self):
-        """The next message, None at the connection's end."""
+        """Return the next message, or None at the connection's end."""
         with anyio.fail_after(10):
             while (message := self._frames.next()) is None:
                 data = await self._reader.read(65536)
@@ -107,7 +107,7 @@ async def running_socket(
 
 
 class OverSocket:
-    """The client, as the frontend contract wants it."""
+    """The client in the form that the frontend contract needs."""
 
     def __init__(self, manager, client):
         self.manager = manager

@@ -1,4 +1,4 @@
-"""Which modules may import which, and the cost of an import."""
+"""Checks the directions of imports, and the cost of an import."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ import llmserve
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("llmserve", "frontends", "benchmarks", "reports")
 
-# What each component (a folder, or a file at a package's top) may import of the others, at any
+# The components (folders, or files at a package's top) that each component may import, at any
 # depth. Lower layers come first.
 ALLOWED = {
     "llmserve.cancellation": set(),
@@ -85,15 +85,15 @@ ALLOWED = {
     "benchmarks.targets": {"benchmarks.recording", "benchmarks.workload", "frontends", "llmserve"},
     "benchmarks.generator": {"benchmarks.recording", "benchmarks.targets", "benchmarks.workload"},
     "benchmarks": {"benchmarks", "llmserve"},
-    # The maximum request size of our servers, and the first bytes of the raw socket's protocol.
+    # The largest request that our servers accept, and the first bytes of the raw-socket protocol.
     "benchmarks.robustness.attacks.inputs": {"frontends"},
     "benchmarks.robustness.soak_clients": {"benchmarks", "frontends.rawsocket.client", "llmserve"},
     "reports": {"reports", "benchmarks.analysis", "benchmarks.recording"},
 }
-# A folder with more modules must be divided. A package's top has only public names and programs.
+# Maximum number of modules in a folder, and at a package's top, which holds only public names and
+# programs.
 MAX_MODULES, MAX_AT_TOP = 20, 12
-# The core uses anyio, admission knows neither clock nor event loop, and only the adapter knows
-# vLLM.
+# The core uses anyio, admission has no notion of time, and only the adapter knows vLLM.
 FORBIDDEN = {
     "llmserve.admission": {"anyio", "asyncio", "time", "random", "threading"},
     "llmserve.cancellation": {"anyio", "asyncio"},
@@ -115,7 +115,10 @@ MODULES = tuple(_modules())
 
 @functools.cache
 def imports(path, *, top_only):
-    """Return imported modules and what is imported from them, without TYPE_CHECKING blocks."""
+    """Yield the names of imported modules and of the objects imported from them.
+
+    Imports inside `if TYPE_CHECKING` are left out, because they do not run.
+    """
     tree = ast.parse(path.read_text())
     guarded = {
         id(inner)
@@ -136,7 +139,7 @@ def imports(path, *, top_only):
 
 @functools.cache
 def graph(modules):
-    """Map each module to the modules that it imports, at any depth."""
+    """Return for each module the modules that it imports, at any depth."""
     names = {name for name, _ in modules}
     return {
         name: {found if found in names else found.rpartition(".")[0] for found in imports(path, top_only=False)} & names - {name}
@@ -145,7 +148,7 @@ def graph(modules):
 
 
 def among_siblings(modules, folder):
-    """Map a folder's direct members (files, and folders as a whole) to those they import."""
+    """Return the same graph for the direct children of a folder: its files, and its subfolders."""
 
     def child(name):
         return ".".join(name.split(".")[: folder.count(".") + 2]) if name != folder else f"{folder}.__init__"
@@ -191,7 +194,7 @@ def test_no_folders_import_each_other(folder):
 
 @pytest.mark.parametrize("where", ["top", "function"])
 def test_a_planted_cycle_is_found(tmp_path, where):
-    """The cycle is between folders, not files: a/one imports b/one, and b/two imports a/two."""
+    """Only the folders form a cycle: a/one imports b/one, and b/two imports a/two."""
     files = {"p": "", "p.a": "", "p.b": "", "p.a.one": "from p.b import one", "p.a.two": "", "p.b.one": "", "p.b.two": "import p.a.two"}
     planted = []
     for name, text in files.items():
@@ -222,8 +225,8 @@ def test_imports_go_the_way_the_architecture_says(name, path):
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_layer_does_not_import_what_it_must_not_know(name, path):
-    """The vLLM adapter and the bundled model import their packages only where they use them."""
+def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
+    """The adapter of vLLM and the bundled model import vLLM and torch inside functions."""
     for key, forbidden in FORBIDDEN.items():
         if name == key or name.startswith(f"{key}."):
             only_at_top = name.startswith("llmserve.engines.vllm.") or name == "llmserve.models"
@@ -236,14 +239,14 @@ def test_the_manager_imports_no_engine_before_it_is_opened():
 
 
 def test_importing_llmserve_is_light():
-    """Import in a new interpreter, with warnings as errors."""
+    """Import in a fresh interpreter, with warnings as errors."""
     program = "import sys, llmserve; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"vllm", "torch", "transformers", "aiohttp", "numpy", "bokeh", "prometheus_client"} & set(loaded.stdout.split())
 
 
-# Imports the third-party packages once, then forks a child for each name that it reads. The child
-# prints its traceback, or an empty string.
+# Imports the dependencies once, then forks a child for each name that it reads. Each child answers
+# with a line: a traceback, or an empty text.
 IMPORTER = """
 import gc, importlib, json, os, sys, traceback
 import aiohttp.web, bokeh.plotting, bokeh.server.server, numpy, opentelemetry.sdk.trace, prometheus_client
@@ -262,7 +265,7 @@ for line in sys.stdin:
 """
 
 
-# Ray and vLLM import these by name; Ray and vLLM are not installed here.
+# Ray and vLLM import these modules by name, and are not installed here.
 NEED_OTHERS = ("frontends.cluster.router", "benchmarks.stand_ins.null_executor")
 
 
@@ -277,7 +280,7 @@ def importer():
 
 @pytest.mark.parametrize("name", [name for name, _ in MODULES if name not in NEED_OTHERS])
 def test_every_module_imports_by_itself(importer, name):
-    """Each module can be imported first."""
+    """No module relies on an earlier import of another one."""
     importer.stdin.write(f"{name}\n")
     assert json.loads(importer.stdout.readline()) == ""
 

@@ -1,4 +1,4 @@
-"""What `.ci/run` hides from the tests, and what it does not let them leave behind."""
+"""What `.ci/run` hides from the tests, and what it removes after them."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make th
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a shell command in a new checkout, isolated from a home that has a cache."""
+    """Run a shell command in a separate checkout, isolated from a home that has a cache."""
     home, tree = tmp_path / "home", tmp_path / "tree"
     (home / ".cache/llmserve").mkdir(parents=True)
     tree.mkdir()

@@ -1,6 +1,6 @@
-"""A virtual clock for asyncio: sleeping costs nothing, deadlines are exact, and a hang is an error at once.
+"""A virtual clock for asyncio: sleeping costs nothing, deadlines are exact, a hang is an error.
 
-For memory alone. With real sockets, threads or processes the clock would run ahead of the I/O.
+Use it only in memory. With real sockets, threads or processes the clock would run ahead of the I/O.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import selectors
 
 
 class _Selector(selectors.SelectSelector):
-    """Never waits: what the loop would have slept is added to its clock instead."""
+    """Never waits: it adds the time that the loop would sleep to its clock."""
 
     now = 0.0
 
@@ -30,5 +30,5 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
     def spend(self, seconds):
-        """Let time pass without giving way to another task, as work does that keeps the core busy."""
+        """Let time pass without yielding to another task, like work that keeps the core busy."""
         self._virtual.now += seconds

@@ -1,16 +1,16 @@
-"""LoRA adapters for the bundled model, in PEFT's form."""
+"""LoRA adapters for the bundled model, in PEFT's format."""
 
 import json
 
 import numpy as np
 
-# SmolLM2-135M: its layers, and the sizes of what goes into and comes out of two of its projections.
+# SmolLM2-135M: its number of layers, and the input and output sizes of two of its projections.
 LAYERS, HIDDEN = 30, 576
 SIZES = {"q_proj": 576, "v_proj": 192}
 
 
 def write_adapter(folder, rank, strength):
-    """In PEFT's form; with a strength of 0 it adds nothing."""
+    """Write an adapter in PEFT's format. With a strength of 0 it changes nothing."""
     from safetensors.numpy import save_file
 
     folder.mkdir()

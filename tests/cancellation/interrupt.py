@@ -1,13 +1,14 @@
-"""Something happens to a coroutine at its k-th suspension, for every k: between two suspensions nothing else can happen to it."""
+"""Acts on a coroutine at its k-th suspension, for every k: nothing else can happen in between."""
 
 import types
 
 
 @types.coroutine
 def interrupted(coroutine, points, act):
-    """Run it, and call `act()` when it suspends for the k-th time, for each k in `points`; returns (result, suspensions).
+    """Run the coroutine; call `act()` at its k-th suspension for each k in `points`.
 
-    The suspension itself goes to the event loop as it is, which then deals with what `act` has done as it would with the real thing.
+    Return (result, suspensions). The suspension itself goes to the event loop unchanged, which then
+    handles the effect of `act` as it would handle the real event.
     """
     count = 0
     resume, value = coroutine.send, None
@@ -26,7 +27,7 @@ def interrupted(coroutine, points, act):
 
 
 class Reached:
-    """How often `act` was called: fewer times than asked for, and the sweep is at its end."""
+    """The number of calls of `act`. If it is lower than requested, the sweep is complete."""
 
     def __init__(self, act):
         self._act = act

@@ -1,7 +1,7 @@
-"""An event loop on a virtual clock that wakes tasks in an order of its seed's, where asyncio wakes them as they came.
+"""An event loop on a virtual clock that wakes tasks in an order chosen by a seed.
 
-Only tasks change places, among themselves: callbacks stay where they are, because asyncio promises their order and code may rely on it.
-Which task runs first is promised by nobody.
+asyncio wakes tasks in order of arrival, but does not promise it. Only tasks change places, among
+themselves. Callbacks stay in place, because asyncio promises their order and code may rely on it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class ShuffledLoop(VirtualLoop):
 
 
 def _is_task(handle):
-    """Its first step, or its next one."""
+    """Whether the callback is a task's first or next step."""
     callback = handle._callback
     return type(callback).__name__ in ("TaskStepMethWrapper", "TaskWakeupMethWrapper") or isinstance(
         getattr(callback, "__self__", None), asyncio.Task

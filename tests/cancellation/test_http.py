@@ -1,4 +1,4 @@
-"""Every suspension point of the HTTP handlers: the handler is cancelled, its client goes away, or the engine dies."""
+"""Cancellation, a lost client and a dead engine at every suspension point of the HTTP handlers."""
 
 import asyncio
 import itertools
@@ -66,13 +66,13 @@ class Rig:
         return interrupt
 
     async def ask(self, session, path, body, point, fault):
-        """Returns whether there was such a point."""
+        """Return whether the handler had such a suspension point."""
         self.points, self.reached = {point}, Reached(lambda: fault(self))
         try:
             async with session.post(path, json=body) as response:
                 text = await response.text()
                 if fault is engine_died and response.status == 200 and "data:" in text:
-                    # An answer, or an event that says why not; never silence.
+                    # The client gets an answer or an error event, never silence.
                     assert "[DONE]" in text or "engine_restarted" in text
         except aiohttp.ClientError:
             assert fault is not engine_died

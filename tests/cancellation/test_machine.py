@@ -1,4 +1,4 @@
-"""A manager under whatever hypothesis thinks of, on a virtual clock, against a model of what it must hold."""
+"""A hypothesis state machine: a manager on a virtual clock, against a model of its state."""
 
 import asyncio
 from contextlib import suppress
@@ -29,7 +29,7 @@ LIMIT, LINE = 3, 4
 
 
 class Asked:
-    """One request and its caller's task: reads one delta each time that it is told to."""
+    """One request and its caller's task, which reads one delta on each command."""
 
     def __init__(self, manager, number, tokens, tenant, deadline):
         self.id = f"r{number}"
@@ -52,7 +52,7 @@ class Asked:
                     delta = await anext(stream, None)
                     if delta is not None:
                         self.got += delta.token_ids
-                # What had come before its end, and that end.
+                # The tokens before its end, and the end.
                 async for delta in stream:
                     self.got += delta.token_ids
             self.end = "complete"
@@ -159,7 +159,7 @@ class Served(RuleBasedStateMachine):
 
     @invariant()
     def every_end_is_its_caller_s(self):
-        """Whose task is over is not open any more; only what is given back may still be."""
+        """A request whose task is over is no longer open; only its cleanup may still run."""
         over = sum(request.task.done() for request in self.requests)
         assert sum(self.audit.ends.values()) >= over - sum(request.end == "task cancelled" for request in self.requests)
 
@@ -182,7 +182,7 @@ class Served(RuleBasedStateMachine):
             assert (statistics.open, statistics.running, statistics.waiting, statistics.tokenizing) == (0, 0, 0, 0)
             assert set(self.audit.ends.values()) <= {1}
             assert set(self.audit.outcomes) <= set(Outcome)
-            # Nothing runs on in the loop.
+            # Nothing keeps running in the loop.
             assert asyncio.all_tasks() == {asyncio.current_task()}
             for request in self.requests:
                 if request.end is not None and not request.task.cancelled():

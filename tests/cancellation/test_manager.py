@@ -1,4 +1,4 @@
-"""Every suspension point of `stream()` and `generate()`, times everything that can end a request: nothing leaks, nothing ends twice."""
+"""Every ending at every suspension point of `stream()` and `generate()`: no leaks, one end each."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ def wanted(name="r", **more):
     return GenerationRequest("hello", request_id=name, sampling=Sampling(max_tokens=TOKENS, ignore_eos=True), **more)
 
 
-# What a caller does. Each is given the manager and a token.
+# The actions of a caller. Each gets the manager and a token.
 
 
 async def whole(manager, token):
@@ -79,13 +79,14 @@ async def four_streams(manager, token):
 
 
 ALONE = [whole, streamed, left_early, with_a_deadline]
-# Their callers suspend once, and wait for tasks that do the work: these are interrupted at every moment of it.
+# These callers suspend once, and wait for tasks that do the work. They are interrupted at every
+# moment of it.
 TOGETHER = [four_choices, four_streams]
 MOMENT = 2.5e-4
 
 
 async def slow_tokenizer(engine):
-    """So that there is a suspension in it."""
+    """A tokenizer that suspends."""
     tokenize = engine.tokenize
 
     async def slow(request):
@@ -96,12 +97,12 @@ async def slow_tokenizer(engine):
 
 
 class Rig:
-    """A manager with one thing happening to one caller."""
+    """A manager, one caller and one event that happens to it."""
 
     def __init__(self, caller, *, queued, restarts):
         self.caller = caller
         self.queued = queued
-        # Four choices need four places, and three others.
+        # Four choices need four slots, and the others three.
         self.config = ManagerConfig(
             admission=AdmissionConfig(max_running=4, max_waiting=8),
             restart=RestartConfig(most=restarts, first_pause=0.01),
@@ -110,7 +111,10 @@ class Rig:
         )
 
     async def run(self, points, fault, moment=None):
-        """Returns how often the fault happened: at the caller's suspensions `points`, or so many seconds from when it began."""
+        """Return how often the fault happened.
+
+        It happens at the caller's suspensions `points`, or the given seconds after the beginning.
+        """
         self.stopped = fault is everything_cancelled
         engine, audit = AuditedEngine(SIMULATED), Audit()
         await slow_tokenizer(engine)
@@ -128,7 +132,7 @@ class Rig:
             check_quiescent(manager, audit)
             if self.native:
                 assert len(asyncio.all_tasks()) <= before
-            # Whoever comes next is served, unless the engine has died for good.
+            # The next request is served, unless the engine has died permanently.
             if manager.state == "ready":
                 assert len((await manager.generate(wanted("after"))).token_ids) == TOKENS
         return reached
@@ -161,13 +165,13 @@ class Rig:
         return reached.times
 
     async def _caught(self, manager, token, points, reached):
-        # Anything else is a defect, and fails the test.
+        # Any other exception is a defect, and fails the test.
         with suppress(LLMServeError, asyncio.CancelledError):
             await interrupted(self.caller(manager, token), points, reached)
 
     @staticmethod
     async def _settled(manager):
-        """Whatever is still given back takes a bounded time."""
+        """Wait for the remaining cleanup, which takes a bounded time."""
         with anyio.fail_after(20.0):
             while manager.statistics().open or manager.state == "restarting":
                 await anyio.sleep(0.001)
@@ -180,7 +184,7 @@ class ScopeRig(Rig):
 
 
 def sweep(rig, fault, backend="asyncio", options=None):
-    """At every single suspension; returns how many there were."""
+    """Interrupt at every single suspension; return their number."""
     options = options or {"loop_factory": VirtualLoop}
     points = 0
     while anyio.run(rig.run, {points + 1}, fault, backend=backend, backend_options=options):
@@ -189,7 +193,7 @@ def sweep(rig, fault, backend="asyncio", options=None):
 
 
 def sweep_moments(rig, fault):
-    """From its beginning to its end; returns how many there were."""
+    """Interrupt at every moment from beginning to end; return their number."""
     moments = 0
     while anyio.run(rig.run, (), fault, moments * MOMENT, backend_options={"loop_factory": VirtualLoop}):
         moments += 1
@@ -231,7 +235,7 @@ FAULTS = [cancelled, token_cancelled, engine_died, everything_cancelled, engine_
 @pytest.mark.parametrize("caller", ALONE)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_at_every_suspension(caller, fault, queued):
-    # Tokenising, submitting and at least one token are awaited one by one.
+    # Tokenising, submitting and at least one token are separate awaits.
     assert sweep(Rig(caller, queued=queued, restarts=5), fault) >= 3
 
 
@@ -257,7 +261,7 @@ def test_a_scope_is_cancelled_at_every_suspension(caller, backend, queued):
 
 @pytest.mark.parametrize("caller", ALONE)
 def test_cancelled_again_while_it_gives_everything_back(caller):
-    """By the second cancellation a shielded scope is left with what it has not given back yet; a task of its own is not."""
+    """A second cancellation ends a shielded scope before its cleanup is complete, but not a task."""
     rig = Rig(caller, queued=True, restarts=5)
     for first in itertools.count(1):
         for second in itertools.count(first + 1):

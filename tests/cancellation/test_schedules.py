@@ -1,4 +1,4 @@
-"""Several requests at once, things that happen to them, and any order of their tasks: nothing leaks and nothing ends twice."""
+"""Concurrent requests, events on them, and any order of their tasks: no leaks, one end each."""
 
 import asyncio
 import random
@@ -32,7 +32,7 @@ SEEDS = 1000
 
 
 class Story:
-    """What a seed makes of ten requests."""
+    """Ten requests and their events, from a seed."""
 
     def __init__(self, seed):
         self.rng = random.Random(f"story {seed}")
@@ -73,7 +73,7 @@ class Story:
                 await asyncio.wait([task], timeout=rng.random() * 0.05)
                 task.cancel()
             case 2:
-                # From a callback, which is no task.
+                # From a callback, not from a task.
                 asyncio.get_running_loop().call_later(rng.random() * 0.05, token.cancel, "enough")
         await asyncio.wait([task])
         if not task.cancelled():
@@ -84,7 +84,7 @@ class Story:
             assert len((await manager.generate(wanted, token)).token_ids) == wanted.sampling.max_tokens
 
     async def _part(self, manager, wanted, token, rng):
-        """Its tokens come one after the other, from one answer, and there may be fewer than all."""
+        """Check that the tokens are consecutive tokens of one answer, possibly not all."""
         with suppress(LLMServeError):
             async with manager.stream(wanted, token) as stream:
                 for _ in range(rng.randint(0, 4)):
@@ -109,7 +109,7 @@ def run(seed):
 
 @pytest.mark.parametrize("part", range(10))
 def test_any_order_of_tasks(part):
-    """Fifty stories, each in twenty orders."""
+    """Run fifty stories, each in twenty orders."""
     for seed in range(part * SEEDS // 10, (part + 1) * SEEDS // 10):
         try:
             run(seed)
@@ -119,7 +119,7 @@ def test_any_order_of_tasks(part):
 
 
 def test_a_seed_is_an_order_and_another_one_another():
-    """Of tasks alone: what iterates over a set of them, as task groups do, goes by their addresses."""
+    """Only tasks are ordered: task groups iterate over sets of tasks, whose order is by address."""
 
     async def six():
         order = []

@@ -1,4 +1,4 @@
-"""Every suspension point of a raw-socket stream's task: it is cancelled, its client says so or goes away, or the engine dies."""
+"""Cancellation, a lost client and a dead engine at every suspension of a raw-socket stream."""
 
 import asyncio
 import itertools
@@ -63,7 +63,10 @@ class Rig:
         monkeypatch.setattr(Connection, "_serve", interrupted_serve)
 
     async def _read(self, raw, ends):
-        """Until all have ended, or the fault has, which says nothing to the client; returns those that have not."""
+        """Read until all streams have ended, or the fault has; return those that have not ended.
+
+        The fault sends nothing to the client.
+        """
         async with anyio.create_task_group() as tasks:
 
             async def read():
@@ -79,7 +82,7 @@ class Rig:
         return ends
 
     async def ask(self, served, point, fault, credit, queued):
-        """Returns whether there was such a point."""
+        """Return whether the task had such a suspension point."""
         self.point, self.fault, self.reached = point, fault, None
         async with served.raw() as raw:
             if queued:
@@ -88,7 +91,8 @@ class Rig:
             if credit == 1:
                 raw.send(Credit(1, 1000))
             ends = await self._read(raw, {1, 2} if queued else {1})
-            # Each stream is told its end, once, unless the client is gone or the server cancels its own task.
+            # Each stream gets its end once, unless the client is gone or the server cancels its own
+            # task.
             if fault in (told_so, engine_died):
                 assert not ends
             elif fault is cancelled:

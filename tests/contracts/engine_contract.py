@@ -1,6 +1,6 @@
-"""What every engine must do: subclass `EngineContract` and give it a fixture `engine` that yields one that runs.
+"""The contract of every engine: subclass `EngineContract` with a fixture `engine` that yields one.
 
-Prompts are short English text, so that any tokenizer takes them.
+The engine must be running. Prompts are short English texts, so that any tokenizer can encode them.
 """
 
 import anyio
@@ -14,7 +14,7 @@ PATIENCE = 60
 
 
 class CollectingSink:
-    """Keeps everything, and notices what a sink must never see."""
+    """Keeps everything, and detects calls that a sink must never get."""
 
     def __init__(self):
         self.deltas = []
@@ -46,7 +46,7 @@ class CollectingSink:
 
 
 class EngineContract:
-    """The suite. Each test leaves the engine as it found it."""
+    """The contract tests. Each test leaves the engine as it found it."""
 
     async def begin(self, engine, name, text="Once upon a time", **sampling):
         prompt = await engine.tokenize(GenerationRequest(text))
@@ -65,7 +65,7 @@ class EngineContract:
         return await self.finish(await self.begin(engine, name, **sampling))
 
     async def assert_idle(self, engine):
-        """A short request steps the engine once more: what it tells then is its own view, not a memory."""
+        """Check that the engine is idle, after a short request that makes its figures current."""
         await self.run_one(engine, "probe", max_tokens=1)
         statistics = engine.statistics()
         assert (statistics.running, statistics.waiting, statistics.kv_usage) == (0, 0, 0.0)
@@ -200,14 +200,15 @@ class EngineContract:
             await self.run_one(engine, "first", ignore_eos=True)
             await anyio.sleep(0.5)
             await self.run_one(engine, "second", ignore_eos=True)
-            # The last step's end is told after its tokens have been.
+            # The engine reports the last step's end after its tokens.
             await anyio.sleep(0.05)
             after, ended = engine.statistics(), anyio.current_time()
         finally:
             engine.watch(lambda: None)
         assert len(told) >= 16
         assert [one.generation_tokens for one in told] == sorted(one.generation_tokens for one in told)
-        # Each but the first of a request follows another one; the step that prefills may come alone.
+        # Each step of a request follows another one, except the first: the prefill step may come
+        # alone.
         assert 14 <= after.busy_steps - before.busy_steps <= len(told) - 2
         assert 0 < after.busy_seconds - before.busy_seconds < ended - began - 0.5
 
@@ -241,6 +242,6 @@ class EngineContract:
 
 
 async def assert_dead(engine):
-    """For an engine that is not running."""
+    """Check an engine that is not running."""
     with pytest.raises(EngineDead):
         engine.check_health()

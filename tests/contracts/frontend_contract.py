@@ -1,7 +1,7 @@
-"""What every way in must do alike: subclass `FrontendContract` and give it a fixture `client`.
+"""The contract of every frontend: subclass `FrontendContract` with a fixture `client`.
 
-A client has `manager`, the manager behind it, and `stream(**fields)`, an async context manager that yields an async
-iterator of texts. What goes wrong is raised as one of llmserve's own errors.
+A client has `manager`, the manager behind it, and `stream(**fields)`, an async context manager that
+yields an async iterator of texts. Errors are raised as llmserve's own.
 """
 
 import anyio
@@ -18,7 +18,7 @@ class FrontendContract:
             return [text async for text in texts]
 
     async def assert_quiet(self, client):
-        """Nothing of any request is left, soon."""
+        """Check that soon nothing of any request is left."""
         with anyio.fail_after(2):
             while client.manager.statistics().open:
                 await anyio.sleep(0.01)

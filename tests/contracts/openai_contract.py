@@ -1,9 +1,9 @@
-"""What the official `openai` client must be able to do: subclass it where there is a fixture `server`."""
+"""The contract with the official `openai` client: subclass it with a fixture `server`."""
 
 import openai
 import pytest
 
-# Whose answer ends soon whatever the processor: the likeliest tokens of the bundled model are so by a nat.
+# Its answer ends soon on every processor: the bundled model's likeliest tokens lead by a nat.
 QUESTION = [{"role": "user", "content": "Please complete: The capital of France is"}]
 
 

@@ -213,7 +213,8 @@ def test_more_sequences_are_foretold_along_what_was_seen_of_them():
         tell(controller, 50, 0.01 + 0.001 * running, running)
     policy, nothing = controller.policy, Ticket(prompt_tokens=0)
     assert policy._step.b == pytest.approx(0.001, rel=0.05)
-    # The last steps were those of thirty, 40 ms each, and nothing runs yet: one alone would take 11.
+    # The last steps were those of thirty, 40 ms each, and nothing runs yet: one alone would take
+    # 11.
     assert policy._step_with(nothing) == pytest.approx(0.011, rel=0.15)
     for _ in range(29):
         controller.first_token(offer(controller), 0.0)
@@ -231,7 +232,8 @@ def test_the_cache_is_not_planned_fuller_than_it_is():
     # Three will need 250 each, and so would another one.
     assert held(controller, prompt_tokens=150) == "kv"
     assert held(controller, prompt_tokens=20) is None
-    # Nine tenths on, those three are about to leave, and what they hold is free before another one needs it.
+    # Nine tenths on, those three are about to leave, and what they hold is free before another one
+    # needs it.
     tell(controller, 80, 0.01, 3, 1000, usage=0.7)
     assert held(controller, prompt_tokens=150) is None
 
@@ -313,14 +315,16 @@ def test_a_lump_is_served_late_rather_than_refused_while_the_budget_lasts():
     policy.budget.left = 5.0
     ticket = Ticket(prompt_tokens=100, arrived=9.0)
     assert policy.patience(ticket, LUMP, 9.0) == policy.patience(ticket, LIGHT, 9.0) == 2.0
-    # With its prompt, which takes a tenth of a second, it is twice the promised time at most; and once is enough.
+    # With its prompt, which takes a tenth of a second, it is twice the promised time at most; and
+    # once is enough.
     assert policy.grace(ticket, LUMP, 9.9) == pytest.approx(10.9, abs=0.01)
     assert policy.grace(ticket, LUMP, 9.9) is None
     assert policy.grace(Ticket(prompt_tokens=100, arrived=9.0), OVERLOAD, 9.9) is None
     while policy.budget.spend():
         pass
     assert policy.grace(Ticket(prompt_tokens=100, arrived=9.0), LUMP, 9.9) is None
-    # Then each is taken that may still be in time; in a lump as in an overload, the line is kept short.
+    # Then each is taken that may still be in time; in a lump as in an overload, the line is kept
+    # short.
     short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
     assert policy.patience(short, LIGHT, 9.0) == pytest.approx(0.99, abs=0.005)
     assert policy.patience(long, LIGHT, 9.0) == pytest.approx(0.55, abs=0.005)
@@ -357,7 +361,8 @@ def test_who_waits_in_vain_makes_room_for_others_like_it():
     controller = AdmissionController(policy)
     learnt(controller)
     small = Ticket(prompt_tokens=10)
-    # Prompts of up to 450 tokens have been seen: as long as none of them waits in vain, a small one needs room for itself alone.
+    # Prompts of up to 450 tokens have been seen: as long as none of them waits in vain, a small one
+    # needs room for itself alone.
     assert policy._size(small) == 10
     for _ in range(4):
         policy.on_timeout(Ticket(prompt_tokens=450))

@@ -1,4 +1,4 @@
-"""One real engine for all of these tests, on the bundled model: starting it takes half a minute."""
+"""One real engine on the bundled model for all these tests: a start takes half a minute."""
 
 import threading
 
@@ -14,7 +14,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/vllm/" in item.path.as_posix():
             item.add_marker(pytest.mark.vllm)
-            # vLLM and what it imports warn about each other.
+            # vLLM and its dependencies cause warnings about each other.
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 

@@ -1,8 +1,11 @@
-"""Starts that are given up at random moments, and closes, of real engines in one process: `starts.py SEED KIND COUNT...`.
+"""Gives up starts of real engines at random moments, and closes engines.
 
-Prints a line of JSON for each. Kinds: "timeout" and "cancel" (of entering the manager), "stop" (the core is stopped; RestartConfig's
-start_timeout), "close" (in order, after an answer). The first start of a process imports vLLM. In a process of its own, because what an
-engine leaves is looked for in the whole process.
+Usage: `starts.py SEED KIND COUNT...`.
+
+It prints a line of JSON for each. The kinds are "timeout" and "cancel" (of entering the manager),
+"stop" (the core is stopped; RestartConfig's start_timeout) and "close" (orderly, after an answer).
+The first start of a process imports vLLM. The program runs in its own process, because it searches
+the whole process for what an engine leaves behind.
 """
 
 import asyncio
@@ -21,16 +24,18 @@ import psutil
 
 from llmserve import EngineDead, EngineManager, ManagerConfig, RestartConfig, Sampling
 
-# Seconds after its beginning at which a start is given up: from before vLLM is imported to when a core has loaded its model.
+# Range of the seconds after which a start is given up: from before the import of vLLM until after a
+# core has loaded its model.
 EARLIEST, LATEST = 0.3, 20.0
-# Not one of ours: Inductor's cache, and the meeting point of a worker that was killed before it had met the others, some hundred bytes.
+# These are not ours: Inductor's cache, and the rendezvous file of a worker that was killed early,
+# some hundred bytes.
 NOT_OURS = ("torchinductor", "vllm_dist_")
 
 MADE = ("psm_", "sem.mp-")
 
 
 def left():
-    """What a process could leave behind in the system, and in itself."""
+    """Return everything that a process could leave behind in the system, and in itself."""
     me = psutil.Process()
     others = [child for child in me.children(recursive=True) if "resource_tracker" not in " ".join(command_of(child))]
     return {
@@ -52,12 +57,12 @@ def command_of(process):
 
 
 def cores():
-    """Their ids, and not the processes: those hold descriptors."""
+    """Return the ids of the cores; the process objects would hold descriptors."""
     return {child.pid for child in multiprocessing.active_children() if child.name.startswith("EngineCore")}
 
 
 async def stop_the_core(after):
-    """Some seconds after it was started."""
+    """Stop the core some seconds after its start."""
     while not (found := cores()):
         await asyncio.sleep(0.01)
     await asyncio.sleep(after)
@@ -67,7 +72,7 @@ async def stop_the_core(after):
 
 
 async def give_up(kind, at):
-    """How a start ended, and how many seconds after it should have."""
+    """Return how a start ended, and its delay in seconds."""
     timeout = at if kind == "stop" else 600.0
     manager = EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(start_timeout=timeout)))
     began = time.monotonic()

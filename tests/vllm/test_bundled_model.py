@@ -1,4 +1,4 @@
-"""The bundled model's conversion: what it writes, and that a damaged copy is made anew."""
+"""The bundled model's conversion: its output, and the repair of a damaged copy."""
 
 import json
 import shutil

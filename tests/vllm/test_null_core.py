@@ -1,4 +1,4 @@
-"""vLLM's engine core over a model that computes nothing: every request gets as many tokens as it asked for, by the usual ways."""
+"""vLLM's engine core with a model that computes nothing: requests get all their tokens as usual."""
 
 import gc
 
@@ -17,8 +17,10 @@ ARGS = Setting(core="null").args_of_ours
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("second_runner", [False, True])
 def test_a_prompt_in_parts_gets_no_token_before_its_last_part(asynchronous, second_runner):
-    """In vLLM's core without a process around it, also with what a CPU does not have by itself: a step that is scheduled before the step
-    before it is over."""
+    """Run vLLM's core in this process, with a feature that a CPU lacks by default.
+
+    A step is scheduled before the previous one is over.
+    """
     from vllm import SamplingParams, envs
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine import EngineCoreRequest
@@ -27,13 +29,13 @@ def test_a_prompt_in_parts_gets_no_token_before_its_last_part(asynchronous, seco
 
     from llmserve.models import resolve
 
-    # Room for two of the three contexts, so that one request is preempted. The size of a block is the CPU's, which vLLM 0.33 sets only
-    # after it has made the executor.
+    # Room for two of the three contexts, so that one request is preempted. The block size is that
+    # of the CPU, which vLLM 0.33 sets only after it has made the executor.
     args = ARGS | {"max_num_batched_tokens": 64, "max_num_seqs": 3, "max_model_len": 512, "block_size": 128, "num_gpu_blocks_override": 9}
     config = EngineArgs(model=resolve("bundled"), **args).create_engine_config()
     config.scheduler_config.async_scheduling = asynchronous
     core = EngineCore(config, Executor.get_class(config), log_stats=True)
-    # It resumes a preempted request as a new one; on a CPU vLLM refuses it.
+    # The core resumes a preempted request as a new one, which vLLM refuses on a CPU.
     core.scheduler.use_v2_model_runner = second_runner
     for name in ("a", "b", "c"):
         params = SamplingParams(max_tokens=250, ignore_eos=True)
@@ -66,10 +68,10 @@ def test_a_prompt_in_parts_gets_no_token_before_its_last_part(asynchronous, seco
                 ended.add(output.request_id)
     assert {name: len(tokens) for name, tokens in answers.items()} == dict.fromkeys(answers, 250)
     assert first["a"] >= 4
-    # The test is of that too.
+    # The test covers that too.
     assert preempted
     core.shutdown()
-    # The core makes both for a process of its own.
+    # The core makes both for a separate process.
     gc.unfreeze()
     envs.disable_envs_cache()
 
@@ -87,6 +89,6 @@ async def test_every_request_gets_its_tokens_by_the_fast_path():
                 tasks.start_soon(ask, number)
         assert sorted(len(answer.token_ids) for answer in answers) == list(range(10, 18))
         assert all(set(answer.token_ids) <= set(TOKENS) and answer.text.strip() for answer in answers)
-        # All but the first and the last token of each.
+        # All tokens of each answer but the first and the last.
         engine = manager.metrics()["engine"]
         assert (engine["fast_path_tokens"], engine["slow_path_tokens"]) == (sum(range(8, 16)), 16)

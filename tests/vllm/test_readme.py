@@ -1,4 +1,4 @@
-"""The README's embedded example runs as it stands there, as a program of its own."""
+"""The README's embedded example runs unchanged, as a separate program."""
 
 import os
 import pathlib

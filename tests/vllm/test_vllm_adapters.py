@@ -1,4 +1,4 @@
-"""LoRA adapters beside the bundled model, each made here: one that changes nothing, and one that changes everything."""
+"""LoRA adapters for the bundled model: one changes nothing, and one changes everything."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ async def test_each_adapter_answers_in_its_own_way_in_one_batch(tmp_path):
         plain, same = await manager.generate(ask(None)), await manager.generate(ask("nothing"))
         assert "Paris" in plain.text
         assert same.token_ids == plain.token_ids
-        # In one batch each has its own, and the model itself has none.
+        # In one batch each request uses its own adapter, and the model itself none.
         for _ in range(3):
             base, same, other = await asyncio.gather(*[manager.generate(ask(name)) for name in (None, "nothing", "everything")])
             assert base.token_ids == same.token_ids == plain.token_ids

@@ -34,12 +34,12 @@ async def test_two_engines_answer_a_schema_and_streams_at_once(deploy):
         assert all("Paris" in answer and answer.endswith("data: [DONE]\n\n") for answer in answers)
         found = await cluster.metrics()
         assert found["requests"]["completed"] == 13
-        # What the two have told of themselves, beside ours.
+        # The vLLM series of both engines, beside ours.
         async with cluster.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
             families = {family.name: family for family in text_string_to_metric_families(await response.text())}
         tokens = {one.labels["replica"]: one.value for one in families["vllm:generation_tokens"].samples if one.name.endswith("_total")}
         assert len(tokens) == 2
         assert sum(tokens.values()) == found["tokens"]["completion"]
         assert min(tokens.values()) > 0
-        # Both of them: the KV caches and slots of two.
+        # The sums of both: the KV caches and slots of two engines.
         assert found["admission"]["limit"] == 2 * 18

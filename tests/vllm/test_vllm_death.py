@@ -1,4 +1,4 @@
-"""The engine's process is killed, or stopped: everyone is told or answered after all, and the program that embeds it goes on."""
+"""The engine is killed or stopped: each client gets an answer or an error, and the host goes on."""
 
 import re
 import signal
@@ -53,11 +53,12 @@ async def test_an_engine_that_is_not_to_be_started_again_takes_everyone_with_it(
 
 
 async def test_an_engine_that_dies_is_started_again_and_loses_nothing():
-    """One is killed, and the next one hangs."""
+    """One engine is killed, and the next one hangs."""
     stall = 3.0
     async with EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(stall_timeout=stall))) as manager:
         expected = (await manager.generate(short("before"))).text
-        # vLLM looks after its processes once a second, and we after steps a little less often than that.
+        # vLLM checks its processes once a second, and llmserve checks for steps slightly less
+        # often.
         for restarts, (sent, patience) in enumerate([(signal.SIGKILL, 3), (signal.SIGSTOP, stall + 3)], start=1):
             core = core_of(manager)
             answers = await answers_around(manager, core, sent, patience)
@@ -69,7 +70,10 @@ async def test_an_engine_that_dies_is_started_again_and_loses_nothing():
 
 
 async def answers_around(manager, core, sent, patience):
-    """What four requests get that come when a core has been sent a signal, and a stream that has begun has been told of it in time."""
+    """Return the answers of four requests that arrive after a signal to the core.
+
+    A stream that had begun must get its error in time.
+    """
     answers = []
 
     async def ask(name):
@@ -92,7 +96,7 @@ async def answers_around(manager, core, sent, patience):
 
 @pytest.mark.nightly
 async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
-    """Sixteen prompts that fill the context take seconds before a first token; then an end of the server is under way."""
+    """Sixteen prompts that fill the context take seconds to a first token; then the server drains."""
     answers = []
 
     async def ask(request):
@@ -103,7 +107,7 @@ async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
             for number in range(16):
                 long = GenerationRequest([number + 1] * 2000, sampling=Sampling(max_tokens=4, ignore_eos=True))
                 tasks.start_soon(ask, long)
-            # The engine has them; it tells of them after its first step, which is long.
+            # The engine has the requests. It reports them after its first step, which is long.
             with anyio.fail_after(20):
                 while manager.statistics().running < 16:
                     await anyio.lowlevel.checkpoint()
@@ -122,7 +126,7 @@ async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
                 while manager.statistics().engine.running < 2:
                     await anyio.sleep(0.01)
             second = core_of(manager)
-            # Once it drains.
+            # As soon as the server drains.
             tasks.start_soon(kill_when, manager, State.DRAINING, second, told)
     assert len(answers) == 17
     assert manager.state is State.STOPPED
@@ -139,7 +143,7 @@ async def told_so(manager, told):
 
 
 async def kill_when(manager, state, core, told):
-    """A stream that has begun has its end within 3 s of the death."""
+    """Kill the core; a stream that has begun ends within 3 s."""
     while manager.state is not state:
         await anyio.lowlevel.checkpoint()
     core.kill()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.nightly
 
 
 async def poll(sockets):
-    """As vLLM's client of several cores waits for what they count."""
+    """Wait as vLLM's client of several cores waits for their counts."""
     poller = zmq.asyncio.Poller()
     for socket in sockets:
         poller.register(socket, zmq.POLLIN)
@@ -24,9 +24,12 @@ async def poll(sockets):
 
 
 async def test_sockets_that_vllm_has_not_closed_yet_are_closed_in_their_loop():
-    """A regression: vLLM's own end, which a core's death begins in a thread, may be slower than ours. Each turn of the loop then raised
-    `Context was terminated`; anyio's plugin fails a test with such a callback."""
-    # As in vLLM's client, whose resources have the context without asyncio.
+    """A regression: vLLM's cleanup after a core's death runs in a thread, and may be slower than ours.
+
+    Each turn of the loop then raised `Context was terminated`. anyio's plugin fails a test with
+    such a callback.
+    """
+    # As in vLLM's client, whose resources hold the context without asyncio.
     own = zmq.Context()
     context = zmq.asyncio.Context(own)
     sockets = [context.socket(kind) for kind in (zmq.PULL, zmq.ROUTER, zmq.PAIR, zmq.PAIR, zmq.XSUB)]

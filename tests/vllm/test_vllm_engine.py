@@ -1,4 +1,4 @@
-"""The engine contract on real vLLM, and what is vLLM's own."""
+"""The engine contract on real vLLM, and tests of vLLM's own features."""
 
 import gc
 import os
@@ -20,16 +20,17 @@ from llmserve.observability.metrics import Observers
 
 
 class TestContract(EngineContract):
-    """All of it, on the bundled model."""
+    """The whole contract, on the bundled model."""
 
 
 async def test_it_knows_the_capital_of_france(manager):
-    # Each of its tokens is likelier than the next best by a nat. Asked plainly, this small model begins with "The" or "L'Etoile" by a
-    # tenth of one, and which of them it is depends on the processor's bfloat16.
+    # Each of its tokens is likelier than the next best by a nat. Without "Please complete", this
+    # small model begins with "The" or "L'Etoile" by a tenth of a nat, and the choice depends on the
+    # processor's bfloat16.
     messages = [{"role": "user", "content": "Please complete: The capital of France is"}]
     answer = await manager.generate(GenerationRequest(messages=messages, sampling=Sampling(temperature=0)))
     assert "Paris" in answer.text
-    # It ends its turn by itself, and the token that says so is not part of the text.
+    # The model ends its turn, and the end token is not part of the text.
     assert answer.finish_reason == "stop"
     assert "<|im_end|>" not in answer.text
 
@@ -44,7 +45,7 @@ async def test_the_cpu_s_defaults_are_sane(engine):
 
 @pytest.mark.parametrize(("available", "cache"), [(24 * GIB, GIB), (2 * GIB, GIB // 2)])
 async def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engine, monkeypatch, available, cache):
-    """A regression: memory that holds pages of files counted as taken, so that an engine had less after an installation."""
+    """A regression: cached file pages counted as used memory, so an installation shrank the cache."""
     from vllm.utils import cpu_resource_utils
 
     if engine.info.device != "cpu":
@@ -70,7 +71,7 @@ async def test_engine_cores_share_the_numa_nodes_where_they_are_more(engine, mon
 
 
 async def test_admission_learns_from_vllm_s_own_steps(engine):
-    """A second manager on the same engine, with a promise: it is held against the engine, and requests are let in by what steps take."""
+    """A second manager on the same engine has an SLO: it checks it, and admits by step times."""
     config = ManagerConfig(slo=SLO(ttft=20.0, tpot=2.0))
     async with EngineManager(SharedEngine(engine), config) as manager, anyio.create_task_group() as tasks:
         for number in range(12):
@@ -92,7 +93,7 @@ async def test_a_promise_that_vllm_cannot_keep_is_told_at_the_start(engine):
 
 
 async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine):
-    """Ctrl-C goes to every process of the group, and the engine died under the requests that were to finish first."""
+    """Ctrl-C goes to all processes of the group; the engine died before its requests had finished."""
     (core,) = engine.running_llm.engine_core.resources.engine_manager.processes
     for process in [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]:
         process.send_signal(signal.SIGINT)
@@ -101,7 +102,7 @@ async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine)
 
 
 async def test_a_chat_template_without_end_is_stopped(manager, engine, monkeypatch):
-    """CVE-2026-115911, which vLLM has had a time limit against since 0.32: our way to the tokenizer keeps it."""
+    """CVE-2026-115911: vLLM has a time limit since 0.32, which our path to the tokenizer keeps."""
     renderer = engine.running_llm.renderer
     if not hasattr(renderer, "_render_with_timeout"):
         pytest.skip("before 0.32 vLLM had no time limit")
@@ -116,7 +117,7 @@ async def test_a_chat_template_without_end_is_stopped(manager, engine, monkeypat
 
 
 async def test_prompts_at_once_are_encoded_as_one_by_one(engine):
-    """By the renderer's own way, which the encoder stands in for."""
+    """Compare the encoder with the renderer's own way, which it replaces."""
     requests = [GenerationRequest(text) for text in ("Grüße, 世界!", "a", "The quick brown fox " * 50, "<|im_start|>user")]
     requests += [GenerationRequest(messages=[{"role": "user", "content": text}]) for text in ("hi", "hello")]
     found = [None] * len(requests)
@@ -137,9 +138,9 @@ async def test_prompts_at_once_are_encoded_as_one_by_one(engine):
 
 
 async def test_a_full_collection_of_garbage_does_not_stop_the_streams(manager):
-    """A regression: it looked through all that vLLM had imported, 0.3 s long."""
+    """A regression: a collection went through all objects of vLLM's imports, which took 0.3 s."""
     assert gc.get_freeze_count() > 100_000
-    # What is left to look through is what came since.
+    # Only newer objects are left to collect.
     assert len(gc.get_objects()) < gc.get_freeze_count()
 
 
@@ -151,7 +152,7 @@ async def test_a_cached_prefix_is_counted(manager):
 
 
 async def test_a_tenant_finds_nothing_of_another_one_s_in_the_cache(engine):
-    """Nor what was put there before anybody was told apart; its own it does find."""
+    """A tenant finds its own prompts in the cache, but none of others or from before isolation."""
     words = "The quick brown fox jumps over the lazy dog. " * 40
     async with EngineManager(SharedEngine(engine), ManagerConfig(isolate_tenants=True)) as manager:
         cached = {}
@@ -163,7 +164,7 @@ async def test_a_tenant_finds_nothing_of_another_one_s_in_the_cache(engine):
 
 
 async def test_extreme_neighbours_leave_a_greedy_answer_as_it_is(manager):
-    """Row P17: what others may ask for at most changes nothing of an answer beside theirs."""
+    """Row P17: the largest requests of others do not change an answer in the same batch."""
     mine = GenerationRequest("The capital of France is", sampling=Sampling(max_tokens=12, temperature=0.0, seed=1))
     alone = (await manager.generate(mine)).token_ids
     extremes = (
@@ -183,7 +184,7 @@ async def test_extreme_neighbours_leave_a_greedy_answer_as_it_is(manager):
         for number, sampling in enumerate(extremes * 4):
             tasks.start_soon(manager.generate, GenerationRequest([number + 1, 2, 3], sampling=sampling))
             tasks.start_soon(again, number)
-    # Rounding may differ by the batch's size where two tokens are equally likely; here none are.
+    # Rounding may depend on the batch size where two tokens are equally likely; here none are.
     assert set(answers) == {alone}
 
 
@@ -240,7 +241,7 @@ async def test_a_hundred_cancelled_at_random_leave_nothing(manager, engine):
     sink = CollectingSink()
     await engine.submit("probe", await engine.tokenize(GenerationRequest("x")), Sampling(max_tokens=1), 0, sink)
     await sink.ended.wait()
-    # What the engine core itself says after its next step.
+    # What the engine core itself reports after its next step.
     last = engine._steps.statistics
     assert (last.running, last.waiting, last.kv_usage) == (0, 0, 0.0)
 
@@ -265,6 +266,6 @@ def test_on_trio_it_says_so():
             pytest.fail("it started")
 
     with pytest.raises(ConfigurationError, match="needs asyncio"):
-        # In a thread of its own: this one has the session's asyncio loop.
+        # In a separate thread, because this one has the session's asyncio loop.
         with ThreadPoolExecutor(1) as threads:
             threads.submit(anyio.run, main, backend="trio").result()

@@ -1,4 +1,4 @@
-"""The fast path out of vLLM: that real cores' tokens take it, and that it says and counts what vLLM's own way does."""
+"""The fast path of real cores: tokens use it, and its output and counts are those of vLLM."""
 
 import copy
 import json
@@ -11,12 +11,12 @@ from llmserve import Sampling
 from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.outputs import Receiver
 
-# No model says this: a request with a stop string goes all of vLLM's own way.
+# The model does not generate this text. A request with a stop string takes vLLM's own path.
 UNSAID = "\x00 no model says this"
 
 
 def counted(*names):
-    """vLLM's own series, summed over their labels."""
+    """Return vLLM's own series, summed over their labels."""
     samples = [sample for family in prometheus_client.REGISTRY.collect() for sample in family.samples]
     return [sum(sample.value for sample in samples if sample.name == name) for name in names]
 
@@ -39,12 +39,12 @@ async def test_a_real_core_s_tokens_take_it_and_it_says_and_counts_what_vllm_doe
         taken.append(tuple(after - was for after, was in zip(paths(manager), was, strict=True)))
     assert answers[0] == answers[1]
     assert counts == [[64, 63, 1]] * 2
-    # All but the first and the last.
+    # All tokens but the first and the last.
     assert taken == [(62, 2), (0, 64)]
 
 
 def shape(described):
-    """Which fields there are, of what types, with their names and classes; numbers are a machine's own."""
+    """Return the fields with types, names and classes, without numbers, which vary by machine."""
     if isinstance(described, dict):
         return {name: shape(value) for name, value in described.items()}
     if isinstance(described, list):
@@ -53,7 +53,7 @@ def shape(described):
 
 
 async def test_the_stubbed_core_of_the_benchmarks_sends_what_a_real_core_sends(manager):
-    """Or `python -m benchmarks overhead` measures a path that no real core takes."""
+    """Otherwise `python -m benchmarks overhead` would measure a path that no real core uses."""
     recorded = json.loads(recorded_steps.FILE.read_text())
     if recorded["vllm"] != manager.engine.info.version:
         pytest.skip(f"the steps were recorded on vLLM {recorded['vllm']}")
@@ -77,7 +77,7 @@ class Sink:
 
 
 class Processor:
-    """vLLM's output processor with one request, with or without the fast path before it."""
+    """vLLM's output processor with one request, with or without the fast path."""
 
     def __init__(self, engine, *, fast, **more):
         from vllm import SamplingParams
@@ -111,7 +111,7 @@ class Processor:
         weights = {} if version is None else {"weight_version": version}
         self.processor.process_outputs([EngineCoreOutput("r", token_ids, **fields)], at, statistics, **weights)
         found = copy.copy(vars(statistics))
-        # What depends on the wall clock.
+        # Remove what depends on the wall clock.
         for name in ("iteration_timestamp", "time_to_first_tokens_iter", "finished_requests"):
             found.pop(name)
         found["prompt_token_stats"] = vars(found["prompt_token_stats"])
@@ -119,7 +119,7 @@ class Processor:
 
 
 def versions(count):
-    """The versions of the weights that made so many tokens: they change in the middle of an answer, where vLLM knows of any."""
+    """Return weight versions for `count` tokens: they change in mid-answer, if vLLM has any."""
     from vllm.v1.engine.output_processor import RequestState
 
     if not hasattr(RequestState, "track_weight_version"):
@@ -145,7 +145,7 @@ async def test_a_change_of_weights_and_of_any_other_field_is_left_to_vllm(engine
     assert fast.sink.ended == "length"
     (ours,), (theirs,) = fast.finished, slow.finished
     assert getattr(ours.outputs[0], "weight_versions", None) == getattr(theirs.outputs[0], "weight_versions", None)
-    # The first, the last, two changes of version, and an output with a field that is not its tokens.
+    # The first, the last, two changes of version, and an output with a field besides its tokens.
     changes = 0 if weights[0] is None else 2
     assert (fast.counts.fast, fast.counts.slow) == (len(ids) - 3 - changes, 3 + changes)
 

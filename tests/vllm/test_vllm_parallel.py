@@ -1,4 +1,4 @@
-"""Two engine cores behind one AsyncLLM (`data_parallel_size=2`): one engine with the room of both."""
+"""Two cores behind one AsyncLLM (`data_parallel_size=2`) act as one engine of double size."""
 
 import anyio
 import psutil
@@ -16,7 +16,7 @@ async def test_two_cores_have_the_room_of_two_and_die_as_one():
     config = ManagerConfig(restart=RestartConfig(most=0))
     async with EngineManager.open("bundled", engine_args=args, config=config) as manager:
         assert manager.info.max_num_seqs == 2 * SLOTS
-        # vLLM tells what each of them has.
+        # vLLM reports the size of each core.
         cache = manager.engine.running_llm.vllm_config.cache_config
         assert manager.info.kv_cache_tokens == 2 * cache.kv_cache_size_tokens
         cores = [psutil.Process(pid) for pid in manager.engine.processes()]
@@ -25,7 +25,8 @@ async def test_two_cores_have_the_room_of_two_and_die_as_one():
 
         async def read(number):
             request = GenerationRequest("x", request_id=str(number), sampling=Sampling(max_tokens=1500, ignore_eos=True))
-            # Also those in the core that was not killed, which vLLM stops, and which aborts what is in it before it ends.
+            # This includes the requests of the other core, which vLLM stops, and which aborts them
+            # before it ends.
             with pytest.raises(EngineDead):
                 await manager.generate(request)
             ended.append(number)
@@ -33,7 +34,7 @@ async def test_two_cores_have_the_room_of_two_and_die_as_one():
         async with anyio.create_task_group() as tasks:
             for number in range(2 * SLOTS):
                 tasks.start_soon(read, number)
-            # All of them run, which one core alone would not let them.
+            # All requests run, which one core alone could not do.
             with anyio.fail_after(30):
                 while manager.statistics().engine.running < 2 * SLOTS:
                     await anyio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What xgrammar takes for an answer to a schema, by walks through its grammar: it conforms, or the schema was refused before."""
+"""Walks through xgrammar's grammars: each answer conforms, or the schema was refused."""
 
 import copy
 import json
@@ -16,13 +16,13 @@ xgrammar = pytest.importorskip("xgrammar")
 END = 256
 BYTES = xgrammar.TokenizerInfo([bytes([byte]) for byte in range(END)] + [b"<end>"], vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[END])
 COMPILER = xgrammar.GrammarCompiler(BYTES, max_threads=1, cache_enabled=False)
-# What breaks a JSON string, or ends it.
+# Characters that break or end a JSON string.
 HARMFUL = b'"\\\t\n\r\0\1'
 WALK_BYTES = 80
 
 
 def walk(compiled, number):
-    """An answer by chance, and with a liking for what is harmful; None where it came to no end."""
+    """Return a random answer that prefers harmful tokens, or None if it did not end."""
     chance = random.Random(number)
     matcher = xgrammar.GrammarMatcher(compiled)
     mask = xgrammar.allocate_token_bitmask(1, END + 1)
@@ -34,7 +34,8 @@ def walk(compiled, number):
         assert allowed, f"nothing goes on from {bytes(text)!r}"
         if END in allowed and (len(allowed) == 1 or chance.random() < 0.4):
             return text.decode(errors="replace")
-        # Of other characters those of two bytes: a grammar takes some longer sequences that are not UTF-8.
+        # Among other characters only those of two bytes: grammars accept some longer sequences that
+        # are not UTF-8.
         allowed = [token for token in allowed if token <= 0xC3] or [token for token in allowed if token != END]
         harmful = [token for token in allowed if token in HARMFUL]
         token = chance.choice(harmful if harmful and chance.random() < 0.4 else allowed)
@@ -98,7 +99,7 @@ async def test_a_long_bound_is_taken(manager):
 
 
 async def test_the_bundled_model_s_answers_conform(manager):
-    """Some of the corpus; the walks have the rest."""
+    """A part of the corpus; the walks cover the rest."""
     schemas, ended = [], 0
 
     @seed(0)

@@ -1,4 +1,4 @@
-"""The server on the real engine: both contracts, clients that leave, and bad input that is told so at once."""
+"""The server on the real engine: both contracts, clients that leave, quick errors for bad input."""
 
 import random
 import time
@@ -16,12 +16,12 @@ from benchmarks.targets.inprocess import InProcess as LoadInProcess
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 
-# Nothing of this takes a model, so nothing of it may take long.
+# None of these requests needs the model, so none may take long.
 BAD_INPUT_SECONDS = 0.25
 
 
 class TestOpenAI(OpenAIContract):
-    """All of it, on the bundled model."""
+    """The whole contract, on the bundled model."""
 
 
 class TestInProcess(FrontendContract):
@@ -40,7 +40,8 @@ async def test_fifty_clients_that_leave_at_random_are_gone_within_two_seconds(se
     rng = random.Random(2)
 
     async def leave(stream, after):
-        # As many tokens as the context holds: more than the fastest machine makes before the last client leaves.
+        # As many tokens as the context holds: more than the fastest machine generates before the
+        # last client leaves.
         body = {"prompt": "Once upon a time", "ignore_eos": True, "stream": stream, "max_tokens": server.manager.info.max_model_len - 16}
         with pytest.raises((TimeoutError, aiohttp.ClientError)):
             async with aiohttp.ClientSession(server.url) as session:
@@ -55,7 +56,7 @@ async def test_fifty_clients_that_leave_at_random_are_gone_within_two_seconds(se
             await anyio.sleep(0.02)
     statistics = server.manager.statistics()
     assert (statistics.running, statistics.waiting, statistics.engine.waiting) == (0, 0, 0)
-    # One more step, after which the engine core's own counts are those of that step.
+    # After one more step, the engine core's own counts are current.
     status, _, _ = await server.post("/v1/completions", {"prompt": "hi", "max_tokens": 1})
     assert status == 200
     last = server.manager.engine._steps.statistics
@@ -90,7 +91,7 @@ async def test_bad_input_is_named_at_once_and_the_next_request_works(server, bod
 
 @pytest.fixture
 async def paused(engine):
-    """The engine refuses requests until the test has ended."""
+    """Make the engine refuse requests until the test ends."""
     from vllm.v1.engine import EngineCoreOutput
 
     if "error" not in EngineCoreOutput.__struct_fields__:

@@ -1,4 +1,4 @@
-"""Programs whose engine cannot start, where only its processes learn why: that is the exception, and so the program's last line."""
+"""Starts that fail in the engine's processes: the exception, and the last line, has the cause."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_the_process_that_imports_a_program_without_a_guard_says_so_to_the_progr
 @pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_what_a_worker_fails_with_is_the_error_and_not_that_its_core_failed(tmp_path):
-    """Weights for 30 layers, where the config says 31: each file is whole."""
+    """The weights have 30 layers, and the config says 31; each file is intact."""
     whole, folder = Path(resolve("bundled")), tmp_path / "model"
     folder.mkdir()
     for file in whole.iterdir():
@@ -60,7 +60,7 @@ def test_what_a_worker_fails_with_is_the_error_and_not_that_its_core_failed(tmp_
 
 
 def refusal(*arguments, **environ):
-    """The one line of a server that does not start, which takes a second: nothing of vLLM is imported."""
+    """Return the only line of a server that fails to start within a second, before importing vLLM."""
     command = [sys.executable, "-m", "frontends.aiohttp_app", "--port", "0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
@@ -78,7 +78,7 @@ def test_a_server_without_a_cache_folder_says_so_in_one_line(tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does for a model that it has not, and for a revision."""
+    """Answers like the hub for a missing model and a missing revision."""
 
     def do_GET(self):
         code = "RevisionNotFound" if "/revision/" in self.path else "RepoNotFound"
@@ -102,7 +102,7 @@ def test_a_model_that_the_hub_has_not_is_one_line(tmp_path):
         line = refusal("--model", "models/name", "--engine-arg", "revision=old", **environ)
         assert "the model models/name has no revision 'old'" in line
         hub.shutdown()
-    # No process listens there any more.
+    # No process listens on this port any more.
     assert "models/name is not a model folder, is not in" in refusal("--model", "models/name", **environ)
     assert "offline" in refusal("--model", "models/name", **{**environ, "HF_HUB_OFFLINE": "1"})
     assert "Repo id must" in refusal("--model", "models/na me", **environ)

@@ -1,4 +1,4 @@
-"""A start that is given up ends at once and leaves nothing behind, however and whenever; neither does an engine that is closed."""
+"""Starts that are given up, and engines that are closed, end quickly and leave nothing behind."""
 
 import json
 import os
@@ -16,14 +16,15 @@ from program_support import MODULE, program
 pytestmark = pytest.mark.nightly
 
 SCRIPT = Path(__file__).with_name("starts.py")
-# It takes up to 5 s on a machine that is not busy (docs/reliability.md): a core is killed at once, an import of vLLM is left alone after
-# 3 s. A start that is waited for takes 20 s and more, and one that hangs does not end.
+# This takes up to 5 s on an idle machine (docs/reliability.md): a core is killed at once, and an
+# import of vLLM is abandoned after 3 s. A complete start takes 20 s and more, and a hanging start
+# does not end.
 END_SECONDS = 15
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """A TMPDIR of its own, with a name that leaves room for those of sockets."""
+    """A separate TMPDIR with a short name, which leaves room for the names of sockets."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield Path(folder)
@@ -31,11 +32,11 @@ def short(monkeypatch):
 
 async def played(*words):
     found = await anyio.run_process([sys.executable, str(SCRIPT), *words], stderr=None)
-    # vLLM writes there as well.
+    # vLLM writes there too.
     return [json.loads(line) for line in found.stdout.decode().splitlines() if line.startswith("{")]
 
 
-# The first one imports vLLM, and takes its descriptors and threads for good.
+# The first start imports vLLM, and keeps its descriptors and threads.
 @pytest.mark.parametrize("kinds", [("timeout", "2", "cancel", "2", "stop", "2"), ("close", "2")], ids=lambda kinds: kinds[0])
 @pytest.mark.timeout(600)
 async def test_what_is_given_up_and_what_is_closed_leaves_nothing_behind(kinds, short):
@@ -56,7 +57,7 @@ async def ended(process):
 
 
 async def gone(processes):
-    """A guard ends what its host has left, in a moment."""
+    """Wait a moment for the guard to remove what its host has left."""
     with anyio.fail_after(END_SECONDS):
         while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes):
             await anyio.sleep(0.05)

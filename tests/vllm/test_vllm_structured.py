@@ -1,4 +1,4 @@
-"""Structured outputs on the real engine: what is asked for is what comes, and what would stop the engine does not reach it."""
+"""Structured outputs on the real engine: answers conform; harmful constraints do not reach it."""
 
 import json
 import os
@@ -21,7 +21,8 @@ SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-# 10 s of one core with xgrammar 0.2.8, if nobody stops it. Each another one, as a verdict is remembered.
+# Takes 10 s of one core with xgrammar 0.2.8 unless it is stopped. Each pattern is different,
+# because verdicts are cached.
 SLOW = "^(.*a){25}[a-z]{1,%d}(.|\\n){1,5000}$"
 
 
@@ -63,7 +64,7 @@ async def test_the_official_client_s_schema_is_kept_to_fifty_times_of_fifty(serv
     ("constraint", "is_kept"),
     [
         (StructuredOutputs.json(SCHEMA), person),
-        # Without a schema this model finds no end.
+        # Without a schema this model does not end its answer.
         (StructuredOutputs.json_object(), lambda text: text.startswith('{"')),
         (StructuredOutputs.regex(r"\d{4}-\d{2}-\d{2}"), re.compile(r"\d{4}-\d{2}-\d{2}").fullmatch),
         (StructuredOutputs.choice(["yes", 'no, "never"', "ä\n"]), ["yes", 'no, "never"', "ä\n"].__contains__),
@@ -110,7 +111,7 @@ async def test_a_rule_that_leads_nowhere_is_the_request_s_own_fault(manager):
 
 
 async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others_for_ever(manager):
-    """One is tried after another, and who would wait for too long is told to come back."""
+    """They are tested one by one. A client that would wait too long gets an error to retry."""
     refused = []
 
     async def one(number):
@@ -121,7 +122,7 @@ async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others
     async with anyio.create_task_group() as tasks:
         for number in range(80):
             tasks.start_soon(one, number)
-        # What needs no trial is answered meanwhile.
+        # Requests that need no test are answered in that time.
         await ask(manager, None, max_tokens=4)
     assert set(refused) <= {InvalidRequest, Overloaded}
     assert refused.count(Overloaded) >= 16
@@ -147,7 +148,8 @@ def arrays_of_arrays():
     return json.dumps({"$ref": "#/$defs/d0", "$defs": {f"d{number}": {"anyOf": references} for number in range(20)}})
 
 
-# Each compiles, and takes the engine longer with every token: 0.1 to 25 s by the 26th, or with one more level of nesting.
+# Each of these compiles, but takes longer with every token: 0.1 to 25 s at the 26th, or with one
+# more level of nesting.
 COSTLY = [
     StructuredOutputs.grammar('root ::= x x x x\nx ::= x x | x x x | "" | [a-z ] | "the" | x "a" x'),
     StructuredOutputs.regex("((a|b|[a-z ])*|([a-z ]*))*"),
@@ -185,7 +187,7 @@ async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatc
     from vllm.v1.structured_output import backend_xgrammar
 
     class WithTwoCompilers(backend_xgrammar.XgrammarBackend):
-        """As vLLM 0.33 has them; the lock has 0.32."""
+        """The two compilers of vLLM 0.33; the lock file has 0.32."""
 
         def __post_init__(self):
             super().__post_init__()
@@ -205,7 +207,7 @@ async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatc
 
 
 async def test_the_program_that_tries_starts_with_the_engine_and_without_torch(manager):
-    """A regression: the first constraint waited 9 s for its start beside a busy engine, most of them for the import of torch."""
+    """A regression: the first constraint waited 9 s for the program, mostly for an import of torch."""
     program = manager.engine._grammars._trials._process
     assert program.poll() is None
     libraries = {Path(mapped.path).name for mapped in psutil.Process(program.pid).memory_maps()}
@@ -222,8 +224,11 @@ async def test_the_program_that_tries_is_started_again_when_it_was_killed(manage
 
 
 async def test_the_start_of_the_program_is_no_part_of_the_first_trial(manager):
-    """It took 3 s, and more on a busy machine: the first constraint was answered with 503 where it was too complex, and so were others
-    that waited for its place."""
+    """The start took 3 s, and more on a busy machine.
+
+    The first constraint got a 503 although it was too complex, and so did those that waited behind
+    it.
+    """
     manager.engine._grammars._trials.close()
     refused = []
 
@@ -258,7 +263,7 @@ async def test_a_bias_is_added(manager):
 
 
 async def test_a_constraint_that_becomes_costly_after_all_is_ejected_and_others_go_on(manager, monkeypatch, caplog):
-    """As if its trial had found nothing."""
+    """The constraint passes as if its test had found nothing."""
     monkeypatch.setattr(manager.engine._grammars._trials, "verdict", lambda constraint: None)
     ends, slow = {}, []
 

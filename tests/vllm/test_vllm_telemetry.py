@@ -1,4 +1,4 @@
-"""Traces through the real engine: vLLM's own span of a request hangs on ours."""
+"""Traces through the real engine: vLLM's own span of a request is a child of ours."""
 
 import signal
 
@@ -27,6 +27,6 @@ async def test_the_engine_s_span_is_a_part_of_the_request_s(tmp_path):
         assert (ours.trace, ours.parent) == ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
         assert (theirs.trace, theirs.parent) == (ours.trace, ours.id)
         assert sum(ours.stages.values()) == pytest.approx(ours.seconds, abs=1e-6)
-        # The engine tells when it took it up, and its time lies within ours.
+        # The engine reports when it scheduled the request, and that time is within our span.
         assert ours.stages["engine_queue"] >= 0
         assert theirs.attributes["gen_ai.latency.time_in_model_decode"] <= ours.seconds

@@ -1,4 +1,4 @@
-"""Calls of tools on the real engine, by the official client, and vLLM's parsers on answers that this model would not think of."""
+"""Tool calls on the real engine with the official client, and vLLM's parsers on unusual answers."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ async def client(server):
 
 @pytest.fixture(params=["hermes", None], ids=["by hermes", "by JSON"])
 def parsers(request, engine, monkeypatch):
-    """With the model's own way of calling, and without any."""
+    """Parsers with the model's own call format, and without one."""
     if request.param is None:
         llm = engine.running_llm
         monkeypatch.setattr(engine, "_parsers", Parsers(None, None, llm.model_config, llm.get_tokenizer()))
@@ -63,7 +63,7 @@ async def ask(client, **fields):
 
 
 async def streamed(client, **fields):
-    """Calls by their index, and the reason for the end."""
+    """Return the calls by index, and the finish reason."""
     stream = await client.chat.completions.create(
         model="sim", messages=QUESTION, tools=TOOLS, max_tokens=200, temperature=0, stream=True, **fields
     )
@@ -93,7 +93,7 @@ async def test_a_call_that_is_forced_keeps_to_its_schema(client, choice, reason)
     assert [(name, json.loads(arguments)) for name, arguments in calls.values()] == [
         (call.function.name, json.loads(call.function.arguments)) for call in answer.message.tool_calls
     ]
-    # What was called goes back, with what came of it.
+    # The call goes back, with its result.
     history = [*QUESTION, answer.message]
     history += [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in answer.message.tool_calls]
     assert (
@@ -141,7 +141,7 @@ def reader(engine, tool_parser, reasoning_parser, tools):
 
 
 def read_by_token(engine, read, tokens):
-    """An answer as the engine makes it."""
+    """Read an answer token by token, as the engine generates it."""
     decode = engine.running_llm.get_tokenizer().decode
     last = len(tokens) - 1
     return join([read.read(decode([token]), [token], last=number == last) for number, token in enumerate(tokens)])

@@ -1,4 +1,4 @@
-"""Several workers of one real engine core, as a program: they share it, and outlive each other's deaths and their own places in it."""
+"""Several workers of one real engine core survive the deaths of workers and of the core."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ def serving(*arguments):
 
 
 def engine_of(process):
-    """The core and what it has started."""
+    """Return the core and its child processes."""
     (core,) = [child for child in psutil.Process(process.pid).children() if "EngineCore" in " ".join(child.cmdline())]
     return [core, *core.children(recursive=True)]
 
@@ -49,10 +49,12 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
                 await streams.begin(max_tokens=ENDLESS)
             await until(url, lambda found: found["engine"]["running"] == 4)
             workers_of(process)[0].kill()
-            # The slots of its own are free at once, and the engine has stopped to work on them.
+            # The dead worker's slots are free at once, and the engine has stopped working on its
+            # requests.
             await until(url, lambda found: 0 < found["admission"]["running"] == found["engine"]["running"] < 4)
             await streams.end()
-        # Its successor has a place at the core that was there from the start; until it is up, the other one answers alone.
+        # The successor uses a client number that the core has had from its start. Until it is up,
+        # the other worker answers alone.
         with anyio.fail_after(60):
             served = set()
             while len(served & set(workers_of(process))) < 2:
@@ -74,8 +76,10 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
 
 @pytest.mark.nightly
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
-    """One is killed, the next one hangs, and one is killed before a SIGTERM. The server stays the same one, with the same workers, both of
-    which answer as before."""
+    """One core is killed, the next one hangs, and one is killed before a SIGTERM.
+
+    The server keeps running with the same workers, which both answer as before.
+    """
     async with serving("--stall-timeout", "3", "--drain-timeout", "120") as (process, url, _):
         _, expected = await fetch(f"{url}/generate", ASKED)
         workers = workers_of(process)
@@ -95,7 +99,10 @@ async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
 
 
 async def nothing_is_lost_around(url, core, sent):
-    """Streams are told that their core was sent a signal; whole answers come after all; who comes meanwhile is to come back."""
+    """Streams get an error after the signal to their core, and whole answers succeed.
+
+    New clients get an error to retry.
+    """
     answers = []
 
     async def ask():
@@ -121,7 +128,7 @@ async def nothing_is_lost_around(url, core, sent):
 
 
 async def what_waits_finishes_after_sigterm(process, url):
-    """A regression: workers whose engine was being started again were taken for ones that had nothing to finish, and killed."""
+    """A regression: workers whose engine was restarting were killed, as if they were idle."""
     answers = []
 
     async def ask():

@@ -261,7 +261,7 @@ def test_a_scope_is_cancelled_at_every_suspension(caller, backend, queued):
 
 @pytest.mark.parametrize("caller", ALONE)
 def test_cancelled_again_while_it_gives_everything_back(caller):
-    """A second cancellation ends a shielded scope before its cleanup is complete, but not a task."""
+    """A second cancellation ends a shielded scope before its cleanup is complete, but no task."""
     rig = Rig(caller, queued=True, restarts=5)
     for first in itertools.count(1):
         for second in itertools.count(first + 1):

@@ -1,4 +1,4 @@
-"""The controller and its line: a hypothesis state machine, the arithmetic of waiting, tenants."""
+"""The controller and its queue: a hypothesis state machine, wait times, tenants."""
 
 import pytest
 from hypothesis import given
@@ -35,7 +35,7 @@ LIMIT, MAX_WAITING, TENANT_LIMIT = 3, 4, 5
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """A fixed limit, three tenants, three priorities. The model is who runs and who waits, in the order in which they came."""
+    """A fixed limit, three tenants, three priorities. The model holds all open tickets."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.told = set()
 
     def over(self, tickets):
-        """Their wait is: each is told of once, and nobody of the same tenant and priority who came before waits on."""
+        """Check tickets that stop waiting: each is reported once, in order within its kind."""
         for ticket in tickets:
             assert ticket not in self.told
             self.told.add(ticket)
@@ -105,7 +105,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         if patient:
             self.over(self.controller.leave(ticket, self.now))
         else:
-            # Before its time is over nothing happens.
+            # Nothing happens before the end of its patience.
             assert self.now >= ticket.expires or self.controller.give_up(ticket, self.now) == (None, [])
             self.now = max(self.now, ticket.expires)
             refused, over = self.controller.give_up(ticket, self.now)
@@ -150,7 +150,7 @@ def busy(controller, count, now=0.0, **fields):
 
 
 def moving(**more):
-    """At second 1 one runs and three wait; three have started in that second."""
+    """At second 1, one ticket runs and three wait; three have started in that second."""
     controller = AdmissionController(FixedLimit(limit=1, **more))
     tickets = busy(controller, 6)
     controller.leave(tickets[0], 0.5)
@@ -163,7 +163,8 @@ def test_a_newcomer_bound_to_wait_too_long_is_refused_at_once_and_told_a_place_o
     assert controller.predicted_wait("default", 0, 1.0) == pytest.approx(4 / 3)
     refusals = [controller.offer(Ticket(), 1.0) for _ in range(3)]
     assert {refused.reason for refused in refusals} == {Refusal.WOULD_WAIT_TOO_LONG}
-    # A third of a second lies between two that are served, and so between those who come back as they are told to.
+    # A third of a second passes between two served tickets, and so between the retries of refused
+    # clients.
     first, second, third = (refused.retry_after for refused in refusals)
     assert second - first == pytest.approx(1 / 3)
     assert third - second == pytest.approx(1 / 3)
@@ -261,7 +262,7 @@ def test_a_promise_that_runs_out_while_waiting_costs_its_place_and_no_more():
     assert refused.reason is Refusal.WAITED_TOO_LONG
 
 
-# The line
+# The queue
 
 
 def test_a_tenant_that_floods_waits_for_itself_alone():
@@ -296,14 +297,14 @@ def test_a_full_line_gives_the_flood_s_last_place_to_who_has_less_in_it():
     assert controller.offer(Ticket(tenant="modest"), 0.0) is None
     assert flood[3].state is TicketState.DONE
     assert flood[3].refused.reason is Refusal.DISPLACED
-    # Told of at the next occasion, once.
+    # The next pump reports it, once.
     assert controller.pump(0.0) == [flood[3]]
     assert controller.pump(0.0) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 100)), min_size=30, max_size=120))
 def test_tenants_that_keep_asking_are_served_alike(asked):
-    """VTC's bound: what two of them have had, while both waited all the time, differs by no more than two requests' worth."""
+    """VTC's bound: two tenants that always wait differ by at most the cost of two requests."""
     line = FairQueue()
     for number, (tenant, cost) in enumerate(asked):
         line.push(Ticket(tenant=tenant, cost=float(cost)), number)
@@ -336,7 +337,7 @@ def test_nobody_saves_up_while_away():
 
 
 def serve_in_two_lines(ticks, *, telling):
-    """One tenant that always waits in both lines and one that waits in the first alone: what each is served of both."""
+    """Serve a tenant that waits in both queues and one that waits in the first; return counts."""
     lines = FairQueue(), FairQueue()
     for line in lines:
         line.tally()
@@ -358,7 +359,8 @@ def serve_in_two_lines(ticks, *, telling):
 
 
 def test_lines_that_tell_each_other_share_all_that_they_serve():
-    # By itself the first line gives half of its own to each, and so a quarter of all to one of them.
+    # Without exchange the first queue gives each tenant half, so the second tenant gets a quarter
+    # of the total.
     assert serve_in_two_lines(1000, telling=False)["here"] == pytest.approx(500, abs=20)
     assert serve_in_two_lines(1000, telling=True)["here"] == pytest.approx(1000, abs=20)
 
@@ -367,7 +369,7 @@ def test_what_was_served_elsewhere_while_nobody_waited_here_is_no_debt():
     line = FairQueue()
     line.charge_elsewhere({"busy": 1e6})
     line.push(Ticket(tenant="busy", cost=1.0), 0.0)
-    # Nobody but itself waits.
+    # No other tenant waits.
     line.charge_elsewhere({"busy": 1e6})
     line.push(Ticket(tenant="other", cost=1.0), 0.0)
     assert line.head().tenant == "busy"
@@ -401,17 +403,17 @@ def test_a_worse_band_gets_its_turn_in_the_end():
     (running,) = busy(controller, 1)
     (patient,) = busy(controller, 1, priority=9)
     for second in range(14):
-        # Two of the better band come for each that leaves.
+        # Two tickets of the better band arrive for each that leaves.
         busy(controller, 2, priority=0, now=float(second))
         (running,) = controller.leave(running, float(second))
         assert (running is patient) == (second == 12)
         if running is patient:
             break
-    # After five seconds it is in their band, behind the seven that waited there by then.
+    # After five seconds it moves to their band, behind the seven that waited there by then.
     assert running is patient
 
 
-# Why
+# Explanations
 
 
 def test_a_decision_explains_itself():
@@ -458,7 +460,7 @@ def test_tokens_a_minute_are_paid_for_when_they_are_known():
     (ticket,) = busy(controller, 1, tenant="a", prompt_tokens=500, max_tokens=0)
     refused = controller.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 0.0)
     assert refused.reason is Refusal.TENANT_TOKENS
-    # 200 are missing, and ten come in a second.
+    # 200 tokens are missing, and ten are added in a second.
     assert refused.retry_after == pytest.approx(20)
     ticket.generated = 100
     controller.leave(ticket, 0.0)
@@ -472,7 +474,7 @@ def every_policy():
 
 @pytest.mark.parametrize("policy", every_policy(), ids=lambda policy: policy.name)
 def test_tokens_a_minute_count_what_an_answer_is_expected_to_take(policy):
-    """With a fixed limit 60 of these ran at once, which then took up to 60,000 tokens of the minute's 600."""
+    """A regression: with a fixed limit 60 of these ran at once, for up to 60,000 of 600 tokens."""
     table = TenantTable({"a": TenantLimits(tokens_per_minute=600)})
     controller = AdmissionController(policy, tenants=Tenants(table))
     taken = 0
@@ -507,7 +509,7 @@ def test_requests_that_are_open_elsewhere_count():
     assert there.tally().open == {"a": 1}
     tell(there, here)
     assert here.offer(Ticket(tenant="a"), 0.0).reason is Refusal.TENANT_LIMIT
-    # The same news again is no more of them; when it is over, so is that.
+    # A repeated message does not count twice. When the request is over, its count is over too.
     tell(there, here)
     there.leave(ticket, 0.0)
     tell(there, here)
@@ -520,10 +522,10 @@ def test_tokens_that_are_taken_elsewhere_are_paid_for_here():
     (ticket,) = busy(there, 1, tenant="a", prompt_tokens=500, max_tokens=0)
     busy(there, 1, tenant="b", prompt_tokens=500)
     for _ in range(2):
-        # Told once.
+        # Counts once.
         tell(there, here)
     assert here.offer(Ticket(tenant="a", prompt_tokens=300, max_tokens=0), 0.0).retry_after == pytest.approx(20)
-    # What is given back there is given back here, and what it cost after all is paid.
+    # Tokens that are returned there are returned here, and the real cost is charged.
     ticket.generated = 100
     there.leave(ticket, 0.0)
     tell(there, here)
@@ -533,7 +535,7 @@ def test_tokens_that_are_taken_elsewhere_are_paid_for_here():
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 20), st.integers(1, 80), st.integers(0, 80)), max_size=60))
 def test_two_that_tell_each_other_give_a_tenant_no_more_tokens_than_one(asked):
-    """Told after every request, two together take exactly those that one alone takes."""
+    """With an exchange after every request, two controllers admit exactly as many tokens as one."""
     pair, alone = (limited(tokens_per_minute=60), limited(tokens_per_minute=60)), limited(tokens_per_minute=60)
     for one in pair:
         one.tally()
@@ -630,7 +632,7 @@ def test_a_wrong_table_is_told_by_what_is_wrong(text, named):
         TenantTable.parse(text)
 
 
-# Made from an operator's words
+# Building a controller from an operator's settings
 
 
 @pytest.mark.parametrize(
@@ -660,7 +662,7 @@ ASKED = st.tuples(st.sampled_from("abcdef"), st.sampled_from([0.25, 1.0, 4.0]), 
 
 @given(st.lists(ASKED, max_size=60))
 def test_the_weights_of_those_who_ask_are_those_of_the_last_seconds(moves):
-    """Against looking through all of them, which an attacker with a new name for each request would make expensive."""
+    """Compare with a sum over all tenants, which new names in each request would make slow."""
     rate, now, asked = ServiceRate(), 0.0, {}
     for tenant, weight, passed, other in moves:
         now += passed
@@ -670,7 +672,7 @@ def test_the_weights_of_those_who_ask_are_those_of_the_last_seconds(moves):
         assert rate.demanding(other, 2.0, now) == pytest.approx(sum(({other: 2.0} | recent).values()))
 
 
-# What only shows a while later
+# Effects that show later
 
 
 def waiting(controller, count, now=0.0, **fields):

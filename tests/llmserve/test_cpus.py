@@ -1,4 +1,4 @@
-"""Cores by affinity and by the quotas of cgroups, in a folder that stands in for the system's, and in a real group."""
+"""CPUs by affinity and by cgroup quotas, in a simulated folder and in a real group."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def count(tmp_path, monkeypatch):
         ("/pod/app", {"pod/cpu.max": "800000 100000", "pod/app/cpu.max": "300000 100000"}, 3),
         ("/pod/app", {"cpu.max": "200000 100000", "pod/app/cpu.max": "300000 100000"}, 2),
         ("/pod", {"other/cpu.max": "100000 100000"}, 96),
-        # In a container that sees its path on the host, and its own group as the root.
+        # In a container that sees its path on the host, but its own group as the root.
         ("/docker/abc", {"cpu.max": "400000 100000"}, 4),
         ("/../other", {"cpu.max": "400000 100000"}, 4),
     ],

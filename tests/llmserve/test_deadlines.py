@@ -17,7 +17,7 @@ def run(work):
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40), st.one_of(st.none(), st.integers(0, 60))), max_size=40))
 def test_each_expires_once_when_it_is_due_unless_it_was_released_before(plan):
-    """Each is added at a time, due some time after it, and perhaps released."""
+    """Each watch is added at one time, due later, and possibly released."""
     expired = Counter()
 
     async def watch() -> None:
@@ -33,7 +33,7 @@ def test_each_expires_once_when_it_is_due_unless_it_was_released_before(plan):
 
             held = deadlines.add(began + added + after, expire)
             if released is not None:
-                # Half a second off, so that it is clear which of the two comes first.
+                # Half a second apart, so that the order of the two is clear.
                 await anyio.sleep(released + 0.5)
                 held.release()
                 held.release()

@@ -1,4 +1,4 @@
-"""The program that tries grammars, without xgrammar: how it imports it, and the bounds of a trial."""
+"""The program that tests grammars, without xgrammar: its import, and the limits of a test."""
 
 import subprocess
 import sys

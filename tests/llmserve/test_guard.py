@@ -1,5 +1,7 @@
-"""Real processes: a host that is killed takes what it guards with it; one that ends what it guards is left by its guard; what is killed
-leaves nothing in /dev/shm or among vLLM's sockets."""
+"""Real processes: a guard kills its processes when the host is killed, and ends when they end.
+
+Killed processes leave nothing in /dev/shm or among vLLM's sockets.
+"""
 
 import multiprocessing
 import os
@@ -29,11 +31,12 @@ HOST = """
     time.sleep(600)
 """
 
-# As a core and its worker: a process with shared memory of its own, and another one that it has started.
+# Like a core and its worker: a process with its own shared memory, and another process that it has
+# started.
 FAMILY = """
     import multiprocessing, subprocess, sys, time
     from multiprocessing import resource_tracker, shared_memory
-    # The host's own tracker would remove the segment when the host ends, and the test is over before that.
+    # The host's own tracker removes the segment only at the host's end, after the test.
     made = shared_memory.SharedMemory(create=True, size=4096)
     resource_tracker.unregister(made._name, "shared_memory")
     lock = multiprocessing.get_context("spawn").Lock()
@@ -43,7 +46,7 @@ FAMILY = """
     time.sleep(600)
 """
 
-# Has mapped the segment of the name that it is given.
+# Maps the segment with the given name.
 READER = """
     import sys, time
     from multiprocessing import shared_memory
@@ -54,7 +57,7 @@ READER = """
 
 
 def ended(pid, seconds=10.0):
-    """Not by sleeping: a process's end is an event."""
+    """Wait for a process's end by an event, not by sleeping."""
     try:
         psutil.Process(pid).wait(seconds)
     except psutil.NoSuchProcess:
@@ -70,7 +73,7 @@ def test_who_kills_the_host_kills_what_it_guards(sent):
         ward, guard = map(int, host.stdout.readline().split())
         host.send_signal(sent)
         if sent == signal.SIGSTOP:
-            # It may go on: nothing has ended.
+            # The test goes on without an end.
             assert not ended(ward, 0.3)
             host.kill()
         assert ended(ward)
@@ -128,7 +131,7 @@ LAUNCH = """
 
 
 def test_a_host_that_is_killed_in_the_middle_of_a_launch_takes_what_it_has_launched_with_it(tmp_path):
-    """And nothing else: not what was there before, nor what another part of the program has started meanwhile."""
+    """Nothing else is killed: no older process, and none of another part of the program."""
     program = tmp_path / "host.py"
     program.write_text(textwrap.dedent(LAUNCH))
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as host:
@@ -163,7 +166,7 @@ def family():
 @pytest.mark.parametrize("stopped", [False, True])
 def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_nothing_in_shared_memory(family, stopped, monkeypatch):
     core, worker, made = family
-    # It was never registered, so that the tracker would print that it does not know it.
+    # The segment was never registered, so the tracker would print an error about it.
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
     guard = ProcessGuard()
     guard.watch([core.pid])
@@ -194,7 +197,7 @@ def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch
 
 
 def test_a_segment_of_the_hosts_own_stays():
-    """Also where what is killed has mapped it."""
+    """It stays even if a killed process has mapped it."""
     mine = shared_memory.SharedMemory(create=True, size=4096)
     try:
         with subprocess.Popen(
@@ -227,7 +230,7 @@ def test_a_launch_that_is_not_wanted_any_more_is_killed_as_soon_as_it_starts_any
 
 
 def test_what_another_thread_launches_at_the_same_time_is_its_own_guards():
-    """Two engines of one process start together, and the start of one is given up."""
+    """Two engines of one process start together, and one start is given up."""
     guard, other_guard = ProcessGuard(), ProcessGuard()
     launched, over = threading.Event(), threading.Event()
     others = []
@@ -257,7 +260,7 @@ def test_what_another_thread_launches_at_the_same_time_is_its_own_guards():
 
 @pytest.fixture
 def short():
-    """A folder with a name that leaves room for those of sockets, which pytest's have not."""
+    """A folder with a short name that leaves room for sockets' names, unlike pytest's folders."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
@@ -297,7 +300,7 @@ def test_a_host_that_is_killed_leaves_no_sockets(guards, short):
     ) as host:
         ward, guard = map(int, host.stdout.readline().split())
         assert len(list(short.iterdir())) == 1
-        # Whether it guards anything or, as in the beginning of a start, not yet.
+        # With a guarded process, or without one yet, as at the beginning of a start.
         if guards == "nothing":
             psutil.Process(ward).kill()
         host.kill()

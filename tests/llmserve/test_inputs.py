@@ -1,4 +1,4 @@
-"""What `stream()` and `generate()` accept, and that both accept the same."""
+"""The inputs of `stream()` and `generate()`, which are the same for both."""
 
 import attrs
 import pytest

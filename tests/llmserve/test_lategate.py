@@ -1,4 +1,4 @@
-"""LateGate: a state machine over an engine that tells of its steps, and what each of its parts learns from what."""
+"""LateGate: a state machine with an engine that reports its steps, and what each part learns."""
 
 import pytest
 from hypothesis import given, settings
@@ -15,14 +15,14 @@ from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve,
 from llmserve.admission.service_rate import ServiceRate
 
 SEQUENCES, TOKENS, CACHE = 4, 100, 1000
-# Little is asked for; a lump of requests passes; and for good more is asked for than can be served.
+# Low demand; a burst of requests that passes; and lasting demand above the capacity.
 LIGHT = QueueState(0.0, 0.0, 0.0, 0.5, 0.5)
 LUMP = QueueState(1.5, 0.01, 1e-4, 1.2, 1.2)
 OVERLOAD = QueueState(3.0, 0.01, 1e-4, 2.0, 2.0)
 
 
 class LateGateMachine(RuleBasedStateMachine):
-    """An engine of four places that steps when the machine says so, in its own time; requests of all kinds."""
+    """An engine of four slots that steps when the machine says so, and requests of all kinds."""
 
     def __init__(self):
         super().__init__()
@@ -158,7 +158,7 @@ def offer(controller, now=0.0, **fields):
 
 
 def held(controller, **fields):
-    """What holds the next one."""
+    """Return the constraint that holds the next ticket."""
     ticket = Ticket(**{"prompt_tokens": 10, "max_tokens": 100} | fields)
     controller.policy.weigh(ticket)
     return controller.policy.holds(ticket, 0.0)
@@ -191,9 +191,9 @@ def test_of_many_places_a_few_have_somebody_waiting_while_others_leave():
     tickets = [offer(controller, now=1.0) for _ in range(64)]
     assert held(controller) == "sequences"
     waiting = [offer(controller, now=1.0) for _ in range(3)]
-    # A place is free again, and one more may wait for the next.
+    # A slot is free again, and one more ticket may wait in the engine.
     assert controller.leave(tickets[0], 1.0) == waiting[:2]
-    # When nobody has left for a while, nobody should.
+    # When no ticket has left for a while, none may wait in the engine.
     assert controller.policy._spare(5.0) == 0
 
 
@@ -213,8 +213,8 @@ def test_more_sequences_are_foretold_along_what_was_seen_of_them():
         tell(controller, 50, 0.01 + 0.001 * running, running)
     policy, nothing = controller.policy, Ticket(prompt_tokens=0)
     assert policy._step.b == pytest.approx(0.001, rel=0.05)
-    # The last steps were those of thirty, 40 ms each, and nothing runs yet: one alone would take
-    # 11.
+    # The last steps were those of thirty sequences, 40 ms each, and nothing runs yet: one sequence
+    # alone would take 11 ms.
     assert policy._step_with(nothing) == pytest.approx(0.011, rel=0.15)
     for _ in range(29):
         controller.first_token(offer(controller), 0.0)
@@ -229,11 +229,11 @@ def test_the_cache_is_not_planned_fuller_than_it_is():
     for _ in range(3):
         controller.first_token(offer(controller, prompt_tokens=150), 0.0)
     tell(controller, 1, 0.01, 3, 1000, usage=0.45)
-    # Three will need 250 each, and so would another one.
+    # Three tickets will need 250 tokens each, and so would another one.
     assert held(controller, prompt_tokens=150) == "kv"
     assert held(controller, prompt_tokens=20) is None
-    # Nine tenths on, those three are about to leave, and what they hold is free before another one
-    # needs it.
+    # At nine tenths of their answers the three are about to leave, and their memory is free before
+    # another ticket needs it.
     tell(controller, 80, 0.01, 3, 1000, usage=0.7)
     assert held(controller, prompt_tokens=150) is None
 
@@ -254,11 +254,11 @@ def test_an_engine_that_tells_nothing_is_counted_and_that_is_said():
     assert controller.statistics(0.0).counting is None
 
 
-# Promises
+# Targets
 
 
 def learnt(controller, seconds_per_token=1e-3):
-    """Prompts of many lengths have taken so long for each token."""
+    """Prompts of many lengths took the given time for each token."""
     for tokens in range(10, 500, 10):
         ticket = offer(controller, prompt_tokens=tokens)
         controller.first_token(ticket, tokens * seconds_per_token)
@@ -297,7 +297,7 @@ def test_patience_knows_no_lengths():
     learnt(AdmissionController(policy))
     short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
     assert policy.patience(short, OVERLOAD, 9.0) == policy.patience(long, OVERLOAD, 9.0) < 0.25
-    # Who has not caused the overload is not made to pay for it.
+    # A tenant that does not cause the overload does not suffer from it.
     modest = QueueState(3.0, 0.01, 1e-4, 2.0, 0.5)
     assert policy.patience(short, modest, 9.0) > policy.patience(short, OVERLOAD, 9.0)
 
@@ -315,16 +315,16 @@ def test_a_lump_is_served_late_rather_than_refused_while_the_budget_lasts():
     policy.budget.left = 5.0
     ticket = Ticket(prompt_tokens=100, arrived=9.0)
     assert policy.patience(ticket, LUMP, 9.0) == policy.patience(ticket, LIGHT, 9.0) == 2.0
-    # With its prompt, which takes a tenth of a second, it is twice the promised time at most; and
-    # once is enough.
+    # With its prompt, which takes a tenth of a second, the total is at most twice the target, and
+    # a ticket gets this only once.
     assert policy.grace(ticket, LUMP, 9.9) == pytest.approx(10.9, abs=0.01)
     assert policy.grace(ticket, LUMP, 9.9) is None
     assert policy.grace(Ticket(prompt_tokens=100, arrived=9.0), OVERLOAD, 9.9) is None
     while policy.budget.spend():
         pass
     assert policy.grace(Ticket(prompt_tokens=100, arrived=9.0), LUMP, 9.9) is None
-    # Then each is taken that may still be in time; in a lump as in an overload, the line is kept
-    # short.
+    # Then each ticket that may be in time is accepted. In a burst as in an overload, the queue is
+    # kept short.
     short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
     assert policy.patience(short, LIGHT, 9.0) == pytest.approx(0.99, abs=0.005)
     assert policy.patience(long, LIGHT, 9.0) == pytest.approx(0.55, abs=0.005)
@@ -348,7 +348,7 @@ def test_leave_to_be_late_given_by_another_s_leaving_outlasts_the_clock_that_was
     assert controller.pump(before + 0.001) == []
     assert second.late
     assert second.expires > before + 0.001
-    # The timer for the old moment comes.
+    # The timer for the old time fires.
     assert controller.give_up(second, before + 0.002) == (None, [])
     assert second.state is TicketState.WAITING
     assert [decision.verdict for decision in controller.log.latest(1)] == ["may be late"]
@@ -361,8 +361,8 @@ def test_who_waits_in_vain_makes_room_for_others_like_it():
     controller = AdmissionController(policy)
     learnt(controller)
     small = Ticket(prompt_tokens=10)
-    # Prompts of up to 450 tokens have been seen: as long as none of them waits in vain, a small one
-    # needs room for itself alone.
+    # Prompts of up to 450 tokens have been seen. Until one of them times out, a small ticket only
+    # needs room for itself.
     assert policy._size(small) == 10
     for _ in range(4):
         policy.on_timeout(Ticket(prompt_tokens=450))
@@ -390,7 +390,7 @@ def test_the_budget_for_late_ones_is_earned_slowly_and_not_without_end():
     assert budget.left == ErrorBudget.MAX_LEFT
 
 
-# What is learnt
+# Learning
 
 
 def spread_of(levels, *, bound=True, shock=False):
@@ -411,7 +411,7 @@ def test_the_margin_leaves_room_for_how_far_requests_fall_from_the_mean():
 
 
 def test_a_slower_engine_does_not_wind_the_margin_down():
-    """Nor does a light load wind it up: both are seen while the bound is not what holds requests back."""
+    """A light load does not wind it up, either: in both cases the bound does not hold requests."""
     slow = [2.0] * 300
     assert spread_of(slow).margin == Spread.LOWEST
     assert spread_of(slow, shock=True).margin == Spread().margin
@@ -435,7 +435,7 @@ def test_preemptions_take_from_the_cache_and_time_gives_back():
 
 
 def test_answers_that_go_on_count_before_they_have_ended():
-    """The first to end are the short ones."""
+    """The first answers to end are the short ones."""
     patient, hasty = Lengths(), Lengths()
     for _ in range(50):
         for lengths in (patient, hasty):
@@ -522,12 +522,12 @@ def test_a_backlog_is_what_is_asked_for_too_much_and_an_engine_with_room_has_non
     rate.advance(0.0, full=True)
     rate.advance(3.0, full=True)
     assert rate.per_second == pytest.approx(10.0)
-    # A lump of a second and a half's work is worked off.
+    # A burst of work for a second and a half is processed.
     rate.offered("a", 15.0, 3.0)
     assert rate.backlog == pytest.approx(1.5)
     rate.advance(4.0, full=True)
     assert rate.backlog == pytest.approx(0.5)
-    # A tenth too much is little, and adds up all the same, to a bound.
+    # Demand a tenth above the capacity is little, but it adds up, to a bound.
     for second in range(5, 100):
         rate.offered("a", 11.0, float(second))
         rate.advance(float(second), full=True)
@@ -538,7 +538,7 @@ def test_a_backlog_is_what_is_asked_for_too_much_and_an_engine_with_room_has_non
 
 
 def test_a_long_prompt_does_not_make_an_overload_of_itself():
-    """It was refused for its own length: what it asked for counted before it was looked at."""
+    """A regression: its own demand counted before the decision, and led to its refusal."""
     controller = gate(sequences=1, tokens=TOKENS)
     learnt(controller)
     controller.policy.budget.left = 0.0
@@ -553,11 +553,11 @@ def test_a_long_prompt_does_not_make_an_overload_of_itself():
     assert seen[0] < 0.5 < seen[1]
 
 
-# The cache's peak
+# The peak of the cache
 
 
 def brute_force(sequences):
-    """Step by step: all grow by one, and whoever has nothing more to come leaves."""
+    """Simulate each step: all sequences grow by one token, and complete ones leave."""
     left = [[remaining, cached] for remaining, cached in sequences]
     most = sum(cached for _, cached in left)
     while left:

@@ -1,4 +1,4 @@
-"""A manager's start and end from any task of its loop, the exceptions that come out, and its use where it cannot work."""
+"""A manager's start and end from any task of its loop, its exceptions, and its misuse."""
 
 import asyncio
 import subprocess
@@ -49,7 +49,7 @@ def request(name="r"):
 
 
 async def in_a_task(work):
-    """Run it in a task that ends with it."""
+    """Run a coroutine in a task that ends with it."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
 
@@ -203,7 +203,7 @@ async def test_a_close_drains_and_a_cancelled_one_does_not_drain_to_the_end(mana
         began = anyio.current_time()
         with anyio.move_on_after(3) as scope:
             await manager.close()
-        # Three seconds of the drain, and one for the engine's end.
+        # Three seconds for the drain, and one for the engine's end.
         assert anyio.current_time() - began == pytest.approx(4)
     assert scope.cancelled_caught
     assert caught == ["stopped"]
@@ -247,7 +247,7 @@ def test_asyncio_s_own_cancellation_twice_interrupts_the_wait_and_not_the_end():
 @pytest.mark.parametrize("seconds", [0, 5, 20])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_end_of_the_loop_ends_a_manager_that_was_not_closed(backend, seconds, anyio_backend_options):
-    """Before the first step of its task, during the start, and after it."""
+    """The loop ends before the first step of the manager's task, during the start, and after it."""
     manager, starts = EngineManager(SlowEngine(), CONFIG), []
 
     async def main():
@@ -289,7 +289,7 @@ async def test_a_failure_of_the_manager_s_own_is_what_requests_and_close_raise(m
     assert manager.state is State.STOPPED
 
 
-# Use where it cannot work
+# Use in wrong places
 
 
 def uses(manager):
@@ -312,7 +312,7 @@ async def test_before_the_start_and_after_the_end_the_error_says_what_to_do(mana
 
 
 def in_another_loop(work):
-    """Of another thread. The virtual clock stands still until then."""
+    """Run in the loop of another thread. The virtual clock stands still in that time."""
 
     async def run():
         async with asyncio.timeout(60):
@@ -336,7 +336,7 @@ async def test_a_thread_without_a_loop_gets_the_same_error(manager):
     async with manager:
         with pytest.raises(RuntimeError, match="belongs to another event loop"):
             await anyio.to_thread.run_sync(manager.cancel_all, "no")
-        # As the error says.
+        # In the way that the error message suggests.
         await anyio.to_thread.run_sync(anyio.from_thread.run_sync, manager.cancel_all, "yes")
 
 
@@ -362,7 +362,7 @@ async def test_a_stream_is_not_read_in_another_loop(manager):
         assert (await stream.collect()).text == "x"
 
 
-# Readers of one stream
+# Several readers of one stream
 
 
 async def iterate(stream):

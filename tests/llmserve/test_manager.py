@@ -1,4 +1,4 @@
-"""The life of a request, with the engine in the test's hands. Every test ends in quiescence."""
+"""The life of a request, with an engine that the test controls. Every test ends in quiescence."""
 
 import asyncio
 import threading
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Recorder:
-    """An observer that keeps what it is told."""
+    """An observer that keeps its events."""
 
     def __init__(self):
         self.finished_timelines = []
@@ -88,7 +88,7 @@ def request(name="r", **more):
 
 
 async def hold(manager, name, tasks, **more):
-    """A task that holds a slot until it is cancelled."""
+    """Start a task that holds a slot until it is cancelled."""
 
     async def run(*, task_status):
         with anyio.CancelScope() as scope:
@@ -234,7 +234,7 @@ async def test_a_slot_granted_in_the_moment_of_cancellation_is_passed_on(manager
         waiter.cancel()
         await wait_all_tasks_blocked()
         holder.cancel()
-    # It may have got as far as the engine, but then it was taken out again.
+    # The waiter's request may have reached the engine, but then it was aborted.
     assert engine.submitted[-1] == "third"
     assert set(engine.submitted) - {"holder", "third"} <= set(engine.aborted)
 
@@ -267,7 +267,7 @@ async def test_patience_ends_after_max_wait(engine, recorder):
         began = anyio.current_time()
         with pytest.raises(Overloaded) as caught:
             await manager.generate(request("patient"))
-        # The promise to answer within two seconds is the tighter bound.
+        # The TTFT target of two seconds is the tighter bound.
         assert anyio.current_time() - began == 2
         assert caught.value.reason == "waited_too_long"
         holder.cancel()
@@ -444,7 +444,7 @@ async def test_the_line_for_the_tokenizer_is_bounded():
 
 
 async def test_prompts_do_not_wait_for_each_other_before_the_engine_s_tokenizer():
-    """A regression: two at a time went through, each of them a turn of the event loop after the last ones."""
+    """A regression: each turn of the event loop let only two prompts pass."""
     engine = ScriptedEngine(tokenize_seconds=1, max_num_seqs=20)
     async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager, anyio.create_task_group() as tasks:
         for number in range(10):
@@ -496,7 +496,7 @@ async def test_metrics_tell_what_happened_in_exact_seconds(engine):
             async for _ in stream:
                 pass
         metrics = manager.metrics()
-    # Within the 1 % of its buckets, and never above what was seen.
+    # Within the 1 % of its buckets, and never above the largest value.
     assert metrics["ttft"]["p50"] == pytest.approx(0.5, rel=0.02)
     assert metrics["itl"]["count"] == 3
     assert metrics["itl"]["max"] == pytest.approx(0.3)
@@ -508,7 +508,7 @@ async def test_metrics_tell_what_happened_in_exact_seconds(engine):
 
 
 async def test_an_observer_that_raises_harms_nobody(engine, recorder, caplog):
-    """It is called from the engine's output loop, and vLLM's dies of an exception in there."""
+    """The observer runs in the engine's output loop, and vLLM's loop dies of an exception."""
 
     class Broken:
         def tokens(self, timeline, count, now):
@@ -525,7 +525,7 @@ async def test_an_observer_that_raises_harms_nobody(engine, recorder, caplog):
 
 
 class TestOnTheRealClock:
-    """What threads and native cancellation need: asyncio as it is in production."""
+    """Tests that need threads and native cancellation: asyncio as in production."""
 
     @pytest.fixture
     def anyio_backend(self):
@@ -543,7 +543,7 @@ class TestOnTheRealClock:
     @pytest.mark.parametrize("cancels", [1, 2])
     @pytest.mark.parametrize("ticks", range(12))
     async def test_native_cancellation_at_any_moment_frees_everything(self, cancels, ticks):
-        """aiohttp cancels natively; once or twice, before or in the middle of anything."""
+        """Cancel natively, as aiohttp does, once or twice, before or during any step."""
         import asyncio
 
         engine = ScriptedEngine()
@@ -567,11 +567,11 @@ class TestOnTheRealClock:
             assert not engine.held
 
 
-# What nothing else misses
+# Rare cases
 
 
 class RecordingAdmission(AdmissionController):
-    """A controller that keeps what it is told."""
+    """A controller that records its calls."""
 
     def __init__(self):
         super().__init__(FixedLimit(limit=2))
@@ -587,7 +587,7 @@ class RecordingAdmission(AdmissionController):
 
 
 class WatchedEngine(ScriptedEngine):
-    """One that tells of its steps, and of its health."""
+    """An engine that reports its steps and its health."""
 
     ill = False
 
@@ -643,7 +643,7 @@ async def test_every_stage_of_a_request_has_its_time():
     line, late = recorder.finished_timelines
     stages = (line.arrived, line.tokenized, line.admitted, line.submitted, line.first_token, line.last_token)
     assert [stage - began for stage in stages] == pytest.approx([0.0, 1.0, 1.0, 1.0, 6.0, 6.0])
-    # One that is turned away at the door ends where it began.
+    # A request that is refused on arrival ends at the time of its arrival.
     assert late.finished == late.arrived == pytest.approx(began + 6.0)
 
 
@@ -716,7 +716,7 @@ async def test_the_last_death_s_reason_is_what_everybody_is_told():
 
 
 async def test_who_reads_is_told_also_when_the_host_is_cancelled():
-    """The manager's own task ends by a cancellation; another one holds a stream meanwhile."""
+    """The manager's own task is cancelled while another task holds a stream."""
     engine, told = ScriptedEngine(abort_seconds=0.5), []
 
     async def host(task_status):
@@ -747,7 +747,7 @@ async def test_who_reads_is_told_also_when_the_host_is_cancelled():
 
 
 def test_a_callback_of_a_plain_asyncio_run_may_cancel_too():
-    """Where nothing tells anyio what it runs on: a protocol's `connection_lost` under `asyncio.run`."""
+    """Where nothing shows anyio its backend: a protocol's `connection_lost` under `asyncio.run`."""
 
     async def main():
         loop, engine = asyncio.get_running_loop(), ScriptedEngine()
@@ -764,7 +764,7 @@ def test_a_callback_of_a_plain_asyncio_run_may_cancel_too():
 
 
 async def test_no_request_takes_longer_than_the_operator_says(engine):
-    """Row P16: whatever its own deadline."""
+    """Row P16: the operator's limit applies regardless of the request's own deadline."""
     async with EngineManager(engine, ManagerConfig(max_seconds=10.0, drain_timeout=1)) as manager:
         for deadline, seconds in ((2.0, 2.0), (None, 10.0), (1000.0, 10.0)):
             began = anyio.current_time()

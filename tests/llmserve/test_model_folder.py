@@ -1,4 +1,4 @@
-"""Model folders that are incomplete or damaged: the error names the file. What is complete is taken, and nothing of the weights is read."""
+"""Incomplete or damaged model folders: the error names the file, and no weights are read."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ from llmserve.engines.vllm.model_folder import INDEX, check_folder
 
 
 def safetensors(sizes, *, cut=0):
-    """A file with tensors of these sizes in bytes, `cut` bytes too short."""
+    """Write a file with tensors of these sizes in bytes, `cut` bytes too short."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for number, size in enumerate(sizes):
         header[f"layer.{number}"] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
@@ -63,7 +63,7 @@ def test_damaged_weights_are_named(folder, content, words):
 
 
 def test_a_header_of_any_length_is_not_read_into_memory(folder):
-    """As of a file of another format, whose first bytes are a large number."""
+    """The file has another format, whose first bytes form a large number."""
     with (folder / "model.safetensors").open("r+b") as file:
         file.write(struct.pack("<Q", 2**40))
         file.truncate(2**41)
@@ -88,7 +88,7 @@ def test_a_config_that_is_another_kind_of_json_is_named(folder):
 def test_each_file_of_an_index_must_be_there_and_only_those_are_checked(folder):
     names = [f"model-{number}.safetensors" for number in range(3)]
     (folder / INDEX).write_text(json.dumps({"weight_map": dict(zip("abc", names, strict=True))}))
-    # Not in the index, so the engine does not read it.
+    # It is not in the index, so the engine does not read it.
     (folder / "model.safetensors").write_bytes(b"old")
     (folder / names[1]).write_bytes(safetensors([10]))
     with pytest.raises(

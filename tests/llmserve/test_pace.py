@@ -1,4 +1,4 @@
-"""A promise held against the engine, and admission that hears of its steps: the manager over the simulated engine, on a virtual clock."""
+"""The SLO check, and admission by step times, with the simulated engine on a virtual clock."""
 
 import anyio
 import pytest
@@ -49,7 +49,7 @@ async def ask(one, outcomes, **fields):
 
 
 async def test_an_overloaded_manager_keeps_its_promise_to_those_that_it_takes():
-    """Sixteen places, each request some 150 ms: a hundred a second. Three hundred are asked for, for ten seconds."""
+    """16 slots with requests of some 150 ms serve 100 a second; the load is 300 for 10 s."""
     outcomes = []
     async with manager(SLO(ttft=0.5, tpot=0.05), prefix_caching=False) as one:
         async with anyio.create_task_group() as tasks:
@@ -87,7 +87,7 @@ async def test_every_decision_can_be_asked_for():
 
 
 async def test_who_may_be_served_late_is():
-    """In a line that moves too slowly for the promise, some are refused, and those that agreed to it are served later."""
+    """In a queue too slow for the SLO some are refused, and best-effort requests come later."""
     outcomes, flexible = [], []
     async with (
         manager(SLO(ttft=0.5), AdmissionConfig(max_waiting=100), max_num_seqs=2, prefix_caching=False) as one,

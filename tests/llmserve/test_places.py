@@ -1,4 +1,4 @@
-"""Places that tenants share by how long they hold them."""
+"""Slots that tenants share by holding time."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from llmserve.engines.vllm.grammars.fair_semaphore import FairSemaphore
 
 
 class Rig:
-    """Each request holds a place for so long; `served` are those who had one, in order."""
+    """Each request holds a slot for a given time; `served` are those that got one, in order."""
 
     def __init__(self, count):
         self.places = FairSemaphore(count)
@@ -77,7 +77,8 @@ async def test_a_place_that_comes_to_somebody_who_is_cancelled_in_that_turn_goes
     rig = Rig(1)
     async with anyio.create_task_group() as tasks:
         async with rig.places.place("a", 1.0):
-            # As aiohttp cancels its handlers: anyio's own scopes do not interrupt a wait that is over.
+            # Like aiohttp's cancellation of handlers: anyio's own scopes do not interrupt a wait
+            # that is over.
             leaving = asyncio.create_task(rig.ask("b", 1.0))
             await anyio.sleep(0.1)
             tasks.start_soon(rig.ask, "c", 1.0)

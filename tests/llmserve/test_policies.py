@@ -1,4 +1,4 @@
-"""What a manager is made of: a policy that it is given decides what runs, and what is no part of a manager is named."""
+"""A manager's parts: the policy that it gets decides what runs, and wrong objects are named."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_two_limits_are_refused():
 
 @pytest.mark.parametrize("engine", ["bundled", None, SimulatedEngine])
 def test_what_is_no_engine_is_a_type_error_that_names_the_way_to_one(engine):
-    """A model's name or a class is what a reader of `open` tries first."""
+    """A user who has seen `open` first tries a model's name or a class."""
     with pytest.raises(TypeError, match=r"engine must be an engine, such as SimulatedEngine\(\), not .*EngineManager.open\(\)"):
         EngineManager(engine)
 

@@ -1,4 +1,4 @@
-"""The series of Prometheus's text, from a manager and from NVIDIA's library."""
+"""The series in Prometheus's text, from a manager and from NVML."""
 
 import pickle
 import sys
@@ -60,7 +60,7 @@ def test_what_the_process_has_registered_stands_beside_ours_and_has_one_end():
     text, _ = prometheus.render(facts, 1.0, "application/openmetrics-text", prometheus.registered())
     names = {family.name for family in parse_openmetrics(text.decode())}
     assert {"llmserve_requests_running", "python_info"} <= names
-    # Once only, where it is asked for.
+    # Only once, and only on request.
     assert "python_info" not in prometheus.render(facts, 1.0, "text/plain")[0].decode()
 
 
@@ -70,7 +70,7 @@ def test_series_of_several_processes_are_one_family_with_whose_each_is_as_a_labe
         registry = CollectorRegistry()
         Counter("steps", "Steps.", ["engine"], registry=registry).labels("0").inc(value)
         Histogram("wait_seconds", "Waits.", buckets=[1], registry=registry).observe(value)
-        # As they travel.
+        # In the form in which they are sent.
         parts[name] = pickle.loads(pickle.dumps(list(registry.collect())))
     families = {family.name: family for family in prometheus.labelled("replica", parts)}
     assert families.keys() == {"steps", "wait_seconds"}
@@ -86,7 +86,7 @@ class NVMLError(Exception):
 
 
 def library():
-    """NVIDIA's, as far as it is asked, over two cards of which the second tells no power."""
+    """A stand-in for NVML with two cards, of which the second does not report its power."""
     cards = {"0": 0, "1": 1, "GPU-b": 1}
     watts = {0: 300}
 
@@ -172,6 +172,6 @@ async def test_latencies_are_told_apart_up_to_the_longest_that_a_request_may_tak
 
 @pytest.mark.parametrize("folder", ["", "/no/such/folder", "/dev/null"])
 def test_where_processes_share_no_folder_the_series_are_those_of_this_one(folder, monkeypatch):
-    """As in a program that embeds our routes: each scrape was an error."""
+    """A regression in programs that embed our routes: each scrape was an error."""
     monkeypatch.setenv(prometheus.MULTIPROCESS, folder)
     assert "python_info" in {family.name for family in prometheus.registered()}

@@ -1,4 +1,4 @@
-"""The engine dies or hangs under requests in every state: nothing is lost silently, nothing is answered twice, everything is given back."""
+"""The engine dies or hangs with requests in every state: none is lost or answered twice."""
 
 import anyio
 import attrs
@@ -75,7 +75,7 @@ async def restart_seen(manager):
 
 
 class Caller:
-    """Asks for a whole answer in a task of its own."""
+    """Requests a whole answer in a separate task."""
 
     def __init__(self, manager, tasks, name="r", token=None, **more):
         self.answer = self.error = None
@@ -93,7 +93,7 @@ async def test_who_has_seen_nothing_gets_the_answer_of_the_next_engine(manager, 
     async with anyio.create_task_group() as tasks:
         caller = Caller(manager, tasks)
         await wait_all_tasks_blocked()
-        # It had come to some tokens, which nobody has seen.
+        # The old answer had some tokens, which the caller has not read.
         engine.sinks["r"].put(Delta("old", (1,)))
         await restart(manager, engine)
         assert engine.submitted == ["r", "r"]
@@ -123,7 +123,7 @@ async def test_who_has_seen_some_of_it_is_told_once_and_never_given_another_s_to
         assert (await anext(stream)).text == "a"
         engine.sinks["r"].put(Delta("b", (2,)))
         engine.death.set()
-        # What had come before it comes first.
+        # The tokens before the error come first.
         assert (await anext(stream)).text == "b"
         with pytest.raises(EngineRestarted):
             await anext(stream)
@@ -150,13 +150,14 @@ async def test_who_waits_in_line_keeps_its_place_and_its_patience(manager, engin
             await wait_all_tasks_blocked()
         assert manager.statistics().waiting == 2
         await anyio.sleep(3.0)
-        # The restart takes six times as long as the patience of any request, which the manager cannot know: the first start took no time.
+        # The restart takes six times as long as any patience. The manager cannot predict this,
+        # because the first start took no time.
         await restart(manager, engine)
         assert sorted(engine.submitted[:2]) == sorted(engine.submitted[2:]) == ["a", "b"]
         engine.finish("a")
         await wait_all_tasks_blocked()
         assert engine.submitted[4:] == ["c"]
-        # The two seconds that it had left are over for the last one.
+        # The last request has used up the two seconds that it had left.
         await anyio.sleep(2.1)
         engine.finish("b")
         engine.finish("c")
@@ -165,7 +166,7 @@ async def test_who_waits_in_line_keeps_its_place_and_its_patience(manager, engin
 
 
 async def test_one_in_line_whose_patience_ends_before_the_engine_is_back_is_refused_at_once(engine):
-    """As one that comes then: from the second death on it is known how long a start takes. One that may be served late waits."""
+    """The second death is the first with a known start time. Best-effort requests keep waiting."""
     config = attrs.evolve(CONFIG, admission=attrs.evolve(CONFIG.admission, max_running=1))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
         await restart(manager, engine)
@@ -201,7 +202,7 @@ async def test_a_newcomer_is_told_when_the_engine_will_be_back(manager, engine):
     with pytest.raises(Unavailable) as refused:
         await manager.generate("x")
     assert refused.value.reason == "restarting"
-    # The first pause, and as long as the last start took, which was nothing.
+    # The first pause plus the duration of the last start, which was 0.
     assert refused.value.retry_after == 1.0
     with pytest.raises(Unavailable):
         manager.check_health()
@@ -251,7 +252,7 @@ async def test_after_too_many_deaths_it_stays_down_and_everybody_is_told(engine)
         began = anyio.current_time()
         while manager.state is not State.FAILED:
             await anyio.sleep(0.1)
-        # The second to the fifth restart are waited for twice as long each; the sixth is not tried.
+        # The pause doubles before the second to the fifth restart; there is no sixth restart.
         assert anyio.current_time() - began == pytest.approx(2 + 4 + 8 + 16 + 0.1, abs=0.2)
         await wait_all_tasks_blocked()
         assert isinstance(running.error, EngineDead)
@@ -293,7 +294,7 @@ GRAMMAR = StructuredOutputs.grammar("root ::= root root | [ a-z]")
 
 @pytest.mark.parametrize("reports_itself", [False, True])
 async def test_a_constrained_request_is_not_begun_again_after_a_stall(engine, reports_itself):
-    """Its constraint may be why the engine stalled. An engine that notices that it was killed may say so before the supervisor does."""
+    """Its constraint may be the cause. A killed engine may report its death before the supervisor."""
     config = ManagerConfig(restart=RestartConfig(stall_timeout=10.0))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
         constrained = Caller(manager, tasks, "constrained", sampling=Sampling(structured_outputs=GRAMMAR))
@@ -355,7 +356,7 @@ async def test_an_engine_that_says_it_is_dead_and_does_not_end_is_killed(engine)
 
 
 async def test_a_hung_engine_s_streams_are_told_before_it_is_taken_down(engine):
-    """The contract leaves an engine all the time it wants to clean up."""
+    """The contract does not limit the time of an engine's cleanup."""
 
     async def slow_death(*, task_status=anyio.TASK_STATUS_IGNORED):
         try:
@@ -372,7 +373,7 @@ async def test_a_hung_engine_s_streams_are_told_before_it_is_taken_down(engine):
             await anext(stream)
             with anyio.fail_after(12.0), pytest.raises(EngineRestarted):
                 await anext(stream)
-        # Nor is a newcomer told to come back never.
+        # A newcomer gets a finite retry time, too.
         with pytest.raises(Unavailable) as refused:
             await manager.generate("x")
         assert 1.0 <= refused.value.retry_after < 10.0
@@ -408,7 +409,7 @@ async def test_who_leaves_while_it_is_begun_again_is_aborted(manager, engine):
         await wait_all_tasks_blocked()
         assert isinstance(caller.error, RequestCancelled)
         assert not engine.held
-        # The submit that was cancelled half-way does not come back to it.
+        # The submit that was cancelled half-way does not add the request again.
         await anyio.sleep(10.0)
         assert engine.aborted == ["r"]
 
@@ -532,7 +533,7 @@ async def test_what_the_next_engine_will_not_take_is_told(manager, engine):
 
 
 async def test_who_meets_an_engine_that_has_died_for_good_is_told_so(engine):
-    """By the engine alone: nobody has told the supervisor yet."""
+    """Only the engine reports it: the supervisor does not know yet."""
 
     async def dead(*_):
         raise EngineDead("dead and gone")

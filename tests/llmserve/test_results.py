@@ -1,4 +1,4 @@
-"""Results as dictionaries, and what an error keeps of an answer."""
+"""Results as dictionaries, and the partial answer of an error."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Answers that are held to a schema, by the simulated engine: they conform, or the schema is refused by a keyword's name."""
+"""Schemas on the simulated engine: answers conform, or the error names the refused keyword."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ FUNCTION = {
 NODE = {"type": "object", "properties": {"next": {"$ref": "#"}}}
 
 
-# In parts, which run in parallel.
+# Several parts, which run in parallel.
 @pytest.mark.parametrize("part", range(4))
 def test_the_smallest_answer_conforms_or_the_schema_is_refused_by_a_keyword_s_name(part):
     counts = {"held": 0, "refused": 0}
@@ -47,7 +47,7 @@ def test_the_smallest_answer_conforms_or_the_schema_is_refused_by_a_keyword_s_na
         counts["held"] += 1
 
     check()
-    # Neither of the two is what becomes of nearly all.
+    # Neither outcome may cover nearly all schemas.
     assert min(counts.values()) > 50
 
 
@@ -162,7 +162,7 @@ async def test_with_auto_a_tool_is_called_until_its_result_has_come():
         answer = await manager.generate(GenerationRequest(messages=messages, tools=tools))
         assert answer.message is None
         assert answer.text
-        # A call that is forced keeps to its schema.
+        # A forced call conforms to its schema.
         with pytest.raises(InvalidRequest, match="not: not supported") as caught:
             await manager.generate(GenerationRequest(messages=messages, tools=Tools(functions=tools.functions, choice="required")))
         assert caught.value.param == "tools"
@@ -170,7 +170,7 @@ async def test_with_auto_a_tool_is_called_until_its_result_has_come():
 
 @pytest.mark.parametrize(("bounds", "is_rewritten"), [({"maxLength": 128}, True), ({"maxLength": 129}, False), ({"minLength": 129}, False)])
 def test_lengths_become_a_pattern_only_where_its_steps_are_cheap(bounds, is_rewritten):
-    """Under a pattern that repeats more than 128 times each of xgrammar's steps costs 20 ms."""
+    """With a pattern of more than 128 repetitions, each of xgrammar's steps costs 20 ms."""
     narrowed = hold({"type": "string", **bounds}).narrowed
     assert ("pattern" in narrowed) == is_rewritten
     assert is_rewritten or narrowed == {"type": "string", **bounds}

@@ -1,4 +1,4 @@
-"""The simulated engine: the contract, and what is its own, paging, preemption, prefix sharing, faults."""
+"""The simulated engine: the contract, paging, preemption, prefix sharing and faults."""
 
 import anyio
 import pytest
@@ -15,14 +15,14 @@ from llmserve.engines.simulated.text import StopWatcher
 
 def manager_for(**config):
     admission = AdmissionConfig(max_running=0)
-    # It is the engine that is looked at here: it is left as it is.
+    # These tests look at the engine itself, so the fixture does not change it.
     left_alone = RestartConfig(most=0, stall_timeout=None)
     managing = ManagerConfig(admission=admission, restart=left_alone, drain_timeout=1)
     return EngineManager(SimulatedEngine(SimulatedConfig(**config)), managing)
 
 
 async def all_of(manager, count, tokens, prompt="prompt"):
-    """`count` requests at once, and their answers."""
+    """Return the answers of `count` concurrent requests."""
     answers = []
 
     async def one(number):
@@ -52,7 +52,7 @@ class TestEngine:
         async with manager_for(**law) as manager:
             began = anyio.current_time()
             await manager.generate("abcde", sampling=Sampling(max_tokens=3, ignore_eos=True))
-            # Three steps with one sequence each, the first with five prompt tokens.
+            # Three steps with one sequence each; the first has five prompt tokens.
             assert anyio.current_time() - began == pytest.approx(3 * 1.01 + 0.5)
 
     async def test_no_delay_means_none(self):
@@ -168,7 +168,7 @@ tokens = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 @given(st.lists(st.tuples(tokens, st.booleans()), max_size=30), st.booleans())
 def test_blocks_are_conserved_and_never_shared_by_mistake(sequences, caching):
-    """Taking and releasing in any order: every block is free or held, and cached prefixes hold what was remembered."""
+    """In any order: every block is free or held, and cached prefixes hold the right content."""
     pool = BlockPool(16, 4, prefix_caching=caching)
     content, held = {}, []
     for sequence, release_first in sequences:

@@ -1,4 +1,4 @@
-"""A start in a thread: what it returns, and that it can be given up however it hangs. Threads are real, and wait for events only."""
+"""A start in a thread: its result, and giving it up in every state. Threads are real."""
 
 import asyncio
 import threading
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend():
-    """On a real clock, as threads are."""
+    """Use a real clock, as for threads."""
     return "asyncio"
 
 
 class Hang:
-    """What a start waits for: `end` releases it, as killing a core does with vLLM's wait."""
+    """The operation that a start waits for: `end` releases it, as a killed core ends vLLM's wait."""
 
     def __init__(self, outcome="result"):
         self.waits = threading.Event()

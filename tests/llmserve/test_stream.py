@@ -1,4 +1,4 @@
-"""A stream by itself, between an engine that pushes and a reader: what it notes, and what it tells a reader that is no task."""
+"""A stream alone, between an engine and a reader: its times, and calls of `notify`'s callback."""
 
 import anyio
 import pytest
@@ -32,7 +32,7 @@ async def test_who_comes_late_is_told_at_once_of_what_has_come(stream):
     assert told == [Delta("a", (1,))]
     stream.put(Delta("b", (2,), "stop"))
     assert told[-1] == Delta("b", (2,), "stop")
-    # And of the end alone, too.
+    # It reports an end without tokens, too.
     stream.notify(lambda: told.append(None))
     assert told[-1] is None
 
@@ -81,6 +81,6 @@ async def test_an_iterating_reader_waits_for_its_interval_too():
         assert read == [(1,), (2, 3)]
         stream.fail(EngineError("gone"))
         await anyio.wait_all_tasks_blocked()
-    # What had come goes before the error.
+    # The tokens come before the error.
     assert read[-1] == (4,)
     assert failures == ["gone"]

@@ -1,4 +1,4 @@
-"""What a constraint may be before any engine sees it."""
+"""The bounds of a constraint, without an engine."""
 
 import json
 import math

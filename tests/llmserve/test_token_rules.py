@@ -1,4 +1,4 @@
-"""Which tokens and words an answer may have: bounds of the fields, and the engines' part."""
+"""Allowed tokens and bad words: the bounds of the fields, and the engines' part."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.anyio
         ("allowed_token_ids", [-1]),
         ("allowed_token_ids", [True]),
         ("allowed_token_ids", range(1025)),
-        # With min_tokens, and with the model's own end tokens beside it, 128 ended vLLM's model runner for GPUs.
+        # With min_tokens and the model's own end tokens, 128 of these ended vLLM's model runner for
+        # GPUs.
         ("stop_token_ids", range(65)),
         ("bad_words", [""]),
         ("bad_words", ["a" * 257]),
@@ -50,7 +51,7 @@ def test_a_vllm_that_would_change_other_answers_refuses_the_field(field):
 
 
 def test_bad_words_of_too_many_tokens_do_not_reach_the_engine():
-    """Some characters become dozens of tokens, and vLLM counts them only in the engine's process, which then ends."""
+    """Some characters become dozens of tokens. vLLM counts them only in its engine, which ends."""
     vllm_params = SimpleNamespace(bad_words_token_ids=[])
     vllm_params.update_from_tokenizer = vllm_params.bad_words_token_ids.append
     params._check_bad_words(vllm_params, [0] * 1024)

@@ -1,4 +1,4 @@
-"""Stages of a request, and the spans that are made of them."""
+"""The stages of a request, and its spans."""
 
 import importlib.metadata
 import math
@@ -41,7 +41,7 @@ def anyio_backend():
 
 @st.composite
 def timelines(draw):
-    """Requests that came as far as they did, with an engine that tells or does not."""
+    """Requests that reached different stages, with an engine that reports its times or does not."""
     reached = draw(st.integers(0, len(STAGES)))
     complete = reached == len(STAGES)
     now, readings = draw(st.floats(0, 1e6)), {}
@@ -82,7 +82,7 @@ def test_what_ended_early_ended_in_the_stage_that_it_was_in(readings, last):
 
 
 class Rig:
-    """A manager on the simulated engine, and what its tracer was told."""
+    """A manager on the simulated engine, and the calls of its tracer."""
 
     def __init__(self, config=None, **simulated):
         self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -128,7 +128,7 @@ async def test_a_request_is_one_span_with_its_stages():
     parts = {name.removeprefix("llmserve.stage."): value for name, value in span.attributes.items() if ".stage." in name}
     assert sum(parts.values()) == pytest.approx((span.end_time - span.start_time) / 1e9, abs=1e-6)
     assert parts["decode"] > parts["prefill"] > 0
-    # Each event stands where its stages end.
+    # Each event is at the end of its stages.
     for event in span.events:
         before = list(parts)[: list(parts).index(event.name.removesuffix(" done")) + 1]
         assert (event.timestamp - span.start_time) / 1e9 == pytest.approx(sum(parts[name] for name in before), abs=1e-6)
@@ -172,7 +172,7 @@ async def test_what_its_caller_does_not_record_is_not_recorded_here():
         headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
         await manager.generate(GenerationRequest("hi", sampling=Sampling(max_tokens=2), trace_headers=headers))
         assert rig.spans == ()
-        # It is counted all the same.
+        # It is counted anyway.
         assert rig.points()["llmserve.requests"][0].value == 1
 
 
@@ -192,7 +192,7 @@ async def test_ends_of_every_kind_are_told():
     with pytest.raises(Overloaded):
         await manager.generate("after the end")
     told = [(span.attributes["llmserve.outcome"], span.attributes.get("llmserve.reason")) for span in rig.spans]
-    # Before the start there was no clock to count by.
+    # Before the start there is no clock.
     assert told == [("invalid", None), ("deadline", None), ("refused", "queue_full"), ("cancelled", None), ("refused", "stopped")]
     assert all(span.status.status_code is StatusCode.ERROR for span in rig.spans)
     points = rig.points()
@@ -219,7 +219,7 @@ async def test_metrics_count_tokens_and_times():
 
 
 class Failing:
-    """A tracer of somebody else's."""
+    """A foreign tracer that fails."""
 
     def __init__(self, where):
         self.where = where
@@ -247,7 +247,7 @@ def test_a_service_is_named_by_the_environment_and_needs_no_installed_package(mo
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    # However it might be imported.
+    # In every way of importing it.
     monkeypatch.setattr("llmserve.observability.opentelemetry.version", absent, raising=False)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "chat")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")

@@ -1,4 +1,4 @@
-"""What of vLLM's arguments can be tested without vLLM; the rest is in tests/vllm."""
+"""vLLM's arguments, as far as they can be tested without vLLM; the rest is in tests/vllm."""
 
 import json
 import sys
@@ -87,7 +87,7 @@ def test_there_is_room_for_all_adapters_and_for_the_largest_rank(tmp_path):
     modules = {name: adapter(tmp_path / name, r=rank) for name, rank in (("a", 4), ("b", 24))}
     found = Adapters(modules).engine_args({}, on_cpu=False)
     assert found == {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": 32}
-    # One of a hub's, whose rank is not known yet.
+    # A hub name, whose rank is not known yet.
     many = Adapters({str(number): "some/where" for number in range(20)}).engine_args({}, on_cpu=False)
     assert (many["max_loras"], many["max_cpu_loras"], many["max_lora_rank"]) == (8, 20, 16)
     assert Adapters({}).engine_args({}, on_cpu=True) == {}

@@ -1,4 +1,4 @@
-"""What is said before vLLM is imported, which these tests have not. Real processes, because the errors are about processes."""
+"""Errors before vLLM is imported. The processes are real: the errors are about processes."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
 """
-# As vLLM starts a core in its start, and a host that reads what the core reported.
+# Like vLLM's launch of a core, and a host that reads the core's report.
 WITHOUT_GUARD = """
 import multiprocessing
 from pathlib import Path
@@ -113,14 +113,14 @@ def test_a_daemonic_process_is_named_with_what_to_do():
 
 
 def test_a_process_of_an_executor_may_start_the_engine():
-    """It is no daemon, and has imported the main module long before."""
+    """Such a process is not a daemon, and has imported the main module long before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         error = executor.submit(start).exception()
     assert "/no/such/folder does not exist" in str(error)
 
 
 def test_a_fork_imports_no_main_module(monkeypatch):
-    """The host's own choice for vLLM's processes."""
+    """The host has chosen how vLLM starts its processes."""
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     with pytest.raises(ConfigurationError, match="is not a file"):
@@ -130,10 +130,10 @@ def test_a_fork_imports_no_main_module(monkeypatch):
 
 
 class SafetensorError(Exception):
-    """As the library's own, which is not installed here."""
+    """The library's own error; the library is not installed here."""
 
 
-# The words are vLLM 0.32's.
+# The texts are those of vLLM 0.32.
 NO_ROOM = (
     "To serve at least one request with the model's max seq len (2048), (0.04 GiB KV cache is needed, which is larger than the available "
     "KV cache memory (0.01 GiB). Based on the available memory, the estimated maximum model length is 512. Try increasing "
@@ -174,7 +174,7 @@ def test_an_error_of_the_start_has_our_class_and_our_arguments(error, kind, word
 
 
 class Arguments(pydantic.BaseModel):
-    """As vLLM's configs are."""
+    """Like vLLM's configs."""
 
     gpu_memory_utilization: float = pydantic.Field(0.9, le=1)
     max_num_seqs: int = pydantic.Field(1, le=9)
@@ -211,7 +211,7 @@ def test_the_first_report_counts_of_each_process_and_of_all():
         report(RuntimeError("what came of it"), 1)
         report(RuntimeError("of another engine"), 3)
         assert first_report(folder, [1, 2]) == Failure("ValueError", "the cause", wrong=True)
-        # A process that was killed while it wrote.
+        # The report of a process that was killed while it wrote.
         (folder / "failed-2").write_text("[")
         assert first_report(folder, [2]) is None
     finally:

@@ -1,4 +1,4 @@
-"""Whether vLLM's log is quiet, by what the environment and the program say."""
+"""Whether vLLM's log is limited to errors, by the environment and the program's settings."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ def test_errors_by_default_and_only_during_a_start():
     for _ in range(2):
         with quiet():
             assert os.environ[LEVEL] == "ERROR"
-            # As vLLM does when it is imported: the next start is quiet all the same.
+            # As vLLM's import does; the next start is quiet anyway.
             logging.getLogger("vllm").setLevel(logging.ERROR)
         assert dict(os.environ) == before
 

@@ -1,4 +1,4 @@
-"""A histogram that counts later must count the same."""
+"""A histogram that counts later has the same counts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def text_of(kind, values, *, read_between):
     return [line for line in lines if "_created" not in line and "_sum" not in line], registry.get_sample_value("gaps_sum", {"engine": "0"})
 
 
-# The bounds themselves too, which belong to the bucket that they end.
+# Includes the bounds themselves, which belong to the bucket that they end.
 VALUES = st.lists(st.sampled_from(BUCKETS) | st.floats(0, 10), max_size=50)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of vLLM's outputs, without vLLM."""
+"""The conversion of vLLM's outputs, without vLLM."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def output(reason, text="", token_ids=()):
     return SimpleNamespace(outputs=[part], metrics=None, num_cached_tokens=0)
 
 
-# As vLLM 0.32 and 0.33 derive them.
+# The class hierarchy of vLLM 0.32 and 0.33.
 CLASSES = {
     "VLLMError": Exception,
     "VLLMClientError": "VLLMError",
@@ -45,7 +45,7 @@ def vllm_error(name, message="why"):
 
 @pytest.fixture
 def given():
-    """A receiver of the request "r", its sink, what is open, and what was dropped."""
+    """A receiver of the request "r", its sink, the open requests and the dropped ones."""
     sink, still_open, dropped = CollectingSink(), {"r"}, []
     return Receiver("r", sink, Sampling(), still_open, str, dropped.append), sink, still_open, dropped
 
@@ -54,7 +54,7 @@ def test_what_vllm_aborts_of_itself_is_dropped_without_a_word(given):
     receiver, sink, still_open, dropped = given
     receiver.put(output(None, "a", (1,)))
     receiver.put(output("abort"))
-    # Its engine's death may be on its way, which is another thing to tell.
+    # The engine may be dying, which would be another error.
     assert (dropped, still_open, sink.error, len(sink.deltas)) == ([sink], set(), None, 1)
 
 

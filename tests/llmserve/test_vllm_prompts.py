@@ -1,4 +1,4 @@
-"""Prompts that wait are encoded together, and one that is wrong spoils no other. The renderer is a stand-in with vLLM's calls."""
+"""Waiting prompts are encoded together, and a bad one does not fail others."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What one core tells, and several, as the figures of one engine."""
+"""The reports of one or several cores, as the figures of one engine."""
 
 from types import SimpleNamespace
 
@@ -36,17 +36,17 @@ def test_a_step_of_which_another_client_has_the_scheduler_s_figures_counts_too()
 
 def test_two_cores_are_one_engine_that_steps_when_both_have():
     steps = CoreSteps()
-    # Of four, this client has the last two.
+    # This client has the last two of four cores.
     steps.begin([2, 3])
     for number in range(11):
         for core, (running, usage) in ((2, (4, 0.2)), (3, (2, 0.6))):
             steps.record(core, scheduler(running, 1, usage), iteration(generated=running), now=0.1 * number, more=True)
     found = steps.statistics
     assert (found.running, found.waiting, found.kv_usage) == (6, 2, pytest.approx(0.4))
-    # Ten busy ones of 0.1 s, each with a token for all six.
+    # Ten busy steps of 0.1 s, each with a token for all six requests.
     assert (found.busy_steps, found.busy_seconds) == (10, pytest.approx(1.0))
     assert found.generation_tokens == 11 * 6
-    # For a watchdog every one of them is progress.
+    # Every step counts as progress for a watchdog.
     assert found.steps == 22
 
 
@@ -74,6 +74,6 @@ def test_an_engine_that_starts_again_counts_on_and_runs_nobody():
     assert (found.busy_steps, found.busy_seconds, found.generation_tokens) == (4, 4.0, 40)
     for number in range(3):
         for core in range(2):
-            # Its first step follows none.
+            # Its first step does not follow another one.
             steps.record(core, scheduler(1), iteration(), now=100.0 + number, more=True)
     assert (steps.statistics.busy_steps, steps.statistics.busy_seconds) == (6, 6.0)

@@ -1,4 +1,4 @@
-"""Constraints that make every step slower, on the simulated engine and a virtual clock: their requests are ended, and no others."""
+"""Slow constraints on the simulated engine and a virtual clock: only their requests are ended."""
 
 import logging
 
@@ -44,7 +44,7 @@ def request(constraint=None, name="r", max_tokens=1500, **more):
 
 
 async def read(manager, asked, ends, times=None):
-    """Reads a stream to its end, or to the error that it ends with."""
+    """Read a stream to its end, or to its error."""
     try:
         async with manager.stream(asked) as stream:
             async for _ in stream:
@@ -56,7 +56,7 @@ async def read(manager, asked, ends, times=None):
 
 
 async def slow_since(manager, seconds):
-    """When the mean of the engine's steps has come to so much."""
+    """Return when the mean of the engine's steps has reached a value."""
     while True:
         before = manager.engine.statistics()
         await anyio.sleep(1)
@@ -120,7 +120,7 @@ async def test_readiness_fails_while_steps_are_slow_and_comes_back():
 
 
 async def test_an_engine_that_does_not_come_back_after_an_ejection_is_killed_and_the_request_is_not_replayed():
-    """The step in progress does not end: the abort is never heard."""
+    """The step in progress does not end, so the engine never handles the abort."""
     stuck = engine(grammar_token_seconds=0.02)
     config = ManagerConfig(admission=AdmissionConfig(max_running=16), restart=RestartConfig(stall_timeout=300), cleanup_timeout=1)
     async with EngineManager(stuck, config) as manager:
@@ -148,7 +148,7 @@ async def test_an_engine_that_does_not_come_back_after_an_ejection_is_killed_and
 
 @pytest.mark.parametrize("constraint", [None, CHEAP])
 async def test_slow_steps_that_no_constraint_costs_end_nothing(constraint):
-    """As those of a long prompt on a CPU are."""
+    """For example those of a long prompt on a CPU."""
     async with EngineManager(engine(step_seconds=0.004), CONFIG) as manager:
         ends = {}
         async with anyio.create_task_group() as tasks:
@@ -193,7 +193,7 @@ def test_where_this_process_stood_still_nothing_is_known():
 
 
 class Costs:
-    """What each constraint costs, by its text; one that is not there cannot be tried out."""
+    """The cost of each constraint, by its text; a constraint without a cost cannot be tested."""
 
     def __init__(self, **costs):
         self.costs = costs
@@ -217,11 +217,11 @@ def constrained(*specs):
 async def test_the_requests_whose_constraints_cost_a_step_are_found():
     suspects = constrained("a", "b", "c").suspects
     assert await suspects(Costs(a=0.001, b=0.3, c=0.2), 0.5) == ["b", "c"]
-    # Together they cost it.
+    # They only cost that much in total.
     assert await suspects(Costs(a=0.1, b=0.12, c=0.11), 0.4) == ["b", "c", "a"]
     assert await suspects(Costs(a=0.001, b=0.001, c=0.001), 0.5) == []
     assert await suspects(Costs(a=0.4, b=0.001), 0.5) == ["a"]
-    # One that cannot be tried out, where no other costs as much.
+    # A constraint that cannot be tested, while no other costs that much.
     assert await suspects(Costs(a=0.001, b=0.001), 0.5) == ["c"]
 
 

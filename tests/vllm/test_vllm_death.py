@@ -96,7 +96,7 @@ async def answers_around(manager, core, sent, patience):
 
 @pytest.mark.nightly
 async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
-    """Sixteen prompts that fill the context take seconds to a first token; then the server drains."""
+    """Sixteen prompts that fill the context take seconds to a first token; then a drain follows."""
     answers = []
 
     async def ask(request):

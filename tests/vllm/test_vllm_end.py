@@ -24,7 +24,7 @@ async def poll(sockets):
 
 
 async def test_sockets_that_vllm_has_not_closed_yet_are_closed_in_their_loop():
-    """A regression: vLLM's cleanup after a core's death runs in a thread, and may be slower than ours.
+    """A regression: vLLM's cleanup after a core's death, in a thread, may be slower than ours.
 
     Each turn of the loop then raised `Context was terminated`. anyio's plugin fails a test with
     such a callback.

@@ -45,7 +45,7 @@ async def test_the_cpu_s_defaults_are_sane(engine):
 
 @pytest.mark.parametrize(("available", "cache"), [(24 * GIB, GIB), (2 * GIB, GIB // 2)])
 async def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available(engine, monkeypatch, available, cache):
-    """A regression: cached file pages counted as used memory, so an installation shrank the cache."""
+    """A regression: cached file pages counted as used memory, so installations shrank the cache."""
     from vllm.utils import cpu_resource_utils
 
     if engine.info.device != "cpu":
@@ -93,7 +93,7 @@ async def test_a_promise_that_vllm_cannot_keep_is_told_at_the_start(engine):
 
 
 async def test_a_terminal_s_interrupt_does_not_reach_the_engine(manager, engine):
-    """Ctrl-C goes to all processes of the group; the engine died before its requests had finished."""
+    """Ctrl-C goes to all processes of the group; the engine died before its requests finished."""
     (core,) = engine.running_llm.engine_core.resources.engine_manager.processes
     for process in [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]:
         process.send_signal(signal.SIGINT)

@@ -60,7 +60,7 @@ def test_what_a_worker_fails_with_is_the_error_and_not_that_its_core_failed(tmp_
 
 
 def refusal(*arguments, **environ):
-    """Return the only line of a server that fails to start within a second, before importing vLLM."""
+    """Return the only line of a server that fails within a second, before importing vLLM."""
     command = [sys.executable, "-m", "frontends.aiohttp_app", "--port", "0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, timeout=60, check=False)
     assert done.returncode == 2, done.stderr

@@ -207,7 +207,7 @@ async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatc
 
 
 async def test_the_program_that_tries_starts_with_the_engine_and_without_torch(manager):
-    """A regression: the first constraint waited 9 s for the program, mostly for an import of torch."""
+    """A regression: the first constraint waited 9 s for the program, mostly to import torch."""
     program = manager.engine._grammars._trials._process
     assert program.poll() is None
     libraries = {Path(mapped.path).name for mapped in psutil.Process(program.pid).memory_maps()}

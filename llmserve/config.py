@@ -143,8 +143,7 @@ class AdmissionConfig:
     Attributes:
         max_running: Maximum number of sequences in the engine; 0 sets no limit. None with an SLO
             selects LateGate, which admits as many as can meet the SLO. None without an SLO is the
-            engine's batch size plus an eighth of it, so that a successor waits in the engine when a
-            sequence ends.
+            engine's batch size plus an eighth, so that successors wait in the engine.
         max_waiting: Maximum number of requests that wait for a slot. None is four times the running
             limit.
         max_wait: Longest wait for a slot in seconds. A request that would wait longer is refused on

@@ -1,15 +1,19 @@
 """The errors that llmserve raises, one class for each decision of a caller.
 
-    LLMServeError ├── InvalidRequest change the request; sending it again fails again │ ├──
-    PromptTooLong shorten the prompt │ ├── ModelNotFound choose a model that this server has │ └──
-    UnknownTenant use a tenant that this server knows ├── Overloaded retry after `retry_after`
-    seconds, or use another server │ ├── TenantOverloaded the same, but another server does not
-    help: the limit is the tenant's own │ └── Unavailable the server is starting, restarting,
-    draining or stopped ├── RequestCancelled the caller, or a token that it passed, cancelled the
-    request ├── DeadlineExceeded the request's deadline passed ├── EngineError the engine failed
-    this request; another request may work │ ├── EngineRestarted the engine died during an answer
-    that had begun; send it again │ └── EngineDead the engine is down; nothing works until it is up
-    again └── ConfigurationError a setting or argument at the start is wrong; the message names it
+    LLMServeError
+    ├── InvalidRequest            change the request; sending it again fails again
+    │   ├── PromptTooLong         shorten the prompt
+    │   ├── ModelNotFound         choose a model that this server has
+    │   └── UnknownTenant         use a tenant that this server knows
+    ├── Overloaded                retry after `retry_after` seconds, or use another server
+    │   ├── TenantOverloaded      retry later; another server does not help
+    │   └── Unavailable           starting, restarting, paused, draining or stopped
+    ├── RequestCancelled          the caller, or a token that it passed, cancelled the request
+    ├── DeadlineExceeded          the request's deadline passed
+    ├── EngineError               the engine failed this request; another request may work
+    │   ├── EngineRestarted       the engine died during an answer that had begun; send it again
+    │   └── EngineDead            the engine is down; nothing works until it is up again
+    └── ConfigurationError        a setting or argument at the start is wrong; the message names it
 
 llmserve converts exceptions of other libraries into these classes where it catches them. Each
 frontend maps these classes to its wire format in one place.
@@ -87,7 +91,7 @@ class TenantOverloaded(Overloaded):
 
 
 class Unavailable(Overloaded):
-    """The server accepts no requests: it is starting, restarting, draining or stopped."""
+    """The server accepts no requests: it is starting, restarting, paused, draining or stopped."""
 
 
 class RequestCancelled(LLMServeError):

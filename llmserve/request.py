@@ -33,8 +33,8 @@ MAX_BIASES = 1024
 # engine.
 MAX_STOP_TOKENS = 64
 MAX_ALLOWED_TOKENS = 1024
-# The engine encodes each bad word twice (as it is, and after a space) and compares it with the end
-# of the answer at each token.
+# The engine encodes each bad word as it is and after a space, and compares it with the answer's end
+# at each token.
 MAX_BAD_WORDS = 32
 INT64 = 2**63 - 1
 # Far above any model's context, and small enough for an int32.
@@ -79,7 +79,7 @@ class Sampling:
         temperature: 0 is greedy; the maximum is 2, as in OpenAI's API and vLLM 0.32.
         top_p, top_k, min_p: Cut the distribution's tail. A top_k of 0 or -1 keeps all tokens.
         presence_penalty, frequency_penalty: From -2 to 2, as in OpenAI's API.
-        repetition_penalty: Above 0 and at most 100, as in vLLM; 1 has no effect.
+        repetition_penalty: Above 0 and at most 100; 1 has no effect.
         seed: A signed 64-bit integer that makes the choice repeatable.
         stop: At most 4 strings of at most 256 characters. The text ends before the first one that
             occurs, or after it with `include_stop`.

@@ -1,8 +1,8 @@
 """LateGate keeps requests in the queue and lets them into the engine just in time.
 
 In the queue they can be reordered and dropped at no cost. No number here is tuned to a model, a
-machine or a mix of prompts. The policy learns the times of steps and prompts, the lengths of
-answers and the queue's speed from the engine's figures and from tickets that leave.
+machine or a mix of prompts. The policy learns from the engine's figures and from tickets that
+leave: the times of steps and prompts, the lengths of answers and the queue's speed.
 """
 
 from collections import deque
@@ -19,9 +19,9 @@ from llmserve.config import SLO
 # Cost of a generated token relative to a prompt token: within a factor of two of OpenAI's price
 # lists and VTC's evaluation.
 OUTPUT_WEIGHT = 2.0
-# The share of the TTFT target that a tenant's standing queue may take. A queue as long as the whole
-# target would spend all of it on waiting, for every request, until the overload ends (Nichols and
-# Jacobson, CoDel: a good queue empties).
+# The share of the TTFT target that a tenant's standing queue may take. With a queue as long as the
+# whole target, every request would only wait, until the overload ends (Nichols and Jacobson, CoDel:
+# a good queue empties).
 STANDING = 0.25
 # In TTFT targets: up to this backlog demand counts as a burst, and a ticket with leave to be late
 # may be this late.

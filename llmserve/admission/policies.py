@@ -14,8 +14,8 @@ class EngineSample:
     """The engine's figures after one or several steps: counters since its start, and its state.
 
     `steps` and `busy_seconds` count only steps that followed another one without a pause, so their
-    quotient is the duration of a step. `kv_usage` is the share of the KV cache in use, 0 to 1, and
-    `kv_tokens` is its size, or None if the engine does not report one.
+    quotient is the duration of a step. `kv_usage` is the share of the KV cache in use, 0 to 1.
+    `kv_tokens` is its size, None if unknown.
     """
 
     steps: float = 0
@@ -66,7 +66,10 @@ class Policy(Protocol):
         """Return the ticket's cost in the policy's own unit, which the queue uses. Called first."""
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
-        """Return the constraint against a start now, or None. Must return None if nothing runs."""
+        """Return the constraint against a start now, or None.
+
+        It must be None if nothing runs, or no ticket would ever start.
+        """
 
     def impossible(self, ticket: Ticket, wait: float, now: float) -> Refusal | None:
         """Return why the ticket could not succeed after this wait, or None."""

@@ -13,8 +13,8 @@ class RetryAfter:
     """Gives each refused client a different time.
 
     A time computed from the queue alone would send all clients back at the same moment, to be
-    refused again. Therefore each client gets the next free slot, as if the clients refused before
-    it returned at their times, one after another at the service rate.
+    refused again. Therefore each client gets the next free slot, behind the clients refused before
+    it. Slots follow each other at the service rate.
     """
 
     def __init__(self) -> None:

@@ -57,10 +57,9 @@ class Spread:
 class Reserve:
     """The share of a long prompt, 0 to 1, for which room is kept regardless of the next ticket.
 
-    Gates that open by size let small tickets pass as long as there are any, and a long one behind
-    them waits until it is refused. After each such timeout this share grows, and with each start it
-    shrinks. In equilibrium one in six hundred times out; without it, up to a tenth of the long
-    tickets do.
+    Gates that open by size let small tickets pass, and a long one behind them waits until it is
+    refused. After each such timeout this share grows, and with each start it shrinks. In
+    equilibrium one in six hundred times out; without it, up to a tenth of the long tickets do.
     """
 
     share: float = 0.0

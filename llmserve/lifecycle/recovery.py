@@ -103,7 +103,7 @@ class Recovery:
                 self._outlive(open_request, error)
 
     async def replay(self, open_request: OpenRequest) -> None:
-        """Submit a request again while its caller reads; runs in a task of the manager."""
+        """Submit a request again while its caller waits; runs in a task of the manager."""
         assert open_request.prompt is not None
         assert open_request.sampling is not None
         with anyio.CancelScope() as open_request.replaying:

@@ -13,8 +13,8 @@ RETRY_AFTER = 1.0
 class TokenizerQueue:
     """Limits the queue's length, but not the concurrency, which is up to the engine's own threads.
 
-    With 512 concurrent requests on an H200, a limit of two put 100 ms before each first token,
-    because every turn of the busy event loop let only two pass.
+    With 512 concurrent requests on an H200, a limit of two put 100 ms before each first token.
+    Every turn of the busy event loop let only two pass.
     """
 
     def __init__(self, most: int) -> None:

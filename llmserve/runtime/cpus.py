@@ -23,8 +23,8 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # A container may see its path on the host although its own group is mounted as the root, so
-        # groups that do not exist are skipped.
+        # Groups that do not exist are skipped: a container may see its path on the host although
+        # its own group is mounted as the root.
         group = cgroups / "cpu" if controllers else cgroups
         for name in ("", *filter(None, path.split("/"))):
             group /= name

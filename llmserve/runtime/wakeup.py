@@ -1,8 +1,8 @@
 """How a stream's one reader sleeps and wakes. Every token costs one wakeup, so this must be cheap.
 
 On asyncio a reader awaits a bare future. anyio's event would be created for every token, detect the
-running loop each time, and hold an asyncio event that holds a future (docs/performance.md has the
-figures). On other backends anyio's event is used.
+loop each time, and hold an asyncio event with a future (figures in docs/performance.md). On other
+backends anyio's event is used.
 """
 
 import asyncio

@@ -9,8 +9,8 @@ from llmserve.errors import InvalidRequest
 # Published templates have about ten variables. The texts among them are dates and names.
 MAX_ARGUMENTS = 32
 MAX_TEXT = 1024
-# Names by which the conversation, the tools and the engine's settings are passed, and parameters of
-# transformers' apply_chat_template that make it return something other than the template's text.
+# Names that pass the conversation, the tools and the engine's settings, and parameters of
+# transformers' apply_chat_template that change what it returns.
 RESERVED = frozenset({
     "chat_template", "conversation", "documents", "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
     "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",

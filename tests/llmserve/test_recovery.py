@@ -294,7 +294,7 @@ GRAMMAR = StructuredOutputs.grammar("root ::= root root | [ a-z]")
 
 @pytest.mark.parametrize("reports_itself", [False, True])
 async def test_a_constrained_request_is_not_begun_again_after_a_stall(engine, reports_itself):
-    """Its constraint may be the cause. A killed engine may report its death before the supervisor."""
+    """Its constraint may be the cause. A killed engine may report first."""
     config = ManagerConfig(restart=RestartConfig(stall_timeout=10.0))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
         constrained = Caller(manager, tasks, "constrained", sampling=Sampling(structured_outputs=GRAMMAR))

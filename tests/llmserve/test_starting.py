@@ -19,7 +19,7 @@ def anyio_backend():
 
 
 class Hang:
-    """The operation that a start waits for: `end` releases it, as a killed core ends vLLM's wait."""
+    """The operation that a start waits for; `end` releases it, like the kill of a core."""
 
     def __init__(self, outcome="result"):
         self.waits = threading.Event()

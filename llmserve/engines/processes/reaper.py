@@ -25,7 +25,7 @@ class ProcessReaper:
         self._more = True
 
     def guard(self, host: int) -> None:
-        """Wait for the end of all guarded processes or of the host, and then kill the processes."""
+        """Wait until all guarded processes have ended; kill them if the host ends first."""
         try:
             end = os.pidfd_open(host)
         except ProcessLookupError:

@@ -5,8 +5,8 @@ environment variables, and keeps statistics in several objects. In the middle of
 contains no more than the token's text and id. Here such a token goes from vLLM's detokeniser
 straight to the request's receiver, and vLLM's statistics are updated in place.
 
-vLLM itself processes the first and the last output of a request, every output of a request with
-stop strings or logprobs, and every output that carries more than tokens.
+vLLM itself processes the first and the last output of a request, and every output that carries more
+than tokens. It also processes all outputs of requests with stop strings or logprobs.
 """
 
 from operator import attrgetter

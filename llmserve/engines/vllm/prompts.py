@@ -1,9 +1,10 @@
 """Encodes waiting prompts together. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
 
-vLLM's renderer encodes one prompt at a time in its one thread, with a hand-over to the thread and
-back, while the event loop holds the interpreter. Of 512 prompts the last one waits for all others.
-Here one thread passes all waiting texts to the tokenizer together, which encodes them on all cores
-without the interpreter's lock. vLLM renders conversations first, within its own time limit.
+vLLM's renderer encodes one prompt at a time in its one thread. Each needs a hand-over to the thread
+and back, while the event loop holds the interpreter. Of 512 prompts the last one waits for all
+others. Here one thread passes all waiting texts to the tokenizer together, which encodes them on
+all cores without the interpreter's lock. vLLM renders conversations first, within its own time
+limit.
 """
 
 import asyncio

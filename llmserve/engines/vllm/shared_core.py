@@ -31,7 +31,7 @@ PROCESS_NAMES = ("EngineCore", "VLLM_DP_Coordinator")
 
 @attrs.frozen(kw_only=True)
 class CoreClient:
-    """The address of one client at a core.
+    """The configuration and addresses of one client of a core.
 
     It can be pickled, like vLLM's configuration for its own processes.
     """

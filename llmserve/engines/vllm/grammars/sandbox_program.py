@@ -49,8 +49,8 @@ READY = b"ready "
 MAX_BYTES = 2**21
 WALK_TOKENS = 256
 # CPU seconds of one step. Among 436 schemas of JSONSchemaBench with a vocabulary of 49,152, the
-# costliest step took 11 ms, and in 428 of them no step took more than 1 ms. So a machine that is
-# four times slower has room.
+# costliest step took 11 ms. In 428 of them no step took more than 1 ms. So a machine that is four
+# times slower has room.
 STEP_SECONDS = 0.05
 # Some steps of xgrammar do not return for 25 s. The system ends the test after this much CPU time
 # in one step.

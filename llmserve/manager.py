@@ -123,8 +123,8 @@ class EngineManager(Generation, Lifecycle):
         Raises:
             ConfigurationError: The engine or an engine argument is unknown; the message names it.
         """
-        # This is the only place where the core imports an engine. The late import keeps `import
-        # llmserve` light.
+        # Only this place of the core imports an engine, late, which keeps the import of llmserve
+        # light.
         from llmserve.engines import create_engine
 
         return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer, admission=admission)

@@ -2,9 +2,8 @@
 
 It keeps three rules, each checked by a property test:
 1. No ticket waits while the policy would let it start, and no ticket starts that the policy holds.
-2. A slot is handed over, not released and raced for. The ticket that leaves determines the next
-one,
-   and a newcomer never overtakes tickets of its own tenant.
+2. A slot is handed over, not released and raced for: the ticket that leaves names the next one.
+   A newcomer never overtakes tickets of its own tenant.
 3. A ticket leaves exactly once. If it leaves after a hand-over, the slot is passed on.
 """
 

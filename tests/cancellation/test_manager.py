@@ -247,7 +247,7 @@ def test_at_every_moment_of_several_choices(caller, fault, queued):
 
 
 @pytest.mark.parametrize("caller", ALONE)
-def test_the_engine_dies_for_good_at_every_suspension(caller):
+def test_the_engine_dies_permanently_at_every_suspension(caller):
     assert sweep(Rig(caller, queued=True, restarts=0), engine_died) >= 3
 
 

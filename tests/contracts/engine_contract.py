@@ -136,7 +136,7 @@ class EngineContract:
         assert len(without.token_ids) == 16
         assert not set(words) & set(without.text.split())
 
-    async def test_it_tells_when_it_did_what(self, engine):
+    async def test_it_reports_its_timings(self, engine):
         sink = await self.begin(engine, "timings", ignore_eos=True)
         await self.finish(sink)
         timings = sink.timings

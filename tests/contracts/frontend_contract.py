@@ -57,7 +57,7 @@ class FrontendContract:
         assert caught.value.param == "temperature"
         assert await self.read(client, prompt="hello", max_tokens=2)
 
-    async def test_too_long_a_prompt_is_told_as_such(self, client):
+    async def test_too_long_a_prompt_has_its_own_error(self, client):
         with pytest.raises(PromptTooLong):
             await self.read(client, prompt="hello " * client.manager.info.max_model_len)
 

@@ -158,7 +158,7 @@ def moving(**more):
     return controller, tickets
 
 
-def test_a_newcomer_bound_to_wait_too_long_is_refused_at_once_and_told_a_place_of_its_own():
+def test_newcomers_that_would_wait_too_long_are_refused_with_different_retry_times():
     controller, _ = moving(max_wait=1.0)
     assert controller.predicted_wait("default", 0, 1.0) == pytest.approx(4 / 3)
     refusals = [controller.offer(Ticket(), 1.0) for _ in range(3)]
@@ -208,13 +208,13 @@ def test_idle_time_does_not_count_as_slowness():
     assert controller.statistics(1002.0).drain_rate == pytest.approx(1.0)
 
 
-def test_a_deadline_that_the_line_alone_would_break_is_refused():
+def test_a_deadline_shorter_than_the_queue_s_wait_is_refused():
     controller, _ = moving()
     assert controller.offer(Ticket(deadline=2.0, best_effort=True), 1.0).reason is Refusal.DEADLINE_TOO_SHORT
     assert controller.offer(Ticket(deadline=3.0), 1.0) is None
 
 
-def test_who_can_start_at_once_is_not_refused_for_a_wait_that_others_had():
+def test_a_ticket_that_can_start_is_not_refused_for_earlier_waits():
     controller, tickets = moving()
     for ticket in tickets[2:]:
         controller.leave(ticket, 1.0)
@@ -222,7 +222,7 @@ def test_who_can_start_at_once_is_not_refused_for_a_wait_that_others_had():
     assert controller.offer(Ticket(deadline=1.01), 1.0) is None
 
 
-def test_unlimited_admits_everyone():
+def test_unlimited_admits_all_requests():
     controller = AdmissionController(Unlimited(), max_waiting=0)
     busy(controller, 1000)
     assert controller.statistics(0.0).limit is None
@@ -238,7 +238,7 @@ def test_a_ticket_is_offered_once():
 # Best effort
 
 
-def test_who_agreed_to_be_served_late_is_not_refused_for_a_promise_s_sake():
+def test_a_best_effort_request_is_not_refused_because_of_the_slo():
     controller, tickets = moving(max_wait=1.0)
     late = Ticket(best_effort=True, request_id="late")
     assert controller.offer(late, 1.0) is None
@@ -249,7 +249,7 @@ def test_who_agreed_to_be_served_late_is_not_refused_for_a_promise_s_sake():
         assert controller.leave(running, 1.0) == [successor]
 
 
-def test_a_promise_that_runs_out_while_waiting_costs_its_place_and_no_more():
+def test_a_target_that_expires_in_the_queue_only_costs_its_position():
     controller = AdmissionController(FixedLimit(limit=1, max_wait=1.0), max_wait=30.0)
     running, patient, late = (Ticket(best_effort=True) for _ in range(3))
     for ticket in (running, late, patient):
@@ -290,7 +290,7 @@ def test_a_weight_is_a_share():
     assert served.count("gold") == 30
 
 
-def test_a_full_line_gives_the_flood_s_last_place_to_who_has_less_in_it():
+def test_in_a_full_queue_the_largest_tenant_loses_its_newest_ticket():
     controller = AdmissionController(FixedLimit(limit=1), max_waiting=3)
     flood = busy(controller, 4, tenant="flood")
     assert controller.offer(Ticket(tenant="flood"), 0.0).reason is Refusal.QUEUE_FULL
@@ -317,7 +317,7 @@ def test_tenants_that_keep_asking_are_served_alike(asked):
         assert max(served.values()) - min(served.values()) <= 2 * 100
 
 
-def test_nobody_saves_up_while_away():
+def test_no_tenant_saves_up_while_away():
     line = FairQueue()
     for _ in range(100):
         line.push(Ticket(tenant="busy", cost=10), 0.0)
@@ -358,14 +358,14 @@ def serve_in_two_lines(ticks, *, telling):
     return served
 
 
-def test_lines_that_tell_each_other_share_all_that_they_serve():
+def test_queues_that_exchange_usage_share_the_total_capacity():
     # Without exchange the first queue gives each tenant half, so the second tenant gets a quarter
     # of the total.
     assert serve_in_two_lines(1000, telling=False)["here"] == pytest.approx(500, abs=20)
     assert serve_in_two_lines(1000, telling=True)["here"] == pytest.approx(1000, abs=20)
 
 
-def test_what_was_served_elsewhere_while_nobody_waited_here_is_no_debt():
+def test_service_elsewhere_while_no_ticket_waits_here_is_no_debt():
     line = FairQueue()
     line.charge_elsewhere({"busy": 1e6})
     line.push(Ticket(tenant="busy", cost=1.0), 0.0)
@@ -534,7 +534,7 @@ def test_tokens_that_are_taken_elsewhere_are_paid_for_here():
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 20), st.integers(1, 80), st.integers(0, 80)), max_size=60))
-def test_two_that_tell_each_other_give_a_tenant_no_more_tokens_than_one(asked):
+def test_two_controllers_that_exchange_usage_give_a_tenant_no_more_tokens_than_one(asked):
     """With an exchange after every request, two controllers admit exactly as many tokens as one."""
     pair, alone = (limited(tokens_per_minute=60), limited(tokens_per_minute=60)), limited(tokens_per_minute=60)
     for one in pair:
@@ -575,7 +575,7 @@ def test_more_than_a_minute_s_worth_is_served_when_a_whole_minute_is_saved():
     assert controller.offer(Ticket(tenant="a", prompt_tokens=1), 60.0).retry_after > 30
 
 
-def test_a_table_may_know_everybody_there_is():
+def test_a_table_may_refuse_unknown_tenants():
     table = TenantTable.parse('unknown = "refuse"\n[tenants.a]\nweight = 2')
     controller = AdmissionController(Unlimited(), tenants=Tenants(table))
     busy(controller, 1, tenant="a")
@@ -627,7 +627,7 @@ def test_a_table_of_tenants():
         ("[tenants.alice", "TOML"),
     ],
 )
-def test_a_wrong_table_is_told_by_what_is_wrong(text, named):
+def test_the_error_of_a_wrong_table_names_what_is_wrong(text, named):
     with pytest.raises(ConfigurationError, match=named):
         TenantTable.parse(text)
 
@@ -651,7 +651,7 @@ def test_what_is_left_open_is_taken_from_the_engine(config, slo, expected):
     assert (controller.policy.limit, controller.max_waiting, controller.policy.max_wait) == expected
 
 
-def test_a_promise_makes_it_predict_and_a_number_makes_it_count():
+def test_an_slo_makes_it_predict_and_a_limit_makes_it_count():
     assert isinstance(build_admission(AdmissionConfig(), SLO(tpot=0.05), 16).policy, LateGate)
     assert isinstance(build_admission(AdmissionConfig(max_running=8), SLO(tpot=0.05), 16).policy, FixedLimit)
     assert isinstance(build_admission(AdmissionConfig(), SLO(), 16).policy, FixedLimit)
@@ -661,7 +661,7 @@ ASKED = st.tuples(st.sampled_from("abcdef"), st.sampled_from([0.25, 1.0, 4.0]), 
 
 
 @given(st.lists(ASKED, max_size=60))
-def test_the_weights_of_those_who_ask_are_those_of_the_last_seconds(moves):
+def test_the_weights_of_demanding_tenants_are_those_of_the_last_seconds(moves):
     """Compare with a sum over all tenants, which new names in each request would make slow."""
     rate, now, asked = ServiceRate(), 0.0, {}
     for tenant, weight, passed, other in moves:
@@ -682,7 +682,7 @@ def waiting(controller, count, now=0.0, **fields):
     return tickets
 
 
-def test_everybody_who_has_started_is_counted():
+def test_all_started_requests_are_counted():
     controller = AdmissionController(FixedLimit(limit=2, max_wait=5), max_waiting=4)
     first, second, third = waiting(controller, 3)
     assert controller.statistics(0.0).admitted == 2
@@ -692,7 +692,7 @@ def test_everybody_who_has_started_is_counted():
     assert controller.statistics(1.0).admitted == 3
 
 
-def test_who_waits_on_for_what_is_left_over_has_that_in_its_log():
+def test_a_demotion_is_in_the_log():
     controller = AdmissionController(FixedLimit(limit=1, max_wait=5), max_waiting=4)
     waiting(controller, 1)
     (late,) = waiting(controller, 1, request_id="late", best_effort=True)
@@ -718,7 +718,7 @@ def test_time_without_an_engine_says_nothing_of_how_fast_it_is():
     assert rate_after(60.0) == pytest.approx(rate_after(0.0), rel=0.05)
 
 
-def test_who_has_saved_tokens_again_and_spent_them_does_not_have_them_twice():
+def test_saved_tokens_can_be_spent_only_once():
     tenants = Tenants(TenantTable(default=TenantLimits(tokens_per_minute=60)))
     controller = AdmissionController(Unlimited(), tenants=tenants)
     for now in (0.0, 60.0):

@@ -68,7 +68,7 @@ def ended(pid, seconds=10.0):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
-def test_who_kills_the_host_kills_what_it_guards(sent):
+def test_killing_the_host_kills_the_guarded_processes(sent):
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOST)], stdout=subprocess.PIPE) as host:
         ward, guard = map(int, host.stdout.readline().split())
         host.send_signal(sent)
@@ -181,7 +181,7 @@ def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_nothing_in
     assert not any(file.exists() for file in made)
 
 
-def test_what_somebody_else_has_killed_leaves_nothing_either(family, monkeypatch):
+def test_a_process_killed_by_another_program_leaves_nothing_either(family, monkeypatch):
     core, worker, made = family
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
     monkeypatch.setattr("llmserve.engines.processes.guard.LEAVE_SECONDS", 0.1)

@@ -178,7 +178,7 @@ def test_prompts_wait_here_while_a_step_s_worth_of_them_is_in_the_engine():
     assert second.state is TicketState.RUNNING
 
 
-def test_the_engine_s_places_are_not_exceeded():
+def test_the_engine_s_slots_are_not_exceeded():
     controller = gate(sequences=3)
     for _ in range(3):
         ticket = offer(controller)
@@ -186,7 +186,7 @@ def test_the_engine_s_places_are_not_exceeded():
     assert held(controller) == "sequences"
 
 
-def test_of_many_places_a_few_have_somebody_waiting_while_others_leave():
+def test_of_many_slots_a_few_have_a_waiting_successor_while_others_leave():
     controller = gate(sequences=64, slo=SLO(ttft=1.0))
     tickets = [offer(controller, now=1.0) for _ in range(64)]
     assert held(controller) == "sequences"
@@ -197,7 +197,7 @@ def test_of_many_places_a_few_have_somebody_waiting_while_others_leave():
     assert controller.policy._spare(5.0) == 0
 
 
-def test_steps_that_would_break_the_promise_hold_everybody():
+def test_steps_that_would_miss_the_target_hold_all_requests():
     controller = gate()
     offer(controller)
     assert held(controller) is None
@@ -207,7 +207,7 @@ def test_steps_that_would_break_the_promise_hold_everybody():
     assert held(controller) is None
 
 
-def test_more_sequences_are_foretold_along_what_was_seen_of_them():
+def test_the_step_time_of_more_sequences_is_extrapolated():
     controller = gate()
     for running in (10, 20, 30, 10, 20, 30):
         tell(controller, 50, 0.01 + 0.001 * running, running)
@@ -238,13 +238,13 @@ def test_the_cache_is_not_planned_fuller_than_it_is():
     assert held(controller, prompt_tokens=150) is None
 
 
-def test_an_engine_that_does_nothing_refuses_nobody_a_place():
+def test_an_idle_engine_starts_any_ticket():
     controller = gate(cache=10)
     tell(controller, 100, 9.0, 1, 10)
     assert offer(controller, prompt_tokens=5000).state is TicketState.RUNNING
 
 
-def test_an_engine_that_tells_nothing_is_counted_and_that_is_said():
+def test_without_reports_of_steps_it_only_counts_and_says_so():
     controller = AdmissionController(LateGate(SLO(ttft=1.0, tpot=0.05), 2, None))
     assert "does not report its steps" in controller.statistics(0.0).counting
     controller.first_token(offer(controller), 0.0)
@@ -266,7 +266,7 @@ def learnt(controller, seconds_per_token=1e-3):
         controller.leave(ticket, tokens * seconds_per_token)
 
 
-def test_a_prompt_too_long_for_the_promise_is_told_so():
+def test_a_prompt_too_long_for_the_target_gets_its_own_reason():
     controller = gate()
     learnt(controller)
     assert offer(controller, prompt_tokens=2000).reason is Refusal.PROMPT_TOO_SLOW
@@ -302,14 +302,14 @@ def test_patience_knows_no_lengths():
     assert policy.patience(short, modest, 9.0) > policy.patience(short, OVERLOAD, 9.0)
 
 
-def test_one_may_wait_however_slow_the_line_is():
+def test_one_request_may_wait_however_slow_the_queue_is():
     policy = gate().policy
     learnt(AdmissionController(policy))
     slow = QueueState(3.0, 0.9, 0.01, 9.0, 9.0)
     assert policy.patience(Ticket(prompt_tokens=10), slow, 9.0) == 0.9
 
 
-def test_a_lump_is_served_late_rather_than_refused_while_the_budget_lasts():
+def test_a_burst_is_served_late_instead_of_refused_while_the_budget_lasts():
     policy = gate().policy
     learnt(AdmissionController(policy))
     policy.budget.left = 5.0
@@ -331,7 +331,7 @@ def test_a_lump_is_served_late_rather_than_refused_while_the_budget_lasts():
     assert policy.patience(short, LUMP, 9.0) == policy.patience(long, LUMP, 9.0) < 0.5
 
 
-def test_without_a_promise_to_the_first_token_it_waits_as_long_as_others():
+def test_without_a_ttft_target_the_patience_is_max_wait():
     policy = LateGate(SLO(tpot=0.05), 4, 100, max_wait=7.0)
     assert policy.patience(Ticket(), LIGHT, 0.0) == 7.0
     assert policy.expires(Ticket(), LIGHT, 1.0) == 8.0
@@ -356,7 +356,7 @@ def test_leave_to_be_late_given_by_another_s_leaving_outlasts_the_clock_that_was
     assert second.state is TicketState.RUNNING
 
 
-def test_who_waits_in_vain_makes_room_for_others_like_it():
+def test_a_timeout_makes_room_for_similar_requests():
     policy = gate().policy
     controller = AdmissionController(policy)
     learnt(controller)

@@ -239,7 +239,7 @@ async def test_a_slot_granted_in_the_moment_of_cancellation_is_passed_on(manager
     assert set(engine.submitted) - {"holder", "third"} <= set(engine.aborted)
 
 
-async def test_a_full_line_is_refused_with_the_time_to_come_back(manager):
+async def test_a_full_queue_refuses_with_a_retry_time(manager):
     async with anyio.create_task_group() as tasks:
         holder = await hold(manager, "holder", tasks)
         scopes = [anyio.CancelScope() for _ in range(2)]
@@ -274,7 +274,7 @@ async def test_patience_ends_after_max_wait(engine, recorder):
     assert recorder.finished_timelines[0].reason == "waited_too_long"
 
 
-async def test_a_tenant_s_own_limit_is_told_apart(engine):
+async def test_a_tenant_s_own_limit_has_its_own_error(engine):
     config = ManagerConfig(admission=AdmissionConfig(max_running=5, tenant_limit=1))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
         holder = await hold(manager, "holder", tasks, tenant="a")
@@ -352,7 +352,7 @@ async def test_a_request_that_the_engine_fails_fails_alone(manager, engine, reco
     assert manager.state is State.READY
 
 
-async def test_an_engine_that_is_not_started_again_fails_everyone_and_every_later_one(engine, recorder):
+async def test_an_engine_that_is_not_restarted_fails_all_open_and_later_requests(engine, recorder):
     config = ManagerConfig(restart=RestartConfig(most=0))
     async with EngineManager(engine, config, [recorder]) as manager:
         async with manager.stream(request()) as stream:
@@ -432,7 +432,7 @@ async def test_before_the_start_it_is_unavailable(engine):
     assert caught.value.reason == "starting"
 
 
-async def test_the_line_for_the_tokenizer_is_bounded():
+async def test_the_tokenizer_s_queue_is_bounded():
     engine = ScriptedEngine(tokenize_seconds=1)
     config = ManagerConfig(max_tokenizing=1)
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
@@ -483,7 +483,7 @@ async def test_one_token_ends_many_requests(engine):
     assert "0 callbacks" in repr(token)
 
 
-async def test_metrics_tell_what_happened_in_exact_seconds(engine):
+async def test_metrics_are_in_exact_seconds(engine):
     config = ManagerConfig(slo=SLO(ttft=1.0, tpot=0.4), admission=AdmissionConfig(max_running=2))
     async with EngineManager(engine, config) as manager:
         async with manager.stream(request()) as stream:
@@ -507,7 +507,7 @@ async def test_metrics_tell_what_happened_in_exact_seconds(engine):
     assert metrics["tokens"]["completion"] == 4
 
 
-async def test_an_observer_that_raises_harms_nobody(engine, recorder, caplog):
+async def test_an_observer_that_raises_harms_no_request(engine, recorder, caplog):
     """The observer runs in the engine's output loop, and vLLM's loop dies of an exception."""
 
     class Broken:
@@ -599,7 +599,7 @@ class WatchedEngine(ScriptedEngine):
             raise EngineDead("it feels ill")
 
 
-async def test_admission_is_told_of_first_tokens_and_of_steps():
+async def test_admission_gets_first_tokens_and_steps():
     engine, admission = WatchedEngine(), RecordingAdmission()
     async with EngineManager(engine, ManagerConfig(drain_timeout=1), admission=admission) as manager:
         async with manager.stream(GenerationRequest("hi", request_id="r")) as stream:
@@ -660,7 +660,7 @@ async def test_what_fails_while_it_is_given_to_the_engine_is_never_entered():
         check_quiescent(manager)
 
 
-async def test_what_would_be_refused_whatever_its_length_is_not_tokenised():
+async def test_a_request_that_is_refused_at_any_length_is_not_tokenised():
     class Counting(ScriptedEngine):
         tokenised = 0
 
@@ -704,7 +704,7 @@ async def test_a_manager_is_entered_once_and_knows_nothing_before():
             pass
 
 
-async def test_the_last_death_s_reason_is_what_everybody_is_told():
+async def test_all_errors_have_the_last_death_s_reason():
     engine = ScriptedEngine()
     async with EngineManager(engine, ManagerConfig(restart=RestartConfig(most=0), drain_timeout=1)) as manager:
         engine.kill()
@@ -715,7 +715,7 @@ async def test_the_last_death_s_reason_is_what_everybody_is_told():
                 ask()
 
 
-async def test_who_reads_is_told_also_when_the_host_is_cancelled():
+async def test_a_reader_gets_an_error_when_the_host_is_cancelled():
     """The manager's own task is cancelled while another task holds a stream."""
     engine, told = ScriptedEngine(abort_seconds=0.5), []
 
@@ -775,7 +775,7 @@ async def test_no_request_takes_longer_than_the_operator_says(engine):
         check_quiescent(manager)
 
 
-async def test_tenants_that_are_told_apart_have_a_cache_each(engine):
+async def test_isolated_tenants_have_separate_caches(engine):
     names = {}
     for isolated in (False, True):
         async with EngineManager(ScriptedEngine(), ManagerConfig(isolate_tenants=isolated, drain_timeout=1)) as manager:

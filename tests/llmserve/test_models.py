@@ -87,7 +87,7 @@ def write_model(folder):
     (folder / models.MANIFEST).write_text(f'{{"sha256": {{"model.safetensors": "{digest}"}}}}')
 
 
-def test_an_intact_copy_is_used_and_a_damaged_one_is_made_anew(tmp_path, monkeypatch):
+def test_an_intact_copy_is_used_and_a_damaged_one_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path))
     folder = tmp_path / f"smollm2-135m-instruct-{models.CONVERSION}"
     write_model(folder)

@@ -27,13 +27,13 @@ def manager(slo, admission=None, **size):
 
 
 @pytest.mark.parametrize(("slo", "named"), [(SLO(tpot=0.001), "slo.tpot is 0.001 s"), (SLO(ttft=0.002), "slo.ttft is 0.002 s")])
-async def test_a_promise_that_not_even_one_request_can_keep_is_told_at_the_start(slo, named):
+async def test_an_slo_that_a_single_request_cannot_meet_is_an_error_at_the_start(slo, named):
     with pytest.raises(ConfigurationError, match=named):
         async with manager(slo):
             pass
 
 
-async def test_a_number_in_place_of_a_prediction_is_taken_at_its_word():
+async def test_with_a_fixed_limit_the_slo_is_not_checked():
     async with manager(SLO(tpot=0.001), AdmissionConfig(max_running=2)) as one:
         assert one.statistics().engine.steps == 0
 
@@ -48,7 +48,7 @@ async def ask(one, outcomes, **fields):
         outcomes.append(None)
 
 
-async def test_an_overloaded_manager_keeps_its_promise_to_those_that_it_takes():
+async def test_an_overloaded_manager_meets_the_slo_of_admitted_requests():
     """16 slots with requests of some 150 ms serve 100 a second; the load is 300 for 10 s."""
     outcomes = []
     async with manager(SLO(ttft=0.5, tpot=0.05), prefix_caching=False) as one:
@@ -69,7 +69,7 @@ async def test_an_overloaded_manager_keeps_its_promise_to_those_that_it_takes():
     assert admission.held["sequences"] > 0
 
 
-async def test_without_load_nobody_is_refused():
+async def test_without_load_no_request_is_refused():
     outcomes = []
     async with manager(SLO(ttft=0.5, tpot=0.05)) as one, anyio.create_task_group() as tasks:
         for _ in range(200):
@@ -86,7 +86,7 @@ async def test_every_decision_can_be_asked_for():
     assert decision.step_seconds > 0
 
 
-async def test_who_may_be_served_late_is():
+async def test_best_effort_requests_are_served_late():
     """In a queue too slow for the SLO some are refused, and best-effort requests come later."""
     outcomes, flexible = [], []
     async with (

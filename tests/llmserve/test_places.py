@@ -38,7 +38,7 @@ class Rig:
         assert (self.places._free, self.places._waiting, self.places._held) == (count, {}, {})
 
 
-async def test_one_with_long_ones_keeps_nobody_else_waiting_for_more_than_one_of_them():
+async def test_a_tenant_with_long_jobs_delays_others_by_at_most_one_of_them():
     rig = Rig(1)
     async with anyio.create_task_group() as tasks:
         for _ in range(20):
@@ -50,7 +50,7 @@ async def test_one_with_long_ones_keeps_nobody_else_waiting_for_more_than_one_of
     rig.check_free(1)
 
 
-async def test_whose_patience_ends_is_told_so_and_leaves_its_place_to_others():
+async def test_a_request_whose_patience_ends_fails_and_leaves_its_position_to_others():
     rig = Rig(1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(rig.ask, "a", 5.0)
@@ -61,7 +61,7 @@ async def test_whose_patience_ends_is_told_so_and_leaves_its_place_to_others():
     rig.check_free(1)
 
 
-async def test_who_comes_later_does_not_get_for_that_all_that_others_have_had():
+async def test_a_new_tenant_does_not_catch_up_with_all_that_others_had():
     rig = Rig(1)
     async with anyio.create_task_group() as tasks:
         for _ in range(12):
@@ -73,7 +73,7 @@ async def test_who_comes_later_does_not_get_for_that_all_that_others_have_had():
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})], ids=["asyncio"])
-async def test_a_place_that_comes_to_somebody_who_is_cancelled_in_that_turn_goes_on(anyio_backend):
+async def test_a_slot_given_to_a_cancelled_task_is_passed_on(anyio_backend):
     rig = Rig(1)
     async with anyio.create_task_group() as tasks:
         async with rig.places.place("a", 1.0):
@@ -92,7 +92,7 @@ async def test_a_place_that_comes_to_somebody_who_is_cancelled_in_that_turn_goes
     st.integers(1, 3),
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 3), st.floats(0, 5), st.floats(0.01, 5)), max_size=30),
 )
-async def test_there_are_never_more_inside_than_places_and_none_is_lost(count, asked):
+async def test_holders_never_exceed_the_slots_and_no_slot_is_lost(count, asked):
     rig = Rig(count)
     async with anyio.create_task_group() as tasks:
 

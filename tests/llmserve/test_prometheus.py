@@ -130,7 +130,7 @@ def readings():
 
 
 @pytest.mark.usefixtures("cards")
-def test_every_gpu_is_told_of_and_what_one_does_not_tell_is_left_out(monkeypatch):
+def test_every_gpu_is_exported_without_its_missing_readings(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = readings()
     assert found["memory_used_bytes", "1"] == 2 * 2**30
@@ -142,7 +142,7 @@ def test_every_gpu_is_told_of_and_what_one_does_not_tell_is_left_out(monkeypatch
 
 @pytest.mark.usefixtures("cards")
 @pytest.mark.parametrize(("visible", "gpus"), [("1", {"1"}), ("GPU-b", {"GPU-b"}), ("", set()), ("0,7", {"0"})])
-def test_only_the_gpus_that_this_process_may_use_are_told_of(monkeypatch, visible, gpus):
+def test_only_the_gpus_that_this_process_may_use_are_exported(monkeypatch, visible, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert {gpu for _, gpu in readings()} == gpus
 
@@ -157,7 +157,7 @@ def test_without_a_gpu_there_are_no_such_series(monkeypatch):
 @pytest.mark.parametrize(
     ("max_seconds", "last"), [(30.0, 300.0), (300.0, 300.0), (600.0, 600.0), (900.0, 1200.0), (None, 10_800.0), (86_400.0, 10_800.0)]
 )
-async def test_latencies_are_told_apart_up_to_the_longest_that_a_request_may_take(max_seconds, last):
+async def test_latency_buckets_reach_the_longest_time_of_a_request(max_seconds, last):
     config = ManagerConfig(max_seconds=max_seconds)
     async with EngineManager(SimulatedEngine(SimulatedConfig(time_scale=0.0)), config) as manager:
         await manager.generate("hi", sampling=Sampling(max_tokens=1))

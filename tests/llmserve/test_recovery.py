@@ -89,7 +89,7 @@ class Caller:
         tasks.start_soon(run)
 
 
-async def test_who_has_seen_nothing_gets_the_answer_of_the_next_engine(manager, engine):
+async def test_an_unread_request_gets_the_answer_of_the_next_engine(manager, engine):
     async with anyio.create_task_group() as tasks:
         caller = Caller(manager, tasks)
         await wait_all_tasks_blocked()
@@ -117,7 +117,7 @@ async def test_tokens_of_the_engine_that_is_gone_are_not_taken(manager, engine):
     assert caller.answer.text == "fresh"
 
 
-async def test_who_has_seen_some_of_it_is_told_once_and_never_given_another_s_tokens(manager, engine):
+async def test_a_partly_read_request_fails_once_and_gets_no_tokens_of_another_engine(manager, engine):
     async with manager.stream(request()) as stream:
         engine.sinks["r"].put(Delta("a", (1,)))
         assert (await anext(stream)).text == "a"
@@ -142,7 +142,7 @@ async def test_a_stream_of_which_nothing_was_read_begins_again(manager, engine):
         assert [delta.text async for delta in stream] == ["new"]
 
 
-async def test_who_waits_in_line_keeps_its_place_and_its_patience(manager, engine):
+async def test_a_waiting_request_keeps_its_position_and_its_patience(manager, engine):
     async with anyio.create_task_group() as tasks:
         callers = []
         for name in "abcd":
@@ -165,7 +165,7 @@ async def test_who_waits_in_line_keeps_its_place_and_its_patience(manager, engin
     assert callers[3].error.reason == "waited_too_long"
 
 
-async def test_one_in_line_whose_patience_ends_before_the_engine_is_back_is_refused_at_once(engine):
+async def test_a_waiting_request_whose_patience_ends_before_the_engine_is_back_is_refused_at_once(engine):
     """The second death is the first with a known start time. Best-effort requests keep waiting."""
     config = attrs.evolve(CONFIG, admission=attrs.evolve(CONFIG.admission, max_running=1))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
@@ -196,7 +196,7 @@ async def test_one_in_line_whose_patience_ends_before_the_engine_is_back_is_refu
     check_quiescent(manager)
 
 
-async def test_a_newcomer_is_told_when_the_engine_will_be_back(manager, engine):
+async def test_a_newcomer_s_retry_time_is_when_the_engine_will_be_back(manager, engine):
     await die(manager, engine)
     assert manager.state is State.RESTARTING
     with pytest.raises(Unavailable) as refused:
@@ -241,7 +241,7 @@ async def test_what_was_in_three_engines_that_died_is_not_given_to_a_fourth(mana
     await ready(manager)
 
 
-async def test_after_too_many_deaths_it_stays_down_and_everybody_is_told(engine):
+async def test_after_too_many_deaths_it_stays_down_and_all_requests_fail(engine):
     engine.fails_to_start = {3, 4, 5, 6, 7}
     config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_wait=100.0))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
@@ -265,7 +265,7 @@ async def test_after_too_many_deaths_it_stays_down_and_everybody_is_told(engine)
         check_quiescent(manager)
 
 
-async def test_an_engine_that_tells_its_streams_first_says_dead_where_it_is_not_started_again(engine):
+async def test_an_engine_that_fails_its_streams_first_is_dead_if_not_restarted(engine):
     async with EngineManager(engine, ManagerConfig(restart=RestartConfig(most=0))) as manager:
         async with manager.stream(request()) as stream:
             engine.sinks["r"].put(Delta("a", (1,)))
@@ -293,7 +293,7 @@ GRAMMAR = StructuredOutputs.grammar("root ::= root root | [ a-z]")
 
 
 @pytest.mark.parametrize("reports_itself", [False, True])
-async def test_a_constrained_request_is_not_begun_again_after_a_stall(engine, reports_itself):
+async def test_a_constrained_request_is_not_replayed_after_a_stall(engine, reports_itself):
     """Its constraint may be the cause. A killed engine may report first."""
     config = ManagerConfig(restart=RestartConfig(stall_timeout=10.0))
     async with EngineManager(engine, config) as manager, anyio.create_task_group() as tasks:
@@ -312,7 +312,7 @@ async def test_a_constrained_request_is_not_begun_again_after_a_stall(engine, re
         check_quiescent(manager)
 
 
-async def test_a_constrained_request_is_begun_again_after_a_crash(manager, engine):
+async def test_a_constrained_request_is_replayed_after_a_crash(manager, engine):
     async with anyio.create_task_group() as tasks:
         constrained = Caller(manager, tasks, "r", sampling=Sampling(structured_outputs=GRAMMAR))
         await wait_all_tasks_blocked()
@@ -355,7 +355,7 @@ async def test_an_engine_that_says_it_is_dead_and_does_not_end_is_killed(engine)
         assert caller.answer.text == "x"
 
 
-async def test_a_hung_engine_s_streams_are_told_before_it_is_taken_down(engine):
+async def test_a_hung_engine_s_streams_fail_before_it_is_taken_down(engine):
     """The contract does not limit the time of an engine's cleanup."""
 
     async def slow_death(*, task_status=anyio.TASK_STATUS_IGNORED):
@@ -380,7 +380,7 @@ async def test_a_hung_engine_s_streams_are_told_before_it_is_taken_down(engine):
         await ready(manager)
 
 
-async def test_who_leaves_while_there_is_no_engine_owes_nothing(manager, engine):
+async def test_leaving_while_there_is_no_engine_leaks_nothing(manager, engine):
     async with anyio.create_task_group() as tasks:
         token = CancellationToken()
         by_token, by_deadline = Caller(manager, tasks, "a", token), Caller(manager, tasks, "b", deadline=10.0)
@@ -396,7 +396,7 @@ async def test_who_leaves_while_there_is_no_engine_owes_nothing(manager, engine)
     assert sorted(engine.submitted) == ["a", "b"]
 
 
-async def test_who_leaves_while_it_is_begun_again_is_aborted(manager, engine):
+async def test_a_request_that_is_left_during_its_replay_is_aborted(manager, engine):
     async with anyio.create_task_group() as tasks:
         token = CancellationToken()
         caller = Caller(manager, tasks, "r", token)
@@ -414,7 +414,7 @@ async def test_who_leaves_while_it_is_begun_again_is_aborted(manager, engine):
         assert engine.aborted == ["r"]
 
 
-async def test_who_leaves_in_the_moment_in_which_the_engine_is_back_owes_nothing(engine):
+async def test_leaving_at_the_moment_of_the_restart_leaks_nothing(engine):
     token = CancellationToken()
     manager = EngineManager(engine, CONFIG)
     up = manager._engine_up
@@ -434,7 +434,7 @@ async def test_who_leaves_in_the_moment_in_which_the_engine_is_back_owes_nothing
         check_quiescent(manager)
 
 
-async def test_whoever_meets_the_dead_engine_first_waits_for_the_next_one(engine):
+async def test_the_first_request_to_a_dead_engine_waits_for_the_next_one(engine):
     """An engine may refuse requests for a while before it is known to be dead."""
 
     async def run(*, task_status=anyio.TASK_STATUS_IGNORED):
@@ -458,7 +458,7 @@ async def test_whoever_meets_the_dead_engine_first_waits_for_the_next_one(engine
         check_quiescent(manager)
 
 
-async def test_a_prompt_that_is_being_tokenised_is_begun_again(manager, engine):
+async def test_a_prompt_that_is_being_tokenised_is_tokenised_again(manager, engine):
     engine.tokenize_seconds = 1.0
     async with anyio.create_task_group() as tasks:
         caller = Caller(manager, tasks)
@@ -515,7 +515,7 @@ async def test_outcomes_name_what_happened(engine):
     assert outcomes == [("seen", Outcome.FAILED), ("unseen", Outcome.COMPLETED)]
 
 
-async def test_what_the_next_engine_will_not_take_is_told(manager, engine):
+async def test_a_replay_that_the_next_engine_refuses_is_an_error(manager, engine):
     submit = engine.submit
 
     async def picky(request_id, *more):
@@ -532,7 +532,7 @@ async def test_what_the_next_engine_will_not_take_is_told(manager, engine):
     assert str(caller.error) == "not again"
 
 
-async def test_who_meets_an_engine_that_has_died_for_good_is_told_so(engine):
+async def test_a_request_to_a_permanently_dead_engine_fails(engine):
     """Only the engine reports it: the supervisor does not know yet."""
 
     async def dead(*_):

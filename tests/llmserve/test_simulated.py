@@ -73,7 +73,7 @@ class TestEngine:
             await manager.generate("x" * 640, sampling=Sampling(max_tokens=1))
             assert manager.statistics().engine.steps == 10
 
-    async def test_a_full_cache_preempts_and_everyone_still_finishes_with_the_same_answer(self):
+    async def test_a_full_cache_preempts_and_all_answers_stay_the_same(self):
         async with manager_for(num_blocks=4096) as roomy:
             expected = {answer.token_ids for answer in await all_of(roomy, 8, 300)}
         async with manager_for(num_blocks=128) as tight:
@@ -96,7 +96,7 @@ class TestEngine:
                 answer = await manager.generate("shared " * 40, sampling=Sampling(max_tokens=2))
         assert answer.usage.cached_tokens == 0
 
-    async def test_death_reaches_everyone(self):
+    async def test_death_reaches_all_sinks(self):
         async with manager_for(faults=[Fault(step=3, kind="die")]) as manager, manager.stream(GenerationRequest("x")) as stream:
             with pytest.raises(EngineDead, match="step 3"):
                 await stream.collect()

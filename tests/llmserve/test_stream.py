@@ -25,7 +25,7 @@ async def test_what_the_engine_says_at_the_end_is_noted(stream):
     assert (await stream.collect()).usage.cached_tokens == found.cached_tokens == 5
 
 
-async def test_who_comes_late_is_told_at_once_of_what_has_come(stream):
+async def test_a_late_notify_calls_back_at_once(stream):
     stream.put(Delta("a", (1,)))
     told = []
     stream.notify(lambda: told.append(stream.take()))
@@ -37,7 +37,7 @@ async def test_who_comes_late_is_told_at_once_of_what_has_come(stream):
     assert told[-1] is None
 
 
-async def test_who_comes_before_anything_is_told_nothing_yet(stream):
+async def test_an_early_notify_does_not_call_back_yet(stream):
     told = []
     stream.notify(lambda: told.append(1))
     assert told == []

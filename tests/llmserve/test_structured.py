@@ -54,7 +54,7 @@ def nested(levels):
         (lambda: StructuredOutputs.grammar(" \n"), "grammar is empty"),
     ],
 )
-def test_what_is_no_constraint_is_refused_by_name(make, words):
+def test_an_invalid_constraint_is_refused_by_name(make, words):
     with pytest.raises(InvalidRequest, match=words) as caught:
         make()
     assert caught.value.param == "structured_outputs"

@@ -78,7 +78,7 @@ async def test_an_answer_without_the_end_token_has_the_length_that_was_asked_for
     assert set(answer.token_ids) == {FIRST_WORD, FIRST_WORD + 1}
 
 
-async def test_the_prompt_s_token_ids_come_with_the_answer_of_who_asks():
+async def test_the_prompt_s_token_ids_come_with_the_answer_on_request():
     async with EngineManager.open(engine="simulated") as manager:
         asked = await manager.generate(GenerationRequest("hi", return_prompt_ids=True, sampling=Sampling(max_tokens=1)))
         assert asked.prompt_token_ids == tuple(b"hi")

@@ -134,7 +134,7 @@ async def test_a_request_is_one_span_with_its_stages():
         assert (event.timestamp - span.start_time) / 1e9 == pytest.approx(sum(parts[name] for name in before), abs=1e-6)
 
 
-async def test_no_text_of_a_request_or_an_answer_is_told():
+async def test_no_text_of_a_request_or_an_answer_is_exported():
     rig = Rig()
     async with rig.manager as manager:
         messages = [{"role": "user", "content": "SECRET"}]
@@ -176,7 +176,7 @@ async def test_what_its_caller_does_not_record_is_not_recorded_here():
         assert rig.points()["llmserve.requests"][0].value == 1
 
 
-async def test_ends_of_every_kind_are_told():
+async def test_ends_of_every_kind_are_observed():
     rig = Rig(ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=0)))
     with pytest.raises(Overloaded):
         await rig.manager.generate("before the start")

@@ -93,7 +93,7 @@ def test_there_is_room_for_all_adapters_and_for_the_largest_rank(tmp_path):
     assert Adapters({}).engine_args({}, on_cpu=True) == {}
 
 
-def test_on_a_cpu_one_place_for_an_adapter_stays_free(tmp_path):
+def test_on_a_cpu_one_adapter_slot_stays_free(tmp_path):
     adapters = Adapters({"a": adapter(tmp_path / "a", r=8)})
     assert adapters.engine_args({}, on_cpu=True)["max_loras"] == 2
     with pytest.raises(ConfigurationError, match="max_loras must be at least 2"):
@@ -101,7 +101,7 @@ def test_on_a_cpu_one_place_for_an_adapter_stays_free(tmp_path):
 
 
 @pytest.mark.parametrize("modules", ["a=b", ["a"], {"a": 1}, {"": "b"}, {"a": ""}])
-def test_adapters_that_are_not_names_and_folders_are_told_how_to_be_written(modules):
+def test_the_error_about_adapters_shows_their_format(modules):
     with pytest.raises(ConfigurationError, match="lora_modules must be written"):
         Adapters(modules)
 

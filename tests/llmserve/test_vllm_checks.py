@@ -54,7 +54,7 @@ def last_line(*command, stdin=None):
     return done.stderr.splitlines()[-1]
 
 
-def test_a_program_from_standard_input_is_told_that_its_processes_cannot_import_it():
+def test_a_program_from_standard_input_gets_an_error_about_its_import():
     last = last_line("-", stdin=PROGRAM)
     assert last.startswith(
         "llmserve.errors.ConfigurationError: the engine vllm cannot start: its processes import the program's main module"

@@ -58,7 +58,7 @@ def test_what_vllm_aborts_of_itself_is_dropped_without_a_word(given):
     assert (dropped, still_open, sink.error, len(sink.deltas)) == ([sink], set(), None, 1)
 
 
-def test_what_its_reader_has_aborted_is_nobody_s(given):
+def test_an_aborted_request_has_no_further_output(given):
     receiver, sink, still_open, dropped = given
     still_open.discard("r")
     receiver.put(output("abort"))

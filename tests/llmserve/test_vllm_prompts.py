@@ -93,7 +93,7 @@ async def test_a_wrong_prompt_fails_alone(encoder, renderer):
     assert [repr(result) for result in results[1:3]] == ["TypeError('bad text')", "ValueError('no text')"]
 
 
-async def test_who_leaves_is_not_encoded_and_keeps_nobody(encoder, renderer):
+async def test_an_abandoned_prompt_is_not_encoded_and_delays_no_other(encoder, renderer):
     (running,) = await begin(encoder, text("a"))
     left, stays = await begin(encoder, text("bb"), text("ccc"))
     left.cancel()

@@ -62,7 +62,7 @@ def test_a_core_that_has_nothing_to_do_is_not_busy_while_the_other_is():
     assert (steps.statistics.busy_steps, steps.statistics.busy_seconds) == (1, 0.5)
 
 
-def test_an_engine_that_starts_again_counts_on_and_runs_nobody():
+def test_an_engine_that_starts_again_keeps_its_counts_and_runs_nothing():
     steps = CoreSteps()
     steps.begin([0, 1])
     for number in range(5):

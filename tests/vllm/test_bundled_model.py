@@ -10,7 +10,7 @@ from llmserve import models
 pytestmark = pytest.mark.nightly
 
 
-def test_a_damaged_copy_is_converted_anew_and_a_whole_one_is_not(tmp_path, monkeypatch):
+def test_only_a_damaged_copy_is_converted_again(tmp_path, monkeypatch):
     whole = models.bundled_folder()
     damaged = tmp_path / whole.name
     shutil.copytree(whole, damaged)

@@ -33,7 +33,7 @@ async def test_each_adapter_answers_in_its_own_way_in_one_batch(tmp_path):
         assert manager.statistics().open == 0
 
 
-async def test_a_broken_adapter_is_told_of_by_its_name_at_the_start(tmp_path):
+async def test_a_broken_adapter_is_named_at_the_start(tmp_path):
     folder = write_adapter(tmp_path / "broken", 8, 0.0)
     (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigurationError, match="'broken'"):

@@ -86,7 +86,7 @@ async def test_admission_learns_from_vllm_s_own_steps(engine):
     assert manager.metrics()["goodput"]["met"] == 12
 
 
-async def test_a_promise_that_vllm_cannot_keep_is_told_at_the_start(engine):
+async def test_an_slo_that_vllm_cannot_meet_is_an_error_at_the_start(engine):
     with pytest.raises(ConfigurationError, match=r"slo\.tpot is 1e-05 s, but one step takes this engine 0\.\d+ s"):
         async with EngineManager(SharedEngine(engine), ManagerConfig(slo=SLO(tpot=0.00001))):
             pass

@@ -158,7 +158,7 @@ async def test_tokens_that_vllm_holds_back_are_left_to_it(engine):
     assert held.sink.token_ids == list(range(2000, 2005))
 
 
-async def test_an_argument_that_nobody_knows_leaves_all_to_vllm(engine):
+async def test_an_unknown_argument_leaves_everything_to_vllm(engine):
     both = Processor(engine, fast=False)
     seen = []
     both.processor.process_outputs = lambda *arguments, **more: seen.append((len(arguments[0]), more))

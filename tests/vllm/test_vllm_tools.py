@@ -158,7 +158,7 @@ async def test_calls_that_the_model_was_free_to_make_are_found(engine, parallel)
     assert len({call.id for call in found.tool_calls}) == len(expected)
 
 
-async def test_in_whatever_pieces_an_answer_comes_it_is_the_same(engine):
+async def test_an_answer_is_the_same_in_any_pieces(engine):
     tokenizer = engine.running_llm.get_tokenizer()
     tokens = tokenizer.encode(CALLS)
 
@@ -197,7 +197,7 @@ async def test_a_call_that_is_cut_is_the_same_whole_and_in_a_stream(client, choi
         assert "<tool_call>" not in words
 
 
-async def test_what_a_model_thinks_first_is_told_apart(engine):
+async def test_reasoning_is_separate_from_the_answer(engine):
     text = "Here is my thought process: two and two. Here is my response: four"
     tokens = engine.running_llm.get_tokenizer().encode(text)
     found = read_by_token(engine, reader(engine, None, "granite", None), tokens)

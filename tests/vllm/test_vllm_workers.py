@@ -144,8 +144,7 @@ async def what_waits_finishes_after_sigterm(process, url):
     assert [status for status, _ in answers] == [200] * 4
 
 
-@pytest.mark.nightly
-async def test_the_core_s_death_is_told_to_every_stream_and_ends_the_program_if_it_is_not_to_be_started_again():
+async def test_the_core_s_death_fails_every_stream_and_ends_the_program_without_restarts():
     async with serving("--restarts", "0") as (process, url, lines):
         async with Streams(url) as streams:
             for _ in range(4):

@@ -225,7 +225,7 @@ def test_imports_go_the_way_the_architecture_says(name, path):
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_a_layer_refuses_to_know_it_does_not_import(name, path):
+def test_no_layer_imports_a_forbidden_package(name, path):
     """The adapter of vLLM and the bundled model import vLLM and torch inside functions."""
     for key, forbidden in FORBIDDEN.items():
         if name == key or name.startswith(f"{key}."):

@@ -70,7 +70,7 @@ class EngineContract:
         statistics = engine.statistics()
         assert (statistics.running, statistics.waiting, statistics.kv_usage) == (0, 0, 0.0)
 
-    async def test_it_generates_exactly_max_tokens_and_says_so(self, engine):
+    async def test_it_generates_exactly_max_tokens_with_finish_reason_length(self, engine):
         whole = await self.run_one(engine, "length", ignore_eos=True)
         assert len(whole.token_ids) == 8
         assert whole.finish_reason == "length"
@@ -217,7 +217,7 @@ class EngineContract:
         prompt = await engine.tokenize(GenerationRequest(text))
         assert await engine.detokenize(prompt.token_ids) == text
 
-    async def test_token_ids_are_taken_as_they_are(self, engine):
+    async def test_token_ids_are_used_unchanged(self, engine):
         prompt = await engine.tokenize(GenerationRequest([65, 66, 67]))
         assert prompt.token_ids == (65, 66, 67)
 

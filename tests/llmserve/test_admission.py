@@ -265,7 +265,7 @@ def test_a_target_that_expires_in_the_queue_only_costs_its_position():
 # The queue
 
 
-def test_a_tenant_that_floods_waits_for_itself_alone():
+def test_a_flooding_tenant_only_waits_for_itself():
     controller = AdmissionController(FixedLimit(limit=1))
     busy(controller, 50, tenant="flood")
     modest = busy(controller, 2, tenant="modest")
@@ -398,7 +398,7 @@ def test_tenants_that_are_gone_are_forgotten():
     assert len(controller._rate._tenants) <= controller._rate.TENANTS + 1
 
 
-def test_a_worse_band_gets_its_turn_in_the_end():
+def test_a_worse_band_gets_its_turn_eventually():
     controller = AdmissionController(FixedLimit(limit=1), aging=5.0)
     (running,) = busy(controller, 1)
     (patient,) = busy(controller, 1, priority=9)
@@ -484,7 +484,7 @@ def test_tokens_a_minute_count_what_an_answer_is_expected_to_take(policy):
 
 
 @pytest.mark.parametrize("policy", every_policy(), ids=lambda policy: policy.name)
-def test_what_an_answer_is_expected_to_take_is_learnt_and_bounded(policy):
+def test_the_expected_tokens_of_an_answer_are_learned_and_bounded(policy):
     controller = AdmissionController(policy, tenants=Tenants(TenantTable()))
     for _ in range(200):
         (ticket,) = busy(controller, 1, max_tokens=1000)
@@ -646,7 +646,7 @@ def test_the_error_of_a_wrong_table_names_what_is_wrong(text, named):
         (AdmissionConfig(), SLO(ttft=1), (16, 64, 30.0)),
     ],
 )
-def test_what_is_left_open_is_taken_from_the_engine(config, slo, expected):
+def test_unset_limits_come_from_the_engine(config, slo, expected):
     controller = build_admission(config, slo, max_num_seqs=16)
     assert (controller.policy.limit, controller.max_waiting, controller.policy.max_wait) == expected
 
@@ -700,7 +700,7 @@ def test_a_demotion_is_in_the_log():
     assert [(one.verdict, one.constraint) for one in controller.explain("late")][-1] == ("relegated", Refusal.WAITED_TOO_LONG)
 
 
-def test_time_without_an_engine_says_nothing_of_how_fast_it_is():
+def test_time_without_an_engine_does_not_change_the_service_rate():
     def rate_after(away):
         controller = AdmissionController(FixedLimit(limit=1, max_wait=1000), max_waiting=100)
         running, *_ = waiting(controller, 60)

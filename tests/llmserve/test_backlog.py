@@ -30,7 +30,7 @@ def test_nothing_is_lost_and_it_ends_as_the_last_one_did(parts):
     assert whole.prompt_logprobs == next((part.prompt_logprobs for part in parts if part.prompt_logprobs), None)
 
 
-def test_what_it_holds_grows_with_the_answer_and_not_with_its_pieces():
+def test_its_memory_grows_with_the_answer_and_not_with_its_pieces():
     backlog = DeltaBuffer(Delta("a", (1,)))
     for _ in range(10_000):
         backlog.add(Delta("a", (1,)))

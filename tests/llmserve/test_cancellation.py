@@ -80,7 +80,7 @@ def test_of_many_threads_exactly_one_cancels():
     assert wins == [token.reason]
 
 
-def test_what_is_over_holds_nothing_any_more():
+def test_cancelled_and_closed_tokens_hold_no_callbacks():
     parent = CancellationToken()
     child, closed = CancellationToken(parent), CancellationToken(parent)
     child.add_callback(lambda reason: None)

@@ -164,7 +164,7 @@ def family():
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_what_is_killed_is_killed_with_what_it_has_started_and_leaves_nothing_in_shared_memory(family, stopped, monkeypatch):
+def test_a_kill_covers_descendants_and_leaves_nothing_in_shared_memory(family, stopped, monkeypatch):
     core, worker, made = family
     # The segment was never registered, so the tracker would print an error about it.
     monkeypatch.setattr("multiprocessing.resource_tracker.unregister", lambda name, kind: None)
@@ -229,7 +229,7 @@ def test_a_launch_that_is_not_wanted_any_more_is_killed_as_soon_as_it_starts_any
     guard.close()
 
 
-def test_what_another_thread_launches_at_the_same_time_is_its_own_guards():
+def test_a_guard_ignores_launches_of_another_thread():
     """Two engines of one process start together, and one start is given up."""
     guard, other_guard = ProcessGuard(), ProcessGuard()
     launched, over = threading.Event(), threading.Event()

@@ -419,7 +419,7 @@ def test_a_slower_engine_does_not_wind_the_margin_down():
     assert spread_of([0.1] * 300, bound=False).margin == Spread().margin
 
 
-def test_preemptions_take_from_the_cache_and_time_gives_back():
+def test_preemptions_lower_the_cache_margin_and_time_restores_it():
     margin = Preemptions()
     margin.record(0, 0.9, 0.0)
     margin.record(3, 0.9, 1.0)
@@ -446,7 +446,7 @@ def test_answers_that_go_on_count_before_they_have_ended():
     assert patient.mean() > 500
 
 
-def test_an_answer_is_expected_to_be_as_long_as_such_answers_are():
+def test_the_expected_length_is_that_of_similar_answers():
     lengths = Lengths()
     for _ in range(400):
         for tokens in (50, 150):
@@ -458,7 +458,7 @@ def test_an_answer_is_expected_to_be_as_long_as_such_answers_are():
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**6))
-def test_what_is_expected_is_more_than_what_there_is_and_no_more_than_allowed(beyond, most):
+def test_the_expected_length_is_between_the_current_one_and_the_limit(beyond, most):
     expected = Lengths().mean(beyond=beyond, most=most)
     assert expected <= most
     assert expected >= min(most, beyond + 1)
@@ -502,7 +502,7 @@ def test_recent_steps_are_those_of_about_a_second_or_sixteen():
     assert 1.0 < slow.step < 1.2
 
 
-def test_what_is_served_is_measured_only_while_it_is_less_than_what_is_asked():
+def test_the_service_rate_is_measured_only_under_excess_demand():
     rate = ServiceRate()
     rate.offered("a", 10.0, 0.0)
     rate.served(10.0)

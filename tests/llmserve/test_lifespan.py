@@ -122,7 +122,7 @@ except BaseException as error:
     ("body", "error", "codes"),
     [("sys.exit(3)", "SystemExit(3)", [3]), ("signal.raise_signal(signal.SIGINT)", "KeyboardInterrupt()", [130, -2])],
 )
-def test_the_program_s_own_end_is_no_group(backend, body, error, codes):
+def test_the_program_s_last_error_is_not_a_group(backend, body, error, codes):
     program = PROGRAM.format(backend=backend, body=body)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert ended.stdout.split() == [error]
@@ -131,7 +131,7 @@ def test_the_program_s_own_end_is_no_group(backend, body, error, codes):
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
-def test_every_exception_of_the_body_comes_out_as_it_is(kind):
+def test_every_exception_of_the_body_propagates_unchanged(kind):
     manager, raised = EngineManager(SlowEngine(), CONFIG), kind("mine")
 
     async def main():

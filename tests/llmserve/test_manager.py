@@ -311,7 +311,7 @@ async def test_smaller_priority_goes_first(manager, engine):
         ({"prompt": "x"}, {"stop_token_ids": [256]}, InvalidRequest, "stop_token_ids"),
     ],
 )
-async def test_what_the_model_cannot_do_is_named(manager, engine, recorder, fields, sampling, error, param):
+async def test_the_model_s_limits_are_named(manager, engine, recorder, fields, sampling, error, param):
     with pytest.raises(error) as caught:
         await manager.generate(GenerationRequest(**fields, sampling=Sampling(**sampling)))
     assert caught.value.param == param
@@ -406,7 +406,7 @@ async def test_leaving_the_manager_ends_what_outlasts_the_drain(engine, recorder
     check_quiescent(manager)
 
 
-async def test_an_error_in_the_body_comes_out_as_it_is_and_without_a_drain(engine):
+async def test_an_error_in_the_body_propagates_unchanged_without_a_drain(engine):
     began = anyio.current_time()
     with pytest.raises(ValueError, match="mine"):
         async with EngineManager(engine) as manager, manager.stream(request()):
@@ -647,7 +647,7 @@ async def test_every_stage_of_a_request_has_its_time():
     assert late.finished == late.arrived == pytest.approx(began + 6.0)
 
 
-async def test_what_fails_while_it_is_given_to_the_engine_is_never_entered():
+async def test_a_failed_submit_never_enters():
     class Refusing(ScriptedEngine):
         async def submit(self, request_id, prompt, sampling, priority, sink):
             await super().submit(request_id, prompt, sampling, priority, sink)

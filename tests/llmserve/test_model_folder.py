@@ -34,7 +34,7 @@ def test_a_complete_folder_is_taken(folder):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
-def test_weights_of_other_formats_are_taken_as_they_are(folder, name):
+def test_weights_of_other_formats_are_accepted_unchecked(folder, name):
     (folder / "model.safetensors").rename(folder / name)
     check_folder(folder)
 

@@ -9,13 +9,13 @@ import pytest
 from llmserve import ConfigurationError, models
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
+def test_a_folder_is_used_unchanged(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert models.resolve(str(tmp_path)) == str(tmp_path)
     assert models.is_local(str(tmp_path))
 
 
-def test_a_folder_without_a_config_is_no_model(tmp_path):
+def test_a_folder_without_a_config_is_not_a_model(tmp_path):
     with pytest.raises(ConfigurationError, match=r"has no config\.json"):
         models.resolve(str(tmp_path))
 
@@ -26,7 +26,7 @@ def test_a_path_to_nothing_is_not_sent_to_the_hub(path):
         models.resolve(path)
 
 
-def test_a_file_is_no_model_folder(tmp_path):
+def test_a_file_is_not_a_model_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ConfigurationError, match="is a file: pass the folder that contains it"):
         models.resolve(str(tmp_path / "model.safetensors"))

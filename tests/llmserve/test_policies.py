@@ -42,14 +42,14 @@ def test_two_limits_are_refused():
 
 
 @pytest.mark.parametrize("engine", ["bundled", None, SimulatedEngine])
-def test_what_is_no_engine_is_a_type_error_that_names_the_way_to_one(engine):
+def test_a_wrong_engine_is_a_type_error_that_names_open(engine):
     """A user who has seen `open` first tries a model's name or a class."""
     with pytest.raises(TypeError, match=r"engine must be an engine, such as SimulatedEngine\(\), not .*EngineManager.open\(\)"):
         EngineManager(engine)
 
 
 @pytest.mark.parametrize("config", [{"drain_timeout": 1}, AdmissionConfig(), ManagerConfig])
-def test_what_is_no_config_is_a_type_error(config):
+def test_a_wrong_config_is_a_type_error(config):
     with pytest.raises(TypeError, match="config must be a ManagerConfig or None, not"):
         EngineManager(SimulatedEngine(), config)
 

@@ -55,7 +55,7 @@ async def test_tenants_are_labels_where_the_operator_has_named_them():
         assert found["llmserve_tenant_tokens_total", *sorted((tenant, "completion"))] == 5
 
 
-def test_what_the_process_has_registered_stands_beside_ours_and_has_one_end():
+def test_registered_series_are_beside_ours_with_one_end():
     facts = MetricsSnapshot(ManagerStatistics(state=State.READY, open=0, tokenizing=0, admission=None, engine=EngineStatistics()), None)
     text, _ = prometheus.render(facts, 1.0, "application/openmetrics-text", prometheus.registered())
     names = {family.name for family in parse_openmetrics(text.decode())}
@@ -147,7 +147,7 @@ def test_only_the_gpus_that_this_process_may_use_are_exported(monkeypatch, visib
     assert {gpu for _, gpu in readings()} == gpus
 
 
-def test_without_a_gpu_there_are_no_such_series(monkeypatch):
+def test_without_a_gpu_there_are_no_gpu_series(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     nvml._gpus.cache_clear()
     assert readings() == {}

@@ -227,7 +227,7 @@ async def test_a_death_in_the_middle_of_a_submit_is_outlived(engine):
         check_quiescent(manager)
 
 
-async def test_what_was_in_three_engines_that_died_is_not_given_to_a_fourth(manager, engine):
+async def test_a_request_in_three_engines_that_died_is_not_submitted_to_a_fourth(manager, engine):
     async with anyio.create_task_group() as tasks:
         caller = Caller(manager, tasks)
         for _ in range(3):

@@ -78,7 +78,7 @@ def test_the_smallest_answer_conforms_or_the_schema_is_refused_by_a_keyword_s_na
         ({"type": "stsring"}, "type"),
     ],
 )
-def test_what_cannot_be_kept_to_is_named(schema, keyword):
+def test_unsupported_constraints_are_named(schema, keyword):
     with pytest.raises(UnsupportedSchema, match=rf"^{re.escape(keyword)}: "):
         hold(schema)
 

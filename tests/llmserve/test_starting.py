@@ -70,7 +70,7 @@ async def test_it_gives_the_result_and_the_error():
 
 
 @pytest.mark.parametrize("outcome", ["result", RuntimeError("the core was killed")])
-async def test_what_is_ended_is_waited_for_and_its_result_discarded(outcome):
+async def test_an_ended_start_is_awaited_and_its_result_discarded(outcome):
     hang = Hang(outcome)
     await give_up_while_it_hangs(hang, hang.released.set)
     assert not left_alone()

@@ -17,7 +17,7 @@ async def stream():
     return made
 
 
-async def test_what_the_engine_says_at_the_end_is_noted(stream):
+async def test_the_engine_s_final_report_is_recorded(stream):
     stream.put(Delta("a", (1,)))
     stream.put(Delta("b", (2,), "stop"), EngineTimings(queued=1.0, scheduled=2.0, first_token=3.0, last_token=4.0, cached_tokens=5))
     found = stream.timeline
@@ -43,7 +43,7 @@ async def test_an_early_notify_does_not_call_back_yet(stream):
     assert told == []
 
 
-async def test_an_answer_without_a_reason_for_its_end_is_no_answer(stream):
+async def test_an_answer_without_a_finish_reason_is_an_error(stream):
     stream.put(Delta("a", (1,)))
     stream._end()
     with pytest.raises(EngineError, match="without a finish reason"):

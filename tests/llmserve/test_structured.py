@@ -86,7 +86,7 @@ def test_a_schema_is_the_same_as_a_text_and_as_a_dictionary(schema):
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_has_none_says_so():
+async def test_the_simulated_engine_refuses_a_grammar():
     engine = SimulatedEngine()
     grammar = StructuredOutputs.grammar('root ::= "a"')
     with pytest.raises(InvalidRequest, match="does not support grammar") as caught:

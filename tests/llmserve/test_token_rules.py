@@ -34,7 +34,7 @@ def test_what_is_out_of_bounds_is_refused_by_name(field, value):
 
 
 @pytest.mark.parametrize("field", ["allowed_token_ids", "bad_words"])
-def test_one_string_is_no_list(field):
+def test_one_string_is_not_a_list(field):
     with pytest.raises(TypeError, match=field):
         Sampling(**{field: "word"})
 

@@ -76,7 +76,7 @@ def test_the_stages_of_a_request_sum_to_its_time_and_none_is_negative(line):
         ({"tokenized": 2.0, "submitted": 3.0, "first_token": 4.0, "last_token": 4.0}, "decode"),
     ],
 )
-def test_what_ended_early_ended_in_the_stage_that_it_was_in(readings, last):
+def test_an_early_end_counts_in_the_current_stage(readings, last):
     line = Timeline(arrived=1.0, finished=9.0, outcome=Outcome.CANCELLED, **readings)
     assert list(stages(line))[-1] == last
 
@@ -166,7 +166,7 @@ async def test_a_request_is_part_of_what_it_says_and_the_engine_hears_of_it():
     }
 
 
-async def test_what_its_caller_does_not_record_is_not_recorded_here():
+async def test_an_unsampled_parent_is_not_recorded():
     rig = Rig()
     async with rig.manager as manager:
         headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}

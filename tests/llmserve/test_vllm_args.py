@@ -30,7 +30,7 @@ def test_a_command_line_argument_is_json_or_a_string(text, parsed):
 
 
 @pytest.mark.parametrize("text", ["max_num_seqs", "=3", ""])
-def test_what_is_not_key_and_value_is_named(text):
+def test_an_argument_without_key_and_value_is_named(text):
     with pytest.raises(ConfigurationError, match="key=value"):
         parse_engine_arg(text)
 

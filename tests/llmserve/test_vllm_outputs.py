@@ -50,7 +50,7 @@ def given():
     return Receiver("r", sink, Sampling(), still_open, str, dropped.append), sink, still_open, dropped
 
 
-def test_what_vllm_aborts_of_itself_is_dropped_without_a_word(given):
+def test_a_request_that_vllm_aborts_is_dropped_silently(given):
     receiver, sink, still_open, dropped = given
     receiver.put(output(None, "a", (1,)))
     receiver.put(output("abort"))
@@ -65,14 +65,14 @@ def test_an_aborted_request_has_no_further_output(given):
     assert (dropped, sink.error, sink.deltas) == ([], None, [])
 
 
-def test_what_fails_in_the_engine_says_so(given):
+def test_a_failure_in_the_engine_is_an_error(given):
     receiver, sink, _, dropped = given
     receiver.put(output("error"))
     assert isinstance(sink.error, EngineError)
     assert not dropped
 
 
-def test_what_was_dropped_by_an_engine_that_lives_on_fails(monkeypatch):
+def test_a_dropped_request_fails_if_its_engine_lives_on(monkeypatch):
     now = 100.0
     monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: now))
     engine, first, second = VLLMEngine("bundled"), CollectingSink(), CollectingSink()

@@ -174,7 +174,7 @@ def test_pauses_between_requests_are_no_slow_steps():
         assert mean is None or not pace.is_slow(mean)
 
 
-def test_what_was_usual_is_not_slow():
+def test_usual_step_times_are_not_slow():
     pace = StepPace()
     for second in range(600):
         mean = pace.look(float(second), figures(second // 2, second / 1.0), busy=True)
@@ -185,7 +185,7 @@ def test_what_was_usual_is_not_slow():
     assert pace.is_slow(12)
 
 
-def test_where_this_process_stood_still_nothing_is_known():
+def test_time_in_which_this_process_stood_still_does_not_count():
     pace = StepPace()
     for second in range(6):
         pace.look(float(second), figures(100 * second, 1.0 * second), busy=True)

@@ -151,7 +151,7 @@ async def test_a_cached_prefix_is_counted(manager):
     assert answer.usage.cached_tokens >= 128
 
 
-async def test_a_tenant_finds_nothing_of_another_one_s_in_the_cache(engine):
+async def test_a_tenant_finds_nothing_of_other_tenants_in_the_cache(engine):
     """A tenant finds its own prompts in the cache, but none of others or from before isolation."""
     words = "The quick brown fox jumps over the lazy dog. " * 40
     async with EngineManager(SharedEngine(engine), ManagerConfig(isolate_tenants=True)) as manager:
@@ -163,7 +163,7 @@ async def test_a_tenant_finds_nothing_of_another_one_s_in_the_cache(engine):
     assert min(cached["alice"][1], cached["bob"][1]) >= 128
 
 
-async def test_extreme_neighbours_leave_a_greedy_answer_as_it_is(manager):
+async def test_extreme_neighbours_do_not_change_a_greedy_answer(manager):
     """Row P17: the largest requests of others do not change an answer in the same batch."""
     mine = GenerationRequest("The capital of France is", sampling=Sampling(max_tokens=12, temperature=0.0, seed=1))
     alone = (await manager.generate(mine)).token_ids

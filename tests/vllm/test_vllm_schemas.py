@@ -45,7 +45,7 @@ def walk(compiled, number):
 
 
 @pytest.mark.parametrize("spaced", [False, True])
-def test_what_xgrammar_calls_complete_conforms(spaced):
+def test_answers_that_xgrammar_calls_complete_conform(spaced):
     ended = 0
 
     @seed(spaced)

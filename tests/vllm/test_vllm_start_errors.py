@@ -45,7 +45,7 @@ def test_the_process_that_imports_a_program_without_a_guard_says_so_to_the_progr
 
 @pytest.mark.nightly
 @pytest.mark.timeout(300)
-def test_what_a_worker_fails_with_is_the_error_and_not_that_its_core_failed(tmp_path):
+def test_a_worker_s_error_is_reported_instead_of_its_core_s(tmp_path):
     """The weights have 30 layers, and the config says 31; each file is intact."""
     whole, folder = Path(resolve("bundled")), tmp_path / "model"
     folder.mkdir()

@@ -39,7 +39,7 @@ async def played(*words):
 # The first start imports vLLM, and keeps its descriptors and threads.
 @pytest.mark.parametrize("kinds", [("timeout", "2", "cancel", "2", "stop", "2"), ("close", "2")], ids=lambda kinds: kinds[0])
 @pytest.mark.timeout(600)
-async def test_what_is_given_up_and_what_is_closed_leaves_nothing_behind(kinds, short):
+async def test_abandoned_starts_and_closed_engines_leave_nothing_behind(kinds, short):
     found = await played(str(random.randrange(1000)), "close", "1", *kinds)
     first = found[0]
     for one in found:

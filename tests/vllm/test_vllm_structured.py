@@ -97,7 +97,7 @@ async def test_each_kind_is_kept_to(manager, constraint, is_kept):
         (StructuredOutputs.grammar("rule ::= 1"), "EBNF"),
     ],
 )
-async def test_what_cannot_be_kept_to_is_refused_and_the_engine_goes_on(manager, constraint, words):
+async def test_unsupported_constraints_are_refused_and_the_engine_goes_on(manager, constraint, words):
     with pytest.raises(InvalidRequest, match=words) as caught:
         await ask(manager, constraint)
     assert caught.value.param == "structured_outputs"
@@ -130,7 +130,7 @@ async def test_many_slow_ones_at_once_are_refused_and_do_not_stand_before_others
     assert manager.statistics().open == 0
 
 
-async def test_one_schema_is_tried_once_however_many_ask_for_it(manager):
+async def test_one_schema_is_tested_once_for_many_requests(manager):
     schema = StructuredOutputs.regex("[a-z]{3}|once")
     trials, verdict = [], manager.engine._grammars._trials.verdict
     manager.engine._grammars._trials.verdict = lambda constraint: trials.append(constraint) or verdict(constraint)
@@ -160,7 +160,7 @@ COSTLY = [
 
 
 @pytest.mark.parametrize("constraint", COSTLY, ids=["grammar", "regex", "json", "two_roots", "nested"])
-async def test_what_would_make_every_step_slower_is_refused_and_a_canary_notices_nothing(manager, constraint):
+async def test_costly_constraints_are_refused_and_a_canary_notices_nothing(manager, constraint):
     with pytest.raises(InvalidRequest, match=r"structured_outputs: .*(too ambiguous|too complex)"):
         await ask(manager, constraint, max_tokens=1500)
     assert len((await manager.generate("x", sampling=Sampling(max_tokens=8, ignore_eos=True))).token_ids) == 8
@@ -177,7 +177,7 @@ async def test_what_would_make_every_step_slower_is_refused_and_a_canary_notices
         StructuredOutputs.grammar('root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"'),
     ],
 )
-async def test_what_costs_the_same_at_each_token_is_let_in(manager, constraint):
+async def test_a_constraint_of_constant_cost_is_accepted(manager, constraint):
     assert await ask(manager, constraint, max_tokens=4)
 
 
@@ -223,7 +223,7 @@ async def test_the_program_that_tries_is_started_again_when_it_was_killed(manage
     assert await ask(manager, StructuredOutputs.regex("b")) == "b"
 
 
-async def test_the_start_of_the_program_is_no_part_of_the_first_trial(manager):
+async def test_the_start_of_the_program_does_not_count_in_the_first_test(manager):
     """The start took 3 s, and more on a busy machine.
 
     The first constraint got a 503 although it was too complex, and so did those that waited behind
@@ -243,7 +243,7 @@ async def test_the_start_of_the_program_is_no_part_of_the_first_trial(manager):
     assert len(refused) == 3
 
 
-async def test_a_trial_that_cannot_be_made_is_no_verdict(manager, monkeypatch):
+async def test_a_test_that_cannot_run_is_not_a_verdict(manager, monkeypatch):
     trials = manager.engine._grammars._trials
     monkeypatch.setattr(trials, "_vocabulary", lambda: (_ for _ in ()).throw(RuntimeError("nothing starts")))
     trials.close()

@@ -56,7 +56,7 @@ class OpenRequest:
 
     @property
     def constraint(self) -> StructuredOutputs | None:
-        """The constraint that the engine enforces: of the forced tools, or the request's own."""
+        """The constraint that the engine enforces: the forced tools' or the request's own."""
         forced = None if self.prompt is None else self.prompt.constraint
         return forced or self.request.sampling.structured_outputs
 

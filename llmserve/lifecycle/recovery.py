@@ -14,8 +14,7 @@ from llmserve.errors import EngineDead, EngineRestarted, LLMServeError
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.request import Sampling
 
-# A request that was in this many engines when they died may be the cause, so it is not submitted
-# again.
+# Maximum number of replays. A request that was in more engines when they died may be the cause.
 MAX_REPLAYS = 2
 
 

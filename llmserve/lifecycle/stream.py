@@ -100,8 +100,8 @@ class TokenStream:
         """Return the next delta.
 
         Raises:
-            EngineRestarted: The engine died after part of the answer was read. Without that, the
-                request is submitted again, unnoticed.
+            EngineRestarted: The engine died after part of the answer was read. If nothing was read,
+                the request is submitted again, unnoticed.
             RequestCancelled, DeadlineExceeded: The request was ended from outside.
             EngineError: The engine failed the request, or died.
             RuntimeError: Another task reads the stream, or it belongs to another event loop.
@@ -119,7 +119,7 @@ class TokenStream:
         """Call `ready()` at once and whenever there is more to `take()` or the stream ends.
 
         `ready` runs inside the engine's step, in the event loop's thread. It should only note the
-        call, and the reader takes after the step. A stream is either iterated or notifies.
+        call; call `take()` after the step. A stream is either iterated or notifies.
 
         Raises RuntimeError if a task reads it, or in another event loop or thread.
         """

@@ -104,7 +104,7 @@ class Watchdog:
         self._hurry = hurry
         self.pace = StepPace()
         # The mean step time in seconds that caused the last ejection, until steps are quick again;
-        # and the time until which that is awaited.
+        # and the time at which the wait for that ends.
         self.slow: float | None = None
         self._until = 0.0
         # The engine's step count at the ejection.

@@ -20,8 +20,8 @@ RETRY_AFTER = 1.0
 class Receiver:
     """Converts one request's outputs to deltas as vLLM makes them.
 
-    It calls `dropped` if vLLM aborts the request on its own, because the sink gets no word of it
-    then.
+    It calls `dropped` if vLLM aborts the request on its own, because vLLM does not report that to
+    the sink.
     """
 
     def __init__(

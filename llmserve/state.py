@@ -9,9 +9,6 @@ from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.engine import EngineStatistics
 from llmserve.errors import Unavailable
 
-# Retry-After while the engine starts: a warm start on a CPU takes about half a minute, and a retry
-# is cheap.
-STARTING_RETRY_AFTER = 5.0
 STARTING = "the engine is starting"
 
 
@@ -69,7 +66,7 @@ class NotRunning(Unavailable, RuntimeError):
         self.public = public
 
 
-def unavailable(state: State, retry_after: float = STARTING_RETRY_AFTER) -> Unavailable:
+def unavailable(state: State, retry_after: float | None = None) -> Unavailable:
     """Return the error for a request that arrives in a state other than READY."""
     if state is State.RESTARTING:
         return Unavailable(

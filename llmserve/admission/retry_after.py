@@ -5,8 +5,32 @@ from collections.abc import Mapping
 
 # A shorter time only costs another refusal. A client that gets more than 30 s goes elsewhere.
 MIN_SECONDS, MAX_SECONDS = 0.1, 30.0
-# Used before any request has been served, when there is no rate to compute with.
-UNKNOWN = 1.0
+# Seconds by reason, for refusals whose end cannot be computed. The reasons are those of `Refusal`
+# and the error codes of the frontends. `RetryAfter` computes the seconds of a full queue, `Tenants`
+# those of a tenant's own limits.
+RETRY_AFTER: Mapping[str, float] = {
+    # A warm start on a CPU takes about half a minute, and asking again is cheap.
+    "starting": 5.0,
+    "restarting": 5.0,
+    "draining": 5.0,
+    "stopped": 5.0,
+    "slow": 5.0,
+    # vLLM refuses without a time.
+    "paused": 1.0,
+    # Before anything has been served, and a limit of vLLM's.
+    "queue_full": 1.0,
+    "tenant_limit": 1.0,
+    "tenant_unknown": 60.0,
+    # Tokenization takes milliseconds, so a full queue of it is short; the trial of a grammar takes seconds.
+    "tokenizer_busy": 1.0,
+    "grammars_busy": 5.0,
+    "too_many_connections": 1.0,
+    "connection_full": 1.0,
+    "receiving_too_much": 1.0,
+    "idempotency_conflict": 1.0,
+    # As long as the ingress has waited for one.
+    "no_replica": 10.0,
+}
 
 
 class RetryAfter:

@@ -14,13 +14,7 @@ ENGINES: dict[str, EngineSpec] = {"vllm": VLLMSpec(), "simulated": SimulatedSpec
 
 
 def create_engine(engine: str, model: str, engine_args: Mapping[str, Any]) -> Engine:
-    """Make an engine by name. Raises ConfigurationError for an unknown name or argument."""
-    if engine == "vllm":
-        from llmserve.engines.vllm.engine import VLLMEngine
-
-        return VLLMEngine(model, engine_args)
-    if engine == "simulated":
-        from llmserve.engines.simulated.engine import SimulatedEngine
-
-        return SimulatedEngine.from_args(model, engine_args)
-    raise ConfigurationError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    """Make an engine by name, without starting it. Raises ConfigurationError for an unknown name or argument."""
+    if engine not in ENGINES:
+        raise ConfigurationError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    return ENGINES[engine].create(model, engine_args)

@@ -6,9 +6,6 @@ from contextlib import contextmanager
 
 from llmserve.admission import Refusal, Refused
 
-# Tokenising takes milliseconds, so even a full queue is short.
-RETRY_AFTER = 1.0
-
 
 class TokenizerQueue:
     """Limits the queue's length, but not the concurrency, which is up to the engine's own threads.

@@ -90,6 +90,6 @@ def traces_endpoint(endpoint: str) -> str:
 def _resource() -> Any:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    ours = {"service.name": "llmserve", "service.version": version("llmserve"), "host.name": socket.gethostname()}
+    ours = {"service.name": "llmserve", "service.version": __version__, "host.name": socket.gethostname()}
     # The environment overrides these values.
     return Resource.create(ours).merge(OTELResourceDetector().detect())

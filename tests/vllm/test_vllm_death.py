@@ -33,6 +33,7 @@ async def gone(processes):
             await anyio.sleep(0.1)
 
 
+@pytest.mark.nightly
 async def test_the_death_of_an_engine_without_restart_fails_all_requests():
     async with EngineManager.open("bundled", config=ManagerConfig(restart=RestartConfig(most=0))) as manager:
         core = core_of(manager)

@@ -144,6 +144,7 @@ async def what_waits_finishes_after_sigterm(process, url):
     assert [status for status, _ in answers] == [200] * 4
 
 
+@pytest.mark.nightly
 async def test_the_core_s_death_fails_every_stream_and_ends_the_program_without_restarts():
     async with serving("--restarts", "0") as (process, url, lines):
         async with Streams(url) as streams:

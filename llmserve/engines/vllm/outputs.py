@@ -13,9 +13,6 @@ from llmserve.errors import EngineDead, EngineError, InvalidRequest, Overloaded,
 from llmserve.request import Delta, Sampling, TokenLogprob
 from llmserve.structured import FIELD
 
-# vLLM's refusals do not say when to retry.
-RETRY_AFTER = 1.0
-
 
 class Receiver:
     """Converts one request's outputs to deltas as vLLM makes them.
@@ -126,7 +123,8 @@ def translate(error: Exception) -> Exception:
     if "RetryableRequestError" in names:
         # Of the requests that are served here, vLLM 0.33 refuses only those to a paused engine in
         # this way.
-        return Unavailable(f"the engine accepts no requests now: {brief(error)}", retry_after=RETRY_AFTER, reason=Refusal.PAUSED)
+        words = f"the engine accepts no requests now: {brief(error)}"
+        return Unavailable(words, retry_after=RETRY_AFTER[Refusal.PAUSED], reason=Refusal.PAUSED)
     if isinstance(error, ValueError) or "VLLMClientError" in names:
         return InvalidRequest(brief(error), getattr(error, "parameter", None))
     return EngineError(f"the engine failed the request: {brief(error)}")

@@ -21,8 +21,6 @@ from llmserve.engines.vllm.outputs import brief
 from llmserve.errors import EngineError, InvalidRequest
 from llmserve.structured import StructuredOutputs
 
-# A client that retries after this many seconds most likely finds a free slot for its test.
-RETRY_AFTER = 5.0
 # Seconds that the system may take to end a killed process.
 KILLED_SECONDS = 2.0
 # Longest start of the program in seconds. Beside a busy engine it takes one.
@@ -80,7 +78,7 @@ class GrammarSandbox:
             return float(verdict.removeprefix(sandbox_program.OK))
         if not verdict and time.monotonic() - began >= self._wall_seconds:
             # Other programs had the cores, so there is no verdict.
-            raise Refused(Refusal.GRAMMARS_BUSY, RETRY_AFTER).error()
+            raise Refused.of(Refusal.GRAMMARS_BUSY).error()
         words = _WHERE.sub("", verdict.decode(errors="replace")).strip()
         if compiled:
             return words or "it is too ambiguous: xgrammar takes too long for one of its first tokens"

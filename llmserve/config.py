@@ -152,6 +152,8 @@ class AdmissionConfig:
         tenant_limit: Maximum number of requests of one tenant, running and waiting; None sets no
             limit.
         tenants: Weights and limits of single tenants; replaces `tenant_limit`.
+        policy: "lategate", "fixed" or "unlimited"; None selects the policy that fits `max_running`
+            and the SLO.
     """
 
     max_running: int | None = attrs.field(default=None, validator=_at_least(0))
@@ -159,6 +161,7 @@ class AdmissionConfig:
     max_wait: float = attrs.field(default=30.0, validator=_positive)
     tenant_limit: int | None = attrs.field(default=None, validator=_at_least(1))
     tenants: TenantTable | None = None
+    policy: str | None = None
 
     @property
     def table(self) -> TenantTable:
@@ -244,4 +247,6 @@ class ManagerConfig:
     @property
     def predicts(self) -> bool:
         """Whether admission predicts latency to meet the SLO, instead of using a fixed limit."""
-        return self.slo != SLO() and self.admission.max_running is None
+        if self.admission.policy is None:
+            return self.slo != SLO() and self.admission.max_running is None
+        return self.slo != SLO() and self.admission.policy not in ("fixed", "unlimited")

@@ -62,8 +62,8 @@ class EngineManager(Generation, Lifecycle):
         config: Limits and the SLO.
         observers: Objects that get every token and every end, besides the manager's own metrics.
         tracer: Gets every request and adds it to a trace.
-        admission: A policy for this manager alone, such as FixedLimit(8), or an Admission. None
-            selects the policy that the config names.
+        admission: A policy for this manager alone, such as FixedLimit(8), a policy's name, or an
+            Admission. None selects the policy that the config names.
         clock: Returns monotonic seconds. None selects the event loop's clock.
     """
 
@@ -74,11 +74,14 @@ class EngineManager(Generation, Lifecycle):
         observers: Sequence[Observer] = (),
         *,
         tracer: Tracer | None = None,
-        admission: Admission | Policy | None = None,
+        admission: Admission | Policy | str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.engine = checked(engine)
         self.config = ManagerConfig.of(config)
+        if isinstance(admission, str):
+            named = attrs.evolve(self.config.admission, policy=admission)
+            self.config, admission = attrs.evolve(self.config, admission=named), None
         super().__init__(self.config.drain_timeout)
         self._clock = clock or anyio.current_time
         self._extra_observers = tuple(observers)
@@ -105,7 +108,7 @@ class EngineManager(Generation, Lifecycle):
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
-        admission: Admission | Policy | None = None,
+        admission: Admission | Policy | str | None = None,
     ) -> Self:
         """Make a manager for a model on the engine "vllm" or "simulated".
 

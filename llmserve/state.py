@@ -70,7 +70,9 @@ def unavailable(state: State, retry_after: float | None = None) -> Unavailable:
     """Return the error for a request that arrives in a state other than READY."""
     if state is State.RESTARTING:
         return Unavailable(
-            "the engine is being restarted", retry_after=retry_after or RETRY_AFTER[Refusal.RESTARTING], reason=Refusal.RESTARTING
+            "the engine is being restarted",
+            retry_after=RETRY_AFTER[Refusal.RESTARTING] if retry_after is None else retry_after,
+            reason=Refusal.RESTARTING,
         )
     if state is State.NEW:
         message = "the manager has not been started: use it inside `async with manager:`, or call `await manager.start()` first"

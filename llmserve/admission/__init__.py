@@ -3,6 +3,8 @@
 The package is synchronous: it has no clock, event loop or I/O, and gets the time as an argument.
 """
 
+from llmserve.admission.build import POLICIES as POLICIES
+from llmserve.admission.build import PolicySetup as PolicySetup
 from llmserve.admission.build import build_admission as build_admission
 from llmserve.admission.build import separate as separate
 from llmserve.admission.controller import AdmissionController as AdmissionController
@@ -23,6 +25,6 @@ from llmserve.admission.ticket import wake as wake
 from llmserve.admission.usage import UsageDelta as UsageDelta
 
 __all__ = (
-    "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineSample", "FixedLimit", "LateGate", "Policy", "Refusal",
-    "Refused", "UsageDelta", "Tenants", "Ticket", "TicketState", "Unlimited", "build_admission", "separate", "wake",
+    "POLICIES", "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineSample", "FixedLimit", "LateGate", "Policy",
+    "PolicySetup", "Refusal", "Refused", "Tenants", "Ticket", "TicketState", "Unlimited", "UsageDelta", "build_admission", "separate", "wake",
 )  # fmt: skip

@@ -1,6 +1,9 @@
 """Builds an admission controller from the operator's settings and the engine's batch size."""
 
+from collections.abc import Callable
 from typing import cast
+
+import attrs
 
 from llmserve.admission.controller import AdmissionController
 from llmserve.admission.lategate import LateGate
@@ -18,7 +21,7 @@ HEADROOM = 8
 LINE = 4
 
 
-ACCEPTED = "a policy, such as FixedLimit(8) or Unlimited(), an object with the methods of Admission, or None"
+ACCEPTED = "a policy, such as FixedLimit(8) or Unlimited(), a policy's name, an object with the methods of Admission, or None"
 
 
 def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> tuple[Admission | None, Policy | None]:
@@ -36,9 +39,62 @@ def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> t
         if all(hasattr(admission, name) for name in ("weigh", "holds", "started", "left")):
             if config.max_running is not None:
                 raise ConfigurationError("admission= is a policy, which has its own limit: remove max_running from AdmissionConfig")
+            if config.policy is not None:
+                raise ConfigurationError("admission= is a policy: remove policy from AdmissionConfig")
             return None, cast("Policy", admission)
     words = f"the class {admission.__name__}" if isinstance(admission, type) else type(admission).__name__
     raise TypeError(f"admission must be {ACCEPTED}, not {words}; pass an AdmissionConfig as ManagerConfig(admission=...)")
+
+
+@attrs.frozen
+class PolicySetup:
+    """What the policies are made from: the operator's settings and the engine's batch sizes."""
+
+    config: AdmissionConfig
+    slo: SLO
+    max_num_seqs: int
+    max_num_batched_tokens: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The policy that the settings name, or the one that fits them."""
+        if self.config.policy is not None:
+            return self.config.policy
+        if self.config.max_running is None:
+            return "fixed" if self.slo == SLO() else "lategate"
+        return "fixed" if self.config.max_running else "unlimited"
+
+    @property
+    def max_wait(self) -> float:
+        """Longest wait in seconds under a policy that does not predict."""
+        return self.config.max_wait if self.slo.ttft is None else min(self.config.max_wait, self.slo.ttft)
+
+
+def _lategate(setup: PolicySetup) -> Policy:
+    if setup.slo == SLO():
+        raise ConfigurationError("the policy lategate needs an SLO: set ttft or tpot")
+    if setup.config.max_running is not None:
+        raise ConfigurationError("the policy lategate finds its own limit: remove max_running")
+    return LateGate(setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens, setup.config.max_wait)
+
+
+def _fixed(setup: PolicySetup) -> Policy:
+    limit = setup.config.max_running
+    if limit is None:
+        limit = setup.max_num_seqs + max(1, setup.max_num_seqs // HEADROOM)
+    if not limit:
+        raise ConfigurationError("the policy fixed needs a max_running above 0")
+    return FixedLimit(limit, max_wait=setup.max_wait)
+
+
+def _unlimited(setup: PolicySetup) -> Policy:
+    if setup.config.max_running:
+        raise ConfigurationError("the policy unlimited has no limit: remove max_running")
+    return Unlimited(max_wait=setup.max_wait)
+
+
+# By the name in `AdmissionConfig.policy`, `--policy` and `EngineManager(admission=...)`.
+POLICIES: dict[str, Callable[[PolicySetup], Policy]] = {"lategate": _lategate, "fixed": _fixed, "unlimited": _unlimited}
 
 
 def build_admission(
@@ -46,23 +102,16 @@ def build_admission(
 ) -> AdmissionController:
     """Build a controller for an engine that batches `max_num_seqs` sequences.
 
-    `AdmissionConfig` describes the meaning of None. A `policy` is used unchanged.
+    `AdmissionConfig` describes the meaning of None. A `policy` is used unchanged. Raises
+    ConfigurationError if the settings name an unknown policy, or do not fit the one that they name.
     """
     if policy is None:
-        policy, limit = _policy(config, slo, max_num_seqs, max_num_batched_tokens)
+        setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens)
+        if setup.name not in POLICIES:
+            raise ConfigurationError(f"unknown policy {setup.name!r}; choose from {', '.join(POLICIES)}")
+        policy = POLICIES[setup.name](setup)
+        limit = policy.limit or 0
     else:
         limit = max_num_seqs if policy.limit is None else policy.limit
     max_waiting = LINE * limit if config.max_waiting is None else config.max_waiting
     return AdmissionController(policy, max_waiting=max_waiting, max_wait=config.max_wait, tenants=Tenants(config.table))
-
-
-def _policy(config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None) -> tuple[Policy, int]:
-    """Return the policy for `config` and `slo`, and the limit that scales the queue's length."""
-    limit = config.max_running
-    if limit is None and slo != SLO():
-        gate = LateGate(slo, max_num_seqs, max_num_batched_tokens, config.max_wait)
-        return gate, gate.limit
-    max_wait = config.max_wait if slo.ttft is None else min(config.max_wait, slo.ttft)
-    if limit is None:
-        limit = max_num_seqs + max(1, max_num_seqs // HEADROOM)
-    return (FixedLimit(limit, max_wait=max_wait) if limit else Unlimited(max_wait=max_wait)), limit

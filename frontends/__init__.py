@@ -1,1 +1,1 @@
-"""Wires into `EngineManager.stream()` and back. No queue, no retry and no policy of their own."""
+"""Servers in front of `EngineManager.stream()`. They have no queue, no retries and no policy."""

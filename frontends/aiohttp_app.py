@@ -1,6 +1,6 @@
-"""The HTTP server as a program, in one process or in several: `python -m frontends.aiohttp_app --help`.
+"""The HTTP server program, in one process or several: `python -m frontends.aiohttp_app --help`.
 
-`build_app` makes its routes for other aiohttp programs.
+`build_app` builds its routes for use in other aiohttp programs.
 """
 
 import argparse
@@ -35,7 +35,8 @@ from llmserve import EngineManager
 from llmserve.engines import ENGINES
 from llmserve.runtime.cpus import available_cpus
 
-# What one worker can carry beside an engine core, an owner and the system (docs/performance.md).
+# Cores that one worker needs, beside an engine core, the supervisor and the system
+# (docs/performance.md).
 CORES_PER_WORKER = 4
 MAX_WORKERS = 8
 LOOPBACK = "127.0.0.1"
@@ -44,37 +45,38 @@ __all__ = ["build_app", "main"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m frontends.aiohttp_app`"""
+    """Run `python -m frontends.aiohttp_app`."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["keys"]:
         sys.exit(keys_command(given[1:]))
     parser = argparse.ArgumentParser(
         prog="python -m frontends.aiohttp_app",
-        description="Serve a model over HTTP, as OpenAI does.",
-        epilog="`python -m frontends.aiohttp_app keys --help` makes API keys.",
+        description="Serve a model over HTTP with an OpenAI-compatible API.",
+        epilog="To create API keys, see `python -m frontends.aiohttp_app keys --help`.",
     )
-    words = "an address or a name; repeat it; :: is every address, of IPv4 and of IPv6 (default: 127.0.0.1)"
+    words = "address or host name to listen on; repeatable; :: means all IPv4 and IPv6 addresses (default: 127.0.0.1)"
     parser.add_argument("--host", action="append", type=without_brackets, dest="hosts", metavar="HOST", help=words)
-    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a unix socket instead")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 picks a free port (default: %(default)s)")
+    parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a unix socket instead of TCP")
     add_unix_options(parser)
     parser.add_argument(
         "--workers",
         type=_workers,
         default="auto",
         metavar="N",
-        help="processes that serve HTTP beside the engine's; auto: by the cores, 1 for an engine on a CPU (default: %(default)s)",
+        help="number of processes that serve HTTP; auto = chosen by the number of CPU cores, 1 for an engine on a CPU "
+        "(default: %(default)s)",
     )
-    words = "add a line of JSON for each request to a file, - for standard output: who, what and how it ended, and no texts"
+    words = "append a JSON line per request to this file, - for standard output: caller, request and outcome, without prompts or answers"
     add_host_option(parser)
     add_origin_option(parser)
     add_proxy_option(parser)
-    words_root = "the path below which a proxy serves this server, such as /llm (default: none)"
+    words_root = "path prefix under which a proxy serves this server, such as /llm (default: none)"
     parser.add_argument("--root-path", type=_root_path, default="", metavar="PATH", help=words_root)
-    interval = "seconds of silence after which a stream gets a comment, so that no proxy gives it up; 0 = never (default: %(default)s)"
+    interval = "send a comment on a stream after this many silent seconds, so that proxies keep it open; 0 = never (default: %(default)s)"
     parser.add_argument("--keepalive-interval", type=seconds, metavar="S", default=KEEPALIVE_SECONDS, help=interval)
     parser.add_argument("--request-log", type=Path, metavar="FILE", help=words)
-    words = "give requests of health checks, /load and /metrics a line too"
+    words = "also log requests for health checks, /load and /metrics in the request log"
     parser.add_argument("--log-probes", action="store_true", help=words)
     run(parser, given, start)
 
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 async def start(options: argparse.Namespace) -> int:
     options.hosts = options.hosts or [LOOPBACK]
     access = Access.open(options)
-    # Read now: a wrong file is told before the model is loaded.
+    # Read the files now, so that an invalid file is reported before the model is loaded.
     tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
     hosts, version = [] if options.unix else options.hosts, ENGINES[options.engine].version()
     check_reach("--host", hosts, version, insecure=options.insecure, authenticated=is_authenticated(options, access))
@@ -90,7 +92,7 @@ async def start(options: argparse.Namespace) -> int:
     count = choose_workers(options.engine, engine_args(options)) if options.workers == "auto" else int(options.workers)
     try:
         if count > 1:
-            # Each worker reads it for itself, and this process tells the operator.
+            # Each worker follows the files for its own connections; this process logs the changes.
             async with followed(tls):
                 return await serve_workers(options, count, addresses, listeners, access)
         departure = Departure()
@@ -103,15 +105,19 @@ async def start(options: argparse.Namespace) -> int:
 
 
 def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
-    """As many as the cores carry; one where the engine does not gain from more."""
-    if not ENGINES[engine].gains_from_workers(args):
+    """Return the number of workers that the CPU cores can carry.
+
+    The number is 1 where the host is not the bottleneck: for a simulated engine and for an engine
+    on a CPU. It is also 1 for several engine cores, which workers cannot share.
+    """
+    if engine != "vllm" or args.get("data_parallel_size", 1) != 1 or not has_gpu_build():
         return 1
     return max(1, min(MAX_WORKERS, available_cpus() // CORES_PER_WORKER))
 
 
 def bind_http(options: argparse.Namespace) -> tuple[list[str], list[socket.socket]]:
-    """The addresses as a person would type them, and what listens there. Raises CannotListen."""
-    words = "  (/health/ready says 503 until the model is loaded)"
+    """Return the addresses to log and the listening sockets. Raises CannotListen."""
+    words = "  (/health/ready returns 503 until the model is loaded)"
     if options.unix:
         try:
             return [f"unix://{options.unix.absolute()}{words}"], [bind_unix(options.unix, UnixAccess.of(options))]
@@ -166,19 +172,19 @@ def http_listener(
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65_535:
-        raise argparse.ArgumentTypeError(f"{number} is no port: choose 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{number} is not a valid port: use 0 to 65535")
     return number
 
 
 def _workers(text: str) -> str:
     if text != "auto" and (not text.isdigit() or int(text) < 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: choose auto, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of workers: use auto, 1 or more")
     return text
 
 
 def _root_path(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a path: write /llm, without a host")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid path prefix: use a path such as /llm, without a host")
     return text.removesuffix("/")
 
 

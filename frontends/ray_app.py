@@ -1,8 +1,8 @@
-"""llmserve on Ray Serve, past one machine: `serve run frontends.ray_app:app`, or with arguments
-`serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4 slo_ttft=1`. See docs/scaling.md.
+"""llmserve on Ray Serve, on one or several machines: `serve run frontends.ray_app:app`.
 
-The arguments are those of every server (`python -m frontends.aiohttp_app --help`), as key=value, and those of
-`frontends.cluster.arguments`.
+With arguments: `serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4 slo_ttft=1`.
+The arguments are the options that all servers share (`python -m frontends.aiohttp_app --help`), as
+key=value, and the options of `frontends.cluster.arguments`. See docs/scaling.md.
 """
 
 import os
@@ -14,28 +14,29 @@ from frontends.access.control import KEY_VARIABLE
 from frontends.cluster.arguments import from_words, parse
 from llmserve import ConfigurationError
 
-# What `app` is built from, as a command line.
+# The environment variable with the command line of `app`.
 VARIABLE = "LLMSERVE_ARGUMENTS"
-# The gates in the replicas decide how much they take, and not Ray Serve's own bound.
+# Admission in the replicas limits their requests; Ray Serve's own limit must never apply first.
 NO_BOUND = 100_000
 MAX_HOSTS = 10_000
 STATS_SECONDS = 0.5
-# Figures for the autoscaler are means over so long: Ray Serve's own 30 s are slower than a queue fills, and it wants more than 10.
+# Seconds over which the autoscaler's metrics are averaged. Ray Serve's default of 30 s is slower than
+# a queue fills, and Ray Serve requires more than 10 s.
 LOOK_BACK_SECONDS = 11.0
-# The ingress logs every request, as Ray Serve does; what goes on behind it need not be logged again.
+# The ingress logs every request, as Ray Serve does by default; the deployments behind it need not.
 QUIET = {"enable_access_log": False}
 
 
 def build(words: Mapping[str, str]) -> Any:
-    """An application for Ray Serve. Raises ConfigurationError, naming the argument that is wrong."""
+    """Build a Ray Serve application. Raises ConfigurationError, which names the invalid argument."""
     return application(from_words(words))
 
 
 def application(arguments: list[str]) -> Any:
-    """The same from a command line."""
+    """Build a Ray Serve application from a command line; see `build`."""
     options = parse(arguments)
     if os.environ.get(KEY_VARIABLE):
-        raise ConfigurationError(f"{KEY_VARIABLE} does not reach the replicas: name a file that every node has, with api_keys=FILE")
+        raise ConfigurationError(f"{KEY_VARIABLE} does not reach the replicas: use api_keys=FILE with a file that exists on every node")
 
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
@@ -65,7 +66,7 @@ def application(arguments: list[str]) -> Any:
         logging_config=QUIET,
         **({"autoscaling_config": scaling} if options.max_replicas > options.replicas else {"num_replicas": options.replicas}),
     )
-    # With the head, without which there is no cluster: no other host's end takes it along.
+    # On the head node, without which there is no cluster: the loss of another node cannot end it.
     where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
     board = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
     everywhere = AutoscalingConfig(

@@ -1,4 +1,7 @@
-"""The raw-socket server: one connection, many streams. `python -m frontends.socket_app --help`; docs/protocol.md is its wire."""
+"""The raw-socket server program: `python -m frontends.socket_app --help`.
+
+One connection carries many streams. docs/protocol.md describes the wire format.
+"""
 
 import argparse
 from collections.abc import AsyncIterator
@@ -22,16 +25,20 @@ __all__ = ["main", "open_server"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m frontends.socket_app`"""
+    """Run `python -m frontends.socket_app`."""
     parser = argparse.ArgumentParser(
         prog="python -m frontends.socket_app",
-        description="Serve a model over raw sockets: many streams on one connection, for clients that want every token at the least cost.",
+        description="Serve a model over raw sockets: one connection carries many streams, at a lower cost per token than HTTP.",
     )
     parser.add_argument(
-        "--listen", action="append", metavar="ADDRESS", help=f"tcp://host:port, tls://host:port or unix:///path; repeat it ({DEFAULT})"
+        "--listen",
+        action="append",
+        metavar="ADDRESS",
+        help=f"address to listen on: tcp://host:port, tls://host:port or unix:///path; repeatable (default: {DEFAULT})",
     )
     add_unix_options(parser)
-    parser.add_argument("--max-streams", type=count, default=1024, metavar="N", help="of one connection at once (default: %(default)s)")
+    words = "maximum number of open streams on one connection (default: %(default)s)"
+    parser.add_argument("--max-streams", type=count, default=1024, metavar="N", help=words)
 
     async def start(options: argparse.Namespace) -> int:
         access = Access.open(options)
@@ -42,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _listener(options: argparse.Namespace, access: Access) -> Listen:
     addresses = [parse_address(text) for text in options.listen or [DEFAULT]]
-    # Read now: a wrong file is told before the model is loaded.
+    # Read the files now, so that an invalid file is reported before the model is loaded.
     tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
     if tls is None and any(address.scheme == "tls" for address in addresses):
-        raise ConfigurationError("a tls:// address needs --tls-cert and --tls-key")
+        raise ConfigurationError("a tls:// address requires --tls-cert and --tls-key")
     plain = any(address.scheme == "tcp" for address in addresses)
     known = access.keys is not None or (options.tls_client_ca is not None and not plain)
     hosts = [address.host for address in addresses if address.scheme != "unix"]

@@ -1,1 +1,1 @@
-"""Who may call: API keys, tenants, and addresses that may be listened on."""
+"""Access control: API keys, tenants, and the addresses that a server may listen on."""

@@ -1,4 +1,4 @@
-"""Who sends a request, as far as its wire says."""
+"""The caller of a request, as the wire protocol describes it."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,10 +12,14 @@ TIMEOUT = "X-Request-Timeout"
 
 @attrs.frozen
 class Caller:
-    """Who sends a request, as far as its wire tells.
+    """The caller of a request, as the wire protocol describes it.
 
-    `tenant` is that of the key that was shown, None where callers name themselves; `key` is the key's id. `deadline` is in seconds. `trace`
-    are the headers of the trace that the request is part of. `on_arrival` is each request's (`GenerationRequest`).
+    Attributes:
+        tenant: the tenant of the caller's API key; None where the request names its tenant.
+        key: the id of the API key.
+        deadline: in seconds.
+        trace: the headers of the trace that the request belongs to.
+        on_arrival: passed on to each `GenerationRequest`.
     """
 
     tenant: str | None = None
@@ -26,5 +30,5 @@ class Caller:
 
     @property
     def names(self) -> dict[str, str]:
-        """What the client sent, by the library's names for it."""
+        """The client's names of values, by the library's names of them, for error messages."""
         return {} if self.deadline is None else {"deadline": TIMEOUT}

@@ -1,4 +1,7 @@
-"""Who may use this server and how much of it: the operator's files of keys and tenants, read at the start and whenever they change."""
+"""Access control from the operator's files of API keys and tenants.
+
+The files are read at startup and whenever they change.
+"""
 
 import argparse
 import os
@@ -17,21 +20,29 @@ KEY_VARIABLE = "LLMSERVE_API_KEY"
 
 @attrs.define
 class Access:
-    """`keys` None: nobody is asked. `table` is for admission."""
+    """The API keys and the tenants' limits.
+
+    Attributes:
+        keys: the API keys; None where requests need no key.
+        table: the tenants' limits, for admission.
+    """
 
     keys: Keys | None = None
     table: TenantTable = attrs.field(factory=TenantTable)
     _files: tuple[Path | None, Path | None] = None, None
     _base: TenantTable = attrs.field(factory=TenantTable)
-    # The files' marks from before they were read.
+    # The files' marks, taken before the files were read.
     _seen: list[Mark] = attrs.field(factory=list)
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> "Access":
-        """What `--api-keys`, `--tenants`, `--tenant-limit` and the environment say. Raises ConfigurationError, naming which is wrong."""
+        """Read `--api-keys`, `--tenants`, `--tenant-limit` and the environment.
+
+        Raises ConfigurationError, which names the invalid one.
+        """
         secret = os.environ.get(KEY_VARIABLE)
         if secret and options.api_keys:
-            raise ConfigurationError(f"--api-keys and {KEY_VARIABLE} are two ways to say who may ask: use one of them")
+            raise ConfigurationError(f"--api-keys and {KEY_VARIABLE} exclude each other: use one of them")
         base = TenantTable(default=TenantLimits(concurrency=options.tenant_limit))
         access = cls._of((options.api_keys, options.tenants), base)
         if secret:
@@ -40,25 +51,28 @@ class Access:
 
     @classmethod
     def of_keys(cls, path: Path | None) -> "Access":
-        """Of a file of keys alone. Raises ConfigurationError."""
+        """Read a file of API keys only. Raises ConfigurationError."""
         return cls._of((path, None), TenantTable())
 
     def find(self, secret: str) -> Key | None:
-        """Whose key it is; None for nobody's, or one that has expired."""
+        """Return the key with this secret; None if there is none or it has expired."""
         return self.keys.find(secret, time.time()) if self.keys is not None else None
 
     def still(self, key: Key | None) -> bool:
-        """Whether what a connection has shown once still counts."""
+        """Return whether a key that a connection has shown before is still valid."""
         return self.keys is None or (key is not None and self.keys.holds(key, time.time()))
 
     async def follow(self, apply: Callable[[TenantTable], None] = lambda _: None, *, quiet: bool = False) -> None:
-        """Read the files again whenever one changes, and `apply` the table. What is wrong is reported once, and what was good stays in
-        force; requests that are open go on in any case."""
+        """Reread the files whenever one changes, and `apply` the new table.
+
+        An invalid file is logged once, and the last valid content stays in force. Open requests continue
+        in any case.
+        """
 
         def take(found: "Access") -> None:
             apply(found.table)
             self.table = found.table
-            # A key in the environment is in no file.
+            # A key from the environment is not in a file, and stays.
             if found.keys is not None:
                 self.keys = found.keys
 
@@ -83,7 +97,7 @@ class Access:
 
 
 def read_tenants(path: Path) -> TenantTable:
-    """Raises ConfigurationError, naming the file and what is wrong in it."""
+    """Read a file of tenants. Raises ConfigurationError, which names the file and the problem."""
     try:
         return _tenants(read_text(path)[0])
     except ConfigurationError as error:
@@ -92,6 +106,6 @@ def read_tenants(path: Path) -> TenantTable:
 
 def _tenants(text: str) -> TenantTable:
     if not any(line.partition("#")[0].strip() for line in text.splitlines()):
-        # An empty file is one that a full disk has cut before it is the wish to have no limits.
-        raise ConfigurationError("it is empty; to set no limits, write the line [tenants]")
+        # A full disk is a likelier cause of an empty file than the wish to set no limits.
+        raise ConfigurationError("the file is empty; to set no limits, write the line [tenants]")
     return TenantTable.parse(text)

@@ -1,4 +1,4 @@
-"""Who can reach a server that asks nobody who they are, and what its engine's version is known to be vulnerable to."""
+"""Checks of a server's exposure: reachable without authentication, or with a vulnerable engine."""
 
 import ipaddress
 import re
@@ -9,14 +9,14 @@ import attrs
 
 from llmserve import ConfigurationError
 
-# From here on no version has an advisory that is open here. The unknown ones do not move it: two have no known fix, and one is fixed in
-# 0.33, which has no build for CPUs.
+# The oldest version from which on no advisory is "open" (advisories.toml). Advisories that are
+# "unknown" do not count: two have no known fix, and one is fixed in 0.33, which has no CPU build.
 VLLM_FLOOR = "0.32"
 
 
 @attrs.frozen
 class Advisory:
-    """One entry of advisories.toml, where the fields are explained."""
+    """One entry of advisories.toml, which explains the fields."""
 
     id: str
     package: str
@@ -33,43 +33,54 @@ class Advisory:
 
 
 def advisories() -> list[Advisory]:
-    """All that were looked at."""
+    """Return all advisories of advisories.toml."""
     return [Advisory(**entry) for entry in tomllib.loads(Path(__file__).with_name("advisories.toml").read_text())["advisory"]]
 
 
 def advisories_for(package: str, version: str) -> list[Advisory]:
-    """Those that this version has."""
+    """Return the advisories that apply to this version of a package."""
     return [one for one in advisories() if one.package == package and one.is_in(version)]
 
 
-def below_floor(version: str) -> bool:
-    """Whether this version of vLLM is older than what may be reached by others."""
-    return _numbers(version) < _numbers(VLLM_FLOOR)
+def below_floor(engine: str, version: str) -> bool:
+    """Return whether an engine is too old to be reachable from other machines."""
+    return engine == "vllm" and _numbers(version) < _numbers(VLLM_FLOOR)
 
 
 def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: bool, authenticated: bool = False) -> None:
-    """Of a server's addresses, named by the option `what`; `version` is vLLM's, None for another engine.
+    """Check the hosts that a server listens on.
 
-    Raises ConfigurationError for one that other machines can reach without being asked who they are, or whose engine is too old.
+    Raises ConfigurationError where other machines can reach a host without authentication, or where
+    they can reach an engine that is too old.
+
+    Args:
+        what: the option that names the hosts.
+        hosts: the hosts to listen on.
+        version: vLLM's version; None for another engine.
+        insecure: whether the operator allows all of this.
+        authenticated: whether every client must show a key or a certificate.
     """
     reachable = [host for host in hosts if not is_loopback(host)]
     if not reachable or insecure:
         return
     if not authenticated:
         raise ConfigurationError(
-            f"{what} {reachable[0]} can be reached from other machines, and this server asks nobody who they are: "
-            "add --api-keys, or put a proxy that asks before it and add --insecure, or listen on 127.0.0.1"
+            f"{what} {reachable[0]} is reachable from other machines, but this server has no authentication: "
+            "add --api-keys, or use an authenticating proxy and add --insecure, or listen on 127.0.0.1"
         )
     if version is not None and below_floor(version):
         names = ", ".join(one.id for one in advisories_for("vllm", version))
         raise ConfigurationError(
-            f"{what} {reachable[0]} can be reached from other machines, and vLLM {version} has {names}: "
+            f"{what} {reachable[0]} is reachable from other machines, but vLLM {version} has known vulnerabilities ({names}): "
             f"use vLLM {VLLM_FLOOR} or newer, or add --insecure"
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to it; a name is taken for another machine's, but for localhost."""
+    """Return whether only this machine can connect to a host.
+
+    A name other than `localhost` counts as reachable from other machines.
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -77,6 +88,6 @@ def is_loopback(host: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Of "0.31.0rc1+cpu" 0, 31, 0."""
+    """Return the numbers of a version: (0, 31, 0) for "0.31.0rc1+cpu"."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(number) for number in found[0].split(".")) if found else ()

@@ -1,4 +1,4 @@
-"""`python -m frontends.aiohttp_app keys add FILE ID`: makes an API key, prints it once, and keeps its hash."""
+"""`python -m frontends.aiohttp_app keys add FILE ID`: create an API key, print it, store its hash."""
 
 import argparse
 import sys
@@ -10,21 +10,24 @@ from llmserve import ConfigurationError
 
 
 def keys_command(argv: list[str]) -> int:
-    """Returns the exit code; 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(prog="python -m frontends.aiohttp_app keys", description="API keys, in a file for --api-keys.")
+    """Run the command; return the exit code, 2 for an invalid argument."""
+    parser = argparse.ArgumentParser(
+        prog="python -m frontends.aiohttp_app keys", description="Manage the API keys in a file for --api-keys."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    words = "make a key: it is printed, and the file, which is made if there is none, keeps its hash"
+    words = "create a key and print it; the file stores only its hash, and is created if it does not exist"
     add = commands.add_parser("add", help=words, description=words)
-    add.add_argument("file", type=Path)
-    add.add_argument("id", help="a name for the key, for logs and for taking it back: delete its table from the file")
-    add.add_argument("--tenant", metavar="NAME", help="whom its requests are counted for (default: the key's id)")
-    add.add_argument("--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help="the first day, in UTC, on which it counts no more")
-    add.add_argument("--weight", type=float, metavar="W", help="the tenant's share where there is not enough for all (default: 1)")
-    add.add_argument("--concurrency", type=int, metavar="N", help="most requests of the tenant at once")
-    add.add_argument("--tokens-per-minute", type=float, metavar="N", help="most tokens of the tenant a minute")
-    words = "say which keys a file has"
+    add.add_argument("file", type=Path, help="the TOML file of --api-keys")
+    add.add_argument("id", help="name of the key in logs and in the file; to revoke the key, delete its table from the file")
+    add.add_argument("--tenant", metavar="NAME", help="tenant that the key's requests count for (default: the key's id)")
+    words = "first day, in UTC, on which the key is no longer valid (default: it never expires)"
+    add.add_argument("--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help=words)
+    add.add_argument("--weight", type=float, metavar="W", help="the tenant's share of the capacity under overload (default: 1)")
+    add.add_argument("--concurrency", type=int, metavar="N", help="maximum number of open requests of the tenant")
+    add.add_argument("--tokens-per-minute", type=float, metavar="N", help="maximum number of tokens per minute of the tenant")
+    words = "list the keys in a file, without their secrets"
     listing = commands.add_parser("list", help=words, description=words)
-    listing.add_argument("file", type=Path)
+    listing.add_argument("file", type=Path, help="the TOML file of --api-keys")
     options = parser.parse_args(argv)
     if sys.stdout is None:
         parser.exit(2, f"{parser.prog}: error: standard output is closed, and this command prints to it\n")
@@ -34,13 +37,13 @@ def keys_command(argv: list[str]) -> int:
         else:
             fields = ("tenant", "expires", "weight", "concurrency", "tokens_per_minute")
             lines = [add_key(options.file, options.id, {field: getattr(options, field) for field in fields})]
-            lost = f"; the key is lost: delete the table of {options.id!r} from {options.file}, and add it again"
+            lost = f"; the key is lost: delete the table of {options.id!r} from {options.file} and add the key again"
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     try:
         print("".join(f"{line}\n" for line in lines), end="", flush=True)
     except OSError as error:
-        # Python would try again at its end.
+        # Python would write to it again at exit.
         sys.stdout = None
         parser.exit(2, f"{parser.prog}: error: standard output cannot be written: {error.strerror}{lost}\n")
     return 0

@@ -1,14 +1,18 @@
-"""W3C's Trace Context: the trace that a client says its request is part of."""
+"""W3C Trace Context: the trace that a client's request belongs to."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-# W3C's Trace Context. A `traceparent` has 55 characters in its version 0, and nobody needs to pass on more than 512 of a `tracestate`.
+# A `traceparent` of version 0 has 55 characters. W3C requires no more than 512 characters of a
+# `tracestate` to be passed on.
 TRACE_HEADERS = ("traceparent", "tracestate")
 MAX_VALUE = 512
 
 
 def trace_of(values: Callable[[str], Sequence[str]]) -> dict[str, str]:
-    """A request's trace headers, from all values that it has under a name. What is not well-formed counts as not sent, as W3C wants."""
+    """Return a request's trace headers; `values` gives all values of a header.
+
+    Headers that are not well-formed count as not sent, as W3C requires.
+    """
     found = {name: ",".join(values(name)) for name in TRACE_HEADERS}
     if not 55 <= len(found["traceparent"]) <= MAX_VALUE or not found["traceparent"].isascii():
         return {}
@@ -16,5 +20,5 @@ def trace_of(values: Callable[[str], Sequence[str]]) -> dict[str, str]:
 
 
 def trace_of_mapping(values: Mapping[str, str]) -> dict[str, str]:
-    """The same where each name has one value."""
+    """Return a request's trace headers from a mapping with one value per name."""
     return trace_of(lambda name: [values[name]] if name in values else [])

@@ -1,1 +1,1 @@
-"""Logs and standard streams: one form for all lines, written by threads that may wait."""
+"""Logs and standard streams: one format for all lines, written by threads that may block."""

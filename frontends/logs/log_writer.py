@@ -1,7 +1,7 @@
-"""Writes a log from a thread: a pipe without a reader, or a full disk, costs lines of the log and nothing else.
+"""Writes a log from a thread, so that a pipe without a reader or a full disk only costs log lines.
 
-Python's QueueHandler and QueueListener do this for log records, but wait for the queue at their end; what the engine's processes print
-comes as bytes.
+Python's QueueHandler and QueueListener do this for log records, but wait for their queue at exit. The
+output of the engine's processes is bytes, not log records.
 """
 
 import os
@@ -14,15 +14,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-# The most that waits to be written, for each log: some 4,000 lines of the request log, or a tenth of a second at full load.
+# Maximum bytes that wait to be written, per log: some 4,000 lines of the request log, or a tenth of a
+# second at full load.
 MAX_BYTES = 2**20
-# A file takes what is added by one write as a whole.
+# Maximum bytes of one write to a file, which appends one write as a whole.
 FILE_BYTES = 64 * 1024
-# Lines are collected for so long before they are written: a thread that woke up for each would cost the event loop 0.1 ms a line.
+# Seconds for which lines are collected before they are written. Waking the thread for each line would
+# cost the event loop 0.1 ms per line.
 COLLECT_SECONDS = 0.05
-# How often a log file is looked for under its name, as logrotate and `mv` take it away.
+# Seconds between two checks for a renamed log file, which logrotate and `mv` cause.
 LOOK_SECONDS = 1.0
-# At the end of the program, for a reader that takes its time.
+# Maximum seconds to wait for a slow reader at the program's exit.
 CLOSE_SECONDS = 1.0
 
 SLOW = "they came faster than they could be written"
@@ -32,16 +34,17 @@ _dropped: dict[str, int] = {}
 
 
 def dropped_lines() -> dict[str, int]:
-    """How many lines of each log of this process were lost since it started, by the log's name."""
+    """Return the number of lines that this process has lost since it started, by the log's name."""
     with _lock:
         return dict(_dropped)
 
 
 class LogWriter:
-    """Call it with bytes: it takes them at once and writes them later, or drops them and counts their lines under `name`.
+    """Takes bytes without blocking and writes them later from a thread.
 
-    It owns the descriptor `file`. A `path` is opened again when it no longer leads to that file. `report` gets a line of text when writing
-    fails and when it succeeds again.
+    Bytes without room are dropped, and their lines are counted under `name`. The writer owns the
+    descriptor `file`. It reopens `path` when `path` no longer leads to that file. `report` gets a line
+    of text when writing fails and when it succeeds again.
     """
 
     def __init__(self, name: str, file: int, report: Callable[[str], None], path: Path | None = None) -> None:
@@ -52,12 +55,13 @@ class LogWriter:
         self._held = 0
         self._closing = False
         self._most_at_once = FILE_BYTES if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
-        # Lines lost since the last report, why, and whether the reason was reported.
+        # Lines lost since the last report, and the reason.
         self._lost, self._reason = 0, ""
         self.failing = False
-        # Whether the last piece that was dropped, and the last that was kept, ended within a line; and whether one was dropped since.
+        # Whether the last dropped piece and the last kept piece ended within a line, and whether a piece
+        # was dropped since the last kept one.
         self._dropped_part = self._kept_part = self._gap = False
-        # Whether the last write stopped within a line.
+        # Whether the last write ended within a line.
         self._torn = False
         with _lock:
             _dropped.setdefault(name, 0)
@@ -82,12 +86,12 @@ class LogWriter:
             self._kept_part, self._gap = not data.endswith(b"\n"), False
             self._pieces.append(data)
             self._held += len(data)
-        # The thread clears it before it looks for pieces, so none that came before is overlooked.
+        # The thread clears the event before it takes pieces, so it misses no piece.
         if not self._wake.is_set():
             self._wake.set()
 
     def close(self, seconds: float = CLOSE_SECONDS) -> bool:
-        """Write what is held, for at most so long; returns whether all of it was written, or tried."""
+        """Write the waiting bytes within `seconds`; return whether all of them were tried."""
         with self._lock:
             self._closing = True
         self._wake.set()
@@ -109,7 +113,10 @@ class LogWriter:
             os.close(self._file)
 
     def _next(self) -> bytes:
-        """Some whole pieces: into a pipe no more than it takes at once, so that lines of several processes do not mix."""
+        """Return some whole pieces.
+
+        A pipe gets no more than it takes at once, so that lines of several processes do not mix.
+        """
         with self._lock:
             data = [self._pieces.popleft()] if self._pieces else []
             size = sum(map(len, data))
@@ -129,7 +136,7 @@ class LogWriter:
                 self._lose(bytes(rest).count(b"\n"), error.strerror or str(error))
             # Standard error cannot carry the report of its own failure.
             if not self.failing and self._name != "stderr":
-                self._report(f"log       {self._name} cannot be written: {error.strerror}; its lines are lost until it can")
+                self._report(f"log       {self._name} cannot be written: {error.strerror}; its lines are lost until writing succeeds")
             self.failing = True
         else:
             self.failing = self._torn = False
@@ -142,7 +149,7 @@ class LogWriter:
         try:
             return os.write(self._file, data)
         except BlockingIOError:
-            # Another process that shares the file has made it non-blocking.
+            # Another process that shares the file has set it to non-blocking.
             select.select([], [self._file], [])
             return 0
 
@@ -159,7 +166,10 @@ class LogWriter:
             _dropped[self._name] += lines
 
     def _follow_path(self) -> None:
-        """Open the path again where the file was renamed or deleted; until that succeeds the old file is written."""
+        """Reopen the path if the file was renamed or deleted.
+
+        Until that succeeds, the old file is written.
+        """
         if self._path is None:
             return
         with suppress(OSError):
@@ -173,7 +183,10 @@ class LogWriter:
 
 
 def open_appending(path: Path) -> int:
-    """A descriptor that adds to the file, which is made for its owner alone. Raises OSError, also for a FIFO without a reader."""
+    """Return a descriptor that appends to the file; create the file for its owner only.
+
+    Raises OSError, also for a FIFO without a reader.
+    """
     file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NONBLOCK, 0o600)
     os.set_blocking(file, True)
     return file

@@ -1,7 +1,8 @@
-"""The operator's log on standard error: one form for the program's own lines, for Python's log records, and for those of vLLM's processes.
+"""The operator's log on standard error.
 
-The form is in environment variables, which workers and the engine's processes inherit. Without them, as in another program, it is plain
-text without times.
+The program's lines, Python's log records and the logs of vLLM's processes share one format. Environment
+variables hold the format, so that workers and the engine's processes inherit it. Without the
+variables, as in other programs, the format is plain text without times.
 """
 
 import argparse
@@ -16,23 +17,29 @@ from typing import Any
 
 FORMAT, LEVEL, TIMES = "LLMSERVE_LOG_FORMAT", "LLMSERVE_LOG_LEVEL", "LLMSERVE_LOG_TIMES"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-# Of the program's own lines, by their first word; all others are information.
+# Levels of the program's lines by their first word; all other lines have the level info.
 STAGES = dict.fromkeys(("restarting", "advisory", "worker", "log"), "warning") | {"failed": "error", "error": "error"}
-# vLLM's processes read it when they import vLLM. It names this module's `Formatter` and `ENGINE_LEVEL`.
+# vLLM's processes read this file when they import vLLM. It refers to `Formatter` and `ENGINE_LEVEL`.
 ENGINE_CONFIG = Path(__file__).with_name("engine_logging.json")
 NAME = "llmserve"
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     log = parser.add_argument_group("log on standard error")
-    words = "the least that is logged: %(choices)s (default: %(default)s); of the engine's own log with --verbose, else its errors"
+    words = (
+        "minimum level to log: %(choices)s (default: %(default)s); with --verbose it also applies to the engine's log, of which "
+        "otherwise only errors are shown"
+    )
     log.add_argument("--log-level", choices=LEVELS, default="info", metavar="LEVEL", help=words)
-    words = "text, with times unless standard error is a terminal, or json, an object for each line (default: %(default)s)"
+    words = "text (with timestamps unless standard error is a terminal) or json (one object per line) (default: %(default)s)"
     log.add_argument("--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help=words)
 
 
 def configure(options: argparse.Namespace, *, terminal: bool) -> None:
-    """For this process and all that it starts. What the user has set for vLLM in the environment stays."""
+    """Configure logging for this process and its child processes.
+
+    Environment variables of vLLM that the user has set stay.
+    """
     os.environ |= {FORMAT: options.log_format, LEVEL: options.log_level, TIMES: "" if terminal else "1"}
     if options.verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", options.log_level.upper())
@@ -42,7 +49,10 @@ def configure(options: argparse.Namespace, *, terminal: bool) -> None:
 
 
 def attach() -> None:
-    """Log this process's records in that form: ours from the level on that was chosen, those of libraries from warnings on."""
+    """Log this process's records in that format.
+
+    Records of llmserve are logged from the chosen level on, records of libraries from warnings on.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     logging.getLogger().addHandler(handler)
@@ -55,7 +65,10 @@ def is_json() -> bool:
 
 
 def say(line: str) -> None:
-    """Log one of the program's own lines: a word, and what it is about. A line that cannot be printed is lost and stops nothing."""
+    """Log one of the program's lines: a stage word and a message.
+
+    A line that cannot be printed is dropped without an error.
+    """
     stage, _, words = line.partition(" ")
     level = STAGES.get(stage, "info")
     if LEVELS[level] < _level():
@@ -67,7 +80,7 @@ def say(line: str) -> None:
 
 
 class Formatter(logging.Formatter):
-    """A record in the form that the environment names."""
+    """Formats log records in the format that the environment variables hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         level, message = record.levelname.lower(), record.getMessage()
@@ -94,13 +107,13 @@ def _json(level: str, name: str, message: str, more: dict[str, Any], created: fl
 
 
 def _time(created: float | None) -> str:
-    """UTC, in milliseconds, as in the request log."""
+    """Return the time in UTC with milliseconds, as in the request log."""
     moment = datetime.now(UTC) if created is None else datetime.fromtimestamp(created, UTC)
     return moment.isoformat(timespec="milliseconds")
 
 
 def __getattr__(name: str) -> str:
-    # The level is in the environment by the time that vLLM is imported, which is later than this module.
+    # vLLM is imported later than this module, when the environment holds the level.
     if name == "ENGINE_LEVEL":
         return os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper()
     raise AttributeError(name)

@@ -1,7 +1,8 @@
-"""Standard output and standard error of a program and its children, passed on by threads: no print or log line can block or fail.
+"""Relays standard output and standard error from threads, so that no print or log line can block.
 
-Descriptors 1 and 2 become pipes that are always read. This covers what Python's logging does not: the engine's own processes, `print`,
-tracebacks and libraries that write by themselves. What a program prints just before SIGKILL or an abort may be lost.
+Descriptors 1 and 2 become pipes that a thread always reads. Unlike Python's logging, this covers the
+engine's processes, `print`, tracebacks and libraries that write to the descriptors. Output just before
+SIGKILL or an abort may be lost.
 """
 
 import atexit
@@ -23,7 +24,7 @@ _relays: list["Relay"] = []
 
 
 class Relay:
-    """Descriptors of one file, whose pipe a thread empties into a LogWriter."""
+    """Descriptors of one file, and a thread that reads their pipe into a LogWriter."""
 
     def __init__(self, numbers: list[int], report: Callable[[str], None]) -> None:
         self._numbers = numbers
@@ -33,7 +34,7 @@ class Relay:
         for number in numbers:
             os.dup2(sink, number)
         os.close(sink)
-        # Held while what was read is not yet with the writer.
+        # Held from reading the pipe until the writer has the bytes.
         self._passing = threading.Lock()
         threading.Thread(target=self._pass_on, name=f"relay {NAMES[numbers[0]]}", daemon=True).start()
 
@@ -47,7 +48,7 @@ class Relay:
             open_ = bool(data)
 
     def close(self, until: float) -> None:
-        """Write what was printed; then print directly again, unless that would block or fail."""
+        """Write all output so far; later output goes directly, unless that would block or fail."""
         while time.monotonic() < until:
             with self._passing:
                 if not select.select([self._source], [], [], 0)[0]:
@@ -59,21 +60,28 @@ class Relay:
 
 
 def relay_standard_streams(report: Callable[[str], None]) -> None:
-    """Call it once, before anything is printed and any process is started. `report` writes a line to standard error."""
+    """Relay the standard streams. `report` writes a line to standard error.
+
+    Call this once, before the program prints or starts a process.
+    """
     for number in (0, *NAMES):
         _open_if_closed(number)
     for number, name in NAMES.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115 - for the life of the program
-    # Two descriptors of one file get one pipe, so that lines stay in their order.
+    # Two descriptors of one file get one pipe, which keeps the order of lines.
     groups = [[2, 1]] if os.path.sameopenfile(1, 2) else [[2], [1]]
     _relays.extend(Relay(numbers, report) for numbers in groups)
-    # Registered first, so it runs after all others, which may print.
+    # Registered first, so that it runs after all other exit handlers, which may print.
     atexit.register(write_rest, os.getpid())
 
 
 def _open_if_closed(number: int) -> None:
-    """A socket that took the number of a stream would get the log, or be closed as a child's standard input."""
+    """Open the null device as a closed standard stream.
+
+    Otherwise a socket could get the stream's number. It would then receive the log, or be closed as a
+    child's standard input.
+    """
     with suppress(OSError):
         os.fstat(number)
         return
@@ -86,7 +94,7 @@ def _open_if_closed(number: int) -> None:
 
 
 def terminal_columns() -> int | None:
-    """The width of the terminal that standard error is; None where it is none."""
+    """Return the width of standard error's terminal; None if standard error is not a terminal."""
     real = _relays[0].real if _relays else 2
     with suppress(OSError):
         return os.get_terminal_size(real).columns if os.isatty(real) else None
@@ -94,7 +102,10 @@ def terminal_columns() -> int | None:
 
 
 def write_rest(process: int) -> None:
-    """Write what was printed, within a bound; at the end of the process with this id, which prints directly from then on."""
+    """Write all output so far, within a time limit; later output goes directly.
+
+    It does nothing in any process other than the one with this id.
+    """
     if os.getpid() != process:
         return
     for stream in (sys.stdout, sys.stderr):

@@ -1,1 +1,1 @@
-"""Sockets and bytes: listeners, connections, TLS, timeouts, watched files."""
+"""Sockets and bytes: listeners, connections, TLS, timeouts, and followed files."""

@@ -1,4 +1,4 @@
-"""Takes accepted connections in, as far as there are places for them; for any wire."""
+"""Accepts connections within the connection limits, for all wire protocols."""
 
 import asyncio
 import socket
@@ -13,22 +13,34 @@ from frontends.net.listeners import is_stranger
 from frontends.net.tls import TLS
 
 HANDSHAKE_SECONDS = 10.0
-# asyncio gives a TLS connection 30 s to end, and counts what the client is still reading. `WriteWatch` has the deadline instead.
+# asyncio gives a TLS connection 30 s to close, including the time in which the client still reads.
+# `WriteWatch` enforces the time limit instead.
 SHUTDOWN_SECONDS = 86_400.0
 RETRY_SECONDS = 0.1
-# How often `empty` looks.
+# Seconds between two looks of `empty`.
 LOOK_SECONDS = 0.01
 
 
 class ConnectionProtocol(Protocol):
-    """A connection's protocol. `made`: it has had a transport; from then on it says itself when it has left."""
+    """A connection's protocol.
+
+    Attributes:
+        made: whether the protocol has had a transport. From then on it reports its own end.
+    """
 
     made: bool
 
 
 class Acceptor:
-    """`make(left)` makes the protocol of a connection, which calls `left()` when it is lost. `refusal` is what one too many is told, where
-    there is no TLS to say it in."""
+    """Accepts connections and creates their protocols.
+
+    Args:
+        make: `make(left)` creates a connection's protocol, which calls `left()` when the connection is
+            lost.
+        refusal: the bytes that are sent to a rejected connection, unless the server uses TLS.
+        limiter: the connection limits.
+        tls: the TLS settings; None without TLS.
+    """
 
     def __init__(
         self, make: Callable[[Callable[[], None]], ConnectionProtocol], refusal: bytes, limiter: ConnectionLimiter, tls: TLS | None = None
@@ -41,7 +53,10 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, connection: socket.socket) -> None:
-        """Serve it, or say that there is no place. Before anything is made of it: one too many costs one system call."""
+        """Serve a connection, or reject it.
+
+        Rejection comes before any protocol or task exists, so a rejected connection costs one system call.
+        """
         connection.setblocking(False)
         peer = _peer(connection)
         if not self.limiter.strangers and is_stranger(connection):
@@ -64,7 +79,7 @@ class Acceptor:
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError:
-            # Gone before it was here, or no TLS that this server takes.
+            # The client has gone, or the TLS handshake failed.
             pass
         finally:
             if not guest.made:
@@ -72,7 +87,7 @@ class Acceptor:
                 connection.close()
 
     async def close(self) -> None:
-        """Let go of those who are still shaking hands."""
+        """Cancel the connections whose TLS handshake is not complete."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -80,17 +95,19 @@ class Acceptor:
     async def empty(self, seconds: float) -> None:
         """Wait until no connection is open, for `seconds` at most."""
         with anyio.move_on_after(seconds):
-            while self.limiter.inside:  # noqa: ASYNC110 - a door is shared by listeners, and has no event
+            while self.limiter.inside:  # noqa: ASYNC110 - listeners share the limiter, which has no event
                 await anyio.sleep(LOOK_SECONDS)
 
     async def accept(self, listener: socket.socket) -> None:
-        """Welcome everybody who comes, one at a time: asyncio's own server would accept a whole backlog before it asked whether there is a
-        descriptor left."""
+        """Accept connections one at a time.
+
+        asyncio's server would accept its whole listen backlog before it checks for a free descriptor.
+        """
         while True:
             try:
                 connection, _ = await self._loop.sock_accept(listener)
             except OSError:
-                # Gone in the line, or no descriptor: those that are open will end some day.
+                # The client has gone, or no descriptor is free until an open connection ends.
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self.serve(connection)
@@ -99,8 +116,11 @@ class Acceptor:
 
 @asynccontextmanager
 async def listen(acceptor: Acceptor, *listeners: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
-    """Accept connections from listening sockets, which are closed at the end. Where there is `patience` then, in seconds, connections that
-    wait to be accepted are served too, and those that are open may end by themselves."""
+    """Accept connections from listening sockets, and close the sockets at the end.
+
+    If `patience` then returns more than 0 seconds, connections in the listen backlog are served too.
+    Open connections get that time to end by themselves.
+    """
     loop = asyncio.get_running_loop()
     for listener in listeners:
         listener.setblocking(False)
@@ -122,17 +142,17 @@ async def listen(acceptor: Acceptor, *listeners: socket.socket, patience: Callab
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
-    """Connections whose clients have connected already. A listener that closes resets them."""
+    """Yield the connections in the listen backlog, which closing the listener would reset."""
     while True:
         try:
             yield listener.accept()[0]
         except OSError:
-            # Most likely because there is none left.
+            # The listen backlog is most likely empty.
             return
 
 
 def _peer(connection: socket.socket) -> str:
-    """Its address; empty for a unix socket, and for one that is gone already."""
+    """Return the peer's address; empty for a unix socket and for a client that has gone."""
     try:
         address = connection.getpeername()
     except OSError:

@@ -1,4 +1,4 @@
-"""Who may connect: as many as there are file descriptors for, and no other machine takes all of them."""
+"""Limits on the number of connections, in total and per address."""
 
 import argparse
 import ipaddress
@@ -11,17 +11,21 @@ import attrs
 
 from frontends.net.listeners import UnixAccess
 
-# For the engine's pipes, the log and whatever else a process opens, so that accepting never fails for want of a descriptor: asyncio would
-# log that once for each connection that waits, 6 MB a second.
+# File descriptors kept free for the engine's pipes, the log and other files, so that accepting never
+# fails for lack of a descriptor. asyncio would log that once per waiting connection, 6 MB a second.
 RESERVED = 64
-# Of what a process asks the system for; more is the operator's to allow.
+# The number of descriptors that a process requests from the system; the operator may allow more.
 MAX_DESCRIPTORS = 65_536
-# So that four machines are needed to leave no place for a fifth. What comes from this machine is a proxy as often as not.
+# One address may have this fraction of all connections, so that fewer than four machines cannot take
+# all of them. Connections from this machine are exempt, because they often come from a proxy.
 PEER_SHARE = 4
 
 
 def raise_descriptor_limit() -> None:
-    """As far as the system lets a process do it by itself; a shell's 1024 is for programs that wait with select()."""
+    """Raise the limit of open files as far as the system allows.
+
+    A shell's default of 1024 is meant for programs that use select().
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -30,26 +34,29 @@ def raise_descriptor_limit() -> None:
 
 
 def spare_descriptors() -> int:
-    """Connections that there is room for."""
+    """Return the number of connections that the limit of open files leaves room for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else max(1, soft - RESERVED)
 
 
 @attrs.define
 class ConnectionLimiter:
-    """Counts who is inside.
+    """Counts the open connections and enforces the limits.
 
     Attributes:
-        most: connections at once; None is what the process's file descriptors leave room for.
-        most_of_peer: of one address, unless that is this machine's; None is a quarter of `most`.
-        strangers: whether other users of this machine may connect to a unix socket, as its file's mode then says.
-        turned_away: how many there were no places for.
+        most: maximum number of connections; None is what the limit of open files leaves room for.
+        most_of_peer: maximum number of connections from one address; loopback is exempt. None is a
+            quarter of `most`.
+        strangers: whether other users of this machine may connect to a unix socket; its file's mode
+            then decides.
+        is_proxy: returns whether an address is a trusted proxy's; its clients are counted instead.
+        inside: the number of open connections.
+        rejected: the number of rejected connections, and of rejected requests behind proxies.
     """
 
     most: int | None = None
     most_of_peer: int | None = None
     strangers: bool = False
-    # Whether an address is a proxy's, whose clients are counted instead.
     is_proxy: Callable[[str], bool] = lambda _: False
     inside: int = attrs.field(default=0, init=False)
     rejected: int = attrs.field(default=0, init=False)
@@ -64,12 +71,12 @@ class ConnectionLimiter:
 
     @classmethod
     def of(cls, options: argparse.Namespace, is_proxy: Callable[[str], bool] = lambda _: False) -> "ConnectionLimiter":
-        """As the command line says."""
+        """Return a limiter with the limits of the command line."""
         strangers = not UnixAccess.of(options).owner_alone
         return cls(options.max_connections, options.max_peer_connections, strangers, is_proxy)
 
     def enter(self, peer: str) -> bool:
-        """Whether there is a place. What has entered leaves."""
+        """Return whether a connection is within the limits. If it is, call `leave` at its end."""
         if self.inside >= self._most or not self._may(peer):
             self.rejected += 1
             return False
@@ -78,7 +85,10 @@ class ConnectionLimiter:
         return True
 
     def enter_behind_proxy(self, client: str) -> bool:
-        """Whether one more request of a proxy's client is within the bound for one address. What has entered leaves."""
+        """Return whether a request of a proxy's client is within the limit per address.
+
+        If it is, call `leave_behind_proxy` at its end.
+        """
         if not self._may(client):
             self.rejected += 1
             return False
@@ -102,5 +112,5 @@ class ConnectionLimiter:
 
 
 def _is_here(peer: str) -> bool:
-    """A unix socket has no address at all."""
+    """Return whether an address is this machine's. A unix socket's address is empty."""
     return not peer or ipaddress.ip_address(peer.partition("%")[0]).is_loopback

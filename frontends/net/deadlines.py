@@ -1,15 +1,16 @@
-"""How long clients of every wire may take."""
+"""Time limits for clients, for all wire protocols."""
 
 import random
 
-# For a request's body, or a frame, to arrive completely.
+# Maximum seconds for a request's body, or a frame, to arrive completely.
 BODY_SECONDS = 30.0
-# For a client that takes nothing of its response, as nginx's send_timeout between two writes.
+# Maximum seconds that a client may take no bytes of its response, like nginx's send_timeout.
 WRITE_SECONDS = 30.0
-# By chance a deadline is up to so much shorter, so that a crowd that came at once does not go at once.
+# Deadlines are shortened at random by up to this share, so that clients that connected together do
+# not all time out together.
 SPREAD = 0.2
 
 
 def spread(seconds: float) -> float:
-    """A deadline for one client of many."""
+    """Return a time limit that is shortened at random by up to `SPREAD`."""
     return seconds * (1 - SPREAD * random.random())

@@ -1,4 +1,7 @@
-"""An operator's files, which are read at the start and again whenever they change. What cannot be read changes nothing."""
+"""The operator's files, which are read at startup and reloaded whenever they change.
+
+A file that cannot be read changes nothing.
+"""
 
 import os
 import stat
@@ -13,11 +16,13 @@ from frontends.logs.operator_log import say
 from llmserve import ConfigurationError
 
 T = TypeVar("T")
-# A file is read when two looks have found the same change: one that is being saved may be empty, or end anywhere.
+# Seconds between two looks at the files. A changed file is read when two looks have found it the
+# same: a file that is being saved may be empty or incomplete.
 LOOK_SECONDS = 0.4
-# 20,000 keys. A file of more is a mistake, and parsing it would take the interpreter for seconds.
+# Room for 20,000 keys. A larger file is a mistake, and parsing it would block the interpreter for
+# seconds.
 MAX_BYTES = 4 * 2**20
-# Of a reason in the log.
+# Maximum length of a reason in the log.
 MAX_CHARACTERS = 500
 
 Mark = tuple[int, ...] | None
@@ -26,38 +31,39 @@ _waiting: set[anyio.Event] = set()
 
 
 def read_file(path: Path) -> tuple[bytes, int]:
-    """What is in a file, and its mode. Raises ConfigurationError for what is no regular file of a sensible size, by OSError's cause if any.
+    """Return a file's content and mode.
 
-    Opened without waiting: the open of a FIFO would wait for its writer.
+    Raises ConfigurationError for anything but a regular file of at most `MAX_BYTES`; an OSError is its
+    cause. The file is opened without blocking: opening a FIFO would wait for its writer.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise ConfigurationError("it is not a regular file")
+                raise ConfigurationError("the file is not a regular file")
             if found.st_size > MAX_BYTES:
-                raise ConfigurationError(f"it is larger than {MAX_BYTES:,} bytes")
+                raise ConfigurationError(f"the file is larger than {MAX_BYTES:,} bytes")
             return file.read(MAX_BYTES), found.st_mode
     except OSError as error:
-        raise ConfigurationError(f"it cannot be read: {error.strerror}") from error
+        raise ConfigurationError(f"the file cannot be read: {error.strerror}") from error
 
 
 def read_text(path: Path) -> tuple[str, int]:
-    """The same of a text. Raises ConfigurationError also for what is not UTF-8."""
+    """Return a file's text and mode. Raises ConfigurationError, also for text that is not UTF-8."""
     data, mode = read_file(path)
     try:
         return data.decode(), mode
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ConfigurationError(f"the file is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def marks(files: Sequence[Path]) -> list[Mark]:
-    """What changes whenever one of the files does."""
+    """Return values that change whenever one of the files changes."""
     return [_mark(path) for path in files]
 
 
 def reread() -> None:
-    """Read all followed files of this process now, whether they have changed or not."""
+    """Reread all followed files of this process now, even unchanged ones."""
     for event in _waiting:
         event.set()
 
@@ -65,9 +71,10 @@ def reread() -> None:
 async def follow(
     files: Sequence[Path], seen: list[Mark], read: Callable[[], T], apply: Callable[[T], None], name: str, *, quiet: bool = False
 ) -> None:
-    """Call `read` in a thread whenever one of the files differs from `seen`, the marks of when they were last read, and then `apply`.
+    """Call `read` in a thread whenever a file has changed, and then `apply` with the result.
 
-    What goes wrong is reported once for each change, and what was applied last stays in force. After an OSError it is tried again.
+    `seen` are the files' marks of their last read. An error is logged once per change, and the result
+    that was applied last stays in force. After an OSError the files are read again.
     """
     report = (lambda _: None) if quiet else say
     last, told = seen, None
@@ -79,10 +86,10 @@ async def follow(
         try:
             found = await _in_thread(read)
             if await _in_thread(lambda: marks(files)) != last:
-                # Saved while it was read. The next look finds it at rest.
+                # A file was saved while it was read. A later look finds it unchanged.
                 continue
             apply(found)
-        except Exception as error:  # The server goes on with what it has, for any content of the files.
+        except Exception as error:  # No content of a file may stop the server.
             problem = (last, str(error) or type(error).__name__)
             if problem != told or asked:
                 report(f"{name:<9} not changed: {problem[1][:MAX_CHARACTERS]}")
@@ -96,7 +103,7 @@ async def follow(
 
 
 async def _wait() -> bool:
-    """Until it is time to look; returns whether a signal asked for it."""
+    """Wait until the next look is due; return whether a signal has requested it."""
     asked = anyio.Event()
     _waiting.add(asked)
     try:
@@ -108,7 +115,7 @@ async def _wait() -> bool:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """A network file system may keep even a look at a file waiting."""
+    """Run a function in a thread: a network file system may block even `stat`."""
     return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 

@@ -1,8 +1,9 @@
-"""When connections write what an engine's step has brought: together, after the step, and less often while the event loop falls behind.
+"""Schedules the writes of all connections after each engine step, and less often under overload.
 
-A write costs a system call and a wake-up of the client, 5 to 20 us of this process, however little it carries. While the loop keeps up,
-every connection writes after every step. When the loop is busy nearly all of the time, connections hold their tokens back for some
-milliseconds, so that one write carries those of several steps. A stream's first tokens and its end are never held.
+A write costs a system call and a wake-up of the client: 5 to 20 us of this process, regardless of its
+size. While the event loop keeps up, every connection writes after every step. When the loop is busy
+nearly all of the time, connections hold tokens back for some milliseconds. One write then carries the
+tokens of several steps. A stream's first tokens and its end are never held back.
 """
 
 import asyncio
@@ -12,12 +13,15 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-# The longest that a token is held back, in seconds. The measured gaps between a stream's events grow by up to a few milliseconds more.
+# Maximum seconds that a token is held back. The measured gaps between a stream's events grow by up
+# to a few milliseconds more.
 MAX_HOLD = 0.015
-# The first hold when the loop falls behind, and how fast holds grow and shrink from window to window.
+# The first hold in seconds when the loop falls behind, and the factor by which holds grow and shrink
+# from one window to the next.
 FIRST_HOLD = 0.002
 FACTOR = 1.5
-# Shares of the time that the loop's thread computes: above the one it is falling behind, below the other it has caught up.
+# Shares of a window in which the loop's thread computes: above the first the loop is falling behind,
+# below the second it has caught up.
 FALLING_BEHIND, CAUGHT_UP = 0.9, 0.7
 WINDOW = 0.05
 
@@ -25,8 +29,13 @@ Flush = Callable[[], None]
 
 
 class FlushScheduler:
-    """Shared by the connections of one event loop. `max_hold` of 0 never holds anything. `clock` and `cpu_clock` count seconds, and those
-    that this thread has computed."""
+    """The scheduler that all connections of one event loop share.
+
+    Args:
+        max_hold: maximum seconds to hold tokens back; 0 = never.
+        clock: returns monotonic seconds.
+        cpu_clock: returns the CPU seconds of this thread.
+    """
 
     def __init__(
         self, max_hold: float = MAX_HOLD, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time
@@ -42,13 +51,13 @@ class FlushScheduler:
         self._window = (clock(), cpu_clock())
 
     def soon(self, flush: Flush) -> None:
-        """Call `flush()` once this step is over."""
+        """Call `flush()` when this step is over."""
         self._held.pop(flush, None)
         self._now[flush] = None
         self._plan()
 
     def later(self, flush: Flush) -> None:
-        """Call `flush()` once this step is over, or after up to `hold` seconds."""
+        """Call `flush()` when this step is over, or up to `hold` seconds later."""
         if flush not in self._now:
             self._held[flush] = None
             self._plan()
@@ -71,7 +80,7 @@ class FlushScheduler:
         _call(flushes)
 
     def _time_over(self) -> None:
-        """No step has come in time."""
+        """Flush the held connections, as no step has ended in time."""
         _call(self._take_held(self._clock()))
 
     def _take_held(self, now: float) -> dict[Flush, None]:
@@ -82,7 +91,7 @@ class FlushScheduler:
         return held
 
     def _adapt(self, now: float) -> None:
-        """Hold longer when the thread has computed for nearly all of the last window, and less when it has not."""
+        """Hold tokens longer if the thread was busy for nearly all of the last window, else less."""
         cpu = self._cpu_clock()
         busy = (cpu - self._window[1]) / (now - self._window[0])
         self._window = (now, cpu)
@@ -97,5 +106,5 @@ def _call(flushes: dict[Flush, None]) -> None:
         try:
             flush()
         except Exception:
-            # One connection's trouble must not become everyone's.
+            # The failure of one connection must not affect the others.
             logger.exception("writing to a connection failed")

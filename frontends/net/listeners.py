@@ -1,4 +1,4 @@
-"""Sockets that listen, for any wire."""
+"""Listening sockets, for all wire protocols."""
 
 import argparse
 import errno
@@ -12,13 +12,16 @@ from pathlib import Path
 
 import attrs
 
-# Ten thousand connections that come at once take 1.4 s to be accepted; with 128, which is asyncio's and aiohttp's default, 54 s.
+# Accepting ten thousand simultaneous connections takes 1.4 s. With 128, the default of asyncio and
+# aiohttp, it takes 54 s.
 BACKLOG = 4096
-# What the kernel holds for one client that does not read; by itself it would go up to 4 MiB (Linux's tcp_wmem), out of sight of every bound
-# of ours. An answer's tokens need a hundredth of what so much carries a second at a round trip of 100 ms.
+# Bytes that the kernel holds for a client that does not read. Its default goes up to 4 MiB (Linux's
+# tcp_wmem), outside of all our limits. At a round trip of 100 ms this buffer carries a hundred times
+# what a response's tokens need.
 SEND_BUFFER = 128 * 1024
-# A client whose machine or network is gone says nothing. It is asked after 15 s of silence and again every 5 s, and given up 30 s after
-# it should have acknowledged something; by themselves a kernel asks after two hours, and gives up what it has sent after fifteen minutes.
+# A client whose machine or network is gone sends no end. The kernel probes it after 15 s of silence
+# and then every 5 s, and closes the connection 30 s after a missing acknowledgement. The kernel's
+# defaults are two hours and fifteen minutes.
 VANISHED = {
     socket.TCP_KEEPIDLE: 15,
     socket.TCP_KEEPINTVL: 5,
@@ -27,35 +30,40 @@ VANISHED = {
 }
 
 OWNER_ALONE, OWNER_AND_GROUP = 0o600, 0o660
-# Machines without IPv6 still have ::1 for localhost in their hosts file.
+# Machines without IPv6 may still list ::1 as localhost in their hosts file.
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-# With port 0 and several addresses. That a free port of one is taken on another is rare.
+# Attempts with port 0 and several addresses. A free port of one is rarely taken on another.
 ATTEMPTS = 10
 
 
 class CannotListen(Exception):
-    """An address that is taken, or that does not exist here."""
+    """An address that is in use or does not exist on this machine."""
 
     def __init__(self, address: str, error: OSError) -> None:
         super().__init__(f"{address}: {error.strerror or error}")
 
 
 def add_unix_options(parser: argparse.ArgumentParser) -> None:
-    words = "mode of a unix socket's file, in octal (default: 600, or 660 with --unix-group)"
+    words = "file mode of the unix socket, in octal (default: 600, or 660 with --unix-group)"
     parser.add_argument("--unix-mode", type=_mode, metavar="MODE", help=words)
-    parser.add_argument("--unix-group", type=_group, metavar="GROUP", help="group of a unix socket's file, by name or number")
+    parser.add_argument("--unix-group", type=_group, metavar="GROUP", help="file group of the unix socket, by name or number")
 
 
 @attrs.frozen
 class UnixAccess:
-    """Who may connect to a unix socket: `mode` and `group` (its id, None for the process's own) of its file."""
+    """The permissions of a unix socket's file.
+
+    Attributes:
+        mode: the file's mode.
+        group: the id of the file's group; None for the process's group.
+    """
 
     mode: int = OWNER_ALONE
     group: int | None = None
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "UnixAccess":
-        """What `add_unix_options` has parsed."""
+        """Return the permissions from the options of `add_unix_options`."""
         mode = OWNER_ALONE if options.unix_group is None else OWNER_AND_GROUP
         return cls(mode if options.unix_mode is None else options.unix_mode, options.unix_group)
 
@@ -65,13 +73,16 @@ class UnixAccess:
 
 
 def bind_unix(path: Path, access: UnixAccess = UnixAccess()) -> socket.socket:
-    """A listening unix socket, by default for its owner alone. One that a killed server left behind is replaced. Raises OSError."""
+    """Return a listening unix socket, by default for its owner only. Raises OSError.
+
+    It replaces a socket that a killed server has left behind.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # A link is not followed: somebody else may have laid it.
+        # A symbolic link is not followed: another user may have created it.
         if path.is_socket() and not path.is_symlink() and not _answers(path):
             path.unlink()
-        # From the moment that it exists.
+        # The file has the right mode from the moment that it exists.
         before = os.umask(0o177)
         try:
             listener.bind(str(path))
@@ -79,7 +90,7 @@ def bind_unix(path: Path, access: UnixAccess = UnixAccess()) -> socket.socket:
             os.umask(before)
         if access.group is not None:
             os.chown(path, -1, access.group)
-        # Last, so that no other group has the mode for a moment.
+        # After chown, so that the previous group never has this mode.
         if access.mode != OWNER_ALONE:
             os.chmod(path, access.mode)
         listener.listen(BACKLOG)
@@ -99,8 +110,10 @@ def _answers(path: Path) -> bool:
 
 
 def is_stranger(connection: socket.socket) -> bool:
-    """Whether the other end of a unix socket belongs to another user, who is not root: the file's mode says the same, until somebody
-    changes it."""
+    """Return whether the peer of a unix socket is a user other than this process's user and root.
+
+    The file's mode excludes them too, until another program changes the mode.
+    """
     if connection.family != socket.AF_UNIX:
         return False
     _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
@@ -108,22 +121,23 @@ def is_stranger(connection: socket.socket) -> bool:
 
 
 def without_brackets(host: str) -> str:
-    """An IPv6 address as it is bound, where it was given as in a URL."""
+    """Return a host without the brackets that an IPv6 address has in a URL."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def authority(host: str, port: int) -> str:
-    """As in a URL: an IPv6 address has brackets."""
+    """Return host and port as in a URL, where an IPv6 address has brackets."""
     return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """A listening TCP socket for each address of the hosts, all on one port; 0 takes one that is free on all of them.
+    """Return listening TCP sockets for all addresses of the hosts, on one port.
 
-    `::` is every address of both families, in two sockets: a single one would show IPv4 clients under IPv6 addresses, which no limit and
-    no log would know again. An address of a family that this machine does not have is left out where another one is there.
+    Port 0 picks a port that is free on all addresses. `::` means every IPv4 and IPv6 address, with two
+    sockets: a single one would show IPv4 clients under IPv6 addresses, which limits and logs would not
+    recognize. An address of a family that this machine lacks is skipped if the host has another address.
 
-    Raises CannotListen, naming the host.
+    Raises CannotListen, which names the host.
     """
     attempts = ATTEMPTS if port == 0 else 1
     while True:
@@ -136,7 +150,7 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
                     bound = {listener.getsockname()[0] for listener in listeners}
                     listeners.extend(stack.enter_context(listener) for listener in _bind_host(host, at, bound))
             except UnicodeError:
-                raise CannotListen(host[:64], OSError(errno.EINVAL, "this is not a host name")) from None
+                raise CannotListen(host[:64], OSError(errno.EINVAL, "not a valid host name")) from None
             except OSError as error:
                 # The free port of one address may be taken on another.
                 if attempts and error.errno == errno.EADDRINUSE:
@@ -147,7 +161,10 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _bind_host(host: str, port: int, bound: Collection[str]) -> list[socket.socket]:
-    """Leaves out the addresses that are `bound` already, as 127.0.0.1 is for localhost beside it. Raises OSError."""
+    """Bind a host's addresses, except those already `bound`. Raises OSError.
+
+    127.0.0.1 is already bound if the hosts are 127.0.0.1 and localhost.
+    """
     found: list[socket.socket] = []
     absent: OSError | None = None
     for address in _addresses(host):
@@ -169,7 +186,7 @@ def _bind_host(host: str, port: int, bound: Collection[str]) -> list[socket.sock
 def _addresses(host: str) -> list[str]:
     if host == "::":
         return ["::", "0.0.0.0"]  # noqa: S104 - the operator has asked for every address
-    # In the order that the system prefers, each once.
+    # In the system's preferred order, without duplicates.
     return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)))
 
 
@@ -178,9 +195,9 @@ def _mode(text: str) -> int:
         mode = int(text, 8)
     except ValueError:
         mode = -1
-    # Without its owner's bits the server could not connect to it to see whether another one answers.
+    # Without the owner's bits a server could not connect to check whether another server answers.
     if not 0o600 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a mode from 600 to 777, in octal")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode from 600 to 777")
     return mode
 
 
@@ -192,10 +209,10 @@ def _group(text: str) -> int:
 
 
 def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """A listening TCP socket, which other processes may `share` the port of. Raises OSError."""
+    """Return a listening TCP socket. With `share`, other processes may use its port. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=share)
-    # Its connections inherit these.
+    # Accepted connections inherit these options.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in VANISHED.items():

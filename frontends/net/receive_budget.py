@@ -1,27 +1,33 @@
-"""How much memory the request bodies and frames that are still arriving may take together, for any wire.
+"""A memory limit for all incomplete request bodies and frames together, for all wire protocols.
 
-A client that sends nearly all of a body and then waits makes the server hold it. One body costs at most 4 MiB, thousands cost the machine.
+A client that sends nearly all of a body and then waits makes the server hold the body. One body takes
+at most 4 MiB, but thousands exhaust the machine's memory.
 """
 
 from collections.abc import Callable
 
 import attrs
 
-# Of one body or frame. A prompt of a million characters fits; what is larger is no prompt for the models that this serves.
+# Maximum bytes of one body or frame. A prompt of a million characters fits.
 LARGEST = 4 * 2**20
-# Bytes of each body that are not counted: an ordinary request arrives also when the budget is spent. What they take together is bounded by
-# the number of connections.
+# Bytes of each body that are not counted, so that ordinary requests arrive even when the budget is
+# spent. The number of connections bounds their total.
 FREE_BYTES = 64 * 2**10
-# Sixteen bodies of the largest size. At 10 Gbit/s such a body arrives within 4 ms.
+# Sixteen bodies of the maximum size. At 10 Gbit/s such a body arrives within 4 ms.
 MAX_BYTES = 64 * 2**20
-# A body that has been arriving for this long gives way to a new one: it takes 7 Mbit/s to send 4 MiB in this time.
+# A body that has been arriving for this many seconds may be dropped for a new one. It takes 7 Mbit/s
+# to send 4 MiB in this time.
 SLOW_SECONDS = 5.0
-REFUSAL = "this server holds as much of requests that have not arrived completely as it may; send it again later"
+RETRY_SECONDS = 1.0
+REFUSAL = "the server's memory for incomplete requests is full; retry later"
 
 
 @attrs.define(eq=False)
 class Arrival:
-    """One body or frame that has not arrived completely. `refuse` is called when it has to give way."""
+    """One body or frame that has not arrived completely.
+
+    The budget calls `refuse` when it drops this body for a new one.
+    """
 
     budget: "ReceiveBudget"
     refuse: Callable[[], None]
@@ -29,22 +35,30 @@ class Arrival:
     since: float = 0.0
 
     def grow(self, size: int) -> bool:
-        """So many bytes of it are held now. False if there is no room for them: then it is not counted any more, and must be dropped."""
+        """Report that `size` bytes of this body are held now.
+
+        Returns False if there is no room. The body is then no longer counted, and the caller must drop it.
+        """
         return self.budget.count(self, max(0, size - FREE_BYTES))
 
     def end(self) -> None:
-        """It has arrived, or was dropped."""
+        """Report that the body has arrived or was dropped."""
         self.budget.count(self, 0)
 
 
 class ReceiveBudget:
-    """`clock` returns monotonic seconds; `max_bytes` bounds what is held beyond the `FREE_BYTES` of each body."""
+    """The shared memory limit.
+
+    Args:
+        clock: returns monotonic seconds.
+        max_bytes: maximum bytes in memory beyond the `FREE_BYTES` of each body.
+    """
 
     def __init__(self, clock: Callable[[], float], max_bytes: int | None = None) -> None:
         self._clock = clock
         self._max = MAX_BYTES if max_bytes is None else max_bytes
         self.bytes = 0
-        # In the order in which they were first counted.
+        # Ordered by the time of their first counted byte.
         self._arrivals: dict[Arrival, None] = {}
 
     def count(self, arrival: Arrival, size: int) -> bool:

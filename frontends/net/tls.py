@@ -1,4 +1,7 @@
-"""The server's certificate, and whose certificates clients must show: the operator's files, read at the start and whenever they change."""
+"""TLS settings from the operator's files: the server's certificate and the CAs of its clients.
+
+The files are read at startup and whenever they change.
+"""
 
 import asyncio
 import ssl
@@ -16,9 +19,10 @@ from llmserve import ConfigurationError
 
 @attrs.define
 class TLS:
-    """What `--tls-cert`, `--tls-key` and `--tls-client-ca` say. Raises ConfigurationError for files that are not there or do not fit.
+    """The settings of `--tls-cert`, `--tls-key` and `--tls-client-ca`.
 
-    `context` is for the next connection, those that are open keep theirs.
+    Raises ConfigurationError for files that are missing or do not match. `context` is for new
+    connections; open connections keep their context.
     """
 
     certificate: Path
@@ -33,21 +37,27 @@ class TLS:
 
     @classmethod
     def of(cls, certificate: Path | None, key: Path | None, client_ca: Path | None = None) -> Self | None:
-        """None without any of them; with a `client_ca`, clients show a certificate of it. Raises ConfigurationError."""
+        """Return the settings, or None without any file. Raises ConfigurationError.
+
+        With `client_ca`, clients must show a certificate that it has issued.
+        """
         if certificate and key:
             return cls(certificate, key, client_ca)
         if certificate or key or client_ca:
-            raise ConfigurationError("TLS needs both --tls-cert and --tls-key")
+            raise ConfigurationError("TLS requires both --tls-cert and --tls-key")
         return None
 
     def _read(self) -> ssl.SSLContext:
-        """A context of its own each time: one that is in use would be left with half of a pair that does not fit."""
+        """Return a new context.
+
+        Loading a mismatched pair of files into the current context would leave it with half of the pair.
+        """
         for path in self._files:
             self._check(path)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            # Without a password OpenSSL would ask for one on the terminal, and wait.
+            # Without a password OpenSSL would prompt for one on the terminal and block.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"TLS with {self.certificate} and {self.key}: {error}") from None
@@ -64,7 +74,7 @@ class TLS:
         return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
 
     def _check(self, path: Path) -> None:
-        """OpenSSL itself would read a FIFO or a device without end."""
+        """Check that a file can be read: OpenSSL would read a FIFO or a device without end."""
         try:
             read_file(path)
         except ConfigurationError as error:
@@ -75,13 +85,16 @@ class TLS:
         self.context = context
 
     async def follow(self, *, quiet: bool = False) -> None:
-        """Read the files again whenever one changes; what is wrong with them is reported, and what was good stays in force."""
+        """Reread the files whenever one changes.
+
+        Invalid files are logged, and the last valid settings stay in force.
+        """
         await follow(self._files, self._seen, self._read, self._take, "tls", quiet=quiet)
 
 
 @asynccontextmanager
 async def followed(tls: TLS | None, *, quiet: bool = False) -> AsyncIterator[None]:
-    """Follow it meanwhile."""
+    """Follow the files while this context is entered."""
     following = asyncio.get_running_loop().create_task(tls.follow(quiet=quiet)) if tls is not None else None
     try:
         yield

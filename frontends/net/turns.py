@@ -1,14 +1,16 @@
-"""Work that would hold up the event loop: one piece at a time, with a rest after each piece in which everything else goes on.
+"""A queue for work that blocks the event loop, with a pause after each piece of work.
 
-For what no thread makes better: decoding and encoding hold the interpreter's lock until they are done. Eight clients that send
-4 MiB each at the same moment would otherwise be decoded one after the other, before any token of another client is written.
+It is for decoding and encoding, which hold the interpreter's lock, so that a thread would not help.
+Without pauses, the bodies of eight clients that send 4 MiB each at the same moment would be decoded
+before any token of another client is written.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-# A piece is followed by a rest of the same length, so that heavy work takes at most half of the event loop's time.
+# The pause's length relative to the work before it: heavy work takes at most half of the event loop's
+# time.
 REST = 1.0
 
 P = ParamSpec("P")
@@ -16,14 +18,14 @@ T = TypeVar("T")
 
 
 class WorkQueue:
-    """A line for heavy work. A task that is cancelled in it leaves it."""
+    """A queue for heavy work. A cancelled task leaves the queue."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._rested = 0.0
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns, or raises. It should take some ten milliseconds at most."""
+        """Run `work` when its turn comes, and return its result. It should take at most about 10 ms."""
         clock = asyncio.get_running_loop().time
         async with self._lock:
             await asyncio.sleep(max(0.0, self._rested - clock()))

@@ -1,7 +1,9 @@
-"""Ends connections whose clients have stopped reading, and only those: the deadline runs from the last bytes that the client took.
+"""Closes connections whose clients have stopped reading.
 
-The kernel says what a client took. A transport cannot: with TLS its buffer is empty while the one below it holds a whole response, and on
-a slow connection the kernel's buffer of some megabytes empties without a word to the transport for longer than the deadline.
+The time limit runs from the last bytes that the client took. Only the kernel knows what a client took.
+With TLS a transport's buffer is empty while the buffer below it holds a whole response. On a slow
+connection, the kernel's buffer of some megabytes may take longer than the limit to empty, and the
+transport sees no progress.
 """
 
 import asyncio
@@ -12,9 +14,9 @@ import termios
 
 from frontends.net import deadlines
 
-# How often a connection is looked at within its deadline. A look takes 3 us.
+# Number of checks of a connection within its time limit. A check takes 3 us.
 LOOKS = 10
-# Of Linux's struct tcp_info: tcpi_bytes_acked, 64 bits.
+# The offset of tcpi_bytes_acked (64 bits) in Linux's struct tcp_info, and the bytes to read.
 _ACKED_AT, _TCP_INFO = 120, 128
 _INT = struct.calcsize("i")
 
@@ -40,9 +42,9 @@ class WriteWatch:
             waiting = self._waiting()
             taken = self._bytes_taken(waiting)
         except (OSError, ValueError):
-            # The socket is closed, and the connection's end about to be told.
+            # The socket is closed, and `connection_lost` follows.
             return
-        # A TLS connection that was closed also waits for the client's last word.
+        # A closing TLS connection also waits for the client's close message.
         idle = not waiting and not self._transport.is_closing()
         if idle or taken != self._taken:
             self._taken, self._since = taken, now
@@ -53,12 +55,15 @@ class WriteWatch:
         self._timer = self._loop.call_later(min(left, self._seconds / LOOKS), self._look)
 
     def _waiting(self) -> int:
-        """Bytes that the client has not taken; with TLS those in the kernel alone, which is never empty while more wait."""
+        """Return the number of bytes that the client has not taken.
+
+        With TLS these are only the kernel's, which are never 0 while more bytes wait.
+        """
         queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(_INT))
         return int(struct.unpack("i", queued)[0]) + self._transport.get_write_buffer_size()
 
     def _bytes_taken(self, waiting: int) -> int:
-        """A number that changes when the client takes bytes."""
+        """Return a number that changes when the client takes bytes."""
         if self._socket.family == socket.AF_UNIX:
             return -waiting
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)

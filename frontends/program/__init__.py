@@ -1,1 +1,1 @@
-"""What every server program shares: command line, logs, start and end."""
+"""Shared by all server programs: command line, startup checks, startup and shutdown."""

@@ -1,4 +1,4 @@
-"""What a person sees while a server starts: one line a stage, and a bar while the engine loads. Writes to stderr."""
+"""A progress bar on standard error while the engine loads."""
 
 import json
 import sys
@@ -13,17 +13,18 @@ from frontends.logs.operator_log import is_json, say
 from frontends.logs.standard_streams import terminal_columns
 from llmserve.models import cache_folder
 
-# How long the first start of anything is taken to last, before this machine has shown better: 26 to 46 s were measured
-# for the bundled model on two cores.
+# Expected seconds of the first start, before this machine has a measurement. The bundled model took
+# 26 to 46 s on two cores.
 FIRST_GUESS = 40.0
 TICK = 0.25
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """A bar that fills in the time that the last start of `what` took; on a terminal only, a line of words elsewhere.
+    """Draw a bar that fills in the time that the last start of `what` took.
 
-    Drawn by a thread, not by a task: a task group in here would have to be left before the manager that is entered in here.
+    Where standard error is not a terminal, log one line instead. A thread draws the bar, because a
+    task group in here would have to be left before the manager that is entered in here.
     """
     expected = _remembered().get(what, FIRST_GUESS)
     began = time.monotonic()
@@ -53,7 +54,7 @@ def _fill(expected: float, began: float, columns: int, done: threading.Event) ->
     shape = "llmserve  engine    loading {bar:30} {elapsed} of about " + f"{expected:.0f} s"
     with tqdm(total=expected, bar_format=shape, leave=False, ncols=columns, file=sys.stderr) as bar:
         while not done.wait(TICK):
-            # Never full before it is ready: what takes longer than last time stays just short of the end.
+            # The bar is never full before the engine is ready: a slower start stops at 99 %.
             bar.n = min(time.monotonic() - began, expected * 0.99)
             bar.refresh()
 
@@ -72,4 +73,4 @@ def _remember(what: str, seconds: float) -> None:
         cache_folder().mkdir(parents=True, exist_ok=True)
         (cache_folder() / "starts.json").write_text(json.dumps(starts))
     except OSError:
-        pass  # a bar that guesses again next time
+        pass  # the next start guesses again

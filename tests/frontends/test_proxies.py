@@ -140,5 +140,5 @@ async def test_the_program_s_options_hold_in_each_of_its_processes(tmp_path, wor
 def test_a_root_path_is_a_path():
     assert [_root_path(text) for text in ("", "/", "/llm/", "/a/b")] == ["", "", "/llm", "/a/b"]
     for text in ("llm", "http://x/llm", "/a b", "//x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is not a path"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a valid path prefix"):
             _root_path(text)

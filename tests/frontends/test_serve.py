@@ -123,7 +123,7 @@ async def test_a_start_that_hangs_is_given_up_at_a_signal(sent, tmp_path):
         process.send_signal(sent)
         with anyio.fail_after(10):
             assert await process.wait() == 0
-    assert "the start is given up" in lines[-2]
+    assert "startup is cancelled" in lines[-2]
     assert "stopped" in lines[-1]
 
 
@@ -131,7 +131,7 @@ async def test_a_start_that_hangs_is_given_up_at_a_signal(sent, tmp_path):
 async def test_a_second_signal_ends_a_start_at_once(sent, tmp_path):
     async with hanging(tmp_path, 600) as (process, _, _):
         process.send_signal(sent)
-        assert b"the start is given up" in await process.stderr.readline()
+        assert b"startup is cancelled" in await process.stderr.readline()
         process.send_signal(sent)
         with anyio.fail_after(10):
             assert await process.wait() == -sent
@@ -230,7 +230,7 @@ async def test_the_socket_server_is_such_a_program_too(tmp_path):
     ("arguments", "words"),
     [
         (["--listen", "9000"], "'9000' is no address: use tcp://host:port"),
-        (["--listen", "tls://127.0.0.1:0"], "needs --tls-cert and --tls-key"),
+        (["--listen", "tls://127.0.0.1:0"], "requires --tls-cert and --tls-key"),
         (["--listen", "tls://127.0.0.1:0", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "TLS with /nowhere and /nowhere"),
         (["--listen", "unix:///nowhere/x.sock"], "cannot listen on unix:///nowhere/x.sock: No such file or directory"),
         (["--max-streams", "0"], "0 is less than 1"),

@@ -1,1 +1,1 @@
-"""What stands between a network that nobody trusts and the routes: connections, the form of requests, who asks, what is logged."""
+"""The HTTP application: its server, its middlewares and its routes."""

@@ -1,6 +1,7 @@
-"""One line of JSON for each HTTP request but probes: who, what, how it ended, how long it took and how many tokens. No text, no key.
+"""The request log: one line of JSON per HTTP request, without prompts, answers or keys.
 
-Every value is from a closed set, a number, or a name that was checked; what else a client sent is not written.
+A line has the caller, the route, the outcome, times and token counts. Every value is a number, a
+checked name or from a closed set; no other client input is written. Probes are not logged by default.
 """
 
 import sys
@@ -25,33 +26,33 @@ from llmserve import ConfigurationError, Timeline
 from llmserve.request import Outcome
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# nginx's word for a client that went before its answer.
+# nginx's status for a client that disconnected before its response.
 GONE = 499
 SERVER = "llmserve"
 
 NAME = web.RequestKey("name", str)
 ANSWER = web.RequestKey("answer", str)
-# Requests of an answer for each of its prompts.
+# The number of sequences per prompt of an answer.
 PER_PROMPT = web.RequestKey("per_prompt", int)
 SENT = web.RequestKey("sent", int)
 
-# What orchestrators, load balancers and scrapers ask every few seconds, by the route.
-# The status of an error that no code has foreseen.
+# The status of an unexpected error.
 UNFORESEEN = 500
+# Routes that orchestrators, load balancers and scrapers request every few seconds.
 PROBES = frozenset(
     {"/health", "/health/live", "/health/ready", "/health/generate", "/health_generate", "/ping", "/load", "/metrics", "/metrics.json"}
 )
 
-# As a label of `llmserve_log_lines_dropped_total`.
+# The log's label in the metric `llmserve_log_lines_dropped_total`.
 NAME_OF_LOG = "requests"
 
 Write = Callable[[bytes], Any]
 
 
 def open_log(path: Path | None) -> LogWriter | None:
-    """Takes lines for a file, which they are added to, or for standard output if the path is "-"; None without a path.
+    """Open the request log: a file to append to, or standard output for "-"; None without a path.
 
-    Close it to write what it still holds. Raises ConfigurationError.
+    Close the writer to write its remaining lines. Raises ConfigurationError.
     """
     if path is None:
         return None
@@ -66,10 +67,11 @@ def open_log(path: Path | None) -> LogWriter | None:
 
 
 def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = tuple, *, probes: bool = False) -> Middleware:
-    """A middleware that gives each request a name, its client's own where that is fit for one, and writes its line.
+    """Return a middleware that names each request and writes its line.
 
-    `tenants` gives those that the operator has named: any other name is text that a client sent. A probe has a line if `probes` is True,
-    or if the server failed in it.
+    The name is the client's, if that is valid. `tenants` returns the tenants that the operator has
+    named; other names are client input and not logged. A probe is logged if `probes` is True or the
+    server failed.
     """
 
     @web.middleware
@@ -83,7 +85,7 @@ def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = t
         except ConnectionError:
             raise
         except Exception:
-            # Unforeseen: the server answers it with 500, unless an answer has begun.
+            # Unexpected: the server answers with 500, unless a response has begun.
             status = request.get(SENT, 500)
             raise
         else:
@@ -97,15 +99,15 @@ def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = t
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Every answer has the request's name, and not the versions of what serves it."""
+    """Add the request's name to every response, and hide the server's version."""
     request[SENT] = response.status
-    # Without a name it came past the middlewares: aiohttp itself refuses an Expect for a path that does not exist.
+    # A request without a name bypassed the middlewares: aiohttp rejects an Expect for an unknown path.
     response.headers[REQUEST_ID] = request.get(NAME) or uuid.uuid4().hex
     response.headers[hdrs.SERVER] = SERVER
 
 
 def name_answer(request: web.Request, answer: str, per_prompt: int = 1) -> None:
-    """Note the id that an answer carries. A request that its client has not named is named after it."""
+    """Note the answer's id, which becomes the name of a request without a client's name."""
     request[ANSWER], request[PER_PROMPT] = answer, per_prompt
     if client_id(request) is None:
         request[NAME] = answer
@@ -137,8 +139,11 @@ def _tenant(caller: Caller | None, timelines: Sequence[Timeline], named: Collect
 
 
 def _generation(timelines: Sequence[Timeline], per_prompt: int) -> dict[str, Any]:
-    """What the engine did for the request, all its sequences together; None and 0 where nothing reached the manager."""
-    # A sequence that ends early ends the others, which are cancelled. The log has why the first of those that were not ended so.
+    """Return outcome, times and token counts over all sequences of a request.
+
+    They are None and 0 where nothing reached the manager.
+    """
+    # A sequence that fails cancels the others. Log the first one that was not cancelled.
     ends = [one for one in timelines if one.outcome is not Outcome.COMPLETED]
     early = next((one for one in ends if one.outcome is not Outcome.CANCELLED), ends[0] if ends else None)
     last = early or (timelines[0] if timelines else None)
@@ -147,7 +152,7 @@ def _generation(timelines: Sequence[Timeline], per_prompt: int) -> dict[str, Any
         "reason": last.reason or None if last else None,
         "queue": _earliest(one.admitted - one.arrived for one in timelines if one.admitted is not None),
         "ttft": _earliest(one.first_token - one.arrived for one in timelines if one.first_token is not None),
-        # As the answer's `usage` counts them: a prompt once, however many choices it has.
+        # Like the answer's `usage`: each prompt counts once, regardless of its number of choices.
         "prompt_tokens": sum(one.prompt_tokens for one in timelines[::per_prompt]),
         "cached_tokens": sum(one.cached_tokens for one in timelines[::per_prompt]),
         "completion_tokens": sum(one.completion_tokens for one in timelines),

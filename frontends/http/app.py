@@ -1,6 +1,7 @@
 """The HTTP application: routes of about ten lines over one `EngineManager`.
 
-Knows HTTP and nothing of engines. `build_app(manager)` is for other aiohttp programs; `frontends.aiohttp_app` runs it alone.
+It knows HTTP but no engine. Other aiohttp programs use `build_app(manager)`; `frontends.aiohttp_app`
+is the program that serves it.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ GetSeries = Callable[[], Awaitable[Iterable["Metric"]]]
 
 
 class Routes:
-    """The handlers; each reads its body, makes one call, and writes the answer."""
+    """The handlers. Each reads its body, makes one call and writes the response."""
 
     def __init__(
         self,
@@ -95,7 +96,10 @@ class Routes:
         self._detokenize = BodyReader(DetokenizeRequest, self._turns)
 
     def table(self, root: str) -> list[web.RouteDef]:
-        """Each route, and again below `root`: some proxies take that part off before they pass a request on, and some do not."""
+        """Return each route, with and without the prefix `root`.
+
+        Some proxies remove the prefix before they forward a request, and some do not.
+        """
         posts = {
             "/v1/completions": self.completions,
             "/v1/chat/completions": self.chat,
@@ -183,14 +187,17 @@ class Routes:
         return _json({"status": "ready", "state": self.manager.state})
 
     def _check_health(self) -> None:
-        """As the manager does. Where clients have keys, a probe has none, and its answer holds no detail of the failure."""
+        """Check the manager's health.
+
+        Probes need no key. If other clients do, the response has no details of a failure.
+        """
         try:
             self.manager.check_health()
         except LLMServeError as error:
             if self._access.keys is None:
                 raise
             if isinstance(error, Unavailable):
-                raise Unavailable("requests are not taken now", retry_after=error.retry_after, reason=error.reason) from None
+                raise Unavailable("the server does not accept requests now", retry_after=error.retry_after, reason=error.reason) from None
             raise EngineDead("the engine has failed") from None
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -230,7 +237,7 @@ class Routes:
         return wanted
 
     async def _read(self, request: web.Request, reader: BodyReader[Body], make: Callable[[Body], Made]) -> Made:
-        """What is made of the request's body, which nothing holds afterwards."""
+        """Return what `make` builds from the request's body; nothing keeps the body."""
         context = self.manager.info.max_model_len if self.manager.engine_is_up else None
         return await reader.read(await take(request), make, context)
 
@@ -263,11 +270,14 @@ class Routes:
 
     @property
     def _adapters(self) -> tuple[str, ...]:
-        """None of them before the engine is up, which says which there are."""
+        """The engine's adapters; empty before the engine has started and reported them."""
         return self.manager.info.adapters if self.manager.engine_is_up else ()
 
     def _adapter(self, model: str | None) -> str | None:
-        """Raises ModelNotFound; Unavailable for any other name than the model's own while it is not known what there is."""
+        """Return the adapter that a request names; None for the model itself. Raises ModelNotFound.
+
+        While the engine is not up, its adapters are unknown: then any other name raises Unavailable.
+        """
         if model not in (None, self.model) and not self.manager.engine_is_up:
             self.manager.check_health()
         return adapter_of(model, self.model, self._adapters)
@@ -282,14 +292,17 @@ def _chunk(answerer: ResponseBuilder, unopened: set[int], running: list[TokenStr
     chunk = answerer.chunk(index, delta, running[index].usage if running else None)
     if not (unopened and chunk and index in unopened):
         return chunk
-    # With the first token and not before it: clients take the first event for that, and measure by it.
+    # Sent with the first token and not earlier: clients measure the time to the first event.
     unopened.discard(index)
     return answerer.first(index, running[index].usage if running else None) + chunk
 
 
 @asynccontextmanager
 async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator[EventStream]:
-    """Stands outside the stream that is written, so that the stream's error passes through here last."""
+    """Write a stream's error as an event, once events have begun.
+
+    This context encloses the token stream's, so that the stream's errors pass through here last.
+    """
     if recorded:
         events.record(MAX_ANSWER)
     try:
@@ -303,22 +316,22 @@ async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator
 
 
 def no_route(request: web.Request) -> web.Response:
-    """The way to the route that is meant, where only a slash is too much; else the routes that there are."""
+    """Return a redirect if the path only has an extra slash at its end; else a 404 with the paths."""
     routes = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
-    # As it was sent: a path in another encoding is none of ours.
+    # The raw path: a percent-encoded path matches no route.
     path = request.raw_path.partition("?")[0]
     if path.endswith("/") and (path := path[:-1]) in routes:
         query = f"?{request.query_string}" if request.query_string else ""
-        # 307 keeps the method and the body. The Location is a path of ours and never another host.
-        return _failure(HTTPFailure(307, f"this path has no slash at its end: {path}", "http_error", {"Location": path + query}))
-    # Each path once: below the root path are the same ones again.
+        # 307 keeps the method and the body. The Location is a known path, never another host.
+        return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}))
+    # Each path once, without its copy below the root path.
     paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes)
-    return _failure(HTTPFailure(404, f"there is no such path; the paths are {', '.join(paths)}", "http_error"))
+    return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"))
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as OpenAI's error object, with its status; nothing that the server knows and the client should not."""
+    """Answer every error as OpenAI's error object with its status, without internal details."""
     try:
         return await handler(request)
     except LLMServeError as error:
@@ -350,27 +363,32 @@ def build_app(
     clients: Middleware | None = None,
     root_path: str = "",
 ) -> web.Application:
-    """An aiohttp application over a manager, which the caller enters and leaves.
+    """Build an aiohttp application over a manager, which the caller enters and leaves.
 
-    Run it with `frontends.http.server.running`; under another server, which needs `handler_cancellation=True` and `auto_decompress=False`,
-    there are no timeouts but that server's.
+    Run it with `frontends.http.server.running`. Another server needs `handler_cancellation=True` and
+    `auto_decompress=False`, and then only that server's timeouts apply.
 
     Args:
-        model: the name it is served under.
-        metrics: returns the metrics, where they are not this manager's alone.
-        series: asked for what stands beside ours in Prometheus's text, where it is not this process's alone.
-        access: whose keys are let in; None asks nobody.
-        hosts: the names that the server answers to, beside localhost and IP addresses; None is any name (`frontends.http.host_names`).
-        memory: of answers, for what is sent again with its `Idempotency-Key`; None makes one for this application alone.
-        max_hold: the longest, in seconds, that a stream's tokens are held back while the event loop falls behind the engine; 0 for never.
-        max_incomplete: bytes that bodies which have not arrived completely may take together; None is `receive_budget.MAX_BYTES`.
-        departure: after its `begin` every answer closes its connection, and readiness is 503.
-        origins: of pages that may call it from a browser, beside its own; `*` is any.
-        clients: a middleware that notes whose request a proxy passes on (`frontends.http.proxies`).
-        root_path: where a proxy has put the server, such as "/llm"; paths are served with it and without it.
-        keepalive: seconds of silence after which a stream gets a comment, and its status; 0 for never.
-        check: answers /health/generate; None leaves that route out.
-        log: takes a line for each request (`frontends.http.access_log.open_log`), but for probes, unless `log_probes`.
+        manager: the manager of the engine.
+        model: the name that the model is served under.
+        metrics: returns the metrics; None for this manager's own.
+        series: returns other metrics for the Prometheus text; None for those of this process.
+        access: the API keys; None or no keys for no authentication.
+        log: takes a line for each request (`frontends.http.access_log.open_log`).
+        log_probes: whether probes are logged too.
+        memory: the store of responses for `Idempotency-Key`; None creates a store for this application.
+        hosts: the names that the server answers to, in addition to localhost and IP addresses; None is
+            any name (`frontends.http.host_names`).
+        max_hold: maximum seconds that a stream's tokens are held back while the event loop falls behind
+            the engine; 0 = never.
+        max_incomplete: maximum bytes of all incomplete bodies; None is `receive_budget.MAX_BYTES`.
+        departure: after its `begin` every response closes its connection, and readiness is 503.
+        origins: origins other than the server's whose pages may call it from a browser; `*` is any.
+        keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
+        check: answers /health/generate; None omits that route.
+        clients: a middleware that notes whose request a proxy forwards (`frontends.http.proxies`).
+        root_path: the path prefix under which a proxy serves the server, such as "/llm". Paths are
+            served with and without it.
     """
     access, departure = access or Access(), departure or Departure()
     pages = Origins(frozenset(origins))
@@ -388,7 +406,7 @@ def build_app(
 
 
 async def _whole(parts: AsyncIterator[bytes]) -> web.Response:
-    """An answer as one body; in parts where it is larger than what is kept for an Idempotency-Key."""
+    """Return an answer as one body, or in parts if it is too large for an `Idempotency-Key`."""
     begin: list[bytes] = []
     async for part in parts:
         begin.append(part)
@@ -404,13 +422,15 @@ async def _joined(begin: list[bytes], parts: AsyncIterator[bytes]) -> AsyncItera
         async for part in parts:
             yield part
     finally:
-        # When the completions, which these frames hold, are gone.
+        # Called later, when these frames no longer hold the completions.
         asyncio.get_running_loop().call_soon(return_free_pages)
 
 
 def _asks_for_json(accept: str) -> bool:
-    """Whether an Accept header names JSON, and neither format of Prometheus. curl and routers made for vLLM send `*/*`, or no header, and
-    read Prometheus's text."""
+    """Return whether an Accept header names JSON and neither Prometheus format.
+
+    curl and routers for vLLM send `*/*` or no header, and expect Prometheus's text.
+    """
     named = accept.lower()
     return JSON in named and "text/plain" not in named and "openmetrics" not in named
 

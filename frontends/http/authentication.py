@@ -1,4 +1,4 @@
-"""Who asks over HTTP: `Authorization: Bearer KEY`, on every route but those that say nothing."""
+"""Authentication: `Authorization: Bearer KEY` on every route except health probes."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,19 @@ from frontends.http.request_checks import Handler
 from frontends.openai.errors import HTTPFailure
 from llmserve import InvalidRequest, Timeline
 
-# Probes: orchestrators and load balancers have no key. The server compares the resolved route, never the path as the client sent it.
+# Routes that need no key: orchestrators and load balancers have none. The server compares the
+# resolved route, never the path that the client sent.
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-# Where a proxy has put the server: see `--root-path`.
+# The path prefix under which a proxy serves the server: see `--root-path`.
 ROOT = web.AppKey("root", str)
 
-# The request's sequences, in the order in which they reach the manager. It is set where they are logged.
+# The request's sequences, in the order in which they reach the manager. Only set with a request log.
 TIMELINES = web.RequestKey("timelines", list[Timeline])
 CALLER = web.RequestKey("caller", Caller)
 
 
 def ask_for_key(access: Access) -> Middleware:
-    """A middleware that lets through who shows a key, before anything of the body is read."""
+    """Return a middleware that requires a valid key, before any of the body is read."""
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -41,7 +42,7 @@ def ask_for_key(access: Access) -> Middleware:
 
 
 def route_of(request: web.Request) -> str | None:
-    """The route that answers, in a word from a closed set; None where there is none."""
+    """Return the route that answers, from a closed set; None where there is none."""
     resource = request.match_info.route.resource
     return resource.canonical.removeprefix(request.config_dict.get(ROOT, "")) if resource is not None else None
 
@@ -50,12 +51,15 @@ _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 def no_key() -> HTTPFailure:
-    """The same for every client: not what was wrong with its key, nor whether there is such a path."""
-    return HTTPFailure(401, "this server wants an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
+    """Return the error for a missing or invalid key.
+
+    The error is the same for all causes, and does not reveal whether the path exists.
+    """
+    return HTTPFailure(401, "this server requires an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
 
 
 def secret_of(authorization: Sequence[str]) -> str:
-    """The key that the headers `Authorization` show. No client has an empty one."""
+    """Return the key in the `Authorization` headers; empty, which is never valid, without one."""
     if len(authorization) != 1:
         return ""
     scheme, _, secret = authorization[0].partition(" ")
@@ -63,7 +67,7 @@ def secret_of(authorization: Sequence[str]) -> str:
 
 
 def _deadline(request: web.Request) -> float | None:
-    """`X-Request-Timeout`, in seconds."""
+    """Return the value of `X-Request-Timeout` in seconds."""
     value = request.headers.get(TIMEOUT)
     if value is None:
         return None

@@ -1,9 +1,12 @@
-"""One HTTP response of server-sent events, written past its handler: the engine's step notes which streams have tokens, and their events go
-straight to the transport when the step is over. The handler's task sleeps meanwhile. The headers go out together with the first event, or
-alone if there is none in `HEADERS_SECONDS`.
+"""A response of server-sent events that is written outside its handler's task.
 
-While the client does not read, nothing is taken and the streams merge, so it costs no more memory than its answer. The connection ends if
-its client takes nothing for too long (`frontends.net.write_watch`), as if the client had gone.
+Each engine step notes which streams have tokens. Their events go straight to the transport when the
+step is over, while the handler's task sleeps. The headers go out with the first event, or alone if
+there is no event within `HEADERS_SECONDS`.
+
+While the client does not read, no tokens are taken and the streams merge their deltas. So a slow client
+costs no more memory than its answer. The connection is closed if its client takes nothing for too long
+(`frontends.net.write_watch`).
 """
 
 import asyncio
@@ -18,30 +21,34 @@ from aiohttp.http_writer import StreamWriter
 from frontends.net.flush import FlushScheduler
 from llmserve import Delta, TokenStream
 
-# Long enough for the first tokens of a server that is not overloaded, short enough for a client that waits for the headers.
+# Long enough for the first token of a server without overload, and short enough for a client that
+# waits for the headers.
 HEADERS_SECONDS = 0.5
-# nginx buffers an answer unless the answer itself forbids it, and so sends events in bursts.
+# nginx buffers a response, and so sends events in bursts, unless X-Accel-Buffering forbids it.
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# Proxies give up an answer that is silent: nginx after 60 s, a load balancer of AWS likewise.
+# Proxies close a silent response: nginx and AWS load balancers after 60 s.
 KEEPALIVE_SECONDS = 15.0
-# Between two looks at a client that does not read.
+# Minimum seconds between two looks at a client that does not read.
 MIN_SECONDS = 0.1
-# A line that clients of server-sent events skip, and the empty line after it.
+# A comment, which clients of server-sent events skip.
 COMMENT = b": keep-alive\n\n"
 RECORD = web.ResponseKey("record", bytes)
 
-# A choice's delta as events; empty where there is nothing to show yet.
+# Writes a choice's delta as events; empty where there is nothing to show yet.
 Chunk = Callable[[int, Delta], bytes]
 
 
 class _LateHeaders(web.StreamResponse):
-    """aiohttp sends its headers with the first of the body, as those of a web.Response."""
+    """A response whose headers aiohttp sends with the first bytes of the body."""
 
     _send_headers_immediately = False
 
 
 class EventStream:
-    """For one request: `begin`, `pour`, `end`. Until its first event an error is still a status, afterwards it is an event."""
+    """The event stream of one request: call `begin`, `pour`, `end`.
+
+    Before the first event an error becomes a status, after it an event.
+    """
 
     def __init__(self, request: web.Request, scheduler: FlushScheduler, keepalive: float = 0.0) -> None:
         self.response = _LateHeaders(headers=HEADERS)
@@ -50,9 +57,9 @@ class EventStream:
             raise ConnectionResetError("the client has gone")
         self._protocol, self._transport = request.protocol, request.transport
         self._scheduler = scheduler
-        # Asked for at every step, so they are bound once.
+        # Used at every step, so the method is bound once.
         self._flush = self._write_out
-        # What HTTP/1.0 gets ends with the connection instead.
+        # For HTTP/1.0 the end of the connection ends the response.
         self._chunked = request.version >= HttpVersion11
         self._writer: StreamWriter | None = None
         # Headers and first event have been written.
@@ -60,21 +67,24 @@ class EventStream:
         self._timer: asyncio.TimerHandle | None = None
         self._ready: dict[int, None] = {}
         self._record: list[bytes] | None = None
-        # Bytes that the record may still grow by.
+        # Bytes by which the record may still grow.
         self._recordable = 0
         self._closed = False
         self._keepalive = keepalive
         self._loop = asyncio.get_running_loop()
-        # When something was written last, or the request came.
+        # The time of the last write, or of the request.
         self._written = self._loop.time()
         self._silence = self._loop.call_later(keepalive, self._keep_alive) if keepalive else None
 
     def record(self, max_bytes: int) -> None:
-        """Keep what is written, for `RECORD` of the response when it was complete. A response that is larger is not recorded."""
+        """Record the response for `RECORD`, which is set when the response is complete.
+
+        A response of more than `max_bytes` is not recorded.
+        """
         self._record, self._recordable = [], max_bytes
 
     async def begin(self) -> None:
-        """Prepare the status and the headers, which the first event takes along."""
+        """Prepare the status and the headers, which are sent with the first event."""
         if self._writer is None:
             await self._prepare()
             self._timer = self._loop.call_later(HEADERS_SECONDS, self._send_headers)
@@ -92,19 +102,23 @@ class EventStream:
             self._writer.send_headers()
 
     def close(self) -> None:
-        """Nothing more will be written. If nothing has been, another response may be."""
+        """End all writing. If nothing was written, the handler may send another response."""
         self._closed = True
         if self._silence is not None:
             self._silence.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._writer is not None and not self.begun:
-            # prepare() has marked the connection's writer as chunked. The next response sets everything else itself.
+            # prepare() has marked the connection's writer as chunked. The next response sets all other
+            # values itself.
             self._writer.chunked = False
 
     async def pour(self, streams: Sequence[TokenStream], chunk: Chunk) -> None:
-        """Write what the streams make, until all of them have ended. Raises the first error of any of them, and ConnectionResetError
-        when the client has gone or does not read."""
+        """Write the streams' deltas until all streams have ended.
+
+        Raises the first error of any stream, and ConnectionResetError when the client has gone or does not
+        read.
+        """
         self._streams, self._chunk, self._left = streams, chunk, len(streams)
         self._turn: asyncio.Future[None] = self._loop.create_future()
         # A stream's first tokens, and its end, are not held back.
@@ -120,19 +134,19 @@ class EventStream:
             await self._turn
 
     async def end(self, last: bytes) -> None:
-        """Send what comes after all tokens."""
+        """Send the last events, after all tokens."""
         self._write(last)
         await self._drain()
         if self._record is not None:
             self.response[RECORD] = b"".join(self._record)
 
     async def fail(self, last: bytes) -> None:
-        """Send what says that there will be no more."""
+        """Send the event that ends a failed stream."""
         self._record = None
         await self.end(last)
 
     def _note(self, index: int) -> None:
-        """Called from the middle of an engine's step, so what is done here is done for every token."""
+        """Note a stream with new tokens. The engine's step calls this for every token."""
         ready = self._ready
         if index in self._first or self._streams[index].ended:
             self._scheduler.soon(self._flush)
@@ -141,7 +155,10 @@ class EventStream:
         ready[index] = None
 
     def _write_out(self) -> None:
-        """Write what there is as one chunk. Ends the handler's sleep when the client does not read, at an error, and at the end."""
+        """Write all new tokens as one chunk.
+
+        Wakes the handler's task if the client does not read, at an error, and at the end.
+        """
         if self._turn.done():
             return
         if self._protocol.writing_paused and not self._gone():
@@ -168,8 +185,11 @@ class EventStream:
         return self._chunk(index, delta)
 
     def _write(self, data: bytes) -> None:
-        """First by aiohttp's writer, which joins the headers to it; then past the writer, whose framing, counting and awaiting cost several
-        times the write itself."""
+        """Write bytes to the client.
+
+        The first write goes through aiohttp's writer, which adds the headers. Later writes bypass it: its
+        framing, counting and awaiting cost several times the write itself.
+        """
         if not data:
             return
         if self._gone():
@@ -185,7 +205,10 @@ class EventStream:
         self._transport.write(_chunk(data) if self._chunked else data)
 
     def _keep_alive(self) -> None:
-        """Write a comment if the answer has been silent for the interval. One to a client that does not read would only fill its buffer."""
+        """Write a comment if the response has been silent for the interval.
+
+        A client that does not read gets none, because it would only fill the buffer.
+        """
         silent = self._loop.time() - self._written
         if silent < self._keepalive or self._protocol.writing_paused:
             self._silence = self._loop.call_later(max(self._keepalive - silent, MIN_SECONDS), self._keep_alive)
@@ -194,13 +217,16 @@ class EventStream:
             return
         self._silence = self._loop.call_later(self._keepalive, self._keep_alive)
         if self._writer is None:
-            # The request waits in the line. From here on an error is an event.
+            # The request is still in the queue. From here on an error is an event.
             self._starting = self._loop.create_task(self._begin_silent())
         else:
             self._comment()
 
     async def _begin_silent(self) -> None:
-        """aiohttp's prepare() is a coroutine that does not wait, so the handler finds it done, or not begun."""
+        """Send the headers and a comment before there is an event.
+
+        aiohttp's prepare() never waits, so the handler sees it complete or not begun.
+        """
         if self._closed or self._writer is not None:
             return
         with suppress(ConnectionError):
@@ -208,7 +234,7 @@ class EventStream:
             self._comment()
 
     def _comment(self) -> None:
-        """Past the record: an answer that is given again has no silence."""
+        """Write a comment, which is not recorded: a replayed response has no silence."""
         self._send_headers()
         self._written = self._loop.time()
         if not self._gone():
@@ -217,17 +243,17 @@ class EventStream:
     def _keep(self, data: bytes, record: list[bytes]) -> None:
         self._recordable -= len(data)
         if self._recordable < 0:
-            # Too large to be kept, so what was recorded is given back now and not at the end.
+            # The response is too large to keep, so the record is freed now and not at the end.
             self._record = None
         else:
             record.append(data)
 
     def _gone(self) -> bool:
-        """A connection that is lost while it is paused stays paused, so this is asked beside it."""
+        """Return whether the client has gone. A connection lost while paused still counts as paused."""
         return self._transport.is_closing()
 
     async def _drain(self) -> None:
-        """Wait until the client has taken enough. Raises ConnectionResetError when it has gone."""
+        """Wait until the client has taken enough. Raises ConnectionResetError if it has gone."""
         assert self._writer is not None
         await self._writer.drain()
         if self._gone():
@@ -244,4 +270,4 @@ def _finish(work: Coroutine[Any, Any, None]) -> None:
         work.send(None)
     except StopIteration:
         return
-    raise RuntimeError("the writer waits, although it was told not to drain")
+    raise RuntimeError("the writer waits although drain is False")

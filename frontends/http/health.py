@@ -1,6 +1,6 @@
-"""What load balancers ask of a server: /version, /ping, /load, a check that generates, and the load as a header of answers (ORCA).
+"""Endpoints for load balancers: /version, /ping, /load, a generating health check, ORCA headers.
 
-The names and the forms are those that clients of vLLM and SGLang know.
+Names and formats are those of vLLM and SGLang.
 """
 
 import asyncio
@@ -19,24 +19,33 @@ from llmserve.state import ManagerStatistics
 
 GetMetrics = Callable[[], Awaitable[MetricsSnapshot]]
 
-# SGLang waits as long in its own check. A probe may give up earlier; the check goes on, and the next probe gets its result.
+# Maximum seconds of a check, as in SGLang. A probe may give up earlier; the check continues, and the
+# next probe gets its result.
 CHECK_SECONDS = 20.0
 LOOK_SECONDS = 0.25
-# https://github.com/envoyproxy/envoy/blob/main/source/common/orca/orca_parser.cc reads these two forms, and vLLM writes them.
+# Envoy reads these two formats, and vLLM writes them:
+# https://github.com/envoyproxy/envoy/blob/main/source/common/orca/orca_parser.cc
 FORMATS = frozenset({"TEXT", "JSON"})
 ASK_HEADER, LOAD_HEADER = "endpoint-load-metrics-format", "endpoint-load-metrics"
-# With several workers the figures come from all of them. A response that wants them does not ask the workers again within this time.
+# Seconds for which the metrics are reused in responses. With several workers they come from all
+# workers.
 FRESH_SECONDS = 0.1
 
 
 class Version(msgspec.Struct):
-    """The answer to GET /version: the engine's version, as in vLLM. llmserve's own is in the series `llmserve_build_info`."""
+    """The answer to GET /version: the engine's version, as in vLLM.
+
+    llmserve's version is in the metric `llmserve_build_info`.
+    """
 
     version: str
 
 
 class ServerLoad(msgspec.Struct):
-    """The answer to GET /load. `server_load` counts open requests, as in vLLM; `limit` is None where admission has no number."""
+    """The answer to GET /load.
+
+    `server_load` counts open requests, as in vLLM. `limit` is None where admission has no fixed limit.
+    """
 
     server_load: int
     running: int
@@ -51,13 +60,15 @@ class Checked(msgspec.Struct):
 
 
 class GenerateCheck:
-    """Sends one token through the engine, at most every `interval` seconds: all probes between get the last result.
+    """Generates one token, at most once every `interval` seconds; probes in between get its result.
 
-    A server at its limit refuses the check's request too. Then any token that the engine makes for another request is the proof.
+    A server at its limit refuses the check's request too. Then any token that the engine generates for
+    another request counts as success.
 
     Args:
-        interval: seconds, more than 0.
-        metrics: the metrics of all workers that share the engine; None where this manager has the engine alone.
+        manager: the manager of the engine.
+        interval: seconds between two checks, more than 0.
+        metrics: returns the metrics of all workers that share the engine; None for a single process.
     """
 
     def __init__(self, manager: EngineManager, interval: float, metrics: GetMetrics | None = None) -> None:
@@ -68,15 +79,15 @@ class GenerateCheck:
         self._check: asyncio.Task[bool] | None = None
 
     async def __call__(self) -> None:
-        """Raises Unavailable if the engine makes no token, or as `EngineManager.check_health` does."""
+        """Check the engine. Raises Unavailable, or as `EngineManager.check_health` does."""
         self._manager.check_health()
         loop = asyncio.get_running_loop()
         if self._check is None or (self._check.done() and loop.time() >= self._next):
             self._next = loop.time() + self._interval
             self._check = loop.create_task(self._ask())
-        # The probe may go. Others wait for the same check.
+        # Shielded: if this probe disconnects, others still wait for the same check.
         if not await asyncio.shield(self._check):
-            raise Unavailable(f"the engine made no token within {CHECK_SECONDS:g} s", retry_after=self._interval, reason=Refusal.SLOW)
+            raise Unavailable(f"the engine generated no token within {CHECK_SECONDS:g} s", retry_after=self._interval, reason=Refusal.SLOW)
 
     async def _ask(self) -> bool:
         generates = False
@@ -93,7 +104,7 @@ class GenerateCheck:
         return generates
 
     async def _own_token(self) -> bool:
-        # Token 0 is in every vocabulary, and needs no tokenizer.
+        # Token 0 is in every vocabulary and needs no tokenizer.
         request = GenerationRequest([0], sampling=Sampling(max_tokens=1, temperature=0.0, detokenize=False), tenant=self._tenant())
         try:
             await self._manager.generate(request)
@@ -106,7 +117,7 @@ class GenerateCheck:
     async def _another_s_token(self) -> bool:
         before: int | None = None
         while True:
-            # Without the workers' figures there is no proof.
+            # Without the workers' metrics, this look proves nothing.
             with suppress(LLMServeError):
                 metrics = await self._metrics() if self._metrics is not None else self._manager.metrics_snapshot()
                 tokens = metrics.statistics.engine.generation_tokens
@@ -116,13 +127,13 @@ class GenerateCheck:
             await anyio.sleep(LOOK_SECONDS)
 
     def _tenant(self) -> str:
-        """A tenant that admission knows, where the operator's table refuses all others."""
+        """Return a tenant that admission accepts, as the operator's table may refuse unknown ones."""
         table = self._manager.config.admission.table
         return next(iter(table.named), "default") if table.default is None else "default"
 
 
 class LoadRoutes:
-    """The handlers. `ready` answers /health, and so /ping."""
+    """The handlers of these endpoints."""
 
     def __init__(self, manager: EngineManager, metrics: GetMetrics, check: GenerateCheck | None) -> None:
         self._manager = manager
@@ -131,14 +142,14 @@ class LoadRoutes:
 
     def gets(self, ready: Handler) -> dict[str, Handler]:
         routes: dict[str, Handler] = {"/version": self.version, "/ping": ready, "/load": self.load}
-        # Two names: ours, and SGLang's.
+        # The second name is SGLang's.
         return routes if self._check is None else routes | {"/health/generate": self.generates, "/health_generate": self.generates}
 
     async def version(self, request: web.Request) -> web.Response:
         try:
             found = self._manager.info.version
         except RuntimeError:
-            # The engine has not been up yet.
+            # The engine has not started yet.
             self._manager.check_health()
             raise
         return _json(Version(found))
@@ -155,18 +166,18 @@ class LoadRoutes:
 
 
 def waiting(statistics: ManagerStatistics) -> int:
-    """Requests that wait for a slot of ours, and those that the engine has not begun."""
+    """Return the number of requests in the manager's queue and in the engine's."""
     return statistics.waiting + statistics.engine.waiting
 
 
 def report_load(metrics: GetMetrics) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """For `Application.on_response_prepare`: adds ORCA's header to the responses of requests that ask for it, and to no other."""
+    """Return a handler for `on_response_prepare` that adds the ORCA header to requests that ask."""
     latest: tuple[float, str, str] = (-FRESH_SECONDS, "", "")
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
         nonlocal latest
         form = request.headers.get(ASK_HEADER, "").upper()
-        # Without a key a client learns nothing of the load.
+        # Clients without a key must not see the load.
         if form not in FORMATS or CALLER not in request or route_of(request) in OPEN:
             return
         now = asyncio.get_running_loop().time()
@@ -174,7 +185,7 @@ def report_load(metrics: GetMetrics) -> Callable[[web.Request, web.StreamRespons
             try:
                 latest = (now, *_orca((await metrics()).statistics))
             except LLMServeError:
-                # An answer without its header is better than none.
+                # The response is more important than its header.
                 return
         response.headers[LOAD_HEADER] = latest[1] if form == "TEXT" else latest[2]
 
@@ -182,7 +193,10 @@ def report_load(metrics: GetMetrics) -> Callable[[web.Request, web.StreamRespons
 
 
 def _orca(statistics: ManagerStatistics) -> tuple[str, str]:
-    """The load as TEXT and as JSON, of https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto."""
+    """Return the load as TEXT and as JSON.
+
+    See https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto.
+    """
     named = {
         "kv_cache_usage_perc": float(statistics.engine.kv_usage),
         "num_requests_waiting": float(waiting(statistics)),
@@ -191,7 +205,7 @@ def _orca(statistics: ManagerStatistics) -> tuple[str, str]:
     report: dict[str, float] = {}
     limit = None if statistics.admission is None else statistics.admission.limit
     if limit:
-        # More than 1 while requests wait, which the specification allows.
+        # Above 1 while requests wait, which the specification allows.
         report["application_utilization"] = round((statistics.running + statistics.waiting) / limit, 4)
     pairs = [*report.items(), *((f"named_metrics.{name}", value) for name, value in named.items())]
     as_json = msgspec.json.encode({**report, "named_metrics": named}).decode()
@@ -203,5 +217,5 @@ def _json(body: msgspec.Struct) -> web.Response:
 
 
 def check_of(manager: EngineManager, interval: float | None, metrics: GetMetrics | None = None) -> GenerateCheck | None:
-    """What `--generate-check` asks for."""
+    """Return the check for `--generate-check`; None without that option."""
     return GenerateCheck(manager, interval, metrics) if interval else None

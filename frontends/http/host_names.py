@@ -1,7 +1,8 @@
-"""Which names a server answers to.
+"""The host names that a server answers to, against DNS rebinding.
 
-A page in a user's browser can let its own name lead to 127.0.0.1 (DNS rebinding). Its requests carry that name as Host and as Origin, so
-no comparison of the two finds anything wrong. It cannot make a browser send an IP address or `localhost` as Host.
+A page in a user's browser can make its own name resolve to 127.0.0.1. Its requests then carry that
+name as Host and as Origin, so comparing the two headers finds nothing wrong. The page cannot make a
+browser send an IP address or `localhost` as Host.
 """
 
 import argparse
@@ -22,19 +23,19 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
 
 def add_host_option(parser: argparse.ArgumentParser) -> None:
     words = (
-        "answer to this host name, beside localhost and IP addresses; repeat it "
-        "(default: to any name, but to none if only this machine can connect and no key or client certificate is required)"
+        "accept requests for this host name in addition to localhost and IP addresses; repeatable "
+        "(default: any name; no other name if only this machine can connect and no key or client certificate is required)"
     )
     parser.add_argument("--allowed-host", action="append", type=_given_name, metavar="NAME", help=words)
 
 
 def is_authenticated(options: argparse.Namespace, access: Access) -> bool:
-    """Whether every client must show a key or a certificate."""
+    """Return whether every client must show a key or a certificate."""
     return access.keys is not None or options.tls_client_ca is not None
 
 
 def allowed_hosts(options: argparse.Namespace, access: Access) -> Collection[str] | None:
-    """The names that `--allowed-host` or its default allows; None allows any."""
+    """Return the names that `--allowed-host` or its default allows; None allows any name."""
     if options.allowed_host:
         return list(options.allowed_host)
     # No browser connects to a unix socket, and no page knows a key.
@@ -42,15 +43,20 @@ def allowed_hosts(options: argparse.Namespace, access: Access) -> Collection[str
 
 
 def answer_to(names: Collection[str] | None) -> Middleware:
-    """A middleware that refuses requests for other hosts than `localhost`, IP addresses and these names; None refuses nothing."""
+    """Return a middleware that accepts only `localhost`, IP addresses and these names as Host.
+
+    None accepts any Host.
+    """
     allowed = None if names is None else {"localhost", *(name.lower() for name in names)}
 
     @web.middleware
     async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.headers.get(hdrs.HOST)
-        # HTTP/1.0 may leave it out, which no browser does.
+        # HTTP/1.0 clients may omit the Host header; browsers never do.
         if allowed is not None and host is not None and not _is_address(name := _name(host)) and name not in allowed:
-            raise HTTPFailure(403, "this server does not answer to that Host: use localhost, or --allowed-host", "unknown_host")
+            raise HTTPFailure(
+                403, "this server does not accept this Host header: use localhost, or start the server with --allowed-host", "unknown_host"
+            )
         return await handler(request)
 
     return check_host
@@ -58,12 +64,12 @@ def answer_to(names: Collection[str] | None) -> Middleware:
 
 def _given_name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host name: leave out the scheme and the port")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host name: omit the scheme and the port")
     return text.removesuffix(".").lower()
 
 
 def _name(host: str) -> str:
-    """Without its port, of a Host that `check_form` has let through."""
+    """Return a Host header's name without its port; `check_form` has checked the header."""
     name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     return name.removesuffix(".").lower()
 

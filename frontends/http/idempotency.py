@@ -1,8 +1,8 @@
-"""`Idempotency-Key`: a POST that is sent again gets the answer that the first one had, and generates nothing.
+"""`Idempotency-Key`: a repeated POST gets the first one's response, and generates nothing.
 
-For clients whose connection broke before they had read the answer. As the IETF's draft has it, the same key with another body is 422, and
-409 while the first one is still being answered. Only answers that were complete are kept: what failed, or was left by its client, is begun
-anew.
+This is for clients whose connection broke before they had read the response. As in the IETF draft, the
+same key with another body is 422, and 409 while the first request is still being answered. Only
+complete responses are kept: a request that failed, or whose client has gone, is generated again.
 """
 
 import asyncio
@@ -25,20 +25,21 @@ _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 
 
 class IdempotencyStore(Protocol):
-    """Where answers are kept: here, or where several processes share them."""
+    """A store of responses, in this process or shared by several processes."""
 
     async def begin(self, name: Name, body: bytes) -> Any:
-        """The `CachedResponse` answer that there was, or a claim for a request that is to be answered now, which `end` must follow.
+        """Return the `CachedResponse`, or a claim for a request to answer now, which `end` must follow.
 
-        Raises HTTPFailure for one that is being answered, and for another body. A caller that is cancelled here has no claim.
+        Raises HTTPFailure if the first request is still being answered or had another body. A caller that
+        is cancelled here has no claim.
         """
 
     def end(self, claim: Any, kind: str = "", answer: bytes | None = None) -> None:
-        """It has been answered, or not."""
+        """End a claim, with the complete response if there is one."""
 
 
 def answer_once(memory: IdempotencyStore | None) -> Middleware:
-    """A middleware; without a `memory` it has one of its own."""
+    """Return a middleware that uses the store `memory`; None creates a store for this process."""
     memories = [memory] if memory is not None else []
 
     @web.middleware
@@ -47,9 +48,9 @@ def answer_once(memory: IdempotencyStore | None) -> Middleware:
         if key is None or request.method != "POST":
             return await handler(request)
         if not _KEY.fullmatch(key):
-            raise HTTPFailure(400, f"{HEADER} takes 1 to 255 printable ASCII characters", "invalid_idempotency_key")
+            raise HTTPFailure(400, f"{HEADER} must have 1 to 255 printable ASCII characters", "invalid_idempotency_key")
         if not memories:
-            # Made here, where there is an event loop.
+            # Created here, because it needs the running event loop.
             memories.append(ResponseCache(asyncio.get_running_loop().time))
         (mine,) = memories
         caller = request[CALLER]
@@ -69,7 +70,7 @@ def answer_once(memory: IdempotencyStore | None) -> Middleware:
 
 
 def _complete(response: web.StreamResponse) -> bytes | None:
-    """All of an answer that was complete and is small enough to keep; None of any other."""
+    """Return the body of a complete response that is small enough to keep; else None."""
     if response.status != 200:
         return None
     body = response.body if isinstance(response, web.Response) else response.get(RECORD)

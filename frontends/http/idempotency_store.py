@@ -1,6 +1,6 @@
-"""The responses that are kept for `Idempotency-Key`, and the claims of the requests that are being answered.
+"""The store for `Idempotency-Key`: complete responses, and claims of requests in progress.
 
-Knows neither HTTP nor workers. Its memory is bounded, and shared fairly between tenants.
+It knows neither HTTP nor workers. Its memory is bounded and shared fairly between tenants.
 """
 
 from collections import OrderedDict
@@ -13,20 +13,24 @@ import msgspec
 from frontends.openai.errors import HTTPFailure
 
 HEADER = "Idempotency-Key"
-# Clients retry within this time; after it, or when the memory is full, the oldest responses are dropped.
+# Seconds for which a response is kept. When the memory is full, the oldest ones are dropped earlier.
 KEEP_SECONDS = 600.0
 KEEP_BYTES = 64 * 2**20
-# A larger response is not kept.
+# Maximum size in bytes of a response that is kept.
 MAX_ANSWER = 2**20
-# Bytes of an entry beside its response, roughly.
+# Approximate bytes of an entry in addition to its response.
 OVERHEAD = 1024
-# A claim that is older is free again, in case its owner lost it. Six times the longest request of `--max-seconds`'s default (600 s).
+# Seconds after which a claim expires, in case its owner lost it: six times the default of
+# `--max-seconds` (600 s).
 CLAIM_SECONDS = 3600.0
 REUSED, CONFLICT = "idempotency_key_reused", "idempotency_conflict"
 
 
 class Name(NamedTuple):
-    """What a key means depends on who sent it, and to which route. `tenant` and `key` are those of the API key, None without one."""
+    """The full name of an `Idempotency-Key`, which depends on its sender and its route.
+
+    `tenant` and `key` are those of the API key; None without an API key.
+    """
 
     tenant: str | None
     key: str | None
@@ -49,7 +53,10 @@ class CachedResponse(msgspec.Struct, frozen=True, array_like=True):
 
 @attrs.frozen(eq=False)
 class Claim:
-    """The right to answer a request. The owner that got it ends it; once it is `CLAIM_SECONDS` old, another request may get its own."""
+    """The right to answer a request, which its owner ends.
+
+    Once the claim is `CLAIM_SECONDS` old, another request may get a claim.
+    """
 
     name: Name
     body: bytes
@@ -57,25 +64,30 @@ class Claim:
 
 
 class ResponseCache:
-    """`clock` returns monotonic seconds; `max_bytes` bounds the responses that are kept."""
+    """The store.
+
+    Args:
+        clock: returns monotonic seconds.
+        max_bytes: maximum bytes of all responses.
+    """
 
     def __init__(self, clock: Callable[[], float], max_bytes: int = KEEP_BYTES) -> None:
         self._clock = clock
         self._max = max_bytes
-        # By tenant, and there the oldest first.
+        # Responses by tenant, each tenant's oldest first.
         self._kept: dict[str | None, OrderedDict[Name, CachedResponse]] = {}
         self._sizes: dict[str | None, int] = {}
         self._claims: dict[Name, Claim] = {}
-        # Of all tenants together: their responses, and `OVERHEAD` for each.
+        # Bytes of all responses of all tenants, with `OVERHEAD` for each response.
         self.bytes = 0
 
     async def begin(self, name: Name, body: bytes) -> CachedResponse | Claim:
         return self.claim(name, body)
 
     def claim(self, name: Name, body: bytes) -> CachedResponse | Claim:
-        """The response that is kept for this name, or a claim, which `end` must follow.
+        """Return the response for this name, or a claim, which `end` must follow.
 
-        Raises HTTPFailure with 409 while another request has the claim, with 422 for another body.
+        Raises HTTPFailure with 409 while another request has the claim, and with 422 for another body.
         """
         now = self._clock()
         self._drop_expired(name.tenant, now)
@@ -95,7 +107,10 @@ class ResponseCache:
         return claim
 
     def end(self, claim: Claim, kind: str = "", answer: bytes | None = None) -> None:
-        """Give the claim back, with the complete response if there is one. Does nothing after another request got the claim."""
+        """End a claim, with the complete response if there is one.
+
+        Does nothing if another request has got the claim since.
+        """
         name = claim.name
         if self._claims.get(name) is not claim:
             return
@@ -108,7 +123,8 @@ class ResponseCache:
         self._sizes[name.tenant] = self._sizes.get(name.tenant, 0) + kept.size
         self.bytes += kept.size
         while self.bytes > self._max:
-            # The tenant that keeps most pays, so that no tenant can push out a tenant that keeps less than an equal share.
+            # The tenant with the most bytes loses a response, so that no tenant can displace one with
+            # less than an equal share.
             self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__))
 
     def _drop_expired(self, tenant: str | None, now: float) -> None:

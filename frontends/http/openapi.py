@@ -1,4 +1,4 @@
-"""The OpenAPI document of the HTTP interface, made from the structs that its requests are read into and its answers written from."""
+"""The OpenAPI document of the HTTP interface, built from the structs of requests and answers."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ REF = "#/components/schemas/{name}"
 
 
 class TextAnswer(msgspec.Struct):
-    """A whole answer to POST /v1/completions."""
+    """The complete answer to POST /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -26,7 +26,7 @@ class TextAnswer(msgspec.Struct):
 
 
 class ChatAnswer(msgspec.Struct):
-    """A whole answer to POST /v1/chat/completions."""
+    """The complete answer to POST /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"]
@@ -53,14 +53,14 @@ class Text(msgspec.Struct):
 
 
 class ModelCard(msgspec.Struct):
-    """A model that is served."""
+    """A served model."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int | None
-    # The model that it is an adapter of.
+    # The base model of an adapter.
     parent: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -78,48 +78,56 @@ class Health(msgspec.Struct):
     state: str
 
 
-# What each status means, on any route (docs/http.md).
+# The meaning of each status, on any route (docs/http.md).
 ERRORS = {
-    400: "A field, a header or the body is wrong; `param` names the field.",
-    401: "The API key is missing, unknown or over.",
-    403: "This server does not know the tenant, or the request is from a page of another origin.",
-    404: "There is no such model, or no such path.",
-    405: "The path takes other methods.",
-    408: "The body did not come in time.",
+    400: "A field, a header or the body is invalid; `param` names the field.",
+    401: "The API key is missing, unknown or expired.",
+    403: "The tenant is unknown, or the request comes from a page of another origin.",
+    404: "The model or the path does not exist.",
+    405: "The path does not support this method.",
+    408: "The body did not arrive in time.",
     409: "The first request with this Idempotency-Key is still being answered.",
     413: "The body is too large.",
-    415: "The body is compressed, or no JSON.",
-    417: "The only expectation that is met is 100-continue.",
+    415: "The body is compressed or not JSON.",
+    417: "The only supported expectation is 100-continue.",
     422: "This Idempotency-Key was used for another request.",
-    429: "The tenant's own limit is reached.",
+    429: "The tenant's limit is reached.",
     500: "The engine failed this request.",
     503: "The server is starting, stopping or at its limit, or its engine died.",
-    504: "The request's time is over.",
+    504: "The request's deadline has passed.",
 }
 POSTS: dict[str, tuple[Any, Any, str]] = {
-    "/v1/completions": (CompletionRequest, TextAnswer, "Go on with a text"),
+    "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
     "/generate": (GenerateRequest, Completion, "Generate one sequence"),
-    "/tokenize": (TokenizeRequest, Tokens, "The tokens of a prompt, as the model would see it"),
-    "/detokenize": (DetokenizeRequest, Text, "The text of some tokens"),
+    "/tokenize": (TokenizeRequest, Tokens, "Return the tokens of a prompt, as the model gets it"),
+    "/detokenize": (DetokenizeRequest, Text, "Return the text of tokens"),
 }
 GETS: dict[str, tuple[Any, str]] = {
-    "/v1/models": (ModelList, "The models that are served"),
-    "/v1/models/{model}": (ModelCard, "One of them"),
-    "/health": (Health, "Whether requests are taken"),
-    "/health/ready": (Health, "Whether requests are taken"),
-    "/health/live": (Health, "Whether the process is of use"),
-    "/ping": (Health, "As /health, under SageMaker's name"),
-    "/version": (Version, "The engine's version"),
-    "/load": (ServerLoad, "How many requests are open, and how many of them wait"),
+    "/v1/models": (ModelList, "List the served models"),
+    "/v1/models/{model}": (ModelCard, "Describe a served model"),
+    "/health": (Health, "Check whether the server accepts requests"),
+    "/health/ready": (Health, "Check whether the server accepts requests"),
+    "/health/live": (Health, "Check whether the process needs no restart"),
+    "/ping": (Health, "Same as /health, under SageMaker's name"),
+    "/version": (Version, "Return the engine's version"),
+    "/load": (ServerLoad, "Return the numbers of open and waiting requests"),
 }
-CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(("/health/generate", "/health_generate"), (Checked, "Whether the engine makes tokens"))
+CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(
+    ("/health/generate", "/health_generate"), (Checked, "Check whether the engine generates tokens")
+)
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
 
 
 def document(version: str, *, keys: bool, checks: bool = False, root: str = "") -> dict[str, Any]:
-    """For `GET /openapi.json`; `keys`: whether API keys are asked for; `checks`: whether it has /health/generate;
-    `root`: the path that the server's own ones stand below."""
+    """Return the document for `GET /openapi.json`.
+
+    Args:
+        version: llmserve's version.
+        keys: whether the server requires API keys.
+        checks: whether the server has /health/generate.
+        root: the prefix of all paths.
+    """
     types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [
         answer for answer, _ in (*GETS.values(), *CHECKS.values())
     ]
@@ -136,8 +144,8 @@ def document(version: str, *, keys: bool, checks: bool = False, root: str = "") 
     paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     metrics: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
     as_json: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    paths["/metrics"] = {"get": _operation("Everything that is measured", metrics | as_json)}
-    paths["/metrics.json"] = {"get": _operation("Everything that is measured, as JSON", as_json)}
+    paths["/metrics"] = {"get": _operation("Return all metrics", metrics | as_json)}
+    paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", as_json)}
     secure: dict[str, Any] = {}
     if keys:
         for path in OPEN:
@@ -161,10 +169,14 @@ HEADERS = [
         (
             "X-Request-Timeout",
             {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400},
-            "Seconds for the whole answer, waiting included.",
+            "Maximum seconds for the whole answer, including the time in the queue.",
         ),
-        ("X-Request-Id", {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "A name for the request, for logs."),
-        ("Idempotency-Key", {"type": "string", "pattern": "^[!-~]{1,255}$"}, "The same one has the same answer, for ten minutes."),
+        ("X-Request-Id", {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "A name of the request for logs."),
+        (
+            "Idempotency-Key",
+            {"type": "string", "pattern": "^[!-~]{1,255}$"},
+            "A repeated request with the same key gets the same answer, for ten minutes.",
+        ),
     )
 ]
 

@@ -1,4 +1,4 @@
-"""Pages of other origins that may call a server from a browser: the Fetch standard's CORS protocol."""
+"""CORS: pages of other origins that may call the server from a browser (Fetch standard)."""
 
 import argparse
 import re
@@ -12,23 +12,30 @@ from frontends.http.request_checks import REQUEST_ID, Handler
 
 ANY = "*"
 METHODS = "GET, POST"
-# What a page may read of an answer, beside what every page may.
+# Response headers that a page may read, in addition to those that every page may read.
 EXPOSED = f"{REQUEST_ID}, Retry-After, Retry-After-Ms, Idempotent-Replayed"
-# Seconds for which a browser may remember the answer to a preflight. Chromium remembers none for longer than two hours.
+# Seconds for which a browser may cache the response to a preflight. Chromium caches for at most two
+# hours.
 MAX_AGE = "600"
 _ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
-# Names of headers, as a preflight lists them.
+# Header names as a preflight lists them.
 _NAMES = re.compile(r"[A-Za-z0-9_, -]{1,2048}", re.ASCII)
 
 
 def add_origin_option(parser: argparse.ArgumentParser) -> None:
-    words = "let pages of this origin call the server from a browser, such as https://app.example; repeat it; * allows any page"
+    words = "allow pages of this origin to call the server from a browser, such as https://app.example; repeatable; * allows any origin"
     parser.add_argument("--allowed-origin", action="append", default=[], type=_given_origin, metavar="ORIGIN", help=words)
 
 
 @attrs.frozen
 class Origins:
-    """`allowed`: origins as browsers send them, or `*` for any. They get no credentials beside the API key that a page itself holds."""
+    """The allowed origins.
+
+    Pages of these origins can send no credentials except an API key that the page itself holds.
+
+    Attributes:
+        allowed: origins as browsers send them, or `*` for any.
+    """
 
     allowed: frozenset[str] = frozenset()
 
@@ -36,7 +43,7 @@ class Origins:
         return ANY in self.allowed or str(origin).lower() in self.allowed
 
     async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
-        """For `on_response_prepare`: also a page whose request failed may read why."""
+        """Add the CORS headers, for `on_response_prepare`, so that pages can read errors too."""
         if not self.allowed:
             return
         if ANY not in self.allowed:
@@ -47,7 +54,7 @@ class Origins:
 
 
 def answer_preflights(origins: Origins) -> Middleware:
-    """A middleware that answers what a browser asks before it sends a page's request. That question carries no API key."""
+    """Return a middleware that answers preflight requests, which carry no API key."""
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -57,10 +64,10 @@ def answer_preflights(origins: Origins) -> Middleware:
         headers: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS, hdrs.ACCESS_CONTROL_MAX_AGE: MAX_AGE}
         names = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         if _NAMES.fullmatch(names):
-            # Any that it asks for: OpenAI's client sends a dozen of its own (X-Stainless-...).
+            # Allow any requested header: OpenAI's client sends a dozen custom ones (X-Stainless-...).
             headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = names
         if request.headers.get("Access-Control-Request-Private-Network") == "true":
-            # Chromium asks before a public page calls a server in a private network.
+            # Chromium requires this before a public page calls a server in a private network.
             headers["Access-Control-Allow-Private-Network"] = "true"
         return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
@@ -72,12 +79,12 @@ def _is_preflight(request: web.Request) -> bool:
 
 
 def _sent(request: web.Request) -> str | None:
-    """None also for a request that sends several."""
+    """Return the request's Origin; None if it has none or several."""
     found = request.headers.getall(hdrs.ORIGIN, [])
     return found[0] if len(found) == 1 else None
 
 
 def _given_origin(text: str) -> str:
     if text != ANY and not _ORIGIN.fullmatch(text.lower()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an origin: write http:// or https://, the host and its port, and no path")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an origin: use http:// or https://, a host and an optional port, without a path")
     return text.lower()

@@ -1,4 +1,4 @@
-"""Proxies whose word the server takes for who their clients are: `X-Forwarded-For` and `X-Forwarded-Proto`."""
+"""Trusted proxies, whose `X-Forwarded-For` and `X-Forwarded-Proto` identify their clients."""
 
 import argparse
 import ipaddress
@@ -17,22 +17,26 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 FORWARDED_FOR, FORWARDED_PROTO = "X-Forwarded-For", "X-Forwarded-Proto"
 UNIX = "unix"
 
-# The client's address and scheme, where a trusted proxy has named them.
+# The client's address and scheme, where a trusted proxy has sent them.
 CLIENT = web.RequestKey("client", str)
 SCHEME = web.RequestKey("scheme", str)
 
 
 def add_proxy_option(parser: argparse.ArgumentParser) -> None:
     words = (
-        "take X-Forwarded-For and X-Forwarded-Proto from a proxy at this address or in this network, such as 10.0.0.0/8, or unix for "
-        "clients of --unix; repeat it; the log and the limit for one address then go by the proxy's clients"
+        "trust X-Forwarded-For and X-Forwarded-Proto from proxies at this address or in this network, such as 10.0.0.0/8, or unix for "
+        "clients of --unix; repeatable; the request log and the limit per address then use the address of the proxy's client"
     )
     parser.add_argument("--trusted-proxy", action="append", default=[], type=_given_network, metavar="ADDRESS", help=words)
 
 
 @attrs.frozen
 class Proxies:
-    """`trusted`: networks, and None for the other end of a unix socket."""
+    """The trusted proxies.
+
+    Attributes:
+        trusted: their networks; None in it trusts the clients of a unix socket.
+    """
 
     trusted: frozenset[Network | None] = frozenset()
 
@@ -41,14 +45,17 @@ class Proxies:
         return cls(frozenset(trusted))
 
     def trusts(self, peer: str) -> bool:
-        """Of a connection's address, which is empty for a unix socket."""
+        """Return whether a connection's address is trusted. A unix socket's address is empty."""
         if not peer:
             return None in self.trusted
         address = _address(peer)
         return address is not None and any(network is not None and address in network for network in self.trusted)
 
     def client_of(self, peer: str, forwarded: Iterable[str]) -> str:
-        """The last address in `X-Forwarded-For` that is no trusted proxy's. What stands before it is the client's own word."""
+        """Return the last address in `X-Forwarded-For` that is not a trusted proxy's.
+
+        Addresses before that one come from the client, which may have invented them.
+        """
         if not self.trusts(peer):
             return peer
         for text in reversed([part.strip() for value in forwarded for part in value.split(",")]):
@@ -62,8 +69,10 @@ class Proxies:
 
 
 def know_clients(proxies: Proxies, limiter: ConnectionLimiter) -> Middleware:
-    """A middleware that notes whose request a trusted proxy passes on. Together, requests and connections of one client are bounded as the
-    connections of one address are."""
+    """Return a middleware that notes the client whose request a trusted proxy forwards.
+
+    Requests and connections of one client together have the limit for connections of one address.
+    """
 
     @web.middleware
     async def know(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -78,8 +87,8 @@ def know_clients(proxies: Proxies, limiter: ConnectionLimiter) -> Middleware:
             return await handler(request)
         request[CLIENT] = client
         if not limiter.enter_behind_proxy(client):
-            words = "this client has as many requests here as one address may"
-            raise HTTPFailure(503, words, "too_many_connections")
+            words = "the limit of open requests and connections per address is reached"
+            raise HTTPFailure(503, words, "too_many_connections", {"Retry-After": RETRY_SECONDS})
         try:
             return await handler(request)
         finally:
@@ -89,7 +98,7 @@ def know_clients(proxies: Proxies, limiter: ConnectionLimiter) -> Middleware:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Of an address with or without a port; None for any other text."""
+    """Parse an address with or without a port; None for any other text."""
     host = text.partition("]")[0].removeprefix("[") if text.startswith("[") else text
     if host.count(":") == 1:
         host = host.partition(":")[0]
@@ -97,7 +106,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
-    # As a listener of both families sees a client of IPv4.
+    # A listener of both families shows an IPv4 client as a mapped address.
     return getattr(address, "ipv4_mapped", None) or address
 
 
@@ -107,4 +116,4 @@ def _given_network(text: str) -> Network | None:
     try:
         return ipaddress.ip_network(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address or a network: write 10.0.0.7, 10.0.0.0/8 or unix") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address or a network: use 10.0.0.7, 10.0.0.0/8 or unix") from None

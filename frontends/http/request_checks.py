@@ -1,4 +1,4 @@
-"""What form a request must have before anybody looks at what it wants: its Host, its target, its headers, its body."""
+"""Checks of a request's form before its content is read: Host, target, headers and body size."""
 
 import asyncio
 import math
@@ -16,24 +16,30 @@ from frontends.openai.errors import HTTPFailure
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY = LARGEST
-# What the application's bodies may take together while they arrive.
+# The memory limit for all bodies that are still arriving.
 BUDGET = web.AppKey("receive_budget", ReceiveBudget)
-# Origins whose pages may call the application, beside its own (`frontends.http.origins`).
+# Origins, other than the server's, whose pages may call the application (`frontends.http.origins`).
 ORIGINS = web.AppKey("origins", Container[str])
 BODY = web.RequestKey("body", bytes)
 
-# A name or an address, and a port: nothing that a URL parser could take for a path, a query or a user (CVE-2026-48746).
+# A name or an address, and a port. It has no character that a URL parser could take for the start of
+# a path, a query or a user (CVE-2026-48746).
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 REQUEST_ID = "X-Request-Id"
-# Two servers, or two lines of this one, might go by different ones. aiohttp refuses a second Host, Content-Type or Content-Length itself.
+# Headers that a request may send only once: two servers, or two parts of this one, might use
+# different values. aiohttp itself rejects a second Host, Content-Type or Content-Length.
 ONCE = (hdrs.ORIGIN, hdrs.CONTENT_ENCODING, hdrs.EXPECT, HEADER, TIMEOUT)
 CONTINUE = "100-continue"
 
 
 @web.middleware
 async def check_form(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Raises HTTPFailure for a request that another server on its way could have read in another way, and for what has no place here."""
+    """Check a request's head.
+
+    Raises HTTPFailure for a request that a proxy could interpret differently, and for unsupported
+    features.
+    """
     _check_head(request)
     if request.body_exists:
         _check_body_headers(request)
@@ -42,28 +48,28 @@ async def check_form(request: web.Request, handler: Handler) -> web.StreamRespon
 
 def _check_head(request: web.Request) -> None:
     if request.version not in (HttpVersion10, HttpVersion11):
-        raise HTTPFailure(400, "only HTTP/1.0 and HTTP/1.1 are spoken here", "invalid_version")
+        raise HTTPFailure(400, "this server supports only HTTP/1.0 and HTTP/1.1", "invalid_version")
     if not request.raw_path.startswith("/"):
-        raise HTTPFailure(400, "the request's target must be a path", "invalid_target")
+        raise HTTPFailure(400, "the request target must be a path", "invalid_target")
     host = request.headers.get(hdrs.HOST)
     if not (host is None and request.version < HttpVersion11) and not _HOST.fullmatch(host or ""):
-        raise HTTPFailure(400, "the Host header is no name and no address", "invalid_host")
+        raise HTTPFailure(400, "the Host header is not a valid host name or address", "invalid_host")
     if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
         raise HTTPFailure(400, "HTTP/1.0 has no transfer encodings", "invalid_headers")
     for name in ONCE:
         if len(request.headers.getall(name, [])) > 1:
             raise HTTPFailure(400, f"the header {name} was sent more than once", "invalid_headers")
     origin = request.headers.get(hdrs.ORIGIN)
-    # A page in somebody's browser may send to this machine what its user could.
+    # A page in a user's browser can reach this server with the user's network access.
     if origin is not None and not _is_own(origin, host) and origin not in request.config_dict.get(ORIGINS, ()):
-        words = "pages of other origins may not call this server, nor pages behind a proxy that changes the Host: see --allowed-origin"
+        words = "this page's origin may not call this server, or a proxy has changed the Host header: see --allowed-origin"
         raise HTTPFailure(403, words, "cross_origin")
     if request.headers.get(hdrs.EXPECT, CONTINUE).lower() != CONTINUE:
-        raise HTTPFailure(417, "the only expectation that is met is 100-continue", "unknown_expectation")
+        raise HTTPFailure(417, "the only supported expectation is 100-continue", "unknown_expectation")
 
 
 def _is_own(origin: str, host: str | None) -> bool:
-    """Compared as text: what is no origin is none of ours."""
+    """Return whether an Origin header, compared as text, is the server's own origin."""
     scheme, _, place = origin.partition("://")
     return host is not None and scheme in ("http", "https") and place.lower() == host.lower()
 
@@ -71,7 +77,7 @@ def _is_own(origin: str, host: str | None) -> bool:
 def _check_body_headers(request: web.Request) -> None:
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
-        raise HTTPFailure(415, "compressed bodies are not taken", "unsupported_encoding")
+        raise HTTPFailure(415, "compressed bodies are not supported", "unsupported_encoding")
     kind = request.headers.get(hdrs.CONTENT_TYPE)
     if kind is not None and kind.partition(";")[0].strip().lower() != "application/json":
         raise HTTPFailure(415, "send the body as Content-Type: application/json", "unsupported_media_type")
@@ -80,19 +86,21 @@ def _check_body_headers(request: web.Request) -> None:
 
 
 async def expect_later(request: web.Request) -> None:
-    """A route's `expect_handler` that leaves `Expect: 100-continue` unanswered until the body is wanted (`read`): whoever is refused need
-    not have sent it."""
+    """Leave `Expect: 100-continue` unanswered until `read` needs the body.
+
+    It is a route's `expect_handler`. A client whose request is refused need not send the body.
+    """
 
 
 async def take(request: web.Request) -> bytes:
-    """The body, which the request keeps no longer. Raises HTTPFailure as `read` does."""
+    """Return the body and remove it from the request. Raises HTTPFailure as `read` does."""
     body = await read(request)
     del request[BODY]
     return body
 
 
 async def read(request: web.Request) -> bytes:
-    """The body, which can be read again. Raises HTTPFailure for one that is too large or too slow, or finds no room."""
+    """Return the body and keep it in the request. Raises HTTPFailure as `receive` does."""
     if BODY in request:
         return request[BODY]
     if (
@@ -105,14 +113,16 @@ async def read(request: web.Request) -> bytes:
     try:
         request[BODY] = await receive(request.content.iter_any(), request.config_dict[BUDGET])
     except web.RequestPayloadError:
-        raise HTTPFailure(400, "the body's transfer encoding is broken", "invalid_body") from None
+        raise HTTPFailure(400, "the body's transfer encoding is invalid", "invalid_body") from None
     return request[BODY]
 
 
 async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:
-    """A body as it arrives. aiohttp's own `request.read()` keeps the body until the request has ended, and its buffer grows as it likes.
+    """Receive a body within the limits of size, time and memory.
 
-    Raises HTTPFailure for one that is too large or too slow, or finds no room.
+    aiohttp's `request.read()` keeps the body until the request has ended, and does not limit its buffer.
+
+    Raises HTTPFailure for a body that is too large, too slow or exceeds the memory limit.
     """
     body = bytearray()
     try:
@@ -133,8 +143,12 @@ async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:
 
 
 def no_room() -> HTTPFailure:
-    """aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client gets this, and closes the connection."""
-    return HTTPFailure(503, REFUSAL, "receiving_too_much")
+    """Return the error for a body that exceeds the memory limit.
+
+    aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client receives this error. It
+    then closes the connection.
+    """
+    return HTTPFailure(503, REFUSAL, "receiving_too_much", {"Retry-After": f"{RETRY_SECONDS:.0f}"})
 
 
 def too_slow() -> HTTPFailure:
@@ -146,6 +160,9 @@ def too_large() -> HTTPFailure:
 
 
 def client_id(request: web.Request) -> str | None:
-    """The client's own name for the request, if it is one that may be written into headers and logs. It is a key to nothing."""
+    """Return the client's name for the request, if it is safe in headers and logs.
+
+    The name grants access to nothing.
+    """
     name = request.headers.get(REQUEST_ID, "")
     return name if _ID.fullmatch(name) else None

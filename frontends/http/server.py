@@ -1,7 +1,8 @@
-"""aiohttp's server with the bounds that it has not: of connections, and of the time that a client may take to ask and to read.
+"""aiohttp's server with limits on connections and on the time to send requests and read responses.
 
-aiohttp 3.14 has one timeout for a connection, which also bounds the headers (75 s), and waits without end for a client that does not read
-a whole answer. The body's deadline is the routes' own (`frontends.http.request_checks.read`).
+aiohttp 3.14 has one timeout per connection (75 s), which also applies to the headers. It waits without
+end for a client that does not read its whole response. The routes limit the time for a body
+(`frontends.http.request_checks.read`).
 """
 
 import asyncio
@@ -27,18 +28,19 @@ from llmserve.admission.retry_after import RETRY_AFTER
 
 logger = logging.getLogger(__name__)
 
-# For a request's line and headers, from the connection or from their first byte. nginx has 60 s; its hardening guides (CIS) 10 s.
+# Maximum seconds for a request's line and headers, from the connection or from their first byte.
+# nginx's default is 60 s, and its CIS hardening guide has 10 s.
 HEADER_SECONDS = 10.0
-# Between requests. 3630 s is aiohttp's default for AppRunner.
+# Maximum idle seconds between requests. aiohttp's default for AppRunner is 3630 s.
 IDLE_SECONDS = 75.0
-# After draining there is nothing left to wait for but sockets to close.
+# Maximum seconds to close sockets after the drain.
 CLOSE_SECONDS = 2.0
-# What is left of a body that nobody wants is read for so long, so that the answer is not lost in a reset.
+# Seconds for which the rest of a refused body is read, so that a reset does not lose the response.
 LINGER_SECONDS = 2.0
 
 
 class GuardedHandler(web.RequestHandler):
-    """One connection; `left` is called when it is lost."""
+    """One connection. It calls `left` when it is lost."""
 
     __slots__ = ("_header_timer", "_left", "_watch", "made")
 
@@ -71,14 +73,18 @@ class GuardedHandler(web.RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """What could not be parsed, or failed unforeseen: fixed words, where aiohttp's quote what was sent."""
+        """Answer an unparsable request or an unexpected failure with a fixed text.
+
+        aiohttp's text would quote the client's input.
+        """
         if isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
-            # For a path that does not exist aiohttp 3.14 refuses an Expect before any middleware, and fails to quote what is no text.
+            # For an unknown path aiohttp 3.14 rejects an Expect before any middleware, and fails to quote
+            # a header that is not text.
             status = HTTPStatus.EXPECTATION_FAILED
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("a handler failed", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer was on its way already")
+            raise ConnectionError("a response has already begun")
         known = HTTPStatus(status)
         kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
         response = web.Response(
@@ -89,17 +95,20 @@ class GuardedHandler(web.RequestHandler):
         return response
 
     def _fail_body(self) -> None:
-        """A body that breaks off in nonsense has ended: aiohttp puts the error behind its request, whose handler waits for more."""
+        """End a body whose encoding is invalid.
+
+        aiohttp queues the error after the request, whose handler would wait for more of the body.
+        """
         request = self._current_request
         if self._messages and request is not None and not request.content.is_eof() and isinstance(self._messages[-1][0], _ErrInfo):
             self._messages.clear()
-            request.content.set_exception(web.RequestPayloadError("the body's transfer encoding is broken"))
-            # Nothing is left to be read after the answer either.
+            request.content.set_exception(web.RequestPayloadError("the body's transfer encoding is invalid"))
+            # Nothing more is read after the response either.
             request.content.feed_eof()
             self.close()
 
     def _asked(self) -> bool:
-        """Whether a request's headers are here; if not, what came is the beginning of one."""
+        """Return whether a request's headers are complete."""
         return bool(self._messages) or self._request_in_progress
 
     def _await_headers(self) -> None:
@@ -120,15 +129,19 @@ class GuardedHandler(web.RequestHandler):
 
 @asynccontextmanager
 async def running(app: web.Application, limiter: ConnectionLimiter | None = None, tls: TLS | None = None) -> AsyncIterator[Acceptor]:
-    """Run an application, whose handlers end when their clients go; at the end its connections are closed. Listens nowhere by itself:
-    see `frontends.net.acceptor.listen`."""
+    """Run an application, and close its connections at the end.
+
+    A handler is cancelled when its client disconnects. To accept connections, use
+    `frontends.net.acceptor.listen`.
+    """
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     server, loop = runner.server, asyncio.get_running_loop()
     assert server is not None
 
     def make(left: Callable[[], None]) -> GuardedHandler:
-        # What is compressed is refused before it is read (`frontends.http.request_checks`); this way nothing ever unpacks it.
+        # Compressed bodies are rejected before they are read (`frontends.http.request_checks`), and
+        # must never be decompressed.
         return GuardedHandler(
             server,
             left,
@@ -139,7 +152,7 @@ async def running(app: web.Application, limiter: ConnectionLimiter | None = None
             auto_decompress=False,
         )
 
-    refusal = _plain(503, "this server has as many connections as it may", "too_many_connections")
+    refusal = _plain(503, "the server's connection limit is reached", "too_many_connections")
     acceptor = Acceptor(make, refusal, limiter or ConnectionLimiter(), tls)
     try:
         yield acceptor
@@ -150,7 +163,7 @@ async def running(app: web.Application, limiter: ConnectionLimiter | None = None
 
 
 def _plain(status: int, message: str, code: str) -> bytes:
-    """A whole answer, for where there is no request to answer."""
+    """Return a complete HTTP response, for connections without a request."""
     body = _error(message, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "service_unavailable", code)
     retry = f"Retry-After: {RETRY_AFTER[code]:.0f}\r\n" if code in RETRY_AFTER else ""
     head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}"

@@ -1,4 +1,4 @@
-"""The OpenAI wire: what answers look like, whole and in chunks. `completions.py` writes them."""
+"""The types of answers in OpenAI's format, complete and in chunks. `completions.py` writes them."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +8,8 @@ import msgspec
 from frontends.openai.logprobs import ChatLogprobs, RankedLogprob, TextLogprobs
 from frontends.openai.tools import CallBody
 
-# For `return_token_ids` and `prompt_logprobs`, as vLLM has them: null in a whole answer to a request without them, absent from its chunks.
+# The fields of `return_token_ids` and `prompt_logprobs`. As in vLLM, a request without these options
+# gets null in a complete answer, and no such field in chunks.
 TokenIds = Sequence[int] | None | msgspec.UnsetType
 PromptLogprobs = list[dict[str, RankedLogprob] | None] | None | msgspec.UnsetType
 
@@ -36,7 +37,10 @@ class TextChoice(msgspec.Struct):
 
 
 class ChatMessageBody(msgspec.Struct):
-    """`content` is null where there are calls and no words; `reasoning` is vLLM's name for what a model thought before."""
+    """The message of a chat answer. `content` is null where there are tool calls and no text.
+
+    `reasoning` is vLLM's name for the model's reasoning.
+    """
 
     role: str
     content: str | None
@@ -71,8 +75,11 @@ class ChatChunkChoice(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """A whole answer, or a chunk of one; `usage` is left out of chunks unless it was asked for. Completions have the prompt's token ids and
-    logprobs in their choices."""
+    """A complete answer, or a chunk of one.
+
+    Chunks have `usage` only if the client requested it. For completions, the choices have the prompt's
+    token ids and logprobs.
+    """
 
     id: str
     object: Literal["text_completion", "chat.completion", "chat.completion.chunk"]

@@ -1,4 +1,4 @@
-"""The OpenAI wire: answers written, whole and in chunks, from what the library gives. Their shapes are in `bodies.py`."""
+"""Writes answers in OpenAI's format, complete or in chunks. `bodies.py` has their types."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -33,13 +33,13 @@ from frontends.openai.tools import CallBody, CalledFunction
 from frontends.openai.wanted import ParsedBody
 from llmserve import Completion, Delta, TokenLogprob, TokenStream, ToolCall, Tools, Usage
 
-# Where the logprobs of a choice will stand. JSON has this byte in no other place, because it is escaped in strings.
+# A placeholder for the logprobs of a choice. JSON escapes this byte in strings, so it is unique.
 _HOLE = b"\0"
 Fill = Callable[[WorkQueue], Awaitable[bytes]]
 
 
 def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
-    """For a request of several choices: each prompt counts once, however many answers it was given."""
+    """Add the usages of several choices. Each prompt counts once, regardless of its choices."""
     prompts = sum(usage.prompt_tokens for usage in usages[::per_prompt])
     generated = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_tokens for usage in usages[::per_prompt])
@@ -47,7 +47,7 @@ def add_usage(usages: Sequence[Usage], per_prompt: int) -> UsageBody:
 
 
 class ResponseBuilder:
-    """Writes the answers to one request: the shape that completions and chat share."""
+    """Writes the answer to one request; the base of completions and chat."""
 
     kind: Literal["text_completion", "chat.completion"]
     chunk_kind: Literal["text_completion", "chat.completion.chunk"]
@@ -59,24 +59,27 @@ class ResponseBuilder:
         self.created = int(time.time())
         # Attributes of `ParsedBody`.
         self.by_id = self.token_ids = self.prompt_logprobs = False
-        # Prompts whose token ids a stream has yet to give, by their choices.
+        # Prompt token ids that a stream has not sent yet, by choice.
         self._prompts: dict[int, Sequence[int]] = {}
         self._frames: dict[int, sse.TextEvent] = {}
 
     def show(self, wanted: ParsedBody) -> None:
-        """What the client asks for beside the text."""
+        """Set what the client requests in addition to the text."""
         self.by_id, self.token_ids, self.prompt_logprobs = wanted.by_id, wanted.token_ids, wanted.prompt_logprobs
 
     def begin(self, streams: Sequence[TokenStream]) -> None:
         """Prepare for the deltas of these streams."""
         if self.token_ids:
             self._prompts = {index: stream.prompt_token_ids or () for index, stream in enumerate(streams)}
-            # Chosen here and not at each delta, so that streams without token ids pay nothing.
+            # Chosen once, so that streams without token ids have no cost per delta.
             self.chunk = self.chunk_with_ids  # type: ignore[method-assign]
 
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
-        """The answer as JSON, in parts. Logprobs, of which there may be a quarter of a million, are encoded in pieces, between which the
-        event loop does everything else, and those of one choice at a time, when the parts before them have been taken."""
+        """Yield the answer as JSON, in parts.
+
+        There may be a quarter of a million logprobs. They are encoded in pieces, with pauses for the event
+        loop, and for one choice at a time, when the caller has taken the parts before.
+        """
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
         usage = add_usage([completion.usage for completion in completions], per_prompt)
         answer = Answer(self.id, self.kind, self.created, self.model, choices, usage)
@@ -88,7 +91,7 @@ class ResponseBuilder:
             yield part
 
     def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
-        """Put a hole where logprobs will stand. Returns what fills them, in the order of the JSON."""
+        """Put placeholders for the logprobs; return the functions that fill them, in JSON order."""
         fills: list[Fill] = []
         for index, (choice, completion) in enumerate(zip(answer.choices, completions, strict=True)):
             if completion.logprobs is not None:
@@ -98,14 +101,17 @@ class ResponseBuilder:
         return fills
 
     def _leave_prompt_hole(self, place: Any, completion: Completion) -> list[Fill]:
-        """`place` is a choice of completions, or a chat's answer; what has no `prompt_logprobs` gets no hole."""
+        """Put a placeholder for the prompt's logprobs into `place`, if it has that field.
+
+        `place` is a choice of completions or the answer of chat.
+        """
         if not self.prompt_logprobs or not hasattr(place, "prompt_logprobs"):
             return []
         place.prompt_logprobs = msgspec.Raw(_HOLE)
         return [partial(write_prompt_logprobs, completion.prompt_logprobs or ())]
 
     async def _logprobs(self, index: int, completion: Completion, turns: WorkQueue) -> bytes:
-        """The lists of all pieces' objects, joined name by name."""
+        """Return the JSON of a choice's logprobs: the lists of all pieces, joined by name."""
         pieces = self.logprobs(index, completion)
         lists: dict[str, list[bytes]] = {}
 
@@ -119,13 +125,15 @@ class ResponseBuilder:
         return b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items()) + b"}"
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
-        """What a choice's stream begins with."""
+        """Return the first event of a choice's stream."""
         return b""
 
     def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
-        """One delta as an event: by template where it is text and nothing else; nothing while there is nothing to show. `usage` is this
-        choice's so far, if wanted."""
-        # While a character or a stop string is incomplete there are tokens without text.
+        """Return a delta as an event; empty while there is nothing to show.
+
+        A delta with only text uses a template. `usage` is the choice's usage so far, if requested.
+        """
+        # Tokens have no text while a character or a stop string is incomplete.
         if not (delta.text or delta.finish_reason or delta.logprobs):
             return b""
         if delta.finish_reason is None and delta.logprobs is None and not (usage is not None and usage.cached_tokens):
@@ -138,7 +146,7 @@ class ResponseBuilder:
         return self._event(self.chunk_choice(index, delta), usage)
 
     def chunk_with_ids(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
-        """As `chunk`, with the token ids, also of tokens that have no text yet."""
+        """Return a delta as an event with token ids, including tokens that have no text yet."""
         choice = self.chunk_choice(index, delta)
         choice.token_ids = delta.token_ids
         return self._event(choice, usage)
@@ -152,7 +160,7 @@ class ResponseBuilder:
         return sse.event(answer)
 
     def _frame(self, index: int, usage: Usage | None) -> sse.TextEvent:
-        """Around the text of a choice's chunks, and around what its running usage counts."""
+        """Return the template of a choice's chunks, with the counts of its usage so far if requested."""
         if usage is None:
             return sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
 
@@ -175,11 +183,11 @@ class ResponseBuilder:
         return Answer(self.id, self.chunk_kind, self.created, self.model, choices)
 
     def choice(self, index: int, completion: Completion) -> Any:
-        """Without its logprobs."""
+        """Return a choice without its logprobs."""
         raise NotImplementedError
 
     def logprobs(self, index: int, completion: Completion) -> Iterator[Any]:
-        """Those of a choice in pieces, structs of lists; at least one."""
+        """Yield the logprobs of a choice in at least one piece; a piece is a struct of lists."""
         raise NotImplementedError
 
     def chunk_choice(self, index: int, delta: Delta) -> Any:
@@ -187,8 +195,15 @@ class ResponseBuilder:
 
 
 class TextResponseBuilder(ResponseBuilder):
-    """/v1/completions. `echo` gives the prompt's text for a choice, to stand before its answer; None for no echo. The answer is the prompt
-    alone where `generates` is False, and what the engine generates to score it is left out."""
+    """Writes the answers of /v1/completions.
+
+    Args:
+        request_id: the request's id.
+        model: the model's name in the answer.
+        echo: returns the prompt's text, with which a choice begins; None for no echo.
+        generates: False where the answer is only the prompt. The token that the engine generates to
+            score the prompt is then omitted.
+    """
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
@@ -254,13 +269,20 @@ class TextResponseBuilder(ResponseBuilder):
         if delta.logprobs is not None:
             start = self._offsets.get(index, 0)
             self._offsets[index] = start + sum(len(entry.token) for entry in delta.logprobs)
-            # The prompt's own come with the first delta, and begin where the echo began.
+            # The prompt's logprobs come with the first delta, and their offsets start with the echo.
             logprobs = text_logprobs(self._named([*(delta.prompt_logprobs or ()), *delta.logprobs]), 0 if delta.prompt_logprobs else start)
         return TextChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
 
 
 class ChatResponseBuilder(ResponseBuilder):
-    """/v1/chat/completions. `tools` are what the model could call; `reasoning` is whether the client wants what the model thought."""
+    """Writes the answers of /v1/chat/completions.
+
+    Args:
+        request_id: the request's id.
+        model: the model's name in the answer.
+        tools: the tools that the model may call.
+        reasoning: whether the answer includes the model's reasoning.
+    """
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
@@ -278,7 +300,7 @@ class ChatResponseBuilder(ResponseBuilder):
         return super()._leave_holes(answer, completions) + self._leave_prompt_hole(answer, completions[0])
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
-        # All choices have one prompt, whose ids the first choice has, and which stand in the first event alone.
+        # All choices share one prompt. The first choice has its token ids, for the first event only.
         prompt = self._prompts.get(0)
         self._prompts.clear()
         choice = ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)
@@ -324,7 +346,7 @@ class ChatResponseBuilder(ResponseBuilder):
         return ChatChunkChoice(index, chunk, logprobs, self._reason(index, delta.finish_reason), delta.stop_reason)
 
     def _reason(self, index: int, reason: str | None) -> str | None:
-        """As OpenAI has it: calls are a reason of their own, but for the one that was named."""
+        """Return the finish reason: as in OpenAI's API, `tool_calls` unless the tool was named."""
         free = index in self._called and self._tools is not None and self._tools.choice != "named"
         return "tool_calls" if reason == "stop" and free else reason
 

@@ -1,4 +1,8 @@
-"""Bodies into structs. The time that this takes is bounded by the bytes of the body and of its fields (`frontends/openai/sizes.py`)."""
+"""Decodes bodies into structs.
+
+Limits on the bytes of a body and of its fields bound the time of decoding
+(`frontends/openai/sizes.py`).
+"""
 
 import json
 import math
@@ -14,21 +18,22 @@ from frontends.openai.sizes import Sizes
 from frontends.openai.unsupported import normalised
 from llmserve import InvalidRequest
 
-# A body of at most this size is decoded at once. The worst of them, a schema, takes 6 ms with all its checks.
+# Maximum bytes of a body that is decoded immediately. The slowest such body, a schema, takes 6 ms
+# with all checks.
 SMALL = 2**14
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
 Made = TypeVar("Made")
 
-# msgspec's messages end with the path of what is wrong, unless it is at the top.
+# msgspec's messages end with the path of the invalid value, unless it is at the top level.
 _PATH = re.compile(r"(?:at|in) `\$\.(\w+)")
 _FIELD = re.compile(r"field `(\w+)`")
-# Some editors and PowerShell write it before JSON.
+# Some editors and PowerShell write this byte order mark before JSON.
 _BOM = b"\xef\xbb\xbf"
 
 
 class BodyReader(Generic[Wire]):
-    """Bodies of one kind, in JSON or MessagePack: `codec` is `msgspec.json` or `msgspec.msgpack`."""
+    """Reads bodies of one type, with the codec `msgspec.json` or `msgspec.msgpack`."""
 
     def __init__(self, kind: type[Wire], turns: WorkQueue, codec: ModuleType = msgspec.json) -> None:
         self._decoder = codec.Decoder(kind)
@@ -36,8 +41,11 @@ class BodyReader(Generic[Wire]):
         self._turns = turns
 
     async def read(self, body: bytes | msgspec.Raw, make: Callable[[Wire], Made], context: int | None = None) -> Made:
-        """What `make` makes of the decoded body. `context` is the model's, in tokens, where it is known. Nothing of the body is kept
-        here. Raises InvalidRequest, and what `make` raises."""
+        """Return what `make` builds from the decoded body; the reader keeps nothing of the body.
+
+        `context` is the model's context length in tokens, if it is known. Raises InvalidRequest, and what
+        `make` raises.
+        """
         if len(body) <= SMALL:
             return make(decode(self._decoder, body))
         await self._turns.run(self._measure, body, context)
@@ -48,7 +56,7 @@ class BodyReader(Generic[Wire]):
 
 
 def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]", body: bytes | msgspec.Raw) -> Wire:
-    """A request's body. Raises InvalidRequest, naming the field where there is one to blame."""
+    """Decode a request's body. Raises InvalidRequest, which names the invalid field if there is one."""
     if bytes(memoryview(body)[:3]) == _BOM:
         body = bytes(memoryview(body)[3:])
     try:
@@ -58,7 +66,7 @@ def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]"
         try:
             other = normalised(decoder.type, body) if isinstance(decoder, msgspec.json.Decoder) else None
         except msgspec.ValidationError as unknown:
-            # Blame the unknown field, and not a null or a 16.0 before it, which alone is accepted.
+            # Report the unknown field, and not an earlier null or 16.0, which are valid by themselves.
             words, other = str(unknown), None
         if other is not None:
             return decode(decoder, other)
@@ -72,7 +80,10 @@ def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]"
 
 
 def _not_finite(body: bytes) -> str | None:
-    """The field that holds NaN or an infinity: no JSON, but Python's own encoder writes it, so say which one it was."""
+    """Return the name of a field with NaN or an infinity.
+
+    Such a value is not JSON, but Python's encoder writes it.
+    """
     try:
         fields: Any = json.loads(body)
     except (ValueError, RecursionError):

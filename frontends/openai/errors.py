@@ -1,4 +1,4 @@
-"""The one table from llmserve's errors to HTTP: status, OpenAI's type and code."""
+"""The table from llmserve's errors to HTTP: status, and OpenAI's type and code."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from llmserve import (
 from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.state import NotRunning
 
-# Most special first: the first class that fits counts.
+# Most specific first: the first matching class counts.
 TABLE: tuple[tuple[type[LLMServeError], int, str, str | None], ...] = (
     (ModelNotFound, 404, "invalid_request_error", "model_not_found"),
     (UnknownTenant, 403, "permission_error", "unknown_tenant"),
@@ -55,7 +55,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class HTTPFailure(LLMServeError):
-    """Something that only HTTP can get wrong: a body too large or too slow, a path that does not exist."""
+    """An error that only HTTP has: a body too large or too slow, or an unknown path."""
 
     def __init__(self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -67,18 +67,22 @@ class HTTPFailure(LLMServeError):
 
 
 def public_message(error: LLMServeError) -> str:
-    """The error's text for a client: a server listens before it has started its manager, and until after it has closed it."""
+    """Return the error's text for a client.
+
+    A server listens before its manager has started and after it has closed. The text then does not
+    mention the manager.
+    """
     return error.public if isinstance(error, NotRunning) else str(error)
 
 
 def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
-    """Status, body and headers for an error."""
+    """Return status, body and headers for an error."""
     if isinstance(error, HTTPFailure):
         return error.status, ErrorBody(ErrorDetail(str(error), "invalid_request_error", None, error.code)), error.headers
     _, status, kind, code = next(row for row in TABLE if isinstance(error, row[0]))
     headers = {}
     if isinstance(error, Overloaded):
-        # Whole seconds, as HTTP wants them, and never earlier than computed; OpenAI's client prefers the milliseconds.
+        # HTTP requires whole seconds, which are rounded up. OpenAI's client prefers the milliseconds.
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         headers["Retry-After-Ms"] = str(math.ceil(error.retry_after * 1000))
     param = error.param if isinstance(error, InvalidRequest) else None

@@ -1,4 +1,4 @@
-"""Several sequences as one answer: a request with n, or with a list of prompts."""
+"""Runs several sequences as one answer, for a request with n or with a list of prompts."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -9,7 +9,10 @@ from llmserve import Completion, EngineManager, GenerationRequest, InvalidReques
 
 
 async def generate_choices(manager: EngineManager, requests: Sequence[GenerationRequest]) -> list[Completion]:
-    """The whole answers, in the order of their requests. Raises as `EngineManager.generate` does; one that fails ends all."""
+    """Return the complete answers in the order of their requests.
+
+    Raises as `EngineManager.generate` does. One failed request cancels all others.
+    """
     if len(requests) == 1:
         return [await manager.generate(requests[0])]
     check_places(manager, requests)
@@ -27,10 +30,11 @@ async def generate_choices(manager: EngineManager, requests: Sequence[Generation
 
 @asynccontextmanager
 async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequest]) -> AsyncIterator[list[TokenStream]]:
-    """Enter every request's stream; entered once all of them are admitted, so that a refusal of any is a refusal of all.
+    """Open the streams of all requests, and yield them when all are admitted.
 
-    Those admitted first run while the others wait, and free their slots when they are done: a request of more choices
-    than there are slots gets through. Raises as `EngineManager.stream` does.
+    If one request is refused, all are. Admitted requests run while the others wait, and free their slots
+    when they are done. So a request may have more choices than there are slots. Raises as
+    `EngineManager.stream` does.
     """
     if len(requests) == 1:
         async with manager.stream(requests[0]) as stream:
@@ -45,7 +49,7 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
             streams[index] = stream
             if len(streams) == len(requests):
                 settled.set()
-            # Until all are in, nobody else looks at it.
+            # Until all streams are open, only this code reads the stream's error.
             stream.notify(lambda: settled.set() if stream.error is not None else None)
             await anyio.sleep_forever()
 
@@ -62,29 +66,29 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
 
 
 def check_places(manager: EngineManager, requests: Sequence[GenerationRequest]) -> None:
-    """Raises InvalidRequest for more choices than run and wait at once on an idle server, or than their tenant may have at once: there is
-    no later time at which they fit.
+    """Check that the choices of one request can ever be admitted together.
 
-    An admission without limits takes any number.
+    Raises InvalidRequest if there are more choices than an idle server can run and queue, or than their
+    tenant may have open. Admission without limits accepts any number.
     """
     choices, admission = len(requests), manager.statistics().admission
     if admission is not None and admission.limit is not None and admission.max_waiting is not None:
-        reason = f"this server runs {admission.limit} at once and lets {admission.max_waiting} wait"
+        reason = f"this server runs at most {admission.limit} and queues at most {admission.max_waiting}"
         _check_most(choices, admission.limit + admission.max_waiting, reason)
     limits = manager.config.admission.table.of(requests[0].tenant)
     if limits is not None and limits.concurrency is not None:
-        _check_most(choices, limits.concurrency, f"its tenant may have {limits.concurrency} at once")
+        _check_most(choices, limits.concurrency, f"its tenant may have at most {limits.concurrency} open")
 
 
 def _check_most(choices: int, most: int, reason: str) -> None:
     if choices > most:
-        words = f"this request has {choices} choices (prompts times n), and {reason}: send at most {most} in one request"
+        words = f"this request has {choices} choices (prompts times n), but {reason}: send at most {most} in one request"
         raise InvalidRequest(words, "n")
 
 
 @contextmanager
 def _first_error() -> Iterator[None]:
-    """Of a task group's errors the first one, as it was raised."""
+    """Raise the first error of a task group as it was raised, without its exception group."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""Logprobs on OpenAI's wire: those of completions, and those of chat."""
+"""Logprobs in OpenAI's formats for completions and chat, and in vLLM's for prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,12 +8,15 @@ from frontends.net.turns import WorkQueue
 from llmserve import TokenLogprob
 from llmserve.validation.results import IMPOSSIBLE
 
-# Tokens whose logprobs are written at once: with 20 alternatives each they take 2 to 3 ms.
+# Tokens per piece of work: encoding 32 tokens with 20 alternatives each takes 2 to 3 ms.
 PIECE = 32
 
 
 class TextLogprobs(msgspec.Struct):
-    """For completions: parallel lists, one entry a token; `text_offset` in characters from the start of the text."""
+    """Logprobs of completions: parallel lists with one entry per token.
+
+    `text_offset` counts characters from the start of the text.
+    """
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -33,7 +36,10 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class RankedLogprob(msgspec.Struct, gc=False):
-    """For vLLM's `prompt_logprobs`. `rank` counts from 1; null for a token that is not among the alternatives which were asked for."""
+    """A logprob in vLLM's `prompt_logprobs`.
+
+    `rank` counts from 1; it is null for a token that is not among the requested alternatives.
+    """
 
     logprob: float
     rank: int | None
@@ -41,12 +47,12 @@ class RankedLogprob(msgspec.Struct, gc=False):
 
 
 def by_id(entry: TokenLogprob) -> TokenLogprob:
-    """With vLLM's name for a token in place of its text."""
+    """Return the entry with vLLM's `token_id:N` instead of the token's text."""
     return msgspec.structs.replace(entry, token=f"token_id:{entry.token_id}", top=tuple(map(by_id, entry.top)))
 
 
 def pieces(*sequences: Sequence[TokenLogprob]) -> Iterator[Sequence[TokenLogprob]]:
-    """At least one piece, which is empty if there are no entries."""
+    """Yield the entries in pieces; one empty piece if there are no entries."""
     if not any(sequences):
         yield ()
     for entries in sequences:
@@ -70,7 +76,10 @@ def _finite(logprob: float | None) -> float | None:
 
 
 def _alternatives(entry: TokenLogprob) -> dict[str, float | None]:
-    """By their texts, the chosen token's first, as vLLM has them. Of tokens with one text the most likely counts."""
+    """Return the logprobs of the alternatives by text, the chosen token's first, as in vLLM.
+
+    Of several tokens with the same text, the most likely one counts.
+    """
     found: dict[str, float | None] = {}
     for other in (*entry.top, entry):
         found.setdefault(other.token, _finite(other.logprob))
@@ -85,7 +94,7 @@ def chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
 
 
 def ranked_logprobs(entries: Sequence[TokenLogprob]) -> list[dict[str, RankedLogprob] | None]:
-    """A prompt's, each with its alternatives by their token ids; null for the first token, which nothing predicts."""
+    """Return a prompt's logprobs with alternatives by token id; null for the first token."""
     return [None if entry.logprob is None else _ranked(entry) for entry in entries]
 
 
@@ -97,7 +106,7 @@ def _ranked(entry: TokenLogprob) -> dict[str, RankedLogprob]:
 
 
 async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: WorkQueue) -> bytes:
-    """As JSON."""
+    """Return a prompt's logprobs as JSON."""
     left = pieces(entries)
     written: list[bytes] = []
 
@@ -112,6 +121,6 @@ async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: WorkQueu
 
 
 async def in_pieces(write: Callable[[], bool], entries: int, turns: WorkQueue) -> None:
-    """Call `write` until it returns False, in turns with the event loop where there is more than one piece to write."""
+    """Call `write` until it returns False, with pauses for the event loop if there are many entries."""
     while write() if entries <= PIECE else await turns.run(write):
         pass

@@ -1,7 +1,7 @@
-"""Messages on OpenAI's wire, and what chat templates know of them.
+"""Messages in OpenAI's format, and the part of them that chat templates use.
 
-Clients send a response back as its message came, with everything that their libraries add to it. What templates know is passed on, and
-what they do not know is left out.
+Clients send a response's message back unchanged, with all fields that their libraries add. Fields that
+templates know are passed on; the others are dropped.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from frontends.openai.sizes import MAX_MESSAGES, Undecoded
 from frontends.openai.tools import CallBody
 from llmserve import InvalidRequest
 
-# Which field of a part holds its text, for each type of part that vLLM renders as text.
+# The field with a part's text, for each type of part that vLLM renders as text.
 TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking"}
 
 
 class Part(msgspec.Struct, kw_only=True):
-    """A part of a message. Other types have fields that are not listed here, and `type` is why they are refused."""
+    """A part of a message. Parts of other types have other fields; they are refused by their `type`."""
 
     type: str
     text: str | None = None
@@ -26,18 +26,18 @@ class Part(msgspec.Struct, kw_only=True):
     thinking: str | None = None
 
     def words(self) -> str:
-        """Raises InvalidRequest for anything but text."""
+        """Return the part's text. Raises InvalidRequest for a part that is not text."""
         field = TEXT_FIELDS.get(self.type)
         if field is None:
-            raise InvalidRequest(f"messages: this model takes text only, and a part has the type {self.type[:64]!r}", "messages")
+            raise InvalidRequest(f"messages: this model supports only text, but a part has the type {self.type[:64]!r}", "messages")
         words: str | None = getattr(self, field)
         if words is None:
-            raise InvalidRequest(f"messages: a part of the type {self.type} needs {field}", "messages")
+            raise InvalidRequest(f"messages: a part of type {self.type} requires {field}", "messages")
         return words
 
 
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One message. The fields without a type are those that OpenAI's client adds to the messages of responses."""
+    """One message. OpenAI's client adds the fields without a type to the messages of responses."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part | str] | None = None
@@ -55,13 +55,18 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_control: Undecoded = msgspec.UNSET
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates know it: text, calls, and no role newer than they are. Raises InvalidRequest."""
+        """Return the message for chat templates: text, tool calls and a role that templates know.
+
+        Raises InvalidRequest.
+        """
         if self.content is None and self.role != "assistant":
-            raise InvalidRequest(f"messages: a message of the role {self.role} needs content", "messages")
+            raise InvalidRequest(f"messages: a message with the role {self.role} requires content", "messages")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise InvalidRequest("messages: tool_call_id belongs to a message of the role tool, which needs it", "messages")
+            raise InvalidRequest(
+                "messages: tool_call_id is required in a message with the role tool, and not allowed in others", "messages"
+            )
         if self.tool_calls and self.role != "assistant":
-            raise InvalidRequest("messages: only the assistant makes tool_calls", "messages")
+            raise InvalidRequest("messages: only a message with the role assistant may have tool_calls", "messages")
         plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self._words()}
         if self.tool_calls:
             plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
@@ -76,10 +81,10 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Raises InvalidRequest."""
+    """Return the messages for chat templates. Raises InvalidRequest."""
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
-    # Each call is answered by a message, so there are no more of them in a conversation that makes sense.
+    # A message answers each call, so a valid conversation has no more calls than messages.
     if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
     return [message.plain() for message in messages]

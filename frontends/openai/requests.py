@@ -1,7 +1,7 @@
-"""The OpenAI wire: what requests look like, and how they become `GenerationRequest`s. Answers are in `completions.py`.
+"""Requests in OpenAI's format, and their conversion into `GenerationRequest`s.
 
-Unknown fields are refused by name, so that nobody believes in an option that does nothing; those that are ignored on
-purpose stand in `Ignored`, and nowhere else.
+An unknown field is refused by name, so that no client relies on an option without effect. `Ignored`
+lists the fields that are ignored on purpose. Answers are in `completions.py`.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from frontends.openai.unsupported import CHAT, COMPLETIONS, Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
-# OpenAI's published limit for n; each choice takes a slot of its own, so prompts times n is bounded alike.
+# OpenAI's published limit for n. Each choice takes a slot, so prompts times n has the same limit.
 MAX_CHOICES = 128
 
-# OpenAI's default for completions, which have no null for it.
+# OpenAI's default for completions.
 DEFAULT_MAX_TOKENS = 16
 
-# Under the same name in `Sampling`.
+# Fields with the same name in `Sampling`.
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
     "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "allowed_token_ids", "bad_words",
 )  # fmt: skip
 
-# Under the same name in `GenerationRequest`.
+# Fields with the same name in `GenerationRequest`.
 REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields that OpenAI's clients send and that change nothing here: bookkeeping on OpenAI's side. They are never decoded."""
+    """Fields for OpenAI's bookkeeping, which have no effect here and are never decoded."""
 
     store: Undecoded = msgspec.UNSET
     metadata: Undecoded = msgspec.UNSET
@@ -49,12 +49,12 @@ class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    # Padding against traffic analysis: OpenAI's clients may ask for none of it, and there is none.
+    # Padding against traffic analysis. The server never adds any, so clients may only disable it.
     include_obfuscation: bool | None = None
 
 
 class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
-    """What completions and chat share: OpenAI's fields, and vLLM's extras under vLLM's names."""
+    """Fields that completions and chat share: OpenAI's, and vLLM's extras under vLLM's names."""
 
     model: str | None = None
     n: int | None = None
@@ -85,11 +85,12 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
-    # OpenAI's word for being served later at a lower price; the others all mean what is promised to everybody.
+    # `flex` is OpenAI's tier for later service at a lower price. All other values mean the normal
+    # service.
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
     def extras(self) -> dict[str, bool]:
-        """Attributes of `ParsedBody` that only one of the routes has."""
+        """Return the attributes of `ParsedBody` that only this route sets."""
         return {}
 
     @property
@@ -100,11 +101,11 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         return n
 
     def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
-        """Raises InvalidRequest."""
+        """Return the parsed content of this body. Raises InvalidRequest."""
         if not self.stream:
             self._check_whole()
         elif self.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs needs stream to be false", "prompt_logprobs")
+            raise InvalidRequest("prompt_logprobs requires stream to be false", "prompt_logprobs")
         options = self.stream_options or StreamOptions()
         return ParsedBody(
             requests=self.generation_requests(caller, adapter),
@@ -121,19 +122,19 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
 
     def _check_whole(self) -> None:
         if self.stream_options is not None:
-            raise InvalidRequest("stream_options needs stream to be true", "stream_options")
+            raise InvalidRequest("stream_options requires stream to be true", "stream_options")
 
     def names(self) -> dict[str, str]:
-        """The fields that were sent, by the names that the library has for them where those differ."""
+        """Return the client's field names by the library's names, where these differ."""
         by_format = self.response_format is not None and self.structured_outputs is None
         return {"structured_outputs": "response_format"} if by_format else {}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
-        """Raises InvalidRequest."""
+        """Return one request per choice, prompt by prompt. Raises InvalidRequest."""
         raise NotImplementedError
 
     def sampling(self, **more: Any) -> Sampling:
-        """The fields that are set, and `more`, which may hold None for unset too."""
+        """Return the sampling parameters of the fields and of `more`, where None means unset."""
         with renamed(**self.names()):
             more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
         fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | more
@@ -143,7 +144,10 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     def requests(
         self, prompts: Sequence[dict[str, Any]], sampling: Sampling, caller: Caller, adapter: str | None
     ) -> list[GenerationRequest]:
-        """One request for each choice, prompt by prompt; with a seed, each choice of a prompt has the next one."""
+        """Return one request per choice, prompt by prompt.
+
+        With a seed, each further choice of a prompt has the next seed.
+        """
         n = self.choices_per_prompt
         if len(prompts) * n > MAX_CHOICES:
             raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
@@ -156,7 +160,8 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "adapter": adapter,
             "return_prompt_ids": bool(self.return_token_ids),
         }
-        # Who shows a key is whom it says; `user` is then the caller's own user, whom this server does not know.
+        # An API key determines the tenant. `user` is then a user of the client, whom this server does
+        # not know.
         if caller.tenant or self.user:
             common["tenant"] = caller.tenant or str(self.user)[:64]
         with renamed(**caller.names):
@@ -166,7 +171,7 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
 def _nth(sampling: Sampling, number: int) -> Sampling:
     if number == 0 or sampling.seed is None:
         return sampling
-    # Past the end of 64 bits it begins again from the other one.
+    # Seeds wrap around at the end of 64 bits.
     return attrs.evolve(sampling, seed=(sampling.seed + number + 2**63) % 2**64 - 2**63)
 
 
@@ -177,7 +182,7 @@ def _without_prompt(request: GenerationRequest) -> GenerationRequest:
 
 
 class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/completions. `prompt` is text or token ids, or a list of either."""
+    """The body of POST /v1/completions. `prompt` is text or token ids, or a list of either."""
 
     prompt: str | list[str | int | list[int]] | None = None
     unsupported: ClassVar[Unsupported] = COMPLETIONS
@@ -193,7 +198,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
         if isinstance(prompt, str) or type(prompt[0]) is int:
             return [{"prompt": prompt}]
         if len(prompt) > MAX_PROMPTS:
-            raise InvalidRequest(f"prompt takes at most {MAX_PROMPTS} prompts", "prompt")
+            raise InvalidRequest(f"prompt must have at most {MAX_PROMPTS} prompts", "prompt")
         kind = type(prompt[0])
         if kind not in (str, list) or any(type(one) is not kind for one in prompt):
             raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
@@ -209,13 +214,13 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         prompt_logprobs = self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
         most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        # An engine scores a prompt on its way to a first token, which is then left out of the answer.
+        # An engine scores a prompt only while it generates a token, which the answer then omits.
         sampling = self.sampling(max_tokens=1 if self.echoes_alone else most, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
         return self.requests(self.prompts(), sampling, caller, adapter)
 
 
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     unsupported: ClassVar[Unsupported] = CHAT
 
@@ -240,7 +245,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         messages = plain_messages(self.messages)
         if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+            raise InvalidRequest("top_logprobs requires logprobs to be true", "top_logprobs")
         with renamed(**self.names()):
             most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
             logprobs = (self.top_logprobs or 0) if self.logprobs else None
@@ -249,19 +254,20 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         with renamed(**self.names()):
             prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
             first, *others = self.requests([prompt], sampling, caller, adapter)
-        # The answer has the one prompt's ids and logprobs once, so the engine need not compute them for each choice.
+        # The answer has the prompt's token ids and logprobs once, so the engine computes them only for
+        # the first choice.
         return [first, *map(_without_prompt, others)]
 
     def extras(self) -> dict[str, bool]:
         return {"reasoning": self.include_reasoning is not False}
 
     def template_kwargs(self) -> dict[str, Any]:
-        """Arguments of the chat template, as vLLM makes them of these fields. Raises InvalidRequest."""
+        """Return the arguments of the chat template, as in vLLM. Raises InvalidRequest."""
         if self.add_generation_prompt and self.continue_final_message:
             raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
         arguments: dict[str, Any] = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
-            # Templates that have one switch for thinking have it under this name.
+            # Templates with a single switch for reasoning use this name.
             arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
         if self.continue_final_message:
             return arguments | {"add_generation_prompt": False, "continue_final_message": True}
@@ -269,9 +275,10 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /generate: `GenerationRequest` and `Sampling` in one flat object, under their own names."""
+    """The body of POST /generate: the fields of `GenerationRequest` and `Sampling` in one object."""
 
-    # None. The attribute makes the decoder read 16.0 as 16, as on the other routes (`frontends/openai/unsupported.py`).
+    # Empty. The attribute makes the decoder accept 16.0 as 16, as on the other routes
+    # (`frontends/openai/unsupported.py`).
     unsupported: ClassVar[Unsupported] = {}
 
     prompt: str | list[int] | None = None
@@ -307,7 +314,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     structured_outputs: StructuredOutputsBody | None = None
 
     def generation_request(self, caller: Caller) -> GenerationRequest:
-        """Raises InvalidRequest, also for a tenant that the caller's key is not for."""
+        """Return the request. Raises InvalidRequest, also for a tenant other than the API key's."""
         fields = msgspec.structs.asdict(self)
         del fields["stream"]
         request: dict[str, Any] = {name: fields.pop(name) for name in REQUEST_FIELDS}
@@ -315,7 +322,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             request["messages"] = plain_messages(self.messages)
         request["deadline"] = caller.deadline if self.deadline is None else self.deadline
         if caller.tenant and self.tenant not in (None, caller.tenant):
-            raise InvalidRequest("this API key is not for this tenant", "tenant")
+            raise InvalidRequest("the API key does not belong to this tenant", "tenant")
         request["tenant"] = caller.tenant or (self.tenant or "default")[:64]
         fields["structured_outputs"] = constraint_of(None, self.structured_outputs)
         request["on_arrival"] = caller.on_arrival
@@ -324,7 +331,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /tokenize."""
+    """The body of POST /tokenize."""
 
     model: str | None = None
     prompt: str | None = None
@@ -336,14 +343,17 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /detokenize."""
+    """The body of POST /detokenize."""
 
     model: str | None = None
     tokens: list[int]
 
 
 def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:
-    """Which of the served model's adapters is asked for; None for itself, which no model at all means too. Raises ModelNotFound."""
+    """Return the adapter that a request names; None for the served model. Raises ModelNotFound.
+
+    A request without a model means the served model.
+    """
     if model is None or model == served:
         return None
     if model not in adapters:

@@ -1,4 +1,4 @@
-"""What an answer must look like, as the wires say it: OpenAI's `response_format`, and vLLM's `structured_outputs`."""
+"""Structured outputs on the wire: OpenAI's `response_format` and vLLM's `structured_outputs`."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import msgspec
 
 from llmserve import InvalidRequest, StructuredOutputs
 
-# vLLM's further fields, which clients that send all fields send with null or false.
+# vLLM's other fields. Clients that send all fields send these as null or false.
 _UNSUPPORTED = ("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties")
 
 
 class StructuredOutputsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Exactly one of the first five."""
+    """vLLM's `structured_outputs`, with exactly one of the first five fields."""
 
     json: str | dict[str, Any] | None = None
     json_object: bool | None = None
@@ -29,14 +29,17 @@ class StructuredOutputsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=
             if name in given:
                 raise InvalidRequest(f"structured_outputs: {name} is not supported", "structured_outputs")
         if len(given) != 1:
-            words = "structured_outputs takes exactly one of json, json_object, regex, choice and grammar"
+            words = "structured_outputs must have exactly one of json, json_object, regex, choice and grammar"
             raise InvalidRequest(words, "structured_outputs")
         ((kind, value),) = given.items()
         return StructuredOutputs.json_object() if kind == "json_object" else getattr(StructuredOutputs, kind)(value)
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
-    """As it comes. Clients with one type for all formats send the schema's field too, as null."""
+    """Unconstrained text.
+
+    Clients with one type for all formats also send `json_schema` as null.
+    """
 
     json_schema: None = None
 
@@ -54,7 +57,10 @@ class ObjectFormat(msgspec.Struct, tag_field="type", tag="json_object", forbid_u
 
 
 class JSONSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`name` and `description` are for models that are told of the schema. It is kept to whatever `strict` says."""
+    """A schema, which is enforced regardless of `strict`.
+
+    `name` and `description` are for models that see the schema in their prompt.
+    """
 
     name: str
     schema: dict[str, Any]
@@ -63,7 +69,7 @@ class JSONSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
-    """JSON that keeps to a schema."""
+    """JSON that conforms to a schema."""
 
     json_schema: JSONSchema
 
@@ -75,16 +81,16 @@ ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 
 
 def constraint_of(response_format: ResponseFormat | None, structured_outputs: StructuredOutputsBody | None) -> StructuredOutputs | None:
-    """Raises InvalidRequest, naming the field that is wrong."""
+    """Return the constraint of a request. Raises InvalidRequest, which names the invalid field."""
     if response_format is None or isinstance(response_format, TextFormat):
         return None if structured_outputs is None else structured_outputs.constraint()
     if structured_outputs is not None:
-        raise InvalidRequest("give one of response_format and structured_outputs", "structured_outputs")
+        raise InvalidRequest("response_format and structured_outputs exclude each other", "structured_outputs")
     return response_format.constraint()
 
 
 def body_of(constraint: StructuredOutputs) -> dict[str, Any]:
-    """A constraint as `structured_outputs` has it on the wire."""
+    """Return a constraint in the format of `structured_outputs`."""
     match constraint.kind:
         case "json_object":
             return {"json_object": True}

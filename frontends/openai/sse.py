@@ -1,4 +1,4 @@
-"""Server-sent events, made for the hot path: a chunk's JSON is encoded once, and for each token only its text again."""
+"""Server-sent events for the hot path: a chunk's JSON is encoded once, then only each token's text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from llmserve.lifecycle.logprobs import unpacked
 
 DONE = b"data: [DONE]\n\n"
 
-# No text that a model makes contains it: it is not even valid in JSON unescaped.
+# A marker that no generated text contains: unescaped, it is not valid in JSON.
 _MARKER = "\x00text\x00"
 _ENCODED_MARKER = msgspec.json.encode(_MARKER)
-# Nor does any answer count so many tokens.
+# A number that no token count reaches.
 _NUMBER = 10**17
 
 
@@ -25,8 +25,10 @@ def event(payload: Any) -> bytes:
 
 
 class TextEvent:
-    """Events that differ in one text, and in the numbers that follow it. `make(text, *numbers)` builds the payload; it is called once,
-    for the frame around them."""
+    """Events that differ only in one text and in the numbers after it.
+
+    `make(text, *numbers)` builds the payload. It is called once, for the constant part of the events.
+    """
 
     def __init__(self, make: Callable[..., Any], numbers: int = 0) -> None:
         markers = [_NUMBER + index for index in range(numbers)]

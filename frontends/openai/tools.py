@@ -1,4 +1,4 @@
-"""Tools on OpenAI's wire: what may be called, and calls that were made."""
+"""Tools in OpenAI's format: functions and tool calls."""
 
 from typing import Any, Literal
 
@@ -18,13 +18,16 @@ class FunctionBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_control: Undecoded = msgspec.UNSET
 
     def plain(self) -> dict[str, Any]:
-        """As the library and chat templates know it."""
+        """Return the function in the format of the library and of chat templates."""
         known = {"name": self.name, "description": self.description, "parameters": self.parameters, "strict": self.strict}
         return {name: value for name, value in known.items() if value is not None}
 
 
 class ToolBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`cache_control`, here and in the function, is for Anthropic's models; gateways send it to all models."""
+    """A tool.
+
+    `cache_control`, here and in the function, is for Anthropic's models; gateways send it to all models.
+    """
 
     type: Literal["function"]
     function: FunctionBody
@@ -44,15 +47,18 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
 class CalledFunction(msgspec.Struct, omit_defaults=True):
-    """`arguments` is JSON, or in a stream a piece of it; clients expect the field also where it is empty."""
+    """A called function. `arguments` is JSON, or a piece of it in a stream.
+
+    Clients expect the field even where it is empty.
+    """
 
     name: str | None = None
-    # A factory, because `omit_defaults` would leave a plain "" out.
+    # A factory, because `omit_defaults` would omit a plain "".
     arguments: str = msgspec.field(default_factory=str)
 
 
 class CallBody(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A call; in a stream, what is new of the call `index`."""
+    """A tool call. In a stream it is the new part of the call number `index`."""
 
     index: int | None = None
     id: str | None = None
@@ -61,10 +67,10 @@ class CallBody(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def tools_of(tools: list[ToolBody] | None, choice: ToolChoice | None, parallel: bool | None) -> Tools | None:  # noqa: FBT001 - the field's own
-    """Raises InvalidRequest."""
+    """Return the tools of a request. Raises InvalidRequest."""
     if tools is None:
         if choice not in (None, "none"):
-            raise InvalidRequest("tool_choice needs tools", "tool_choice")
+            raise InvalidRequest("tool_choice requires tools", "tool_choice")
         return None
     named = choice.function.name if isinstance(choice, NamedChoice) else None
     return Tools(

@@ -1,7 +1,8 @@
-"""Fields of OpenAI's and vLLM's that this server does not support, and bodies that send them without a request.
+"""Fields of OpenAI and vLLM that this server does not support, and their neutral values.
 
-Clients that send all fields of their library send these too, with the value that asks for nothing. Null always does, and a neutral value
-requests what the server does anyway. Any other value is refused with the reason, so that no client believes in an option that does nothing.
+Some clients send all fields of their library, these included. Null and a neutral value, which requests
+what the server does anyway, are accepted. Any other value is refused with a reason, so that no client
+relies on an option without effect.
 """
 
 import re
@@ -13,18 +14,18 @@ import msgspec
 
 from llmserve import InvalidRequest
 
-# The neutral values, beside null, and the reason why other values are refused.
+# The neutral values in addition to null, and the reason why other values are refused.
 Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 
-# Bytes of the longest value that may be neutral; longer ones are refused without being decoded.
+# Maximum bytes of a neutral value; longer values are refused without being decoded.
 MAX_NEUTRAL = 64
 
-_TEXT_ONLY = "this model takes text only"
-_WHOLE_PROMPT = "the server uses a prompt as it is, or refuses it"
-_OWN_TEMPLATE = "a template is a program, and the server runs only the model's own"
+_TEXT_ONLY = "this model supports only text"
+_WHOLE_PROMPT = "the server never truncates a prompt; it refuses prompts that are too long"
+_OWN_TEMPLATE = "a template is a program, and the server runs only the model's template"
 _SERVER = "the server chooses it"
-_UNUSED = "no part of this server uses it"
-_OPENAI = "it belongs to OpenAI's own models and services"
+_UNUSED = "this server does not use it"
+_OPENAI = "it is specific to OpenAI's models and services"
 
 _BOTH: Unsupported = {
     "use_beam_search": ((False,), "the result of a beam search cannot be streamed"),
@@ -34,9 +35,9 @@ _BOTH: Unsupported = {
     "cache_salt": ((), _SERVER),
     "truncate_prompt_tokens": ((), _WHOLE_PROMPT),
     "truncation_side": ((), _WHOLE_PROMPT),
-    "spaces_between_special_tokens": ((True,), "there are spaces between special tokens"),
+    "spaces_between_special_tokens": ((True,), "the server always puts spaces between special tokens"),
     "return_token_offsets": ((False,), "the server does not keep the offsets of a prompt's tokens"),
-    "logprob_token_ids": (([],), "vLLM would leave the alternatives out of the logprobs of other requests"),
+    "logprob_token_ids": (([],), "with it, vLLM would omit the alternatives from the logprobs of other requests"),
     "kv_transfer_params": ((), _UNUSED),
     "ec_transfer_params": ((), _UNUSED),
     "mm_payload": (("tensors",), _TEXT_ONLY),
@@ -51,7 +52,7 @@ _BOTH: Unsupported = {
 
 CHAT: Unsupported = {
     **_BOTH,
-    "add_special_tokens": ((False,), "the template writes the special tokens"),
+    "add_special_tokens": ((False,), "the chat template writes the special tokens"),
     "functions": (([],), "use tools, the newer name"),
     "function_call": (("none",), "use tool_choice, the newer name"),
     "audio": ((), _TEXT_ONLY),
@@ -65,14 +66,14 @@ CHAT: Unsupported = {
     "prompt_cache_options": ((), _OPENAI),
     "chat_template": ((), _OWN_TEMPLATE),
     "documents": (([],), "put the documents into a message"),
-    "echo": ((False,), "the client has the message that it would repeat"),
+    "echo": ((False,), "the client already has the message that it would repeat"),
     "return_prompt_text": ((False,), "use /tokenize and /detokenize"),
 }
 
 COMPLETIONS: Unsupported = {
     **_BOTH,
     "add_special_tokens": ((True,), "send token ids for a prompt without the special tokens"),
-    "suffix": (("",), "the model goes on with a text and does not fill gaps"),
+    "suffix": (("",), "the model continues a text and does not fill gaps"),
     "best_of": ((1,), "use n"),
     "prompt_embeds": (([],), "send text or token ids"),
 }
@@ -81,16 +82,16 @@ _WHOLE = re.compile(rb"(-?\d{1,18})\.0+")
 
 
 def of(kind: type[msgspec.Struct]) -> Unsupported:
-    """Those of a kind of body."""
+    """Return the unsupported fields of a type of body."""
     fields: Unsupported = getattr(kind, "unsupported", {})
     return fields
 
 
 def normalised(kind: Any, body: bytes | msgspec.Raw) -> bytes | None:
-    """A body that did not decode, without neutral values of unsupported fields, and with 16 in place of 16.0.
+    """Remove neutral values of unsupported fields from a body, and replace 16.0 by 16.
 
-    `kind` is the type that the body should have. Returns None if that changes nothing. Raises InvalidRequest for another value of an
-    unsupported field, and msgspec's ValidationError for a field that is unknown beside those.
+    The body did not decode as `kind`. Returns None if nothing changes. Raises InvalidRequest for another
+    value of an unsupported field, and msgspec's ValidationError for an unknown field.
     """
     if not hasattr(kind, "unsupported"):
         return None
@@ -100,7 +101,7 @@ def normalised(kind: Any, body: bytes | msgspec.Raw) -> bytes | None:
     except msgspec.ValidationError:
         raise
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # The caller's own decoder has said what is wrong.
+        # The caller's decoder has already reported the problem.
         return None
     changed = False
     for name in found.__struct_fields__:
@@ -127,13 +128,13 @@ def _is_neutral(value: bytes, neutral: tuple[Any, ...]) -> bool:
         asked = msgspec.json.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    # In Python 1 is True as well.
+    # In Python, 1 == True.
     return asked is None or any(asked == other and isinstance(asked, bool) == isinstance(other, bool) for other in neutral)
 
 
 @cache
 def _scanner(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
-    """Decodes a body into the bytes of its fields."""
+    """Return a decoder of a body into the bytes of its fields."""
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
     fields: Any = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in (*names, *of(kind))]
     return msgspec.json.Decoder(msgspec.defstruct("Scanned", fields, kw_only=True, forbid_unknown_fields=True))

@@ -1,4 +1,4 @@
-"""What a body asks for, and errors in the client's words."""
+"""The parsed content of a body, and errors with the client's field names."""
 
 import attrs
 
@@ -7,17 +7,23 @@ from llmserve import GenerationRequest, InvalidRequest
 
 @attrs.frozen(kw_only=True)
 class ParsedBody:
-    """What a body asks for. It outlives the body, of which nothing else is kept while the answer is generated.
+    """The parsed content of a body. Nothing else of the body is kept during generation.
 
     Attributes:
-        requests: one for each choice, prompt by prompt; `per_prompt` are those of one prompt.
-        running_usage: with every event of a stream, not only at its end.
-        names: the fields that were sent, by the library's names for them, for errors that come after the decoding.
-        by_id: logprobs have `token_id:N` in place of a token's text, which may be a part of a character.
-        token_ids: the answer has the token ids, and those of the prompt.
-        prompt_logprobs: the answer has those of the prompt as vLLM writes them, beside what `echo` does with them.
-        echo: the prompt's text stands before the answer; `generates` is False where it is the whole answer.
-        reasoning: whether the answer has what the model thought before it.
+        requests: one per choice, prompt by prompt.
+        per_prompt: the number of requests per prompt.
+        stream: whether the answer is streamed.
+        usage: whether the stream ends with the usage.
+        running_usage: whether every event of the stream has the usage so far.
+        names: the client's field names by the library's names, for errors after decoding.
+        by_id: whether logprobs have `token_id:N` instead of a token's text, which may be a part of a
+            character.
+        token_ids: whether the answer has its token ids and those of the prompt.
+        prompt_logprobs: whether the answer has the prompt's logprobs in vLLM's format, independently of
+            `echo`.
+        echo: whether the answer begins with the prompt's text.
+        generates: False where the prompt's text is the whole answer.
+        reasoning: whether the answer includes the model's reasoning.
     """
 
     requests: list[GenerationRequest]
@@ -35,7 +41,7 @@ class ParsedBody:
 
 
 class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
-    """Inside it, an InvalidRequest about a field of ours is about the caller's field of another name."""
+    """A context that renames fields in an InvalidRequest from the library's to the client's names."""
 
     def __init__(self, **names: str) -> None:
         self._names = names

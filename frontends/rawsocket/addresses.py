@@ -1,4 +1,4 @@
-"""Where a raw socket listens, and where its client goes: tcp://host:port, tls://host:port, unix:///path."""
+"""Addresses of raw-socket servers: tcp://host:port, tls://host:port, unix:///path."""
 
 from urllib.parse import SplitResult, urlsplit
 
@@ -12,7 +12,7 @@ SCHEMES = ("tcp", "tls", "unix")
 
 @attrs.frozen
 class Address:
-    """`host` and `port`, or the `path` of a unix socket."""
+    """An address: `host` and `port`, or the `path` of a unix socket."""
 
     scheme: str
     host: str = ""
@@ -26,8 +26,8 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Raises ConfigurationError, naming the address."""
-    wrong = ConfigurationError(f"{text!r} is no address: use tcp://host:port, tls://host:port or unix:///path")
+    """Parse an address. Raises ConfigurationError, which names the address."""
+    wrong = ConfigurationError(f"{text!r} is not a valid address: use tcp://host:port, tls://host:port or unix:///path")
     try:
         parts = urlsplit(text)
         port = parts.port

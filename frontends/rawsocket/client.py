@@ -1,9 +1,9 @@
-"""A client for the raw socket that is used as the manager is: `stream()` and `generate()`, the same requests, deltas and errors.
+"""A raw-socket client with the manager's interface: `stream()`, `generate()`, its requests and errors.
 
     async with SocketClient("tcp://127.0.0.1:9000") as client:
         completion = await client.generate("The capital of France is", max_tokens=16)
 
-Needs asyncio, as the server does.
+Client and server require asyncio.
 """
 
 import asyncio
@@ -52,23 +52,27 @@ from llmserve.generation import Generation
 from llmserve.lifecycle.delta_buffer import DeltaBuffer
 from llmserve.lifecycle.open_request import interrupter
 
-# Pieces that may be on their way for one stream; half of them are given anew when they have been read.
+# Maximum number of unread pieces per stream. The client grants new credit when it has read half of
+# them.
 WINDOW = 256
 CONNECT_SECONDS = 10.0
-# A server ends connections that send nothing for 300 s.
+# Seconds between pings. A server closes connections that send nothing for 300 s.
 PING_SECONDS = 100.0
-# Fields that the wire does not have and that change the answer.
+# Fields that change the answer but that the protocol does not support.
 NOT_CARRIED = ("tools", "template_kwargs", "return_prompt_ids")
 
 
 class SocketClient(Generation):
-    """One connection, for any number of streams. `stream()` and `generate()` are an `EngineManager`'s; fields of `NOT_CARRIED` are
-    refused, the server chooses `request_id`, and nothing calls `on_arrival`. `partial` of an error is the output that had come here.
+    """One connection for any number of streams.
+
+    `stream()` and `generate()` are those of `EngineManager`, with three differences. The fields of
+    `NOT_CARRIED` are refused, the server chooses `request_id`, and nothing calls `on_arrival`. An
+    error's `partial` is the output that has arrived.
 
     Args:
         address: tcp://host:port, tls://host:port or unix:///path.
-        key: the API key, where the server wants one.
-        tls: how to trust a tls:// server; None trusts as the system does.
+        key: the API key, if the server requires one.
+        tls: how to verify a tls:// server; None uses the system's CAs.
     """
 
     def __init__(self, address: str, *, key: str | None = None, tls: ssl.SSLContext | None = None) -> None:
@@ -81,7 +85,11 @@ class SocketClient(Generation):
         return f"<SocketClient {self.address} {'connected' if self._wire else 'not connected'}>"
 
     async def __aenter__(self) -> Self:
-        """Raises OSError where nobody listens, FrameError where the server refuses the connection, TimeoutError."""
+        """Connect to the server.
+
+        Raises OSError where no server listens, FrameError where the server refuses the connection, and
+        TimeoutError.
+        """
         loop, address = asyncio.get_running_loop(), self.address
         hello = Hello(frames.VERSION, self._key)
         with anyio.fail_after(CONNECT_SECONDS):
@@ -117,8 +125,10 @@ class SocketClient(Generation):
 
     @asynccontextmanager
     async def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AsyncIterator["RemoteStream"]:
-        """Entering waits until the server has admitted it, leaving early frees what it holds there. Raises EngineDead when the
-        connection is lost."""
+        """Open a stream, and wait until the server has admitted it.
+
+        Leaving early frees its resources on the server. Raises EngineDead when the connection is lost.
+        """
         await self.wire.writable.wait()
         stream = self.wire.open(request, token)
         unlink = token.add_callback(interrupter(stream)) if token is not None else (lambda: None)
@@ -129,16 +139,16 @@ class SocketClient(Generation):
             yield stream
         finally:
             unlink()
-            # Does nothing unless it was left before its end; then the server is told.
-            stream.fail(RequestCancelled("the stream was left"))
+            # Does nothing if the stream has ended; else it cancels the stream on the server.
+            stream.fail(RequestCancelled("the stream was closed"))
 
     async def ping(self) -> float:
-        """Seconds there and back."""
+        """Return the round-trip time in seconds."""
         return await self.wire.ping()
 
 
 class RemoteStream(TokenStream):
-    """A `TokenStream` that is fed by a connection. Its timeline is the client's own: what it saw, and when."""
+    """A `TokenStream` that a connection feeds. Its timeline has the times at the client."""
 
     def __init__(self, number: int, request: GenerationRequest, wire: "Wire") -> None:
         self.id = number
@@ -163,7 +173,7 @@ class RemoteStream(TokenStream):
         return delta
 
     async def _rest(self) -> Delta | None:
-        # Reading gives the credit that the server needs to go on.
+        # Reading grants the credit that the server needs to continue.
         read: DeltaBuffer | None = None
         try:
             async for delta in self:
@@ -187,13 +197,13 @@ class RemoteStream(TokenStream):
         self.put(Delta("", (), message.finish_reason, message.stop_reason))
 
     def receive(self, delta: Delta) -> None:
-        """One piece; it used one credit, which is given back when it has been read."""
+        """Take one piece. It has used one credit, which is granted again when the piece is read."""
         self._unread += 1
         self.put(delta)
 
 
 class _Silent:
-    """An observer of nothing: the server counts."""
+    """An observer that does nothing: the server has the metrics."""
 
     def tokens(self, timeline: Timeline, count: int, now: float) -> None:
         pass
@@ -221,7 +231,7 @@ class Wire(asyncio.Protocol):
         self._reason: str | None = None
         self._alive: asyncio.TimerHandle | None = None
 
-    # What the event loop tells
+    # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -260,14 +270,14 @@ class Wire(asyncio.Protocol):
         for stream in list(self._streams.values()):
             stream.fail(EngineDead(words))
 
-    # What the server says
+    # Messages from the server
 
     def _receive(self, message: frames.FromServer) -> None:
         match message:
             case Deltas():
                 for number, text, token_ids in message.pieces:
                     stream = self._streams.get(number)
-                    # One that was left meanwhile gets no more.
+                    # The client may have closed the stream since.
                     if stream is not None:
                         stream.receive(Delta(text, token_ids))
             case Error(id=0):
@@ -302,7 +312,7 @@ class Wire(asyncio.Protocol):
                 del self._streams[stream.id]
                 stream.fail(to_exception(message))
 
-    # What the client wants
+    # Calls of the client
 
     def open(self, request: GenerationRequest, token: CancellationToken | None) -> RemoteStream:
         if self.lost.is_set():
@@ -313,7 +323,7 @@ class Wire(asyncio.Protocol):
         data = frames.encode(Open(self._last, WINDOW, body, trace))
         limit = self.welcomed.result().max_frame
         if len(data) - frames.LENGTH > limit:
-            raise InvalidRequest(f"the request takes more than {limit} bytes", request.prompt_field)
+            raise InvalidRequest(f"the request is larger than {limit} bytes", request.prompt_field)
         stream = self._streams[self._last] = RemoteStream(self._last, request, self)
         self.transport.write(data)
         return stream
@@ -325,7 +335,7 @@ class Wire(asyncio.Protocol):
         return number
 
     def leave(self, stream: RemoteStream) -> None:
-        """It ended with an error. If that was on this side, the server is told."""
+        """Remove a stream that ended with an error; if the error is the client's, cancel it there."""
         if self._streams.pop(stream.id, None) is not None and not self.lost.is_set():
             self.send(Cancel(stream.id, str(getattr(stream.error, "reason", "the client left"))[:128]))
 
@@ -344,10 +354,13 @@ class Wire(asyncio.Protocol):
 
 
 def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict[str, Any]:
-    """The body of POST /generate for a request; `deadline` is a reading of the clock, as a token has it. Raises InvalidRequest."""
+    """Return the body of POST /generate for a request. Raises InvalidRequest.
+
+    `deadline` is a time of the monotonic clock, like a token's deadline.
+    """
     for name in NOT_CARRIED:
         if getattr(request, name):
-            raise InvalidRequest(f"the raw socket does not carry {name}: leave it out", name)
+            raise InvalidRequest(f"the raw-socket protocol does not support {name}: omit it", name)
     left = math.inf if request.deadline is None else request.deadline
     left = min(left, max(0.001, deadline - time.monotonic()))
     constraint = request.sampling.structured_outputs

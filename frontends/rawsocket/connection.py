@@ -1,8 +1,9 @@
-"""The server's half of one raw-socket connection: frames in, calls of the manager, frames out.
+"""The server's side of one raw-socket connection.
 
-A stream is a task that sleeps until its answer is over. Its tokens come past it: the engine's step notifies the connection, which takes
-what all of its streams have when the step is done and writes it as one frame. While the client does not read, nothing is taken and the
-streams merge; a client that does not read for too long is given up.
+Each stream has a task that sleeps until its answer is complete. Its tokens bypass the task: the engine's
+step notifies the connection. When the step is done, the connection takes the tokens of all its streams
+and writes them as one frame. While the client does not read, no tokens are taken and the streams merge
+their deltas. The connection of a client that does not read for too long is closed.
 """
 
 import asyncio
@@ -38,18 +39,21 @@ from llmserve.admission.retry_after import RETRY_AFTER
 logger = logging.getLogger(__name__)
 
 HELLO_SECONDS = 5.0
-# Without a stream or a frame. A Ping is one; our own client sends it after a third of this.
+# Maximum seconds without an open stream and a frame. llmserve's client sends a Ping frame after a
+# third of this time.
 IDLE_SECONDS = 300.0
-# A client may cancel all of its streams, of which 1024 are the default's most, and open as many anew, but not go on like that.
+BUSY_SECONDS = 1.0
+# Maximum number of cancelled streams within FRUITLESS_SECONDS. A client may cancel all of its streams
+# (by default at most 1024) and then as many again, but not more.
 MAX_FRUITLESS = 2048
 FRUITLESS_SECONDS = 10.0
-# For connections that have something left to be written when the server ends.
+# Maximum seconds to write remaining data when the server ends.
 CLOSE_SECONDS = 2.0
 
 
 @attrs.define
 class Service:
-    """What all connections share."""
+    """The state that all connections share."""
 
     manager: EngineManager
     model: str
@@ -62,13 +66,13 @@ class Service:
     reader: BodyReader[GenerateRequest] = attrs.field(factory=lambda: BodyReader(GenerateRequest, WorkQueue(), msgspec.msgpack))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it as a task that lives no longer than the service."""
+        """Run `work` as a task that ends with the service at the latest."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
-        """Let what is to be written be written, for a while; then nothing of it is left."""
+        """Write remaining data for a limited time, then end all connections and tasks."""
         for connection in list(self.connections):
             connection.close()
         with anyio.move_on_after(CLOSE_SECONDS):
@@ -82,7 +86,7 @@ class Service:
 
 
 class Connection(asyncio.Protocol):
-    """Made for each client; `left` is called when it is lost."""
+    """One client's connection. It calls `left` when it is lost."""
 
     def __init__(self, service: Service, left: Callable[[], None]) -> None:
         self.made = False
@@ -95,13 +99,13 @@ class Connection(asyncio.Protocol):
         self._key: Key | None = None
         self._paused = False
         self._closed = False
-        # Streams that were cancelled since one was read to its end.
+        # The number of streams cancelled since a stream was last read to its end.
         self._fruitless = 0
         self._fruitless_since = 0.0
-        # The deadline that `_timer` stands for, and its words.
+        # The seconds and the message of the time limit that `_timer` enforces.
         self._expected: tuple[float, str] | None = None
 
-    # What the event loop tells
+    # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.made = True
@@ -130,7 +134,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
-        # Whoever does not read its answers does not get to ask for more.
+        # Stop reading requests while the client is not reading responses.
         self._transport.pause_reading()
         self._expect()
 
@@ -154,7 +158,7 @@ class Connection(asyncio.Protocol):
             channel.done.set()
 
     def _expect(self, *, again: bool = False) -> None:
-        """Set the deadline for what the client has to do next; `again` when it has just done something."""
+        """Set the time limit for the client's next action; `again` restarts it."""
         if not self._greeted or self._closed:
             return
         wanted = None
@@ -169,7 +173,7 @@ class Connection(asyncio.Protocol):
                 seconds, words = wanted
                 self._timer = self._loop.call_later(deadlines.spread(seconds), self.refuse, FrameError(f"{words} {seconds:g} s"))
 
-    # What the client says
+    # Messages from the client
 
     def _receive(self, message: frames.FromClient) -> None:
         if not self._greeted:
@@ -180,7 +184,7 @@ class Connection(asyncio.Protocol):
                 self._open(message)
             case Credit() if message.id in self._channels:
                 channel = self._channels[message.id]
-                # More than an answer could ever need is as good as no limit.
+                # The bound is more than any answer needs.
                 channel.credit = min(channel.credit + message.amount, 2**31)
                 if channel.stream is not None:
                     self._ready(channel)
@@ -192,27 +196,31 @@ class Connection(asyncio.Protocol):
             case Hello():
                 raise FrameError("a second hello")
             case _:
-                # A credit or a cancel that crossed the stream's end on its way.
+                # A credit or a cancel for a stream that has just ended.
                 pass
 
     def _count_cancel(self) -> None:
-        """Opening and cancelling in a loop keeps a server busy for nothing, as HTTP/2's rapid resets did (CVE-2023-44487)."""
+        """Limit the number of cancelled streams.
+
+        Opening and cancelling streams in a loop would keep the server busy for nothing, like HTTP/2 rapid
+        resets (CVE-2023-44487).
+        """
         now = self._loop.time()
         if now - self._fruitless_since > FRUITLESS_SECONDS:
             self._fruitless, self._fruitless_since = 0, now
         self._fruitless += 1
         if self._fruitless > MAX_FRUITLESS:
-            raise FrameError("too many streams were cancelled, and none was read to its end")
+            raise FrameError("too many streams were cancelled before their end")
 
     def _greet(self, message: frames.FromClient) -> None:
         if not isinstance(message, Hello):
             raise FrameError("the first frame must be a hello")
         if message.version != frames.VERSION:
-            raise FrameError(f"this server speaks version {frames.VERSION}, not {message.version}")
+            raise FrameError(f"this server supports version {frames.VERSION}, not {message.version}")
         access = self._service.access
         self._key = access.find(message.key or "")
         if not access.still(self._key):
-            raise FrameError("the API key is missing or wrong")
+            raise FrameError("the API key is missing or invalid")
         self._timer.cancel()
         self._greeted = True
         self._reader.limit = frames.MAX_FRAME
@@ -222,12 +230,12 @@ class Connection(asyncio.Protocol):
         if message.id in self._channels:
             raise FrameError(f"the stream {message.id} is already open")
         if not self._service.access.still(self._key):
-            # The streams that are open go on, as over HTTP.
-            self._write(to_frame(message.id, InvalidRequest("the API key of this connection was withdrawn or has expired", "key")))
+            # Open streams continue, as over HTTP.
+            self._write(to_frame(message.id, InvalidRequest("the API key of this connection was revoked or has expired", "key")))
             return
         if len(self._channels) >= self._service.max_streams:
-            words = f"this connection has {len(self._channels)} streams, as many as it may"
-            self._write(to_frame(message.id, Overloaded(words, retry_after=RETRY_AFTER["connection_full"], reason="connection_full")))
+            words = f"this connection has {len(self._channels)} open streams, which is its limit"
+            self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
             return
         channel = self._channels[message.id] = Channel(message.id, message.credit)
         self._service.spawn(self._serve(channel, message))
@@ -240,7 +248,7 @@ class Connection(asyncio.Protocol):
             manager = self._service.manager
             context = manager.info.max_model_len if manager.engine_is_up else None
             request = await self._service.reader.read(message.request, lambda body: body.generation_request(caller), context)
-            # It holds its whole frame, and the stream lives for long.
+            # The message holds its whole frame, and the stream may live long.
             del message
             async with manager.stream(request, channel.token) as stream:
                 self._write(Started(channel.id, stream.request_id, stream.usage.prompt_tokens))
@@ -261,11 +269,12 @@ class Connection(asyncio.Protocol):
         self._write(to_frame(channel.id, error))
 
     def _ready(self, channel: Channel) -> None:
-        """Called from the middle of an engine's step, so what is done here is done for every token."""
+        """Note a stream with new tokens. The engine's step calls this for every token."""
         if not channel.queued:
             channel.queued = True
             self._queue.append(channel)
-        # One write carries the tokens of all of a connection's streams, so it is worth holding back only for the sake of other connections.
+        # One write already carries the tokens of all streams of a connection. Holding it back only
+        # helps other connections.
         assert channel.stream is not None
         if not channel.begun or channel.stream.ended:
             self._service.scheduler.soon(self._flush)
@@ -273,11 +282,11 @@ class Connection(asyncio.Protocol):
             self._service.scheduler.later(self._flush)
 
     def _flush(self) -> None:
-        """Write what the streams have, as far as the client reads and has given credit."""
+        """Write the streams' new tokens, within the client's credit and while the client reads."""
         if self._paused or self._closed:
             return
         queue, self._queue = self._queue, []
-        # Errors are told by their tasks, after this.
+        # The streams' tasks write errors, after this.
         batch = Batch()
         for channel in queue:
             channel.queued = False
@@ -291,7 +300,7 @@ class Connection(asyncio.Protocol):
             if delta is not None and delta.finish_reason is not None:
                 self._fruitless = 0
                 batch.ends.append(End(channel.id, delta.finish_reason, delta.stop_reason, stream.usage))
-                # Here and not in its task, because the frame that frees the id goes out now.
+                # Freed here and not in its task, because the frame that frees the id goes out now.
                 self._free(channel)
                 channel.done.set()
             elif stream.error is not None:
@@ -301,13 +310,13 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def _free(self, channel: Channel) -> None:
-        """Its id, unless that has been taken again meanwhile."""
+        """Free the channel's id, unless a new channel already uses it."""
         if self._channels.get(channel.id) is channel:
             del self._channels[channel.id]
             self._expect()
 
     def refuse(self, error: FrameError) -> None:
-        """Say what was wrong, and close."""
+        """Send an error and close the connection."""
         self._refuse(frames.Error(0, "FrameError", str(error)))
 
     def _refuse_for_room(self) -> None:
@@ -317,28 +326,28 @@ class Connection(asyncio.Protocol):
         if not self._closed:
             self._write(error)
             self._end()
-            # Nothing of them is written any more, and the connection may stay for seconds.
+            # Nothing of the streams is written any more, but the connection may stay for seconds.
             self._cancel_streams("the connection was refused")
             self._timer = self._loop.call_later(HELLO_SECONDS, self._transport.abort)
-            # Closed with something unread, the connection would be reset and the client could lose the error.
+            # Closing with unread bytes would reset the connection, and the client could lose the error.
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             else:
                 self._transport.close()
 
     def _end(self) -> None:
-        """Nothing more is read, and nothing that has been read is kept."""
+        """Stop reading, and drop the bytes that were read."""
         self._closed = True
         self._timer.cancel()
         self._arrival.end()
         self._reader.clear()
 
     def close(self) -> None:
-        """After what is still to be written."""
+        """Close the connection after writing the remaining data."""
         self._transport.close()
 
     def abort(self) -> None:
-        """At once."""
+        """Close the connection immediately."""
         self._transport.abort()
 
     def _write(self, message: Any) -> None:
@@ -347,7 +356,11 @@ class Connection(asyncio.Protocol):
 
 
 def _send_at_once(connection: socket.socket) -> None:
-    """Without it a small frame waits for the last one's acknowledgement, which the other side may delay for 40 ms. asyncio sets it for
-    sockets that name TCP as their protocol, which those of `socket.create_server` do not."""
+    """Disable Nagle's algorithm.
+
+    Otherwise a small frame waits for the acknowledgement of the previous frame, which the client may
+    delay for 40 ms. asyncio does this only for sockets that name TCP as their protocol; those of
+    `socket.create_server` do not.
+    """
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,10 +1,10 @@
-"""llmserve's errors as frames, and back into the same classes."""
+"""Conversion between llmserve's errors and error frames."""
 
 from frontends.openai.errors import public_message
 from frontends.rawsocket.frames import Error
 from llmserve import errors
 
-# Each class keeps what its constructor was given, or a part of it, under one of these names.
+# The attributes in which the error classes keep their constructor's arguments.
 DETAILS = ("param", "retry_after", "reason", "seconds", "prompt_tokens", "limit")
 KINDS = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LLMServeError)}
 MAX_MESSAGE = 512
@@ -17,9 +17,9 @@ def to_frame(stream_id: int, error: errors.LLMServeError) -> Error:
 
 
 def to_exception(frame: Error) -> errors.LLMServeError:
-    """The same class with the same attributes; EngineError for one that this version does not know."""
+    """Return an error of the frame's class with its attributes; EngineError for unknown classes."""
     kind = KINDS.get(frame.kind, errors.EngineError)
-    # Past the constructor, which would make the message anew from parts that a frame does not have.
+    # The constructor would rebuild the message from parts that a frame does not have.
     error = kind.__new__(kind, frame.message)
     error.args = (frame.message,)
     for name in DETAILS:

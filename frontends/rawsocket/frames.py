@@ -1,7 +1,8 @@
-"""The raw socket's wire: messages, and a codec that does no I/O. docs/protocol.md describes it for other languages.
+"""The raw-socket protocol: messages, and a codec without I/O.
 
-A frame is the length of its body as four bytes, the highest first, then the body: one message in MessagePack, an array whose first
-element says which message it is.
+A frame is the length of its body as four bytes in big-endian order, then the body. The body is one
+message in MessagePack, an array whose first element is the message's type. docs/protocol.md describes
+the protocol for other languages.
 """
 
 from typing import Annotated, Any, Generic, TypeVar
@@ -13,43 +14,50 @@ from llmserve import Delta, Usage
 from llmserve.lifecycle.logprobs import unpacked
 
 VERSION = 1
-# Before it has said who it is, a client may send this much. Afterwards as much as HTTP takes for a body.
+# Maximum bytes of a frame before the client is authenticated, and afterwards, as for an HTTP body.
 MAX_HELLO = 4096
 MAX_FRAME = LARGEST
-# What a client takes from its server: the deltas of one answer may have been merged into one.
+# Maximum bytes of a frame that a client accepts: all deltas of an answer may be merged into one.
 MAX_ANSWER = 64 * 2**20
 LENGTH = 4
 
 Id = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 Amount = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-# A stream's id, the text and the tokens that came.
+# A stream's id, and its new text and token ids.
 Piece = tuple[int, str, tuple[int, ...]]
 
 
 class FrameError(Exception):
-    """The other side does not speak this protocol; the connection ends."""
+    """A violation of the protocol by the other side, which ends the connection."""
 
 
 # From the client
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """The first frame. `key` is the API key, where the server asks for one."""
+    """The first frame. `key` is the API key, if the server requires one."""
 
     version: int
     key: str | None = None
 
 
 class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
-    """W3C's headers. Anything else beside them is skipped, and not decoded."""
+    """The W3C trace headers. Other fields are skipped without being decoded."""
 
     traceparent: str = ""
     tracestate: str = ""
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Begin a stream under an id that is free; `request` is the body of POST /generate. `credit` is how many pieces may come."""
+    """Open a stream.
+
+    Attributes:
+        id: a free id.
+        credit: the number of pieces that the server may send.
+        request: the body of POST /generate.
+        trace: the trace headers.
+    """
 
     id: Id
     credit: Amount
@@ -58,14 +66,14 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """So many pieces more may come."""
+    """Allow the server to send `amount` more pieces of a stream."""
 
     id: Id
     amount: Amount
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The rest is not wanted; the stream still gets its Error or End."""
+    """Cancel a stream. The server still sends its Error or End."""
 
     id: Id
     reason: str = "cancelled by the client"
@@ -88,7 +96,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=16):
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=17):
-    """Admitted: tokens will come."""
+    """The request was admitted."""
 
     id: int
     request_id: str
@@ -96,7 +104,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag=17):
 
 
 class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=18):
-    """What one step of the engine made, for all streams of this connection that had something."""
+    """The new pieces of all streams of this connection after an engine step."""
 
     pieces: list[Piece]
 
@@ -118,7 +126,10 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Error(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """The stream ended with an error, and its id is free again; with the id 0 the connection did. `kind` names a class of llmserve's."""
+    """A stream ended with an error, and its id is free again; for the id 0, the connection ended.
+
+    `kind` is the name of an error class of llmserve.
+    """
 
     id: int
     kind: str
@@ -138,7 +149,7 @@ Message = TypeVar("Message")
 
 
 def encode(*messages: Any) -> bytes:
-    """Frames, one after the other."""
+    """Encode messages as consecutive frames."""
     parts: list[bytes] = []
     for message in messages:
         body = _encoder.encode(message)
@@ -147,14 +158,14 @@ def encode(*messages: Any) -> bytes:
 
 
 def raw(body: Any) -> msgspec.Raw:
-    """A part of a message, encoded by itself."""
+    """Encode a part of a message."""
     return msgspec.Raw(_encoder.encode(body))
 
 
 class FrameReader(Generic[Message]):
-    """Bytes in, in whatever chunks they come; messages out.
+    """Decodes messages from bytes in chunks of any size.
 
-    `limit` is the longest body in bytes that is taken; it may be changed between two messages.
+    `limit` is the maximum size of a body in bytes; it may be changed between two messages.
     """
 
     def __init__(self, kind: Any, limit: int) -> None:
@@ -164,7 +175,7 @@ class FrameReader(Generic[Message]):
 
     @property
     def pending(self) -> int:
-        """Bytes of the frame that has not arrived completely, once `next` has returned None."""
+        """The size in bytes of the incomplete frame, after `next` has returned None."""
         return len(self._buffer)
 
     def clear(self) -> None:
@@ -174,13 +185,13 @@ class FrameReader(Generic[Message]):
         self._buffer += data
 
     def next(self) -> Message | None:
-        """The next message that is complete, None if none is. Raises FrameError."""
+        """Return the next complete message, or None if there is none. Raises FrameError."""
         buffer = self._buffer
         if len(buffer) < LENGTH:
             return None
         length = int.from_bytes(buffer[:LENGTH], "big")
         if length > self.limit:
-            raise FrameError(f"a frame of {length} bytes; at most {self.limit} are allowed here")
+            raise FrameError(f"the frame has {length} bytes; at most {self.limit} are allowed")
         end = LENGTH + length
         if len(buffer) < end:
             return None
@@ -190,4 +201,4 @@ class FrameReader(Generic[Message]):
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise FrameError(f"a frame that is no message: {str(error)[:200]}") from None
+            raise FrameError(f"the frame is not a valid message: {str(error)[:200]}") from None

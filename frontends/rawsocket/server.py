@@ -21,7 +21,7 @@ from frontends.rawsocket.addresses import Address
 from frontends.rawsocket.connection import Connection, Service
 from llmserve import EngineManager
 
-REFUSAL = frames.encode(frames.Error(0, "FrameError", "this server has as many connections as it may"))
+REFUSAL = frames.encode(frames.Error(0, "FrameError", "the server's connection limit is reached"))
 
 
 @asynccontextmanager
@@ -38,7 +38,7 @@ async def open_server(
     max_hold: float = MAX_HOLD,
     max_incomplete: int | None = None,
 ) -> AsyncIterator[list[Address]]:
-    """Listens while it is entered, for a manager that the caller enters and leaves; gives the addresses with their ports.
+    """Serve a manager, which the caller enters and leaves; yield the addresses with their ports.
 
     Raises CannotListen.
     """

@@ -10,16 +10,25 @@ from frontends.rawsocket import frames
 from frontends.rawsocket.frames import Deltas, Detail, End
 from llmserve import CancellationToken, Delta, TokenStream
 
-# A frame of merged deltas is closed at about this size, so that none is too large for a client.
+# Approximate maximum bytes of a frame of deltas, so that no frame is too large for a client.
 FRAME_BYTES = 2**20
-# What an id takes in MessagePack at most, and a piece around it.
+# Maximum bytes of a token id in MessagePack, and of a piece without its text and token ids.
 ID_BYTES, PIECE_BYTES = 5, 16
 
 
 @attrs.define(eq=False)
 class Channel:
-    """One stream of a connection. `queued`: it waits for the next flush; `begun`: it has been flushed before; `done` is set when all of it
-    has been written."""
+    """One stream of a connection.
+
+    Attributes:
+        id: the stream's id on the connection.
+        credit: the number of pieces that the server may send.
+        token: cancels the request.
+        stream: the manager's stream, once it is admitted.
+        queued: whether the stream waits for the next flush.
+        begun: whether the stream has been flushed before.
+        done: set when the stream is complete, has failed or was cancelled.
+    """
 
     id: int
     credit: int
@@ -31,7 +40,7 @@ class Channel:
 
 
 class Batch:
-    """The frames of one flush: pieces together, then what ends."""
+    """The frames of one flush: first the pieces of all streams, then the ends."""
 
     def __init__(self) -> None:
         self.ends: list[End] = []

@@ -1,4 +1,7 @@
-"""The owner accepts connections and hands each to the worker with the fewest; a listener of each worker's own would leave it to chance."""
+"""The supervisor accepts connections and hands each one to the worker with the fewest.
+
+With one listener per worker, chance would distribute the connections.
+"""
 
 import asyncio
 import socket
@@ -18,19 +21,20 @@ async def accept(listener: socket.socket, handles: Sequence[WorkerHandle]) -> No
         try:
             connection, _ = await loop.sock_accept(listener)
         except OSError:
-            # Gone in the line, or no descriptor is left for a while.
+            # The client has gone, or no file descriptor is free at the moment.
             await anyio.sleep(RETRY_SECONDS)
             continue
         with connection:
-            while not hand(connection, handles):  # noqa: ASYNC110 - a socket pair that is full has no event in asyncio
+            while not hand(connection, handles):  # noqa: ASYNC110 - asyncio has no event for a full socket pair
                 await anyio.sleep(FULL_SECONDS)
 
 
 def hand(connection: socket.socket, handles: Sequence[WorkerHandle]) -> bool:
-    """False if no worker can take it now. A worker that has drained gets none."""
+    """Hand a connection to a worker that has not drained; return False if no worker can take it."""
     handles = [handle for handle in handles if not handle.parting]
-    # One that takes another's place starts beside those that serve; in the beginning all of them do, and say so.
+    # Prefer workers that are up to those that are starting. At first all workers are starting, and
+    # they answer that they are.
     able = [handle for handle in handles if handle.up] or handles
-    # A worker that does not answer gets none, unless no worker does.
+    # Avoid silent workers, unless all workers are silent.
     able = [handle for handle in able if not handle.silent] or able
     return any(handle.hand(connection) for handle in sorted(able, key=lambda handle: handle.connections))

@@ -1,4 +1,4 @@
-"""A worker's side of admission: what its manager takes for the controller, and every decision is the owner's."""
+"""The worker's side of admission, where the supervisor makes every decision."""
 
 import math
 from collections import Counter
@@ -9,14 +9,18 @@ from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Off
 from llmserve import TenantTable
 from llmserve.admission import AdmissionStatistics, Decision, EngineSample, Refusal, Refused, Ticket, TicketState
 
-# Steps of a small model on a fast GPU take 3 ms: a worker tells of several at once.
+# Minimum seconds between two reports. A small model's steps on a fast GPU take 3 ms, so a report may
+# cover several steps.
 TELL_SECONDS = 0.01
 SAMPLE_FIELDS = tuple(field for field in StepCount.__struct_fields__ if field != "told")
 
 
 class AdmissionClient:
-    """Satisfies `llmserve.admission.Admission`. A ticket waits until the owner has answered, which takes a tenth of a millisecond where
-    there is room. `limit` and `max_waiting` are the owner's."""
+    """Satisfies `llmserve.admission.Admission`.
+
+    A ticket waits until the supervisor has answered, which takes 0.1 ms where a slot is free. `limit` and
+    `max_waiting` are those of the supervisor's admission.
+    """
 
     def __init__(self, send: Callable[[Any], None]) -> None:
         self.limit: int | None = None
@@ -30,12 +34,12 @@ class AdmissionClient:
         self._refused: Counter[str] = Counter()
 
     def screen(self, ticket: Ticket, now: float) -> Refused | None:
-        """Nobody is turned away unseen: what stands in line the owner knows."""
+        """Refuse nothing: only the supervisor knows the queue."""
         return None
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
         if ticket.state is not TicketState.NEW:
-            raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
+            raise RuntimeError(f"a ticket may be offered only once; this one is {ticket.state.value}")
         self._last += 1
         self._numbers[ticket], self._tickets[self._last] = self._last, ticket
         ticket.state = TicketState.WAITING
@@ -60,23 +64,23 @@ class AdmissionClient:
         return []
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
-        """Tell the owner, but not more often than it matters to a wait."""
+        """Report the engine's metrics to the supervisor, at most once every `TELL_SECONDS`."""
         if now - self._told >= TELL_SECONDS:
             self._told = now
             self._send(StepCount(told=now, **{name: getattr(sample, name) for name in SAMPLE_FIELDS}))
         return []
 
     def suspend(self, now: float) -> None:
-        """The owner knows when the engine is gone."""
+        """Do nothing: the supervisor knows when the engine is down."""
 
     def resume(self, now: float) -> list[Ticket]:
         return []
 
     def set_tenants(self, table: TenantTable) -> None:
-        """The owner's table is the one that holds."""
+        """Do nothing: the supervisor's table applies."""
 
     def explain(self, request_id: str) -> list[Decision]:
-        """Nothing: the owner keeps the log."""
+        """Return nothing: the supervisor keeps the decisions."""
         return []
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
@@ -85,14 +89,14 @@ class AdmissionClient:
             del self._tickets[number]
             ticket.state = TicketState.DONE
             self._send(Leave(number, ticket.generated, ticket.complete))
-        # Whom the slot goes to is the owner's to say.
+        # The supervisor decides who gets the slot.
         return []
 
     def give_up(self, ticket: Ticket, now: float) -> tuple[Refused, list[Ticket]]:
-        raise RuntimeError("the owner gives up waiting tickets by itself")
+        raise RuntimeError("the supervisor ends the wait of tickets")
 
     def receive(self, message: Granted | Declined, now: float) -> None:
-        """The owner's word."""
+        """Apply a decision of the supervisor."""
         match message:
             case Granted():
                 self._granted(message, now)
@@ -100,7 +104,7 @@ class AdmissionClient:
                 self._declined(message)
 
     def _granted(self, message: Granted, now: float) -> None:
-        # One that has left meanwhile gave it back with its Leave.
+        # A ticket that has left gave the slot back with its Leave.
         ticket = self._tickets.get(message.number)
         if ticket is not None:
             ticket.state, ticket.granted = TicketState.RUNNING, now
@@ -116,7 +120,7 @@ class AdmissionClient:
             ticket.wake()
 
     def statistics(self, now: float) -> AdmissionStatistics:
-        """The counts are of this worker alone."""
+        """Return the statistics. The counts are of this worker only."""
         running = sum(ticket.state is TicketState.RUNNING for ticket in self._numbers)
         return AdmissionStatistics(
             running=running,

@@ -1,4 +1,4 @@
-"""The owner's side of admission: one worker's tickets at the controller that decides for all workers."""
+"""The supervisor's side of admission: one worker's tickets at the controller for all workers."""
 
 import asyncio
 import math
@@ -13,7 +13,7 @@ from llmserve.admission import AdmissionController, Refused, Ticket, TicketState
 
 @attrs.define
 class AdmissionServer:
-    """Made for one worker and closed at its end; `send` brings messages to it."""
+    """The admission of one worker's requests; `send` sends messages to the worker."""
 
     controller: AdmissionController
     send: Callable[[Any], None]
@@ -59,7 +59,7 @@ class AdmissionServer:
             wake(self.controller.first_token(ticket, self.loop.time()))
 
     def _leave(self, number: int, generated: int = 0, *, complete: bool = False) -> None:
-        """A ticket that was refused meanwhile is not known any more."""
+        """Remove a ticket, unless it has been refused since."""
         ticket = self._tickets.pop(number, None)
         self._calm(number)
         if ticket is not None:
@@ -67,14 +67,14 @@ class AdmissionServer:
             wake(self.controller.leave(ticket, self.loop.time()))
 
     def close(self) -> list[str]:
-        """Give everything back; returns the ids of the requests that ran."""
+        """Remove all tickets of a worker that has ended; return the ids of its running requests."""
         running = [ticket.request_id for ticket in self._tickets.values() if ticket.state is TicketState.RUNNING]
         for number in list(self._tickets):
             self._leave(number)
         return running
 
     def _over(self, number: int) -> None:
-        """Its wait is."""
+        """Send the decision on a ticket whose wait is over."""
         self._calm(number)
         refused = self._tickets[number].refused
         if refused is None:

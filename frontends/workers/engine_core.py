@@ -1,4 +1,4 @@
-"""The one engine core that all workers share, as a supervisor wants an engine: it is started, watched, killed and started again."""
+"""The engine core that all workers share, in the form that `llmserve`'s supervisor runs."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,7 +12,7 @@ from llmserve import EngineStatistics
 from llmserve.engines.vllm.shared_core import VLLMCore
 from llmserve.runtime.starting import start_in_thread
 
-# A process's end is noticed so soon.
+# Seconds between two checks for the end of the engine's processes.
 WATCH_SECONDS = 0.1
 
 
@@ -20,10 +20,14 @@ class SharedCore:
     """Satisfies `llmserve.lifecycle.supervisor.Supervised`.
 
     Args:
-        at_once, in_all: workers that there are, and will ever be.
-        open: called when the workers may take their places at the core, which is still being launched the first time and no later time.
-        joined: whether all of them have. Raises what keeps them from it.
-        steps: how many steps the core has made, as the workers tell.
+        model: the model to serve.
+        engine_args: vLLM's arguments.
+        at_once: the number of workers.
+        in_all: the maximum number of workers over the program's life, including replacements.
+        open: called when the workers may take their places at the core. The first core is then still
+            starting; later cores have started.
+        joined: returns whether all workers have joined the core. Raises a worker's failure.
+        steps: returns the number of the core's steps, as the workers report it.
     """
 
     def __init__(
@@ -33,7 +37,7 @@ class SharedCore:
         *,
         at_once: int,
         in_all: int,
-        open: Callable[[], None],  # noqa: A002 - as in "the doors open"
+        open: Callable[[], None],  # noqa: A002 - the verb, for "open to workers"
         joined: Callable[[], bool],
         steps: Callable[[], float],
     ) -> None:
@@ -41,19 +45,20 @@ class SharedCore:
         self._open = open
         self._joined = joined
         self._steps = steps
-        # At which workers can have places, and which one it is, from 1.
+        # The core where workers can have places, and its number, from 1.
         self.core: VLLMCore | None = None
         self.life = 0
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """As `Engine.run` does. Raises ConfigurationError, EngineDead, and what `joined` raises."""
+        """Run the core, like `Engine.run`. Raises ConfigurationError, EngineDead and `joined`'s errors."""
         core = self._make()
         try:
             await start_in_thread(core.configure)
             self.life += 1
             if self.life == 1:
-                # Workers start with it, as importing vLLM takes them as long as loading the model takes the core. One that waits for a
-                # core that dies in its start waits for minutes: the first time that is everybody's end anyhow.
+                # Workers start together with the first core, because their import of vLLM takes as long
+                # as the core's loading of the model. A worker would wait minutes for a core that dies
+                # during its start, but the first core's death ends the program anyway.
                 self._offer(core)
             await start_in_thread(lambda _: core.launch(), end=core.kill)
             if self.life > 1:

@@ -1,4 +1,4 @@
-"""One worker as its owner sees it: a process, a channel to it, a way to hand it connections, and its tickets."""
+"""The supervisor's handle of one worker: its process, channel, connections and tickets."""
 
 import argparse
 import multiprocessing
@@ -21,10 +21,25 @@ STOP_SECONDS = 5.0
 
 @attrs.define(eq=False)
 class WorkerHandle:
-    """`index` is its number as a client of the engine cores. `wants`: a place at a core after this one, None while it has one. `up`: it
-    takes requests; until then it answers that it is starting, or that the engine is. `began`: it has been up, and may have something to
-    finish. `questions`: those in a row that it has not answered; `silent`: it has left too many unanswered, and gets no connections.
-    `parting`: it has drained, and gets none either."""
+    """One worker.
+
+    Attributes:
+        index: its number as a client of the engine cores.
+        process: its process.
+        handed: the socket over which it gets connections.
+        channel: the channel for messages.
+        answers: its side of the store for `Idempotency-Key`.
+        admission_server: its tickets.
+        wants: it requests a place at a core after this one; None while it has a place.
+        up: whether it takes requests. Before that it answers that it or the engine is starting.
+        began: whether it has been up, and may have open requests.
+        metrics: its last metrics.
+        given: the number of connections that it was handed.
+        questions: the number of consecutive unanswered checks.
+        silent: whether too many checks are unanswered; the worker then gets no connections.
+        parting: whether it has drained; it then gets no connections either.
+        load: its last load.
+    """
 
     index: int
     process: Any
@@ -61,11 +76,11 @@ class WorkerHandle:
 
     @property
     def connections(self) -> int:
-        """Open there, and on their way."""
+        """The number of its connections, open or on their way."""
         return self.load.open + self.given - self.load.taken
 
     def hand(self, connection: socket.socket) -> bool:
-        """Give it an accepted connection; False if it has too many on their way."""
+        """Hand it an accepted connection; return False if too many are on their way."""
         try:
             socket.send_fds(self.handed, [b"c"], [connection.fileno()])
         except OSError:
@@ -74,7 +89,7 @@ class WorkerHandle:
         return True
 
     def part(self) -> None:
-        """Hand it nothing more. The connections that it has been handed arrive there before it learns of this."""
+        """Hand it no more connections. It notices that only after it has got all handed ones."""
         self.parting = True
         with suppress(OSError):
             self.handed.shutdown(socket.SHUT_WR)

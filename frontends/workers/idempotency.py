@@ -1,4 +1,7 @@
-"""The answers that all workers share, for `Idempotency-Key`: the owner has them, because what is sent again may reach another worker."""
+"""`Idempotency-Key` with several workers: a repeated request may reach another worker.
+
+So the supervisor has the store.
+"""
 
 import asyncio
 import itertools
@@ -12,7 +15,10 @@ from frontends.workers.messages import Answered, Claim, Claimed
 
 
 class IdempotencyClient:
-    """A worker's side: satisfies `frontends.http.idempotency.IdempotencyStore`. A claim is the number of its `Claim` message."""
+    """The worker's side, which satisfies `frontends.http.idempotency.IdempotencyStore`.
+
+    A claim is the number of its `Claim` message.
+    """
 
     def __init__(self, send: Callable[[Any], None]) -> None:
         self._send = send
@@ -27,7 +33,8 @@ class IdempotencyClient:
         try:
             return await answered
         except asyncio.CancelledError:
-            # In the loop turn in which `Claimed` arrives the client may be lost too: then the claim has come, and no request takes it.
+            # If the client is lost in the same loop iteration in which `Claimed` arrives, no request
+            # takes the claim.
             if not answered.cancelled() and answered.exception() is None and answered.result() == number:
                 self.end(number)
             raise
@@ -38,7 +45,7 @@ class IdempotencyClient:
     def claimed(self, message: Claimed) -> None:
         answered = self._asked.pop(message.number)
         if answered.done():
-            # The client that asked was lost before the owner answered.
+            # The client was lost before the supervisor answered.
             if message.kept is None and message.refused is None:
                 self.end(message.number)
         elif message.refused is not None:
@@ -48,7 +55,7 @@ class IdempotencyClient:
 
 
 class IdempotencyServer:
-    """The owner's side, for one worker, which owns the claims that were made through here: at its end they are given back."""
+    """The supervisor's side for one worker. The worker's open claims end with the worker."""
 
     def __init__(self, answers: ResponseCache, send: Callable[[Any], None]) -> None:
         self._answers = answers

@@ -1,6 +1,7 @@
-"""What an owner and its workers say to each other, over a socket pair: the raw socket's framing around messages of their own.
+"""The messages between the supervisor and its workers, over a socket pair.
 
-Both ends are processes of one program on one machine, so what is Python's own travels pickled.
+They use the raw socket's framing. Both ends are processes of one program on one machine, so Python
+objects are pickled.
 """
 
 import asyncio
@@ -17,7 +18,10 @@ from frontends.rawsocket.frames import MAX_ANSWER, FrameReader, encode
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """A request wants a slot, under a number of the worker's: the fields of `Ticket`. The clock is the machine's."""
+    """A request for a slot: a number that the worker chooses, and the fields of `Ticket`.
+
+    Times are of the machine's monotonic clock.
+    """
 
     number: int
     request_id: str
@@ -31,7 +35,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """It does not need it any more, whether it has it yet or not; what became of it."""
+    """A request no longer needs its slot or its place in the queue; how it ended."""
 
     number: int
     generated: int
@@ -39,13 +43,13 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """It has its first token."""
+    """A request has its first token."""
 
     number: int
 
 
 class StepCount(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """What the engine told this worker of its steps, and when: the fields of `EngineSample`."""
+    """The engine's metrics as this worker sees them, with their time: fields of `EngineSample`."""
 
     told: float
     steps: float
@@ -60,47 +64,47 @@ class StepCount(msgspec.Struct, frozen=True, array_like=True, tag=8):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Connections that are open, and how many have been taken in all."""
+    """The number of open connections, and of all connections taken so far."""
 
     open: int
     taken: int
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True, tag=11):
-    """A place at the engine: at a later one than `life`, the last that this worker knows."""
+    """The worker requests a place at an engine later than `life`, the last one that it knows."""
 
     life: int
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Requests can be taken, by the engine `life`. `described` is for a person."""
+    """The worker can take requests with the engine number `life`. `described` is for the log."""
 
     life: int
     described: str
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """The engine would not start, or died. `wrong_argument` tells what ends the program with 2."""
+    """The engine did not start or died. With `wrong_argument` the program exits with code 2."""
 
     reason: str
     wrong_argument: bool
 
 
 class WorkerMetrics(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The worker's own metrics, pickled."""
+    """The worker's metrics, pickled."""
 
     number: int
     metrics: bytes
 
 
 class MetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """The metrics of all workers are wanted."""
+    """The worker requests the metrics of all workers."""
 
     number: int
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag=9):
-    """A request with an `Idempotency-Key` is about to be answered: has it been before?"""
+    """The worker requests the response or the claim for an `Idempotency-Key`."""
 
     number: int
     name: Name
@@ -108,7 +112,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag=9):
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """The request that got the claim of this number has been answered, or not."""
+    """The request with the claim of this number has ended, with a complete answer or None."""
 
     number: int
     kind: str
@@ -116,19 +120,29 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):
-    """The answer to `Check`: the event loop turns."""
+    """The answer to `Check`: the worker's event loop runs."""
 
 
 class Parting(msgspec.Struct, frozen=True, array_like=True, tag=15):
-    """The worker has drained. It takes what is on its way to it, and should get no more connections."""
+    """The worker has drained.
+
+    It takes the connections that are on their way, and should get no more.
+    """
 
 
-# From the owner
+# From the supervisor
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag=16):
-    """The engine is there, if it is `launched`, or will be soon; `client` is the pickled `CoreClient`, None where each worker has an engine
-    of its own. `limit` and `max_waiting` are those of the owner's admission, which keep their values."""
+    """A place at an engine.
+
+    Attributes:
+        life: the number of the engine.
+        client: the pickled `CoreClient`; None where each worker has its own engine.
+        launched: whether the engine has started, or is still starting.
+        limit: the limit of the supervisor's admission, which does not change.
+        max_waiting: the maximum queue length of the supervisor's admission, which does not change.
+    """
 
     life: int
     client: bytes | None
@@ -142,7 +156,7 @@ class Granted(msgspec.Struct, frozen=True, array_like=True, tag=17):
 
 
 class Declined(msgspec.Struct, frozen=True, array_like=True, tag=18):
-    """At once, or after it has waited."""
+    """A request was refused, immediately or after it has waited."""
 
     number: int
     reason: str
@@ -150,7 +164,7 @@ class Declined(msgspec.Struct, frozen=True, array_like=True, tag=18):
 
 
 class WorkerMetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=19):
-    """The worker's metrics are wanted."""
+    """The supervisor requests the worker's metrics."""
 
     number: int
 
@@ -163,13 +177,19 @@ class MetricsReply(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """Requests that a dead worker has left in the engine."""
+    """Abort the requests that a dead worker has left in the engine."""
 
     request_ids: list[str]
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
-    """The engine did; `for_good`, or another one comes. `stalled`: it made no step, and was killed."""
+    """The engine died.
+
+    Attributes:
+        reason: the reason.
+        for_good: whether the engine will not be restarted.
+        stalled: whether the engine made no step and was killed.
+    """
 
     reason: str
     for_good: bool
@@ -177,13 +197,19 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """Drain after `--drain-delay`, and end; `now` ends open requests at once."""
+    """Drain after `--drain-delay`, and end; with `now`, cancel open requests immediately."""
 
     now: bool
 
 
 class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The answer that there was, if any, or why there is none to be had: the fields of an `HTTPFailure`."""
+    """The answer to `Claim`.
+
+    Attributes:
+        number: the number of the claim.
+        kept: the stored response; None if the worker has got the claim or is refused.
+        refused: the fields of an `HTTPFailure` if the worker is refused.
+    """
 
     number: int
     kept: CachedResponse | None
@@ -191,7 +217,7 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
 
 
 class Reread(msgspec.Struct, frozen=True, array_like=True, tag=25):
-    """The operator's files are to be read again now."""
+    """Reread the operator's files now."""
 
 
 class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
@@ -205,8 +231,11 @@ FromOwner = Start | Granted | Declined | WorkerMetricsRequest | MetricsReply | A
 
 
 class Channel(asyncio.Protocol):
-    """One end. After `listen()`, `receive` is called for each message, also for those that came before, and `lost` when the other end is
-    gone."""
+    """One end of the socket pair.
+
+    After `listen()`, it calls `receive` for each message, including earlier ones. It calls `lost` when
+    the other end has closed.
+    """
 
     def __init__(self, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> None:
         self._reader: FrameReader[Any] = FrameReader(kind, MAX_ANSWER)
@@ -228,7 +257,8 @@ class Channel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        # What `receive` needs is made between `open()` and `listen()`. uvloop reads on after `pause_reading()` in `connection_made`.
+        # The owner of the channel prepares for messages between `open()` and `listen()`. Pausing does
+        # not work: uvloop continues to read after `pause_reading()` in `connection_made`.
         if self._listens:
             self._drain()
 

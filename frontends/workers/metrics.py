@@ -1,4 +1,4 @@
-"""What all workers have counted, put together."""
+"""Aggregates the metrics of all workers."""
 
 import asyncio
 import itertools
@@ -12,12 +12,12 @@ from frontends.workers.messages import WorkerMetrics, WorkerMetricsRequest
 from llmserve import MetricsSnapshot
 from llmserve.admission import AdmissionStatistics
 
-# A worker that does not tell its figures within this time is counted with its last ones.
+# Maximum seconds to wait for a worker's metrics; afterwards its last ones are used.
 REPORT_SECONDS = 1.0
 
 
 class MetricsAggregator:
-    """Asks the workers, and remembers what those that are gone have said last."""
+    """Requests the workers' metrics, and keeps the last metrics of dead workers."""
 
     def __init__(self) -> None:
         self._past: list[MetricsSnapshot] = []
@@ -27,8 +27,11 @@ class MetricsAggregator:
     async def gather(
         self, handles: Sequence[WorkerHandle], admission: Callable[[], AdmissionStatistics | None], *, one_engine: bool
     ) -> MetricsSnapshot | None:
-        """None if no worker has ever reported. `admission` is asked when the reports are there: what a worker said before its own is
-        then in both."""
+        """Return the metrics of all workers; None if no worker has ever reported.
+
+        `admission` is called after the reports have arrived, so that it includes all earlier messages of
+        the workers.
+        """
         async with anyio.create_task_group() as tasks:
             for handle in handles:
                 tasks.start_soon(self._ask, handle)
@@ -49,6 +52,6 @@ class MetricsAggregator:
             self._reports.pop(report.number).set()
 
     def forget(self, handle: WorkerHandle) -> None:
-        """It is gone; what it has counted is not."""
+        """Keep the last metrics of a worker that has ended."""
         if handle.metrics is not None:
             self._past.append(handle.metrics.ended())

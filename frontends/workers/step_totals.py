@@ -1,17 +1,21 @@
-"""What workers hear of an engine's steps, put together to what the engine would have told one listener."""
+"""Combines the workers' reports of engine steps into what a single client would have seen."""
 
 import attrs
 
 from frontends.workers.messages import StepCount
 from llmserve.admission import EngineSample
 
-# A worker that has not told anything for so long has no requests in the engine.
+# A worker without a report for this many seconds has no requests in the engine.
 RECENT_SECONDS = 1.0
 
 
 @attrs.define(kw_only=True)
 class StepAggregator:
-    """With `one_engine` every worker sees the same steps, those in which it has requests; otherwise each has an engine of its own."""
+    """Combines the reports of all workers.
+
+    With `one_engine`, a worker sees those steps of the shared engine in which it has requests. Otherwise
+    each worker has its own engine.
+    """
 
     one_engine: bool
     _last: dict[int, StepCount] = attrs.field(factory=dict, init=False)
@@ -22,12 +26,12 @@ class StepAggregator:
     _generation_tokens: int = attrs.field(default=0, init=False)
 
     def take(self, worker: int, steps: StepCount) -> None:
-        """A worker tells its counters; the first time they only say where it begins."""
+        """Add a worker's counters. Its first report is only the starting point."""
         last = self._last.get(worker)
         self._last[worker] = steps
         if last is None:
             return
-        # Each step is counted once for all who saw it.
+        # Several workers see the same step, which counts once.
         listeners = len(self._recent(steps.told))
         self._steps += (steps.steps - last.steps) / listeners
         self._seconds += (steps.busy_seconds - last.busy_seconds) / listeners
@@ -37,7 +41,7 @@ class StepAggregator:
 
     @property
     def made(self) -> float:
-        """Steps so far."""
+        """The number of steps so far."""
         return self._steps
 
     def forget(self, worker: int) -> None:
@@ -46,7 +50,7 @@ class StepAggregator:
     def together(self, now: float) -> EngineSample:
         told = self._recent(now) or list(self._last.values())
         latest = max(told, key=lambda one: one.told)
-        # Who runs in the one engine it tells to one of its clients at each step.
+        # A shared engine reports its running requests to one of its clients at each step.
         state = [latest] if self.one_engine else told
         sizes = [one.kv_tokens for one in state]
         return EngineSample(

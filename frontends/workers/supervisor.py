@@ -1,5 +1,8 @@
-"""The process that owns engine, listener and admission, and serves no request itself. A worker's death costs its own connections alone:
-its tickets come back, what it left in the engine is aborted, and another takes its place."""
+"""The process that has the engine, the listener and admission, and serves no requests itself.
+
+A worker's death only ends its own connections. The supervisor takes back its tickets, aborts its
+requests in the engine, and starts another worker.
+"""
 
 import argparse
 import asyncio
@@ -60,27 +63,28 @@ from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.lifecycle.supervisor import Supervisor
 from llmserve.observability.prometheus import MULTIPROCESS
 
-# Workers that may die and be replaced: each needs a place at the engine core that was there from the start.
+# Maximum number of replaced workers. The engine core has a place for each of them from its start.
 SPARES = 32
-# A worker that has nothing more to do still closes its connections and its client.
+# Seconds in which a drained worker closes its connections and its engine client.
 CLOSE_SECONDS = 10.0
-# For terminal events on their way when the engine has died.
+# Seconds to send the last events of streams after the engine's death.
 LAST_WORDS_SECONDS = 1.0
 
 
 async def serve_workers(
     options: argparse.Namespace, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
 ) -> int:
-    """Serve until SIGTERM or SIGINT, the engine's death, or too many workers' deaths; returns the exit code. `access` is followed
-    meanwhile, here for its limits and by each worker for its keys.
+    """Serve until SIGTERM, SIGINT, the engine's death or too many dead workers; return the exit code.
+
+    This process follows `access` for its limits, and each worker for its keys.
 
     Raises ConfigurationError, EngineDead.
     """
     with ExitStack() as stack:
-        if ENGINES[options.engine].shares_core:
-            # Before vLLM is imported here or there: prometheus_client looks once.
+        if options.engine == "vllm":
+            # Before any process imports vLLM: prometheus_client reads the variable only once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
-            # For as long as there are workers: one may still take its place at a core that has just ended.
+            # Kept as long as there are workers: a worker may still join a core that has just ended.
             FOLDER.enter()
             stack.callback(FOLDER.leave)
         for listener in listeners:
@@ -94,7 +98,7 @@ async def serve_workers(
 
 
 class WorkerSupervisor:
-    """All workers, and what they share."""
+    """The supervisor of all workers, and the resources that they share."""
 
     def __init__(self, options: argparse.Namespace, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
         self._options = options
@@ -111,7 +115,7 @@ class WorkerSupervisor:
         self._accepting = anyio.CancelScope()
         self._failure: Failed | None = None
         self._orphans: list[str] = []
-        # Whether the engine is there, and whether all of the first workers have been up.
+        # Whether the engine is up, and whether all initial workers have been up.
         self._up = self._serving = False
         self._aggregator = MetricsAggregator()
         self._change = asyncio.Event()
@@ -175,7 +179,7 @@ class WorkerSupervisor:
         try:
             await self._supervisor.run(task_status=task_status)
         except EngineDead:
-            # Once it has been up its end is told in `_until_stopped`.
+            # Once the server serves, `_until_stopped` reports the engine's end.
             if not self._serving:
                 raise
 
@@ -202,7 +206,10 @@ class WorkerSupervisor:
             say(CHANGES[State.READY])
 
     def _engine_down(self, error: EngineDead, pause: float | None) -> None:
-        """A second time, perhaps, for one that hung, or when the next one has not come up either."""
+        """Handle the engine's death; `pause` is None if it will not be restarted.
+
+        This may be called twice: for an engine that hung, or when its successor did not start either.
+        """
         assert self._admission is not None
         for handle in self._handles:
             handle.up = False
@@ -216,7 +223,7 @@ class WorkerSupervisor:
             say(CHANGES[State.RESTARTING])
         self._up = False
 
-    # From start to end
+    # Serving and stopping
 
     async def _until_stopped(self) -> int:
         assert self._admission is not None
@@ -236,17 +243,20 @@ class WorkerSupervisor:
         return 0
 
     async def _end(self) -> None:
-        """Workers drain by themselves once they are told to, and end."""
+        """Wait until the workers have drained and ended."""
         timeout, delay = self._options.drain_timeout, self._options.drain_delay
         if delay:
             say_leaving(delay)
-        say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal ends open requests now")
+        say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal cancels open requests")
         with anyio.move_on_after(delay + timeout + CLOSE_SECONDS):
             while self._handles:
                 await self._changed()
 
     async def _accept(self) -> None:
-        """Until the last worker has drained, which then gets the connections that are still waiting to be accepted."""
+        """Accept connections until the last worker has drained.
+
+        That worker also gets the connections that are still in the listen backlog.
+        """
         with self._accepting:
             async with anyio.create_task_group() as tasks:
                 for listener in self._listeners:
@@ -260,7 +270,7 @@ class WorkerSupervisor:
             handle.part()
 
     def _part(self, handle: WorkerHandle) -> None:
-        """Hand nothing more to a worker that has drained."""
+        """Hand no more connections to a worker that has drained."""
         if all(other.parting for other in self._handles if other is not handle):
             self._accepting.cancel()
         else:
@@ -277,23 +287,24 @@ class WorkerSupervisor:
             raise kind(self._failure.reason)
 
     def reloaded(self) -> None:
-        """After a SIGHUP."""
+        """Tell the workers to reread their files, after a SIGHUP."""
         self._tell_all(Reread())
 
     def served(self) -> bool:
-        """Whether a worker may have something to finish. The first one may serve long before the last one is up."""
+        """Return whether a worker may have open requests, even before all workers are up."""
         return any(handle.began for handle in self._handles)
 
     def give_up(self) -> None:
-        """The start."""
+        """Cancel the startup."""
         self._tasks.cancel_scope.cancel()
         self.stop(now=False)
 
     def stop(self, now: bool) -> None:  # noqa: FBT001 - as `Stopping` calls it
-        """Let workers finish what is open, or end it `now`."""
+        """Let the workers finish their open requests, or cancel them `now`."""
         self._stopping = True
         for handle in list(self._handles):
-            # One that is still starting in another's place has nothing to finish; one whose engine is being started again has.
+            # A replacement that is still starting has no open requests. A worker whose engine is being
+            # restarted may have some.
             if handle.began:
                 handle.channel.send(Stop(now))
             else:
@@ -310,7 +321,7 @@ class WorkerSupervisor:
         return handle
 
     def _give_place(self, handle: WorkerHandle) -> None:
-        """If it wants one, and there is one."""
+        """Give a worker a place at the engine, if it wants one and there is one."""
         life, core = (1, None) if self._shared is None else (self._shared.life, self._shared.core)
         if handle.wants is None or handle.wants >= life or (core is None and self._shared is not None):
             return
@@ -322,7 +333,7 @@ class WorkerSupervisor:
         handle.channel.send(Start(life, client, launched=life > 1, limit=limit, max_waiting=max_waiting))
 
     def _lost(self, handle: WorkerHandle) -> None:
-        """Its channel has closed: it ended, as it was told to or not."""
+        """Handle a closed channel: the worker has ended, expectedly or not."""
         self._handles.remove(handle)
         self._aggregator.forget(handle)
         handle.answers.close()
@@ -332,7 +343,7 @@ class WorkerSupervisor:
         if self._stopping:
             return
         handle.process.join(1)
-        say(f"worker    {handle.process.pid} died with {handle.process.exitcode}; its connections are lost, {len(left)} requests aborted")
+        say(f"worker    {handle.process.pid} exited with code {handle.process.exitcode}; connections lost, {len(left)} requests aborted")
         self._abort(left)
         if self._last == self._count + SPARES:
             self._failure = Failed(f"{SPARES} workers have died", wrong_argument=False)
@@ -340,8 +351,8 @@ class WorkerSupervisor:
         self._tasks.start_soon(self._replace)
 
     def _hung(self, handle: WorkerHandle, seconds: float) -> None:
-        say(f"worker    {handle.process.pid} has not answered for {seconds:g} s; it is killed, and replaced")
-        # The end of its channel does the rest.
+        say(f"worker    {handle.process.pid} has not answered for {seconds:g} s; it is killed and replaced")
+        # `_lost` follows when its channel closes.
         handle.process.kill()
 
     async def _replace(self) -> None:
@@ -352,7 +363,10 @@ class WorkerSupervisor:
             handle.kill()
 
     def _abort(self, request_ids: list[str]) -> None:
-        """By any worker that can: abort goes by the engine's ids, and the core takes it from every client."""
+        """Abort requests through any worker that is up.
+
+        The core accepts an abort, by the engine's request ids, from any of its clients.
+        """
         self._orphans += request_ids if self._shared is not None else []
         able = next((handle for handle in self._handles if handle.up), None)
         if able is not None and self._orphans:
@@ -367,7 +381,7 @@ class WorkerSupervisor:
         match message:
             case Offer() | Leave() | FirstToken():
                 assert handle.admission_server is not None
-                # It may say only a moment later that it is up.
+                # Its Up message may come a moment later.
                 handle.began = True
                 handle.admission_server.receive(message)
             case Claim() | Answered():
@@ -378,7 +392,7 @@ class WorkerSupervisor:
                 self._note(handle, message)
 
     def _note(self, handle: WorkerHandle, message: Load | Want | Up | Failed | MetricsRequest | WorkerMetrics | Alive | Parting) -> None:
-        """What it says of itself."""
+        """Handle a worker's messages about itself."""
         match message:
             case Alive():
                 handle.questions, handle.silent = 0, False
@@ -401,7 +415,7 @@ class WorkerSupervisor:
 
     def _welcome(self, handle: WorkerHandle, message: Up) -> None:
         if self._shared is not None and (message.life < self._shared.life or self._shared.core is None):
-            # That engine has just died.
+            # This engine has just died.
             return
         if not self._serving and not any(other.up for other in self._handles):
             say(f"engine    {message.described}, {self._count} workers")

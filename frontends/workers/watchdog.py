@@ -1,4 +1,7 @@
-"""Finds workers that do not answer: stopped by a signal, or stuck in a call that does not return. Nothing else ends their connections."""
+"""Finds workers that do not answer.
+
+A signal has stopped such a worker, or it is stuck in a call. Nothing else would end its connections.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -7,19 +10,20 @@ import anyio
 from frontends.workers.handle import WorkerHandle
 from frontends.workers.messages import Check
 
-# Between two questions. A worker that is asked costs 0.1 ms.
+# Seconds between two checks. A check costs the supervisor 0.1 ms per worker.
 ASK_SECONDS = 1.0
-# The longest that an event loop was ever seen busy is 5 s, on a machine with too few cores for its workers.
+# Seconds without an answer after which a worker is killed. The longest observed pause of an event loop
+# is 5 s, on a machine with too few cores for its workers.
 HUNG_SECONDS = 20.0
-# New connections go to other workers from here on.
+# Seconds without an answer after which a worker gets no new connections.
 SILENT_SECONDS = 3.0
 
 
 async def watch(handles: Sequence[WorkerHandle], hung: Callable[[WorkerHandle, float], None], start_seconds: float) -> None:
-    """Ask every worker once a second; call `hung` with a worker and the seconds that it may be silent. A worker that does not take requests
-    yet has `start_seconds`.
+    """Check every worker once a second; call `hung` with a silent worker and its time limit.
 
-    Questions are counted, and not seconds: while this process is stopped too, no worker is late.
+    A worker that does not take requests yet has `start_seconds`. The function counts checks instead of
+    seconds, so that no worker is late when this process was stopped too.
     """
     while True:
         for handle in list(handles):

@@ -1,5 +1,7 @@
-"""A worker process: an HTTP server and a manager with a client of its own of the owner's engine. It listens nowhere; accepted connections
-are handed to it, and without its owner it ends at once."""
+"""A worker process: an HTTP server, and a manager with its own client of the shared engine.
+
+The supervisor hands it accepted connections. Without the supervisor it ends immediately.
+"""
 
 import argparse
 import asyncio
@@ -72,26 +74,26 @@ from llmserve.engines import ENGINES, create_engine
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
 
-# How often the owner hears how many connections are open here.
+# Seconds between two reports of the number of open connections.
 LOAD_SECONDS = 0.05
 WATCH_SECONDS = 0.05
-# An engine that is up has its word for each of its clients ready, and is dead if nothing comes.
+# Maximum seconds to join a running engine, which answers a client immediately. Otherwise it is dead.
 JOIN_SECONDS = 30
-# Longer than any start takes, and any pause before one: ten years.
+# Ten years: longer than any start, or any pause before one.
 WAIT_SECONDS = 3e8
 AS_THE_OWNER_SAYS = RestartConfig(most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS)
-# For the metrics of the other workers, asked for by a scraper that waits for 10 s by default.
+# Maximum seconds to wait for the metrics of all workers. Scrapers wait for 10 s by default.
 GATHER_SECONDS = 5.0
 
 
 def work(channel: socket.socket, handed: socket.socket, options: argparse.Namespace) -> None:
-    """The process's whole life."""
-    # A terminal sends Ctrl-C and SIGHUP to every process of its group, systemd SIGTERM to every one of a service: what follows, the
-    # owner says.
+    """Run the worker process."""
+    # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM to all
+    # processes of a service. The supervisor tells its workers how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # The id that the owner knows a request by is then the one that the engine knows it by.
+    # The supervisor and the engine then use the same id for a request.
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     raise_descriptor_limit()
     attach()
@@ -101,7 +103,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
 
 
 class Worker:
-    """What the owner says, done."""
+    """A worker, which follows the supervisor's messages."""
 
     def __init__(self, options: argparse.Namespace, handed: socket.socket) -> None:
         self._options = options
@@ -110,13 +112,13 @@ class Worker:
         self._numbers = itertools.count(1)
         self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
-        self._engine_is_shared = ENGINES[options.engine].shares_core
-        # The last engine that this worker had a place at, and the place that it waits for.
+        self._engine_is_shared = options.engine == "vllm"
+        # The number of the last engine where this worker had a place, and the place that it waits for.
         self._life = 0
         self._place: asyncio.Future[Start] | None = None
         self._stop = anyio.Event()
         self._departure = Departure()
-        # Whether the owner has closed its end of `handed`: after `Parting`, when there is nothing more on its way.
+        # Set when the supervisor has closed its end of `handed`: no more connections are on their way.
         self._closed = anyio.Event()
 
     async def run(self, connection: socket.socket) -> None:
@@ -156,7 +158,7 @@ class Worker:
             clients=know_clients(proxies, limiter),
             root_path=options.root_path,
         )
-        # What has changed, the owner tells the operator.
+        # Quiet, because the supervisor logs changes of the files.
         async with running(app, limiter, tls) as self._acceptor, followed(tls, quiet=True):
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
@@ -172,7 +174,8 @@ class Worker:
 
     def _config(self) -> ManagerConfig:
         config = manager_config(self._options)
-        # An engine that is shared the owner judges, and waits for the next one as long as that takes.
+        # With a shared engine the supervisor decides on restarts; a worker waits for the next engine
+        # for any time.
         return attrs.evolve(config, restart=AS_THE_OWNER_SAYS) if self._engine_is_shared else config
 
     async def _serve(self) -> None:
@@ -185,11 +188,11 @@ class Worker:
                 await self._until_stopped()
         except (ConfigurationError, EngineError) as error:
             self.channel.send(Failed(str(error), isinstance(error, ConfigurationError)))
-            # Streams that have just been told of it are still being written; the owner ends this process.
+            # The last events of streams are still being written. The supervisor ends this process.
             await anyio.sleep_forever()
 
     async def _until_stopped(self) -> None:
-        """Raises EngineDead when it is for good."""
+        """Wait for the end. Raises EngineDead when the engine will not be restarted."""
         while not self._stop.is_set():
             if self._manager.state is State.FAILED:
                 self._manager.check_health()
@@ -197,7 +200,10 @@ class Worker:
                 await self._stop.wait()
 
     async def _tell_up(self) -> None:
-        """Of each engine once, also while this worker drains: what waits in line goes on when the owner knows of all workers."""
+        """Report each engine once, even while this worker drains.
+
+        The queue continues when the supervisor knows that all workers are up.
+        """
         told = 0
         while True:
             if self._manager.engine_is_up and self._life > told:
@@ -214,7 +220,7 @@ class Worker:
             self._loop.call_later(self._options.drain_delay, self._stop.set)
 
     async def _part(self) -> None:
-        """Let clients know that their connections close, those also whose connections are on their way here."""
+        """Tell clients that their connections close, including connections that are on their way."""
         self.channel.send(Parting())
         with anyio.move_on_after(PART_SECONDS):
             await self._closed.wait()
@@ -223,7 +229,7 @@ class Worker:
     # The engine
 
     async def _place_at_engine(self) -> Start:
-        """Raises EngineDead when there will be none any more."""
+        """Wait for a place at the engine. Raises EngineDead when there will be no more engine."""
         self._place = self._loop.create_future()
         self.channel.send(Want(self._life))
         try:
@@ -238,17 +244,17 @@ class Worker:
         if start.launched:
             os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(JOIN_SECONDS)
         assert start.client is not None
-        # In a thread, as it imports vLLM the first time.
+        # In a thread, because the first time it imports vLLM.
         client: CoreClient = await anyio.to_thread.run_sync(pickle.loads, start.client)
         return client
 
     def _bury(self, message: Died) -> None:
-        """Another worker's engine may have died, or the one that all of them share."""
+        """Handle the death of the shared engine, or of another worker's engine."""
         death = EngineDead(message.reason, for_good=message.for_good, stalled=message.stalled)
         if not self._engine_is_shared:
             self._manager.cancel_all(message.reason)
         elif message.for_good and self._place is not None:
-            # The owner may say it twice, before the first word was heard.
+            # The supervisor may send it twice before the first message is processed.
             if not self._place.done():
                 self._place.set_exception(death)
         else:
@@ -282,7 +288,7 @@ class Worker:
     # Connections
 
     def _take(self) -> None:
-        """Accepted by the owner, and ours from here on."""
+        """Take connections that the supervisor has accepted."""
         while True:
             try:
                 _, descriptors, _, _ = socket.recv_fds(self._handed, 1, 1)
@@ -304,7 +310,7 @@ class Worker:
                 told = load
             await anyio.sleep(LOAD_SECONDS)
 
-    # Facts
+    # Metrics
 
     def _report(self, number: int) -> None:
         from llmserve.observability import prometheus
@@ -314,7 +320,7 @@ class Worker:
         self.channel.send(WorkerMetrics(number, pickle.dumps(self._manager.metrics_snapshot().with_dropped(dropped_lines()))))
 
     async def _gather(self) -> MetricsSnapshot:
-        """Everyone's. Raises LLMServeError when the owner does not answer."""
+        """Return the metrics of all workers. Raises LLMServeError if the supervisor does not answer."""
         number = next(self._numbers)
         waiting = self._gathers[number] = self._loop.create_future()
         self.channel.send(MetricsRequest(number))
@@ -322,7 +328,7 @@ class Worker:
             await waiting
         if not waiting.done():
             del self._gathers[number]
-            raise LLMServeError("the workers' figures could not be gathered")
+            raise LLMServeError("the workers' metrics could not be collected")
         everyone: MetricsSnapshot = waiting.result()
         return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
 

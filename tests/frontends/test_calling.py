@@ -60,7 +60,7 @@ def test_names_and_reasoning_reach_the_template(sent):
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file"])
 def test_a_part_that_is_no_text_is_refused_for_that(kind):
-    with pytest.raises(InvalidRequest, match=f"takes text only.*'{kind}'") as caught:
+    with pytest.raises(InvalidRequest, match=f"supports only text.*'{kind}'") as caught:
         chat(messages=[{"role": "user", "content": [{"type": kind, kind: {"url": "http://127.0.0.1/"}}]}])
     assert caught.value.param == "messages"
 

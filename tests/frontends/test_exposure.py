@@ -103,9 +103,9 @@ def test_loopback_is_what_no_other_machine_can_reach(host, expected):
 
 
 def test_nobody_listens_for_other_machines_without_saying_so():
-    with pytest.raises(ConfigurationError, match=r"--host 0\.0\.0\.0 can be reached from other machines.*--insecure"):
+    with pytest.raises(ConfigurationError, match=r"--host 0\.0\.0\.0 is reachable from other machines.*--insecure"):
         check_reach("--host", ["127.0.0.1", "0.0.0.0"], None, insecure=False)
-    with pytest.raises(ConfigurationError, match=r"vLLM 0\.25\.1 has CVE-2026-73559.*use vLLM 0\.32"):
+    with pytest.raises(ConfigurationError, match=r"vLLM 0\.25\.1 has known vulnerabilities \(CVE-2026-73559.*use vLLM 0\.32"):
         check_reach("--listen", ["10.0.0.1"], "0.25.1", insecure=False, authenticated=True)
     check_reach("--listen", ["10.0.0.1"], "0.32.0", insecure=False, authenticated=True)
     check_reach("--host", ["0.0.0.0"], "0.25.1", insecure=True)

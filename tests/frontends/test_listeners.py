@@ -194,7 +194,11 @@ async def ask_as_another_user(tmp_path, path, mode, answered):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--unix-mode", "9"), "not a mode"), (("--unix-mode", "060"), "not a mode"), (("--unix-group", "no-such-group"), "no group")],
+    [
+        (("--unix-mode", "9"), "not an octal mode"),
+        (("--unix-mode", "060"), "not an octal mode"),
+        (("--unix-group", "no-such-group"), "no group"),
+    ],
 )
 async def test_a_wrong_mode_or_group_is_told(arguments, words):
     found = await anyio.run_process([*MODULE, *arguments], check=False)

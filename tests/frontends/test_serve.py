@@ -187,8 +187,8 @@ async def test_a_third_signal_ends_the_program_at_once(tmp_path):
         (["--max-wait", "0"], "max_wait must be a positive number"),
         (["--engine", "fast"], "invalid choice: 'fast'"),
         (["--port", "99999"], "99999"),
-        (["--allowed-host", "http://a.example"], "is not a host name: leave out the scheme and the port"),
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines"),
+        (["--allowed-host", "http://a.example"], "is not a host name: omit the scheme and the port"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 is reachable from other machines"),
         (["--restarts", "-1"], "most must be a whole number of at least 0"),
         (["--stall-timeout", "0"], "stall_timeout must be a positive number"),
     ],
@@ -229,13 +229,13 @@ async def test_the_socket_server_is_such_a_program_too(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--listen", "9000"], "'9000' is no address: use tcp://host:port"),
+        (["--listen", "9000"], "'9000' is not a valid address: use tcp://host:port"),
         (["--listen", "tls://127.0.0.1:0"], "requires --tls-cert and --tls-key"),
         (["--listen", "tls://127.0.0.1:0", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "TLS with /nowhere and /nowhere"),
         (["--listen", "unix:///nowhere/x.sock"], "cannot listen on unix:///nowhere/x.sock: No such file or directory"),
         (["--max-streams", "0"], "0 is less than 1"),
         (["--max-streams", "x"], "invalid"),
-        (["--listen", "tcp://0.0.0.0:0"], "--listen 0.0.0.0 can be reached from other machines"),
+        (["--listen", "tcp://0.0.0.0:0"], "--listen 0.0.0.0 is reachable from other machines"),
     ],
 )
 async def test_a_wrong_argument_of_the_socket_server_is_one_line_too(arguments, words):

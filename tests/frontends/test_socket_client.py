@@ -118,7 +118,7 @@ def test_an_engine_s_death_has_its_attributes_after_the_wire():
 async def test_a_field_that_the_wire_does_not_have_is_refused_by_name(name):
     fields = {"tools": Tools(functions=({"name": "f"},)), "template_kwargs": {"enable_thinking": False}, "return_prompt_ids": True}
     async with running_socket() as served, SocketClient(served.addresses[0]) as client:
-        with pytest.raises(InvalidRequest, match=f"the raw socket does not carry {name}") as caught:
+        with pytest.raises(InvalidRequest, match=f"the raw-socket protocol does not support {name}") as caught:
             await client.generate([{"role": "user", "content": "hi"}], max_tokens=1, **{name: fields[name]})
         assert caught.value.param == name
         # The connection goes on.

@@ -246,7 +246,7 @@ async def test_workers_do_not_outlive_their_owner(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--workers", "0"], "'0' is no number of workers"),
+        (["--workers", "0"], "'0' is not a valid number of workers"),
         (["--workers", "2", "--engine-arg", "max_num_seq=3"], "unknown engine argument 'max_num_seq'"),
         (["--workers", "2", "--slo-ttft", "-1"], "ttft must be a positive number"),
     ],

@@ -1,1 +1,1 @@
-"""Many engines behind one address, on Ray Serve: an ingress that outlives them, a manager per replica, and what they know of each other."""
+"""Several engines behind one address on Ray Serve: ingresses, replicas and their shared state."""

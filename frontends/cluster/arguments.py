@@ -1,4 +1,4 @@
-"""The arguments of a cluster: those of every server, and how many of it there are."""
+"""The arguments of a cluster: the options that all servers share, and the size of the cluster."""
 
 import argparse
 import shlex
@@ -8,10 +8,10 @@ from frontends.program.options import add_options, count, engine_args
 from llmserve import ConfigurationError
 from llmserve.engines import ENGINES
 
-# Given as one argument with several values.
+# The option that takes several values in one key=value argument.
 REPEATED = "engine-arg"
 
-# What says how to listen, which is not ours to do here.
+# Options of listeners, which in a cluster are Ray Serve's.
 NOT_HERE = ("tls_cert", "tls_key", "tls_client_ca", "max_connections", "max_peer_connections", "insecure", "drain_delay")
 
 
@@ -21,19 +21,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Raises ConfigurationError, naming the argument that is wrong."""
+    """Parse a command line. Raises ConfigurationError, which names the invalid argument."""
     parser = _Parser(prog="serve run frontends.ray_app:build", add_help=False, allow_abbrev=False)
     add_options(parser)
     cluster = parser.add_argument_group("cluster")
-    cluster.add_argument("--replicas", type=count, default=1, metavar="N", help="engines, at least (default: %(default)s)")
-    cluster.add_argument("--max-replicas", type=count, metavar="N", help="engines, at most (default: --replicas)")
-    words = "processes before them, on each host (default: %(default)s)"
+    cluster.add_argument("--replicas", type=count, default=1, metavar="N", help="minimum number of engines (default: %(default)s)")
+    cluster.add_argument("--max-replicas", type=count, metavar="N", help="maximum number of engines (default: --replicas)")
+    words = "number of ingress processes per host (default: %(default)s)"
     cluster.add_argument("--ingresses", type=count, default=1, metavar="N", help=words)
-    cluster.add_argument("--replica-cpus", type=float, default=1.0, metavar="N", help="that Ray reserves for each (default: %(default)s)")
-    cluster.add_argument("--replica-gpus", type=float, metavar="N", help="likewise (default: what the engine's parallelism takes)")
-    words = "seconds of less load before there are fewer of them (default: %(default)s)"
+    words = "CPUs that Ray reserves for each engine (default: %(default)s)"
+    cluster.add_argument("--replica-cpus", type=float, default=1.0, metavar="N", help=words)
+    words = "GPUs that Ray reserves for each engine (default: as many as its parallelism needs)"
+    cluster.add_argument("--replica-gpus", type=float, metavar="N", help=words)
+    words = "seconds of lower load before engines are removed (default: %(default)s)"
     cluster.add_argument("--scale-down-delay", type=float, default=300.0, metavar="S", help=words)
-    words = "seconds of more load before there are more (default: %(default)s)"
+    words = "seconds of higher load before engines are added (default: %(default)s)"
     cluster.add_argument("--scale-up-delay", type=float, default=5.0, metavar="S", help=words)
     options = parser.parse_args(arguments)
     options.max_replicas = options.max_replicas or options.replicas
@@ -41,15 +43,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigurationError(f"--max-replicas {options.max_replicas} is less than --replicas {options.replicas}")
     for name in NOT_HERE:
         if getattr(options, name):
-            raise ConfigurationError(f"--{name.replace('_', '-')} is for servers of our own: connections here are Ray Serve's proxies'")
+            raise ConfigurationError(f"--{name.replace('_', '-')} is not available on Ray Serve, whose proxies accept the connections")
     if options.replica_gpus is None:
         options.replica_gpus = ENGINES[options.engine].gpus(engine_args(options))
     return options
 
 
 def from_words(words: Mapping[str, str]) -> list[str]:
-    """`serve run`'s key=value arguments as a command line: engine_arg="a=1 b=2" is --engine-arg a=1 --engine-arg b=2, and insecure=true is
-    --insecure."""
+    """Return the key=value arguments of `serve run` as a command line.
+
+    engine_arg="a=1 b=2" becomes --engine-arg a=1 --engine-arg b=2, and verbose=true becomes --verbose.
+    """
     found: list[str] = []
     for key, value in words.items():
         name = key.replace("_", "-")
@@ -57,3 +61,15 @@ def from_words(words: Mapping[str, str]) -> list[str]:
         for one in values:
             found += [f"--{name}"] if one.lower() == "true" else [f"--{name}", one]
     return found
+
+
+def _gpus(options: argparse.Namespace) -> int:
+    """Return the GPUs per engine; 0 for the simulated engine and for vLLM's CPU build."""
+    if options.engine != "vllm" or not has_gpu_build():
+        return 0
+    args = engine_args(options)
+    sizes = (args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
+    product = 1
+    for size in sizes:
+        product *= int(size)
+    return product

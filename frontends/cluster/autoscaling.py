@@ -1,5 +1,8 @@
-"""How many replicas there should be, from what they refuse, how long newcomers would wait, and how busy they are; and how many ingresses.
-Ray Serve asks this for every decision, and applies its own bounds and delays to the answer."""
+"""The autoscaling policies: the desired number of replicas, and of ingresses.
+
+The number of replicas depends on their refused requests, predicted waits and busy slots. Ray Serve calls
+the policies for every decision, and applies its limits and delays to the result.
+"""
 
 import math
 from collections.abc import Iterable
@@ -10,14 +13,13 @@ import attrs
 from llmserve import ManagerStatistics
 from llmserve.admission import Refusal
 
-# One in a hundred refused is more than chance.
+# The share of refused requests above which replicas are added: 1 % is more than chance.
 SHED_SHARE = 0.01
-# As busy as replicas should be: what is left takes the swings of arrivals.
+# The target share of busy slots, which leaves room for fluctuations of the load.
 BUSY = 0.7
-# Refused clients come again, so that what is offered looks like more than it is: it is not believed to be more than this many times
-# what is served.
+# Maximum growth per decision. Refused clients retry, so the offered load looks larger than it is.
 MAX_GROWTH = 2.0
-# Nothing that more replicas would help against.
+# Reasons of refusals that more replicas would not avoid.
 NOT_CAPACITY = frozenset(
     {Refusal.TENANT_LIMIT, Refusal.TENANT_TOKENS, Refusal.TENANT_UNKNOWN, Refusal.STARTING, Refusal.DRAINING, Refusal.STOPPED}
 )
@@ -25,14 +27,22 @@ NOT_CAPACITY = frozenset(
 
 @attrs.define
 class Pressure:
-    """What one replica tells the autoscaler, from one time to the next."""
+    """One replica's metrics for the autoscaler, each since the previous report.
+
+    Attributes:
+        patience: the longest wait of a request in seconds.
+    """
 
     patience: float
     _admitted: int = 0
     _refused: int = 0
 
     def of(self, statistics: ManagerStatistics, slots: int) -> dict[str, float]:
-        """`shed`: the share refused for want of capacity. `wait`: a newcomer's, by what it may be. `busy`: the share of `slots` in use."""
+        """Return the metrics.
+
+        `shed` is the share of requests refused for lack of capacity. `wait` is the predicted wait of a new
+        request relative to `patience`. `busy` is the share of `slots` in use.
+        """
         admission = statistics.admission
         if admission is None:
             return {"shed": 0.0, "wait": 0.0, "busy": 0.0}
@@ -49,16 +59,20 @@ class Pressure:
 
 
 def desired_replicas(ctx: Any) -> tuple[float, dict[str, Any]]:
-    """For Ray Serve's `AutoscalingConfig(policy=...)`; `ctx` is its AutoscalingContext."""
+    """Return the number of replicas, for `AutoscalingConfig(policy=...)`.
+
+    `ctx` is Ray Serve's AutoscalingContext.
+    """
     figures = ctx.aggregated_metrics or {}
     shed, wait, busy = (_mean(figures.get(name, {}).values()) for name in ("shed", "wait", "busy"))
     return desired(max(ctx.current_num_replicas, 1), shed, wait, busy, dict(ctx.policy_state or {}))
 
 
 def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """How many there should be instead of `replicas`, and what is to be remembered.
+    """Return the number of replicas that should replace `replicas`, and the new state.
 
-    Where a promise is kept, replicas refuse long before every slot is taken: how busy they were then (`knee`) is as busy as they can be.
+    With an SLO, replicas refuse requests long before all slots are in use. Their share of busy slots at
+    that point (`knee`) counts as their capacity.
     """
     knee = state.get("knee", 1.0)
     if shed > SHED_SHARE:
@@ -70,13 +84,16 @@ def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[st
 
 
 def desired_ingresses(ctx: Any) -> tuple[float, dict[str, Any]]:
-    """As many on each host as there are to be at least, also on one that came later: a host's proxy goes by its own ingress, and so
-    loses nothing with another host's."""
+    """Return the number of ingresses: the minimum number per host, times the number of hosts.
+
+    A host's proxy uses its own ingress, so that the loss of another host does not affect it. Hosts that
+    join later get ingresses too.
+    """
     return ctx.capacity_adjusted_min_replicas * hosts(), {}
 
 
 def hosts() -> int:
-    """Those that Ray has and can reach."""
+    """Return the number of hosts that are alive according to Ray."""
     import ray
 
     return sum(node["Alive"] for node in ray.nodes())

@@ -1,5 +1,8 @@
-"""What stands before the replicas and outlives them: it holds a request until something of its answer has been sent, and so can ask
-another replica when one refuses, or dies."""
+"""The ingress, which relays requests to replicas and outlives them.
+
+It keeps a request until a part of the answer has been sent. Until then it can try another replica when
+one refuses or dies.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,41 +20,50 @@ from llmserve import EngineRestarted, LLMServeError, Unavailable
 from llmserve.admission import Refusal
 from llmserve.admission.retry_after import RETRY_AFTER
 
-# A replica says at once that it has taken a request, before it is admitted there; one whose host cannot be reached says nothing, and no
-# replica at all says nothing for longer.
+# Maximum seconds until a replica accepts a request, which it does immediately, before admission. A
+# replica on an unreachable host stays silent. PATIENCE_SECONDS is the limit for all attempts.
 TAKE_SECONDS = 2.5
-PATIENCE_SECONDS = RETRY_AFTER["no_replica"]
-# Every replica says something every 2 s. Ray notices after a minute that a host cannot be reached (measured with a link taken down).
+PATIENCE_SECONDS = 10.0
+# Seconds of silence after which a replica counts as lost. Every replica sends a message every 2 s. Ray
+# detects an unreachable host only after a minute (measured with a link taken down).
 SILENT_SECONDS = 10.0
-# A request that was in so many replicas when they died may be what kills them.
+# Maximum number of replicas that may die with a request, which may be the cause of their death.
 MAX_LOST = 3
-# Of a body, in bytes.
+# Maximum size in bytes of a body that is sent by gRPC.
 SMALL = 2**20
 RETRY_MS = "Retry-After-Ms"
 REFUSED = 503
 
 
 class Lost(Exception):
-    """The replica that had the request is gone, or cannot be reached."""
+    """The replica with the request has died or is unreachable."""
 
 
 class ReplicaRefused(Exception):
-    """No replica has said that it has the request."""
+    """No replica has accepted the request in time."""
 
 
 class Ingress:
-    """`replicas` is a handle of the deployment of `Replica`s. `api_keys` is the file of keys, as on every host; `max_incomplete` is as
-    `build_app`'s. Raises ConfigurationError."""
+    """The ingress. Raises ConfigurationError.
+
+    Args:
+        replicas: a handle of the deployment of `Replica`.
+        api_keys: the file of keys, which exists on every host.
+        max_incomplete: as for `build_app`.
+    """
 
     def __init__(self, replicas: Any, api_keys: Path | None = None, max_incomplete: int | None = None) -> None:
         self._intake = Intake(Access.of_keys(api_keys), max_incomplete)
         answer = replicas.options(method_name="answer", stream=True)
-        # gRPC from process to process takes less than Ray's object store (first tokens at 32 streams after 170 ms instead of 241), but no
-        # message above 4 MiB.
+        # gRPC between processes is faster than Ray's object store (time to first token at 32 streams:
+        # 170 ms instead of 241), but its messages are limited to 4 MiB.
         self._small, self._large = answer.options(_by_reference=False), answer
 
     async def __call__(self, request: Any) -> Any:
-        """Starlette's request, and its response. Ray Serve cancels this, or the response's body, when the client has gone."""
+        """Answer a Starlette request.
+
+        Ray Serve cancels this call or the response's body when the client has gone.
+        """
         from starlette.responses import Response, StreamingResponse
 
         try:
@@ -65,9 +77,10 @@ class Ingress:
         return Response(answer.body, answer.head.status, headers)
 
     async def _ask(self, asked: RelayedRequest) -> "Answer":
-        """The first answer that is no refusal, of two replicas at most; else the refusal that says to come back sooner.
+        """Return the first answer that is not a refusal, from at most two replicas.
 
-        Raises Unavailable where no replica takes it, EngineRestarted where too many have died of it.
+        If both refuse, return the refusal with the shorter Retry-After. Raises Unavailable if no replica
+        accepts the request, and EngineRestarted if too many have died with it.
         """
         refusal: Answer | None = None
         lost = 0
@@ -93,13 +106,13 @@ class Ingress:
         if refusal is not None:
             return refusal
         if lost < MAX_LOST:
-            raise Unavailable("no replica takes requests", retry_after=PATIENCE_SECONDS, reason=Refusal.STARTING)
-        raise EngineRestarted(f"{MAX_LOST} replicas have ended with this request in them")
+            raise Unavailable("no replica accepts requests", retry_after=PATIENCE_SECONDS, reason=Refusal.STARTING)
+        raise EngineRestarted(f"{MAX_LOST} replicas have died while they processed this request")
 
 
 @attrs.define(eq=False)
 class Answer:
-    """One replica's, from its beginning. `body` is the whole of it, but of events the first ones alone."""
+    """One replica's answer. `body` is the complete body, or the first events of a stream."""
 
     _messages: Any
     replica: str = ""
@@ -107,9 +120,9 @@ class Answer:
     body: bytes = b""
 
     async def begin(self) -> None:
-        """Wait for what there is to send. Raises ReplicaRefused, Lost.
+        """Wait for the head, and for the body or its first events. Raises ReplicaRefused, Lost.
 
-        A replica that accepts a request and sends nothing was asked to refuse it.
+        A replica that this request should avoid accepts it and then sends nothing.
         """
         try:
             try:
@@ -129,19 +142,19 @@ class Answer:
 
     @property
     def retry_after(self) -> float:
-        """Seconds, of a refusal."""
+        """The seconds of a refusal's Retry-After."""
         value = self.head.get(RETRY_MS)
         return float(value) / 1000 if value else float("inf")
 
     async def events(self) -> AsyncIterator[bytes]:
-        """To their end; the last one says so if the replica is gone before that."""
+        """Yield all events; the last one is an error if the replica dies before the end."""
         try:
             yield self.body
             while (chunk := await self._next()) is not None:
                 assert isinstance(chunk, bytes)
                 yield chunk
         except Lost:
-            error = EngineRestarted("the replica that answered has ended before the answer was complete")
+            error = EngineRestarted("the replica died before the answer was complete")
             yield sse.event(describe(error)[1]) + sse.DONE
         finally:
             self._messages.cancel()
@@ -156,7 +169,7 @@ class Answer:
         self.body = b"".join(parts)
 
     async def _next(self) -> Message | None:
-        """None at the end. Raises Lost."""
+        """Return the next message, or None at the end. Raises Lost."""
         from ray.exceptions import RayError
 
         try:
@@ -168,5 +181,5 @@ class Answer:
         except StopAsyncIteration:
             return None
         except (RayError, TimeoutError) as error:
-            # Ray has a class for each way in which a replica can be gone; one that fails in its own code is no better.
+            # Ray has several classes for lost replicas. A failure in a replica's code counts as lost too.
             raise Lost from error

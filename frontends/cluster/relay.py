@@ -1,4 +1,4 @@
-"""An HTTP request carried to a replica's own server, and its answer back, as messages."""
+"""Relays HTTP requests to a replica's HTTP server, and answers back, as messages."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
@@ -10,14 +10,14 @@ import attrs
 from aiohttp import hdrs
 from yarl import URL
 
-# Of one connection alone, which is not the one that the message travels on.
+# Headers that apply to a single connection and are not relayed.
 HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
 EVENTS = "text/event-stream"
 
 
 @attrs.frozen
 class RelayedRequest:
-    """A request; `path` with its query, as it was sent."""
+    """A request. `path` includes the query, as the client sent it."""
 
     method: str
     path: str
@@ -30,14 +30,14 @@ class RelayedRequest:
 
 @attrs.frozen
 class ReplicaAccepted:
-    """The first message of an answer: which replica it comes from."""
+    """The first message of an answer, with the id of the replica."""
 
     replica: str
 
 
 @attrs.frozen
 class ResponseHead:
-    """The second one. Chunks of the body follow, and what is an event is never cut in two."""
+    """The second message of an answer. Chunks of the body follow, each with whole events."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ class ResponseHead:
 
 
 Message = ReplicaAccepted | ResponseHead | bytes
-# A part of a body that is empty: there is nothing to say, and somebody to say it.
+# An empty chunk: the replica is alive but has nothing to send.
 BEAT = b""
 
 
@@ -64,7 +64,7 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...
 
 
 async def with_beats(messages: AsyncGenerator[Message, None], seconds: float) -> AsyncGenerator[Message, None]:
-    """The same, and a BEAT whenever nothing has come for so long. Closes `messages`."""
+    """Yield `messages`, and a BEAT after each `seconds` without a message. Closes `messages`."""
     async with aclosing(messages):
         while True:
             coming = asyncio.ensure_future(anext(messages))
@@ -83,11 +83,13 @@ async def with_beats(messages: AsyncGenerator[Message, None], seconds: float) ->
 
 
 class Relay:
-    """To a server on a unix socket. Leaving an answer before its end closes its connection, which the server takes for a client that has
-    gone."""
+    """Relays requests to an HTTP server on a unix socket.
+
+    Closing an answer before its end closes its connection, so that the server cancels the request.
+    """
 
     def __init__(self, path: Path) -> None:
-        # A connection for each request: one that is kept may be closed by the server in the moment when it is used again.
+        # One connection per request: the server might close a kept connection just when it is reused.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(path), limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -100,7 +102,8 @@ class Relay:
 
     async def ask(self, asked: RelayedRequest) -> AsyncGenerator[Message, None]:
         path, _, query = asked.path.partition("?")
-        # Put together from its parts: joined as a reference, "//evil/metrics" is the path /metrics of the host "evil", and "//[" no URL.
+        # The URL is built from its parts. As a relative reference, "//evil/metrics" would be the path
+        # /metrics on the host "evil", and "//[" would be invalid.
         url = URL.build(scheme="http", host="localhost", path=path, query_string=query, encoded=True)
         async with self._session.request(
             asked.method, url, headers=list(asked.headers), data=asked.body or None, allow_redirects=False

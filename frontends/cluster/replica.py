@@ -1,4 +1,4 @@
-"""One engine and its manager, as a replica of a Ray Serve deployment: the same HTTP server as anywhere, on a socket of its own."""
+"""A replica of a Ray Serve deployment: an engine, its manager and its HTTP server on a unix socket."""
 
 import asyncio
 import contextlib
@@ -34,27 +34,36 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 EXCHANGE_SECONDS = 1.0
-# Without anything to say, an answer says that often that it is still being made.
+# Seconds without a message after which a replica sends a BEAT.
 BEAT_SECONDS = 2.0
-# That an ingress may get, of events. Two cores carry 4,100 to 4,600 a second through Ray, each with one token, and what it cannot carry it
-# keeps: at 32 streams first tokens came after 129 ms with 1,000 a second, after 85 ms with 500. So the more streams there are, the more
-# tokens go in one message.
+# Maximum messages per second with events to one ingress. Two cores carry 4,100 to 4,600 messages per
+# second with one token each through Ray; the rest queues up. At 32 streams the time to first token was
+# 129 ms with 1,000 messages per second, and 85 ms with 500. So with more streams, each message carries
+# more tokens.
 MESSAGES_PER_SECOND = 500.0
-# Longer than a second replica's answer takes; without it a scrape would wait for a replica that has just died.
+# Maximum seconds to wait for other replicas, so that a scrape does not wait for a dead one.
 GATHER_SECONDS = 5.0
 
 
 class Replica:
-    """`arguments` are a command line (`frontends.cluster.arguments`), and `shared_state` is a handle of the application's `SharedState`."""
+    """A replica.
+
+    Args:
+        arguments: a command line (`frontends.cluster.arguments`).
+        shared_state: a handle of the application's `SharedState`.
+    """
 
     async def __init__(self, arguments: Sequence[str], shared_state: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        """Returns when the engine is up. Raises ConfigurationError, EngineError."""
+        """Start the replica, and return when its engine is up.
+
+        Raises ConfigurationError, EngineError.
+        """
         from ray import serve
 
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
-        # By gRPC from process to process: an answer by Ray's object store keeps the process that gives it from all others for 12 s once
-        # the host that asked cannot be reached (measured with a link taken down).
+        # By gRPC between processes. If the calling host becomes unreachable, an answer through Ray's
+        # object store blocks the answering process for 12 s (measured with a link taken down).
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
         self._shared_state = shared_state.options(_by_reference=False)
         self._options = parse(arguments)
@@ -87,7 +96,8 @@ class Replica:
             self._gather_metrics,
             self._gather_series,
             access=access,
-            # An ingress may ask another replica until something of the answer has come, and a comment would be something.
+            # An ingress can try another replica only until a part of the answer has come, and a comment
+            # would be such a part.
             keepalive=0.0,
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
@@ -103,7 +113,7 @@ class Replica:
         say(f"ready     replica {self._id}")
 
     async def __del__(self) -> None:
-        """Ray Serve's word for leaving, when the last request has ended or has had its time."""
+        """Shut down; Ray Serve calls this when the last request has ended or has timed out."""
         self._stop.set()
         following, exchanging = self._tasks
         await asyncio.wait([exchanging])
@@ -114,7 +124,10 @@ class Replica:
     # Requests
 
     async def answer(self, asked: RelayedRequest, avoid: Sequence[str] = ()) -> AsyncIterator[Message]:
-        """The answer as messages; nothing but the first, if it is one of those that should not be asked."""
+        """Answer a request with messages.
+
+        If `avoid` has this replica's id, only the first message is sent.
+        """
         yield ReplicaAccepted(self._id)
         if self._id in avoid:
             return
@@ -127,16 +140,20 @@ class Replica:
                     if isinstance(message, ResponseHead):
                         events = message.is_events
                     elif events and message != BEAT:
-                        # What comes meanwhile goes with the next one, which has to come before this one is taken for lost.
+                        # Tokens of this pause go into the next message. The pause must not be so long
+                        # that the ingress takes this replica for lost.
                         await asyncio.sleep(min(self._open / self._rate, BEAT_SECONDS))
         finally:
             self._open -= 1
 
-    # What Ray Serve asks
+    # Calls of Ray Serve
 
     def check_health(self) -> None:
-        """An engine that is started again is no reason to start a replica again; one that is not, is. Raises EngineDead."""
-        # Following ends by itself where there is no file to follow.
+        """Raise EngineDead if the replica must be replaced: its engine will not be restarted.
+
+        An engine that is being restarted is no reason to replace the replica.
+        """
+        # The task that follows files ends without an error if there are none.
         if any(task.done() and not task.cancelled() and task.exception() for task in self._tasks):
             raise EngineDead("the server of this replica has ended")
         if self._manager.state is State.FAILED:
@@ -151,36 +168,40 @@ class Replica:
         limit = statistics.admission.limit if statistics.admission else None
         return self._pressure.of(statistics, limit or self._manager.info.max_num_seqs)
 
-    # What replicas know of each other
+    # Exchange between replicas
 
     async def metrics_snapshot(self) -> tuple[str, Told]:
-        """Whose they are, and what it has counted so far."""
+        """Return this replica's id and its metrics."""
         return self._id, self._tell()
 
     async def series(self) -> tuple[str, Any]:
-        """Whose they are, and Prometheus's series that vLLM and others have registered in its process."""
+        """Return this replica's id and the Prometheus metrics that vLLM and others have registered."""
         return self._id, prometheus.registered()
 
     def _tell(self) -> Told:
         return asyncio.get_running_loop().time(), self._manager.metrics_snapshot()
 
     async def _gather_metrics(self) -> MetricsSnapshot:
-        """All replicas' together, and what those had counted that are no more. Raises LLMServeError."""
+        """Return the metrics of all replicas, including dead ones. Raises LLMServeError."""
         try:
-            alive: dict[str, Told] = await self._ask_all("metrics")
+            alive: dict[str, Told] = await self._ask_all("metrics_snapshot")
         except LLMServeError:
-            # One is out of reach and not known to be gone: of all others, what they last told the board.
+            # A replica is unreachable but not known to be dead. The shared state has the last metrics
+            # of all other replicas.
             alive = {self._id: self._tell()}
         gone = await _in_time(self._shared_state.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
         told = [*alive.values(), *([gone] if gone else [])]
         if not told:
-            raise LLMServeError("no replica has told its figures")
+            raise LLMServeError("no replica has reported its metrics")
         whole = MetricsSnapshot.of_engines([metrics.shifted(now - then) for then, metrics in told])
         return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
 
     async def _gather_series(self) -> list[Any]:
-        """All replicas' together, each with its name; while one is out of reach, those of this one alone."""
+        """Return the Prometheus metrics of all replicas, labelled with their ids.
+
+        While a replica is unreachable, these are the metrics of this replica only.
+        """
         try:
             series = await self._ask_all("series")
         except LLMServeError:
@@ -188,13 +209,13 @@ class Replica:
         return prometheus.labelled("replica", series)
 
     async def _ask_all(self, method: str) -> dict[str, Any]:
-        """What each replica answers, by its name."""
+        """Return the answers of all replicas, by their ids."""
         answers = await _in_time(self._replicas.broadcast(method).results_async(return_exceptions=True))
-        # One that has just died is an exception.
+        # A replica that has just died gives an exception.
         return dict(one for one in answers if isinstance(one, tuple))
 
     async def _exchange(self) -> None:
-        """Every second, what tenants have here for what they have elsewhere; the last time at the end."""
+        """Exchange the tenants' usage with the other replicas every second, and once at the end."""
         admission = self._manager.admission
         assert isinstance(admission, AdmissionController)
         owed = UsageDelta()
@@ -207,10 +228,11 @@ class Replica:
                 async with asyncio.timeout(GATHER_SECONDS):
                     elsewhere = await self._shared_state.exchange.remote(self._id, owed, self._tell())
             except Exception as error:
-                # Ray's errors are many, and none of them is worth a request: each replica is fair by itself meanwhile.
+                # No error of Ray may fail a request. Until the exchange works again, each replica is fair
+                # only among its own requests.
                 if not failing:
-                    logger.warning("tenants' counters are not exchanged: %s", error)
-                # What they have open is not known any more.
+                    logger.warning("the tenants' usage cannot be exchanged between replicas: %s", error)
+                # The tenants' open requests on other replicas are unknown.
                 failing, elsewhere = True, UsageDelta()
             else:
                 owed, failing = UsageDelta(), False
@@ -222,4 +244,4 @@ async def _in_time(answer: Awaitable[Answer]) -> Answer:
         async with asyncio.timeout(GATHER_SECONDS):
             return await answer
     except TimeoutError:
-        raise LLMServeError("the replicas' figures could not be gathered") from None
+        raise LLMServeError("the replicas' metrics could not be collected") from None

@@ -1,4 +1,4 @@
-"""What a replica tells of how busy it is, and which of several would serve a newcomer first. Pure."""
+"""The reported load of replicas, and their order for a new request. Without I/O."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,16 @@ Name = TypeVar("Name")
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """One replica at one moment.
+    """The load of one replica.
 
-    `number` is another one each time that it is told. `wait` is what a newcomer is predicted to wait, in seconds; `interval` is the
-    time from one that leaves the line to the next; both None where that is unknown. `limit` is how many may run, None without a number.
+    Attributes:
+        number: the number of this report.
+        ready: whether the replica is ready.
+        running: the number of running requests.
+        waiting: the number of waiting requests.
+        limit: the maximum number of running requests; None without a fixed limit.
+        wait: the predicted wait of a new request in seconds; None if unknown.
+        interval: seconds between two requests that leave the queue; None if unknown.
     """
 
     number: int
@@ -45,25 +51,28 @@ class Load:
         return attrs.asdict(self)
 
     def expected_wait(self, sent: int) -> float:
-        """Seconds that a newcomer would wait, when `sent` others have been sent there since this was told."""
+        """Return the wait of a new request in seconds, after `sent` requests since this report."""
         full = self.waiting > 0 or (self.limit is not None and self.running + sent >= self.limit)
         return (self.wait or 0.0) + sent * (self.interval or 0.0) if full else 0.0
 
     def rank(self, sent: int) -> tuple[bool, float, int]:
-        """Smaller is better: it takes requests, it serves soon, it has little to do."""
+        """Return a sort key; the best replica is ready, has a short wait and few requests."""
         return not self.ready, self.expected_wait(sent), self.running + self.waiting + sent
 
 
-# Of one that has told nothing yet: it has just come, and is empty.
+# The load of a replica that has not reported yet: it has just started and is empty.
 NEW = Load(number=0, ready=True, running=0, waiting=0, limit=None, wait=None, interval=None)
 
 
 def in_order(names: Sequence[Name], loads: Mapping[Name, Load], sent: Mapping[Name, int]) -> list[Name]:
-    """From the one that would serve a newcomer first to the last; equals stay as they were."""
+    """Sort replicas by how soon they would serve a new request. The sort is stable."""
     return sorted(names, key=lambda name: loads.get(name, NEW).rank(sent.get(name, 0)))
 
 
 def place_of(key: str, name: str) -> bytes:
-    """Where a replica stands for a key: the first of those that are there is another one for as few keys as can be when one goes or comes
-    (rendezvous hashing, Thaler and Ravishankar 1998)."""
+    """Return a replica's rank for a key; the replica with the lowest rank is the key's replica.
+
+    When a replica joins or leaves, the fewest possible keys change their replica (rendezvous hashing,
+    Thaler and Ravishankar 1998).
+    """
     return hashlib.sha256(f"{key} {name}".encode()).digest()

@@ -1,5 +1,7 @@
-"""Which replica gets a request: the one of two by chance that would serve it sooner, or the one that remembers it. Ray Serve runs one of
-these in each ingress."""
+"""The request router: the better of two random replicas, or the replica of an `Idempotency-Key`.
+
+Ray Serve runs one router in each ingress.
+"""
 
 import random
 import time
@@ -14,14 +16,17 @@ from frontends.cluster.replica_load import NEW, Load, in_order, place_of
 from frontends.http.idempotency_store import HEADER
 
 FIELDS = {field.name for field in attrs.fields(Load)}
-# They tell twice a second: one that has not for so long may be out of reach, which Ray notices later.
+# Replicas report twice a second. After this many seconds without a report a replica may be
+# unreachable, which Ray detects later.
 STALE_SECONDS = 3.0
 
 
-class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not there where types are checked
-    """Goes by what replicas tell of themselves (`Replica.record_routing_stats`), twice a second, and by what it has sent them since.
+class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not installed where types are checked
+    """Routes by the replicas' reports, and by the requests that it has sent since these reports.
 
-    Two by chance and not the best of all: there are as many routers as ingresses, and they would all send to the same one until it tells.
+    Replicas report twice a second (`Replica.record_routing_stats`). The router picks the better of two
+    random replicas, not the best of all. Otherwise the routers of all ingresses would send requests to
+    the same replica until its next report.
     """
 
     def initialize_state(self, **_: Any) -> None:
@@ -33,23 +38,26 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not th
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """All of them in order, each a rank of its own. Those that have refused the request come last, before them those that
-        have not told anything for too long."""
+        """Return all replicas in order, each with its own rank.
+
+        Replicas that have refused the request come last, and before them those without a recent report.
+        """
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
         for name, replica in replicas.items():
             self._hear(name, replica.routing_stats)
         for gone in self._heard.keys() - replicas.keys():
-            # Replicas come and go for as long as this lives.
+            # Forget replicas that have left.
             for known in (self._loads, self._heard, self._sent):
                 known.pop(gone, None)
         key, avoided = "", ()
         if pending_request is not None:
-            # Of `Replica.answer`.
+            # The arguments of `Replica.answer`.
             asked, avoided = pending_request.args
             key = asked.get(HEADER)
         order = self._of_key(key, replicas, avoided) if key else self._of_two(replicas, avoided)
-        # Here and not when Ray says that it was routed, which is a way there and back later: a burst would be over by then, every one of
-        # it sent by chance. None is turned away (`max_ongoing_requests`), so the first is the one that gets it.
+        # Counted here and not when Ray reports that the request was routed. That is a round trip later,
+        # when all requests of a burst would have been sent at random. Ray rejects none of them
+        # (`max_ongoing_requests`), so the first replica gets the request.
         self._sent.update(order[:1])
         return [[replicas[name]] for name in order]
 
@@ -60,7 +68,7 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not th
         return [*two, *(name for name in shuffled if name not in two)]
 
     def _of_key(self, key: str, names: Collection[ReplicaID], avoided: Collection[str]) -> list[ReplicaID]:
-        """The same one each time, which knows what it has answered."""
+        """Order replicas by the key, so that a repeated request reaches the same replica."""
 
         def rank(name: ReplicaID) -> tuple[tuple[bool, bool], bool, bytes]:
             return self._doubts(name, avoided), not self._loads.get(name, NEW).ready, place_of(key, name.unique_id)
@@ -68,7 +76,7 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not th
         return sorted(names, key=rank)
 
     def _doubts(self, name: ReplicaID, avoided: Collection[str]) -> tuple[bool, bool]:
-        """The larger, the later it is asked."""
+        """Return a sort key; replicas with a larger key are tried later."""
         return name.unique_id in avoided, self._clock() - self._heard[name] > STALE_SECONDS
 
     def _hear(self, name: ReplicaID, told: dict[str, Any]) -> None:

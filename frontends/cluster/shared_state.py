@@ -1,5 +1,7 @@
-"""Where replicas leave what they have served each tenant, and find what the others have; and where their counts outlive them. One for the
-whole application."""
+"""The state that replicas share: each tenant's usage, and the metrics of dead replicas.
+
+There is one for the whole application.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,20 +12,29 @@ from llmserve import MetricsSnapshot
 from llmserve.admission import UsageDelta
 from llmserve.admission.usage import added
 
-# Of a replica that has not asked for so long nothing is kept but what it had counted: it is gone, or cannot be reached.
+# Seconds without an exchange after which a replica counts as dead or unreachable. Only its metrics are
+# kept.
 GONE_SECONDS = 10.0
-# Then its counts lose its name: if it told them again after that, they would be counted twice.
+# Seconds without an exchange after which a replica's metrics are merged into those of all dead
+# replicas. If it reported again afterwards, they would count twice.
 BURIED_SECONDS = 3600.0
-# Of each replica's mail; those that have had least are left out.
+# Maximum number of tenants in a replica's pending usage; tenants with the least usage are dropped.
 MAX_TENANTS = 1000
 
-# Facts, and when they were told on the teller's own clock.
+# The time of a report on the replica's clock, and its metrics.
 Told = tuple[float, MetricsSnapshot]
 
 
 @attrs.define
 class _Replica:
-    """When it last asked, what it had counted and who had requests open there; and the `mail` that it has not fetched."""
+    """One replica.
+
+    Attributes:
+        asked: the time of its last exchange.
+        metrics: its metrics at that time.
+        open: the tenants' open requests at that time.
+        mail: the usage on other replicas that it has not fetched yet.
+    """
 
     asked: float
     metrics: MetricsSnapshot
@@ -32,8 +43,10 @@ class _Replica:
 
 
 class SharedState:
-    """Forgets everything when it is started anew: of tenants' service no more than that of the second before, but all counts of replicas
-    that were gone."""
+    """The shared state.
+
+    A restart loses the state: the tenants' usage of the last second, and all metrics of dead replicas.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -41,8 +54,16 @@ class SharedState:
         self._gone: MetricsSnapshot | None = None
 
     async def exchange(self, replica: str, served: UsageDelta, told: Told) -> UsageDelta:
-        """Tell what a replica has served since it last did, and what it has counted so far; take what the others have served since then,
-        and have open."""
+        """Exchange a replica's usage for that of the others.
+
+        Args:
+            replica: the replica's id.
+            served: the tenants' usage on this replica since its last exchange, and their open requests.
+            told: the replica's metrics.
+
+        Returns:
+            The tenants' usage on the other replicas since the last exchange, and their open requests.
+        """
         now = self._clock()
         then, metrics = told
         mine = self._replicas[replica].mail if replica in self._replicas else UsageDelta()
@@ -60,7 +81,7 @@ class SharedState:
         return attrs.evolve(mine, open=elsewhere)
 
     async def gone(self, alive: Iterable[str]) -> Told | None:
-        """What replicas had last told, all but those; None if there was none."""
+        """Return the last metrics of all replicas except those alive; None if there are none."""
         lately = [self._replicas[name].metrics.ended() for name in self._replicas.keys() - set(alive)]
         parts = [*lately, self._gone] if self._gone is not None else lately
         return (self._clock(), MetricsSnapshot.of_engines(parts)) if parts else None

@@ -355,7 +355,7 @@ async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_
         await one.exchange(name, UsageDelta(), told(completed=completed))
 
     async def silent(_):
-        raise LLMServeError("the replicas' figures could not be gathered")
+        raise LLMServeError("the replicas' metrics could not be collected")
 
     async def series():
         return "here", []

@@ -1,8 +1,8 @@
 """llmserve on Ray Serve, on one or several machines: `serve run frontends.ray_app:app`.
 
-With arguments: `serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4 slo_ttft=1`.
-The arguments are the options that all servers share (`python -m frontends.aiohttp_app --help`), as
-key=value, and the options of `frontends.cluster.arguments`. See docs/scaling.md.
+With arguments: `serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4
+slo_ttft=1`. The arguments are the options that all servers share (`python -m frontends.aiohttp_app
+--help`), as key=value, and the options of `frontends.cluster.arguments`. See docs/scaling.md.
 """
 
 import os
@@ -20,15 +20,18 @@ VARIABLE = "LLMSERVE_ARGUMENTS"
 NO_BOUND = 100_000
 MAX_HOSTS = 10_000
 STATS_SECONDS = 0.5
-# Seconds over which the autoscaler's metrics are averaged. Ray Serve's default of 30 s is slower than
-# a queue fills, and Ray Serve requires more than 10 s.
+# Seconds over which the autoscaler's metrics are averaged. Ray Serve's default of 30 s is slower
+# than a queue fills, and Ray Serve requires more than 10 s.
 LOOK_BACK_SECONDS = 11.0
 # The ingress logs every request, as Ray Serve does by default; the deployments behind it need not.
 QUIET = {"enable_access_log": False}
 
 
 def build(words: Mapping[str, str]) -> Any:
-    """Build a Ray Serve application. Raises ConfigurationError, which names the invalid argument."""
+    """Build a Ray Serve application.
+
+    Raises ConfigurationError, which names the invalid argument.
+    """
     return application(from_words(words))
 
 

@@ -1,7 +1,7 @@
 """API keys and their file, which holds only hashes: `python -m frontends.aiohttp_app keys add`.
 
-A key is 32 random bytes, so its SHA-256 needs neither salt nor stretching. Those protect secrets that
-people choose.
+A key is 32 random bytes, so its SHA-256 needs neither salt nor stretching. Those protect secrets
+that people choose.
 """
 
 import hashlib
@@ -72,7 +72,8 @@ class Keys:
         """Parse TOML with a table `[keys.ID]` for each key. Raises ConfigurationError."""
         found = read_toml(text)
         if not found:
-            # A full disk is a likelier cause of an empty file than the wish to lock all clients out.
+            # A full disk is a likelier cause of an empty file than the wish to lock all clients
+            # out.
             raise ConfigurationError("the file has no keys; to let no client in, write the line [keys]")
         entries = found.pop("keys", {})
         if found or not isinstance(entries, dict):
@@ -85,8 +86,8 @@ class Keys:
     def find(self, secret: str, now: float) -> Key | None:
         """Return the key with this secret, unless it has expired by `now`, in seconds since 1970.
 
-        The lookup uses the secret's digest, which a client cannot choose. So the time that a wrong secret
-        takes reveals nothing about a valid one.
+        The lookup uses the secret's digest, which a client cannot choose. So the time that a wrong
+        secret takes reveals nothing about a valid one.
         """
         if len(secret) > MAX_CHARACTERS:
             return None
@@ -139,8 +140,8 @@ def read_keys(path: Path) -> Keys:
 def add_key(path: Path, name: str, fields: dict[str, Any]) -> str:
     """Create a key, add its hash to the file, and return the key, which is stored nowhere else.
 
-    The file is created if it does not exist. `fields` are the other fields of the key's table. Raises
-    ConfigurationError and then leaves the file unchanged.
+    The file is created if it does not exist. `fields` are the other fields of the key's table.
+    Raises ConfigurationError and then leaves the file unchanged.
     """
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     values = {"sha256": digest(secret).hex()} | {field: value for field, value in fields.items() if value is not None}

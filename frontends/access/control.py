@@ -65,8 +65,8 @@ class Access:
     async def follow(self, apply: Callable[[TenantTable], None] = lambda _: None, *, quiet: bool = False) -> None:
         """Reread the files whenever one changes, and `apply` the new table.
 
-        An invalid file is logged once, and the last valid content stays in force. Open requests continue
-        in any case.
+        An invalid file is logged once, and the last valid content stays in force. Open requests
+        continue in any case.
         """
 
         def take(found: "Access") -> None:

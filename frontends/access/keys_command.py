@@ -1,4 +1,4 @@
-"""`python -m frontends.aiohttp_app keys add FILE ID`: create an API key, print it, store its hash."""
+"""The commands `keys add` and `keys list` of `python -m frontends.aiohttp_app`, for API keys."""
 
 import argparse
 import sys

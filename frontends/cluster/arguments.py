@@ -52,7 +52,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def from_words(words: Mapping[str, str]) -> list[str]:
     """Return the key=value arguments of `serve run` as a command line.
 
-    engine_arg="a=1 b=2" becomes --engine-arg a=1 --engine-arg b=2, and verbose=true becomes --verbose.
+    engine_arg="a=1 b=2" becomes --engine-arg a=1 --engine-arg b=2, and verbose=true becomes
+    --verbose.
     """
     found: list[str] = []
     for key, value in words.items():

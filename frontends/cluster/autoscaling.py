@@ -1,7 +1,7 @@
 """The autoscaling policies: the desired number of replicas, and of ingresses.
 
-The number of replicas depends on their refused requests, predicted waits and busy slots. Ray Serve calls
-the policies for every decision, and applies its limits and delays to the result.
+The number of replicas depends on their refused requests, predicted waits and busy slots. Ray Serve
+calls the policies for every decision, and applies its limits and delays to the result.
 """
 
 import math
@@ -40,8 +40,8 @@ class Pressure:
     def of(self, statistics: ManagerStatistics, slots: int) -> dict[str, float]:
         """Return the metrics.
 
-        `shed` is the share of requests refused for lack of capacity. `wait` is the predicted wait of a new
-        request relative to `patience`. `busy` is the share of `slots` in use.
+        `shed` is the share of requests refused for lack of capacity. `wait` is the predicted wait
+        of a new request relative to `patience`. `busy` is the share of `slots` in use.
         """
         admission = statistics.admission
         if admission is None:
@@ -71,8 +71,8 @@ def desired_replicas(ctx: Any) -> tuple[float, dict[str, Any]]:
 def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """Return the number of replicas that should replace `replicas`, and the new state.
 
-    With an SLO, replicas refuse requests long before all slots are in use. Their share of busy slots at
-    that point (`knee`) counts as their capacity.
+    With an SLO, replicas refuse requests long before all slots are in use. Their share of busy
+    slots at that point (`knee`) counts as their capacity.
     """
     knee = state.get("knee", 1.0)
     if shed > SHED_SHARE:
@@ -86,8 +86,8 @@ def desired(replicas: int, shed: float, wait: float, busy: float, state: dict[st
 def desired_ingresses(ctx: Any) -> tuple[float, dict[str, Any]]:
     """Return the number of ingresses: the minimum number per host, times the number of hosts.
 
-    A host's proxy uses its own ingress, so that the loss of another host does not affect it. Hosts that
-    join later get ingresses too.
+    A host's proxy uses its own ingress, so that the loss of another host does not affect it. Hosts
+    that join later get ingresses too.
     """
     return ctx.capacity_adjusted_min_replicas * hosts(), {}
 

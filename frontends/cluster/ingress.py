@@ -1,7 +1,7 @@
 """The ingress, which relays requests to replicas and outlives them.
 
-It keeps a request until a part of the answer has been sent. Until then it can try another replica when
-one refuses or dies.
+It keeps a request until a part of the answer has been sent. Until then it can try another replica
+when one refuses or dies.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from llmserve.admission.retry_after import RETRY_AFTER
 # replica on an unreachable host stays silent. PATIENCE_SECONDS is the limit for all attempts.
 TAKE_SECONDS = 2.5
 PATIENCE_SECONDS = 10.0
-# Seconds of silence after which a replica counts as lost. Every replica sends a message every 2 s. Ray
-# detects an unreachable host only after a minute (measured with a link taken down).
+# Seconds of silence after which a replica counts as lost. Every replica sends a message every 2 s.
+# Ray detects an unreachable host only after a minute (measured with a link taken down).
 SILENT_SECONDS = 10.0
 # Maximum number of replicas that may die with a request, which may be the cause of their death.
 MAX_LOST = 3
@@ -55,8 +55,8 @@ class Ingress:
     def __init__(self, replicas: Any, api_keys: Path | None = None, max_incomplete: int | None = None) -> None:
         self._intake = Intake(Access.of_keys(api_keys), max_incomplete)
         answer = replicas.options(method_name="answer", stream=True)
-        # gRPC between processes is faster than Ray's object store (time to first token at 32 streams:
-        # 170 ms instead of 241), but its messages are limited to 4 MiB.
+        # gRPC between processes is faster than Ray's object store (time to first token at 32
+        # streams: 170 ms instead of 241), but its messages are limited to 4 MiB.
         self._small, self._large = answer.options(_by_reference=False), answer
 
     async def __call__(self, request: Any) -> Any:
@@ -79,8 +79,8 @@ class Ingress:
     async def _ask(self, asked: RelayedRequest) -> "Answer":
         """Return the first answer that is not a refusal, from at most two replicas.
 
-        If both refuse, return the refusal with the shorter Retry-After. Raises Unavailable if no replica
-        accepts the request, and EngineRestarted if too many have died with it.
+        If both refuse, return the refusal with the shorter Retry-After. Raises Unavailable if no
+        replica accepts the request, and EngineRestarted if too many have died with it.
         """
         refusal: Answer | None = None
         lost = 0
@@ -181,5 +181,6 @@ class Answer:
         except StopAsyncIteration:
             return None
         except (RayError, TimeoutError) as error:
-            # Ray has several classes for lost replicas. A failure in a replica's code counts as lost too.
+            # Ray has several classes for lost replicas. A failure in a replica's code counts as
+            # lost too.
             raise Lost from error

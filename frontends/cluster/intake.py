@@ -37,8 +37,8 @@ class Intake:
     async def read(self, request: Any) -> RelayedRequest:
         """Return a Starlette request as a message. Raises HTTPFailure."""
         if self._following is None:
-            # Started here, because it needs the running event loop. Quiet, because replicas log changes
-            # of the file.
+            # Started here, because it needs the running event loop. Quiet, because replicas log
+            # changes of the file.
             self._following = asyncio.get_running_loop().create_task(self._access.follow(quiet=True))
         target = _target(request.scope)
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
@@ -52,7 +52,10 @@ class Intake:
         return RelayedRequest(request.method, target, kept, body)
 
     def _check_key(self, target: str, headers: list[tuple[str, str]]) -> None:
-        """Check the key, by the path that the client sent. The replica checks again by its route."""
+        """Check the key, by the path that the client sent.
+
+        The replica checks again by its route.
+        """
         if self._access.keys is not None and target.partition("?")[0] not in OPEN:
             shown = secret_of([value for name, value in headers if name.lower() == "authorization"])
             if self._access.find(shown) is None:

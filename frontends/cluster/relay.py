@@ -89,7 +89,8 @@ class Relay:
     """
 
     def __init__(self, path: Path) -> None:
-        # One connection per request: the server might close a kept connection just when it is reused.
+        # One connection per request: the server might close a kept connection just when it is
+        # reused.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(path), limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -102,8 +103,8 @@ class Relay:
 
     async def ask(self, asked: RelayedRequest) -> AsyncGenerator[Message, None]:
         path, _, query = asked.path.partition("?")
-        # The URL is built from its parts. As a relative reference, "//evil/metrics" would be the path
-        # /metrics on the host "evil", and "//[" would be invalid.
+        # The URL is built from its parts. As a relative reference, "//evil/metrics" would be the
+        # path /metrics on the host "evil", and "//[" would be invalid.
         url = URL.build(scheme="http", host="localhost", path=path, query_string=query, encoded=True)
         async with self._session.request(
             asked.method, url, headers=list(asked.headers), data=asked.body or None, allow_redirects=False

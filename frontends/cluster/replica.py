@@ -1,4 +1,4 @@
-"""A replica of a Ray Serve deployment: an engine, its manager and its HTTP server on a unix socket."""
+"""A replica of a Ray Serve deployment: engine, manager and HTTP server on a unix socket."""
 
 import asyncio
 import contextlib
@@ -36,10 +36,10 @@ Answer = TypeVar("Answer")
 EXCHANGE_SECONDS = 1.0
 # Seconds without a message after which a replica sends a BEAT.
 BEAT_SECONDS = 2.0
-# Maximum messages per second with events to one ingress. Two cores carry 4,100 to 4,600 messages per
-# second with one token each through Ray; the rest queues up. At 32 streams the time to first token was
-# 129 ms with 1,000 messages per second, and 85 ms with 500. So with more streams, each message carries
-# more tokens.
+# Maximum messages per second with events to one ingress. Two cores carry 4,100 to 4,600 messages
+# per second with one token each through Ray; the rest queues up. At 32 streams the time to first
+# token was 129 ms with 1,000 messages per second, and 85 ms with 500. So with more streams, each
+# message carries more tokens.
 MESSAGES_PER_SECOND = 500.0
 # Maximum seconds to wait for other replicas, so that a scrape does not wait for a dead one.
 GATHER_SECONDS = 5.0
@@ -62,8 +62,9 @@ class Replica:
 
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
-        # By gRPC between processes. If the calling host becomes unreachable, an answer through Ray's
-        # object store blocks the answering process for 12 s (measured with a link taken down).
+        # By gRPC between processes. If the calling host becomes unreachable, an answer through
+        # Ray's object store blocks the answering process for 12 s (measured with a link taken
+        # down).
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
         self._shared_state = shared_state.options(_by_reference=False)
         self._options = parse(arguments)
@@ -96,8 +97,8 @@ class Replica:
             self._gather_metrics,
             self._gather_series,
             access=access,
-            # An ingress can try another replica only until a part of the answer has come, and a comment
-            # would be such a part.
+            # An ingress can try another replica only until a part of the answer has come, and a
+            # comment would be such a part.
             keepalive=0.0,
             max_hold=options.max_hold,
             max_incomplete=options.max_incomplete_bytes,
@@ -140,8 +141,8 @@ class Replica:
                     if isinstance(message, ResponseHead):
                         events = message.is_events
                     elif events and message != BEAT:
-                        # Tokens of this pause go into the next message. The pause must not be so long
-                        # that the ingress takes this replica for lost.
+                        # Tokens of this pause go into the next message. The pause must not be so
+                        # long that the ingress takes this replica for lost.
                         await asyncio.sleep(min(self._open / self._rate, BEAT_SECONDS))
         finally:
             self._open -= 1
@@ -175,7 +176,7 @@ class Replica:
         return self._id, self._tell()
 
     async def series(self) -> tuple[str, Any]:
-        """Return this replica's id and the Prometheus metrics that vLLM and others have registered."""
+        """Return this replica's id, and the Prometheus metrics that vLLM and others register."""
         return self._id, prometheus.registered()
 
     def _tell(self) -> Told:
@@ -186,8 +187,8 @@ class Replica:
         try:
             alive: dict[str, Told] = await self._ask_all("metrics_snapshot")
         except LLMServeError:
-            # A replica is unreachable but not known to be dead. The shared state has the last metrics
-            # of all other replicas.
+            # A replica is unreachable but not known to be dead. The shared state has the last
+            # metrics of all other replicas.
             alive = {self._id: self._tell()}
         gone = await _in_time(self._shared_state.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
@@ -228,8 +229,8 @@ class Replica:
                 async with asyncio.timeout(GATHER_SECONDS):
                     elsewhere = await self._shared_state.exchange.remote(self._id, owed, self._tell())
             except Exception as error:
-                # No error of Ray may fail a request. Until the exchange works again, each replica is fair
-                # only among its own requests.
+                # No error of Ray may fail a request. Until the exchange works again, each replica
+                # is fair only among its own requests.
                 if not failing:
                     logger.warning("the tenants' usage cannot be exchanged between replicas: %s", error)
                 # The tenants' open requests on other replicas are unknown.

@@ -72,7 +72,7 @@ def in_order(names: Sequence[Name], loads: Mapping[Name, Load], sent: Mapping[Na
 def place_of(key: str, name: str) -> bytes:
     """Return a replica's rank for a key; the replica with the lowest rank is the key's replica.
 
-    When a replica joins or leaves, the fewest possible keys change their replica (rendezvous hashing,
-    Thaler and Ravishankar 1998).
+    When a replica joins or leaves, the fewest possible keys change their replica (rendezvous
+    hashing, Thaler and Ravishankar 1998).
     """
     return hashlib.sha256(f"{key} {name}".encode()).digest()

@@ -24,9 +24,9 @@ STALE_SECONDS = 3.0
 class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not installed where types are checked
     """Routes by the replicas' reports, and by the requests that it has sent since these reports.
 
-    Replicas report twice a second (`Replica.record_routing_stats`). The router picks the better of two
-    random replicas, not the best of all. Otherwise the routers of all ingresses would send requests to
-    the same replica until its next report.
+    Replicas report twice a second (`Replica.record_routing_stats`). The router picks the better of
+    two random replicas, not the best of all. Otherwise the routers of all ingresses would send
+    requests to the same replica until its next report.
     """
 
     def initialize_state(self, **_: Any) -> None:
@@ -40,7 +40,8 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not in
     ) -> list[list[RunningReplica]]:
         """Return all replicas in order, each with its own rank.
 
-        Replicas that have refused the request come last, and before them those without a recent report.
+        Replicas that have refused the request come last, and before them those without a recent
+        report.
         """
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
         for name, replica in replicas.items():
@@ -55,9 +56,9 @@ class PredictedWaitRouter(RequestRouter):  # type: ignore[misc]  # Ray is not in
             asked, avoided = pending_request.args
             key = asked.get(HEADER)
         order = self._of_key(key, replicas, avoided) if key else self._of_two(replicas, avoided)
-        # Counted here and not when Ray reports that the request was routed. That is a round trip later,
-        # when all requests of a burst would have been sent at random. Ray rejects none of them
-        # (`max_ongoing_requests`), so the first replica gets the request.
+        # Counted here and not when Ray reports that the request was routed. That is a round trip
+        # later, when all requests of a burst would have been sent at random. Ray rejects none of
+        # them (`max_ongoing_requests`), so the first replica gets the request.
         self._sent.update(order[:1])
         return [[replicas[name]] for name in order]
 

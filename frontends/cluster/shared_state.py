@@ -12,8 +12,8 @@ from llmserve import MetricsSnapshot
 from llmserve.admission import UsageDelta
 from llmserve.admission.usage import added
 
-# Seconds without an exchange after which a replica counts as dead or unreachable. Only its metrics are
-# kept.
+# Seconds without an exchange after which a replica counts as dead or unreachable. Only its metrics
+# are kept.
 GONE_SECONDS = 10.0
 # Seconds without an exchange after which a replica's metrics are merged into those of all dead
 # replicas. If it reported again afterwards, they would count twice.
@@ -45,7 +45,8 @@ class _Replica:
 class SharedState:
     """The shared state.
 
-    A restart loses the state: the tenants' usage of the last second, and all metrics of dead replicas.
+    A restart loses the state: the tenants' usage of the last second, and all metrics of dead
+    replicas.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,11 +59,13 @@ class SharedState:
 
         Args:
             replica: the replica's id.
-            served: the tenants' usage on this replica since its last exchange, and their open requests.
+            served: the tenants' usage on this replica since its last exchange, and their open
+                requests.
             told: the replica's metrics.
 
         Returns:
-            The tenants' usage on the other replicas since the last exchange, and their open requests.
+            The tenants' usage on the other replicas since the last exchange, and their open
+                requests.
         """
         now = self._clock()
         then, metrics = told

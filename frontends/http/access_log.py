@@ -1,7 +1,8 @@
 """The request log: one line of JSON per HTTP request, without prompts, answers or keys.
 
 A line has the caller, the route, the outcome, times and token counts. Every value is a number, a
-checked name or from a closed set; no other client input is written. Probes are not logged by default.
+checked name or from a closed set; no other client input is written. Probes are not logged by
+default.
 """
 
 import sys
@@ -101,7 +102,8 @@ def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = t
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
     """Add the request's name to every response, and hide the server's version."""
     request[SENT] = response.status
-    # A request without a name bypassed the middlewares: aiohttp rejects an Expect for an unknown path.
+    # A request without a name bypassed the middlewares: aiohttp rejects an Expect for an unknown
+    # path.
     response.headers[REQUEST_ID] = request.get(NAME) or uuid.uuid4().hex
     response.headers[hdrs.SERVER] = SERVER
 

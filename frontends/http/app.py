@@ -1,7 +1,7 @@
 """The HTTP application: routes of about ten lines over one `EngineManager`.
 
-It knows HTTP but no engine. Other aiohttp programs use `build_app(manager)`; `frontends.aiohttp_app`
-is the program that serves it.
+It knows HTTP but no engine. Other aiohttp programs use `build_app(manager)`;
+`frontends.aiohttp_app` is the program that serves it.
 """
 
 import asyncio
@@ -276,7 +276,8 @@ class Routes:
     def _adapter(self, model: str | None) -> str | None:
         """Return the adapter that a request names; None for the model itself. Raises ModelNotFound.
 
-        While the engine is not up, its adapters are unknown: then any other name raises Unavailable.
+        While the engine is not up, its adapters are unknown: then any other name raises
+        Unavailable.
         """
         if model not in (None, self.model) and not self.manager.engine_is_up:
             self.manager.check_health()
@@ -316,7 +317,7 @@ async def _event_stream(events: EventStream, *, recorded: bool) -> AsyncIterator
 
 
 def no_route(request: web.Request) -> web.Response:
-    """Return a redirect if the path only has an extra slash at its end; else a 404 with the paths."""
+    """Return a redirect if the path only has an extra slash at its end, else a 404."""
     routes = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
     # The raw path: a percent-encoded path matches no route.
     path = request.raw_path.partition("?")[0]
@@ -365,8 +366,8 @@ def build_app(
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
-    Run it with `frontends.http.server.running`. Another server needs `handler_cancellation=True` and
-    `auto_decompress=False`, and then only that server's timeouts apply.
+    Run it with `frontends.http.server.running`. Another server needs `handler_cancellation=True`
+    and `auto_decompress=False`, and then only that server's timeouts apply.
 
     Args:
         manager: the manager of the engine.
@@ -376,11 +377,12 @@ def build_app(
         access: the API keys; None or no keys for no authentication.
         log: takes a line for each request (`frontends.http.access_log.open_log`).
         log_probes: whether probes are logged too.
-        memory: the store of responses for `Idempotency-Key`; None creates a store for this application.
-        hosts: the names that the server answers to, in addition to localhost and IP addresses; None is
-            any name (`frontends.http.host_names`).
-        max_hold: maximum seconds that a stream's tokens are held back while the event loop falls behind
-            the engine; 0 = never.
+        memory: the store of responses for `Idempotency-Key`; None creates a store for this
+            application.
+        hosts: the names that the server answers to, in addition to localhost and IP addresses; None
+            is any name (`frontends.http.host_names`).
+        max_hold: maximum seconds that a stream's tokens are held back while the event loop falls
+            behind the engine; 0 = never.
         max_incomplete: maximum bytes of all incomplete bodies; None is `receive_budget.MAX_BYTES`.
         departure: after its `begin` every response closes its connection, and readiness is 503.
         origins: origins other than the server's whose pages may call it from a browser; `*` is any.

@@ -18,7 +18,8 @@ OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 # The path prefix under which a proxy serves the server: see `--root-path`.
 ROOT = web.AppKey("root", str)
 
-# The request's sequences, in the order in which they reach the manager. Only set with a request log.
+# The request's sequences, in the order in which they reach the manager. Only set with a request
+# log.
 TIMELINES = web.RequestKey("timelines", list[Timeline])
 CALLER = web.RequestKey("caller", Caller)
 

@@ -4,9 +4,9 @@ Each engine step notes which streams have tokens. Their events go straight to th
 step is over, while the handler's task sleeps. The headers go out with the first event, or alone if
 there is no event within `HEADERS_SECONDS`.
 
-While the client does not read, no tokens are taken and the streams merge their deltas. So a slow client
-costs no more memory than its answer. The connection is closed if its client takes nothing for too long
-(`frontends.net.write_watch`).
+While the client does not read, no tokens are taken and the streams merge their deltas. So a slow
+client costs no more memory than its answer. The connection is closed if its client takes nothing
+for too long (`frontends.net.write_watch`).
 """
 
 import asyncio
@@ -109,15 +109,15 @@ class EventStream:
         if self._timer is not None:
             self._timer.cancel()
         if self._writer is not None and not self.begun:
-            # prepare() has marked the connection's writer as chunked. The next response sets all other
-            # values itself.
+            # prepare() has marked the connection's writer as chunked. The next response sets all
+            # other values itself.
             self._writer.chunked = False
 
     async def pour(self, streams: Sequence[TokenStream], chunk: Chunk) -> None:
         """Write the streams' deltas until all streams have ended.
 
-        Raises the first error of any stream, and ConnectionResetError when the client has gone or does not
-        read.
+        Raises the first error of any stream, and ConnectionResetError when the client has gone or
+        does not read.
         """
         self._streams, self._chunk, self._left = streams, chunk, len(streams)
         self._turn: asyncio.Future[None] = self._loop.create_future()
@@ -187,8 +187,8 @@ class EventStream:
     def _write(self, data: bytes) -> None:
         """Write bytes to the client.
 
-        The first write goes through aiohttp's writer, which adds the headers. Later writes bypass it: its
-        framing, counting and awaiting cost several times the write itself.
+        The first write goes through aiohttp's writer, which adds the headers. Later writes bypass
+        it: its framing, counting and awaiting cost several times the write itself.
         """
         if not data:
             return
@@ -249,7 +249,10 @@ class EventStream:
             record.append(data)
 
     def _gone(self) -> bool:
-        """Return whether the client has gone. A connection lost while paused still counts as paused."""
+        """Return whether the client has gone.
+
+        A connection lost while paused still counts as paused.
+        """
         return self._transport.is_closing()
 
     async def _drain(self) -> None:

@@ -19,8 +19,8 @@ from llmserve.state import ManagerStatistics
 
 GetMetrics = Callable[[], Awaitable[MetricsSnapshot]]
 
-# Maximum seconds of a check, as in SGLang. A probe may give up earlier; the check continues, and the
-# next probe gets its result.
+# Maximum seconds of a check, as in SGLang. A probe may give up earlier; the check continues, and
+# the next probe gets its result.
 CHECK_SECONDS = 20.0
 LOOK_SECONDS = 0.25
 # Envoy reads these two formats, and vLLM writes them:
@@ -44,7 +44,8 @@ class Version(msgspec.Struct):
 class ServerLoad(msgspec.Struct):
     """The answer to GET /load.
 
-    `server_load` counts open requests, as in vLLM. `limit` is None where admission has no fixed limit.
+    `server_load` counts open requests, as in vLLM. `limit` is None where admission has no fixed
+    limit.
     """
 
     server_load: int
@@ -62,13 +63,14 @@ class Checked(msgspec.Struct):
 class GenerateCheck:
     """Generates one token, at most once every `interval` seconds; probes in between get its result.
 
-    A server at its limit refuses the check's request too. Then any token that the engine generates for
-    another request counts as success.
+    A server at its limit refuses the check's request too. Then any token that the engine generates
+    for another request counts as success.
 
     Args:
         manager: the manager of the engine.
         interval: seconds between two checks, more than 0.
-        metrics: returns the metrics of all workers that share the engine; None for a single process.
+        metrics: returns the metrics of all workers that share the engine; None for a single
+            process.
     """
 
     def __init__(self, manager: EngineManager, interval: float, metrics: GetMetrics | None = None) -> None:
@@ -127,7 +129,7 @@ class GenerateCheck:
             await anyio.sleep(LOOK_SECONDS)
 
     def _tenant(self) -> str:
-        """Return a tenant that admission accepts, as the operator's table may refuse unknown ones."""
+        """Return a tenant that admission accepts; the operator may refuse unknown ones."""
         table = self._manager.config.admission.table
         return next(iter(table.named), "default") if table.default is None else "default"
 

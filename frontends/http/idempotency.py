@@ -1,7 +1,7 @@
 """`Idempotency-Key`: a repeated POST gets the first one's response, and generates nothing.
 
-This is for clients whose connection broke before they had read the response. As in the IETF draft, the
-same key with another body is 422, and 409 while the first request is still being answered. Only
+This is for clients whose connection broke before they had read the response. As in the IETF draft,
+the same key with another body is 422, and 409 while the first request is still being answered. Only
 complete responses are kept: a request that failed, or whose client has gone, is generated again.
 """
 
@@ -28,10 +28,10 @@ class IdempotencyStore(Protocol):
     """A store of responses, in this process or shared by several processes."""
 
     async def begin(self, name: Name, body: bytes) -> Any:
-        """Return the `CachedResponse`, or a claim for a request to answer now, which `end` must follow.
+        """Return the `CachedResponse`, or a claim to answer the request, which `end` must follow.
 
-        Raises HTTPFailure if the first request is still being answered or had another body. A caller that
-        is cancelled here has no claim.
+        Raises HTTPFailure if the first request is still being answered or had another body. A
+        caller that is cancelled here has no claim.
         """
 
     def end(self, claim: Any, kind: str = "", answer: bytes | None = None) -> None:

@@ -13,7 +13,8 @@ import msgspec
 from frontends.openai.errors import HTTPFailure
 
 HEADER = "Idempotency-Key"
-# Seconds for which a response is kept. When the memory is full, the oldest ones are dropped earlier.
+# Seconds for which a response is kept. When the memory is full, the oldest ones are dropped
+# earlier.
 KEEP_SECONDS = 600.0
 KEEP_BYTES = 64 * 2**20
 # Maximum size in bytes of a response that is kept.
@@ -87,7 +88,8 @@ class ResponseCache:
     def claim(self, name: Name, body: bytes) -> CachedResponse | Claim:
         """Return the response for this name, or a claim, which `end` must follow.
 
-        Raises HTTPFailure with 409 while another request has the claim, and with 422 for another body.
+        Raises HTTPFailure with 409 while another request has the claim, and with 422 for another
+        body.
         """
         now = self._clock()
         self._drop_expired(name.tenant, now)
@@ -123,8 +125,8 @@ class ResponseCache:
         self._sizes[name.tenant] = self._sizes.get(name.tenant, 0) + kept.size
         self.bytes += kept.size
         while self.bytes > self._max:
-            # The tenant with the most bytes loses a response, so that no tenant can displace one with
-            # less than an equal share.
+            # The tenant with the most bytes loses a response, so that no tenant can displace one
+            # with less than an equal share.
             self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__))
 
     def _drop_expired(self, tenant: str | None, now: float) -> None:

@@ -64,7 +64,8 @@ def answer_preflights(origins: Origins) -> Middleware:
         headers: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS, hdrs.ACCESS_CONTROL_MAX_AGE: MAX_AGE}
         names = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         if _NAMES.fullmatch(names):
-            # Allow any requested header: OpenAI's client sends a dozen custom ones (X-Stainless-...).
+            # Allow any requested header: OpenAI's client sends a dozen custom ones
+            # (X-Stainless-...).
             headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = names
         if request.headers.get("Access-Control-Request-Private-Network") == "true":
             # Chromium requires this before a public page calls a server in a private network.

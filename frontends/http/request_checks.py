@@ -22,8 +22,8 @@ BUDGET = web.AppKey("receive_budget", ReceiveBudget)
 ORIGINS = web.AppKey("origins", Container[str])
 BODY = web.RequestKey("body", bytes)
 
-# A name or an address, and a port. It has no character that a URL parser could take for the start of
-# a path, a query or a user (CVE-2026-48746).
+# A name or an address, and a port. It has no character that a URL parser could take for the start
+# of a path, a query or a user (CVE-2026-48746).
 _HOST = re.compile(r"([A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 REQUEST_ID = "X-Request-Id"
@@ -120,7 +120,8 @@ async def read(request: web.Request) -> bytes:
 async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:
     """Receive a body within the limits of size, time and memory.
 
-    aiohttp's `request.read()` keeps the body until the request has ended, and does not limit its buffer.
+    aiohttp's `request.read()` keeps the body until the request has ended, and does not limit its
+    buffer.
 
     Raises HTTPFailure for a body that is too large, too slow or exceeds the memory limit.
     """
@@ -145,8 +146,8 @@ async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:
 def no_room() -> HTTPFailure:
     """Return the error for a body that exceeds the memory limit.
 
-    aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client receives this error. It
-    then closes the connection.
+    aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client receives this error.
+    It then closes the connection.
     """
     return HTTPFailure(503, REFUSAL, "receiving_too_much", {"Retry-After": f"{RETRY_SECONDS:.0f}"})
 

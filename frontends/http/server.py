@@ -1,7 +1,7 @@
 """aiohttp's server with limits on connections and on the time to send requests and read responses.
 
-aiohttp 3.14 has one timeout per connection (75 s), which also applies to the headers. It waits without
-end for a client that does not read its whole response. The routes limit the time for a body
+aiohttp 3.14 has one timeout per connection (75 s), which also applies to the headers. It waits
+without end for a client that does not read its whole response. The routes limit the time for a body
 (`frontends.http.request_checks.read`).
 """
 
@@ -78,8 +78,8 @@ class GuardedHandler(web.RequestHandler):
         aiohttp's text would quote the client's input.
         """
         if isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
-            # For an unknown path aiohttp 3.14 rejects an Expect before any middleware, and fails to quote
-            # a header that is not text.
+            # For an unknown path aiohttp 3.14 rejects an Expect before any middleware, and fails to
+            # quote a header that is not text.
             status = HTTPStatus.EXPECTATION_FAILED
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("a handler failed", exc_info=exc)

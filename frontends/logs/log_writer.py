@@ -1,7 +1,7 @@
 """Writes a log from a thread, so that a pipe without a reader or a full disk only costs log lines.
 
-Python's QueueHandler and QueueListener do this for log records, but wait for their queue at exit. The
-output of the engine's processes is bytes, not log records.
+Python's QueueHandler and QueueListener do this for log records, but wait for their queue at exit.
+The output of the engine's processes is bytes, not log records.
 """
 
 import os
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-# Maximum bytes that wait to be written, per log: some 4,000 lines of the request log, or a tenth of a
-# second at full load.
+# Maximum bytes that wait to be written, per log: some 4,000 lines of the request log, or a tenth of
+# a second at full load.
 MAX_BYTES = 2**20
 # Maximum bytes of one write to a file, which appends one write as a whole.
 FILE_BYTES = 64 * 1024
-# Seconds for which lines are collected before they are written. Waking the thread for each line would
-# cost the event loop 0.1 ms per line.
+# Seconds for which lines are collected before they are written. Waking the thread for each line
+# would cost the event loop 0.1 ms per line.
 COLLECT_SECONDS = 0.05
 # Seconds between two checks for a renamed log file, which logrotate and `mv` cause.
 LOOK_SECONDS = 1.0
@@ -43,8 +43,8 @@ class LogWriter:
     """Takes bytes without blocking and writes them later from a thread.
 
     Bytes without room are dropped, and their lines are counted under `name`. The writer owns the
-    descriptor `file`. It reopens `path` when `path` no longer leads to that file. `report` gets a line
-    of text when writing fails and when it succeeds again.
+    descriptor `file`. It reopens `path` when `path` no longer leads to that file. `report` gets a
+    line of text when writing fails and when it succeeds again.
     """
 
     def __init__(self, name: str, file: int, report: Callable[[str], None], path: Path | None = None) -> None:
@@ -58,8 +58,8 @@ class LogWriter:
         # Lines lost since the last report, and the reason.
         self._lost, self._reason = 0, ""
         self.failing = False
-        # Whether the last dropped piece and the last kept piece ended within a line, and whether a piece
-        # was dropped since the last kept one.
+        # Whether the last dropped piece and the last kept piece ended within a line, and whether a
+        # piece was dropped since the last kept one.
         self._dropped_part = self._kept_part = self._gap = False
         # Whether the last write ended within a line.
         self._torn = False

@@ -1,8 +1,8 @@
 """The operator's log on standard error.
 
-The program's lines, Python's log records and the logs of vLLM's processes share one format. Environment
-variables hold the format, so that workers and the engine's processes inherit it. Without the
-variables, as in other programs, the format is plain text without times.
+The program's lines, Python's log records and the logs of vLLM's processes share one format.
+Environment variables hold the format, so that workers and the engine's processes inherit it.
+Without the variables, as in other programs, the format is plain text without times.
 """
 
 import argparse
@@ -19,7 +19,8 @@ FORMAT, LEVEL, TIMES = "LLMSERVE_LOG_FORMAT", "LLMSERVE_LOG_LEVEL", "LLMSERVE_LO
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Levels of the program's lines by their first word; all other lines have the level info.
 STAGES = dict.fromkeys(("restarting", "advisory", "worker", "log"), "warning") | {"failed": "error", "error": "error"}
-# vLLM's processes read this file when they import vLLM. It refers to `Formatter` and `ENGINE_LEVEL`.
+# vLLM's processes read this file when they import vLLM. It refers to `Formatter` and
+# `ENGINE_LEVEL`.
 ENGINE_CONFIG = Path(__file__).with_name("engine_logging.json")
 NAME = "llmserve"
 

@@ -1,8 +1,8 @@
 """Relays standard output and standard error from threads, so that no print or log line can block.
 
-Descriptors 1 and 2 become pipes that a thread always reads. Unlike Python's logging, this covers the
-engine's processes, `print`, tracebacks and libraries that write to the descriptors. Output just before
-SIGKILL or an abort may be lost.
+Descriptors 1 and 2 become pipes that a thread always reads. Unlike Python's logging, this covers
+the engine's processes, `print`, tracebacks and libraries that write to the descriptors. Output just
+before SIGKILL or an abort may be lost.
 """
 
 import atexit
@@ -79,8 +79,8 @@ def relay_standard_streams(report: Callable[[str], None]) -> None:
 def _open_if_closed(number: int) -> None:
     """Open the null device as a closed standard stream.
 
-    Otherwise a socket could get the stream's number. It would then receive the log, or be closed as a
-    child's standard input.
+    Otherwise a socket could get the stream's number. It would then receive the log, or be closed as
+    a child's standard input.
     """
     with suppress(OSError):
         os.fstat(number)

@@ -35,8 +35,8 @@ class Acceptor:
     """Accepts connections and creates their protocols.
 
     Args:
-        make: `make(left)` creates a connection's protocol, which calls `left()` when the connection is
-            lost.
+        make: `make(left)` creates a connection's protocol, which calls `left()` when the connection
+            is lost.
         refusal: the bytes that are sent to a rejected connection, unless the server uses TLS.
         limiter: the connection limits.
         tls: the TLS settings; None without TLS.
@@ -55,7 +55,8 @@ class Acceptor:
     def serve(self, connection: socket.socket) -> None:
         """Serve a connection, or reject it.
 
-        Rejection comes before any protocol or task exists, so a rejected connection costs one system call.
+        Rejection comes before any protocol or task exists, so a rejected connection costs one
+        system call.
         """
         connection.setblocking(False)
         peer = _peer(connection)
@@ -101,7 +102,8 @@ class Acceptor:
     async def accept(self, listener: socket.socket) -> None:
         """Accept connections one at a time.
 
-        asyncio's server would accept its whole listen backlog before it checks for a free descriptor.
+        asyncio's server would accept its whole listen backlog before it checks for a free
+        descriptor.
         """
         while True:
             try:
@@ -118,8 +120,8 @@ class Acceptor:
 async def listen(acceptor: Acceptor, *listeners: socket.socket, patience: Callable[[], float] = lambda: 0.0) -> AsyncIterator[None]:
     """Accept connections from listening sockets, and close the sockets at the end.
 
-    If `patience` then returns more than 0 seconds, connections in the listen backlog are served too.
-    Open connections get that time to end by themselves.
+    If `patience` then returns more than 0 seconds, connections in the listen backlog are served
+    too. Open connections get that time to end by themselves.
     """
     loop = asyncio.get_running_loop()
     for listener in listeners:

@@ -11,13 +11,14 @@ import attrs
 
 from frontends.net.listeners import UnixAccess
 
-# File descriptors kept free for the engine's pipes, the log and other files, so that accepting never
-# fails for lack of a descriptor. asyncio would log that once per waiting connection, 6 MB a second.
+# File descriptors kept free for the engine's pipes, the log and other files, so that accepting
+# never fails for lack of a descriptor. asyncio would log that once per waiting connection, 6 MB a
+# second.
 RESERVED = 64
 # The number of descriptors that a process requests from the system; the operator may allow more.
 MAX_DESCRIPTORS = 65_536
-# One address may have this fraction of all connections, so that fewer than four machines cannot take
-# all of them. Connections from this machine are exempt, because they often come from a proxy.
+# One address may have 1/PEER_SHARE of all connections, so that three machines cannot take all of
+# them. Connections from this machine are exempt, because they often come from a proxy.
 PEER_SHARE = 4
 
 

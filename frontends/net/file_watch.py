@@ -33,8 +33,8 @@ _waiting: set[anyio.Event] = set()
 def read_file(path: Path) -> tuple[bytes, int]:
     """Return a file's content and mode.
 
-    Raises ConfigurationError for anything but a regular file of at most `MAX_BYTES`; an OSError is its
-    cause. The file is opened without blocking: opening a FIFO would wait for its writer.
+    Raises ConfigurationError for anything but a regular file of at most `MAX_BYTES`; an OSError is
+    its cause. The file is opened without blocking: opening a FIFO would wait for its writer.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -73,8 +73,8 @@ async def follow(
 ) -> None:
     """Call `read` in a thread whenever a file has changed, and then `apply` with the result.
 
-    `seen` are the files' marks of their last read. An error is logged once per change, and the result
-    that was applied last stays in force. After an OSError the files are read again.
+    `seen` are the files' marks of their last read. An error is logged once per change, and the
+    result that was applied last stays in force. After an OSError the files are read again.
     """
     report = (lambda _: None) if quiet else say
     last, told = seen, None

@@ -1,9 +1,9 @@
 """Schedules the writes of all connections after each engine step, and less often under overload.
 
-A write costs a system call and a wake-up of the client: 5 to 20 us of this process, regardless of its
-size. While the event loop keeps up, every connection writes after every step. When the loop is busy
-nearly all of the time, connections hold tokens back for some milliseconds. One write then carries the
-tokens of several steps. A stream's first tokens and its end are never held back.
+A write costs a system call and a wake-up of the client: 5 to 20 us of this process, regardless of
+its size. While the event loop keeps up, every connection writes after every step. When the loop is
+busy nearly all of the time, connections hold tokens back for some milliseconds. One write then
+carries the tokens of several steps. A stream's first tokens and its end are never held back.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 # Maximum seconds that a token is held back. The measured gaps between a stream's events grow by up
 # to a few milliseconds more.
 MAX_HOLD = 0.015
-# The first hold in seconds when the loop falls behind, and the factor by which holds grow and shrink
-# from one window to the next.
+# The first hold in seconds when the loop falls behind, and the factor by which holds grow and
+# shrink from one window to the next.
 FIRST_HOLD = 0.002
 FACTOR = 1.5
-# Shares of a window in which the loop's thread computes: above the first the loop is falling behind,
-# below the second it has caught up.
+# Shares of a window in which the loop's thread computes: above the first the loop is falling
+# behind, below the second it has caught up.
 FALLING_BEHIND, CAUGHT_UP = 0.9, 0.7
 WINDOW = 0.05
 
@@ -91,7 +91,7 @@ class FlushScheduler:
         return held
 
     def _adapt(self, now: float) -> None:
-        """Hold tokens longer if the thread was busy for nearly all of the last window, else less."""
+        """Hold tokens longer if the thread was busy in nearly all of the last window, else less."""
         cpu = self._cpu_clock()
         busy = (cpu - self._window[1]) / (now - self._window[0])
         self._window = (now, cpu)

@@ -16,8 +16,8 @@ import attrs
 # aiohttp, it takes 54 s.
 BACKLOG = 4096
 # Bytes that the kernel holds for a client that does not read. Its default goes up to 4 MiB (Linux's
-# tcp_wmem), outside of all our limits. At a round trip of 100 ms this buffer carries a hundred times
-# what a response's tokens need.
+# tcp_wmem), outside of all our limits. At a round trip of 100 ms this buffer carries a hundred
+# times what a response's tokens need.
 SEND_BUFFER = 128 * 1024
 # A client whose machine or network is gone sends no end. The kernel probes it after 15 s of silence
 # and then every 5 s, and closes the connection 30 s after a missing acknowledgement. The kernel's
@@ -133,9 +133,10 @@ def authority(host: str, port: int) -> str:
 def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Return listening TCP sockets for all addresses of the hosts, on one port.
 
-    Port 0 picks a port that is free on all addresses. `::` means every IPv4 and IPv6 address, with two
-    sockets: a single one would show IPv4 clients under IPv6 addresses, which limits and logs would not
-    recognize. An address of a family that this machine lacks is skipped if the host has another address.
+    Port 0 picks a port that is free on all addresses. `::` means every IPv4 and IPv6 address, with
+    two sockets: a single one would show IPv4 clients under IPv6 addresses, which limits and logs
+    would not recognize. An address of a family that this machine lacks is skipped if the host has
+    another address.
 
     Raises CannotListen, which names the host.
     """
@@ -209,7 +210,10 @@ def _group(text: str) -> int:
 
 
 def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """Return a listening TCP socket. With `share`, other processes may use its port. Raises OSError."""
+    """Return a listening TCP socket.
+
+    With `share`, other processes may use its port. Raises OSError.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=share)
     # Accepted connections inherit these options.

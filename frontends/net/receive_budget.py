@@ -1,7 +1,7 @@
 """A memory limit for all incomplete request bodies and frames together, for all wire protocols.
 
-A client that sends nearly all of a body and then waits makes the server hold the body. One body takes
-at most 4 MiB, but thousands exhaust the machine's memory.
+A client that sends nearly all of a body and then waits makes the server hold the body. One body
+takes at most 4 MiB, but thousands exhaust the machine's memory.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ LARGEST = 4 * 2**20
 FREE_BYTES = 64 * 2**10
 # Sixteen bodies of the maximum size. At 10 Gbit/s such a body arrives within 4 ms.
 MAX_BYTES = 64 * 2**20
-# A body that has been arriving for this many seconds may be dropped for a new one. It takes 7 Mbit/s
-# to send 4 MiB in this time.
+# A body that has been arriving for this many seconds may be dropped for a new one. It takes 7
+# Mbit/s to send 4 MiB in this time.
 SLOW_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 REFUSAL = "the server's memory for incomplete requests is full; retry later"
@@ -37,7 +37,8 @@ class Arrival:
     def grow(self, size: int) -> bool:
         """Report that `size` bytes of this body are held now.
 
-        Returns False if there is no room. The body is then no longer counted, and the caller must drop it.
+        Returns False if there is no room. The body is then no longer counted, and the caller must
+        drop it.
         """
         return self.budget.count(self, max(0, size - FREE_BYTES))
 

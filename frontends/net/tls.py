@@ -50,7 +50,8 @@ class TLS:
     def _read(self) -> ssl.SSLContext:
         """Return a new context.
 
-        Loading a mismatched pair of files into the current context would leave it with half of the pair.
+        Loading a mismatched pair of files into the current context would leave it with half of the
+        pair.
         """
         for path in self._files:
             self._check(path)

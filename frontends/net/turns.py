@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-# The pause's length relative to the work before it: heavy work takes at most half of the event loop's
-# time.
+# The pause's length relative to the work before it: heavy work takes at most half of the event
+# loop's time.
 REST = 1.0
 
 P = ParamSpec("P")
@@ -25,7 +25,10 @@ class WorkQueue:
         self._rested = 0.0
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` when its turn comes, and return its result. It should take at most about 10 ms."""
+        """Run `work` when its turn comes, and return its result.
+
+        It should take at most about 10 ms.
+        """
         clock = asyncio.get_running_loop().time
         async with self._lock:
             await asyncio.sleep(max(0.0, self._rested - clock()))

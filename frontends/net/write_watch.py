@@ -1,9 +1,9 @@
 """Closes connections whose clients have stopped reading.
 
-The time limit runs from the last bytes that the client took. Only the kernel knows what a client took.
-With TLS a transport's buffer is empty while the buffer below it holds a whole response. On a slow
-connection, the kernel's buffer of some megabytes may take longer than the limit to empty, and the
-transport sees no progress.
+The time limit runs from the last bytes that the client took. Only the kernel knows what a client
+took. With TLS a transport's buffer is empty while the buffer below it holds a whole response. On a
+slow connection, the kernel's buffer of some megabytes may take longer than the limit to empty, and
+the transport sees no progress.
 """
 
 import asyncio

@@ -8,8 +8,8 @@ import msgspec
 from frontends.openai.logprobs import ChatLogprobs, RankedLogprob, TextLogprobs
 from frontends.openai.tools import CallBody
 
-# The fields of `return_token_ids` and `prompt_logprobs`. As in vLLM, a request without these options
-# gets null in a complete answer, and no such field in chunks.
+# The fields of `return_token_ids` and `prompt_logprobs`. As in vLLM, a request without these
+# options gets null in a complete answer, and no such field in chunks.
 TokenIds = Sequence[int] | None | msgspec.UnsetType
 PromptLogprobs = list[dict[str, RankedLogprob] | None] | None | msgspec.UnsetType
 
@@ -77,8 +77,8 @@ class ChatChunkChoice(msgspec.Struct):
 class Answer(msgspec.Struct):
     """A complete answer, or a chunk of one.
 
-    Chunks have `usage` only if the client requested it. For completions, the choices have the prompt's
-    token ids and logprobs.
+    Chunks have `usage` only if the client requested it. For completions, the choices have the
+    prompt's token ids and logprobs.
     """
 
     id: str

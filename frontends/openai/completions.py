@@ -77,8 +77,8 @@ class ResponseBuilder:
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
         """Yield the answer as JSON, in parts.
 
-        There may be a quarter of a million logprobs. They are encoded in pieces, with pauses for the event
-        loop, and for one choice at a time, when the caller has taken the parts before.
+        There may be a quarter of a million logprobs. They are encoded in pieces, with pauses for
+        the event loop, and for one choice at a time, when the caller has taken the parts before.
         """
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
         usage = add_usage([completion.usage for completion in completions], per_prompt)
@@ -160,7 +160,7 @@ class ResponseBuilder:
         return sse.event(answer)
 
     def _frame(self, index: int, usage: Usage | None) -> sse.TextEvent:
-        """Return the template of a choice's chunks, with the counts of its usage so far if requested."""
+        """Return the template of a choice's chunks, with its usage so far if requested."""
         if usage is None:
             return sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
 
@@ -269,7 +269,8 @@ class TextResponseBuilder(ResponseBuilder):
         if delta.logprobs is not None:
             start = self._offsets.get(index, 0)
             self._offsets[index] = start + sum(len(entry.token) for entry in delta.logprobs)
-            # The prompt's logprobs come with the first delta, and their offsets start with the echo.
+            # The prompt's logprobs come with the first delta, and their offsets start with the
+            # echo.
             logprobs = text_logprobs(self._named([*(delta.prompt_logprobs or ()), *delta.logprobs]), 0 if delta.prompt_logprobs else start)
         return TextChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
 
@@ -300,7 +301,8 @@ class ChatResponseBuilder(ResponseBuilder):
         return super()._leave_holes(answer, completions) + self._leave_prompt_hole(answer, completions[0])
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
-        # All choices share one prompt. The first choice has its token ids, for the first event only.
+        # All choices share one prompt. The first choice has its token ids, for the first event
+        # only.
         prompt = self._prompts.get(0)
         self._prompts.clear()
         choice = ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)

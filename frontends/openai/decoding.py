@@ -43,8 +43,8 @@ class BodyReader(Generic[Wire]):
     async def read(self, body: bytes | msgspec.Raw, make: Callable[[Wire], Made], context: int | None = None) -> Made:
         """Return what `make` builds from the decoded body; the reader keeps nothing of the body.
 
-        `context` is the model's context length in tokens, if it is known. Raises InvalidRequest, and what
-        `make` raises.
+        `context` is the model's context length in tokens, if it is known. Raises InvalidRequest,
+        and what `make` raises.
         """
         if len(body) <= SMALL:
             return make(decode(self._decoder, body))
@@ -56,7 +56,10 @@ class BodyReader(Generic[Wire]):
 
 
 def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]", body: bytes | msgspec.Raw) -> Wire:
-    """Decode a request's body. Raises InvalidRequest, which names the invalid field if there is one."""
+    """Decode a request's body.
+
+    Raises InvalidRequest, which names the invalid field if there is one.
+    """
     if bytes(memoryview(body)[:3]) == _BOM:
         body = bytes(memoryview(body)[3:])
     try:
@@ -66,7 +69,8 @@ def decode(decoder: "msgspec.json.Decoder[Wire] | msgspec.msgpack.Decoder[Wire]"
         try:
             other = normalised(decoder.type, body) if isinstance(decoder, msgspec.json.Decoder) else None
         except msgspec.ValidationError as unknown:
-            # Report the unknown field, and not an earlier null or 16.0, which are valid by themselves.
+            # Report the unknown field, and not an earlier null or 16.0, which are valid by
+            # themselves.
             words, other = str(unknown), None
         if other is not None:
             return decode(decoder, other)

@@ -82,7 +82,8 @@ def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
     _, status, kind, code = next(row for row in TABLE if isinstance(error, row[0]))
     headers = {}
     if isinstance(error, Overloaded):
-        # HTTP requires whole seconds, which are rounded up. OpenAI's client prefers the milliseconds.
+        # HTTP requires whole seconds, which are rounded up. OpenAI's client prefers the
+        # milliseconds.
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         headers["Retry-After-Ms"] = str(math.ceil(error.retry_after * 1000))
     param = error.param if isinstance(error, InvalidRequest) else None

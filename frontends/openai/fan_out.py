@@ -32,8 +32,8 @@ async def generate_choices(manager: EngineManager, requests: Sequence[Generation
 async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequest]) -> AsyncIterator[list[TokenStream]]:
     """Open the streams of all requests, and yield them when all are admitted.
 
-    If one request is refused, all are. Admitted requests run while the others wait, and free their slots
-    when they are done. So a request may have more choices than there are slots. Raises as
+    If one request is refused, all are. Admitted requests run while the others wait, and free their
+    slots when they are done. So a request may have more choices than there are slots. Raises as
     `EngineManager.stream` does.
     """
     if len(requests) == 1:
@@ -68,8 +68,8 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
 def check_places(manager: EngineManager, requests: Sequence[GenerationRequest]) -> None:
     """Check that the choices of one request can ever be admitted together.
 
-    Raises InvalidRequest if there are more choices than an idle server can run and queue, or than their
-    tenant may have open. Admission without limits accepts any number.
+    Raises InvalidRequest if there are more choices than an idle server can run and queue, or than
+    their tenant may have open. Admission without limits accepts any number.
     """
     choices, admission = len(requests), manager.statistics().admission
     if admission is not None and admission.limit is not None and admission.max_waiting is not None:

@@ -121,6 +121,6 @@ async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: WorkQueu
 
 
 async def in_pieces(write: Callable[[], bool], entries: int, turns: WorkQueue) -> None:
-    """Call `write` until it returns False, with pauses for the event loop if there are many entries."""
+    """Call `write` until it returns False, with pauses if there are many entries."""
     while write() if entries <= PIECE else await turns.run(write):
         pass

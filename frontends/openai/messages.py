@@ -1,7 +1,7 @@
 """Messages in OpenAI's format, and the part of them that chat templates use.
 
-Clients send a response's message back unchanged, with all fields that their libraries add. Fields that
-templates know are passed on; the others are dropped.
+Clients send a response's message back unchanged, with all fields that their libraries add. Fields
+that templates know are passed on; the others are dropped.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,10 @@ TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 
 
 class Part(msgspec.Struct, kw_only=True):
-    """A part of a message. Parts of other types have other fields; they are refused by their `type`."""
+    """A part of a message.
+
+    Parts of other types have other fields; they are refused by their `type`.
+    """
 
     type: str
     text: str | None = None

@@ -160,8 +160,8 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "adapter": adapter,
             "return_prompt_ids": bool(self.return_token_ids),
         }
-        # An API key determines the tenant. `user` is then a user of the client, whom this server does
-        # not know.
+        # An API key determines the tenant. `user` is then a user of the client, whom this server
+        # does not know.
         if caller.tenant or self.user:
             common["tenant"] = caller.tenant or str(self.user)[:64]
         with renamed(**caller.names):
@@ -254,8 +254,8 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         with renamed(**self.names()):
             prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
             first, *others = self.requests([prompt], sampling, caller, adapter)
-        # The answer has the prompt's token ids and logprobs once, so the engine computes them only for
-        # the first choice.
+        # The answer has the prompt's token ids and logprobs once, so the engine computes them only
+        # for the first choice.
         return [first, *map(_without_prompt, others)]
 
     def extras(self) -> dict[str, bool]:
@@ -275,7 +275,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /generate: the fields of `GenerationRequest` and `Sampling` in one object."""
+    """The body of POST /generate: the fields of `GenerationRequest` and `Sampling` together."""
 
     # Empty. The attribute makes the decoder accept 16.0 as 16, as on the other routes
     # (`frontends/openai/unsupported.py`).

@@ -1,8 +1,8 @@
 """Size limits for the fields of a large body, checked on its bytes before decoding.
 
-Decoding 4 MiB with a million small lists or dictionaries takes up to 1.4 s, because Python's garbage
-collector counts each of them. Finding the fields' bytes takes 13 ms for any content. These limits are
-far above what a request needs; each field's own check has the exact limit.
+Decoding 4 MiB with a million small lists or dictionaries takes up to 1.4 s, because Python's
+garbage collector counts each of them. Finding the fields' bytes takes 13 ms for any content. These
+limits are far above what a request needs; each field's own check has the exact limit.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Server-sent events for the hot path: a chunk's JSON is encoded once, then only each token's text."""
+"""Server-sent events for the hot path: JSON is encoded once, then only each token's text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,8 @@ def event(payload: Any) -> bytes:
 class TextEvent:
     """Events that differ only in one text and in the numbers after it.
 
-    `make(text, *numbers)` builds the payload. It is called once, for the constant part of the events.
+    `make(text, *numbers)` builds the payload. It is called once, for the constant part of the
+    events.
     """
 
     def __init__(self, make: Callable[..., Any], numbers: int = 0) -> None:

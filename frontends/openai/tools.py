@@ -26,7 +26,8 @@ class FunctionBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ToolBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool.
 
-    `cache_control`, here and in the function, is for Anthropic's models; gateways send it to all models.
+    `cache_control`, here and in the function, is for Anthropic's models; gateways send it to all
+    models.
     """
 
     type: Literal["function"]

@@ -1,8 +1,8 @@
 """Fields of OpenAI and vLLM that this server does not support, and their neutral values.
 
-Some clients send all fields of their library, these included. Null and a neutral value, which requests
-what the server does anyway, are accepted. Any other value is refused with a reason, so that no client
-relies on an option without effect.
+Some clients send all fields of their library, these included. Null and a neutral value, which
+requests what the server does anyway, are accepted. Any other value is refused with a reason, so
+that no client relies on an option without effect.
 """
 
 import re
@@ -90,8 +90,8 @@ def of(kind: type[msgspec.Struct]) -> Unsupported:
 def normalised(kind: Any, body: bytes | msgspec.Raw) -> bytes | None:
     """Remove neutral values of unsupported fields from a body, and replace 16.0 by 16.
 
-    The body did not decode as `kind`. Returns None if nothing changes. Raises InvalidRequest for another
-    value of an unsupported field, and msgspec's ValidationError for an unknown field.
+    The body did not decode as `kind`. Returns None if nothing changes. Raises InvalidRequest for
+    another value of an unsupported field, and msgspec's ValidationError for an unknown field.
     """
     if not hasattr(kind, "unsupported"):
         return None

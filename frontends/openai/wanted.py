@@ -16,11 +16,11 @@ class ParsedBody:
         usage: whether the stream ends with the usage.
         running_usage: whether every event of the stream has the usage so far.
         names: the client's field names by the library's names, for errors after decoding.
-        by_id: whether logprobs have `token_id:N` instead of a token's text, which may be a part of a
-            character.
+        by_id: whether logprobs have `token_id:N` instead of a token's text, which may be a part of
+            a character.
         token_ids: whether the answer has its token ids and those of the prompt.
-        prompt_logprobs: whether the answer has the prompt's logprobs in vLLM's format, independently of
-            `echo`.
+        prompt_logprobs: whether the answer has the prompt's logprobs in vLLM's format,
+            independently of `echo`.
         echo: whether the answer begins with the prompt's text.
         generates: False where the prompt's text is the whole answer.
         reasoning: whether the answer includes the model's reasoning.
@@ -41,7 +41,7 @@ class ParsedBody:
 
 
 class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
-    """A context that renames fields in an InvalidRequest from the library's to the client's names."""
+    """A context that puts the client's field names into an InvalidRequest."""
 
     def __init__(self, **names: str) -> None:
         self._names = names

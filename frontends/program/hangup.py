@@ -20,7 +20,8 @@ def _has_terminal() -> bool:
     return True
 
 
-# Evaluated when the program starts. Under nohup the signal is ignored: then only an operator sends it.
+# Evaluated when the program starts. Under nohup the signal is ignored: then only an operator sends
+# it.
 _MAY_LOSE_TERMINAL = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 

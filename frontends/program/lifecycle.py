@@ -38,14 +38,18 @@ from llmserve.runtime.starting import left_alone, start_in_thread
 WATCH_SECONDS = 0.2
 # vLLM installs uvloop. Without uvloop a server is only slower.
 BACKEND = {"use_uvloop": find_spec("uvloop") is not None}
-# A context in which a server listens for a manager, under a model name; yields the addresses to log.
+# A context in which a server listens for a manager, under a model name; yields the addresses to
+# log.
 Listen = Callable[[EngineManager, str], AbstractAsyncContextManager[list[str]]]
 # Serves with the parsed options until a signal stops it; returns the exit code.
 Serve = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -> None:
-    """Parse, serve and exit: code 0 after a signal, 1 if the engine died, 2 for an invalid argument."""
+    """Parse, serve and exit.
+
+    The exit code is 0 after a signal, 1 if the engine died, and 2 for an invalid argument.
+    """
     add_options(parser)
     add_log_options(parser)
     options = parser.parse_args(argv)
@@ -65,7 +69,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None, serve: Serve) -
     except CannotListen as error:
         leave(2, f"{parser.prog}: error: cannot listen on {error}")
     except KeyboardInterrupt:
-        # Ctrl-C during the checks, which may wait for a model hub. Later the server handles signals.
+        # Ctrl-C during the checks, which may wait for a model hub. Later the server handles
+        # signals.
         leave(0)
 
 
@@ -126,7 +131,8 @@ def announce(addresses: Iterable[str], options: argparse.Namespace) -> None:
 async def serve(options: argparse.Namespace, listen: Listen, access: Access, leaving: Callable[[], None] = lambda: None) -> int:
     """Serve from this process until SIGTERM, SIGINT or the engine's death; return the exit code.
 
-    `access` follows its files until then. `leaving` is called at the signal, before `--drain-delay`.
+    `access` follows its files until then. `leaving` is called at the signal, before
+    `--drain-delay`.
     """
     code, name, args, config = 0, served_name(options), engine_args(options), manager_config(options)
     async with AsyncExitStack() as stack:
@@ -199,9 +205,9 @@ CHANGES = {
 async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
     """Call `react` at each SIGTERM and SIGINT, while this context is entered.
 
-    When `react` returns False, the program dies of the signal: an earlier signal has already asked it
-    to end at once. A SIGHUP rereads the followed files and then calls `reloaded`; where the program's
-    terminal is gone, a SIGHUP acts as SIGTERM.
+    When `react` returns False, the program dies of the signal: an earlier signal has already asked
+    it to end at once. A SIGHUP rereads the followed files and then calls `reloaded`; where the
+    program's terminal is gone, a SIGHUP acts as SIGTERM.
     """
 
     async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -226,7 +232,8 @@ class Stopping:
     """The reaction of a server to signals.
 
     The first signal calls `give_up` while `served` is False, and else `stop(now=False)`. The second
-    signal calls `stop(now=True)`. A third signal, or a second one after `give_up`, ends the program.
+    signal calls `stop(now=True)`. A third signal, or a second one after `give_up`, ends the
+    program.
     """
 
     def __init__(self, served: Callable[[], bool], give_up: Callable[[], None], stop: Callable[[bool], None]) -> None:
@@ -236,7 +243,7 @@ class Stopping:
         self._begun = self._ended = False
 
     def react(self) -> bool:
-        """React to a signal; return False if an earlier signal has asked the program to end at once."""
+        """React to a signal; return False if the program must die of it."""
         if self._ended:
             return False
         if self._begun or self._served():

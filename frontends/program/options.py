@@ -129,14 +129,20 @@ def _http_url(text: str) -> str:
 
 
 def engine_args(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the engine's arguments. Raises ConfigurationError, which names the invalid argument."""
+    """Return the engine's arguments.
+
+    Raises ConfigurationError, which names the invalid argument.
+    """
     quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
     traced = {"otlp_traces_endpoint": traces_endpoint(options.otlp_endpoint)} if options.engine == "vllm" and options.otlp_endpoint else {}
     return quiet | traced | parse_engine_args(options.engine_arg)
 
 
 def manager_config(options: argparse.Namespace) -> ManagerConfig:
-    """Return the manager's configuration. Raises ConfigurationError, which names the invalid value."""
+    """Return the manager's configuration.
+
+    Raises ConfigurationError, which names the invalid value.
+    """
     access = Access.open(options)
     return ManagerConfig(
         slo=SLO(ttft=options.slo_ttft, tpot=options.slo_tpot),

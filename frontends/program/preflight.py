@@ -24,8 +24,8 @@ METRICS_BYTES = 4 * 2**20
 def drop_empty_variables(environ: MutableMapping[str, str]) -> None:
     """Remove the variables of prometheus_client's folder where they are empty.
 
-    prometheus_client would take an empty name for the working directory and fail at each scrape. Call
-    this before prometheus_client is imported.
+    prometheus_client would take an empty name for the working directory and fail at each scrape.
+    Call this before prometheus_client is imported.
     """
     for name in (MULTIPROCESS, OLD_MULTIPROCESS):
         if environ.get(name) == "":

@@ -1,4 +1,4 @@
-"""A raw-socket client with the manager's interface: `stream()`, `generate()`, its requests and errors.
+"""A raw-socket client with the manager's interface: the same methods, requests and errors.
 
     async with SocketClient("tcp://127.0.0.1:9000") as client:
         completion = await client.generate("The capital of France is", max_tokens=16)
@@ -87,8 +87,8 @@ class SocketClient(Generation):
     async def __aenter__(self) -> Self:
         """Connect to the server.
 
-        Raises OSError where no server listens, FrameError where the server refuses the connection, and
-        TimeoutError.
+        Raises OSError where no server listens, FrameError where the server refuses the connection,
+        and TimeoutError.
         """
         loop, address = asyncio.get_running_loop(), self.address
         hello = Hello(frames.VERSION, self._key)
@@ -127,7 +127,8 @@ class SocketClient(Generation):
     async def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AsyncIterator["RemoteStream"]:
         """Open a stream, and wait until the server has admitted it.
 
-        Leaving early frees its resources on the server. Raises EngineDead when the connection is lost.
+        Leaving early frees its resources on the server. Raises EngineDead when the connection is
+        lost.
         """
         await self.wire.writable.wait()
         stream = self.wire.open(request, token)
@@ -335,7 +336,7 @@ class Wire(asyncio.Protocol):
         return number
 
     def leave(self, stream: RemoteStream) -> None:
-        """Remove a stream that ended with an error; if the error is the client's, cancel it there."""
+        """Remove a stream that ended with an error; if the client ended it, cancel it there."""
         if self._streams.pop(stream.id, None) is not None and not self.lost.is_set():
             self.send(Cancel(stream.id, str(getattr(stream.error, "reason", "the client left"))[:128]))
 

@@ -1,9 +1,10 @@
 """The server's side of one raw-socket connection.
 
-Each stream has a task that sleeps until its answer is complete. Its tokens bypass the task: the engine's
-step notifies the connection. When the step is done, the connection takes the tokens of all its streams
-and writes them as one frame. While the client does not read, no tokens are taken and the streams merge
-their deltas. The connection of a client that does not read for too long is closed.
+Each stream has a task that sleeps until its answer is complete. Its tokens bypass the task: the
+engine's step notifies the connection. When the step is done, the connection takes the tokens of all
+its streams and writes them as one frame. While the client does not read, no tokens are taken and
+the streams merge their deltas. The connection of a client that does not read for too long is
+closed.
 """
 
 import asyncio
@@ -43,8 +44,8 @@ HELLO_SECONDS = 5.0
 # third of this time.
 IDLE_SECONDS = 300.0
 BUSY_SECONDS = 1.0
-# Maximum number of cancelled streams within FRUITLESS_SECONDS. A client may cancel all of its streams
-# (by default at most 1024) and then as many again, but not more.
+# Maximum number of cancelled streams within FRUITLESS_SECONDS. A client may cancel all of its
+# streams (by default at most 1024) and then as many again, but not more.
 MAX_FRUITLESS = 2048
 FRUITLESS_SECONDS = 10.0
 # Maximum seconds to write remaining data when the server ends.
@@ -202,8 +203,8 @@ class Connection(asyncio.Protocol):
     def _count_cancel(self) -> None:
         """Limit the number of cancelled streams.
 
-        Opening and cancelling streams in a loop would keep the server busy for nothing, like HTTP/2 rapid
-        resets (CVE-2023-44487).
+        Opening and cancelling streams in a loop would keep the server busy for nothing, like HTTP/2
+        rapid resets (CVE-2023-44487).
         """
         now = self._loop.time()
         if now - self._fruitless_since > FRUITLESS_SECONDS:
@@ -329,7 +330,8 @@ class Connection(asyncio.Protocol):
             # Nothing of the streams is written any more, but the connection may stay for seconds.
             self._cancel_streams("the connection was refused")
             self._timer = self._loop.call_later(HELLO_SECONDS, self._transport.abort)
-            # Closing with unread bytes would reset the connection, and the client could lose the error.
+            # Closing with unread bytes would reset the connection, and the client could lose the
+            # error.
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             else:
@@ -358,9 +360,9 @@ class Connection(asyncio.Protocol):
 def _send_at_once(connection: socket.socket) -> None:
     """Disable Nagle's algorithm.
 
-    Otherwise a small frame waits for the acknowledgement of the previous frame, which the client may
-    delay for 40 ms. asyncio does this only for sockets that name TCP as their protocol; those of
-    `socket.create_server` do not.
+    Otherwise a small frame waits for the acknowledgement of the previous frame, which the client
+    may delay for 40 ms. asyncio does this only for sockets that name TCP as their protocol; those
+    of `socket.create_server` do not.
     """
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,8 +1,8 @@
 """The raw-socket protocol: messages, and a codec without I/O.
 
 A frame is the length of its body as four bytes in big-endian order, then the body. The body is one
-message in MessagePack, an array whose first element is the message's type. docs/protocol.md describes
-the protocol for other languages.
+message in MessagePack, an array whose first element is the message's type. docs/protocol.md
+describes the protocol for other languages.
 """
 
 from typing import Annotated, Any, Generic, TypeVar

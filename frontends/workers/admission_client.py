@@ -9,8 +9,8 @@ from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Off
 from llmserve import TenantTable
 from llmserve.admission import AdmissionStatistics, Decision, EngineSample, Refusal, Refused, Ticket, TicketState
 
-# Minimum seconds between two reports. A small model's steps on a fast GPU take 3 ms, so a report may
-# cover several steps.
+# Minimum seconds between two reports. A small model's steps on a fast GPU take 3 ms, so a report
+# may cover several steps.
 TELL_SECONDS = 0.01
 SAMPLE_FIELDS = tuple(field for field in StepCount.__struct_fields__ if field != "told")
 
@@ -18,8 +18,8 @@ SAMPLE_FIELDS = tuple(field for field in StepCount.__struct_fields__ if field !=
 class AdmissionClient:
     """Satisfies `llmserve.admission.Admission`.
 
-    A ticket waits until the supervisor has answered, which takes 0.1 ms where a slot is free. `limit` and
-    `max_waiting` are those of the supervisor's admission.
+    A ticket waits until the supervisor has answered, which takes 0.1 ms where a slot is free.
+    `limit` and `max_waiting` are those of the supervisor's admission.
     """
 
     def __init__(self, send: Callable[[Any], None]) -> None:

@@ -24,8 +24,8 @@ class SharedCore:
         engine_args: vLLM's arguments.
         at_once: the number of workers.
         in_all: the maximum number of workers over the program's life, including replacements.
-        open: called when the workers may take their places at the core. The first core is then still
-            starting; later cores have started.
+        open: called when the workers may take their places at the core. The first core is then
+            still starting; later cores have started.
         joined: returns whether all workers have joined the core. Raises a worker's failure.
         steps: returns the number of the core's steps, as the workers report it.
     """
@@ -50,15 +50,18 @@ class SharedCore:
         self.life = 0
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run the core, like `Engine.run`. Raises ConfigurationError, EngineDead and `joined`'s errors."""
+        """Run the core, like `Engine.run`.
+
+        Raises ConfigurationError, EngineDead and `joined`'s errors.
+        """
         core = self._make()
         try:
             await start_in_thread(core.configure)
             self.life += 1
             if self.life == 1:
-                # Workers start together with the first core, because their import of vLLM takes as long
-                # as the core's loading of the model. A worker would wait minutes for a core that dies
-                # during its start, but the first core's death ends the program anyway.
+                # Workers start together with the first core, because their import of vLLM takes as
+                # long as the core's loading of the model. A worker would wait minutes for a core
+                # that dies during its start, but the first core's death ends the program anyway.
                 self._offer(core)
             await start_in_thread(lambda _: core.launch(), end=core.kill)
             if self.life > 1:

@@ -33,8 +33,8 @@ class IdempotencyClient:
         try:
             return await answered
         except asyncio.CancelledError:
-            # If the client is lost in the same loop iteration in which `Claimed` arrives, no request
-            # takes the claim.
+            # If the client is lost in the same loop iteration in which `Claimed` arrives, no
+            # request takes the claim.
             if not answered.cancelled() and answered.exception() is None and answered.result() == number:
                 self.end(number)
             raise

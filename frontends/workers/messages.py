@@ -233,8 +233,8 @@ FromOwner = Start | Granted | Declined | WorkerMetricsRequest | MetricsReply | A
 class Channel(asyncio.Protocol):
     """One end of the socket pair.
 
-    After `listen()`, it calls `receive` for each message, including earlier ones. It calls `lost` when
-    the other end has closed.
+    After `listen()`, it calls `receive` for each message, including earlier ones. It calls `lost`
+    when the other end has closed.
     """
 
     def __init__(self, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> None:
@@ -257,8 +257,8 @@ class Channel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        # The owner of the channel prepares for messages between `open()` and `listen()`. Pausing does
-        # not work: uvloop continues to read after `pause_reading()` in `connection_made`.
+        # The owner of the channel prepares for messages between `open()` and `listen()`. Pausing
+        # does not work: uvloop continues to read after `pause_reading()` in `connection_made`.
         if self._listens:
             self._drain()
 

@@ -29,8 +29,8 @@ class MetricsAggregator:
     ) -> MetricsSnapshot | None:
         """Return the metrics of all workers; None if no worker has ever reported.
 
-        `admission` is called after the reports have arrived, so that it includes all earlier messages of
-        the workers.
+        `admission` is called after the reports have arrived, so that it includes all earlier
+        messages of the workers.
         """
         async with anyio.create_task_group() as tasks:
             for handle in handles:

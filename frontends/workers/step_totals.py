@@ -13,8 +13,8 @@ RECENT_SECONDS = 1.0
 class StepAggregator:
     """Combines the reports of all workers.
 
-    With `one_engine`, a worker sees those steps of the shared engine in which it has requests. Otherwise
-    each worker has its own engine.
+    With `one_engine`, a worker sees those steps of the shared engine in which it has requests.
+    Otherwise each worker has its own engine.
     """
 
     one_engine: bool

@@ -74,9 +74,10 @@ LAST_WORDS_SECONDS = 1.0
 async def serve_workers(
     options: argparse.Namespace, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
 ) -> int:
-    """Serve until SIGTERM, SIGINT, the engine's death or too many dead workers; return the exit code.
+    """Serve until a signal, the engine's death or too many dead workers; return the exit code.
 
-    This process follows `access` for its limits, and each worker for its keys.
+    The signals are SIGTERM and SIGINT. This process follows `access` for its limits, and each
+    worker for its keys.
 
     Raises ConfigurationError, EngineDead.
     """
@@ -208,7 +209,8 @@ class WorkerSupervisor:
     def _engine_down(self, error: EngineDead, pause: float | None) -> None:
         """Handle the engine's death; `pause` is None if it will not be restarted.
 
-        This may be called twice: for an engine that hung, or when its successor did not start either.
+        This may be called twice: for an engine that hung, or when its successor did not start
+        either.
         """
         assert self._admission is not None
         for handle in self._handles:
@@ -303,8 +305,8 @@ class WorkerSupervisor:
         """Let the workers finish their open requests, or cancel them `now`."""
         self._stopping = True
         for handle in list(self._handles):
-            # A replacement that is still starting has no open requests. A worker whose engine is being
-            # restarted may have some.
+            # A replacement that is still starting has no open requests. A worker whose engine is
+            # being restarted may have some.
             if handle.began:
                 handle.channel.send(Stop(now))
             else:

@@ -77,7 +77,8 @@ from llmserve.runtime.heap import set_heap_aside
 # Seconds between two reports of the number of open connections.
 LOAD_SECONDS = 0.05
 WATCH_SECONDS = 0.05
-# Maximum seconds to join a running engine, which answers a client immediately. Otherwise it is dead.
+# Maximum seconds to join a running engine, which answers a client immediately. Otherwise it is
+# dead.
 JOIN_SECONDS = 30
 # Ten years: longer than any start, or any pause before one.
 WAIT_SECONDS = 3e8
@@ -88,8 +89,8 @@ GATHER_SECONDS = 5.0
 
 def work(channel: socket.socket, handed: socket.socket, options: argparse.Namespace) -> None:
     """Run the worker process."""
-    # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM to all
-    # processes of a service. The supervisor tells its workers how to react.
+    # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM to
+    # all processes of a service. The supervisor tells its workers how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -113,12 +114,14 @@ class Worker:
         self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
         self._engine_is_shared = options.engine == "vllm"
-        # The number of the last engine where this worker had a place, and the place that it waits for.
+        # The number of the last engine where this worker had a place, and the place that it waits
+        # for.
         self._life = 0
         self._place: asyncio.Future[Start] | None = None
         self._stop = anyio.Event()
         self._departure = Departure()
-        # Set when the supervisor has closed its end of `handed`: no more connections are on their way.
+        # Set when the supervisor has closed its end of `handed`: no more connections are on their
+        # way.
         self._closed = anyio.Event()
 
     async def run(self, connection: socket.socket) -> None:
@@ -174,8 +177,8 @@ class Worker:
 
     def _config(self) -> ManagerConfig:
         config = manager_config(self._options)
-        # With a shared engine the supervisor decides on restarts; a worker waits for the next engine
-        # for any time.
+        # With a shared engine the supervisor decides on restarts; a worker waits for the next
+        # engine for any time.
         return attrs.evolve(config, restart=AS_THE_OWNER_SAYS) if self._engine_is_shared else config
 
     async def _serve(self) -> None:
@@ -220,7 +223,7 @@ class Worker:
             self._loop.call_later(self._options.drain_delay, self._stop.set)
 
     async def _part(self) -> None:
-        """Tell clients that their connections close, including connections that are on their way."""
+        """Tell clients that their connections close, including those on their way."""
         self.channel.send(Parting())
         with anyio.move_on_after(PART_SECONDS):
             await self._closed.wait()
@@ -320,7 +323,10 @@ class Worker:
         self.channel.send(WorkerMetrics(number, pickle.dumps(self._manager.metrics_snapshot().with_dropped(dropped_lines()))))
 
     async def _gather(self) -> MetricsSnapshot:
-        """Return the metrics of all workers. Raises LLMServeError if the supervisor does not answer."""
+        """Return the metrics of all workers.
+
+        Raises LLMServeError if the supervisor does not answer.
+        """
         number = next(self._numbers)
         waiting = self._gathers[number] = self._loop.create_future()
         self.channel.send(MetricsRequest(number))

@@ -37,10 +37,8 @@ class Key:
 
     Attributes:
         id: its name in the file and in logs.
-        digest: its SHA-256.
         tenant: the tenant that its requests count for; None where each request names its tenant.
         expires: its expiry in seconds since 1970.
-        limits: its tenant's limits.
     """
 
     id: str

@@ -16,7 +16,6 @@ class Caller:
 
     Attributes:
         tenant: the tenant of the caller's API key; None where the request names its tenant.
-        key: the id of the API key.
         deadline: in seconds.
         trace: the headers of the trace that the request belongs to.
         on_arrival: passed on to each `GenerationRequest`.

@@ -48,17 +48,10 @@ def below_floor(engine: str, version: str) -> bool:
 
 
 def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: bool, authenticated: bool = False) -> None:
-    """Check the hosts that a server listens on.
+    """Check the hosts of the option `what`, where `version` is vLLM's; None for another engine.
 
-    Raises ConfigurationError where other machines can reach a host without authentication, or where
-    they can reach an engine that is too old.
-
-    Args:
-        what: the option that names the hosts.
-        hosts: the hosts to listen on.
-        version: vLLM's version; None for another engine.
-        insecure: whether the operator allows all of this.
-        authenticated: whether every client must show a key or a certificate.
+    Raises ConfigurationError where other machines can reach a host without authentication, or can
+    reach an engine that is too old.
     """
     reachable = [host for host in hosts if not is_loopback(host)]
     if not reachable or insecure:

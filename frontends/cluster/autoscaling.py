@@ -27,11 +27,7 @@ NOT_CAPACITY = frozenset(
 
 @attrs.define
 class Pressure:
-    """One replica's metrics for the autoscaler, each since the previous report.
-
-    Attributes:
-        patience: the longest wait of a request in seconds.
-    """
+    """One replica's metrics for the autoscaler. `patience` is the maximum wait in seconds."""
 
     patience: float
     _admitted: int = 0
@@ -40,8 +36,9 @@ class Pressure:
     def of(self, statistics: ManagerStatistics, slots: int) -> dict[str, float]:
         """Return the metrics.
 
-        `shed` is the share of requests refused for lack of capacity. `wait` is the predicted wait
-        of a new request relative to `patience`. `busy` is the share of `slots` in use.
+        `shed`: the share of requests refused for lack of capacity since the last call.
+        `wait`: the predicted wait of a new request relative to `patience`.
+        `busy`: the share of `slots` in use.
         """
         admission = statistics.admission
         if admission is None:

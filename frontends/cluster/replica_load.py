@@ -17,9 +17,6 @@ class Load:
 
     Attributes:
         number: the number of this report.
-        ready: whether the replica is ready.
-        running: the number of running requests.
-        waiting: the number of waiting requests.
         limit: the maximum number of running requests; None without a fixed limit.
         wait: the predicted wait of a new request in seconds; None if unknown.
         interval: seconds between two requests that leave the queue; None if unknown.

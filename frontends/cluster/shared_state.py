@@ -12,8 +12,8 @@ from llmserve import MetricsSnapshot
 from llmserve.admission import UsageDelta
 from llmserve.admission.usage import added
 
-# Seconds without an exchange after which a replica counts as dead or unreachable. Only its metrics
-# are kept.
+# Seconds without an exchange after which only a replica's metrics are kept: it is dead or
+# unreachable.
 GONE_SECONDS = 10.0
 # Seconds without an exchange after which a replica's metrics are merged into those of all dead
 # replicas. If it reported again afterwards, they would count twice.
@@ -27,13 +27,9 @@ Told = tuple[float, MetricsSnapshot]
 
 @attrs.define
 class _Replica:
-    """One replica.
+    """A replica's metrics and open requests at its last exchange, at the time `asked`.
 
-    Attributes:
-        asked: the time of its last exchange.
-        metrics: its metrics at that time.
-        open: the tenants' open requests at that time.
-        mail: the usage on other replicas that it has not fetched yet.
+    `mail` is the usage on other replicas that it has not fetched yet.
     """
 
     asked: float
@@ -55,17 +51,9 @@ class SharedState:
         self._gone: MetricsSnapshot | None = None
 
     async def exchange(self, replica: str, served: UsageDelta, told: Told) -> UsageDelta:
-        """Exchange a replica's usage for that of the others.
+        """Exchange a replica's usage since its last exchange for that of the other replicas.
 
-        Args:
-            replica: the replica's id.
-            served: the tenants' usage on this replica since its last exchange, and their open
-                requests.
-            told: the replica's metrics.
-
-        Returns:
-            The tenants' usage on the other replicas since the last exchange, and their open
-                requests.
+        Both include the tenants' open requests. `told` are the replica's metrics.
         """
         now = self._clock()
         then, metrics = told

@@ -67,7 +67,6 @@ class GenerateCheck:
     for another request counts as success.
 
     Args:
-        manager: the manager of the engine.
         interval: seconds between two checks, more than 0.
         metrics: returns the metrics of all workers that share the engine; None for a single
             process.

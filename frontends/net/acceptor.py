@@ -38,8 +38,6 @@ class Acceptor:
         make: `make(left)` creates a connection's protocol, which calls `left()` when the connection
             is lost.
         refusal: the bytes that are sent to a rejected connection, unless the server uses TLS.
-        limiter: the connection limits.
-        tls: the TLS settings; None without TLS.
     """
 
     def __init__(

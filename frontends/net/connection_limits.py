@@ -11,11 +11,10 @@ import attrs
 
 from frontends.net.listeners import UnixAccess
 
-# File descriptors kept free for the engine's pipes, the log and other files, so that accepting
-# never fails for lack of a descriptor. asyncio would log that once per waiting connection, 6 MB a
-# second.
+# File descriptors kept free for pipes, logs and other files, so that accepting never lacks one.
+# asyncio would log that failure once per waiting connection, 6 MB a second.
 RESERVED = 64
-# The number of descriptors that a process requests from the system; the operator may allow more.
+# Descriptors that a process requests from the system; the operator may allow more.
 MAX_DESCRIPTORS = 65_536
 # One address may have 1/PEER_SHARE of all connections, so that three machines cannot take all of
 # them. Connections from this machine are exempt, because they often come from a proxy.
@@ -45,14 +44,12 @@ class ConnectionLimiter:
     """Counts the open connections and enforces the limits.
 
     Attributes:
-        most: maximum number of connections; None is what the limit of open files leaves room for.
-        most_of_peer: maximum number of connections from one address; loopback is exempt. None is a
-            quarter of `most`.
-        strangers: whether other users of this machine may connect to a unix socket; its file's mode
-            then decides.
-        is_proxy: returns whether an address is a trusted proxy's; its clients are counted instead.
-        inside: the number of open connections.
-        rejected: the number of rejected connections, and of rejected requests behind proxies.
+        most: maximum number of connections; None uses the limit of open files.
+        most_of_peer: maximum per address, loopback exempt; None is a quarter of `most`.
+        strangers: whether other users may connect to a unix socket, as its file's mode allows.
+        is_proxy: whether an address is a trusted proxy's, whose clients are counted instead.
+        inside: the open connections.
+        rejected: the rejected connections, and rejected requests behind proxies.
     """
 
     most: int | None = None

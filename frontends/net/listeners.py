@@ -54,7 +54,6 @@ class UnixAccess:
     """The permissions of a unix socket's file.
 
     Attributes:
-        mode: the file's mode.
         group: the id of the file's group; None for the process's group.
     """
 

@@ -198,8 +198,6 @@ class TextResponseBuilder(ResponseBuilder):
     """Writes the answers of /v1/completions.
 
     Args:
-        request_id: the request's id.
-        model: the model's name in the answer.
         echo: returns the prompt's text, with which a choice begins; None for no echo.
         generates: False where the answer is only the prompt. The token that the engine generates to
             score the prompt is then omitted.
@@ -279,8 +277,6 @@ class ChatResponseBuilder(ResponseBuilder):
     """Writes the answers of /v1/chat/completions.
 
     Args:
-        request_id: the request's id.
-        model: the model's name in the answer.
         tools: the tools that the model may call.
         reasoning: whether the answer includes the model's reasoning.
     """

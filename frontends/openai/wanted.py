@@ -12,7 +12,6 @@ class ParsedBody:
     Attributes:
         requests: one per choice, prompt by prompt.
         per_prompt: the number of requests per prompt.
-        stream: whether the answer is streamed.
         usage: whether the stream ends with the usage.
         running_usage: whether every event of the stream has the usage so far.
         names: the client's field names by the library's names, for errors after decoding.

@@ -53,10 +53,8 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Open a stream.
 
     Attributes:
-        id: a free id.
         credit: the number of pieces that the server may send.
         request: the body of POST /generate.
-        trace: the trace headers.
     """
 
     id: Id

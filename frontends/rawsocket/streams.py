@@ -21,10 +21,7 @@ class Channel:
     """One stream of a connection.
 
     Attributes:
-        id: the stream's id on the connection.
         credit: the number of pieces that the server may send.
-        token: cancels the request.
-        stream: the manager's stream, once it is admitted.
         queued: whether the stream waits for the next flush.
         begun: whether the stream has been flushed before.
         done: set when the stream is complete, has failed or was cancelled.

@@ -20,8 +20,6 @@ class SharedCore:
     """Satisfies `llmserve.lifecycle.supervisor.Supervised`.
 
     Args:
-        model: the model to serve.
-        engine_args: vLLM's arguments.
         at_once: the number of workers.
         in_all: the maximum number of workers over the program's life, including replacements.
         open: called when the workers may take their places at the core. The first core is then

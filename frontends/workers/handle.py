@@ -25,20 +25,14 @@ class WorkerHandle:
 
     Attributes:
         index: its number as a client of the engine cores.
-        process: its process.
         handed: the socket over which it gets connections.
-        channel: the channel for messages.
-        answers: its side of the store for `Idempotency-Key`.
-        admission_server: its tickets.
         wants: it requests a place at a core after this one; None while it has a place.
         up: whether it takes requests. Before that it answers that it or the engine is starting.
         began: whether it has been up, and may have open requests.
-        metrics: its last metrics.
         given: the number of connections that it was handed.
         questions: the number of consecutive unanswered checks.
         silent: whether too many checks are unanswered; the worker then gets no connections.
         parting: whether it has drained; it then gets no connections either.
-        load: its last load.
     """
 
     index: int

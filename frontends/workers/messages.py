@@ -186,7 +186,6 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
     """The engine died.
 
     Attributes:
-        reason: the reason.
         for_good: whether the engine will not be restarted.
         stalled: whether the engine made no step and was killed.
     """
@@ -206,7 +205,6 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
     """The answer to `Claim`.
 
     Attributes:
-        number: the number of the claim.
         kept: the stored response; None if the worker has got the claim or is refused.
         refused: the fields of an `HTTPFailure` if the worker is refused.
     """

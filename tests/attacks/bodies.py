@@ -1,4 +1,4 @@
-"""Large bodies that are cheap to send and dear to decode, for every field of every route."""
+"""Large bodies that are cheap to send and expensive to decode, for every field of every route."""
 
 import msgspec
 
@@ -11,7 +11,7 @@ KINDS = {
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
-# What a body needs beside the field that is filled.
+# Fields that a body needs in addition to the filled one.
 NEEDED = {
     CompletionRequest: {"prompt": "hi"},
     ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
@@ -20,7 +20,7 @@ NEEDED = {
     DetokenizeRequest: {"tokens": [1]},
 }
 SMALL_THINGS = (b"[]", b"{}", b'""', b"1", b'{"role":"user"}')
-# Around a list, where a field takes lists only inside of something.
+# The structure around a list, for fields that take lists only inside of another value.
 AROUND = {
     "tools": (b'[{"type":"function","function":{"name":"a","parameters":{"a":', b"}}}]"),
     "response_format": (b'{"type":"json_schema","json_schema":{"name":"a","schema":{"a":', b"}}}"),
@@ -30,7 +30,7 @@ AROUND = {
 
 
 def full(size, thing):
-    """A list of small things in JSON, of about so many bytes."""
+    """Return a JSON list of small values, of about `size` bytes."""
     return b"[" + b",".join([thing] * (size // (len(thing) + 1))) + b"]"
 
 
@@ -40,7 +40,7 @@ def with_field(kind, name, value):
 
 
 def large(path, size, fields=None):
-    """(field, body) for each of a route's fields, filled with each small thing."""
+    """Yield (field, body) for each of a route's fields, filled with each small value."""
     kind = KINDS[path]
     for field in fields or kind.__struct_fields__:
         if field in kind.__struct_fields__:

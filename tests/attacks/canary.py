@@ -1,21 +1,21 @@
-"""What every attack must leave as it was: an answer, a server that is up, and nothing held."""
+"""The state that every attack must leave: the same answer, a ready server, no held resources."""
 
 import msgspec
 
 ANSWER = {"prompt": "canary", "max_tokens": 8, "temperature": 0, "seed": 1}
-# What no error tells a client.
+# Text that no error may reveal to a client.
 SECRETS = (b"Traceback", b"site-packages", b".py", b"0x7f", b"aiohttp", b"msgspec", b"/root", b"/home", b"object at")
 
 
 async def probe(server):
-    """The canary's text."""
+    """Return the canary's text."""
     status, answer, _ = await server.post("/v1/completions", ANSWER)
     assert status == 200, answer
     return answer["choices"][0]["text"]
 
 
 def check_error(status, raw, expected, what):
-    """An error of the client's, told as OpenAI does, in a few words and none of the client's own but the first."""
+    """Check a client error in OpenAI's format, short and with little of the client's input."""
     assert status in expected, (what, status, raw[:300])
     for secret in SECRETS:
         assert secret not in raw, (what, raw)

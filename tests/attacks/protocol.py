@@ -1,6 +1,7 @@
-"""Requests that are none, or that two servers could read in two ways: bytes, and the statuses that may answer them.
+"""Malformed requests, and requests that two servers could read differently, with allowed statuses.
 
-Rows H1 to H13 and H16 to H18 of the attack table (docs/reliability.md). None stands for a connection that is closed without an answer.
+Rows H1 to H13 and H16 to H18 of the attack table (docs/reliability.md). None stands for a
+connection that is closed without an answer.
 """
 
 BODY = b'{"prompt": "hi", "max_tokens": 2}'

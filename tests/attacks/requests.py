@@ -1,4 +1,4 @@
-"""What can be wrong with a request's fields, row by row of the attack table (docs/reliability.md): body, path and which field is blamed."""
+"""Invalid request fields, by row of the attack table (docs/reliability.md)."""
 
 import json
 
@@ -6,7 +6,8 @@ COMPLETIONS, CHAT, GENERATE = "/v1/completions", "/v1/chat/completions", "/gener
 HI = {"prompt": "hi", "max_tokens": 4}
 USER = [{"role": "user", "content": "hi"}]
 NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-# Fields of vLLM's server, or of OpenAI's, by which engines were taken down, read from or made to call others.
+# Fields of vLLM's or OpenAI's server that were used to crash engines, read from them or make them
+# call other hosts.
 REFUSED = (
     "best_of", "suffix", "logit_bias", "allowed_token_ids", "bad_words", "chat_template", "chat_template_kwargs", "documents", "tools",
     "tool_choice", "functions", "response_format", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "structured_outputs",
@@ -21,13 +22,13 @@ URLS = (
 
 
 def text(field, literal, base=None):
-    """A body with one value written as it is, which no encoder may know how to write."""
+    """Return a body with one value as raw text, which an encoder might not be able to write."""
     start = json.dumps({key: value for key, value in (base or HI).items() if key != field})[:-1]
     return f'{start}, "{field}": {literal}}}'.encode()
 
 
 def rows():
-    """(row, path, body, field) for each case; the body is bytes or for json."""
+    """Yield (row, path, body, field) for each case; the body is bytes or a value for JSON."""
     for part in (prompts, counts, numbers, logprobs_and_stops, names, conversations, switches):
         yield from part()
 
@@ -82,7 +83,7 @@ def logprobs_and_stops():
 def names():
     for field in REFUSED:
         for path, base in ((COMPLETIONS, HI), (CHAT, {"messages": USER}), (GENERATE, HI)):
-            # One answer out of one is what the server gives.
+            # The server supports the best of 1 answer.
             yield "P15", path, {**base, field: 2 if field == "best_of" else 1}, field or None
     for value in ("x" * 10**6, "../../etc/passwd", "", "other", "sim\x00", "\u2028"):
         yield "P18", COMPLETIONS, {**HI, "model": value}, "model"
@@ -113,7 +114,7 @@ def switches():
         yield "own", COMPLETIONS, {**HI, field: {"a": 1}}, field
 
 
-# Bodies that are no JSON, or not of an object; sent to each route that takes one.
+# Bodies that are not JSON or not an object; sent to each route that takes a body.
 BODIES = {
     "deep list": b"[" * 100_000,
     "deep object": b'{"a":' * 100_000,

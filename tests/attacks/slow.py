@@ -1,4 +1,4 @@
-"""Clients that read or send slowly, on a clock that the test moves: half a minute takes no time, and no machine is too slow."""
+"""Clients that read or send slowly, on a clock that the test moves, so that no test waits."""
 
 import asyncio
 import heapq
@@ -11,7 +11,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 class ManualClock:
-    """What `WriteWatch` needs of an event loop."""
+    """The part of an event loop that `WriteWatch` uses."""
 
     def __init__(self):
         self.now = 0.0
@@ -44,7 +44,7 @@ class Timer:
 
 
 async def connect_narrow(address, *, tls=False):
-    """A connection whose buffers on the client's side are small, so that what the client does not read stays with the server."""
+    """Connect with small buffers on the client's side, so that unread bytes stay on the server."""
     connection = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
     connection.setblocking(False)

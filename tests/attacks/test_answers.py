@@ -1,4 +1,4 @@
-"""Answers that a few bytes ask for and that are large: their logprobs are bounded, written in pieces, and gone with their request."""
+"""Small requests for large answers: logprobs are bounded, written in pieces and freed."""
 
 import gc
 import weakref
@@ -69,7 +69,7 @@ async def test_one_answers_logprobs_are_bounded():
         with pytest.raises(InvalidRequest, match="prompt_logprobs") as caught:
             await manager.generate([1] * (most + 1), sampling=Sampling(max_tokens=1, prompt_logprobs=20))
         assert caught.value.param == "prompt_logprobs"
-        # Without a number of its own it is as long as it may be.
+        # Without max_tokens an answer is as long as possible.
         async with manager.stream(GenerationRequest("hi", sampling=Sampling(logprobs=20))):
             (running,) = manager._open_requests.values()
             assert running.sampling.max_tokens == most
@@ -94,7 +94,7 @@ async def test_the_logprobs_of_all_choices_are_bounded_together(path, body):
 
 
 async def test_a_large_answer_is_sent_in_parts_and_its_memory_is_given_back(monkeypatch):
-    """A regression: eight answers of 25 MB left 400 MiB with the process."""
+    """A regression: after eight answers of 25 MB the process kept 400 MiB."""
     given_back = []
     monkeypatch.setattr(app, "return_free_pages", lambda: given_back.append(True))
     body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "max_tokens": 300, "ignore_eos": True}
@@ -111,7 +111,7 @@ async def test_a_large_answer_is_sent_in_parts_and_its_memory_is_given_back(monk
 
 
 async def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector():
-    """Its prompt may have megabytes, and the collector comes by after seconds."""
+    """A prompt may have megabytes, and the garbage collector runs only after seconds."""
     jobs = []
     async with EngineManager.open(engine="simulated") as manager:
         arrive = manager._arrive

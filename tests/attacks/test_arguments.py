@@ -1,4 +1,4 @@
-"""Wrong types from the program that embeds a manager: a TypeError that names what is accepted, and nothing left open."""
+"""Wrong types from an embedding program: a TypeError names the accepted types."""
 
 from decimal import Decimal
 
@@ -12,7 +12,8 @@ from virtual import VirtualLoop
 from llmserve import CancellationToken, EngineManager, GenerationRequest, InvalidRequest, Sampling
 from llmserve.engines.simulated.engine import SimulatedConfig
 
-# What people pass by mistake: a neighbour's type, the positional argument of another method, something of another library.
+# Likely mistakes: a related type, the positional argument of another method, another library's
+# value.
 THINGS = st.one_of(
     st.just(Sampling(max_tokens=2)),
     st.builds(object),
@@ -46,7 +47,7 @@ async def stream(manager, *arguments):
 
 
 def in_a_manager(test):
-    """With a manager, which must be left at once, in virtual time."""
+    """Run with a manager in virtual time; the manager must close immediately."""
 
     async def main():
         audit = Audit()
@@ -54,7 +55,7 @@ def in_a_manager(test):
         with fail_after(1):
             async with manager:
                 await test(manager, audit)
-                # It still serves.
+                # The manager still serves.
                 assert (await manager.generate("x", sampling=Sampling(max_tokens=2))).token_ids
         check_quiescent(manager, audit)
 
@@ -85,7 +86,7 @@ def test_arguments_of_another_type_are_named_and_leave_nothing_open(token, reque
 @settings(max_examples=200)
 @given(field=st.sampled_from(FIELDS), thing=THINGS)
 def test_a_field_of_another_type_never_becomes_a_request(field, thing):
-    """Or the manager answers it: a request that can be made is one that can be served or refused."""
+    """The manager can serve or refuse every request that can be built."""
 
     async def test(manager, audit):
         try:

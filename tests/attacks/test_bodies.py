@@ -1,6 +1,6 @@
-"""However a large body is filled, little is made of it: it is refused by name first, or the field is not decoded at all.
+"""Large bodies with any content: the field is refused before decoding, or never decoded.
 
-Time is not measured here. What a decoder makes is: the time that decoding takes goes with it.
+The tests measure the objects that a decoder creates instead of its time, which depends on them.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 SIZE = 2**19
 CONTEXT = 2048
-# A body's own copies, and what may be decoded of a field that is not too large.
+# Memory for copies of a body, and for the decoded content of a field of allowed size.
 MAX_MADE = 6 * 2**20
 
 
@@ -68,7 +68,7 @@ async def test_of_a_large_field_little_is_decoded(path):
 
 
 async def test_over_frames():
-    """The same bodies in MessagePack, whose lists say how long they are."""
+    """Test the same bodies in MessagePack, whose lists begin with their lengths."""
     reader = BodyReader(GenerateRequest, WorkQueue(), msgspec.msgpack)
     for field, body in large("/generate", SIZE):
         packed = msgspec.msgpack.encode(msgspec.json.decode(body))
@@ -144,7 +144,7 @@ ROWS = [
 
 
 async def test_over_http():
-    """At the size of the largest body that is taken; the next request is served as ever."""
+    """Test bodies of the maximum size; the next request is served normally."""
     async with running_server() as server:
         song = await probe(server)
         for path, field, thing, expected in ROWS:
@@ -162,7 +162,7 @@ STREAMS = 20
 
 
 async def test_a_stream_holds_nothing_of_its_body():
-    """aiohttp keeps a body that was read for as long as the request is served, and a decoded one was alive until the answer's end."""
+    """A regression: the body stayed in aiohttp and decoded in memory until the answer's end."""
     body = b'{"prompt":"hi","stream":true,"max_tokens":2000,"ignore_eos":true,"metadata":"%b"}' % (b"x" * 2**20)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with running_server(time_scale=1.0, step_seconds=0.05, max_num_seqs=32) as server:
@@ -199,7 +199,7 @@ async def test_a_stream_of_the_raw_socket_holds_nothing_of_its_frame():
         assert held < 4 * 2**20, f"{held / 2**20:.1f} MiB are held"
 
 
-# In turn
+# Turns
 
 
 def test_heavy_work_is_done_piece_by_piece_with_rests():
@@ -222,7 +222,7 @@ def test_heavy_work_is_done_piece_by_piece_with_rests():
         assert await asyncio.gather(*(turns.run(work, 0.05) for _ in range(8))) == [0.05] * 8
         ticking.cancel()
         assert [later - sooner for sooner, later in pairwise(began)] == pytest.approx([0.1] * 7)
-        # No other task waited for more than one piece.
+        # No other task waited longer than for one piece.
         assert max(later - sooner for sooner, later in pairwise(ticks)) < 0.07
 
     loop.run_until_complete(main())

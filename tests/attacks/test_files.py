@@ -1,4 +1,4 @@
-"""An operator's files with anything in them or in their place: one error at the start, no change while the server runs."""
+"""Operator files with any content: one error at startup, and no change while the server runs."""
 
 import argparse
 import os
@@ -112,12 +112,12 @@ def test_at_the_start_it_is_one_error(tmp_path, name, option):
 
 @pytest.mark.parametrize("option", ["api_keys", "tenants"])
 async def test_in_a_running_server_it_changes_nothing(tmp_path, monkeypatch, capfd, option):
-    """Each in turn, told once, and the next good file holds."""
+    """Each invalid file is logged once, and the next valid file takes effect."""
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path, good = tmp_path / "file.toml", KEY if option == "api_keys" else "[tenants.a]\nweight = 3\n"
     path.write_text(good)
     access, tables = Access.open(options(tmp_path, **{option: path})), []
-    # A wrong number is found where anything else that is wrong is.
+    # An invalid number is found in the same check as other errors.
     table, bad = access.table, {name: place for name, place in BAD.items() if name.split()[0] not in FIELDS}
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(access.follow, tables.append)
@@ -137,7 +137,7 @@ async def test_in_a_running_server_it_changes_nothing(tmp_path, monkeypatch, cap
 
 
 async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, monkeypatch, capfd):
-    """An editor empties it and writes piece by piece, each of which is a good file: none of them is in force for a moment."""
+    """An editor writes a file piece by piece; the pieces are valid files but never take effect."""
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path, left, real = tmp_path / "keys.toml", 20, file_watch.marks
     path.write_text(KEY)
@@ -152,7 +152,7 @@ async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, 
         return real(paths)
 
     async with anyio.create_task_group() as tasks:
-        # So that the file grows between any two looks, on a machine of any speed.
+        # The file grows between any two looks, on a machine of any speed.
         monkeypatch.setattr(file_watch, "marks", save_some)
         path.write_text("")
         tasks.start_soon(access.follow, tables.append)
@@ -180,7 +180,7 @@ async def test_all_keys_are_taken_back_by_saying_so(tmp_path, monkeypatch, capfd
 
 
 async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch, capfd):
-    """As when no descriptor is left: nothing of the file changes when that is over."""
+    """This happens without free descriptors: the file itself does not change afterwards."""
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
@@ -193,7 +193,7 @@ async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatc
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(access.follow)
-        # A patch, because a process without descriptors cannot run a test either.
+        # Patched, because a process without descriptors cannot run a test.
         monkeypatch.setattr(file_watch.os, "open", fail)
         path.write_text(KEY + f'[keys.b]\nsha256 = "{digest("two").hex()}"\n')
         await said(capfd, "not changed: --api-keys")
@@ -241,7 +241,7 @@ def test_a_key_is_added_to_an_empty_file(tmp_path):
 
 
 def certificate(path, kind):
-    """Files that OpenSSL would wait for, or ask a password for."""
+    """Test files on which OpenSSL would block, or for which it would prompt for a password."""
     if kind in PLACES:
         PLACES[kind](path)
     elif kind == "encrypted":

@@ -1,4 +1,4 @@
-"""SIGHUP and logrotate: files are read again, a log that was renamed is opened again, and no stream is cut."""
+"""SIGHUP and logrotate: files are reread, a renamed log is reopened, and no stream is cut."""
 
 import asyncio
 import fcntl
@@ -71,7 +71,7 @@ async def test_the_end_of_its_terminal_drains_the_server(tmp_path):
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment, preexec_fn=take_terminal)
     os.close(terminal)
     await said(process, "  ready  ")
-    # The terminal is there: an operator has sent it.
+    # The terminal exists, so an operator has sent the signal.
     process.send_signal(signal.SIGHUP)
     await said(process, "reload  ")
     os.close(master)
@@ -89,7 +89,7 @@ async def test_a_request_log_that_is_renamed_is_opened_again(tmp_path, workers):
         return [json.loads(line)["request"] for line in path.read_text().splitlines()]
 
     async def ask(name, path):
-        """Until its line is there: workers notice within a second."""
+        """Wait for a request's line: workers notice a renamed log within a second."""
         number = 0
         with anyio.fail_after(20):
             while f"{name}-{number}" not in (names(path) if path.exists() else []):
@@ -105,7 +105,7 @@ async def test_a_request_log_that_is_renamed_is_opened_again(tmp_path, workers):
         with anyio.fail_after(20):
             assert await process.wait() == 0
     assert log.stat().st_mode & 0o777 == 0o600
-    # None is lost, and none is in both.
+    # No line is lost, and no line is in both files.
     found = names(old) + names(log)
     assert len(found) == len(set(found))
     for name in ("before", "after"):

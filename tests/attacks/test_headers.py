@@ -1,4 +1,4 @@
-"""Headers with anything in them: an answer of the client's fault or none of anybody's, and the log has the status that was sent."""
+"""Headers with any content: a success or a client error, and the log has the sent status."""
 
 import json
 import socket
@@ -18,14 +18,14 @@ from frontends.access.control import Access
 pytestmark = pytest.mark.anyio
 
 BODY = b'{"prompt": "hi", "max_tokens": 1}'
-# All that the server reads, and what its libraries may.
+# Headers that the server reads, and headers that its libraries may read.
 NAMES = b"""
     Host Origin Authorization Idempotency-Key traceparent tracestate X-Request-Id X-Request-Timeout Content-Length Content-
     Type Content-Encoding Transfer-Encoding Accept Accept-Encoding Accept-Language Expect Connection Keep-Alive Upgrade
     Cookie Range If-Modified-Since If-None-Match Forwarded X-Forwarded-For X-Forwarded-Host Referer User-Agent TE Trailer
     Sec-WebSocket-Key Sec-Fetch-Site Date
 """.split()
-# Those that say whether there is a body, and how long it is.
+# Headers that announce a body and its length.
 FRAMING = {b"Content-Length", b"Transfer-Encoding"}
 VALUES = [
     *(b"", b" ", b"x", b"\xff\xfe", b"\xed\xa0\x80", "\u00e9".encode(), "\uff11".encode(), b"=,;", b",,,,", b"; ; ;", b"%00", b"\t"),
@@ -49,7 +49,7 @@ def anyio_backend():
 
 
 def request(method, target, body, extra):
-    """`extra` takes the place of what is sent otherwise."""
+    """Return a request's head, where `extra` replaces the default headers."""
     usual = {b"Host": b"localhost", b"Content-Type": b"application/json", b"Content-Length": b"%d" % len(body), b"Accept": b"text/plain"}
     given_ = {name for name, _ in extra}
     lines = [*((name, value) for name, value in usual.items() if name not in given_), *extra, (b"Connection", b"close")]
@@ -57,7 +57,10 @@ def request(method, target, body, extra):
 
 
 def status(port, sent, *, end=False):
-    """Of the answer, None where the connection is closed without one. `end` sends nothing more: a body that was promised breaks off."""
+    """Return the answer's status; None if the connection closes without an answer.
+
+    With `end` the client stops sending, so that an announced body is incomplete.
+    """
     answer = b""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(30)
@@ -104,7 +107,7 @@ async def test_no_header_makes_the_server_fail(keys, caplog):
         if keys is None:
             await probe(server)
     assert len(lines) > 100
-    # 499 where the client has gone before its answer, as those that promise a body and send none.
+    # 499 where the client has gone before its answer, after announcing a body that it did not send.
     assert all(json.loads(line)["status"] < 500 for line in lines)
     assert "a handler failed" not in caplog.text
 
@@ -169,7 +172,7 @@ async def test_the_form_of_metrics_is_agreed_on(accept, expected):
 async def test_a_failure_that_nobody_has_foreseen_is_logged_as_500(monkeypatch, caplog):
     lines = []
     async with running_server(app={"log": lines.append}) as server:
-        # A patch, because no way to such a failure is known.
+        # Patched, because no known request causes such a failure.
         monkeypatch.setattr(server.manager, "check_health", lambda: 1 / 0)
         async with server.session.get("/health/ready") as response:
             assert response.status == 500

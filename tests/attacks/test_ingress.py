@@ -1,4 +1,4 @@
-"""What the ingress of a cluster makes of hostile requests, before its replicas see them: without Ray, whose part is to bring them there."""
+"""Hostile requests at a cluster's ingress, before its replicas see them; without Ray."""
 
 import asyncio
 import tracemalloc
@@ -29,7 +29,7 @@ def anyio_backend():
 
 
 class Request:
-    """Starlette's, as far as it is looked at; `taken` counts the bytes that were."""
+    """The used part of a Starlette request; `taken` counts the bytes that were read."""
 
     def __init__(self, path=b"/v1/completions", headers=(), pieces=(), query=b"", pause=0.0):
         self.method = "POST"
@@ -52,7 +52,7 @@ async def refused(intake, request):
 
 
 async def test_a_huge_body_is_refused_before_it_is_here():
-    """300 MiB were buffered before anything was checked."""
+    """A regression: 300 MiB were buffered before any check."""
     announced = Request(headers=[(b"content-length", b"%d" % (300 * 2**20))], pieces=[PIECE] * 1200)
     assert await refused(Intake(), announced) == (413, "body_too_large")
     assert announced.taken == 0
@@ -99,7 +99,7 @@ async def test_keys_are_asked_for_before_the_body_is_read():
     "path", [b"", b"*", b"http://evil/metrics", b"/a b", b"/a\r\nX: 1", "/\u00e9".encode(), b"/\xff", b"/\0", b"/\x7f"]
 )
 async def test_what_is_no_path_is_the_client_s_error(path):
-    """It was an error of three replicas, which were said to have ended."""
+    """A regression: the error said that three replicas had ended."""
     request = Request(path)
     request.scope["path"] = ""
     assert await refused(Intake(), request) == (400, "invalid_target")
@@ -113,7 +113,7 @@ TARGETS = (
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend):
-    """`//evil/metrics` was answered by the route /metrics."""
+    """A regression: the route /metrics answered `//evil/metrics`."""
     seen = []
 
     async def note(request):
@@ -128,9 +128,9 @@ async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend)
             head, *_ = [message async for message in relay.ask(RelayedRequest("GET", target, (("Host", "somewhere"),), b""))]
             assert isinstance(head, ResponseHead)
             if head.status == 200:
-                # An empty query says nothing.
+                # An empty query has no effect.
                 assert seen.pop() == (target.removesuffix("?"), "somewhere")
             else:
-                # Our own server says so, as to a client that asks it.
+                # llmserve's server answers so, as to a direct client.
                 assert (head.status, seen) == (400, [])
         await relay.close()

@@ -1,4 +1,4 @@
-"""Logs that cannot be written: a pipe that is never read, a reader that has gone, a full disk. Lines are lost and nothing else."""
+"""Logs that cannot be written (unread pipe, closed reader, full disk) only lose lines."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ import pytest
 from program_support import MODULE, SIMULATED, workers_of
 
 pytestmark = pytest.mark.anyio
-# More than the pipe and the queue hold together.
+# More bytes than the pipe and the queue hold together.
 LINES = 6_000
 
 
@@ -26,7 +26,7 @@ def anyio_backend():
 
 @asynccontextmanager
 async def server(tmp_path, *arguments, **streams):
-    """A ready server on a unix socket, with any output, and a client for it."""
+    """Start a server on a unix socket with any output; yield it with a client when it is ready."""
     path = tmp_path / "llmserve.sock"
     environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
@@ -73,7 +73,7 @@ async def ask_often(session, count):
 
 
 async def stream_past_sigterm(process, session, tokens=30):
-    """The tokens of a stream that has begun when the server is told to stop, and the server's exit code."""
+    """Return the tokens of a stream that is open when the server stops, and the exit code."""
     body = {"prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True}
     async with session.post("/generate", json=body) as response:
         await response.content.readline()
@@ -115,7 +115,7 @@ async def test_a_log_that_is_read_again_says_what_it_has_lost_and_has_only_whole
     assert text.endswith(b"\n")
     assert len({line["request"] for line in lines}) == len(lines)
     lost = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) lines of \w+ were lost", errors.read_text())]
-    # What it was asked besides: whether it is ready.
+    # The other requests were readiness probes.
     assert len(lines) + sum(lost) >= LINES
 
 
@@ -129,14 +129,14 @@ async def test_output_that_cannot_be_written_cuts_no_stream(tmp_path, output, wo
         "full": {"stdout": full, "stderr": full},
         "nobody": {"stdout": writing, "stderr": writing},
         "closed": {"preexec_fn": lambda: (os.close(1), os.close(2))},
-        # As a daemon has it. What the program opens first would get its number.
+        # As for a daemon. The first file that the program opens would get the descriptor's number.
         "no input": {"preexec_fn": lambda: os.close(0), "stdout": full, "stderr": full},
     }[output]
     async with server(tmp_path, "--workers", workers, "--request-log", "-", **streams) as (process, session):
         if output == "no input":
             assert os.readlink(f"/proc/{process.pid}/fd/0") == os.devnull
         if workers == "2":
-            # The server says that a worker died.
+            # The server logs that a worker died.
             first = workers_of(process)[0]
             first.kill()
             with anyio.fail_after(30):

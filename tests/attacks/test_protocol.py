@@ -1,5 +1,7 @@
-"""Requests of a form that nobody should send, whole and in pieces: each has an answer of the client's fault or a closed connection, and
-the next one is served as ever."""
+"""Malformed requests, whole and in pieces: a client error or a closed connection answers each.
+
+The next request is served normally.
+"""
 
 import json
 import logging
@@ -24,7 +26,7 @@ def anyio_backend():
 
 
 async def speak(server, pieces):
-    """What comes back, until the connection ends or an answer is whole."""
+    """Return the bytes that arrive until the connection ends or an answer is complete."""
     port = int(server.url.rsplit(":", 1)[1])
     async with await anyio.connect_tcp("127.0.0.1", port) as stream:
         answer = b""
@@ -63,7 +65,7 @@ def check(request, answer, expected):
 
 @pytest.mark.parametrize("size", [None, 1, 7])
 async def test_the_corpus(size, caplog):
-    """As it is, and in pieces of so many bytes."""
+    """Send a request whole, and in pieces of each size."""
     caplog.set_level(logging.INFO)
     async with running_server() as server:
         song = await probe(server)
@@ -71,7 +73,8 @@ async def test_the_corpus(size, caplog):
             if size and len(request) > 4000:
                 continue
             pieces = [request] if size is None else [request[start : start + size] for start in range(0, len(request), size)]
-            # One that is refused early may have gone by the time that its last piece comes, which loses the answer.
+            # The server may refuse a request and close before its last piece arrives, and then the
+            # answer is lost.
             refused = {None} if size and min(status or 0 for status in expected) >= 400 else set()
             check(request, await speak(server, pieces), expected | refused)
         assert await probe(server) == song

@@ -1,4 +1,7 @@
-"""Bad fields and bad bodies, over HTTP and over frames: each is refused with the field's name, and the next request is served as ever."""
+"""Invalid fields and bodies over HTTP and raw sockets are refused with the field's name.
+
+The next request is served normally.
+"""
 
 import asyncio
 import io
@@ -19,7 +22,7 @@ from frontends.rawsocket.frames import Open
 pytestmark = pytest.mark.anyio
 
 ROWS = list(rows())
-# A request too long for its route's field is refused as a whole.
+# A request that is too large for its route is refused without a field's name.
 STATUSES = {"P18": {404, 400}, "P19": {400, 413}}
 
 
@@ -30,7 +33,7 @@ def anyio_backend():
 
 @pytest.fixture
 def nobody_calls():
-    """A port of this machine to which no connection may come."""
+    """Return a port of this machine that must get no connection."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.setblocking(False)
         yield trap.getsockname()[1]
@@ -43,7 +46,7 @@ def encoded(body):
 
 
 async def send(server, path, body):
-    """Status and body of the answer."""
+    """Return the answer's status and body."""
     async with server.session.post(path, data=io.BytesIO(body), headers={"Content-Type": "application/json"}) as response:
         return response.status, await response.read()
 
@@ -70,7 +73,7 @@ async def test_bodies_over_http():
 
 
 async def test_over_frames():
-    """Those rows whose field the wire has, as JSON's values are in MessagePack."""
+    """Test the rows whose field exists on raw sockets, with values as MessagePack."""
     tried = 0
     async with running_socket() as served, served.raw() as raw:
         for number, (_, path, body, field) in enumerate(ROWS, start=1):
@@ -80,7 +83,7 @@ async def test_over_frames():
                 fields = json.loads(body) if isinstance(body, bytes) else body
                 packed = msgspec.msgpack.encode(fields)
             except (OverflowError, ValueError):
-                # No integer of MessagePack's is so large.
+                # MessagePack has no integer of this size.
                 continue
             raw.send(Open(number, 1000, msgspec.Raw(packed)))
             error = await raw.read()
@@ -95,7 +98,7 @@ async def test_over_frames():
 
 
 async def test_neighbours_are_not_touched():
-    """A seeded answer is what it was beside a crowd that is refused all the time."""
+    """A seeded answer stays the same beside many requests that are refused."""
     async with running_server(time_scale=0.001) as server:
         song = await probe(server)
 

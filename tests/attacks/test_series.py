@@ -1,4 +1,4 @@
-"""Values that clients choose make no series: not in Prometheus's text, not in OpenTelemetry, on no wire."""
+"""Values that clients choose create no series, in Prometheus or OpenTelemetry, on any protocol."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def anyio_backend():
 
 
 class Watched:
-    """A server on both wires, and all of its series."""
+    """Yield a server with both protocols, and a function that returns all its series."""
 
     def __init__(self):
         self.reader, self.spans = InMemoryMetricReader(), InMemorySpanExporter()
@@ -49,7 +49,7 @@ class Watched:
 
 
 def over_http(server, name):
-    """Requests in which everything that a client may choose is `name`."""
+    """Send requests in which every value that a client may choose is `name`."""
     short, session = {"prompt": "hi", "max_tokens": 1}, server.session
     headers = {"X-Request-Id": name, "User-Agent": name, "Idempotency-Key": name, "X-Made-Up": name, "Authorization": f"Bearer {name}"}
     yield session.post("/generate", json={**short, "adapter": name}, headers=headers)

@@ -1,5 +1,7 @@
-"""A client that reads slowly gets its whole response, one that has stopped reading does not keep it, and bodies that never arrive cost a
-bounded amount of memory and time."""
+"""Slow readers get their whole responses; clients that stop reading lose their connection.
+
+Bodies that never arrive cost a bounded amount of memory and time.
+"""
 
 import asyncio
 import json
@@ -30,7 +32,7 @@ from llmserve import Delta
 
 pytestmark = pytest.mark.anyio
 
-# 12 MB at 250 kB/s: 48 s, where the deadline is 30 s.
+# 12 MB at 250 kB/s take 48 s, and the time limit is 30 s.
 TEXT = "x" * 12_000_000
 RATE = 250_000
 
@@ -42,7 +44,7 @@ def anyio_backend():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock of all watches of this test."""
+    """Replace the clock of all watches of this test."""
     clock = ManualClock()
     clock.watches = []
 
@@ -72,7 +74,7 @@ ASKING = {
 
 
 class asking:  # noqa: N801 - an `async with`
-    """A server, and a client that has asked it for TEXT."""
+    """Yield a server, and a client that has requested TEXT."""
 
     def __init__(self, kind, *, tls):
         self._tls = tls
@@ -105,7 +107,7 @@ class asking:  # noqa: N801 - an `async with`
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("kind", ASKING)
 async def test_a_client_that_reads_steadily_gets_all_of_it(clock, kind, tls):
-    """At 250 kB/s it was cut off after 31 s, with 7.4 MB."""
+    """A regression: at 250 kB/s the response was cut off after 31 s, with 7.4 MB."""
     async with asking(kind, tls=tls) as client:
         found = size = 0
         tail = b""
@@ -128,7 +130,7 @@ async def test_a_client_that_has_stopped_reading_is_cut_off(clock, kind, tls):
         await client.reader.readexactly(1_000_000)
         for _ in range(20):
             clock.advance(deadlines.WRITE_SECONDS / 10)
-            # What is on its way into the small buffers arrives.
+            # Bytes on their way into the small buffers arrive.
             await anyio.sleep(0.01)
         rest = 0
         with anyio.fail_after(60), suppress(ConnectionError, ssl.SSLError):
@@ -141,11 +143,11 @@ async def test_a_client_that_has_stopped_reading_is_cut_off(clock, kind, tls):
 
 
 async def test_who_took_everything_is_not_cut_off(clock):
-    """Between requests, and while an engine takes its time, nothing waits to be taken."""
+    """No bytes wait for the client between requests and while an engine is slow."""
     async with running_socket() as served, served.raw() as raw:
         (watch,) = clock.watches
         for number in range(3):
-            # A kernel may wait for 40 ms before it acknowledges what has come.
+            # A kernel may delay an acknowledgement by 40 ms.
             while watch._waiting():
                 await anyio.sleep(0.01)
             clock.advance(10 * deadlines.WRITE_SECONDS)
@@ -167,7 +169,7 @@ def steps(draw):
 
 @given(steps())
 def test_what_arrives_is_bounded_and_the_slow_give_way(moves):
-    """Each move is an arrival's new size, 0 for its end, after a pause."""
+    """Each move is a pause and an arrival's new size; 0 is its end."""
     most, now = 8 * FREE_BYTES, 0.0
     budget = ReceiveBudget(lambda: now, most)
     refused, held = set(), {}
@@ -190,7 +192,7 @@ def test_what_arrives_is_bounded_and_the_slow_give_way(moves):
             else:
                 held.pop(number, None)
         else:
-            # Only for want of room, which a body within the free bytes does not need.
+            # Only for lack of room, and a body within the free bytes needs none.
             assert size > FREE_BYTES
             assert sum(before.values()) - before.get(number, 0) + size - FREE_BYTES > most or number in slow
             held.pop(number, None)
@@ -205,7 +207,7 @@ async def read_all(reader):
 
 @pytest.fixture
 def small_budget(monkeypatch):
-    """Room for two bodies of PART."""
+    """Return a budget with room for two bodies of PART."""
     monkeypatch.setattr(receive_budget, "MAX_BYTES", 2 * len(PART))
     monkeypatch.setattr(server, "LINGER_SECONDS", 0.1)
 
@@ -218,7 +220,7 @@ async def settle(budget, size):
 
 @pytest.mark.parametrize("slow", [False, True], ids=["new one refused", "slow one gives way"])
 async def test_bodies_that_never_arrive_are_bounded_together_and_small_ones_pass(small_budget, monkeypatch, slow):
-    """200 bodies of 4 MiB less a byte took 1.4 GB, for half a minute."""
+    """A regression: 200 bodies of 4 MiB minus one byte took 1.4 GB for half a minute."""
     if slow:
         monkeypatch.setattr(receive_budget, "SLOW_SECONDS", 0.0)
     budgets = []
@@ -240,7 +242,7 @@ async def test_bodies_that_never_arrive_are_bounded_together_and_small_ones_pass
         assert b"Retry-After: 1\r\n" in answer
         assert b"receiving_too_much" in answer
         assert budgets[0].bytes <= 2 * len(PART)
-        # An ordinary request is served meanwhile, and once there is room a large one too.
+        # An ordinary request is served in the meantime, and a large one when there is room.
         assert (await running.post("/generate", {"prompt": "hi", "max_tokens": 2}))[0] == 200
         for _, writer in clients:
             writer.transport.abort()
@@ -251,7 +253,7 @@ async def test_bodies_that_never_arrive_are_bounded_together_and_small_ones_pass
 
 
 async def test_frames_that_never_arrive_are_bounded_together(small_budget):
-    """150 connections that each withheld the end of a frame of 4 MiB took 600 MB, for as long as they liked."""
+    """A regression: 150 connections that withheld the end of a 4 MiB frame held 600 MB forever."""
     frame = (4 * 2**20).to_bytes(4, "big") + PART
     async with running_socket() as served:
         async with served.raw() as first, served.raw() as second, served.raw() as third, served.raw() as other:
@@ -284,7 +286,7 @@ async def test_a_frame_that_does_not_arrive_is_not_waited_for(monkeypatch):
 
 
 async def test_the_deadline_is_of_each_frame_and_not_of_a_connection(monkeypatch):
-    """A client that always has a frame on its way, and finishes each in time, goes on."""
+    """A client that always has an incomplete frame, and completes each in time, is served."""
     monkeypatch.setattr(deadlines, "BODY_SECONDS", 1.0)
     monkeypatch.setattr(deadlines, "SPREAD", 0.0)
     async with running_socket() as served, served.raw() as raw:
@@ -306,7 +308,7 @@ async def test_an_idle_connection_ends_and_one_with_a_stream_does_not(monkeypatc
         assert "no frame arrived within 0.2 s" in error.message
         assert isinstance(await busy.read(), Started)
         engine.finish(engine.submitted[0])
-        # Its own idle time begins with the stream's end.
+        # The connection's idle time begins with the stream's end.
         assert isinstance((await busy.read_until(Error))[-2], End)
 
 

@@ -1,4 +1,4 @@
-"""All of these share one local Ray; what needs none is in test_parts.py."""
+"""These tests share one local Ray; tests without Ray are in test_parts.py."""
 
 import pytest
 from ray_support import deploy, ray_url

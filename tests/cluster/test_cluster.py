@@ -1,4 +1,4 @@
-"""Several engines behind one address, on a real Ray."""
+"""Several engines behind one address, on real Ray."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from llmserve import EngineStatistics, ManagerStatistics, MetricsSnapshot, State
 from llmserve.admission import UsageDelta
 
 SLOTS = 4
-# Slow enough that what two cores can carry is no limit.
+# Slow enough that two cores are not the bottleneck.
 SLOW = {"engine_arg": f"max_num_seqs={SLOTS} time_scale=5", "max_running": str(SLOTS)}
 
 
@@ -21,7 +21,7 @@ def wanted(tokens, **more):
 
 
 async def read(cluster, tokens, events):
-    """One stream to its end; `events` gets what comes."""
+    """Read one stream to its end; append its events to `events`."""
     async with cluster.session.post("/v1/completions", json=wanted(tokens, stream=True)) as response:
         assert response.status == 200
         async for line in response.content:
@@ -52,7 +52,7 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
             for events in waiting:
                 tasks.start_soon(read, cluster, 10, events)
             await cluster.until(lambda found: found["open"] == SLOTS + 12 + 6)
-            # Both have told what they have admitted at first: what is told of the dead one later is what it told before.
+            # Wait until both replicas have reported: the dead one counts with its last report.
             board = serve.get_deployment_handle("SharedState", "default")
             with anyio.fail_after(20):
                 while (told := await board.gone.remote([])) is None or told[1].statistics.admission.admitted < 2 * SLOTS:
@@ -63,9 +63,9 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
         assert all(events[-1] == b"[DONE]" for events in streams + waiting)
         broken = [events for events in streams if b'"engine_restarted"' in events[-2]]
         assert 0 < len(broken) < SLOTS
-        # Those that had no token yet have all of theirs, and none twice.
+        # Streams that had no token yet get all their tokens once.
         assert all(len(events) == 11 for events in waiting)
-        # Another one comes in its place, and what the dead one had counted is not lost.
+        # A new replica replaces the dead one, whose counts are not lost.
         found = await cluster.until(lambda found: found["admission"]["limit"] == 2 * SLOTS, seconds=60)
         assert found["admission"]["admitted"] >= SLOTS + 12 + 6
 
@@ -88,12 +88,12 @@ async def test_a_client_that_leaves_frees_what_it_held(deploy):
 async def test_what_one_refuses_another_takes_and_what_all_refuse_comes_back_with_the_shorter_wait(deploy):
     async with deploy(replicas="2", max_waiting="0", **SLOW) as cluster:
         holding = [asyncio.create_task(cluster.post("/v1/completions", wanted(200))) for _ in range(2 * SLOTS)]
-        # However they were sent, both are full, and nobody was turned away.
+        # Both replicas are full, and no request was refused.
         await cluster.until(lambda found: found["admission"]["running"] == 2 * SLOTS)
         status, body, headers = await cluster.post("/v1/completions", wanted(1))
         assert (status, body["error"]["code"]) == (503, "overloaded")
         assert float(headers["Retry-After-Ms"]) > 0
-        # Each has been asked.
+        # Each replica was tried.
         assert (await cluster.metrics())["admission"]["refused"]["queue_full"] >= 2
         assert [(await one)[0] for one in holding] == [200] * 2 * SLOTS
 
@@ -120,14 +120,14 @@ async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tm
             await asyncio.sleep(5)
             before = (await cluster.metrics())["tenants"]
             await asyncio.sleep(7)
-            # Each replica tells what it serves, and what is told there are others to hear.
+            # Each replica reports its usage and gets the usage of the others.
             await overhear()
             await asyncio.sleep(3)
             assert set((await overhear()).costs) == {"flood", "web"}
             after = (await cluster.metrics())["tenants"]
             tasks.cancel_scope.cancel()
         served = {name: after[name]["tokens"]["completion"] - before[name]["tokens"]["completion"] for name in ("flood", "web")}
-        # By requests alone it would have four fifths.
+        # By the number of requests the tenant would have four fifths.
         assert served["flood"] / sum(served.values()) == pytest.approx(0.5, abs=0.1), served
 
 
@@ -135,7 +135,7 @@ async def test_what_a_tenant_may_have_is_counted_over_all_replicas(deploy, tmp_p
     table = tmp_path / "tenants.toml"
     table.write_text("[tenants.few]\nconcurrency = 2\n")
     async with deploy(replicas="2", tenants=str(table), **SLOW) as cluster:
-        # One each, by what was sent to them: each alone would take another one, for as long as it is asked.
+        # One request each, because the router counts the requests that it has sent.
         holding = [asyncio.create_task(cluster.post("/v1/completions", wanted(2000, user="few"))) for _ in range(2)]
         await cluster.until(lambda found: found["admission"]["running"] == 2)
         statuses = []
@@ -182,6 +182,6 @@ async def test_a_prompt_with_every_kind_of_text_arrives_as_it_was_sent(deploy):
         _, found, _ = await cluster.post("/tokenize?x=%2F", {"prompt": text})
         _, back, _ = await cluster.post("/detokenize", {"tokens": found["tokens"]})
         assert back["prompt"] == text
-        # More than gRPC takes in one message, and more than anybody takes.
+        # More than the limit of a gRPC message, and more than the limit of a body.
         for size, wanted_status in ((3 * 2**20, 400), (5 * 2**20, 413)):
             assert (await cluster.post("/v1/completions", wanted(1, prompt="x" * size)))[0] == wanted_status

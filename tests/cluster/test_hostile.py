@@ -1,4 +1,4 @@
-"""Requests that a real Ray Serve brings to the ingress, and which no replica should see."""
+"""Requests that real Ray Serve passes to the ingress and that no replica may see."""
 
 import asyncio
 

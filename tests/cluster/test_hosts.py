@@ -1,4 +1,4 @@
-"""Two hosts, which are network namespaces of this machine, each with a Ray of its own: the way to one of them is cut, and one dies."""
+"""Two hosts with their own Ray, as network namespaces: one becomes unreachable, one dies."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import pytest
 from frontends.cluster.ingress import SILENT_SECONDS
 
 ROOT = Path(__file__).parents[2]
-# Of this test run alone, so that one beside it does no harm.
+# Unique to this test run, so that parallel runs do not interfere.
 HERE = os.getpid() % 250
 BRIDGE, ADDRESSES = f"llmbr{HERE}", [f"10.219.{HERE}.{number}" for number in (1, 2)]
 HOSTS, LINKS = [f"llmh{HERE}-{number}" for number in (1, 2)], [f"llmv{HERE}-{number}" for number in (1, 2)]
@@ -26,7 +26,7 @@ def ip(*words, check=True):
 
 
 def on(host, *command, **more):
-    """A program of this environment, there."""
+    """Run a program of this environment on the host."""
     words = ["ip", "netns", "exec", host, str(Path(sys.executable).parent / command[0]), *command[1:]]
     extra = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": f"{ADDRESSES[0]}:6379", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(words, env=os.environ | extra, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, **more)
@@ -37,14 +37,14 @@ def run_on(host, *command):
 
 
 def kill(host):
-    """All that runs there, at once."""
+    """Kill all processes of the host."""
     if pids := ip("netns", "pids", host, check=False).split():
         subprocess.run(["kill", "-9", *pids], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """Two replicas on two hosts, by the first host's proxy."""
+    """Yield two replicas on two hosts, behind the first host's proxy."""
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("addr", "add", f"10.219.{HERE}.254/24", "dev", BRIDGE)
@@ -74,13 +74,13 @@ def url(tmp_path_factory):
 
 
 def streams_on(host):
-    """That its replica answers: connections to the replica's own server, beside the socket that listens."""
+    """Return the number of connections to the server of a host's replica."""
     pid = ip("netns", "pids", host).split()[0]
     return sum(line.endswith("/http") for line in Path("/proc", pid, "net", "unix").read_text().splitlines()) - 1
 
 
 class Load:
-    """Streams that have begun on both hosts, and short requests all the time."""
+    """Streams that are open on both hosts, with short requests all the time."""
 
     def __init__(self, session):
         self.session = session
@@ -101,11 +101,11 @@ class Load:
             self.short.append((response.status, await response.text()))
 
     async def around(self, event, seconds):
-        """`event` once streams have begun on both hosts, and then requests for so long."""
+        """Trigger `event` when streams are open on both hosts, then send requests for a while."""
         begun = asyncio.Semaphore(0)
         async with asyncio.TaskGroup() as tasks:
             async with asyncio.timeout(60):
-                # One that was out of reach is not asked at once.
+                # The router does not use an unreachable replica immediately after its return.
                 while not all(streams_on(host) for host in HOSTS):
                     tasks.create_task(self.stream(begun))
                     await begun.acquire()
@@ -125,7 +125,7 @@ async def load(url):
 
 
 async def replicas(session):
-    """Those that tell their figures: `/metrics` is all of theirs."""
+    """Return the replicas whose metrics are in `/metrics`."""
     async with session.get("/metrics", headers={"Accept": "text/plain"}) as response:
         assert response.status == 200
         text = await response.text()
@@ -133,8 +133,8 @@ async def replicas(session):
 
 
 async def test_a_host_that_cannot_be_reached_costs_what_was_there_and_no_other_request(load):
-    """A regression: streams ended after a minute, requests were refused, and figures were not to be had, for 12 s even after its return."""
-    # Ray itself would notice after a minute.
+    """A regression: streams ended after a minute; requests and metrics failed until 12 s later."""
+    # Ray itself would detect it after a minute.
     async with asyncio.timeout(SILENT_SECONDS + 30):
         await load.around(lambda: ip("link", "set", LINKS[1], "down"), seconds=8)
     async with load.session.get("/metrics.json") as response:
@@ -148,5 +148,5 @@ async def test_a_host_that_cannot_be_reached_costs_what_was_there_and_no_other_r
 
 
 async def test_a_host_that_dies_costs_what_was_there_and_no_other_request(load):
-    """A regression: both ingresses were on one host, and every request and stream of the other one went with it."""
+    """A regression: both ingresses were on one host, whose death ended the other host's streams."""
     await load.around(lambda: kill(HOSTS[1]), seconds=3)

@@ -1,4 +1,4 @@
-"""What the ingress makes of replicas that refuse, die, or are out of reach: played by a script in a handle's place."""
+"""The ingress with replicas that refuse, die or are unreachable, which a scripted handle plays."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,11 @@ WHOLE = ResponseHead(200, (("Content-Type", "application/json"),))
 
 @pytest.fixture
 def anyio_backend():
-    """Nothing here is but memory."""
+    """These tests need only memory."""
     return "asyncio", {"loop_factory": VirtualLoop}
 
 
-# In a script: here the replica dies, takes two seconds, or is not heard of any more.
+# Steps of a script: the replica dies, takes two seconds, or becomes silent.
 DEATH, PAUSE, SILENCE = object(), object(), object()
 
 
@@ -34,7 +34,7 @@ def refusal(milliseconds):
 
 
 class Handle:
-    """Answers the first request with the first script, and so on."""
+    """A handle that answers the first request with the first script, and so on."""
 
     def __init__(self, *scripts):
         self.scripts = list(scripts)
@@ -135,7 +135,7 @@ async def test_a_refusal_for_what_the_client_did_is_not_tried_elsewhere():
 
 
 async def test_one_that_does_not_say_that_it_has_the_request_is_replaced():
-    """A regression: where one host could not be reached the client was told that no replica takes requests."""
+    """A regression: with one unreachable host the error said that no replica takes requests."""
     answer, handle = await ask([SILENCE], [SILENCE], [ReplicaAccepted("b"), WHOLE, b"yes"])
     assert (answer.body, handle.cancelled, len(handle.avoided)) == (b"yes", 2, 3)
 
@@ -154,7 +154,7 @@ async def test_a_refusal_stands_where_no_other_one_takes_it():
 
 
 async def test_one_that_says_nothing_for_too_long_is_lost():
-    """A regression: streams of a host that could not be reached ended after a minute."""
+    """A regression: streams of an unreachable host ended after a minute."""
     answer, _ = await ask([ReplicaAccepted("a"), WHOLE, SILENCE], [ReplicaAccepted("b"), EVENTS, b"data: 1\n\n", SILENCE])
     first, last = [chunk async for chunk in answer.events()]
     assert first == b"data: 1\n\n"
@@ -181,7 +181,7 @@ async def test_an_answer_that_has_nothing_to_say_says_that_it_is_there():
             closed.append(asyncio.get_running_loop().time())
 
     assert [message async for message in with_beats(messages(), 2.0)] == [b"0", BEAT, BEAT, b"1", *[BEAT] * 4, b"2"]
-    # Whoever leaves, closes; and what goes wrong in it goes on.
+    # Leaving the generator closes it, and its errors propagate.
     async with contextlib.aclosing(with_beats(messages(), 2.0)) as left:
         assert [await anext(left) for _ in range(2)] == [b"0", BEAT]
     assert closed == [15.0, 17.0]
@@ -195,14 +195,14 @@ async def test_an_answer_that_has_nothing_to_say_says_that_it_is_there():
 
 
 async def test_however_many_streams_a_replica_has_none_is_taken_for_lost():
-    """Tokens go together in fewer messages the more streams there are: so few that an ingress would have given the answer up."""
+    """With many streams messages are rare, but not so rare that the ingress gives up."""
 
     async def ask(_):
         yield EVENTS
         for number in range(3):
             yield b"data: %d\n\n" % number
 
-    # Of a replica, what an answer needs: Ray makes whole ones.
+    # The part of a replica that an answer needs; only Ray can build a complete one.
     busy = SimpleNamespace(_id="a", _open=10_000, _rate=100.0, _relay=SimpleNamespace(ask=ask))
     clock = asyncio.get_running_loop().time
     times = [clock() async for _ in Replica.answer(busy, ASKED)]
@@ -212,6 +212,6 @@ async def test_however_many_streams_a_replica_has_none_is_taken_for_lost():
 
 @pytest.mark.parametrize(("alive", "ingresses"), [([True], 2), ([True, True, True], 6), ([True, False, True], 4)])
 async def test_there_are_as_many_ingresses_on_each_host(monkeypatch, alive, ingresses):
-    # A patch, because hosts that come and go are a minute of each test; test_hosts.py has real ones.
+    # Patched, because real hosts would take a minute per test; test_hosts.py has real hosts.
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": one} for one in alive])
     assert desired_ingresses(SimpleNamespace(capacity_adjusted_min_replicas=2)) == (ingresses, {})

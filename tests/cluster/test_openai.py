@@ -1,4 +1,4 @@
-"""The official client, through Ray Serve."""
+"""The official OpenAI client through Ray Serve."""
 
 import pytest
 from contracts.openai_contract import OpenAIContract
@@ -11,4 +11,4 @@ async def server(deploy):
 
 
 class TestOpenAI(OpenAIContract):
-    """All of it."""
+    """The whole contract."""

@@ -1,4 +1,4 @@
-"""What a cluster is made of, without Ray: loads, the board, scaling, arguments, and the way to a replica's own server."""
+"""The parts of a cluster without Ray: loads, shared state, autoscaling, arguments, relay."""
 
 import asyncio
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def load(number=1, **more):
     return Load(number=number, **fields | more)
 
 
-# Which one
+# The order of replicas
 
 
 def test_one_with_room_comes_before_one_that_has_none_and_one_that_is_not_ready_comes_last():
@@ -68,7 +68,7 @@ def test_what_was_sent_since_it_told_counts():
     loads = {"a": load(running=2), "b": load(running=3)}
     assert in_order(["a", "b"], loads, {"a": 1}) == ["a", "b"]
     assert in_order(["a", "b"], loads, {"a": 2}) == ["b", "a"]
-    # Full by what was sent, each of which takes its turn.
+    # Full because of the sent requests, each of which has to wait for the previous ones.
     assert load(running=2, interval=0.5).expected_wait(2) == 1.0
     assert load(running=2, interval=0.5).expected_wait(1) == 0.0
 
@@ -92,7 +92,7 @@ def test_a_load_is_made_of_statistics_and_travels_as_plain_values():
     assert not Load.of(statistics(State.RESTARTING), 1).ready
 
 
-# The board
+# Shared state
 
 
 def told(now=0.0, started=0.0, **fields):
@@ -190,14 +190,14 @@ async def test_what_a_replica_has_counted_outlives_it():
         assert then == now
         assert (found["requests"]["completed"], found["admission"]["refused"]) == (3, {"queue_full": 1})
         assert (found["admission"]["running"], found["admission"]["limit"]) == (0, 0)
-        # When it has not asked for long, it is forgotten by its name, and its counts are kept.
+        # A replica without an exchange for long is forgotten, and its counts are kept.
         now += shared_state.BURIED_SECONDS + 1
         await one.exchange("lives", UsageDelta(), told(17.0, completed=10))
     assert set(one._replicas) == {"lives"}
 
 
 async def test_a_replica_that_was_out_of_reach_and_comes_back_is_counted_once():
-    """A regression: its counts had been added to those of the dead, and it told them again."""
+    """A regression: a returning replica's counts were already added to those of dead replicas."""
     now = 100.0
     one = SharedState(lambda: now)
     for _ in range(3):
@@ -209,7 +209,7 @@ async def test_a_replica_that_was_out_of_reach_and_comes_back_is_counted_once():
     assert await one.gone(["lives", "cut off"]) is None
 
 
-# How many
+# Autoscaling
 
 
 @given(st.integers(1, 50), st.floats(0, 1), st.floats(0, 10), st.floats(0, 2), st.floats(0.05, 1))
@@ -297,7 +297,7 @@ def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):
 
 class NotInRay(Replica):
     def __del__(self):
-        """Nobody awaits it here."""
+        """Do nothing; no test awaits it."""
 
 
 async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_has_ended():
@@ -319,7 +319,7 @@ async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_
             replica.check_health()
 
 
-# The way to a replica's server
+# Relay
 
 
 async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_path):
@@ -349,7 +349,7 @@ async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_p
 
 
 async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_last_told():
-    """A regression: nothing was told for as long as Ray did not notice."""
+    """A regression: there were no metrics until Ray had detected the unreachable replica."""
     one = SharedState(lambda: 0.0)
     for name, completed in (("here", 1), ("there", 2), ("cut off", 4)):
         await one.exchange(name, UsageDelta(), told(completed=completed))
@@ -372,7 +372,7 @@ async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_
     assert await Replica._gather_series(this) == []
 
 
-# Figures of several
+# Metrics of several replicas
 
 
 def test_figures_of_several_engines_are_those_of_all():
@@ -385,7 +385,7 @@ def test_figures_of_several_engines_are_those_of_all():
             engine=engine, running=number, admitted=3, refused={"queue_full": 1}, predicted_wait=float(number), drain_rate=2.0
         )
         parts.append(MetricsSnapshot(told, recorder))
-    # The second one's clock is 100 s ahead of the first one's.
+    # The second replica's clock is 100 s ahead of the first one's.
     whole = MetricsSnapshot.of_engines([parts[0], parts[1].shifted(-100.0)])
     found = whole.snapshot(10.0)
     assert found["admission"]["limit"] == 8

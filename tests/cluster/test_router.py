@@ -1,4 +1,4 @@
-"""The router alone, with what Ray tells it."""
+"""The router without Ray."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ class Name:
 
 @attrs.frozen(eq=False)
 class Running:
-    """Of Ray's RunningReplica, what the router reads."""
+    """The part of Ray's RunningReplica that the router reads."""
 
     replica_id: Name
     routing_stats: dict = attrs.field(factory=dict)
@@ -31,7 +31,7 @@ class Pending:
 def router():
     from frontends.cluster.router import PredictedWaitRouter
 
-    # Without Ray's part, which needs a cluster.
+    # Without Ray's initialization, which needs a cluster.
     one = object.__new__(PredictedWaitRouter)
     one.initialize_state()
     return one
@@ -60,11 +60,12 @@ async def test_a_burst_is_shared_before_anybody_has_told_or_answered(router, bur
 
 
 async def test_what_a_replica_tells_counts_for_what_it_was_sent_before(router):
-    # Told once: "a" gets three before it has more to do than "b", who gets the fourth or the fifth.
+    # One report: "a" gets three requests before it is busier than "b", which gets the fourth or
+    # fifth.
     replicas = [told("a", number=1, running=0), told("b", number=1, running=3)]
     assert [await first(router, replicas) for _ in range(3)] == ["a"] * 3
     assert Counter([await first(router, replicas) for _ in range(2)]) == {"a": 1, "b": 1}
-    # The same news again is no news; the next one is.
+    # A repeated report changes nothing; the next report does.
     replicas = [told("a", number=2, running=0), told("b", number=1, running=3)]
     assert [await first(router, replicas) for _ in range(4)] == ["a"] * 4
 
@@ -75,7 +76,7 @@ async def test_one_that_has_refused_comes_last(router):
 
 
 async def test_one_that_tells_nothing_any_more_is_asked_after_the_others(router):
-    """A regression: a replica out of reach that had been idle was sent requests until Ray found it gone, a minute later."""
+    """A regression: an unreachable idle replica got requests for a minute, until Ray noticed."""
     now = 0.0
     router._clock = lambda: now
     for number in range(1, 9):
@@ -85,10 +86,10 @@ async def test_one_that_tells_nothing_any_more_is_asked_after_the_others(router)
         now += 0.5
     assert (await order(router, replicas, avoid=("b",)))[1:] == ["a", "b"]
     assert {await first(router, replicas, key=f"key {number}") for number in range(30)} == {"b", "c"}
-    # Where all are silent, it is not them.
+    # If all replicas are silent, the network is not the cause.
     now = 60.0
     assert "a" in {await first(router, replicas) for _ in range(30)}
-    # It is back.
+    # The replica is back.
     assert await first(router, [told("a", number=2), *replicas[1:]]) == "a"
 
 
@@ -96,16 +97,16 @@ async def test_what_has_a_key_goes_to_the_same_one_however_busy_that_is(router):
     replicas = [told(name, number=1) for name in "abcd"]
     keys = [f"key {number}" for number in range(200)]
     places = {key: await order(router, replicas, key=key) for key in keys}
-    # Each has its share of them.
+    # Each replica has its share of the keys.
     assert min(Counter(place[0] for place in places.values()).values()) > 25
     for key in keys:
         assert await order(router, replicas[::-1], key=key) == places[key]
-        # Where it has refused, or does not take requests, the next one is as certain.
+        # If the key's replica has refused or takes no requests, the next one is fixed as well.
         one, two, three, four = places[key]
         assert await order(router, replicas, key=key, avoid=(one,)) == [two, three, four, one]
         starting = [told(name, number=2, ready=name != two) for name in "abcd"]
         assert await order(router, starting, key=key) == [one, three, four, two]
-        # One that goes takes nothing but its own keys along.
+        # When a replica leaves, only its keys move.
         assert await first(router, [told(name, number=3) for name in "abcd" if name != four], key=key) == one
 
 

@@ -1,4 +1,4 @@
-"""What clients send without a thought: fields of their libraries, messages of earlier answers, other spellings of the same."""
+"""Requests that common clients send: extra fields, messages of earlier answers, other spellings."""
 
 import json
 
@@ -179,7 +179,7 @@ async def server():
 @pytest.mark.parametrize("dump", [lambda message: message, lambda message: message.model_dump(), lambda message: message.to_dict()])
 @pytest.mark.parametrize("way", ["create", "parse", "stream"])
 async def test_a_conversation_goes_on_with_the_message_of_each_of_the_client_s_ways(server, way, dump):
-    """`stream` puts an `index` into calls, and `parse` puts what it has read into calls and messages."""
+    """`stream` adds an `index` to calls, and `parse` adds parsed values to calls and messages."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
@@ -195,7 +195,7 @@ async def test_a_conversation_goes_on_with_the_message_of_each_of_the_client_s_w
     assert again.choices[0].message.content
 
 
-# A schema that the server would have to fetch.
+# A schema that a server would have to download.
 ELSEWHERE = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x"}}}
 
 

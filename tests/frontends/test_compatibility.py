@@ -1,4 +1,4 @@
-"""The page that says what of the interface is there, walked against the server's own decoders and against what others know of it."""
+"""Checks the compatibility page against the server's decoders and against other APIs' fields."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ KINDS = {"chat": ChatRequest, "completions": CompletionRequest}
 
 
 def listed():
-    """Field by field for each route: what the page says of it."""
+    """Return the page's entry for each field of each route."""
     found = {"chat": {}, "completions": {}}
     routes = ()
     for line in PAGE.read_text().splitlines():
@@ -65,7 +65,7 @@ def test_the_server_does_as_the_page_says(route, name, verdict):
 
 @pytest.mark.parametrize("route", KINDS)
 def test_null_asks_for_nothing(route):
-    """Some libraries send all of their fields."""
+    """Some clients send all fields of their library."""
     decoder, fields = msgspec.json.Decoder(KINDS[route]), dict.fromkeys(LISTED[route].keys() - BASE[route].keys())
 
     def asked(sent):

@@ -1,4 +1,4 @@
-"""The frontend contract on the simulated engine, slow enough that leaving early means something."""
+"""The frontend contract on a simulated engine that is slow enough to leave streams early."""
 
 import pytest
 from contracts.frontend_contract import FrontendContract

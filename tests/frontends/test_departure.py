@@ -1,4 +1,4 @@
-"""Clients that keep their connections while a server stops: each request is answered, or is never sent."""
+"""Clients with kept connections while a server stops: each sent request is answered."""
 
 import asyncio
 import json
@@ -32,7 +32,11 @@ def anyio_backend():
 
 @attrs.define
 class Counts:
-    """`lost`: requests whose connection closed before an answer. `closing`: answers that said so of their connection."""
+    """The counts of a client.
+
+    `lost` counts requests whose connection closed before an answer. `closing` counts answers that
+    announced the end of their connection.
+    """
 
     lost: int = 0
     answered: int = 0
@@ -41,8 +45,10 @@ class Counts:
 
 
 async def keep_asking(port, counts):
-    """One request after the other on a connection, and on the next one where an answer says that the last one closes, until nothing
-    listens."""
+    """Send requests one after another until no server listens.
+
+    A new connection is opened when an answer announces the end of the previous one.
+    """
     while True:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -76,7 +82,7 @@ async def answers(counts, more):
 @WORKERS
 @pytest.mark.parametrize("delay", ["0", "0.5"])
 async def test_clients_that_keep_their_connections_lose_no_request(tmp_path, workers, delay):
-    """A regression: each of 20 had one request end with a closed connection."""
+    """A regression: each of 20 clients lost one request to a closed connection."""
     async with program(tmp_path, "--workers", workers, "--drain-delay", delay, *SLOW) as (process, url, _):
         counts = Counts()
         async with anyio.create_task_group() as tasks:
@@ -92,7 +98,7 @@ async def test_clients_that_keep_their_connections_lose_no_request(tmp_path, wor
 
 @WORKERS
 async def test_in_the_drain_s_delay_work_goes_on_and_readiness_ends(tmp_path, workers):
-    """A second signal ends it; without one it would be a minute."""
+    """A second signal ends the delay, which would be a minute."""
     async with program(tmp_path, "--workers", workers, "--drain-delay", "60") as (process, url, lines):
         assert (await fetch(f"{url}/health/ready"))[0] == 200
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The event stream where no server of ours would bring it: a host that does not cancel its handlers."""
+"""The event stream under a server that does not cancel its handlers, unlike llmserve's."""
 
 import time
 
@@ -18,7 +18,7 @@ def anyio_backend():
 
 
 async def test_a_client_that_goes_while_it_is_paused_ends_its_handler_also_where_none_is_cancelled():
-    """A regression, found by reading: a lost connection stays paused, and waiting for it to be drained ended at once, again and again."""
+    """A regression: a lost connection stays paused, so waiting for its drain ended immediately."""
     engine = ScriptedEngine()
     async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:
         runner = web.AppRunner(build_app(manager, "sim"), handler_cancellation=False, shutdown_timeout=1)
@@ -33,7 +33,7 @@ async def test_a_client_that_goes_while_it_is_paused_ends_its_handler_also_where
                     while not connection.writing_paused:
                         sink.put(Delta("x" * 65536, (1,)))
                         await anyio.sleep(0.001)
-                # As it looks when the client has closed it in good order.
+                # The state after the client has closed the connection normally.
                 connection.transport.abort()
                 response.close()
             left = time.monotonic()
@@ -41,7 +41,8 @@ async def test_a_client_that_goes_while_it_is_paused_ends_its_handler_also_where
                 while manager.statistics().open:
                     sink.put(Delta("more", (1,)))
                     await anyio.sleep(0.001)
-            # The handler that turned for ever let nothing else run, the deadline above included; what ends it is the test's own alarm.
+            # A handler in an endless loop would block everything, including the time limit above.
+            # The test's alarm would end it.
             assert time.monotonic() - left < 10
         finally:
             await runner.cleanup()

@@ -1,4 +1,4 @@
-"""What is known to be vulnerable, who may reach it, and what vLLM is told of a request."""
+"""Known vulnerabilities, reachable addresses, and the values that requests may set in vLLM."""
 
 import ast
 import importlib.metadata
@@ -13,7 +13,8 @@ from llmserve import ConfigurationError
 from llmserve.engines.vllm import params
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# What a request may set in vLLM. A new name needs a look at what it has done to others: see advisories.toml.
+# Values that a request may set in vLLM. Check a new name against known attacks: see
+# advisories.toml.
 ALLOWED = {
     "allowed_token_ids",
     "bad_words",
@@ -114,7 +115,7 @@ def test_nobody_listens_for_other_machines_without_saying_so():
 
 
 def test_vllm_is_told_nothing_that_was_not_looked_at():
-    """By the source: every argument of every `SamplingParams(...)`, also those that are spread from a dictionary of chosen names."""
+    """Read the arguments of each `SamplingParams(...)` in the source, including those of a dict."""
     calls = 0
     for path in (ROOT / "llmserve").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""When connections write: after every step while the loop keeps up, less often when it does not, and never later than they may."""
+"""The times of writes: after every step while the loop keeps up, less often under overload."""
 
 import asyncio
 
@@ -14,7 +14,10 @@ def anyio_backend():
 
 
 class Loop:
-    """A loop whose thread computes a `busy` share of the time; `steps` of an engine, each `seconds` long, note one token each."""
+    """Simulate a loop that is busy for a `busy` share of the time.
+
+    `steps` of an engine take `seconds` each and note one token each.
+    """
 
     def __init__(self, **options):
         self.cpu = 0.0

@@ -1,4 +1,4 @@
-"""The raw socket's codec: the golden bytes of docs/protocol.md, and any message under any chunking."""
+"""The raw-socket codec: the golden bytes of docs/protocol.md, and any message in any chunks."""
 
 import pathlib
 import re
@@ -18,7 +18,7 @@ from llmserve.state import unavailable
 PROTOCOL = pathlib.Path(__file__).parents[2] / "docs" / "protocol.md"
 LOGPROB = TokenLogprob(5, "a", -0.5)
 
-# The messages whose bytes the protocol's page shows, by the names that it gives them.
+# The messages whose bytes docs/protocol.md shows, by their names there.
 GOLDEN = {
     "Hello": frames.Hello(1),
     "Hello with a key": frames.Hello(1, "secret"),
@@ -38,7 +38,7 @@ FROM_CLIENT = (frames.Hello, frames.Open, frames.Credit, frames.Cancel, frames.P
 
 
 def golden_bytes():
-    """From the table of the page: `| name | bytes in hexadecimal |`."""
+    """Read the page's table `| name | bytes in hexadecimal |`."""
     rows = re.findall(r"^\| ([A-Z][\w ]+) \| `([0-9a-f ]+)` \|$", PROTOCOL.read_text(), re.MULTILINE)
     return {name: bytes.fromhex(digits) for name, digits in rows}
 
@@ -55,7 +55,7 @@ def read_all(reader):
 
 
 def comparable(message):
-    """A Raw is a view of what it was read from, so it is compared as bytes."""
+    """Compare a Raw as bytes, because it is a view of its source."""
     fields = msgspec.structs.astuple(message)
     return type(message), [bytes(field) if isinstance(field, msgspec.Raw) else field for field in fields]
 

@@ -27,7 +27,7 @@ ENDLESS = {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True}
 
 
 async def events(response):
-    """The decoded payloads of a stream, the closing one included as a string."""
+    """Return the decoded payloads of a stream, and its last one as a string."""
     body = await response.text()
     payloads = [block.removeprefix("data: ") for block in body.split("\n\n")[:-1]]
     return [payload if payload == "[DONE]" else msgspec.json.decode(payload) for payload in payloads]
@@ -58,7 +58,7 @@ async def test_a_stream_says_the_same_as_a_whole_answer(server, path_and_body):
     _, whole, _ = await server.post(path, body)
     async with server.session.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
-        # nginx with its defaults buffers an answer that does not say so.
+        # By default nginx buffers an answer without this header.
         assert response.headers["X-Accel-Buffering"] == "no"
         *chunks, usage, done = await events(response)
     assert done == "[DONE]"
@@ -88,7 +88,7 @@ async def test_a_chat_stream_begins_with_the_role(server):
 
 
 async def test_the_first_event_is_the_first_token_s():
-    """A regression: the role came as soon as the request was admitted, and `vllm bench serve` took that for the first token, 13 ms."""
+    """A regression: the role came at admission; `vllm bench serve` took it for the first token."""
     engine = ScriptedEngine()
     async with running_server(engine) as server, server.session.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
         assert response.status == 200
@@ -133,7 +133,7 @@ async def test_a_refusal_of_one_choice_is_a_refusal_of_all():
     config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=7))
     async with running_server(config=config, time_scale=1.0) as server:
         for stream in (False, True):
-            # An idle server has places for all of them, and this one is at work.
+            # An idle server would have slots for all of them, but this one is busy.
             async with server.manager.stream(GenerationRequest("x", sampling=Sampling(max_tokens=10_000, ignore_eos=True))):
                 status, body, headers = await server.post("/v1/completions", {**TEXT, "n": 8, "stream": stream})
             assert status == 503
@@ -278,7 +278,7 @@ async def test_a_full_server_says_503_and_when_to_come_back_also_to_streams(stre
 
 async def test_an_engine_that_is_paused_is_503_and_when_to_come_back():
     class RetryableRequestError(Exception):
-        """vLLM's, by its name."""
+        """A metric of vLLM, recognized by its name."""
 
     engine = ScriptedEngine()
     async with running_server(engine) as server, anyio.create_task_group() as tasks:
@@ -342,7 +342,7 @@ async def test_what_a_slow_reader_missed_comes_as_one_chunk():
         while not engine.sinks:
             await anyio.sleep(0.001)
         (sink,) = engine.sinks.values()
-        # In one step, as an engine does that has several tokens at once.
+        # In one step, like an engine that generates several tokens per step.
         for text in "abc":
             sink.put(Delta(text, (1,)))
         engine.finish(engine.submitted[0], "d")
@@ -426,7 +426,7 @@ async def test_a_client_gets_the_headers_although_no_token_comes(monkeypatch):
         async with server.session.post("/generate", json={**TEXT, "stream": True}) as response:
             assert response.status == 200
             assert engine.samplings[engine.submitted[0]].max_tokens == 4
-            # Now an error is an event.
+            # From now on an error is an event.
             engine.sinks[engine.submitted[0]].fail(EngineError("it cannot"))
             assert b"it cannot" in await response.read()
 
@@ -491,13 +491,13 @@ async def test_a_client_that_leaves_while_it_waits_is_forgotten(stream):
         assert len(engine.submitted) == 1
 
 
-# The last two are a browser's and that of axios.
+# The last two are those of a browser and of axios.
 PROMETHEUS = (None, "", "*/*", "text/*", "text/html,application/xhtml+xml,*/*;q=0.8", "application/json, text/plain, */*")
 
 
 @pytest.mark.parametrize("accept", PROMETHEUS)
 async def test_metrics_are_text_for_a_client_that_does_not_ask_for_json(server, accept):
-    """curl and the routers made for vLLM send `*/*`, or no header at all."""
+    """Clients such as curl and routers for vLLM send `*/*` or no header."""
     headers = {} if accept is None else {"Accept": accept}
     async with server.session.get("/metrics", headers=headers, skip_auto_headers=("Accept",)) as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=")
@@ -530,7 +530,7 @@ async def test_metrics_are_json_by_name_and_text_for_scrapers(server):
 async def test_the_readme_s_request_is_taken_as_curl_sends_it(server):
     (line,) = [line for line in README.read_text().splitlines() if line.startswith("curl ")]
     _, address, *rest = shlex.split(line)
-    # What curl says of a body by itself.
+    # curl's default content type.
     headers, body = {"Content-Type": "application/x-www-form-urlencoded"}, ""
     for option, value in zip(rest[::2], rest[1::2], strict=True):
         if option == "-H":

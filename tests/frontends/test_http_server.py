@@ -1,4 +1,4 @@
-"""Connections: how many, how slow they may be, and whose they are."""
+"""Limits of connections, time limits, TLS and vanished clients."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def rest(stream):
             return found
 
 
-# How many
+# Connection limits
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["10.0.0.1", "10.0.0.2", "fe80::1%eth0", "127.0.0.1", "::1", ""]))))
@@ -98,7 +98,7 @@ async def test_one_too_many_is_told_and_the_next_has_its_place():
 
 
 async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_path):
-    """R12: with 256 descriptors and 400 clients the server goes on."""
+    """Row R12: with 256 descriptors and 400 clients the server keeps serving."""
     module = ("/bin/sh", "-c", 'ulimit -n 256; exec "$0" "$@"', *MODULE, "--port", "0")
     async with program(tmp_path, module=module) as (_, url, lines):
         port, before = int(url.rsplit(":", 1)[1]), len(lines)
@@ -110,7 +110,7 @@ async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_p
     assert len([line for line in lines[before:] if "stopped" not in line and "draining" not in line]) == 0
 
 
-# How slow
+# Time limits
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET /health/live HT", ASK[:-2]])
@@ -162,7 +162,7 @@ async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
             with anyio.fail_after(20):
                 sent = 0
                 while not sent or limiter.inside:
-                    # As many answers as the kernel holds for it, and one more.
+                    # One answer more than the kernel holds for the client.
                     try:
                         sent += connection.send(ASK * 100)
                     except (BlockingIOError, ConnectionError):
@@ -170,7 +170,7 @@ async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
                     await anyio.sleep(0.001)
 
 
-# Whose
+# TLS and vanished clients
 
 
 async def test_tls_and_certificates_of_clients(tmp_path):
@@ -228,7 +228,7 @@ async def test_a_certificate_that_is_renewed_holds_for_the_next_connection(tmp_p
     tls = TLS.of(chain, key)
     async with running_server(tls=tls) as running, followed(tls):
         assert await ask(running, old) == 200
-        # The certificate comes first, and does not fit the key: what was good stays.
+        # The new certificate does not match the old key yet, so the old pair stays in force.
         write_key = write(issue(new))
         await told("tls       not changed: TLS with")
         assert await ask(running, old) == 200
@@ -240,7 +240,7 @@ async def test_a_certificate_that_is_renewed_holds_for_the_next_connection(tmp_p
 
 
 async def test_the_end_does_not_wait_for_a_handshake():
-    """A client that connects and says nothing of TLS: nothing of it is left when the server has ended."""
+    """A client that connects without a TLS handshake leaves nothing behind when the server ends."""
     tls, limiter = TLS.of(DATA / "localhost.pem", DATA / "localhost.key"), ConnectionLimiter()
     before = asyncio.all_tasks()
     async with running_server(tls=tls, limiter=limiter) as running:
@@ -293,7 +293,7 @@ def test_a_stranger_is_another_user(monkeypatch):
 
 
 async def test_the_kernel_asks_after_clients_that_are_silent():
-    """Row R7: one whose network is gone sends no end; see `VANISHED` for what is asked when."""
+    """Row R7: a client whose network is gone sends no end; `VANISHED` has the kernel's probes."""
     with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
         accepted, _ = listener.accept()
         with accepted:

@@ -1,4 +1,4 @@
-"""The load generator's HTTP target against our own server, and against servers that misbehave."""
+"""The load generator's HTTP target against llmserve's server, and against faulty servers."""
 
 import statistics
 
@@ -108,7 +108,7 @@ async def test_a_connection_that_breaks_is_an_outcome():
     assert record.outcome == "connection"
 
 
-# What a busy machine may add to a time; the median of several requests has to keep it.
+# Seconds that a busy machine may add; the median of several requests must stay within them.
 TOLERANCE = 0.03
 
 

@@ -50,7 +50,7 @@ async def test_another_body_is_refused_and_a_wrong_key_too():
         assert (status, answer["error"]["code"]) == (422, "idempotency_key_reused")
         status, answer, _ = await server.post("/v1/completions", HI, headers={"Idempotency-Key": "x" * 256})
         assert (status, answer["error"]["code"]) == (400, "invalid_idempotency_key")
-        # Elsewhere it is another key.
+        # On another route it is a different key.
         status, _, _ = await server.post("/generate", HI, headers=KEY)
         assert status == 200
 
@@ -128,7 +128,7 @@ def test_a_huge_answer_is_not_kept():
 
 
 async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
-    """A 57 MB stream with a key cost 108 MB although it is never kept."""
+    """A regression: a 57 MB stream with a key cost 108 MB although it is never kept."""
     monkeypatch.setattr(app, "MAX_ANSWER", 2000)
     recorded = []
     real = EventStream._keep
@@ -152,7 +152,7 @@ async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
 @pytest.mark.parametrize("owner_answers_first", [True, False])
 @pytest.mark.parametrize("turns", range(4))
 async def test_a_client_lost_around_the_owner_s_answer_leaves_no_claim(turns, owner_answers_first):
-    """Lost in the loop turn in which `Claimed` came, it left its key answering 409 for ever."""
+    """A regression: a client lost just as `Claimed` came left its key answering 409 forever."""
     answers, mail = ResponseCache(asyncio.get_running_loop().time), []
     worker = IdempotencyClient(mail.append)
     admission_server = IdempotencyServer(answers, worker.claimed)
@@ -165,7 +165,7 @@ async def test_a_client_lost_around_the_owner_s_answer_leaves_no_claim(turns, ow
             await asyncio.sleep(0)
     (found,) = await asyncio.gather(asking, return_exceptions=True)
     if not isinstance(found, asyncio.CancelledError):
-        # The claim was taken before its client was lost, and is its holder's to end.
+        # The claim was taken before the client was lost, so its holder ends it.
         worker.end(found)
     while mail:
         admission_server.receive(mail.pop(0))
@@ -186,7 +186,7 @@ def test_a_claim_ends_with_its_worker_and_by_its_age():
         answers.claim(name_of("t"), b"")
     now = CLAIM_SECONDS
     mine = answers.claim(name_of("t"), b"other")
-    # The one before it may still come to its end; the claim is not its own any more.
+    # The previous request may still end, but it no longer has the claim.
     answers.end(lost, "t", b"late")
     answers.end(mine, "t", b"mine")
     assert answers.claim(name_of("t"), b"other").answer == b"mine"
@@ -194,7 +194,7 @@ def test_a_claim_ends_with_its_worker_and_by_its_age():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000)), max_size=80))
 def test_no_tenant_pushes_out_another_s_answers(moves):
-    """Each keeps an equal share of the memory at least, however much the others send."""
+    """Each tenant keeps at least an equal share of the memory."""
     most = 40 * OVERHEAD
     answers = ResponseCache(lambda: 0.0, most)
     taken = {tenant: [] for tenant in range(4)}
@@ -207,14 +207,14 @@ def test_no_tenant_pushes_out_another_s_answers(moves):
             share = 0
             for name, taking in reversed(mine):
                 share += taking
-                # The newest that fit into a quarter are all there.
+                # The newest responses that fit into a quarter are all kept.
                 if share > most // 4:
                     break
                 assert isinstance(answers.claim(name, b""), CachedResponse)
 
 
 async def test_workers_share_their_answers(tmp_path):
-    """A post that is sent again, on a new connection each time, meets both of them."""
+    """Repeat a POST on new connections until both workers have answered it."""
     async with program(tmp_path, "--workers", "2") as (_, url, _):
         found = [await fetch(f"{url}/v1/completions", HI, KEY) for _ in range(6)]
         assert {status for status, _ in found} == {200}

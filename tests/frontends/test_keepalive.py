@@ -1,4 +1,4 @@
-"""Comments in a stream that is silent, and what clients make of them."""
+"""Comments in silent streams, and how clients handle them."""
 
 import anyio
 import openai
@@ -39,7 +39,7 @@ def finish(sink):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
 async def test_a_stream_without_a_token_gets_comments_and_then_its_answer(path):
-    """As in a long prefill."""
+    """The first token is late, as after a long prefill."""
     engine = ScriptedEngine()
     async with running_server(engine, app=SOON) as server, server.session.post(path, json=TEXT) as response:
         await comments(response)
@@ -79,7 +79,7 @@ async def test_openai_s_client_takes_no_comment_for_a_chunk():
     async with running_server(engine, app=SOON) as server, openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         stream = await client.completions.create(model="sim", prompt="hi", max_tokens=2, stream=True)
         sink, seen = await first_sink(engine), []
-        # Another stream, of the same interval, has seen its comments when this one has.
+        # Another stream with the same interval has got its comments by then.
         async with server.session.post("/v1/completions", json=TEXT) as beside:
             await comments(beside, 3)
         finish(sink)

@@ -152,7 +152,7 @@ async def test_every_route_but_the_probes_wants_a_key():
 
 
 async def test_probes_without_a_key_learn_no_detail_of_a_failure():
-    """Only the state: the engine's words may hold paths and names."""
+    """A probe without a key gets only the state: the engine's message may have paths and names."""
     config = ManagerConfig(drain_timeout=1, restart=RestartConfig(most=0))
     faults = (Fault(step=1, kind="die"),)
     async with running_server(config=config, app={"access": Access(KEYS)}, faults=faults) as server:
@@ -203,7 +203,7 @@ async def test_a_key_says_who_asks_whatever_the_request_says():
 
 
 async def test_a_key_that_is_taken_back_ends_nothing_that_runs(tmp_path):
-    """Over both wires: the stream goes on, and the next request is refused."""
+    """With both protocols, an open stream continues and the next request is refused."""
     access = Access(KEYS)
     async with running_server(app={"access": access}, time_scale=0.05) as server:
         body = {"prompt": "hi", "max_tokens": 30, "ignore_eos": True, "stream": True}
@@ -235,7 +235,7 @@ async def test_over_frames_a_key_is_shown_once_and_asked_about_always():
             await raw.read_until(frames.Started)
             access.keys = Keys([])
             raw.send(Open(3, 1000, Raw(msgpack.encode(BODY))))
-            # The connection and its open streams go on, as over HTTP.
+            # The connection and its open streams continue, as over HTTP.
             found = await raw.read_until(frames.End)
             (error,) = [message for message in found if isinstance(message, frames.Error)]
             assert (error.id, error.kind, error.details["param"]) == (3, "InvalidRequest", "key")
@@ -251,7 +251,7 @@ async def test_the_file_is_read_again_when_it_changes(tmp_path, workers):
     first = add_key(path, "first", {"concurrency": 5})
 
     async with program(tmp_path, "--api-keys", str(path), "--workers", workers) as (process, url, _):
-        # Connections that stay open are shared out among the workers: each of them is asked.
+        # Open connections are distributed over the workers, so each worker gets a request.
         async with aiohttp.ClientSession(url) as one, aiohttp.ClientSession(url) as two:
 
             async def statuses(key):
@@ -273,7 +273,7 @@ async def test_the_file_is_read_again_when_it_changes(tmp_path, workers):
             with anyio.fail_after(20):
                 while "not changed" not in (line := (await process.stderr.readline()).decode()):
                     assert line
-            # The workers do not say it. Each has had the time in which it would have taken a change.
+            # Workers do not log it. Each worker has had the time to apply a change.
             await anyio.sleep(LOOK_SECONDS * 3)
             assert await statuses(second) == {200}
 

@@ -1,4 +1,4 @@
-"""Where servers listen: both families, several hosts, the mode and the group of a unix socket; and how its addresses are printed."""
+"""Listeners: address families, several hosts, permissions of unix sockets, printed addresses."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def test_each_host_is_reached_on_one_port_and_no_other_is(hosts, reached, refuse
         for host in reached:
             with socket.create_connection((host, port), timeout=5):
                 pass
-        # Limits and logs know an IPv4 client by its IPv4 address.
+        # Limits and logs use the IPv4 address of an IPv4 client.
         assert {listener.family for listener in bound if listener.getsockname()[0] != "::"} <= {socket.AF_INET, socket.AF_INET6}
         assert all(listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) for listener in bound if listener.family == socket.AF_INET6)
         for host in refused:
@@ -76,7 +76,7 @@ def test_an_address_that_two_hosts_have_is_bound_once(hosts):
 
 
 def test_a_free_port_is_free_for_all_hosts_or_another_is_taken(monkeypatch):
-    """The port that is free for the first host is in use for the second one, twice."""
+    """A port that is free on the first host is in use on the second one, twice."""
     real, taken = listeners.bind, []
 
     def bind(host, port, **more):
@@ -165,7 +165,7 @@ async def test_the_options_reach_the_socket_of_each_server(tmp_path, module, pla
         assert stat.S_IMODE(os.stat(path).st_mode) == mode
 
 
-# As another user: ask /ping over the socket that is named, and print what comes.
+# Run as another user: send /ping over the named socket, and print the answer.
 STRANGER = """
 import os, socket, sys
 os.setgid(65534), os.setgroups([]), os.setuid(65534)
@@ -179,7 +179,7 @@ print(stream.recv(20))
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 @pytest.mark.parametrize(("mode", "answered"), [("600", False), ("666", True)])
 async def test_another_user_is_served_where_the_mode_lets_him_in(tmp_path, mode, answered):
-    # pytest's own folders are for their owner alone.
+    # Only their owner can use pytest's folders.
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         await ask_as_another_user(tmp_path, Path(folder) / "socket", mode, answered)

@@ -1,4 +1,4 @@
-"""What load balancers and orchestrators ask: /version, /ping, /load, ORCA's header, a check that generates, and vLLM's queue series."""
+"""Load balancers: /version, /ping, /load, ORCA, the generating check, vLLM's queue series."""
 
 import json
 
@@ -28,7 +28,7 @@ async def get(server, path, **headers):
 
 
 async def fill(server, tasks, count):
-    """`count` endless requests, of which one runs."""
+    """Open `count` endless requests, of which one runs."""
 
     async def ask():
         async with server.session.post("/generate", json=ENDLESS) as response:
@@ -75,7 +75,7 @@ async def test_an_answer_carries_the_load_where_its_request_asks_for_it():
             "named_metrics.num_requests_running": "1.0",
         }
         assert 0 <= float(usage) <= 1
-        # In any case of letters, as in vLLM.
+        # In upper or lower case, as in vLLM.
         form, _, report = (await get(server, "/v1/models", **{ASK_HEADER: "json"}))[2][LOAD_HEADER].partition(" ")
         assert form == "JSON"
         assert json.loads(report)["named_metrics"]["num_requests_waiting"] == 2.0
@@ -93,11 +93,11 @@ async def test_streams_carry_the_load_and_clients_without_a_key_do_not_learn_it(
             assert (found, LOAD_HEADER in headers) == (status, False)
 
 
-# The check that generates
+# The generating check
 
 
 def checking(**check):
-    """An app with a check, made when its manager is there."""
+    """Yield an app with a check, which is created when the manager exists."""
     return lambda manager: {"check": GenerateCheck(manager, **{"interval": 1000.0, **check})}
 
 
@@ -127,7 +127,7 @@ async def test_an_engine_that_makes_no_token_fails_it_although_the_server_is_rea
         status, body, headers = await get(server, "/health/generate")
         assert (status, headers["Retry-After"]) == (503, "1000")
         assert "no token" in body["error"]["message"]
-        # Given up there too.
+        # The engine's request was cancelled too.
         assert not engine.held
 
 
@@ -212,7 +212,7 @@ async def test_with_workers_the_load_is_everyone_s(tmp_path):
         for path in ("/ping", "/version", "/health/generate"):
             assert (await fetch(f"{url}{path}"))[0] == 200
         await streams.begin()
-        # Those that wait have no headers yet.
+        # Waiting requests have no headers yet.
         async with anyio.create_task_group() as waiting:
             for _ in range(2):
                 waiting.start_soon(streams.begin)

@@ -1,4 +1,4 @@
-"""The wire's requests: hostile bodies are told what is wrong with them, and never anything else."""
+"""Requests in OpenAI's format: every hostile body gets an InvalidRequest and no other error."""
 
 import json
 from contextlib import suppress
@@ -66,7 +66,7 @@ def test_any_json_object_is_a_request_or_a_named_error(body, decoder):
 
 @given(st.binary(max_size=50))
 def test_any_bytes_are_a_request_or_an_error(body):
-    """Hypothesis also takes bytes that stand in our modules, some of which are a request."""
+    """Hypothesis also uses bytes from our modules, and some of them are a valid request."""
     with suppress(InvalidRequest):
         assert decode(COMPLETION, body).generation_requests(Caller())
 

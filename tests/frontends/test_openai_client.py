@@ -1,4 +1,4 @@
-"""The official client, unmodified, against the server on the simulated engine; on the real one in tests/vllm."""
+"""The unmodified OpenAI client against the simulated engine; tests/vllm has the real engine."""
 
 import openai
 import pytest
@@ -10,7 +10,7 @@ from llmserve import AdmissionConfig, ManagerConfig
 
 
 class TestOpenAI(OpenAIContract):
-    """All of it, on the simulated engine."""
+    """The whole contract on the simulated engine."""
 
 
 async def test_refusals_are_the_client_s_own_exceptions():

@@ -1,5 +1,7 @@
-"""The document says what the server does: every route, every status, every answer's shape. Thousands of made-up requests against it:
-`tox run -e fuzz`."""
+"""The OpenAPI document matches the server: every route, every status, every answer's type.
+
+`tox run -e fuzz` sends thousands of generated requests.
+"""
 
 import msgspec
 import pytest
@@ -45,7 +47,7 @@ async def test_it_says_where_a_key_is_wanted():
 
 
 async def test_answers_have_the_shapes_that_it_tells():
-    """Exactly: no field more than it has."""
+    """Decode without allowing unknown fields."""
     user = [{"role": "user", "content": "hi"}]
     async with running_server() as server:
         for path, body, shape in (
@@ -62,5 +64,5 @@ async def test_answers_have_the_shapes_that_it_tells():
 
 
 def again(answer, shape):
-    """Read as the shape and written anew."""
+    """Decode an answer as the type and encode it again."""
     return msgspec.json.decode(msgspec.json.encode(msgspec.convert(answer, shape)))

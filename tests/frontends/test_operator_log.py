@@ -1,4 +1,4 @@
-"""The operator's log: its forms, its levels and its times, for the program's lines, for workers and for records of libraries."""
+"""The operator's log: formats, levels and times of the program, workers and libraries."""
 
 import json
 import logging
@@ -72,7 +72,7 @@ def test_what_is_below_the_level_is_left_out(form, capsys):
 
 @pytest.mark.parametrize("level", ["INFO", "ERROR"])
 def test_the_engine_s_records_have_the_same_form(form, level, monkeypatch, capsys):
-    """By the file that vLLM's processes read, as they read it."""
+    """Configure logging from the file as vLLM's processes do."""
     form("json")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", level)
     engine = logging.getLogger("vllm")

@@ -1,4 +1,4 @@
-"""What a browser asks and is answered for a page of another origin. A real browser: tests/browser/test_cross_origin.py"""
+"""CORS requests and responses. tests/browser/test_cross_origin.py uses a real browser."""
 
 import argparse
 
@@ -20,7 +20,7 @@ def anyio_backend():
 
 
 def preflight(origin):
-    # As OpenAI's client makes it in a browser.
+    # As OpenAI's client sends it from a browser.
     names = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
     return {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
 

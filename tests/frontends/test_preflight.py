@@ -1,4 +1,4 @@
-"""What a server says at once: one line and exit code 2, before it listens or imports vLLM. Programs as an operator starts them."""
+"""Invalid starts end with one line and exit code 2, before a server listens or imports vLLM."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ PORT = {"aiohttp": [*MODULE, "--port", "0"], "socket": [*SOCKET, "--listen", "tc
 
 
 def refusal(*command, **environ):
-    """The one line that a server prints."""
+    """Return the one line that a server prints."""
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
@@ -24,7 +24,7 @@ def refusal(*command, **environ):
 
 @pytest.fixture
 def vllm(tmp_path):
-    """A PYTHONPATH with a vLLM that ends the program when it is imported."""
+    """Return a PYTHONPATH with a vLLM that ends the program when it is imported."""
     package = tmp_path / "path" / "vllm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import os; os.write(2, b'vllm was imported'); os._exit(3)")
@@ -53,7 +53,7 @@ def test_a_wrong_model_is_one_line(server, workers, vllm, model):
 
 @pytest.mark.parametrize("server", PORT)
 def test_ctrl_c_during_the_checks_ends_the_program_without_a_traceback(server, vllm, tmp_path):
-    # It arrives while the hub is asked.
+    # The signal arrives during the request to the hub.
     (tmp_path / "path" / "huggingface_hub.py").write_text("raise KeyboardInterrupt")
     command = [*PORT[server], "--model", "org/name"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": vllm}, timeout=60, check=False)
@@ -70,7 +70,7 @@ def test_a_folder_of_prometheus_client_that_cannot_be_written_is_one_line(server
 
 
 def test_a_folder_of_prometheus_client_on_a_full_disk_is_one_line(tmp_path):
-    """A file may be made there, and has no room. A limit of the process's own stands for the disk."""
+    """A file can be created but not written; a file size limit simulates a full disk."""
     with_little_room = (
         sys.executable, "-c",
         f"import os, resource, sys; resource.setrlimit({resource.RLIMIT_FSIZE}, (2**20, 2**20)); os.execv(sys.executable, sys.argv[1:])",
@@ -92,7 +92,7 @@ async def test_a_cache_that_cannot_be_written_does_not_stop_an_engine_that_store
     ("name", "workers"), [("PROMETHEUS_MULTIPROC_DIR", "1"), ("prometheus_multiproc_dir", "1"), ("PROMETHEUS_MULTIPROC_DIR", "2")]
 )
 async def test_an_empty_folder_of_prometheus_client_is_none(name, workers, tmp_path, monkeypatch):
-    """It would write its files into the working directory, and fail at each scrape."""
+    """With an empty name, prometheus_client would use the working directory and fail at scrapes."""
     monkeypatch.setenv(name, "")
     monkeypatch.chdir(tmp_path)
     async with program(tmp_path / "cache", "--workers", workers) as (_, url, _):

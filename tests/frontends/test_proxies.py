@@ -1,4 +1,4 @@
-"""A server behind proxies: who their clients are, how many requests each may have, and the path below which a proxy serves it."""
+"""A server behind proxies: its clients' addresses and limits, and the path prefix."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from frontends.net.connection_limits import ConnectionLimiter
 
 pytestmark = pytest.mark.anyio
 TEXT = {"prompt": "hi", "max_tokens": 2}
-# The test's own client is one.
+# The test's client is one of them.
 TRUSTED = Proxies.of([_given_network("127.0.0.1"), _given_network("10.0.0.0/8")])
 
 
@@ -68,7 +68,7 @@ async def test_the_log_names_the_proxy_s_client_and_its_scheme():
 
 
 async def test_each_client_of_a_proxy_has_the_bound_of_one_address():
-    """By the proxy's own address all of its clients would share one bound."""
+    """By the proxy's address, all of its clients would share one limit."""
     limiter = ConnectionLimiter(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
     first, second = ({"X-Forwarded-For": address} for address in ("198.51.100.7", "198.51.100.8"))
     async with running_server(ScriptedEngine(), app={"clients": know_clients(TRUSTED, limiter)}, limiter=limiter) as server:
@@ -116,7 +116,7 @@ async def test_below_a_root_path_a_slash_at_the_end_is_left_out_and_a_path_that_
 async def test_the_program_s_options_hold_in_each_of_its_processes(tmp_path, workers):
     log, page = tmp_path / "log", "https://app.example"
     options = ("--root-path", "/llm", "--trusted-proxy", "127.0.0.1", "--allowed-origin", page, "--keepalive-interval", "0.01")
-    # The first token comes long after the interval of the comments.
+    # The first token comes long after the interval between comments.
     slow = ("--engine-arg", "step_seconds=0.3", "--request-log", str(log), "--workers", workers)
     async with program(tmp_path, *options, *slow) as (_, url, _):
 

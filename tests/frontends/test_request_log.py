@@ -1,4 +1,4 @@
-"""The request log: which requests have a line, and what the line says of the answer."""
+"""The request log: the requests that have a line, and the line's content."""
 
 import json
 
@@ -17,7 +17,7 @@ WITHOUT = {"outcome": None, "reason": None, "queue": None, "ttft": None, "prompt
 
 
 class Log(list):
-    """A log whose lines are read at once."""
+    """A log whose lines can be read immediately."""
 
     def __call__(self, data):
         assert data.endswith(b"\n")
@@ -30,7 +30,7 @@ def log():
 
 
 async def line(log, count=1):
-    """The line number `count`, which is written when the response has ended."""
+    """Return line number `count`, which is written when the response has ended."""
     with anyio.fail_after(5):
         while len(log) < count:
             await anyio.sleep(0.001)

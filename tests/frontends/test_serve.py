@@ -1,4 +1,4 @@
-"""The server as a program: what it prints, how it stops, what it says to a wrong argument."""
+"""The server as a program: its output, its end, and its errors for invalid arguments."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from llmserve import GenerationRequest, Sampling
 
 
 async def ask_in_the_background(tasks, url, max_tokens):
-    """Returns once the server has the request; its answer is put into the list, in the end."""
+    """Send a request, and return when the server has it; the answer is appended to the list."""
     answers = []
 
     async def ask():
@@ -49,7 +49,7 @@ async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
     assert "stopped" in lines[-1]
 
 
-# Serves nothing, and prints how many objects the garbage collector leaves alone.
+# Serves nothing, and prints the number of objects that the garbage collector skips.
 IDLE = """
 import argparse, gc
 from frontends.program.lifecycle import run
@@ -66,7 +66,7 @@ def test_the_garbage_collector_leaves_alone_what_the_program_has_imported():
 
 
 async def test_on_a_terminal_a_bar_fills_while_the_engine_loads(tmp_path):
-    """A regression: the bar's task group was left before the manager's that was entered inside it."""
+    """A regression: the bar's task group was left before the manager that was entered inside it."""
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
     command = [*MODULE, "--engine", "simulated", "--port", "0", "--engine-arg", "start_seconds=1"]
@@ -95,7 +95,7 @@ async def test_it_is_reachable_but_not_ready_while_the_engine_starts(tmp_path):
             assert await process.wait() == 0
 
 
-# An engine whose start hangs in a thread that nothing can end, as an import can.
+# An engine whose start hangs in a thread that cannot be ended, as an import can.
 HANGS = """
     import sys, threading
     from frontends.aiohttp_app import main
@@ -160,7 +160,7 @@ async def test_a_second_signal_ends_what_runs(tmp_path):
 
 
 async def test_a_third_signal_ends_the_program_at_once(tmp_path):
-    """Where its requests do not end: here the engine takes for ever to confirm an abort."""
+    """The engine never confirms an abort, so that requests do not end."""
     arguments = ["--engine-arg", "step_seconds=0.5", "--engine-arg", "abort_seconds=600"]
     async with program(tmp_path, *arguments) as (process, url, _), anyio.create_task_group() as tasks:
         tasks.start_soon(ask_and_be_cut_off, url)
@@ -194,7 +194,7 @@ async def test_a_third_signal_ends_the_program_at_once(tmp_path):
     ],
 )
 async def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, arguments, words):
-    # A free port, because several of these run at the same time.
+    # A free port, because several of these tests run at the same time.
     result = await anyio.run_process([*MODULE, "--engine", "simulated", "--port", "0", *arguments], check=False)
     assert result.returncode == 2
     last = result.stderr.decode().strip().splitlines()[-1]

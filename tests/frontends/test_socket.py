@@ -1,4 +1,4 @@
-"""The raw socket's server, spoken to by a client without manners, and its own client against it."""
+"""The raw-socket server with a misbehaving client, and with llmserve's client."""
 
 import asyncio
 import pathlib
@@ -48,7 +48,7 @@ def pieces_of(messages, number):
 
 
 async def scripted(engine):
-    """The engine's only sink, once a request has reached it."""
+    """Return the engine's only sink, when a request has reached the engine."""
     while not engine.sinks:
         await anyio.sleep(0.001)
     (sink,) = engine.sinks.values()
@@ -91,7 +91,7 @@ async def test_without_credit_pieces_are_merged_and_wait():
         engine.finish(engine.submitted[0], "end")
         await served.quiet()
         raw.send(Ping(1))
-        # The slot is free, the client's pieces are not: they wait for credit.
+        # The slot is free, but the client's pieces wait for credit.
         assert await raw.read() == Pong(1)
         raw.send(Credit(1, 1))
         assert await raw.read() == Deltas([(1, "end", (1,))])
@@ -148,7 +148,7 @@ async def test_a_request_that_is_no_map_is_an_invalid_request():
 
 @pytest.mark.parametrize("schema", [{"const": b"x"}, {"const": datetime.now(UTC)}, {"properties": {1: {}}}, '{"const": "\\ud800"}'])
 async def test_a_schema_that_json_does_not_have_is_an_invalid_request(schema):
-    """MessagePack has bytes, timestamps and keys that are not text. They were an EngineError."""
+    """A regression: MessagePack's bytes, timestamps and non-text keys caused an EngineError."""
     async with running_socket() as served, served.raw() as raw:
         raw.send(opening(1, structured_outputs={"json": schema}))
         error = await raw.read()
@@ -199,7 +199,8 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 async def test_who_breaks_the_protocol_is_told_and_cut_off_and_nobody_else(name, monkeypatch):
-    # A regression: open streams went on until the connection, which waits for its client to read the error, was gone.
+    # A regression: open streams continued until the client had read the error and the connection
+    # ended.
     monkeypatch.setattr(connection, "HELLO_SECONDS", 60.0)
     sent, words, greet = WRONG[name]
     async with running_socket(time_scale=0.5) as served, served.raw() as neighbour, served.raw(greet=greet) as raw:
@@ -228,7 +229,7 @@ async def test_a_wrong_key_is_refused_and_the_right_one_is_taken(key):
 
 
 async def flood(raw, count):
-    """Open and cancel so many; returns the ids that were answered."""
+    """Open and cancel streams; return the ids that were answered."""
     for start in range(1, count, 50):
         raw.send(*(message for number in range(start, start + 50) for message in (opening(number, **ENDLESS), Cancel(number))))
         await raw.writer.drain()
@@ -247,7 +248,7 @@ async def test_many_opens_and_cancels_leave_nothing():
     async with running_socket(time_scale=0.1, max_streams=64) as served, served.raw() as raw:
         assert len(await flood(raw, connection.MAX_FRUITLESS)) == connection.MAX_FRUITLESS
         await served.quiet()
-        # One that is read to its end, and there may be as many again.
+        # After one stream that is read to its end, as many again are allowed.
         raw.send(opening(10_001, max_tokens=2))
         await raw.read_until(End)
         assert len(await flood(raw, connection.MAX_FRUITLESS)) == connection.MAX_FRUITLESS

@@ -1,4 +1,4 @@
-"""What the raw socket's client makes of errors and of requests that its wire does not have."""
+"""The raw-socket client with errors, and with requests that the protocol does not support."""
 
 from contextlib import asynccontextmanager
 
@@ -27,7 +27,7 @@ from llmserve import (
 
 @asynccontextmanager
 async def after_two_tokens(token=None):
-    """A server, its client, the engine's sink of an open stream, and that stream, when two of its tokens have reached the client."""
+    """Yield a server, its client, and an open stream with its sink, after two tokens."""
     engine = ScriptedEngine()
     config = ManagerConfig(restart=RestartConfig(most=0))
     async with (
@@ -91,7 +91,7 @@ async def test_the_death_of_the_server_s_engine_leaves_the_output_so_far():
 
 
 async def test_output_that_came_just_before_the_error_is_in_it():
-    """Both are in one write of the server's."""
+    """The server sends both in one write."""
     async with after_two_tokens() as (_, _, sink, stream):
         sink.put(Delta("c", (3,)))
         sink.fail(EngineError("bad luck"))
@@ -109,7 +109,7 @@ async def test_what_was_read_before_is_not_in_it():
 def test_an_engine_s_death_has_its_attributes_after_the_wire():
     found = to_exception(to_frame(1, EngineDead("it died", for_good=True, stalled=True)))
     assert type(found) is EngineDead
-    # The wire does not carry them, and a client finds no attribute missing.
+    # The protocol does not carry these attributes, but none is missing at the client.
     assert (found.for_good, found.stalled) == (False, False)
     assert to_exception(Error(1, "EngineDead", "it died", {})).for_good is False
 
@@ -121,5 +121,5 @@ async def test_a_field_that_the_wire_does_not_have_is_refused_by_name(name):
         with pytest.raises(InvalidRequest, match=f"the raw-socket protocol does not support {name}") as caught:
             await client.generate([{"role": "user", "content": "hi"}], max_tokens=1, **{name: fields[name]})
         assert caught.value.param == name
-        # The connection goes on.
+        # The connection continues.
         assert (await client.generate("hi", max_tokens=1)).usage.completion_tokens == 1

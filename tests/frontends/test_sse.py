@@ -10,7 +10,10 @@ text = st.text() | st.text(alphabet='\n\r"\\\u2028\x00data: []{}🙂é', max_siz
 
 
 def parse(stream):
-    """As a browser's EventSource does: events end with an empty line, and hold lines that begin with `data:`."""
+    """Parse events like a browser's EventSource.
+
+    Events end with an empty line, and have lines that begin with `data:`.
+    """
     for block in stream.decode().split("\n\n")[:-1]:
         lines = block.split("\n")
         assert all(line.startswith("data: ") for line in lines)
@@ -33,7 +36,7 @@ def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
         for value in texts:
             delta = Delta(value, (1,))
             whole = sse.event(answerer._answer(answerer.chunk_choice(3, delta)))
-            # Tokens without text are nothing to show yet.
+            # Tokens without text are not shown yet.
             assert answerer.chunk(3, delta) == (whole if value else b"")
 
 

@@ -1,4 +1,4 @@
-"""Constraints on the wires: what OpenAI's and vLLM's fields mean, and which one is blamed."""
+"""Structured outputs on the wire: OpenAI's and vLLM's fields, and the field that an error names."""
 
 import msgspec
 import pytest
@@ -40,7 +40,7 @@ def test_what_a_format_asks_for(make):
     assert make(structured_outputs={"regex": "a+"}) == StructuredOutputs.regex("a+")
     assert make(structured_outputs={"choice": ["a", "b"]}) == StructuredOutputs.choice(["a", "b"])
     assert make(structured_outputs={"grammar": 'root ::= "a"'}) == StructuredOutputs.grammar('root ::= "a"')
-    # As vLLM's own types are dumped, with all their fields.
+    # With all fields of vLLM's types.
     assert make(structured_outputs={"json": SCHEMA} | NEUTRAL) == StructuredOutputs.json(SCHEMA)
     assert make(response_format={"type": "text", "json_schema": None}) is None
     assert make(response_format={"type": "json_object", "json_schema": None}) == StructuredOutputs.json_object()

@@ -1,4 +1,4 @@
-"""Traces over the wires, into a collector that really takes them."""
+"""Traces over both protocols, into a real collector."""
 
 import signal
 
@@ -36,7 +36,7 @@ async def test_a_collector_gets_spans_whose_stages_sum_to_the_request_s_time(tmp
             status, _ = await fetch(f"{url}/v1/completions", body, HEADERS)
             assert status == 200
         await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 5}, {"traceparent": "nonsense"})
-        # What is not sent yet is sent at the end.
+        # Pending data is sent at the end.
         await stop(process)
         spans = await found.has(4)
         assert len(spans) == 4
@@ -46,7 +46,7 @@ async def test_a_collector_gets_spans_whose_stages_sum_to_the_request_s_time(tmp
             assert span.began <= min(at for _, at in span.events) <= max(at for _, at in span.events) <= span.ended
         assert [span.parent for span in spans if span.trace == TRACE] == [PARENT] * 3
         assert [span.parent for span in spans if span.trace != TRACE] == [""]
-        # Of the last process that sent any.
+        # The data of the last process that sent any.
         assert 1 <= sum(point.as_int for point in found.metrics["llmserve.requests"]) <= 4
         assert "gen_ai.server.request.duration" in found.metrics
 

@@ -1,4 +1,4 @@
-"""What vLLM's clients ask for beside the text: token ids, the prompt's logprobs, and rules for tokens."""
+"""vLLM's extras of an answer: token ids, the prompt's logprobs, and rules for tokens."""
 
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ async def test_each_choice_of_completions_has_its_prompt_s_ids(server):
 
 @pytest.mark.parametrize("fields", [{"return_token_ids": True}, {"prompt_logprobs": 0}])
 def test_a_chat_s_choices_repeat_no_prompt_and_fit_a_long_context(fields):
-    """The engine computes the prompt's part for the first choice alone."""
+    """The engine computes the prompt's part only for the first choice."""
     wanted = msgspec.convert({**CHAT, **fields, "n": 100}, ChatRequest).wanted(Caller(), None)
     check_answer(wanted.requests, 2**20)
     asking = [one.return_prompt_ids or one.sampling.prompt_logprobs is not None for one in wanted.requests]
@@ -93,7 +93,7 @@ async def test_an_echo_alone_has_no_token_ids_of_its_own(server):
 
 
 async def test_incomplete_characters_lose_no_token_ids(server):
-    """A token without text is no event, unless its id was asked for."""
+    """A token without text causes no event, unless its id was requested."""
     asked = {**TEXT, "allowed_token_ids": [0xC3], "max_tokens": 3, "return_token_ids": True}
     found = await chunks(server, "/v1/completions", asked)
     assert [token for chunk in found for token in chunk["choices"][0]["token_ids"]] == [0xC3] * 3
@@ -128,7 +128,7 @@ async def test_the_prompt_s_logprobs_are_by_token_id_with_ranks(server, path, co
         ("/v1/completions", {"bad_words": [""]}, "bad_words"),
         ("/v1/completions", {"bad_words": ["a" * 70_000]}, "bad_words"),
         ("/v1/chat/completions", {"logit_bias": {"word": 1, "other": 2, "1": 3}}, "logit_bias"),
-        # Digits of another script, which int() takes.
+        # Digits of another script, which int() accepts.
         ("/v1/completions", {"logit_bias": {"\u0663": 1}}, "logit_bias"),
     ],
 )

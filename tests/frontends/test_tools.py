@@ -1,4 +1,4 @@
-"""Calls of tools and reasoning on OpenAI's wire, whole and in chunks, by the official client; the engine does what the test says."""
+"""Tool calls and reasoning in OpenAI's format, with the official client and a scripted engine."""
 
 import openai
 import pytest
@@ -11,7 +11,7 @@ from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
-# What each delta's text stands for.
+# The meaning of each delta's text.
 PARTS = {
     "think ": Message(reasoning="think "),
     "words": Message(content="words"),

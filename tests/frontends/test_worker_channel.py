@@ -16,7 +16,7 @@ def anyio_backend():
 
 
 async def test_a_message_that_came_first_waits_until_its_receiver_listens():
-    """A regression: a worker that was still starting died of the owner's first question on a busy machine."""
+    """A regression: on a busy machine the supervisor's first check killed a starting worker."""
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)
@@ -24,7 +24,7 @@ async def test_a_message_that_came_first_waits_until_its_receiver_listens():
         received, done = [], asyncio.Event()
         channel = await Channel.open(ours, messages.FromOwner, lambda message: (received.append(message), done.set()), done.set)
         loop = asyncio.get_running_loop()
-        # By then the loop has polled the socket, and would have read.
+        # By then the loop has polled the socket and would have read the message.
         for _ in range(3):
             polled = loop.create_future()
             loop.call_soon(polled.set_result, None)

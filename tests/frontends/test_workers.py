@@ -1,4 +1,4 @@
-"""Several processes on one port, as a program on the simulated engine; and their one admission, in memory."""
+"""Several workers on one port as a program, and their admission in memory."""
 
 import json
 import re
@@ -75,7 +75,7 @@ async def test_one_admission_decides_for_all(tmp_path):
         await streams.end()
         await until(url, lambda found: found["admission"]["running"] == 0)
         assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 200
-        # What can never fit is the client's fault, in each worker.
+        # A request that can never fit is a client error in each worker.
         for _ in range(2):
             status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi", "n": 3})
             assert (status, json.loads(body)["error"]["param"]) == (400, "n"), body
@@ -107,14 +107,14 @@ async def test_a_worker_s_death_costs_its_own_connections_and_gives_its_tickets_
         for _ in range(4):
             await streams.begin(max_tokens=200)
         assert (await fetch(f"{url}/v1/completions", {"prompt": "hi"}))[0] == 503
-        # On a busy machine the four may be three and one.
+        # On a busy machine the four connections may be distributed as three and one.
         held = {worker: streams.held_by(worker) for worker in workers_of(process)}
         killed, lost = max(held.items(), key=lambda item: item[1])
         killed.kill()
         with anyio.fail_after(20):
             while len(workers_of(process)) < 2 or killed in workers_of(process):
                 await anyio.sleep(0.02)
-        # As many as it held can begin again.
+        # As many requests as it had can begin again.
         await until(url, lambda found: found["admission"]["running"] <= 4 - lost)
         for _ in range(lost):
             await streams.begin(max_tokens=200)
@@ -146,14 +146,14 @@ async def test_a_worker_that_does_not_answer_is_found(anyio_backend):
             answering.questions = 0
             if found and stopped in members:
                 assert stopped.silent
-                # It has been replaced.
+                # The worker has been replaced.
                 members.remove(stopped)
         tasks.cancel_scope.cancel()
     assert found == [(stopped, watchdog.HUNG_SECONDS), (starting, 600.0)]
 
 
 async def test_a_stopped_worker_gets_no_connections_and_is_replaced(tmp_path):
-    """It was never noticed: every second client waited without end."""
+    """A regression: the supervisor did not notice, and every second client waited without end."""
     short = "import frontends.workers.watchdog as w; w.ASK_SECONDS, w.SILENT_SECONDS, w.HUNG_SECONDS = 0.1, 0.5, 5.0"
     command = f"{short}; from frontends.aiohttp_app import main; main()"
     module = (sys.executable, "-c", f"if __name__ == '__main__': exec({command!r})", "--port", "0")
@@ -162,7 +162,8 @@ async def test_a_stopped_worker_gets_no_connections_and_is_replaced(tmp_path):
         first.suspend()
         with anyio.fail_after(60):
             while first in workers_of(process) or len(workers_of(process)) < 2:
-                # A client that was handed over before it was silent waits for it, and loses its connection with it.
+                # A client that got this worker before it was silent waits, and loses its
+                # connection.
                 with anyio.move_on_after(1), suppress(OSError):
                     await fetch(f"{url}/health/live", timeout=1)
         assert second in workers_of(process)
@@ -181,7 +182,8 @@ async def test_sigterm_lets_the_first_worker_finish_while_another_still_starts(t
             while len(workers_of(process)) < 2:
                 await anyio.sleep(0.01)
             workers_of(process)[1].suspend()
-            # Until the owner knows that the first worker is up, it may hand a connection to the one that is stopped.
+            # Before the supervisor knows that the first worker is up, it may hand a connection to
+            # the stopped one.
             answered = 0
             while answered < 5:
                 try:
@@ -218,12 +220,12 @@ async def test_sigterm_lets_every_worker_finish_and_a_second_one_does_not(tmp_pa
 
 
 async def test_sigterm_while_a_worker_is_being_replaced_lets_the_others_finish(tmp_path):
-    """A regression: it was taken for one during the start, which nothing has to be finished for."""
+    """A regression: the signal was treated as one during startup, when no requests are open."""
     async with serving(tmp_path, *SLOW) as (process, url, _), Streams(url) as streams:
         for _ in range(4):
             await streams.begin(max_tokens=40)
         first, second = workers_of(process)
-        # Two, or one where a connection that has just been closed was still counted when they were shared out.
+        # Two, or one if a connection that had just closed was still counted.
         others = connections(second)
         first.kill()
         process.send_signal(signal.SIGTERM)
@@ -271,19 +273,19 @@ async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
     ],
 )
 def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):
-    # A machine with a GPU and so many cores, which this one is not.
-    monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: True)
+    # Simulate a machine with a GPU and many cores.
+    monkeypatch.setattr("frontends.aiohttp_app.has_gpu_build", lambda: True)
     monkeypatch.setattr("frontends.aiohttp_app.available_cpus", lambda: cores)
     assert choose_workers(engine, args) == count
 
 
-# One admission, from several processes, in memory
+# The admission of several workers, in memory
 
 LIMIT, LINE, PATIENCE = 3, 4, 5.0
 
 
 class Loop:
-    """The timers of an owner, on a clock of the test's."""
+    """The supervisor's timers, on a clock of the test."""
 
     def __init__(self):
         self.now = 0.0
@@ -314,7 +316,7 @@ class Timer:
 
 
 class Process:
-    """One worker and its desk, and the messages between them, which arrive when the test says so."""
+    """A worker, its admission server, and messages that arrive when the test delivers them."""
 
     def __init__(self, controller, loop):
         self.up, self.down = deque(), deque()
@@ -331,7 +333,7 @@ class Process:
 
 
 class OneAdmission(RuleBasedStateMachine):
-    """Whatever the order in which messages cross: never more than the limit, and in the end nothing is held."""
+    """In any order of messages, the limit is never exceeded, and in the end no slot is taken."""
 
     def __init__(self):
         super().__init__()
@@ -375,7 +377,7 @@ class OneAdmission(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def die(self, which):
-        """What was in flight is gone with it."""
+        """Drop the messages on their way to or from a worker that has died."""
         self.processes[which].admission_server.close()
         self.processes[which] = Process(self.controller, self.loop)
 
@@ -408,7 +410,7 @@ class OneAdmission(RuleBasedStateMachine):
 TestOneAdmission = OneAdmission.TestCase
 
 
-# What workers hear of steps
+# Steps that workers see
 
 
 def told(at, steps, seconds, **more):
@@ -424,7 +426,7 @@ def test_a_step_that_several_workers_saw_is_one_step():
         together.take(worker, told(0.5 + worker / 100, 150, 1.5, running=8 + worker, generation_tokens=200))
     facts = together.together(0.51)
     assert (facts.steps, facts.busy_seconds, facts.generation_tokens) == (50, 0.5, 400)
-    # Who runs is told to one of them at each step: the one who heard last.
+    # Each step reports the running requests to one worker: the one with the last report.
     assert (facts.running, facts.kv_tokens) == (9, 100)
 
 

@@ -277,7 +277,7 @@ def describe_engine(info: EngineInfo) -> str:
 
 
 def say_leaving(seconds: float) -> None:
-    say(f"leaving   requests are served for another {seconds:g} s, readiness returns 503; a second signal cancels the requests")
+    say(f"leaving   for {seconds:g} s requests are still served and readiness returns 503; a second signal cancels open requests")
 
 
 def say_ready(admission: AdmissionStatistics) -> None:

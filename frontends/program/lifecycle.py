@@ -281,8 +281,8 @@ def say_leaving(seconds: float) -> None:
 
 
 def say_ready(admission: AdmissionStatistics) -> None:
-    limit = "any number" if admission.limit is None else admission.limit
-    say(f"admission {admission.policy}: at most {limit} running, {admission.max_waiting} waiting")
+    running = "no limit of running requests" if admission.limit is None else f"at most {admission.limit} running"
+    say(f"admission {admission.policy}: {running}, {admission.max_waiting} waiting")
     say("ready     Ctrl-C or SIGTERM drains and stops")
 
 

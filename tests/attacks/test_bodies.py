@@ -84,7 +84,7 @@ async def test_a_field_that_is_repeated_is_measured_each_time():
         await BodyReader(CompletionRequest, WorkQueue()).read(body, lambda _: None)
 
 
-async def test_no_number_is_sought_in_a_large_body_that_is_none():
+async def test_a_large_invalid_body_is_not_searched_for_non_finite_numbers():
     body = b'{"prompt":' + full(SIZE, b"[]") + b',"temperature":NaN}'
     with little_is_made(), pytest.raises(InvalidRequest, match="cannot be decoded"):
         await BodyReader(CompletionRequest, WorkQueue()).read(body, lambda _: None)
@@ -102,7 +102,7 @@ async def test_no_number_is_sought_in_a_large_body_that_is_none():
     ],
     ids=["text", "texts", "lists of ids", "ids", "ignored", "schema"],
 )
-async def test_what_clients_do_send_is_decoded_as_ever(body):
+async def test_normal_large_bodies_are_decoded(body):
     data = msgspec.json.encode(body)
     assert len(data) > SMALL or "ids" in body
     decoded = await BodyReader(CompletionRequest, WorkQueue()).read(data, lambda body: body, CONTEXT)
@@ -229,7 +229,7 @@ def test_heavy_work_is_done_piece_by_piece_with_rests():
     loop.close()
 
 
-async def test_who_is_cancelled_in_the_line_leaves_it():
+async def test_a_cancelled_task_leaves_the_queue():
     turns = WorkQueue()
     first = asyncio.create_task(turns.run(lambda: 1))
     second = asyncio.create_task(turns.run(lambda: 2))

@@ -136,7 +136,7 @@ async def test_in_a_running_server_it_changes_nothing(tmp_path, monkeypatch, cap
     assert tables == [table] * len(bad)
 
 
-async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, monkeypatch, capfd):
+async def test_a_file_that_is_being_saved_is_not_read_before_it_is_complete(tmp_path, monkeypatch, capfd):
     """An editor writes a file piece by piece; the pieces are valid files but never take effect."""
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path, left, real = tmp_path / "keys.toml", 20, file_watch.marks
@@ -163,7 +163,7 @@ async def test_a_file_that_is_being_saved_is_not_read_before_it_rests(tmp_path, 
     assert access.find("0") is not None
 
 
-async def test_all_keys_are_taken_back_by_saying_so(tmp_path, monkeypatch, capfd):
+async def test_an_explicit_line_revokes_all_keys(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
@@ -205,7 +205,7 @@ async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatc
         tasks.cancel_scope.cancel()
 
 
-async def test_a_change_while_the_model_loads_is_taken(tmp_path, monkeypatch, capfd):
+async def test_a_change_while_the_model_loads_takes_effect(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)

@@ -113,7 +113,7 @@ async def test_a_request_log_that_is_renamed_is_opened_again(tmp_path, workers):
         assert numbers == list(range(1, len(numbers) + 1))
 
 
-async def test_an_idle_log_lets_go_of_a_file_that_was_taken_away(tmp_path):
+async def test_an_idle_log_closes_a_renamed_file(tmp_path):
     path, moved = tmp_path / "log", tmp_path / "log.1"
     reports = []
     log = LogWriter("requests", open_appending(path), reports.append, path)

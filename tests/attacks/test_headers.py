@@ -142,7 +142,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("extra", "expected"), REFUSED)
-async def test_what_is_refused_is_logged_with_its_status(extra, expected):
+async def test_a_refused_request_is_logged_with_its_status(extra, expected):
     lines = []
     async with running_server(app={"log": lines.append, "hosts": ["named.example"]}) as server:
         port = int(server.url.rsplit(":", 1)[1])
@@ -169,7 +169,7 @@ async def test_the_form_of_metrics_is_agreed_on(accept, expected):
     assert [json.loads(line)["status"] for line in lines] == [expected]
 
 
-async def test_a_failure_that_nobody_has_foreseen_is_logged_as_500(monkeypatch, caplog):
+async def test_an_unexpected_failure_is_logged_as_500(monkeypatch, caplog):
     lines = []
     async with running_server(app={"log": lines.append}) as server:
         # Patched, because no known request causes such a failure.
@@ -190,7 +190,7 @@ async def test_a_failure_that_nobody_has_foreseen_is_logged_as_500(monkeypatch, 
         (("--host", "0.0.0.0", "--insecure", "--allowed-host", "a.example"), ("any.example", "a.example"), [403, 200]),
     ],
 )
-async def test_a_server_that_asks_nobody_answers_to_no_name_of_others(tmp_path, arguments, names, expected):
+async def test_a_server_without_authentication_refuses_other_host_names(tmp_path, arguments, names, expected):
     async with program(tmp_path, *arguments) as (_, address, _):
         url = address.replace("0.0.0.0", "127.0.0.1")
         found = [(await fetch(f"{url}/v1/models", headers={"Host": name, "Origin": f"http://{name}"}))[0] for name in names]

@@ -67,7 +67,7 @@ async def test_a_huge_body_is_refused_before_it_is_here():
 
 
 @pytest.mark.parametrize("length", [b"x", b"-1", b"1" * 5000, "\u00b2".encode("latin-1")])
-async def test_a_length_that_is_none_is_refused(length):
+async def test_an_invalid_length_is_refused(length):
     assert (await refused(Intake(), Request(headers=[(b"content-length", length)])))[0] == 413
 
 
@@ -80,7 +80,7 @@ async def test_a_slow_body_is_given_up_and_many_are_bounded_together():
     assert sum(isinstance(one, RelayedRequest) for one in found) == 2
 
 
-async def test_keys_are_asked_for_before_the_body_is_read():
+async def test_keys_are_checked_before_the_body_is_read():
     access = Access(Keys.single("secret"))
     for shown in ([], [b"Bearer wrong"], [b"secret"], [b"Bearer secret"] * 2):
         request = Request(headers=[(b"authorization", value) for value in shown], pieces=[PIECE])
@@ -98,7 +98,7 @@ async def test_keys_are_asked_for_before_the_body_is_read():
 @pytest.mark.parametrize(
     "path", [b"", b"*", b"http://evil/metrics", b"/a b", b"/a\r\nX: 1", "/\u00e9".encode(), b"/\xff", b"/\0", b"/\x7f"]
 )
-async def test_what_is_no_path_is_the_client_s_error(path):
+async def test_an_invalid_path_is_a_client_error(path):
     """A regression: the error said that three replicas had ended."""
     request = Request(path)
     request.scope["path"] = ""

@@ -86,7 +86,7 @@ async def stream_past_sigterm(process, session, tokens=30):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_request_log_that_nobody_reads_stops_nothing(tmp_path, workers):
+async def test_an_unread_request_log_stops_nothing(tmp_path, workers):
     reading, writing = os.pipe()
     async with server(tmp_path, "--request-log", "-", "--workers", workers, stdout=writing) as (process, session):
         os.close(writing)
@@ -101,7 +101,7 @@ async def test_a_request_log_that_nobody_reads_stops_nothing(tmp_path, workers):
     os.close(reading)
 
 
-async def test_a_log_that_is_read_again_says_what_it_has_lost_and_has_only_whole_lines(tmp_path):
+async def test_a_log_that_is_read_again_reports_lost_lines_and_has_only_whole_lines(tmp_path):
     reading, writing = os.pipe()
     errors = tmp_path / "errors"
     with errors.open("wb") as stderr:
@@ -162,7 +162,7 @@ print("the last line", file=sys.stderr)
 
 
 @pytest.mark.parametrize("output", ["stdout", "both"])
-def test_a_program_whose_output_nobody_reads_ends(output):
+def test_a_program_with_unread_output_ends(output):
     reading, writing = os.pipe()
     streams = {"stdout": writing, "stderr": writing if output == "both" else subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", PRINTS, "100000"], **streams)

@@ -85,7 +85,7 @@ async def test_the_corpus(size, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_the_body_is_asked_for_only_when_it_is_wanted():
+async def test_the_body_is_requested_only_when_it_is_needed():
     async with running_server() as server:
         head = post(b"Expect: 100-continue\r\nContent-Length: %d\r\n" % len(BODY), b"", length=False)
         port = int(server.url.rsplit(":", 1)[1])
@@ -119,7 +119,7 @@ async def test_a_request_s_name_is_its_client_s_only_where_it_is_one(name):
             assert [len(line) for line in found] == [len(b"X-Request-Id: ") + 32]
 
 
-async def test_one_name_for_many_requests_is_no_key_to_any():
+async def test_a_shared_name_of_requests_grants_access_to_none():
     async with running_server() as server:
         names, texts = set(), set()
 
@@ -137,7 +137,7 @@ async def test_one_name_for_many_requests_is_no_key_to_any():
         assert len(names) == len(texts) == 80
 
 
-async def test_a_log_s_line_is_one_line_of_checked_words():
+async def test_a_log_line_is_one_line_of_checked_values():
     lines = []
     secret = "a secret that is in the prompt"
     async with running_server(app={"log": lines.append}) as server:
@@ -157,7 +157,7 @@ async def test_a_log_s_line_is_one_line_of_checked_words():
         assert not any(word in line for word in SECRETS)
 
 
-async def test_hostile_words_make_no_new_series():
+async def test_hostile_values_create_no_new_series():
     async with running_server() as server:
 
         async def series():

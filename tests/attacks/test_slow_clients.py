@@ -142,7 +142,7 @@ async def test_a_client_that_has_stopped_reading_is_cut_off(clock, kind, tls):
                 await anyio.sleep(0.001)
 
 
-async def test_who_took_everything_is_not_cut_off(clock):
+async def test_a_client_that_took_all_bytes_is_not_disconnected(clock):
     """No bytes wait for the client between requests and while an engine is slow."""
     async with running_socket() as served, served.raw() as raw:
         (watch,) = clock.watches
@@ -168,7 +168,7 @@ def steps(draw):
 
 
 @given(steps())
-def test_what_arrives_is_bounded_and_the_slow_give_way(moves):
+def test_incomplete_bodies_are_bounded_and_slow_ones_give_way(moves):
     """Each move is a pause and an arrival's new size; 0 is its end."""
     most, now = 8 * FREE_BYTES, 0.0
     budget = ReceiveBudget(lambda: now, most)
@@ -276,7 +276,7 @@ async def test_frames_that_never_arrive_are_bounded_together(small_budget):
         await served.quiet()
 
 
-async def test_a_frame_that_does_not_arrive_is_not_waited_for(monkeypatch):
+async def test_an_incomplete_frame_times_out(monkeypatch):
     monkeypatch.setattr(deadlines, "BODY_SECONDS", 0.2)
     async with running_socket() as served, served.raw() as raw:
         raw.writer.write((1000).to_bytes(4, "big") + b"x")

@@ -70,7 +70,7 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
         assert found["admission"]["admitted"] >= SLOTS + 12 + 6
 
 
-async def test_a_client_that_leaves_frees_what_it_held(deploy):
+async def test_a_client_that_leaves_frees_its_resources(deploy):
     async with deploy(replicas="2", **SLOW) as cluster:
         for body in (wanted(1000, stream=True), wanted(1000)):
             requests = [asyncio.create_task(cluster.session.post("/v1/completions", json=body)) for _ in range(4)]
@@ -85,7 +85,7 @@ async def test_a_client_that_leaves_frees_what_it_held(deploy):
         assert (await cluster.metrics())["requests"]["cancelled"] == 8
 
 
-async def test_what_one_refuses_another_takes_and_what_all_refuse_comes_back_with_the_shorter_wait(deploy):
+async def test_a_refused_request_is_tried_elsewhere_and_the_shorter_retry_after_is_returned(deploy):
     async with deploy(replicas="2", max_waiting="0", **SLOW) as cluster:
         holding = [asyncio.create_task(cluster.post("/v1/completions", wanted(200))) for _ in range(2 * SLOTS)]
         # Both replicas are full, and no request was refused.
@@ -131,7 +131,7 @@ async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tm
         assert served["flood"] / sum(served.values()) == pytest.approx(0.5, abs=0.1), served
 
 
-async def test_what_a_tenant_may_have_is_counted_over_all_replicas(deploy, tmp_path):
+async def test_a_tenant_s_limit_counts_over_all_replicas(deploy, tmp_path):
     table = tmp_path / "tenants.toml"
     table.write_text("[tenants.few]\nconcurrency = 2\n")
     async with deploy(replicas="2", tenants=str(table), **SLOW) as cluster:
@@ -148,7 +148,7 @@ async def test_what_a_tenant_may_have_is_counted_over_all_replicas(deploy, tmp_p
             one.cancel()
 
 
-async def test_what_is_sent_again_with_its_key_is_answered_by_the_replica_that_answered_it(deploy):
+async def test_a_repeated_request_with_its_key_reaches_the_same_replica(deploy):
     async with deploy(replicas="2", **SLOW) as cluster:
         for number in range(8):
             headers = {"Idempotency-Key": f"order-{number}"}
@@ -158,7 +158,7 @@ async def test_what_is_sent_again_with_its_key_is_answered_by_the_replica_that_a
         assert (await cluster.metrics())["requests"]["completed"] == 8
 
 
-async def test_replicas_come_with_load_and_go_without(deploy):
+async def test_replicas_are_added_with_load_and_removed_without(deploy):
     words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2"}
     async with deploy(max_waiting="8", **words, **SLOW) as cluster:
         assert (await cluster.metrics())["admission"]["limit"] == SLOTS

@@ -87,7 +87,7 @@ async def test_a_whole_answer_is_held_until_it_is_whole():
     assert handle.avoided == [()]
 
 
-async def test_one_that_dies_before_its_answer_is_whole_is_replaced():
+async def test_a_replica_that_dies_before_its_answer_is_complete_is_replaced():
     answer, _ = await ask([ReplicaAccepted("a"), WHOLE, b"one ", DEATH], [DEATH], [ReplicaAccepted("b"), WHOLE, b"three"])
     assert answer.body == b"three"
 
@@ -97,7 +97,7 @@ async def test_a_stream_that_has_sent_nothing_is_begun_again():
     assert [chunk async for chunk in answer.events()] == [b"data: 1\n\n", b"data: 2\n\n"]
 
 
-async def test_a_stream_that_has_sent_something_ends_with_an_event_that_says_so():
+async def test_a_stream_that_has_begun_ends_with_an_error_event():
     answer, handle = await ask([ReplicaAccepted("a"), EVENTS, b"data: 1\n\n", DEATH])
     first, last = [chunk async for chunk in answer.events()]
     assert first == b"data: 1\n\n"
@@ -111,36 +111,36 @@ async def test_a_request_that_kills_every_replica_is_given_up():
         await ask([ReplicaAccepted("a"), DEATH], [ReplicaAccepted("b"), DEATH], [ReplicaAccepted("c"), DEATH])
 
 
-async def test_what_one_refuses_another_may_take():
+async def test_another_replica_may_take_a_refused_request():
     answer, handle = await ask([ReplicaAccepted("a"), refusal(900), b"no"], [ReplicaAccepted("b"), WHOLE, b"yes"])
     assert answer.body == b"yes"
     assert handle.avoided == [(), ("a",)]
 
 
 @pytest.mark.parametrize(("first", "second", "body"), [(900, 300, b"second"), (300, 900, b"first")])
-async def test_of_two_refusals_the_one_counts_that_says_to_come_back_sooner(first, second, body):
+async def test_of_two_refusals_the_one_with_the_shorter_retry_after_counts(first, second, body):
     answer, handle = await ask([ReplicaAccepted("a"), refusal(first), b"first"], [ReplicaAccepted("b"), refusal(second), b"second"])
     assert answer.body == body
     assert len(handle.avoided) == 2
 
 
-async def test_where_there_is_no_other_one_the_refusal_stands():
+async def test_without_another_replica_the_refusal_is_returned():
     answer, handle = await ask([ReplicaAccepted("a"), refusal(900), b"no"], [ReplicaAccepted("a")])
     assert (answer.body, len(handle.avoided)) == (b"no", 2)
 
 
-async def test_a_refusal_for_what_the_client_did_is_not_tried_elsewhere():
+async def test_a_client_error_is_not_tried_elsewhere():
     answer, handle = await ask([ReplicaAccepted("a"), ResponseHead(429, ()), b"your own limit"])
     assert (answer.head.status, len(handle.avoided)) == (429, 1)
 
 
-async def test_one_that_does_not_say_that_it_has_the_request_is_replaced():
+async def test_a_replica_that_does_not_accept_the_request_is_replaced():
     """A regression: with one unreachable host the error said that no replica takes requests."""
     answer, handle = await ask([SILENCE], [SILENCE], [ReplicaAccepted("b"), WHOLE, b"yes"])
     assert (answer.body, handle.cancelled, len(handle.avoided)) == (b"yes", 2, 3)
 
 
-async def test_where_no_replica_takes_it_the_client_is_told_to_come_back():
+async def test_if_no_replica_accepts_it_the_client_gets_retry_after():
     loop = asyncio.get_running_loop()
     began = loop.time()
     with pytest.raises(Unavailable, match="no replica") as raised:
@@ -148,12 +148,12 @@ async def test_where_no_replica_takes_it_the_client_is_told_to_come_back():
     assert (loop.time() - began, raised.value.retry_after) == (pytest.approx(10.0), 10.0)
 
 
-async def test_a_refusal_stands_where_no_other_one_takes_it():
+async def test_a_refusal_is_returned_if_no_other_replica_accepts_the_request():
     answer, _ = await ask([ReplicaAccepted("a"), refusal(900), b"no"], *[[SILENCE]] * 4)
     assert answer.body == b"no"
 
 
-async def test_one_that_says_nothing_for_too_long_is_lost():
+async def test_a_replica_that_is_silent_for_too_long_is_lost():
     """A regression: streams of an unreachable host ended after a minute."""
     answer, _ = await ask([ReplicaAccepted("a"), WHOLE, SILENCE], [ReplicaAccepted("b"), EVENTS, b"data: 1\n\n", SILENCE])
     first, last = [chunk async for chunk in answer.events()]
@@ -161,7 +161,7 @@ async def test_one_that_says_nothing_for_too_long_is_lost():
     assert b'"code":"engine_restarted"' in last
 
 
-async def test_one_that_says_that_it_is_there_may_take_its_time():
+async def test_a_replica_that_sends_beats_may_take_its_time():
     beats = [PAUSE, BEAT] * 30
     answer, _ = await ask([ReplicaAccepted("a"), *beats, EVENTS, *beats, b"data: 1\n\n", *beats, b"data: 2\n\n"])
     assert [chunk async for chunk in answer.events()] == [b"data: 1\n\n", b"data: 2\n\n"]
@@ -169,7 +169,7 @@ async def test_one_that_says_that_it_is_there_may_take_its_time():
     assert (answer.replica, answer.body) == ("b", b"yes")
 
 
-async def test_an_answer_that_has_nothing_to_say_says_that_it_is_there():
+async def test_a_silent_answer_sends_beats():
     closed = []
 
     async def messages():
@@ -194,7 +194,7 @@ async def test_an_answer_that_has_nothing_to_say_says_that_it_is_there():
         [message async for message in with_beats(failing(), 2.0)]
 
 
-async def test_however_many_streams_a_replica_has_none_is_taken_for_lost():
+async def test_no_stream_is_taken_for_lost_for_any_number_of_streams():
     """With many streams messages are rare, but not so rare that the ingress gives up."""
 
     async def ask(_):

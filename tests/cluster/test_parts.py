@@ -54,7 +54,7 @@ def load(number=1, **more):
 # The order of replicas
 
 
-def test_one_with_room_comes_before_one_that_has_none_and_one_that_is_not_ready_comes_last():
+def test_a_replica_with_room_comes_before_a_full_one_and_an_unready_one_comes_last():
     loads = {
         "full": load(running=4, wait=2.0),
         "room": load(running=3),
@@ -64,7 +64,7 @@ def test_one_with_room_comes_before_one_that_has_none_and_one_that_is_not_ready_
     assert in_order(list(loads), loads, {}) == ["room", "line", "full", "starting"]
 
 
-def test_what_was_sent_since_it_told_counts():
+def test_requests_sent_since_the_report_count():
     loads = {"a": load(running=2), "b": load(running=3)}
     assert in_order(["a", "b"], loads, {"a": 1}) == ["a", "b"]
     assert in_order(["a", "b"], loads, {"a": 2}) == ["b", "a"]
@@ -73,7 +73,7 @@ def test_what_was_sent_since_it_told_counts():
     assert load(running=2, interval=0.5).expected_wait(1) == 0.0
 
 
-def test_one_that_has_told_nothing_is_new_and_empty():
+def test_a_replica_without_a_report_is_new_and_empty():
     assert in_order(["busy", "new"], {"busy": load(running=1)}, {}) == ["new", "busy"]
     assert NEW.rank(0) == (False, 0.0, 0)
 
@@ -103,7 +103,7 @@ def told(now=0.0, started=0.0, **fields):
 
 
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1)])
-async def test_a_replica_gets_what_all_others_have_served_since_it_last_asked(shares):
+async def test_a_replica_gets_the_usage_of_all_others_since_its_last_exchange(shares):
     one = SharedState(lambda: 0.0)
     for name in "abc":
         assert await one.exchange(name, UsageDelta(), told()) == UsageDelta()
@@ -114,7 +114,7 @@ async def test_a_replica_gets_what_all_others_have_served_since_it_last_asked(sh
     assert await one.exchange("a", UsageDelta(), told()) == UsageDelta(costs={"web": shares[1], "batch": 2}, tokens={"web": -3})
 
 
-async def test_what_is_open_elsewhere_is_what_the_others_last_told_until_they_are_gone():
+async def test_open_requests_elsewhere_are_those_of_the_last_reports_until_replicas_are_gone():
     now = 0.0
     one = SharedState(lambda: now)
     await one.exchange("a", UsageDelta(open={"web": 2}), told())
@@ -127,7 +127,7 @@ async def test_what_is_open_elsewhere_is_what_the_others_last_told_until_they_ar
     assert (await one.exchange("c", UsageDelta(), told())).open == {}
 
 
-async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answer(monkeypatch):
+async def test_open_requests_elsewhere_are_forgotten_when_the_shared_state_does_not_answer(monkeypatch):
     monkeypatch.setattr(replica, "EXCHANGE_SECONDS", 0.0)
     admission = AdmissionController(Unlimited(), tenants=Tenants(TenantTable({"a": TenantLimits(concurrency=1)})))
     stop, refused = asyncio.Event(), []
@@ -148,7 +148,7 @@ async def test_what_is_open_elsewhere_is_forgotten_when_the_board_does_not_answe
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))
-async def test_nothing_served_is_lost_or_told_twice(calls):
+async def test_no_usage_is_lost_or_reported_twice(calls):
     one = SharedState(lambda: 0.0)
     taken = dict.fromkeys("abc", 0)
     served = dict.fromkeys("abc", 0)
@@ -162,7 +162,7 @@ async def test_nothing_served_is_lost_or_told_twice(calls):
     assert taken == {name: sum(served.values()) - served[name] for name in "abc"}
 
 
-async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tenants_the_largest():
+async def test_nothing_is_kept_for_a_dead_replica_and_only_the_largest_tenants_are_kept():
     now = 0.0
     one = SharedState(lambda: now)
     crowd = UsageDelta(costs={str(number): number for number in range(2 * shared_state.MAX_TENANTS)})
@@ -178,7 +178,7 @@ async def test_for_a_replica_that_is_gone_nothing_is_kept_and_of_a_crowd_of_tena
     assert min(mail.costs.values()) == shared_state.MAX_TENANTS
 
 
-async def test_what_a_replica_has_counted_outlives_it():
+async def test_a_replica_s_counts_outlive_it():
     now = 100.0
     one = SharedState(lambda: now)
     await one.exchange("dies", UsageDelta(), told(5.0, completed=3, running=2, admitted=5, refused={"queue_full": 1}))
@@ -223,19 +223,19 @@ def test_there_are_more_when_some_are_refused_and_never_more_than_twice(replicas
     assert 0.05 <= state["knee"] <= 1
 
 
-def test_idle_ones_go_and_busy_ones_stay():
+def test_idle_replicas_are_removed_and_busy_ones_stay():
     assert desired(4, 0.0, 0.0, 0.0, {})[0] == 1
     assert desired(4, 0.0, 0.0, 0.7, {})[0] == 4
     assert desired(4, 0.0, 0.0, 0.3, {})[0] == 2
 
 
-def test_what_was_full_at_a_fifth_of_its_slots_is_not_taken_for_idle():
+def test_a_replica_that_was_full_at_a_fifth_of_its_slots_does_not_count_as_idle():
     more, state = desired(2, 0.5, 0.0, 0.2, {})
     assert more == 4
     assert desired(4, 0.0, 0.0, 0.15, state)[0] == 4
 
 
-def test_pressure_is_of_the_time_since_it_was_last_told_and_of_capacity_alone():
+def test_pressure_covers_the_time_since_the_last_report_and_only_capacity():
     pressure = Pressure(patience=2.0)
     first = pressure.of(statistics(running=2, admitted=10, refused={"queue_full": 10, "tenant_limit": 90}), 4)
     assert first == {"shed": 0.5, "wait": 0.0, "busy": 0.5}
@@ -249,7 +249,7 @@ def test_pressure_is_of_the_time_since_it_was_last_told_and_of_capacity_alone():
 # Arguments
 
 
-def test_words_are_a_command_line():
+def test_key_value_arguments_become_a_command_line():
     words = {"model": "m", "engine_arg": 'a=1 b="x y"', "slo_ttft": "0.5", "verbose": "true"}
     assert from_words(words) == ["--model", "m", "--engine-arg", "a=1", "--engine-arg", "b=x y", "--slo-ttft", "0.5", "--verbose"]
     assert parse(from_words(words)).engine_arg == ["a=1", "b=x y"]
@@ -348,7 +348,7 @@ async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_p
     assert all(chunk.endswith(b"\n\n") for chunk in chunks)
 
 
-async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_last_told():
+async def test_while_a_replica_is_unreachable_the_others_last_metrics_are_used():
     """A regression: there were no metrics until Ray had detected the unreachable replica."""
     one = SharedState(lambda: 0.0)
     for name, completed in (("here", 1), ("there", 2), ("cut off", 4)):
@@ -375,7 +375,7 @@ async def test_while_one_is_out_of_reach_the_others_figures_are_those_that_they_
 # Metrics of several replicas
 
 
-def test_figures_of_several_engines_are_those_of_all():
+def test_metrics_of_several_engines_are_combined():
     parts = []
     for number in range(2):
         recorder = MetricsRecorder(SLO(), started=100.0 * number)

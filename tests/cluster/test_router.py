@@ -54,12 +54,12 @@ async def first(router, replicas, **more):
 
 
 @pytest.mark.parametrize("burst", [2, 4, 50])
-async def test_a_burst_is_shared_before_anybody_has_told_or_answered(router, burst):
+async def test_a_burst_is_distributed_before_any_report_or_answer(router, burst):
     replicas = [Running(Name("a")), Running(Name("b"))]
     assert Counter([await first(router, replicas) for _ in range(burst)]) == {"a": burst // 2, "b": burst // 2}
 
 
-async def test_what_a_replica_tells_counts_for_what_it_was_sent_before(router):
+async def test_a_replica_s_report_replaces_the_count_of_sent_requests(router):
     # One report: "a" gets three requests before it is busier than "b", which gets the fourth or
     # fifth.
     replicas = [told("a", number=1, running=0), told("b", number=1, running=3)]
@@ -70,12 +70,12 @@ async def test_what_a_replica_tells_counts_for_what_it_was_sent_before(router):
     assert [await first(router, replicas) for _ in range(4)] == ["a"] * 4
 
 
-async def test_one_that_has_refused_comes_last(router):
+async def test_a_replica_that_has_refused_comes_last(router):
     replicas = [told("a", number=1, running=0), told("b", number=1, running=3), told("c", number=1, running=2)]
     assert await order(router, replicas, avoid=("a",)) == ["c", "b", "a"]
 
 
-async def test_one_that_tells_nothing_any_more_is_asked_after_the_others(router):
+async def test_a_replica_without_a_recent_report_is_tried_after_the_others(router):
     """A regression: an unreachable idle replica got requests for a minute, until Ray noticed."""
     now = 0.0
     router._clock = lambda: now
@@ -93,7 +93,7 @@ async def test_one_that_tells_nothing_any_more_is_asked_after_the_others(router)
     assert await first(router, [told("a", number=2), *replicas[1:]]) == "a"
 
 
-async def test_what_has_a_key_goes_to_the_same_one_however_busy_that_is(router):
+async def test_a_request_with_a_key_goes_to_the_same_replica_regardless_of_its_load(router):
     replicas = [told(name, number=1) for name in "abcd"]
     keys = [f"key {number}" for number in range(200)]
     places = {key: await order(router, replicas, key=key) for key in keys}
@@ -110,7 +110,7 @@ async def test_what_has_a_key_goes_to_the_same_one_however_busy_that_is(router):
         assert await first(router, [told(name, number=3) for name in "abcd" if name != four], key=key) == one
 
 
-async def test_of_replicas_that_are_gone_nothing_is_kept(router):
+async def test_nothing_is_kept_of_replicas_that_have_left(router):
     await first(router, [told("a", number=1), told("b", number=1)])
     await first(router, [told("b", number=1)])
     assert router._sent.keys() == router._loads.keys() == router._heard.keys() == {Name("b")}

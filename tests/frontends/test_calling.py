@@ -59,13 +59,13 @@ def test_names_and_reasoning_reach_the_template(sent):
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file"])
-def test_a_part_that_is_no_text_is_refused_for_that(kind):
+def test_a_part_that_is_not_text_is_refused_by_its_type(kind):
     with pytest.raises(InvalidRequest, match=f"supports only text.*'{kind}'") as caught:
         chat(messages=[{"role": "user", "content": [{"type": kind, kind: {"url": "http://127.0.0.1/"}}]}])
     assert caught.value.param == "messages"
 
 
-def test_all_that_vllm_takes_for_text_is_text():
+def test_all_types_that_vllm_renders_as_text_are_accepted():
     parts = ["a", {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}, {"type": "input_text", "text": "c"}]
     request = chat(messages=[{"role": "user", "content": parts, "cache_control": {"type": "ephemeral"}}])
     assert request.messages[0]["content"] == "a\nb\nc"
@@ -111,7 +111,7 @@ def test_fields_of_the_template_are_its_arguments(fields, arguments):
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ],
 )
-def test_what_a_template_may_not_be_given_is_named(fields, param):
+def test_a_forbidden_template_argument_is_named(fields, param):
     with pytest.raises(InvalidRequest) as caught:
         chat(**fields)
     assert caught.value.param == param
@@ -142,13 +142,13 @@ def test_another_number_is_refused_by_its_field(value):
         (CompletionRequest, {"prompt": "hi", "max_tokens": 16.0}),
     ],
 )
-def test_a_misspelt_field_is_blamed_and_not_what_is_accepted_before_it(kind, body):
+def test_an_error_names_the_misspelt_field_and_not_an_accepted_one_before_it(kind, body):
     with pytest.raises(InvalidRequest, match="unknown field `temprature`") as caught:
         requests(kind, {**body, "temprature": 1})
     assert caught.value.param == "temprature"
 
 
-def test_a_byte_order_mark_is_no_error():
+def test_a_byte_order_mark_is_accepted():
     (request,) = requests(CompletionRequest, b'\xef\xbb\xbf{"prompt": "hi"}')
     assert request.prompt == "hi"
 
@@ -158,7 +158,7 @@ def test_no_alternatives_need_no_logprobs():
     assert chat(service_tier="scale").best_effort is False
 
 
-def test_what_a_large_body_asks_for_nothing_with_is_accepted_too():
+def test_neutral_values_in_a_large_body_are_accepted_too():
     long = "word " * 10_000
     assert chat(messages=[{"role": "user", "content": long}], functions=None, audio=None, max_tokens=4.0).messages[0]["content"] == long
 
@@ -178,7 +178,7 @@ async def server():
 
 @pytest.mark.parametrize("dump", [lambda message: message, lambda message: message.model_dump(), lambda message: message.to_dict()])
 @pytest.mark.parametrize("way", ["create", "parse", "stream"])
-async def test_a_conversation_goes_on_with_the_message_of_each_of_the_client_s_ways(server, way, dump):
+async def test_a_conversation_continues_with_the_message_in_each_form_that_clients_send(server, way, dump):
     """`stream` adds an `index` to calls, and `parse` adds parsed values to calls and messages."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
@@ -233,7 +233,7 @@ async def test_a_bound_beyond_the_context_does_not_count_for_logprobs(server):
     assert status == 200, found
 
 
-async def test_a_prompt_beyond_the_context_is_told_in_the_words_that_clients_look_for(server):
+async def test_the_error_for_a_prompt_beyond_the_context_has_the_text_that_clients_look_for(server):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.BadRequestError, match="This model's maximum context length is") as caught:
             await client.completions.create(model="sim", prompt="x" * server.manager.info.max_model_len)
@@ -275,7 +275,7 @@ async def test_a_slash_at_the_end_leads_to_the_route(server):
         assert response.status == 200
 
 
-async def test_a_path_that_is_none_names_the_paths(server):
+async def test_an_unknown_path_names_the_paths(server):
     status, found, _ = await server.post("/v1/v1/chat/completions", {"messages": [USER]})
     assert status == 404
     assert "/v1/chat/completions" in found["error"]["message"]
@@ -284,7 +284,7 @@ async def test_a_path_that_is_none_names_the_paths(server):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("admission", [AdmissionConfig(max_running=2, max_waiting=3), AdmissionConfig(tenant_limit=5)])
-async def test_more_choices_than_an_idle_server_takes_is_400_that_says_what_fits(path, stream, admission):
+async def test_more_choices_than_an_idle_server_can_take_are_400_with_the_limit(path, stream, admission):
     body = {"prompt": "x"} if path == "/v1/completions" else {"messages": [USER]}
     config = ManagerConfig(admission=admission)
     async with running_server(config=config, max_num_seqs=2) as server:

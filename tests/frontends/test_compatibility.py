@@ -41,7 +41,7 @@ ROWS = [(route, name, verdict) for route, fields in LISTED.items() for name, ver
 
 
 @pytest.mark.parametrize(("route", "name", "verdict"), ROWS, ids=[f"{route}-{name}" for route, name, _ in ROWS])
-def test_the_server_does_as_the_page_says(route, name, verdict):
+def test_the_server_matches_the_page(route, name, verdict):
     known = {field.encode_name for field in msgspec.structs.fields(KINDS[route])}
     ignored = {field.encode_name for field in msgspec.structs.fields(Ignored)}
     assert verdict == ("ignored" if name in ignored else "supported" if name in known else "refused")
@@ -64,7 +64,7 @@ def test_the_server_does_as_the_page_says(route, name, verdict):
 
 
 @pytest.mark.parametrize("route", KINDS)
-def test_null_asks_for_nothing(route):
+def test_null_has_no_effect(route):
     """Some clients send all fields of their library."""
     decoder, fields = msgspec.json.Decoder(KINDS[route]), dict.fromkeys(LISTED[route].keys() - BASE[route].keys())
 

@@ -97,7 +97,7 @@ async def test_clients_that_keep_their_connections_lose_no_request(tmp_path, wor
 
 
 @WORKERS
-async def test_in_the_drain_s_delay_work_goes_on_and_readiness_ends(tmp_path, workers):
+async def test_during_the_drain_delay_requests_are_served_and_readiness_ends(tmp_path, workers):
     """A second signal ends the delay, which would be a minute."""
     async with program(tmp_path, "--workers", workers, "--drain-delay", "60") as (process, url, lines):
         assert (await fetch(f"{url}/health/ready"))[0] == 200

@@ -17,7 +17,7 @@ def anyio_backend():
     return "asyncio"
 
 
-async def test_a_client_that_goes_while_it_is_paused_ends_its_handler_also_where_none_is_cancelled():
+async def test_a_client_that_disconnects_while_paused_ends_its_handler_without_cancellation():
     """A regression: a lost connection stays paused, so waiting for its drain ended immediately."""
     engine = ScriptedEngine()
     async with EngineManager(engine, ManagerConfig(drain_timeout=1)) as manager:

@@ -43,7 +43,7 @@ ALLOWED = {
 }
 
 
-def test_the_table_says_what_is_done_about_each():
+def test_the_table_in_the_policy_has_each_advisory():
     found = advisories()
     assert len({one.id for one in found}) == len(found) >= 10
     policy = (ROOT / "SECURITY.md").read_text()
@@ -54,7 +54,7 @@ def test_the_table_says_what_is_done_about_each():
 
 
 @pytest.mark.parametrize("package", sorted({one.package for one in advisories()} - {"vllm"}))
-def test_what_is_installed_or_may_be_has_none(package):
+def test_installed_and_allowed_versions_have_no_advisory(package):
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (least,) = re.findall(rf"{package}>=([\d.]+)", " ".join(wanted))
     for version in (importlib.metadata.version(package), least):
@@ -72,7 +72,7 @@ def test_what_is_installed_or_may_be_has_none(package):
         ("0.33.0", "CVE-2026-105775", 2),
     ],
 )
-def test_a_version_carries_what_came_before_it_and_was_mended_after(version, first, count):
+def test_a_version_has_the_advisories_introduced_before_it_and_fixed_after_it(version, first, count):
     found = advisories_for("vllm", version)
     assert len(found) == count
     assert found[0].id == first
@@ -99,11 +99,11 @@ def test_the_floor_is_the_first_version_from_which_on_none_is_open():
         ("example.org", False),
     ],
 )
-def test_loopback_is_what_no_other_machine_can_reach(host, expected):
+def test_loopback_hosts_are_those_that_no_other_machine_can_reach(host, expected):
     assert is_loopback(host) is expected
 
 
-def test_nobody_listens_for_other_machines_without_saying_so():
+def test_listening_for_other_machines_needs_authentication_or_an_option():
     with pytest.raises(ConfigurationError, match=r"--host 0\.0\.0\.0 is reachable from other machines.*--insecure"):
         check_reach("--host", ["127.0.0.1", "0.0.0.0"], None, insecure=False)
     with pytest.raises(ConfigurationError, match=r"vLLM 0\.25\.1 has known vulnerabilities \(CVE-2026-73559.*use vLLM 0\.32"):
@@ -114,7 +114,7 @@ def test_nobody_listens_for_other_machines_without_saying_so():
     check_reach("--listen", [], None, insecure=False)
 
 
-def test_vllm_is_told_nothing_that_was_not_looked_at():
+def test_requests_set_only_reviewed_values_in_vllm():
     """Read the arguments of each `SamplingParams(...)` in the source, including those of a dict."""
     calls = 0
     for path in (ROOT / "llmserve").rglob("*.py"):

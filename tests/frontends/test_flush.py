@@ -74,7 +74,7 @@ async def test_it_writes_every_step_again_when_the_loop_has_caught_up():
     assert loop.gaps()[-5:] == pytest.approx([0.004] * 5)
 
 
-async def test_what_is_held_is_written_in_time_also_if_no_step_follows():
+async def test_held_tokens_are_written_in_time_even_if_no_step_follows():
     loop = Loop()
     loop.busy = 1.0
     await loop.steps(int(20 * WINDOW / 0.004), 0.004)
@@ -89,7 +89,7 @@ async def test_what_is_held_is_written_in_time_also_if_no_step_follows():
 
 
 @pytest.mark.parametrize("urgent", [True, False])
-async def test_what_is_urgent_is_written_after_its_step_and_once(urgent):
+async def test_urgent_tokens_are_written_once_after_their_step(urgent):
     loop = Loop()
     loop.scheduler.hold, loop.scheduler._flushed = MAX_HOLD, loop.time()
     loop.scheduler.later(loop.flush)

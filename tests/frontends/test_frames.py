@@ -70,7 +70,7 @@ def test_a_message_has_the_bytes_that_the_page_shows(name):
     assert frames.encode(GOLDEN[name]) == golden_bytes()[name]
 
 
-def test_an_open_of_before_there_were_traces_is_taken():
+def test_an_open_without_a_trace_is_accepted():
     body = bytes.fromhex("94 01 01 cd 01 00 82 a6 70 72 6f 6d 70 74 a2 48 69 aa 6d 61 78 5f 74 6f 6b 65 6e 73 02")
     reader = FrameReader(frames.FromClient, frames.MAX_FRAME)
     reader.feed(len(body).to_bytes(4, "big") + body)
@@ -78,7 +78,7 @@ def test_an_open_of_before_there_were_traces_is_taken():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden_bytes_are_read_alike_wherever_they_are_split(name):
+def test_golden_bytes_decode_the_same_for_any_split(name):
     data = golden_bytes()[name]
     for at in range(len(data) + 1):
         reader = FrameReader(kind_of(GOLDEN[name]), frames.MAX_FRAME)
@@ -132,7 +132,7 @@ def test_any_messages_under_any_chunking_come_out_as_they_went_in(conversation, 
 
 
 @given(st.binary(max_size=64))
-def test_bytes_that_are_no_frames_are_an_error_or_wait_for_more(data):
+def test_bytes_that_are_not_frames_raise_an_error_or_wait_for_more(data):
     reader = FrameReader(frames.FromClient, 64)
     reader.feed(data)
     try:
@@ -183,7 +183,7 @@ def test_a_frame_that_is_too_long_is_refused_before_its_body_comes():
         PromptTooLong(99, 50),
     ],
 )
-def test_an_error_comes_out_as_the_class_that_it_was_with_what_it_knew(error):
+def test_an_error_keeps_its_class_and_attributes(error):
     again = to_exception(to_frame(7, error))
     assert type(again) is type(error)
     assert str(again) == str(error)

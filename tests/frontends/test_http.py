@@ -53,7 +53,7 @@ async def test_a_chat_is_answered(server):
 
 
 @pytest.mark.parametrize("path_and_body", [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)], ids=["chat", "text"])
-async def test_a_stream_says_the_same_as_a_whole_answer(server, path_and_body):
+async def test_a_stream_has_the_same_content_as_a_whole_answer(server, path_and_body):
     path, body = path_and_body
     _, whole, _ = await server.post(path, body)
     async with server.session.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}) as response:
@@ -72,7 +72,7 @@ async def test_a_stream_says_the_same_as_a_whole_answer(server, path_and_body):
     assert not any("usage" in chunk for chunk in chunks)
 
 
-async def test_running_usage_counts_what_has_been_written(server):
+async def test_running_usage_counts_the_written_tokens(server):
     options = {"include_usage": True, "continuous_usage_stats": True}
     async with server.session.post("/v1/completions", json={**TEXT, "stream": True, "stream_options": options}) as response:
         *chunks, final, _ = await events(response)
@@ -167,7 +167,7 @@ async def test_chat_logprobs_have_bytes_and_alternatives(server):
     assert all(bytes(entry["bytes"]).decode() == entry["token"] and len(entry["top_logprobs"]) == 3 for entry in content)
 
 
-async def test_generate_speaks_llmserve_s_own_words(server):
+async def test_generate_uses_llmserve_s_field_names(server):
     status, body, _ = await server.post("/generate", TEXT)
     assert status == 200
     assert body["finish_reason"] == "length"
@@ -193,7 +193,7 @@ async def test_the_model_is_listed_under_the_name_it_is_served_by(server):
         assert response.status == 404
 
 
-async def test_adapters_are_models_beside_the_one_that_is_served():
+async def test_adapters_are_listed_as_models():
     async with running_server(adapters=("sql", "poetry")) as server:
         async with server.session.get("/v1/models") as response:
             cards = (await response.json())["data"]
@@ -214,7 +214,7 @@ async def test_adapters_are_models_beside_the_one_that_is_served():
         assert (await server.post("/v1/completions", {**TEXT, "model": "other"}))[0] == 404
 
 
-async def test_before_the_engine_is_up_nobody_is_told_that_a_model_does_not_exist():
+async def test_before_the_engine_is_up_an_unknown_model_is_503_and_not_404():
     async with running_server(adapters=("sql",), start_seconds=0.0) as server:
         server.manager.state = State.RESTARTING
         server.manager._recovery._lose()
@@ -256,14 +256,14 @@ async def test_bad_input_gets_openai_s_error_object_and_the_next_request_works(s
     await until_quiet(server.manager)
 
 
-async def test_a_wrong_method_is_told(server):
+async def test_a_wrong_method_is_405(server):
     async with server.session.get("/v1/completions") as response:
         assert response.status == 405
         assert "error" in await response.json()
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_full_server_says_503_and_when_to_come_back_also_to_streams(stream):
+async def test_a_full_server_answers_503_with_retry_after_to_streams_too(stream):
     engine = ScriptedEngine()
     config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=0), drain_timeout=1)
     async with running_server(engine, config) as server, server.session.post("/generate", json={**TEXT, "stream": True}):
@@ -336,7 +336,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_its_last_event():
         assert done == "[DONE]"
 
 
-async def test_what_a_slow_reader_missed_comes_as_one_chunk():
+async def test_a_slow_reader_gets_missed_tokens_as_one_chunk():
     engine = ScriptedEngine()
     async with running_server(engine) as server, server.session.post("/v1/completions", json={**TEXT, "stream": True}) as response:
         while not engine.sinks:
@@ -403,7 +403,7 @@ async def submitted(engine, count=1):
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
-async def test_a_stream_that_fails_before_its_first_token_is_a_status_and_the_connection_goes_on(path):
+async def test_a_stream_that_fails_before_its_first_token_is_a_status_and_keeps_the_connection(path):
     engine = ScriptedEngine()
     async with running_server(engine) as server:
         for number in range(2):
@@ -527,7 +527,7 @@ async def test_metrics_are_json_by_name_and_text_for_scrapers(server):
     assert families["llmserve_time_to_first_token_seconds"].samples[-1].value > 0
 
 
-async def test_the_readme_s_request_is_taken_as_curl_sends_it(server):
+async def test_the_readme_s_request_is_accepted_as_curl_sends_it(server):
     (line,) = [line for line in README.read_text().splitlines() if line.startswith("curl ")]
     _, address, *rest = shlex.split(line)
     # curl's default content type.

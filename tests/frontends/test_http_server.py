@@ -53,7 +53,7 @@ async def rest(stream):
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["10.0.0.1", "10.0.0.2", "fe80::1%eth0", "127.0.0.1", "::1", ""]))))
-def test_the_door_lets_in_no_more_than_there_are_places(moves):
+def test_the_limiter_admits_no_more_connections_than_its_limits(moves):
     limiter, inside = ConnectionLimiter(6, 2), []
     for comes, peer in moves:
         if comes:
@@ -68,7 +68,7 @@ def test_the_door_lets_in_no_more_than_there_are_places(moves):
         assert limiter.inside == len(inside)
 
 
-def test_there_are_never_more_places_than_files():
+def test_the_connection_limit_never_exceeds_the_open_files():
     limiter = ConnectionLimiter(10**9)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert spare_descriptors() == soft - RESERVED
@@ -76,7 +76,7 @@ def test_there_are_never_more_places_than_files():
     assert not limiter.enter("127.0.0.1")
 
 
-async def test_one_too_many_is_told_and_the_next_has_its_place():
+async def test_a_connection_above_the_limit_is_answered_and_the_next_one_is_accepted():
     limiter = ConnectionLimiter(2)
     async with running_server(limiter=limiter) as running:
         first, second = await connect(running), await connect(running)
@@ -97,7 +97,7 @@ async def test_one_too_many_is_told_and_the_next_has_its_place():
     assert limiter.inside == 0
 
 
-async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_path):
+async def test_with_few_files_excess_connections_are_rejected_and_nothing_is_logged(tmp_path):
     """Row R12: with 256 descriptors and 400 clients the server keeps serving."""
     module = ("/bin/sh", "-c", 'ulimit -n 256; exec "$0" "$@"', *MODULE, "--port", "0")
     async with program(tmp_path, module=module) as (_, url, lines):
@@ -114,7 +114,7 @@ async def test_with_few_files_a_crowd_is_turned_away_and_nothing_is_logged(tmp_p
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET /health/live HT", ASK[:-2]])
-async def test_who_never_asks_is_let_go(monkeypatch, beginning):
+async def test_a_client_without_a_request_is_disconnected(monkeypatch, beginning):
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.2)
     async with running_server() as running, await connect(running) as stream:
         if beginning:
@@ -141,14 +141,14 @@ async def test_a_request_that_is_being_answered_has_all_the_time_it_needs(monkey
         assert status == 200
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+async def test_a_missing_body_times_out(monkeypatch):
     monkeypatch.setattr(deadlines, "BODY_SECONDS", 0.2)
     async with running_server() as running, await connect(running) as stream:
         await stream.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\nContent-Type: application/json\r\n\r\n{")
         assert b"body_timeout" in await stream.receive()
 
 
-async def test_who_reads_nothing_of_a_whole_answer_is_let_go(monkeypatch):
+async def test_a_client_that_reads_nothing_of_a_whole_answer_is_disconnected(monkeypatch):
     monkeypatch.setattr(deadlines, "WRITE_SECONDS", 0.3)
     limiter = ConnectionLimiter()
     async with running_server(limiter=limiter) as running:
@@ -253,14 +253,14 @@ async def test_the_end_does_not_wait_for_a_handshake():
     await silent.aclose()
 
 
-def test_half_of_tls_is_told():
+def test_incomplete_tls_options_are_an_error():
     with pytest.raises(ConfigurationError, match="--tls-key"):
         TLS.of(Path("chain.pem"), None)
     with pytest.raises(ConfigurationError, match="--tls-cert"):
         TLS.of(None, None, Path("ca.pem"))
 
 
-async def test_a_unix_socket_is_for_its_owner(tmp_path):
+async def test_only_its_owner_can_use_a_unix_socket(tmp_path):
     path = tmp_path / "socket"
     async with program(tmp_path, "--unix", str(path)) as (_, url, _):
         assert url == f"unix://{path}"
@@ -292,7 +292,7 @@ def test_a_stranger_is_another_user(monkeypatch):
         assert is_stranger(one) == (os.getuid() != 0)
 
 
-async def test_the_kernel_asks_after_clients_that_are_silent():
+async def test_the_kernel_probes_silent_clients():
     """Row R7: a client whose network is gone sends no end; `VANISHED` has the kernel's probes."""
     with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
         accepted, _ = listener.accept()

@@ -67,7 +67,7 @@ async def test_a_stream_that_ends_badly_is_never_a_success(body, outcome):
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(429, "refused_429"), (503, "refused_503"), (504, "timeout"), (500, "error")])
-async def test_statuses_are_told_apart(status, outcome):
+async def test_statuses_are_distinguished(status, outcome):
     async def completions(request):
         return web.Response(status=status, headers={"Retry-After": "7"})
 
@@ -76,7 +76,7 @@ async def test_statuses_are_told_apart(status, outcome):
     assert str(status) in record.detail
 
 
-async def test_an_error_in_the_middle_keeps_the_server_s_own_words():
+async def test_an_error_in_the_middle_keeps_the_server_s_message():
     """A regression: the record said that the event could not be decoded."""
 
     async def completions(request):
@@ -87,7 +87,7 @@ async def test_an_error_in_the_middle_keeps_the_server_s_own_words():
     assert (record.outcome, record.detail, record.completion_tokens) == ("error", '{"message": "bad luck"}', 1)
 
 
-async def test_a_request_says_that_it_is_json():
+async def test_a_request_has_the_content_type_json():
     """A regression: vLLM's own server refused every request."""
 
     async def completions(request):
@@ -151,7 +151,7 @@ async def measure_scripted(completions, requests=1, concurrency=1, workload=WORK
         await runner.cleanup()
 
 
-async def test_what_cannot_be_measured_is_said_before_anything_is_sent(server):
+async def test_an_impossible_measurement_is_an_error_before_any_request(server):
     with pytest.raises(TargetError, match="cannot be reached"):
         await find_model("http://127.0.0.1:9", None)
     with pytest.raises(TargetError, match="does not serve 'other'"):

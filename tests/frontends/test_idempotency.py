@@ -55,7 +55,7 @@ async def test_another_body_is_refused_and_a_wrong_key_too():
         assert status == 200
 
 
-async def test_what_failed_or_was_left_is_begun_anew():
+async def test_a_request_that_failed_or_was_left_is_generated_again():
     async with running_server(time_scale=1.0, step_seconds=0.05) as server:
         for _ in range(2):
             status, _, _ = await server.post("/v1/completions", {**HI, "max_tokens": 0}, headers=KEY)
@@ -73,7 +73,7 @@ async def test_what_failed_or_was_left_is_begun_anew():
                 raise AssertionError(f"it should run again, and not answer {status}")
 
 
-async def test_while_it_is_answered_the_second_is_told_to_come_again():
+async def test_a_repeated_request_is_409_while_the_first_is_answered():
     async with running_server(time_scale=1.0, step_seconds=0.05) as server:
         body = {**HI, "ignore_eos": True, "max_tokens": 10}
         statuses = []
@@ -120,7 +120,7 @@ def name_of(tenant, value="1"):
     return Name(tenant, "k", "/r", value)
 
 
-def test_a_huge_answer_is_not_kept():
+def test_a_huge_answer_is_not_stored():
     answers = ResponseCache(lambda: 0.0)
     answers.end(answers.claim(name_of("t"), b""), "t", b"x" * (MAX_ANSWER + 1))
     assert answers.bytes == 0
@@ -151,7 +151,7 @@ async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
 
 @pytest.mark.parametrize("owner_answers_first", [True, False])
 @pytest.mark.parametrize("turns", range(4))
-async def test_a_client_lost_around_the_owner_s_answer_leaves_no_claim(turns, owner_answers_first):
+async def test_a_client_lost_around_the_supervisor_s_answer_leaves_no_claim(turns, owner_answers_first):
     """A regression: a client lost just as `Claimed` came left its key answering 409 forever."""
     answers, mail = ResponseCache(asyncio.get_running_loop().time), []
     worker = IdempotencyClient(mail.append)

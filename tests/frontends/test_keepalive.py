@@ -49,7 +49,7 @@ async def test_a_stream_without_a_token_gets_comments_and_then_its_answer(path):
     assert text.count('"text":"') == 2 or '"text":"onetwo"' in text
 
 
-async def test_a_stream_in_the_line_gets_comments_and_its_refusal_as_an_event():
+async def test_a_queued_stream_gets_comments_and_its_refusal_as_an_event():
     engine = ScriptedEngine()
     async with running_server(engine, FULL, app=SOON) as server, server.session.post("/v1/completions", json=TEXT) as running:
         sink = await first_sink(engine)
@@ -74,7 +74,7 @@ async def test_an_error_before_the_interval_is_a_status():
         assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
 
 
-async def test_openai_s_client_takes_no_comment_for_a_chunk():
+async def test_openai_s_client_skips_comments():
     engine = ScriptedEngine()
     async with running_server(engine, app=SOON) as server, openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         stream = await client.completions.create(model="sim", prompt="hi", max_tokens=2, stream=True)

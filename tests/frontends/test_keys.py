@@ -43,7 +43,7 @@ DIGEST = digest("one").hex()
         (f'[keys.a]\nsha256 = "{DIGEST}"\n[keys.b]\nsha256 = "{DIGEST}"', "the same"),
     ],
 )
-def test_a_wrong_file_is_told_by_what_is_wrong(text, named):
+def test_the_error_for_an_invalid_file_names_the_problem(text, named):
     with pytest.raises(ConfigurationError, match=named.replace("[", r"\[")):
         Keys.parse(text)
 
@@ -105,7 +105,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path, capsys):
     ("arguments", "named"),
     [(["a"], "already"), (["b/c"], "b/c"), (["b", "--tenant", "x y"], "tenant"), (["b", "--concurrency", "0"], "concurrency")],
 )
-def test_what_cannot_be_added_leaves_the_file_as_it_was(tmp_path, capsys, arguments, named):
+def test_a_key_that_cannot_be_added_leaves_the_file_unchanged(tmp_path, capsys, arguments, named):
     path = tmp_path / "keys.toml"
     add_key(path, "a", {"expires": date(2030, 1, 1)})
     before = path.read_text()
@@ -191,7 +191,7 @@ async def test_all_wrong_keys_get_the_same_answer_before_the_body_is_read():
             assert response.status in (400, 401)
 
 
-async def test_a_key_says_who_asks_whatever_the_request_says():
+async def test_a_key_determines_the_tenant_regardless_of_the_request():
     async with running_server(app={"access": Access(KEYS)}) as server:
         status, _, _ = await server.post("/v1/completions", {**BODY, "user": "bob"}, headers=bearer(ALICE))
         assert status == 200
@@ -202,7 +202,7 @@ async def test_a_key_says_who_asks_whatever_the_request_says():
         assert server.manager.metrics()["requests"]["completed"] == 2
 
 
-async def test_a_key_that_is_taken_back_ends_nothing_that_runs(tmp_path):
+async def test_revoking_a_key_ends_no_open_request(tmp_path):
     """With both protocols, an open stream continues and the next request is refused."""
     access = Access(KEYS)
     async with running_server(app={"access": access}, time_scale=0.05) as server:
@@ -215,7 +215,7 @@ async def test_a_key_that_is_taken_back_ends_nothing_that_runs(tmp_path):
         assert status == 401
 
 
-async def test_over_frames_a_key_is_shown_once_and_asked_about_always():
+async def test_on_a_raw_socket_a_key_is_sent_once_and_checked_for_each_stream():
     access = Access(KEYS)
     async with running_socket(access=access, time_scale=0.5) as served:
         for wrong in (None, "", "lls_carol", "lls_old"):
@@ -285,7 +285,7 @@ async def test_with_keys_other_machines_may_reach_it(tmp_path):
         assert url.startswith("http://0.0.0.0:")
 
 
-async def test_two_ways_to_say_who_may_ask_are_one_too_many(tmp_path, monkeypatch):
+async def test_a_key_file_and_a_key_variable_exclude_each_other(tmp_path, monkeypatch):
     path = tmp_path / "keys.toml"
     add_key(path, "a", {})
     monkeypatch.setenv("LLMSERVE_API_KEY", "x")

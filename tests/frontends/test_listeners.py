@@ -75,7 +75,7 @@ def test_an_address_that_two_hosts_have_is_bound_once(hosts):
     assert {"127.0.0.1", "0.0.0.0"} & set(addresses)
 
 
-def test_a_free_port_is_free_for_all_hosts_or_another_is_taken(monkeypatch):
+def test_port_0_picks_a_port_that_is_free_on_all_hosts(monkeypatch):
     """A port that is free on the first host is in use on the second one, twice."""
     real, taken = listeners.bind, []
 
@@ -108,7 +108,7 @@ def test_a_family_that_is_absent_is_left_out_where_the_host_has_another(monkeypa
         bind_all(["::1"], 0)
 
 
-def test_what_is_no_host_is_named_and_nothing_stays_open():
+def test_an_invalid_host_is_named_and_nothing_stays_open():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(CannotListen, match=f"127.0.0.1:{port}: Address already in use"):
@@ -200,7 +200,7 @@ async def ask_as_another_user(tmp_path, path, mode, answered):
         (("--unix-group", "no-such-group"), "no group"),
     ],
 )
-async def test_a_wrong_mode_or_group_is_told(arguments, words):
+async def test_a_wrong_mode_or_group_is_an_error(arguments, words):
     found = await anyio.run_process([*MODULE, *arguments], check=False)
     assert found.returncode == 2
     assert words in found.stderr.decode().splitlines()[-1]

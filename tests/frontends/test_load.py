@@ -53,7 +53,7 @@ async def test_ping_needs_no_key_by_get_and_by_post():
         assert (await get(server, "/load"))[0] == 401
 
 
-async def test_load_counts_who_runs_and_who_waits():
+async def test_load_counts_running_and_waiting_requests():
     async with running_server(config=FULL, time_scale=1.0) as server, anyio.create_task_group() as tasks:
         assert (await get(server, "/load"))[1] == {"server_load": 0, "running": 0, "waiting": 0, "limit": 1}
         await fill(server, tasks, 3)
@@ -61,7 +61,7 @@ async def test_load_counts_who_runs_and_who_waits():
         tasks.cancel_scope.cancel()
 
 
-async def test_an_answer_carries_the_load_where_its_request_asks_for_it():
+async def test_an_answer_has_the_load_if_its_request_asks_for_it():
     async with running_server(config=FULL, time_scale=1.0) as server, anyio.create_task_group() as tasks:
         await fill(server, tasks, 3)
         _, _, headers = await get(server, "/v1/models", **{ASK_HEADER: "TEXT"})
@@ -113,7 +113,7 @@ async def test_the_check_sends_one_token_and_then_none_until_its_interval_is_ove
         assert server.manager.statistics().engine.generation_tokens == 3
 
 
-async def test_without_the_option_there_is_no_such_route(server):
+async def test_without_the_option_the_route_does_not_exist(server):
     assert (await get(server, "/health/generate"))[0] == 404
     assert "/health/generate" not in document("1", keys=False)["paths"]
     assert {"/health/generate", "/health_generate"} < set(document("1", keys=False, checks=True)["paths"])
@@ -206,7 +206,7 @@ async def test_vllm_s_queue_has_ours_in_it(engines, waiting):
         tasks.cancel_scope.cancel()
 
 
-async def test_with_workers_the_load_is_everyone_s(tmp_path):
+async def test_with_workers_the_load_is_that_of_all_workers(tmp_path):
     slow = ("--engine-arg", "step_seconds=0.05", "--generate-check", "60", "--max-running", "1", "--max-waiting", "8")
     async with program(tmp_path, "--workers", "2", *slow) as (_, url, _), Streams(url) as streams:
         for path in ("/ping", "/version", "/health/generate"):

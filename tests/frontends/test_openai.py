@@ -72,7 +72,7 @@ def test_any_bytes_are_a_request_or_an_error(body):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"{} {}", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}'])
-def test_what_is_no_json_object_is_refused(body):
+def test_a_body_that_is_not_a_json_object_is_refused(body):
     with pytest.raises(InvalidRequest):
         decode(COMPLETION, body).generation_requests(Caller())
 
@@ -163,11 +163,11 @@ def test_a_bad_chat_field_is_named(body, param):
     assert str(caught.value)
 
 
-def test_what_openai_s_clients_send_for_openai_s_own_sake_is_ignored():
+def test_fields_for_openai_s_bookkeeping_are_ignored():
     completion(store=True, metadata={"a": "b"}, service_tier="auto", safety_identifier="x", prompt_cache_key="y")
 
 
-def test_flex_is_openai_s_word_for_late_rather_than_not():
+def test_the_service_tier_flex_is_best_effort():
     assert [request.best_effort for request in completion(service_tier="flex")] == [True]
     assert [request.best_effort for request in completion(service_tier="default")] == [False]
     with pytest.raises(InvalidRequest) as caught:
@@ -207,7 +207,7 @@ def test_max_completion_tokens_wins():
     assert request.sampling.max_tokens == 6
 
 
-def test_tools_are_what_the_library_calls_them():
+def test_tools_become_the_library_s_tools():
     (request,) = chat(tools=[TOOL, tool("g")])
     assert (request.tools.choice, request.tools.name, request.tools.parallel) == ("auto", None, True)
     assert [function["name"] for function in request.tools.functions] == ["f", "g"]
@@ -219,7 +219,7 @@ def test_tools_are_what_the_library_calls_them():
     assert chat(tool_choice="none")[0].tools is None
 
 
-def test_an_answer_of_before_goes_back_as_it_came():
+def test_an_earlier_answer_can_be_sent_back_unchanged():
     messages = [
         *USER,
         {"role": "assistant", "content": None, "refusal": None, "reasoning": "hm", "tool_calls": [CALL]},

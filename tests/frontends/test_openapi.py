@@ -37,7 +37,7 @@ async def test_every_route_is_in_it_and_no_other(check):
     assert {status for _, status, _, _ in TABLE} <= set(ERRORS)
 
 
-async def test_it_says_where_a_key_is_wanted():
+async def test_it_lists_the_routes_that_require_a_key():
     async with running_server(app={"access": Access(Keys.single("k"))}) as server:
         async with server.session.get("/openapi.json", headers={"Authorization": "Bearer k"}) as response:
             document = await response.json()
@@ -46,7 +46,7 @@ async def test_it_says_where_a_key_is_wanted():
     assert "security" not in document["paths"]["/metrics"]["get"]
 
 
-async def test_answers_have_the_shapes_that_it_tells():
+async def test_answers_have_the_documented_types():
     """Decode without allowing unknown fields."""
     user = [{"role": "user", "content": "hi"}]
     async with running_server() as server:

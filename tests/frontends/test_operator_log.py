@@ -32,7 +32,7 @@ def record(message="it %s", *args, level=logging.WARNING, exc_info=None):
     return logging.LogRecord("vllm.engine", level, "core.py", 1, message, args or ("broke",), exc_info)
 
 
-def test_text_has_time_and_level_where_there_is_no_terminal(form, capsys):
+def test_text_has_time_and_level_without_a_terminal(form, capsys):
     form(times="1")
     operator_log.say("ready     go")
     operator_log.say("failed    the engine died")
@@ -42,14 +42,14 @@ def test_text_has_time_and_level_where_there_is_no_terminal(form, capsys):
     assert re.fullmatch(TIME + " warning vllm.engine  it broke", Formatter().format(record()))
 
 
-def test_a_terminal_gets_words_alone(form, capsys):
+def test_a_terminal_gets_only_messages(form, capsys):
     form()
     operator_log.say("ready     go")
     assert capsys.readouterr().err == "llmserve  ready     go\n"
     assert Formatter().format(record()) == "vllm.engine  warning: it broke"
 
 
-def test_json_is_one_object_a_line_also_of_several_lines_and_of_a_traceback(form, capsys):
+def test_json_is_one_object_per_line_even_for_several_lines_and_tracebacks(form, capsys):
     form("json")
     operator_log.say("worker    7 died")
     found = json.loads(capsys.readouterr().err)
@@ -62,7 +62,7 @@ def test_json_is_one_object_a_line_also_of_several_lines_and_of_a_traceback(form
     assert "ValueError: two\nlines" in found["exception"]
 
 
-def test_what_is_below_the_level_is_left_out(form, capsys):
+def test_lines_below_the_level_are_omitted(form, capsys):
     for level, stages in (("info", ["ready", "log", "failed"]), ("warning", ["log", "failed"]), ("error", ["failed"])):
         form(level=level)
         for line in ("ready     x", "log       x", "failed    x"):

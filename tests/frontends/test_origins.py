@@ -25,7 +25,7 @@ def preflight(origin):
     return {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
 
 
-async def test_a_page_of_an_allowed_origin_asks_before_it_shows_its_key_and_reads_answers_and_errors():
+async def test_a_page_of_an_allowed_origin_sends_a_preflight_and_reads_answers_and_errors():
     async with running_server(app={"access": Access(Keys.single("secret")), "origins": [PAGE]}) as server:
         async with server.session.options("/v1/chat/completions", headers=preflight(PAGE)) as response:
             assert response.status == 204
@@ -65,7 +65,7 @@ async def test_a_star_allows_any_page():
             assert (status, headers["Access-Control-Allow-Origin"]) == (200, "*")
 
 
-async def test_without_the_option_answers_say_nothing_of_origins():
+async def test_without_the_option_answers_have_no_cors_headers():
     async with running_server() as server:
         _, _, headers = await server.post("/v1/completions", TEXT)
         assert not {"Vary", "Access-Control-Allow-Origin"} & set(headers)
@@ -74,7 +74,7 @@ async def test_without_the_option_answers_say_nothing_of_origins():
 @pytest.mark.parametrize(
     "text", ["", "app.example", "https://app.example/", "https://", "ftp://x", "null", "https://*.example", "https://a b"]
 )
-def test_what_is_not_an_origin_is_refused(text):
+def test_an_invalid_origin_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not an origin"):
         _given_origin(text)
 

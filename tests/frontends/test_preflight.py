@@ -63,7 +63,7 @@ def test_ctrl_c_during_the_checks_ends_the_program_without_a_traceback(server, v
 @pytest.mark.parametrize("server", PORT)
 @pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
 @pytest.mark.parametrize("value", ["/no/such/folder", "/dev/null", "/proc"])
-def test_a_folder_of_prometheus_client_that_cannot_be_written_is_one_line(server, name, value):
+def test_an_unwritable_folder_of_prometheus_client_is_one_line(server, name, value):
     line = refusal(*PORT[server], "--engine", "simulated", **{name: value})
     assert f"{name}={value} cannot be written: " in line
     assert line.endswith("correct it or unset it")
@@ -91,7 +91,7 @@ async def test_a_cache_that_cannot_be_written_does_not_stop_an_engine_that_store
 @pytest.mark.parametrize(
     ("name", "workers"), [("PROMETHEUS_MULTIPROC_DIR", "1"), ("prometheus_multiproc_dir", "1"), ("PROMETHEUS_MULTIPROC_DIR", "2")]
 )
-async def test_an_empty_folder_of_prometheus_client_is_none(name, workers, tmp_path, monkeypatch):
+async def test_an_empty_folder_of_prometheus_client_is_ignored(name, workers, tmp_path, monkeypatch):
     """With an empty name, prometheus_client would use the working directory and fail at scrapes."""
     monkeypatch.setenv(name, "")
     monkeypatch.chdir(tmp_path)

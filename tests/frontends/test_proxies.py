@@ -43,7 +43,7 @@ def anyio_backend():
         ("", ["198.51.100.7"], ""),
     ],
 )
-def test_the_client_is_the_last_address_that_is_no_trusted_proxy_s(peer, forwarded, client):
+def test_the_client_is_the_last_address_that_is_not_a_trusted_proxy_s(peer, forwarded, client):
     assert TRUSTED.client_of(peer, forwarded) == client
 
 
@@ -52,7 +52,7 @@ def test_the_other_end_of_a_unix_socket_is_trusted_by_name():
 
 
 @pytest.mark.parametrize("text", ["", "nginx", "10.0.0.1/8", "10.0.0", "*"])
-def test_what_is_no_network_is_refused(text):
+def test_an_invalid_network_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not an address or a network"):
         _given_network(text)
 
@@ -82,7 +82,7 @@ async def test_each_client_of_a_proxy_has_the_bound_of_one_address():
                 await anyio.sleep(0.01)
 
 
-def test_connections_of_a_trusted_proxy_are_not_bounded_as_one_client_s():
+def test_connections_of_a_trusted_proxy_do_not_share_one_client_s_limit():
     limiter = ConnectionLimiter(most=8, most_of_peer=1, is_proxy=TRUSTED.trusts)
     assert [limiter.enter(peer) for peer in ("10.0.0.1", "10.0.0.1", "203.0.113.9", "203.0.113.9")] == [True, True, True, False]
 
@@ -102,7 +102,7 @@ async def test_paths_are_served_below_the_root_path_and_without_it():
             assert "/v1/completions" in document["paths"]
 
 
-async def test_below_a_root_path_a_slash_at_the_end_is_left_out_and_a_path_that_is_none_names_each_path_once():
+async def test_below_a_root_path_a_final_slash_redirects_and_an_unknown_path_names_each_path_once():
     async with running_server(app={"root_path": "/llm/of/ours"}) as server:
         assert (await server.post("/llm/of/ours/v1/completions/", TEXT))[0] == 200
         for path in ("/llm/of/ours/v1/v1/completions", "/v1/v1/completions"):

@@ -46,7 +46,7 @@ async def line(log, count=1):
         ("/v1/chat/completions", {**TEXT, "prompt": None, "messages": [{"role": "user", "content": "hello"}]}),
     ],
 )
-async def test_a_line_has_tokens_and_times_of_the_answer(log, path, body, stream):
+async def test_a_line_has_the_answer_s_tokens_and_times(log, path, body, stream):
     async with running_server(app={"log": log}, step_seconds=0.001, time_scale=1.0) as server:
         sent = {key: value for key, value in body.items() if value is not None}
         async with server.session.post(path, json={**sent, "stream": stream}) as response:
@@ -116,7 +116,7 @@ async def test_a_refusal_of_one_choice_is_the_reason_and_not_that_the_others_wer
     ("body", "headers", "status", "outcome"),
     [(TEXT, {"X-Request-Timeout": "0.05"}, 504, "deadline"), ({"prompt": "hi" * 1000}, {}, 400, "invalid")],
 )
-async def test_a_deadline_and_a_prompt_that_does_not_fit_are_told_apart(log, body, headers, status, outcome):
+async def test_a_deadline_and_a_prompt_that_does_not_fit_are_distinguished(log, body, headers, status, outcome):
     async with running_server(ScriptedEngine(), ManagerConfig(drain_timeout=0.01), app={"log": log}) as server:
         await server.post("/v1/completions", body, headers=headers)
         found = await line(log)
@@ -124,7 +124,7 @@ async def test_a_deadline_and_a_prompt_that_does_not_fit_are_told_apart(log, bod
     assert (found["ttft"], found["completion_tokens"]) == (None, 0)
 
 
-async def test_what_reaches_no_engine_has_a_line_without_figures(log):
+async def test_a_request_that_reaches_no_engine_has_a_line_without_counts(log):
     async with running_server(app={"log": log}) as server:
         assert (await server.post("/v1/completions", {"prompt": 1}))[0] == 400
         async with server.session.get("/v1/models") as response:
@@ -133,7 +133,7 @@ async def test_what_reaches_no_engine_has_a_line_without_figures(log):
             assert (await line(log, count)).items() >= WITHOUT.items()
 
 
-async def test_probes_have_no_lines_unless_they_are_wanted(log):
+async def test_probes_have_no_lines_by_default(log):
     every = Log()
     for app in ({"log": log}, {"log": every, "log_probes": True}):
         async with running_server(app=app) as server:

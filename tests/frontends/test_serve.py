@@ -38,7 +38,7 @@ async def ask_and_be_cut_off(url):
         await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True})
 
 
-async def test_it_says_each_stage_serves_and_stops_on_sigterm(tmp_path):
+async def test_it_logs_each_stage_serves_and_stops_on_sigterm(tmp_path):
     async with program(tmp_path, "--slo-ttft", "1.0") as (process, url, lines):
         assert [line.split()[3] for line in lines] == ["listening", "model", "engine", "engine", "admission", "ready"]
         status, body = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 3})
@@ -60,7 +60,7 @@ run(argparse.ArgumentParser(), ["--engine", "simulated"], serve)
 """
 
 
-def test_the_garbage_collector_leaves_alone_what_the_program_has_imported():
+def test_the_garbage_collector_skips_imported_objects():
     served = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True, timeout=60)
     assert int(served.stdout) > 10_000
 
@@ -137,7 +137,7 @@ async def test_a_second_signal_ends_a_start_at_once(sent, tmp_path):
             assert await process.wait() == -sent
 
 
-async def test_sigterm_lets_what_runs_finish(tmp_path):
+async def test_sigterm_lets_open_requests_finish(tmp_path):
     async with program(tmp_path, "--engine-arg", "step_seconds=0.05") as (process, url, _), anyio.create_task_group() as tasks:
         answers = await ask_in_the_background(tasks, url, max_tokens=20)
         process.send_signal(signal.SIGTERM)
@@ -148,7 +148,7 @@ async def test_sigterm_lets_what_runs_finish(tmp_path):
     assert json.loads(body)["usage"]["completion_tokens"] == 20
 
 
-async def test_a_second_signal_ends_what_runs(tmp_path):
+async def test_a_second_signal_cancels_open_requests(tmp_path):
     async with program(tmp_path, "--engine-arg", "step_seconds=0.5") as (process, url, _), anyio.create_task_group() as tasks:
         answers = await ask_in_the_background(tasks, url, max_tokens=2000)
         process.send_signal(signal.SIGTERM)

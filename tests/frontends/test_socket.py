@@ -129,7 +129,7 @@ async def test_a_lost_connection_frees_all_of_its_streams(after):
         assert served.manager.metrics()["requests"]["completed"] == 0
 
 
-async def test_a_bad_request_is_named_and_the_connection_goes_on():
+async def test_the_error_for_a_bad_request_names_the_field_and_keeps_the_connection():
     async with running_socket() as served, served.raw() as raw:
         raw.send(opening(1, temperature=-1.0), opening(2, nonsense=1), opening(3, prompt=5), opening(4))
         found = {message.id: message for message in await raw.read_until(End) if isinstance(message, Error)}
@@ -140,7 +140,7 @@ async def test_a_bad_request_is_named_and_the_connection_goes_on():
         ]
 
 
-async def test_a_request_that_is_no_map_is_an_invalid_request():
+async def test_a_request_that_is_not_a_map_is_an_invalid_request():
     async with running_socket() as served, served.raw() as raw:
         raw.send(Open(1, 1, frames.raw([1, 2])))
         assert (await raw.read()).kind == "InvalidRequest"
@@ -174,7 +174,7 @@ async def test_too_many_streams_are_refused_one_by_one():
         assert served.manager.statistics().open == 2
 
 
-async def test_a_full_manager_s_refusal_says_when_to_come_back():
+async def test_a_full_manager_s_refusal_has_retry_after():
     config = ManagerConfig(admission=AdmissionConfig(max_running=1, max_waiting=0), drain_timeout=1)
     async with running_socket(engine=ScriptedEngine(), config=config) as served, SocketClient(served.addresses[0]) as client:
         async with client.stream(request(**SHORT)):
@@ -198,7 +198,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_who_breaks_the_protocol_is_told_and_cut_off_and_nobody_else(name, monkeypatch):
+async def test_a_protocol_violation_ends_only_its_own_connection_with_an_error(name, monkeypatch):
     # A regression: open streams continued until the client had read the error and the connection
     # ended.
     monkeypatch.setattr(connection, "HELLO_SECONDS", 60.0)
@@ -219,7 +219,7 @@ async def test_who_breaks_the_protocol_is_told_and_cut_off_and_nobody_else(name,
 
 
 @pytest.mark.parametrize("key", ["", "wrong", None])
-async def test_a_wrong_key_is_refused_and_the_right_one_is_taken(key):
+async def test_a_wrong_key_is_refused_and_the_right_one_is_accepted(key):
     async with running_socket(key="secret") as served:
         with pytest.raises(FrameError, match="the API key is missing or invalid"):
             async with SocketClient(served.addresses[0], key=key):
@@ -254,7 +254,7 @@ async def test_many_opens_and_cancels_leave_nothing():
         assert len(await flood(raw, connection.MAX_FRUITLESS)) == connection.MAX_FRUITLESS
 
 
-async def test_who_does_nothing_but_open_and_cancel_is_cut_off_and_others_go_on():
+async def test_a_client_that_only_opens_and_cancels_is_disconnected_and_others_continue():
     async with running_socket(time_scale=0.1) as served, served.raw() as other:
         for _ in range(3):
             async with served.raw() as raw:
@@ -265,7 +265,7 @@ async def test_who_does_nothing_but_open_and_cancel_is_cut_off_and_others_go_on(
         await served.quiet()
 
 
-async def test_a_flood_of_pings_that_reads_nothing_is_held_back_and_others_go_on():
+async def test_a_flood_of_pings_without_reading_is_paused_and_others_continue():
     async with running_socket(time_scale=0.1) as served, served.raw() as flood, served.raw() as other:
         flood.writer.transport.pause_reading()
         ping = frames.encode(Ping(1)) * 10_000
@@ -353,7 +353,7 @@ async def test_an_engine_s_error_comes_after_the_tokens_before_it():
                 await anext(stream)
 
 
-async def test_the_loss_of_the_server_is_told_to_every_stream():
+async def test_the_loss_of_the_server_fails_every_stream():
     engine = ScriptedEngine()
     manager = EngineManager(engine, ManagerConfig(drain_timeout=0.1))
     async with manager, open_server(manager, "sim", [parse_address("tcp://127.0.0.1:0")]) as (address,):
@@ -366,7 +366,7 @@ async def test_the_loss_of_the_server_is_told_to_every_stream():
                 await client.generate("hi")
 
 
-async def test_a_request_larger_than_the_server_takes_is_told_before_it_is_sent(client):
+async def test_a_request_above_the_server_s_limit_fails_before_it_is_sent(client):
     with pytest.raises(Exception, match="is larger than"):
         await client.generate("x" * (5 * 2**20))
     assert (await client.generate("hi", sampling=Sampling(max_tokens=1))).text
@@ -377,13 +377,13 @@ async def test_a_ping_comes_back(client):
     assert client.model == "sim"
 
 
-async def test_nobody_there_is_an_os_error():
+async def test_a_missing_server_is_an_os_error():
     with pytest.raises(OSError, match="Connect call failed"):
         async with SocketClient("tcp://127.0.0.1:1"):
             pass
 
 
-async def test_tls_carries_it_and_a_stranger_s_certificate_is_not_trusted():
+async def test_tls_works_and_an_unknown_certificate_is_not_trusted():
     tls = TLS.of(DATA / "localhost.pem", DATA / "localhost.key")
     async with running_socket(listen="tls://127.0.0.1:0", tls=tls) as served:
         trusting = ssl.create_default_context(cafile=str(DATA / "localhost.pem"))
@@ -394,14 +394,14 @@ async def test_tls_carries_it_and_a_stranger_s_certificate_is_not_trusted():
                 pass
 
 
-async def test_a_unix_socket_is_its_owner_s_alone_and_gone_afterwards(tmp_path):
+async def test_only_its_owner_can_use_a_unix_socket_and_it_is_removed_afterwards(tmp_path):
     path = tmp_path / "llmserve.sock"
     async with running_socket(listen=f"unix://{path}"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
 
 
-async def test_a_socket_that_a_dead_server_left_is_taken_over_and_a_living_one_is_not(tmp_path):
+async def test_a_dead_server_s_socket_is_replaced_and_a_living_server_s_is_not(tmp_path):
     path = tmp_path / "llmserve.sock"
     left = asyncio.start_unix_server(lambda *_: None, path)
     server = await left
@@ -443,7 +443,7 @@ async def test_while_it_drains_streams_finish_and_new_ones_are_refused():
             assert [delta.finish_reason async for delta in stream][-1] == "stop"
 
 
-async def test_one_connection_too_many_is_told_and_the_next_has_its_place():
+async def test_a_connection_above_the_limit_gets_an_error_and_the_next_one_is_accepted():
     limiter = ConnectionLimiter(1)
     async with running_socket(limiter=limiter) as served:
         async with served.raw() as first:

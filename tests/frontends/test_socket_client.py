@@ -98,7 +98,7 @@ async def test_output_that_came_just_before_the_error_is_in_it():
         assert (await ended(stream, EngineError)).partial.text == "abc"
 
 
-async def test_what_was_read_before_is_not_in_it():
+async def test_output_that_was_read_before_is_not_in_it():
     async with after_two_tokens() as (_, _, sink, stream):
         await anext(stream)
         sink.put(Delta("c", (3,)))

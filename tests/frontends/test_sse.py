@@ -30,7 +30,7 @@ def test_any_text_survives_the_template(value):
 
 
 @given(st.lists(text, max_size=5))
-def test_a_template_writes_what_encoding_the_whole_chunk_would(texts):
+def test_a_template_writes_the_same_as_encoding_the_whole_chunk(texts):
     for kind in (TextResponseBuilder, ChatResponseBuilder):
         answerer = kind("id", "model")
         for value in texts:

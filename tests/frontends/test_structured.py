@@ -30,7 +30,7 @@ def completion(**fields):
 
 
 @pytest.mark.parametrize("make", [chat, lambda **fields: completion(**fields).structured_outputs], ids=["chat", "completions"])
-def test_what_a_format_asks_for(make):
+def test_the_constraint_of_each_format(make):
     assert make() is None
     assert make(response_format={"type": "text"}) is None
     assert make(response_format={"type": "json_object"}) == StructuredOutputs.json_object()
@@ -70,7 +70,7 @@ def test_what_a_format_asks_for(make):
         ({"logit_bias": [1]}, "logit_bias"),
     ],
 )
-def test_what_is_wrong_is_named_as_the_caller_wrote_it(fields, param):
+def test_an_error_names_the_field_that_the_caller_sent(fields, param):
     with pytest.raises(InvalidRequest) as caught:
         chat(**fields)
     assert caught.value.param == param
@@ -92,7 +92,7 @@ def test_a_bias_has_its_token_ids_as_json_writes_them():
     ],
     ids=lambda constraint: constraint.kind,
 )
-def test_what_a_client_of_the_raw_socket_sends_is_what_its_server_reads(constraint):
+def test_a_raw_socket_server_reads_the_constraint_that_its_client_sends(constraint):
     sampling = Sampling(structured_outputs=constraint, logit_bias={5: 1.5})
     raw = msgspec.msgpack.encode(wire_request(GenerationRequest("hi", sampling=sampling)))
     assert decode(msgspec.msgpack.Decoder(GenerateRequest), raw).generation_request(Caller()).sampling == sampling

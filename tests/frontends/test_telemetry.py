@@ -61,7 +61,7 @@ async def test_a_raw_socket_passes_a_trace_on(tmp_path):
         assert (span.trace, span.parent) == (TRACE, PARENT)
 
 
-async def test_a_collector_that_is_not_there_costs_nothing_but_its_spans(tmp_path):
+async def test_a_missing_collector_only_loses_its_spans(tmp_path):
     async with program(tmp_path, *FAST, "--otlp-endpoint", "http://127.0.0.1:9") as (process, url, _):
         assert (await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 5}))[0] == 200
         await stop(process)
@@ -88,7 +88,7 @@ def test_a_wrong_endpoint_is_named(url, capsys):
         {"tracestate": ["vendor=1"]},
     ],
 )
-def test_what_is_no_trace_counts_as_not_sent(headers):
+def test_an_invalid_trace_counts_as_not_sent(headers):
     assert trace_of(lambda name: headers.get(name, [])) == {}
 
 

@@ -85,7 +85,7 @@ def test_the_ids_come_with_the_first_event_whichever_choice_has_it():
     assert b"prompt_token_ids" not in answerer.first(0)
 
 
-async def test_an_echo_alone_has_no_token_ids_of_its_own(server):
+async def test_an_echo_without_generation_has_no_generated_token_ids(server):
     asked = {**TEXT, "max_tokens": 0, "echo": True, "return_token_ids": True}
     _, body, _ = await server.post("/v1/completions", asked)
     assert (body["choices"][0]["token_ids"], body["choices"][0]["prompt_token_ids"]) == ([], list(b"hello"))
@@ -132,12 +132,12 @@ async def test_the_prompt_s_logprobs_are_by_token_id_with_ranks(server, path, co
         ("/v1/completions", {"logit_bias": {"\u0663": 1}}, "logit_bias"),
     ],
 )
-async def test_what_is_out_of_bounds_is_refused_by_name(server, path, fields, param):
+async def test_a_value_out_of_bounds_is_refused_by_name(server, path, fields, param):
     status, body, _ = await server.post(path, {**ROUTES[path], **fields})
     assert (status, body["error"]["param"]) == (400, param)
 
 
-async def test_all_keys_of_logit_bias_that_are_no_ids_are_named(server):
+async def test_all_keys_of_logit_bias_that_are_not_ids_are_named(server):
     _, body, _ = await server.post("/v1/completions", {**TEXT, "logit_bias": {"word": 1, "other": 2, "1": 3}})
     assert "'word', 'other'" in body["error"]["message"]
 
@@ -148,7 +148,7 @@ async def test_as_many_prompts_as_fit_are_scored(server):
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_words_and_tokens_that_may_not_come_do_not(server, path):
+async def test_forbidden_words_and_tokens_do_not_occur(server, path):
     _, body, _ = await server.post(path, {**ROUTES[path], "bad_words": [" the", "a", "e"], "max_tokens": 60, "ignore_eos": True})
     (choice,) = body["choices"]
     text = choice["text"] if "text" in choice else choice["message"]["content"]

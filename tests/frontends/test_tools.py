@@ -62,7 +62,7 @@ async def asked():
         yield answer
 
 
-async def test_a_whole_answer_has_its_calls_and_what_was_thought(asked):
+async def test_a_whole_answer_has_its_calls_and_its_reasoning(asked):
     (choice,) = (await asked(WHOLE, tools=TOOLS)).choices
     assert choice.finish_reason == "tool_calls"
     assert (choice.message.content, choice.message.reasoning) == ("words", "think ")
@@ -75,7 +75,7 @@ async def test_a_whole_answer_has_its_calls_and_what_was_thought(asked):
 
 
 @pytest.mark.parametrize("sent", [{}, {"include_reasoning": True}, {"include_reasoning": False}])
-async def test_an_answer_is_without_what_was_thought_where_the_request_says_so(asked, sent):
+async def test_an_answer_has_no_reasoning_if_the_request_excludes_it(asked, sent):
     wanted = "think " if sent.get("include_reasoning", True) else ""
     message = (await asked(WHOLE, extra_body=sent)).choices[0].message
     assert (message.content, getattr(message, "reasoning", None) or "") == ("words", wanted)
@@ -84,12 +84,12 @@ async def test_an_answer_is_without_what_was_thought_where_the_request_says_so(a
     assert "".join(delta.content or "" for delta in deltas) == "words"
 
 
-async def test_an_answer_without_calls_is_one_of_words(asked):
+async def test_an_answer_without_calls_is_text(asked):
     (choice,) = (await asked(["nothing"], tools=TOOLS)).choices
     assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("stop", "nothing", None)
 
 
-async def test_the_call_that_was_named_is_no_reason_of_its_own(asked):
+async def test_a_named_call_has_the_finish_reason_stop(asked):
     named = {"type": "function", "function": {"name": "f"}}
     assert (await asked(WHOLE, tools=TOOLS, tool_choice=named)).choices[0].finish_reason == "stop"
     assert (await asked(WHOLE, tools=TOOLS, tool_choice="required")).choices[0].finish_reason == "tool_calls"

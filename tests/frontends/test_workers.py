@@ -81,7 +81,7 @@ async def test_one_admission_decides_for_all(tmp_path):
             assert (status, json.loads(body)["error"]["param"]) == (400, "n"), body
 
 
-async def test_who_waits_is_served_in_turn_or_told_when_its_patience_is_over(tmp_path):
+async def test_a_waiting_request_is_served_in_turn_or_refused_when_its_wait_is_over(tmp_path):
     async with (
         serving(tmp_path, "--engine-arg", "step_seconds=0.05", "--max-running", "1", "--max-wait", "1") as (_, url, _),
         Streams(url) as streams,
@@ -235,7 +235,7 @@ async def test_sigterm_while_a_worker_is_being_replaced_lets_the_others_finish(t
             assert await process.wait() == 0
 
 
-async def test_workers_do_not_outlive_their_owner(tmp_path):
+async def test_workers_do_not_outlive_their_supervisor(tmp_path):
     async with serving(tmp_path) as (process, _, _):
         workers = workers_of(process)
         assert len(workers) == 2
@@ -253,7 +253,7 @@ async def test_workers_do_not_outlive_their_owner(tmp_path):
         (["--workers", "2", "--slo-ttft", "-1"], "ttft must be a positive number"),
     ],
 )
-async def test_a_wrong_argument_is_one_line_here_too(arguments, words):
+async def test_a_wrong_argument_is_one_line_with_workers_too(arguments, words):
     result = await anyio.run_process([*MODULE, "--engine", "simulated", "--port", "0", *arguments], check=False)
     assert result.returncode == 2
     assert words in result.stderr.decode().strip().splitlines()[-1]
@@ -446,7 +446,7 @@ def test_engines_of_their_own_add_up():
     assert (facts.running, facts.waiting, facts.kv_tokens, facts.kv_usage) == (6, 2, 200, pytest.approx(0.3))
 
 
-async def test_a_promise_is_kept_by_one_admission_that_hears_of_every_worker_s_steps(tmp_path):
+async def test_one_admission_keeps_the_slo_with_the_steps_of_every_worker(tmp_path):
     async with serving(tmp_path, "--slo-ttft", "0.5", "--slo-tpot", "0.1") as (_, url, _):
         for _ in range(4):
             status, _ = await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 20, "ignore_eos": True})

@@ -105,12 +105,8 @@ async def start(options: argparse.Namespace) -> int:
 
 
 def choose_workers(engine: str, args: Mapping[str, Any]) -> int:
-    """Return the number of workers that the CPU cores can carry.
-
-    The number is 1 where the host is not the bottleneck: for a simulated engine and for an engine
-    on a CPU. It is also 1 for several engine cores, which workers cannot share.
-    """
-    if engine != "vllm" or args.get("data_parallel_size", 1) != 1 or not has_gpu_build():
+    """Return the number of workers that the CPU cores can carry; 1 for an engine that does not gain."""
+    if not ENGINES[engine].gains_from_workers(args):
         return 1
     return max(1, min(MAX_WORKERS, available_cpus() // CORES_PER_WORKER))
 

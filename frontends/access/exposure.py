@@ -42,9 +42,9 @@ def advisories_for(package: str, version: str) -> list[Advisory]:
     return [one for one in advisories() if one.package == package and one.is_in(version)]
 
 
-def below_floor(engine: str, version: str) -> bool:
-    """Return whether an engine is too old to be reachable from other machines."""
-    return engine == "vllm" and _numbers(version) < _numbers(VLLM_FLOOR)
+def below_floor(version: str) -> bool:
+    """Return whether this version of vLLM is too old to be reachable from other machines."""
+    return _numbers(version) < _numbers(VLLM_FLOOR)
 
 
 def check_reach(what: str, hosts: list[str], version: str | None, *, insecure: bool, authenticated: bool = False) -> None:

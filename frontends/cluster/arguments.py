@@ -62,15 +62,3 @@ def from_words(words: Mapping[str, str]) -> list[str]:
         for one in values:
             found += [f"--{name}"] if one.lower() == "true" else [f"--{name}", one]
     return found
-
-
-def _gpus(options: argparse.Namespace) -> int:
-    """Return the GPUs per engine; 0 for the simulated engine and for vLLM's CPU build."""
-    if options.engine != "vllm" or not has_gpu_build():
-        return 0
-    args = engine_args(options)
-    sizes = (args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
-    product = 1
-    for size in sizes:
-        product *= int(size)
-    return product

@@ -23,7 +23,7 @@ from llmserve.admission.retry_after import RETRY_AFTER
 # Maximum seconds until a replica accepts a request, which it does immediately, before admission. A
 # replica on an unreachable host stays silent. PATIENCE_SECONDS is the limit for all attempts.
 TAKE_SECONDS = 2.5
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = RETRY_AFTER["no_replica"]
 # Seconds of silence after which a replica counts as lost. Every replica sends a message every 2 s.
 # Ray detects an unreachable host only after a minute (measured with a link taken down).
 SILENT_SECONDS = 10.0

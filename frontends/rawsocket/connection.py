@@ -43,7 +43,6 @@ HELLO_SECONDS = 5.0
 # Maximum seconds without an open stream and a frame. llmserve's client sends a Ping frame after a
 # third of this time.
 IDLE_SECONDS = 300.0
-BUSY_SECONDS = 1.0
 # Maximum number of cancelled streams within FRUITLESS_SECONDS. A client may cancel all of its
 # streams (by default at most 1024) and then as many again, but not more.
 MAX_FRUITLESS = 2048
@@ -236,7 +235,7 @@ class Connection(asyncio.Protocol):
             return
         if len(self._channels) >= self._service.max_streams:
             words = f"this connection has {len(self._channels)} open streams, which is its limit"
-            self._write(to_frame(message.id, Overloaded(words, retry_after=BUSY_SECONDS, reason="connection_full")))
+            self._write(to_frame(message.id, Overloaded(words, retry_after=RETRY_AFTER["connection_full"], reason="connection_full")))
             return
         channel = self._channels[message.id] = Channel(message.id, message.credit)
         self._service.spawn(self._serve(channel, message))

@@ -82,7 +82,7 @@ async def serve_workers(
     Raises ConfigurationError, EngineDead.
     """
     with ExitStack() as stack:
-        if options.engine == "vllm":
+        if ENGINES[options.engine].shares_core:
             # Before any process imports vLLM: prometheus_client reads the variable only once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
             # Kept as long as there are workers: a worker may still join a core that has just ended.

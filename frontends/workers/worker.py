@@ -113,7 +113,7 @@ class Worker:
         self._numbers = itertools.count(1)
         self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
-        self._engine_is_shared = options.engine == "vllm"
+        self._engine_is_shared = ENGINES[options.engine].shares_core
         # The number of the last engine where this worker had a place, and the place that it waits
         # for.
         self._life = 0

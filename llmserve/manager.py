@@ -17,7 +17,7 @@ import anyio.lowlevel
 import attrs
 import sniffio
 
-from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, build_admission, separate, wake
+from llmserve.admission import Admission, Policy, Refusal, Ticket, TicketState, build_admission, check_policy, separate, wake
 from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.cancellation import CancellationToken
 from llmserve.config import ManagerConfig, TenantTable
@@ -80,7 +80,7 @@ class EngineManager(Generation, Lifecycle):
         self.engine = checked(engine)
         self.config = ManagerConfig.of(config)
         if isinstance(admission, str):
-            named = attrs.evolve(self.config.admission, policy=admission)
+            named = attrs.evolve(self.config.admission, policy=check_policy(admission))
             self.config, admission = attrs.evolve(self.config, admission=named), None
         super().__init__(self.config.drain_timeout)
         self._clock = clock or anyio.current_time

@@ -10,6 +10,7 @@ from frontends.access.control import KEY_VARIABLE, Access
 from frontends.net.flush import MAX_HOLD
 from frontends.net.receive_budget import LARGEST
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
+from llmserve.admission import POLICIES
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm.args import parse_engine_args
 from llmserve.observability.opentelemetry import traces_endpoint
@@ -39,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--verbose", action="store_true", help="show the engine's log")
     limits = parser.add_argument_group("limits and SLO")
+    words = "admission policy (default: lategate with an SLO, fixed without one or with --max-running)"
+    limits.add_argument("--policy", choices=list(POLICIES), help=words)
     words = "target time to first token in seconds; requests are admitted only while it can be met"
     limits.add_argument("--slo-ttft", type=float, metavar="S", help=words)
     words = "target time per output token after the first, in seconds; requests are admitted only while it can be met"
@@ -155,6 +158,7 @@ def manager_config(options: argparse.Namespace) -> ManagerConfig:
             max_wait=options.max_wait,
             tenant_limit=options.tenant_limit,
             tenants=access.table,
+            policy=options.policy,
         ),
         restart=RestartConfig(most=options.restarts, stall_timeout=options.stall_timeout),
         max_tokens=options.max_tokens,

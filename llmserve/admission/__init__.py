@@ -6,6 +6,7 @@ The package is synchronous: it has no clock, event loop or I/O, and gets the tim
 from llmserve.admission.build import POLICIES as POLICIES
 from llmserve.admission.build import PolicySetup as PolicySetup
 from llmserve.admission.build import build_admission as build_admission
+from llmserve.admission.build import check_policy as check_policy
 from llmserve.admission.build import separate as separate
 from llmserve.admission.controller import AdmissionController as AdmissionController
 from llmserve.admission.decisions import Decision as Decision
@@ -26,5 +27,6 @@ from llmserve.admission.usage import UsageDelta as UsageDelta
 
 __all__ = (
     "POLICIES", "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineSample", "FixedLimit", "LateGate", "Policy",
-    "PolicySetup", "Refusal", "Refused", "Tenants", "Ticket", "TicketState", "Unlimited", "UsageDelta", "build_admission", "separate", "wake",
+    "PolicySetup", "Refusal", "Refused", "Tenants", "Ticket", "TicketState", "Unlimited", "UsageDelta", "build_admission", "check_policy",
+    "separate", "wake",
 )  # fmt: skip

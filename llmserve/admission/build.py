@@ -97,6 +97,13 @@ def _unlimited(setup: PolicySetup) -> Policy:
 POLICIES: dict[str, Callable[[PolicySetup], Policy]] = {"lategate": _lategate, "fixed": _fixed, "unlimited": _unlimited}
 
 
+def check_policy(name: str) -> str:
+    """Return the name. Raises ConfigurationError if there is no such policy."""
+    if name not in POLICIES:
+        raise ConfigurationError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    return name
+
+
 def build_admission(
     config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None = None, policy: Policy | None = None
 ) -> AdmissionController:
@@ -107,9 +114,7 @@ def build_admission(
     """
     if policy is None:
         setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens)
-        if setup.name not in POLICIES:
-            raise ConfigurationError(f"unknown policy {setup.name!r}; choose from {', '.join(POLICIES)}")
-        policy = POLICIES[setup.name](setup)
+        policy = POLICIES[check_policy(setup.name)](setup)
         limit = policy.limit or 0
     else:
         limit = max_num_seqs if policy.limit is None else policy.limit

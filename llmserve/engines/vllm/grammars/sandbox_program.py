@@ -1,4 +1,4 @@
-"""Tests grammars in forked processes: compiles each, then walks it for some hundred tokens.
+r"""Tests grammars in forked processes: compiles each, then walks it for some hundred tokens.
 
 The processes have limits on time and memory, and are forked from one that knows the vocabulary.
 `sandbox.py` starts this module as a program; it imports xgrammar, but nothing of vLLM.

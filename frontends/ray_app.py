@@ -1,8 +1,10 @@
-"""llmserve on Ray Serve, on one or several machines: `serve run frontends.ray_app:app`.
+"""llmserve on Ray Serve, on one or several machines.
 
-With arguments: `serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4
-slo_ttft=1`. The arguments are the options that all servers share (`python -m frontends.aiohttp_app
---help`), as key=value, and the options of `frontends.cluster.arguments`. See docs/scaling.md.
+    serve run frontends.ray_app:app
+    serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4 slo_ttft=1
+
+The arguments are the options that all servers share (`python -m frontends.aiohttp_app --help`), as
+key=value, and the options of `frontends.cluster.arguments`. See docs/scaling.md.
 """
 
 import os

@@ -94,7 +94,10 @@ def chat_logprobs(entries: Sequence[TokenLogprob]) -> ChatLogprobs:
 
 
 def ranked_logprobs(entries: Sequence[TokenLogprob]) -> list[dict[str, RankedLogprob] | None]:
-    """Return a prompt's logprobs with alternatives by token id; null for the first token."""
+    """Return a prompt's logprobs, with alternatives by token id.
+
+    The first token has null, because nothing predicts it.
+    """
     return [None if entry.logprob is None else _ranked(entry) for entry in entries]
 
 

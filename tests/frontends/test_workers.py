@@ -274,7 +274,7 @@ async def test_a_wrong_argument_is_one_line_with_workers_too(arguments, words):
 )
 def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):
     # Simulate a machine with a GPU and many cores.
-    monkeypatch.setattr("frontends.aiohttp_app.has_gpu_build", lambda: True)
+    monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: True)
     monkeypatch.setattr("frontends.aiohttp_app.available_cpus", lambda: cores)
     assert choose_workers(engine, args) == count
 

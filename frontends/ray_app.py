@@ -73,7 +73,7 @@ def application(arguments: list[str]) -> Any:
     )
     # On the head node, without which there is no cluster: the loss of another node cannot end it.
     where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-    board = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
+    shared_state = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
     everywhere = AutoscalingConfig(
         min_replicas=options.ingresses,
         max_replicas=options.ingresses * MAX_HOSTS,
@@ -88,7 +88,7 @@ def application(arguments: list[str]) -> Any:
         max_replicas_per_node=options.ingresses,
         autoscaling_config=everywhere,
     )
-    return ingress.bind(replicas.bind(arguments, board.bind()), options.api_keys, options.max_incomplete_bytes)
+    return ingress.bind(replicas.bind(arguments, shared_state.bind()), options.api_keys, options.max_incomplete_bytes)
 
 
 def __getattr__(name: str) -> Any:

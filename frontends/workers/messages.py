@@ -225,7 +225,7 @@ class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
 FromWorker = (
     Offer | Leave | FirstToken | StepCount | Load | Want | Up | Failed | WorkerMetrics | MetricsRequest | Claim | Answered | Alive | Parting
 )
-FromOwner = Start | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Check
+FromSupervisor = Start | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Check
 
 
 class Channel(asyncio.Protocol):

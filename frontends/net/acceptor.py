@@ -104,13 +104,7 @@ class Acceptor:
         descriptor.
         """
         while True:
-            try:
-                connection, _ = await self._loop.sock_accept(listener)
-            except OSError:
-                # The client has gone, or no descriptor is free until an open connection ends.
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            self.serve(connection)
+            self.serve(await accept_one(listener))
             await asyncio.sleep(0)
 
 
@@ -139,6 +133,21 @@ async def listen(acceptor: Acceptor, *listeners: socket.socket, patience: Callab
                 listener.close()
             await acceptor.empty(seconds)
             await acceptor.close()
+
+
+async def accept_one(listener: socket.socket) -> socket.socket:
+    """Wait for a connection and return it. A cancellation leaves it in the listen backlog.
+
+    asyncio's `sock_accept` drops an accepted connection if its task is cancelled before it resumes.
+    """
+    while True:
+        try:
+            return listener.accept()[0]
+        except BlockingIOError:
+            await anyio.wait_readable(listener)
+        except OSError:
+            # The client has gone, or no descriptor is free until an open connection ends.
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:

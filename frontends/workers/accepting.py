@@ -3,28 +3,20 @@
 With one listener per worker, chance would distribute the connections.
 """
 
-import asyncio
 import socket
 from collections.abc import Sequence
 
 import anyio
 
-from frontends.net.acceptor import RETRY_SECONDS
+from frontends.net.acceptor import accept_one
 from frontends.workers.handle import WorkerHandle
 
 FULL_SECONDS = 0.005
 
 
 async def accept(listener: socket.socket, handles: Sequence[WorkerHandle]) -> None:
-    loop = asyncio.get_running_loop()
     while True:
-        try:
-            connection, _ = await loop.sock_accept(listener)
-        except OSError:
-            # The client has gone, or no file descriptor is free at the moment.
-            await anyio.sleep(RETRY_SECONDS)
-            continue
-        with connection:
+        with await accept_one(listener) as connection:
             while not hand(connection, handles):  # noqa: ASYNC110 - asyncio has no event for a full socket pair
                 await anyio.sleep(FULL_SECONDS)
 

@@ -1,5 +1,6 @@
 """Listeners: address families, several hosts, permissions of unix sockets, printed addresses."""
 
+import asyncio
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from program_support import MODULE, SOCKET, fetch, program
 
 from frontends.net import listeners
+from frontends.net.acceptor import accept_one, accept_waiting
 from frontends.net.listeners import CannotListen, UnixAccess, authority, bind_all, bind_unix
 from frontends.rawsocket.addresses import parse_address
 from frontends.rawsocket.client import SocketClient
@@ -204,3 +206,21 @@ async def test_a_wrong_mode_or_group_is_an_error(arguments, words):
     found = await anyio.run_process([*MODULE, *arguments], check=False)
     assert found.returncode == 2
     assert words in found.stderr.decode().splitlines()[-1]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancelled_accept_loses_no_connection(turns):
+    """A regression: asyncio's `sock_accept` lost the connection if the task was cancelled at turn 1 or 2."""
+    (listener,) = bind_all(["127.0.0.1"], 0)
+    listener.setblocking(False)
+    with listener:
+        task = asyncio.ensure_future(accept_one(listener))
+        await asyncio.sleep(0)
+        with socket.create_connection(listener.getsockname()):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            (accepted,) = await asyncio.gather(task, return_exceptions=True)
+            found = [accepted] if isinstance(accepted, socket.socket) else list(accept_waiting(listener))
+            assert len(found) == 1
+            found[0].close()

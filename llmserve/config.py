@@ -163,6 +163,14 @@ class AdmissionConfig:
     tenants: TenantTable | None = None
     policy: str | None = None
 
+    def policy_for(self, slo: SLO) -> str:
+        """Return the policy that these settings name, or the one that fits them and the SLO."""
+        if self.policy is not None:
+            return self.policy
+        if self.max_running is None:
+            return "fixed" if slo == SLO() else "lategate"
+        return "fixed" if self.max_running else "unlimited"
+
     @property
     def table(self) -> TenantTable:
         """The tenant table, from `tenants` or from `tenant_limit`."""
@@ -247,6 +255,4 @@ class ManagerConfig:
     @property
     def predicts(self) -> bool:
         """Whether admission predicts latency to meet the SLO, instead of using a fixed limit."""
-        if self.admission.policy is None:
-            return self.slo != SLO() and self.admission.max_running is None
-        return self.slo != SLO() and self.admission.policy not in ("fixed", "unlimited")
+        return self.slo != SLO() and self.admission.policy_for(self.slo) not in ("fixed", "unlimited")

@@ -1,12 +1,10 @@
-"""Command-line options of `sweep`, `run` and `overhead`."""
+"""Command-line options of `sweep` and `run`."""
 
 import argparse
 import math
 import pathlib
 
 from benchmarks.arguments import numbers, positive
-from benchmarks.host_cost.server_processes import Setting
-from benchmarks.host_cost.variants import IN_PROCESS, MANY, WAYS, parse_side
 from benchmarks.recording.results import Promise
 from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
@@ -205,52 +203,4 @@ def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
         repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
-    )
-
-
-def add_overhead(command: argparse.ArgumentParser) -> None:
-    sides = f"from {', '.join([*IN_PROCESS, *WAYS])}; append :N to {', '.join(MANY)} for N processes (default: %(default)s)"
-    command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
-    command.add_argument(
-        "--core", choices=("stubbed", "nothing", "null", "real"), default="stubbed", help="the engine core (default: %(default)s)"
-    )
-    command.add_argument("--streams", type=numbers(int), default=[64], metavar="N,N,...")
-    command.add_argument("--rounds", type=positive(int), default=5)
-    command.add_argument("--requests", type=positive(int), default=1, help="consecutive requests of each stream in a round")
-    command.add_argument("--prompt-tokens", type=positive(int), default=16)
-    command.add_argument("--output-tokens", type=positive(int), default=1024)
-    command.add_argument("--processes", type=positive(int), default=1, help="generator processes for each server")
-    command.add_argument("--model", default="bundled")
-    command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="for every engine; repeatable")
-    command.add_argument(
-        "--against", type=_pair, action="append", default=[], metavar="A/B", help="report the ratio of two variants; repeatable"
-    )
-    command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    one, slash, other = text.partition("/")
-    if not slash:
-        raise argparse.ArgumentTypeError(f"{text!r}: write A/B")
-    return one, other
-
-
-def side_names(text: str) -> list[str]:
-    """Split the names of variants; raises TargetError that names an unknown variant."""
-    names = text.split(",")
-    for name in names:
-        if name not in IN_PROCESS:
-            parse_side(name)
-    return names
-
-
-def side_setting(given: argparse.Namespace) -> Setting:
-    return Setting(
-        core=given.core,
-        model=given.model,
-        engine_args=parse_engine_args(given.engine_arg),
-        prompt_tokens=given.prompt_tokens,
-        answer_tokens=given.output_tokens,
-        requests=given.requests,
-        processes=given.processes,
     )

@@ -56,15 +56,6 @@ class PolicySetup:
     max_num_batched_tokens: int | None = None
 
     @property
-    def name(self) -> str:
-        """The policy that the settings name, or the one that fits them."""
-        if self.config.policy is not None:
-            return self.config.policy
-        if self.config.max_running is None:
-            return "fixed" if self.slo == SLO() else "lategate"
-        return "fixed" if self.config.max_running else "unlimited"
-
-    @property
     def max_wait(self) -> float:
         """Longest wait in seconds under a policy that does not predict."""
         return self.config.max_wait if self.slo.ttft is None else min(self.config.max_wait, self.slo.ttft)
@@ -114,7 +105,7 @@ def build_admission(
     """
     if policy is None:
         setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens)
-        policy = POLICIES[check_policy(setup.name)](setup)
+        policy = POLICIES[check_policy(config.policy_for(slo))](setup)
         limit = policy.limit or 0
     else:
         limit = max_num_seqs if policy.limit is None else policy.limit

@@ -58,7 +58,7 @@ class LateGateMachine(RuleBasedStateMachine):
         elif ticket.state is TicketState.RUNNING:
             self.running.append(ticket)
         else:
-            assert self.running, "an engine that does nothing makes nobody wait"
+            assert self.running, "an idle engine makes no request wait"
             self.waiting.append(ticket)
 
     @precondition(lambda self: self.running)

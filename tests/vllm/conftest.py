@@ -35,7 +35,7 @@ class CoreCounter(threading.Thread):
         while not self._done.wait(self.LOOK_SECONDS):
             for child in me.children(recursive=True):
                 try:
-                    if any(word.startswith(self.TITLE) for word in child.cmdline()[:1]):
+                    if " ".join(child.cmdline()).startswith(self.TITLE):
                         self.seen.add((child.pid, child.create_time()))
                 except psutil.Error:
                     continue

@@ -4,7 +4,7 @@
     serve run frontends.ray_app:build model=bundled replicas=2 max_replicas=4 slo_ttft=1
 
 The arguments are the options that all servers share (`python -m frontends.aiohttp_app --help`), as
-key=value, and the options of `frontends.cluster.arguments`. See docs/scaling.md.
+key=value, and those of `frontends.cluster.settings`. See docs/scaling.md.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from frontends.access.control import KEY_VARIABLE
-from frontends.cluster.arguments import from_words, parse
+from frontends.cluster.settings import ClusterServerSettings, from_words, read_settings
 from llmserve import ConfigurationError
 
 # The environment variable with the command line of `app`.
@@ -39,56 +39,69 @@ def build(words: Mapping[str, str]) -> Any:
 
 def application(arguments: list[str]) -> Any:
     """Build a Ray Serve application from a command line; see `build`."""
-    options = parse(arguments)
+    settings = read_settings(arguments)
     if os.environ.get(KEY_VARIABLE):
         raise ConfigurationError(f"{KEY_VARIABLE} does not reach the replicas: use api_keys=FILE with a file that exists on every node")
 
     from ray import serve
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
     from frontends.cluster.ingress import Ingress
     from frontends.cluster.replica import Replica
     from frontends.cluster.shared_state import SharedState
 
-    scaling = AutoscalingConfig(
-        min_replicas=options.replicas,
-        max_replicas=options.max_replicas,
-        initial_replicas=options.replicas,
-        upscale_delay_s=options.scale_up_delay,
-        downscale_delay_s=options.scale_down_delay,
-        look_back_period_s=LOOK_BACK_SECONDS,
-        policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_replicas"),
-    )
-    replicas = serve.deployment(Replica).options(
-        name="Replica",
-        max_ongoing_requests=NO_BOUND,
-        ray_actor_options={"num_cpus": options.replica_cpus, "num_gpus": options.replica_gpus},
-        request_router_config=RequestRouterConfig(
-            request_router_class="frontends.cluster.router:PredictedWaitRouter", request_routing_stats_period_s=STATS_SECONDS
-        ),
-        graceful_shutdown_timeout_s=options.drain_timeout + 10,
-        graceful_shutdown_wait_loop_s=0.5,
-        logging_config=QUIET,
-        **({"autoscaling_config": scaling} if options.max_replicas > options.replicas else {"num_replicas": options.replicas}),
-    )
+    replicas = serve.deployment(Replica).options(**_replica_options(settings))
     # On the head node, without which there is no cluster: the loss of another node cannot end it.
     where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
     shared_state = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
+    ingress = serve.deployment(Ingress).options(**_ingress_options(settings.cluster.ingresses))
+    return ingress.bind(replicas.bind(settings, shared_state.bind()), settings.access.api_keys, settings.access.max_incomplete_bytes)
+
+
+def _replica_options(settings: ClusterServerSettings) -> dict[str, Any]:
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+    cluster = settings.cluster
+    scaling = AutoscalingConfig(
+        min_replicas=cluster.replicas,
+        max_replicas=cluster.most,
+        initial_replicas=cluster.replicas,
+        upscale_delay_s=cluster.scale_up_delay,
+        downscale_delay_s=cluster.scale_down_delay,
+        look_back_period_s=LOOK_BACK_SECONDS,
+        policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_replicas"),
+    )
+    router = RequestRouterConfig(
+        request_router_class="frontends.cluster.router:PredictedWaitRouter", request_routing_stats_period_s=STATS_SECONDS
+    )
+    return {
+        "name": "Replica",
+        "max_ongoing_requests": NO_BOUND,
+        "ray_actor_options": {"num_cpus": cluster.replica_cpus, "num_gpus": settings.gpus},
+        "request_router_config": router,
+        "graceful_shutdown_timeout_s": settings.limits.drain_timeout + 10,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": QUIET,
+        **({"autoscaling_config": scaling} if cluster.most > cluster.replicas else {"num_replicas": cluster.replicas}),
+    }
+
+
+def _ingress_options(ingresses: int) -> dict[str, Any]:
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
     everywhere = AutoscalingConfig(
-        min_replicas=options.ingresses,
-        max_replicas=options.ingresses * MAX_HOSTS,
+        min_replicas=ingresses,
+        max_replicas=ingresses * MAX_HOSTS,
         upscale_delay_s=0,
         downscale_delay_s=0,
         policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_ingresses"),
     )
-    ingress = serve.deployment(Ingress).options(
-        name="Ingress",
-        max_ongoing_requests=NO_BOUND,
-        ray_actor_options={"num_cpus": 0},
-        max_replicas_per_node=options.ingresses,
-        autoscaling_config=everywhere,
-    )
-    return ingress.bind(replicas.bind(arguments, shared_state.bind()), options.api_keys, options.max_incomplete_bytes)
+    return {
+        "name": "Ingress",
+        "max_ongoing_requests": NO_BOUND,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_replicas_per_node": ingresses,
+        "autoscaling_config": everywhere,
+    }
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import anyio
 
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import is_healthy
-from frontends.cluster.arguments import from_words
+from frontends.cluster.settings import from_words
 from frontends.net.listeners import bind
 
 START_SECONDS = 60.0

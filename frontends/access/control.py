@@ -3,7 +3,6 @@
 The files are read at startup and whenever they change.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -35,16 +34,16 @@ class Access:
     _seen: list[Mark] = attrs.field(factory=list)
 
     @classmethod
-    def open(cls, options: argparse.Namespace) -> "Access":
+    def open(cls, api_keys: Path | None = None, tenants: Path | None = None, tenant_limit: int | None = None) -> "Access":
         """Read `--api-keys`, `--tenants`, `--tenant-limit` and the environment.
 
         Raises ConfigurationError, which names the invalid one.
         """
         secret = os.environ.get(KEY_VARIABLE)
-        if secret and options.api_keys:
+        if secret and api_keys:
             raise ConfigurationError(f"--api-keys and {KEY_VARIABLE} exclude each other: use one of them")
-        base = TenantTable(default=TenantLimits(concurrency=options.tenant_limit))
-        access = cls._of((options.api_keys, options.tenants), base)
+        base = TenantTable(default=TenantLimits(concurrency=tenant_limit))
+        access = cls._of((api_keys, tenants), base)
         if secret:
             access.keys = Keys.single(secret)
         return access

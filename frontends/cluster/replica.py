@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
+from aiohttp import web
 
-from frontends.access.control import Access
-from frontends.cluster.arguments import parse
 from frontends.cluster.autoscaling import Pressure, hosts
 from frontends.cluster.relay import BEAT, Message, Relay, RelayedRequest, ReplicaAccepted, ResponseHead, with_beats
 from frontends.cluster.replica_load import Load
+from frontends.cluster.settings import ClusterServerSettings
 from frontends.cluster.shared_state import Told
 from frontends.http.app import build_app
 from frontends.http.health import check_of
@@ -23,10 +23,9 @@ from frontends.http.server import running
 from frontends.logs.operator_log import say
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind_unix
-from frontends.program.lifecycle import prepare_environment, served_name, unpack
-from frontends.program.options import engine_args, manager_config
-from frontends.program.telemetry import telemetry
-from llmserve import EngineDead, EngineManager, LLMServeError, MetricsSnapshot, State
+from frontends.program.preflight import prepare_environment, unpack
+from frontends.program.service import Service, open_service
+from llmserve import EngineDead, LLMServeError, MetricsSnapshot, State
 from llmserve.admission import AdmissionController, UsageDelta
 from llmserve.observability import prometheus
 
@@ -49,11 +48,11 @@ class Replica:
     """A replica.
 
     Args:
-        arguments: a command line (`frontends.cluster.arguments`).
+        settings: the settings of the application.
         shared_state: a handle of the application's `SharedState`.
     """
 
-    async def __init__(self, arguments: Sequence[str], shared_state: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: ClusterServerSettings, shared_state: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Start the replica, and return when its engine is up.
 
         Raises ConfigurationError, EngineError.
@@ -67,51 +66,47 @@ class Replica:
         # down).
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
         self._shared_state = shared_state.options(_by_reference=False)
-        self._options = parse(arguments)
         self._told = self._open = 0
-        self._rate = MESSAGES_PER_SECOND * self._options.ingresses * hosts() / self._options.max_replicas
+        self._rate = MESSAGES_PER_SECOND * settings.cluster.ingresses * hosts() / settings.cluster.most
         self._stop = asyncio.Event()
         self._stack = AsyncExitStack()
         try:
-            await self._enter(self._stack)
+            await self._enter(settings, self._stack)
         except BaseException:
             await self._stack.aclose()
             raise
 
-    async def _enter(self, stack: AsyncExitStack) -> None:
-        options = self._options
-        prepare_environment(options)
-        access = Access.open(options)
-        await unpack(options)
-        name = served_name(options)
-        tracer = await stack.enter_async_context(telemetry(options, name))
-        manager = self._manager = EngineManager.open(
-            options.model, engine=options.engine, engine_args=engine_args(options), config=manager_config(options), tracer=tracer
-        )
-        if tracer is not None:
-            tracer.observe(manager.statistics)
+    async def _enter(self, settings: ClusterServerSettings, stack: AsyncExitStack) -> None:
+        prepare_environment(settings)
+        access = settings.open_access()
+        await unpack(settings.engine)
+        service = await stack.enter_async_context(open_service(settings, access))
+        manager = self._manager = service.manager
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
-        app = build_app(
-            manager,
-            name,
-            self._gather_metrics,
-            self._gather_series,
-            access=access,
-            # An ingress can try another replica only until a part of the answer has come, and a
-            # comment would be such a part.
-            keepalive=0.0,
-            max_hold=options.max_hold,
-            max_incomplete=options.max_incomplete_bytes,
-            check=check_of(manager, options.generate_check),
-        )
-        acceptor = await stack.enter_async_context(running(app))
+        acceptor = await stack.enter_async_context(running(self._build_app(settings, service)))
         await stack.enter_async_context(listen(acceptor, bind_unix(folder / "http")))
         self._relay = Relay(folder / "http")
         stack.push_async_callback(self._relay.close)
         await stack.enter_async_context(manager)
-        self._pressure = Pressure(patience=min(manager.config.slo.ttft or manager.config.admission.max_wait, options.max_wait))
+        max_wait = settings.limits.max_wait
+        self._pressure = Pressure(patience=min(settings.limits.slo_ttft or max_wait, max_wait))
         self._tasks = [asyncio.create_task(access.follow(manager.set_tenants)), asyncio.create_task(self._exchange())]
         say(f"ready     replica {self._id}")
+
+    def _build_app(self, settings: ClusterServerSettings, service: Service) -> web.Application:
+        return build_app(
+            service.manager,
+            service.name,
+            self._gather_metrics,
+            self._gather_series,
+            access=service.access,
+            # An ingress can try another replica only until a part of the answer has come, and a
+            # comment would be such a part.
+            keepalive=0.0,
+            max_hold=settings.limits.max_hold,
+            max_incomplete=settings.access.max_incomplete_bytes,
+            check=check_of(service.manager, settings.observability.generate_check),
+        )
 
     async def __del__(self) -> None:
         """Shut down; Ray Serve calls this when the last request has ended or has timed out."""

@@ -13,33 +13,10 @@ from collections.abc import Collection
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from frontends.access.control import Access
-from frontends.access.exposure import is_loopback
 from frontends.http.request_checks import Handler
 from frontends.openai.errors import HTTPFailure
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
-
-
-def add_host_option(parser: argparse.ArgumentParser) -> None:
-    words = (
-        "accept requests for this host name in addition to localhost and IP addresses; repeatable "
-        "(default: any name; no other name if only this machine can connect and no key or client certificate is required)"
-    )
-    parser.add_argument("--allowed-host", action="append", type=_given_name, metavar="NAME", help=words)
-
-
-def is_authenticated(options: argparse.Namespace, access: Access) -> bool:
-    """Return whether every client must show a key or a certificate."""
-    return access.keys is not None or options.tls_client_ca is not None
-
-
-def allowed_hosts(options: argparse.Namespace, access: Access) -> Collection[str] | None:
-    """Return the names that `--allowed-host` or its default allows; None allows any name."""
-    if options.allowed_host:
-        return list(options.allowed_host)
-    # No browser connects to a unix socket, and no page knows a key.
-    return None if is_authenticated(options, access) or options.unix or not all(map(is_loopback, options.hosts)) else []
 
 
 def answer_to(names: Collection[str] | None) -> Middleware:
@@ -62,7 +39,8 @@ def answer_to(names: Collection[str] | None) -> Middleware:
     return check_host
 
 
-def _given_name(text: str) -> str:
+def parse_host_name(text: str) -> str:
+    """Parse the host name of an option. Raises ArgumentTypeError."""
     if not _NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a host name: omit the scheme and the port")
     return text.removesuffix(".").lower()

@@ -22,11 +22,6 @@ _ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:\
 _NAMES = re.compile(r"[A-Za-z0-9_, -]{1,2048}", re.ASCII)
 
 
-def add_origin_option(parser: argparse.ArgumentParser) -> None:
-    words = "allow pages of this origin to call the server from a browser, such as https://app.example; repeatable; * allows any origin"
-    parser.add_argument("--allowed-origin", action="append", default=[], type=_given_origin, metavar="ORIGIN", help=words)
-
-
 @attrs.frozen
 class Origins:
     """The allowed origins.
@@ -85,7 +80,8 @@ def _sent(request: web.Request) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _given_origin(text: str) -> str:
+def parse_origin(text: str) -> str:
+    """Parse the origin of an option. Raises ArgumentTypeError."""
     if text != ANY and not _ORIGIN.fullmatch(text.lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is not an origin: use http:// or https://, a host and an optional port, without a path")
     return text.lower()

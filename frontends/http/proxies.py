@@ -22,14 +22,6 @@ CLIENT = web.RequestKey("client", str)
 SCHEME = web.RequestKey("scheme", str)
 
 
-def add_proxy_option(parser: argparse.ArgumentParser) -> None:
-    words = (
-        "trust X-Forwarded-For and X-Forwarded-Proto from proxies at this address or in this network, such as 10.0.0.0/8, or unix for "
-        "clients of --unix; repeatable; the request log and the limit per address then use the address of the proxy's client"
-    )
-    parser.add_argument("--trusted-proxy", action="append", default=[], type=_given_network, metavar="ADDRESS", help=words)
-
-
 @attrs.frozen
 class Proxies:
     """The trusted proxies.
@@ -110,7 +102,8 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _given_network(text: str) -> Network | None:
+def parse_network(text: str) -> Network | None:
+    """Parse the network of an option; None for `unix`. Raises ArgumentTypeError."""
     if text == UNIX:
         return None
     try:

@@ -5,7 +5,6 @@ Environment variables hold the format, so that workers and the engine's processe
 Without the variables, as in other programs, the format is plain text without times.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -14,6 +13,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import attrs
+
+from frontends.options.definitions import option
 
 FORMAT, LEVEL, TIMES = "LLMSERVE_LOG_FORMAT", "LLMSERVE_LOG_LEVEL", "LLMSERVE_LOG_TIMES"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -25,25 +28,38 @@ ENGINE_CONFIG = Path(__file__).with_name("engine_logging.json")
 NAME = "llmserve"
 
 
-def add_log_options(parser: argparse.ArgumentParser) -> None:
-    log = parser.add_argument_group("log on standard error")
-    words = (
+@attrs.frozen(kw_only=True)
+class LogSettings:
+    """The operator's log."""
+
+    log_level: str = option(
+        "info",
         "minimum level to log: %(choices)s (default: %(default)s); with --verbose it also applies to the engine's log, of which "
-        "otherwise only errors are shown"
+        "otherwise only errors are shown",
+        metavar="LEVEL",
+        choices=LEVELS,
     )
-    log.add_argument("--log-level", choices=LEVELS, default="info", metavar="LEVEL", help=words)
-    words = "text (with timestamps unless standard error is a terminal) or json (one object per line) (default: %(default)s)"
-    log.add_argument("--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help=words)
+    log_format: str = option(
+        "text",
+        "text (with timestamps unless standard error is a terminal) or json (one object per line) (default: %(default)s)",
+        metavar="FORMAT",
+        choices=("text", "json"),
+    )
 
 
-def configure(options: argparse.Namespace, *, terminal: bool) -> None:
+def configure(settings: LogSettings, *, verbose: bool, terminal: bool) -> None:
     """Configure logging for this process and its child processes.
 
     Environment variables of vLLM that the user has set stay.
+
+    Args:
+        settings: the format, and the minimum level.
+        verbose: whether the engine logs from the level of the settings on.
+        terminal: whether standard error is a terminal.
     """
-    os.environ |= {FORMAT: options.log_format, LEVEL: options.log_level, TIMES: "" if terminal else "1"}
-    if options.verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", options.log_level.upper())
+    os.environ |= {FORMAT: settings.log_format, LEVEL: settings.log_level, TIMES: "" if terminal else "1"}
+    if verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", settings.log_level.upper())
     if os.environ.get("VLLM_CONFIGURE_LOGGING", "1") != "0":
         os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(ENGINE_CONFIG))
     attach()

@@ -1,6 +1,5 @@
 """Limits on the number of connections, in total and per address."""
 
-import argparse
 import ipaddress
 import resource
 from collections import Counter
@@ -8,8 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import attrs
-
-from frontends.net.listeners import UnixAccess
 
 # File descriptors kept free for pipes, logs and other files, so that accepting never lacks one.
 # asyncio would log that failure once per waiting connection, 6 MB a second.
@@ -66,12 +63,6 @@ class ConnectionLimiter:
         spare = spare_descriptors()
         self._most = min(self.most or spare, spare)
         self._most_of_peer = self.most_of_peer or max(1, self._most // PEER_SHARE)
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, is_proxy: Callable[[str], bool] = lambda _: False) -> "ConnectionLimiter":
-        """Return a limiter with the limits of the command line."""
-        strangers = not UnixAccess.of(options).owner_alone
-        return cls(options.max_connections, options.max_peer_connections, strangers, is_proxy)
 
     def enter(self, peer: str) -> bool:
         """Return whether a connection is within the limits. If it is, call `leave` at its end."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import attrs
 
+from frontends.options.definitions import option
+
 # Accepting ten thousand simultaneous connections takes 1.4 s. With 128, the default of asyncio and
 # aiohttp, it takes 54 s.
 BACKLOG = 4096
@@ -43,10 +45,22 @@ class CannotListen(Exception):
         super().__init__(f"{address}: {error.strerror or error}")
 
 
-def add_unix_options(parser: argparse.ArgumentParser) -> None:
-    words = "file mode of the unix socket, in octal (default: 600, or 660 with --unix-group)"
-    parser.add_argument("--unix-mode", type=_mode, metavar="MODE", help=words)
-    parser.add_argument("--unix-group", type=_group, metavar="GROUP", help="file group of the unix socket, by name or number")
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    # Without the owner's bits a server could not connect to check whether another server answers.
+    if not 0o600 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode from 600 to 777")
+    return mode
+
+
+def _group(text: str) -> int:
+    try:
+        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"this machine has no group {text!r}") from None
 
 
 @attrs.frozen
@@ -54,17 +68,24 @@ class UnixAccess:
     """The permissions of a unix socket's file.
 
     Attributes:
+        given_mode: the file's mode; None for the default.
         group: the id of the file's group; None for the process's group.
     """
 
-    mode: int = OWNER_ALONE
-    group: int | None = None
+    given_mode: int | None = option(
+        None,
+        "file mode of the unix socket, in octal (default: 600, or 660 with --unix-group)",
+        metavar="MODE",
+        parse=_mode,
+        name="unix_mode",
+    )
+    group: int | None = option(None, "file group of the unix socket, by name or number", metavar="GROUP", parse=_group, name="unix_group")
 
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "UnixAccess":
-        """Return the permissions from the options of `add_unix_options`."""
-        mode = OWNER_ALONE if options.unix_group is None else OWNER_AND_GROUP
-        return cls(mode if options.unix_mode is None else options.unix_mode, options.unix_group)
+    @property
+    def mode(self) -> int:
+        if self.given_mode is not None:
+            return self.given_mode
+        return OWNER_ALONE if self.group is None else OWNER_AND_GROUP
 
     @property
     def owner_alone(self) -> bool:
@@ -190,24 +211,6 @@ def _addresses(host: str) -> list[str]:
     return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)))
 
 
-def _mode(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    # Without the owner's bits a server could not connect to check whether another server answers.
-    if not 0o600 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode from 600 to 777")
-    return mode
-
-
-def _group(text: str) -> int:
-    try:
-        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"this machine has no group {text!r}") from None
-
-
 def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
     """Return a listening TCP socket.
 
@@ -218,6 +221,6 @@ def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
     # Accepted connections inherit these options.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in VANISHED.items():
-        listener.setsockopt(socket.IPPROTO_TCP, option, value)
+    for name, value in VANISHED.items():
+        listener.setsockopt(socket.IPPROTO_TCP, name, value)
     return listener

@@ -1,1 +1,1 @@
-"""Shared by all server programs: command line, startup checks, startup and shutdown."""
+"""Shared by all servers: settings, the service made of them, startup checks, startup and shutdown."""

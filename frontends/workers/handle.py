@@ -1,6 +1,5 @@
 """The supervisor's handle of one worker: its process, channel, connections and tickets."""
 
-import argparse
 import multiprocessing
 import socket
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from frontends.http.settings import HTTPServerSettings
 from frontends.workers import messages
 from frontends.workers.admission_server import AdmissionServer
 from frontends.workers.idempotency import IdempotencyServer
@@ -53,13 +53,17 @@ class WorkerHandle:
 
     @classmethod
     async def spawn(
-        cls, index: int, options: argparse.Namespace, receive: Callable[["WorkerHandle", Any], None], lost: Callable[["WorkerHandle"], None]
+        cls,
+        index: int,
+        settings: HTTPServerSettings,
+        receive: Callable[["WorkerHandle", Any], None],
+        lost: Callable[["WorkerHandle"], None],
     ) -> "WorkerHandle":
         ours, theirs = socket.socketpair()
         handed, taken = socket.socketpair()
         for end in (ours, theirs, handed, taken):
             end.setblocking(False)
-        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, taken, options), daemon=True)
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, taken, settings), daemon=True)
         process.start()
         theirs.close()
         taken.close()

@@ -4,7 +4,6 @@ A worker's death only ends its own connections. The supervisor takes back its ti
 requests in the engine, and starts another worker.
 """
 
-import argparse
 import asyncio
 import os
 import pickle
@@ -19,12 +18,15 @@ import attrs
 
 from frontends.access.control import Access
 from frontends.http.idempotency_store import ResponseCache
+from frontends.http.settings import HTTPServerSettings
 from frontends.logs.log_writer import dropped_lines
 from frontends.logs.operator_log import say
 from frontends.net.acceptor import accept_waiting
 from frontends.program.console import loading
-from frontends.program.lifecycle import CHANGES, WATCH_SECONDS, Stopping, announce, say_leaving, say_ready, signals, unpack
-from frontends.program.options import engine_args, manager_config
+from frontends.program.lifecycle import WATCH_SECONDS
+from frontends.program.preflight import unpack
+from frontends.program.progress import CHANGES, announce, say_leaving, say_ready
+from frontends.program.signals import Stopping, signals
 from frontends.workers import messages
 from frontends.workers.accepting import accept, hand
 from frontends.workers.admission_server import AdmissionServer
@@ -58,7 +60,7 @@ from frontends.workers.step_totals import StepAggregator
 from frontends.workers.watchdog import watch
 from llmserve import ConfigurationError, EngineDead, State
 from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
-from llmserve.engines import ENGINES, create_engine
+from llmserve.engines import create_engine
 from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.lifecycle.supervisor import Supervisor
 from llmserve.observability.prometheus import MULTIPROCESS
@@ -72,7 +74,7 @@ LAST_WORDS_SECONDS = 1.0
 
 
 async def serve_workers(
-    options: argparse.Namespace, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
+    settings: HTTPServerSettings, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
 ) -> int:
     """Serve until a signal, the engine's death or too many dead workers; return the exit code.
 
@@ -82,7 +84,7 @@ async def serve_workers(
     Raises ConfigurationError, EngineDead.
     """
     with ExitStack() as stack:
-        if ENGINES[options.engine].shares_core:
+        if settings.engine.spec.shares_core:
             # Before any process imports vLLM: prometheus_client reads the variable only once.
             os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
             # Kept as long as there are workers: a worker may still join a core that has just ended.
@@ -90,8 +92,8 @@ async def serve_workers(
             stack.callback(FOLDER.leave)
         for listener in listeners:
             listener.setblocking(False)
-        announce(addresses, options)
-        supervisor = WorkerSupervisor(options, count, listeners, access)
+        announce(addresses, settings.engine)
+        supervisor = WorkerSupervisor(settings, count, listeners, access)
         async with signals(Stopping(supervisor.served, supervisor.give_up, supervisor.stop).react, supervisor.reloaded):
             code = await supervisor.run()
     say("stopped")
@@ -101,8 +103,8 @@ async def serve_workers(
 class WorkerSupervisor:
     """The supervisor of all workers, and the resources that they share."""
 
-    def __init__(self, options: argparse.Namespace, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
-        self._options = options
+    def __init__(self, settings: HTTPServerSettings, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
+        self._settings = settings
         self._access = access
         self._count = count
         self._listeners = listeners
@@ -120,12 +122,12 @@ class WorkerSupervisor:
         self._up = self._serving = False
         self._aggregator = MetricsAggregator()
         self._change = asyncio.Event()
-        self._steps = StepAggregator(one_engine=ENGINES[options.engine].shares_core)
+        self._steps = StepAggregator(one_engine=settings.engine.spec.shares_core)
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
         self._answers = ResponseCache(self._loop.time)
-        self._args, self._config = engine_args(self._options), manager_config(self._options)
+        self._args, self._config = self._settings.engine_args(), self._settings.manager_config(self._access)
         self._make_engine()
         try:
             async with self._tasks as tasks:
@@ -133,8 +135,8 @@ class WorkerSupervisor:
                     await self._spawn()
                 tasks.start_soon(self._accept)
                 tasks.start_soon(watch, self._handles, self._hung, self._config.restart.start_timeout)
-                await unpack(self._options)
-                with loading(f"{self._options.engine} {self._options.model}"):
+                await unpack(self._settings.engine)
+                with loading(f"{self._settings.engine.kind} {self._settings.engine.model}"):
                     if self._supervisor is not None:
                         await tasks.start(self._supervise)
                     while not (self._stopping or self._all_up()):
@@ -155,13 +157,13 @@ class WorkerSupervisor:
     # The engine
 
     def _make_engine(self) -> None:
-        options, in_all = self._options, self._count + SPARES
-        if not ENGINES[options.engine].shares_core:
-            info = create_engine(options.engine, options.model, self._args).info
+        engine, in_all = self._settings.engine, self._count + SPARES
+        if not engine.spec.shares_core:
+            info = create_engine(engine.kind, engine.model, self._args).info
             self._admit(info.max_num_seqs * self._count, info.max_num_batched_tokens)
             return
         self._shared = SharedCore(
-            options.model,
+            engine.model,
             self._args,
             at_once=self._count,
             in_all=in_all,
@@ -246,7 +248,7 @@ class WorkerSupervisor:
 
     async def _end(self) -> None:
         """Wait until the workers have drained and ended."""
-        timeout, delay = self._options.drain_timeout, self._options.drain_delay
+        timeout, delay = self._settings.limits.drain_timeout, self._settings.limits.drain_delay
         if delay:
             say_leaving(delay)
         say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal cancels open requests")
@@ -317,7 +319,7 @@ class WorkerSupervisor:
 
     async def _spawn(self) -> WorkerHandle:
         index, self._last = self._last, self._last + 1
-        handle = await WorkerHandle.spawn(index, self._options, self._receive, self._lost)
+        handle = await WorkerHandle.spawn(index, self._settings, self._receive, self._lost)
         handle.answers = IdempotencyServer(self._answers, handle.channel.send)
         self._handles.append(handle)
         return handle

@@ -3,7 +3,6 @@
 The supervisor hands it accepted connections. Without the supervisor it ends immediately.
 """
 
-import argparse
 import asyncio
 import itertools
 import os
@@ -18,22 +17,16 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from frontends.access.control import Access
-from frontends.http.access_log import open_log
-from frontends.http.app import build_app
 from frontends.http.departure import PART_SECONDS, Departure
-from frontends.http.health import check_of
-from frontends.http.host_names import allowed_hosts
-from frontends.http.proxies import Proxies, know_clients
-from frontends.http.server import running
+from frontends.http.serving import serve_http
+from frontends.http.settings import HTTPServerSettings
 from frontends.logs.log_writer import dropped_lines
 from frontends.logs.operator_log import attach
-from frontends.net.connection_limits import ConnectionLimiter, raise_descriptor_limit
+from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.net.file_watch import reread
-from frontends.net.tls import TLS, followed
-from frontends.program.lifecycle import BACKEND, describe_engine, served_name
-from frontends.program.options import engine_args, manager_config
-from frontends.program.telemetry import telemetry
+from frontends.program.lifecycle import BACKEND
+from frontends.program.progress import describe_engine
+from frontends.program.service import Service, open_service
 from frontends.workers import messages
 from frontends.workers.admission_client import AdmissionClient
 from frontends.workers.idempotency import IdempotencyClient
@@ -63,14 +56,11 @@ from llmserve import (
     ConfigurationError,
     EngineDead,
     EngineError,
-    EngineManager,
     LLMServeError,
-    ManagerConfig,
     MetricsSnapshot,
     RestartConfig,
     State,
 )
-from llmserve.engines import ENGINES, create_engine
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
 
@@ -89,7 +79,7 @@ RESTART_UNDER_SUPERVISOR = RestartConfig(
 GATHER_SECONDS = 5.0
 
 
-def work(channel: socket.socket, handed: socket.socket, options: argparse.Namespace) -> None:
+def work(channel: socket.socket, handed: socket.socket, settings: HTTPServerSettings) -> None:
     """Run the worker process."""
     # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM to
     # all processes of a service. The supervisor tells its workers how to react.
@@ -100,7 +90,7 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     raise_descriptor_limit()
     attach()
-    worker = Worker(options, handed)
+    worker = Worker(settings, handed)
     set_heap_aside()
     anyio.run(worker.run, channel, backend_options=BACKEND)
 
@@ -108,14 +98,14 @@ def work(channel: socket.socket, handed: socket.socket, options: argparse.Namesp
 class Worker:
     """A worker, which follows the supervisor's messages."""
 
-    def __init__(self, options: argparse.Namespace, handed: socket.socket) -> None:
-        self._options = options
+    def __init__(self, settings: HTTPServerSettings, handed: socket.socket) -> None:
+        self._settings = settings
         self._handed = handed
         self._taken = 0
         self._numbers = itertools.count(1)
         self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
-        self._engine_is_shared = ENGINES[options.engine].shares_core
+        self._engine_is_shared = settings.engine.spec.shares_core
         # The number of the last engine where this worker had a place, and the place that it waits
         # for.
         self._life = 0
@@ -131,57 +121,30 @@ class Worker:
         self.channel = await Channel.open(connection, messages.FromSupervisor, self._receive, lambda: os._exit(1))
         self._answers = IdempotencyClient(self.channel.send)
         self._admission = AdmissionClient(self.channel.send)
-        self._engine: Any = create_engine(self._options.engine, self._options.model, engine_args(self._options))
-        async with telemetry(self._options, served_name(self._options)) as tracer:
-            self._manager = EngineManager(self._engine, self._config(), admission=self._admission, tracer=tracer)
-            if tracer is not None:
-                tracer.observe(self._manager.statistics)
+        # With a shared engine the supervisor decides on restarts; a worker waits for the next
+        # engine for any time.
+        restart = RESTART_UNDER_SUPERVISOR if self._engine_is_shared else None
+        access = self._settings.open_access()
+        async with open_service(self._settings, access, admission=self._admission, restart=restart) as service:
+            self._manager = service.manager
+            self._engine: Any = service.manager.engine
             self.channel.listen()
-            await self._live()
+            await self._live(service)
 
-    async def _live(self) -> None:
-        options, access = self._options, Access.open(self._options)
-        tls = TLS.of(options.tls_cert, options.tls_key, options.tls_client_ca)
-        log = open_log(options.request_log)
-        proxies = Proxies.of(options.trusted_proxy)
-        limiter = ConnectionLimiter.of(options, proxies.trusts)
-        app = build_app(
-            self._manager,
-            served_name(options),
-            self._gather,
-            access=access,
-            log=log,
-            log_probes=options.log_probes,
-            memory=self._answers,
-            hosts=allowed_hosts(options, access),
-            max_hold=options.max_hold,
-            max_incomplete=options.max_incomplete_bytes,
-            departure=self._departure,
-            origins=options.allowed_origin,
-            keepalive=options.keepalive_interval,
-            check=check_of(self._manager, options.generate_check, self._gather),
-            clients=know_clients(proxies, limiter),
-            root_path=options.root_path,
-        )
+    async def _live(self, service: Service) -> None:
+        tls = self._settings.access.open_tls()
         # Quiet, because the supervisor logs changes of the files.
-        async with running(app, limiter, tls) as self._acceptor, followed(tls, quiet=True):
+        server = serve_http(self._settings, service, tls, self._departure, metrics=self._gather, memory=self._answers, quiet=True)
+        async with server as self._acceptor:
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell_load)
                 tasks.start_soon(self._tell_up)
-                tasks.start_soon(partial(access.follow, self._manager.set_tenants, quiet=True))
+                tasks.start_soon(partial(service.access.follow, self._manager.set_tenants, quiet=True))
                 await self._serve()
                 await self._part()
                 tasks.cancel_scope.cancel()
             self._loop.remove_reader(self._handed)
-        if log is not None:
-            log.close()
-
-    def _config(self) -> ManagerConfig:
-        config = manager_config(self._options)
-        # With a shared engine the supervisor decides on restarts; a worker waits for the next
-        # engine for any time.
-        return attrs.evolve(config, restart=RESTART_UNDER_SUPERVISOR) if self._engine_is_shared else config
 
     async def _serve(self) -> None:
         if self._engine_is_shared:
@@ -222,7 +185,7 @@ class Worker:
             self._manager.cancel_all("the server is stopping")
             self._stop.set()
         else:
-            self._loop.call_later(self._options.drain_delay, self._stop.set)
+            self._loop.call_later(self._settings.limits.drain_delay, self._stop.set)
 
     async def _part(self) -> None:
         """Tell clients that their connections close, including those on their way."""

@@ -1,6 +1,5 @@
 """Operator files with any content: one error at startup, and no change while the server runs."""
 
-import argparse
 import os
 import shutil
 import ssl
@@ -82,10 +81,6 @@ def write(text):
 BAD = {**{name: write(text) for name, text in CONTENTS.items()}, **PLACES}
 
 
-def options(tmp_path, **given_):
-    return argparse.Namespace(**{"api_keys": None, "tenants": None, "tenant_limit": None, **given_})
-
-
 def clear(path):
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
@@ -105,7 +100,7 @@ def test_at_the_start_it_is_one_error(tmp_path, name, option):
     path = tmp_path / "file.toml"
     BAD[name](path)
     with pytest.raises(ConfigurationError) as error:
-        Access.open(options(tmp_path, **{option: path}))
+        Access.open(**{option: path})
     assert str(path) in str(error.value)
     assert len(str(error.value)) < 500
 
@@ -116,7 +111,7 @@ async def test_in_a_running_server_it_changes_nothing(tmp_path, monkeypatch, cap
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path, good = tmp_path / "file.toml", KEY if option == "api_keys" else "[tenants.a]\nweight = 3\n"
     path.write_text(good)
-    access, tables = Access.open(options(tmp_path, **{option: path})), []
+    access, tables = Access.open(**{option: path}), []
     # An invalid number is found in the same check as other errors.
     table, bad = access.table, {name: place for name, place in BAD.items() if name.split()[0] not in FIELDS}
     async with anyio.create_task_group() as tasks:
@@ -141,7 +136,7 @@ async def test_a_file_that_is_being_saved_is_not_read_before_it_is_complete(tmp_
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path, left, real = tmp_path / "keys.toml", 20, file_watch.marks
     path.write_text(KEY)
-    access, tables = Access.open(options(tmp_path, api_keys=path)), []
+    access, tables = Access.open(api_keys=path), []
 
     def save_some(paths):
         nonlocal left
@@ -167,7 +162,7 @@ async def test_an_explicit_line_revokes_all_keys(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
-    access = Access.open(options(tmp_path, api_keys=path))
+    access = Access.open(api_keys=path)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(access.follow)
         path.write_text("")
@@ -184,7 +179,7 @@ async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatc
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
-    access, real, failing = Access.open(options(tmp_path, api_keys=path)), os.open, True
+    access, real, failing = Access.open(api_keys=path), os.open, True
 
     def fail(name, *arguments, **more):
         if failing and name == path:
@@ -209,7 +204,7 @@ async def test_a_change_while_the_model_loads_takes_effect(tmp_path, monkeypatch
     monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.02)
     path = tmp_path / "keys.toml"
     path.write_text(KEY)
-    access = Access.open(options(tmp_path, api_keys=path))
+    access = Access.open(api_keys=path)
     path.write_text("[keys]\n")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(access.follow)
@@ -223,7 +218,7 @@ async def test_a_key_in_the_environment_outlives_a_change_of_tenants(tmp_path, m
     monkeypatch.setenv("LLMSERVE_API_KEY", "secret")
     path = tmp_path / "tenants.toml"
     path.write_text("[tenants.a]\n")
-    access = Access.open(options(tmp_path, tenants=path))
+    access = Access.open(tenants=path)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(access.follow)
         path.write_text("[tenants.b]\n")
@@ -237,7 +232,7 @@ def test_a_key_is_added_to_an_empty_file(tmp_path):
     path = tmp_path / "keys.toml"
     path.touch(0o600)
     secret = add_key(path, "a", {})
-    assert Access.open(options(tmp_path, api_keys=path)).find(secret) is not None
+    assert Access.open(api_keys=path).find(secret) is not None
 
 
 def certificate(path, kind):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from frontends.access.control import KEY_VARIABLE
 from frontends.cluster import replica, shared_state
-from frontends.cluster.arguments import from_words, parse
 from frontends.cluster.autoscaling import MAX_GROWTH, Pressure, desired
 from frontends.cluster.relay import Relay, RelayedRequest, ResponseHead
 from frontends.cluster.replica import Replica
 from frontends.cluster.replica_load import NEW, Load, in_order
+from frontends.cluster.settings import from_words, read_settings
 from frontends.cluster.shared_state import SharedState
 from frontends.http.server import running
 from frontends.net.acceptor import listen
@@ -252,7 +252,7 @@ def test_pressure_covers_the_time_since_the_last_report_and_only_capacity():
 def test_key_value_arguments_become_a_command_line():
     words = {"model": "m", "engine_arg": 'a=1 b="x y"', "slo_ttft": "0.5", "verbose": "true"}
     assert from_words(words) == ["--model", "m", "--engine-arg", "a=1", "--engine-arg", "b=x y", "--slo-ttft", "0.5", "--verbose"]
-    assert parse(from_words(words)).engine_arg == ["a=1", "b=x y"]
+    assert read_settings(from_words(words)).engine.args == ("a=1", "b=x y")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_key_value_arguments_become_a_command_line():
 )
 def test_a_wrong_argument_is_named(words, named):
     with pytest.raises(ConfigurationError, match=named):
-        parse(from_words(words))
+        read_settings(from_words(words))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_wrong_argument_is_named(words, named):
 )
 def test_a_replica_reserves_the_gpus_that_its_engine_takes(engine, args, gpu_build, gpus, monkeypatch):
     monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: gpu_build)
-    assert parse(["--engine", engine, *(word for one in args for word in ("--engine-arg", one))]).replica_gpus == gpus
+    assert read_settings(["--engine", engine, *(word for one in args for word in ("--engine-arg", one))]).gpus == gpus
 
 
 def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):

@@ -7,7 +7,7 @@ from http_support import running_server
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
-from frontends.http.origins import _given_origin
+from frontends.http.origins import parse_origin
 
 pytestmark = pytest.mark.anyio
 PAGE, OTHER = "https://app.example", "https://evil.example"
@@ -76,11 +76,11 @@ async def test_without_the_option_answers_have_no_cors_headers():
 )
 def test_an_invalid_origin_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not an origin"):
-        _given_origin(text)
+        parse_origin(text)
 
 
 def test_an_origin_is_compared_as_browsers_send_it():
-    assert [_given_origin(text) for text in ("HTTPS://App.Example:8443", "http://[::1]:3000", "*")] == [
+    assert [parse_origin(text) for text in ("HTTPS://App.Example:8443", "http://[::1]:3000", "*")] == [
         "https://app.example:8443",
         "http://[::1]:3000",
         "*",

@@ -11,14 +11,14 @@ from program_support import fetch, program
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
-from frontends.aiohttp_app import _root_path
-from frontends.http.proxies import Proxies, _given_network, know_clients
+from frontends.http.proxies import Proxies, know_clients, parse_network
+from frontends.http.settings import parse_root_path
 from frontends.net.connection_limits import ConnectionLimiter
 
 pytestmark = pytest.mark.anyio
 TEXT = {"prompt": "hi", "max_tokens": 2}
 # The test's client is one of them.
-TRUSTED = Proxies.of([_given_network("127.0.0.1"), _given_network("10.0.0.0/8")])
+TRUSTED = Proxies.of([parse_network("127.0.0.1"), parse_network("10.0.0.0/8")])
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_the_client_is_the_last_address_that_is_not_a_trusted_proxy_s(peer, forw
 
 
 def test_the_other_end_of_a_unix_socket_is_trusted_by_name():
-    assert Proxies.of([_given_network("unix")]).client_of("", ["198.51.100.7"]) == "198.51.100.7"
+    assert Proxies.of([parse_network("unix")]).client_of("", ["198.51.100.7"]) == "198.51.100.7"
 
 
 @pytest.mark.parametrize("text", ["", "nginx", "10.0.0.1/8", "10.0.0", "*"])
 def test_an_invalid_network_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not an address or a network"):
-        _given_network(text)
+        parse_network(text)
 
 
 async def test_the_log_names_the_proxy_s_client_and_its_scheme():
@@ -138,7 +138,7 @@ async def test_the_program_s_options_hold_in_each_of_its_processes(tmp_path, wor
 
 
 def test_a_root_path_is_a_path():
-    assert [_root_path(text) for text in ("", "/", "/llm/", "/a/b")] == ["", "", "/llm", "/a/b"]
+    assert [parse_root_path(text) for text in ("", "/", "/llm/", "/a/b")] == ["", "", "/llm", "/a/b"]
     for text in ("llm", "http://x/llm", "/a b", "//x"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a valid path prefix"):
-            _root_path(text)
+            parse_root_path(text)

@@ -53,10 +53,11 @@ async def test_it_logs_each_stage_serves_and_stops_on_sigterm(tmp_path):
 IDLE = """
 import argparse, gc
 from frontends.program.lifecycle import run
-async def serve(options):
+from frontends.program.settings import ProgramSettings
+async def serve(settings):
     print(gc.get_freeze_count())
     return 0
-run(argparse.ArgumentParser(), ["--engine", "simulated"], serve)
+run(argparse.ArgumentParser(), ["--engine", "simulated"], ProgramSettings, serve)
 """
 
 

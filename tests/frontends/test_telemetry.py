@@ -1,5 +1,6 @@
 """Traces over both protocols, into a real collector."""
 
+import argparse
 import signal
 
 import anyio
@@ -8,7 +9,8 @@ from otlp_support import collector
 from program_support import SIMULATED, SOCKET, fetch, program
 
 from frontends.access.trace_context import trace_of, trace_of_mapping
-from frontends.program.options import add_options
+from frontends.options.command_line import read
+from frontends.program.settings import ServerSettings
 from frontends.rawsocket.client import SocketClient
 from llmserve import GenerationRequest, Sampling
 
@@ -69,12 +71,8 @@ async def test_a_missing_collector_only_loses_its_spans(tmp_path):
 
 @pytest.mark.parametrize("url", ["localhost:4318", "grpc://localhost:4317", "http://", "4318"])
 def test_a_wrong_endpoint_is_named(url, capsys):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    add_options(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args([*SIMULATED, "--otlp-endpoint", url])
+        read(argparse.ArgumentParser(), ServerSettings, [*SIMULATED, "--otlp-endpoint", url])
     assert repr(url) in capsys.readouterr().err
 
 

@@ -4,7 +4,9 @@ import argparse
 
 import pytest
 
-from frontends.program.options import add_options, manager_config
+from frontends.options.command_line import read
+from frontends.options.definitions import make
+from frontends.program.settings import ServerSettings
 from llmserve import SLO, AdmissionConfig, ConfigurationError, EngineManager, FixedLimit, ManagerConfig, Unlimited
 from llmserve.admission import POLICIES, AdmissionController, LateGate
 from llmserve.engines.simulated.engine import SimulatedEngine
@@ -87,10 +89,8 @@ async def test_a_second_predictive_policy_is_one_class_and_one_row(monkeypatch):
     async with opened("generous", config) as manager:
         assert (await manager.generate("hello", max_tokens=2)).token_ids
         assert manager.statistics().admission.policy == "generous"
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    given = parser.parse_args(["--policy", "generous", "--slo-ttft", "1"])
-    assert manager_config(given).admission.policy == "generous"
+    settings = make(ServerSettings, read(argparse.ArgumentParser(), ServerSettings, ["--policy", "generous", "--slo-ttft", "1"]))
+    assert settings.manager_config(settings.open_access()).admission.policy == "generous"
 
 
 @pytest.mark.parametrize(

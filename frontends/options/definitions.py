@@ -1,0 +1,98 @@
+"""Defines options as fields of attrs classes, and makes the objects from the given values.
+
+A class of settings holds options and groups of options:
+
+    @attrs.frozen(kw_only=True)
+    class LogSettings:
+        log_level: str = option("info", "minimum level to log", choices=("info", "error"))
+
+    @attrs.frozen(kw_only=True)
+    class Settings:
+        log: LogSettings = group(LogSettings, "log")
+
+The field has the option's type and default. The module knows no source of values, such as a command
+line; a source reads the texts with `parser_of`, and passes the values to `make` by the options' names.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar, get_args
+
+import attrs
+
+Settings = TypeVar("Settings")
+_OPTION, _GROUP = "option", "group"
+
+
+@attrs.frozen
+class Option:
+    """What a field does not say about its option.
+
+    Attributes:
+        help: the help text; argparse replaces `%(default)s` and `%(choices)s`.
+        metavar: the value's name in the help; None derives it from the option's name.
+        parse: converts a text, and raises ArgumentTypeError or ValueError; None uses the field's type.
+        choices: the valid texts; None allows any.
+        repeat: whether the option may be given several times. The field is then a tuple.
+        name: the option's name, with underscores; None uses the field's name.
+    """
+
+    help: str
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+    choices: Collection[str] | None = None
+    repeat: bool = False
+    name: str | None = None
+
+
+@attrs.frozen
+class Group:
+    """Options that a class of settings includes; without a title they are listed with its own."""
+
+    kind: type
+    title: str | None = None
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - as argparse calls it
+    *,
+    metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    choices: Collection[str] | None = None,
+    repeat: bool = False,
+    name: str | None = None,
+) -> Any:
+    """Return the field of an option; `Option` describes the arguments."""
+    described = Option(help, metavar, parse, choices, repeat, name)
+    return attrs.field(default=default, converter=tuple if repeat else None, metadata={_OPTION: described})
+
+
+def group(kind: type, title: str | None = None) -> Any:
+    """Return the field of a group, whose options belong to the class `kind`."""
+    return attrs.field(factory=kind, metadata={_GROUP: Group(kind, title)})
+
+
+def fields_of(kind: type) -> Iterator[tuple["attrs.Attribute[Any]", Option | Group]]:
+    """Yield the fields of a class of settings; groups with a title come last."""
+    fields = [(field, field.metadata.get(_OPTION) or field.metadata[_GROUP]) for field in attrs.fields(kind)]
+    yield from sorted(fields, key=lambda pair: isinstance(pair[1], Group) and pair[1].title is not None)
+
+
+def name_of(field: "attrs.Attribute[Any]", described: Option) -> str:
+    return described.name or field.name
+
+
+def parser_of(field: "attrs.Attribute[Any]", described: Option) -> Callable[[str], Any]:
+    """Return the function that converts the option's text: for `int | None` it is `int`."""
+    return described.parse or (get_args(field.type) or (field.type,))[0]
+
+
+def make(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+    """Make settings of the values that were given, by option name; other options have their defaults."""
+    values: dict[str, Any] = {}
+    for field, described in fields_of(kind):
+        if isinstance(described, Group):
+            values[field.name] = make(described.kind, given)
+        elif (name := name_of(field, described)) in given:
+            values[field.name] = given[name]
+    return kind(**values)

@@ -1,0 +1,20 @@
+"""Converts the texts of options that several components have."""
+
+import argparse
+import math
+
+
+def count(text: str) -> int:
+    """Parse an integer of at least 1. Raises ArgumentTypeError, ValueError."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parse a number of seconds of at least 0. Raises ArgumentTypeError, ValueError."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of seconds: use 0 or more")
+    return number

@@ -3,10 +3,13 @@
 import argparse
 import pathlib
 import sys
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from benchmarks.recording.storage import readable
 from llmserve.engines import ENGINES
+
+# The parsed command line of one command: an attribute for each option that its `add_arguments` adds.
+Arguments: TypeAlias = argparse.Namespace
 
 
 class Command(Protocol):
@@ -18,7 +21,7 @@ class Command(Protocol):
     def add_arguments(self, command: argparse.ArgumentParser) -> None:
         """Add the options of the command."""
 
-    def run(self, given: argparse.Namespace) -> int:
+    def run(self, given: Arguments) -> int:
         """Run it and return the exit code."""
 
 

@@ -10,26 +10,26 @@ from reports.page_data import load
 from reports.reference import RTX_4090
 
 
-def run_build(given: argparse.Namespace) -> int:
-    size = static.build(load(given.runs, None if given.no_reference else RTX_4090), given.out)
-    print(f"written: {given.out} ({size / 2**20:.1f} MiB)")
+def run_build(*, runs: list[Path], out: Path, no_reference: bool) -> int:
+    size = static.build(load(runs, None if no_reference else RTX_4090), out)
+    print(f"written: {out} ({size / 2**20:.1f} MiB)")
     return 0
 
 
-def run_pictures(given: argparse.Namespace) -> int:
-    for path in pictures.draw(load(given.runs, None if given.no_reference else RTX_4090), given.out):
+def run_pictures(*, runs: list[Path], out: Path, no_reference: bool) -> int:
+    for path in pictures.draw(load(runs, None if no_reference else RTX_4090), out):
         print(f"written: {path}")
     return 0
 
 
-def run_overload(given: argparse.Namespace) -> int:
-    size = overload.build(given.study, given.out)
-    print(f"written: {given.out} ({size / 2**20:.1f} MiB)")
+def run_overload(*, study: Path, out: Path) -> int:
+    size = overload.build(study, out)
+    print(f"written: {out} ({size / 2**20:.1f} MiB)")
     return 0
 
 
-def run_serve(given: argparse.Namespace) -> int:
-    server.serve(given.runs, given.host, given.port)
+def run_serve(*, runs: list[Path], host: str, port: int) -> int:
+    server.serve(runs, host, port)
     return 0
 
 
@@ -62,9 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Exit with code 0, or 2 for a wrong input."""
     parser = build_parser()
-    given = parser.parse_args()
+    given = vars(parser.parse_args())
+    run_command = given.pop("run_command")
     try:
-        sys.exit(given.run_command(given))
+        sys.exit(run_command(**given))
     except (UnreadableRun, pictures.NoBrowser) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except OSError as error:

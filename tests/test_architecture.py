@@ -6,6 +6,7 @@ import graphlib
 import json
 import pathlib
 import pydoc
+import re
 import subprocess
 import sys
 import textwrap
@@ -102,6 +103,8 @@ ALLOWED = {
 # Maximum number of modules in a folder, and at a package's top, which holds only public names and
 # programs.
 MAX_MODULES, MAX_AT_TOP = 20, 12
+# Maximum number of modules that name argparse.Namespace.
+MAX_NAMING_NAMESPACE = 3
 # The core uses anyio, admission has no notion of time, and only the adapter knows vLLM.
 FORBIDDEN = {
     "llmserve.admission": {"anyio", "asyncio", "time", "random", "threading"},
@@ -312,6 +315,12 @@ def test_the_package_s_example_runs(capsys):
     lines = llmserve.__doc__.split("without a model:")[1].split("The names")[0]
     exec(textwrap.dedent(lines), {"__name__": "__main__"})
     assert "Usage(prompt_tokens=" in capsys.readouterr().out
+
+
+def test_few_modules_know_the_untyped_result_of_argparse():
+    """Settings and explicit parameters have types; a Namespace has any attribute."""
+    naming = [name for name, path in MODULES if re.search(r"\bNamespace\b", path.read_text())]
+    assert len(naming) <= MAX_NAMING_NAMESPACE, naming
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from benchmarks.analysis import compare, report
+from benchmarks.arguments import Arguments
 from benchmarks.recording import storage
 from benchmarks.recording.storage import UnreadableRun
 
@@ -18,7 +19,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--margin", type=float, default=compare.MARGIN, help=words)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     a, b = (report.analyse(storage.read(path)) for path in (given.a, given.b))
     ratios = compare.compare(a, b)
     if not ratios:

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from benchmarks.analysis import predict, report
-from benchmarks.arguments import numbers, positive
+from benchmarks.arguments import Arguments, numbers, positive
 from benchmarks.recording import storage
 
 NAME = "predict"
@@ -18,6 +18,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output-tokens", type=positive(int), help="default: as in the run's first sweep")
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     print(predict.predict(report.analyse(storage.read(given.run)), given.concurrency, given.prompt_tokens, given.output_tokens))
     return 0

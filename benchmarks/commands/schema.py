@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from benchmarks.arguments import Arguments
 from benchmarks.recording import storage
 
 NAME = "schema"
@@ -13,6 +14,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The command has no options."""
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     sys.stdout.buffer.write(storage.readable(storage.schema()))
     return 0

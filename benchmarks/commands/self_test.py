@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_out, keep, positive
+from benchmarks.arguments import Arguments, add_out, keep, positive
 from benchmarks.sweep import generator_ceiling
 
 NAME = "self-test"
@@ -16,7 +16,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     found = asyncio.run(generator_ceiling.measure(given.seconds, lambda line: print(line, flush=True)))
     keep(found, given.out)
     return 0

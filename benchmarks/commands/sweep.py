@@ -2,6 +2,7 @@
 
 import argparse
 
+from benchmarks.arguments import Arguments
 from benchmarks.sweep import options, session
 
 NAME = "sweep"
@@ -13,5 +14,5 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_options(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     return session.execute(options.settings(given, options.sweep_loads(given)))

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from benchmarks.analysis import report
+from benchmarks.arguments import Arguments
 from benchmarks.recording import storage
 
 NAME = "table"
@@ -14,6 +15,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=pathlib.Path, metavar="FILE.json")
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     print(report.conclusion(report.analyse(storage.read(given.run))))
     return 0

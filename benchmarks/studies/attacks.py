@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_engine, add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_engine, add_out, keep, positive, say
 from benchmarks.robustness.attacks import play, rows
 from benchmarks.targets import TargetError
 from llmserve.engines.vllm.args import parse_engine_args
@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     try:
         chosen = rows.choose([number for number in given.rows.split(",") if number])
     except ValueError as error:

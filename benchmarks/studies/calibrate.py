@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import pathlib
 
-from benchmarks.arguments import add_engine, numbers, say
+from benchmarks.arguments import Arguments, add_engine, numbers, say
 from benchmarks.overload import calibrate
 from llmserve.engines.vllm.args import parse_engine_args
 
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("steps.json"), metavar="FILE.json")
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     steps = asyncio.run(calibrate.measure(given.model, given.engine, parse_engine_args(given.engine_arg), given.concurrency, say))
     law = calibrate.fit(steps)
     print(f"{len(steps)} steps: {law}")

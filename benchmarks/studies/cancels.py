@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 
-from benchmarks.arguments import add_engine, add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_engine, add_out, keep, positive, say
 from benchmarks.robustness import cancellations
 from llmserve import EngineManager
 from llmserve.engines.vllm.args import parse_engine_args
@@ -30,7 +30,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     ends = cancellations.Ends()
     manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg), observers=[ends])
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_out, keep, say
+from benchmarks.arguments import Arguments, add_out, keep, say
 from benchmarks.robustness import cluster
 
 NAME = "cluster"
@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     found = asyncio.run(cluster.measure(say))
     print(cluster.conclude(found))
     keep(found, given.out)

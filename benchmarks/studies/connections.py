@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_out, keep, positive, say
 from benchmarks.robustness import connections
 
 NAME = "connections"
@@ -18,7 +18,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     found = asyncio.run(connections.measure(given.idle, given.others, say))
     print(connections.conclude(found))
     keep(found, given.out)

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_engine, add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_engine, add_out, keep, positive, say
 from benchmarks.robustness import engine_faults
 from llmserve import EngineManager
 from llmserve.engines.vllm.args import parse_engine_args
@@ -37,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     args = parse_engine_args(given.engine_arg)
     found = asyncio.run(
         engine_faults.measure(

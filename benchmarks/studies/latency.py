@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_out, keep, positive, say
 from benchmarks.host_cost import latency
 
 NAME = "latency"
@@ -18,7 +18,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     found = asyncio.run(latency.measure(given.streams, given.requests, given.rounds, say, alone=given.alone))
     print(latency.conclude(found))
     keep(found, given.out)

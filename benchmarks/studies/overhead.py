@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_out, keep, numbers, positive, say
+from benchmarks.arguments import Arguments, add_out, keep, numbers, positive, say
 from benchmarks.host_cost import overhead
 from benchmarks.host_cost.server_processes import Setting
 from benchmarks.host_cost.variants import IN_PROCESS, MANY, WAYS, parse_side
@@ -33,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     names, setting = side_names(given.sides), side_setting(given)
     measuring = overhead.measure(names, setting, given.streams, given.rounds, say)
     found = asyncio.run(measuring)
@@ -58,7 +58,7 @@ def side_names(text: str) -> list[str]:
     return names
 
 
-def side_setting(given: argparse.Namespace) -> Setting:
+def side_setting(given: Arguments) -> Setting:
     return Setting(
         core=given.core,
         model=given.model,

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.arguments import add_out, keep, numbers
+from benchmarks.arguments import Arguments, add_out, keep, numbers
 from benchmarks.overload import cost
 from benchmarks.overload.scenarios import SCENARIOS
 from benchmarks.overload.study import TestBed
@@ -42,7 +42,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     names = given.workloads.split(",")
     for name in names:
         if name not in SCENARIOS:

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_engine, add_out, keep
+from benchmarks.arguments import Arguments, add_engine, add_out, keep
 from benchmarks.host_cost import parity
 from llmserve.engines.vllm.args import parse_engine_args
 
@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     workload = parity.Workload(
         requests=given.requests,
         concurrency=given.concurrency,

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_engine, add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_engine, add_out, keep, positive, say
 from benchmarks.robustness import soak
 from llmserve import EngineManager
 from llmserve.engines.vllm.args import parse_engine_args
@@ -21,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     config = soak.config(given.at_once)
     manager = EngineManager.open(given.model, engine=given.engine, engine_args=parse_engine_args(given.engine_arg), config=config)
     length = soak.Length(requests=given.requests, seconds=given.seconds)

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from benchmarks.arguments import add_out, keep, positive, say
+from benchmarks.arguments import Arguments, add_out, keep, positive, say
 from benchmarks.robustness import storms
 
 NAME = "storms"
@@ -21,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: Arguments) -> int:
     found = asyncio.run(storms.measure(given.idle, given.clients, say))
     print(storms.conclude(found))
     keep(found, given.out)

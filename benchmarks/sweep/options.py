@@ -4,7 +4,7 @@ import argparse
 import math
 import pathlib
 
-from benchmarks.arguments import numbers, positive
+from benchmarks.arguments import Arguments, numbers, positive
 from benchmarks.recording.results import Promise
 from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
@@ -146,12 +146,12 @@ def open_loop(rate: float, burstiness: float) -> Load:
     return Load(pattern="poisson" if burstiness == 1 else "gamma", rate=rate, shape=burstiness)
 
 
-def sweep_loads(options: argparse.Namespace) -> list[Load]:
+def sweep_loads(options: Arguments) -> list[Load]:
     closed = [Load(concurrency=number, staggered=not options.in_step) for number in options.concurrency or ()]
     return closed + [open_loop(rate, options.burstiness) for rate in options.rate or ()]
 
 
-def run_load(options: argparse.Namespace) -> Load:
+def run_load(options: Arguments) -> Load:
     if options.concurrency:
         return Load(concurrency=options.concurrency, staggered=not options.in_step)
     if options.rate:
@@ -163,7 +163,7 @@ def run_load(options: argparse.Namespace) -> Load:
     return Load(pattern="trace", trace=tuple(read_trace(options.trace, speed=options.trace_speed, limit=options.trace_limit)))
 
 
-def settings(options: argparse.Namespace, loads: list[Load]) -> Settings:
+def settings(options: Arguments, loads: list[Load]) -> Settings:
     """Convert the options to settings; raises TargetError for an invalid combination."""
     if not loads:
         raise TargetError("nothing to measure: pass --concurrency 1,2,4 or --rate 0.5,1,2")

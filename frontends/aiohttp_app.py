@@ -99,10 +99,7 @@ async def listening(
     service: Service,
 ) -> AsyncIterator[list[str]]:
     """Serve HTTP on the listeners, and yield the addresses."""
-    async with (
-        serve_http(settings, service, tls, departure) as acceptor,
-        listen(acceptor, *listeners, patience=departure.patience),
-    ):
+    async with serve_http(settings, service, tls, departure) as acceptor, listen(acceptor, *listeners, patience=departure.patience):
         yield addresses
 
 

@@ -48,8 +48,7 @@ class AccessSettings:
         parse=_budget,
     )
     insecure: bool = option(
-        False,
-        "allow listening on a non-loopback address without authentication, or with an engine version that has known vulnerabilities",
+        False, "allow listening on a non-loopback address without authentication, or with an engine version that has known vulnerabilities"
     )
 
     def open_tls(self) -> TLS | None:

@@ -3,7 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from frontends.http.access_log import open_log
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from frontends.http.access_log import Write, open_log
 from frontends.http.app import build_app
 from frontends.http.departure import Departure
 from frontends.http.health import GetMetrics, check_of
@@ -30,6 +33,8 @@ async def serve_http(
 ) -> AsyncIterator[Acceptor]:
     """Serve HTTP, and yield the acceptor, which the caller gives connections.
 
+    Raises ConfigurationError if the request log cannot be written.
+
     Args:
         settings: the settings of the server.
         service: the manager and its access control.
@@ -37,18 +42,33 @@ async def serve_http(
         departure: begins when the server is about to end.
         metrics: as for `build_app`.
         memory: as for `build_app`.
-        quiet: whether changes of the certificates are logged by another process.
-
-    Raises:
-        ConfigurationError: the request log cannot be written.
+        quiet: whether another process logs changes of the certificates.
     """
-    http, manager = settings.http, service.manager
+    http, limits, log = settings.http, settings.access, open_log(settings.http.request_log)
     proxies = Proxies.of(http.trusted_proxies)
-    limits = settings.access.max_connections, settings.access.max_peer_connections
-    limiter = ConnectionLimiter(*limits, strangers=not http.unix_access.owner_alone, is_proxy=proxies.trusts)
-    log = open_log(http.request_log)
-    app = build_app(
-        manager,
+    strangers = not http.unix_access.owner_alone
+    limiter = ConnectionLimiter(limits.max_connections, limits.max_peer_connections, strangers, proxies.trusts)
+    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, memory)
+    try:
+        async with running(app, limiter, tls) as acceptor, followed(tls, quiet=quiet):
+            yield acceptor
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _build(
+    settings: HTTPServerSettings,
+    service: Service,
+    departure: Departure,
+    log: Write | None,
+    clients: Middleware,
+    metrics: GetMetrics | None,
+    memory: IdempotencyStore | None,
+) -> web.Application:
+    http = settings.http
+    return build_app(
+        service.manager,
         service.name,
         metrics,
         access=service.access,
@@ -61,13 +81,7 @@ async def serve_http(
         departure=departure,
         origins=http.allowed_origins,
         keepalive=http.keepalive_interval,
-        check=check_of(manager, settings.observability.generate_check, metrics),
-        clients=know_clients(proxies, limiter),
+        check=check_of(service.manager, settings.observability.generate_check, metrics),
+        clients=clients,
         root_path=http.root_path,
     )
-    try:
-        async with running(app, limiter, tls) as acceptor, followed(tls, quiet=quiet):
-            yield acceptor
-    finally:
-        if log is not None:
-            log.close()

@@ -14,13 +14,13 @@ The field has the option's type and default. The module knows no source of value
 line; a source reads the texts with `parser_of`, and passes the values to `make` by the options' names.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_args
 
 import attrs
 
 Settings = TypeVar("Settings")
-_OPTION, _GROUP = "option", "group"
+_KEY = "frontends.options"
 
 
 @attrs.frozen
@@ -52,33 +52,25 @@ class Group:
     title: str | None = None
 
 
-def option(
-    default: Any,
-    help: str,  # noqa: A002 - as argparse calls it
-    *,
-    metavar: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-    choices: Collection[str] | None = None,
-    repeat: bool = False,
-    name: str | None = None,
-) -> Any:
-    """Return the field of an option; `Option` describes the arguments."""
-    described = Option(help, metavar, parse, choices, repeat, name)
-    return attrs.field(default=default, converter=tuple if repeat else None, metadata={_OPTION: described})
+def option(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 - as argparse calls it
+    """Return the field of an option. `more` are the attributes of `Option`."""
+    described = Option(help, **more)
+    return attrs.field(default=default, converter=tuple if described.repeat else None, metadata={_KEY: described})
 
 
 def group(kind: type, title: str | None = None) -> Any:
     """Return the field of a group, whose options belong to the class `kind`."""
-    return attrs.field(factory=kind, metadata={_GROUP: Group(kind, title)})
+    return attrs.field(factory=kind, metadata={_KEY: Group(kind, title)})
 
 
-def fields_of(kind: type) -> Iterator[tuple["attrs.Attribute[Any]", Option | Group]]:
-    """Yield the fields of a class of settings; groups with a title come last."""
-    fields = [(field, field.metadata.get(_OPTION) or field.metadata[_GROUP]) for field in attrs.fields(kind)]
-    yield from sorted(fields, key=lambda pair: isinstance(pair[1], Group) and pair[1].title is not None)
+def fields_of(kind: type) -> list[tuple["attrs.Attribute[Any]", Option | Group]]:
+    """Return the fields of a class of settings; groups with a title come last."""
+    fields = [(field, field.metadata[_KEY]) for field in attrs.fields(kind)]
+    return sorted(fields, key=lambda pair: isinstance(pair[1], Group) and pair[1].title is not None)
 
 
 def name_of(field: "attrs.Attribute[Any]", described: Option) -> str:
+    """Return the option's name, by which `make` finds its value."""
     return described.name or field.name
 
 

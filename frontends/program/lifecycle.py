@@ -40,10 +40,7 @@ Settings = TypeVar("Settings", bound=ProgramSettings)
 
 
 def run(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    kind: type[Settings],
-    serve: Callable[[Settings], Coroutine[Any, Any, int]],
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[Settings], serve: Callable[[Settings], Coroutine[Any, Any, int]]
 ) -> NoReturn:
     """Parse the command line, serve until a signal, and exit.
 

@@ -49,11 +49,7 @@ class EngineSettings:
         next(iter(ENGINES)), "inference engine; simulated needs no model (default: %(default)s)", choices=ENGINES, name="engine"
     )
     args: tuple[str, ...] = option(
-        (),
-        "pass an argument to the engine, such as max_num_seqs=32; repeatable",
-        metavar="KEY=VALUE",
-        repeat=True,
-        name="engine_arg",
+        (), "pass an argument to the engine, such as max_num_seqs=32; repeatable", metavar="KEY=VALUE", repeat=True, name="engine_arg"
     )
     verbose: bool = option(False, "show the engine's log")
 
@@ -78,9 +74,7 @@ class LimitSettings:
         None, "target time to first token in seconds; requests are admitted only while it can be met", metavar="S"
     )
     slo_tpot: float | None = option(
-        None,
-        "target time per output token after the first, in seconds; requests are admitted only while it can be met",
-        metavar="S",
+        None, "target time per output token after the first, in seconds; requests are admitted only while it can be met", metavar="S"
     )
     max_running: int | None = option(
         None,

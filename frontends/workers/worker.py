@@ -52,15 +52,7 @@ from frontends.workers.messages import (
     WorkerMetrics,
     WorkerMetricsRequest,
 )
-from llmserve import (
-    ConfigurationError,
-    EngineDead,
-    EngineError,
-    LLMServeError,
-    MetricsSnapshot,
-    RestartConfig,
-    State,
-)
+from llmserve import ConfigurationError, EngineDead, EngineError, LLMServeError, MetricsSnapshot, RestartConfig, State
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
 

@@ -24,26 +24,6 @@ from frontends.program.signals import Stopping, signals
 from frontends.workers import messages
 from frontends.workers.engine_host import EngineHost
 from frontends.workers.handle import WorkerHandle
-from frontends.workers.messages import (
-    Alive,
-    Answered,
-    Claim,
-    Died,
-    Failed,
-    FirstToken,
-    Leave,
-    Load,
-    MetricsReply,
-    MetricsRequest,
-    Offer,
-    Parting,
-    Reread,
-    StepCount,
-    Stop,
-    Up,
-    Want,
-    WorkerMetrics,
-)
 from frontends.workers.metrics import MetricsAggregator
 from frontends.workers.pool import WorkerPool
 from frontends.workers.state import SupervisorState
@@ -129,7 +109,7 @@ class WorkerSupervisor:
                 self._state.check()
             except EngineDead as error:
                 say(f"failed    {error}")
-                self._pool.send_all(Died(str(error), for_good=True))
+                self._pool.send_all(messages.Died(str(error), for_good=True))
                 self._state.stopping = True
                 await anyio.sleep(LAST_WORDS_SECONDS)
                 return 1
@@ -150,7 +130,7 @@ class WorkerSupervisor:
 
     def reloaded(self) -> None:
         """Tell the workers to reread their files, after a SIGHUP."""
-        self._pool.send_all(Reread())
+        self._pool.send_all(messages.Reread())
 
     def served(self) -> bool:
         """Return whether a worker may have open requests, even before all workers are up."""
@@ -168,7 +148,7 @@ class WorkerSupervisor:
             # A replacement that is still starting has no open requests. A worker whose engine is
             # being restarted may have some.
             if handle.began:
-                handle.channel.send(Stop(now))
+                handle.channel.send(messages.Stop(now))
             else:
                 handle.kill()
         self._state.notify()
@@ -181,42 +161,42 @@ class WorkerSupervisor:
 
     def _receive(self, handle: WorkerHandle, message: messages.FromWorker) -> None:
         match message:
-            case Offer() | Leave() | FirstToken():
+            case messages.Offer() | messages.Leave() | messages.FirstToken():
                 assert handle.admission_server is not None
                 # Its Up message may come a moment later.
                 handle.began = True
                 handle.admission_server.receive(message)
-            case Claim() | Answered():
+            case messages.Claim() | messages.Answered():
                 handle.answers.receive(message)
-            case StepCount():
+            case messages.StepCount():
                 self._engine.record(handle, message)
             case _:
                 self._note(handle, message)
 
-    def _note(self, handle: WorkerHandle, message: Load | Want | Up | Failed | MetricsRequest | WorkerMetrics | Alive | Parting) -> None:
+    def _note(self, handle: WorkerHandle, message: messages.FromWorker) -> None:
         """Handle a worker's messages about itself."""
         match message:
-            case Alive():
+            case messages.Alive():
                 handle.questions, handle.silent = 0, False
-            case Parting():
+            case messages.Parting():
                 self._pool.part(handle)
-            case Load():
+            case messages.Load():
                 handle.load = message
-            case Want():
+            case messages.Want():
                 handle.wants = message.life
                 self._engine.give_place(handle)
-            case Up():
+            case messages.Up():
                 self._engine.joined(handle, message)
-            case Failed():
+            case messages.Failed():
                 self._state.failure = self._state.failure or message
                 self._state.notify()
-            case MetricsRequest():
+            case messages.MetricsRequest():
                 self._tasks.start_soon(self._send_metrics, handle, message.number)
-            case WorkerMetrics():
+            case messages.WorkerMetrics():
                 self._aggregator.receive(handle, message)
 
     async def _send_metrics(self, asking: WorkerHandle, number: int) -> None:
         metrics = await self._aggregator.gather(self._pool.handles, self._engine.statistics, one_engine=self._engine.is_shared)
         if metrics is not None:
             whole = self._engine.with_restarts(metrics).with_dropped(dropped_lines())
-            asking.channel.send(MetricsReply(number, pickle.dumps(whole)))
+            asking.channel.send(messages.MetricsReply(number, pickle.dumps(whole)))

@@ -30,28 +30,7 @@ from frontends.program.service import Service, open_service
 from frontends.workers import messages
 from frontends.workers.admission_client import AdmissionClient
 from frontends.workers.idempotency import IdempotencyClient
-from frontends.workers.messages import (
-    Abort,
-    Alive,
-    Channel,
-    Check,
-    Claimed,
-    Declined,
-    Died,
-    Failed,
-    Granted,
-    Load,
-    MetricsReply,
-    MetricsRequest,
-    Parting,
-    Reread,
-    Start,
-    Stop,
-    Up,
-    Want,
-    WorkerMetrics,
-    WorkerMetricsRequest,
-)
+from frontends.workers.messages import Channel
 from llmserve import ConfigurationError, EngineDead, EngineError, LLMServeError, MetricsSnapshot, RestartConfig, State
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
@@ -101,7 +80,7 @@ class Worker:
         # The number of the last engine where this worker had a place, and the place that it waits
         # for.
         self._life = 0
-        self._place: asyncio.Future[Start] | None = None
+        self._place: asyncio.Future[messages.Start] | None = None
         self._stop = anyio.Event()
         self._departure = Departure()
         # Set when the supervisor has closed its end of `handed`: no more connections are on their
@@ -147,7 +126,7 @@ class Worker:
             async with self._manager:
                 await self._until_stopped()
         except (ConfigurationError, EngineError) as error:
-            self.channel.send(Failed(str(error), isinstance(error, ConfigurationError)))
+            self.channel.send(messages.Failed(str(error), isinstance(error, ConfigurationError)))
             # The last events of streams are still being written. The supervisor ends this process.
             await anyio.sleep_forever()
 
@@ -168,7 +147,7 @@ class Worker:
         while True:
             if self._manager.engine_is_up and self._life > told:
                 told = self._life
-                self.channel.send(Up(told, describe_engine(self._manager.info)))
+                self.channel.send(messages.Up(told, describe_engine(self._manager.info)))
             await anyio.sleep(WATCH_SECONDS)
 
     def _end(self, *, now: bool) -> None:
@@ -181,17 +160,17 @@ class Worker:
 
     async def _part(self) -> None:
         """Tell clients that their connections close, including those on their way."""
-        self.channel.send(Parting())
+        self.channel.send(messages.Parting())
         with anyio.move_on_after(PART_SECONDS):
             await self._closed.wait()
         await self._acceptor.empty(self._departure.patience())
 
     # The engine
 
-    async def _place_at_engine(self) -> Start:
+    async def _place_at_engine(self) -> messages.Start:
         """Wait for a place at the engine. Raises EngineDead when there will be no more engine."""
         self._place = self._loop.create_future()
-        self.channel.send(Want(self._life))
+        self.channel.send(messages.Want(self._life))
         try:
             start = await self._place
         finally:
@@ -208,7 +187,7 @@ class Worker:
         client: CoreClient = await anyio.to_thread.run_sync(pickle.loads, start.client)
         return client
 
-    def _bury(self, message: Died) -> None:
+    def _bury(self, message: messages.Died) -> None:
         """Handle the death of the shared engine, or of another worker's engine."""
         death = EngineDead(message.reason, for_good=message.for_good, stalled=message.stalled)
         if not self._engine_is_shared:
@@ -222,27 +201,27 @@ class Worker:
 
     def _receive(self, message: messages.FromSupervisor) -> None:  # noqa: C901 - one case for each kind of message
         match message:
-            case Check():
-                self.channel.send(Alive())
-            case Claimed():
+            case messages.Check():
+                self.channel.send(messages.Alive())
+            case messages.Claimed():
                 self._answers.claimed(message)
-            case Granted() | Declined():
+            case messages.Granted() | messages.Declined():
                 self._admission.receive(message, self._loop.time())
-            case Start():
+            case messages.Start():
                 assert self._place is not None
                 self._admission.limit, self._admission.max_waiting = message.limit, message.max_waiting
                 self._place.set_result(message)
-            case WorkerMetricsRequest():
+            case messages.WorkerMetricsRequest():
                 self._report(message.number)
-            case MetricsReply():
+            case messages.MetricsReply():
                 self._gathered(message)
-            case Abort():
+            case messages.Abort():
                 self._loop.create_task(self._engine.abort_foreign(message.request_ids))
-            case Died():
+            case messages.Died():
                 self._bury(message)
-            case Stop():
+            case messages.Stop():
                 self._end(now=message.now)
-            case Reread():
+            case messages.Reread():
                 reread()
 
     # Connections
@@ -264,7 +243,7 @@ class Worker:
     async def _tell_load(self) -> None:
         told = None
         while True:
-            load = Load(self._acceptor.limiter.inside, self._taken)
+            load = messages.Load(self._acceptor.limiter.inside, self._taken)
             if load != told:
                 self.channel.send(load)
                 told = load
@@ -277,7 +256,7 @@ class Worker:
 
         if prometheus.MULTIPROCESS in os.environ:
             prometheus.settle()
-        self.channel.send(WorkerMetrics(number, pickle.dumps(self._manager.metrics_snapshot().with_dropped(dropped_lines()))))
+        self.channel.send(messages.WorkerMetrics(number, pickle.dumps(self._manager.metrics_snapshot().with_dropped(dropped_lines()))))
 
     async def _gather(self) -> MetricsSnapshot:
         """Return the metrics of all workers.
@@ -286,7 +265,7 @@ class Worker:
         """
         number = next(self._numbers)
         waiting = self._gathers[number] = self._loop.create_future()
-        self.channel.send(MetricsRequest(number))
+        self.channel.send(messages.MetricsRequest(number))
         with anyio.move_on_after(GATHER_SECONDS):
             await waiting
         if not waiting.done():
@@ -295,7 +274,7 @@ class Worker:
         everyone: MetricsSnapshot = waiting.result()
         return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
 
-    def _gathered(self, message: MetricsReply) -> None:
+    def _gathered(self, message: messages.MetricsReply) -> None:
         waiting = self._gathers.pop(message.number, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(pickle.loads(message.metrics))  # noqa: S301 - from the process that started this one

@@ -4,8 +4,10 @@ import msgspec
 import pytest
 
 from frontends.access.caller import Caller
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
-from frontends.openai.requests import ChatRequest, CompletionRequest, GenerateRequest
+from frontends.openai.requests import GenerateRequest
 from frontends.rawsocket.client import wire_request
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 

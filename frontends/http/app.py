@@ -62,31 +62,28 @@ def build_app(
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)
     logged = name_and_log(log, partial(_named_tenants, manager), probes=log_probes)
-    known = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
-    middlewares = [logged, answer_errors, *([clients] if clients else []), *known, answer_once(memory)]
-    app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
+    outer = [logged, answer_errors, *([clients] if clients else [])]
+    checks = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[*outer, *checks, answer_once(memory)])
     app[BUDGET], app[ORIGINS], app[ROOT] = ReceiveBudget(time.monotonic, max_incomplete), pages, root_path
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
     served = ServedModel(manager, model)
-    groups = (
-        GenerationRoutes(served, FlushScheduler(max_hold), keepalive),
-        ModelRoutes(served),
-        HealthRoutes(manager, access, departure, get_metrics, check),
-        MetricsRoutes(get_metrics, series),
-        OpenAPIRoute(keys=access.keys is not None, checks=check is not None),
-    )
-    app.add_routes(_table(root_path, *(group.routes() for group in groups)))
+    handlers = GenerationRoutes(served, FlushScheduler(max_hold), keepalive).routes() | ModelRoutes(served).routes()
+    handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes()
+    handlers |= MetricsRoutes(get_metrics, series).routes()
+    handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()
+    app.add_routes(_table(handlers, root_path))
     return app
 
 
-def _table(root: str, *groups: dict[str, Handler]) -> list[web.RouteDef]:
+def _table(handlers: dict[str, Handler], root: str) -> list[web.RouteDef]:
     """Return each route, with and without the prefix `root`.
 
     Some proxies remove the prefix before they forward a request, and some do not.
     """
     define = {"GET": web.get, "POST": web.post}
     defined = []
-    for route, handler in (item for group in groups for item in group.items()):
+    for route, handler in handlers.items():
         method, path = route.split(" ")
         defined += [define[method](at + path, handler, expect_handler=expect_later) for at in {"", root}]
     return defined

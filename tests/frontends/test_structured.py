@@ -8,7 +8,7 @@ from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
 from frontends.openai.requests import GenerateRequest
-from frontends.rawsocket.client import wire_request
+from frontends.rawsocket.client_connection import wire_request
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.arguments import Command
-from benchmarks.commands import compare, predict, run, schema, self_test, sweep, table
+from benchmarks.commands import compare, predict, run, sample, schema, self_test, sweep, table
 from benchmarks.recording.storage import UnreadableRun
 from benchmarks.studies import (
     attacks,
@@ -26,7 +26,7 @@ from benchmarks.targets import TargetError
 from benchmarks.workload.traces import UnreadableTrace
 from llmserve import ConfigurationError, EngineError
 
-COMMANDS: Sequence[Command] = (sweep, run, table, compare, predict, self_test, schema)
+COMMANDS: Sequence[Command] = (sweep, run, table, compare, predict, sample, self_test, schema)
 STUDIES: Sequence[Command] = (
     parity, overhead, latency, calibrate, overload, faults, cancels, connections, storms, attacks, grammars, cluster, soak,
 )  # fmt: skip

@@ -160,11 +160,16 @@ class Run(msgspec.Struct, kw_only=True):
 
 
 class Recording(msgspec.Struct):
-    """A run with its requests and samples, as a reader of its files gets it."""
+    """A run with its requests and samples, as a reader of its files gets it.
+
+    Where `records` is a sample of the requests, `summary` holds the figures of all of them, encoded
+    by `benchmarks.analysis.figures`. Otherwise it is empty.
+    """
 
     run: Run
     records: list[RequestRecord] = []
     samples: list[Sample] = []
+    summary: bytes = b""
 
     def of(self, point: Point) -> tuple[list[RequestRecord], list[Sample]]:
         """Return the records and samples of one point."""

@@ -48,8 +48,7 @@ def spectrum(content: Content) -> UIElement:
 
 
 def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
-    begins = [(record.intended if intended else record.dispatched or 0.0, record.first_token) for record in view.records]
-    times = np.sort([first - begin for begin, first in begins if first is not None]) * 1000
+    times = np.sort(view.seconds("ttft" if intended else "ttft_service")) * 1000
     if not len(times):
         return np.empty(0), np.empty(0)
     # The curve ends at the last percentile that has a value beyond it.

@@ -10,6 +10,7 @@ from bokeh.document import Document
 from bokeh.models import Div
 from bokeh.plotting import figure
 
+from benchmarks.analysis import report
 from benchmarks.recording import storage
 from benchmarks.recording.results import Memory, Point, Promise, Recording, RequestRecord, Run
 from reports import overload
@@ -32,6 +33,14 @@ def texts(*paths):
 def test_every_example_is_readable_and_valid(path):
     text = texts(path)
     assert "points are valid" in text or "not valid" in text
+
+
+def test_a_sample_is_named_on_the_page(tmp_path):
+    path = write(tmp_path / "a.json", [Point(number=0, target="http", concurrency=1, complete=True, planned=10)])
+    assert "a sample of" not in texts(path)
+    storage.write(path, report.sample(storage.read(path), per_point=4, seed=0))
+    assert "a sample of 4 of 10 requests" in texts(path)
+    assert "a.summary.gz" in texts(path)
 
 
 def write(path, points, outcome="ok", **run):

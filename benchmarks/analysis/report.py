@@ -69,8 +69,6 @@ class Sweep:
 
 @attrs.define(slots=False)
 class Analysis:
-    """The analysis of one recording."""
-
     recording: Recording
     views: list[View]
     whole: WholeSummary | None = None
@@ -82,7 +80,6 @@ class Analysis:
 
     @property
     def rows(self) -> list[tuple[Point, Summary, list[str]]]:
-        """Rows of the table."""
         return [(view.point, view.summary, view.faults) for view in self.views]
 
     @property

@@ -110,7 +110,6 @@ class Point(msgspec.Struct, kw_only=True):
 
     @property
     def load(self) -> str:
-        """The load in words."""
         if self.concurrency:
             return f"concurrency {self.concurrency}"
         return f"{self.pattern} {self.rate:g}/s" if self.rate else self.pattern
@@ -172,6 +171,5 @@ class Recording(msgspec.Struct):
     summary: bytes = b""
 
     def of(self, point: Point) -> tuple[list[RequestRecord], list[Sample]]:
-        """Return the records and samples of one point."""
         records = [record for record in self.records if record.point == point.number]
         return records, [sample for sample in self.samples if sample.point == point.number]

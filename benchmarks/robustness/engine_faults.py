@@ -87,7 +87,6 @@ class _Ledger:
         self.ends[timeline.request_id] = timeline.outcome or Outcome.FAILED
 
     def books(self, seconds: float, kills: list[Kill]) -> Books:
-        """Compare both records."""
         missing = set(self.seen) ^ set(self.ends)
         return Books(
             seconds=seconds,
@@ -109,7 +108,6 @@ class Fleet:
         self.over = False
 
     async def learn(self) -> None:
-        """Ask for the expected answer."""
         self._expected = (await self._manager.generate(self._request("first"))).token_ids
         self._ledger.seen["first"] = "whole"
 
@@ -220,7 +218,6 @@ async def measure(
 
 
 def conclude(books: Books) -> str:
-    """Return the results as text."""
     lines = [f"{len(books.kills)} signals in {books.seconds:.0f} s"]
     for name, label in (("known", "detected"), ("told", "last stream ended"), ("back", "engine back")):
         times = sorted(getattr(kill, name) for kill in books.kills)

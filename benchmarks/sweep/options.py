@@ -17,7 +17,6 @@ from llmserve.engines.vllm.args import parse_engine_args
 
 
 def lengths(text: str) -> Lengths:
-    """Parse a distribution of lengths."""
     try:
         return parse_lengths(text)
     except (ValueError, OSError) as error:
@@ -53,7 +52,6 @@ def stairs(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that `sweep` and `run` share."""
     _add_systems(command)
     _add_durations(command)
     _add_shape(command)
@@ -104,7 +102,6 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 
 
 def add_loads(command: argparse.ArgumentParser) -> None:
-    """Add the loads of a sweep."""
     command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="clients of each closed loop")
     command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="requests per second of each open loop")
     _add_burstiness(command)
@@ -115,7 +112,6 @@ def add_loads(command: argparse.ArgumentParser) -> None:
 
 
 def add_load(command: argparse.ArgumentParser) -> None:
-    """Add the load of a run."""
     load = command.add_mutually_exclusive_group(required=True)
     load.add_argument("--concurrency", type=positive(int), metavar="N", help="clients of a closed loop")
     load.add_argument("--rate", type=positive(float), metavar="R", help="requests per second of an open loop")

@@ -3,46 +3,44 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import cast
 
 from benchmarks.arguments import Command
-from benchmarks.commands import compare, predict, run, schema, self_test, sweep, table
+from benchmarks.commands import compare, predict, run, sample, schema, self_test, sweep, table
 from benchmarks.recording.storage import UnreadableRun
-from benchmarks.studies import (
-    attacks,
-    calibrate,
-    cancels,
-    cluster,
-    connections,
-    faults,
-    grammars,
-    latency,
-    overhead,
-    overload,
-    parity,
-    soak,
-    storms,
-)
 from benchmarks.targets import TargetError
 from benchmarks.workload.traces import UnreadableTrace
 from llmserve import ConfigurationError, EngineError
 
-COMMANDS: Sequence[Command] = (sweep, run, table, compare, predict, self_test, schema)
-STUDIES: Sequence[Command] = (
-    parity, overhead, latency, calibrate, overload, faults, cancels, connections, storms, attacks, grammars, cluster, soak,
+COMMANDS: Sequence[Command] = (sweep, run, table, compare, predict, sample, self_test, schema)
+# Modules of `benchmarks.studies`, which the wheel omits.
+STUDIES = (
+    "parity", "overhead", "latency", "calibrate", "overload", "faults", "cancels", "connections", "storms", "attacks", "grammars",
+    "cluster", "soak",
 )  # fmt: skip
+
+
+def import_studies() -> Sequence[Command]:
+    """Import this project's studies; none in an installed wheel."""
+    if find_spec("benchmarks.studies") is None:
+        return ()
+    return [cast("Command", import_module(f"benchmarks.studies.{name}")) for name in STUDIES]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; the commands for users come first."""
-    studies = "\n".join(f"  {study.NAME:<12} {study.HELP}" for study in STUDIES)
+    studies = import_studies()
+    listing = "\n".join(f"  {study.NAME:<12} {study.HELP}" for study in studies) or "  in a checkout of the repository"
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog=f"studies of this project:\n{studies}",
+        epilog=f"studies of this project:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for one in (*COMMANDS, *STUDIES):
+    for one in (*COMMANDS, *studies):
         # A command without a help text is not listed: the epilog lists the studies.
         listed = one in COMMANDS
         command = commands.add_parser(one.NAME, help=one.HELP) if listed else commands.add_parser(one.NAME)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.recording.storage import UnreadableRun
-from reports import overload, pictures, server, static
+from reports import pictures, server, static
 from reports.page_data import load
 from reports.reference import RTX_4090
 
@@ -19,12 +19,6 @@ def run_build(*, runs: list[Path], out: Path, no_reference: bool) -> int:
 def run_pictures(*, runs: list[Path], out: Path, no_reference: bool) -> int:
     for path in pictures.draw(load(runs, None if no_reference else RTX_4090), out):
         print(f"written: {path}")
-    return 0
-
-
-def run_overload(*, study: Path, out: Path) -> int:
-    size = overload.build(study, out)
-    print(f"written: {out} ({size / 2**20:.1f} MiB)")
     return 0
 
 
@@ -44,10 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     drawn.set_defaults(run_command=run_pictures)
     drawn.add_argument("-o", "--out", type=Path, default=Path(), metavar="FOLDER")
-    study = commands.add_parser("overload", help="write a page of a study by `python -m benchmarks overload --out`")
-    study.set_defaults(run_command=run_overload)
-    study.add_argument("study", type=Path, metavar="STUDY.json")
-    study.add_argument("-o", "--out", type=Path, default=Path("overload.html"))
     serve = commands.add_parser("serve", help="serve the page: choose runs, compare them, follow a live server's /metrics")
     serve.set_defaults(run_command=run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")

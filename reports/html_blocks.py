@@ -11,7 +11,7 @@ from bokeh.models import Div
 
 from benchmarks.analysis.knee import Knee
 from benchmarks.analysis.report import View
-from benchmarks.recording.storage import requests_path, samples_path
+from benchmarks.recording.storage import requests_path, samples_path, summary_path
 from reports.page_data import Content, Named, Series
 from reports.theme import STYLE
 
@@ -41,7 +41,15 @@ def head(content: Content) -> Div:
     else:
         words = f"All {total} points are valid: requests sent on time, generator not busy, throughput steady, token counts exact."
         parts.append(f'<div class="banner good"><p>{words}</p></div>')
+    for run in content.runs:
+        if run.analysis.whole is not None:
+            parts.append(f'<p class="note">{html.escape(_sampled(run))}</p>')
     return block("".join(parts))
+
+
+def _sampled(run: Named) -> str:
+    part = f"a sample of {len(run.analysis.recording.records):,} of {run.analysis.sent:,} requests"
+    return f"{run.name}: inter-token latency and output tokens over time show {part}. All other figures are those of all requests."
 
 
 def _where(content: Content, run: Named, view: View) -> str:
@@ -181,7 +189,8 @@ def files(content: Content) -> Div:
     parts = [f"<p>Every figure on this page is derived from these files; {again}.</p><ul>"]
     for run in content.runs:
         parts.append(_link(f"{run.name}.points.csv", _csv([HEADS, *(_row(view) for view in run.analysis.views)]), "text/csv"))
-        for path in (run.path, requests_path(run.path), samples_path(run.path)):
+        beside = [requests_path(run.path), samples_path(run.path), *([summary_path(run.path)] if run.analysis.whole else [])]
+        for path in (run.path, *beside):
             data = path.read_bytes()
             if len(data) <= MAX_EMBEDDED_BYTES:
                 parts.append(_link(path.name, data, "application/octet-stream"))

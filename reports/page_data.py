@@ -37,8 +37,6 @@ class Series:
 
 @attrs.define(slots=False)
 class Content:
-    """Everything that one page shows."""
-
     runs: list[Named]
     reference: Reference | None = RTX_4090
 
@@ -64,7 +62,6 @@ class Content:
         return ((f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in self.views)
 
     def _label(self, run: Named, sweep: Sweep) -> str:
-        """Return the shortest unambiguous label."""
         parts = [run.name] if len(self.runs) > 1 else []
         parts.append(sweep.target)
         if len({(other.prompt, other.output) for each in self.runs for other in each.analysis.sweeps}) > 1:

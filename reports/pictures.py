@@ -29,7 +29,6 @@ class NoBrowser(Exception):
 
 
 def find_browser() -> str | None:
-    """Return the path of this machine's Chromium or Chrome."""
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 

@@ -74,7 +74,6 @@ def make_server(paths: Sequence[Path], host: str, port: int) -> Server:
 
 
 def serve(paths: Sequence[Path], host: str, port: int) -> None:
-    """Serve until Ctrl-C."""
     server = make_server(paths, host, port)
     server.start()
     print(f"listening http://{host}:{server.port}", flush=True)

@@ -11,7 +11,6 @@ import numpy as np
 
 from benchmarks.analysis.report import Analysis, View
 from benchmarks.analysis.steady_state import Floats
-from benchmarks.analysis.summary import tpot
 
 RESAMPLES = 1000
 MARGIN = 0.05
@@ -44,22 +43,6 @@ class Ratio:
         return self.low > 1 + margin if self.better > 0 else self.high < 1 - margin
 
 
-def _times(kind: str) -> Callable[[View], Floats]:
-    def values(view: View) -> Floats:
-        found: list[float] = []
-        for record in view.records:
-            if record.first_token is None or record.last_token is None:
-                continue
-            if kind == "TTFT":
-                found.append(record.first_token - record.intended)
-            elif record.outcome == "ok":
-                value = tpot(record) if kind == "TPOT" else record.last_token - record.intended
-                found += [] if value is None else [value]
-        return np.asarray(found)
-
-    return values
-
-
 def _mean(values: Floats) -> Floats:
     return np.asarray(values.mean(axis=-1))
 
@@ -70,12 +53,12 @@ def _quantile(share: float) -> Callable[[Floats], Floats]:
 
 # Name, sample of a view, statistic of the sample, sign of the better side, and minimum sample size.
 FIGURES: tuple[tuple[str, Callable[[View], Floats], Callable[[Floats], Floats], int, int], ...] = (
-    ("throughput", lambda view: view.blocks, _mean, 1, 2),
-    ("TTFT p50", _times("TTFT"), _quantile(0.5), -1, 8),
-    ("TTFT p95", _times("TTFT"), _quantile(0.95), -1, 72),
-    ("TPOT p50", _times("TPOT"), _quantile(0.5), -1, 8),
-    ("E2E p50", _times("E2E"), _quantile(0.5), -1, 8),
-    ("E2E p95", _times("E2E"), _quantile(0.95), -1, 72),
+    ("throughput", lambda view: np.asarray(view.blocks), _mean, 1, 2),
+    ("TTFT p50", lambda view: view.seconds("ttft"), _quantile(0.5), -1, 8),
+    ("TTFT p95", lambda view: view.seconds("ttft"), _quantile(0.95), -1, 72),
+    ("TPOT p50", lambda view: view.seconds("tpot"), _quantile(0.5), -1, 8),
+    ("E2E p50", lambda view: view.seconds("e2e"), _quantile(0.5), -1, 8),
+    ("E2E p95", lambda view: view.seconds("e2e"), _quantile(0.95), -1, 72),
 )
 
 

@@ -4,46 +4,52 @@ The terminal and the report pages both show these results, so they cannot differ
 """
 
 import itertools
+import random
 from collections.abc import Sequence
 from functools import cached_property
 
 import attrs
+import msgspec
 import numpy as np
 
 from benchmarks.analysis import capacity as capacities
 from benchmarks.analysis.capacity import Capacity
 from benchmarks.analysis.evidence import Evidence, gather
+from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, unpack
 from benchmarks.analysis.saturation import Level, Saturation, saturation
-from benchmarks.analysis.stages import Waterfall, waterfall
-from benchmarks.analysis.steady_state import Floats, block_rates
-from benchmarks.analysis.summary import Summary, summarize, table
-from benchmarks.analysis.validity import faults
-from benchmarks.recording.results import Point, Recording, RequestRecord, Sample
+from benchmarks.analysis.stages import Waterfall
+from benchmarks.analysis.steady_state import Floats
+from benchmarks.analysis.summary import Summary, table
+from benchmarks.recording.results import Point, Recording, RequestRecord, Run, Sample
 
 
 @attrs.frozen(kw_only=True)
 class View:
-    """One point with its figures.
+    """One point with its figures, as in `Figures`.
 
     Attributes:
-        traffic: All requests that were sent.
-        records: The requests that count.
-        faults: Reasons why the point is not valid.
+        traffic: The recorded requests: all that were sent, or a sample of them.
     """
 
     point: Point
     traffic: list[RequestRecord]
-    records: list[RequestRecord]
     samples: list[Sample]
-    summary: Summary
-    blocks: Floats
-    waterfall: Waterfall | None
     evidence: Evidence
+    sent: int
+    offered: float
+    summary: Summary
+    blocks: list[float]
+    waterfall: Waterfall | None
+    times: dict[str, list[int]]
     faults: list[str]
 
     @property
     def valid(self) -> bool:
         return not self.faults
+
+    def seconds(self, name: str) -> Floats:
+        """Return the latency of each request, by the name of the distribution."""
+        return np.asarray(self.times[name]) / 1e9
 
 
 @attrs.frozen(kw_only=True)
@@ -63,14 +69,17 @@ class Sweep:
 
 @attrs.define(slots=False)
 class Analysis:
-    """The analysis of one recording."""
-
     recording: Recording
     views: list[View]
+    whole: WholeSummary | None = None
+
+    @property
+    def sent(self) -> int:
+        """Number of requests that were sent; a recording with a summary has a sample of them."""
+        return sum(view.sent for view in self.views)
 
     @property
     def rows(self) -> list[tuple[Point, Summary, list[str]]]:
-        """Rows of the table."""
         return [(view.point, view.summary, view.faults) for view in self.views]
 
     @property
@@ -95,6 +104,8 @@ class Analysis:
     @cached_property
     def capacity(self) -> dict[str, Capacity]:
         """A step-time model for each target with enough loads."""
+        if self.whole is not None:
+            return self.whole.capacity
         engine = self.recording.run.provenance.get("engine") or {}
         found = {}
         for target in dict.fromkeys(view.point.target for view in self.views):
@@ -119,26 +130,24 @@ class Analysis:
 
 
 def analyse(recording: Recording) -> Analysis:
-    """Analyse all points with at least one request."""
+    """Analyse all points with at least one request. Raises UnreadableRun."""
+    whole = unpack(recording.summary) if recording.summary else None
     found = [(point, *recording.of(point)) for point in recording.run.points]
-    return Analysis(recording, [_view(recording, *each) for each in found if each[1]])
+    return Analysis(recording, [_view(recording.run, whole, *each) for each in found if each[1]], whole)
 
 
-def _view(recording: Recording, point: Point, records: list[RequestRecord], samples: list[Sample]) -> View:
-    summary = summarize(records, open_loop=point.concurrency is None, promise=recording.run.promise)
-    counted = [record for record in records if not record.lead]
-    stages = waterfall(counted)
-    return View(
-        point=point,
-        traffic=records,
-        records=counted,
-        samples=samples,
-        summary=summary,
-        blocks=block_rates(records, summary.window),
-        waterfall=stages,
-        evidence=gather(point, samples, summary.window),
-        faults=faults(point, records, summary, stages, recording.run.ceiling.get(point.target)),
-    )
+def _view(run: Run, whole: WholeSummary | None, point: Point, records: list[RequestRecord], samples: list[Sample]) -> View:
+    derived = figures(run, point, records) if whole is None else whole.points[point.number]
+    fields = {name: getattr(derived, name) for name in derived.__struct_fields__}
+    return View(point=point, traffic=records, samples=samples, evidence=gather(point, samples, derived.summary.window), **fields)
+
+
+def sample(recording: Recording, per_point: int, seed: int) -> Recording:
+    """Keep at most `per_point` random requests of each point, and the figures of all."""
+    analysis, rng = analyse(recording), random.Random(seed)
+    kept = [record for view in analysis.views for record in rng.sample(view.traffic, min(per_point, len(view.traffic)))]
+    points = {view.point.number: Figures(**{name: getattr(view, name) for name in Figures.__struct_fields__}) for view in analysis.views}
+    return msgspec.structs.replace(recording, records=kept, summary=pack(WholeSummary(points, analysis.capacity)))
 
 
 def _level(concurrency: int, repeats: Sequence[View]) -> Level:

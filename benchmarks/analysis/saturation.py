@@ -163,7 +163,6 @@ def _settings(
 
 
 def _remedies(cause: Cause | None, engine: dict[str, Any] | None) -> list[str]:
-    """Return what moves the knee."""
     match cause.name if cause is not None else None:
         case "batch":
             seats = (engine or {}).get("max_num_seqs")

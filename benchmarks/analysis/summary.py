@@ -130,7 +130,7 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
     tokens = float(counts[(times > start) & (times <= end)].sum())
     records = [record for record in records if not record.lead]
     ok = [record for record in records if record.outcome == "ok"]
-    begun = [record for record in records if record.deliveries]
+    each = times_of(records)
     promised = promise != Promise()
     good = [record for record in ok if kept(record, promise)]
     outcomes = Counter(record.outcome for record in records if record.outcome != "ok")
@@ -143,11 +143,11 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
         requests_per_second=len(inside) / length if length > 0 else 0.0,
         prompt_tokens=float(np.mean([record.prompt_tokens for record in records])) if records else 0.0,
         output_tokens=float(np.mean([record.completion_tokens for record in ok])) if ok else 0.0,
-        ttft=distribution([record.deliveries[0][0] - record.intended for record in begun]),
-        ttft_service=distribution([record.deliveries[0][0] - (record.dispatched or 0.0) for record in begun]),
-        itl=distribution(*gaps(begun)),
-        tpot=distribution([value for record in ok if (value := tpot(record)) is not None]),
-        e2e=distribution([record.deliveries[-1][0] - record.intended for record in ok]),
+        ttft=distribution(each["ttft"]),
+        ttft_service=distribution(each["ttft_service"]),
+        itl=distribution(*gaps(records)),
+        tpot=distribution(each["tpot"]),
+        e2e=distribution(each["e2e"]),
         e2e_service=distribution([record.deliveries[-1][0] - (record.dispatched or 0.0) for record in ok]),
         e2e_adjusted=distribution(
             [record.deliveries[-1][0] - record.intended if record.outcome == "ok" else math.inf for record in records]
@@ -156,6 +156,18 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
         attainment=len(good) / len(records) if promised and records else None,
         goodput_per_second=sum(1 for record in inside if kept(record, promise)) / length if promised and length > 0 else None,
     )
+
+
+def times_of(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
+    """Return the requests' latencies in seconds, by the name of their distribution."""
+    begun = [record for record in records if record.deliveries]
+    ok = [record for record in begun if record.outcome == "ok"]
+    return {
+        "ttft": [record.deliveries[0][0] - record.intended for record in begun],
+        "ttft_service": [record.deliveries[0][0] - (record.dispatched or 0.0) for record in begun],
+        "tpot": [value for record in ok if (value := tpot(record)) is not None],
+        "e2e": [record.deliveries[-1][0] - record.intended for record in ok],
+    }
 
 
 def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:

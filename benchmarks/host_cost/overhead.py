@@ -71,8 +71,8 @@ def _brief(trial: Trial) -> str:
     )
 
 
-def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -> str:
-    """Return Markdown: medians with ranges, and ratios of variants; `against` adds pairs."""
+def conclude(points: Sequence[Point]) -> str:
+    """Return Markdown: medians with ranges, and ratios of the variants in `AGAINST`."""
     lines: list[str] = []
     for point in points:
         lines += [
@@ -93,7 +93,7 @@ def conclude(points: Sequence[Point], against: Sequence[tuple[str, str]] = ()) -
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-        lines += [_ratio(point, *pair) for pair in [*AGAINST, *against] if all(name in point.trials for name in pair)]
+        lines += [_ratio(point, *pair) for pair in AGAINST if all(name in point.trials for name in pair)]
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -55,8 +55,6 @@ class Monitor:
 
 
 def manager_source(manager: EngineManager, machine: Machine) -> Read:
-    """Read a manager of this process."""
-
     async def read() -> dict[str, Any]:
         figures = manager.engine.statistics()
         return {

@@ -110,7 +110,6 @@ class Point(msgspec.Struct, kw_only=True):
 
     @property
     def load(self) -> str:
-        """The load in words."""
         if self.concurrency:
             return f"concurrency {self.concurrency}"
         return f"{self.pattern} {self.rate:g}/s" if self.rate else self.pattern
@@ -160,13 +159,17 @@ class Run(msgspec.Struct, kw_only=True):
 
 
 class Recording(msgspec.Struct):
-    """A run with its requests and samples, as a reader of its files gets it."""
+    """A run with its requests and samples, as a reader of its files gets it.
+
+    Where `records` is a sample of the requests, `summary` holds the figures of all of them, encoded
+    by `benchmarks.analysis.figures`. Otherwise it is empty.
+    """
 
     run: Run
     records: list[RequestRecord] = []
     samples: list[Sample] = []
+    summary: bytes = b""
 
     def of(self, point: Point) -> tuple[list[RequestRecord], list[Sample]]:
-        """Return the records and samples of one point."""
         records = [record for record in self.records if record.point == point.number]
         return records, [sample for sample in self.samples if sample.point == point.number]

@@ -1,4 +1,8 @@
-"""A run's files: `run.json`, and as JSON lines `run.requests.jsonl.gz`, `run.samples.jsonl.gz`."""
+"""A run's files: `run.json`, and as JSON lines `run.requests.jsonl.gz`, `run.samples.jsonl.gz`.
+
+Where the requests are a sample, `run.summary.gz` has the figures of all of them, and readers use
+it.
+"""
 
 import gzip
 import zlib
@@ -28,16 +32,24 @@ def samples_path(path: Path) -> Path:
     return path.with_name(path.stem + ".samples.jsonl.gz")
 
 
+def summary_path(path: Path) -> Path:
+    return path.with_name(path.stem + ".summary.gz")
+
+
 def find(path: Path) -> list[Path]:
     """Return the file itself, or a folder's runs: every .json file with its requests beside it."""
     return sorted(file for file in path.rglob("*.json") if requests_path(file).exists()) if path.is_dir() else [path]
 
 
 def write(path: Path, recording: Recording) -> None:
-    """Write all three files, each atomically; an incomplete run is written like any other."""
+    """Write all files, each atomically; an incomplete run is written like any other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(requests_path(path), _lines(recording.records))
     _replace(samples_path(path), _lines(recording.samples))
+    if recording.summary:
+        _replace(summary_path(path), _packed(recording.summary))
+    else:
+        summary_path(path).unlink(missing_ok=True)
     _replace(path, readable(recording.run))
 
 
@@ -49,7 +61,8 @@ def read(path: Path) -> Recording:
         if schema != SCHEMA:
             raise UnreadableRun(f"{path}: schema {schema}, but this version reads schema {SCHEMA}")
         run = msgspec.convert(raw, Run)
-        return Recording(run, _read_lines(requests_path(path), RequestRecord), _read_lines(samples_path(path), Sample))
+        summary = _unpacked(summary_path(path)) if summary_path(path).exists() else b""
+        return Recording(run, _read_lines(requests_path(path), RequestRecord), _read_lines(samples_path(path), Sample), summary)
     except OSError as error:
         raise UnreadableRun(f"{error.filename or path}: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -70,18 +83,29 @@ def schema() -> dict[str, Any]:
 
 def _lines(entries: Sequence[Line]) -> bytes:
     encoder = msgspec.json.Encoder()
+    return _packed(b"".join(encoder.encode(_rounded(entry)) + b"\n" for entry in entries))
+
+
+def _packed(content: bytes) -> bytes:
     # The archive contains no time of writing, so equal records make equal bytes.
-    return gzip.compress(b"".join(encoder.encode(_rounded(entry)) + b"\n" for entry in entries), compresslevel=6, mtime=0)
+    return gzip.compress(content, compresslevel=6, mtime=0)
 
 
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
     decoder = msgspec.json.Decoder(kind)
+    try:
+        return [decoder.decode(line) for line in _unpacked(path).splitlines()]
+    except msgspec.MsgspecError as error:
+        raise UnreadableRun(f"{path}: {error}") from error
+
+
+def _unpacked(path: Path) -> bytes:
     packed = path.read_bytes()
     if not packed:
         raise UnreadableRun(f"{path}: the file is empty")  # gzip accepts an empty file as an empty archive
     try:
-        return [decoder.decode(line) for line in gzip.decompress(packed).splitlines()]
-    except (EOFError, zlib.error, msgspec.MsgspecError) as error:
+        return gzip.decompress(packed)
+    except (EOFError, zlib.error) as error:
         raise UnreadableRun(f"{path}: {error}") from error
 
 

@@ -254,7 +254,6 @@ async def _over_frames(manager: EngineManager) -> AsyncIterator[Asker]:
 
 
 def conclude(found: Cancels) -> str:
-    """Return the results as text."""
     lines = []
     for left in found.left:
         over = {name: value for name, value in left.over.items() if value}

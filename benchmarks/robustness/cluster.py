@@ -69,8 +69,6 @@ class Seen(msgspec.Struct, kw_only=True):
 
 
 class Client:
-    """A client of one server."""
-
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
         self._session = session

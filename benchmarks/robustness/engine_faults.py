@@ -86,6 +86,17 @@ class _Ledger:
             self.faults.append(f"{timeline.request_id} ended twice for the manager")
         self.ends[timeline.request_id] = timeline.outcome or Outcome.FAILED
 
+    def books(self, seconds: float, kills: list[Kill]) -> Books:
+        missing = set(self.seen) ^ set(self.ends)
+        return Books(
+            seconds=seconds,
+            kills=kills,
+            callers=dict(Counter(self.seen.values())),
+            manager=dict(Counter(outcome.value for outcome in self.ends.values())),
+            outlived=self.outlived,
+            faults=[*self.faults, *(f"{name} is only in the caller's or only in the manager's records" for name in sorted(missing))],
+        )
+
 
 class Fleet:
     """Clients in closed loops."""
@@ -97,7 +108,6 @@ class Fleet:
         self.over = False
 
     async def learn(self) -> None:
-        """Ask for the expected answer."""
         self._expected = (await self._manager.generate(self._request("first"))).token_ids
         self._ledger.seen["first"] = "whole"
 
@@ -204,20 +214,10 @@ async def measure(
         statistics = manager.statistics()
         if statistics.open or statistics.running or statistics.engine.running:
             ledger.faults.append(f"left over: {statistics}")
-    missing = set(ledger.seen) ^ set(ledger.ends)
-    ledger.faults += [f"{name} is only in the caller's or only in the manager's records" for name in sorted(missing)]
-    return Books(
-        seconds=time.monotonic() - began,
-        kills=kills,
-        callers=dict(Counter(ledger.seen.values())),
-        manager=dict(Counter(outcome.value for outcome in ledger.ends.values())),
-        outlived=ledger.outlived,
-        faults=ledger.faults,
-    )
+    return ledger.books(time.monotonic() - began, kills)
 
 
 def conclude(books: Books) -> str:
-    """Return the results as text."""
     lines = [f"{len(books.kills)} signals in {books.seconds:.0f} s"]
     for name, label in (("known", "detected"), ("told", "last stream ended"), ("back", "engine back")):
         times = sorted(getattr(kill, name) for kill in books.kills)

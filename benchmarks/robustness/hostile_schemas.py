@@ -75,7 +75,6 @@ class Canary:
                     self._came.append(time.perf_counter())
 
     def gaps(self, since: float) -> list[float]:
-        """Return the gaps between tokens since a time."""
         return [float(gap) for gap in np.diff([at for at in self._came if at >= since])]
 
 

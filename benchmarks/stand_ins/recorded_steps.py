@@ -46,7 +46,6 @@ def _fields(kind: Any) -> Iterator[tuple[str, Any]]:
 
 
 def describe_step(outputs: Any) -> dict[str, Any]:
-    """Describe an EngineCoreOutputs with one output."""
     (output,) = outputs.outputs
     return {"step": describe(outputs), "output": describe(output)}
 
@@ -81,8 +80,6 @@ def maker(described: Any) -> Callable[[float], Any]:
 
 
 class RecordedSteps:
-    """Makes outputs like the recorded ones."""
-
     def __init__(self) -> None:
         recorded = json.loads(FILE.read_text())["steps"]
         self._outputs = {name: maker(recorded[name]["output"]) for name in STEPS}
@@ -94,7 +91,6 @@ class RecordedSteps:
         return make(now, request_id=request_id, new_token_ids=[token])
 
     def step(self, outputs: list[Any], now: float) -> Any:
-        """Make an EngineCoreOutputs."""
         make: Any = self._step
         step = make(now, outputs=outputs)
         step.scheduler_stats.num_running_reqs = len(outputs)

@@ -27,9 +27,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--processes", type=positive(int), default=1, help="generator processes for each server")
     command.add_argument("--model", default="bundled")
     command.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="for every engine; repeatable")
-    command.add_argument(
-        "--against", type=_pair, action="append", default=[], metavar="A/B", help="report the ratio of two variants; repeatable"
-    )
     add_out(command)
 
 
@@ -37,16 +34,9 @@ def run(given: Arguments) -> int:
     names, setting = side_names(given.sides), side_setting(given)
     measuring = overhead.measure(names, setting, given.streams, given.rounds, say)
     found = asyncio.run(measuring)
-    print(overhead.conclude(found, given.against))
+    print(overhead.conclude(found))
     keep(found, given.out)
     return 0
-
-
-def _pair(text: str) -> tuple[str, str]:
-    one, slash, other = text.partition("/")
-    if not slash:
-        raise argparse.ArgumentTypeError(f"{text!r}: write A/B")
-    return one, other
 
 
 def side_names(text: str) -> list[str]:

@@ -65,7 +65,6 @@ async def inprocess_tokens(seconds: float) -> float:
 
 
 async def measure(seconds: float, report: Callable[[str], None]) -> list[Ceiling]:
-    """Measure both targets, one after the other."""
     found = []
     for name, opened in ((INPROCESS, inprocess_rig()), (HERE, http_rig())):
         async with opened as system:

@@ -17,7 +17,6 @@ from llmserve.engines.vllm.args import parse_engine_args
 
 
 def lengths(text: str) -> Lengths:
-    """Parse a distribution of lengths."""
     try:
         return parse_lengths(text)
     except (ValueError, OSError) as error:
@@ -53,63 +52,56 @@ def stairs(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that `sweep` and `run` share."""
-    what = command.add_argument_group("what is measured")
-    what.add_argument(
-        "--target",
-        default="inprocess",
-        help="inprocess, http (our server over the same engine) or a server's URL; separate several by commas (default: %(default)s)",
-    )
-    words = "admission policies of our targets: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; comma-separated (default: none)"
-    what.add_argument("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
-    what.add_argument("--model", help="our targets: bundled, a folder or a hub name; a server: its name for the model")
-    what.add_argument("--engine", choices=list(ENGINES), default="vllm")
-    what.add_argument("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
-    what.add_argument("--processes", type=positive(int), default=1, help="generator processes for HTTP, one core each (default: 1)")
-    what.add_argument(
-        "--vocabulary", type=positive(int), default=32_000, help="vocabulary size of a remote server's model (default: %(default)s)"
-    )
-    load = command.add_argument_group("load")
-    load.add_argument(
-        "--requests", type=positive(int), default=32, help="minimum number of requests in a closed loop (default: %(default)s)"
-    )
-    load.add_argument(
-        "--per-client", type=positive(int), default=6, help="minimum number of requests per client in a closed loop (default: %(default)s)"
-    )
-    words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
-    load.add_argument("--in-step", action="store_true", help=words)
-    load.add_argument("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
-    load.add_argument(
-        "--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)"
-    )
-    load.add_argument(
-        "--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)"
-    )
-    load.add_argument(
-        "--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission"
-    )
-    load.add_argument("--slo-tpot", type=positive(float), metavar="S", help="target time per output token after the first, in seconds")
-    shape = command.add_argument_group("requests")
-    shape.add_argument("--output-tokens", type=lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
-    shape.add_argument(
-        "--shared-prefix", type=int, default=0, metavar="N", help="tokens that all prompts begin with, in addition to --prompt-tokens"
-    )
-    shape.add_argument("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")
-    shape.add_argument("--tenants", type=positive(int), default=1, metavar="N")
-    shape.add_argument(
-        "--priorities", type=int, nargs="+", default=[0], metavar="P", help="request priorities, drawn with equal probability"
-    )
-    shape.add_argument(
-        "--cancelling", type=float, default=0.0, metavar="SHARE", help="share of requests whose client leaves after --patience seconds"
-    )
-    shape.add_argument("--patience", type=positive(float), default=1.0, metavar="S")
-    shape.add_argument("--seed", type=int, default=1)
+    _add_systems(command)
+    _add_durations(command)
+    _add_shape(command)
     command.add_argument("--no-ceiling", action="store_true", help="skip the measurement of the generator's ceiling (1 s)")
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
 
 
+def _add_systems(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("what is measured").add_argument
+    words = "inprocess, http (our server over the same engine) or a server's URL; separate several by commas (default: %(default)s)"
+    add("--target", default="inprocess", help=words)
+    words = "admission policies of our targets: lategate, none, fixed:N, vllm:R:T, gradient2, thin:R; comma-separated (default: none)"
+    add("--admission", type=lambda text: tuple(text.split(",")), default=(NO_ADMISSION,), metavar="NAME,...", help=words)
+    add("--model", help="our targets: bundled, a folder or a hub name; a server: its name for the model")
+    add("--engine", choices=list(ENGINES), default="vllm")
+    add("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
+    add("--processes", type=positive(int), default=1, help="generator processes for HTTP, one core each (default: 1)")
+    words = "vocabulary size of a remote server's model (default: %(default)s)"
+    add("--vocabulary", type=positive(int), default=32_000, help=words)
+
+
+def _add_durations(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("load").add_argument
+    add("--requests", type=positive(int), default=32, help="minimum number of requests in a closed loop (default: %(default)s)")
+    words = "minimum number of requests per client in a closed loop (default: %(default)s)"
+    add("--per-client", type=positive(int), default=6, help=words)
+    words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
+    add("--in-step", action="store_true", help=words)
+    add("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
+    add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
+    add("--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)")
+    add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
+    add("--slo-tpot", type=positive(float), metavar="S", help="target time per output token after the first, in seconds")
+
+
+def _add_shape(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("requests").add_argument
+    add("--output-tokens", type=lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
+    words = "tokens that all prompts begin with, in addition to --prompt-tokens"
+    add("--shared-prefix", type=int, default=0, metavar="N", help=words)
+    add("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")
+    add("--tenants", type=positive(int), default=1, metavar="N")
+    add("--priorities", type=int, nargs="+", default=[0], metavar="P", help="request priorities, drawn with equal probability")
+    words = "share of requests whose client leaves after --patience seconds"
+    add("--cancelling", type=float, default=0.0, metavar="SHARE", help=words)
+    add("--patience", type=positive(float), default=1.0, metavar="S")
+    add("--seed", type=int, default=1)
+
+
 def add_loads(command: argparse.ArgumentParser) -> None:
-    """Add the loads of a sweep."""
     command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="clients of each closed loop")
     command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="requests per second of each open loop")
     _add_burstiness(command)
@@ -120,7 +112,6 @@ def add_loads(command: argparse.ArgumentParser) -> None:
 
 
 def add_load(command: argparse.ArgumentParser) -> None:
-    """Add the load of a run."""
     load = command.add_mutually_exclusive_group(required=True)
     load.add_argument("--concurrency", type=positive(int), metavar="N", help="clients of a closed loop")
     load.add_argument("--rate", type=positive(float), metavar="R", help="requests per second of an open loop")
@@ -171,24 +162,11 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
         raise TargetError(f"--out must end in .json, not {options.out}")
-    tenants = ("default",) if options.tenants == 1 else tuple(f"tenant-{number}" for number in range(options.tenants))
-    workload = Workload(
-        prompt=options.prompts[0],
-        output=options.output_tokens,
-        vocabulary=(0, 1),
-        seed=options.seed,
-        shared_prefix=options.shared_prefix,
-        turns=options.turns,
-        tenants=tenants,
-        priorities=tuple(options.priorities),
-        cancelling=options.cancelling,
-        patience=options.patience,
-    )
     return Settings(
         admissions=options.admission,
         targets=list(dict.fromkeys(options.target.split(","))),
         loads=loads,
-        workload=workload,
+        workload=_workload(options),
         out=options.out,
         prompts=options.prompts,
         model=options.model,
@@ -203,4 +181,19 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+    )
+
+
+def _workload(options: argparse.Namespace) -> Workload:
+    return Workload(
+        prompt=options.prompts[0],
+        output=options.output_tokens,
+        vocabulary=(0, 1),
+        seed=options.seed,
+        shared_prefix=options.shared_prefix,
+        turns=options.turns,
+        tenants=("default",) if options.tenants == 1 else tuple(f"tenant-{number}" for number in range(options.tenants)),
+        priorities=tuple(options.priorities),
+        cancelling=options.cancelling,
+        patience=options.patience,
     )

@@ -12,8 +12,6 @@ from benchmarks.workload.requests import Item
 
 @attrs.frozen
 class Bare:
-    """Sends through vLLM's AsyncLLM."""
-
     llm: Any
     _numbers: "itertools.count[int]" = attrs.field(factory=itertools.count)
 

@@ -47,7 +47,6 @@ def local_ray() -> Iterator[str]:
 
 @asynccontextmanager
 async def deployed(words: dict[str, str]) -> AsyncIterator[None]:
-    """Deploy our application for the duration of the context."""
     from ray import serve
 
     from frontends.ray_app import build

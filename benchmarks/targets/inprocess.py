@@ -31,8 +31,6 @@ class Streams(Protocol):
 
 @attrs.frozen
 class InProcess:
-    """Sends through `manager.stream()`."""
-
     manager: Streams
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:

@@ -60,5 +60,4 @@ async def serve_sockets_here(manager: EngineManager, model: str, addresses: Sequ
 
 
 def connect(address: str) -> SocketClient:
-    """Return a client for one of the addresses."""
     return SocketClient(address)

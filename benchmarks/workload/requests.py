@@ -19,8 +19,6 @@ class Lengths(Protocol):
 
 @attrs.frozen
 class Fixed:
-    """A constant length."""
-
     tokens: int
 
     def __str__(self) -> str:

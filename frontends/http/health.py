@@ -1,7 +1,4 @@
-"""Endpoints for load balancers: /version, /ping, /load, a generating health check, ORCA headers.
-
-Names and formats are those of vLLM and SGLang.
-"""
+"""A health check that generates a token, and the load in ORCA's response headers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,7 +9,6 @@ import msgspec
 from aiohttp import web
 
 from frontends.http.authentication import CALLER, OPEN, route_of
-from frontends.http.request_checks import Handler
 from llmserve import EngineManager, GenerationRequest, LLMServeError, MetricsSnapshot, Overloaded, Sampling, Unavailable
 from llmserve.admission import Refusal
 from llmserve.state import ManagerStatistics
@@ -30,34 +26,6 @@ ASK_HEADER, LOAD_HEADER = "endpoint-load-metrics-format", "endpoint-load-metrics
 # Seconds for which the metrics are reused in responses. With several workers they come from all
 # workers.
 FRESH_SECONDS = 0.1
-
-
-class Version(msgspec.Struct):
-    """The answer to GET /version: the engine's version, as in vLLM.
-
-    llmserve's version is in the metric `llmserve_build_info`.
-    """
-
-    version: str
-
-
-class ServerLoad(msgspec.Struct):
-    """The answer to GET /load.
-
-    `server_load` counts open requests, as in vLLM. `limit` is None where admission has no fixed
-    limit.
-    """
-
-    server_load: int
-    running: int
-    waiting: int
-    limit: int | None
-
-
-class Checked(msgspec.Struct):
-    """The answer to GET /health/generate."""
-
-    status: str = "generates"
 
 
 class GenerateCheck:
@@ -133,39 +101,6 @@ class GenerateCheck:
         return next(iter(table.named), "default") if table.default is None else "default"
 
 
-class LoadRoutes:
-    """The handlers of these endpoints."""
-
-    def __init__(self, manager: EngineManager, metrics: GetMetrics, check: GenerateCheck | None) -> None:
-        self._manager = manager
-        self._metrics = metrics
-        self._check = check
-
-    def gets(self, ready: Handler) -> dict[str, Handler]:
-        routes: dict[str, Handler] = {"/version": self.version, "/ping": ready, "/load": self.load}
-        # The second name is SGLang's.
-        return routes if self._check is None else routes | {"/health/generate": self.generates, "/health_generate": self.generates}
-
-    async def version(self, request: web.Request) -> web.Response:
-        try:
-            found = self._manager.info.version
-        except RuntimeError:
-            # The engine has not started yet.
-            self._manager.check_health()
-            raise
-        return _json(Version(found))
-
-    async def load(self, request: web.Request) -> web.Response:
-        found = (await self._metrics()).statistics
-        limit = None if found.admission is None else found.admission.limit
-        return _json(ServerLoad(found.open, found.running, waiting(found), limit))
-
-    async def generates(self, request: web.Request) -> web.Response:
-        assert self._check is not None
-        await self._check()
-        return _json(Checked())
-
-
 def waiting(statistics: ManagerStatistics) -> int:
     """Return the number of requests in the manager's queue and in the engine's."""
     return statistics.waiting + statistics.engine.waiting
@@ -211,10 +146,6 @@ def _orca(statistics: ManagerStatistics) -> tuple[str, str]:
     pairs = [*report.items(), *((f"named_metrics.{name}", value) for name, value in named.items())]
     as_json = msgspec.json.encode({**report, "named_metrics": named}).decode()
     return "TEXT " + ", ".join(f"{name}={value}" for name, value in pairs), f"JSON {as_json}"
-
-
-def _json(body: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 def check_of(manager: EngineManager, interval: float | None, metrics: GetMetrics | None = None) -> GenerateCheck | None:

@@ -1,14 +1,20 @@
 """The OpenAPI document of the HTTP interface, built from the structs of requests and answers."""
 
+from importlib.metadata import version
 from typing import Any, Literal
 
 import msgspec
+from aiohttp import web
 
-from frontends.http.authentication import OPEN
-from frontends.http.health import Checked, ServerLoad, Version
+from frontends.http.authentication import OPEN, ROOT
+from frontends.http.request_checks import Handler
+from frontends.http.responses import json_response
+from frontends.http.routes.health import Checked, ServerLoad, Version
 from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
-from frontends.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
 from llmserve import Completion
 
 REF = "#/components/schemas/{name}"
@@ -116,51 +122,58 @@ GETS: dict[str, tuple[Any, str]] = {
 CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(
     ("/health/generate", "/health_generate"), (Checked, "Check whether the engine generates tokens")
 )
+TEXT_METRICS: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+JSON_METRICS: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
 
 
-def document(version: str, *, keys: bool, checks: bool = False, root: str = "") -> dict[str, Any]:
-    """Return the document for `GET /openapi.json`.
+class OpenAPIRoute:
+    """The handler of GET /openapi.json.
 
     Args:
-        version: llmserve's version.
+        keys: whether the server requires API keys.
+        checks: whether the server has /health/generate.
+    """
+
+    def __init__(self, *, keys: bool, checks: bool) -> None:
+        self._keys = keys
+        self._checks = checks
+
+    def routes(self) -> dict[str, Handler]:
+        return {"GET /openapi.json": self.openapi}
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return json_response(document(version("llmserve"), keys=self._keys, checks=self._checks, root=request.config_dict[ROOT]))
+
+
+def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str, Any]:
+    """Return the document.
+
+    Args:
+        llmserve: llmserve's version.
         keys: whether the server requires API keys.
         checks: whether the server has /health/generate.
         root: the prefix of all paths.
     """
-    types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [
-        answer for answer, _ in (*GETS.values(), *CHECKS.values())
-    ]
-    _, schemas = msgspec.json.schema_components([*types, ErrorBody], ref_template=REF)
-    paths: dict[str, Any] = {}
-    for path, (request, answer, words) in POSTS.items():
-        content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
-        body = {"required": True, "content": _json(request)}
-        paths[path] = {"post": _operation(words, content) | {"requestBody": body, "parameters": HEADERS}}
     gets = GETS | (CHECKS if checks else {})
-    for path, (answer, words) in gets.items():
-        paths[path] = {"get": _operation(words, _json(answer))}
+    types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in gets.values()]
+    _, schemas = msgspec.json.schema_components([*types, ErrorBody], ref_template=REF)
+    paths = {path: {"post": _post(path, *of)} for path, of in POSTS.items()} | {path: {"get": _get(*of)} for path, of in gets.items()}
     paths["/ping"]["post"] = paths["/ping"]["get"]
     paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
-    metrics: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
-    as_json: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    paths["/metrics"] = {"get": _operation("Return all metrics", metrics | as_json)}
-    paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", as_json)}
-    secure: dict[str, Any] = {}
+    paths["/metrics"] = {"get": _operation("Return all metrics", TEXT_METRICS | JSON_METRICS)}
+    paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", JSON_METRICS)}
     if keys:
         for path in OPEN:
             paths[path]["get"]["security"] = []
-        secure = {"security": [{"key": []}]}
-    return (
-        secure
-        | ({"servers": [{"url": root}]} if root else {})
-        | {
-            "openapi": "3.1.0",
-            "info": {"title": "llmserve", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-            "paths": paths,
-            "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-        }
-    )
+    return {
+        **({"security": [{"key": []}]} if keys else {}),
+        **({"servers": [{"url": root}]} if root else {}),
+        "openapi": "3.1.0",
+        "info": {"title": "llmserve", "version": llmserve, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
 
 
 HEADERS = [
@@ -179,6 +192,15 @@ HEADERS = [
         ),
     )
 ]
+
+
+def _post(path: str, request: Any, answer: Any, words: str) -> dict[str, Any]:
+    content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
+    return _operation(words, content) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
+
+
+def _get(answer: Any, words: str) -> dict[str, Any]:
+    return _operation(words, _json(answer))
 
 
 def _json(kind: Any) -> dict[str, Any]:

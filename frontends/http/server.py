@@ -108,7 +108,6 @@ class GuardedHandler(web.RequestHandler):
             self.close()
 
     def _asked(self) -> bool:
-        """Return whether a request's headers are complete."""
         return bool(self._messages) or self._request_in_progress
 
     def _await_headers(self) -> None:

@@ -1,4 +1,4 @@
-"""The types of answers in OpenAI's format, complete and in chunks. `completions.py` writes them."""
+"""The types of answers in OpenAI's format, complete and in chunks. `response_builder.py` writes them."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -109,7 +109,6 @@ def _ranked(entry: TokenLogprob) -> dict[str, RankedLogprob]:
 
 
 async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: WorkQueue) -> bytes:
-    """Return a prompt's logprobs as JSON."""
     left = pieces(entries)
     written: list[bytes] = []
 

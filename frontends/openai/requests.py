@@ -1,7 +1,7 @@
-"""Requests in OpenAI's format, and their conversion into `GenerationRequest`s.
+"""What requests in OpenAI's format share, and the bodies of /generate, /tokenize and /detokenize.
 
 An unknown field is refused by name, so that no client relies on an option without effect. `Ignored`
-lists the fields that are ignored on purpose. Answers are in `completions.py`.
+lists the fields that are ignored on purpose.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,13 @@ from frontends.access.caller import Caller
 from frontends.openai.logit_bias import biases_of
 from frontends.openai.messages import ChatMessage, plain_messages
 from frontends.openai.response_format import ResponseFormat, StructuredOutputsBody, constraint_of
-from frontends.openai.sizes import MAX_PROMPTS, Undecoded
-from frontends.openai.tools import ToolBody, ToolChoice, tools_of
-from frontends.openai.unsupported import CHAT, COMPLETIONS, Unsupported
+from frontends.openai.sizes import Undecoded
+from frontends.openai.unsupported import Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
 # OpenAI's published limit for n. Each choice takes a slot, so prompts times n has the same limit.
 MAX_CHOICES = 128
-
-# OpenAI's default for completions.
-DEFAULT_MAX_TOKENS = 16
 
 # Fields with the same name in `Sampling`.
 SAMPLING_FIELDS = (
@@ -173,105 +169,6 @@ def _nth(sampling: Sampling, number: int) -> Sampling:
         return sampling
     # Seeds wrap around at the end of 64 bits.
     return attrs.evolve(sampling, seed=(sampling.seed + number + 2**63) % 2**64 - 2**63)
-
-
-def _without_prompt(request: GenerationRequest) -> GenerationRequest:
-    if request.sampling.prompt_logprobs is None and not request.return_prompt_ids:
-        return request
-    return attrs.evolve(request, sampling=attrs.evolve(request.sampling, prompt_logprobs=None), return_prompt_ids=False)
-
-
-class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/completions. `prompt` is text or token ids, or a list of either."""
-
-    prompt: str | list[str | int | list[int]] | None = None
-    unsupported: ClassVar[Unsupported] = COMPLETIONS
-
-    max_tokens: int | None = None
-    logprobs: int | None = None
-    echo: bool | None = None
-
-    def prompts(self) -> list[dict[str, Any]]:
-        prompt = self.prompt
-        if not prompt:
-            raise InvalidRequest("prompt is missing or empty", "prompt")
-        if isinstance(prompt, str) or type(prompt[0]) is int:
-            return [{"prompt": prompt}]
-        if len(prompt) > MAX_PROMPTS:
-            raise InvalidRequest(f"prompt must have at most {MAX_PROMPTS} prompts", "prompt")
-        kind = type(prompt[0])
-        if kind not in (str, list) or any(type(one) is not kind for one in prompt):
-            raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
-        return [{"prompt": one} for one in prompt]
-
-    @property
-    def echoes_alone(self) -> bool:
-        return bool(self.echo) and self.max_tokens == 0
-
-    def extras(self) -> dict[str, bool]:
-        return {"echo": bool(self.echo), "generates": not self.echoes_alone}
-
-    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
-        prompt_logprobs = self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
-        most = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        # An engine scores a prompt only while it generates a token, which the answer then omits.
-        sampling = self.sampling(max_tokens=1 if self.echoes_alone else most, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
-        return self.requests(self.prompts(), sampling, caller, adapter)
-
-
-class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/chat/completions."""
-
-    unsupported: ClassVar[Unsupported] = CHAT
-
-    messages: list[ChatMessage]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[ToolBody] | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    include_reasoning: bool | None = None
-
-    def names(self) -> dict[str, str]:
-        by_new_name = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
-        return super().names() | by_new_name | {"logprobs": "top_logprobs", "template_kwargs": "chat_template_kwargs"}
-
-    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
-        messages = plain_messages(self.messages)
-        if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest("top_logprobs requires logprobs to be true", "top_logprobs")
-        with renamed(**self.names()):
-            most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-            logprobs = (self.top_logprobs or 0) if self.logprobs else None
-            sampling = self.sampling(max_tokens=most, logprobs=logprobs, prompt_logprobs=self.prompt_logprobs)
-        tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
-        with renamed(**self.names()):
-            prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
-            first, *others = self.requests([prompt], sampling, caller, adapter)
-        # The answer has the prompt's token ids and logprobs once, so the engine computes them only
-        # for the first choice.
-        return [first, *map(_without_prompt, others)]
-
-    def extras(self) -> dict[str, bool]:
-        return {"reasoning": self.include_reasoning is not False}
-
-    def template_kwargs(self) -> dict[str, Any]:
-        """Return the arguments of the chat template, as in vLLM. Raises InvalidRequest."""
-        if self.add_generation_prompt and self.continue_final_message:
-            raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
-        arguments: dict[str, Any] = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort is not None:
-            # Templates with a single switch for reasoning use this name.
-            arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
-        if self.continue_final_message:
-            return arguments | {"add_generation_prompt": False, "continue_final_message": True}
-        return arguments | ({} if self.add_generation_prompt is None else {"add_generation_prompt": self.add_generation_prompt})
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

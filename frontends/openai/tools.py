@@ -18,7 +18,6 @@ class FunctionBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_control: Undecoded = msgspec.UNSET
 
     def plain(self) -> dict[str, Any]:
-        """Return the function in the format of the library and of chat templates."""
         known = {"name": self.name, "description": self.description, "parameters": self.parameters, "strict": self.strict}
         return {name: value for name, value in known.items() if value is not None}
 

@@ -10,31 +10,24 @@ closed.
 import asyncio
 import logging
 import socket
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import anyio
-import attrs
 import msgspec
 
 from frontends.access.api_keys import Key
 from frontends.access.caller import Caller
-from frontends.access.control import Access
 from frontends.access.trace_context import trace_of_mapping
 from frontends.net import deadlines
-from frontends.net.flush import FlushScheduler
-from frontends.net.receive_budget import REFUSAL, Arrival, ReceiveBudget
-from frontends.net.turns import WorkQueue
+from frontends.net.receive_budget import REFUSAL, Arrival
 from frontends.net.write_watch import WriteWatch
-from frontends.openai.decoding import BodyReader
-from frontends.openai.requests import GenerateRequest
 from frontends.rawsocket import frames
 from frontends.rawsocket.errors import to_frame
 from frontends.rawsocket.frames import Cancel, Credit, End, FrameError, FrameReader, Hello, Open, Ping, Pong, Started, Welcome
+from frontends.rawsocket.service import Service
 from frontends.rawsocket.streams import Batch, Channel
-from llmserve import EngineError, EngineManager, InvalidRequest, LLMServeError, Overloaded
+from llmserve import EngineError, InvalidRequest, LLMServeError, Overloaded
 from llmserve.admission.retry_after import RETRY_AFTER
 
 logger = logging.getLogger(__name__)
@@ -47,42 +40,6 @@ IDLE_SECONDS = 300.0
 # streams (by default at most 1024) and then as many again, but not more.
 MAX_FRUITLESS = 2048
 FRUITLESS_SECONDS = 10.0
-# Maximum seconds to write remaining data when the server ends.
-CLOSE_SECONDS = 2.0
-
-
-@attrs.define
-class Service:
-    """The state that all connections share."""
-
-    manager: EngineManager
-    model: str
-    access: Access
-    max_streams: int = 1024
-    connections: set["Connection"] = attrs.field(factory=set)
-    tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
-    scheduler: FlushScheduler = attrs.field(factory=FlushScheduler)
-    budget: ReceiveBudget = attrs.field(factory=lambda: ReceiveBudget(time.monotonic))
-    reader: BodyReader[GenerateRequest] = attrs.field(factory=lambda: BodyReader(GenerateRequest, WorkQueue(), msgspec.msgpack))
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` as a task that ends with the service at the latest."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def close(self) -> None:
-        """Write remaining data for a limited time, then end all connections and tasks."""
-        for connection in list(self.connections):
-            connection.close()
-        with anyio.move_on_after(CLOSE_SECONDS):
-            while self.connections:  # noqa: ASYNC110 - a connection's end is a callback without an event
-                await anyio.sleep(0.01)
-        for connection in list(self.connections):
-            connection.abort()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 class Connection(asyncio.Protocol):
@@ -115,7 +72,7 @@ class Connection(asyncio.Protocol):
         self._watch = WriteWatch(self._loop, self._transport)
         self._arrival = Arrival(self._service.budget, self._refuse_for_room)
         self._timer = self._loop.call_later(HELLO_SECONDS, self.refuse, FrameError(f"no hello within {HELLO_SECONDS:g} s"))
-        self._service.connections.add(self)
+        self._service.transports.add(self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._closed:
@@ -148,7 +105,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._end()
         self._watch.stop()
-        self._service.connections.discard(self)
+        self._service.transports.discard(self._transport)
         self._cancel_streams("the client disconnected")
         self._left()
 
@@ -342,14 +299,6 @@ class Connection(asyncio.Protocol):
         self._timer.cancel()
         self._arrival.end()
         self._reader.clear()
-
-    def close(self) -> None:
-        """Close the connection after writing the remaining data."""
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close the connection immediately."""
-        self._transport.abort()
 
     def _write(self, message: Any) -> None:
         if not self._closed:

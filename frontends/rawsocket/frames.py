@@ -156,7 +156,6 @@ def encode(*messages: Any) -> bytes:
 
 
 def raw(body: Any) -> msgspec.Raw:
-    """Encode a part of a message."""
     return msgspec.Raw(_encoder.encode(body))
 
 

@@ -18,7 +18,8 @@ from frontends.net.receive_budget import ReceiveBudget
 from frontends.net.tls import TLS
 from frontends.rawsocket import frames
 from frontends.rawsocket.addresses import Address
-from frontends.rawsocket.connection import Connection, Service
+from frontends.rawsocket.connection import Connection
+from frontends.rawsocket.service import Service
 from llmserve import EngineManager
 
 REFUSAL = frames.encode(frames.Error(0, "FrameError", "the server's connection limit is reached"))
@@ -42,17 +43,13 @@ async def open_server(
 
     Raises CannotListen.
     """
-    limiter = limiter or ConnectionLimiter()
+    limiter, unix = limiter or ConnectionLimiter(), unix or UnixAccess()
     service = Service(manager, model, access or Access(), max_streams, scheduler=FlushScheduler(max_hold))
     service.budget = ReceiveBudget(time.monotonic, max_incomplete)
     bound = []
     async with AsyncExitStack() as stack:
         for address in addresses:
-            try:
-                listeners = _bind(address, unix or UnixAccess())
-            except OSError as error:
-                raise CannotListen(str(address), error) from None
-            port = 0 if address.scheme == "unix" else listeners[0].getsockname()[1]
+            listeners = _bind(address, unix)
             acceptor = Acceptor(partial(Connection, service), REFUSAL, limiter, tls if address.scheme == "tls" else None)
             for listener in listeners:
                 await stack.enter_async_context(listen(acceptor, listener))
@@ -60,7 +57,7 @@ async def open_server(
                 stack.callback(Path(address.path).unlink, missing_ok=True)
                 bound.append(address)
             else:
-                bound.append(Address(address.scheme, address.host, port))
+                bound.append(Address(address.scheme, address.host, listeners[0].getsockname()[1]))
         try:
             yield bound
         finally:
@@ -69,4 +66,7 @@ async def open_server(
 
 
 def _bind(address: Address, unix: UnixAccess) -> list[socket.socket]:
-    return [bind_unix(Path(address.path), unix)] if address.scheme == "unix" else bind_all([address.host], address.port)
+    try:
+        return [bind_unix(Path(address.path), unix)] if address.scheme == "unix" else bind_all([address.host], address.port)
+    except OSError as error:
+        raise CannotListen(str(address), error) from None

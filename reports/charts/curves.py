@@ -47,7 +47,7 @@ def throughput_vs_concurrency(content: Content) -> UIElement:
 def _throughputs(series: Series) -> ColumnDataSource:
     views = series.sweep.views
     rates = np.array([view.summary.tokens_per_second for view in views])
-    errors = np.array([Z * view.blocks.std(ddof=1) / np.sqrt(len(view.blocks)) if len(view.blocks) > 1 else 0.0 for view in views])
+    errors = np.array([Z * np.std(view.blocks, ddof=1) / np.sqrt(len(view.blocks)) if len(view.blocks) > 1 else 0.0 for view in views])
     return ColumnDataSource(
         {
             "x": np.array(series.levels, dtype=float),

@@ -1,5 +1,7 @@
 """Distributions of latencies, beyond their percentiles."""
 
+import itertools
+
 import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LinearColorMapper, UIElement
 
@@ -46,8 +48,7 @@ def spectrum(content: Content) -> UIElement:
 
 
 def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
-    begins = [(record.intended if intended else record.dispatched or 0.0, record.first_token) for record in view.records]
-    times = np.sort([first - begin for begin, first in begins if first is not None]) * 1000
+    times = np.sort(view.seconds("ttft" if intended else "ttft_service")) * 1000
     if not len(times):
         return np.empty(0), np.empty(0)
     # The curve ends at the last percentile that has a value beyond it.
@@ -57,51 +58,33 @@ def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
 
 def itl_heat(view: View) -> UIElement:
     """Draw all gaps between tokens by their end; a stall is a column, a slow mode a row."""
-    ends, values, weights = [], [], []
-    for record in view.traffic:
-        for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
-            ends.append(after)
-            values.append(max(1e-5, (after - before) / count) * 1000)
-            weights.append(count)
-    if not ends:
+    gaps = [
+        (after, max(1e-5, (after - before) / count) * 1000, count)
+        for record in view.traffic
+        for (before, _), (after, count) in itertools.pairwise(record.deliveries)
+    ]
+    if not gaps:
         return explain("No request of this point received a second token, so there are no gaps.")
-    low, high = np.log10(min(values)) - 0.05, np.log10(max(values)) + 0.05
-    counts, columns, rows = np.histogram2d(
-        ends, np.log10(values), bins=(HEAT_COLUMNS, HEAT_ROWS), range=((0, max(ends)), (low, high)), weights=weights
-    )
+    ends, values, weights = np.array(gaps).T
+    low, high = np.log10(values.min()) - 0.05, np.log10(values.max()) + 0.05
+    bounds = (0, ends.max()), (low, high)
+    counts, columns, rows = np.histogram2d(ends, np.log10(values), bins=(HEAT_COLUMNS, HEAT_ROWS), range=bounds, weights=weights)
     found = chart("Inter-token latency over time", "s from the point's start", "ms per token", y_axis_type="log")
     plain_numbers(found.yaxis[0])
-    at = np.nonzero(counts)
-    shares = np.log10(counts[at])
+    across, up = np.nonzero(counts)
+    shares = np.log10(counts[across, up])
     mapper = LinearColorMapper(palette=HEAT_PALETTE, low=0.0, high=max(1.0, float(shares.max())))
-    source = ColumnDataSource(
-        {
-            "left": columns[at[0]],
-            "right": columns[at[0] + 1],
-            "bottom": 10 ** rows[at[1]],
-            "top": 10 ** rows[at[1] + 1],
-            "count": counts[at],
-            "colour": shares,
-        }
-    )
-    cells = found.quad(
-        left="left",
-        right="right",
-        bottom="bottom",
-        top="top",
-        source=source,
-        line_color=None,
-        fill_color={"field": "colour", "transform": mapper},
-    )
+    sides = {"left": columns[across], "right": columns[across + 1], "bottom": 10 ** rows[up], "top": 10 ** rows[up + 1]}
+    source = ColumnDataSource(sides | {"count": counts[across, up], "colour": shares})
+    colour = {"field": "colour", "transform": mapper}
+    cells = found.quad(**{side: side for side in sides}, source=source, line_color=None, fill_color=colour)
     hover(found, [cells], [("tokens", "@count{0,0}"), ("ms", "@bottom{0.00} to @top{0.00}"), ("s", "@left{0.0} to @right{0.0}")])
-    bar = ColorBar(
-        color_mapper=mapper,
-        title="tokens",
-        formatter=CustomJSTickFormatter(code="return Math.round(10 ** tick).toLocaleString('en')"),
-        background_fill_alpha=0,
-        major_label_text_color=MIDDLE,
-        title_text_color=MIDDLE,
-        width=10,
-    )
-    found.add_layout(bar, "right")
+    found.add_layout(_token_bar(mapper), "right")
     return found
+
+
+def _token_bar(mapper: LinearColorMapper) -> ColorBar:
+    """Return the legend of the colours, which are logarithms of token counts."""
+    whole = CustomJSTickFormatter(code="return Math.round(10 ** tick).toLocaleString('en')")
+    colours = {"major_label_text_color": MIDDLE, "title_text_color": MIDDLE, "background_fill_alpha": 0}
+    return ColorBar(color_mapper=mapper, title="tokens", formatter=whole, width=10, **colours)

@@ -39,7 +39,7 @@ def goodput(content: Content) -> UIElement:
         promised = [view for view in views if view.summary.goodput_per_second is not None]
         if promised:
             points.append(_line(found, label, colour, promised))
-            most = max([most, *(offered(view) for view in promised)])
+            most = max([most, *(view.offered for view in promised)])
     if not points:
         return explain("This run has no SLO, so there is no goodput. Measure with <code>--slo-ttft</code> and <code>--slo-tpot</code>.")
     found.line([0, most], [0, most], color=REFERENCE, line_dash="dotdash", legend_label="all met the SLO")
@@ -48,18 +48,12 @@ def goodput(content: Content) -> UIElement:
     return found
 
 
-def offered(view: View) -> float:
-    """Return the requests sent per second within the window."""
-    start, end = view.summary.window
-    return sum(1 for record in view.traffic if start < record.intended <= end) / (end - start) if end > start else 0.0
-
-
 def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Model:
     source = ColumnDataSource(
         {
-            "x": np.array([offered(view) for view in views]),
+            "x": np.array([view.offered for view in views]),
             "y": np.array([view.summary.goodput_per_second for view in views]),
-            "level": np.array([view.point.concurrency or offered(view) for view in views]),
+            "level": np.array([view.point.concurrency or view.offered for view in views]),
             "load": [view.point.load for view in views],
             "share": np.array([view.summary.attainment for view in views]),
             "name": [label] * len(views),

@@ -31,6 +31,8 @@ def engine_timelines(view: View) -> list[UIElement]:
     _trace(shares, view, times, "gpu", "GPU busy", PALETTE[3])
     rate = chart("Output tokens", "s from the point's start", "tokens/s", x_range=queue.x_range)
     moments, tokens = deliveries(view.traffic)
+    # A sample of the requests has a share of the tokens.
+    tokens = tokens * view.sent / len(view.traffic)
     counts, edges = np.histogram(moments, bins=RATE_PARTS, weights=tokens) if len(moments) else (np.zeros(1), np.zeros(2))
     rate.step((edges[:-1] + edges[1:]) / 2, counts / np.maximum(np.diff(edges), 1e-9), mode="center", color=PALETTE[0], line_width=2)
     start, end = view.summary.window

@@ -2,7 +2,9 @@
 
 import msgspec
 
-from frontends.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest
+from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
 
 KINDS = {
     "/v1/completions": CompletionRequest,

@@ -9,11 +9,14 @@ import pytest
 from attacks.canary import check_error
 from http_support import running_server
 
-from frontends.http import app
+from frontends.http import responses
 from frontends.net.turns import WorkQueue
-from frontends.openai import completions, logprobs
-from frontends.openai.completions import Answer, ChatResponseBuilder, TextResponseBuilder
+from frontends.openai import logprobs
+from frontends.openai.bodies import Answer
+from frontends.openai.chat import ChatResponseBuilder
+from frontends.openai.completions import TextResponseBuilder
 from frontends.openai.logprobs import chat_logprobs, ranked_logprobs, text_logprobs
+from frontends.openai.response_builder import add_usage
 from llmserve import Completion, EngineManager, GenerationRequest, InvalidRequest, PromptTooLong, Sampling, TokenLogprob, Usage
 from llmserve.request import MAX_LOGPROB_ENTRIES
 
@@ -46,7 +49,7 @@ async def test_pieces_make_the_same_answer_as_the_whole(monkeypatch, tokens, ech
         choices = [answerer.choice(index, completion) for index in range(2)]
         for choice in choices:
             choice.logprobs = expected
-        whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, completions.add_usage([completion.usage] * 2, 2))
+        whole = Answer(answerer.id, answerer.kind, answerer.created, "m", choices, add_usage([completion.usage] * 2, 2))
         if answerer is chat:
             whole.prompt_token_ids = whole.prompt_logprobs = None
         assert written == msgspec.json.decode(msgspec.json.encode(whole))
@@ -96,13 +99,13 @@ async def test_the_logprobs_of_all_choices_are_bounded_together(path, body):
 async def test_a_large_answer_is_sent_in_parts_and_its_memory_is_given_back(monkeypatch):
     """A regression: after eight answers of 25 MB the process kept 400 MiB."""
     given_back = []
-    monkeypatch.setattr(app, "return_free_pages", lambda: given_back.append(True))
+    monkeypatch.setattr(responses, "return_free_pages", lambda: given_back.append(True))
     body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "max_tokens": 300, "ignore_eos": True}
     body |= {"logprobs": True, "top_logprobs": 3, "seed": 1}
     answers = []
     async with running_server() as server:
         for most in (2**20, 1000):
-            monkeypatch.setattr(app, "MAX_ANSWER", most)
+            monkeypatch.setattr(responses, "MAX_ANSWER", most)
             async with server.session.post("/v1/chat/completions", json=body) as response:
                 answers.append((response.headers.get("Content-Length") is None, (await response.json())["choices"]))
     assert answers == [(False, answers[0][1]), (True, answers[0][1])]

@@ -19,8 +19,9 @@ from socket_support import running_socket
 from virtual import VirtualLoop
 
 from frontends.net.turns import WorkQueue
+from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import SMALL, BodyReader
-from frontends.openai.requests import CompletionRequest, GenerateRequest, Ignored
+from frontends.openai.requests import GenerateRequest, Ignored
 from frontends.openai.sizes import MAX_IDS
 from frontends.rawsocket import frames
 from llmserve import InvalidRequest, PromptTooLong

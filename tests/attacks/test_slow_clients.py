@@ -23,9 +23,8 @@ from frontends.net import deadlines, receive_budget
 from frontends.net.receive_budget import FREE_BYTES, SLOW_SECONDS, Arrival, ReceiveBudget
 from frontends.net.tls import TLS
 from frontends.net.write_watch import WriteWatch
-from frontends.rawsocket import client as socket_client
+from frontends.rawsocket import client_connection, frames
 from frontends.rawsocket import connection as socket_connection
-from frontends.rawsocket import frames
 from frontends.rawsocket.client import SocketClient
 from frontends.rawsocket.frames import End, Error, Hello, Open, Ping, Pong, Started
 from llmserve import Delta
@@ -314,7 +313,7 @@ async def test_an_idle_connection_ends_and_one_with_a_stream_does_not(monkeypatc
 
 async def test_our_own_client_is_never_idle(monkeypatch):
     monkeypatch.setattr(socket_connection, "IDLE_SECONDS", 0.6)
-    monkeypatch.setattr(socket_client, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(client_connection, "PING_SECONDS", 0.1)
     async with running_socket() as served, SocketClient(served.addresses[0]) as client:
         await anyio.sleep(1.5)
         assert await client.ping() >= 0

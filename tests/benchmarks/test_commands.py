@@ -2,18 +2,21 @@
 
 import http.server
 import json
+import pathlib
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
 
 import pytest
 
 from benchmarks.analysis import stages
 from benchmarks.recording import storage
 
+ROOT = pathlib.Path(__file__).parents[2]
 SWEEP = ["sweep", "--engine", "simulated", "--no-ceiling", "--requests", "8", "--per-client", "2", "--output-tokens", "8"]
 
 
@@ -149,3 +152,24 @@ def test_a_file_of_another_schema_is_named(tmp_path):
     found = benchmarks("table", str(path))
     assert found.returncode == 2
     assert f"{path}: schema 1" in found.stderr
+
+
+IMPORT_ALL = """
+import pkgutil, benchmarks, benchmarks.__main__
+for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks."):
+    if module.name not in ("benchmarks.stand_ins.null_executor", "benchmarks.__main__"):  # vLLM imports the former
+        __import__(module.name)
+benchmarks.__main__.build_parser().print_help()
+"""
+
+
+def test_what_the_wheel_has_needs_nothing_that_it_omits(tmp_path):
+    omitted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["exclude"]
+    for package in ("benchmarks", "frontends", "llmserve"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in omitted:
+        shutil.rmtree(tmp_path / path, ignore_errors=True)
+    found = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "sweep" in found.stdout
+    assert "soak" not in found.stdout

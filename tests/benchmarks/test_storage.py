@@ -1,5 +1,6 @@
 """A run's files: a round trip, and errors that name an unreadable file."""
 
+import gzip
 import json
 import pathlib
 
@@ -60,6 +61,36 @@ def test_a_run_whose_requests_are_damaged_or_gone_is_named(tmp_path, damage):
         path.write_bytes(damage)
     with pytest.raises(storage.UnreadableRun, match="requests"):
         storage.read(tmp_path / "run.json")
+
+
+def test_a_sample_has_the_figures_of_all_requests(tmp_path):
+    whole = recording()
+    for record in whole.records:
+        record.deliveries = [(1.25, 1), (2.0 + record.number, 2)]
+        record.finished, record.completion_tokens = 2.0 + record.number, 3
+    storage.write(tmp_path / "small.json", report.sample(whole, per_point=1, seed=0))
+    small = report.analyse(storage.read(tmp_path / "small.json"))
+    assert (len(small.recording.records), small.sent) == (1, 3)
+    assert report.conclusion(small) == report.conclusion(report.analyse(whole))
+    assert list(small.views[0].seconds("e2e")) == [1.5, 2.5, 3.5]
+    assert report.conclusion(report.analyse(report.sample(small.recording, per_point=1, seed=1))) == report.conclusion(small)
+
+
+def test_a_new_run_replaces_the_summary_of_an_old_sample(tmp_path):
+    path = tmp_path / "run.json"
+    storage.write(path, report.sample(recording(), per_point=1, seed=0))
+    storage.write(path, recording())
+    assert storage.read(path) == recording()
+    assert not storage.summary_path(path).exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"no summary", mtime=0)])
+def test_a_damaged_summary_is_named(tmp_path, damage):
+    path = tmp_path / "run.json"
+    storage.write(path, report.sample(recording(), per_point=1, seed=0))
+    storage.summary_path(path).write_bytes(damage)
+    with pytest.raises(storage.UnreadableRun, match="summary"):
+        report.analyse(storage.read(path))
 
 
 def test_the_published_schema_is_the_code_s():

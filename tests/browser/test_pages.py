@@ -124,11 +124,3 @@ def test_a_missing_live_server_is_reported(reader, server):
     reader.page.get_by_role("button", name="follow").click()
     reader.page.get_by_text("http://127.0.0.1:9/metrics: ").wait_for()
     assert reader.errors == []
-
-
-@in_both_schemes
-def test_the_study_of_overload_is_a_page(reader, scheme, build):
-    reader.open(build("overload", EXAMPLES / "overload" / "study.json"))
-    reader.wait_for_colour({"light": [0x1F, 0x24, 0x30], "dark": [0xE6, 0xE8, 0xEC]}[scheme])
-    reader.keep(f"overload-{scheme}")
-    assert (reader.errors, reader.refused) == ([], [])

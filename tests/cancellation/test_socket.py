@@ -38,7 +38,7 @@ def told_so(connection, channel, task, engine):
 
 
 def client_gone(connection, channel, task, engine):
-    connection.abort()
+    connection._transport.abort()
 
 
 def engine_died(connection, channel, task, engine):

@@ -9,9 +9,10 @@ from http_support import running_server
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
 
 from frontends.access.caller import Caller
-from frontends.openai.completions import TextResponseBuilder
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest, TextResponseBuilder
 from frontends.openai.decoding import decode
-from frontends.openai.requests import ChatRequest, CompletionRequest, GenerateRequest
+from frontends.openai.requests import GenerateRequest
 from llmserve import AdmissionConfig, Delta, InvalidRequest, ManagerConfig, TokenLogprob
 
 USER = {"role": "user", "content": "hi"}

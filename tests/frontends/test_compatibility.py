@@ -11,8 +11,10 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
 from frontends.access.caller import Caller
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
-from frontends.openai.requests import ChatRequest, CompletionRequest, Ignored
+from frontends.openai.requests import Ignored
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program_support import fetch, program
 
-from frontends.http import app
 from frontends.http.event_stream import EventStream
 from frontends.http.idempotency_store import CLAIM_SECONDS, KEEP_SECONDS, MAX_ANSWER, OVERHEAD, CachedResponse, Name, ResponseCache
+from frontends.http.routes import generation
 from frontends.openai.errors import HTTPFailure
 from frontends.workers.idempotency import IdempotencyClient, IdempotencyServer
 from frontends.workers.messages import Claim
@@ -129,7 +129,7 @@ def test_a_huge_answer_is_not_stored():
 
 async def test_of_a_stream_that_is_too_large_nothing_is_recorded(monkeypatch):
     """A regression: a 57 MB stream with a key cost 108 MB although it is never kept."""
-    monkeypatch.setattr(app, "MAX_ANSWER", 2000)
+    monkeypatch.setattr(generation, "MAX_ANSWER", 2000)
     recorded = []
     real = EventStream._keep
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontends.access.caller import Caller
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
-from frontends.openai.requests import ChatRequest, CompletionRequest
 from llmserve import GenerationRequest, InvalidRequest
 
 COMPLETION = msgspec.json.Decoder(CompletionRequest)

@@ -7,7 +7,8 @@ import pytest
 from engines import ScriptedEngine
 from socket_support import running_socket
 
-from frontends.rawsocket.client import NOT_CARRIED, SocketClient
+from frontends.rawsocket.client import SocketClient
+from frontends.rawsocket.client_connection import NOT_CARRIED
 from frontends.rawsocket.errors import to_exception, to_frame
 from frontends.rawsocket.frames import Error
 from llmserve import (

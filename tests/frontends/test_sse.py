@@ -3,7 +3,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from frontends.openai import sse
-from frontends.openai.completions import ChatResponseBuilder, TextResponseBuilder, add_usage
+from frontends.openai.chat import ChatResponseBuilder
+from frontends.openai.completions import TextResponseBuilder
+from frontends.openai.response_builder import add_usage
 from llmserve import Delta, Usage
 
 text = st.text() | st.text(alphabet='\n\r"\\\u2028\x00data: []{}🙂é', max_size=20)

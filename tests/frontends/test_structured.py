@@ -4,9 +4,11 @@ import msgspec
 import pytest
 
 from frontends.access.caller import Caller
+from frontends.openai.chat import ChatRequest
+from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
-from frontends.openai.requests import ChatRequest, CompletionRequest, GenerateRequest
-from frontends.rawsocket.client import wire_request
+from frontends.openai.requests import GenerateRequest
+from frontends.rawsocket.client_connection import wire_request
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}

@@ -7,8 +7,7 @@ import pytest
 from http_support import running_server
 
 from frontends.access.caller import Caller
-from frontends.openai.completions import ChatResponseBuilder
-from frontends.openai.requests import ChatRequest
+from frontends.openai.chat import ChatRequest, ChatResponseBuilder
 from frontends.openai.sizes import check_answer
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from bokeh.document import Document
 from bokeh.models import Div
-from bokeh.plotting import figure
 
+from benchmarks.analysis import report
 from benchmarks.recording import storage
 from benchmarks.recording.results import Memory, Point, Promise, Recording, RequestRecord, Run
-from reports import overload
 from reports.charts.goodput import goodput
 from reports.page import add_to
 from reports.page_data import load
@@ -32,6 +31,14 @@ def texts(*paths):
 def test_every_example_is_readable_and_valid(path):
     text = texts(path)
     assert "points are valid" in text or "not valid" in text
+
+
+def test_a_sample_is_named_on_the_page(tmp_path):
+    path = write(tmp_path / "a.json", [Point(number=0, target="http", concurrency=1, complete=True, planned=10)])
+    assert "a sample of" not in texts(path)
+    storage.write(path, report.sample(storage.read(path), per_point=4, seed=0))
+    assert "a sample of 4 of 10 requests" in texts(path)
+    assert "a.summary.gz" in texts(path)
 
 
 def write(path, points, outcome="ok", **run):
@@ -132,21 +139,3 @@ def test_goodput_has_a_line_for_each_admission_that_was_measured(tmp_path):
     content = load([write(tmp_path / "a.json", points, promise=Promise(ttft=1.0))])
     labels = [item.label.value for item in goodput(content).legend[0].items]
     assert labels == ["a, inprocess lategate, open loop", "a, inprocess none, open loop", "all met the SLO"]
-
-
-def test_the_study_of_overload_has_two_charts_for_each_workload():
-    rows = overload.read_study(EXAMPLES_FOLDER / "overload" / "study.json")
-    document = Document()
-    for root in overload.roots(rows):
-        document.add_root(root)
-    document.validate()
-    titles = [found.title.text for found in document.select({"type": figure})]
-    assert len(titles) == 2 * len({row["workload"] for row in rows})
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"overload": []}', '{"overload": [{"workload": "chat"}]}'])
-def test_an_invalid_overload_study_is_named(text, tmp_path):
-    path = tmp_path / "study.json"
-    path.write_text(text)
-    with pytest.raises(storage.UnreadableRun, match=r"study\.json"):
-        overload.read_study(path)

@@ -35,8 +35,6 @@ class AttackCounts:
 
 
 class Attack(Protocol):
-    """One kind of attack."""
-
     async def attack(self, host: str, port: int, until: float, tally: AttackCounts) -> None:
         """Run one attacker until `until` (perf_counter); it may finish what is open then."""
 

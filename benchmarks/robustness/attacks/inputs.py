@@ -33,7 +33,6 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
 
 
 def constrained(name: str) -> bytes:
-    """Return a request with one of CONSTRAINTS."""
     return json.dumps({"prompt": "aaaa", "max_tokens": 1500, "structured_outputs": CONSTRAINTS[name]}).encode()
 
 
@@ -71,7 +70,6 @@ def held(size: int = METADATA_BYTES) -> bytes:
 
 
 def ids(size: int = MAX_BODY) -> bytes:
-    """Return token ids to detokenize."""
     return filled(b'{"tokens":[', b"1", b"]}", size)
 
 
@@ -81,7 +79,6 @@ def many_logprobs(n: int = 128, max_tokens: int = 2000) -> bytes:
 
 
 def chat_logprobs(n: int = 16, max_tokens: int = 2000) -> bytes:
-    """Return the same as a conversation."""
     messages = [{"role": "user", "content": "hi"}]
     body = {"messages": messages, "n": n, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     return json.dumps(body).encode()
@@ -99,5 +96,4 @@ def partial_frame() -> bytes:
 
 
 def partial_body() -> bytes:
-    """Return the largest body without its last byte."""
     return post("/v1/completions", ordinary(MAX_BODY - 1), MAX_BODY)

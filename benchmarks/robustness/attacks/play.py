@@ -102,7 +102,6 @@ def skipped(row: Row, options: Options) -> str | None:
 
 @asynccontextmanager
 async def opened(row: Row, options: Options) -> AsyncIterator[Target]:
-    """The server that a row attacks."""
     if options.url:
         parts = urlsplit(options.url)
         if parts.scheme != "http" or not parts.hostname:
@@ -142,7 +141,6 @@ def _listening(port: int) -> psutil.Process | None:
 
 
 async def play(row: Row, target: Target, options: Options) -> Played:
-    """Run one row against a running server."""
     tally, marks = AttackCounts(), [0]
     count = row.attackers or options.attackers
     async with running_canary(target.host, target.port, row.wire, CANARY_CONCURRENCY, CANARY_PATIENCE) as canary:

@@ -1,0 +1,43 @@
+"""Every error as OpenAI's error object with its status."""
+
+from aiohttp import web
+
+from frontends.http.authentication import ROOT
+from frontends.http.request_checks import Handler
+from frontends.http.responses import json_response
+from frontends.openai.errors import ErrorBody, HTTPFailure, describe
+from llmserve import LLMServeError
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error as OpenAI's error object with its status, without internal details."""
+    try:
+        return await handler(request)
+    except LLMServeError as error:
+        return _failure(error)
+    except web.HTTPNotFound:
+        return _no_route(request)
+    except web.HTTPException as error:
+        allow = {name: value for name, value in error.headers.items() if name == "Allow"}
+        return _failure(HTTPFailure(error.status, error.reason, "http_error", allow))
+
+
+def _no_route(request: web.Request) -> web.Response:
+    """Return a redirect if the path only has an extra slash at its end, else a 404."""
+    routes = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
+    # The raw path: a percent-encoded path matches no route.
+    path = request.raw_path.partition("?")[0]
+    if path.endswith("/") and (path := path[:-1]) in routes:
+        query = f"?{request.query_string}" if request.query_string else ""
+        # 307 keeps the method and the body. The Location is a known path, never another host.
+        return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}))
+    # Each path once, without its copy below the root path.
+    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes)
+    return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"))
+
+
+def _failure(error: LLMServeError) -> web.Response:
+    status, body, headers = describe(error)
+    assert isinstance(body, ErrorBody)
+    return json_response(body, status, headers)

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Middleware
 
 from frontends.access.control import Access
 from frontends.http.access_log import Write, name_and_log, name_answer, sign
-from frontends.http.authentication import CALLER, ROOT, ask_for_key
+from frontends.http.authentication import CALLER, PAGES, ROOT, ask_for_key
 from frontends.http.departure import Departure
 from frontends.http.event_stream import KEEPALIVE_SECONDS, EventStream
 from frontends.http.health import GenerateCheck, GetMetrics, LoadRoutes, report_load
@@ -27,6 +27,7 @@ from frontends.http.idempotency import IdempotencyStore, answer_once
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
 from frontends.http.openapi import document
 from frontends.http.origins import Origins, answer_preflights
+from frontends.http.page.routes import page_routes
 from frontends.http.request_checks import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, expect_later, take
 from frontends.logs.log_writer import dropped_lines
 from frontends.net.flush import MAX_HOLD, FlushScheduler
@@ -326,7 +327,7 @@ def no_route(request: web.Request) -> web.Response:
         # 307 keeps the method and the body. The Location is a known path, never another host.
         return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}))
     # Each path once, without its copy below the root path.
-    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes)
+    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes and path not in PAGES)
     return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"))
 
 
@@ -403,7 +404,7 @@ def build_app(
     app[ROOT] = root_path
     routes = Routes(manager, model, metrics, series, access, departure, max_hold, keepalive, check)
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(routes.get_metrics)))
-    app.add_routes(routes.table(root_path))
+    app.add_routes([*routes.table(root_path), *page_routes(root_path, needs_key=access.keys is not None)])
     return app
 
 

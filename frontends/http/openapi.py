@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from frontends.http.authentication import OPEN
+from frontends.http.authentication import PROBES
 from frontends.http.health import Checked, ServerLoad, Version
 from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
 from frontends.openai.errors import ErrorBody
@@ -148,7 +148,7 @@ def document(version: str, *, keys: bool, checks: bool = False, root: str = "") 
     paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", as_json)}
     secure: dict[str, Any] = {}
     if keys:
-        for path in OPEN:
+        for path in PROBES:
             paths[path]["get"]["security"] = []
         secure = {"security": [{"key": []}]}
     return (

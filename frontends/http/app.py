@@ -22,6 +22,7 @@ from frontends.http.host_names import answer_to
 from frontends.http.idempotency import IdempotencyStore, answer_once
 from frontends.http.openapi import OpenAPIRoute
 from frontends.http.origins import Origins, answer_preflights
+from frontends.http.page.routes import PageRoutes, add_slash
 from frontends.http.request_checks import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, expect_later
 from frontends.http.routes.generation import GenerationRoutes
 from frontends.http.routes.health import HealthRoutes
@@ -72,7 +73,10 @@ def build_app(
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes()
     handlers |= MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()
+    handlers |= PageRoutes(needs_key=access.keys is not None).routes()
     app.add_routes(_table(handlers, root_path))
+    if root_path:
+        app.add_routes([web.get(root_path, add_slash)])
     return app
 
 

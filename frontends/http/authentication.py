@@ -14,7 +14,10 @@ from llmserve import InvalidRequest, Timeline
 
 # Routes that need no key: orchestrators and load balancers have none. The server compares the
 # resolved route, never the path that the client sent.
-OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+# The page's files have no secrets, and the page itself asks the user for the key.
+# The empty path is the path prefix alone, which redirects to the page.
+PAGES = frozenset({"", "/", "/docs", "/page/{name}"})
 # The path prefix under which a proxy serves the server: see `--root-path`.
 ROOT = web.AppKey("root", str)
 
@@ -30,7 +33,7 @@ def ask_for_key(access: Access) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         key = None
-        if access.keys is not None and route_of(request) not in OPEN:
+        if access.keys is not None and route_of(request) not in PROBES | PAGES:
             key = access.find(secret_of(request.headers.getall(hdrs.AUTHORIZATION, [])))
             if key is None:
                 raise no_key()
@@ -46,6 +49,11 @@ def route_of(request: web.Request) -> str | None:
     """Return the route that answers, from a closed set; None where there is none."""
     resource = request.match_info.route.resource
     return resource.canonical.removeprefix(request.config_dict.get(ROOT, "")) if resource is not None else None
+
+
+def is_open(path: str) -> bool:
+    """Return whether a path, as the client sent it, may need no key; the route decides."""
+    return path in PROBES | PAGES or path.startswith("/page/")
 
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from frontends.http.authentication import ROOT
+from frontends.http.authentication import PAGES, ROOT
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.openai.errors import ErrorBody, HTTPFailure, describe
@@ -33,7 +33,7 @@ def _no_route(request: web.Request) -> web.Response:
         # 307 keeps the method and the body. The Location is a known path, never another host.
         return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}))
     # Each path once, without its copy below the root path.
-    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes)
+    paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes and path not in PAGES)
     return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"))
 
 

@@ -8,7 +8,7 @@ import anyio
 import msgspec
 from aiohttp import web
 
-from frontends.http.authentication import CALLER, OPEN, route_of
+from frontends.http.authentication import CALLER, PAGES, PROBES, route_of
 from llmserve import EngineManager, GenerationRequest, LLMServeError, MetricsSnapshot, Overloaded, Sampling, Unavailable
 from llmserve.admission import Refusal
 from llmserve.state import ManagerStatistics
@@ -114,7 +114,7 @@ def report_load(metrics: GetMetrics) -> Callable[[web.Request, web.StreamRespons
         nonlocal latest
         form = request.headers.get(ASK_HEADER, "").upper()
         # Clients without a key must not see the load.
-        if form not in FORMATS or CALLER not in request or route_of(request) in OPEN:
+        if form not in FORMATS or CALLER not in request or route_of(request) in PROBES | PAGES:
             return
         now = asyncio.get_running_loop().time()
         if now - latest[0] >= FRESH_SECONDS:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from frontends.http.authentication import OPEN, ROOT
+from frontends.http.authentication import PROBES, ROOT
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.http.routes.health import Checked, ServerLoad, Version
@@ -164,7 +164,7 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     paths["/metrics"] = {"get": _operation("Return all metrics", TEXT_METRICS | JSON_METRICS)}
     paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", JSON_METRICS)}
     if keys:
-        for path in OPEN:
+        for path in PROBES:
             paths[path]["get"]["security"] = []
     return {
         **({"security": [{"key": []}]} if keys else {}),

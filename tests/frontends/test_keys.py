@@ -14,6 +14,7 @@ from socket_support import running_socket
 from frontends.access.api_keys import PREFIX, Key, Keys, add_key, digest, read_keys
 from frontends.access.control import Access
 from frontends.access.keys_command import keys_command
+from frontends.http.authentication import PAGES
 from frontends.net.file_watch import LOOK_SECONDS
 from frontends.rawsocket import frames
 from frontends.rawsocket.frames import Hello, Open
@@ -135,16 +136,19 @@ def bearer(secret):
     return {"Authorization": f"Bearer {secret}"}
 
 
-async def test_every_route_but_the_probes_wants_a_key():
+async def test_every_route_but_the_probes_and_the_page_s_files_wants_a_key():
     async with running_server(app={"access": Access(KEYS)}) as server:
         from frontends.http.app import build_app
 
         app = build_app(server.manager, "sim")
-        routes = {(route.method, route.resource.canonical.replace("{model}", "sim")) for route in app.router.routes()}
+        routes = {
+            (route.method, route.resource.canonical.replace("{model}", "sim").replace("{name}", "main.js")) for route in app.router.routes()
+        }
         assert len(routes) > 10
         for method, path in {*routes, ("GET", "/no/such/path"), ("POST", "/health/live"), ("GET", "/%6detrics"), ("GET", "/v1//metrics")}:
             async with server.session.request(method, path) as response:
-                if path == "/ping" or (path in ("/health", "/health/live", "/health/ready") and method in ("GET", "HEAD")):
+                probe = path == "/ping" or (path in ("/health", "/health/live", "/health/ready") and method in ("GET", "HEAD"))
+                if probe or path in PAGES or path == "/page/main.js":
                     assert response.status == 200
                 else:
                     assert response.status == 401, (method, path)

@@ -1,0 +1,1 @@
+"""The command `llmserve`: the programs, and the terminal tools for a running server."""

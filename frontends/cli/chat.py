@@ -1,0 +1,130 @@
+"""`llmserve chat URL`: a conversation in the terminal with any OpenAI-compatible server."""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+import aiohttp
+
+from frontends.cli.remote import CannotCall, Server, add_server_arguments
+
+HINT = "Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts again"
+
+
+class Conversation:
+    """One conversation; each turn sends it whole."""
+
+    def __init__(self, server: Server, model: str, fields: dict[str, Any], system: str | None) -> None:
+        self._server = server
+        self._body = {"model": model, "stream_options": {"include_usage": True}} | fields
+        self._begin = [{"role": "system", "content": system}] if system else []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._messages = list(self._begin)
+
+    async def ask(self, text: str) -> str:
+        """Print the answer as it arrives, and keep the turn; return a line about it.
+
+        A stopped answer stays in the conversation. A failed turn does not. Raises CannotCall.
+        """
+        messages = [*self._messages, {"role": "user", "content": text}]
+        answer, tokens, began, first = "", None, time.monotonic(), None
+        try:
+            async with aclosing(self._server.chat(self._body | {"messages": messages})) as events:
+                async for event in events:
+                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    delta = (event.get("choices") or [{}])[0].get("delta") or {}
+                    more = (delta.get("reasoning") or delta.get("reasoning_content") or "") + (delta.get("content") or "")
+                    if more:
+                        first = first or time.monotonic() - began
+                        print(more, end="", flush=True)
+                        answer += more
+        except asyncio.CancelledError:
+            self._messages = [*messages, {"role": "assistant", "content": answer}]
+            raise
+        self._messages = [*messages, {"role": "assistant", "content": answer}]
+        count = "" if tokens is None else f"{tokens} tokens, "
+        return f"{count}first after {first * 1000:.0f} ms, {time.monotonic() - began:.1f} s in total" if first else "no text"
+
+
+def _talk(runner: asyncio.Runner, conversation: Conversation) -> None:
+    with suppress(ImportError):
+        # Line editing and history for `input`.
+        import readline  # noqa: F401
+    print(HINT)
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except KeyboardInterrupt:
+            print(f"\n{HINT}", end="")
+            continue
+        except EOFError:
+            print()
+            return
+        if text == "/quit":
+            return
+        if text == "/new":
+            conversation.reset()
+        elif text:
+            _turn(runner, conversation, text)
+
+
+def _turn(runner: asyncio.Runner, conversation: Conversation, text: str) -> None:
+    try:
+        # At Ctrl-C the runner cancels the turn, which closes the connection: the server then frees the engine.
+        line = runner.run(conversation.ask(text))
+    except KeyboardInterrupt:
+        line = "stopped"
+    except CannotCall as error:
+        line = f"error: {error}"
+    print(f"\n[{line}]")
+
+
+async def _connect(server: Server, model: str | None, system: str | None, fields: dict[str, Any]) -> Conversation:
+    model = model or await server.model()
+    if sys.stdin.isatty():
+        print(f"{model} at {server.url}")
+    return Conversation(server, model, {name: value for name, value in fields.items() if value is not None}, system)
+
+
+async def _open_session() -> aiohttp.ClientSession:
+    # aiohttp needs the running event loop.
+    return aiohttp.ClientSession()
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "llmserve chat") -> int:
+    """Run `llmserve chat`; return 0, 2 if the server cannot be reached, or 130 after Ctrl-C in a pipe."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=f"Chat with a server. {HINT}. A message on standard input that is no terminal gets one answer."
+    )
+    add_server_arguments(parser)
+    parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first one that the server lists)")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="maximum number of tokens of an answer (default: the server's)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature (default: the server's)")
+    options = parser.parse_args(argv)
+    fields = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    with asyncio.Runner() as runner:
+        session = runner.run(_open_session())
+        server = Server(session, options.url, options.api_key)
+        try:
+            conversation = runner.run(_connect(server, options.model, options.system, fields))
+            if sys.stdin.isatty():
+                _talk(runner, conversation)
+            else:
+                runner.run(conversation.ask(sys.stdin.read()))
+                print()
+        except CannotCall as error:
+            sys.stderr.write(f"{prog}: error: {error}\n")
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            runner.run(session.close())
+    return 0

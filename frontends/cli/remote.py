@@ -1,0 +1,99 @@
+"""A server that a terminal tool calls: any that speaks OpenAI's HTTP API."""
+
+import argparse
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+
+# The variables that hold an API key, the first that is set.
+KEY_VARIABLES = ("LLMSERVE_API_KEY", "OPENAI_API_KEY")
+TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=600)
+# Maximum bytes of one event. aiohttp's default for a line, 128 KiB, is less than some logprobs.
+MAX_LINE = 2**22
+
+
+class CannotCall(Exception):
+    """A call failed; the message says why, in one line."""
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments `url` and `--api-key`."""
+    words = "address of the server (default: %(default)s)"
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", help=words)
+    words = f"API key of the server (default: the environment variable {' or '.join(KEY_VARIABLES)})"
+    key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+    parser.add_argument("--api-key", default=key, metavar="KEY", help=words)
+
+
+class Server:
+    """Calls one server. Every method raises CannotCall."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, key: str | None = None) -> None:
+        self.url = url if "://" in url else f"http://{url}"
+        # People paste the base URL that OpenAI's client takes.
+        self.url = self.url.rstrip("/").removesuffix("/v1")
+        self._session = session
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    async def text(self, path: str) -> str:
+        """Return the answer to GET `path`."""
+        try:
+            async with self._session.get(f"{self.url}/{path}", headers=self._headers, timeout=TIMEOUT) as response:
+                await self._check(response)
+                return await response.text()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from None
+
+    async def model(self) -> str:
+        """Return the name of the first served model."""
+        try:
+            return str(msgspec.json.decode(await self.text("v1/models"))["data"][0]["id"])
+        except (msgspec.DecodeError, KeyError, IndexError, TypeError):
+            raise CannotCall(f"{self.url}/v1/models does not list a model: is this an OpenAI-compatible server?") from None
+
+    async def chat(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events of a streamed chat. Closing the iterator aborts the request."""
+        url = f"{self.url}/v1/chat/completions"
+        try:
+            async with self._session.post(
+                url, json=body | {"stream": True}, headers=self._headers, timeout=TIMEOUT, read_bufsize=MAX_LINE
+            ) as response:
+                await self._check(response)
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        event = msgspec.json.decode(line[6:], type=dict[str, Any])
+                        if "error" in event:
+                            raise CannotCall(_message(event))
+                        yield event
+                    elif line.startswith(b"data: [DONE]"):
+                        return
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from None
+
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        if response.status < 400:
+            return
+        body = await response.read()
+        try:
+            message = _message(msgspec.json.decode(body, type=dict[str, Any]))
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            message = f"{response.url} answers with status {response.status}"
+        if response.status == 401:
+            message += f"; pass --api-key, or set {KEY_VARIABLES[0]}"
+        wait = response.headers.get("Retry-After")
+        raise CannotCall(message + (f" (retry in {wait} s)" if wait else ""))
+
+    def _unreachable(self, error: Exception) -> CannotCall:
+        if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+            reason = os.strerror(error.os_error.errno)
+        else:
+            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        return CannotCall(f"cannot reach {self.url}: {reason}")
+
+
+def _message(body: dict[str, Any]) -> str:
+    error = body.get("error", body)
+    return str(error.get("message", error) if isinstance(error, dict) else error)

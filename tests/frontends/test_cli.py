@@ -1,0 +1,202 @@
+"""The terminal tools, as processes beside a real server: `chat` in a real terminal, `top`, `doctor`."""
+
+import os
+import pty
+import resource
+import select
+import socket
+import subprocess
+import sys
+import time
+
+import anyio
+import attrs
+import pytest
+from engines import ScriptedEngine
+from http_support import running_server
+
+from frontends.access.api_keys import Keys
+from frontends.access.control import Access
+from frontends.cli import checks
+from frontends.cli.scrape import Scrape, quantile, rate, rates
+from llmserve import Delta
+
+pytestmark = pytest.mark.anyio
+TOOL = "import sys; from frontends.cli.{0} import main; sys.exit(main(sys.argv[1:]))"
+# Seconds after which a tool that does not answer fails the test.
+PATIENCE = 60
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def command(tool, *arguments):
+    return [sys.executable, "-c", TOOL.format(tool), *arguments]
+
+
+async def run(tool, *arguments, text="", **environment):
+    """Return the exit code, the output and the errors of a tool."""
+    environment = {**os.environ, "LLMSERVE_API_KEY": "", "OPENAI_API_KEY": "", **environment}
+    with anyio.fail_after(PATIENCE):
+        done = await anyio.run_process(command(tool, *arguments), input=text.encode(), env=environment, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+class Terminal:
+    """A tool in a terminal of its own."""
+
+    def __init__(self, *arguments):
+        self._end, other = pty.openpty()
+        # `setsid --ctty` makes it the controlling terminal, which turns Ctrl-C into SIGINT.
+        self.process = subprocess.Popen(["setsid", "--ctty", *command(*arguments)], stdin=other, stdout=other, stderr=other)
+        os.close(other)
+        self.text = ""
+
+    async def expect(self, words):
+        """Wait until the tool prints these words after all that was expected before."""
+        end = time.monotonic() + PATIENCE
+        while words not in self.text:
+            ready = await anyio.to_thread.run_sync(lambda: select.select([self._end], [], [], 0.1)[0])
+            if ready:
+                self.text += os.read(self._end, 65536).decode()
+            assert time.monotonic() < end, (words, self.text)
+        self.text = self.text.partition(words)[2]
+
+    def type(self, text):
+        os.write(self._end, text.encode())
+
+    async def ends(self):
+        return await anyio.to_thread.run_sync(lambda: self.process.wait(PATIENCE))
+
+
+class Talker(ScriptedEngine):
+    """Sends two tokens of each answer, and ends it only if it may have no more."""
+
+    @property
+    def info(self):
+        return attrs.evolve(super().info, max_model_len=1000)
+
+    async def submit(self, request_id, prompt, sampling, priority, sink):
+        await super().submit(request_id, prompt, sampling, priority, sink)
+        for token in (1, 2):
+            sink.put(Delta(f"word{token} ", (token,), finish_reason="length" if token == sampling.max_tokens else None))
+
+
+async def test_ctrl_c_stops_the_answer_and_not_the_chat():
+    engine = Talker()
+    async with running_server(engine) as server:
+        chat = Terminal("chat", server.url)
+        await chat.expect(f"sim at {server.url}")
+        await chat.expect("> ")
+        chat.type("hello\n")
+        await chat.expect("word2")
+        assert len(engine.held) == 1
+        chat.type("\x03")
+        await chat.expect("[stopped]")
+        with anyio.fail_after(PATIENCE):
+            while engine.held:
+                await anyio.sleep(0.01)
+        chat.type("\x03")
+        await chat.expect("Ctrl-C stops an answer")
+        chat.type("/quit\n")
+        assert await chat.ends() == 0
+
+
+async def test_a_message_in_a_pipe_gets_one_answer():
+    async with running_server(Talker()) as server:
+        assert await run("chat", f"{server.url}/v1", "--max-tokens", "2", text="hello") == (0, "word1 word2 \n", "")
+
+
+@pytest.mark.parametrize("tool", ["chat", "top"])
+async def test_a_server_that_cannot_be_called_is_one_line(tool):
+    assert await run(tool, "127.0.0.1:1") == (2, "", f"llmserve {tool}: error: cannot reach http://127.0.0.1:1: Connection refused\n")
+    async with running_server(app={"access": Access(Keys.single("secret"))}) as server:
+        code, _, error = await run(tool, server.url)
+        assert code == 2
+        assert error.endswith("pass --api-key, or set LLMSERVE_API_KEY\n")
+        code, output, _ = await run(tool, server.url, text="hi", LLMSERVE_API_KEY="secret")
+        assert code == 0
+        assert output
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+async def test_top_prints_the_figures_within_the_terminal_s_width(columns):
+    async with running_server() as server:
+        code, output, _ = await run("top", server.url, COLUMNS=str(columns))
+    assert code == 0
+    for words in ("sim at http", "ready", "running", "waiting", "output tokens/s", "time to first token", "requests/s", "queue held by"):
+        assert words in output
+    assert all(len(line) <= columns for line in output.splitlines())
+
+
+TEXT = """# TYPE {prefix}_seconds histogram
+{prefix}_seconds_bucket{{le="0.1"}} {0}
+{prefix}_seconds_bucket{{le="0.2"}} {1}
+{prefix}_seconds_bucket{{le="+Inf"}} {2}
+# TYPE llmserve_refused counter
+llmserve_refused_total{{reason="queue_full"}} {2}
+llmserve_refused_total{{reason="late"}} 4
+"""
+
+
+def scraped(at, *counts, prefix="llmserve_time_to_first_token"):
+    return Scrape.parse(TEXT.format(*counts, prefix=prefix), at)
+
+
+@pytest.mark.parametrize("prefix", ["llmserve_time_to_first_token", "vllm:time_to_first_token"])
+def test_quantiles_are_those_of_the_time_between_two_scrapes(prefix):
+    before, now = scraped(0.0, 100, 100, 100, prefix=prefix), scraped(2.0, 105, 110, 110, prefix=prefix)
+    assert quantile(now, before, "llmserve_time_to_first_token_seconds", 0.5) == pytest.approx(0.1)
+    assert quantile(now, before, "llmserve_time_to_first_token_seconds", 0.75) == pytest.approx(0.15)
+    assert quantile(now, now, "llmserve_time_to_first_token_seconds", 0.5) is None
+
+
+def test_a_quantile_beyond_the_last_bound_is_that_bound():
+    name = "llmserve_time_to_first_token_seconds"
+    assert quantile(scraped(1.0, 0, 0, 10), scraped(0.0, 0, 0, 0), name, 0.5) == 0.2
+
+
+def test_rates_are_per_second_and_by_label():
+    before, now = scraped(0.0, 0, 0, 0), scraped(2.0, 0, 0, 10)
+    assert rate(now, before, "llmserve_refused_total") == 5
+    assert rates(now, before, "llmserve_refused_total", "reason") == {"queue_full": 5}
+    # The server was restarted: it counts from zero.
+    assert rate(scraped(4.0, 0, 0, 1), now, "llmserve_refused_total") == 0
+    assert rate(now, before, "llmserve_unknown_total") is None
+
+
+async def test_each_line_of_doctor_is_ok_or_has_a_command():
+    code, output, _ = await run("doctor", "--engine", "simulated", "--port", "0")
+    lines = output.splitlines()
+    assert {line[:3] for line in lines} <= {"ok ", "fix", "   "}
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        assert line.startswith("fix") == following.startswith("   "), output
+    assert code == (1 if "fix" in output else 0)
+
+
+def test_doctor_finds_a_taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        found = checks.port("127.0.0.1", number)
+        assert (found.fact, f":{number}" in found.fix) == (f"127.0.0.1:{number}: Address already in use", True)
+    assert checks.port("127.0.0.1", number).fix is None
+
+
+def test_doctor_finds_a_cache_without_room(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMSERVE_CACHE", str(tmp_path / "not" / "yet"))
+    assert checks.cache().fix is None
+    monkeypatch.setattr(checks, "BUNDLED_BYTES", 2**60)
+    assert checks.cache().fix == "export LLMSERVE_CACHE=/a/folder/with/room"
+
+
+def test_doctor_finds_a_low_limit_of_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert checks.descriptors().fact.startswith(f"{soft:,} open files")
+    assert (checks.descriptors().fix is None) == (hard >= checks.MIN_DESCRIPTORS)
+
+
+def test_doctor_names_the_model_that_does_not_exist():
+    found = checks.model("/no/such/folder", "vllm")
+    assert found.fix is not None

@@ -142,7 +142,7 @@ def port(host: str, number: int) -> Finding:
             pass
     except OSError as error:
         fix = f"ss -ltnp 'sport = :{number}'  # end that process, or choose another --port"
-        return Finding("port", f"{host}:{number}: {os.strerror(error.errno)}", fix)
+        return Finding("port", f"{host}:{number}: {error.errno and os.strerror(error.errno)}", fix)
     return Finding("port", f"{host}:{number} is free")
 
 

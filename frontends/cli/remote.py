@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
@@ -54,7 +54,7 @@ class Server:
         except (msgspec.DecodeError, KeyError, IndexError, TypeError):
             raise CannotCall(f"{self.url}/v1/models does not list a model: is this an OpenAI-compatible server?") from None
 
-    async def chat(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the events of a streamed chat. Closing the iterator aborts the request."""
         url = f"{self.url}/v1/chat/completions"
         try:

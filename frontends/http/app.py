@@ -37,28 +37,51 @@ from llmserve import EngineManager, MetricsSnapshot
 
 def build_app(
     manager: EngineManager,
-    model: str = "bundled",  # the name that the model is served under
-    metrics: GetMetrics | None = None,  # returns the metrics; None for this manager's own
-    series: GetSeries | None = None,  # returns other metrics for the Prometheus text; None for those of this process
+    model: str = "bundled",
+    metrics: GetMetrics | None = None,
+    series: GetSeries | None = None,
     *,
-    access: Access | None = None,  # the API keys; None or no keys for no authentication
-    log: Write | None = None,  # takes a line for each request (`access_log.open_log`)
-    log_probes: bool = False,  # whether probes are logged too
-    memory: IdempotencyStore | None = None,  # responses for `Idempotency-Key`; None creates a store for this application
-    hosts: Collection[str] | None = None,  # names to answer to besides localhost and IP addresses; None is any name
-    max_hold: float = MAX_HOLD,  # maximum seconds that a stream's tokens are held back while the event loop is behind; 0 = never
-    max_incomplete: int | None = None,  # maximum bytes of all incomplete bodies; None is `receive_budget.MAX_BYTES`
-    departure: Departure | None = None,  # after its `begin` every response closes its connection, and readiness is 503
-    origins: Iterable[str] = (),  # other origins whose pages may call the server from a browser; `*` is any
-    keepalive: float = KEEPALIVE_SECONDS,  # seconds of silence after which a stream gets its status and a comment; 0 = never
-    check: GenerateCheck | None = None,  # answers /health/generate; None omits that route
-    clients: Middleware | None = None,  # notes the client whose request a proxy forwards (`frontends.http.proxies`)
-    root_path: str = "",  # a proxy's path prefix, such as "/llm"; paths are served with and without it
+    access: Access | None = None,
+    log: Write | None = None,
+    log_probes: bool = False,
+    memory: IdempotencyStore | None = None,
+    hosts: Collection[str] | None = None,
+    max_hold: float = MAX_HOLD,
+    max_incomplete: int | None = None,
+    departure: Departure | None = None,
+    origins: Iterable[str] = (),
+    keepalive: float = KEEPALIVE_SECONDS,
+    check: GenerateCheck | None = None,
+    clients: Middleware | None = None,
+    root_path: str = "",
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
     Run it with `frontends.http.server.running`. Another server needs `handler_cancellation=True`
     and `auto_decompress=False`, and then only that server's timeouts apply.
+
+    Args:
+        manager: the manager of the engine.
+        model: the name that the model is served under.
+        metrics: returns the metrics; None for this manager's own.
+        series: returns other metrics for the Prometheus text; None for those of this process.
+        access: the API keys; None or no keys for no authentication.
+        log: takes a line for each request (`frontends.http.access_log.open_log`).
+        log_probes: whether probes are logged too.
+        memory: the store of responses for `Idempotency-Key`; None creates a store for this
+            application.
+        hosts: the names that the server answers to, in addition to localhost and IP addresses; None
+            is any name (`frontends.http.host_names`).
+        max_hold: maximum seconds that a stream's tokens are held back while the event loop falls
+            behind the engine; 0 = never.
+        max_incomplete: maximum bytes of all incomplete bodies; None is `receive_budget.MAX_BYTES`.
+        departure: after its `begin` every response closes its connection, and readiness is 503.
+        origins: origins other than the server's whose pages may call it from a browser; `*` is any.
+        keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
+        check: answers /health/generate; None omits that route.
+        clients: a middleware that notes whose request a proxy forwards (`frontends.http.proxies`).
+        root_path: the path prefix under which a proxy serves the server, such as "/llm". Paths are
+            served with and without it.
     """
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)

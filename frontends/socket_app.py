@@ -25,8 +25,6 @@ from llmserve import ConfigurationError
 
 DEFAULT = "tcp://127.0.0.1:9000"
 
-__all__ = ["main", "open_server"]
-
 
 @attrs.frozen(kw_only=True)
 class SocketSettings:

@@ -6,14 +6,25 @@ wheels.
 """
 
 import pathlib
+import platform
 import subprocess
 import sys
 
+PYTHONS = [(3, 11), (3, 12), (3, 13)]
+MACHINES = ["x86_64", "aarch64"]
 # Python compiles modules at their first import. Compiling all of torch, vLLM and transformers took
 # 60 of 146 s.
 PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile", "--disable-pip-version-check"]
 TORCH = "torch==2.13.0+cpu"
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def objection(version: tuple, implementation: str, system: str, machine: str) -> str:
+    """Return why the locks cannot be installed here, in one line, or "" where they can."""
+    if implementation == "CPython" and system == "Linux" and tuple(version[:2]) in PYTHONS and machine in MACHINES:
+        return ""
+    found = f"{implementation} {version[0]}.{version[1]} on {system} {machine}"
+    return f"llmserve's locks are for CPython 3.11, 3.12 and 3.13 on Linux x86_64 and aarch64, and this is {found}: see README.md, Install"
 
 
 def install_torch() -> None:
@@ -23,7 +34,10 @@ def install_torch() -> None:
         subprocess.run([*PIP, "--index-url", PYTORCH_INDEX, TORCH], check=True)
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list) -> None:
+    message = objection(sys.version_info, platform.python_implementation(), platform.system(), platform.machine())
+    if message:
+        sys.exit(message)
     if any(pathlib.Path(argument).name == "requirements-cpu.lock" for argument in arguments):
         install_torch()
     subprocess.run([*PIP, *arguments], check=True)

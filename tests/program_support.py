@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 import psutil
@@ -45,6 +46,7 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
     finally:
         with suppress(psutil.NoSuchProcess):
             # The engine's processes outlive a killed host, and hold its standard error open.
+            one: Any
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                 with suppress(psutil.NoSuchProcess, ProcessLookupError):
                     one.kill()
@@ -52,7 +54,7 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         await process.wait()
         # Otherwise the transport closes itself when it is collected, after the loop, with a
         # warning.
-        process._transport.close()
+        process._transport.close()  # type: ignore[attr-defined]  # asyncio has no public way
 
 
 async def fetch(url, body=None, headers=None, timeout=20):

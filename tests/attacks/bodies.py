@@ -1,12 +1,14 @@
 """Large bodies that are cheap to send and expensive to decode, for every field of every route."""
 
+from typing import Any
+
 import msgspec
 
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/generate": GenerateRequest,
@@ -14,7 +16,7 @@ KINDS = {
     "/detokenize": DetokenizeRequest,
 }
 # Fields that a body needs in addition to the filled one.
-NEEDED = {
+NEEDED: dict[Any, dict[str, Any]] = {
     CompletionRequest: {"prompt": "hi"},
     ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
     GenerateRequest: {"prompt": "hi"},

@@ -1,6 +1,7 @@
 """Invalid request fields, by row of the attack table (docs/reliability.md)."""
 
 import json
+from typing import Any
 
 COMPLETIONS, CHAT, GENERATE = "/v1/completions", "/v1/chat/completions", "/generate"
 HI = {"prompt": "hi", "max_tokens": 4}
@@ -70,6 +71,7 @@ def numbers():
 
 
 def logprobs_and_stops():
+    value: Any
     for value in ("-1", str(10**6), "21", "1.5", "true"):
         yield "P11", COMPLETIONS, text("logprobs", value), "logprobs"
         yield "P11", CHAT, text("top_logprobs", value, {"messages": USER, "logprobs": True}), "top_logprobs"
@@ -103,6 +105,7 @@ def conversations():
 
 
 def switches():
+    value: Any
     for value in ("x", [1], {"include_usage": 1}, {"other": True}, 1):
         yield "P21", COMPLETIONS, {**HI, "stream": True, "stream_options": value}, "stream_options"
     yield "P21", CHAT, text("stream_options", '{"a":' * 1000 + "1" + "}" * 1000, {"messages": USER}), "stream_options"

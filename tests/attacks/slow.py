@@ -6,6 +6,7 @@ import itertools
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -49,5 +50,7 @@ async def connect_narrow(address, *, tls=False):
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, address)
-    secure = {"ssl": ssl.create_default_context(cafile=str(DATA / "localhost.pem")), "server_hostname": "localhost"} if tls else {}
+    secure: dict[str, Any] = (
+        {"ssl": ssl.create_default_context(cafile=str(DATA / "localhost.pem")), "server_hostname": "localhost"} if tls else {}
+    )
     return await asyncio.open_connection(sock=connection, limit=16_384, **secure)

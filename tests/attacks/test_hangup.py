@@ -78,7 +78,7 @@ async def test_the_end_of_its_terminal_drains_the_server(tmp_path):
     await said(process, "draining")
     with anyio.fail_after(20):
         assert await process.wait() == 0
-    process._transport.close()
+    process._transport.close()  # type: ignore[attr-defined]  # asyncio has no public way
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

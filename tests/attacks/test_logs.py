@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 import anyio
@@ -43,7 +44,7 @@ async def server(tmp_path, *arguments, **streams):
         if process.returncode is None:
             process.kill()
         await process.wait()
-        process._transport.close()
+        process._transport.close()  # type: ignore[attr-defined]  # asyncio has no public way
 
 
 def read_to_end(descriptor):
@@ -125,13 +126,14 @@ async def test_output_that_cannot_be_written_cuts_no_stream(tmp_path, output, wo
     reading, writing = os.pipe()
     os.close(reading)
     full = os.open("/dev/full", os.O_WRONLY)
-    streams = {
+    outputs: dict[str, Any] = {
         "full": {"stdout": full, "stderr": full},
         "nobody": {"stdout": writing, "stderr": writing},
         "closed": {"preexec_fn": lambda: (os.close(1), os.close(2))},
         # As for a daemon. The first file that the program opens would get the descriptor's number.
         "no input": {"preexec_fn": lambda: os.close(0), "stdout": full, "stderr": full},
-    }[output]
+    }
+    streams = outputs[output]
     async with server(tmp_path, "--workers", workers, "--request-log", "-", **streams) as (process, session):
         if output == "no input":
             assert os.readlink(f"/proc/{process.pid}/fd/0") == os.devnull
@@ -164,7 +166,7 @@ print("the last line", file=sys.stderr)
 @pytest.mark.parametrize("output", ["stdout", "both"])
 def test_a_program_with_unread_output_ends(output):
     reading, writing = os.pipe()
-    streams = {"stdout": writing, "stderr": writing if output == "both" else subprocess.PIPE}
+    streams: dict[str, Any] = {"stdout": writing, "stderr": writing if output == "both" else subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", PRINTS, "100000"], **streams)
     os.close(writing)
     try:

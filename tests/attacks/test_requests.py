@@ -56,7 +56,8 @@ async def test_over_http(nobody_calls):
         song = await probe(server)
         for row, path, body, field in ROWS:
             data = encoded(body).replace(b"{port}", str(nobody_calls).encode())
-            error = check_error(*await send(server, path, data), STATUSES.get(row, {400}), (row, data[:300]))
+            status, answer = await send(server, path, data)
+            error = check_error(status, answer, STATUSES.get(row, {400}), (row, data[:300]))
             assert error["param"] == field or row == "P20", (row, data[:300], error)
             assert await probe(server) == song
         check_quiescent(server.manager)
@@ -67,7 +68,8 @@ async def test_bodies_over_http():
         song = await probe(server)
         for path in (COMPLETIONS, CHAT, GENERATE, "/tokenize", "/detokenize"):
             for body in BODIES.values():
-                check_error(*await send(server, path, body), {400}, (path, body[:300]))
+                status, answer = await send(server, path, body)
+                check_error(status, answer, {400}, (path, body[:300]))
             assert await probe(server) == song
         check_quiescent(server.manager)
 

@@ -8,6 +8,7 @@ import json
 import ssl
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -44,7 +45,7 @@ def anyio_backend():
 @pytest.fixture
 def clock(monkeypatch):
     """Replace the clock of all watches of this test."""
-    clock = ManualClock()
+    clock: Any = ManualClock()
     clock.watches = []
 
     def watch(_, transport):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -116,7 +117,8 @@ async def test_a_server_that_does_not_answer_breaks_a_row():
         writer.close()
 
     async with await asyncio.start_server(busy, "127.0.0.1", 0) as server:
-        target = Target(*server.sockets[0].getsockname()[:2], None)
+        host, port = server.sockets[0].getsockname()[:2]
+        target = Target(host, port, None)
         found = await play(Row(number="0", name="x", attack=Post("/", b"{}")), target, QUICK)
     assert any("canary" in words for words in found.broken)
     assert found.resident_after is None
@@ -150,8 +152,8 @@ async def test_an_attacker_counts_what_the_server_answers(attack, says, counted)
 
 async def test_a_server_that_is_gone_is_a_lost_connection():
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
-        where = server.sockets[0].getsockname()[:2]
-    assert await answer(*where, b"x") == "connection lost"
+        host, port = server.sockets[0].getsockname()[:2]
+    assert await answer(host, port, b"x") == "connection lost"
 
 
 def test_a_phase_has_the_requests_that_were_open_in_it():
@@ -165,7 +167,7 @@ QUIET = Figures(p50=0.04, worst=0.05, failures=0, lag=0.001)
 
 
 def played(**changes):
-    usual = {
+    usual: dict[str, Any] = {
         "before": QUIET,
         "beside": QUIET,
         "after": QUIET,

@@ -1,5 +1,7 @@
 """Evidence of the engine beyond the knee, and the cause that it indicates."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks.analysis.evidence import Evidence, gather, name_cause
@@ -8,7 +10,7 @@ from benchmarks.recording.monitor import Monitor
 from benchmarks.recording.prometheus_text import parse_metrics
 from benchmarks.recording.results import Point, Sample
 
-QUIET = {"running": 8, "waiting": 0.0, "kv_usage": 0.1, "preemptions": 0, "host_cpu": 0.2, "engine_cpu": 0.3, "gpu": 0.9}
+QUIET: dict[str, Any] = {"running": 8, "waiting": 0.0, "kv_usage": 0.1, "preemptions": 0, "host_cpu": 0.2, "engine_cpu": 0.3, "gpu": 0.9}
 ENGINE = {"max_num_seqs": 16, "max_num_batched_tokens": 2048}
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def recording():
     run = Run(
         command="x", started="now", provenance={"a": 1}, workload={}, points=[Point(number=0, target="t", concurrency=2, complete=True)]
     )
-    times = {"intended": 0.5, "dispatched": 0.5, "deliveries": [(1.25, 1)], "finished": 1.5}
+    times: dict[str, Any] = {"intended": 0.5, "dispatched": 0.5, "deliveries": [(1.25, 1)], "finished": 1.5}
     records = [RequestRecord(point=0, number=n, prompt_tokens=1, wanted_tokens=1, outcome="ok", **times) for n in range(3)]
     return Recording(run, records, [Sample(point=0, time=0.1, running=2)])
 

@@ -16,14 +16,14 @@ class ShuffledLoop(VirtualLoop):
         self._rng = random.Random(seed)
 
     def _run_once(self):
-        ready = self._ready
+        ready = self._ready  # type: ignore[attr-defined]  # private in asyncio.BaseEventLoop
         places = [place for place, handle in enumerate(ready) if _is_task(handle)]
         if len(places) > 1:
             handles = [ready[place] for place in places]
             self._rng.shuffle(handles)
             for place, handle in zip(places, handles, strict=True):
                 ready[place] = handle
-        super()._run_once()
+        super()._run_once()  # type: ignore[misc]  # private in asyncio.BaseEventLoop
 
 
 def _is_task(handle):

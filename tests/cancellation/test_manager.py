@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -151,9 +152,9 @@ class Rig:
 
     async def _call(self, manager, points, fault, moment, token):
         scope = anyio.CancelScope()
+        task: asyncio.Task[Any] | None = None
         reached = Reached(lambda: fault(manager, token, task, scope))
         if not self.native:
-            task = None
             with scope:
                 await self._caught(manager, token, points, reached)
             return reached.times

@@ -49,7 +49,7 @@ class Rig:
     """Interrupts the first stream of each connection at one point."""
 
     def __init__(self, monkeypatch, engine):
-        self.point, self.fault, self.reached = 0, None, None
+        self.point, self.fault, self.reached = 0, client_gone, None
         serve = Connection._serve
 
         async def interrupted_serve(connection, channel, body):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from virtual import VirtualLoop
@@ -203,7 +204,7 @@ async def test_no_stream_is_taken_for_lost_for_any_number_of_streams():
             yield b"data: %d\n\n" % number
 
     # The part of a replica that an answer needs; only Ray can build a complete one.
-    busy = SimpleNamespace(_id="a", _open=10_000, _rate=100.0, _relay=SimpleNamespace(ask=ask))
+    busy: Any = SimpleNamespace(_id="a", _open=10_000, _rate=100.0, _relay=SimpleNamespace(ask=ask))
     clock = asyncio.get_running_loop().time
     times = [clock() async for _ in Replica.answer(busy, ASKED)]
     assert len(times) == 5

@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -79,7 +80,7 @@ def test_a_replica_without_a_report_is_new_and_empty():
 
 
 def statistics(state=State.READY, engine=None, **admission):
-    fields = {"running": 0, "waiting": 0, "limit": 4, "max_waiting": 8, "admitted": 0, "refused": {}, "drain_rate": None}
+    fields: dict[str, Any] = {"running": 0, "waiting": 0, "limit": 4, "max_waiting": 8, "admitted": 0, "refused": {}, "drain_rate": None}
     return ManagerStatistics(
         state=state, open=0, tokenizing=0, admission=AdmissionStatistics(**fields | admission), engine=engine or EngineStatistics()
     )
@@ -142,7 +143,8 @@ async def test_open_requests_elsewhere_are_forgotten_when_the_shared_state_does_
 
     # Of a replica, what is asked there: Ray makes whole ones.
     manager, handle = SimpleNamespace(admission=admission), SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
-    await Replica._exchange(SimpleNamespace(_id="here", _stop=stop, _manager=manager, _shared_state=handle, _tell=told))
+    this: Any = SimpleNamespace(_id="here", _stop=stop, _manager=manager, _shared_state=handle, _tell=told)
+    await Replica._exchange(this)
     refused.append(admission.offer(Ticket(tenant="a"), 0.0))
     assert [found and found.reason for found in refused] == [None, Refusal.TENANT_LIMIT, None]
 
@@ -150,7 +152,7 @@ async def test_open_requests_elsewhere_are_forgotten_when_the_shared_state_does_
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(1, 9))), max_size=40))
 async def test_no_usage_is_lost_or_reported_twice(calls):
     one = SharedState(lambda: 0.0)
-    taken = dict.fromkeys("abc", 0)
+    taken = dict.fromkeys("abc", 0.0)
     served = dict.fromkeys("abc", 0)
     for name in "abc":
         await one.exchange(name, UsageDelta(), told())
@@ -302,7 +304,7 @@ class NotInRay(Replica):
 
 async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_has_ended():
     async with EngineManager(SimulatedEngine(SimulatedConfig())) as manager:
-        replica = NotInRay.__new__(NotInRay)
+        replica: Any = NotInRay.__new__(NotInRay)
         server = asyncio.get_running_loop().create_future()
         nothing_to_follow = asyncio.get_running_loop().create_future()
         nothing_to_follow.set_result(None)
@@ -338,9 +340,10 @@ async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_p
     async with running(app) as acceptor, listen(acceptor, bind_unix(tmp_path / "http")):
         relay = Relay(tmp_path / "http")
         asked = RelayedRequest("POST", "/a?b=%2F", (("X-One", "1"), ("Host", "somewhere")), b"body")
-        head, *chunks = [message async for message in relay.ask(asked)]
+        answer: list[Any] = [message async for message in relay.ask(asked)]
         await relay.close()
     assert seen == [("POST", "/a?b=%2F", "1", b"body")]
+    head, *chunks = answer
     assert isinstance(head, ResponseHead)
     assert (head.status, head.get("x-two"), head.is_events) == (200, "2", True)
     assert head.get("Transfer-Encoding") == ""
@@ -363,7 +366,7 @@ async def test_while_a_replica_is_unreachable_the_others_last_metrics_are_used()
     # Of a replica, what is asked there.
     manager = SimpleNamespace(state=State.READY)
     handle = SimpleNamespace(gone=SimpleNamespace(remote=one.gone))
-    this = SimpleNamespace(
+    this: Any = SimpleNamespace(
         _id="here", _ask_all=silent, _tell=lambda: told(completed=1), _shared_state=handle, _manager=manager, series=series
     )
     facts = await Replica._gather_metrics(this)

@@ -1,6 +1,7 @@
 """Requests that common clients send: extra fields, messages of earlier answers, other spellings."""
 
 import json
+from typing import Any
 
 import msgspec
 import openai
@@ -15,7 +16,7 @@ from frontends.openai.decoding import decode
 from frontends.openai.requests import GenerateRequest
 from llmserve import AdmissionConfig, Delta, InvalidRequest, ManagerConfig, TokenLogprob
 
-USER = {"role": "user", "content": "hi"}
+USER: Any = {"role": "user", "content": "hi"}
 
 
 def requests(kind, body, caller=None):
@@ -184,7 +185,8 @@ async def test_a_conversation_continues_with_the_message_in_each_form_that_clien
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        chats, asked = client.chat.completions, {"model": "sim", "messages": [USER], "tools": [tool]}
+        chats: Any = client.chat.completions
+        asked = {"model": "sim", "messages": [USER], "tools": [tool]}
         if way == "stream":
             async with chats.stream(**asked) as stream:
                 answer = await stream.get_final_completion()
@@ -245,7 +247,7 @@ async def test_the_error_for_a_prompt_beyond_the_context_has_the_text_that_clien
 @pytest.mark.parametrize("path", ["completions", "chat"])
 async def test_logprobs_name_tokens_by_their_ids(server, path, stream):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        more = {"model": "sim", "max_tokens": 3, "stream": stream, "extra_body": {"return_tokens_as_token_ids": True}}
+        more: dict[str, Any] = {"model": "sim", "max_tokens": 3, "stream": stream, "extra_body": {"return_tokens_as_token_ids": True}}
         if path == "chat":
             found = await client.chat.completions.create(messages=[USER], logprobs=True, top_logprobs=1, **more)
         else:

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import typing
+from typing import Any
 
 import attrs
 import msgspec
@@ -18,14 +19,14 @@ from frontends.openai.requests import Ignored
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
-BASE = {"chat": {"messages": [{"role": "user", "content": "hi"}]}, "completions": {"prompt": "hi"}}
-KINDS = {"chat": ChatRequest, "completions": CompletionRequest}
+BASE: dict[str, dict[str, Any]] = {"chat": {"messages": [{"role": "user", "content": "hi"}]}, "completions": {"prompt": "hi"}}
+KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest}
 
 
 def listed():
     """Return the page's entry for each field of each route."""
     found = {"chat": {}, "completions": {}}
-    routes = ()
+    routes: tuple[str, ...] = ()
     for line in PAGE.read_text().splitlines():
         if line.startswith("## "):
             routes = {"## Both": ("chat", "completions"), "## Chat alone": ("chat",), "## Completions alone": ("completions",)}[line]

@@ -1,4 +1,6 @@
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -121,7 +123,7 @@ def name_of(tenant, value="1"):
 
 
 def test_a_huge_answer_is_not_stored():
-    answers = ResponseCache(lambda: 0.0)
+    answers: Any = ResponseCache(lambda: 0.0)
     answers.end(answers.claim(name_of("t"), b""), "t", b"x" * (MAX_ANSWER + 1))
     assert answers.bytes == 0
     assert not isinstance(answers.claim(name_of("t"), b""), CachedResponse)
@@ -158,13 +160,14 @@ async def test_a_client_lost_around_the_supervisor_s_answer_leaves_no_claim(turn
     admission_server = IdempotencyServer(answers, worker.claimed)
     asking = asyncio.create_task(worker.begin(name_of("t"), b""))
     await asyncio.sleep(0)
-    steps = [lambda: admission_server.receive(mail.pop(0)), asking.cancel]
+    steps: list[Callable[[], object]] = [lambda: admission_server.receive(mail.pop(0)), asking.cancel]
     for step in steps if owner_answers_first else reversed(steps):
         step()
         for _ in range(turns):
             await asyncio.sleep(0)
     (found,) = await asyncio.gather(asking, return_exceptions=True)
     if not isinstance(found, asyncio.CancelledError):
+        assert isinstance(found, int)
         # The claim was taken before the client was lost, so its holder ends it.
         worker.end(found)
     while mail:
@@ -180,23 +183,24 @@ def test_a_claim_ends_with_its_worker_and_by_its_age():
     with pytest.raises(HTTPFailure, match="still being answered"):
         answers.claim(name_of("t"), b"")
     admission_server.close()
-    lost = answers.claim(name_of("t"), b"")
+    lost: Any = answers.claim(name_of("t"), b"")
     now = CLAIM_SECONDS - 1
     with pytest.raises(HTTPFailure, match="still being answered"):
         answers.claim(name_of("t"), b"")
     now = CLAIM_SECONDS
-    mine = answers.claim(name_of("t"), b"other")
+    mine: Any = answers.claim(name_of("t"), b"other")
     # The previous request may still end, but it no longer has the claim.
     answers.end(lost, "t", b"late")
     answers.end(mine, "t", b"mine")
-    assert answers.claim(name_of("t"), b"other").answer == b"mine"
+    kept: Any = answers.claim(name_of("t"), b"other")
+    assert kept.answer == b"mine"
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000)), max_size=80))
 def test_no_tenant_pushes_out_another_s_answers(moves):
     """Each tenant keeps at least an equal share of the memory."""
     most = 40 * OVERHEAD
-    answers = ResponseCache(lambda: 0.0, most)
+    answers: Any = ResponseCache(lambda: 0.0, most)
     taken = {tenant: [] for tenant in range(4)}
     for number, (tenant, size) in enumerate(moves):
         name = name_of(str(tenant), str(number))

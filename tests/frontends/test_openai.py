@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ def tool(name, parameters=None):
 
 
 def nested(levels):
-    schema = {"type": "string"}
+    schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels - 1):
         schema = {"items": schema}
     return schema

@@ -5,6 +5,7 @@ import pathlib
 import ssl
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import anyio
 import pytest
@@ -185,7 +186,7 @@ async def test_a_full_manager_s_refusal_has_retry_after():
         await served.quiet()
 
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "a frame before the hello": ([Ping(1)], "hello", False),
     "a second hello": ([Hello(1)], "second hello", True),
     "another version": ([Hello(99)], "version 1, not 99", False),

@@ -1,6 +1,7 @@
 """The raw-socket client with errors, and with requests that the protocol does not support."""
 
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -112,12 +113,17 @@ def test_an_engine_s_death_has_its_attributes_after_the_wire():
     assert type(found) is EngineDead
     # The protocol does not carry these attributes, but none is missing at the client.
     assert (found.for_good, found.stalled) == (False, False)
-    assert to_exception(Error(1, "EngineDead", "it died", {})).for_good is False
+    bare: Any = to_exception(Error(1, "EngineDead", "it died", {}))
+    assert bare.for_good is False
 
 
 @pytest.mark.parametrize("name", NOT_CARRIED)
 async def test_a_field_that_the_wire_does_not_have_is_refused_by_name(name):
-    fields = {"tools": Tools(functions=({"name": "f"},)), "template_kwargs": {"enable_thinking": False}, "return_prompt_ids": True}
+    fields: dict[str, Any] = {
+        "tools": Tools(functions=({"name": "f"},)),
+        "template_kwargs": {"enable_thinking": False},
+        "return_prompt_ids": True,
+    }
     async with running_socket() as served, SocketClient(served.addresses[0]) as client:
         with pytest.raises(InvalidRequest, match=f"the raw-socket protocol does not support {name}") as caught:
             await client.generate([{"role": "user", "content": "hi"}], max_tokens=1, **{name: fields[name]})

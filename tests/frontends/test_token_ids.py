@@ -1,6 +1,7 @@
 """vLLM's extras of an answer: token ids, the prompt's logprobs, and rules for tokens."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -79,7 +80,8 @@ async def test_a_chat_of_several_choices_has_its_prompt_s_ids_once(server, strea
 def test_the_ids_come_with_the_first_event_whichever_choice_has_it():
     answerer = ChatResponseBuilder("x", "m")
     answerer.token_ids = True
-    answerer.begin([SimpleNamespace(prompt_token_ids=ids) for ids in ((1, 2), None)])
+    streams: list[Any] = [SimpleNamespace(prompt_token_ids=ids) for ids in ((1, 2), None)]
+    answerer.begin(streams)
     assert b'"prompt_token_ids":[1,2]' in answerer.first(1)
     assert b"prompt_token_ids" not in answerer.first(0)
 

@@ -1,5 +1,7 @@
 """Tool calls and reasoning in OpenAI's format, with the official client and a scripted engine."""
 
+from typing import Any
+
 import openai
 import pytest
 from engines import ScriptedEngine
@@ -9,7 +11,7 @@ from llmserve import Delta, Message, ToolCall
 from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
-USER = [{"role": "user", "content": "hi"}]
+USER: Any = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
 # The meaning of each delta's text.
 PARTS = {
@@ -127,7 +129,7 @@ async def test_the_client_puts_a_stream_s_pieces_together(asked):
 
 
 async def test_the_simulated_engine_s_call_is_cut_alike_whole_and_in_a_stream_over_http():
-    fields = {"model": "sim", "messages": USER, "tools": TOOLS, "tool_choice": "required", "temperature": 0}
+    fields: dict[str, Any] = {"model": "sim", "messages": USER, "tools": TOOLS, "tool_choice": "required", "temperature": 0}
     async with (
         running_server(SimulatedEngine(SimulatedConfig(time_scale=0))) as server,
         openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,

@@ -22,7 +22,12 @@ async def test_a_message_that_came_first_waits_until_its_receiver_listens():
         ours.setblocking(False)
         theirs.send(encode(Check(), Reread()))
         received, done = [], asyncio.Event()
-        channel = await Channel.open(ours, messages.FromSupervisor, lambda message: (received.append(message), done.set()), done.set)
+
+        def receive(message):
+            received.append(message)
+            done.set()
+
+        channel = await Channel.open(ours, messages.FromSupervisor, receive, done.set)
         loop = asyncio.get_running_loop()
         # By then the loop has polled the socket and would have read the message.
         for _ in range(3):

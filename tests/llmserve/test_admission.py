@@ -1,5 +1,7 @@
 """The controller and its queue: a hypothesis state machine, wait times, tenants."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -647,7 +649,7 @@ def test_the_error_of_a_wrong_table_names_what_is_wrong(text, named):
     ],
 )
 def test_unset_limits_come_from_the_engine(config, slo, expected):
-    controller = build_admission(config, slo, max_num_seqs=16)
+    controller: Any = build_admission(config, slo, max_num_seqs=16)
     assert (controller.policy.limit, controller.max_waiting, controller.policy.max_wait) == expected
 
 

@@ -1,5 +1,7 @@
 """The inputs of `stream()` and `generate()`, which are the same for both."""
 
+from typing import Any
+
 import attrs
 import pytest
 
@@ -53,7 +55,7 @@ async def test_all_inputs(manager, ask, given, prompt, messages):
 @pytest.mark.parametrize("ask", [EngineManager.generate, streamed])
 async def test_a_sampling_and_a_token_by_position_and_by_keyword(manager, ask):
     sampling, token = Sampling(max_tokens=3, ignore_eos=True), CancellationToken()
-    for options, keywords in [
+    cases: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
         ((sampling,), {}),
         ((), {"sampling": sampling}),
         ((sampling, token), {}),
@@ -61,7 +63,8 @@ async def test_a_sampling_and_a_token_by_position_and_by_keyword(manager, ask):
         ((token,), {"sampling": sampling}),
         ((sampling,), {"token": token}),
         ((None, token), {"sampling": sampling}),
-    ]:
+    ]
+    for options, keywords in cases:
         assert tokens(await ask(manager, MESSAGES, *options, **keywords)) == 3
     token.cancel("enough")
     for options, keywords in [((token,), {}), ((sampling, token), {}), ((token, sampling), {}), ((sampling,), {"token": token})]:
@@ -84,7 +87,7 @@ async def test_keywords_replace_single_values():
 async def test_a_wrong_argument_is_named_and_not_counted(manager, ask):
     sampling, token = Sampling(), CancellationToken()
     before = manager.metrics()
-    for arguments, fields, error, words in [
+    cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         (("x", sampling, sampling), {}, TypeError, "a Sampling was given twice"),
         (("x", token), {"token": token}, TypeError, "a CancellationToken was given twice"),
         (("x", sampling), {"sampling": sampling}, TypeError, "a Sampling was given twice"),
@@ -99,7 +102,8 @@ async def test_a_wrong_argument_is_named_and_not_counted(manager, ask):
         (("x",), {"max_tokens": 0}, InvalidRequest, "max_tokens"),
         (("x",), {"stop": 5}, TypeError, "stop must be"),
         (("x", Sampling(min_tokens=8)), {"max_tokens": 4}, InvalidRequest, "min_tokens"),
-    ]:
+    ]
+    for arguments, fields, error, words in cases:
         with pytest.raises(error, match=words):
             await ask(manager, *arguments, **fields)
     assert manager.metrics() == before

@@ -132,7 +132,8 @@ def test_the_program_s_last_error_is_not_a_group(backend, body, error, codes):
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
 def test_every_exception_of_the_body_propagates_unchanged(kind):
-    manager, raised = EngineManager(SlowEngine(), CONFIG), kind("mine")
+    engine, raised = SlowEngine(), kind("mine")
+    manager = EngineManager(engine, CONFIG)
 
     async def main():
         async with manager:
@@ -141,7 +142,7 @@ def test_every_exception_of_the_body_propagates_unchanged(kind):
     with asyncio.Runner(loop_factory=VirtualLoop) as runner, pytest.raises(kind) as caught:
         runner.run(main())
     assert kind is asyncio.CancelledError or caught.value is raised
-    assert (manager.state, manager.engine.ended) == (State.STOPPED, 1)
+    assert (manager.state, engine.ended) == (State.STOPPED, 1)
 
 
 # Starts and ends
@@ -226,7 +227,8 @@ async def test_an_error_of_the_body_hurries_a_close_that_drains(manager):
 
 def test_asyncio_s_own_cancellation_twice_interrupts_the_wait_and_not_the_end():
     """A shielded scope does not stop `task.cancel()`; the manager's end goes on in its own task."""
-    manager = EngineManager(SlowEngine(), CONFIG)
+    engine = SlowEngine()
+    manager = EngineManager(engine, CONFIG)
 
     async def main():
         await manager.start()
@@ -236,9 +238,9 @@ def test_asyncio_s_own_cancellation_twice_interrupts_the_wait_and_not_the_end():
             closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert manager.engine.ended == 0
+        assert engine.ended == 0
         await manager.close()
-        assert (manager.state, manager.engine.ended) == (State.STOPPED, 1)
+        assert (manager.state, engine.ended) == (State.STOPPED, 1)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())
@@ -248,7 +250,8 @@ def test_asyncio_s_own_cancellation_twice_interrupts_the_wait_and_not_the_end():
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_end_of_the_loop_ends_a_manager_that_was_not_closed(backend, seconds, anyio_backend_options):
     """The loop ends before the first step of the manager's task, during the start, and after it."""
-    manager, starts = EngineManager(SlowEngine(), CONFIG), []
+    engine, starts = SlowEngine(), []
+    manager = EngineManager(engine, CONFIG)
 
     async def main():
         with anyio.move_on_after(seconds):
@@ -261,8 +264,8 @@ def test_the_end_of_the_loop_ends_a_manager_that_was_not_closed(backend, seconds
 
     anyio.run(main, backend=backend, backend_options=anyio_backend_options[backend])
     assert manager.state is not State.READY
-    assert manager.engine.death is None
-    assert manager.engine.ended == manager.engine.begun
+    assert engine.death is None
+    assert engine.ended == engine.begun
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -145,10 +146,11 @@ async def test_ended_from_outside_at_every_stage_nothing_is_left(where, how, rec
         tokenize_seconds=10 if where == "tokenize" else 0, submit_seconds=10 if where == "submit" else 0, abort_seconds=1
     )
     config = ManagerConfig(admission=AdmissionConfig(max_running=1))
-    error = {"token": RequestCancelled, "deadline": DeadlineExceeded, "scope": None}[how]
+    error: Any = {"token": RequestCancelled, "deadline": DeadlineExceeded, "scope": None}[how]
     outcome = Outcome.DEADLINE if how == "deadline" else Outcome.CANCELLED
     token = CancellationToken()
-    seen = []
+    seen: list[object] = []
+    manager: EngineManager
 
     async def run(scope):
         try:
@@ -516,7 +518,8 @@ async def test_an_observer_that_raises_harms_no_request(engine, recorder, caplog
 
         finished = tokens
 
-    async with EngineManager(engine, None, [Broken(), recorder]) as manager:
+    observers: list[Any] = [Broken(), recorder]
+    async with EngineManager(engine, None, observers) as manager:
         async with manager.stream(request()) as stream:
             engine.finish("r")
             assert (await stream.collect()).text == "x"
@@ -547,6 +550,7 @@ class TestOnTheRealClock:
         import asyncio
 
         engine = ScriptedEngine()
+        manager: EngineManager
 
         async def use():
             async with manager.stream(request()) as stream:
@@ -777,6 +781,7 @@ async def test_no_request_takes_longer_than_the_operator_says(engine):
 
 async def test_isolated_tenants_have_separate_caches(engine):
     names = {}
+    manager: Any
     for isolated in (False, True):
         async with EngineManager(ScriptedEngine(), ManagerConfig(isolate_tenants=isolated, drain_timeout=1)) as manager:
             for number, tenant in enumerate(("alice", "bob", "alice", "x/" * 200)):

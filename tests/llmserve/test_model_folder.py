@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from llmserve.engines.vllm.model_folder import INDEX, check_folder
 
 def safetensors(sizes, *, cut=0):
     """Write a file with tensors of these sizes in bytes, `cut` bytes too short."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for number, size in enumerate(sizes):
         header[f"layer.{number}"] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
         end += size

@@ -3,6 +3,7 @@
 import pickle
 import sys
 import types
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -100,7 +101,7 @@ def library():
             raise NVMLError("not supported")
         return watts[gpu] * 1000
 
-    found = types.ModuleType("pynvml")
+    found: Any = types.ModuleType("pynvml")
     found.NVMLError = NVMLError
     found.nvmlInit = lambda: None
     found.nvmlDeviceGetCount = lambda: 2

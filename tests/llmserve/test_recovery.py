@@ -1,5 +1,7 @@
 """The engine dies or hangs with requests in every state: none is lost or answered twice."""
 
+from typing import Any
+
 import anyio
 import attrs
 import pytest
@@ -162,7 +164,8 @@ async def test_a_waiting_request_keeps_its_position_and_its_patience(manager, en
         engine.finish("b")
         engine.finish("c")
     assert [caller.answer is not None for caller in callers] == [True, True, True, False]
-    assert callers[3].error.reason == "waited_too_long"
+    refusal: Any = callers[3].error
+    assert refusal.reason == "waited_too_long"
 
 
 async def test_a_waiting_request_whose_patience_ends_before_the_engine_is_back_is_refused_at_once(engine):

@@ -139,7 +139,7 @@ class TestEngine:
             assert 100 < anyio.current_time() - began < 101
 
     async def test_it_can_be_run_again(self):
-        engine = SimulatedEngine(SimulatedConfig(faults=[Fault(step=1, kind="die")]))
+        engine = SimulatedEngine(SimulatedConfig(faults=(Fault(step=1, kind="die"),)))
         for _ in range(2):
             async with EngineManager(engine) as manager:
                 sink = CollectingSink()

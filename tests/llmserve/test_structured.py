@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from llmserve.structured import MAX_CHARACTERS, MAX_CHOICES, MAX_DEPTH
 
 
 def nested(levels):
-    schema = {"type": "string"}
+    schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels - 1):
         schema = {"items": schema}
     return schema
@@ -26,7 +27,7 @@ def nested(levels):
         (lambda: StructuredOutputs.json("{"), "not valid JSON"),
         (lambda: StructuredOutputs.json("[" * 60_000), "not valid JSON"),
         (lambda: StructuredOutputs.json("7"), "a schema must be a JSON object"),
-        (lambda: StructuredOutputs.json([]), "a schema must be a JSON object"),
+        (lambda: StructuredOutputs.json(cast("Any", [])), "a schema must be a JSON object"),
         (lambda: StructuredOutputs.json(" " * (MAX_CHARACTERS + 1)), "65,537 characters"),
         (lambda: StructuredOutputs.json({"description": "x" * MAX_CHARACTERS}), "characters"),
         (lambda: StructuredOutputs.json(nested(MAX_DEPTH + 1)), "deeper than 32"),
@@ -49,7 +50,7 @@ def nested(levels):
         (lambda: StructuredOutputs.regex("a" * (MAX_CHARACTERS + 1)), "characters"),
         (lambda: StructuredOutputs.choice([]), "choice takes"),
         (lambda: StructuredOutputs.choice(["a", ""]), "choice takes"),
-        (lambda: StructuredOutputs.choice(["a", 1]), "choice takes"),
+        (lambda: StructuredOutputs.choice(cast("Any", ["a", 1])), "choice takes"),
         (lambda: StructuredOutputs.choice(["a"] * (MAX_CHOICES + 1)), "choice takes"),
         (lambda: StructuredOutputs.grammar(" \n"), "grammar is empty"),
     ],

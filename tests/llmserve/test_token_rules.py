@@ -1,6 +1,7 @@
 """Allowed tokens and bad words: the bounds of the fields, and the engines' part."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,12 @@ def test_what_is_out_of_bounds_is_refused_by_name(field, value):
 @pytest.mark.parametrize("field", ["allowed_token_ids", "bad_words"])
 def test_one_string_is_not_a_list(field):
     with pytest.raises(TypeError, match=field):
-        Sampling(**{field: "word"})
+        Sampling(**dict[str, Any]({field: "word"}))
 
 
 @pytest.mark.parametrize("field", ["allowed_token_ids", "bad_words"])
 def test_a_vllm_that_would_change_other_answers_refuses_the_field(field):
-    sampling = Sampling(**{field: [1] if field == "allowed_token_ids" else ["x"]})
+    sampling = Sampling(**dict[str, Any]({field: [1] if field == "allowed_token_ids" else ["x"]}))
     for version in ("0.30.0", "0.32.0", "0.33.0+cpu"):
         params.check_version_for(sampling, version)
     params.check_version_for(Sampling(), "0.25.1")

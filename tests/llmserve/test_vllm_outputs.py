@@ -1,6 +1,7 @@
 """The conversion of vLLM's outputs, without vLLM."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from contracts.engine_contract import CollectingSink
@@ -37,7 +38,7 @@ CLASSES = {
 
 def vllm_error(name, message="why"):
     def made(name):
-        base = CLASSES[name]
+        base: Any = CLASSES[name]
         return type(name, (made(base) if isinstance(base, str) else base,), {})
 
     return made(name)(message)

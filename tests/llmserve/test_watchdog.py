@@ -1,6 +1,7 @@
 """Slow constraints on the simulated engine and a virtual clock: only their requests are ended."""
 
 import logging
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -149,6 +150,7 @@ async def test_an_engine_that_does_not_come_back_after_an_ejection_is_killed_and
 @pytest.mark.parametrize("constraint", [None, CHEAP])
 async def test_slow_steps_that_no_constraint_costs_end_nothing(constraint):
     """For example those of a long prompt on a CPU."""
+    manager: Any
     async with EngineManager(engine(step_seconds=0.004), CONFIG) as manager:
         ends = {}
         async with anyio.create_task_group() as tasks:

@@ -268,4 +268,4 @@ def test_on_trio_it_says_so():
     with pytest.raises(ConfigurationError, match="needs asyncio"):
         # In a separate thread, because this one has the session's asyncio loop.
         with ThreadPoolExecutor(1) as threads:
-            threads.submit(anyio.run, main, backend="trio").result()
+            threads.submit(lambda: anyio.run(main, backend="trio")).result()

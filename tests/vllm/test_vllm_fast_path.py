@@ -75,6 +75,9 @@ class Sink:
         self.token_ids += delta.token_ids
         self.ended = delta.finish_reason
 
+    def fail(self, error):
+        raise error
+
 
 class Processor:
     """vLLM's output processor with one request, with or without the fast path."""

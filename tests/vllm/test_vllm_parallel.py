@@ -1,5 +1,7 @@
 """Two cores behind one AsyncLLM (`data_parallel_size=2`) act as one engine of double size."""
 
+from typing import Any
+
 import anyio
 import psutil
 import pytest
@@ -14,6 +16,7 @@ SLOTS = 3
 async def test_two_cores_have_the_room_of_two_and_die_as_one():
     args = {"data_parallel_size": 2, "max_num_seqs": SLOTS, "max_model_len": 2048}
     config = ManagerConfig(restart=RestartConfig(most=0))
+    manager: Any
     async with EngineManager.open("bundled", engine_args=args, config=config) as manager:
         assert manager.info.max_num_seqs == 2 * SLOTS
         # vLLM reports the size of each core.

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import openai
@@ -27,8 +28,8 @@ SLOW = "^(.*a){25}[a-z]{1,%d}(.|\\n){1,5000}$"
 
 
 async def ask(manager, constraint, max_tokens=100, **sampling):
-    sampling = Sampling(max_tokens=max_tokens, structured_outputs=constraint, **sampling)
-    return (await manager.generate(GenerationRequest("A person, as JSON: ", sampling=sampling))).text
+    wanted = Sampling(max_tokens=max_tokens, structured_outputs=constraint, **sampling)
+    return (await manager.generate(GenerationRequest("A person, as JSON: ", sampling=wanted))).text
 
 
 def person(text):
@@ -40,8 +41,8 @@ def person(text):
 
 
 async def test_the_official_client_s_schema_is_kept_to_fifty_times_of_fifty(server):
-    asked = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
-    messages = [{"role": "user", "content": "Tell me of a person."}]
+    asked: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    messages: Any = [{"role": "user", "content": "Tell me of a person."}]
     kept = []
 
     async def one(number):
@@ -194,6 +195,8 @@ async def test_a_grammar_is_tried_out_with_the_special_tokens(engine, monkeypatc
 
     class WithTwoCompilers(backend_xgrammar.XgrammarBackend):
         """The two compilers of vLLM 0.33; the lock file has 0.32."""
+
+        compiler: Any
 
         def __post_init__(self):
             super().__post_init__()

@@ -66,8 +66,8 @@ class SimulatedConfig:
     start_seconds: float = 0.0
     abort_seconds: float = 0.0
     grammar_token_seconds: float = 0.0
-    adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple)
+    adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+    faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple[Fault, ...])
 
     def __attrs_post_init__(self) -> None:
         for name, value in attrs.asdict(self, recurse=False).items():

@@ -14,6 +14,7 @@ from benchmarks.targets import TargetError
 from benchmarks.workload.traces import UnreadableTrace
 from llmserve import ConfigurationError, EngineError
 
+PROGRAM = "python -m benchmarks"
 COMMANDS: Sequence[Command] = (sweep, run, table, compare, predict, sample, self_test, schema)
 # Modules of `benchmarks.studies`, which the wheel omits.
 STUDIES = (
@@ -29,12 +30,12 @@ def import_studies() -> Sequence[Command]:
     return [cast("Command", import_module(f"benchmarks.studies.{name}")) for name in STUDIES]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the parser; the commands for users come first."""
     studies = import_studies()
     listing = "\n".join(f"  {study.NAME:<12} {study.HELP}" for study in studies) or "  in a checkout of the repository"
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
+        prog=prog,
         description=__doc__,
         epilog=f"studies of this project:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,10 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
     """Exit with code 0, 1 (regression), 2 (wrong input, unmeasurable target) or 130 (Ctrl-C)."""
-    parser = build_parser()
-    given = parser.parse_args()
+    parser = build_parser(prog)
+    given = parser.parse_args(argv)
     try:
         sys.exit(given.run_command(given))
     except (ConfigurationError, EngineError, TargetError, UnreadableRun, UnreadableTrace) as error:

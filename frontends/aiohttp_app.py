@@ -3,7 +3,6 @@
 `build_app` builds its routes for use in other aiohttp programs.
 """
 
-import argparse
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from frontends.http.settings import AUTO, HTTPServerSettings
 from frontends.net.acceptor import listen
 from frontends.net.listeners import CannotListen, authority, bind_all, bind_unix
 from frontends.net.tls import TLS, followed
+from frontends.options.command_line import Parser
 from frontends.program.lifecycle import run, serve
 from frontends.program.service import Service
 from frontends.workers.supervisor import serve_workers
@@ -34,15 +34,19 @@ MAX_WORKERS = 8
 __all__ = ["build_app", "main"]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run `python -m frontends.aiohttp_app`."""
+PROGRAM = "python -m frontends.aiohttp_app"
+
+
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
+    """Run the program."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["keys"]:
         sys.exit(keys_command(given[1:]))
-    parser = argparse.ArgumentParser(
-        prog="python -m frontends.aiohttp_app",
+    keys = f"{PROGRAM} keys" if prog == PROGRAM else "llmserve keys"
+    parser = Parser(
+        prog=prog,
         description="Serve a model over HTTP with an OpenAI-compatible API.",
-        epilog="To create API keys, see `python -m frontends.aiohttp_app keys --help`.",
+        epilog=f"To create API keys, see `{keys} --help`.",
     )
     run(parser, given, HTTPServerSettings, start)
 

@@ -3,7 +3,6 @@
 One connection carries many streams. docs/protocol.md describes the wire format.
 """
 
-import argparse
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from frontends.access.exposure import check_reach
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import UnixAccess
 from frontends.net.tls import TLS, followed
+from frontends.options.command_line import Parser
 from frontends.options.definitions import group, option
 from frontends.options.parsers import count
 from frontends.program.lifecycle import run, serve
@@ -48,10 +48,10 @@ class SocketServerSettings(ProgramSettings):
     socket: SocketSettings = group(SocketSettings)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run `python -m frontends.socket_app`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m frontends.socket_app",
+def main(argv: Sequence[str] | None = None, prog: str = "python -m frontends.socket_app") -> None:
+    """Run the program."""
+    parser = Parser(
+        prog=prog,
         description="Serve a model over raw sockets: one connection carries many streams, at a lower cost per token than HTTP.",
     )
     run(parser, argv, SocketServerSettings, start)

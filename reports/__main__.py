@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.recording.storage import UnreadableRun
 from reports import pictures, server, static
 from reports.page_data import load
 from reports.reference import RTX_4090
+
+PROGRAM = "python -m reports"
 
 
 def run_build(*, runs: list[Path], out: Path, no_reference: bool) -> int:
@@ -27,8 +30,8 @@ def run_serve(*, runs: list[Path], host: str, port: int) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
+def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="write one HTML file that works without a network")
     build.set_defaults(run_command=run_build)
@@ -49,10 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
     """Exit with code 0, or 2 for a wrong input."""
-    parser = build_parser()
-    given = vars(parser.parse_args())
+    parser = build_parser(prog)
+    given = vars(parser.parse_args(argv))
     run_command = given.pop("run_command")
     try:
         sys.exit(run_command(**given))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -9,11 +10,9 @@ from frontends.access.api_keys import Keys, add_key, read_keys
 from llmserve import ConfigurationError
 
 
-def keys_command(argv: list[str]) -> int:
+def keys_command(argv: Sequence[str], prog: str = "python -m frontends.aiohttp_app keys") -> int:
     """Run the command; return the exit code, 2 for an invalid argument."""
-    parser = argparse.ArgumentParser(
-        prog="python -m frontends.aiohttp_app keys", description="Manage the API keys in a file for --api-keys."
-    )
+    parser = argparse.ArgumentParser(prog=prog, description="Manage the API keys in a file for --api-keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     words = "create a key and print it; the file stores only its hash, and is created if it does not exist"
     add = commands.add_parser("add", help=words, description=words)

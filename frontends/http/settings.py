@@ -85,6 +85,7 @@ class HTTPSettings:
         "clients of --unix; repeatable; the request log and the limit per address then use the address of the proxy's client",
         metavar="ADDRESS",
         parse=parse_network,
+        write=lambda network: "unix" if network is None else str(network),
         repeat=True,
         name="trusted_proxy",
     )

@@ -77,6 +77,7 @@ class UnixAccess:
         "file mode of the unix socket, in octal (default: 600, or 660 with --unix-group)",
         metavar="MODE",
         parse=_mode,
+        write="{:o}".format,
         name="unix_mode",
     )
     group: int | None = option(None, "file group of the unix socket, by name or number", metavar="GROUP", parse=_group, name="unix_group")

@@ -14,7 +14,7 @@ The field has the option's type and default. The module knows no source of value
 line; a source reads the texts with `parser_of`, and passes the values to `make` by the options' names.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 import attrs
@@ -34,6 +34,7 @@ class Option:
         choices: the valid texts; None allows any.
         repeat: whether the option may be given several times. The field is then a tuple.
         name: the option's name, with underscores; None uses the field's name.
+        write: converts a value back into the text that `parse` takes.
     """
 
     help: str
@@ -42,6 +43,7 @@ class Option:
     choices: Collection[str] | None = None
     repeat: bool = False
     name: str | None = None
+    write: Callable[[Any], str] = str
 
 
 @attrs.frozen
@@ -67,6 +69,15 @@ def fields_of(kind: type) -> list[tuple["attrs.Attribute[Any]", Option | Group]]
     """Return the fields of a class of settings; groups with a title come last."""
     fields = [(field, field.metadata[_KEY]) for field in attrs.fields(kind)]
     return sorted(fields, key=lambda pair: isinstance(pair[1], Group) and pair[1].title is not None)
+
+
+def options_of(kind: type) -> Iterator[tuple["attrs.Attribute[Any]", Option]]:
+    """Yield the options of a class of settings and of all its groups, in the order of the help."""
+    for field, described in fields_of(kind):
+        if isinstance(described, Group):
+            yield from options_of(described.kind)
+        else:
+            yield field, described
 
 
 def name_of(field: "attrs.Attribute[Any]", described: Option) -> str:

@@ -6,6 +6,7 @@ It is independent of the wire protocol.
 import argparse
 import os
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.net.listeners import CannotListen
 from frontends.options.command_line import read
 from frontends.options.definitions import make
+from frontends.options.sources import layers
 from frontends.program.console import loading
 from frontends.program.hangup import expect_hangups
 from frontends.program.preflight import check_start, prepare_environment, unpack
@@ -52,7 +54,7 @@ def run(
         kind: the class of the settings.
         serve: serves with the settings, and returns the exit code.
     """
-    settings = make(kind, read(parser, kind, argv))
+    settings = read_settings(parser, argv, kind)
     relay_standard_streams(say)
     configure(settings.log, verbose=settings.engine.verbose, terminal=terminal_columns() is not None)
     expect_hangups()
@@ -72,6 +74,14 @@ def run(
         # Ctrl-C during the checks, which may wait for a model hub. Later the server handles
         # signals.
         leave(0)
+
+
+def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[Settings]) -> Settings:
+    """Return the settings of a file, the environment and the command line; exit with 2 if one is invalid."""
+    try:
+        return make(kind, ChainMap(*(dict(values) for _, values in reversed(layers(kind, read(parser, kind, argv), os.environ)))))
+    except ConfigurationError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def leave(code: int, words: str = "") -> NoReturn:

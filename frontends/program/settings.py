@@ -192,4 +192,10 @@ class ServerSettings:
 class ProgramSettings(ServerSettings):
     """The settings of a server that is a program of its own."""
 
+    config: Path | None = option(
+        None,
+        "read options from this file, by their names; the command line and variables such as LLMSERVE_MAX_RUNNING take precedence "
+        "(`llmserve config` writes such a file)",
+        metavar="FILE.toml",
+    )
     log: LogSettings = group(LogSettings, "log on standard error")

@@ -98,7 +98,7 @@ async def test_an_error_has_the_output_so_far(manager, ask, end):
     manager._observer = AtTen()
     with pytest.raises({"token": RequestCancelled, "deadline": DeadlineExceeded, "stop": Unavailable}[end]) as caught:
         await ask(manager, token=token, deadline=0.2 if end == "deadline" else None)
-    partial = caught.value.partial  # type: ignore[attr-defined]
+    partial = caught.value.partial  # type: ignore[attr-defined]  # all three kinds have it
     assert partial.finish_reason == "abort"
     assert partial.usage.prompt_tokens > 0
     assert 5 < len(partial.token_ids) == partial.usage.completion_tokens < 1000

@@ -10,8 +10,7 @@ from frontends.access.api_keys import Keys, add_key, read_keys
 from llmserve import ConfigurationError
 
 
-def keys_command(argv: Sequence[str], prog: str = "python -m frontends.aiohttp_app keys") -> int:
-    """Run the command; return the exit code, 2 for an invalid argument."""
+def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Manage the API keys in a file for --api-keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     words = "create a key and print it; the file stores only its hash, and is created if it does not exist"
@@ -27,6 +26,12 @@ def keys_command(argv: Sequence[str], prog: str = "python -m frontends.aiohttp_a
     words = "list the keys in a file, without their secrets"
     listing = commands.add_parser("list", help=words, description=words)
     listing.add_argument("file", type=Path, help="the TOML file of --api-keys")
+    return parser
+
+
+def keys_command(argv: Sequence[str], prog: str = "python -m frontends.aiohttp_app keys") -> int:
+    """Run the command; return the exit code, 2 for an invalid argument."""
+    parser = build_parser(prog)
     options = parser.parse_args(argv)
     if sys.stdout is None:
         parser.exit(2, f"{parser.prog}: error: standard output is closed, and this command prints to it\n")

@@ -98,8 +98,7 @@ async def _open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession()
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "llmserve chat") -> int:
-    """Run `llmserve chat`; return 0, 2 if the server cannot be reached, or 130 after Ctrl-C in a pipe."""
+def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description=f"Chat with a server. {HINT}. A message on standard input that is no terminal gets one answer."
     )
@@ -108,7 +107,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "llmserve chat") -> int:
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="maximum number of tokens of an answer (default: the server's)")
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature (default: the server's)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "llmserve chat") -> int:
+    """Run `llmserve chat`; return 0, 2 if the server cannot be reached, or 130 after Ctrl-C in a pipe."""
+    options = build_parser(prog).parse_args(argv)
     fields = {"max_tokens": options.max_tokens, "temperature": options.temperature}
     with asyncio.Runner() as runner:
         session = runner.run(_open_session())

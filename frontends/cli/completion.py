@@ -3,27 +3,62 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import shtab
 
+from frontends.access import keys_command
+from frontends.cli import chat, config, doctor, top
 from frontends.cli.main import COMMANDS
-from frontends.cli.parsers import parsers
+from frontends.http.settings import HTTPServerSettings
+from frontends.options.command_line import add_options
+from frontends.socket_app import SocketServerSettings
+
+SHELLS = ("bash", "zsh", "fish")
+PARSERS = {
+    "keys": keys_command.build_parser,
+    "config": config.build_parser,
+    "chat": chat.build_parser,
+    "top": top.build_parser,
+    "doctor": doctor.build_parser,
+}
 
 
 def build() -> argparse.ArgumentParser:
-    """Build a parser of all commands, which only serves to be completed."""
+    """Build the parser of all commands, which is only completed and never parses."""
     parser = argparse.ArgumentParser(prog="llmserve")
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers()
-    for name, made in parsers().items():
-        # A parser is added as a parent: `add_parser` would make a new one.
-        commands.add_parser(name, help=COMMANDS[name].help, parents=[made], add_help=False)
+    made = {name: build_parser(name) for name, build_parser in PARSERS.items()} | dict(_measuring())
+    for name, kind in (("serve", HTTPServerSettings), ("socket", SocketServerSettings)):
+        made[name] = argparse.ArgumentParser(name)
+        add_options(made[name], kind)
+    completed = argparse.ArgumentParser("completion")
+    completed.add_argument("shell", choices=SHELLS)
+    made["completion"] = completed
+    for name, command in COMMANDS.items():
+        if name in made:
+            commands.add_parser(name, help=command.help, parents=[made[name]], add_help=False, conflict_handler="resolve")
     return parser
+
+
+def _measuring() -> list[tuple[str, argparse.ArgumentParser]]:
+    """Return the parsers of the commands whose packages are installed."""
+    found = []
+    if find_spec("numpy") and find_spec("psutil"):
+        from benchmarks.__main__ import build_parser as build_bench
+
+        found.append(("bench", build_bench("bench")))
+        if find_spec("bokeh"):
+            from reports.__main__ import build_parser as build_report
+
+            found.append(("report", build_report("report")))
+    return found
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "llmserve completion") -> int:
     """Print a shell's completion; return 0."""
     parser = argparse.ArgumentParser(prog=prog, description='Print the completion of a shell: eval "$(llmserve completion bash)"')
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS[:2] + ["fish"])
+    parser.add_argument("shell", choices=SHELLS)
     sys.stdout.write(shtab.complete(build(), parser.parse_args(argv).shell))
     return 0

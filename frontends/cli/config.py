@@ -7,7 +7,7 @@ from collections import ChainMap
 from collections.abc import Sequence
 
 from frontends.http.settings import HTTPServerSettings
-from frontends.options.command_line import Parser, read
+from frontends.options.command_line import Parser, add_options
 from frontends.options.definitions import make
 from frontends.options.sources import layers
 from frontends.options.written import schema, write
@@ -18,18 +18,24 @@ from llmserve import ConfigurationError
 KINDS: dict[str, type[ProgramSettings]] = {"serve": HTTPServerSettings, "socket": SocketServerSettings}
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "llmserve config") -> int:
-    """Print the effective settings; return 0, or 2 for an invalid option."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    name = given.pop(0) if given and given[0] in KINDS else "serve"
-    kind = KINDS[name]
+def build_parser(prog: str, kind: type[ProgramSettings] = HTTPServerSettings) -> Parser:
     parser = Parser(
         prog=prog,
         usage=f"{prog} [serve|socket] [--schema] [options of that server]",
         description="Print the settings that a server would have, as a file for --config. A comment names the source of each value.",
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of the file instead")
-    options = read(parser, kind, given)
+    add_options(parser, kind)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "llmserve config") -> int:
+    """Print the effective settings; return 0, or 2 for an invalid option."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    name = given.pop(0) if given and given[0] in KINDS else "serve"
+    kind = KINDS[name]
+    parser = build_parser(prog, kind)
+    options = vars(parser.parse_args(given))
     if options.pop("schema"):
         sys.stdout.write(json.dumps(schema(kind), indent=2) + "\n")
         return 0

@@ -29,15 +29,19 @@ def examine(*, host: str, port: int, model: str, engine: str) -> Iterator[Findin
         yield checks.model(model, engine)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "llmserve doctor") -> int:
-    """Run `llmserve doctor`; return 0, or 1 if a line says what to fix."""
+def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Check this machine. Each line is ok, or has the command that fixes it.")
     parser.add_argument("--model", default="bundled", help="model that is to be served (default: %(default)s)")
     parser.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="inference engine (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address that the server is to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "llmserve doctor") -> int:
+    """Run `llmserve doctor`; return 0, or 1 if a line says what to fix."""
     broken = 0
-    for finding in examine(**vars(parser.parse_args(argv))):
+    for finding in examine(**vars(build_parser(prog).parse_args(argv))):
         broken += finding.fix is not None
         sys.stdout.write(f"{'ok ' if finding.fix is None else 'fix'} {finding.what:<16} {finding.fact}\n")
         if finding.fix is not None:

@@ -155,12 +155,16 @@ async def _run(url: str, key: str | None, *, once: bool) -> None:
         await (_once if once or not console.is_terminal else _watch)(Server(session, url, key), console)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "llmserve top") -> int:
-    """Run `llmserve top`; return 0, or 2 if the server cannot be reached."""
+def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Watch a running server in the terminal.")
     add_server_arguments(parser)
     parser.add_argument("--once", action="store_true", help="print the figures once, after a second, and exit")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "llmserve top") -> int:
+    """Run `llmserve top`; return 0, or 2 if the server cannot be reached."""
+    options = build_parser(prog).parse_args(argv)
     try:
         asyncio.run(_run(options.url, options.api_key, once=options.once))
     except KeyboardInterrupt:

@@ -26,8 +26,13 @@ def read(parser: argparse.ArgumentParser, kind: type, arguments: Sequence[str] |
         kind: the class of settings.
         arguments: the command line; None is the program's.
     """
-    _add(parser, parser.add_argument, kind)
+    add_options(parser, kind)
     return vars(parser.parse_args(arguments))
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add the options of a class of settings to a parser."""
+    _add(parser, parser.add_argument, kind)
 
 
 def _add(parser: argparse.ArgumentParser, add: Callable[..., Any], kind: type) -> None:

@@ -160,7 +160,7 @@ def moving(**more):
 
 def test_newcomers_that_would_wait_too_long_are_refused_with_different_retry_times():
     controller, _ = moving(max_wait=1.0)
-    assert controller.predicted_wait("default", 0, 1.0) == pytest.approx(4 / 3)
+    assert controller.forecast.wait("default", 0) == pytest.approx(4 / 3)
     refusals = [controller.offer(Ticket(), 1.0) for _ in range(3)]
     assert {refused.reason for refused in refusals} == {Refusal.WOULD_WAIT_TOO_LONG}
     # A third of a second passes between two served tickets, and so between the retries of refused
@@ -218,7 +218,7 @@ def test_a_ticket_that_can_start_is_not_refused_for_earlier_waits():
     controller, tickets = moving()
     for ticket in tickets[2:]:
         controller.leave(ticket, 1.0)
-    assert controller.predicted_wait("default", 0, 1.0) > 0.1
+    assert controller.forecast.wait("default", 0) > 0.1
     assert controller.offer(Ticket(deadline=1.01), 1.0) is None
 
 

@@ -77,7 +77,7 @@ class Generous(LateGate):
 
     name = "generous"
 
-    def patience(self, ticket, line, now):
+    def patience(self, ticket, queue):
         return 1e6
 
 

@@ -1,6 +1,7 @@
 """LateGate and the policies it is compared with, by name, for the simulation and for real engines.
 
-- `lategate`, `none`, `gradient2`.
+- `lategate`, and every other name in `POLICIES` but `fixed`, with its default settings.
+- `none`, `gradient2`.
 - `fixed:N`: at most N requests in the engine, each waiting at most a third of the TTFT;
   `fixed:N:S`: S seconds.
 - `vllm:R` or `vllm:R:T`: vLLM's `--max-num-queued-reqs` and `--max-num-queued-tokens`.
@@ -14,15 +15,16 @@ from collections.abc import Callable
 import attrs
 
 from llmserve.admission import (
+    POLICIES,
     AdmissionController,
     FixedLimit,
-    LateGate,
     Refusal,
     Refused,
     Ticket,
     Unlimited,
-)
-from llmserve.config import SLO
+    build_admission,
+)  # fmt: skip
+from llmserve.config import SLO, AdmissionConfig
 from llmserve.errors import ConfigurationError
 
 # A longer queue than any policy reaches.
@@ -112,18 +114,12 @@ class Thinning(AdmissionController):
         return super().offer(ticket, now)
 
 
-def _lategate(setup: Setup) -> AdmissionController:
-    policy = LateGate(setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens)
-    return AdmissionController(policy, max_waiting=4 * policy.limit)
-
-
 def _fixed(setup: Setup, limit: str, seconds: str | None = None) -> AdmissionController:
     wait = _third(setup) if seconds is None else float(seconds)
     return AdmissionController(FixedLimit(limit=int(limit), max_wait=wait), max_waiting=UNBOUNDED)
 
 
 _KINDS: dict[str, Callable[..., AdmissionController]] = {
-    "lategate": _lategate,
     "none": lambda setup: AdmissionController(Unlimited()),
     "fixed": _fixed,
     "vllm": lambda setup, requests, tokens="inf": VLLMFlags(int(requests), float(tokens)),
@@ -138,10 +134,12 @@ def _third(setup: Setup) -> float:
 
 def make(name: str, setup: Setup) -> AdmissionController:
     """Make a new controller by name. Raises ConfigurationError for an unknown name."""
+    if name in POLICIES and name not in _KINDS:
+        return build_admission(AdmissionConfig(policy=name), setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens)
     kind, *arguments = name.split(":")
     try:
         return _KINDS[kind](setup, *arguments)
     except (KeyError, TypeError, ValueError):
         raise ConfigurationError(
-            f"unknown admission policy {name!r}; choose from {', '.join(_KINDS)} (fixed:64, vllm:256, thin:12)"
+            f"unknown admission policy {name!r}; choose from {', '.join(dict.fromkeys((*POLICIES, *_KINDS)))} (fixed:64, vllm:256, thin:12)"
         ) from None

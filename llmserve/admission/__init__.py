@@ -11,10 +11,14 @@ from llmserve.admission.build import separate as separate
 from llmserve.admission.controller import AdmissionController as AdmissionController
 from llmserve.admission.decisions import Decision as Decision
 from llmserve.admission.lategate import LateGate as LateGate
-from llmserve.admission.policies import EngineSample as EngineSample
 from llmserve.admission.policies import FixedLimit as FixedLimit
 from llmserve.admission.policies import Policy as Policy
 from llmserve.admission.policies import Unlimited as Unlimited
+from llmserve.admission.prediction import EngineSample as EngineSample
+from llmserve.admission.prediction import PolicyFigures as PolicyFigures
+from llmserve.admission.prediction import Predictor as Predictor
+from llmserve.admission.prediction import QueueState as QueueState
+from llmserve.admission.prediction import Terms as Terms
 from llmserve.admission.protocol import Admission as Admission
 from llmserve.admission.protocol import AdmissionStatistics as AdmissionStatistics
 from llmserve.admission.refusals import Refusal as Refusal
@@ -27,6 +31,6 @@ from llmserve.admission.usage import UsageDelta as UsageDelta
 
 __all__ = (
     "POLICIES", "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineSample", "FixedLimit", "LateGate", "Policy",
-    "PolicySetup", "Refusal", "Refused", "Tenants", "Ticket", "TicketState", "Unlimited", "UsageDelta", "build_admission", "check_policy",
-    "separate", "wake",
+    "PolicyFigures", "PolicySetup", "Predictor", "QueueState", "Refusal", "Refused", "Tenants", "Terms", "Ticket", "TicketState",
+    "Unlimited", "UsageDelta", "build_admission", "check_policy", "separate", "wake",
 )  # fmt: skip

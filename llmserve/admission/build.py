@@ -36,7 +36,7 @@ def separate(admission: Admission | Policy | None, config: AdmissionConfig) -> t
     if not isinstance(admission, type):
         if all(hasattr(admission, name) for name in ("screen", "offer", "leave", "give_up")):
             return cast("Admission", admission), None
-        if all(hasattr(admission, name) for name in ("weigh", "holds", "started", "left")):
+        if all(hasattr(admission, name) for name in ("holds", "started", "left")):
             if config.max_running is not None:
                 raise ConfigurationError("admission= is a policy, which has its own limit: remove max_running from AdmissionConfig")
             if config.policy is not None:

@@ -7,17 +7,16 @@ It keeps three rules, each checked by a property test:
 3. A ticket leaves exactly once. If it leaves after a hand-over, the slot is passed on.
 """
 
-from collections import Counter
-
 import attrs
 
 from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair_queue import FairQueue
-from llmserve.admission.length_estimates import Lengths
-from llmserve.admission.policies import EngineSample, Policy, QueueState
+from llmserve.admission.length_estimates import AnswerLengths
+from llmserve.admission.policies import Policy, predictor
+from llmserve.admission.prediction import EngineSample, NoPrediction, Terms
 from llmserve.admission.protocol import AdmissionStatistics
+from llmserve.admission.queue_forecast import QueueForecast
 from llmserve.admission.refusals import Refusal, Refused
-from llmserve.admission.retry_after import RetryAfter
 from llmserve.admission.service_rate import ServiceRate
 from llmserve.admission.tenants import Tenants
 from llmserve.admission.ticket import Ticket, TicketState
@@ -26,9 +25,6 @@ from llmserve.config import TenantTable
 
 # A band worse than any priority that a request can have: its tickets wait for leftover capacity.
 BEST_EFFORT = 1 << 32
-# Seconds of its share that a tenant may leave unused and use later. Requests come in bursts, and
-# shares apply to longer periods.
-CREDIT = 4.0
 
 
 class AdmissionController:
@@ -37,7 +33,8 @@ class AdmissionController:
     Args:
         policy: Decides whether one more ticket may start.
         max_waiting: Maximum length of the queue; None sets no limit.
-        max_wait: Longest time in seconds that a demoted ticket may wait for leftover capacity.
+        max_wait: Longest time in seconds that a demoted ticket may wait for leftover capacity, and
+            any ticket under a policy that neither predicts nor has a `max_wait`.
         tenants: Weights and limits; None sets none.
         aging: Seconds after which a waiting ticket moves up to the next better band.
     """
@@ -52,6 +49,7 @@ class AdmissionController:
         aging: float = 5.0,
     ) -> None:
         self.policy = policy
+        self._predictor = predictor(policy, max_wait)
         self.max_waiting = max_waiting
         self.max_wait = max_wait
         self.tenants = tenants or Tenants()
@@ -62,14 +60,13 @@ class AdmissionController:
         # pump.
         self._displaced: list[Ticket] = []
         self._rate = ServiceRate()
-        self._retry = RetryAfter()
-        self._answers = Lengths()
-        self._admitted = 0
+        self.answers = AnswerLengths()
+        self._follow_answers()
+        self.forecast = QueueForecast(self._line, self._rate, self.tenants, self.answers)
         self._suspended: float | None = None
         # The last ticket to start, and whether a similar one would have to wait.
         self._last: Ticket | None = None
         self._full = False
-        self._refused: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         limit = self.policy.limit
@@ -82,44 +79,42 @@ class AdmissionController:
         if not self._line or ticket.best_effort:
             return None
         self._rate.advance(now, full=True)
-        wait = self.predicted_wait(ticket.tenant, ticket.priority, now)
+        wait = self.forecast.wait(ticket.tenant, ticket.priority)
         if wait is None:
             return None
-        patience = self.policy.patience(ticket, self._line_state(ticket.tenant, now), now)
+        patience = self._predictor.patience(ticket, self.forecast.state(ticket.tenant, now))
         if wait <= patience:
             return None
         self._rate.offered(ticket.tenant, self._rate.mean_cost, now, self.tenants.weight(ticket.tenant))
-        return self._refuse(ticket, self._refusal(Refusal.WOULD_WAIT_TOO_LONG, ticket, wait, patience, now), now)
+        return self._refuse(ticket, self.forecast.refused(Refusal.WOULD_WAIT_TOO_LONG, ticket, wait, patience, now), now)
 
     def offer(self, ticket: Ticket, now: float) -> Refused | None:
         """Accept a new ticket, which then runs or waits; or refuse it and return the reason."""
         if ticket.state is not TicketState.NEW:
             raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
         self._rate.advance(now, full=self._full or bool(self._line))
-        ticket.cost = self.policy.weigh(ticket)
-        if not ticket.expected_tokens:
-            # A policy that only counts requests makes no estimate, but limits on tenants' tokens
-            # need one.
-            ticket.expected_tokens = self._answers.mean(most=ticket.max_tokens)
+        ticket.expected_tokens = self.answers.mean(most=ticket.max_tokens)
         # The state of the queue without this ticket. Otherwise a long prompt would look like an
         # overload, and be refused for it.
-        line = self._line_state(ticket.tenant, now)
+        queue = self.forecast.state(ticket.tenant, now)
+        terms = self._predictor.terms(ticket, queue, now)
+        ticket.cost = terms.cost
         self._rate.offered(ticket.tenant, ticket.cost, now, self.tenants.weight(ticket.tenant))
-        refused = self.tenants.objection(ticket, self._interval(), now)
+        refused = self.tenants.objection(ticket, self.forecast.interval, now)
         if refused is not None:
             return self._refuse(ticket, refused, now)
         ticket.band = ticket.priority
-        wait = self.predicted_wait(ticket.tenant, ticket.priority, now)
-        patience = self.policy.patience(ticket, line, now)
-        reason = self._refusal_reason(ticket, wait, patience, now)
+        wait = self.forecast.wait(ticket.tenant, ticket.priority)
+        patience = self._predictor.patience(ticket, queue)
+        reason = self._refusal_reason(ticket, terms, wait, patience, now)
         if reason is Refusal.QUEUE_FULL and self._displace(ticket, now):
             reason = None
-        if reason is not None:
-            if not ticket.best_effort or reason in (Refusal.QUEUE_FULL, Refusal.DEADLINE_TOO_SHORT):
-                return self._refuse(ticket, self._refusal(reason, ticket, wait, patience, now), now)
+        if reason is None:
+            ticket.expires = terms.expires
+        elif ticket.best_effort and reason not in (Refusal.QUEUE_FULL, Refusal.DEADLINE_TOO_SHORT):
             self._demote(ticket, now)
         else:
-            ticket.expires = self.policy.expires(ticket, line, now)
+            return self._refuse(ticket, self.forecast.refused(reason, ticket, wait, patience, now), now)
         self.tenants.take(ticket, now)
         ticket.state = TicketState.WAITING
         self._line.push(ticket, now)
@@ -133,7 +128,9 @@ class AdmissionController:
 
     def first_token(self, ticket: Ticket, now: float) -> list[Ticket]:
         """Note a running ticket's first token; return the tickets that stop waiting."""
-        self.policy.first_token(ticket, now)
+        if ticket.state is TicketState.RUNNING:
+            self.answers.first_token(ticket)
+            self._predictor.first_token(ticket, now)
         return self.pump(now)
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
@@ -143,8 +140,7 @@ class AdmissionController:
         if state is TicketState.RUNNING:
             self._running.remove(ticket)
             actual = self.policy.left(ticket, now)
-            if ticket.complete:
-                self._answers.learn(ticket.generated)
+            self.answers.left(ticket)
             if actual is not None:
                 self._line.charge(ticket.tenant, actual - ticket.cost)
         elif state is TicketState.WAITING:
@@ -166,7 +162,7 @@ class AdmissionController:
             self._line.remove(ticket, now)
             self._demote(ticket, now)
             self._line.push(ticket, now)
-            self._note(ticket, "relegated", now, constraint=Refusal.WAITED_TOO_LONG)
+            self._note(ticket, "relegated", now, Refusal.WAITED_TOO_LONG)
             return None, self._pump(now)
         if self._may_be_late(ticket, now):
             return None, self._pump(now)
@@ -197,7 +193,8 @@ class AdmissionController:
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
         """Process the engine's figures of its steps; return the tickets that stop waiting."""
-        self.policy.record(sample, now)
+        self.answers.record(sample.steps)
+        self._predictor.record(sample, now)
         return self.pump(now)
 
     def pump(self, now: float) -> list[Ticket]:
@@ -240,7 +237,6 @@ class AdmissionController:
         ticket.state = TicketState.RUNNING
         ticket.granted = now
         self._running.add(ticket)
-        self._admitted += 1
         self.policy.started(ticket, now)
         waited = now > ticket.queued
         self._last, self._full = ticket, self.policy.holds(ticket, now) is not None
@@ -249,23 +245,22 @@ class AdmissionController:
 
     # Refusals
 
-    def _refusal_reason(self, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refusal | None:
+    def _refusal_reason(self, ticket: Ticket, terms: Terms, wait: float | None, patience: float, now: float) -> Refusal | None:
         # Where others wait, a ticket waits too, even if it could start at once. Otherwise small
         # ones would pass and large ones would not.
         would_wait = bool(self._line) or self.policy.holds(ticket, now) is not None
         if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
             return Refusal.QUEUE_FULL
-        reason = self.policy.impossible(ticket, wait or 0.0 if would_wait else 0.0, now)
-        if reason is not None:
-            return reason
-        return Refusal.WOULD_WAIT_TOO_LONG if would_wait and wait is not None and wait > patience else None
-
-    def _refusal(self, reason: Refusal, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refused:
-        over = (wait or 0.0) - patience
-        return Refused(reason, self._retry.next(now, self._interval(), over, ticket.request_id), wait)
+        if terms.refusal is not None:
+            return terms.refusal
+        if not would_wait:
+            wait = None
+        if now + (wait or 0.0) + terms.seconds > ticket.deadline:
+            return Refusal.DEADLINE_TOO_SHORT
+        return Refusal.WOULD_WAIT_TOO_LONG if wait is not None and wait > patience else None
 
     def _may_be_late(self, ticket: Ticket, now: float) -> bool:
-        until = self.policy.grace(ticket, self._line_state(ticket.tenant, now), now)
+        until = self._predictor.overdue(ticket, self.forecast.state(ticket.tenant, now), now)
         if until is None or until <= now:
             return False
         ticket.expires = until
@@ -274,29 +269,20 @@ class AdmissionController:
 
     def _reject_waiting(self, ticket: Ticket, reason: Refusal, now: float) -> Refused:
         """Refuse a ticket that has waited, and remove it from the queue."""
-        if reason is Refusal.WAITED_TOO_LONG:
-            self.policy.on_timeout(ticket)
-        ticket.refused = self._refuse(ticket, self._refusal(reason, ticket, None, 0.0, now), now)
+        ticket.refused = self._refuse(ticket, self.forecast.refused(reason, ticket, None, 0.0, now), now)
         self._line.remove(ticket, now)
         self.tenants.give_back(ticket, now)
         return ticket.refused
 
     def _refuse(self, ticket: Ticket, refused: Refused, now: float) -> Refused:
         ticket.state = TicketState.DONE
-        self._refused[refused.reason] += 1
-        self._note(ticket, "refused", now, constraint=refused.reason, wait=refused.wait)
+        self._note(ticket, "refused", now, refused.reason, refused.wait)
         return refused
 
     def _displace(self, ticket: Ticket, now: float) -> bool:
-        """Make room in a full queue: refuse the newest ticket of the tenant with most waiting cost.
-
-        Return False if this ticket's tenant would have as much.
-        """
-        if not self._line:
-            return False
-        victim = self._line.newest_of_largest()
-        mine = self._line.waiting_cost(ticket.tenant) + ticket.cost / self.tenants.weight(ticket.tenant)
-        if mine >= self._line.waiting_cost(victim.tenant):
+        """Make room in a full queue: refuse a ticket of a tenant with more waiting cost, if any."""
+        victim = self._line.displaced_by(ticket)
+        if victim is None:
             return False
         self._reject_waiting(victim, Refusal.DISPLACED, now)
         self._displaced.append(victim)
@@ -308,34 +294,14 @@ class AdmissionController:
 
     # State and figures
 
-    def predicted_wait(self, tenant: str, priority: int, now: float) -> float | None:
-        """Seconds until a newcomer would start; None if unknown.
-
-        The result is the cost ahead of it divided by the service rate.
-        """
-        rate = self._rate.per_second
-        if rate is None:
-            return None
-        return (self._line.ahead_of(tenant, priority) + self._rate.mean_cost) / rate
-
-    def _interval(self) -> float:
-        rate = self._rate.per_second
-        return self._rate.mean_cost / rate if rate else 0.0
-
-    def _line_state(self, tenant: str, now: float) -> QueueState:
-        rate = self._rate
-        pace = 1 / rate.per_second if rate.per_second else 0.0
-        pressure = own = rate.pressure
-        if rate.backlog and rate.per_second:
-            weight = self.tenants.weight(tenant)
-            weights = rate.demanding(tenant, weight, now)
-            self._line.credit = CREDIT * rate.per_second / weights
-            own = rate.pressure_of(tenant, weight / weights, now)
-        return QueueState(rate.backlog, pace * rate.mean_cost, pace, pressure, own)
-
     def set_tenants(self, table: TenantTable) -> None:
         """Replace the weights and limits of tenants. Usage that is already counted stays."""
         self.tenants.table = table
+        self._follow_answers()
+
+    def _follow_answers(self) -> None:
+        """Follow running answers if the policy or a tenant's limit uses their lengths."""
+        self.answers.follows = not isinstance(self._predictor, NoPrediction) or self.tenants.limits_tokens
 
     def tally(self) -> UsageDelta:
         """Return the usage since the last call, for other controllers of the same tenants."""
@@ -355,45 +321,21 @@ class AdmissionController:
         return self.log.of(request_id)
 
     def statistics(self, now: float) -> AdmissionStatistics:
-        interval = self._interval()
+        interval = self.forecast.interval
         return AdmissionStatistics(
             policy=self.policy.name,
-            counting=self.policy.counting,
+            counting=self._predictor.figures().counting,
             running=len(self._running),
             waiting=len(self._line),
             limit=self.policy.limit,
             max_waiting=self.max_waiting,
-            admitted=self._admitted,
-            refused=dict(self._refused),
+            admitted=self.log.admitted,
+            refused=dict(self.log.refused),
             held=dict(self.log.held),
             drain_rate=1 / interval if interval else None,
-            predicted_wait=self.predicted_wait("", 0, now),
+            predicted_wait=self.forecast.wait("", 0),
         )
 
-    def _note(
-        self,
-        ticket: Ticket,
-        verdict: str,
-        now: float,
-        constraint: str | None = None,
-        wait: float | None = None,
-        patience: float | None = None,
-    ) -> None:
-        self.log.add(
-            Decision(
-                at=now,
-                request_id=ticket.request_id,
-                tenant=ticket.tenant,
-                priority=ticket.priority,
-                prompt_tokens=ticket.prompt_tokens,
-                expected_tokens=ticket.expected_tokens,
-                verdict=verdict,
-                constraint=constraint,
-                running=len(self._running),
-                waiting=len(self._line),
-                wait=wait,
-                patience=patience,
-                margin=self.policy.margin,
-                step_seconds=self.policy.step_seconds,
-            )
-        )
+    def _note(self, ticket: Ticket, verdict: str, now: float, constraint: str | None = None, *predicted: float | None) -> None:
+        figures = self._predictor.figures()
+        self.log.add(ticket, verdict, now, len(self._running), len(self._line), figures, constraint, *predicted)

@@ -4,6 +4,9 @@ from collections import Counter, deque
 
 import attrs
 
+from llmserve.admission.prediction import PolicyFigures
+from llmserve.admission.ticket import Ticket
+
 
 @attrs.frozen(kw_only=True)
 class Decision:
@@ -38,14 +41,52 @@ class Decision:
 
 
 class DecisionLog:
-    """The last `size` decisions. `held` counts how often each constraint held the queue's head."""
+    """The last `size` decisions, and counts of all.
+
+    `held` counts how often each constraint held the queue's head.
+    """
 
     def __init__(self, size: int = 1024) -> None:
         self._decisions: deque[Decision] = deque(maxlen=size)
+        self.admitted = 0
+        self.refused: Counter[str] = Counter()
         self.held: Counter[str] = Counter()
 
-    def add(self, decision: Decision) -> None:
-        self._decisions.append(decision)
+    def add(
+        self,
+        ticket: Ticket,
+        verdict: str,
+        at: float,
+        running: int,
+        waiting: int,
+        figures: PolicyFigures,
+        constraint: str | None = None,
+        wait: float | None = None,
+        patience: float | None = None,
+    ) -> None:
+        """Add a decision about a ticket. `Decision` describes the arguments."""
+        if verdict == "started":
+            self.admitted += 1
+        elif verdict == "refused" and constraint is not None:
+            self.refused[constraint] += 1
+        self._decisions.append(
+            Decision(
+                at=at,
+                request_id=ticket.request_id,
+                tenant=ticket.tenant,
+                priority=ticket.priority,
+                prompt_tokens=ticket.prompt_tokens,
+                expected_tokens=ticket.expected_tokens,
+                verdict=verdict,
+                constraint=constraint,
+                running=running,
+                waiting=waiting,
+                wait=wait,
+                patience=patience,
+                margin=figures.margin,
+                step_seconds=figures.step_seconds,
+            )
+        )
 
     def of(self, request_id: str) -> list[Decision]:
         """Return the decisions that are kept about one request, the oldest first."""

@@ -151,9 +151,16 @@ class FairQueue:
         """Return the tenant's waiting cost, divided by its weight."""
         return sum(queues[tenant].cost for queues in self._bands.values() if tenant in queues) / self.weight(tenant)
 
-    def newest_of_largest(self) -> Ticket:
-        """Return the newest ticket of the tenant with most waiting cost. The queue has one."""
+    def displaced_by(self, ticket: Ticket) -> Ticket | None:
+        """Return the newest ticket of the tenant with most waiting cost.
+
+        Return None if the tenant of this `ticket` would have as much, or no ticket waits.
+        """
+        if not self._waiting:
+            return None
         largest = max(self._waiting, key=self.waiting_cost)
+        if self.waiting_cost(ticket.tenant) + ticket.cost / self.weight(ticket.tenant) >= self.waiting_cost(largest):
+            return None
         band = max(band for band, queues in self._bands.items() if largest in queues)
         return next(reversed(self._bands[band][largest].tickets))
 

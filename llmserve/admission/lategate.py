@@ -6,10 +6,13 @@ leave: the times of steps and prompts, the lengths of answers and the queue's sp
 """
 
 from collections import deque
+from weakref import WeakSet
+
+import attrs
 
 from llmserve.admission.kv_forecast import peak
-from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
-from llmserve.admission.policies import EngineSample, QueueState
+from llmserve.admission.length_estimates import LOOK, Seen
+from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueState, Terms
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
@@ -28,14 +31,26 @@ STANDING = 0.25
 LATE = 2.0
 # For each such number of sequences, one more may wait in the engine.
 SPARE = 32
-# Number of steps between two looks at the progress of the running tickets.
-LOOK = 16
 # Number of standard deviations of the prompts' time that is kept free before the TTFT target.
 DEVIATIONS = 2.5
 
 
+@attrs.define
+class _Running:
+    """A ticket in the engine.
+
+    Attributes:
+        ahead: Prompt tokens in the engine before its first token, including its own.
+        first_token, steps: When the first token came, and the engine's step count then.
+    """
+
+    ahead: int
+    first_token: float | None = None
+    steps: float = 0.0
+
+
 class LateGate:
-    """A `Policy` that needs an SLO with at least one bound.
+    """A policy that predicts. It needs an SLO with at least one bound.
 
     Args:
         slo: The targets in seconds.
@@ -57,7 +72,9 @@ class LateGate:
         self._departures: deque[float] = deque(maxlen=max_num_seqs // SPARE)
         self.max_wait = max_wait
         self._step_tokens = max_num_batched_tokens or 0
-        self._live: dict[Ticket, None] = {}
+        self._live: dict[Ticket, _Running] = {}
+        # Tickets that may be served late: a ticket gets this only once.
+        self._late: WeakSet[Ticket] = WeakSet()
         self._pending = 0
         # Mean of `_pending` at a start.
         self._usually_pending = 0.0
@@ -67,7 +84,6 @@ class LateGate:
         self._recent = Recent(seconds=max(1.0, 20 * (slo.tpot or 0.0)))
         self._step = LinearFit()
         self._prefill = LinearFit()
-        self.answers = Lengths()
         self.prompts = Seen()
         self.spread = Spread()
         self.preemptions = Preemptions()
@@ -75,11 +91,6 @@ class LateGate:
         self.budget = ErrorBudget()
 
     # Decisions
-
-    def weigh(self, ticket: Ticket) -> float:
-        ticket.expected_tokens = self.answers.mean(most=ticket.max_tokens)
-        self.prompts.add(ticket.prompt_tokens)
-        return ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.expected_tokens
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
         running = len(self._live)
@@ -97,95 +108,85 @@ class LateGate:
             return "tpot"
         return None
 
-    def impossible(self, ticket: Ticket, wait: float, now: float) -> Refusal | None:
+    def terms(self, ticket: Ticket, queue: QueueState, now: float) -> Terms:
+        self.prompts.add(ticket.prompt_tokens)
         first = self._first_token_within(ticket.prompt_tokens)
-        if self.slo.ttft is not None and first > self.slo.ttft and self._prefill.at(ticket.prompt_tokens) > self.slo.ttft:
-            return Refusal.PROMPT_TOO_SLOW
-        answer = ticket.expected_tokens * (self._recent.step or 0.0)
-        return Refusal.DEADLINE_TOO_SHORT if now + wait + first + answer > ticket.deadline else None
+        return Terms(
+            ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.expected_tokens,
+            self._expires(ticket, queue, now),
+            first + ticket.expected_tokens * (self._recent.step or 0.0),
+            Refusal.PROMPT_TOO_SLOW if self._is_too_slow(ticket, first) else None,
+        )
 
-    def patience(self, ticket: Ticket, line: QueueState, now: float) -> float:
+    def patience(self, ticket: Ticket, queue: QueueState) -> float:
         ttft = self.slo.ttft
         if ttft is None:
             return self.max_wait
-        if line.backlog < LATE * ttft and self.budget.left >= 1:
+        if queue.backlog < LATE * ttft and self.budget.left >= 1:
             return LATE * ttft
-        if line.backlog < ttft:
+        if queue.backlog < ttft:
             # A burst passes, so serve the tickets that can still be in time.
             return max(0.1 * ttft, ttft - self._prefill.at(ticket.prompt_tokens))
         # The slack is the same for every length: what the longest prompt can bear. It also waits
         # longest for room at the head of the queue. Otherwise a long prompt would be refused where
         # a short one is accepted.
         longest = self._long_prompt()
-        room = line.pace * (longest + OUTPUT_WEIGHT * self.answers.mean())
+        room = queue.pace * (longest + OUTPUT_WEIGHT * queue.answer_tokens)
         # One interval is always allowed. Otherwise only tickets that are small enough to start at
         # once would be accepted.
-        slack = max(line.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
-        if line.own_pressure < 1:
+        slack = max(queue.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
+        if queue.own_pressure < 1:
             # The tenant's turn comes soon, however long the other tenants' queues are.
-            return max(slack, 3 * line.interval)
+            return max(slack, 3 * queue.interval)
         # If demand is little above capacity, a short queue would run empty. If it is far above, the
         # queue never does.
-        part = max(STANDING, 1 / max(line.pressure, 1.0))
-        return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * line.interval))
+        part = max(STANDING, 1 / max(queue.pressure, 1.0))
+        return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * queue.interval))
 
-    def expires(self, ticket: Ticket, line: QueueState, now: float) -> float:
-        if self.slo.ttft is None:
-            return now + self.max_wait
-        arrived = now if ticket.arrived is None else ticket.arrived
-        # Under pressure another ticket takes its slot, and is more likely to be in time.
-        first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if line.backlog >= self.slo.ttft else 1.0)
-        return arrived + max(0.1 * self.slo.ttft, self.slo.ttft - first)
-
-    def grace(self, ticket: Ticket, line: QueueState, now: float) -> float | None:
+    def overdue(self, ticket: Ticket, queue: QueueState, now: float) -> float | None:
         ttft = self.slo.ttft
-        if ttft is None or ticket.late or line.backlog > LATE * ttft or not self.budget.spend():
-            return None
-        ticket.late = True
-        arrived = now if ticket.arrived is None else ticket.arrived
-        return arrived + LATE * ttft - self._first_token_within(ticket.prompt_tokens, 1.0)
-
-    def on_timeout(self, ticket: Ticket) -> None:
+        if ttft is not None and ticket not in self._late and queue.backlog <= LATE * ttft and self.budget.spend():
+            self._late.add(ticket)
+            until = _arrival(ticket, now) + LATE * ttft - self._first_token_within(ticket.prompt_tokens, 1.0)
+            if until > now:
+                return until
         self.reserve.on_timeout()
+        return None
 
     # Observations
 
     def started(self, ticket: Ticket, now: float) -> None:
-        self._live[ticket] = None
         self.reserve.started()
         self._changes += 1
         self._usually_pending += (self._pending - self._usually_pending) / 64
         self._pending += ticket.prompt_tokens
-        # Prompt tokens before its first token in the engine; the fit of that time uses them.
-        ticket.ahead = self._pending
+        self._live[ticket] = _Running(ahead=self._pending)
         self._committed += ticket.prompt_tokens + ticket.expected_tokens
 
     def first_token(self, ticket: Ticket, now: float) -> None:
-        if ticket not in self._live or ticket.first_token is not None:
+        running = self._live.get(ticket)
+        if running is None or running.first_token is not None:
             return
-        ticket.first_token = now
+        running.first_token = now
         self.budget.earn()
-        ticket.steps = self._sample.steps if self._sample else 0
+        running.steps = self._sample.steps if self._sample else 0
         self._pending -= ticket.prompt_tokens
         if ticket.granted is not None:
-            self._prefill.add(ticket.ahead, now - ticket.granted)
+            # The fit of the time to the first token needs all the prompts that it waited for.
+            self._prefill.add(running.ahead, now - ticket.granted)
 
     def left(self, ticket: Ticket, now: float) -> float | None:
-        del self._live[ticket]
+        running = self._live.pop(ticket)
         self._changes += 1
         self._departures.append(now)
         self._committed -= ticket.prompt_tokens + ticket.expected_tokens
-        if ticket.first_token is None:
+        if running.first_token is None:
             self._pending -= ticket.prompt_tokens
         if not self._live:
             self._committed, self._pending = 0.0, 0
-        if ticket.complete:
-            bucket = bucket_of(ticket.generated)
-            self.answers.reached(ticket.bucket, bucket)
-            self.answers.ended(bucket)
-            if self.slo.tpot is not None and ticket.first_token is not None and ticket.generated > 1:
-                tpot = (now - ticket.first_token) / (ticket.generated - 1)
-                self.spread.add(tpot / self.slo.tpot, ticket.first_token)
+        if self.slo.tpot is not None and ticket.complete and running.first_token is not None and ticket.generated > 1:
+            tpot = (now - running.first_token) / (ticket.generated - 1)
+            self.spread.add(tpot / self.slo.tpot, running.first_token)
         return ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.generated
 
     def record(self, sample: EngineSample, now: float) -> None:
@@ -197,27 +198,32 @@ class LateGate:
             seconds = sample.busy_seconds - last.busy_seconds
             self._recent.add(seconds, steps, sample.running)
             if sample.steps // LOOK > last.steps // LOOK:
-                self._look(int(sample.steps))
+                # The expected lengths of the running answers may have changed.
+                self._committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self._live)
             if sample.prompt_tokens == last.prompt_tokens:
                 self._step.add(sample.running, seconds / steps)
             if self.slo.tpot is not None:
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
         self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)
 
-    @property
-    def counting(self) -> str | None:
-        """Why the policy only counts; None if it predicts."""
-        return "the engine does not report its steps" if self._sample is None else None
-
-    @property
-    def margin(self) -> float | None:
-        return self.spread.margin
-
-    @property
-    def step_seconds(self) -> float | None:
-        return self._recent.step
+    def figures(self) -> PolicyFigures:
+        counting = "the engine does not report its steps" if self._sample is None else None
+        return PolicyFigures(counting, self.spread.margin, self._recent.step)
 
     # Predictions
+
+    def _expires(self, ticket: Ticket, queue: QueueState, now: float) -> float:
+        ttft = self.slo.ttft
+        if ttft is None:
+            return now + self.max_wait
+        # Under pressure another ticket takes its slot, and is more likely to be in time.
+        first = self._first_token_within(ticket.prompt_tokens, DEVIATIONS if queue.backlog >= ttft else 1.0)
+        return _arrival(ticket, now) + max(0.1 * ttft, ttft - first)
+
+    def _is_too_slow(self, ticket: Ticket, first: float) -> bool:
+        """Whether the prompt alone takes longer than the TTFT target."""
+        ttft = self.slo.ttft
+        return ttft is not None and first > ttft and self._prefill.at(ticket.prompt_tokens) > ttft
 
     def _spare(self, now: float) -> int:
         """Return how many tickets may wait in the engine, so that no slot stays empty for a step.
@@ -257,19 +263,6 @@ class LateGate:
         prompts = self._prefill.b * (self._pending + self._size(ticket)) / max(recent.steps, 1.0)
         return step + more + prompts
 
-    def _look(self, steps: int) -> None:
-        """Update the progress of the running tickets."""
-        for ticket in self._live:
-            if ticket.first_token is not None:
-                made = int(steps - ticket.steps) + 1
-                bucket = bucket_of(made)
-                if bucket > ticket.bucket:
-                    self.answers.reached(ticket.bucket, bucket)
-                    ticket.bucket = bucket
-                    more = self.answers.mean(beyond=made, most=ticket.max_tokens)
-                    self._committed += more - ticket.expected_tokens
-                    ticket.expected_tokens = more
-
     def _lacks_room(self, ticket: Ticket) -> bool:
         sample = self._sample
         if sample is None or sample.kv_tokens is None:
@@ -294,11 +287,15 @@ class LateGate:
         found = [(newcomer.expected_tokens, self._size(newcomer))]
         cached = 0.0
         steps = sample.steps
-        for ticket in self._live:
-            made = steps - ticket.steps if ticket.first_token is not None else 0
+        for ticket, running in self._live.items():
+            made = steps - running.steps if running.first_token is not None else 0
             used = ticket.prompt_tokens + made
             cached += used
             found.append((max(ticket.expected_tokens - made, 1.0), used))
         # While new prompts are being computed, the cache seems emptier than it is.
         known = cached > 0 and not self._pending
         return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0
+
+
+def _arrival(ticket: Ticket, now: float) -> float:
+    return now if ticket.arrived is None else ticket.arrived

@@ -2,6 +2,10 @@
 
 import math
 
+import attrs
+
+from llmserve.admission.ticket import Ticket
+
 GROWTH = 1.25
 BUCKETS = 64  # up to 1.6 million tokens
 _SCALE = 1 / math.log(GROWTH)
@@ -10,6 +14,19 @@ _SCALE = 1 / math.log(GROWTH)
 def bucket_of(tokens: float) -> int:
     """Return the bucket of a length."""
     return min(BUCKETS - 1, int(math.log(max(tokens, 1)) * _SCALE))
+
+
+def _first_in(bucket: int) -> int:
+    """Return the smallest number of tokens in this bucket or a later one."""
+    tokens = max(1, int(GROWTH**bucket) - 1)
+    while bucket_of(tokens) < bucket:
+        tokens += 1
+    return tokens
+
+
+_FIRST = (*map(_first_in, range(BUCKETS)), math.inf)
+# Number of steps between two looks at the progress of the running answers.
+LOOK = 16
 
 
 class Lengths:
@@ -54,12 +71,6 @@ class Lengths:
         if self._fresh >= 8:
             self._means = self._expect()
 
-    def learn(self, tokens: int) -> None:
-        """Count a complete answer whose growth was not observed."""
-        bucket = bucket_of(tokens)
-        self.reached(-1, bucket)
-        self.ended(bucket)
-
     def mean(self, beyond: int = 0, most: int | None = None) -> float:
         """Return the expected length of an answer that has `beyond` tokens and may have `most`."""
         found = max(self._means[bucket_of(beyond) if beyond else 0], beyond + 1.0)
@@ -78,6 +89,61 @@ class Lengths:
             ends = min(ends, 1.0)
             beyond = means[bucket] = ends * low * 1.12 + (1 - ends) * beyond
         return means
+
+
+@attrs.define
+class _Progress:
+    """A running answer: the engine's step count at its first token, and the bucket it has reached.
+
+    It leaves that bucket with token number `leaves`.
+    """
+
+    steps: float
+    bucket: int = -1
+    leaves: float = -math.inf
+
+
+class AnswerLengths(Lengths):
+    """The lengths of the answers to tickets.
+
+    While `follows` is set, running answers count with the length that they have reached, and the
+    `expected_tokens` of their tickets grow. This takes some 10 us for each answer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.follows = True
+        self._running: dict[Ticket, _Progress] = {}
+        self._steps: float | None = None
+
+    def first_token(self, ticket: Ticket) -> None:
+        """Note the first token of a running ticket."""
+        if self.follows:
+            self._running.setdefault(ticket, _Progress(self._steps or 0.0))
+
+    def record(self, steps: float) -> None:
+        """Note the engine's step count. Each step adds one token to each running answer."""
+        last, self._steps = self._steps, steps
+        if self.follows and last is not None and steps // LOOK > last // LOOK:
+            for ticket, progress in self._running.items():
+                made = int(int(steps) - progress.steps) + 1
+                if made >= progress.leaves:
+                    self._grow(ticket, progress, made)
+
+    def left(self, ticket: Ticket) -> None:
+        """Note the end of a started ticket."""
+        progress = self._running.pop(ticket, None)
+        if ticket.complete:
+            bucket = bucket_of(ticket.generated)
+            self.reached(progress.bucket if progress else -1, bucket)
+            self.ended(bucket)
+
+    def _grow(self, ticket: Ticket, progress: _Progress, made: int) -> None:
+        bucket = bucket_of(made)
+        self.reached(progress.bucket, bucket)
+        progress.bucket, progress.leaves = bucket, _FIRST[bucket + 1]
+        expected = max(self._means[bucket], made + 1.0)
+        ticket.expected_tokens = expected if ticket.max_tokens is None else min(float(ticket.max_tokens), expected)
 
 
 class Seen:

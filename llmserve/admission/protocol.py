@@ -8,7 +8,7 @@ from typing import Protocol
 import attrs
 
 from llmserve.admission.decisions import Decision
-from llmserve.admission.policies import EngineSample
+from llmserve.admission.prediction import EngineSample
 from llmserve.admission.refusals import Refused
 from llmserve.admission.ticket import Ticket
 from llmserve.config import TenantTable

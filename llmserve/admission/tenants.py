@@ -38,6 +38,13 @@ class Tenants:
         # Tokens used since the last tally; None until the first tally.
         self._tally: dict[str, float] | None = None
 
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether any tenant has a limit of tokens per minute."""
+        return any(
+            limits is not None and limits.tokens_per_minute is not None for limits in (self.table.default, *self.table.named.values())
+        )
+
     def weight(self, tenant: str) -> float:
         limits = self.table.of(tenant)
         return limits.weight if limits else 1.0

@@ -45,16 +45,13 @@ class Ticket:
         refused: Why it was refused.
         expires: When a waiting ticket's patience ends.
 
-    Admission keeps its own figures in the rest:
+    The controller keeps its own figures in the rest. A policy may read them; it keeps its own
+    figures itself:
         cost: Cost in the queue, in the policy's unit.
         band, queued: The band in the queue, and when the ticket entered the queue.
         reserved: Tokens reserved from the tenant's limit.
-        expected_tokens: Expected length of the answer.
-        bucket: Bucket of lengths that the answer has reached.
-        ahead: Prompt tokens in the engine before its first token, including its own.
-        first_token, steps: When the first token came, and the engine's step count then.
+        expected_tokens: Expected length of the answer; grows with the answer.
         relegated: Whether the ticket waits for leftover capacity.
-        late: Whether it may be served late.
     """
 
     request_id: str = ""
@@ -67,22 +64,19 @@ class Ticket:
     best_effort: bool = False
     wake: Callable[[], None] = _nothing
     generated: int = 0
+    complete: bool = False
+
     state: TicketState = TicketState.NEW
     granted: float | None = None
     refused: Refused | None = None
     expires: float = math.inf
+
     cost: float = 1.0
-    reserved: float = 0.0
     band: int = 0
     queued: float = 0.0
+    reserved: float = 0.0
     expected_tokens: float = 0.0
-    first_token: float | None = None
-    steps: float = 0.0
-    ahead: int = 0
-    bucket: int = -1
-    complete: bool = False
     relegated: bool = False
-    late: bool = False
 
 
 def wake(tickets: Iterable[Ticket]) -> None:

@@ -277,7 +277,7 @@ def test_without_anti_windup_goodput_falls_after_a_drop_of_capacity():
         policy = LateGate(slo, 256, 2048)
         policy.spread = spread
         verdict = run_short("", 120.0, seconds=40.0, slowness=((20.0, 2.5),), policy=policy, warm_up=22.0)
-        return verdict.goodput, policy.margin
+        return verdict.goodput, policy.figures().margin
 
     (good, margin), (wound_up, wound_margin) = after_the_drop(Spread()), after_the_drop(WindsUp())
     assert wound_margin == Spread.LOWEST < margin

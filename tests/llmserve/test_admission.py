@@ -18,7 +18,9 @@ from llmserve import (
     UnknownTenant,
 )
 from llmserve.admission import (
+    POLICIES,
     AdmissionController,
+    EngineSample,
     FixedLimit,
     LateGate,
     Refusal,
@@ -162,7 +164,7 @@ def moving(**more):
 
 def test_newcomers_that_would_wait_too_long_are_refused_with_different_retry_times():
     controller, _ = moving(max_wait=1.0)
-    assert controller.predicted_wait("default", 0, 1.0) == pytest.approx(4 / 3)
+    assert controller.forecast.wait("default", 0) == pytest.approx(4 / 3)
     refusals = [controller.offer(Ticket(), 1.0) for _ in range(3)]
     assert {refused.reason for refused in refusals} == {Refusal.WOULD_WAIT_TOO_LONG}
     # A third of a second passes between two served tickets, and so between the retries of refused
@@ -220,7 +222,7 @@ def test_a_ticket_that_can_start_is_not_refused_for_earlier_waits():
     controller, tickets = moving()
     for ticket in tickets[2:]:
         controller.leave(ticket, 1.0)
-    assert controller.predicted_wait("default", 0, 1.0) > 0.1
+    assert controller.forecast.wait("default", 0) > 0.1
     assert controller.offer(Ticket(deadline=1.01), 1.0) is None
 
 
@@ -495,6 +497,30 @@ def test_the_expected_tokens_of_an_answer_are_learned_and_bounded(policy):
     learnt, bounded = busy(controller, 1, max_tokens=1000) + busy(controller, 1, max_tokens=5)
     assert 15 < learnt.expected_tokens < 40
     assert bounded.expected_tokens == 5
+
+
+def test_each_policy_reserves_the_same_tokens_with_the_same_history():
+    """Answers that have ended, and long ones that still run, count alike under each policy's name."""
+    table = TenantTable({"a": TenantLimits(tokens_per_minute=6000)})
+    reserved = {}
+    for name in POLICIES:
+        controller = build_admission(AdmissionConfig(policy=name, tenants=table), SLO(ttft=1000.0), max_num_seqs=64)
+        controller.record(EngineSample(steps=1), 0.0)
+        for ticket in busy(controller, 20, max_tokens=4000):
+            controller.first_token(ticket, 0.0)
+        for steps in range(2, 700):
+            controller.record(EngineSample(steps=steps, busy_seconds=0.01 * steps), 0.01 * steps)
+        for _ in range(40):
+            (ticket,) = busy(controller, 1, now=7.0, max_tokens=1000)
+            controller.first_token(ticket, 7.0)
+            ticket.generated, ticket.complete = 20, True
+            controller.leave(ticket, 7.0)
+        tickets = [Ticket(tenant="a", prompt_tokens=10, max_tokens=1000) for _ in range(20)]
+        reserved[name] = [ticket.reserved for ticket in tickets if controller.offer(ticket, 7.0) is None]
+    assert reserved["fixed"] == reserved["unlimited"] == reserved["lategate"]
+    # From complete answers alone it would be 42.
+    assert len(reserved["fixed"]) > 5
+    assert reserved["fixed"][0] > 400
 
 
 def tell(teller, *listeners, now=0.0):

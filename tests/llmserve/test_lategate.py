@@ -9,16 +9,17 @@ from llmserve import SLO
 from llmserve.admission import AdmissionController, EngineSample, LateGate, Refusal, Ticket, TicketState
 from llmserve.admission.kv_forecast import peak
 from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
-from llmserve.admission.policies import QueueState
+from llmserve.admission.prediction import QueueState
 from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
 from llmserve.admission.service_rate import ServiceRate
 
 SEQUENCES, TOKENS, CACHE = 4, 100, 1000
+ANSWER = Lengths().mean()
 # Low demand; a burst of requests that passes; and lasting demand above the capacity.
-LIGHT = QueueState(0.0, 0.0, 0.0, 0.5, 0.5)
-LUMP = QueueState(1.5, 0.01, 1e-4, 1.2, 1.2)
-OVERLOAD = QueueState(3.0, 0.01, 1e-4, 2.0, 2.0)
+LIGHT = QueueState(0.0, 0.0, 0.0, 0.5, 0.5, ANSWER)
+LUMP = QueueState(1.5, 0.01, 1e-4, 1.2, 1.2, ANSWER)
+OVERLOAD = QueueState(3.0, 0.01, 1e-4, 2.0, 2.0, ANSWER)
 
 
 class LateGateMachine(RuleBasedStateMachine):
@@ -31,7 +32,7 @@ class LateGateMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.steps, self.busy = 0, 0.0
         self.running, self.waiting = [], []
-        self.told = set()
+        self.told, self.begun = set(), set()
 
     def over(self, tickets):
         for ticket in tickets:
@@ -72,10 +73,11 @@ class LateGateMachine(RuleBasedStateMachine):
         )
         self.over(self.controller.record(facts, self.now))
 
-    @precondition(lambda self: any(ticket.first_token is None for ticket in self.running))
+    @precondition(lambda self: any(ticket not in self.begun for ticket in self.running))
     @rule(data=st.data())
     def first_token(self, data):
-        ticket = data.draw(st.sampled_from([ticket for ticket in self.running if ticket.first_token is None]))
+        ticket = data.draw(st.sampled_from([ticket for ticket in self.running if ticket not in self.begun]))
+        self.begun.add(ticket)
         self.over(self.controller.first_token(ticket, self.now))
 
     @precondition(lambda self: self.running)
@@ -96,7 +98,7 @@ class LateGateMachine(RuleBasedStateMachine):
         if refused is not None:
             self.waiting.remove(ticket)
         else:
-            assert ticket.relegated or ticket.late
+            assert ticket.relegated or ticket in self.policy._late
             assert ticket.expires > self.now or ticket.state is TicketState.RUNNING
         self.over(over)
 
@@ -116,10 +118,10 @@ class LateGateMachine(RuleBasedStateMachine):
         waiting = [ticket for ticket in self.waiting if ticket.state is TicketState.WAITING]
         assert (statistics.running, statistics.waiting) == (len(self.running), len(waiting))
         assert len(self.running) <= self.policy.limit
-        assert self.policy._pending == sum(ticket.prompt_tokens for ticket in self.running if ticket.first_token is None)
+        assert self.policy._pending == sum(ticket.prompt_tokens for ticket in self.running if ticket not in self.begun)
         committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self.running)
         assert self.policy._committed == pytest.approx(committed)
-        assert Spread.LOWEST <= self.policy.margin <= Spread.HIGHEST
+        assert Spread.LOWEST <= self.policy.figures().margin <= Spread.HIGHEST
         assert 0 <= self.policy.reserve.share <= 1
         assert 0 <= self.policy.budget.left <= ErrorBudget.MAX_LEFT
         assert self.controller._line.cost == pytest.approx(sum(ticket.cost for ticket in waiting))
@@ -160,7 +162,7 @@ def offer(controller, now=0.0, **fields):
 def held(controller, **fields):
     """Return the constraint that holds the next ticket."""
     ticket = Ticket(**{"prompt_tokens": 10, "max_tokens": 100} | fields)
-    controller.policy.weigh(ticket)
+    ticket.expected_tokens = controller.answers.mean(most=ticket.max_tokens)
     return controller.policy.holds(ticket, 0.0)
 
 
@@ -224,8 +226,8 @@ def test_the_step_time_of_more_sequences_is_extrapolated():
 def test_the_cache_is_not_planned_fuller_than_it_is():
     controller = gate(slo=SLO(ttft=1.0), cache=1000)
     for _ in range(200):
-        controller.policy.answers.reached(-1, bucket_of(100))
-        controller.policy.answers.ended(bucket_of(100))
+        controller.answers.reached(-1, bucket_of(100))
+        controller.answers.ended(bucket_of(100))
     for _ in range(3):
         controller.first_token(offer(controller, prompt_tokens=150), 0.0)
     tell(controller, 1, 0.01, 3, 1000, usage=0.45)
@@ -272,7 +274,7 @@ def test_a_prompt_too_long_for_the_target_gets_its_own_reason():
     assert offer(controller, prompt_tokens=2000).reason is Refusal.PROMPT_TOO_SLOW
     late = offer(controller, prompt_tokens=2000, best_effort=True)
     assert late.relegated
-    assert controller.policy.impossible(Ticket(prompt_tokens=500), 0.0, 0.0) is None
+    assert controller.policy.terms(Ticket(prompt_tokens=500), LIGHT, 0.0).refusal is None
 
 
 def test_a_deadline_counts_the_whole_answer():
@@ -288,25 +290,26 @@ def test_a_waiting_one_is_given_up_when_it_could_not_be_in_time_any_more():
     controller = AdmissionController(policy)
     learnt(controller)
     ticket = Ticket(prompt_tokens=400, arrived=5.0)
-    assert policy.expires(ticket, LIGHT, 5.2) == pytest.approx(5.6, abs=0.01)
-    assert policy.expires(ticket, OVERLOAD, 5.2) <= policy.expires(ticket, LIGHT, 5.2)
+    relaxed = policy.terms(ticket, LIGHT, 5.2).expires
+    assert relaxed == pytest.approx(5.6, abs=0.01)
+    assert policy.terms(ticket, OVERLOAD, 5.2).expires <= relaxed
 
 
 def test_patience_knows_no_lengths():
     policy = gate().policy
     learnt(AdmissionController(policy))
     short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
-    assert policy.patience(short, OVERLOAD, 9.0) == policy.patience(long, OVERLOAD, 9.0) < 0.25
+    assert policy.patience(short, OVERLOAD) == policy.patience(long, OVERLOAD) < 0.25
     # A tenant that does not cause the overload does not suffer from it.
-    modest = QueueState(3.0, 0.01, 1e-4, 2.0, 0.5)
-    assert policy.patience(short, modest, 9.0) > policy.patience(short, OVERLOAD, 9.0)
+    modest = QueueState(3.0, 0.01, 1e-4, 2.0, 0.5, ANSWER)
+    assert policy.patience(short, modest) > policy.patience(short, OVERLOAD)
 
 
 def test_one_request_may_wait_however_slow_the_queue_is():
     policy = gate().policy
     learnt(AdmissionController(policy))
-    slow = QueueState(3.0, 0.9, 0.01, 9.0, 9.0)
-    assert policy.patience(Ticket(prompt_tokens=10), slow, 9.0) == 0.9
+    slow = QueueState(3.0, 0.9, 0.01, 9.0, 9.0, ANSWER)
+    assert policy.patience(Ticket(prompt_tokens=10), slow) == 0.9
 
 
 def test_a_burst_is_served_late_instead_of_refused_while_the_budget_lasts():
@@ -314,27 +317,27 @@ def test_a_burst_is_served_late_instead_of_refused_while_the_budget_lasts():
     learnt(AdmissionController(policy))
     policy.budget.left = 5.0
     ticket = Ticket(prompt_tokens=100, arrived=9.0)
-    assert policy.patience(ticket, LUMP, 9.0) == policy.patience(ticket, LIGHT, 9.0) == 2.0
+    assert policy.patience(ticket, LUMP) == policy.patience(ticket, LIGHT) == 2.0
     # With its prompt, which takes a tenth of a second, the total is at most twice the target, and
     # a ticket gets this only once.
-    assert policy.grace(ticket, LUMP, 9.9) == pytest.approx(10.9, abs=0.01)
-    assert policy.grace(ticket, LUMP, 9.9) is None
-    assert policy.grace(Ticket(prompt_tokens=100, arrived=9.0), OVERLOAD, 9.9) is None
+    assert policy.overdue(ticket, LUMP, 9.9) == pytest.approx(10.9, abs=0.01)
+    assert policy.overdue(ticket, LUMP, 9.9) is None
+    assert policy.overdue(Ticket(prompt_tokens=100, arrived=9.0), OVERLOAD, 9.9) is None
     while policy.budget.spend():
         pass
-    assert policy.grace(Ticket(prompt_tokens=100, arrived=9.0), LUMP, 9.9) is None
+    assert policy.overdue(Ticket(prompt_tokens=100, arrived=9.0), LUMP, 9.9) is None
     # Then each ticket that may be in time is accepted. In a burst as in an overload, the queue is
     # kept short.
     short, long = Ticket(prompt_tokens=10), Ticket(prompt_tokens=450)
-    assert policy.patience(short, LIGHT, 9.0) == pytest.approx(0.99, abs=0.005)
-    assert policy.patience(long, LIGHT, 9.0) == pytest.approx(0.55, abs=0.005)
-    assert policy.patience(short, LUMP, 9.0) == policy.patience(long, LUMP, 9.0) < 0.5
+    assert policy.patience(short, LIGHT) == pytest.approx(0.99, abs=0.005)
+    assert policy.patience(long, LIGHT) == pytest.approx(0.55, abs=0.005)
+    assert policy.patience(short, LUMP) == policy.patience(long, LUMP) < 0.5
 
 
 def test_without_a_ttft_target_the_patience_is_max_wait():
     policy = LateGate(SLO(tpot=0.05), 4, 100, max_wait=7.0)
-    assert policy.patience(Ticket(), LIGHT, 0.0) == 7.0
-    assert policy.expires(Ticket(), LIGHT, 1.0) == 8.0
+    assert policy.patience(Ticket(), LIGHT) == 7.0
+    assert policy.terms(Ticket(), LIGHT, 1.0).expires == 8.0
 
 
 def test_leave_to_be_late_given_by_another_s_leaving_outlasts_the_clock_that_was_set_before():
@@ -346,7 +349,6 @@ def test_leave_to_be_late_given_by_another_s_leaving_outlasts_the_clock_that_was
     assert second.state is TicketState.WAITING
     before = second.expires
     assert controller.pump(before + 0.001) == []
-    assert second.late
     assert second.expires > before + 0.001
     # The timer for the old time fires.
     assert controller.give_up(second, before + 0.002) == (None, [])
@@ -365,7 +367,7 @@ def test_a_timeout_makes_room_for_similar_requests():
     # needs room for itself.
     assert policy._size(small) == 10
     for _ in range(4):
-        policy.on_timeout(Ticket(prompt_tokens=450))
+        assert policy.overdue(Ticket(prompt_tokens=450), OVERLOAD, 9.0) is None
     assert policy._size(small) == policy._long_prompt() > 400
     assert policy._size(Ticket(prompt_tokens=1000)) == 1000
 
@@ -547,7 +549,7 @@ def test_a_long_prompt_does_not_make_an_overload_of_itself():
     assert controller._rate.backlog < 0.5
     seen = []
     patience = controller.policy.patience
-    controller.policy.patience = lambda ticket, line, now: seen.append(line.backlog) or patience(ticket, line, now)
+    controller.policy.patience = lambda ticket, queue: seen.append(queue.backlog) or patience(ticket, queue)
     offer(controller, now=600.0, prompt_tokens=50_000)
     offer(controller, now=600.0)
     assert seen[0] < 0.5 < seen[1]

@@ -2,13 +2,16 @@
 
 import argparse
 
+import anyio
 import pytest
 
+from benchmarks.stand_ins.admission_policies import Setup
+from benchmarks.stand_ins.admission_policies import make as make_contender
 from frontends.options.command_line import read
 from frontends.options.definitions import make
 from frontends.program.settings import ServerSettings
 from llmserve import SLO, AdmissionConfig, ConfigurationError, EngineManager, FixedLimit, ManagerConfig, Unlimited
-from llmserve.admission import POLICIES, AdmissionController, LateGate
+from llmserve.admission import POLICIES, AdmissionController, EngineSample, PolicyFigures, Terms, Ticket, TicketState
 from llmserve.engines.simulated.engine import SimulatedEngine
 
 pytestmark = pytest.mark.anyio
@@ -74,23 +77,97 @@ def test_a_part_of_a_config_of_another_type_is_named(fields, words):
         ManagerConfig(**fields)
 
 
-class Generous(LateGate):
-    """A second policy that predicts: it refuses no request for its predicted wait."""
+class Slots:
+    """A policy that only counts, without a base class or a longest wait."""
 
-    name = "generous"
+    name, limit = "slots", 2
 
-    def patience(self, ticket, line, now):
-        return 1e6
+    def __init__(self):
+        self.running = 0
+
+    def holds(self, ticket, now):
+        return "slots" if self.running >= self.limit else None
+
+    def started(self, ticket, now):
+        self.running += 1
+
+    def left(self, ticket, now):
+        self.running -= 1
 
 
-async def test_a_second_predictive_policy_is_one_class_and_one_row(monkeypatch):
-    monkeypatch.setitem(POLICIES, "generous", lambda setup: Generous(setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens))
-    config = ManagerConfig(slo=SLO(ttft=1.0))
-    async with opened("generous", config) as manager:
-        assert (await manager.generate("hello", max_tokens=2)).token_ids
-        assert manager.statistics().admission.policy == "generous"
-    settings = make(ServerSettings, read(argparse.ArgumentParser(), ServerSettings, ["--policy", "generous", "--slo-ttft", "1"]))
-    assert settings.manager_config(settings.open_access()).admission.policy == "generous"
+class Paced(Slots):
+    """A policy that predicts: it serves what it can in a second, at the speed of the engine's steps."""
+
+    name = "paced"
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.first_tokens = EngineSample(), 0
+
+    def terms(self, ticket, queue, now):
+        seconds = ticket.expected_tokens * (self.figures().step_seconds or 0.0)
+        return Terms(ticket.prompt_tokens + ticket.expected_tokens, now + 1.0, seconds)
+
+    def patience(self, ticket, queue):
+        return 1.0
+
+    def overdue(self, ticket, queue, now):
+        return None
+
+    def first_token(self, ticket, now):
+        self.first_tokens += 1
+
+    def record(self, sample, now):
+        self.steps = sample
+
+    def figures(self):
+        return PolicyFigures(step_seconds=self.steps.busy_seconds / self.steps.steps if self.steps.steps else None)
+
+
+@pytest.mark.parametrize("policy", [Slots, Paced])
+async def test_another_policy_is_one_class_and_one_row(monkeypatch, policy):
+    made = []
+    monkeypatch.setitem(POLICIES, policy.name, lambda setup: made.append(policy()) or made[-1])
+    config = ManagerConfig(slo=SLO(ttft=5.0), admission=AdmissionConfig(policy=policy.name))
+    async with EngineManager.open(engine="simulated", config=config) as manager:
+        async with anyio.create_task_group() as tasks:
+            for number in range(6):
+                tasks.start_soon(lambda number=number: manager.generate("hello", max_tokens=20, request_id=str(number)))
+        statistics = manager.statistics().admission
+        assert (statistics.policy, statistics.limit, statistics.admitted) == (policy.name, 2, 6)
+        assert statistics.held["slots"] > 0
+        assert {decision.verdict for decision in manager.admission.log.latest(100)} == {"waits", "started"}
+        assert made[0].running == 0
+        if policy is Paced:
+            assert made[0].first_tokens == 6
+            assert manager.admission.log.latest(1)[0].step_seconds > 0
+
+
+async def test_another_policy_is_selected_by_name(monkeypatch):
+    monkeypatch.setitem(POLICIES, "slots", lambda setup: Slots())
+    settings = make(ServerSettings, read(argparse.ArgumentParser(), ServerSettings, ["--policy", "slots"]))
+    assert settings.manager_config(settings.open_access()).admission.policy == "slots"
+    async with opened("slots") as manager:
+        assert manager.statistics().admission.policy == "slots"
+    assert make_contender("slots", Setup(slo=SLO(), max_num_seqs=8)).statistics(0.0).policy == "slots"
+
+
+def test_a_policy_without_a_longest_wait_has_the_controller_s():
+    controller = AdmissionController(Slots(), max_wait=7.0)
+    tickets = [Ticket() for _ in range(3)]
+    for ticket in tickets:
+        assert controller.offer(ticket, 1.0) is None
+    assert tickets[2].state is TicketState.WAITING
+    assert tickets[2].expires == 8.0
+
+
+def test_a_policy_that_predicts_in_part_is_refused():
+    class Half(Slots):
+        def terms(self, ticket, queue, now):
+            return Terms(1.0, now)
+
+    with pytest.raises(TypeError, match="the policy slots predicts, but has no patience, overdue, first_token, record, figures"):
+        AdmissionController(Half())
 
 
 @pytest.mark.parametrize(

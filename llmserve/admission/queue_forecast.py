@@ -1,0 +1,60 @@
+"""Predicts waits in the queue and times for a retry, and describes the queue to the policy."""
+
+import attrs
+
+from llmserve.admission.fair_queue import FairQueue
+from llmserve.admission.length_estimates import AnswerLengths
+from llmserve.admission.prediction import QueueState
+from llmserve.admission.refusals import Refusal, Refused
+from llmserve.admission.retry_after import RetryAfter
+from llmserve.admission.service_rate import ServiceRate
+from llmserve.admission.tenants import Tenants
+from llmserve.admission.ticket import Ticket
+
+# Seconds of its share that a tenant may leave unused and use later. Requests come in bursts, and
+# shares apply to longer periods.
+CREDIT = 4.0
+
+
+@attrs.frozen
+class QueueForecast:
+    """Reads the parts of a controller: its queue, service rate, tenants and answer lengths."""
+
+    line: FairQueue
+    rate: ServiceRate
+    tenants: Tenants
+    answers: AnswerLengths
+    _retry: RetryAfter = attrs.field(factory=RetryAfter, init=False)
+
+    def wait(self, tenant: str, priority: int) -> float | None:
+        """Seconds until a newcomer would start; None if unknown.
+
+        The result is the cost ahead of it divided by the service rate.
+        """
+        rate = self.rate.per_second
+        if rate is None:
+            return None
+        return (self.line.ahead_of(tenant, priority) + self.rate.mean_cost) / rate
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two tickets that leave the queue, 0 if unknown."""
+        rate = self.rate.per_second
+        return self.rate.mean_cost / rate if rate else 0.0
+
+    def state(self, tenant: str, now: float) -> QueueState:
+        """Return the queue as this tenant's tickets find it; also set the credit of tenants."""
+        rate = self.rate
+        pace = 1 / rate.per_second if rate.per_second else 0.0
+        pressure = own = rate.pressure
+        if rate.backlog and rate.per_second:
+            weight = self.tenants.weight(tenant)
+            weights = rate.demanding(tenant, weight, now)
+            self.line.credit = CREDIT * rate.per_second / weights
+            own = rate.pressure_of(tenant, weight / weights, now)
+        return QueueState(rate.backlog, pace * rate.mean_cost, pace, pressure, own, self.answers.mean())
+
+    def refused(self, reason: Refusal, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refused:
+        """Return a refusal with the time for a retry. `wait` and `patience` are in seconds."""
+        over = (wait or 0.0) - patience
+        return Refused(reason, self._retry.next(now, self.interval, over, ticket.request_id), wait)

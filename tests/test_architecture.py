@@ -102,8 +102,6 @@ TOO_LONG = {
     "llmserve.engines.simulated.engine",
     "llmserve.engines.vllm.engine",
     "llmserve.engines.vllm.grammars.sandbox_program",
-    "llmserve.json_schema.narrowing",
-    "llmserve.request",
     "frontends.http.app",
     "frontends.http.openapi",
     "frontends.openai.completions",

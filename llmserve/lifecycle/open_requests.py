@@ -155,16 +155,15 @@ class OpenRequests:
             self._release(open_request)
 
     async def _abort(self, open_request: OpenRequest) -> None:
-        # The engine's death, which ended the request, may already be known.
-        if open_request.state.in_engine:
-            request_id = open_request.request.request_id
-            with anyio.move_on_after(self._cleanup_timeout, shield=True) as scope:
-                try:
-                    await self._engine.abort(request_id)
-                except Exception:
-                    logger.exception("aborting request %s failed", request_id)
-            if scope.cancelled_caught:
-                logger.warning("the engine did not confirm the abort of request %s", request_id)
+        # An engine that has just died gets the abort too: it may still count the request.
+        request_id = open_request.request.request_id
+        with anyio.move_on_after(self._cleanup_timeout, shield=True) as scope:
+            try:
+                await self._engine.abort(request_id)
+            except Exception:
+                logger.exception("aborting request %s failed", request_id)
+        if scope.cancelled_caught:
+            logger.warning("the engine did not confirm the abort of request %s", request_id)
         open_request.state.process(Event.ABORTED)
         self._release(open_request)
 

@@ -128,11 +128,11 @@ async def test_prompts_at_once_are_encoded_as_one_by_one(engine):
     async with anyio.create_task_group() as tasks:
         for index in range(len(requests)):
             tasks.start_soon(encode, index)
-    encoder, engine._encoder = engine._encoder, None
+    encoder, engine._renderer.encoder = engine._renderer.encoder, None
     try:
         alone = [(await engine.tokenize(request)).token_ids for request in requests]
     finally:
-        engine._encoder = encoder
+        engine._renderer.encoder = encoder
     assert encoder is not None
     assert found == alone
 

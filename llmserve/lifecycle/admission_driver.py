@@ -98,8 +98,10 @@ class AdmissionDriver:
 
     def stepped(self) -> None:
         """Pass on the engine's figures after a step."""
+        if self.admission is None:
+            return
         try:
-            wake(self.built.record(engine_facts(self._engine.statistics(), self._engine.info), self._loop.now()))
+            wake(self.admission.record(engine_facts(self._engine.statistics(), self._engine.info), self._loop.now()))
         except Exception:
             # This runs in the engine's own loop, and vLLM's loop would not survive an exception.
             logger.exception("admission failed to process the engine's statistics")

@@ -5,10 +5,10 @@ holds its stream, its release has begun, or it is released. The second is whethe
 hold it. Only this module writes the state; an event that its table does not have raises.
 """
 
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 
-class RequestState(Enum):
+class RequestState(StrEnum):
     """Where an open request is.
 
     Attributes:
@@ -32,7 +32,7 @@ class RequestState(Enum):
     RELEASED = auto()
 
 
-class Event(Enum):
+class Event(StrEnum):
     """What happens to an open request.
 
     Attributes:

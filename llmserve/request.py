@@ -16,10 +16,11 @@ import attrs
 from llmserve.errors import InvalidRequest
 from llmserve.structured import StructuredOutputs
 from llmserve.tools import Message, Tools
-from llmserve.validation.bounds import are_token_ids, as_tuple, instance, integer, number, texts, token_ids, wrong_type
+from llmserve.validation import converters
+from llmserve.validation.bounds import are_token_ids, instance, integer, number, texts, token_ids, wrong_type
 from llmserve.validation.inputs import Input, RequestFields, input_field, split_fields
 from llmserve.validation.results import Result, plain
-from llmserve.validation.template import check_template_kwargs
+from llmserve.validation.template import template_kwargs
 
 # OpenAI's published schema allows 4 stop strings and 20 top logprobs.
 MAX_STOP_STRINGS = 4
@@ -39,32 +40,6 @@ MAX_BAD_WORDS = 32
 INT64 = 2**63 - 1
 # Far above any model's context, and small enough for an int32.
 MAX_TOKENS_FIELD = 2**31 - 1
-
-
-def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else as_tuple("stop", "a string or a sequence of strings", value)
-
-
-def _bad_words(value: Sequence[str]) -> tuple[str, ...]:
-    return as_tuple("bad_words", "a sequence of strings", value)
-
-
-def _stop_token_ids(value: Sequence[int]) -> tuple[int, ...]:
-    return as_tuple("stop_token_ids", "a sequence of token ids", value)
-
-
-def _allowed_token_ids(value: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else as_tuple("allowed_token_ids", "a sequence of token ids or None", value)
-
-
-def _pairs(value: Mapping[int, float] | Sequence[tuple[int, float]] | None) -> tuple[tuple[int, float], ...]:
-    accepted = "a mapping of token ids to numbers"
-    pairs = tuple(value.items()) if isinstance(value, Mapping) else as_tuple("logit_bias", accepted, value or ())
-    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-        raise wrong_type("logit_bias", accepted, value)
-    return pairs
 
 
 @attrs.frozen(kw_only=True)
@@ -116,8 +91,8 @@ class Sampling:
     frequency_penalty: float = attrs.field(default=0.0, validator=number(-2, 2))
     repetition_penalty: float | None = attrs.field(default=None, validator=number(0, 100, above=True))
     seed: int | None = attrs.field(default=None, validator=integer(-INT64 - 1, INT64))
-    stop: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=texts(MAX_STOP_STRINGS, MAX_STOP_LENGTH))
-    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_stop_token_ids, validator=token_ids(MAX_STOP_TOKENS))
+    stop: tuple[str, ...] = attrs.field(default=(), converter=converters.stop, validator=texts(MAX_STOP_STRINGS, MAX_STOP_LENGTH))
+    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=converters.stop_token_ids, validator=token_ids(MAX_STOP_TOKENS))
     include_stop: bool = attrs.field(default=False, validator=instance(bool, "True or False"))
     ignore_eos: bool = attrs.field(default=False, validator=instance(bool, "True or False"))
     skip_special_tokens: bool = attrs.field(default=True, validator=instance(bool, "True or False"))
@@ -125,11 +100,11 @@ class Sampling:
     detokenize: bool = attrs.field(default=True, validator=instance(bool, "True or False"))
     logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
     prompt_logprobs: int | None = attrs.field(default=None, validator=integer(0, MAX_LOGPROBS))
-    logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_pairs)
+    logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=converters.logit_bias)
     allowed_token_ids: tuple[int, ...] | None = attrs.field(
-        default=None, converter=_allowed_token_ids, validator=token_ids(MAX_ALLOWED_TOKENS, least=1)
+        default=None, converter=converters.allowed_token_ids, validator=token_ids(MAX_ALLOWED_TOKENS, least=1)
     )
-    bad_words: tuple[str, ...] = attrs.field(default=(), converter=_bad_words, validator=texts(MAX_BAD_WORDS, MAX_STOP_LENGTH))
+    bad_words: tuple[str, ...] = attrs.field(default=(), converter=converters.bad_words, validator=texts(MAX_BAD_WORDS, MAX_STOP_LENGTH))
     structured_outputs: StructuredOutputs | None = attrs.field(
         default=None, validator=instance((StructuredOutputs, NoneType), "a StructuredOutputs or None")
     )
@@ -151,26 +126,6 @@ class Sampling:
         # A comparison with NaN is false, so this refuses NaN too.
         if not all(type(bias) in (int, float) and -100 <= bias <= 100 for _, bias in value):
             raise InvalidRequest("logit_bias takes numbers from -100 to 100", "logit_bias")
-
-
-def _prompt(value: str | Sequence[int] | None) -> str | tuple[int, ...] | None:
-    return value if value is None or isinstance(value, str) else as_tuple("prompt", "a string or a sequence of token ids", value)
-
-
-def _messages(value: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...] | None:
-    if value is None:
-        return None
-    accepted = "a sequence of mappings"
-    messages = as_tuple("messages", accepted, value)
-    if not all(isinstance(message, Mapping) for message in messages):
-        raise wrong_type("messages", accepted, next(message for message in messages if not isinstance(message, Mapping)))
-    return messages
-
-
-def _template_kwargs(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise wrong_type(attribute.name, "a mapping", value)
-    check_template_kwargs(value, attribute.name)
 
 
 @attrs.frozen
@@ -203,11 +158,11 @@ class GenerationRequest:
         TypeError: A value has a type that the field does not accept.
     """
 
-    prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=_prompt)
-    messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_messages, kw_only=True)
+    prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=converters.prompt)
+    messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=converters.messages, kw_only=True)
     sampling: Sampling = attrs.field(factory=Sampling, validator=instance(Sampling, "a Sampling"), kw_only=True)
     tools: Tools | None = attrs.field(default=None, validator=instance((Tools, NoneType), "a Tools or None"), kw_only=True)
-    template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=_template_kwargs, kw_only=True)
+    template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=template_kwargs, kw_only=True)
     adapter: str | None = attrs.field(default=None, validator=instance((str, NoneType), "a string or None"), kw_only=True)
     tenant: str = attrs.field(default="default", validator=instance(str, "a string"), kw_only=True)
     priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)

@@ -6,6 +6,7 @@ An `AuditedEngine` and an `Audit` beside a manager record what the check compare
 from collections import Counter
 
 from llmserve.engines.simulated.engine import SimulatedEngine
+from llmserve.engines.simulated.scheduler import Scheduler
 
 
 class Audit:
@@ -25,29 +26,49 @@ class Audit:
         self.outcomes[timeline.outcome] += 1
 
 
+class AuditedScheduler(Scheduler):
+    """Counts the sequences that were dropped, and those that a new start has lost."""
+
+    def __init__(self, *size):
+        self.dropped = self.lost = 0
+        super().__init__(*size)
+
+    @property
+    def inside(self):
+        return len(self.running) + len(self.waiting)
+
+    def reset(self, pool):
+        self.lost += self.inside
+        super().reset(pool)
+
+    def drop(self, request_id):
+        before = self.inside
+        super().drop(request_id)
+        self.dropped += before - self.inside
+
+
 class AuditedEngine(SimulatedEngine):
     """Counts requests that enter, and how they leave: last token, abort, or the engine's end."""
 
     def __init__(self, config):
-        self.dropped = self.lost = 0
         super().__init__(config)
-
-    def _reset(self):
-        self.lost += len(getattr(self, "_running", ())) + len(getattr(self, "_waiting", ()))
-        super()._reset()
+        self.scheduler = AuditedScheduler(self.scheduler.pool, config.max_num_seqs, config.max_num_batched_tokens)
 
     @property
     def added(self):
         return self._nonce
 
-    def _drop(self, request_id):
-        before = len(self._running) + len(self._waiting)
-        super()._drop(request_id)
-        self.dropped += before - len(self._running) - len(self._waiting)
+    @property
+    def dropped(self):
+        return self.scheduler.dropped
+
+    @property
+    def lost(self):
+        return self.scheduler.lost
 
     @property
     def inside(self):
-        return len(self._running) + len(self._waiting)
+        return self.scheduler.inside
 
 
 def check_quiescent(manager, audit=None):

@@ -58,6 +58,7 @@ ALLOWED = {
     },
     "llmserve.lifecycle": {
         "llmserve.admission",
+        "llmserve.cancellation",
         "llmserve.config",
         "llmserve.engine",
         "llmserve.errors",
@@ -71,7 +72,7 @@ ALLOWED = {
         "llmserve.validation",
     },
     "llmserve": {"llmserve"},
-    "frontends.options": set(),
+    "frontends.options": {"llmserve"},
     "frontends.logs": {"frontends.options"},
     "frontends.net": {"frontends.logs", "frontends.options", "llmserve"},
     "frontends.access": {"frontends.net", "frontends.options", "llmserve"},
@@ -105,6 +106,11 @@ ALLOWED = {
 MAX_MODULES, MAX_AT_TOP = 20, 12
 # Maximum number of modules that name argparse.Namespace.
 MAX_NAMING_NAMESPACE = 3
+# Maximum number of lines in a module, and in a function without its docstring.
+MAX_LINES, MAX_FUNCTION_LINES = 350, 40
+# Maximum number of methods, properties included, that EngineManager's own class statement defines,
+# and of attributes that these methods assign.
+MAX_METHODS, MAX_ATTRIBUTES = 25, 12
 # The core uses anyio, admission has no notion of time, and only the adapter knows vLLM.
 FORBIDDEN = {
     "llmserve.admission": {"anyio", "asyncio", "time", "random", "threading"},
@@ -226,6 +232,28 @@ def test_a_planted_cycle_is_found(tmp_path, where):
 def test_a_folder_can_be_seen_at_a_glance(folder):
     files = [name for name, path in MODULES if path.name != "__init__.py" and name.rpartition(".")[0] == folder]
     assert len(files) <= (MAX_MODULES if "." in folder else MAX_AT_TOP)
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_and_its_functions_are_short(name, path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            documented = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+            assert node.end_lineno - node.lineno - documented < MAX_FUNCTION_LINES, f"{name}: {node.name} is too long"
+
+
+def test_the_manager_s_class_is_small():
+    tree = ast.parse((ROOT / "llmserve/manager.py").read_text())
+    (manager,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineManager"]
+    methods = [node for node in manager.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    own = [node for node in ast.walk(manager) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"]
+    attributes = {node.attr for node in own if isinstance(node.ctx, ast.Store)}
+    assert "engine" in attributes
+    assert len(methods) <= MAX_METHODS
+    assert len(attributes) <= MAX_ATTRIBUTES
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=lambda value: value if isinstance(value, str) else "")

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
 
 import shtab
 
@@ -42,18 +43,11 @@ def build() -> argparse.ArgumentParser:
     return parser
 
 
-def _measuring() -> list[tuple[str, argparse.ArgumentParser]]:
-    """Return the parsers of the commands whose packages are installed."""
-    found = []
-    if find_spec("numpy") and find_spec("psutil"):
-        from benchmarks.__main__ import build_parser as build_bench
-
-        found.append(("bench", build_bench("bench")))
-        if find_spec("bokeh"):
-            from reports.__main__ import build_parser as build_report
-
-            found.append(("report", build_report("report")))
-    return found
+def _measuring() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield the parsers of the commands whose packages are installed."""
+    for name in ("bench", "report"):
+        with suppress(ModuleNotFoundError):
+            yield name, import_module(COMMANDS[name].module).build_parser(name)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "llmserve completion") -> int:

@@ -9,7 +9,7 @@ texts that conform, and all texts that do not.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -17,9 +17,20 @@ import attrs
 
 from llmserve.json_schema.derivations import Alternative, Symbol, endings, write
 from llmserve.json_schema.one_of import are_disjoint
-from llmserve.json_schema.patterns import Part, any_text, parse
+from llmserve.json_schema.values import (
+    CONSTRAINING,
+    HEADS,
+    MAX_TEXT,
+    UnsupportedSchema,
+    constants,
+    counts,
+    nearest_number,
+    parse_pattern,
+    shortest_string,
+    types_of,
+    whole_pattern,
+)
 
-TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Keywords that are always refused. A keyword that JSON Schema does not have does no harm.
 REFUSED = {
     **dict.fromkeys(("not", "if", "then", "else"), "it cannot be enforced"),
@@ -30,50 +41,8 @@ REFUSED = {
     ),
     "additionalItems": "use items beside prefixItems",
 }
-HEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-OF_OBJECTS = {
-    *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
-    *("minProperties", "maxProperties", "unevaluatedProperties"),
-}
-OF_ARRAYS = {"items", "prefixItems", "minItems", "maxItems", "uniqueItems", "unevaluatedItems"}
-OF_STRINGS = {"minLength", "maxLength", "pattern", "format"}
-_OF_NAMES = {"enum", "pattern", "minLength", "maxLength"}
-OF_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-CONSTRAINING = {*HEADS, "type", *OF_OBJECTS, *OF_ARRAYS, *OF_STRINGS, *OF_NUMBERS}
-# Formats that xgrammar enforces, each with its shortest answer. xgrammar ignores other formats, as
-# JSON Schema allows.
-FORMATS = {
-    "email": "a@a.aa",
-    "date": "2000-01-01",
-    "time": "00:00:00Z",
-    "date-time": "2000-01-01T00:00:00Z",
-    "duration": "P1D",
-    "ipv4": "0.0.0.0",  # noqa: S104 - no address to listen at
-    "ipv6": "::",
-    "hostname": "a",
-    "uuid": "00000000-0000-4000-8000-000000000000",
-    "uri": "a:a",
-    "uri-reference": "a",
-    "uri-template": "a",
-}
-# xgrammar's grammars for these formats accept raw quotes and control characters.
-REFUSED_FORMATS = ("json-pointer", "relative-json-pointer")
-# Largest whole number that a float holds exactly, and number of digits of a fraction that xgrammar
-# reads.
-MAX_NUMBER = 2**53
-FRACTION_DIGITS = 6
-# Maximum length of a smallest answer in characters, and a text that is longer.
-MAX_TEXT = 16_384
-TOO_LONG = "a" * (MAX_TEXT + 1)
-# If a pattern repeats more often, xgrammar 0.2.8 looks at the vocabulary at each token of the
-# answer: 20 to 30 ms of CPU with 49,152 tokens, in a step that all requests share. Its own length
-# bound costs 0.2 ms there, so longer bounds are not rewritten. Under them a model may write a
-# control character that JSON does not allow.
-MAX_REPETITIONS = 128
-
-
-class UnsupportedSchema(ValueError):
-    """The schema cannot be enforced. The message names the keyword."""
+# Keywords that restrict the names of properties.
+OF_NAMES = {"enum", "pattern", "minLength", "maxLength"}
 
 
 @attrs.define(eq=False)
@@ -152,7 +121,7 @@ class _Reading:
         if heads:
             yield from self._headed(node, heads[0])
             return
-        types = _types(node)
+        types = types_of(node)
         if not types:
             yield ["{}"]
         for one in types:
@@ -165,9 +134,9 @@ class _Reading:
             case "array":
                 return self._array(node)
             case "string":
-                return [_string(node)]
+                return [shortest_string(node)]
             case "number" | "integer":
-                return [_number(node, whole=name == "integer")]
+                return [nearest_number(node, whole=name == "integer")]
         return ["false" if name == "boolean" else "null"]
 
     # References, constants and alternatives
@@ -177,7 +146,7 @@ class _Reading:
         if beside - {"type"} or (beside and head in ("$ref", "allOf")):
             raise UnsupportedSchema(f"{min(beside - {'type'} or beside)}: not supported beside {head}")
         if head in ("const", "enum"):
-            yield from _constants(node, head)
+            yield from constants(node, head)
             return
         branches = [self.resolve(node)] if head == "$ref" else node[head]
         if not isinstance(branches, list) or not branches:
@@ -185,8 +154,8 @@ class _Reading:
         if head == "allOf" and len(branches) > 1:
             raise UnsupportedSchema("allOf: supported with a single schema only; merge the keywords into one schema")
         if "type" in beside:
-            allowed = set(_types(node))
-            if not all(isinstance(one, dict) and "type" in one and set(_types(one)) <= allowed for one in branches):
+            allowed = set(types_of(node))
+            if not all(isinstance(one, dict) and "type" in one and set(types_of(one)) <= allowed for one in branches):
                 raise UnsupportedSchema(f"type: supported beside {head} only if each alternative has its own type, which is one of these")
         if head == "oneOf":
             self._one_ofs.append(branches)
@@ -221,7 +190,7 @@ class _Reading:
         keys = {name: self._visit(value) for name, value in properties.items()}
         named = self._names(node, properties)
         free = self._free(node) or named
-        least, most = _counts(node, "minProperties", "maxProperties")
+        least, most = counts(node, "minProperties", "maxProperties")
         if least and free:
             raise UnsupportedSchema("minProperties: not supported if other property names are allowed, which an answer may repeat")
         if max(least, len(set(required))) > min(most, len(properties) if not free else math.inf):
@@ -243,7 +212,7 @@ class _Reading:
         if names is not None and names is not True:
             if properties or by_pattern or False in (node.get("additionalProperties"), node.get("unevaluatedProperties")):
                 raise UnsupportedSchema("propertyNames: not supported beside properties, patternProperties or additionalProperties: false")
-            if not isinstance(names, dict) or not names.keys() & _OF_NAMES or names.setdefault("type", "string") != "string":
+            if not isinstance(names, dict) or not names.keys() & OF_NAMES or names.setdefault("type", "string") != "string":
                 raise UnsupportedSchema("propertyNames: supported with enum, pattern, minLength and maxLength only")
             self._visit(names)
         if by_pattern:
@@ -253,7 +222,7 @@ class _Reading:
                 raise UnsupportedSchema("additionalProperties: not supported beside patternProperties")
             ((pattern, value),) = by_pattern.items()
             self._visit(value)
-            node["patternProperties"] = {_whole(_pattern(pattern, "patternProperties")): value}
+            node["patternProperties"] = {whole_pattern(parse_pattern(pattern, "patternProperties")): value}
         return bool(by_pattern) or names is not None
 
     def _free(self, node: dict[str, Any]) -> bool:
@@ -278,7 +247,7 @@ class _Reading:
         further = [node[name] for name in ("items", "unevaluatedItems") if name in node]
         if len(further) > 1:
             raise UnsupportedSchema("unevaluatedItems: not supported beside items")
-        least, most = _counts(node, "minItems", "maxItems")
+        least, most = counts(node, "minItems", "maxItems")
         if most < len(first):
             raise UnsupportedSchema("maxItems: less than the number of prefixItems")
         text: list[Symbol] = []
@@ -308,135 +277,8 @@ class _Reading:
         return found
 
 
-def _types(node: Mapping[str, Any]) -> Sequence[str]:
-    """Return the types of a schema without alternatives; empty if any value conforms."""
-    if "type" not in node:
-        found = CONSTRAINING & node.keys()
-        for families, marks, name in (
-            (OF_OBJECTS, {"properties", "additionalProperties"}, "object"),
-            (OF_ARRAYS, {"items", "prefixItems"}, "array"),
-        ):
-            if found & marks and found <= families:
-                return [name]
-        for keyword in sorted(found - set(HEADS)):
-            raise UnsupportedSchema(f"{keyword}: supported beside type only")
-        return []
-    types = [node["type"]] if isinstance(node["type"], str) else node["type"]
-    if not isinstance(types, list) or not types or not all(one in TYPES for one in types):
-        raise UnsupportedSchema(f"type: takes one of {', '.join(TYPES)}, or a list of them, not {json.dumps(node['type'])[:60]}")
-    return types
-
-
-def _constants(node: Mapping[str, Any], head: str) -> Iterator[Alternative]:
-    values = [node["const"]] if head == "const" else node["enum"]
-    if not isinstance(values, list) or not values:
-        raise UnsupportedSchema("enum: takes a non-empty list of values")
-    types = _types(node) if "type" in node else ()
-    for value in values:
-        if types and not any(_IS[one](value) for one in types):
-            raise UnsupportedSchema(f"type: {head} has the value {json.dumps(value)[:40]}, which is of another type")
-        inside = [value]
-        while inside:
-            one = inside.pop()
-            if isinstance(one, (int, float)) and abs(one) > MAX_NUMBER:
-                raise UnsupportedSchema(f"{head}: {str(one)[:40]} is beyond 2^53")
-            inside += one if isinstance(one, list) else one.values() if isinstance(one, dict) else ()
-        yield [json.dumps(value)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_IS: dict[str, Callable[[Any], bool]] = {
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-    "string": lambda value: isinstance(value, str),
-    "number": _is_number,
-    "integer": lambda value: _is_number(value) and value == int(value),
-    "boolean": lambda value: isinstance(value, bool),
-    "null": lambda value: value is None,
-}
-
-
 def _mapping(node: Mapping[str, Any], keyword: str) -> dict[str, Any]:
     found = node.get(keyword, {})
     if not isinstance(found, dict):
         raise UnsupportedSchema(f"{keyword}: takes an object of schemas")
     return found
-
-
-def _counts(node: Mapping[str, Any], lower: str, upper: str) -> tuple[int, float]:
-    """Return the bounds. Raises UnsupportedSchema if they are invalid or exclude all numbers."""
-    for keyword in (lower, upper):
-        value = node.get(keyword, 0)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-            raise UnsupportedSchema(f"{keyword}: takes a whole number from 0 to 2^31, not {json.dumps(value)[:40]}")
-    least, most = node.get(lower, 0), node.get(upper, math.inf)
-    if least > most:
-        raise UnsupportedSchema(f"{lower}: greater than {upper}")
-    return least, most
-
-
-def _string(node: dict[str, Any]) -> str:
-    """Return a shortest text as JSON; merge the node's lengths and pattern into one pattern."""
-    kind = node.get("format")
-    if kind is not None and not isinstance(kind, str):
-        raise UnsupportedSchema("format: takes a name")
-    if kind in REFUSED_FORMATS:
-        raise UnsupportedSchema(f"format: {kind!r} is not supported: it cannot be enforced")
-    beside = [keyword for keyword in ("pattern", "minLength", "maxLength") if keyword in node]
-    if kind in FORMATS:
-        if beside:
-            raise UnsupportedSchema(f"{beside[0]}: not supported beside format {kind!r}")
-        return f'"{FORMATS[kind]}"'
-    node.pop("format", None)
-    least, most = _counts(node, "minLength", "maxLength")
-    part = any_text(least, None if most == math.inf else int(most))
-    if "pattern" in node:
-        part = _pattern(node["pattern"], "pattern")
-        if part.shortest_length < least or part.longest_length > most:
-            keyword = "minLength" if part.shortest_length < least else "maxLength"
-            raise UnsupportedSchema(f"{keyword}: not supported beside a pattern that also matches texts of other lengths")
-    if beside and ("pattern" in beside or max(least, 0 if most == math.inf else most) <= MAX_REPETITIONS):
-        for keyword in beside:
-            del node[keyword]
-        node["pattern"] = _whole(part)
-    return json.dumps(part.shortest(MAX_TEXT)) if part.shortest_length <= MAX_TEXT else TOO_LONG
-
-
-def _pattern(pattern: Any, keyword: str) -> Part:
-    if not isinstance(pattern, str):
-        raise UnsupportedSchema(f"{keyword}: takes a text")
-    try:
-        return parse(pattern)
-    except ValueError as error:
-        raise UnsupportedSchema(f"{keyword}: {error}") from None
-
-
-def _whole(part: Part) -> str:
-    return f"^{part.in_json()}$"
-
-
-def _number(node: Mapping[str, Any], *, whole: bool) -> str:
-    """Return the allowed number nearest to 0."""
-    bounds: dict[str, float] = {}
-    for keyword in OF_NUMBERS & node.keys():
-        value = node[keyword]
-        if not _is_number(value) or abs(value) > MAX_NUMBER or round(value, 0 if whole else FRACTION_DIGITS) != value:
-            kind = "whole number" if whole else f"number of at most {FRACTION_DIGITS} digits after the point"
-            raise UnsupportedSchema(f"{keyword}: takes a {kind} up to 2^53, not {json.dumps(value)[:40]}")
-        bounds[keyword] = int(value) if whole else value
-    low, high = bounds.get("minimum", -math.inf), bounds.get("maximum", math.inf)
-    above, below = bounds.get("exclusiveMinimum", -math.inf), bounds.get("exclusiveMaximum", math.inf)
-    if whole:
-        low, high = max(low, above + 1), min(high, below - 1)
-        above, below = -math.inf, math.inf
-    middle = (max(low, above) + min(high, below)) / 2
-    candidates = [0, low, high, math.floor(max(low, above)) + 1 if max(low, above) > -math.inf else 0]
-    candidates += [math.ceil(min(high, below)) - 1 if min(high, below) < math.inf else 0, middle]
-    for one in candidates:
-        if math.isfinite(one) and low <= one <= high and above < one < below:
-            return json.dumps(one)
-    keyword = next(name for name in ("minimum", "exclusiveMinimum") if name in node)
-    raise UnsupportedSchema(f"{keyword}: no number is between it and the maximum")

@@ -1,4 +1,4 @@
-"""The state of one open request in a manager, and the name of its outcome."""
+"""What a manager holds for one open request, and the name of the request's outcome."""
 
 import threading
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from llmserve.admission import Ticket, TicketState
 from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, RequestCancelled
 from llmserve.lifecycle.deadlines import Watch
+from llmserve.lifecycle.request_state import StateMachine
 from llmserve.lifecycle.stream import TokenStream
 from llmserve.request import GenerationRequest, Outcome, Sampling, Timeline
 from llmserve.structured import StructuredOutputs
@@ -25,34 +26,30 @@ class OpenRequest:
     """What a manager holds for one request; each part is released exactly once.
 
     Attributes:
-        entry: Scope of everything before the caller holds the stream; cancelled if the request ends
-            in that time.
+        deadline: When it must have ended, in monotonic seconds; the caller's token may end it sooner.
+        state: Where it is on its way.
+        entry: Scope of the task that takes it to the engine; cancelled if it ends in that time.
         watch: The watch of its deadline, if it has one.
         span: Its part of a trace.
-        in_engine: Whether the engine may hold the request, so that it must be aborted.
-        entered: Whether the caller holds the stream, or entering has unwound.
-        settled: Whether its release has begun; `released` is set when the release is complete.
+        released: Set when the release is complete; exists only if the caller waits for that.
         prompt, sampling: What the engine got, so that the next engine can get it too.
         replays: How often the request was submitted again.
-        replaying: Scope of the task that submits it again.
     """
 
     request: GenerationRequest
     timeline: Timeline
+    deadline: float
+    state: StateMachine = attrs.field(factory=StateMachine, init=False)
     stream: TokenStream = attrs.field(init=False)
     entry: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     watch: Watch | None = None
     ticket: Ticket | None = None
     span: Span = attrs.field(factory=NoTracer)
-    in_engine: bool = False
-    entered: bool = False
-    settled: bool = False
-    released: anyio.Event = attrs.field(factory=anyio.Event)
+    released: anyio.Event | None = None
     unlink: Callable[[], None] = lambda: None
     prompt: EnginePrompt | None = None
     sampling: Sampling | None = None
     replays: int = 0
-    replaying: anyio.CancelScope | None = None
 
     @property
     def constraint(self) -> StructuredOutputs | None:

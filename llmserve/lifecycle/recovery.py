@@ -5,13 +5,15 @@ request whose caller has read something ends with one error; its stream never mi
 two engines.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import anyio
 
 from llmserve.engine import Engine, EnginePrompt
 from llmserve.errors import EngineDead, EngineRestarted, LLMServeError
 from llmserve.lifecycle.open_request import OpenRequest
+from llmserve.lifecycle.open_requests import OpenRequests
+from llmserve.lifecycle.request_state import Event, RequestState
 from llmserve.request import Sampling
 
 # Maximum number of replays. A request that was in more engines when they died may be the cause.
@@ -24,13 +26,14 @@ class Recovery:
     `restarts` returns whether the engine would be started again if it died now.
     """
 
-    def __init__(self, engine: Engine, restarts: Callable[[], bool]) -> None:
+    def __init__(self, engine: Engine, open_requests: OpenRequests, restarts: Callable[[], bool]) -> None:
         self._engine = engine
+        self._open_requests = open_requests
         self._restarts = restarts
         self._hope = False
         self._up = anyio.Event()
         # Why no engine will be started again.
-        self._end: Exception | None = None
+        self.failure: BaseException | None = None
 
     # The engine's lifecycle
 
@@ -38,27 +41,34 @@ class Recovery:
     def up(self) -> bool:
         return self._up.is_set()
 
-    def engine_up(self, open_requests: Iterable[OpenRequest]) -> list[OpenRequest]:
+    def busy(self) -> int:
+        """Return the number of requests that the engine should be working on.
+
+        An engine that reports its death but goes on would leave all requests waiting, so they count
+        as busy.
+        """
+        return sum(open_request.state.in_engine or not self.up for open_request in self._open_requests)
+
+    def engine_up(self) -> list[OpenRequest]:
         """Note that the engine is up; return the requests that must be submitted again."""
         self._up.set()
-        return [
-            open_request
-            for open_request in open_requests
-            if open_request.entered and not (open_request.in_engine or open_request.stream.ended or open_request.replaying)
-        ]
+        return [open_request for open_request in self._open_requests if open_request.state.now is RequestState.DETACHED]
 
-    def engine_down(self, error: EngineDead, open_requests: Iterable[OpenRequest], *, for_good: bool) -> None:
+    def engine_down(self, error: EngineDead, *, for_good: bool) -> None:
         """Note that the engine is down, and end the requests that were in it.
 
         With `for_good`, the requests that wait for an engine end too.
         """
         self._lose()
         if for_good:
-            self._end = error
-        for open_request in open_requests:
-            if open_request.in_engine or for_good or (error.stalled and not open_request.stream.ended and _is_suspect(open_request)):
+            self.failure = error
+        for open_request in self._open_requests:
+            state = open_request.state
+            if state.in_engine or for_good or (error.stalled and not open_request.stream.ended and _is_suspect(open_request)):
                 open_request.stream.fail(error)
-                open_request.in_engine = False
+            # The stream's end may have moved the state.
+            if state.in_engine:
+                state.process(Event.LOST)
 
     def _lose(self) -> None:
         if self._up.is_set():
@@ -90,12 +100,11 @@ class Recovery:
         request = open_request.request
         if request.return_prompt_ids:
             open_request.stream.prompt_token_ids = prompt.token_ids
-        while not open_request.in_engine:
+        # The engine may die, or return the last token, during its submit.
+        while not (open_request.state.in_engine or open_request.stream.ended):
             await self.wait()
             open_request.stream.replay()
-            # Set this before the await: a submit that is cancelled half-way may have left the
-            # request in the engine.
-            open_request.in_engine = True
+            open_request.state.process(Event.SUBMIT)
             try:
                 await self._engine.submit(request.request_id, prompt, sampling, request.priority, open_request.stream)
             except EngineDead as error:
@@ -103,14 +112,18 @@ class Recovery:
 
     async def replay(self, open_request: OpenRequest) -> None:
         """Submit a request again while its caller waits; runs in a task of the manager."""
+        # The caller may have left since the engine came up.
+        if open_request.state.now is not RequestState.DETACHED:
+            return
+        open_request.state.process(Event.REPLAY)
+        open_request.entry = anyio.CancelScope()
         assert open_request.prompt is not None
         assert open_request.sampling is not None
-        with anyio.CancelScope() as open_request.replaying:
+        with self._open_requests.entering(open_request):
             try:
                 await self.submit(open_request, open_request.prompt, open_request.sampling)
             except LLMServeError as error:
                 open_request.stream.fail(error)
-        open_request.replaying = None
 
     def _outlive(self, open_request: OpenRequest, error: EngineDead) -> None:
         """Raise the error that ends the request, if there is one."""
@@ -124,18 +137,18 @@ class Recovery:
         Not every engine reports its own death.
         """
         self._lose()
-        if self._end is not None or not self._hope:
+        if self.failure is not None or not self._hope:
             return error
         if error.stalled and _is_suspect(open_request):
             return EngineRestarted(
                 "the engine stalled with this request in it; it is not submitted again because its answer is constrained"
             )
-        if open_request.in_engine and open_request.replays == MAX_REPLAYS:
+        if open_request.state.in_engine and open_request.replays == MAX_REPLAYS:
             return EngineRestarted(f"the engine has died {MAX_REPLAYS + 1} times with this request in it")
         if not open_request.stream.rewind():
             return EngineRestarted("the engine died before the answer was complete, and is being restarted")
-        if open_request.in_engine:
-            open_request.in_engine = False
+        if open_request.state.in_engine:
+            open_request.state.process(Event.LOST)
             open_request.replays += 1
         return None
 
@@ -146,4 +159,4 @@ def _is_suspect(open_request: OpenRequest) -> bool:
     A request that the engine has already returned counts too: some engines report their own death
     without its cause.
     """
-    return open_request.constraint is not None and (open_request.in_engine or open_request.replays > 0)
+    return open_request.constraint is not None and (open_request.state.in_engine or open_request.replays > 0)

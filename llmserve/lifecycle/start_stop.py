@@ -91,5 +91,8 @@ class Lifecycle(ABC):
         """
 
     @abstractmethod
+    def cancel_all(self, reason: str) -> None:
+        """End every open request now; each reader gets an `Unavailable` error with this reason."""
+
     def _end_requests(self) -> None:
-        """End every open request now."""
+        self.cancel_all("the server is stopping")

@@ -9,7 +9,7 @@ constrained requests cost that much, and only those are ended.
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 import anyio
 import attrs
@@ -87,15 +87,14 @@ class StepPace:
 class Watchdog:
     """Watches the engine of one manager.
 
-    `open_requests` returns the manager's open requests. `hurry` makes the supervisor wait only the
-    given number of seconds for the next step.
+    `hurry` makes the supervisor wait only the given number of seconds for the next step.
     """
 
     def __init__(
         self,
         engine: Engine,
         clock: Callable[[], float],
-        open_requests: Callable[[], Collection[OpenRequest]],
+        open_requests: Iterable[OpenRequest],
         hurry: Callable[[float], None],
     ) -> None:
         self._engine = engine
@@ -133,8 +132,8 @@ class Watchdog:
     async def _look(self) -> None:
         inside = {
             open_request.request.request_id: open_request
-            for open_request in self._open_requests()
-            if open_request.in_engine and not open_request.stream.ended
+            for open_request in self._open_requests
+            if open_request.state.in_engine and not open_request.stream.ended
         }
         now = self._clock()
         statistics = self._engine.statistics()

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmserve.errors import InvalidRequest
+from llmserve.validation.bounds import wrong_type
+
+if TYPE_CHECKING:
+    import attrs
 
 # Published templates have about ten variables. The texts among them are dates and names.
 MAX_ARGUMENTS = 32
@@ -33,3 +37,10 @@ def check_template_kwargs(arguments: Mapping[str, Any], field: str) -> None:
             raise InvalidRequest(f"{field}: {name} must be a string, a finite number, true, false or null", field)
         if isinstance(value, str) and len(value) > MAX_TEXT:
             raise InvalidRequest(f"{field}: {name} has more than {MAX_TEXT} characters", field)
+
+
+def template_kwargs(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    """Validate the field of a request. Raises InvalidRequest, and TypeError unless it is a mapping."""
+    if not isinstance(value, Mapping):
+        raise wrong_type(attribute.name, "a mapping", value)
+    check_template_kwargs(value, attribute.name)

@@ -74,7 +74,7 @@ async def test_one_answers_logprobs_are_bounded():
         assert caught.value.param == "prompt_logprobs"
         # Without max_tokens an answer is as long as possible.
         async with manager.stream(GenerationRequest("hi", sampling=Sampling(logprobs=20))):
-            (running,) = manager._open_requests.values()
+            (running,) = manager._open_requests
             assert running.sampling.max_tokens == most
 
 

@@ -119,9 +119,9 @@ class Served(RuleBasedStateMachine):
     @rule(request=asked)
     def the_engine_fails_it(self, request):
         def fail():
-            for sequence in [*self.engine._running, *self.engine._waiting]:
+            for sequence in [*self.engine.scheduler.running, *self.engine.scheduler.waiting]:
                 if sequence.id == request.id:
-                    self.engine._drop(sequence.id)
+                    self.engine.scheduler.drop(sequence.id)
                     sequence.sink.fail(EngineError("bad luck"))
 
         self._do(fail)

@@ -223,9 +223,9 @@ def everything_cancelled(manager, token, task, scope):
 
 def engine_failed_it(manager, token, task, scope):
     engine = manager.engine
-    for sequence in [*engine._running, *engine._waiting]:
+    for sequence in [*engine.scheduler.running, *engine.scheduler.waiting]:
         if sequence.id.startswith("r"):
-            engine._drop(sequence.id)
+            engine.scheduler.drop(sequence.id)
             sequence.sink.fail(EngineError("bad luck"))
 
 

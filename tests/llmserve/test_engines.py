@@ -88,13 +88,14 @@ async def test_a_third_engine_serves_by_its_name(monkeypatch):
 
 
 async def test_a_server_of_a_third_engine_is_made_of_its_command_line(monkeypatch):
-    monkeypatch.setitem(ENGINES, "stub", Stub())
+    stub = Stub()
+    monkeypatch.setitem(ENGINES, "stub", stub)
     arguments = ["--engine", "stub", "--engine-arg", "depth=3", "--policy", "fixed", "--max-running", "1"]
     settings = make(ServerSettings, read(argparse.ArgumentParser(), ServerSettings, arguments))
     async with open_service(settings, settings.open_access()) as service, service.manager as manager:
         assert (await manager.generate("hello", max_tokens=2)).text == "he"
         assert manager.statistics().admission.limit == 1
-        assert manager.engine.args == {"depth": 3}
+        assert stub.args == {"depth": 3}
     assert choose_workers("stub", {}) == 1
 
 

@@ -281,7 +281,7 @@ async def test_a_failure_of_the_manager_s_own_is_what_requests_and_close_raise(m
     async def fail():
         raise ValueError("a fault of our own")
 
-    manager._spawn(fail)
+    manager._loop.spawn(fail)
     await anyio.sleep(5)
     assert (manager.state, manager.engine.ended) == (State.FAILED, 1)
     with pytest.raises(EngineDead, match="a fault of our own"):

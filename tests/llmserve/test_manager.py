@@ -212,6 +212,21 @@ async def test_a_cancelled_submit_is_aborted_after_it_has_unwound(manager, engin
     assert engine.aborted == ["r"]
 
 
+async def test_an_answer_that_is_complete_within_the_submit_is_not_submitted_again(manager, engine):
+    """Its slot is free before the caller reads, as after every last delta."""
+    submit = engine.submit
+
+    async def at_once(request_id, *more):
+        await submit(request_id, *more)
+        engine.finish(request_id)
+
+    engine.submit = at_once
+    async with manager.stream(request()) as stream:
+        assert manager.statistics().open == 0
+        assert (await stream.collect()).text == "x"
+    assert (engine.submitted, engine.aborted) == (["r"], [])
+
+
 async def test_a_slot_granted_in_the_moment_of_cancellation_is_passed_on(manager, engine):
     async with anyio.create_task_group() as tasks:
         holder = await hold(manager, "holder", tasks)

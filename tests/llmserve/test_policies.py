@@ -1,6 +1,7 @@
 """A manager's parts: the policy that it gets decides what runs, and wrong objects are named."""
 
 import argparse
+from functools import partial
 
 import anyio
 import pytest
@@ -126,19 +127,25 @@ class Paced(Slots):
 
 @pytest.mark.parametrize("policy", [Slots, Paced])
 async def test_another_policy_is_one_class_and_one_row(monkeypatch, policy):
-    made = []
-    monkeypatch.setitem(POLICIES, policy.name, lambda setup: made.append(policy()) or made[-1])
+    made: list[Slots] = []
+
+    def make_policy(setup):
+        made.append(policy())
+        return made[0]
+
+    monkeypatch.setitem(POLICIES, policy.name, make_policy)
     config = ManagerConfig(slo=SLO(ttft=5.0), admission=AdmissionConfig(policy=policy.name))
     async with EngineManager.open(engine="simulated", config=config) as manager:
         async with anyio.create_task_group() as tasks:
             for number in range(6):
-                tasks.start_soon(lambda number=number: manager.generate("hello", max_tokens=20, request_id=str(number)))
-        statistics = manager.statistics().admission
+                tasks.start_soon(partial(manager.generate, "hello", max_tokens=20, request_id=str(number)))
+        assert isinstance(manager.admission, AdmissionController)
+        statistics = manager.admission.statistics(0.0)
         assert (statistics.policy, statistics.limit, statistics.admitted) == (policy.name, 2, 6)
         assert statistics.held["slots"] > 0
         assert {decision.verdict for decision in manager.admission.log.latest(100)} == {"waits", "started"}
         assert made[0].running == 0
-        if policy is Paced:
+        if isinstance(made[0], Paced):
             assert made[0].first_tokens == 6
             assert manager.admission.log.latest(1)[0].step_seconds > 0
 

@@ -419,15 +419,14 @@ async def test_a_request_that_is_left_during_its_replay_is_aborted(manager, engi
 
 async def test_leaving_at_the_moment_of_the_restart_leaks_nothing(engine):
     token = CancellationToken()
-    manager = EngineManager(engine, CONFIG)
-    up = manager._engine_up
 
-    def back():
-        up()
-        if engine.starts == 2:
-            token.cancel("enough")
+    class Manager(EngineManager):
+        def _engine_up(self):
+            super()._engine_up()
+            if engine.starts == 2:
+                token.cancel("enough")
 
-    manager._engine_up = back
+    manager = Manager(engine, CONFIG)
     async with manager, anyio.create_task_group() as tasks:
         caller = Caller(manager, tasks, "r", token)
         await wait_all_tasks_blocked()

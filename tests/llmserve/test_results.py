@@ -95,7 +95,7 @@ async def test_an_error_has_the_output_so_far(manager, ask, end):
         def finished(self, timeline):
             pass
 
-    manager._observer = AtTen()
+    manager._open_requests.observer = AtTen()
     with pytest.raises({"token": RequestCancelled, "deadline": DeadlineExceeded, "stop": Unavailable}[end]) as caught:
         await ask(manager, token=token, deadline=0.2 if end == "deadline" else None)
     partial = caught.value.partial  # type: ignore[attr-defined]  # all three kinds have it

@@ -11,8 +11,9 @@ from schemas import SCHEMAS
 
 from llmserve import EngineManager, GenerationRequest, InvalidRequest, Sampling, StructuredOutputs, Tools
 from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
-from llmserve.json_schema.narrowing import CONSTRAINING, REFUSED, UnsupportedSchema, hold
+from llmserve.json_schema.narrowing import REFUSED, hold
 from llmserve.json_schema.patterns import parse
+from llmserve.json_schema.values import CONSTRAINING, UnsupportedSchema
 from llmserve.tools import join
 
 KEYWORDS = {*CONSTRAINING, *REFUSED, "$id", "false"}

@@ -128,11 +128,11 @@ async def test_prompts_at_once_are_encoded_as_one_by_one(engine):
     async with anyio.create_task_group() as tasks:
         for index in range(len(requests)):
             tasks.start_soon(encode, index)
-    encoder, engine._encoder = engine._encoder, None
+    encoder, engine._renderer.encoder = engine._renderer.encoder, None
     try:
         alone = [(await engine.tokenize(request)).token_ids for request in requests]
     finally:
-        engine._encoder = encoder
+        engine._renderer.encoder = encoder
     assert encoder is not None
     assert found == alone
 
@@ -206,12 +206,12 @@ async def test_every_stage_is_on_one_clock(manager):
         def finished(self, timeline):
             timelines.append(timeline)
 
-    before = manager._observer
-    manager._observer = Observers([before, Keep()])
+    before = manager._open_requests.observer
+    manager._open_requests.observer = Observers([before, Keep()])
     try:
         await manager.generate("Once upon a time", sampling=Sampling(max_tokens=8, ignore_eos=True))
     finally:
-        manager._observer = before
+        manager._open_requests.observer = before
     (line,) = timelines
     stages = [line.arrived, line.tokenized, line.admitted, line.submitted, line.engine_queued, line.engine_scheduled]
     stages += [line.engine_first_token, line.first_token, line.last_token, line.finished]

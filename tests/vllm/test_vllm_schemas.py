@@ -10,7 +10,8 @@ from hypothesis import given, seed, settings
 from schemas import SCHEMAS
 
 from llmserve import GenerationRequest, LLMServeError, Sampling, StructuredOutputs
-from llmserve.json_schema.narrowing import UnsupportedSchema, hold
+from llmserve.json_schema.narrowing import hold
+from llmserve.json_schema.values import UnsupportedSchema
 
 xgrammar = pytest.importorskip("xgrammar")
 END = 256

@@ -5,8 +5,9 @@ import uuid
 from collections.abc import Sequence
 
 from llmserve.errors import InvalidRequest
-from llmserve.json_schema.narrowing import MAX_TEXT, hold
+from llmserve.json_schema.narrowing import hold
 from llmserve.json_schema.patterns import parse
+from llmserve.json_schema.values import MAX_TEXT
 from llmserve.request import GenerationRequest
 from llmserve.structured import FIELD, StructuredOutputs
 from llmserve.tools import Message, ToolCall, held_functions

@@ -7,7 +7,6 @@ GPU. They are not measurements.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
@@ -19,6 +18,7 @@ import attrs
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
 from llmserve.engines.simulated.answers import ToolCallParser, answer, calls
 from llmserve.engines.simulated.paging import BlockPool
+from llmserve.engines.simulated.scheduler import Scheduler, Sequence
 from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
 from llmserve.request import Delta, GenerationRequest, Sampling
@@ -77,32 +77,6 @@ class SimulatedConfig:
             raise ConfigurationError("num_blocks * block_size must hold at least max_model_len tokens")
 
 
-@attrs.define(eq=False, kw_only=True)
-class _Sequence:
-    """One request in the engine. Its first `computed` tokens have keys and values in `blocks`."""
-
-    id: str
-    tokens: list[int]
-    prompt_length: int
-    sampling: Sampling
-    priority: int
-    sink: Sink
-    writer: Writer
-    stops: StopWatcher
-    timings: EngineTimings
-    blocks: list[int] = attrs.field(factory=list)
-    computed: int = 0
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def grammar_tokens(self) -> int:
-        constraint = self.sampling.structured_outputs
-        return self.generated if constraint is not None and constraint.kind == "grammar" else 0
-
-
 class SimulatedEngine:
     """An `llmserve.engine.Engine` that passes the same contract tests as vLLM's."""
 
@@ -113,8 +87,11 @@ class SimulatedEngine:
         self._nonce = 0
         self._stepped: Callable[[], None] = lambda: None
         self._busy_steps, self._busy_seconds = 0, 0.0
-        self._steps = self._preemptions = self._prompt_tokens = self._generation_tokens = self._queries = self._hits = 0
-        self._reset()
+        self._steps = self._prompt_tokens = self._generation_tokens = 0
+        self.scheduler = Scheduler(self._empty_cache(), self.config.max_num_seqs, self.config.max_num_batched_tokens)
+        self._life: anyio.CancelScope | None = None
+        self._up = False
+        self._arrival: anyio.Event | None = None
 
     @classmethod
     def from_args(cls, model: str, args: Mapping[str, Any]) -> Self:
@@ -129,13 +106,8 @@ class SimulatedEngine:
                 raise ConfigurationError(f"the engine argument {name} must be of type {type(default).__name__}, not {value!r}")
         return cls(SimulatedConfig(**args), model=model)
 
-    def _reset(self) -> None:
-        self._pool = BlockPool(self.config.num_blocks, self.config.block_size, prefix_caching=self.config.prefix_caching)
-        self._life: anyio.CancelScope | None = None
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-        self._up = False
-        self._arrival: anyio.Event | None = None
+    def _empty_cache(self) -> BlockPool:
+        return BlockPool(self.config.num_blocks, self.config.block_size, prefix_caching=self.config.prefix_caching)
 
     # The protocol
 
@@ -156,7 +128,7 @@ class SimulatedEngine:
         )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        self._reset()
+        self.scheduler.reset(self._empty_cache())
         with anyio.CancelScope() as self._life:
             await anyio.sleep(self.config.start_seconds * self.config.time_scale)
             self._up = True
@@ -172,7 +144,7 @@ class SimulatedEngine:
         try:
             while True:
                 began: float | None = anyio.current_time()
-                if not self._waiting and not self._running:
+                if not self.scheduler.waiting and not self.scheduler.running:
                     self._arrival = anyio.Event()
                     await self._arrival.wait()
                     began = None
@@ -206,7 +178,7 @@ class SimulatedEngine:
         if not self._up:
             raise EngineDead("the simulated engine is not running")
         self._nonce += 1
-        sequence = _Sequence(
+        sequence = Sequence(
             id=request_id,
             tokens=list(prompt.token_ids),
             prompt_length=len(prompt.token_ids),
@@ -219,7 +191,7 @@ class SimulatedEngine:
         )
         # Registered before the first await, without a roll-back, as in vLLM: a cancelled submit
         # leaves the sequence here.
-        self._waiting.append(sequence)
+        self.scheduler.waiting.append(sequence)
         if self._arrival is not None:
             self._arrival.set()
         await anyio.lowlevel.checkpoint()
@@ -227,21 +199,21 @@ class SimulatedEngine:
     async def abort(self, request_id: str) -> None:
         if self.config.abort_seconds:
             await anyio.sleep(self.config.abort_seconds * self.config.time_scale)
-        self._drop(request_id)
+        self.scheduler.drop(request_id)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
             steps=self._steps,
             busy_steps=self._busy_steps,
             busy_seconds=self._busy_seconds,
-            running=len(self._running),
-            waiting=len(self._waiting),
-            kv_usage=self._pool.usage,
-            preemptions=self._preemptions,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            kv_usage=self.scheduler.pool.usage,
+            preemptions=self.scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
-            prefix_cache_queries=self._queries,
-            prefix_cache_hits=self._hits,
+            prefix_cache_queries=self.scheduler.queries,
+            prefix_cache_hits=self.scheduler.hits,
         )
 
     def watch(self, stepped: Callable[[], None]) -> None:
@@ -249,7 +221,7 @@ class SimulatedEngine:
 
     async def suspects(self, step_seconds: float) -> list[str]:
         await anyio.lowlevel.checkpoint()
-        costs = {one.id: one.grammar_tokens * self.config.grammar_token_seconds * self.config.time_scale for one in self._running}
+        costs = {one.id: one.grammar_tokens * self.config.grammar_token_seconds * self.config.time_scale for one in self.scheduler.running}
         return costly(costs, step_seconds)
 
     def check_health(self) -> None:
@@ -261,7 +233,7 @@ class SimulatedEngine:
     async def _step(self) -> None:
         self._steps += 1
         await self._suffer_faults()
-        work = self._schedule()
+        work = self.scheduler.schedule()
         prefilled = sum(count for _, count in work if count > 1)
         kv_tokens = sum(sequence.computed for sequence, _ in work)
         config = self.config
@@ -271,7 +243,7 @@ class SimulatedEngine:
         await anyio.sleep(seconds * config.time_scale)
         for sequence, count in work:
             # The sequence may have been aborted or preempted during the step.
-            if sequence in self._running:
+            if sequence in self.scheduler.running:
                 self._advance(sequence, count)
 
     async def _suffer_faults(self) -> None:
@@ -284,70 +256,12 @@ class SimulatedEngine:
             await anyio.sleep_forever()
         if fault.kind == "slow":
             await anyio.sleep(fault.seconds)
-        elif self._running:
-            victim = self._running[0]
-            self._drop(victim.id)
+        elif self.scheduler.running:
+            victim = self.scheduler.running[0]
+            self.scheduler.drop(victim.id)
             victim.sink.fail(EngineError(f"scripted failure at step {fault.step}"))
 
-    def _schedule(self) -> list[tuple[_Sequence, int]]:
-        """Choose sequences and their numbers of tokens for this step.
-
-        Running sequences come first, the oldest first, then new ones by priority.
-        """
-        work: list[tuple[_Sequence, int]] = []
-        budget = self.config.max_num_batched_tokens
-        for sequence in list(self._running):
-            count = min(budget, len(sequence.tokens) - sequence.computed)
-            if count and sequence in self._running and self._make_room(sequence, sequence.computed + count):
-                work.append((sequence, count))
-                budget -= count
-        work = [(sequence, count) for sequence, count in work if sequence in self._running]
-        while self._waiting and budget and len(self._running) < self.config.max_num_seqs:
-            sequence = min(self._waiting, key=lambda waiting: waiting.priority)
-            if not self._begin(sequence):
-                break
-            count = min(budget, len(sequence.tokens) - sequence.computed)
-            work.append((sequence, count))
-            budget -= count
-        return work
-
-    def _begin(self, sequence: _Sequence) -> bool:
-        """Take a sequence from the queue if the cache has room for all its current tokens."""
-        shared = self._pool.take_prefix(sequence.tokens)
-        fresh = self._pool.take(self._pool.blocks_for(len(sequence.tokens)) - len(shared))
-        if fresh is None:
-            self._pool.release(shared)
-            return False
-        self._waiting.remove(sequence)
-        self._running.append(sequence)
-        sequence.blocks = shared + fresh
-        sequence.computed = len(shared) * self.config.block_size
-        self._queries += len(sequence.tokens)
-        self._hits += sequence.computed
-        if sequence.timings.scheduled is None:
-            sequence.timings.scheduled = anyio.current_time()
-            sequence.timings.cached_tokens = sequence.computed
-        return True
-
-    def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
-        """Get blocks for `tokens`; while the cache is full, preempt the youngest sequence.
-
-        Return False if that sequence is this one.
-        """
-        missing = self._pool.blocks_for(tokens) - len(sequence.blocks)
-        while (fresh := self._pool.take(missing) if missing > 0 else []) is None:
-            victim = self._running[-1]
-            self._running.remove(victim)
-            self._pool.release(victim.blocks)
-            victim.blocks, victim.computed = [], 0
-            self._waiting.appendleft(victim)
-            self._preemptions += 1
-            if victim is sequence:
-                return False
-        sequence.blocks += fresh
-        return True
-
-    def _advance(self, sequence: _Sequence, count: int) -> None:
+    def _advance(self, sequence: Sequence, count: int) -> None:
         first = sequence.computed < sequence.prompt_length
         sequence.computed += count
         if first:
@@ -355,10 +269,10 @@ class SimulatedEngine:
         if sequence.computed < len(sequence.tokens):
             return
         if first:
-            self._pool.remember(sequence.tokens, sequence.blocks)
+            self.scheduler.pool.remember(sequence.tokens, sequence.blocks)
         self._emit(sequence)
 
-    def _emit(self, sequence: _Sequence) -> None:
+    def _emit(self, sequence: Sequence) -> None:
         token = sequence.writer.next()
         sequence.tokens.append(token)
         self._generation_tokens += 1
@@ -373,18 +287,9 @@ class SimulatedEngine:
             reason = "length"
         if reason is not None:
             text += "" if stop is not None else sequence.stops.flush()
-            self._drop(sequence.id)
+            self.scheduler.drop(sequence.id)
         logprob = sequence.writer.logprobs(token)
         stopped_by = stop if stop is not None else token if token in sampling.stop_token_ids else None
         prompt = sequence.writer.prompt_logprobs() if sequence.generated == 1 else None
         logprobs = None if logprob is None else (logprob,)
         sequence.sink.put(Delta(text, (token,), reason, stopped_by, logprobs, prompt), sequence.timings)
-
-    def _drop(self, request_id: str) -> None:
-        for sequence in [sequence for sequence in (*self._running, *self._waiting) if sequence.id == request_id]:
-            if sequence in self._running:
-                self._running.remove(sequence)
-            else:
-                self._waiting.remove(sequence)
-            self._pool.release(sequence.blocks)
-            sequence.blocks = []

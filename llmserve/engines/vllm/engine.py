@@ -10,8 +10,6 @@ on at once. Outputs, errors and the engine's death all arrive this way.
 Written against vLLM 0.25.1 and 0.32.0.
 """
 
-import copy
-import dataclasses
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,24 +24,26 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.processes.guard import ProcessGuard
-from llmserve.engines.vllm.args import build_engine_args, check_version, require_asyncio, version
+from llmserve.engines.vllm.args import build_engine_args, check_version, require_asyncio
 from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.grammars.admission import Grammars
 from llmserve.engines.vllm.grammars.ejection import Constrained
 from llmserve.engines.vllm.grammars.sandbox import vocabulary
+from llmserve.engines.vllm.info import describe
 from llmserve.engines.vllm.log import quiet
 from llmserve.engines.vllm.lora import ARGUMENT, Adapters
 from llmserve.engines.vllm.metrics import make_stat_loggers
-from llmserve.engines.vllm.outputs import Receiver, brief, translate
+from llmserve.engines.vllm.outputs import Receiver, translate
 from llmserve.engines.vllm.params import check_version_for, sampling_params
-from llmserve.engines.vllm.prompts import PromptEncoder, PromptJob, can_encode
+from llmserve.engines.vllm.prompts import GONE
+from llmserve.engines.vllm.rendering import PromptRenderer
 from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
 from llmserve.engines.vllm.shutdown import END_SECONDS, discard, end
 from llmserve.engines.vllm.start_checks import check_host, check_model
 from llmserve.engines.vllm.start_errors import install
 from llmserve.engines.vllm.steps import CoreSteps
-from llmserve.engines.vllm.tool_parsers import Parsers, check_tool_parser, template_tools
-from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
+from llmserve.engines.vllm.tool_parsers import Parsers, check_tool_parser
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest
 from llmserve.json_schema.enforceable import held
 from llmserve.models import resolve
 from llmserve.request import GenerationRequest, Sampling
@@ -81,7 +81,7 @@ class VLLMEngine:
         self._guard: ProcessGuard | None = None
         self._info: EngineInfo | None = None
         self._grammars: Grammars | None = None
-        self._encoder: PromptEncoder | None = None
+        self._renderer: PromptRenderer | None = None
         self._open: set[str] = set()
         self._constrained = Constrained(self._open)
         self._steps = CoreSteps()
@@ -121,7 +121,8 @@ class VLLMEngine:
 
     async def _prepare(self, llm: "AsyncLLM") -> None:
         self._steps.begin(llm.engine_core.engine_ranks_managed)
-        self._info = await anyio.to_thread.run_sync(self._describe, llm)
+        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, self._adapters.names)
+        self._defaults = await anyio.to_thread.run_sync(llm.model_config.get_diff_sampling_param)
         names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
         self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
         await self._adapters.load(llm)
@@ -159,19 +160,19 @@ class VLLMEngine:
                 grammars = Grammars(known, free_space=not structured.disable_any_whitespace)
                 # Another backend is the operator's choice, and it has its own bounds.
                 self._grammars = grammars if structured.backend == "xgrammar" else None
-                encoder = self._encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
+                # In a thread, because it reads the whole vocabulary.
+                renderer = self._renderer = await anyio.to_thread.run_sync(PromptRenderer, llm)
                 try:
                     yield llm
                 finally:
                     grammars.close()
-                    if encoder is not None:
-                        encoder.close()
+                    renderer.close()
             finally:
                 if self._llm is None:
                     # The engine was never up, so an orderly end is not worth the wait.
                     self.kill()
                 # References to the engine would keep its descriptors and threads.
-                self._llm = self._grammars = self._encoder = None
+                self._llm = self._grammars = self._renderer = None
                 with anyio.CancelScope(shield=True):
                     await end(llm)
                 del llm
@@ -218,49 +219,17 @@ class VLLMEngine:
             with interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
                 return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
 
-    def _describe(self, llm: "AsyncLLM") -> EngineInfo:
-        from vllm.platforms import current_platform
-
-        config = llm.vllm_config
-        # The cores to which this client sends requests. With a load balancer outside vLLM there are
-        # others.
-        cores, cache = len(llm.engine_core.engine_ranks_managed), config.cache_config.kv_cache_size_tokens
-        tokenizer = llm.get_tokenizer()
-        # The longest text of one token bounds the length of text that can fit the context.
-        self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
-        self._defaults = llm.model_config.get_diff_sampling_param()
-        return EngineInfo(
-            name="vllm",
-            version=version(),
-            model=self._model,
-            device=current_platform.get_device_name() or current_platform.device_type,
-            max_model_len=llm.model_config.max_model_len,
-            vocab_size=llm.model_config.get_vocab_size(),
-            # vLLM reports these figures for each core.
-            max_num_seqs=config.scheduler_config.max_num_seqs * cores,
-            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens * cores,
-            kv_cache_tokens=None if cache is None else cache * cores,
-            has_chat_template=getattr(tokenizer, "chat_template", None) is not None,
-            adapters=self._adapters.names,
-        )
-
     # Prompts
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        llm = self.running_llm
+        if self._llm is None or self._renderer is None:
+            raise EngineDead(GONE)
+        renderer = self._renderer
         check_version_for(request.sampling)
         constraint = await self._constraint(request)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt, constraint=constraint)
-        try:
-            if request.prompt is not None:
-                return attrs.evolve(await self._render_text(llm, request.prompt), constraint=constraint)
-            return attrs.evolve(await self._render_chat(llm, request), constraint=constraint)
-        except (InvalidRequest, EngineDead):
-            raise
-        except Exception as error:
-            # Templates are the model's own programs: any error in one is about the conversation.
-            raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
+        return attrs.evolve(await renderer.render(request), constraint=constraint)
 
     async def _constraint(self, request: GenerationRequest) -> StructuredOutputs | None:
         """Return the constraint for xgrammar, or the caller's own for another backend.
@@ -279,52 +248,8 @@ class VLLMEngine:
         await self._grammars.check(constraint, request.tenant, FIELD if forced is None else "tools")
         return constraint
 
-    async def _render_text(self, llm: "AsyncLLM", text: str) -> EnginePrompt:
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        self._refuse_endless(len(text), "prompt")
-        if self._encoder is not None:
-            token_ids, _ = await self._encoder.encode(PromptJob(text, self._unbounded("cmpl")))
-            return EnginePrompt(token_ids=tuple(token_ids), text=text)
-        renderer = llm.renderer
-        (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(llm.model_config, text)], self._unbounded("cmpl"))
-        return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=text)
-
-    async def _render_chat(self, llm: "AsyncLLM", request: GenerationRequest) -> EnginePrompt:
-        from vllm.renderers.params import ChatParams
-
-        # vLLM replaces the arguments of tool calls by dictionaries, in place. It does not change
-        # anything else.
-        messages = [copy.deepcopy(dict(one)) if one.get("tool_calls") else dict(one) for one in request.messages or ()]
-        tools = template_tools(request.tools) if request.tools is not None and request.tools.choice != "none" else None
-
-        if not self.info.has_chat_template:
-            raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
-        self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
-        kwargs = {"add_generation_prompt": True, **request.template_kwargs, "tools": tools}
-        if self._encoder is not None:
-            # As text, so that the tokenizer encodes it together with other prompts.
-            chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
-            _, prompt = await llm.renderer.render_messages_async(messages, chat)
-            token_ids, words = await self._encoder.encode(PromptJob(prompt["prompt"], self._unbounded("chat")))
-            return EnginePrompt(token_ids=tuple(token_ids), text=words)
-        _, (rendered,) = await llm.renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), self._unbounded("chat"))
-        return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
-
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> OutputParser | None:
         return None if self._parsers is None else self._parsers.reader(request, prompt)
-
-    def _unbounded(self, kind: str) -> Any:
-        """Return vLLM's tokenisation parameters without a length check: the manager does that."""
-        renderer = self.running_llm.renderer
-        params = renderer.default_chat_tok_params if kind == "chat" else renderer.default_cmpl_tok_params
-        return dataclasses.replace(params, max_total_tokens=None)
-
-    def _refuse_endless(self, characters: int, field: str) -> None:
-        """Refuse a text that cannot fit the context in any tokenisation, before any work on it."""
-        limit = self.info.max_model_len
-        if characters > limit * self._longest_token:
-            raise PromptTooLong(characters // self._longest_token, limit, field)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         if any(not 0 <= token < self.info.vocab_size for token in token_ids):
@@ -404,7 +329,7 @@ class VLLMEngine:
 
     def check_health(self) -> None:
         if self._llm is None or self._llm.errored:
-            raise EngineDead("vLLM's engine is not running")
+            raise EngineDead(GONE)
 
     def _record(self, core: int, scheduler_stats: Any, iteration_stats: Any) -> None:
         self._steps.record(core, scheduler_stats, iteration_stats, now=time.monotonic(), more=bool(self._open))
@@ -414,5 +339,5 @@ class VLLMEngine:
     def running_llm(self) -> "AsyncLLM":
         """The AsyncLLM, for what this adapter does not offer. Raises EngineDead if it is down."""
         if self._llm is None:
-            raise EngineDead("vLLM's engine is not running")
+            raise EngineDead(GONE)
         return self._llm

@@ -20,12 +20,13 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from math import ceil
 from statistics import fmean
 from time import thread_time
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 MEMORY = 2**30
 # CPU seconds for each `VOCABULARY` tokens, because xgrammar looks at each token in each state of a
@@ -40,8 +41,7 @@ SPARE_SECONDS = 2
 # Lower priority than the engine and the event loop. With the same priority, the longest gaps of a
 # stream grew by a factor of 1.6.
 NICE = 5
-COMPILED = b"."
-OK = b"+"
+COMPILED, OK = b".", b"+"
 # Followed by the longest time of a test in seconds.
 READY = b"ready "
 # Enough for a constraint of 65,536 characters and the tokens of a context of a quarter of a
@@ -96,9 +96,10 @@ def serve(control: socket.socket, threads: int) -> None:
 
     Each test arrives as a socket, which contains what to compile and receives the answer.
     """
-    xgrammar = import_alone()
-    vocabulary = xgrammar.TokenizerInfo.deserialize_json(sys.stdin.read())
-    order, limits = longest_first(vocabulary), bounds(vocabulary.vocab_size, threads)
+    vocabulary = import_alone().TokenizerInfo.deserialize_json(sys.stdin.read())
+    # All token ids, those with the longest texts first.
+    order = np.argsort([-len(text) for text in vocabulary.decoded_vocab], kind="stable")
+    limits = bounds(vocabulary.vocab_size, threads)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control.sendall(READY + str(limits.wall_seconds).encode())
     while True:
@@ -178,11 +179,11 @@ def answer(trial: socket.socket, vocabulary: Any, order: Any, limits: Bounds) ->
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
         seconds = walk_on(compiled, vocabulary, order, [int(token) for token in tokens]) if tokens else walk(compiled, vocabulary, order)
     except MemoryError:
-        return
+        pass
     except Exception as error:
         trial.sendall(str(error).encode()[:1000])
-        return
-    trial.sendall(OK + f"{seconds:.6f}".encode())
+    else:
+        trial.sendall(OK + f"{seconds:.6f}".encode())
 
 
 def compile_one(kind: str, spec: str, vocabulary: Any, threads: int = 1) -> Any:
@@ -193,15 +194,11 @@ def compile_one(kind: str, spec: str, vocabulary: Any, threads: int = 1) -> Any:
     import xgrammar
 
     compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=threads, cache_enabled=False)
-    compilers = {
-        "json": partial(compiler.compile_json_schema, any_whitespace=False),
-        "spaced_json": partial(compiler.compile_json_schema, any_whitespace=True),
-        "regex": compiler.compile_regex,
-        "grammar": compiler.compile_grammar,
-    }
-    if kind in ("lark", "structural_tag"):
-        compilers[kind] = getattr(compiler, f"compile_{kind}")
-    compiled = compilers[kind](spec)
+    if kind in ("json", "spaced_json"):
+        compiled = compiler.compile_json_schema(spec, any_whitespace=kind == "spaced_json")
+    else:
+        # Regular expressions, grammars, structural tags and Lark grammars.
+        compiled = getattr(compiler, f"compile_{kind}")(spec)
     matcher = xgrammar.GrammarMatcher(compiled)
     mask = new_mask(vocabulary)
     matcher.fill_next_token_bitmask(mask)
@@ -212,16 +209,7 @@ def compile_one(kind: str, spec: str, vocabulary: Any, threads: int = 1) -> Any:
 
 def new_mask(vocabulary: Any) -> Any:
     """Return a bit for each token, as an array of one row. xgrammar's own mask needs torch."""
-    import numpy as np
-
     return np.full((1, -(-vocabulary.vocab_size // 32)), -1, dtype=np.int32)
-
-
-def longest_first(vocabulary: Any) -> Any:
-    """Return an array of all token ids, sorted by the length of their texts, longest first."""
-    import numpy as np
-
-    return np.argsort([-len(text) for text in vocabulary.decoded_vocab], kind="stable")
 
 
 def walk(compiled: Any, vocabulary: Any, order: Any) -> float:
@@ -258,8 +246,7 @@ class Walker:
         self._matcher = xgrammar.GrammarMatcher(compiled)
         self._stops = list(vocabulary.stop_token_ids)
         self._mask = new_mask(vocabulary)
-        # A view of the same memory.
-        self._words = self._mask[0].view("uint32")
+        self._words = self._mask[0].view("uint32")  # in the same memory
         self._costs: list[float] = []
         self._took = True
 
@@ -342,8 +329,6 @@ def ambiguous(walker: Walker) -> list[int]:
     """Return candidates for the costliest step: the last token, the longest one, and two others."""
     tokens = {*longest(walker), *walker.one(), *walker.one()}
     if walker.last is not None:
-        import numpy as np
-
         tokens |= set(walker.allows(np.array([walker.last])).tolist())
     return sorted(tokens)
 
@@ -356,13 +341,9 @@ def longest(walker: Walker) -> list[int]:
     return []
 
 
-def anything(walker: Walker) -> list[int]:
-    return walker.one()
-
-
 # Each with its CPU seconds. The first walk makes five steps for each token, and reaches 50 ms
 # within 0.5 s if that takes five tokens.
-WALKS: list[tuple[Candidates, float]] = [(ambiguous, 1.2), (longest, 0.4), (anything, 0.4), (anything, 0.4)]
+WALKS: list[tuple[Candidates, float]] = [(ambiguous, 1.2), (longest, 0.4), (Walker.one, 0.4), (Walker.one, 0.4)]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""Renders texts and conversations to token ids. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from llmserve.engine import EnginePrompt
+from llmserve.engines.vllm.outputs import brief
+from llmserve.engines.vllm.prompts import GONE, PromptEncoder, PromptJob, can_encode
+from llmserve.engines.vllm.tool_parsers import template_tools
+from llmserve.errors import EngineDead, InvalidRequest, PromptTooLong
+from llmserve.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+class PromptRenderer:
+    """Renders the prompts of one AsyncLLM, without keeping it.
+
+    `encoder` encodes the texts; without one, vLLM's renderer does.
+    """
+
+    def __init__(self, llm: "AsyncLLM") -> None:
+        self._renderer: Any = llm.renderer
+        self._model: Any = llm.model_config
+        tokenizer = llm.get_tokenizer()
+        self._has_chat_template = has_chat_template(tokenizer)
+        # The longest text of one token bounds the length of text that can fit the context.
+        self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
+        self.encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        if self.encoder is not None:
+            self.encoder.close()
+
+    async def render(self, request: GenerationRequest) -> EnginePrompt:
+        """Return the tokens of a text or a conversation. Raises InvalidRequest or EngineDead."""
+        try:
+            return await (self._conversation(request) if request.messages is not None else self._text(str(request.prompt)))
+        except (InvalidRequest, EngineDead):
+            raise
+        except Exception as error:
+            if self._closed:
+                raise EngineDead(GONE) from error
+            # Templates are the model's own programs: any error in one is about the conversation.
+            raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
+
+    async def _text(self, text: str) -> EnginePrompt:
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        self._refuse_endless(len(text), "prompt")
+        params = _unbounded(self._renderer.default_cmpl_tok_params)
+        if self.encoder is not None:
+            token_ids, _ = await self.encoder.encode(PromptJob(text, params))
+            return EnginePrompt(token_ids=tuple(token_ids), text=text)
+        (rendered,) = await self._renderer.render_cmpl_async([parse_model_prompt(self._model, text)], params)
+        return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=text)
+
+    async def _conversation(self, request: GenerationRequest) -> EnginePrompt:
+        from vllm.renderers.params import ChatParams
+
+        # vLLM replaces the arguments of tool calls by dictionaries, in place. It does not change
+        # anything else.
+        messages = [copy.deepcopy(dict(one)) if one.get("tool_calls") else dict(one) for one in request.messages or ()]
+        tools = template_tools(request.tools) if request.tools is not None and request.tools.choice != "none" else None
+
+        if not self._has_chat_template:
+            raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
+        self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
+        kwargs = {"add_generation_prompt": True, **request.template_kwargs, "tools": tools}
+        params = _unbounded(self._renderer.default_chat_tok_params)
+        if self.encoder is not None:
+            # As text, so that the tokenizer encodes it together with other prompts.
+            chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
+            _, prompt = await self._renderer.render_messages_async(messages, chat)
+            token_ids, words = await self.encoder.encode(PromptJob(prompt["prompt"], params))
+            return EnginePrompt(token_ids=tuple(token_ids), text=words)
+        _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
+        return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
+
+    def _refuse_endless(self, characters: int, field: str) -> None:
+        """Refuse a text that cannot fit the context in any tokenisation, before any work on it."""
+        limit = self._model.max_model_len
+        if characters > limit * self._longest_token:
+            raise PromptTooLong(characters // self._longest_token, limit, field)
+
+
+def _unbounded(params: Any) -> Any:
+    """Return vLLM's tokenisation parameters without a length check: the manager does that."""
+    return dataclasses.replace(params, max_total_tokens=None)

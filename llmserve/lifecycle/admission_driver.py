@@ -1,0 +1,124 @@
+"""The manager's side of admission: passes it requests, figures and the time, and waits for slots."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from llmserve.admission import Admission, AdmissionStatistics, Policy, Ticket, TicketState, build_admission, separate, wake
+from llmserve.config import ManagerConfig, TenantTable
+from llmserve.engine import Engine
+from llmserve.lifecycle.manager_loop import ManagerLoop
+from llmserve.lifecycle.open_request import OpenRequest
+from llmserve.lifecycle.slo_check import engine_facts
+from llmserve.request import Outcome, Sampling
+
+logger = logging.getLogger(__name__)
+
+
+class AdmissionDriver:
+    """Drives an `Admission`, which has no clock and no event loop.
+
+    `policy` is the caller's own policy, if there is one. `admission` is None until `build()` makes
+    it from the engine's figures.
+    """
+
+    def __init__(self, admission: Admission | Policy | None, config: ManagerConfig, engine: Engine, loop: ManagerLoop) -> None:
+        self.admission, self.policy = separate(admission, config.admission)
+        self._engine = engine
+        self._loop = loop
+
+    def build(self, config: ManagerConfig) -> None:
+        if self.admission is None:
+            info = self._engine.info
+            self.admission = build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy)
+
+    @property
+    def built(self) -> Admission:
+        """The admission. Raises RuntimeError before `build()`."""
+        if self.admission is None:
+            raise RuntimeError("the manager has not been started")
+        return self.admission
+
+    # One request
+
+    def screen(self, open_request: OpenRequest) -> Ticket:
+        """Refuse what admission refuses at any prompt length, before tokenising the prompt."""
+        request = open_request.request
+        ticket = open_request.ticket = Ticket(
+            request_id=request.request_id,
+            tenant=request.tenant,
+            priority=request.priority,
+            arrived=open_request.timeline.arrived,
+            deadline=open_request.deadline,
+            best_effort=request.best_effort,
+        )
+        refused = self.built.screen(ticket, self._loop.now())
+        if refused is not None:
+            raise refused.error(request.tenant)
+        return ticket
+
+    async def admit(self, open_request: OpenRequest, ticket: Ticket, sampling: Sampling, engine_up: Callable[[], Awaitable[None]]) -> None:
+        """Return when the request may run. Raises Overloaded. `engine_up` waits for an engine."""
+        admission, now = self.built, self._loop.now
+        ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, sampling.max_tokens
+        refused = admission.offer(ticket, now())
+        if ticket.state is TicketState.WAITING:
+            granted = anyio.Event()
+            ticket.wake = granted.set
+        # The loop repeats only for a best-effort request: it first gives up its position among the
+        # requests with an SLO.
+        while ticket.state is TicketState.WAITING:
+            with anyio.move_on_after(max(0.0, ticket.expires - now())):
+                await granted.wait()
+            # Patience does not run out while there is no engine.
+            await engine_up()
+            # The ticket decides, not the scope: the slot may arrive at the very moment at which
+            # patience runs out.
+            refused = ticket.refused
+            if ticket.state is TicketState.WAITING:
+                refused, woken = admission.give_up(ticket, now())
+                wake(woken)
+        if refused is not None:
+            raise refused.error(open_request.request.tenant)
+        open_request.timeline.admitted = ticket.granted
+
+    def first_token(self, open_request: OpenRequest) -> None:
+        if open_request.ticket is not None:
+            wake(self.built.first_token(open_request.ticket, self._loop.now()))
+
+    def leave(self, open_request: OpenRequest) -> None:
+        """Return the request's slot, or its place in the queue."""
+        ticket, timeline = open_request.ticket, open_request.timeline
+        if ticket is not None:
+            ticket.generated, ticket.complete = timeline.completion_tokens, timeline.outcome is Outcome.COMPLETED
+            wake(self.built.leave(ticket, self._loop.now()))
+
+    # The engine
+
+    def stepped(self) -> None:
+        """Pass on the engine's figures after a step."""
+        if self.admission is None:
+            return
+        try:
+            wake(self.admission.record(engine_facts(self._engine.statistics(), self._engine.info), self._loop.now()))
+        except Exception:
+            # This runs in the engine's own loop, and vLLM's loop would not survive an exception.
+            logger.exception("admission failed to process the engine's statistics")
+
+    def engine_up(self) -> None:
+        if self.admission is not None:
+            wake(self.admission.resume(self._loop.now()))
+
+    def engine_down(self) -> None:
+        if self.admission is not None:
+            self.admission.suspend(self._loop.now())
+
+    # The operator
+
+    def set_tenants(self, table: TenantTable) -> None:
+        if self.admission is not None:
+            self.admission.set_tenants(table)
+
+    def statistics(self) -> AdmissionStatistics | None:
+        return self.admission.statistics(self._loop.now()) if self.admission is not None else None

@@ -50,6 +50,8 @@ class AuditedScheduler(Scheduler):
 class AuditedEngine(SimulatedEngine):
     """Counts requests that enter, and how they leave: last token, abort, or the engine's end."""
 
+    scheduler: AuditedScheduler
+
     def __init__(self, config):
         super().__init__(config)
         self.scheduler = AuditedScheduler(self.scheduler.pool, config.max_num_seqs, config.max_num_batched_tokens)

@@ -42,7 +42,7 @@ def from_environment(kind: type, environ: Mapping[str, str]) -> dict[str, Any]:
     for field, described in options_of(kind):
         variable = variable_of(name_of(field, described))
         text = environ.get(variable, "")
-        if not text or text.startswith(KUBERNETES):
+        if not text or (variable == "LLMSERVE_PORT" and text.startswith(KUBERNETES)):
             continue
         try:
             given: Any = shlex.split(text) if described.repeat else SWITCHES[text.lower()] if field.type is bool else text
@@ -51,10 +51,11 @@ def from_environment(kind: type, environ: Mapping[str, str]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigurationError(f"{variable}: {error}") from None
         values[name_of(field, described)] = _value(variable, field, described, given)
-    known = {variable_of(name_of(*pair)) for pair in options_of(kind)}
+    names = {name_of(*pair).upper() for pair in options_of(kind)}
     for variable in environ:
-        if variable.startswith(PREFIX) and variable not in known | OTHERS and (near := nearest(variable, known)):
-            raise ConfigurationError(f"unknown variable {variable}: do you mean {near}?")
+        name = variable.removeprefix(PREFIX)
+        if name != variable and name not in names and variable not in OTHERS and (near := nearest(name, names)):
+            raise ConfigurationError(f"unknown variable {variable}: do you mean {PREFIX}{near}?")
     return values
 
 

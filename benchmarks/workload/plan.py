@@ -129,7 +129,10 @@ class PointPlan:
 
     @property
     def part(self) -> tuple[int, int]:
-        """The effective share: with fewer clients, surplus processes (which >= of) get nothing."""
+        """This process's share as (index, count); an index of at least `count` gets no clients.
+
+        The count is reduced to the number of clients if there are fewer clients than processes.
+        """
         which, of = self.share
         return which, min(of, self.load.concurrency or of)
 

@@ -128,7 +128,7 @@ def _is_neutral(value: bytes, neutral: tuple[Any, ...]) -> bool:
         asked = msgspec.json.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    # In Python, 1 == True.
+    # Python holds 1 == True, so the types are compared too.
     return asked is None or any(asked == other and isinstance(asked, bool) == isinstance(other, bool) for other in neutral)
 
 

@@ -12,7 +12,7 @@ from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantLimits, TenantTable
 
 MINUTE = 60.0
-# Accounts are cleaned up when there are this many more than twice those kept last time.
+# The next cleanup runs when there are twice as many accounts as the last one kept, plus this number.
 SPARE_ACCOUNTS = 256
 UNLIMITED = TenantLimits()
 

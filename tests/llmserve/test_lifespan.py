@@ -339,7 +339,7 @@ async def test_a_thread_without_a_loop_gets_the_same_error(manager):
     async with manager:
         with pytest.raises(RuntimeError, match="belongs to another event loop"):
             await anyio.to_thread.run_sync(manager.cancel_all, "no")
-        # In the way that the error message suggests.
+        # The error message suggests this call: it runs `cancel_all` in the event loop.
         await anyio.to_thread.run_sync(anyio.from_thread.run_sync, manager.cancel_all, "yes")
 
 

@@ -172,7 +172,7 @@ async def test_an_unsampled_parent_is_not_recorded():
         headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
         await manager.generate(GenerationRequest("hi", sampling=Sampling(max_tokens=2), trace_headers=headers))
         assert rig.spans == ()
-        # It is counted anyway.
+        # The metrics count the request although it is not traced.
         assert rig.points()["llmserve.requests"][0].value == 1
 
 

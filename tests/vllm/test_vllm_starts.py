@@ -32,7 +32,7 @@ def short(monkeypatch):
 
 async def played(*words):
     found = await anyio.run_process([sys.executable, str(SCRIPT), *words], stderr=None)
-    # vLLM writes there too.
+    # vLLM writes its own lines to the same output.
     return [json.loads(line) for line in found.stdout.decode().splitlines() if line.startswith("{")]
 
 

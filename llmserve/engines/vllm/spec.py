@@ -1,4 +1,4 @@
-"""vLLM as programs know it before they import it."""
+"""What a program can learn about vLLM without importing it: its version, arguments and needs."""
 
 import math
 from collections.abc import Mapping

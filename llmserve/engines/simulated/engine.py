@@ -241,9 +241,10 @@ class SimulatedEngine:
         seconds += config.sequence_seconds * len(work) + config.kv_token_seconds * kv_tokens
         seconds += config.grammar_token_seconds * sum(sequence.grammar_tokens for sequence, _ in work)
         await anyio.sleep(seconds * config.time_scale)
+        running = self.scheduler.running
         for sequence, count in work:
             # The sequence may have been aborted or preempted during the step.
-            if sequence in self.scheduler.running:
+            if sequence in running:
                 self._advance(sequence, count)
 
     async def _suffer_faults(self) -> None:

@@ -12,8 +12,10 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import psutil
 
-# A real engine starts in half a minute, and in twice that beside other processes.
-START_SECONDS = 120
+# Bounds of waits that an event ends. A real engine starts in half a minute, and in minutes beside
+# other programs.
+START_SECONDS = 600
+PATIENCE = 60
 MODULE = [sys.executable, "-m", "frontends.aiohttp_app"]
 SOCKET = [sys.executable, "-m", "frontends.socket_app"]
 
@@ -55,7 +57,7 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         process._transport.close()
 
 
-async def fetch(url, body=None, headers=None, timeout=20):
+async def fetch(url, body=None, headers=None, timeout=PATIENCE):
     def get():
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -86,7 +88,7 @@ async def metrics(url):
 
 async def until(url, wanted):
     """Return the metrics once they satisfy the condition. A dying worker may drop a request."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         while True:
             with suppress(OSError):
                 if wanted(found := await metrics(url)):
@@ -127,7 +129,7 @@ class Streams:
 
 async def read_to_end_of_answer(stream):
     found = b""
-    with anyio.move_on_after(20):
+    with anyio.move_on_after(PATIENCE):
         try:
             while b"[DONE]" not in found:
                 found += await stream.receive()

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.requests import nested
 
 from frontends.access.caller import Caller
 from frontends.openai.decoding import decode
@@ -23,13 +24,6 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 
 def tool(name, parameters=None):
     return {"type": "function", "function": {"name": name, "parameters": parameters or {"type": "object"}}}
-
-
-def nested(levels):
-    schema = {"type": "string"}
-    for _ in range(levels - 1):
-        schema = {"items": schema}
-    return schema
 
 
 TOOL = tool("f")

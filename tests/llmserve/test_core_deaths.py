@@ -6,10 +6,11 @@ A stand-in takes the place of a real core (`support/core.py`). tests/vllm has th
 import signal
 
 import anyio
-import psutil
 import pytest
 from quiescence import check_quiescent
 from support.core_engine import CoreEngine
+from support.processes import gone
+from support.requests import endless
 
 from llmserve import (
     EngineDead,
@@ -37,10 +38,6 @@ def anyio_backend():
     return "asyncio"
 
 
-def endless(name):
-    return GenerationRequest("x", request_id=name, sampling=Sampling(max_tokens=2000, ignore_eos=True))
-
-
 def short(name):
     return GenerationRequest("The capital of France is", request_id=name, sampling=Sampling(max_tokens=8, temperature=0, ignore_eos=True))
 
@@ -49,12 +46,6 @@ def config(sent, *, most, **more):
     stall = STALL_SECONDS if sent == signal.SIGSTOP else None
     restart = RestartConfig(most=most, first_pause=0.05, stall_timeout=stall, start_timeout=more.pop("start_timeout", PATIENCE))
     return ManagerConfig(restart=restart, drain_timeout=PATIENCE, **more)
-
-
-async def gone(process):
-    with anyio.fail_after(PATIENCE):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            await anyio.sleep(0.01)
 
 
 class Clients:

@@ -7,17 +7,11 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.requests import nested
 
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 from llmserve.engines.simulated.engine import SimulatedEngine
 from llmserve.structured import MAX_CHARACTERS, MAX_CHOICES, MAX_DEPTH
-
-
-def nested(levels):
-    schema = {"type": "string"}
-    for _ in range(levels - 1):
-        schema = {"items": schema}
-    return schema
 
 
 @pytest.mark.parametrize(

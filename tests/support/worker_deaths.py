@@ -8,12 +8,10 @@ import json
 import signal
 
 import anyio
-from program_support import Streams, fetch, metrics, read_to_end_of_answer, until, workers_of
+from program_support import PATIENCE, Streams, fetch, metrics, read_to_end_of_answer, until, workers_of
 
 ENDLESS = 1500
 ASKED = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-# Bound of the waits for an end that an event brings.
-PATIENCE = 60
 
 
 async def a_restarted_core_serves_the_same_workers(process, url, core_of, begun=300):

@@ -10,17 +10,15 @@ import anyio
 import anyio.lowlevel
 import psutil
 import pytest
+from support.processes import gone
+from support.requests import endless
 
 from llmserve import EngineDead, EngineManager, EngineRestarted, GenerationRequest, ManagerConfig, RestartConfig, Sampling, State
 
 # A healthy step on a busy machine takes less.
 STALL_SECONDS = 8.0
 # Bound of waits that an event ends: a busy machine takes longer, and a hang does not end.
-PATIENCE = 60
-
-
-def endless(name):
-    return GenerationRequest("x", request_id=name, sampling=Sampling(max_tokens=2000, ignore_eos=True))
+PATIENCE = 120
 
 
 def short(name):
@@ -30,12 +28,6 @@ def short(name):
 def core_of(manager):
     (core,) = manager.engine.running_llm.engine_core.resources.engine_manager.processes
     return psutil.Process(core.pid)
-
-
-async def gone(processes):
-    with anyio.fail_after(PATIENCE):
-        while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
-            await anyio.sleep(0.1)
 
 
 @pytest.mark.nightly
@@ -54,7 +46,7 @@ async def test_the_death_of_an_engine_without_restart_fails_all_requests():
                 await anyio.sleep(0.05)
         with pytest.raises(EngineDead):
             await manager.generate("again")
-    await gone(family)
+    await gone(*family)
 
 
 async def test_a_killed_engine_is_started_again_and_one_that_hangs_after_its_last_restart_fails_all_requests(caplog):
@@ -79,7 +71,7 @@ async def test_a_killed_engine_is_started_again_and_one_that_hangs_after_its_las
                 await anyio.sleep(0.05)
         with pytest.raises(EngineDead):
             await manager.generate("again")
-    await gone([first, second])
+    await gone(first, second)
 
 
 @pytest.mark.nightly
@@ -91,7 +83,7 @@ async def test_an_engine_that_dies_is_started_again_and_loses_nothing():
             core = core_of(manager)
             answers = await answers_around(manager, core, sent)
             assert answers == [expected] * 4
-            await gone([core])
+            await gone(core)
             assert manager.statistics().restarts == restarts
             assert (await manager.generate(short(f"after {restarts}"))).text == expected
             assert manager.statistics().engine.running == 0
@@ -116,7 +108,7 @@ async def answers_around(manager, core, sent):
             with anyio.fail_after(PATIENCE), pytest.raises(EngineRestarted):
                 async for _ in stream:
                     pass
-        with anyio.fail_after(120):
+        with anyio.fail_after(300):
             while manager.state is not State.READY:
                 await anyio.sleep(0.1)
     return answers
@@ -143,7 +135,7 @@ async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
             first = core_of(manager)
             first.kill()
             assert manager.metrics()["tokens"]["completion"] == 0
-            with anyio.fail_after(120):
+            with anyio.fail_after(300):
                 while len(answers) < 16:
                     await anyio.sleep(0.1)
             assert {len(answer.token_ids) for answer in answers} == {4}
@@ -158,7 +150,7 @@ async def test_it_loses_nothing_when_it_dies_in_a_prefill_or_while_it_drains():
             tasks.start_soon(kill_when, manager, State.DRAINING, second, told)
     assert len(answers) == 17
     assert manager.state is State.STOPPED
-    await gone([first, second])
+    await gone(first, second)
 
 
 async def told_so(manager, told):
@@ -219,4 +211,4 @@ async def test_an_engine_ends_with_its_host_however_that_ends(moment, tmp_path):
         core = psutil.Process(int(found[1]))
         family = [core, *core.children(recursive=True)]
         host.kill()
-        await gone(family)
+        await gone(*family)

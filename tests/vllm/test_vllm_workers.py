@@ -9,7 +9,7 @@ import pytest
 from program_support import Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from support import worker_deaths
-from support.worker_deaths import ASKED, ENDLESS
+from support.worker_deaths import ASKED, ENDLESS, PATIENCE
 
 
 def serving(*arguments):
@@ -23,7 +23,8 @@ def core_of(process):
 
 async def series(url):
     def get():
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/metrics", headers={"Accept": "text/plain"}), timeout=20) as response:
+        asked = urllib.request.Request(f"{url}/metrics", headers={"Accept": "text/plain"})
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as response:
             return response.read().decode()
 
     families = parse_text(await anyio.to_thread.run_sync(get))
@@ -52,7 +53,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
             await streams.end()
         # The successor uses a client number that the core has had from its start. Until it is up,
         # the other worker answers alone.
-        with anyio.fail_after(60):
+        with anyio.fail_after(300):
             served = set()
             while len(served & set(workers_of(process))) < 2:
                 async with Streams(url) as streams:
@@ -67,7 +68,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
             stream = await streams.begin(max_tokens=60)
             process.send_signal(signal.SIGTERM)
             assert b"[DONE]" in await read_to_end_of_answer(stream)
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE):
             assert await process.wait() == 0
         assert not any(one.is_running() for one in engine)
 

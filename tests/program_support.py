@@ -103,10 +103,10 @@ class Streams:
         self._port = int(url.rsplit(":", 1)[1])
         self.open = []
 
-    async def begin(self, max_tokens=2000):
+    async def begin(self, max_tokens=2000, prompt="hi"):
         stream = await anyio.connect_tcp("127.0.0.1", self._port)
         self.open.append(stream)
-        body = json.dumps({"prompt": "hi", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
+        body = json.dumps({"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
         await stream.send(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         head = await stream.receive()
         assert head.startswith(b"HTTP/1.1 200"), head

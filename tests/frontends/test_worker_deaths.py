@@ -6,7 +6,7 @@ tests/vllm has the same on vLLM.
 import sys
 
 import psutil
-from program_support import Streams, program, until, workers_of
+from program_support import Streams, program
 from support import worker_deaths
 
 MODULE = (sys.executable, "-m", "tests.support.core_program", "--port", "0")
@@ -23,12 +23,10 @@ def core_of(process):
 
 
 async def test_a_dead_worker_s_requests_are_aborted_in_the_core(tmp_path):
-    async with serving(tmp_path) as (process, url, _), Streams(url) as streams:
-        for _ in range(4):
-            await streams.begin(max_tokens=worker_deaths.ENDLESS)
-        await until(url, lambda found: found["engine"]["running"] == 4)
-        workers_of(process)[0].kill()
-        await until(url, lambda found: 0 < found["admission"]["running"] == found["engine"]["running"] < 4)
+    # Answers that last longer than the test.
+    long = ("--engine-arg", "max_model_len=7000", "--engine-arg", "step_seconds=0.05")
+    async with serving(tmp_path, *long) as (process, url, _), Streams(url) as streams:
+        await worker_deaths.a_dead_worker_s_requests_are_aborted(process, url, streams, 5000)
 
 
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost(tmp_path):

@@ -107,6 +107,7 @@ async def test_each_request_gets_its_answer_or_one_error(sent, most, drains):
         f"unread {number}": end for number, end in enumerate(unread)
     }
     assert manager.state is State.STOPPED
+    assert manager.engine.hung == 0
     check_quiescent(manager)
     await gone(core)
 

@@ -31,6 +31,8 @@ from llmserve import EngineDead
 from llmserve.engines.simulated.engine import SimulatedEngine
 
 HELLO = "hello"
+# Bound of an orderly end, which takes a moment unless the core hangs.
+END_SECONDS = 20
 
 
 def send(writer, message):
@@ -47,9 +49,11 @@ async def receive(reader):
 class CoreProcess:
     """The owner's side. `launch`, `check`, `kill` and `stop` are called by turns, as with `VLLMCore`."""
 
-    def __init__(self, config):
+    def __init__(self, config, launched=lambda _: None):
         self.config = config
         self.process = None
+        self._launched = launched
+        self._up = False
 
     def configure(self, check=None):
         """Make the socket. Clients may connect from now on, and wait until the core is up."""
@@ -67,11 +71,18 @@ class CoreProcess:
         return self._address
 
     def launch(self):
+        """Start the core and wait until it is up. Raises EngineDead."""
         descriptor, config = self._listener.fileno(), base64.b85encode(pickle.dumps(self.config)).decode()
         # The core ends when its standard input does, so it does not outlive its owner.
         self.process = subprocess.Popen([sys.executable, __file__, str(descriptor), config], stdin=subprocess.PIPE, pass_fds=(descriptor,))
         # After the core's death, clients that it has not accepted are disconnected too.
         self._listener.close()
+        self._launched(self.process)
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+            client.connect(self._address)
+            self._up = client.recv(1) != b""
+        if not self._up:
+            raise EngineDead("the core's process ended before it was up")
 
     def check(self):
         if self.process is not None and self.process.poll() is not None:
@@ -82,12 +93,23 @@ class CoreProcess:
             self.process.kill()
 
     def stop(self):
-        if self.process is not None:
-            self.process.kill()
-            self.process.stdin.close()
-            self.process.wait()
+        """End the core in order, as its owner does; return False if it hung, because it was not killed before."""
         self._listener.close()
+        in_time = True
+        if self.process is not None:
+            if self._up:
+                self.process.terminate()
+            else:
+                self.process.kill()
+            try:
+                self.process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                in_time = False
+                self.process.kill()
+                self.process.wait()
+            self.process.stdin.close()
         self._folder.cleanup()
+        return in_time
 
 
 class _RequestSink:

@@ -15,6 +15,7 @@ import psutil
 
 from llmserve import EngineDead, EngineStatistics
 from llmserve.engines.simulated.engine import SimulatedEngine
+from llmserve.runtime.starting import start_in_thread
 
 from .core import HELLO, CoreProcess, receive, send
 
@@ -34,13 +35,15 @@ class CoreEngine(SimulatedEngine):
         self._last = EngineStatistics()
         self._made_steps = self._made_tokens = 0
         self.core = None
+        # The number of cores that hung at their orderly end.
+        self.hung = 0
         # If set, this engine is a client of a core that another process owns and watches.
         self.connect = None
 
     async def run(self, *, task_status=anyio.TASK_STATUS_IGNORED):
         self._sinks.clear()
         self._last = EngineStatistics()
-        core = CoreProcess(self.config) if self.connect is None else None
+        core = CoreProcess(self.config, self._begin) if self.connect is None else None
         try:
             address = await (self._start(core) if core is not None else self.connect())
             # A core that is reported dead before that is the last one.
@@ -60,13 +63,16 @@ class CoreEngine(SimulatedEngine):
             self._up, self._writer, self.core = False, None, None
             if core is not None:
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(core.stop)
+                    if not await anyio.to_thread.run_sync(core.stop):
+                        self.hung += 1
+
+    def _begin(self, process):
+        self.core = psutil.Process(process.pid)
+        self._launched(self.core)
 
     async def _start(self, core):
         core.configure()
-        await anyio.to_thread.run_sync(core.launch)
-        self.core = psutil.Process(core.process.pid)
-        self._launched(self.core)
+        await start_in_thread(lambda _: core.launch(), end=core.kill)
         return core.client()
 
     async def _follow(self, reader, up):

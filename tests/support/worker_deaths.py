@@ -14,6 +14,25 @@ ENDLESS = 1500
 ASKED = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
 
 
+async def a_dead_worker_s_requests_are_aborted(process, url, streams, max_tokens):
+    """The dead worker's slots are free at once, and so are its requests' blocks of the cache.
+
+    The count of running requests shows only the first: it is capped by the number of open requests.
+    Prompts that share no prefix hold so many blocks that the growth of the other answers is small.
+    """
+    for number in range(4):
+        await streams.begin(max_tokens, prompt=str(number) * 1000)
+    before = (await until(url, lambda found: found["engine"]["running"] == 4))["engine"]
+    workers_of(process)[0].kill()
+
+    def has_freed(found):
+        # The other worker reports the cache when it gets tokens.
+        reported = found["engine"]["generation_tokens"] > before["generation_tokens"] + 50
+        return reported and found["engine"]["kv_usage"] < 0.9 * before["kv_usage"] and 0 < found["admission"]["running"] < 4
+
+    await until(url, has_freed)
+
+
 async def a_restarted_core_serves_the_same_workers(process, url, core_of, begun=300):
     """One core is killed, the next one hangs, and one is killed before a SIGTERM."""
     _, expected = await fetch(f"{url}/generate", ASKED)

@@ -9,7 +9,7 @@ import pytest
 from program_support import Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from support import worker_deaths
-from support.worker_deaths import ASKED, ENDLESS, PATIENCE
+from support.worker_deaths import ASKED, PATIENCE
 
 
 def serving(*arguments):
@@ -43,13 +43,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
         assert found["vllm:generation_tokens"] == found["llmserve_completion_tokens"]
         assert found["vllm:inter_token_latency_seconds"] == found["llmserve_completion_tokens"] - 4
         async with Streams(url) as streams:
-            for _ in range(4):
-                await streams.begin(max_tokens=ENDLESS)
-            await until(url, lambda found: found["engine"]["running"] == 4)
-            workers_of(process)[0].kill()
-            # The dead worker's slots are free at once, and the engine has stopped working on its
-            # requests.
-            await until(url, lambda found: 0 < found["admission"]["running"] == found["engine"]["running"] < 4)
+            await worker_deaths.a_dead_worker_s_requests_are_aborted(process, url, streams, 1000)
             await streams.end()
         # The successor uses a client number that the core has had from its start. Until it is up,
         # the other worker answers alone.

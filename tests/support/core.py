@@ -73,8 +73,10 @@ class CoreProcess:
     def launch(self):
         """Start the core and wait until it is up. Raises EngineDead."""
         descriptor, config = self._listener.fileno(), base64.b85encode(pickle.dumps(self.config)).decode()
+        # -P: the modules beside this one are no top-level modules.
+        command = [sys.executable, "-P", __file__, str(descriptor), config]
         # The core ends when its standard input does, so it does not outlive its owner.
-        self.process = subprocess.Popen([sys.executable, __file__, str(descriptor), config], stdin=subprocess.PIPE, pass_fds=(descriptor,))
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(descriptor,))
         # After the core's death, clients that it has not accepted are disconnected too.
         self._listener.close()
         self._launched(self.process)

@@ -5,7 +5,7 @@ from decimal import Decimal
 import hypothesis.strategies as st
 import pytest
 from anyio import fail_after
-from hypothesis import given, settings
+from hypothesis import given
 from quiescence import Audit, AuditedEngine, check_quiescent
 from virtual import VirtualLoop
 
@@ -66,7 +66,6 @@ def in_a_manager(test):
         loop.close()
 
 
-@settings(max_examples=100)
 @given(token=NOT_A_TOKEN, request=NOT_A_REQUEST, sampling=NOT_A_SAMPLING)
 def test_arguments_of_another_type_are_named_and_leave_nothing_open(token, request, sampling):
     async def test(manager, audit):
@@ -83,7 +82,6 @@ def test_arguments_of_another_type_are_named_and_leave_nothing_open(token, reque
     in_a_manager(test)
 
 
-@settings(max_examples=200)
 @given(field=st.sampled_from(FIELDS), thing=THINGS)
 def test_a_field_of_another_type_never_becomes_a_request(field, thing):
     """The manager can serve or refuse every request that can be built."""
@@ -102,7 +100,6 @@ def test_a_field_of_another_type_never_becomes_a_request(field, thing):
     in_a_manager(test)
 
 
-@settings(max_examples=200)
 @given(field=st.sampled_from([field.name for field in Sampling.__attrs_attrs__]), thing=THINGS)
 def test_a_field_of_sampling_of_another_type_never_becomes_a_request(field, thing):
     async def test(manager, audit):

@@ -8,7 +8,7 @@ import anyio.to_thread
 import pytest
 from attacks.canary import probe
 from http_support import running_server
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from program_support import fetch, program
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.anyio
 BODY = b'{"prompt": "hi", "max_tokens": 1}'
 # Headers that the server reads, and headers that its libraries may read.
 NAMES = b"""
-    Host Origin Authorization Idempotency-Key traceparent tracestate X-Request-Id X-Request-Timeout Content-Length Content-
-    Type Content-Encoding Transfer-Encoding Accept Accept-Encoding Accept-Language Expect Connection Keep-Alive Upgrade
-    Cookie Range If-Modified-Since If-None-Match Forwarded X-Forwarded-For X-Forwarded-Host Referer User-Agent TE Trailer
-    Sec-WebSocket-Key Sec-Fetch-Site Date
+    Host Origin Authorization Idempotency-Key traceparent tracestate X-Request-Id X-Request-Timeout Content-Length
+    Content-Type Content-Encoding Transfer-Encoding Accept Accept-Encoding Accept-Language Expect Connection Keep-Alive
+    Upgrade Cookie Range If-Modified-Since If-None-Match Forwarded X-Forwarded-For X-Forwarded-Host Referer User-Agent TE
+    Trailer Sec-WebSocket-Key Sec-Fetch-Site Date
 """.split()
 # Headers that announce a body and its length.
 FRAMING = {b"Content-Length", b"Transfer-Encoding"}
@@ -40,7 +40,10 @@ VALUES = [
     *(b"multipart/form-data", b"websocket", b"100-continue", b"identity", b"gzip"),
     *(b"[::1%25eth0]", b"[fe80::1%eth0]", b"0.0.0.0:99999", b"127.0.0.1:", b"1.2.3.4.5"),
 ]
-TARGETS = ((b"POST", b"/v1/completions", BODY), (b"GET", b"/metrics", b""), (b"GET", b"/nowhere", b""))
+COMPLETIONS, METRICS, NOWHERE = (b"POST", b"/v1/completions", BODY), (b"GET", b"/metrics", b""), (b"GET", b"/nowhere", b"")
+TARGETS = (COMPLETIONS, METRICS, NOWHERE)
+# Headers that a scrape reads and a completion does not. Each header and each value goes to COMPLETIONS.
+OF_METRICS = {b"Accept", b"Accept-Encoding"}
 
 
 @pytest.fixture
@@ -76,24 +79,23 @@ def status(port, sent, *, end=False):
 
 
 def attack(port):
-    def try_one(extra):
+    def try_one(extra, targets):
         framing = any(name in FRAMING for name, _ in extra)
-        for target in TARGETS:
-            found = status(port, request(*target, extra), end=framing)
+        for target in targets:
+            found = status(port, request(*target, extra), end=framing)  # type: ignore[call-arg]  # mypy counts the items of targets of three kinds
             assert found is None or found < 500, (target, extra, found)
 
     for name in NAMES:
         for value in VALUES:
-            try_one([(name, value)])
+            try_one([(name, value)], TARGETS if name in OF_METRICS else [COMPLETIONS])
 
     line = st.tuples(
         st.sampled_from(NAMES), st.sampled_from(VALUES) | st.binary(max_size=40).map(lambda data: data.translate(None, b"\r\n\0"))
     )
 
-    @settings(max_examples=300)
     @given(st.lists(line, min_size=1, max_size=3))
     def anything(lines):
-        try_one(lines)
+        try_one(lines, TARGETS)
 
     anything()
 

@@ -13,6 +13,7 @@ import tomllib
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.analysis import stages
 from benchmarks.recording import storage
 
@@ -110,17 +111,17 @@ def test_a_server_that_answers_500_is_quoted_and_no_older_file_is_lost(tmp_path)
     assert out.read_text() == "from another day"
 
 
-def test_a_run_is_not_worse_than_itself(run):
-    assert benchmarks("compare", str(run), str(run)).returncode == 0
+def test_a_run_is_not_worse_than_itself(run, call):
+    assert call(main, "compare", str(run), str(run)).returncode == 0
 
 
-def test_a_slower_engine_is_a_regression(run, tmp_path):
+def test_a_slower_engine_is_a_regression(run, tmp_path, call):
     for path in run.parent.iterdir():
         shutil.copy(path, tmp_path)
     slower = tmp_path / "slower.json"
     slow = [*SWEEP, "--engine-arg", "step_seconds=0.02", "--target", "inprocess,http", "--concurrency", "1,2", "--out", str(slower)]
     assert benchmarks(*slow).returncode == 0
-    found = benchmarks("compare", str(run), str(slower))
+    found = call(main, "compare", str(run), str(slower))
     assert found.returncode == 1, found.stdout
 
 
@@ -137,19 +138,19 @@ def test_a_slower_engine_is_a_regression(run, tmp_path):
         (["compare", "missing.json", "missing.json"], "missing.json"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, words, tmp_path):
+def test_bad_input_is_one_clear_line(arguments, words, tmp_path, call):
     out = ["--out", str(tmp_path / "run.json")] if arguments[0] in ("sweep", "run") else []
-    found = benchmarks(*arguments, *out)
+    found = call(main, *arguments, *out)
     assert found.returncode == 2
     assert words in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.stderr
     assert not list(tmp_path.iterdir()), "an existing file would have been lost"
 
 
-def test_a_file_of_another_schema_is_named(tmp_path):
+def test_a_file_of_another_schema_is_named(tmp_path, call):
     path = tmp_path / "old.json"
     path.write_text('{"schema": 1}')
-    found = benchmarks("table", str(path))
+    found = call(main, "table", str(path))
     assert found.returncode == 2
     assert f"{path}: schema 1" in found.stderr
 

@@ -8,7 +8,6 @@ import itertools
 import os
 import queue
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import attrs
 import pytest
 from engines import ScriptedEngine
 from http_support import running_server
+from support.processes import free_port
 
 from llmserve import Delta
 
@@ -57,12 +57,6 @@ async ([url, tokens]) => {
     await more()
   }
 }"""
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextlib.contextmanager

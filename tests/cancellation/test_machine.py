@@ -195,5 +195,5 @@ class Served(RuleBasedStateMachine):
             asyncio.set_event_loop(None)
 
 
-Served.TestCase.settings = settings(max_examples=400, stateful_step_count=50)
+Served.TestCase.settings = settings(stateful_step_count=50)
 TestServed = Served.TestCase

@@ -10,7 +10,8 @@ from llmserve import EngineDead, GenerationRequest, InvalidRequest, Sampling
 from llmserve.lifecycle.delta_buffer import DeltaBuffer
 from llmserve.request import Delta
 
-PATIENCE = 60
+# Only a hang exceeds this, also beside other programs.
+PATIENCE = 240
 
 
 class CollectingSink:

@@ -2,12 +2,12 @@
 
 import json
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.requests import nested
 
 from frontends.access.caller import Caller
 from frontends.openai.chat import ChatRequest
@@ -25,13 +25,6 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 
 def tool(name, parameters=None):
     return {"type": "function", "function": {"name": name, "parameters": parameters or {"type": "object"}}}
-
-
-def nested(levels):
-    schema: dict[str, Any] = {"type": "string"}
-    for _ in range(levels - 1):
-        schema = {"items": schema}
-    return schema
 
 
 TOOL = tool("f")

@@ -3,14 +3,17 @@
 import argparse
 import json
 import math
+import shlex
 import tomllib
 from collections import ChainMap
 
+import attrs
 import jsonschema
 import pytest
 
 from frontends.cli.config import KINDS
 from frontends.cli.main import COMMANDS, main
+from frontends.http.settings import HTTPServerSettings
 from frontends.options.command_line import read
 from frontends.options.definitions import make, name_of, options_of
 from frontends.options.sources import from_environment, from_file, key_of, layers, variable_of
@@ -63,8 +66,6 @@ def of_command_line(kind, path=None):
 
 
 def of_environment(kind, path=None):
-    import shlex
-
     variables = {
         variable_of(name): "true" if field.type is bool else shlex.join(texts) if described.repeat else texts[0]
         for field, described, name in all_options(kind)
@@ -102,8 +103,6 @@ def test_every_option_is_the_same_from_each_source(kind, other, tmp_path):
 
 def read_value(settings, field, described):
     """Return an option's value, wherever its group is."""
-    import attrs
-
     for part in attrs.fields(type(settings)):
         value = getattr(settings, part.name)
         if part == field:
@@ -133,6 +132,7 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
     path.write_text('port = 1\nmodel = "file"\nmax-wait = 3')
     sources = layers(kind, {"port": 3}, {"LLMSERVE_CONFIG": str(path), "LLMSERVE_PORT": "2", "LLMSERVE_MODEL": "variable"})
     settings = make(kind, ChainMap(*(dict(values) for _, values in reversed(sources))))
+    assert isinstance(settings, HTTPServerSettings)
     assert (settings.http.port, settings.engine.model, settings.limits.max_wait) == (3, "variable", 3.0)
     text = write(settings, sources)
     assert "port = 3  # command line" in text
@@ -199,6 +199,7 @@ def test_the_command_prints_a_file_that_gives_the_same_settings(capsys, tmp_path
     path.write_text(capsys.readouterr().out)
     monkeypatch.delenv("LLMSERVE_SLO_TTFT")
     settings = make(KINDS["serve"], from_file(KINDS["serve"], path))
+    assert isinstance(settings, HTTPServerSettings)
     assert (settings.http.port, settings.engine.kind, settings.limits.slo_ttft) == (8123, "simulated", 2.0)
     assert main(["config", "socket", "--schema"]) == 0
     assert "listen" in json.loads(capsys.readouterr().out)["properties"]

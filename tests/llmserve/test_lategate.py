@@ -1,7 +1,7 @@
 """LateGate: a state machine with an engine that reports its steps, and what each part learns."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -569,7 +569,6 @@ def brute_force(sequences):
     return most
 
 
-@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=12))
 def test_the_peak_is_what_growing_step_by_step_comes_to(sequences):
     assert peak(sequences) == brute_force(sequences)

@@ -34,7 +34,7 @@ def test_the_smallest_answer_conforms_or_the_schema_is_refused_by_a_keyword_s_na
     counts = {"held": 0, "refused": 0}
 
     @seed(part)
-    @settings(max_examples=500, database=None)
+    @settings(database=None)
     @given(SCHEMAS)
     def check(schema):
         asked = copy.deepcopy(schema)
@@ -49,7 +49,7 @@ def test_the_smallest_answer_conforms_or_the_schema_is_refused_by_a_keyword_s_na
 
     check()
     # Neither outcome may cover nearly all schemas.
-    assert min(counts.values()) > 50
+    assert min(counts.values()) > 10
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,11 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.requests import nested
 
 from llmserve import GenerationRequest, InvalidRequest, Sampling, StructuredOutputs
 from llmserve.engines.simulated.engine import SimulatedEngine
 from llmserve.structured import MAX_CHARACTERS, MAX_CHOICES, MAX_DEPTH
-
-
-def nested(levels):
-    schema: dict[str, Any] = {"type": "string"}
-    for _ in range(levels - 1):
-        schema = {"items": schema}
-    return schema
 
 
 @pytest.mark.parametrize(
@@ -70,11 +64,14 @@ def test_the_bounds_themselves_are_fine():
     assert StructuredOutputs.choice(["a"] * MAX_CHOICES).choices == ["a"] * MAX_CHOICES
 
 
-@given(
-    st.dictionaries(
-        st.text(), st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-    )
+# Small schemas are enough: the form of a value does not depend on the number of others.
+TEXTS = st.text(max_size=8)
+VALUES = st.recursive(
+    st.none() | st.integers() | TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
 )
+
+
+@given(st.dictionaries(TEXTS, VALUES, max_size=4))
 def test_a_schema_is_the_same_as_a_text_and_as_a_dictionary(schema):
     try:
         made = StructuredOutputs.json(schema)

@@ -4,7 +4,6 @@ import json
 import math
 import pathlib
 import re
-import socket
 import subprocess
 import urllib.parse
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import pytest
 from program_support import fetch, program
+from support.processes import free_port
 
 pytestmark = pytest.mark.operations
 FOLDER = pathlib.Path(__file__).parent.parent.parent / "docs/operations"
@@ -42,12 +42,6 @@ def promtool(*words, text=None):
     done = subprocess.run(["promtool", *words], input=text, capture_output=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
     return (done.stdout + done.stderr).decode()
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @asynccontextmanager

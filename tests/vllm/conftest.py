@@ -14,6 +14,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/vllm/" in item.path.as_posix():
             item.add_marker(pytest.mark.vllm)
+            # A start takes half a minute on two quiet cores, and minutes beside other programs.
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(900))
             # vLLM and its dependencies cause warnings about each other.
             item.add_marker(pytest.mark.filterwarnings("default"))
 
@@ -46,7 +49,7 @@ class CoreCounter(threading.Thread):
 
 
 # A start takes 20 to 40 s, and the tests that everyone runs should take minutes. Those of `nightly` are not counted.
-MAX_STARTS = 8
+MAX_STARTS = 6
 
 
 @pytest.fixture(scope="session", autouse=True)

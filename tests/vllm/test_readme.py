@@ -14,6 +14,6 @@ def test_the_embedded_example_runs(tmp_path):
     (embedded,) = [example for example in examples if "EngineManager.open" in example]
     (tmp_path / "example.py").write_text(embedded)
     command, environment = [sys.executable, "example.py"], {**os.environ, "PYTHONPATH": str(README.parent)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Paris" in result.stdout

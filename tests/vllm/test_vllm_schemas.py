@@ -50,7 +50,7 @@ def test_answers_that_xgrammar_calls_complete_conform(spaced):
     ended = 0
 
     @seed(spaced)
-    @settings(max_examples=1000, database=None)
+    @settings(database=None)
     @given(SCHEMAS)
     def check(schema):
         nonlocal ended
@@ -66,7 +66,7 @@ def test_answers_that_xgrammar_calls_complete_conform(spaced):
                 ended += 1
 
     check()
-    assert ended > 500
+    assert ended > 50
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import anyio
 import psutil
 import pytest
 from program_support import MODULE, program
+from support.processes import gone
 
 pytestmark = pytest.mark.nightly
 
@@ -56,13 +57,6 @@ async def ended(process):
         return await process.wait()
 
 
-async def gone(processes):
-    """Wait a moment for the guard to remove what its host has left."""
-    with anyio.fail_after(END_SECONDS):
-        while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes):
-            await anyio.sleep(0.05)
-
-
 @pytest.mark.parametrize(("workers", "twice"), [("1", False), ("2", False), ("2", True)])
 async def test_a_signal_ends_a_program_that_starts(workers, twice, short):
     engine = ("--model", "bundled", "--workers", workers)
@@ -75,7 +69,8 @@ async def test_a_signal_ends_a_program_that_starts(workers, twice, short):
             await anyio.sleep(0.1)
             process.send_signal(signal.SIGTERM)
         assert await ended(process) in ((-signal.SIGTERM, 0) if twice else (0,)), lines
-        await gone(family)
+        # The guard removes a moment later what its host has left.
+        await gone(*family)
         with anyio.fail_after(END_SECONDS):
             while [name for name in os.listdir(short) if name.startswith("llmserve-") and "metrics" not in name]:
                 await anyio.sleep(0.05)

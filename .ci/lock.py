@@ -61,10 +61,10 @@ def resolve(output: pathlib.Path, requirements: list[str], extras: list[str], co
 
 def main(options: list[str]) -> None:
     cpu, dev, ray = (ROOT / f"requirements-{name}.lock" for name in ("cpu", "dev", "ray"))
-    resolve(cpu, [*CPU_ONLY, *TORCH_NEEDS], ["bundled"], [], options)
+    resolve(cpu, [*CPU_ONLY, *TORCH_NEEDS], ["bundled", "cli", "reports"], [], options)
     # Packages in several locks have one version, so that an environment can install the locks
     # together.
-    resolve(dev, [], ["dev", "benchmarks", "reports", "telemetry"], [cpu], options)
+    resolve(dev, [], ["dev", "cli", "reports", "telemetry"], [cpu], options)
     resolve(ray, [], ["ray"], [cpu, dev], options)
 
 

@@ -12,7 +12,7 @@ PRINTS = {
     "cancel": "second ended: cancelled: the user left",
     "custom_engine": "Hello, engine",
     "custom_policy": "'prompts': ",
-    "deadline": "abort",
+    "deadline": "deadline of 0.2 s",
     "first": "Usage(prompt_tokens=",
     "json_results": '"finish_reason": "length"',
     "metrics": "2 answers",

@@ -20,6 +20,8 @@ from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
 BASE: dict[str, dict[str, Any]] = {"chat": {"messages": [{"role": "user", "content": "hi"}]}, "completions": {"prompt": "hi"}}
+# The routes whose fields a heading is about.
+ROUTES = {"## Both": ("chat", "completions"), "## Chat alone": ("chat",), "## Completions alone": ("completions",)}
 KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest}
 
 
@@ -29,7 +31,7 @@ def listed():
     routes: tuple[str, ...] = ()
     for line in PAGE.read_text().splitlines():
         if line.startswith("## "):
-            routes = {"## Both": ("chat", "completions"), "## Chat alone": ("chat",), "## Completions alone": ("completions",)}[line]
+            routes = ROUTES.get(line, ())
         elif line.startswith("| `"):
             names, verdict = line.split("|")[1:3]
             for route in routes:

@@ -13,7 +13,11 @@ export async function call(path, options = {}) {
   const headers = new Headers(options.headers);
   const key = sessionStorage.getItem(KEY);
   if (keyRequired && !key) throw new NeedsKey("");
-  if (key) headers.set("Authorization", `Bearer ${key}`);
+  try {
+    if (key) headers.set("Authorization", `Bearer ${key}`);
+  } catch {
+    throw new NeedsKey("An API key cannot have these characters.");
+  }
   const response = await fetch(new URL(path, root), { ...options, headers });
   if (response.status === 401) throw new NeedsKey(key ? "The server does not accept this key." : "");
   if (!response.ok) throw new Error(await reason(response));

@@ -73,6 +73,13 @@ export class Chat {
     let first = null;
     let text = "";
     const node = answer.appendChild(document.createTextNode(""));
+    // Once per frame: a layout per token would make long answers slow.
+    let pending = "";
+    const flush = () => {
+      node.appendData(pending);
+      pending = "";
+      follow();
+    };
     try {
       const headers = { "Content-Type": "application/json" };
       const response = await call("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
@@ -84,12 +91,14 @@ export class Chat {
         const more = (delta.reasoning ?? delta.reasoning_content ?? "") + (delta.content ?? "");
         if (!more) continue;
         first ??= performance.now() - started;
-        text += more;
-        node.appendData(more);
-        follow();
+        text += delta.content ?? "";
+        if (!pending) requestAnimationFrame(flush);
+        pending += more;
       }
+      flush();
       note(answer, summary(usage, first, performance.now() - started));
     } catch (error) {
+      flush();
       if (!signal.aborted) throw error;
       note(answer, "stopped");
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from frontends.cli.remote import CannotCall, Server, add_server_arguments
+from frontends.cli.remote import CannotCall, Server, add_server_arguments, plain
 
 HINT = "Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts again"
 
@@ -43,7 +43,7 @@ class Conversation:
                     more = (delta.get("reasoning") or delta.get("reasoning_content") or "") + (delta.get("content") or "")
                     if more:
                         first = first or time.monotonic() - began
-                        print(more, end="", flush=True)
+                        print(plain(more), end="", flush=True)
                         answer += more
         except asyncio.CancelledError:
             self._messages = [*messages, {"role": "assistant", "content": answer}]
@@ -89,7 +89,7 @@ def _turn(runner: asyncio.Runner, conversation: Conversation, text: str) -> None
 async def _connect(server: Server, model: str | None, system: str | None, fields: dict[str, Any]) -> Conversation:
     model = model or await server.model()
     if sys.stdin.isatty():
-        print(f"{model} at {server.url}")
+        print(f"{plain(model)} at {server.url}")
     return Conversation(server, model, {name: value for name, value in fields.items() if value is not None}, system)
 
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "llmserve chat") -> int:
             if sys.stdin.isatty():
                 _talk(runner, conversation)
             else:
-                runner.run(conversation.ask(sys.stdin.read()))
+                runner.run(conversation.ask(sys.stdin.buffer.read().decode(errors="replace")))
                 print()
         except CannotCall as error:
             sys.stderr.write(f"{prog}: error: {error}\n")

@@ -3,6 +3,7 @@
 Each command imports its program when it runs, so `llmserve chat` needs no engine.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -78,4 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"llmserve {name}: error: the package {error.name} is not installed; pip install 'llmserve[{command.extra}]'\n")
         return 2
-    return int(function(rest, f"llmserve {name}") or 0)
+    try:
+        code = int(function(rest, f"llmserve {name}") or 0)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # The reader, such as `head`, has ended. The interpreter flushes standard output again as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code

@@ -15,8 +15,24 @@ TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=600)
 MAX_LINE = 2**22
 
 
+# Control characters of C0, DEL and C1: in a server's text they could control the user's terminal.
+CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�") | {
+    ord("\n"): "\n",
+    ord("\t"): "\t",
+    ord("\r"): None,
+}
+
+
+def plain(text: str) -> str:
+    """Return a server's text without characters that control a terminal, for printing."""
+    return text.translate(CONTROLS)
+
+
 class CannotCall(Exception):
     """A call failed; the message says why, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +79,16 @@ class Server:
             ) as response:
                 await self._check(response)
                 async for line in response.content:
-                    if line.startswith(b"data: {"):
-                        event = msgspec.json.decode(line[6:], type=dict[str, Any])
-                        if "error" in event:
+                    field, _, data = line.strip().partition(b":")
+                    if data.strip() == b"[DONE]":
+                        return
+                    if field == b"data":
+                        event = msgspec.json.decode(data, type=dict[str, Any])
+                        if event.get("error"):
                             raise CannotCall(_message(event))
                         yield event
-                    elif line.startswith(b"data: [DONE]"):
-                        return
+        except msgspec.DecodeError as error:
+            raise CannotCall(f"{url} sends an event that is no JSON object: {error}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from None
 

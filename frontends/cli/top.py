@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from frontends.cli.remote import CannotCall, Server, add_server_arguments
+from frontends.cli.remote import CannotCall, Server, add_server_arguments, plain
 from frontends.cli.scrape import Scrape, quantile, rate, rates
 
 # Seconds between two scrapes, seconds over which rates and quantiles count, and points of a curve.
@@ -51,7 +51,7 @@ def view(scrapes: Sequence[Scrape], title: str = "") -> RenderableType:
 
 
 def _head(now: Scrape, title: str) -> RenderableType:
-    line = Text(title, style="bold", no_wrap=True, overflow="ellipsis")
+    line = Text(plain(title), style="bold", no_wrap=True, overflow="ellipsis")
     ready = now.total("llmserve_ready")
     if ready is not None:
         line.append("  ready" if ready else "  refuses requests now", style="green" if ready else "red")
@@ -107,12 +107,13 @@ def _tenants(now: Scrape, before: Scrape) -> RenderableType | None:
         table.add_column(justify="right", min_width=9)
     table.add_row(*(Text(name, style="dim") for name in ("tenant", "requests/s", "tokens/s")))
     for tenant in sorted(now.by("llmserve_tenant_requests_total", "tenant"), key=lambda name: -tokens.get(name, 0.0))[:10]:
-        table.add_row(tenant, f"{requests.get(tenant, 0.0):,.1f}", f"{tokens.get(tenant, 0.0):,.0f}")
+        table.add_row(Text(plain(tenant)), f"{requests.get(tenant, 0.0):,.1f}", f"{tokens.get(tenant, 0.0):,.0f}")
     return table
 
 
-def _listed(values: dict[str, float], text: str) -> str:
-    return ", ".join(f"{name} {text.format(value)}" for name, value in sorted(values.items(), key=lambda item: -item[1]))
+def _listed(values: dict[str, float], text: str) -> Text:
+    ordered = sorted(values.items(), key=lambda item: -item[1])
+    return Text(plain(", ".join(f"{name} {text.format(value)}" for name, value in ordered)))
 
 
 def _seconds(value: float | None) -> str:
@@ -126,9 +127,16 @@ def _curve(points: Sequence[float | None]) -> str:
     return "".join(" " if point is None else BLOCKS[round(point / most * (len(BLOCKS) - 1)) if most else 0] for point in points)
 
 
+async def _scrape(server: Server) -> Scrape:
+    try:
+        return Scrape.parse(await server.text("metrics"), time.monotonic())
+    except ValueError:
+        raise CannotCall(f"{server.url}/metrics is no text of Prometheus") from None
+
+
 async def _watch(server: Server, console: Console) -> None:
     """Draw until Ctrl-C. Raises CannotCall if the first scrape fails; later ones are tried again."""
-    scrapes = deque([Scrape.parse(await server.text("metrics"), time.monotonic())], maxlen=int(max(WINDOW, CURVE) / EVERY) + 2)
+    scrapes = deque([await _scrape(server)], maxlen=int(max(WINDOW, CURVE) / EVERY) + 2)
     title = f"{await server.model()} at {server.url}"
     note = Text(f"rates and times over {WINDOW:g} s; Ctrl-C ends", style="dim")
     with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -136,16 +144,16 @@ async def _watch(server: Server, console: Console) -> None:
             live.update(Group(view(scrapes, title), note), refresh=True)
             await asyncio.sleep(EVERY)
             try:
-                scrapes.append(Scrape.parse(await server.text("metrics"), time.monotonic()))
+                scrapes.append(await _scrape(server))
                 note = Text(f"rates and times over {WINDOW:g} s; Ctrl-C ends", style="dim")
             except CannotCall as error:
                 note = Text(f"{error}; trying again", style="red")
 
 
 async def _once(server: Server, console: Console) -> None:
-    scrapes = [Scrape.parse(await server.text("metrics"), time.monotonic())]
+    scrapes = [await _scrape(server)]
     await asyncio.sleep(EVERY)
-    scrapes.append(Scrape.parse(await server.text("metrics"), time.monotonic()))
+    scrapes.append(await _scrape(server))
     console.print(view(scrapes, f"{await server.model()} at {server.url}"))
 
 

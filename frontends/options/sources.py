@@ -65,10 +65,10 @@ def from_file(kind: type, path: Path) -> dict[str, Any]:
     Raises ConfigurationError, which names the file and the key.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigurationError(f"--config {path}: {error}") from None
     options = {key_of(name_of(field, described)): (field, described) for field, described in options_of(kind)}
     values: dict[str, Any] = {}

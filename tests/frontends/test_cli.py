@@ -12,13 +12,18 @@ import time
 import anyio
 import attrs
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from engines import ScriptedEngine
 from http_support import running_server
+from rich.console import Console
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
 from frontends.cli import checks
+from frontends.cli.remote import plain
 from frontends.cli.scrape import Scrape, quantile, rate, rates
+from frontends.cli.top import view
 from llmserve import Delta
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +112,59 @@ async def test_ctrl_c_stops_the_answer_and_not_the_chat():
 async def test_a_message_in_a_pipe_gets_one_answer():
     async with running_server(Talker()) as server:
         assert await run("chat", f"{server.url}/v1", "--max-tokens", "2", text="hello") == (0, "word1 word2 \n", "")
+
+
+def test_text_of_a_server_cannot_control_the_terminal():
+    assert plain("a\x1b[2J\x9b2J\x07\r\n\tאב 👩\u200d💻") == "a\ufffd[2J\ufffd2J\ufffd\n\tאב 👩\u200d💻"
+
+
+async def answer_of(*lines, text="hello"):
+    """Return what `chat` does with the lines of a scripted server's stream."""
+
+    async def complete(_request):
+        return web.Response(body=b"\n".join(lines), content_type="text/event-stream")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", complete)
+    async with TestServer(app) as server:
+        return await run("chat", str(server.make_url("/")), "--model", "any", text=text)
+
+
+async def test_chat_reads_the_streams_of_other_servers():
+    hello = b'data:{"error": null, "choices": [{"delta": {"content": "a\\u001b]0;b"}}]}\r'
+    assert await answer_of(b": ping\r", hello, b"\r", b"data:[DONE]\r") == (0, "a\ufffd]0;b\n", "")
+    code, _, error = await answer_of(b"data: {broken")
+    assert (code, error.count("\n"), "no JSON object" in error) == (2, 1, True)
+
+
+def test_top_draws_a_tenant_s_name_as_it_is():
+    name = "[/red]\x1b[2J"
+    text = "".join(f'llmserve_tenant_requests_total{{tenant="{tenant}"}} 1\n' for tenant in (name, "other"))
+    console = Console(width=80)
+    with console.capture() as drawn:
+        console.print(view([Scrape.parse(text, 0.0)]))
+    assert "[/red]\ufffd[2J" in drawn.get()
+    assert name not in drawn.get()
+
+
+async def test_top_names_the_address_that_has_no_metrics():
+    async def page(_request):
+        return web.Response(text="<html>{hello</html>")
+
+    app = web.Application()
+    app.router.add_get("/metrics", page)
+    async with TestServer(app) as server:
+        url = str(server.make_url("")).rstrip("/")
+        assert await run("top", url) == (2, "", f"llmserve top: error: {url}/metrics is no text of Prometheus\n")
+
+
+def test_a_reader_that_ends_is_no_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from frontends.cli.main import main; sys.exit(main(['config']))"
+    done = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("tool", ["chat", "top"])

@@ -225,3 +225,16 @@ def test_no_default_is_a_number_that_toml_cannot_write():
     for kind in KINDS.values():
         for field, _ in options_of(kind):
             assert not (isinstance(field.default, float) and math.isinf(field.default))
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "file.toml"
+    path.write_bytes(b"\xef\xbb\xbfmax-running = 3\r\n")
+    assert from_file(HTTPServerSettings, path) == {"max_running": 3}
+
+
+def test_a_number_of_too_many_digits_names_the_file(tmp_path):
+    path = tmp_path / "file.toml"
+    path.write_text("max-running = " + "1" * 5000)
+    with pytest.raises(ConfigurationError, match=r"file\.toml"):
+        from_file(HTTPServerSettings, path)

@@ -40,11 +40,12 @@ class Conversation:
                 async for event in events:
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
                     delta = (event.get("choices") or [{}])[0].get("delta") or {}
-                    more = (delta.get("reasoning") or delta.get("reasoning_content") or "") + (delta.get("content") or "")
-                    if more:
+                    reasoning, content = delta.get("reasoning") or delta.get("reasoning_content") or "", delta.get("content") or ""
+                    if reasoning or content:
                         first = first or time.monotonic() - began
-                        print(plain(more), end="", flush=True)
-                        answer += more
+                        print(plain(reasoning + content), end="", flush=True)
+                        # The next turn does not send the reasoning back.
+                        answer += content
         except asyncio.CancelledError:
             self._messages = [*messages, {"role": "assistant", "content": answer}]
             raise

@@ -54,8 +54,10 @@ class Terminal:
 
     def __init__(self, *arguments):
         self._end, other = pty.openpty()
-        # `setsid --ctty` makes it the controlling terminal, which turns Ctrl-C into SIGINT.
-        self.process = subprocess.Popen(["setsid", "--ctty", *command(*arguments)], stdin=other, stdout=other, stderr=other)
+        # `setsid --ctty` makes it the controlling terminal, which turns Ctrl-C into SIGINT. A shell's job in
+        # the background ignores SIGINT, and so would the tool if the tests run in one.
+        shell = ["setsid", "--ctty", "env", "--default-signal=INT"]
+        self.process = subprocess.Popen([*shell, *command(*arguments)], stdin=other, stdout=other, stderr=other)
         os.close(other)
         self.text = ""
 

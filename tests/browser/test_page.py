@@ -38,6 +38,8 @@ class Chatty(ScriptedEngine):
         await super().submit(request_id, prompt, sampling, priority, sink)
         for token in (1, 2, 3):
             sink.put(Delta(f"word{token} ", (token,), finish_reason="stop" if token == sampling.max_tokens else None))
+            if token == sampling.max_tokens:
+                self.held.discard(request_id)
 
 
 @contextlib.contextmanager

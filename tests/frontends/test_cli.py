@@ -260,3 +260,16 @@ def test_doctor_finds_a_low_limit_of_descriptors():
 def test_doctor_names_the_model_that_does_not_exist():
     found = checks.model("/no/such/folder", "vllm")
     assert found.fix is not None
+
+
+async def test_bash_completes_an_option():
+    program = "import sys; from frontends.cli.main import main; sys.exit(main(['completion', 'bash']))"
+    script = f"""
+        source <({sys.executable} -c "{program}")
+        COMP_WORDS=(llmserve serve --max-r) COMP_CWORD=2
+        _shtab_llmserve llmserve --max-r serve
+        echo "${{COMPREPLY[@]}}"
+    """
+    with anyio.fail_after(PATIENCE):
+        done = await anyio.run_process(["bash", "-c", script])
+    assert done.stdout == b"--max-running\n"

@@ -81,7 +81,9 @@ class GuardedHandler(web.RequestHandler):
             # For an unknown path aiohttp 3.14 rejects an Expect before any middleware, and fails to
             # quote a header that is not text.
             status = HTTPStatus.EXPECTATION_FAILED
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        # A token that comes in the moment in which the client leaves meets a closing connection.
+        gone = isinstance(exc, ConnectionError) and (self.transport is None or self.transport.is_closing())
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not gone:
             logger.error("a handler failed", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a response has already begun")

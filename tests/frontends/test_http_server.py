@@ -12,6 +12,7 @@ import aiohttp
 import anyio
 import pytest
 import trustme
+from aiohttp import web
 from http_support import running_server
 from hypothesis import given
 from hypothesis import strategies as st
@@ -300,3 +301,22 @@ async def test_the_kernel_probes_silent_clients():
             assert client.getpeername() == listener.getsockname()
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert {option: accepted.getsockopt(socket.IPPROTO_TCP, option) for option in VANISHED} == VANISHED
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_only_a_connection_error_of_a_client_that_is_still_there_is_a_failure(leaves, caplog):
+    """A regression: with uvloop, a token in the moment in which the client left was logged with a traceback."""
+
+    @web.middleware
+    async def fail(request, handler):
+        if leaves:
+            request.transport.abort()
+        raise ConnectionResetError("the client has gone")
+
+    async with running_server(app={"clients": fail}) as running:
+        try:
+            async with running.session.get("/health") as response:
+                assert response.status == 500
+        except aiohttp.ClientError:
+            assert leaves
+    assert ("a handler failed" in caplog.text) is not leaves

@@ -3,13 +3,12 @@
 import json
 import os
 import sys
-from collections import ChainMap
 from collections.abc import Sequence
 
 from frontends.http.settings import HTTPServerSettings
 from frontends.options.command_line import Parser, add_options
 from frontends.options.definitions import make
-from frontends.options.sources import layers
+from frontends.options.sources import layers, merged
 from frontends.options.written import schema, write
 from frontends.program.settings import ProgramSettings
 from frontends.socket_app import SocketServerSettings
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "llmserve config") -> in
         return 0
     try:
         sources = layers(kind, options, os.environ)
-        settings = make(kind, ChainMap(*(dict(values) for _, values in reversed(sources))))
+        settings = make(kind, merged(sources))
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     sys.stdout.write(f"# The settings of `llmserve {name}`: `llmserve {name} --config FILE.toml`\n{write(settings, sources)}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from frontends.options.command_line import read
-from frontends.options.definitions import group, make, option
+from frontends.options.definitions import group, key_of, make, option
 from frontends.options.parsers import count
 from frontends.program.settings import ServerSettings
 from llmserve import ConfigurationError
@@ -67,7 +67,7 @@ def read_settings(arguments: Sequence[str]) -> ClusterServerSettings:
         raise ConfigurationError(f"--max-replicas {cluster.max_replicas} is less than --replicas {cluster.replicas}")
     for name in NOT_HERE:
         if given.get(name):
-            raise ConfigurationError(f"--{name.replace('_', '-')} is not available on Ray Serve, whose proxies accept the connections")
+            raise ConfigurationError(f"--{key_of(name)} is not available on Ray Serve, whose proxies accept the connections")
     return settings
 
 
@@ -79,7 +79,7 @@ def from_words(words: Mapping[str, str]) -> list[str]:
     """
     found: list[str] = []
     for key, value in words.items():
-        name = key.replace("_", "-")
+        name = key_of(key)
         values = shlex.split(str(value)) if name == REPEATED else [str(value)]
         for one in values:
             found += [f"--{name}"] if one.lower() == "true" else [f"--{name}", one]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from frontends.options.definitions import Group, Option, fields_of, name_of, parser_of
+from frontends.options.definitions import Group, Option, fields_of, help_of, key_of, name_of, parser_of
 from frontends.options.sources import nearest
 
 
@@ -42,12 +42,12 @@ def _add(parser: argparse.ArgumentParser, add: Callable[..., Any], kind: type) -
         else:
             name = name_of(field, described)
             # Without a default, the values that were given can be told from defaults.
-            add(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **_arguments(field, described))
+            add(f"--{key_of(name)}", dest=name, default=argparse.SUPPRESS, **_arguments(field, described))
 
 
 def _arguments(field: Any, described: Option) -> dict[str, Any]:
     # argparse itself cannot name a default that it does not set.
-    text = described.help.replace("%(default)s", str(field.default))
+    text = help_of(field, described)
     if field.type is bool:
         return {"action": "store_true", "help": text}
     action = "append" if described.repeat else "store"

@@ -28,7 +28,7 @@ class Option:
     """What a field does not say about its option.
 
     Attributes:
-        help: the help text; argparse replaces `%(default)s` and `%(choices)s`.
+        help: the help text; `help_of` replaces `%(default)s` and `%(choices)s`.
         metavar: the value's name in the help; None derives it from the option's name.
         parse: converts a text, and raises ArgumentTypeError or ValueError; None uses the field's type.
         choices: the valid texts; None allows any.
@@ -85,9 +85,25 @@ def name_of(field: "attrs.Attribute[Any]", described: Option) -> str:
     return described.name or field.name
 
 
+def key_of(name: str) -> str:
+    """Return an option's key in a file: its name on the command line without the dashes before it."""
+    return name.replace("_", "-")
+
+
+def type_of(field: "attrs.Attribute[Any]") -> Any:
+    """Return the type of one value: for `int | None` and `tuple[int, ...]` it is `int`."""
+    return (get_args(field.type) or (field.type,))[0]
+
+
+def help_of(field: "attrs.Attribute[Any]", described: Option) -> str:
+    """Return the help text with the default and the choices."""
+    text = described.help.replace("%(choices)s", ", ".join(described.choices or ()))
+    return text.replace("%(default)s", str(field.default))
+
+
 def parser_of(field: "attrs.Attribute[Any]", described: Option) -> Callable[[str], Any]:
-    """Return the function that converts the option's text: for `int | None` it is `int`."""
-    return described.parse or (get_args(field.type) or (field.type,))[0]
+    """Return the function that converts the option's text."""
+    return described.parse or type_of(field)
 
 
 def make(kind: type[Settings], given: Mapping[str, Any]) -> Settings:

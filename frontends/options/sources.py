@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from frontends.options.definitions import Option, name_of, options_of, parser_of
+from frontends.options.definitions import Option, key_of, name_of, options_of, parser_of
 from llmserve import ConfigurationError
 
 PREFIX = "LLMSERVE_"
@@ -20,11 +20,6 @@ OTHERS = frozenset({"LLMSERVE_API_KEY", "LLMSERVE_ARGUMENTS", "LLMSERVE_CACHE", 
 SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 # Kubernetes sets LLMSERVE_PORT to such an address in a namespace with a service named `llmserve`.
 KUBERNETES = "tcp://"
-
-
-def key_of(name: str) -> str:
-    """Return an option's key in a file: its name on the command line without the dashes before it."""
-    return name.replace("_", "-")
 
 
 def variable_of(name: str) -> str:
@@ -123,3 +118,8 @@ def layers(kind: type, command_line: Mapping[str, Any], environ: Mapping[str, st
     path = (variables | dict(command_line)).get("config")
     file = [(str(path), from_file(kind, path))] if path else []
     return [*file, ("environment", variables), ("command line", command_line)]
+
+
+def merged(sources: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the values of all sources, for `make`; a later source replaces an earlier one."""
+    return {name: value for _, values in sources for name, value in values.items()}

@@ -4,12 +4,11 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import attrs
 
-from frontends.options.definitions import Group, Option, fields_of, name_of
-from frontends.options.sources import key_of
+from frontends.options.definitions import Group, Option, fields_of, help_of, key_of, name_of, options_of, type_of
 
 # Columns of a comment.
 WIDTH = 100
@@ -35,15 +34,9 @@ def _lines(settings: Any, layers: Sequence[tuple[str, Mapping[str, Any]]], title
             yield from _lines(value, layers, described.title or "")
         elif (name := name_of(field, described)) != "config":
             yield ""
-            yield from textwrap.wrap(_help(field, described), WIDTH, initial_indent="# ", subsequent_indent="# ")
+            yield from textwrap.wrap(help_of(field, described), WIDTH, initial_indent="# ", subsequent_indent="# ")
             source = next((source for source, values in reversed(layers) if name in values), "default")
-            text = "" if value is None else _toml(described, value)
-            yield f"# {key_of(name)} =" if value is None else f"{key_of(name)} = {text}  # {source}"
-
-
-def _help(field: "attrs.Attribute[Any]", described: Option) -> str:
-    text = described.help.replace("%(choices)s", ", ".join(described.choices or ()))
-    return text.replace("%(default)s", str(field.default))
+            yield f"# {key_of(name)} =" if value is None else f"{key_of(name)} = {_toml(described, value)}  # {source}"
 
 
 def _toml(described: Option, value: Any) -> str:
@@ -57,27 +50,16 @@ def _toml(described: Option, value: Any) -> str:
 
 def schema(kind: type) -> dict[str, Any]:
     """Return the JSON Schema of the file for a class of settings."""
-    properties = dict(_properties(kind))
-    properties.pop("config", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llmserve's settings",
         "type": "object",
-        "properties": properties,
+        "properties": {key_of(name): _property(*pair) for pair in options_of(kind) if (name := name_of(*pair)) != "config"},
         "additionalProperties": False,
     }
 
 
-def _properties(kind: type) -> Iterator[tuple[str, dict[str, Any]]]:
-    for field, described in fields_of(kind):
-        if isinstance(described, Group):
-            yield from _properties(described.kind)
-            continue
-        plain = (get_args(field.type) or (field.type,))[0]
-        one: dict[str, Any] = {"type": JSON_TYPES.get(plain, "string")}
-        if described.write is not str:
-            one = {"type": "string"}
-        if described.choices is not None:
-            one["enum"] = list(described.choices)
-        more: dict[str, Any] = {"type": "array", "items": one} if described.repeat else one
-        yield key_of(name_of(field, described)), {"description": _help(field, described), **more}
+def _property(field: "attrs.Attribute[Any]", described: Option) -> dict[str, Any]:
+    kind = JSON_TYPES.get(type_of(field), "string") if described.write is str else "string"
+    one: dict[str, Any] = {"type": kind} | ({"enum": list(described.choices)} if described.choices is not None else {})
+    return {"description": help_of(field, described), **({"type": "array", "items": one} if described.repeat else one)}

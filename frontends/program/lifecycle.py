@@ -6,7 +6,6 @@ It is independent of the wire protocol.
 import argparse
 import os
 import sys
-from collections import ChainMap
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.util import find_spec
@@ -21,7 +20,7 @@ from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.net.listeners import CannotListen
 from frontends.options.command_line import read
 from frontends.options.definitions import make
-from frontends.options.sources import layers
+from frontends.options.sources import layers, merged
 from frontends.program.console import loading
 from frontends.program.hangup import expect_hangups
 from frontends.program.preflight import check_start, prepare_environment, unpack
@@ -79,7 +78,7 @@ def run(
 def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[Settings]) -> Settings:
     """Return the settings of a file, the environment and the command line; exit with 2 if one is invalid."""
     try:
-        return make(kind, ChainMap(*(dict(values) for _, values in reversed(layers(kind, read(parser, kind, argv), os.environ)))))
+        return make(kind, merged(layers(kind, read(parser, kind, argv), os.environ)))
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 

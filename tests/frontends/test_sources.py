@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 import tomllib
-from collections import ChainMap
 
 import attrs
 import jsonschema
@@ -15,8 +14,8 @@ from frontends.cli.config import KINDS
 from frontends.cli.main import COMMANDS, main
 from frontends.http.settings import HTTPServerSettings
 from frontends.options.command_line import read
-from frontends.options.definitions import make, name_of, options_of
-from frontends.options.sources import from_environment, from_file, key_of, layers, variable_of
+from frontends.options.definitions import key_of, make, name_of, options_of
+from frontends.options.sources import from_environment, from_file, layers, merged, variable_of
 from frontends.options.written import schema, write
 from frontends.program.settings import ProgramSettings
 from llmserve import ConfigurationError
@@ -131,7 +130,7 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
     kind, path = KINDS["serve"], tmp_path / "f.toml"
     path.write_text('port = 1\nmodel = "file"\nmax-wait = 3')
     sources = layers(kind, {"port": 3}, {"LLMSERVE_CONFIG": str(path), "LLMSERVE_PORT": "2", "LLMSERVE_MODEL": "variable"})
-    settings = make(kind, ChainMap(*(dict(values) for _, values in reversed(sources))))
+    settings = make(kind, merged(sources))
     assert isinstance(settings, HTTPServerSettings)
     assert (settings.http.port, settings.engine.model, settings.limits.max_wait) == (3, "variable", 3.0)
     text = write(settings, sources)

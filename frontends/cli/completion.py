@@ -16,12 +16,21 @@ from frontends.options.command_line import add_options
 from frontends.socket_app import SocketServerSettings
 
 SHELLS = ("bash", "zsh", "fish")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description='Print the completion of a shell: eval "$(llmserve completion bash)"')
+    parser.add_argument("shell", choices=SHELLS)
+    return parser
+
+
 PARSERS = {
     "keys": keys_command.build_parser,
     "config": config.build_parser,
     "chat": chat.build_parser,
     "top": top.build_parser,
     "doctor": doctor.build_parser,
+    "completion": build_parser,
 }
 
 
@@ -30,13 +39,10 @@ def build() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmserve")
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers()
-    made = {name: build_parser(name) for name, build_parser in PARSERS.items()} | dict(_measuring())
+    made = {name: parser_of(name) for name, parser_of in PARSERS.items()} | dict(_measuring())
     for name, kind in (("serve", HTTPServerSettings), ("socket", SocketServerSettings)):
         made[name] = argparse.ArgumentParser(name)
         add_options(made[name], kind)
-    completed = argparse.ArgumentParser("completion")
-    completed.add_argument("shell", choices=SHELLS)
-    made["completion"] = completed
     for name, command in COMMANDS.items():
         if name in made:
             commands.add_parser(name, help=command.help, parents=[made[name]], add_help=False, conflict_handler="resolve")
@@ -52,7 +58,5 @@ def _measuring() -> Iterator[tuple[str, argparse.ArgumentParser]]:
 
 def main(argv: Sequence[str] | None = None, prog: str = "llmserve completion") -> int:
     """Print a shell's completion; return 0."""
-    parser = argparse.ArgumentParser(prog=prog, description='Print the completion of a shell: eval "$(llmserve completion bash)"')
-    parser.add_argument("shell", choices=SHELLS)
-    sys.stdout.write(shtab.complete(build(), parser.parse_args(argv).shell))
+    sys.stdout.write(shtab.complete(build(), build_parser(prog).parse_args(argv).shell))
     return 0

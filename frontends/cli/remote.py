@@ -8,8 +8,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from frontends.access.control import KEY_VARIABLE
+
 # The variables that hold an API key, the first that is set.
-KEY_VARIABLES = ("LLMSERVE_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLES = (KEY_VARIABLE, "OPENAI_API_KEY")
 TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=600)
 # Maximum bytes of one event. aiohttp's default for a line, 128 KiB, is less than some logprobs.
 MAX_LINE = 2**22

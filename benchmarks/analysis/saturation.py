@@ -87,6 +87,7 @@ def _kinds(levels: Sequence[Level]) -> dict[str, float]:
     for figure in ("ttft", "tpot"):
         least = _tail(first, figure)
         if least:
+            # mypy cannot infer the type of a lambda with a default.
             latency.append(_crossing(levels, lambda level, figure=figure: _tail(level.summary, figure), LATENCY_FACTOR * least))  # type: ignore[misc]
     found = {
         "latency": min((at for at in latency if at is not None), default=None),

@@ -162,7 +162,7 @@ async def go_away(manager: EngineManager, count: int, at_once: int) -> Heard:
         heard[request_id] = time.perf_counter()
         await abort(request_id)
 
-    manager.engine.abort = noted  # type: ignore[method-assign]
+    manager.engine.abort = noted  # type: ignore[method-assign]  # it records each abort and calls the real one
     gone: dict[str, float] = {}
     numbers = iter(range(count))
     try:
@@ -180,7 +180,7 @@ async def go_away(manager: EngineManager, count: int, at_once: int) -> Heard:
     except TimeoutError:
         raise TargetError(f"the requests of {len(gone.keys() - heard.keys())} of {count} clients were never aborted") from None
     finally:
-        manager.engine.abort = abort  # type: ignore[method-assign]
+        manager.engine.abort = abort  # type: ignore[method-assign]  # the real one again
     delays = sorted(heard[name] - at for name, at in gone.items())
     return Heard(clients=count, p50=delays[len(delays) // 2], p99=delays[int(0.99 * len(delays))], longest=delays[-1])
 

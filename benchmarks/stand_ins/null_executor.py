@@ -43,7 +43,7 @@ class _Step(Future[Any]):
         return super().result(timeout)
 
 
-class NullExecutor(Executor):  # type: ignore[misc]
+class NullExecutor(Executor):  # type: ignore[misc]  # vLLM is not installed for type checks
     """Returns one token for each scheduled request, immediately or at a pace."""
 
     supported_tasks = ("generate",)
@@ -102,7 +102,7 @@ class NullExecutor(Executor):  # type: ignore[misc]
         timeout: float | None = None,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-        non_block: bool = False,  # noqa: FBT001
+        non_block: bool = False,  # noqa: FBT001 - vLLM's signature
     ) -> Any:
         """Ignore vLLM's other calls to its workers (reset a cache, start a profiler)."""
         if not non_block:

@@ -96,7 +96,7 @@ def install_nothing(pause: float = 0.0, text: str = " word") -> None:
     from benchmarks.stand_ins.null_engine import NoEngine
     from llmserve.engines.simulated.engine import SimulatedEngine
 
-    SimulatedEngine.from_args = classmethod(lambda *_: NoEngine(text, pause))  # type: ignore[method-assign, assignment]
+    SimulatedEngine.from_args = classmethod(lambda *_: NoEngine(text, pause))  # type: ignore[method-assign, assignment]  # a stand-in
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def steps(stairs: Sequence[tuple[float, float]], seed: int) -> Iterator[float]:
     begin = 0.0
     for number, (rate, seconds) in enumerate(stairs):
         if rate > 0:
+            # mypy cannot infer the type of a lambda with a default.
             for time in itertools.takewhile(lambda time, end=seconds: time < end, gamma(rate, 1.0, seed + 1000 * number)):  # type: ignore[misc]
                 yield begin + time
         begin += seconds

@@ -56,7 +56,7 @@ class ResponseBuilder:
         if self.token_ids:
             self._prompts = {index: stream.prompt_token_ids or () for index, stream in enumerate(streams)}
             # Chosen once, so that streams without token ids have no cost per delta.
-            self.chunk = self.chunk_with_ids  # type: ignore[method-assign]
+            self.chunk = self.chunk_with_ids  # type: ignore[method-assign]  # chosen once, not for each chunk
 
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
         """Yield the answer as JSON, in parts.

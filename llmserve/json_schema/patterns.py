@@ -9,7 +9,7 @@ only texts that match under both are allowed.
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from re import _parser as syntax  # type: ignore[attr-defined]
+from re import _parser as syntax  # type: ignore[attr-defined]  # typeshed leaves re's parser out
 from typing import Any, Literal
 
 import attrs

@@ -65,7 +65,7 @@ class PackedLogprobs(Sequence[TokenLogprob]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # Python marks unhashable classes so
 
     def __repr__(self) -> str:
         return f"<PackedLogprobs of {len(self):,} tokens>"

@@ -78,6 +78,7 @@ def kv_vs_concurrency(content: Content) -> UIElement:
         points.append(found.scatter("x", "held", source=source, color=series.colour, size=8, legend_label=f"{series.label}: measured peak"))
     levels = [float(level) for series in told for level in series.levels]
     for run in {series.run.name: series.run for series in told}.values():
+        # `told` has only runs with memory figures.
         budget = (run.analysis.recording.run.memory.kv_budget or 0) / GIB  # type: ignore[union-attr]
         found.line([min(levels), max(levels)], [budget, budget], color=PALETTE[1], line_width=2, legend_label=f"{run.name}: cache size")
     hover(

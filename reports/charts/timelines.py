@@ -51,19 +51,19 @@ def _trace(found: figure, view: View, times: Floats, name: str, label: str, colo
 
 def stages(content: Content) -> UIElement:
     """Draw the mean request of every point as a bar of stages that sum to its end-to-end time."""
-    rows = [(label, view) for label, view in content.labelled if view.waterfall]
+    rows = [(label, view.waterfall) for label, view in content.labelled if view.waterfall]
     if not rows:
         return explain("No request was answered.")
     labels = list(dict.fromkeys(label for label, _ in rows))
-    views = dict(reversed(rows))
+    waterfalls = dict(reversed(rows))
     found = chart("Where the time goes: the mean answered request", "ms", "", y_range=labels[::-1])
     found.height = max(200, 22 * len(labels) + 90)
     left = np.zeros(len(labels))
     for stage, colour in STAGE_COLOURS.items():
-        lengths = np.array([max(0.0, views[label].waterfall.stages.get(stage, 0.0)) * 1000 for label in labels])  # type: ignore[union-attr]
+        lengths = np.array([max(0.0, waterfalls[label].stages.get(stage, 0.0)) * 1000 for label in labels])
         if lengths.any():
-            total = [views[label].waterfall.end_to_end * 1000 for label in labels]  # type: ignore[union-attr]
-            residual = [views[label].waterfall.residual for label in labels]  # type: ignore[union-attr]
+            total = [waterfalls[label].end_to_end * 1000 for label in labels]
+            residual = [waterfalls[label].residual for label in labels]
             columns = {"y": labels, "left": left, "right": left + lengths, "ms": lengths, "stage": [stage] * len(labels)}
             source = ColumnDataSource(columns | {"total": total, "residual": residual})
             bars = found.hbar(y="y", left="left", right="right", height=0.7, color=colour, source=source, legend_label=stage)

@@ -18,7 +18,7 @@ async def a_dead_worker_s_requests_are_aborted(process, url, streams, max_tokens
     """The dead worker's slots are free at once, and so are its requests' blocks of the cache.
 
     The count of running requests shows only the first: it is capped by the number of open requests.
-    Prompts that share no prefix hold so many blocks that the growth of the other answers is small.
+    Prompts that share no prefix hold most blocks in use, so the growth of the other answers is small.
     """
     for number in range(4):
         await streams.begin(max_tokens, prompt=str(number) * 1000)

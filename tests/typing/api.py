@@ -73,8 +73,8 @@ async def inputs(manager: EngineManager) -> None:
         assert_type(stream, TokenStream)
     async with manager.stream(messages, temperature=0) as stream:
         assert_type(await stream.collect(), Completion)
-    await manager.generate("hello", max_token=5)  # type: ignore[call-overload]
-    await manager.generate("hello", max_tokens="5")  # type: ignore[call-overload]
-    await manager.generate({"role": "user"})  # type: ignore[call-overload]
-    manager.stream("hello", 5)  # type: ignore[call-overload]
+    await manager.generate("hello", max_token=5)  # type: ignore[call-overload]  # the type checker must reject it
+    await manager.generate("hello", max_tokens="5")  # type: ignore[call-overload]  # the type checker must reject it
+    await manager.generate({"role": "user"})  # type: ignore[call-overload]  # the type checker must reject it
+    manager.stream("hello", 5)  # type: ignore[call-overload]  # the type checker must reject it
     assert_type(GenerationRequest.of(messages, max_tokens=5), GenerationRequest)

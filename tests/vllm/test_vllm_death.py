@@ -41,12 +41,17 @@ async def test_the_death_of_an_engine_without_restart_fails_all_requests():
             with anyio.fail_after(PATIENCE), pytest.raises(EngineDead):
                 async for _ in stream:
                     pass
-        with anyio.fail_after(PATIENCE):
-            while manager.state is not State.FAILED:
-                await anyio.sleep(0.05)
-        with pytest.raises(EngineDead):
-            await manager.generate("again")
+        await has_failed(manager)
     await gone(*family)
+
+
+async def has_failed(manager):
+    """Check that the manager serves no more, because its engine is not started again."""
+    with anyio.fail_after(PATIENCE):
+        while manager.state is not State.FAILED:
+            await anyio.sleep(0.05)
+    with pytest.raises(EngineDead):
+        await manager.generate("again")
 
 
 async def test_a_killed_engine_is_started_again_and_one_that_hangs_after_its_last_restart_fails_all_requests(caplog):
@@ -66,11 +71,7 @@ async def test_a_killed_engine_is_started_again_and_one_that_hangs_after_its_las
             with anyio.fail_after(PATIENCE), pytest.raises(EngineDead, match="made no step"):
                 async for _ in stream:
                     pass
-        with anyio.fail_after(PATIENCE):
-            while manager.state is not State.FAILED:
-                await anyio.sleep(0.05)
-        with pytest.raises(EngineDead):
-            await manager.generate("again")
+        await has_failed(manager)
     await gone(first, second)
 
 

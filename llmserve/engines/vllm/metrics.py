@@ -37,7 +37,7 @@ def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
         def log_engine_initialized(self) -> None:
             pass
 
-    class PatientPrometheus(PrometheusStatLogger):  # type: ignore[misc]
+    class PatientPrometheus(PrometheusStatLogger):  # type: ignore[misc]  # as above
         _histogram_cls = patient_histogram()
 
     return [StepRecorder, PatientPrometheus]

@@ -80,7 +80,7 @@ class VLLMCore:
         with start_errors(self._model):
             args = build_engine_args(resolve(self._model, check), self._engine_args)
             args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
-            args._api_process_rank = -1  # noqa: SLF001
+            args._api_process_rank = -1  # noqa: SLF001 - vLLM has no public name for it
             self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
         if self._config.parallel_config.data_parallel_size > 1:
             raise ConfigurationError("workers cannot share several cores: use --workers 1 with a data_parallel_size above 1")

@@ -136,7 +136,7 @@ def import_alone() -> Any:
     """
     try:
         # The library that binds xgrammar works without torch if there is none.
-        sys.modules["torch"] = None  # type: ignore[assignment]
+        sys.modules["torch"] = None  # type: ignore[assignment]  # None makes its import fail
         with suppress(ImportError):
             importlib.import_module("tvm_ffi")
         sys.modules.update({name: Absent(name) for name in ("torch", "transformers")})

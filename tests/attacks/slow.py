@@ -27,6 +27,11 @@ class ManualClock:
         heapq.heappush(self._due, (self.now + seconds, next(self._numbers), timer))
         return timer
 
+    @property
+    def pending(self):
+        """Whether a callback is still to come."""
+        return any(not timer.cancelled for _, _, timer in self._due)
+
     def advance(self, seconds):
         until = self.now + seconds
         while self._due and self._due[0][0] <= until:

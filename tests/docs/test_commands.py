@@ -10,11 +10,22 @@ RUN = [block for block in blocks("sh") if not block.reason]
 SERVER = re.compile(r"(llmserve (serve|socket)|python -m frontends\.(aiohttp|socket)_app)\b(?! keys)")
 
 
-@pytest.mark.parametrize("block", RUN, ids=lambda block: block.name)
-def test_a_command_runs(shell, here, block):
-    if "curl" in block.text and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    lines = block.text.replace("\\\n", " ").splitlines()
+@pytest.mark.parametrize("page", dict.fromkeys(block.page for block in RUN))
+def test_the_commands_of_a_page_run_in_their_order(shell, here, page):
+    """A later command may read what an earlier one wrote."""
+    for block in RUN:
+        if block.page == page:
+            try:
+                run(shell, here, block.text)
+            except AssertionError as error:
+                error.add_note(block.name)
+                raise
+
+
+def run(shell, here, text):
+    if "curl" in text and shutil.which("curl") is None:
+        return
+    lines = text.replace("\\\n", " ").splitlines()
     servers = [line for line in lines if SERVER.match(line)]
     others = [line for line in lines if line not in servers]
     # The simulated model has fewer tokens than the bundled one.

@@ -30,11 +30,16 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # same name.
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Increase this number when the conversion below changes its output.
-CONVERSION = 1
+CONVERSION = 2
 # Greedy, unless a request says otherwise. The GGUF file has no generation settings, and the
-# quantised model's second choice is often noise: asked for the capital of France it begins with
-# "The" at 16 %, and with "L'Étoile" at 14 %.
+# quantised model's second choice is often noise.
 GENERATION = {"temperature": 0.0}
+# The system message of a conversation without one, and the original that it replaces. With the
+# original, two first tokens are nearly equal after "What is the capital of France?" (0.1 logits), so
+# the rounding of a processor decided between Paris and "L'Étoile, la Marseillaise". With this
+# message the margin is 2.6, and 33 of 37 simple questions get a right answer instead of 23.
+SYSTEM = "You are a helpful AI assistant. You answer in plain English with correct facts."
+ORIGINAL_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 MANIFEST = "llmserve-model.json"
 # The converted model has 273 MB, and the conversion writes it once.
 BUNDLED_BYTES = 300_000_000
@@ -156,7 +161,7 @@ def _convert(gguf: Path, folder: Path, check: Callable[[], None]) -> None:
         # A process that was killed left this folder: only the process with the lock converts.
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as tmp:
-        _run([sys.executable, "-c", _CONVERSION, str(gguf), tmp, str(os.getpid())], check)
+        _run([sys.executable, "-c", _CONVERSION, str(gguf), tmp, str(os.getpid()), ORIGINAL_SYSTEM, SYSTEM], check)
         settings = Path(tmp, "generation_config.json")
         settings.write_text(json.dumps(json.loads(settings.read_text()) | GENERATION, indent=1))
         sums = {path.name: _sha256(path) for path in sorted(Path(tmp).iterdir())}
@@ -181,12 +186,15 @@ def end_with(parent):
         time.sleep(0.5)
     os._exit(1)
 
-gguf, folder, parent = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+gguf, folder, parent, original, system = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
 threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(**where)
+assert original in tokenizer.chat_template, tokenizer.chat_template
+tokenizer.chat_template = tokenizer.chat_template.replace(original, system)
+tokenizer.save_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
 model.save_pretrained(folder)
 """

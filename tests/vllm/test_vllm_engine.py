@@ -23,15 +23,24 @@ class TestContract(EngineContract):
     """The whole contract, on the bundled model."""
 
 
-async def test_it_knows_the_capital_of_france(manager):
-    # Each of its tokens is likelier than the next best by a nat. Without "Please complete", this
-    # small model begins with "The" or "L'Etoile" by a tenth of a nat, and the choice depends on the
-    # processor's bfloat16.
-    messages = [{"role": "user", "content": "Please complete: The capital of France is"}]
+@pytest.mark.parametrize(
+    ("question", "answer"), [("What is the capital of France?", "Paris"), ("Hello", "Hello"), ("Tell me a joke", "joke")]
+)
+async def test_the_first_questions_of_a_user_get_a_sensible_answer_on_every_processor(manager, question, answer):
+    """A regression: a processor's rounding decided between "Paris" and "L'Étoile, la Marseillaise"."""
+    messages = [{"role": "user", "content": question}]
+    said = await manager.generate(GenerationRequest(messages=messages, sampling=Sampling(temperature=0, max_tokens=40, logprobs=2)))
+    assert answer in said.text
+    # bfloat16 changes the difference by a quarter of a nat.
+    best, second = said.logprobs[0].top[:2]
+    assert best.logprob - second.logprob > 0.5
+
+
+async def test_an_answer_ends_with_its_turn(manager):
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
     answer = await manager.generate(GenerationRequest(messages=messages, sampling=Sampling(temperature=0)))
-    assert "Paris" in answer.text
-    # The model ends its turn, and the end token is not part of the text.
     assert answer.finish_reason == "stop"
+    # The end token is not part of the text.
     assert "<|im_end|>" not in answer.text
 
 

@@ -6,13 +6,13 @@ The option `--max-running` is the variable `LLMSERVE_MAX_RUNNING` and the key `m
 import argparse
 import difflib
 import shlex
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frontends.options.definitions import Option, key_of, name_of, options_of, parser_of
 from llmserve import ConfigurationError
+from llmserve.config import read_toml
 
 PREFIX = "LLMSERVE_"
 # Variables of llmserve that are no options.
@@ -60,10 +60,10 @@ def from_file(kind: type, path: Path) -> dict[str, Any]:
     Raises ConfigurationError, which names the file and the key.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = read_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ConfigurationError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--config {path}: {error}") from None
     options = {key_of(name_of(field, described)): (field, described) for field, described in options_of(kind)}
     values: dict[str, Any] = {}

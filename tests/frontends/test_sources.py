@@ -13,6 +13,7 @@ import pytest
 from frontends.cli.config import KINDS
 from frontends.cli.main import COMMANDS, main
 from frontends.http.settings import HTTPServerSettings
+from frontends.options.changes import changes, with_options
 from frontends.options.command_line import read
 from frontends.options.definitions import key_of, make, name_of, options_of
 from frontends.options.sources import from_environment, from_file, layers, merged, variable_of
@@ -98,6 +99,15 @@ def test_every_option_is_the_same_from_each_source(kind, other, tmp_path):
     for field, described, name in all_options(kind):
         # The sample differs from the default; otherwise the comparison would prove nothing.
         assert read_value(expected, field, described) != read_value(defaults, field, described), name
+
+
+@every_server
+def test_changes_are_all_options_that_differ(kind):
+    old, new = kind(), of_command_line(kind)
+    names = [name for _, _, name in all_options(kind)]
+    assert [change.name for change in changes(old, new)] == names
+    assert with_options(old, new, names) == new
+    assert [change.name for change in changes(old, with_options(old, new, names[:3]))] == names[:3]
 
 
 def read_value(settings, field, described):

@@ -19,7 +19,7 @@ from frontends.http.settings import AUTO, HTTPServerSettings
 from frontends.net.acceptor import listen
 from frontends.net.listeners import CannotListen, authority, bind_all, bind_unix
 from frontends.net.tls import TLS, followed
-from frontends.options.command_line import Parser
+from frontends.options.suggestions import Parser
 from frontends.program.lifecycle import run, serve
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service

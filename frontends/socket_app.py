@@ -13,9 +13,9 @@ from frontends.access.exposure import check_reach
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import UnixAccess
 from frontends.net.tls import TLS, followed
-from frontends.options.command_line import Parser
 from frontends.options.definitions import group, option
 from frontends.options.parsers import count
+from frontends.options.suggestions import Parser
 from frontends.program.lifecycle import run, serve
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service

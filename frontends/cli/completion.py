@@ -13,13 +13,14 @@ from frontends.cli import chat, config, doctor, top
 from frontends.cli.main import COMMANDS
 from frontends.http.settings import HTTPServerSettings
 from frontends.options.command_line import add_options
+from frontends.options.suggestions import Parser
 from frontends.socket_app import SocketServerSettings
 
 SHELLS = ("bash", "zsh", "fish")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description='Print the completion of a shell: eval "$(llmserve completion bash)"')
+    parser = Parser(prog=prog, description='Print the completion of a shell: eval "$(llmserve completion bash)"')
     parser.add_argument("shell", choices=SHELLS)
     return parser
 

@@ -4,13 +4,13 @@ The option `--max-running` is the variable `LLMSERVE_MAX_RUNNING` and the key `m
 """
 
 import argparse
-import difflib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frontends.options.definitions import Option, key_of, name_of, options_of, parser_of
+from frontends.options.suggestions import nearest
 from llmserve import ConfigurationError
 from llmserve.config import read_toml
 
@@ -101,11 +101,6 @@ def _one(where: str, field: Any, described: Option, given: Any) -> Any:
     if described.choices is not None and value not in described.choices:
         raise ConfigurationError(f"{where}: {given!r} is not one of {', '.join(described.choices)}")
     return value
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that an unknown one was probably meant to be; None if none is near."""
-    return next(iter(difflib.get_close_matches(name, list(names), 1, cutoff=0.75)), None)
 
 
 def layers(kind: type, command_line: Mapping[str, Any], environ: Mapping[str, str]) -> Sequence[tuple[str, Mapping[str, Any]]]:

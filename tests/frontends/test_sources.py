@@ -222,12 +222,36 @@ def test_every_command_has_a_help(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: llmserve {name}")
 
 
-def test_an_unknown_command_or_option_names_the_nearest(capsys):
+def test_an_unknown_command_names_the_nearest(capsys):
     assert main(["serv"]) == 2
     assert capsys.readouterr().err == "llmserve: error: unknown command 'serv'; do you mean 'serve'?\n"
-    with pytest.raises(SystemExit):
-        main(["serve", "--max-runing", "1"])
-    assert capsys.readouterr().err.endswith("unrecognized arguments: --max-runing 1; do you mean --max-running?\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("serve --max-runing 1", "unrecognized arguments: --max-runing 1; do you mean --max-running?"),
+        ("socket --max-streems=1", "unrecognized arguments: --max-streems=1; do you mean --max-streams?"),
+        ("config --max-runing 1", "unrecognized arguments: --max-runing 1; do you mean --max-running?"),
+        ("chat --modle x", "unrecognized arguments: --modle; do you mean --model?"),
+        ("top --onec", "unrecognized arguments: --onec; do you mean --once?"),
+        ("doctor --prot 1", "unrecognized arguments: --prot 1; do you mean --port?"),
+        ("doctor --engine simulatd", "(choose from 'vllm', 'simulated'); do you mean 'simulated'?"),
+        ("keys lits f", "(choose from 'add', 'list'); do you mean 'list'?"),
+        ("keys add f a --tenat b", "unrecognized arguments: --tenat b; do you mean --tenant?"),
+        ("bench swep", "; do you mean 'sweep'?"),
+        ("bench sweep --concurency 1", "unrecognized arguments: --concurency 1; do you mean --concurrency?"),
+        ("report biuld", "; do you mean 'build'?"),
+        ("report build run.json --no-referense", "unrecognized arguments: --no-referense; do you mean --no-reference?"),
+        ("completion bahs", "; do you mean 'bash'?"),
+        ("chat --zzz", "unrecognized arguments: --zzz"),
+    ],
+)
+def test_an_unknown_option_or_choice_names_the_nearest(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
 
 
 def test_no_default_is_a_number_that_toml_cannot_write():

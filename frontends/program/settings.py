@@ -108,6 +108,12 @@ class LimitSettings:
         metavar="N",
         reloads=True,
     )
+    start_timeout: float = option(
+        RestartConfig().start_timeout,
+        "seconds in which the engine must load the model, at the first start and at each restart (default: %(default)s)",
+        metavar="S",
+        parse=_interval,
+    )
     stall_timeout: float | None = option(
         RestartConfig().stall_timeout,
         "kill the engine if it has requests but completes no step for this many seconds (default: %(default)s)",
@@ -202,7 +208,7 @@ class ServerSettings:
                 tenants=access.table,
                 policy=limits.policy,
             ),
-            restart=RestartConfig(most=limits.restarts, stall_timeout=limits.stall_timeout),
+            restart=RestartConfig(most=limits.restarts, stall_timeout=limits.stall_timeout, start_timeout=limits.start_timeout),
             max_tokens=limits.max_tokens,
             max_seconds=limits.max_seconds or None,
             # With API keys, tenants are authenticated and must not share cached prefixes.

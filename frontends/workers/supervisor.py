@@ -32,6 +32,8 @@ from llmserve import EngineDead
 from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.observability.prometheus import MULTIPROCESS
 
+# Seconds in which a worker imports its modules, before its engine starts.
+IMPORT_SECONDS = 60.0
 # Seconds in which a drained worker closes its connections and its engine client.
 CLOSE_SECONDS = 10.0
 # Seconds to send the last events of streams after the engine's death.
@@ -84,7 +86,7 @@ class WorkerSupervisor:
         engine = self._live.current.engine
         try:
             async with self._tasks as tasks:
-                await self._pool.start(tasks, self._listeners, self._config.restart.start_timeout)
+                await self._pool.start(tasks, self._listeners, self._config.restart.start_timeout + IMPORT_SECONDS)
                 await unpack(engine)
                 with loading(f"{engine.kind} {engine.model}"):
                     await tasks.start(self._engine.run)

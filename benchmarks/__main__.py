@@ -12,6 +12,7 @@ from benchmarks.commands import compare, predict, run, sample, schema, self_test
 from benchmarks.recording.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.workload.traces import UnreadableTrace
+from frontends.options.suggestions import Parser
 from llmserve import ConfigurationError, EngineError
 
 PROGRAM = "python -m benchmarks"
@@ -34,7 +35,7 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the parser; the commands for users come first."""
     studies = import_studies()
     listing = "\n".join(f"  {study.NAME:<12} {study.HELP}" for study in studies) or "  in a checkout of the repository"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=__doc__,
         epilog=f"studies of this project:\n{listing}",

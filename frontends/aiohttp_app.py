@@ -19,8 +19,9 @@ from frontends.http.settings import AUTO, HTTPServerSettings
 from frontends.net.acceptor import listen
 from frontends.net.listeners import CannotListen, authority, bind_all, bind_unix
 from frontends.net.tls import TLS, followed
-from frontends.options.command_line import Parser
+from frontends.options.suggestions import Parser
 from frontends.program.lifecycle import run, serve
+from frontends.program.reload import LiveSettings
 from frontends.program.service import Service
 from frontends.workers.supervisor import serve_workers
 from llmserve.engines import ENGINES
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
     run(parser, given, HTTPServerSettings, start)
 
 
-async def start(settings: HTTPServerSettings) -> int:
+async def start(live: LiveSettings[HTTPServerSettings]) -> int:
+    settings = live.current
     engine, http, access = settings.engine, settings.http, settings.open_access()
     # Read the files now, so that an invalid file is reported before the model is loaded.
     tls = settings.access.open_tls()
@@ -63,9 +65,9 @@ async def start(settings: HTTPServerSettings) -> int:
         if count > 1:
             # Each worker follows the files for its own connections; this process logs the changes.
             async with followed(tls):
-                return await serve_workers(settings, count, addresses, listeners, access)
+                return await serve_workers(live, count, addresses, listeners, access)
         departure = Departure()
-        return await serve(settings, access, partial(listening, settings, addresses, listeners, tls, departure), departure.begin)
+        return await serve(live, access, partial(listening, settings, addresses, listeners, tls, departure), departure.begin)
     finally:
         for listener in listeners:
             listener.close()

@@ -13,10 +13,11 @@ from frontends.access.exposure import check_reach
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import UnixAccess
 from frontends.net.tls import TLS, followed
-from frontends.options.command_line import Parser
 from frontends.options.definitions import group, option
 from frontends.options.parsers import count
+from frontends.options.suggestions import Parser
 from frontends.program.lifecycle import run, serve
+from frontends.program.reload import LiveSettings
 from frontends.program.service import Service
 from frontends.program.settings import ProgramSettings
 from frontends.rawsocket.addresses import Address, parse_address
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m frontends.soc
     run(parser, argv, SocketServerSettings, start)
 
 
-async def start(settings: SocketServerSettings) -> int:
+async def start(live: LiveSettings[SocketServerSettings]) -> int:
+    settings = live.current
     access = settings.open_access()
     addresses = [parse_address(text) for text in settings.socket.addresses]
     # Read the files now, so that an invalid file is reported before the model is loaded.
@@ -68,7 +70,7 @@ async def start(settings: SocketServerSettings) -> int:
     known = access.keys is not None or (settings.access.tls_client_ca is not None and not plain)
     hosts = [address.host for address in addresses if address.scheme != "unix"]
     check_reach("--listen", hosts, settings.engine.spec.version(), insecure=settings.access.insecure, authenticated=known)
-    return await serve(settings, access, partial(listening, settings, addresses, tls))
+    return await serve(live, access, partial(listening, settings, addresses, tls))
 
 
 @asynccontextmanager

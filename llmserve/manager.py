@@ -280,6 +280,20 @@ class EngineManager(Generation, Lifecycle):
             self.recorder.named = frozenset(table.named)
         self._admission.set_tenants(table)
 
+    def reconfigure(self, config: ManagerConfig) -> None:
+        """Replace the settings while requests run, which keep the limits that they were admitted under.
+
+        The policy, `max_tokenizing` and `cleanup_timeout` stay. Raises ConfigurationError if the
+        settings need another policy or do not fit it, and then changes nothing.
+        """
+        self._admission.reconfigure(config)
+        kept = self.config
+        self.config = attrs.evolve(config, max_tokenizing=kept.max_tokenizing, cleanup_timeout=kept.cleanup_timeout)
+        self._supervisor.config = config.restart
+        self._allow_to_drain(config.drain_timeout)
+        if self.recorder is not None:
+            self.recorder.slo, self.recorder.named = config.slo, frozenset(config.admission.table.named)
+
     # State and figures
 
     @property

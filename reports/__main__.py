@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.recording.storage import UnreadableRun
+from frontends.options.suggestions import Parser
 from reports import pictures, server, static
 from reports.page_data import load
 from reports.reference import RTX_4090
@@ -31,7 +32,7 @@ def run_serve(*, runs: list[Path], host: str, port: int) -> int:
 
 
 def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="write one HTML file that works without a network")
     build.set_defaults(run_command=run_build)

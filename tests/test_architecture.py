@@ -96,10 +96,13 @@ ALLOWED = {
     "benchmarks.targets": {"benchmarks.recording", "benchmarks.workload", "frontends", "llmserve"},
     "benchmarks.generator": {"benchmarks.recording", "benchmarks.targets", "benchmarks.workload"},
     "benchmarks": {"benchmarks", "llmserve"},
+    # Its parser names the option that was meant, as that of every program.
+    "benchmarks.__main__": {"benchmarks", "frontends.options.suggestions", "llmserve"},
     # The largest request that our servers accept, and the first bytes of the raw-socket protocol.
     "benchmarks.robustness.attacks.inputs": {"frontends"},
     "benchmarks.robustness.soak_clients": {"benchmarks", "frontends.rawsocket.client", "llmserve"},
     "reports": {"reports", "benchmarks.analysis", "benchmarks.recording"},
+    "reports.__main__": {"reports", "benchmarks.analysis", "benchmarks.recording", "frontends.options.suggestions"},
 }
 # Maximum number of modules in a folder, and at a package's top, which holds only public names and
 # programs.

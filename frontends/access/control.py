@@ -61,6 +61,12 @@ class Access:
         """Return whether a key that a connection has shown before is still valid."""
         return self.keys is None or (key is not None and self.keys.holds(key, time.time()))
 
+    def set_tenant_limit(self, limit: int | None) -> None:
+        """Replace `--tenant-limit`, which a file of tenants overrides."""
+        self._base = TenantTable(default=TenantLimits(concurrency=limit))
+        if self._files[1] is None:
+            self.table = self._base if self.keys is None else self.keys.tenants(self._base)
+
     async def follow(self, apply: Callable[[TenantTable], None] = lambda _: None, *, quiet: bool = False) -> None:
         """Reread the files whenever one changes, and `apply` the new table.
 

@@ -7,11 +7,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from frontends.access.api_keys import Keys, add_key, read_keys
+from frontends.options.suggestions import Parser
 from llmserve import ConfigurationError
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Manage the API keys in a file for --api-keys.")
+    parser = Parser(prog=prog, description="Manage the API keys in a file for --api-keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     words = "create a key and print it; the file stores only its hash, and is created if it does not exist"
     add = commands.add_parser("add", help=words, description=words)

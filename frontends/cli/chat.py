@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from frontends.cli.remote import CannotCall, Server, add_server_arguments, plain
+from frontends.options.suggestions import Parser
 
 HINT = "Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts again"
 
@@ -104,9 +105,7 @@ async def _open_session() -> aiohttp.ClientSession:
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=f"Chat with a server. {HINT}. A message on standard input that is no terminal gets one answer."
-    )
+    parser = Parser(prog=prog, description=f"Chat with a server. {HINT}. A message on standard input that is no terminal gets one answer.")
     add_server_arguments(parser)
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first one that the server lists)")
     parser.add_argument("--system", metavar="TEXT", help="system message")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import shtab
 
@@ -13,13 +14,20 @@ from frontends.cli import chat, config, doctor, top
 from frontends.cli.main import COMMANDS
 from frontends.http.settings import HTTPServerSettings
 from frontends.options.command_line import add_options
+from frontends.options.suggestions import Parser
 from frontends.socket_app import SocketServerSettings
 
+# For a positional value of which nothing is known, shtab lets zsh print its help. Beside that, zsh does not insert an option.
+NOTHING = {"bash": "", "zsh": "( )", "fish": ""}
 SHELLS = ("bash", "zsh", "fish")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description='Print the completion of a shell: eval "$(llmserve completion bash)"')
+    parser = Parser(
+        prog=prog,
+        description="""Print the completion of a shell: `eval "$(llmserve completion bash)"`, the same with zsh after `compinit`, or
+        `llmserve completion fish | source`""",
+    )
     parser.add_argument("shell", choices=SHELLS)
     return parser
 
@@ -45,8 +53,21 @@ def build() -> argparse.ArgumentParser:
         add_options(made[name], kind)
     for name, command in COMMANDS.items():
         if name in made:
+            _complete_values(made[name])
             commands.add_parser(name, help=command.help, parents=[made[name]], add_help=False, conflict_handler="resolve")
     return parser
+
+
+def _complete_values(parser: argparse.ArgumentParser) -> None:
+    """Let values of type Path complete as files, and other positional values as nothing, also those of a command's own commands."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list, and shtab reads it too
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own attribute
+        elif not action.option_strings and action.choices is None:
+            action.complete = NOTHING  # type: ignore[attr-defined]
+        for command in action.choices.values() if isinstance(action.choices, dict) else ():
+            if isinstance(command, argparse.ArgumentParser):
+                _complete_values(command)
 
 
 def _measuring() -> Iterator[tuple[str, argparse.ArgumentParser]]:

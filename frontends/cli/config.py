@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from frontends.http.settings import HTTPServerSettings
-from frontends.options.command_line import Parser, add_options
+from frontends.options.command_line import add_options
 from frontends.options.definitions import make
 from frontends.options.sources import layers, merged
+from frontends.options.suggestions import Parser
 from frontends.options.written import schema, write
 from frontends.program.settings import ProgramSettings
 from frontends.socket_app import SocketServerSettings

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from frontends.cli import checks
 from frontends.cli.checks import Finding
+from frontends.options.suggestions import Parser
 from llmserve.engines import ENGINES
 
 
@@ -30,7 +31,7 @@ def examine(*, host: str, port: int, model: str, engine: str) -> Iterator[Findin
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Check this machine. Each line is ok, or has the command that fixes it.")
+    parser = Parser(prog=prog, description="Check this machine. Each line is ok, or has the command that fixes it.")
     parser.add_argument("--model", default="bundled", help="model that is to be served (default: %(default)s)")
     parser.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="inference engine (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address that the server is to listen on (default: %(default)s)")

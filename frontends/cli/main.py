@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import TextIO
 
 import attrs
 
-from frontends.options.sources import nearest
+from frontends.options.suggestions import nearest
 
 
 @attrs.frozen
@@ -23,17 +24,19 @@ class Command:
         help: the line in the help.
         extra: the extra of the package that the command needs; None for none.
         function: takes the arguments and the program's name, and exits or returns the exit code.
+        prints: whether its result goes to standard output.
     """
 
     module: str
     help: str
     extra: str | None = None
     function: str = "main"
+    prints: bool = True
 
 
 COMMANDS = {
-    "serve": Command("frontends.aiohttp_app", "serve a model over HTTP with an OpenAI-compatible API"),
-    "socket": Command("frontends.socket_app", "serve a model over raw sockets"),
+    "serve": Command("frontends.aiohttp_app", "serve a model over HTTP with an OpenAI-compatible API", prints=False),
+    "socket": Command("frontends.socket_app", "serve a model over raw sockets", prints=False),
     "keys": Command("frontends.access.keys_command", "create and list API keys", function="keys_command"),
     "config": Command("frontends.cli.config", "print the settings of `serve` as a file for --config"),
     "chat": Command("frontends.cli.chat", "chat with a running server in the terminal"),
@@ -59,31 +62,62 @@ HELP = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code, 2 for an unknown command or a missing package."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    """Run a command; return its exit code.
+
+    It is 1 if standard output's reader has ended, 2 for an unknown command, a missing package or a
+    standard output that cannot be written, and 130 after Ctrl-C.
+    """
+    try:
+        try:
+            return _run(*(sys.argv[1:] if argv is None else argv) or ["--help"])
+        finally:
+            # Otherwise the interpreter would do so as it exits, and report an error with a traceback.
+            if sys.stdout is not None:
+                _flush(sys.stdout)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(name: str, *rest: str) -> int:
+    command = COMMANDS.get(name)
+    if sys.stdout is None and (command is None or command.prints):
+        return _fail(f"llmserve {name}", "standard output is closed, and this command prints to it")
     if name in ("-h", "--help", "help"):
         sys.stdout.write(HELP)
         return 0
     if name in ("-V", "--version"):
         sys.stdout.write(f"llmserve {version('llmserve')}\n")
         return 0
-    command = COMMANDS.get(name)
     if command is None:
         near = nearest(name, COMMANDS)
-        sys.stderr.write(f"llmserve: error: unknown command {name!r}; {f'do you mean {near!r}?' if near else 'see `llmserve --help`'}\n")
-        return 2
+        return _fail("llmserve", f"unknown command {name!r}; {f'do you mean {near!r}?' if near else 'see `llmserve --help`'}")
     try:
         function = getattr(import_module(command.module), command.function)
     except ModuleNotFoundError as error:
         if command.extra is None:
             raise
-        sys.stderr.write(f"llmserve {name}: error: the package {error.name} is not installed; pip install 'llmserve[{command.extra}]'\n")
-        return 2
+        return _fail(f"llmserve {name}", f"the package {error.name} is not installed; pip install 'llmserve[{command.extra}]'")
+    return int(function(list(rest), f"llmserve {name}") or 0)
+
+
+def _fail(prog: str, message: str) -> int:
+    sys.stderr.write(f"{prog}: error: {message}\n")
+    return 2
+
+
+def _flush(stream: TextIO) -> None:
     try:
-        code = int(function(rest, f"llmserve {name}") or 0)
-        print(end="", flush=True)
+        stream.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has ended. The interpreter flushes standard output again as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+        raise
+    except OSError as error:
+        _discard(stream)
+        sys.exit(_fail("llmserve", f"standard output cannot be written: {error.strerror}"))
+
+
+def _discard(stream: TextIO) -> None:
+    """Drop what the stream has not written, which the interpreter would write as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from frontends.cli.remote import CannotCall, Server, add_server_arguments, plain
 from frontends.cli.scrape import Scrape, quantile, rate, rates
+from frontends.options.suggestions import Parser
 
 # Seconds between two scrapes, seconds over which rates and quantiles count, and points of a curve.
 EVERY, WINDOW, CURVE = 1.0, 10.0, 30
@@ -164,7 +165,7 @@ async def _run(url: str, key: str | None, *, once: bool) -> None:
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Watch a running server in the terminal.")
+    parser = Parser(prog=prog, description="Watch a running server in the terminal.")
     add_server_arguments(parser)
     parser.add_argument("--once", action="store_true", help="print the figures once, after a second, and exit")
     return parser

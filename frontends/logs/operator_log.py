@@ -38,6 +38,7 @@ class LogSettings:
         "otherwise only errors are shown",
         metavar="LEVEL",
         choices=LEVELS,
+        reloads=True,
     )
     log_format: str = option(
         "text",
@@ -73,8 +74,14 @@ def attach() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     logging.getLogger().addHandler(handler)
+    set_level(os.environ.get(LEVEL, "info"))
+
+
+def set_level(level: str) -> None:
+    """Log this process's records and lines from this level on. The engine's processes keep theirs."""
+    os.environ[LEVEL] = level
     for name in (NAME, "frontends"):
-        logging.getLogger(name).setLevel(_level())
+        logging.getLogger(name).setLevel(LEVELS[level])
 
 
 def is_json() -> bool:

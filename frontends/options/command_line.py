@@ -1,21 +1,10 @@
 """Reads options from a command line."""
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from frontends.options.definitions import Group, Option, fields_of, help_of, key_of, name_of, parser_of
-from frontends.options.sources import nearest
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose error for an unknown option names the nearest one."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        near = nearest(unknown[1], self._option_string_actions) if unknown else None
-        super().error(f"{message}; do you mean {near}?" if near else message)
 
 
 def read(parser: argparse.ArgumentParser, kind: type, arguments: Sequence[str] | None = None) -> dict[str, Any]:

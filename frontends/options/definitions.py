@@ -35,6 +35,7 @@ class Option:
         repeat: whether the option may be given several times. The field is then a tuple.
         name: the option's name, with underscores; None uses the field's name.
         write: converts a value back into the text that `parse` takes.
+        reloads: whether SIGHUP changes it in a running server; the help text says so.
     """
 
     help: str
@@ -44,6 +45,7 @@ class Option:
     repeat: bool = False
     name: str | None = None
     write: Callable[[Any], str] = str
+    reloads: bool = False
 
 
 @attrs.frozen
@@ -98,7 +100,7 @@ def type_of(field: "attrs.Attribute[Any]") -> Any:
 def help_of(field: "attrs.Attribute[Any]", described: Option) -> str:
     """Return the help text with the default and the choices."""
     text = described.help.replace("%(choices)s", ", ".join(described.choices or ()))
-    return text.replace("%(default)s", str(field.default))
+    return text.replace("%(default)s", str(field.default)) + ("; SIGHUP reloads it" if described.reloads else "")
 
 
 def parser_of(field: "attrs.Attribute[Any]", described: Option) -> Callable[[str], Any]:

@@ -4,15 +4,15 @@ The option `--max-running` is the variable `LLMSERVE_MAX_RUNNING` and the key `m
 """
 
 import argparse
-import difflib
 import shlex
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frontends.options.definitions import Option, key_of, name_of, options_of, parser_of
+from frontends.options.suggestions import nearest
 from llmserve import ConfigurationError
+from llmserve.config import read_toml
 
 PREFIX = "LLMSERVE_"
 # Variables of llmserve that are no options.
@@ -60,10 +60,10 @@ def from_file(kind: type, path: Path) -> dict[str, Any]:
     Raises ConfigurationError, which names the file and the key.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = read_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ConfigurationError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--config {path}: {error}") from None
     options = {key_of(name_of(field, described)): (field, described) for field, described in options_of(kind)}
     values: dict[str, Any] = {}
@@ -101,11 +101,6 @@ def _one(where: str, field: Any, described: Option, given: Any) -> Any:
     if described.choices is not None and value not in described.choices:
         raise ConfigurationError(f"{where}: {given!r} is not one of {', '.join(described.choices)}")
     return value
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that an unknown one was probably meant to be; None if none is near."""
-    return next(iter(difflib.get_close_matches(name, list(names), 1, cutoff=0.75)), None)
 
 
 def layers(kind: type, command_line: Mapping[str, Any], environ: Mapping[str, str]) -> Sequence[tuple[str, Mapping[str, Any]]]:

@@ -43,6 +43,6 @@ async def reload_or_end() -> bool:
         await anyio.sleep(SETTLE_SECONDS)
         if not _has_terminal():
             return True
-    say("reload    rereading the files of keys, tenants and certificates")
+    say("reload    rereading the settings and the files of keys, tenants and certificates")
     reread()
     return False

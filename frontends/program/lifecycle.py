@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NoReturn, TypeVar
 
@@ -25,8 +26,9 @@ from frontends.program.console import loading
 from frontends.program.hangup import expect_hangups
 from frontends.program.preflight import check_start, prepare_environment, unpack
 from frontends.program.progress import CHANGES, announce, describe_engine, say_leaving, say_ready
-from frontends.program.service import Service, open_service
-from frontends.program.settings import ProgramSettings, ServerSettings
+from frontends.program.reload import LiveSettings
+from frontends.program.service import Service, open_service, reconfigure
+from frontends.program.settings import ProgramSettings
 from frontends.program.signals import Stopping, signals
 from llmserve import ConfigurationError, EngineError, EngineManager, State
 from llmserve.runtime.heap import set_heap_aside
@@ -41,7 +43,10 @@ Settings = TypeVar("Settings", bound=ProgramSettings)
 
 
 def run(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[Settings], serve: Callable[[Settings], Coroutine[Any, Any, int]]
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    kind: type[Settings],
+    serve: Callable[[LiveSettings[Settings]], Coroutine[Any, Any, int]],
 ) -> NoReturn:
     """Parse the command line, serve until a signal, and exit.
 
@@ -53,7 +58,8 @@ def run(
         kind: the class of the settings.
         serve: serves with the settings, and returns the exit code.
     """
-    settings = read_settings(parser, argv, kind)
+    live = read_settings(parser, argv, kind)
+    settings = live.current
     relay_standard_streams(say)
     configure(settings.log, verbose=settings.engine.verbose, terminal=terminal_columns() is not None)
     expect_hangups()
@@ -62,7 +68,7 @@ def run(
     set_heap_aside()
     try:
         check_start(settings)
-        leave(anyio.run(serve, settings, backend_options=BACKEND))
+        leave(anyio.run(serve, live, backend_options=BACKEND))
     except ConfigurationError as error:
         leave(2, f"{parser.prog}: error: {error}")
     except EngineError as error:
@@ -75,10 +81,16 @@ def run(
         leave(0)
 
 
-def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[Settings]) -> Settings:
+def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None, kind: type[Settings]) -> LiveSettings[Settings]:
     """Return the settings of a file, the environment and the command line; exit with 2 if one is invalid."""
+    # A copy of the environment, to which the program adds variables.
+    arguments, environ = read(parser, kind, argv), dict(os.environ)
+
+    def read_again() -> Settings:
+        return make(kind, merged(layers(kind, arguments, environ)))
+
     try:
-        return make(kind, merged(layers(kind, read(parser, kind, argv), os.environ)))
+        return LiveSettings(read_again(), read_again)
     except ConfigurationError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
@@ -99,13 +111,13 @@ def leave(code: int, words: str = "") -> NoReturn:
     sys.exit(code)
 
 
-async def serve(settings: ServerSettings, access: Access, listen: Listen, leaving: Callable[[], None] = lambda: None) -> int:
+async def serve(live: LiveSettings[Settings], access: Access, listen: Listen, leaving: Callable[[], None] = lambda: None) -> int:
     """Serve from this process until SIGTERM, SIGINT or the engine's death; return the exit code.
 
     `access` follows its files until then. `leaving` is called at the signal, before
     `--drain-delay`.
     """
-    code = 0
+    code, settings = 0, live.current
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(open_service(settings, access))
         manager = service.manager
@@ -119,20 +131,20 @@ async def serve(settings: ServerSettings, access: Access, listen: Listen, leavin
             begun.set()
 
         stopping = Stopping(lambda: manager.state not in (State.NEW, State.STARTING), everything.cancel, stop)
-        await stack.enter_async_context(signals(stopping.react))
+        await stack.enter_async_context(signals(stopping.react, partial(live.reload, access, partial(reconfigure, service))))
         addresses = await stack.enter_async_context(listen(service))
         announce(addresses, settings.engine)
         with everything:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(access.follow, manager.set_tenants)
-                code = await _load_and_wait(manager, settings, begun, hurry)
+                code = await _load_and_wait(manager, live, begun, hurry)
                 tasks.cancel_scope.cancel()
     say("stopped")
     return code
 
 
-async def _load_and_wait(manager: EngineManager, settings: ServerSettings, stop: anyio.Event, hurry: anyio.Event) -> int:
-    engine, limits = settings.engine, settings.limits
+async def _load_and_wait(manager: EngineManager, live: LiveSettings[Settings], stop: anyio.Event, hurry: anyio.Event) -> int:
+    engine = live.current.engine
     await unpack(engine)
     async with AsyncExitStack() as stack:
         with loading(f"{engine.kind} {engine.model}"):
@@ -150,6 +162,7 @@ async def _load_and_wait(manager: EngineManager, settings: ServerSettings, stop:
                 return 1
             with anyio.move_on_after(WATCH_SECONDS):
                 await stop.wait()
+        limits = live.current.limits
         if limits.drain_delay:
             say_leaving(limits.drain_delay)
             with anyio.move_on_after(limits.drain_delay):

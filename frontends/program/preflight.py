@@ -4,6 +4,7 @@ The module imports neither vLLM nor torch, so the checks take a second, and up t
 hub does not answer.
 """
 
+import math
 import os
 import tempfile
 import warnings
@@ -41,6 +42,8 @@ def prepare_environment(settings: ServerSettings) -> None:
     A program may choose these settings for its user; a library may not.
     """
     drop_empty_variables(os.environ)
+    # vLLM's own limit, which would end a long start earlier.
+    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(math.ceil(settings.limits.start_timeout)))
     if is_local(settings.engine.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if settings.observability.otlp_endpoint:

@@ -8,7 +8,7 @@ import attrs
 from frontends.access.control import Access
 from frontends.program.settings import ServerSettings
 from frontends.program.telemetry import telemetry
-from llmserve import EngineManager, RestartConfig
+from llmserve import EngineManager, ManagerConfig, RestartConfig
 from llmserve.admission import Admission
 
 
@@ -42,11 +42,23 @@ async def open_service(
     Raises:
         ConfigurationError: an argument of the engine or a limit is invalid; the message names it.
     """
-    engine, args, config = settings.engine, settings.engine_args(), settings.manager_config(access)
-    if restart is not None:
-        config = attrs.evolve(config, restart=restart)
+    engine, args, config = settings.engine, settings.engine_args(), _config(settings, access, restart)
     async with telemetry(settings) as tracer:
         manager = EngineManager.open(engine.model, engine=engine.kind, engine_args=args, config=config, tracer=tracer, admission=admission)
         if tracer is not None:
             tracer.observe(manager.statistics)
         yield Service(manager, engine.name, access)
+
+
+def reconfigure(service: Service, settings: ServerSettings, restart: RestartConfig | None = None) -> None:
+    """Apply the settings that can change while the service runs; `restart` is as for `open_service`.
+
+    Raises ConfigurationError.
+    """
+    service.access.set_tenant_limit(settings.limits.tenant_limit)
+    service.manager.reconfigure(_config(settings, service.access, restart))
+
+
+def _config(settings: ServerSettings, access: Access, restart: RestartConfig | None) -> ManagerConfig:
+    config = settings.manager_config(access)
+    return config if restart is None else attrs.evolve(config, restart=restart)

@@ -15,7 +15,7 @@ from frontends.net.flush import MAX_HOLD
 from frontends.options.definitions import group, option
 from frontends.options.parsers import seconds
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
-from llmserve.admission import POLICIES
+from llmserve.admission import POLICIES, build_admission
 from llmserve.engines import ENGINES
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import parse_engine_args
@@ -71,54 +71,76 @@ class LimitSettings:
         None, "admission policy (default: lategate with an SLO, fixed without one or with --max-running)", choices=POLICIES
     )
     slo_ttft: float | None = option(
-        None, "target time to first token in seconds; requests are admitted only while it can be met", metavar="S"
+        None,
+        "target time to first token in seconds; requests are admitted only while it can be met",
+        metavar="S",
+        reloads=True,
     )
     slo_tpot: float | None = option(
-        None, "target time per output token after the first, in seconds; requests are admitted only while it can be met", metavar="S"
+        None,
+        "target time per output token after the first, in seconds; requests are admitted only while it can be met",
+        metavar="S",
+        reloads=True,
     )
     max_running: int | None = option(
         None,
         "maximum number of sequences in the engine, regardless of the SLO; 0 = unlimited (default: the engine's batch size plus 1/8 of it)",
         metavar="N",
+        reloads=True,
     )
-    max_waiting: int | None = option(None, "maximum queue length (default: four times --max-running)", metavar="N")
-    max_wait: float = option(30.0, "maximum time in the queue in seconds (default: %(default)s)", metavar="S")
-    tenant_limit: int | None = option(None, "maximum number of open requests per tenant (default: no limit)", metavar="N")
+    max_waiting: int | None = option(None, "maximum queue length (default: four times --max-running)", metavar="N", reloads=True)
+    max_wait: float = option(30.0, "maximum time in the queue in seconds (default: %(default)s)", metavar="S", reloads=True)
+    tenant_limit: int | None = option(None, "maximum number of open requests per tenant (default: no limit)", metavar="N", reloads=True)
     tenants: Path | None = option(
         None,
         "weights and limits of individual tenants (docs/admission.md); replaces --tenant-limit; reloaded on change",
         metavar="FILE.toml",
     )
     max_tokens: int | None = option(
-        None, "maximum number of output tokens that a request may ask for (default: limited by the context length)", metavar="N"
+        None,
+        "maximum number of output tokens that a request may ask for (default: limited by the context length)",
+        metavar="N",
+        reloads=True,
     )
     restarts: int = option(
         RestartConfig().most,
         "maximum number of engine restarts within ten minutes; after one more engine death the server exits (default: %(default)s)",
         metavar="N",
+        reloads=True,
+    )
+    start_timeout: float = option(
+        RestartConfig().start_timeout,
+        "seconds in which the engine must load the model, at the first start and at each restart (default: %(default)s)",
+        metavar="S",
+        parse=_interval,
     )
     stall_timeout: float | None = option(
         RestartConfig().stall_timeout,
         "kill the engine if it has requests but completes no step for this many seconds (default: %(default)s)",
         metavar="S",
+        reloads=True,
     )
     max_seconds: float = option(
         MAX_SECONDS,
         "maximum duration of a request in seconds, including its time in the queue; 0 = unlimited (default: %(default)s)",
         metavar="S",
+        reloads=True,
     )
     max_hold: float = option(
         MAX_HOLD,
         "maximum time in seconds to hold back a stream's tokens while the event loop is overloaded; 0 = never (default: %(default)s)",
         metavar="S",
     )
-    drain_timeout: float = option(30.0, "seconds that open requests get to finish after SIGTERM (default: %(default)s)", metavar="S")
+    drain_timeout: float = option(
+        30.0, "seconds that open requests get to finish after SIGTERM (default: %(default)s)", metavar="S", reloads=True
+    )
     drain_delay: float = option(
         0.0,
         "seconds to keep serving after SIGTERM before the drain begins; readiness returns 503 and responses close their connections, so "
         "that load balancers move new clients elsewhere (default: %(default)s)",
         metavar="S",
         parse=seconds,
+        reloads=True,
     )
 
 
@@ -163,6 +185,13 @@ class ServerSettings:
         """Read the files of keys and tenants, and the environment. Raises ConfigurationError."""
         return Access.open(self.access.api_keys, self.limits.tenants, self.limits.tenant_limit)
 
+    def check(self, access: Access) -> None:
+        """Check what a start checks without an engine. Raises ConfigurationError."""
+        self.engine_args()
+        config = self.manager_config(access)
+        # The size of the batch decides about no error.
+        build_admission(config.admission, config.slo, max_num_seqs=1)
+
     def manager_config(self, access: Access) -> ManagerConfig:
         """Return the manager's configuration.
 
@@ -179,7 +208,7 @@ class ServerSettings:
                 tenants=access.table,
                 policy=limits.policy,
             ),
-            restart=RestartConfig(most=limits.restarts, stall_timeout=limits.stall_timeout),
+            restart=RestartConfig(most=limits.restarts, stall_timeout=limits.stall_timeout, start_timeout=limits.start_timeout),
             max_tokens=limits.max_tokens,
             max_seconds=limits.max_seconds or None,
             # With API keys, tenants are authenticated and must not share cached prefixes.

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -33,11 +33,11 @@ def _first(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+async def signals(react: Callable[[], bool], reload: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Call `react` at each SIGTERM and SIGINT, while this context is entered.
 
     When `react` returns False, the program dies of the signal: an earlier signal has already asked
-    it to end at once. A SIGHUP rereads the followed files and then calls `reloaded`; where the
+    it to end at once. A SIGHUP rereads the followed files and then awaits `reload`; where the
     program's terminal is gone, a SIGHUP acts as SIGTERM.
     """
 
@@ -46,7 +46,7 @@ async def signals(react: Callable[[], bool], reloaded: Callable[[], None] = lamb
             task_status.started()
             async for number in received:
                 if number == signal.SIGHUP and not await reload_or_end():
-                    reloaded()
+                    await reload()
                 elif not react():
                     end_now(number)
 

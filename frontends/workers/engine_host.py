@@ -16,7 +16,7 @@ from frontends.program.progress import CHANGES
 from frontends.workers.admission_server import AdmissionServer
 from frontends.workers.engine_core import SharedCore
 from frontends.workers.handle import WorkerHandle
-from frontends.workers.messages import Abort, Died, Start, StepCount, Up
+from frontends.workers.messages import Abort, Died, Limits, Start, StepCount, Up
 from frontends.workers.pool import SPARES, WorkerPool
 from frontends.workers.state import SupervisorState
 from frontends.workers.step_totals import StepAggregator
@@ -91,6 +91,15 @@ class EngineHost:
             if not self._state.serving:
                 raise
 
+    def reconfigure(self, config: ManagerConfig) -> None:
+        """Replace the limits while the engine runs. Raises ConfigurationError, and then changes nothing."""
+        if self._admission is not None:
+            wake(self._admission.adopt(self._build(config), self._clock()))
+            self._pool.send_all(Limits(self._admission.policy.limit, self._admission.max_waiting))
+        self._config = config
+        if self._supervisor is not None:
+            self._supervisor.config = config.restart
+
     def statistics(self) -> AdmissionStatistics | None:
         return None if self._admission is None else self._admission.statistics(self._clock())
 
@@ -111,7 +120,8 @@ class EngineHost:
         admission = self.admission
         handle.admission_server = handle.admission_server or AdmissionServer(admission, handle.channel.send, asyncio.get_running_loop())
         client = None if core is None else pickle.dumps(core.client(handle.index))
-        handle.channel.send(Start(life, client, launched=life > 1, limit=admission.policy.limit, max_waiting=admission.max_waiting))
+        handle.channel.send(Limits(admission.policy.limit, admission.max_waiting))
+        handle.channel.send(Start(life, client, launched=life > 1))
 
     def joined(self, handle: WorkerHandle, message: Up) -> None:
         """Note that a worker takes requests, unless its engine has just died."""
@@ -148,7 +158,11 @@ class EngineHost:
     # The shared core
 
     def _admit(self, max_num_seqs: int, max_num_batched_tokens: int | None) -> None:
-        self._admission = build_admission(self._config.admission, self._config.slo, max_num_seqs, max_num_batched_tokens)
+        self._batch = max_num_seqs, max_num_batched_tokens
+        self._admission = self._build(self._config)
+
+    def _build(self, config: ManagerConfig) -> AdmissionController:
+        return build_admission(config.admission, config.slo, *self._batch)
 
     def _open(self) -> None:
         assert self._core is not None

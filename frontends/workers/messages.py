@@ -140,13 +140,16 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=16):
         life: the number of the engine.
         client: the pickled `CoreClient`; None where each worker has its own engine.
         launched: whether the engine has started, or is still starting.
-        limit: the limit of the supervisor's admission, which does not change.
-        max_waiting: the maximum queue length of the supervisor's admission, which does not change.
     """
 
     life: int
     client: bytes | None
     launched: bool
+
+
+class Limits(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """The limit and the maximum queue length of the supervisor's admission."""
+
     limit: int | None
     max_waiting: int | None
 
@@ -218,6 +221,12 @@ class Reread(msgspec.Struct, frozen=True, array_like=True, tag=25):
     """Reread the operator's files now."""
 
 
+class Reconfigure(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """Apply these settings of the server, pickled; the options that need a restart are unchanged."""
+
+    settings: bytes
+
+
 class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
     """Answer with `Alive`."""
 
@@ -225,7 +234,9 @@ class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
 FromWorker = (
     Offer | Leave | FirstToken | StepCount | Load | Want | Up | Failed | WorkerMetrics | MetricsRequest | Claim | Answered | Alive | Parting
 )
-FromSupervisor = Start | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Check
+FromSupervisor = (
+    Start | Limits | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Reconfigure | Check
+)
 
 
 class Channel(asyncio.Protocol):

@@ -1,6 +1,7 @@
 """The workers' processes: starts, replaces and ends them, and hands them the accepted connections."""
 
 import asyncio
+import pickle
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from frontends.http.idempotency_store import ResponseCache
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.operator_log import say
 from frontends.net.acceptor import accept_waiting
+from frontends.workers import messages
 from frontends.workers.accepting import accept, hand
 from frontends.workers.handle import WorkerHandle
 from frontends.workers.idempotency import IdempotencyServer
@@ -76,15 +78,24 @@ class WorkerPool:
         for handle in self.handles:
             handle.channel.send(message)
 
+    def reconfigure(self, settings: HTTPServerSettings) -> None:
+        """Give all workers, and those that replace them, new settings."""
+        self._settings = settings
+        self.send_all(messages.Reconfigure(pickle.dumps(settings)))
+
     def kill(self) -> None:
         for handle in self.handles:
             handle.kill()
 
     async def _spawn(self) -> WorkerHandle:
         index, self._started = self._started, self._started + 1
-        handle = await WorkerHandle.spawn(index, self._settings, self._receive, self._lost)
+        settings = self._settings
+        handle = await WorkerHandle.spawn(index, settings, self._receive, self._lost)
         handle.answers = IdempotencyServer(self._answers, handle.channel.send)
         self.handles.append(handle)
+        if self._settings is not settings:
+            # They were replaced before this worker could get a message about it.
+            handle.channel.send(messages.Reconfigure(pickle.dumps(self._settings)))
         return handle
 
     def _lost(self, handle: WorkerHandle) -> None:

@@ -20,6 +20,7 @@ from frontends.logs.operator_log import say
 from frontends.program.console import loading
 from frontends.program.preflight import unpack
 from frontends.program.progress import announce, say_leaving, say_ready
+from frontends.program.reload import LiveSettings
 from frontends.program.signals import Stopping, signals
 from frontends.workers import messages
 from frontends.workers.engine_host import EngineHost
@@ -31,6 +32,8 @@ from llmserve import EngineDead
 from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.observability.prometheus import MULTIPROCESS
 
+# Seconds in which a worker imports its modules, before its engine starts.
+IMPORT_SECONDS = 60.0
 # Seconds in which a drained worker closes its connections and its engine client.
 CLOSE_SECONDS = 10.0
 # Seconds to send the last events of streams after the engine's death.
@@ -38,7 +41,7 @@ LAST_WORDS_SECONDS = 1.0
 
 
 async def serve_workers(
-    settings: HTTPServerSettings, count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
+    live: LiveSettings[HTTPServerSettings], count: int, addresses: list[str], listeners: Sequence[socket.socket], access: Access
 ) -> int:
     """Serve until a signal, the engine's death or too many dead workers; return the exit code.
 
@@ -47,6 +50,7 @@ async def serve_workers(
 
     Raises ConfigurationError, EngineDead.
     """
+    settings = live.current
     with ExitStack() as stack:
         if settings.engine.spec.shares_core:
             # Before any process imports vLLM: prometheus_client reads the variable only once.
@@ -57,8 +61,8 @@ async def serve_workers(
         for listener in listeners:
             listener.setblocking(False)
         announce(addresses, settings.engine)
-        supervisor = WorkerSupervisor(settings, count, listeners, access)
-        async with signals(Stopping(supervisor.served, supervisor.give_up, supervisor.stop).react, supervisor.reloaded):
+        supervisor = WorkerSupervisor(live, count, listeners, access)
+        async with signals(Stopping(supervisor.served, supervisor.give_up, supervisor.stop).react, supervisor.reload):
             code = await supervisor.run()
     say("stopped")
     return code
@@ -67,22 +71,22 @@ async def serve_workers(
 class WorkerSupervisor:
     """The supervisor of all workers, from their start to their end."""
 
-    def __init__(self, settings: HTTPServerSettings, count: int, listeners: Sequence[socket.socket], access: Access) -> None:
-        self._settings = settings
+    def __init__(self, live: LiveSettings[HTTPServerSettings], count: int, listeners: Sequence[socket.socket], access: Access) -> None:
+        self._live = live
         self._listeners = listeners
         self._access = access
-        self._config = settings.manager_config(access)
+        self._config = live.current.manager_config(access)
         self._state = SupervisorState()
-        self._pool = WorkerPool(settings, count, self._state, self._receive, self._lost)
-        self._engine = EngineHost(settings, self._config, self._pool, self._state)
+        self._pool = WorkerPool(live.current, count, self._state, self._receive, self._lost)
+        self._engine = EngineHost(live.current, self._config, self._pool, self._state)
         self._aggregator = MetricsAggregator()
         self._tasks = anyio.create_task_group()
 
     async def run(self) -> int:
-        engine = self._settings.engine
+        engine = self._live.current.engine
         try:
             async with self._tasks as tasks:
-                await self._pool.start(tasks, self._listeners, self._config.restart.start_timeout)
+                await self._pool.start(tasks, self._listeners, self._config.restart.start_timeout + IMPORT_SECONDS)
                 await unpack(engine)
                 with loading(f"{engine.kind} {engine.model}"):
                     await tasks.start(self._engine.run)
@@ -118,7 +122,8 @@ class WorkerSupervisor:
 
     async def _end(self) -> None:
         """Wait until the workers have drained and ended."""
-        timeout, delay = self._settings.limits.drain_timeout, self._settings.limits.drain_delay
+        limits = self._live.current.limits
+        timeout, delay = limits.drain_timeout, limits.drain_delay
         if delay:
             say_leaving(delay)
         say(f"draining  {'then ' if delay else ''}at most {timeout:g} s; a second signal cancels open requests")
@@ -128,9 +133,15 @@ class WorkerSupervisor:
 
     # Signals
 
-    def reloaded(self) -> None:
-        """Tell the workers to reread their files, after a SIGHUP."""
+    async def reload(self) -> None:
+        """Let the workers reread their files, and apply the settings, after a SIGHUP."""
         self._pool.send_all(messages.Reread())
+        await self._live.reload(self._access, self._reconfigure)
+
+    def _reconfigure(self, settings: HTTPServerSettings) -> None:
+        self._access.set_tenant_limit(settings.limits.tenant_limit)
+        self._engine.reconfigure(settings.manager_config(self._access))
+        self._pool.reconfigure(settings)
 
     def served(self) -> bool:
         """Return whether a worker may have open requests, even before all workers are up."""

@@ -21,12 +21,12 @@ from frontends.http.departure import PART_SECONDS, Departure
 from frontends.http.serving import serve_http
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.log_writer import dropped_lines
-from frontends.logs.operator_log import attach
+from frontends.logs.operator_log import attach, set_level
 from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.net.file_watch import reread
 from frontends.program.lifecycle import BACKEND
 from frontends.program.progress import describe_engine
-from frontends.program.service import Service, open_service
+from frontends.program.service import Service, open_service, reconfigure
 from frontends.workers import messages
 from frontends.workers.admission_client import AdmissionClient
 from frontends.workers.idempotency import IdempotencyClient
@@ -94,10 +94,10 @@ class Worker:
         self._admission = AdmissionClient(self.channel.send)
         # With a shared engine the supervisor decides on restarts; a worker waits for the next
         # engine for any time.
-        restart = RESTART_UNDER_SUPERVISOR if self._engine_is_shared else None
+        self._restart = RESTART_UNDER_SUPERVISOR if self._engine_is_shared else None
         access = self._settings.open_access()
-        async with open_service(self._settings, access, admission=self._admission, restart=restart) as service:
-            self._manager = service.manager
+        async with open_service(self._settings, access, admission=self._admission, restart=self._restart) as service:
+            self._service, self._manager = service, service.manager
             self._engine: Any = service.manager.engine
             self.channel.listen()
             await self._live(service)
@@ -209,7 +209,6 @@ class Worker:
                 self._admission.receive(message, self._loop.time())
             case messages.Start():
                 assert self._place is not None
-                self._admission.limit, self._admission.max_waiting = message.limit, message.max_waiting
                 self._place.set_result(message)
             case messages.WorkerMetricsRequest():
                 self._report(message.number)
@@ -221,8 +220,17 @@ class Worker:
                 self._bury(message)
             case messages.Stop():
                 self._end(now=message.now)
+            case messages.Limits():
+                self._admission.limit, self._admission.max_waiting = message.limit, message.max_waiting
             case messages.Reread():
                 reread()
+            case messages.Reconfigure():
+                self._reconfigure(pickle.loads(message.settings))  # noqa: S301 - from the process that started this one
+
+    def _reconfigure(self, settings: HTTPServerSettings) -> None:
+        self._settings = settings
+        set_level(settings.log.log_level)
+        reconfigure(self._service, settings, self._restart)
 
     # Connections
 

@@ -12,7 +12,7 @@ import attrs
 from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair_queue import FairQueue
 from llmserve.admission.length_estimates import AnswerLengths
-from llmserve.admission.policies import Policy, predictor
+from llmserve.admission.policies import Policy, adopt, predictor
 from llmserve.admission.prediction import EngineSample, NoPrediction, Terms
 from llmserve.admission.protocol import AdmissionStatistics
 from llmserve.admission.queue_forecast import QueueForecast
@@ -298,6 +298,14 @@ class AdmissionController:
         """Replace the weights and limits of tenants. Usage that is already counted stays."""
         self.tenants.table = table
         self._follow_answers()
+
+    def adopt(self, other: "AdmissionController", now: float) -> list[Ticket]:
+        """Take over the limits of an unused controller; return the tickets that stop waiting."""
+        adopt(self.policy, other.policy, now)
+        self._predictor = predictor(self.policy, other.max_wait)
+        self.max_waiting, self.max_wait = other.max_waiting, other.max_wait
+        self.set_tenants(other.tenants.table)
+        return self.pump(now)
 
     def _follow_answers(self) -> None:
         """Follow running answers if the policy or a tenant's limit uses their lengths."""

@@ -81,7 +81,7 @@ class LateGate:
         # Sum of the tokens that the live tickets will have when they are complete.
         self._committed = 0.0
         self._sample: EngineSample | None = None
-        self._recent = Recent(seconds=max(1.0, 20 * (slo.tpot or 0.0)))
+        self._recent = Recent(seconds=_memory(slo))
         self._step = LinearFit()
         self._prefill = LinearFit()
         self.prompts = Seen()
@@ -89,6 +89,14 @@ class LateGate:
         self.preemptions = Preemptions()
         self.reserve = Reserve()
         self.budget = ErrorBudget()
+
+    def adopt(self, other: "LateGate", now: float) -> None:
+        """Take over the SLO of `other`; running tickets, and what this policy has learnt, stay."""
+        if self.slo.tpot != other.slo.tpot:
+            # Running tickets were admitted under another bound, and do not show how requests differ.
+            self.spread.ignore(now)
+        self.slo, self.max_wait = other.slo, other.max_wait
+        self._recent.seconds = _memory(other.slo)
 
     # Decisions
 
@@ -295,6 +303,11 @@ class LateGate:
         # While new prompts are being computed, the cache seems emptier than it is.
         known = cached > 0 and not self._pending
         return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0
+
+
+def _memory(slo: SLO) -> float:
+    """Return the seconds over which the time of a step is averaged."""
+    return max(1.0, 20 * (slo.tpot or 0.0))
 
 
 def _arrival(ticket: Ticket, now: float) -> float:

@@ -7,6 +7,7 @@ import attrs
 
 from llmserve.admission.prediction import NoPrediction, Predictor
 from llmserve.admission.ticket import Ticket
+from llmserve.errors import ConfigurationError
 
 PREDICTS = ("terms", "patience", "overdue", "first_token", "record", "figures")
 
@@ -51,6 +52,19 @@ def predictor(policy: Policy, max_wait: float) -> Predictor:
     return cast("Predictor", policy)
 
 
+def adopt(policy: Policy, other: Policy, now: float) -> None:
+    """Give a policy the limits of another one, and keep its running tickets and what it has learnt.
+
+    Raises ConfigurationError if one policy cannot take over the limits of the other.
+    """
+    if policy is other:
+        return
+    take = getattr(policy, "adopt", None)
+    if take is None or type(policy) is not type(other):
+        raise ConfigurationError(f"the policy {policy.name} cannot become {other.name} while it is in use")
+    take(other, now)
+
+
 @attrs.define
 class FixedLimit:
     """Lets at most `limit` tickets run: `FixedLimit(8)`.
@@ -73,6 +87,10 @@ class FixedLimit:
         self._running -= 1
         return None
 
+    def adopt(self, other: "FixedLimit", now: float) -> None:
+        """Take over the limits of `other`. Running tickets above the new limit run to their end."""
+        self.limit, self.max_wait = other.limit, other.max_wait
+
 
 @attrs.define
 class Unlimited:
@@ -93,3 +111,7 @@ class Unlimited:
 
     def left(self, ticket: Ticket, now: float) -> float | None:
         return None
+
+    def adopt(self, other: "Unlimited", now: float) -> None:
+        """Take over the longest wait of `other`."""
+        self.max_wait = other.max_wait

@@ -40,6 +40,10 @@ class Spread:
         if level > self.SHOCK * self.margin:
             self._shock = now
 
+    def ignore(self, until: float) -> None:
+        """Ignore the requests whose first token came before this time."""
+        self._shock = until
+
     def add(self, level: float, since: float) -> None:
         """Add a request that left; its tokens took `level` of the target each, from `since` on."""
         if self._bound < since or self._shock >= since:

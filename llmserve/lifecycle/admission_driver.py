@@ -5,7 +5,17 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from llmserve.admission import Admission, AdmissionStatistics, Policy, Ticket, TicketState, build_admission, separate, wake
+from llmserve.admission import (
+    Admission,
+    AdmissionController,
+    AdmissionStatistics,
+    Policy,
+    Ticket,
+    TicketState,
+    build_admission,
+    separate,
+    wake,
+)
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine
 from llmserve.lifecycle.manager_loop import ManagerLoop
@@ -25,13 +35,17 @@ class AdmissionDriver:
 
     def __init__(self, admission: Admission | Policy | None, config: ManagerConfig, engine: Engine, loop: ManagerLoop) -> None:
         self.admission, self.policy = separate(admission, config.admission)
+        self._builds = self.admission is None
         self._engine = engine
         self._loop = loop
 
     def build(self, config: ManagerConfig) -> None:
         if self.admission is None:
-            info = self._engine.info
-            self.admission = build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy)
+            self.admission = self._build(config)
+
+    def _build(self, config: ManagerConfig) -> AdmissionController:
+        info = self._engine.info
+        return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy)
 
     @property
     def built(self) -> Admission:
@@ -115,6 +129,16 @@ class AdmissionDriver:
             self.admission.suspend(self._loop.now())
 
     # The operator
+
+    def reconfigure(self, config: ManagerConfig) -> None:
+        """Give the admission other limits; the caller's own admission gets the tenants only.
+
+        Raises ConfigurationError, and then changes nothing.
+        """
+        if self._builds and isinstance(self.admission, AdmissionController):
+            wake(self.admission.adopt(self._build(config), self._loop.now()))
+        else:
+            self.set_tenants(config.admission.table)
 
     def set_tenants(self, table: TenantTable) -> None:
         if self.admission is not None:

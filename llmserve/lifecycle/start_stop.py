@@ -19,6 +19,10 @@ class Lifecycle(ABC):
         # Seconds that open requests get at the end; None until the end is requested.
         self._patience: float | None = None
 
+    def _allow_to_drain(self, seconds: float) -> None:
+        """Replace the time that open requests get at the end."""
+        self._drain_timeout = seconds
+
     async def start(self) -> None:
         """Start the engine; return when any task of this event loop can make requests.
 

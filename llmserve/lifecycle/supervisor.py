@@ -39,6 +39,9 @@ class Supervisor:
         up: Called whenever the engine can accept requests.
         down: Called when it no longer can, with the reason and the seconds until the next start
             (None for never). Called again once those seconds are certain.
+
+    Attributes:
+        config: The limits, which may be replaced at any time.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Supervisor:
         down: Callable[[EngineDead, float | None], None],
     ) -> None:
         self._engine = engine
-        self._config = config
+        self.config = config
         self._clock = clock
         self._busy = busy
         self._up = up
@@ -101,10 +104,10 @@ class Supervisor:
         try:
             async with anyio.create_task_group() as tasks:
                 began = self._clock()
-                with anyio.move_on_after(self._config.start_timeout) as patience:
+                with anyio.move_on_after(self.config.start_timeout) as patience:
                     await tasks.start(self._engine_run)
                 if patience.cancelled_caught:
-                    raise EngineDead(f"the engine was not up within {self._config.start_timeout:g} s")
+                    raise EngineDead(f"the engine was not up within {self.config.start_timeout:g} s")
                 self.start_seconds = self._clock() - began
                 begun()
                 await self._watch()
@@ -118,18 +121,15 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Raise EngineDead if the engine has requests and makes no step."""
-        patience = self._config.stall_timeout
-        if patience is None:
-            await anyio.sleep_forever()
-            return
-        look = min(LOOK_SECONDS, patience / 4)
         steps, since, looked = -1, self._clock(), self._clock()
         while True:
+            patience = self.config.stall_timeout
+            look = LOOK_SECONDS if patience is None else min(LOOK_SECONDS, patience / 4)
             await anyio.sleep(look)
             now = self._clock()
             made = self._engine.statistics().steps
             # If this process itself stood still, the figures say nothing about the engine.
-            if made != steps or not self._busy() or now - looked > look + patience / 2:
+            if patience is None or made != steps or not self._busy() or now - looked > look + patience / 2:
                 steps, since, self._step_by = made, now, None
             elif now - since >= patience or (self._step_by is not None and now >= self._step_by):
                 self._engine.kill()
@@ -137,7 +137,7 @@ class Supervisor:
                 words = f"the engine made no step for {now - since:.0f} s, with {self._busy()} requests in it"
                 error = EngineDead(words, stalled=True)
                 # Report this before the engine is taken down, which may take a while.
-                self._down(error, self._config.first_pause)
+                self._down(error, self.config.first_pause)
                 raise error
             looked = now
 
@@ -148,11 +148,11 @@ class Supervisor:
     @property
     def restarts_again(self) -> bool:
         """Whether the engine would be restarted if it died now."""
-        return self._recent() < self._config.most
+        return self._recent() < self.config.most
 
     def _recent(self) -> int:
         """Return the number of deaths within the window."""
-        while self._deaths and self._deaths[0] <= self._clock() - self._config.window:
+        while self._deaths and self._deaths[0] <= self._clock() - self.config.window:
             self._deaths.popleft()
         return len(self._deaths)
 
@@ -160,5 +160,5 @@ class Supervisor:
         """Count a death; return the seconds until the next start, or None after too many deaths."""
         again = self.restarts_again
         self._deaths.append(self._clock())
-        config = self._config
+        config = self.config
         return float(min(config.longest_pause, config.first_pause * 2 ** (len(self._deaths) - 1))) if again else None

@@ -22,6 +22,7 @@ from rich.console import Console
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
 from frontends.cli import chat, checks
+from frontends.cli.main import COMMANDS
 from frontends.cli.remote import plain
 from frontends.cli.scrape import Scrape, quantile, rate, rates
 from frontends.cli.top import view
@@ -186,13 +187,31 @@ async def test_top_names_the_address_that_has_no_metrics():
         assert await run("top", url) == (2, "", f"llmserve top: error: {url}/metrics is no text of Prometheus\n")
 
 
-def test_a_reader_that_ends_is_no_traceback():
+LLMSERVE = "import sys; from frontends.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("words", [["config"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_a_standard_output_that_cannot_be_written_is_no_traceback(words):
     reading, writing = os.pipe()
     os.close(reading)
-    program = "import sys; from frontends.cli.main import main; sys.exit(main(['config']))"
-    done = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, check=False)
+    llmserve = [sys.executable, "-c", LLMSERVE, *words]
+    # argparse ignores an error of its own writes: the code is 0 where the buffer has no room for a long help.
+    good = {0} if "--help" in words else set()
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(llmserve, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode in {1} | good, done.stderr) == (True, b"")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(llmserve, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    error = b"llmserve: error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) in [(2, error), *((code, b"") for code in good)]
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name] for name, command in COMMANDS.items() if command.prints)], ids=" ".join)
+def test_a_closed_standard_output_is_one_line(words):
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", LLMSERVE, *words], stderr=subprocess.PIPE, check=False)
+    error = f"llmserve {words[0]}: error: standard output is closed, and this command prints to it\n"
+    assert (done.returncode, done.stderr.decode()) == (2, error)
 
 
 @pytest.mark.parametrize("tool", ["chat", "top"])

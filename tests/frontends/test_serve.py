@@ -66,6 +66,15 @@ def test_the_garbage_collector_skips_imported_objects():
     assert int(served.stdout) > 10_000
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_start_that_takes_longer_than_its_time_ends_the_server(tmp_path, workers):
+    command = [*MODULE, "--engine", "simulated", "--port", "0", "--workers", workers, "--engine-arg", "start_seconds=600"]
+    environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path), "LLMSERVE_START_TIMEOUT": "0.3"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("error: the engine was not up within 0.3 s\n")
+
+
 async def test_on_a_terminal_a_bar_fills_while_the_engine_loads(tmp_path):
     """A regression: the bar's task group was left before the manager that was entered inside it."""
     master, terminal = pty.openpty()

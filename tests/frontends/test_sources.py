@@ -13,6 +13,7 @@ import pytest
 from frontends.cli.config import KINDS
 from frontends.cli.main import COMMANDS, main
 from frontends.http.settings import HTTPServerSettings
+from frontends.options.changes import changes, with_options
 from frontends.options.command_line import read
 from frontends.options.definitions import key_of, make, name_of, options_of
 from frontends.options.sources import from_environment, from_file, layers, merged, variable_of
@@ -98,6 +99,15 @@ def test_every_option_is_the_same_from_each_source(kind, other, tmp_path):
     for field, described, name in all_options(kind):
         # The sample differs from the default; otherwise the comparison would prove nothing.
         assert read_value(expected, field, described) != read_value(defaults, field, described), name
+
+
+@every_server
+def test_changes_are_all_options_that_differ(kind):
+    old, new = kind(), of_command_line(kind)
+    names = [name for _, _, name in all_options(kind)]
+    assert [change.name for change in changes(old, new)] == names
+    assert with_options(old, new, names) == new
+    assert [change.name for change in changes(old, with_options(old, new, names[:3]))] == names[:3]
 
 
 def read_value(settings, field, described):
@@ -212,12 +222,36 @@ def test_every_command_has_a_help(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: llmserve {name}")
 
 
-def test_an_unknown_command_or_option_names_the_nearest(capsys):
+def test_an_unknown_command_names_the_nearest(capsys):
     assert main(["serv"]) == 2
     assert capsys.readouterr().err == "llmserve: error: unknown command 'serv'; do you mean 'serve'?\n"
-    with pytest.raises(SystemExit):
-        main(["serve", "--max-runing", "1"])
-    assert capsys.readouterr().err.endswith("unrecognized arguments: --max-runing 1; do you mean --max-running?\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("serve --max-runing 1", "unrecognized arguments: --max-runing 1; do you mean --max-running?"),
+        ("socket --max-streems=1", "unrecognized arguments: --max-streems=1; do you mean --max-streams?"),
+        ("config --max-runing 1", "unrecognized arguments: --max-runing 1; do you mean --max-running?"),
+        ("chat --modle x", "unrecognized arguments: --modle; do you mean --model?"),
+        ("top --onec", "unrecognized arguments: --onec; do you mean --once?"),
+        ("doctor --prot 1", "unrecognized arguments: --prot 1; do you mean --port?"),
+        ("doctor --engine simulatd", "(choose from 'vllm', 'simulated'); do you mean 'simulated'?"),
+        ("keys lits f", "(choose from 'add', 'list'); do you mean 'list'?"),
+        ("keys add f a --tenat b", "unrecognized arguments: --tenat b; do you mean --tenant?"),
+        ("bench swep", "; do you mean 'sweep'?"),
+        ("bench sweep --concurency 1", "unrecognized arguments: --concurency 1; do you mean --concurrency?"),
+        ("report biuld", "; do you mean 'build'?"),
+        ("report build run.json --no-referense", "unrecognized arguments: --no-referense; do you mean --no-reference?"),
+        ("completion bahs", "; do you mean 'bash'?"),
+        ("chat --zzz", "unrecognized arguments: --zzz"),
+    ],
+)
+def test_an_unknown_option_or_choice_names_the_nearest(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
 
 
 def test_no_default_is_a_number_that_toml_cannot_write():

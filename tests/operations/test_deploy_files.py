@@ -14,9 +14,10 @@ from frontends.access.keys_command import build_parser as keys_parser
 from frontends.cli.main import COMMANDS
 from frontends.http.routes.health import HealthRoutes
 from frontends.http.settings import HTTPServerSettings
-from frontends.options.command_line import Parser, read
+from frontends.options.command_line import read
 from frontends.options.definitions import make, name_of, options_of
 from frontends.options.sources import from_environment, variable_of
+from frontends.options.suggestions import Parser
 from llmserve import ConfigurationError
 
 pytestmark = pytest.mark.operations

@@ -1,18 +1,16 @@
-"""Any OpenAI-compatible server: streamed POST /v1/completions or /v1/chat/completions.
-
-Tokens are counted by the usage in each chunk, where the server sends it. Otherwise a chunk counts
-as one token, and the last chunk gets the rest of the final usage.
-"""
+"""Any OpenAI-compatible server: streamed POST /v1/completions or /v1/chat/completions."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 import aiohttp
+import anyio
 import attrs
 import msgspec
 
 from benchmarks.recording.results import RequestRecord
+from benchmarks.targets.answers import Answer, message_of
 from benchmarks.targets.base import TargetError
 from benchmarks.workload.requests import Item
 
@@ -20,6 +18,9 @@ from benchmarks.workload.requests import Item
 # would be measured.
 READ_BUFFER = 10 * 2**20
 CONNECT_SECONDS = 10.0
+# Time for the end of an HTTP message after the end of its stream. Without that end the connection
+# could not be used again, and the next request would wait for a new one.
+END_SECONDS = 1.0
 # vLLM's server answers 400 without this header.
 HEADERS = {"Content-Type": "application/json"}
 
@@ -28,25 +29,6 @@ WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life"
 
 
 Prompts = Literal["ids", "text", "chat"]
-
-NO_ERROR = msgspec.Raw(b"null")
-
-
-class _Usage(msgspec.Struct):
-    completion_tokens: int = 0
-
-
-class _Event(msgspec.Struct):
-    """The fields that are read of a chunk; decoding only these halves the client's time."""
-
-    choices: list[msgspec.Raw] = []
-    usage: _Usage | None = None
-    # A union with None would refuse every error, because msgspec accepts only null for a Raw that
-    # may be null.
-    error: msgspec.Raw = NO_ERROR
-
-
-_decode = msgspec.json.Decoder(_Event).decode
 
 
 @attrs.frozen
@@ -58,6 +40,23 @@ class HTTP:
     prompts: Prompts = "ids"
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
+        answer = Answer(record)
+        try:
+            path = "/v1/chat/completions" if self.prompts == "chat" else "/v1/completions"
+            # A redirection would become a GET, or another server would be measured.
+            async with self.session.post(path, data=self._body(item), headers=HEADERS, allow_redirects=False) as response:
+                record.accepted = now()
+                record.request_id = response.headers.get("X-Request-Id", "")
+                if response.status == 200:
+                    await _read(answer, response, now)
+                    answer.end(item, now())
+                else:
+                    await _refused(record, response)
+        except (aiohttp.ClientError, OSError) as error:
+            record.outcome, record.detail = "connection", f"{type(error).__name__}: {error}"[:200]
+        return tuple(answer.token_ids)
+
+    def _body(self, item: Item) -> bytes:
         body = {
             "model": self.model,
             **self._prompt(item),
@@ -65,30 +64,12 @@ class HTTP:
             # Greedy, because a model with random weights would sample ids that its tokenizer does
             # not have.
             "temperature": 0,
-            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "user": item.tenant,
             "priority": item.priority,
         }
-        try:
-            path = "/v1/chat/completions" if self.prompts == "chat" else "/v1/completions"
-            async with self.session.post(path, data=msgspec.json.encode(body), headers=HEADERS) as response:
-                record.accepted = now()
-                record.request_id = response.headers.get("X-Request-Id", "")
-                if response.status != 200:
-                    await _refused(record, response)
-                    return ()
-                await self._read(record, response, now)
-        except (aiohttp.ClientError, OSError) as error:
-            record.outcome, record.detail = "connection", f"{type(error).__name__}: {error}"[:200]
-            return ()
-        except msgspec.MsgspecError as error:
-            record.outcome, record.detail = "error", f"the server sent an invalid event: {error}"[:200]
-            return ()
-        if record.outcome == "ok" and record.completion_tokens != item.max_tokens:
-            record.outcome = "wrong_token_count"
-        return ()
+        return msgspec.json.encode(body if item.natural else body | {"ignore_eos": True})
 
     def _prompt(self, item: Item) -> dict[str, Any]:
         if self.prompts == "ids":
@@ -98,42 +79,20 @@ class HTTP:
             return {"prompt": words}
         return {"messages": [{"role": "user", "content": words}]}
 
-    async def _read(self, record: RequestRecord, response: aiohttp.ClientResponse, now: Callable[[], float]) -> None:
-        # A stream without its final event was cut off.
-        record.outcome = "truncated"
-        rest = b""
-        async for chunk in response.content.iter_any():
-            at = now()
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    record.outcome = "ok"
-                    return
-                event = _decode(data)
-                if event.error != NO_ERROR:
-                    record.outcome, record.detail = "error", bytes(event.error).decode(errors="replace")[:200]
-                    return
-                _take_event(record, event, at)
 
-
-def _take_event(record: RequestRecord, event: _Event, at: float) -> None:
-    counted = event.usage.completion_tokens - record.completion_tokens if event.usage else None
-    if event.choices:
-        count = 1 if counted is None else counted
-        if count:
-            record.deliveries.append((at, count))
-            record.completion_tokens += count
-    elif counted and record.deliveries:
-        time, count = record.deliveries[-1]
-        record.deliveries[-1] = (time, count + counted)
-        record.completion_tokens += counted
+async def _read(answer: Answer, response: aiohttp.ClientResponse, now: Callable[[], float]) -> None:
+    content = response.content
+    async for received in content.iter_any():
+        if answer.feed(received, now()):
+            break
+    if not content.at_eof():
+        with anyio.move_on_after(END_SECONDS), suppress(aiohttp.ClientError, OSError):
+            await content.read()
 
 
 async def _refused(record: RequestRecord, response: aiohttp.ClientResponse) -> None:
-    record.detail = f"HTTP {response.status}: {await response.text()}"[:200]
+    target = f" to {response.headers['Location']}" if "Location" in response.headers else ""
+    record.detail = f"HTTP {response.status}{target}: {message_of(await response.read())}"
     match response.status:
         case 429:
             record.outcome = "refused_429"

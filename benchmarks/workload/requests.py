@@ -89,7 +89,9 @@ class Item:
     """One request to send.
 
     Attributes:
+        natural: Whether the model may end the answer; `max_tokens` is then only the greatest length.
         cancel_after: The client's patience in seconds; None is unlimited.
+        timeout: Seconds until the client gives up an answer; None is never.
         follow_ups: Later turns of the conversation. Each is sent after the previous answer, with
             the whole conversation before it.
         lead: Whether the request only brings its client out of step with the others.
@@ -99,7 +101,9 @@ class Item:
     max_tokens: int
     tenant: str = "default"
     priority: int = 0
+    natural: bool = False
     cancel_after: float | None = None
+    timeout: float | None = None
     follow_ups: tuple[Turn, ...] = ()
     lead: bool = False
 
@@ -117,13 +121,15 @@ class Workload:
     Attributes:
         prompt: Distribution of prompt lengths in tokens.
         output: Distribution of answer lengths in tokens. Answers have exactly the drawn length,
-            because the end-of-sequence token is ignored.
+            because the end-of-sequence token is ignored, or with `natural` at most that length.
+        natural: Whether the model ends its answers.
         vocabulary: Range [low, high) of token ids, without special tokens.
         shared_prefix: Tokens that every prompt begins with, in addition to its own length.
         turns: Number of turns of a conversation; each turn has its own lengths.
         tenants: Tenants, drawn with equal probability.
         priorities: Priorities, drawn with equal probability.
         cancelling: Share of requests whose client leaves after `patience` seconds.
+        timeout: Seconds until a client gives up an answer; None is never.
     """
 
     prompt: Lengths
@@ -136,6 +142,8 @@ class Workload:
     priorities: tuple[int, ...] = (0,)
     cancelling: float = 0.0
     patience: float = 1.0
+    natural: bool = False
+    timeout: float | None = None
 
     def items(self, part: str = "", salt: str = "") -> Iterator[Item]:
         """Yield items without end.
@@ -167,7 +175,9 @@ class Workload:
             max_tokens=max_tokens,
             tenant=rng.choice(self.tenants),
             priority=rng.choice(self.priorities),
+            natural=self.natural,
             cancel_after=self.patience if rng.random() < self.cancelling else None,
+            timeout=self.timeout,
             follow_ups=follow_ups,
         )
 

@@ -89,6 +89,7 @@ class Item:
     """One request to send.
 
     Attributes:
+        text: The prompt as text, if it has no token ids.
         natural: Whether the model may end the answer; `max_tokens` is then only the greatest length.
         cancel_after: The client's patience in seconds; None is unlimited.
         timeout: Seconds until the client gives up an answer; None is never.
@@ -106,6 +107,7 @@ class Item:
     timeout: float | None = None
     follow_ups: tuple[Turn, ...] = ()
     lead: bool = False
+    text: str = ""
 
     def after(self, answer: tuple[int, ...]) -> "Item":
         """Return the next turn, given the answer to this one."""

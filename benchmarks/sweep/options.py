@@ -11,8 +11,10 @@ from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
 from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
+from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import Load
-from benchmarks.workload.requests import Lengths, Workload, parse_lengths
+from benchmarks.workload.requests import AtMost, Empirical, Fixed, Lengths, Workload, parse_lengths
+from benchmarks.workload.texts import read_texts
 from benchmarks.workload.traces import read_trace
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm.args import parse_engine_args
@@ -106,7 +108,10 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("requests").add_argument
-    add("--output-tokens", type=lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
+    words = "prompts as text: ShareGPT's JSON, or JSON lines with a prompt in each"
+    add("--prompt-file", type=pathlib.Path, metavar="FILE", help=words)
+    words = "default: those of the answers in --prompt-file, or 64"
+    add("--output-tokens", type=lengths, metavar="LENGTHS", help=words)
     words = "let the model end its answers; --output-tokens is then their greatest length"
     add("--natural-lengths", action="store_true", help=words)
     add("--timeout", type=positive(float), metavar="S", help="give up an answer after this time in seconds (default: never)")
@@ -182,13 +187,14 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
         raise TargetError(f"--out must end in .json, not {options.out}")
+    prompts, output = _lengths(options, loads)
     return Settings(
         admissions=options.admission,
         targets=list(dict.fromkeys(options.target.split(","))),
         loads=loads,
-        workload=_workload(options),
+        workload=_workload(options, prompts[0], AtMost(output) if options.natural_lengths else output),
         out=options.out,
-        prompts=options.prompts,
+        prompts=prompts,
         model=options.model,
         engine=options.engine,
         engine_args=parse_engine_args(options.engine_arg),
@@ -218,10 +224,30 @@ def _client(options: Arguments) -> ClientOptions:
     )
 
 
-def _workload(options: argparse.Namespace) -> Workload:
+def _lengths(options: Arguments, loads: list[Load]) -> tuple[list[Lengths], Lengths]:
+    """Return the lengths of the prompts and of the answers: those of the options, of a trace or of a file.
+
+    Raises TargetError, or UnreadableFile for the file.
+    """
+    arrivals = loads[0].trace
+    output = options.output_tokens or Fixed(64)
+    if arrivals:
+        name = options.trace.name
+        return [Empirical(tuple(arrival.prompt for arrival in arrivals), name)], Empirical(
+            tuple(arrival.output for arrival in arrivals), name
+        )
+    if options.prompt_file is None:
+        return options.prompts, output
+    if options.shared_prefix or str(options.turns) != "1":
+        raise TargetError("--shared-prefix and --turns need prompts of token ids, so not --prompt-file")
+    texts = read_texts(options.prompt_file, load_vocabulary(options.tokenizer).count)
+    return [texts], options.output_tokens or texts.answers or output
+
+
+def _workload(options: Arguments, prompt: Lengths, output: Lengths) -> Workload:
     return Workload(
-        prompt=options.prompts[0],
-        output=options.output_tokens,
+        prompt=prompt,
+        output=output,
         vocabulary=(0, 1),
         seed=options.seed,
         shared_prefix=options.shared_prefix,

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.analysis import capacity as capacities
+from benchmarks.analysis import remarks
 from benchmarks.analysis.capacity import Capacity
 from benchmarks.analysis.evidence import Evidence, gather
 from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, unpack
@@ -168,7 +169,8 @@ def _observe(view: View) -> capacities.Observed:
 
 
 def conclusion(found: Analysis) -> str:
-    """Return Markdown: the table of all points, then each sweep's verdict, evidence and advice."""
+    """Return Markdown: the table of all points, failures and remarks, then each sweep's verdict and advice."""
     verdicts = [sweep.saturation for sweep in found.sweeps if sweep.saturation is not None]
     texts = ["\n".join([each.verdict, "", *(f"- {line}" for line in (each.evidence, *each.advice))]) for each in verdicts]
-    return "\n\n".join([table(found.rows), *texts])
+    said = remarks.notes([(view.point, view.summary.failures, view.summary.remarks) for view in found.views])
+    return "\n\n".join([table(found.rows), *said, *texts])

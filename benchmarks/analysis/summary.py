@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.analysis import remarks
 from benchmarks.analysis.steady_state import Window, deliveries, sending_window, steady_window
 from benchmarks.recording.results import Point, Promise, RequestRecord
 
@@ -60,6 +61,8 @@ class Summary(msgspec.Struct):
             `ok`.
         attainment: Share of all attempts that met the SLO; None without an SLO.
         goodput_per_second: Requests per second that met the SLO; None without an SLO.
+        failures: The most frequent failures with the server's messages.
+        remarks: How tokens were counted, if not by the server for each chunk, and natural lengths.
     """
 
     requests: int
@@ -79,6 +82,8 @@ class Summary(msgspec.Struct):
     lateness: Distribution
     attainment: float | None
     goodput_per_second: float | None
+    failures: list[str] = []
+    remarks: list[str] = []
 
 
 def needed(share: float) -> int:
@@ -114,9 +119,11 @@ def _quantile(values: npt.NDArray[np.float64], ranks: npt.NDArray[np.float64], s
 
 def kept(record: RequestRecord, promise: Promise) -> bool:
     """Whether an answer is complete and met the SLO, from the intended send on."""
-    if record.outcome != "ok" or record.first_token is None:
+    # An empty answer has no first token, and its user waited for its end.
+    first = record.finished if record.first_token is None else record.first_token
+    if record.outcome != "ok" or first is None:
         return False
-    if promise.ttft is not None and record.first_token - record.intended > promise.ttft:
+    if promise.ttft is not None and first - record.intended > promise.ttft:
         return False
     return promise.tpot is None or (tpot(record) or 0.0) <= promise.tpot
 
@@ -148,13 +155,13 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
         itl=distribution(*gaps(records)),
         tpot=distribution(each["tpot"]),
         e2e=distribution(each["e2e"]),
-        e2e_service=distribution([record.deliveries[-1][0] - (record.dispatched or 0.0) for record in ok]),
-        e2e_adjusted=distribution(
-            [record.deliveries[-1][0] - record.intended if record.outcome == "ok" else math.inf for record in records]
-        ),
+        e2e_service=distribution([last - (record.dispatched or 0.0) for record in ok if (last := record.last_token) is not None]),
+        e2e_adjusted=distribution(each["e2e"] + [math.inf for record in records if record.outcome != "ok"]),
         lateness=distribution([record.dispatched - record.intended for record in records if record.dispatched is not None]),
         attainment=len(good) / len(records) if promised and records else None,
         goodput_per_second=sum(1 for record in inside if kept(record, promise)) / length if promised and length > 0 else None,
+        failures=remarks.failures(records),
+        remarks=remarks.remarks(records),
     )
 
 
@@ -172,12 +179,8 @@ def times_of(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
 
 def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
     """Return each gap between deliveries in seconds per token, and the tokens that ended it."""
-    found, weights = [], []
-    for record in records:
-        for (before, _), (after, count) in zip(record.deliveries, record.deliveries[1:], strict=False):
-            found.append((after - before) / count)
-            weights.append(count)
-    return found, weights
+    found = [gap for record in records for gap in record.gaps()]
+    return [(end - begin) / tokens for begin, end, tokens in found], [tokens for _, _, tokens in found]
 
 
 def tpot(record: RequestRecord) -> float | None:

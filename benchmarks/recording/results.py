@@ -10,6 +10,10 @@ import msgspec
 
 SCHEMA = 2
 
+# How the tokens of the deliveries were counted: by the server (or in process), by spreading the
+# server's count of several deliveries over them by the length of their text, by a tokenizer, or as
+# one per delivery.
+Counted = Literal["server", "spread", "tokenizer", "chunks"]
 Outcome = Literal["ok", "refused_429", "refused_503", "timeout", "cancelled", "connection", "error", "truncated", "wrong_token_count"]
 
 
@@ -17,8 +21,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     """What happened to one request; times are monotonic seconds from the point's start, or None.
 
     `intended` is when the request was due, `dispatched` when it was sent; in a closed loop they are
-    equal. `deliveries` are (time, tokens) for every piece that reached the client. Fields that
-    begin with `engine_` are the engine core's readings of the same clock. `submitted` is when the
+    equal. `deliveries` are (time, tokens) for every piece that reached the client; one that
+    completed no token has 0. Fields that begin with `engine_` are the engine core's readings of the same clock. `submitted` is when the
     manager passed the request to the engine.
 
     A `lead` is a client's first request, shortened to desynchronise the clients. It is load like
@@ -45,6 +49,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     deliveries: list[tuple[float, int]] = []
     finished: float | None = None
     completion_tokens: int = 0
+    counted: Counted = "server"
     outcome: Outcome = "error"
     detail: str = ""
     retry_after: float | None = None
@@ -56,6 +61,17 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     @property
     def last_token(self) -> float | None:
         return self.deliveries[-1][0] if self.deliveries else None
+
+    def gaps(self) -> list[tuple[float, float, int]]:
+        """Return (begin, end, tokens) of each gap between deliveries; the tokens ended the gap.
+
+        A delivery that completed no token ends no gap.
+        """
+        found: list[tuple[float, float, int]] = []
+        for end, tokens in self.deliveries[1:]:
+            if tokens > 0:
+                found.append((found[-1][1] if found else self.deliveries[0][0], end, tokens))
+        return found
 
 
 class Sample(msgspec.Struct, kw_only=True):

@@ -28,15 +28,17 @@ class Target(Protocol):
 
 
 async def with_patience(target: Target, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
-    """Send a request as a client that may leave before the end."""
-    seconds = item.cancel_after
+    """Send a request as a client that may leave before the end, or give up at its timeout."""
+    limits = [seconds for seconds in (item.cancel_after, item.timeout) if seconds is not None]
     answer: tuple[int, ...] = ()
-    if seconds is None:
+    if not limits:
         answer = await target.send(item, record, now, origin)
     else:
-        with anyio.move_on_after(seconds) as scope:
+        with anyio.move_on_after(min(limits)) as scope:
             answer = await target.send(item, record, now, origin)
-        if scope.cancelled_caught:
-            record.outcome, record.detail = "cancelled", f"the client left after {seconds:g} s"
+        if scope.cancelled_caught and item.cancel_after == min(limits):
+            record.outcome, record.detail = "cancelled", f"the client left after {item.cancel_after:g} s"
+        elif scope.cancelled_caught:
+            record.outcome, record.detail = "timeout", f"no end after {item.timeout:g} s"
     record.finished = now()
     return answer

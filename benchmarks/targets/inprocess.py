@@ -34,8 +34,8 @@ class InProcess:
     manager: Streams
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
-        sampling = Sampling(max_tokens=item.max_tokens, temperature=0, ignore_eos=True)
-        request = GenerationRequest(item.prompt, sampling=sampling, tenant=item.tenant, priority=item.priority)
+        sampling = Sampling(max_tokens=item.max_tokens, temperature=0, ignore_eos=not item.natural)
+        request = GenerationRequest(item.text or item.prompt, sampling=sampling, tenant=item.tenant, priority=item.priority)
         record.request_id = request.request_id
         answer: list[int] = []
         deliveries = record.deliveries
@@ -49,7 +49,7 @@ class InProcess:
                         deliveries.append((now(), len(delta.token_ids)))
                         answer += delta.token_ids
                 take_timeline(record, stream.timeline, origin)
-            record.outcome = "ok" if len(answer) == item.max_tokens else "wrong_token_count"
+            record.outcome = "ok" if item.natural or len(answer) == item.max_tokens else "wrong_token_count"
         except Overloaded as error:
             record.outcome = "refused_429" if isinstance(error, TenantOverloaded) else "refused_503"
             record.retry_after, record.detail = error.retry_after, error.reason

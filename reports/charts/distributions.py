@@ -1,7 +1,5 @@
 """Distributions of latencies, beyond their percentiles."""
 
-import itertools
-
 import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LinearColorMapper, UIElement
 
@@ -58,11 +56,7 @@ def _curve(view: View, *, intended: bool) -> tuple[Floats, Floats]:
 
 def itl_heat(view: View) -> UIElement:
     """Draw all gaps between tokens by their end; a stall is a column, a slow mode a row."""
-    gaps = [
-        (after, max(1e-5, (after - before) / count) * 1000, count)
-        for record in view.traffic
-        for (before, _), (after, count) in itertools.pairwise(record.deliveries)
-    ]
+    gaps = [(end, max(1e-5, (end - begin) / count) * 1000, count) for record in view.traffic for begin, end, count in record.gaps()]
     if not gaps:
         return explain("No request of this point received a second token, so there are no gaps.")
     ends, values, weights = np.array(gaps).T

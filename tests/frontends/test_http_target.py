@@ -4,13 +4,15 @@ import statistics
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 from aiohttp import web
 from http_support import running_server
 
 from benchmarks.generator.run import Generator
 from benchmarks.targets import TargetError
-from benchmarks.targets.http import HTTP, find_model, open_session
+from benchmarks.targets.http import HTTP
+from benchmarks.targets.server import find_model, open_session, parse_server
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, ManagerConfig
@@ -18,11 +20,11 @@ from llmserve import AdmissionConfig, ManagerConfig
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
 
 
-async def measure(url, requests=6, concurrency=3, workload=WORKLOAD):
-    model = await find_model(url, None)
-    async with open_session(url) as session:
+async def measure(url, requests=6, concurrency=3, workload=WORKLOAD, options=None):
+    server, model = await find_model(parse_server(url, options), None)
+    async with open_session(server) as session:
         job = PointPlan(point=0, label="test", load=Load(concurrency=concurrency), workload=workload, requests=requests)
-        generator = Generator(HTTP(session, model), job)
+        generator = Generator(HTTP(session, server, model), job)
         await generator.run()
     return generator.measured.records
 
@@ -55,8 +57,9 @@ DONE = b"data: [DONE]\n\n"
         (CHUNK * 5 + DONE, "wrong_token_count"),
         (CHUNK * 6, "truncated"),
         (CHUNK * 3 + b'data: {"error": {"message": "bad luck"}}\n\n' + DONE, "error"),
+        (b'{"error": {"message": "bad luck"}}', "error"),
     ],
-    ids=["plain", "usage", "short", "cut off", "error in the middle"],
+    ids=["plain", "usage", "short", "cut off", "error in the middle", "error as the body"],
 )
 async def test_a_stream_that_ends_badly_is_never_a_success(body, outcome):
     async def completions(request):
@@ -84,7 +87,47 @@ async def test_an_error_in_the_middle_keeps_the_server_s_message():
         return web.Response(body=body, content_type="text/event-stream")
 
     (record,) = await measure_scripted(completions)
-    assert (record.outcome, record.detail, record.completion_tokens) == ("error", '{"message": "bad luck"}', 1)
+    assert (record.outcome, record.detail, record.completion_tokens) == ("error", "bad luck", 1)
+
+
+async def test_a_request_that_hangs_ends_at_its_timeout():
+    """A regression: the run did not end."""
+
+    async def completions(request):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(CHUNK)
+        await anyio.sleep_forever()
+
+    (record,) = await measure_scripted(completions, workload=attrs.evolve(WORKLOAD, timeout=0.2))
+    assert (record.outcome, record.detail, record.completion_tokens) == ("timeout", "no end after 0.2 s", 1)
+    assert record.finished >= 0.2
+
+
+async def test_a_connection_serves_one_request_after_another():
+    """A regression: a connection whose message ended a moment after its stream was closed."""
+    connections = set()
+
+    async def completions(request):
+        connections.add(request.transport)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(CHUNK * 6 + DONE)
+        await anyio.sleep(0.01)
+        return response
+
+    records = await measure_scripted(completions, requests=4)
+    assert {record.outcome for record in records} == {"ok"}
+    assert len(connections) == 1
+
+
+async def test_a_redirection_is_not_followed():
+    async def completions(request):
+        raise web.HTTPPermanentRedirect("https://example.org/v1/completions")
+
+    (record,) = await measure_scripted(completions)
+    assert record.outcome == "error"
+    assert record.detail.startswith("HTTP 308 to https://example.org/v1/completions")
 
 
 async def test_a_request_has_the_content_type_json():
@@ -142,7 +185,7 @@ async def measure_scripted(completions, requests=1, concurrency=1, workload=WORK
 
     app = web.Application()
     app.add_routes([web.get("/v1/models", models), web.post("/v1/completions", completions)])
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -153,6 +196,6 @@ async def measure_scripted(completions, requests=1, concurrency=1, workload=WORK
 
 async def test_an_impossible_measurement_is_an_error_before_any_request(server):
     with pytest.raises(TargetError, match="cannot be reached"):
-        await find_model("http://127.0.0.1:9", None)
+        await find_model(parse_server("http://127.0.0.1:9"), None)
     with pytest.raises(TargetError, match="does not serve 'other'"):
-        await find_model(server.url, "other")
+        await find_model(parse_server(server.url), "other")

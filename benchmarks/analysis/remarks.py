@@ -1,0 +1,46 @@
+"""What the reader of a point's figures must know beside them: failures in the server's words, and how tokens were counted. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.recording.results import Counted, Point, RequestRecord
+
+# Number of different failures that are shown.
+MAX_FAILURES = 3
+COUNTED: dict[Counted, str] = {
+    "spread": "the server counted the tokens of several chunks together, and they were spread over the chunks by the length of the text",
+    "tokenizer": "the server counted no tokens, so --tokenizer counted the text",
+    "chunks": "the server counted no tokens, so each chunk counts as one token",
+}
+
+
+def failures(records: Sequence[RequestRecord]) -> list[str]:
+    """Return the most frequent failures, each with its number, outcome and message."""
+    found = Counter((record.outcome, record.detail) for record in records if record.outcome not in ("ok", "cancelled"))
+    lines = [f"{count} x {outcome}{f': {detail}' if detail else ''}" for (outcome, detail), count in found.most_common(MAX_FAILURES)]
+    others = found.total() - sum(count for _, count in found.most_common(MAX_FAILURES))
+    return [*lines, f"{others} others"] if others else lines
+
+
+def remarks(records: Sequence[RequestRecord]) -> list[str]:
+    """Return how the tokens were counted, if the server did not count each chunk, and natural lengths."""
+    answers = [record for record in records if record.outcome == "ok"]
+    counted = Counter(record.counted for record in answers)
+    found = [f"{counted[way]} answers: {words}" for way, words in COUNTED.items() if counted[way]]
+    if any(record.completion_tokens != record.wanted_tokens for record in answers):
+        least, median, most = np.quantile([record.completion_tokens for record in answers], [0, 0.5, 1])
+        found.append(f"the model ended its answers: {least:.0f} to {most:.0f} tokens, median {median:.0f}")
+    return found
+
+
+def notes(rows: Sequence[tuple[Point, Sequence[str], Sequence[str]]]) -> list[str]:
+    """Return Markdown lists of all points' failures and remarks, each under its heading."""
+    failed = [f"- {_name(point)}: {'; '.join(failures)}" for point, failures, _ in rows if failures]
+    remarked = [f"- {_name(point)}: {'; '.join(remarks)}" for point, _, remarks in rows if remarks]
+    return ["\n".join([head, "", *lines]) for head, lines in (("Failed requests:", failed), ("Remarks:", remarked)) if lines]
+
+
+def _name(point: Point) -> str:
+    return f"{point.target}, {point.load}, prompt {point.prompt}"

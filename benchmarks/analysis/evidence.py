@@ -18,7 +18,11 @@ IDLE_GPU_SHARE = 0.75
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """Figures of one point's engine and host, None where they were not reported."""
+    """Figures of one point's engine and host, None where they were not reported.
+
+    Attributes:
+        cache_hits: Share of the prompt tokens that the engine found in its prefix cache.
+    """
 
     running: int | None
     waiting: float | None
@@ -27,6 +31,7 @@ class Evidence:
     host_cpu: float | None
     engine_cpu: float | None
     gpu: float | None
+    cache_hits: float | None = None
 
     def __str__(self) -> str:
         told = [
@@ -37,6 +42,7 @@ class Evidence:
             None if self.host_cpu is None else f"host process {self.host_cpu:.0%} of a core",
             None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
+            None if self.cache_hits is None else f"{self.cache_hits:.0%} of the prompt tokens from the prefix cache",
         ]
         return ", ".join(part for part in told if part is not None) or "the server reported nothing"
 
@@ -66,7 +72,14 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
         host_cpu=spent("host_cpu"),
         engine_cpu=spent("engine_cpu"),
         gpu=float(np.mean(gpu)) if gpu else None,
+        cache_hits=_hit_rate(samples),
     )
+
+
+def _hit_rate(samples: Sequence[Sample]) -> float | None:
+    counted = [(sample.prefix_queries, sample.prefix_hits or 0) for sample in samples if sample.prefix_queries is not None]
+    queries, hits = (counted[-1][which] - counted[0][which] for which in (0, 1)) if counted else (0, 0)
+    return hits / queries if queries > 0 else None
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, un
 from benchmarks.analysis.saturation import Level, Saturation, saturation
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import Floats
-from benchmarks.analysis.summary import Summary, table
+from benchmarks.analysis.summary import Row, Summary, table
 from benchmarks.recording.results import Point, Recording, RequestRecord, Run, Sample
 
 
@@ -79,8 +79,8 @@ class Analysis:
         return sum(view.sent for view in self.views)
 
     @property
-    def rows(self) -> list[tuple[Point, Summary, list[str]]]:
-        return [(view.point, view.summary, view.faults) for view in self.views]
+    def rows(self) -> list[Row]:
+        return [Row(point=view.point, summary=view.summary, cache_hits=view.evidence.cache_hits, faults=view.faults) for view in self.views]
 
     @property
     def model(self) -> str:

@@ -62,7 +62,8 @@ class Sample(msgspec.Struct, kw_only=True):
     """What the engine and the machine reported at one moment of a point; None where not reported.
 
     `waiting` is the engine's queue, `admission_waiting` the queue of admission. `kv_usage` is a
-    share from 0 to 1. `rss` is the memory of the server's processes and `vram` that of its GPUs, in
+    share from 0 to 1. `prefix_queries` and `prefix_hits` count the prompt tokens that the engine looked
+    up and found in its prefix cache. `rss` is the memory of the server's processes and `vram` that of its GPUs, in
     bytes; `gpu` is the GPUs' utilisation, 0 to 1. `host_cpu` is the CPU time in seconds since the
     point's start of the process that holds the engine's client. `engine_cpu` is that of the busiest
     engine process.
@@ -77,6 +78,8 @@ class Sample(msgspec.Struct, kw_only=True):
     preemptions: int | None = None
     prompt_tokens: int | None = None
     generation_tokens: int | None = None
+    prefix_queries: int | None = None
+    prefix_hits: int | None = None
     rss: int | None = None
     vram: int | None = None
     gpu: float | None = None

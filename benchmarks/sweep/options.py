@@ -3,6 +3,7 @@
 import argparse
 import math
 import pathlib
+import secrets
 
 from benchmarks.arguments import Arguments, numbers, positive
 from benchmarks.recording.results import Promise
@@ -99,6 +100,8 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     add("--cancelling", type=float, default=0.0, metavar="SHARE", help=words)
     add("--patience", type=positive(float), default=1.0, metavar="S")
     add("--seed", type=int, default=1)
+    words = "makes the prompts of this run differ from those of any other; a run records its salt, and the same one repeats its prompts"
+    add("--salt", metavar="TEXT", help=f"{words} (default: random)")
 
 
 def add_loads(command: argparse.ArgumentParser) -> None:
@@ -196,4 +199,5 @@ def _workload(options: argparse.Namespace) -> Workload:
         priorities=tuple(options.priorities),
         cancelling=options.cancelling,
         patience=options.patience,
+        salt=secrets.token_hex(4) if options.salt is None else options.salt,
     )

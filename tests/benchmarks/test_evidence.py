@@ -73,10 +73,14 @@ vllm:num_requests_running{engine="0"} 3.0
 vllm:num_requests_running{engine="1"} 4.0
 # TYPE vllm:generation_tokens counter
 vllm:generation_tokens_total{engine="0"} 17.0
+# TYPE vllm:prefix_cache_queries counter
+vllm:prefix_cache_queries_total{engine="0"} 640.0
+# TYPE vllm:prefix_cache_hits counter
+vllm:prefix_cache_hits_total{engine="0"} 160.0
 """
 
 
 def test_both_servers_series_are_known_and_ours_go_first():
     assert parse_metrics(OURS) == {"running": 3, "admission_waiting": 2, "kv_usage": 0.25}
-    assert parse_metrics(THEIRS) == {"running": 7, "generation_tokens": 17}
+    assert parse_metrics(THEIRS) == {"running": 7, "generation_tokens": 17, "prefix_queries": 640, "prefix_hits": 160}
     assert parse_metrics("") == {}

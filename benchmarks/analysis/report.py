@@ -16,7 +16,8 @@ from benchmarks.analysis import capacity as capacities
 from benchmarks.analysis.capacity import Capacity
 from benchmarks.analysis.evidence import Evidence, gather
 from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, unpack
-from benchmarks.analysis.saturation import Level, Saturation, saturation
+from benchmarks.analysis.levels import Level
+from benchmarks.analysis.saturation import Saturation, saturation
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import Floats
 from benchmarks.analysis.summary import Row, Summary, table

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA = 2
+# The detail of a request that was in flight when the run was stopped.
+STOPPED = "the run was stopped"
 
 Outcome = Literal["ok", "refused_429", "refused_503", "timeout", "cancelled", "connection", "error", "truncated", "wrong_token_count"]
 
@@ -93,7 +95,8 @@ class Point(msgspec.Struct, kw_only=True):
     `rate` is the mean in requests per second. `planned` is the number of requests to send.
     `client_cpu_seconds` and `loop_lag` (the p99 of the event loop's delay, in seconds) are those of
     the busiest of the generator's `processes`. With 0 processes, the generator ran in the process
-    that holds the engine's client.
+    that holds the engine's client. `saturated_at` is when an open loop was stopped because the server
+    was over-saturated, in seconds since the point's start.
     """
 
     number: int
@@ -110,6 +113,7 @@ class Point(msgspec.Struct, kw_only=True):
     client_cpu_seconds: float = 0.0
     loop_lag: float | None = None
     complete: bool = False
+    saturated_at: float | None = None
 
     @property
     def load(self) -> str:

@@ -82,6 +82,8 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
     words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
     add("--in-step", action="store_true", help=words)
     add("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
+    words = "end an open loop once its rate is clearly above what the server serves"
+    add("--stop-when-saturated", action="store_true", help=words)
     add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
     add("--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)")
     add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
@@ -184,6 +186,7 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+        stop_when_saturated=options.stop_when_saturated,
     )
 
 

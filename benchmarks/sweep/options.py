@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import pathlib
+import secrets
 
 from benchmarks.arguments import Arguments, header, json_object, numbers, positive
 from benchmarks.recording.results import Promise
@@ -100,6 +101,8 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
     words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
     add("--in-step", action="store_true", help=words)
     add("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
+    words = "end an open loop once its rate is clearly above what the server serves"
+    add("--stop-when-saturated", action="store_true", help=words)
     add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
     add("--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)")
     add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
@@ -124,6 +127,8 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     add("--cancelling", type=float, default=0.0, metavar="SHARE", help=words)
     add("--patience", type=positive(float), default=1.0, metavar="S")
     add("--seed", type=int, default=1)
+    words = "makes the prompts of this run differ from those of any other; a run records its salt, and the same one repeats its prompts"
+    add("--salt", metavar="TEXT", help=f"{words} (default: random)")
 
 
 def add_loads(command: argparse.ArgumentParser) -> None:
@@ -208,6 +213,7 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
         client=_client(options),
+        stop_when_saturated=options.stop_when_saturated,
     )
 
 
@@ -258,4 +264,5 @@ def _workload(options: Arguments, prompt: Lengths, output: Lengths) -> Workload:
         patience=options.patience,
         natural=options.natural_lengths,
         timeout=options.timeout,
+        salt=secrets.token_hex(4) if options.salt is None else options.salt,
     )

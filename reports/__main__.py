@@ -13,14 +13,14 @@ from reports.reference import RTX_4090
 PROGRAM = "python -m reports"
 
 
-def run_build(*, runs: list[Path], out: Path, no_reference: bool) -> int:
-    size = static.build(load(runs, None if no_reference else RTX_4090), out)
+def run_build(*, runs: list[Path], out: Path, reference: bool) -> int:
+    size = static.build(load(runs, RTX_4090 if reference else None), out)
     print(f"written: {out} ({size / 2**20:.1f} MiB)")
     return 0
 
 
-def run_pictures(*, runs: list[Path], out: Path, no_reference: bool) -> int:
-    for path in pictures.draw(load(runs, None if no_reference else RTX_4090), out):
+def run_pictures(*, runs: list[Path], out: Path, reference: bool) -> int:
+    for path in pictures.draw(load(runs, RTX_4090 if reference else None), out):
         print(f"written: {path}")
     return 0
 
@@ -48,7 +48,7 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     for command in (build, drawn, serve):
         command.add_argument("runs", type=Path, nargs="+", metavar="RUN.json or FOLDER")
     for command in (build, drawn):
-        command.add_argument("--no-reference", action="store_true", help="leave out the built-in RTX 4090 run")
+        command.add_argument("--reference", action="store_true", help="also draw the built-in run of Qwen2.5-1.5B on an RTX 4090, in grey")
     return parser
 
 

@@ -13,14 +13,14 @@ from bokeh.models import Column, CustomJS, MultiChoice, UIElement
 from bokeh.server.server import Server
 
 from benchmarks.recording.storage import UnreadableRun, find
-from reports import html_blocks
+from reports.blocks.head import warning
 from reports.lazy_panels import tabs
 from reports.live import Live
 from reports.page import INPUT_STYLE, roots, template
 from reports.page_data import load
 
-# Runs are compared in the order in which they are chosen: the second over the first.
-PICK = "Runs (choose two to compare the second with the first)"
+# Runs are compared in the order in which they are chosen.
+PICK = "Runs (the Comparison tab compares each further run with the first)"
 # A choice opens a new page, so that it has an address to link to.
 REOPEN = """
 const chosen = new URLSearchParams(pick.value.map((name) => ["run", name]))
@@ -39,7 +39,7 @@ def open_page(document: Document, paths: Sequence[Path]) -> None:
     known = [name for name in names if name in files] or [max(files, key=lambda name: files[name].stat().st_mtime)]
     tab = asked.get("tab", [b"0"])[0]
     *above, pages = _content([files[name] for name in known], {"Live": Live(document).panel()}, int(tab) if tab.isdigit() else 0)
-    above += [html_blocks.warning(f"run not found: {name}") for name in names if name not in files]
+    above += [warning(f"run not found: {name}") for name in names if name not in files]
     pick = MultiChoice(title=PICK, options=list(files), value=known, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
     pick.js_on_change("value", CustomJS(args={"pick": pick, "tabs": pages}, code=REOPEN))
     document.title = "llmserve reports"
@@ -53,7 +53,7 @@ def _content(files: Sequence[Path], more: Mapping[str, UIElement], opened: int) 
     try:
         return roots(load(files), more, opened)
     except UnreadableRun as error:
-        return [html_blocks.warning(str(error)), tabs(more)]
+        return [warning(str(error)), tabs(more)]
 
 
 def _files(path: Path) -> dict[str, Path]:

@@ -19,7 +19,8 @@ from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, un
 from benchmarks.analysis.saturation import Level, Saturation, saturation
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import Floats
-from benchmarks.analysis.summary import Summary, table
+from benchmarks.analysis.summary import Summary
+from benchmarks.analysis.table import markdown
 from benchmarks.recording.results import Point, Recording, RequestRecord, Run, Sample
 
 
@@ -77,10 +78,6 @@ class Analysis:
     def sent(self) -> int:
         """Number of requests that were sent; a recording with a summary has a sample of them."""
         return sum(view.sent for view in self.views)
-
-    @property
-    def rows(self) -> list[tuple[Point, Summary, list[str]]]:
-        return [(view.point, view.summary, view.faults) for view in self.views]
 
     @property
     def model(self) -> str:
@@ -171,4 +168,4 @@ def conclusion(found: Analysis) -> str:
     """Return Markdown: the table of all points, then each sweep's verdict, evidence and advice."""
     verdicts = [sweep.saturation for sweep in found.sweeps if sweep.saturation is not None]
     texts = ["\n".join([each.verdict, "", *(f"- {line}" for line in (each.evidence, *each.advice))]) for each in verdicts]
-    return "\n\n".join([table(found.rows), *texts])
+    return "\n\n".join([markdown(found), *texts])

@@ -169,7 +169,7 @@ def _remedies(cause: Cause | None, engine: dict[str, Any] | None) -> list[str]:
             seats = (engine or {}).get("max_num_seqs")
             return [f"Engine: max_num_seqs={seats} is the limit; a larger value helps as far as the KV cache and the step time allow."]
         case "host process":
-            return ["Engine: the device has spare capacity; use several frontends (vLLM's --api-server-count, or data parallel managers)."]
+            return ["Engine: the device has spare capacity; serve with several processes (--workers), or with data parallel managers."]
         case "engine process":
             return ["Engine: the device has spare capacity, but one process feeds it; use data parallel engines on the same device."]
         case "kv cache":

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.analysis.steady_state import Window, deliveries, sending_window, steady_window
-from benchmarks.recording.results import Point, Promise, RequestRecord
+from benchmarks.recording.results import Promise, RequestRecord
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 CONFIDENCE = 0.95
@@ -184,21 +184,3 @@ def tpot(record: RequestRecord) -> float | None:
     """Return the seconds per token after the first delivery; None if nothing came after it."""
     rest = sum(count for _, count in record.deliveries[1:])
     return (record.deliveries[-1][0] - record.deliveries[0][0]) / rest if rest else None
-
-
-def table(rows: Sequence[tuple[Point, Summary, Sequence[str]]]) -> str:
-    """Return Markdown: one line per point (latencies in ms), then why points are not valid."""
-    head = ["target", "load", "prompt", "requests", "ok", "tokens/s", "requests/s"]
-    head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99", "valid"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    notes = []
-    for point, summary, faults in rows:
-        figures = [(summary.ttft, "p50"), (summary.ttft, "p99"), (summary.itl, "p50"), (summary.itl, "p99")]
-        figures += [(summary.tpot, "p50"), (summary.e2e, "p50"), (summary.e2e, "p99")]
-        cells = [f"{value * 1000:.1f}" if (value := dist.at(name)) is not None else "-" for dist, name in figures]
-        counts = [point.target, point.load, point.prompt, str(summary.requests), str(summary.outcomes.get("ok", 0))]
-        rates = [f"{summary.tokens_per_second:.1f}", f"{summary.requests_per_second:.2f}"]
-        lines.append(f"| {' | '.join([*counts, *rates, *cells, 'no' if faults else 'yes'])} |")
-        if faults:
-            notes.append(f"- {point.target}, {point.load}, prompt {point.prompt}: {'; '.join(faults)}")
-    return "\n".join(lines + (["", "Not valid:", "", *notes] if notes else []))

@@ -13,6 +13,7 @@ from reports.blocks.head import head
 from reports.blocks.table import table
 from reports.blocks.verdicts import tiles, verdicts
 from reports.charts.comparison import forests
+from reports.charts.cost import cost, energy
 from reports.charts.curves import latency, no_curve, throughput, throughput_vs_latency
 from reports.charts.distributions import itl_heat, spectrum
 from reports.charts.goodput import goodput, outcomes
@@ -73,6 +74,7 @@ def _pages(content: Content) -> dict[str, UIElement]:
         "Timelines": _stack([stages(content), _moments(content)]),
         "Prompt lengths": _grid([ttft_vs_prompt(content), throughput_vs_prompt(content)]),
         "Memory": _stack([vram_usage(content), kv_vs_concurrency(content)]),
+        "Cost": _grid([*cost(content), *energy(content)]),
         "Prediction": _stack([predicted_vs_measured(content)]),
         "Comparison": _stack(forests(content)),
         "Table": table(content),

@@ -10,7 +10,7 @@ import attrs
 from benchmarks.analysis.knee import Knee
 from benchmarks.analysis.report import Analysis, View, analyse
 from benchmarks.analysis.saturation import Saturation
-from benchmarks.recording.storage import UnreadableRun, find, read
+from benchmarks.recording.storage import UnreadableRun, find, priced, read
 from reports.reference import Reference
 from reports.theme import NOT_VALID, PALETTE
 
@@ -129,8 +129,8 @@ def _by_shape(views: Sequence[View]) -> dict[tuple[str, str, str], list[View]]:
     return found
 
 
-def load(paths: Sequence[Path], reference: Reference | None = None) -> Content:
-    """Load files, and all runs in folders.
+def load(paths: Sequence[Path], reference: Reference | None = None, price_per_hour: float | None = None) -> Content:
+    """Load files, and all runs in folders; `price_per_hour` replaces the price that a run recorded.
 
     Raises UnreadableRun, also if there is no run or a run is empty.
     """
@@ -139,7 +139,7 @@ def load(paths: Sequence[Path], reference: Reference | None = None) -> Content:
         raise UnreadableRun(f"no runs (*.json) in {', '.join(map(str, paths)) or 'an empty selection'}")
     runs = []
     for name, file in zip(_names(files), files, strict=True):
-        analysis = analyse(read(file))
+        analysis = analyse(priced(read(file), price_per_hour))
         if not analysis.views:
             raise UnreadableRun(f"{file}: the run is empty: no request was sent")
         runs.append(Named(name, file, analysis))

@@ -27,6 +27,7 @@ class Evidence:
     host_cpu: float | None
     engine_cpu: float | None
     gpu: float | None
+    watts: float | None = None
 
     def __str__(self) -> str:
         told = [
@@ -37,6 +38,7 @@ class Evidence:
             None if self.host_cpu is None else f"host process {self.host_cpu:.0%} of a core",
             None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
+            None if self.watts is None else f"GPUs draw {self.watts:,.0f} W",
         ]
         return ", ".join(part for part in told if part is not None) or "the server reported nothing"
 
@@ -55,8 +57,8 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
     waiting, gpu = values("waiting", inside), values("gpu", inside)
 
     def spent(name: str) -> float | None:
-        cpu = [(sample.time, value) for sample in inside if (value := getattr(sample, name)) is not None]
-        return (cpu[-1][1] - cpu[0][1]) / (cpu[-1][0] - cpu[0][0]) if len(cpu) > 1 and cpu[-1][0] > cpu[0][0] else None
+        sums = [(sample.time, value) for sample in inside if (value := getattr(sample, name)) is not None]
+        return (sums[-1][1] - sums[0][1]) / (sums[-1][0] - sums[0][0]) if len(sums) > 1 and sums[-1][0] > sums[0][0] else None
 
     return Evidence(
         running=int(max(running)) if running else None,
@@ -66,6 +68,7 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
         host_cpu=spent("host_cpu"),
         engine_cpu=spent("engine_cpu"),
         gpu=float(np.mean(gpu)) if gpu else None,
+        watts=spent("energy"),
     )
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -54,6 +54,18 @@ def _latency(figure: str, quantile: str) -> Column:
     return Column(f"{figure.upper()} {quantile} (ms)", value)
 
 
+def joules_per_token(view: "View") -> float | None:
+    """Return the energy of an output token: the GPUs' mean power over the window, by its throughput."""
+    watts, rate = view.evidence.watts, view.summary.tokens_per_second
+    return None if watts is None or rate <= 0 else watts / rate
+
+
+def cost_per_million(view: "View", price_per_hour: float | None) -> float | None:
+    """Return the cost of a million output tokens at a point's throughput, in the price's currency."""
+    rate = view.summary.tokens_per_second
+    return None if price_per_hour is None or rate <= 0 else price_per_hour / 3600 / rate * 1e6
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("target", lambda view: view.point.target),
     Column("load", lambda view: view.point.load),
@@ -68,18 +80,22 @@ COLUMNS: tuple[Column, ...] = (
     *(_latency("itl", name) for name in ("p50", "p99")),
     _latency("tpot", "p50"),
     *(_latency("e2e", name) for name in ("p50", "p99")),
+    Column("J/token", joules_per_token, 2, optional=True),
     Column("valid", lambda view: "yes" if view.valid else "no"),
 )
 
 
-def columns(views: Sequence["View"]) -> list[Column]:
-    """Return the columns of a table of these points."""
-    return [column for column in COLUMNS if not column.optional or any(column.value(view) is not None for view in views)]
+def columns(found: "Analysis", *, optional: bool = False) -> list[Column]:
+    """Return the columns of a run's table: those with a value, or with `optional` all."""
+    price = found.recording.run.price_per_hour
+    cost = Column("cost per 1M tokens", lambda view: cost_per_million(view, price), 3, optional=True)
+    every = [*COLUMNS[:-1], cost, COLUMNS[-1]]
+    return [one for one in every if optional or not one.optional or any(one.value(view) is not None for view in found.views)]
 
 
 def markdown(found: "Analysis") -> str:
     """Return one line per point, then why points are not valid."""
-    shown = columns(found.views)
+    shown = columns(found)
     lines = [f"| {' | '.join(column.heading for column in shown)} |", "|" + "---|" * len(shown)]
     lines += [f"| {' | '.join(column.text(view) for column in shown)} |" for view in found.views]
     notes = [
@@ -94,9 +110,10 @@ def as_csv(found: "Analysis") -> str:
     """Return every column as plain numbers, empty where there is no value, and each point's faults."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(column.heading for column in COLUMNS), "faults"])
+    every = columns(found, optional=True)
+    writer.writerow([*(column.heading for column in every), "faults"])
     for view in found.views:
-        writer.writerow([*(_plain(column, view) for column in COLUMNS), "; ".join(view.faults)])
+        writer.writerow([*(_plain(column, view) for column in every), "; ".join(view.faults)])
     return text.getvalue()
 
 

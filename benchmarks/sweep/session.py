@@ -56,6 +56,7 @@ class Settings:
     warm_up: int = 4
     repeats: int = 1
     promise: Promise = attrs.field(factory=Promise)
+    price_per_hour: float | None = None
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
 
@@ -116,6 +117,7 @@ def begin(settings: Settings, bench: TestBed) -> Run:
         provenance=provenance(bench.machine, bench.engine, settings.engine_args, settings.model),
         workload=facts,
         promise=settings.promise,
+        price_per_hour=settings.price_per_hour,
         memory=bench.memory,
     )
 

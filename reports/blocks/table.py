@@ -20,7 +20,7 @@ def table(content: Content) -> Div:
     for run in content.runs:
         if len(content.runs) > 1:
             parts.append(f"<h2>{html.escape(run.name)}</h2>")
-        shown = columns(run.analysis.views)
+        shown = columns(run.analysis)
         rows = [[column.text(view) for column in shown] for view in run.analysis.views]
         parts.append(_table([column.heading for column in shown], rows))
     if content.reference is not None:

@@ -8,6 +8,7 @@ import math
 
 from bokeh.models import Div
 
+from benchmarks.analysis.table import cost_per_million, joules_per_token
 from reports.page_data import Content, Series
 from reports.theme import block
 
@@ -56,6 +57,11 @@ def _tiles(series: Series) -> list[tuple[str, str]]:
     found.append((f"TPOT p50 at {load}", milliseconds(summary.tpot.at("p50"))))
     if summary.attainment is not None:
         found.append((f"of the requests met the SLO at {load}", f"{summary.attainment:.1%}"))
+    price = series.run.analysis.recording.run.price_per_hour
+    if (cost := cost_per_million(working, price)) is not None:
+        found.append((f"cost per 1M output tokens at {load}", f"{cost:,.3f}"))
+    if (energy := joules_per_token(working)) is not None:
+        found.append((f"J per output token at {load}", f"{energy:,.2f}"))
     return found
 
 

@@ -35,15 +35,19 @@ def requests(point, count=60, refused=0.0, ttft=0.01):
     return records
 
 
-def samples(point, seconds=1.0):
+def samples(point, seconds=1.0, watts=None):
     running = point.concurrency or 1
-    return [Sample(point=point.number, time=seconds * part / 4, running=running, waiting=0, kv_usage=0.1) for part in range(5)]
+    times = [seconds * part / 4 for part in range(5)]
+    return [
+        Sample(point=point.number, time=at, running=running, waiting=0, kv_usage=0.1, energy=None if watts is None else at * watts)
+        for at in times
+    ]
 
 
-def write(path, points, *, invalid=(), refused=0.0, promise=None, model="a model"):
+def write(path, points, *, invalid=(), refused=0.0, promise=None, model="a model", watts=None, price=None):
     """Write a run; each point is complete, and the points of these numbers lack an arrival.
 
-    A point's TTFT grows with its load, from 10 ms.
+    A point's TTFT grows with its load, from 10 ms. The GPUs draw `watts`.
     """
     promise = promise or Promise()
     records = []
@@ -53,7 +57,7 @@ def write(path, points, *, invalid=(), refused=0.0, promise=None, model="a model
         records += sent
     run = Run(
         command="made", started="now", provenance={"engine": {"model": model, "max_num_seqs": 16}}, workload={}, points=list(points),
-        promise=promise,
+        promise=promise, price_per_hour=price,
     )  # fmt: skip
-    storage.write(path, Recording(run, records, [sample for point in points for sample in samples(point)]))
+    storage.write(path, Recording(run, records, [sample for point in points for sample in samples(point, watts=watts)]))
     return path

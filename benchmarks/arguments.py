@@ -45,6 +45,12 @@ def add_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
 
 
+def add_price(command: argparse.ArgumentParser) -> None:
+    """Add `--price-per-hour`."""
+    words = "price of the server per hour, in any currency: shows the cost of a million output tokens"
+    command.add_argument("--price-per-hour", type=positive(float), metavar="PRICE", help=words)
+
+
 def add_engine(command: argparse.ArgumentParser, default: str | None = None) -> None:
     """Add `--model`, `--engine-arg`, and `--engine` if it has a default."""
     command.add_argument("--model", default="bundled")

@@ -1,6 +1,7 @@
 """`python -m reports COMMAND`: pages and pictures of what `python -m benchmarks` measured."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +15,32 @@ from reports.reference import RTX_4090
 PROGRAM = "python -m reports"
 
 
-def run_build(*, runs: list[Path], out: Path, no_reference: bool) -> int:
-    size = static.build(load(runs, None if no_reference else RTX_4090), out)
+def run_build(*, runs: list[Path], out: Path, reference: bool, price_per_hour: float | None) -> int:
+    size = static.build(load(runs, RTX_4090 if reference else None, price_per_hour), out)
     print(f"written: {out} ({size / 2**20:.1f} MiB)")
     return 0
 
 
-def run_pictures(*, runs: list[Path], out: Path, no_reference: bool) -> int:
-    for path in pictures.draw(load(runs, None if no_reference else RTX_4090), out):
+def run_pictures(*, runs: list[Path], out: Path, reference: bool) -> int:
+    for path in pictures.draw(load(runs, RTX_4090 if reference else None), out):
         print(f"written: {path}")
     return 0
 
 
-def run_serve(*, runs: list[Path], host: str, port: int) -> int:
-    server.serve(runs, host, port)
+def run_serve(*, runs: list[Path], host: str, port: int, price_per_hour: float | None) -> int:
+    server.serve(runs, host, port, price_per_hour)
     return 0
+
+
+def price(text: str) -> float:
+    """Parse a price above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number above 0")
+    return found
 
 
 def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
@@ -48,8 +60,11 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=5006, help="0 chooses a free port (default: %(default)s)")
     for command in (build, drawn, serve):
         command.add_argument("runs", type=Path, nargs="+", metavar="RUN.json or FOLDER")
+    for command in (build, serve):
+        words = "price of the server per hour, in any currency: shows the cost of a million output tokens"
+        command.add_argument("--price-per-hour", type=price, metavar="PRICE", help=words)
     for command in (build, drawn):
-        command.add_argument("--no-reference", action="store_true", help="leave out the built-in RTX 4090 run")
+        command.add_argument("--reference", action="store_true", help="also draw the built-in run of Qwen2.5-1.5B on an RTX 4090, in grey")
     return parser
 
 

@@ -9,7 +9,9 @@ from bokeh.plotting import figure
 from tornado.httpclient import AsyncHTTPClient
 
 from benchmarks.recording.prometheus_text import parse_metrics
-from reports.theme import PALETTE, STYLE, chart, legend
+from reports.charts.axes import legend
+from reports.charts.figures import chart
+from reports.theme import PALETTE, STYLE
 
 INTERVAL_MS = 1000
 # Ten minutes at one sample a second.
@@ -43,8 +45,7 @@ class Live:
         return Column(children=[controls, requests, cache, rate], sizing_mode="stretch_width", spacing=18)
 
     def _chart(self, title: str, unit: str, lines: dict[str, str], **ranges: object) -> figure:
-        found = chart(title, "s", unit, **ranges)
-        found.height = 240
+        found = chart(title, "s", unit, height=170, **ranges)
         if "x_range" not in ranges:
             found.x_range.follow = "end"
             found.x_range.follow_interval = 120

@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bokeh.document import Document
-from bokeh.models import Column, Row, UIElement
+from bokeh.models import Column, UIElement
 from jinja2 import Environment, FileSystemLoader, Template
 
-from benchmarks.analysis.knee import Knee
 from benchmarks.analysis.report import View
-from reports import html_blocks
-from reports.charts.comparison import forest
-from reports.charts.curves import NO_SWEEP, latency_vs_concurrency, throughput_vs_concurrency, throughput_vs_latency
+from reports.blocks.files import files
+from reports.blocks.head import head
+from reports.blocks.table import table
+from reports.blocks.verdicts import tiles, verdicts
+from reports.charts.comparison import forests
+from reports.charts.cost import cost, energy
+from reports.charts.curves import latency, no_curve, throughput, throughput_vs_latency
 from reports.charts.distributions import itl_heat, spectrum
 from reports.charts.goodput import goodput, outcomes
 from reports.charts.lengths import throughput_vs_prompt, ttft_vs_prompt
@@ -19,17 +22,23 @@ from reports.charts.memory import kv_vs_concurrency, vram_usage
 from reports.charts.prediction import predicted_vs_measured
 from reports.charts.timelines import engine_timelines, stages
 from reports.lazy_panels import choice, tabs
-from reports.page_data import Content
-from reports.theme import explain
+from reports.page_data import CONCURRENCY, RATE, Content
+from reports.theme import NOT_VALID
 
 TAB_STYLE = """
     :host { --tab-line: var(--line); } .bk-header { border-bottom: 1px solid var(--line) !important; }
-    .bk-tab { color: var(--soft) !important; background: transparent !important; border: none !important; }
+    .bk-headers-wrapper { flex-wrap: wrap !important; }
+    :host { min-width: 0; } .bk-tab { color: var(--soft) !important; background: transparent !important; border: none !important; }
     .bk-tab { padding: 8px 14px !important; font-size: 15px; }
     .bk-tab:hover { color: var(--ink) !important; }
     /* Bokeh hides the other tabs and lets the tallest of them make the page. */
     [style*="visibility: hidden"] { display: none !important; }
     .bk-tab.bk-active { color: var(--ink) !important; border-bottom: 3px solid var(--accent) !important; font-weight: 600; }
+    """
+# Two charts beside each other; one where a chart would be too narrow.
+GRID_STYLE = """
+    :host { display: grid !important; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px 24px; align-items: start; }
+    @media (max-width: 899px) { :host { grid-template-columns: minmax(0, 1fr); } }
     """
 INPUT_STYLE = ":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }"
 
@@ -54,60 +63,57 @@ def roots(content: Content, more: Mapping[str, UIElement] | None = None, opened:
     The last root is the tabs: the page's, then `more`; `opened` is the number of the tab shown.
     """
     pages = {**_pages(content), **(more or {})}
-    return [
-        html_blocks.head(content),
-        html_blocks.verdicts(content),
-        html_blocks.tiles(content),
-        tabs(pages, opened, stylesheets=[TAB_STYLE]),
-    ]
+    return [head(content), verdicts(content), tiles(content), tabs(pages, opened, stylesheets=[TAB_STYLE])]
 
 
 def _pages(content: Content) -> dict[str, UIElement]:
     """Return each tab with its charts, or with the reason why it has none."""
     return {
-        "Saturation": _grid(_curves(content)),
+        "Saturation": _stack(_curves(content)),
         "Distributions": _stack([spectrum(content), outcomes(content)]),
         "Timelines": _stack([stages(content), _moments(content)]),
         "Prompt lengths": _grid([ttft_vs_prompt(content), throughput_vs_prompt(content)]),
         "Memory": _stack([vram_usage(content), kv_vs_concurrency(content)]),
+        "Cost": _grid([*cost(content), *energy(content)]),
         "Prediction": _stack([predicted_vs_measured(content)]),
-        "Comparison": _stack([forest(content)]),
-        "Table": html_blocks.table(content),
-        "Data": html_blocks.files(content),
+        "Comparison": _stack(forests(content)),
+        "Table": table(content),
+        "Data": files(content),
     }
 
 
 def _curves(content: Content) -> list[UIElement]:
-    if not content.sweeps:
-        return [explain(NO_SWEEP), goodput(content)]
-    latencies = [latency_vs_concurrency(content, name) for name in ("ttft", "tpot", "e2e")]
-    return [throughput_vs_concurrency(content), throughput_vs_latency(content), *latencies, goodput(content)]
+    """Return the charts of each kind of load that was swept."""
+    charts = []
+    for axis in (CONCURRENCY, RATE):
+        if content.curves(axis):
+            charts.append(throughput(content, axis))
+            charts += [throughput_vs_latency(content)] if axis is CONCURRENCY else []
+            charts += [latency(content, axis, name) for name in ("ttft", "tpot", "e2e")]
+    return [*([] if charts else [no_curve(CONCURRENCY)]), _grid([*charts, goodput(content)])]
 
 
 def _grid(children: Sequence[UIElement]) -> UIElement:
-    """Arrange charts in rows of two; narrow windows wrap."""
-    rows = [
-        Row(children=list(children[index : index + 2]), sizing_mode="stretch_width", spacing=24) for index in range(0, len(children), 2)
-    ]
-    return _stack(rows)
+    return Column(children=list(children), sizing_mode="stretch_width", stylesheets=[GRID_STYLE])
 
 
 def _stack(children: Sequence[UIElement]) -> UIElement:
-    return Column(children=list(children), sizing_mode="stretch_width", spacing=18)
+    return Column(children=list(children), sizing_mode="stretch_width", spacing=18, stylesheets=[":host { min-width: 0; }"])
 
 
 def _moments(content: Content) -> UIElement:
     """Show one point at a time, chosen from each series' knee and its lowest and highest load."""
     chosen: dict[str, View] = {}
     for series in content.every_series:
-        views, verdict = series.sweep.views, series.sweep.saturation
-        telling = [views[-1], views[0]]
-        if verdict is not None and isinstance(knee := verdict.knee, Knee):
-            telling.insert(0, min(views, key=lambda view: abs((view.point.concurrency or 0) - knee.concurrency)))
-        chosen |= {f"{series.label}, {view.point.load}": view for view in telling}
-    for run in content.runs:
-        chosen |= {
-            f"{run.name}, {view.point.target}, {view.point.load}, point {view.point.number}": view for view in run.analysis.open_loops
-        }
+        views, knee = series.views, series.knee
+        telling = [views[-1], views[0]] if series.axis is CONCURRENCY else views[::-1]
+        if knee is not None:
+            telling.insert(0, min(views, key=lambda view: abs(series.axis.at(view) - knee.concurrency)))
+        chosen |= {_name(series.label, view): view for view in telling}
     charts = {name: _stack([*engine_timelines(view), itl_heat(view)]) for name, view in chosen.items()}
-    return _stack(choice("Point", charts, stylesheets=[INPUT_STYLE], width=420))
+    return _stack(choice("Point", charts, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width", max_width=420))
+
+
+def _name(label: str, view: View) -> str:
+    repeat = f", repeat {view.point.repeat + 1}" if view.point.repeat else ""
+    return f"{label}, {view.point.load}{repeat}{'' if view.valid else f' ({NOT_VALID})'}"

@@ -1,15 +1,18 @@
 """The content of a report: runs with their analyses, and the series that its charts share."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import attrs
 
-from benchmarks.analysis.report import Analysis, Sweep, View, analyse
-from benchmarks.recording.storage import UnreadableRun, find, read
-from reports.reference import RTX_4090, Reference
-from reports.theme import PALETTE
+from benchmarks.analysis.knee import Knee
+from benchmarks.analysis.report import Analysis, View, analyse
+from benchmarks.analysis.saturation import Saturation
+from benchmarks.recording.storage import UnreadableRun, find, priced, read
+from reports.reference import Reference
+from reports.theme import NOT_VALID, PALETTE
 
 
 @attrs.frozen
@@ -22,55 +25,112 @@ class Named:
 
 
 @attrs.frozen
+class Axis:
+    """The load by which the points of a sweep differ; `label` is the axis label, with its unit."""
+
+    name: str
+    label: str
+    option: str
+
+    def at(self, view: View) -> float:
+        """Return the load of a point; 0 if it has none of this kind."""
+        return float((view.point.concurrency if self.name == "concurrency" else view.point.rate) or 0)
+
+
+CONCURRENCY = Axis("concurrency", "concurrency", "--concurrency 1,2,4,8,16,32")
+RATE = Axis("rate", "requests/s offered", "--rate 1,2,5,10,20")
+
+
+@attrs.frozen
 class Series:
-    """One sweep of one run: a line on the charts, in one colour."""
+    """The points of one target in one run that differ in their load: a line, in one colour."""
 
     label: str
     colour: str
     run: Named
-    sweep: Sweep
+    axis: Axis
+    views: list[View]
+    saturation: Saturation | None
 
     @property
-    def levels(self) -> list[int]:
-        return [view.point.concurrency or 0 for view in self.sweep.views]
+    def levels(self) -> list[float]:
+        return [self.axis.at(view) for view in self.views]
+
+    @property
+    def valid(self) -> list[View]:
+        """The first valid point of each load, on which sentences and tiles rest, as the verdict does."""
+        found: dict[float, View] = {}
+        for view in self.views:
+            if view.valid:
+                found.setdefault(self.axis.at(view), view)
+        return list(found.values())
+
+    @property
+    def knee(self) -> Knee | None:
+        return self.saturation.knee if self.saturation is not None and isinstance(self.saturation.knee, Knee) else None
 
 
 @attrs.define(slots=False)
 class Content:
     runs: list[Named]
-    reference: Reference | None = RTX_4090
+    reference: Reference | None = None
 
     @cached_property
     def every_series(self) -> list[Series]:
-        """Series with the same order and colour on all charts, sweeps first; eight colours."""
-        found = [(run, sweep) for run in self.runs for sweep in run.analysis.sweeps]
-        found.sort(key=lambda each: each[1].saturation is None)
-        return [Series(self._label(run, sweep), PALETTE[index % len(PALETTE)], run, sweep) for index, (run, sweep) in enumerate(found)]
+        """Series with the same order and colour on all charts, curves first; eight colours."""
+        found = [
+            (run, CONCURRENCY, sweep.target, sweep.prompt, sweep.output, sweep.views, sweep.saturation)
+            for run in self.runs
+            for sweep in run.analysis.sweeps
+        ]
+        found += [(run, RATE, *key, views, None) for run in self.runs for key, views in _by_shape(run.analysis.open_loops).items()]
+        found.sort(key=lambda each: len({each[1].at(view) for view in each[5]}) < 2)
+        shapes = len({each[3:5] for each in found})
+        return [
+            Series(self._label(run, target, f"{prompt} + {output} tokens" if shapes > 1 else ""), colour, run, axis, views, saturation)
+            for (run, axis, target, prompt, output, views, saturation), colour in zip(found, itertools.cycle(PALETTE), strict=False)
+        ]
+
+    def curves(self, axis: Axis) -> list[Series]:
+        """Series with several loads on this axis, which make a curve."""
+        return [series for series in self.every_series if series.axis is axis and len(set(series.levels)) > 1]
 
     @property
     def sweeps(self) -> list[Series]:
-        """Series with several concurrencies, which make a curve."""
-        return [series for series in self.every_series if len(set(series.levels)) > 1]
+        return [series for axis in (CONCURRENCY, RATE) for series in self.curves(axis)]
 
     @property
     def views(self) -> Iterator[tuple[Named, View]]:
         return ((run, view) for run in self.runs for view in run.analysis.views)
 
     @property
-    def labelled(self) -> Iterator[tuple[str, View]]:
-        """Every point with the name of its row; repeats share a name."""
-        return ((f"{run.name}: {view.point.target}, {view.point.load}, {view.point.prompt}", view) for run, view in self.views)
+    def labelled(self) -> dict[str, list[View]]:
+        """The points by the name of their row; repeats share a row if both are valid, or neither is."""
+        found: dict[str, list[View]] = {}
+        for run, view in self.views:
+            prompt = f", {view.point.prompt} tokens" if self._prompts > 1 else ""
+            label = f"{self._label(run, view.point.target)}, {view.point.load}{prompt}"
+            found.setdefault(label if view.valid else f"{label} ({NOT_VALID})", []).append(view)
+        return found
 
-    def _label(self, run: Named, sweep: Sweep) -> str:
-        parts = [run.name] if len(self.runs) > 1 else []
-        parts.append(sweep.target)
-        if len({(other.prompt, other.output) for each in self.runs for other in each.analysis.sweeps}) > 1:
-            parts.append(f"{sweep.prompt} + {sweep.output} tokens")
-        return ", ".join(parts)
+    @property
+    def _prompts(self) -> int:
+        return len({view.point.prompt for _, view in self.views})
+
+    def _label(self, run: Named, *parts: str) -> str:
+        return ", ".join([*([run.name] if len(self.runs) > 1 else []), *filter(None, parts)])
 
 
-def load(paths: Sequence[Path], reference: Reference | None = RTX_4090) -> Content:
-    """Load files, and all runs in folders.
+def _by_shape(views: Sequence[View]) -> dict[tuple[str, str, str], list[View]]:
+    """Group open loops by target and lengths, sorted by rate; loads without a rate are at 0."""
+    found: dict[tuple[str, str, str], list[View]] = {}
+    for view in sorted(views, key=lambda view: view.point.rate or 0.0):
+        found.setdefault((view.point.target, view.point.prompt, view.point.output), []).append(view)
+    return found
+
+
+def load(paths: Sequence[Path], reference: Reference | None = None, price_per_hour: float | None = None) -> Content:
+    """Load files, and all runs in folders; `price_per_hour` replaces the price that a run recorded.
 
     Raises UnreadableRun, also if there is no run or a run is empty.
     """
@@ -79,7 +139,7 @@ def load(paths: Sequence[Path], reference: Reference | None = RTX_4090) -> Conte
         raise UnreadableRun(f"no runs (*.json) in {', '.join(map(str, paths)) or 'an empty selection'}")
     runs = []
     for name, file in zip(_names(files), files, strict=True):
-        analysis = analyse(read(file))
+        analysis = analyse(priced(read(file), price_per_hour))
         if not analysis.views:
             raise UnreadableRun(f"{file}: the run is empty: no request was sent")
         runs.append(Named(name, file, analysis))

@@ -12,12 +12,14 @@ from bokeh.embed import file_html
 from bokeh.models import Plot, UIElement
 from bokeh.resources import INLINE
 
-from reports.charts.curves import latency_vs_concurrency, throughput_vs_concurrency
+from reports.charts.curves import latency, throughput
 from reports.charts.memory import vram_usage
 from reports.page_data import Content
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTH, HEIGHT = 1100, 620
+# Room for the title, the axis and a legend of several rows.
+FRAME_MARGIN = 190
 PAGE = """{% block postamble %}<style>
 :root { --ink: #1f2430; --soft: #5b6472; --line: #d9dce1; --tile: #f5f6f8; }
 body { margin: 12px; background: white; font-family: sans-serif; }
@@ -39,8 +41,8 @@ def draw(content: Content, folder: Path) -> list[Path]:
         raise NoBrowser(f"pictures need a browser; install one of {', '.join(BROWSERS)}")
     folder.mkdir(parents=True, exist_ok=True)
     charts: dict[str, Callable[[Content], UIElement]] = {
-        "throughput_vs_concurrency": throughput_vs_concurrency,
-        "latency_vs_concurrency": latency_vs_concurrency,
+        "throughput_vs_concurrency": throughput,
+        "latency_vs_concurrency": latency,
         "vram_usage": vram_usage,
     }
     return [_draw(browser, make(content), folder / f"{name}.png") for name, make in charts.items()]
@@ -50,7 +52,7 @@ def _draw(browser: str, element: UIElement, out: Path) -> Path:
     document = Document()
     if isinstance(element, Plot):
         # A picture stands alone, so it is larger than a chart among others.
-        element.height = HEIGHT - 40
+        element.frame_height = HEIGHT - FRAME_MARGIN
     document.add_root(element)
     with tempfile.TemporaryDirectory() as tmp:
         page = Path(tmp, "page.html")

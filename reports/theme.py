@@ -1,16 +1,11 @@
-"""Colours, axes and figures. Every chart is made here, so that all charts look alike.
+"""Colours, styles and texts of the page.
 
 The palette is Okabe and Ito's for colour-blind readers, without its yellow (unreadable on white)
 and black (unreadable on a dark page). A series has the same colour on every chart. Figures are
 transparent; the page's script paints their text for light or dark.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from bokeh.models import Axis, ColumnDataSource, CustomJSTickFormatter, Div, FixedTicker, HoverTool, LegendItem, Model
-from bokeh.plotting import figure
+from bokeh.models import Div
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A68A6")
 REFERENCE = "#8A8F98"
@@ -20,9 +15,15 @@ INK, GRID = "#3A3F47", "#D9DCE1"
 MIDDLE = "#7D8694"
 DASHES = {"p50": "solid", "p95": "dashed", "p99": "dotted"}
 MARKERS = {"p50": "circle", "p95": "square", "p99": "triangle"}
-HEIGHT = 340
-LEGEND_ROW = 22
 
+# What a hollow mark means.
+NOT_VALID = "not valid"
+# The legend is a part of the page, below its plot. Bokeh gives it the width of all its entries.
+LEGEND_STYLE = """
+    :host { max-width: calc(100% - 8px); }
+    .bk-grid { display: flex !important; flex-wrap: wrap; width: auto !important; gap: 2px 14px !important; }
+    .bk-label { color: var(--ink) !important; white-space: normal !important; overflow-wrap: anywhere; }
+    """
 # A string instead of an InlineStyleSheet, because a Bokeh model belongs to one document and ends
 # with it.
 STYLE = """
@@ -48,82 +49,9 @@ STYLE = """
     """
 
 
-def chart(title: str, x: str, y: str, **options: Any) -> figure:
-    """Return an empty figure; `x` and `y` are the axis labels, with units."""
-    found = figure(
-        title=title,
-        x_axis_label=x,
-        y_axis_label=y,
-        height=HEIGHT,
-        min_width=360,
-        sizing_mode="stretch_width",
-        tools="pan,wheel_zoom,box_zoom,reset,save",
-        active_scroll=None,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_color=None,
-        **options,
-    )
-    found.toolbar.autohide = True
-    found.toolbar.logo = None
-    found.title.text_font_size = "15px"
-    found.title.text_color = INK
-    for axis in found.axis:
-        axis.axis_label_text_color = axis.major_label_text_color = INK
-        axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = GRID
-        axis.axis_label_text_font_style = "normal"
-    found.grid.grid_line_color = GRID
-    return found
-
-
-def concurrency_chart(title: str, y: str, levels: Sequence[int], **options: Any) -> figure:
-    """Return a figure with the concurrency along x, in powers of two."""
-    found = chart(title, "concurrency", y, x_axis_type="log", **options)
-    found.xaxis.ticker = FixedTicker(ticks=[float(level) for level in sorted(set(levels))])
-    # By default Bokeh writes 10^0.3.
-    found.xaxis.formatter = CustomJSTickFormatter(code="return String(Math.round(tick * 100) / 100)")
-    found.xgrid.ticker = found.xaxis[0].ticker
-    return found
-
-
-def plain_numbers(*axes: Axis) -> None:
-    """Label logarithmic axes at 1, 2 and 5 of every decade, and write 250, not a power of ten."""
-    for axis in axes:
-        axis.ticker = FixedTicker(ticks=[digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)])
-        axis.formatter = CustomJSTickFormatter(code="return Number(tick.toPrecision(3)).toLocaleString('en')")
-
-
-def line_through(found: figure, source: ColumnDataSource, key: str, **style: Any) -> None:
-    """Draw a line through the mean point of each value of a column; single points are repeats."""
-    keys = np.asarray(source.data[key])
-    levels = np.unique(keys)
-    x, y = ([np.mean(np.asarray(source.data[name])[keys == level]) for level in levels] for name in ("x", "y"))
-    found.line(x, y, **style)
-
-
-def legend(found: figure) -> None:
-    """Put the legend below the plot, with room of its own; a click hides a series."""
-    if not found.legend:
-        return
-    box = found.legend[0]
-    box.click_policy = "hide"
-    box.stylesheets = [".bk-label { color: var(--ink) !important; }"]
-    box.label_text_font_size = "12px"
-    box.background_fill_alpha = 0
-    box.border_line_color = None
-    box.orientation = "horizontal"
-    box.ncols = 2 if len(_items(box)) > 3 else max(1, len(_items(box)))
-    box.padding = box.margin = 4
-    found.add_layout(box, "below")
-    found.height += LEGEND_ROW * -(-len(_items(box)) // box.ncols)
-
-
-def _items(box: Any) -> list[LegendItem]:
-    return [item for item in box.items if isinstance(item, LegendItem)]
-
-
-def hover(found: figure, renderers: Sequence[Model], tips: Sequence[tuple[str, str]]) -> None:
-    found.add_tools(HoverTool(renderers=list(renderers), tooltips=list(tips)))
+def block(text: str) -> Div:
+    """Return HTML as a part of the page."""
+    return Div(text=text, sizing_mode="stretch_width", stylesheets=[STYLE])
 
 
 def explain(text: str) -> Div:

@@ -39,6 +39,7 @@ class Evidence:
     admission_waiting: float | None = None
     full_batch: int | None = None
     cache_hits: float | None = None
+    watts: float | None = None
 
     def __str__(self) -> str:
         told = [
@@ -51,6 +52,7 @@ class Evidence:
             None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
             None if self.cache_hits is None else f"{self.cache_hits:.0%} of the prompt tokens from the prefix cache",
+            None if self.watts is None else f"GPUs draw {self.watts:,.0f} W",
         ]
         return ", ".join(part for part in told if part is not None) or "the server reported nothing"
 
@@ -69,8 +71,8 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
     waiting, admission, gpu = values("waiting", inside), values("admission_waiting", inside), values("gpu", inside)
 
     def spent(name: str) -> float | None:
-        cpu = [(sample.time, value) for sample in inside if (value := getattr(sample, name)) is not None]
-        return (cpu[-1][1] - cpu[0][1]) / (cpu[-1][0] - cpu[0][0]) if len(cpu) > 1 and cpu[-1][0] > cpu[0][0] else None
+        sums = [(sample.time, value) for sample in inside if (value := getattr(sample, name)) is not None]
+        return (sums[-1][1] - sums[0][1]) / (sums[-1][0] - sums[0][0]) if len(sums) > 1 and sums[-1][0] > sums[0][0] else None
 
     return Evidence(
         running=int(max(running)) if running else None,
@@ -83,6 +85,7 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
         admission_waiting=float(np.mean(admission)) if admission else None,
         full_batch=_full_batch(inside),
         cache_hits=_hit_rate(samples),
+        watts=spent("energy"),
     )
 
 

@@ -23,7 +23,8 @@ from benchmarks.analysis.rates import RateLevel, RateSaturation, above_capacity,
 from benchmarks.analysis.saturation import Saturation, saturation
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import Floats
-from benchmarks.analysis.summary import Row, Summary, table
+from benchmarks.analysis.summary import Summary
+from benchmarks.analysis.table import markdown
 from benchmarks.recording.results import Point, Recording, RequestRecord, Run, Sample
 
 
@@ -56,6 +57,11 @@ class View:
     def state(self) -> str | None:
         """What an open loop's rate does to the server, as in `RateLevel`; None for other loads."""
         return None if self.backlog is None else state(self.summary, self.backlog)
+
+    @property
+    def unserved(self) -> str | None:
+        """A clause with the figures that show that the server did not serve an open loop's rate."""
+        return None if self.backlog is None else above_capacity(self.summary, self.backlog)
 
     def seconds(self, name: str) -> Floats:
         """Return the latency of each request, by the name of the distribution."""
@@ -99,10 +105,6 @@ class Analysis:
     def sent(self) -> int:
         """Number of requests that were sent; a recording with a summary has a sample of them."""
         return sum(view.sent for view in self.views)
-
-    @property
-    def rows(self) -> list[Row]:
-        return [_row(view) for view in self.views]
 
     @property
     def model(self) -> str:
@@ -222,12 +224,6 @@ def _rate_level(repeats: Sequence[View]) -> RateLevel | None:
     )
 
 
-def _row(view: View) -> Row:
-    clause = None if view.backlog is None else above_capacity(view.summary, view.backlog)
-    unserved = (view.state or "", clause) if clause is not None else None
-    return Row(point=view.point, summary=view.summary, cache_hits=view.evidence.cache_hits, faults=view.faults, state=unserved)
-
-
 def _observe(view: View) -> capacities.Observed:
     load = capacities.Load(view.point.concurrency or 0, view.summary.prompt_tokens, view.summary.output_tokens)
     return capacities.observe(load, view.summary.tokens_per_second, view.traffic)
@@ -239,4 +235,4 @@ def conclusion(found: Analysis) -> str:
     verdicts = [sweep.saturation for sweep in swept if sweep.saturation is not None]
     texts = ["\n".join([each.verdict, "", *(f"- {line}" for line in (each.evidence, *each.advice))]) for each in verdicts]
     said = remarks.notes([(view.point, view.summary.failures, view.summary.remarks) for view in found.views])
-    return "\n\n".join([table(found.rows), *said, *texts])
+    return "\n\n".join([markdown(found), *said, *texts])

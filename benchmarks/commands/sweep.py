@@ -4,6 +4,7 @@ import argparse
 
 from benchmarks.arguments import Arguments
 from benchmarks.sweep import options, session
+from benchmarks.sweep.report_page import add_report, built_after
 
 NAME = "sweep"
 HELP = "measure several loads: closed loops (--concurrency) and open loops (--rate)"
@@ -12,7 +13,9 @@ HELP = "measure several loads: closed loops (--concurrency) and open loops (--ra
 def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_loads(command)
     options.add_options(command)
+    add_report(command)
 
 
 def run(given: Arguments) -> int:
-    return session.execute(options.settings(given, options.sweep_loads(given)))
+    with built_after(given.out, given.report):
+        return session.execute(options.settings(given, options.sweep_loads(given)))

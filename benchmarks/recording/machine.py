@@ -65,6 +65,15 @@ class Machine:
             return None
         return float(sum(self._library.nvmlDeviceGetUtilizationRates(device).gpu for device in devices)) / 100 / len(devices)
 
+    def energy(self) -> float | None:
+        """Return the joules that all GPUs have used since their driver started; None if one does not report it."""
+        devices = self._devices()
+        try:
+            return sum(int(self._library.nvmlDeviceGetTotalEnergyConsumption(device)) for device in devices) / 1000 if devices else None
+        except self._library.NVMLError:
+            # Cards older than Volta, and virtual ones.
+            return None
+
     def describe(self) -> dict[str, Any]:
         """Describe the machine for a run's provenance."""
         devices = self._devices()

@@ -43,9 +43,9 @@ class Monitor:
             await anyio.sleep(interval)
 
     def since(self, origin: float) -> list[Sample]:
-        """Return the samples from `origin` on; times are relative to it, CPU times to the first."""
+        """Return the samples from `origin` on; times are relative to it, sums to the first."""
         kept = [sample for sample in self.samples if sample.time >= origin]
-        for name in ("host_cpu", "engine_cpu"):
+        for name in ("host_cpu", "engine_cpu", "energy"):
             told = [sample for sample in kept if getattr(sample, name) is not None]
             first = getattr(told[0], name) if told else 0.0
             for sample in told:
@@ -73,6 +73,7 @@ def manager_source(manager: EngineManager, machine: Machine) -> Read:
             "rss": machine.rss(),
             "vram": machine.vram(),
             "gpu": machine.gpu(),
+            "energy": machine.energy(),
         }
 
     return read

@@ -81,8 +81,9 @@ class Sample(msgspec.Struct, kw_only=True):
 
     `waiting` is the engine's queue, `admission_waiting` the queue of admission. `kv_usage` is a
     share from 0 to 1. `prefix_queries` and `prefix_hits` count the prompt tokens that the engine looked
-    up and found in its prefix cache. `rss` is the memory of the server's processes and `vram` that of its GPUs, in
-    bytes; `gpu` is the GPUs' utilisation, 0 to 1. `host_cpu` is the CPU time in seconds since the
+    up and found in its prefix cache. `rss` is the memory of the server's processes and `vram` that of
+    its GPUs, in bytes; `gpu` is the GPUs' utilisation, 0 to 1, and `energy` the joules that they have
+    used since the point's start. `host_cpu` is the CPU time in seconds since the
     point's start of the process that holds the engine's client. `engine_cpu` is that of the busiest
     engine process.
     """
@@ -101,6 +102,7 @@ class Sample(msgspec.Struct, kw_only=True):
     rss: int | None = None
     vram: int | None = None
     gpu: float | None = None
+    energy: float | None = None
     host_cpu: float | None = None
     engine_cpu: float | None = None
 
@@ -166,8 +168,8 @@ class Memory(msgspec.Struct, kw_only=True):
 class Run(msgspec.Struct, kw_only=True):
     """One run: its points, and all that is needed to judge or repeat it.
 
-    `ceiling` is the generator's, in tokens per second by target, as `self-test` measures it. It is
-    empty where it was not measured.
+    `price_per_hour` is the price of the server, in any currency. `ceiling` is the generator's, in
+    tokens per second by target, as `self-test` measures it. It is empty where it was not measured.
     """
 
     schema: int = SCHEMA
@@ -176,6 +178,7 @@ class Run(msgspec.Struct, kw_only=True):
     provenance: dict[str, Any]
     workload: dict[str, Any]
     promise: Promise = Promise()
+    price_per_hour: float | None = None
     ceiling: dict[str, float] = {}
     memory: Memory | None = None
     points: list[Point] = []

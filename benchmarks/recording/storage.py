@@ -69,6 +69,13 @@ def read(path: Path) -> Recording:
         raise UnreadableRun(f"{path}: {error}") from error
 
 
+def priced(recording: Recording, price_per_hour: float | None) -> Recording:
+    """Return the recording with another price of the server; None keeps the recorded one."""
+    if price_per_hour is None:
+        return recording
+    return msgspec.structs.replace(recording, run=msgspec.structs.replace(recording.run, price_per_hour=price_per_hour))
+
+
 def readable(found: Any) -> bytes:
     """Encode as indented JSON, for people to read."""
     return msgspec.json.format(msgspec.json.encode(found)) + b"\n"

@@ -6,7 +6,7 @@ import os
 import pathlib
 import secrets
 
-from benchmarks.arguments import Arguments, header, json_object, numbers, positive
+from benchmarks.arguments import Arguments, add_price, header, json_object, numbers, positive
 from benchmarks.recording.results import Promise
 from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
@@ -62,6 +62,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_durations(command)
     _add_shape(command)
     command.add_argument("--no-ceiling", action="store_true", help="skip the measurement of the generator's ceiling (1 s)")
+    add_price(command)
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
 
 
@@ -211,6 +212,7 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         warm_up=options.warm_up,
         repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
+        price_per_hour=options.price_per_hour,
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
         client=_client(options),
         stop_when_saturated=options.stop_when_saturated,

@@ -59,6 +59,7 @@ class Settings:
     warm_up: int = 4
     repeats: int = 1
     promise: Promise = attrs.field(factory=Promise)
+    price_per_hour: float | None = None
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
     client: ClientOptions = attrs.field(factory=ClientOptions)
@@ -122,6 +123,7 @@ def begin(settings: Settings, bench: TestBed) -> Run:
         provenance=provenance(bench.machine, bench.engine, settings.engine_args, bench.model),
         workload=facts,
         promise=settings.promise,
+        price_per_hour=settings.price_per_hour,
         memory=bench.memory,
     )
 

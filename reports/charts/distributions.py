@@ -1,12 +1,14 @@
 """Distributions of latencies, beyond their percentiles."""
 
 import numpy as np
-from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LinearColorMapper, UIElement
+from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, FixedTicker, LogColorMapper, UIElement
 
 from benchmarks.analysis.report import View
 from benchmarks.analysis.steady_state import Floats
+from reports.charts.axes import legend, log_ticker, plain_numbers
+from reports.charts.figures import chart, hover
 from reports.page_data import Content
-from reports.theme import MIDDLE, chart, explain, hover, legend, plain_numbers
+from reports.theme import MIDDLE, explain
 
 # Ticks of the axis 1 / (1 - p), as in HdrHistogram's spectrum: each step to the right is ten times
 # rarer.
@@ -17,21 +19,18 @@ HEAT_PALETTE = ("#EAF3FA", "#C6DFF0", "#94C4E3", "#5CA3D0", "#2F80B9", "#12609D"
 
 
 def spectrum(content: Content) -> UIElement:
-    """Draw TTFT by percentile on the axis 1 / (1 - p), at the highest load of each series.
+    """Draw TTFT by percentile on the axis 1 / (1 - p), at the highest valid load of each series.
 
     Solid lines count from the intended send, dashed lines from the actual send.
     """
-    found = chart("TTFT by percentile, at each series' highest load", "percentile", "ms", x_axis_type="log", y_axis_type="log")
-    plain_numbers(found.yaxis[0])
+    found = chart("TTFT by percentile, highest valid load", "percentile", "ms", x_axis_type="log", y_axis_type="log")
     found.xaxis.ticker = FixedTicker(ticks=[1 / (1 - share) for share in SPECTRUM])
     names = ",".join(f"[{1 / (1 - share):.6f}, '{name}']" for share, name in SPECTRUM.items())
     found.xaxis.formatter = CustomJSTickFormatter(code=f"for (const [at, name] of [{names}]) if (Math.abs(at - tick) < 1e-3) return name")
     lines = []
-    shown = [
-        (f"{series.label}, {series.sweep.views[-1].point.load}", series.colour, series.sweep.views[-1]) for series in content.every_series
-    ]
-    shown += [(f"{run.name}, {view.point.load}", "#7A68A6", view) for run in content.runs for view in run.analysis.open_loops[-1:]]
-    for label, colour, view in shown:
+    shown = [(series, series.valid[-1]) for series in content.every_series if series.valid]
+    for series, view in shown:
+        label, colour = f"{series.label}, {view.point.load}", series.colour
         for kind, dash in (("intended", "solid"), ("actual", "dashed")):
             x, y = _curve(view, intended=kind == "intended")
             if len(x):
@@ -39,7 +38,7 @@ def spectrum(content: Content) -> UIElement:
                 text = label if kind == "intended" else f"{label}, service only"
                 lines.append(found.line("x", "y", source=source, color=colour, line_dash=dash, line_width=2, legend_label=text))
     if not lines:
-        return explain("No request received a first token.")
+        return explain("No request of a valid point received a first token.")
     hover(found, lines, [("series", "@name"), ("percentile", "@p{0.00}"), ("ms", "@y{0,0.0}")])
     legend(found)
     return found
@@ -64,21 +63,18 @@ def itl_heat(view: View) -> UIElement:
     bounds = (0, ends.max()), (low, high)
     counts, columns, rows = np.histogram2d(ends, np.log10(values), bins=(HEAT_COLUMNS, HEAT_ROWS), range=bounds, weights=weights)
     found = chart("Inter-token latency over time", "s from the point's start", "ms per token", y_axis_type="log")
-    plain_numbers(found.yaxis[0])
     across, up = np.nonzero(counts)
-    shares = np.log10(counts[across, up])
-    mapper = LinearColorMapper(palette=HEAT_PALETTE, low=0.0, high=max(1.0, float(shares.max())))
+    mapper = LogColorMapper(palette=HEAT_PALETTE, low=1.0, high=max(10.0, float(counts.max())))
     sides = {"left": columns[across], "right": columns[across + 1], "bottom": 10 ** rows[up], "top": 10 ** rows[up + 1]}
-    source = ColumnDataSource(sides | {"count": counts[across, up], "colour": shares})
-    colour = {"field": "colour", "transform": mapper}
+    source = ColumnDataSource(sides | {"count": counts[across, up]})
+    colour = {"field": "count", "transform": mapper}
     cells = found.quad(**{side: side for side in sides}, source=source, line_color=None, fill_color=colour)
     hover(found, [cells], [("tokens", "@count{0,0}"), ("ms", "@bottom{0.00} to @top{0.00}"), ("s", "@left{0.0} to @right{0.0}")])
     found.add_layout(_token_bar(mapper), "right")
     return found
 
 
-def _token_bar(mapper: LinearColorMapper) -> ColorBar:
+def _token_bar(mapper: LogColorMapper) -> ColorBar:
     """Return the legend of the colours, which are logarithms of token counts."""
-    whole = CustomJSTickFormatter(code="return Math.round(10 ** tick).toLocaleString('en')")
     colours = {"major_label_text_color": MIDDLE, "title_text_color": MIDDLE, "background_fill_alpha": 0}
-    return ColorBar(color_mapper=mapper, title="tokens", formatter=whole, width=10, **colours)
+    return ColorBar(color_mapper=mapper, title="tokens", ticker=log_ticker(), formatter=plain_numbers(), width=10, **colours)

@@ -1,14 +1,14 @@
-"""Requests that met the SLO, by offered load."""
-
-from collections.abc import Sequence
+"""Requests that met the SLO, by offered load, and how all requests ended."""
 
 import numpy as np
-from bokeh.models import ColumnDataSource, Model, UIElement
-from bokeh.plotting import figure
+from bokeh.models import GlyphRenderer, UIElement
 
 from benchmarks.analysis.report import View
-from reports.page_data import Content
-from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend, line_through
+from reports.charts.axes import legend
+from reports.charts.figures import bars, chart, facts, hollow_key, hover, line_through, marks
+from reports.charts.stacks import stack
+from reports.page_data import Content, Series
+from reports.theme import REFERENCE, explain
 
 OUTCOME_COLOURS = {
     "ok": "#009E73",
@@ -22,67 +22,56 @@ OUTCOME_COLOURS = {
     "truncated": "#8C6D31",
     "wrong_token_count": "#7A68A6",
 }
+NO_SLO = "This run has no SLO, so there is no goodput. Measure with <code>--slo-ttft</code> and <code>--slo-tpot</code>."
 
 
 def goodput(content: Content) -> UIElement:
     """Draw requests per second that met the SLO; the others were late, refused or failed."""
+    lines = [(series, views) for series in content.sweeps or content.every_series if (views := _promised(series))]
+    if not lines:
+        return explain(NO_SLO)
     found = chart("Goodput by offered load", "requests/s sent", "requests/s that met the SLO")
-    points: list[Model] = []
-    most = 0.0
-    lines = [(series.label, series.colour, series.sweep.views) for series in content.every_series]
-    for run in content.runs:
-        # Each target, and each admission policy of our own targets, is a line.
-        for target in dict.fromkeys(view.point.target for view in run.analysis.open_loops):
-            views = [view for view in run.analysis.open_loops if view.point.target == target]
-            lines.append((f"{run.name}, {target}, open loop", PALETTE[len(lines) % len(PALETTE)], views))
-    for label, colour, views in lines:
-        promised = [view for view in views if view.summary.goodput_per_second is not None]
-        if promised:
-            points.append(_line(found, label, colour, promised))
-            most = max([most, *(view.offered for view in promised)])
-    if not points:
-        return explain("This run has no SLO, so there is no goodput. Measure with <code>--slo-ttft</code> and <code>--slo-tpot</code>.")
+    points: list[GlyphRenderer] = []
+    for series, views in lines:
+        columns = {
+            "x": np.array([view.offered for view in views]),
+            "y": np.array([view.summary.goodput_per_second for view in views]),
+            "share": np.array([view.summary.attainment for view in views]),
+        } | facts(series.label, views)
+        label = f"{series.label}, by {series.axis.name}"
+        line_through(found, columns, views, color=series.colour, line_width=2, legend_label=label)
+        points += marks(found, columns, views, series.colour, label, size=8)
+    shown = [view for _, views in lines for view in views]
+    most = max(view.offered for view in shown)
     found.line([0, most], [0, most], color=REFERENCE, line_dash="dotdash", legend_label="all met the SLO")
-    hover(found, points, [("series", "@name"), ("load", "@load"), ("met the SLO", "@share{0.0%}")])
+    hollow_key(found, shown)
+    hover(found, points, [("series", "@name"), ("load", "@load"), ("met the SLO", "@share{0.0%}"), ("valid", "@valid")])
     legend(found)
     return found
 
 
-def _line(found: figure, label: str, colour: str, views: Sequence[View]) -> Model:
-    source = ColumnDataSource(
-        {
-            "x": np.array([view.offered for view in views]),
-            "y": np.array([view.summary.goodput_per_second for view in views]),
-            "level": np.array([view.point.concurrency or view.offered for view in views]),
-            "load": [view.point.load for view in views],
-            "share": np.array([view.summary.attainment for view in views]),
-            "name": [label] * len(views),
-        }
-    )
-    line_through(found, source, "level", color=colour, line_width=2, legend_label=label)
-    return found.scatter("x", "y", source=source, color=colour, size=8, legend_label=label)
+def _promised(series: Series) -> list[View]:
+    return [view for view in series.views if view.summary.goodput_per_second is not None]
 
 
 def outcomes(content: Content) -> UIElement:
     """Draw how the requests of every point ended, as shares."""
-    counts: dict[str, list[View]] = {}
-    for label, view in content.labelled:
-        counts.setdefault(label, []).append(view)
-    labels = list(counts)
-    found = chart("How requests ended", "share of all requests", "", y_range=labels[::-1])
-    found.height = max(220, 22 * len(labels) + 100)
-    left = np.zeros(len(labels))
-    for outcome, colour in OUTCOME_COLOURS.items():
-        share = np.array(
-            [
-                sum(view.summary.outcomes.get(outcome, 0) for view in of) / sum(view.summary.requests for view in of)
-                for of in counts.values()
-            ]
-        )
-        if share.any():
-            source = ColumnDataSource({"y": labels, "left": left, "right": left + share, "share": share, "name": [outcome] * len(labels)})
-            bars = found.hbar(y="y", left="left", right="right", height=0.7, color=colour, source=source, legend_label=outcome)
-            hover(found, [bars], [("outcome", "@name"), ("share", "@share{0.0%}")])
-            left = left + share
+    rows = content.labelled
+    found = bars("How requests ended", "share of all requests", list(rows))
+    ended = {name for views in rows.values() for view in views for name in view.summary.outcomes}
+    names = [*OUTCOME_COLOURS, *sorted(ended - OUTCOME_COLOURS.keys())]
+    shares = {name: {label: _share(views, name) for label, views in rows.items()} for name in names}
+    parts = {_title(content, name): (OUTCOME_COLOURS.get(name, REFERENCE), shares[name]) for name in names}
+    stack(found, parts, {}, [("outcome", "@part"), ("share", "@length{0.0%}")])
     legend(found)
     return found
+
+
+def _title(content: Content, outcome: str) -> str:
+    """Say what an outcome means: with an SLO, `ok` are only the answers that met it."""
+    promised = any(view.summary.attainment is not None for _, view in content.views)
+    return {"ok": "met the SLO" if promised else "answered", "slo_missed": "answered, but missed the SLO"}.get(outcome, outcome)
+
+
+def _share(views: list[View], outcome: str) -> float:
+    return sum(view.summary.outcomes.get(outcome, 0) for view in views) / max(1, sum(view.summary.requests for view in views))

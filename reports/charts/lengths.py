@@ -1,13 +1,18 @@
 """How the prompt's length affects the time that a request waits."""
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
-from bokeh.models import ColumnDataSource, UIElement
+from bokeh.models import GlyphRenderer, UIElement
 from bokeh.plotting import figure
 
 from benchmarks.analysis.report import View
 from benchmarks.analysis.steady_state import Floats
+from reports.charts.axes import legend
+from reports.charts.figures import chart, facts, hollow_key, hover, marks
 from reports.page_data import Content, Named
-from reports.theme import PALETTE, chart, explain, hover, legend, plain_numbers
+from reports.theme import PALETTE, explain
 
 MIN_LENGTHS = 3
 COMMAND = "python -m benchmarks sweep --prompt-lengths 128,256,512,1024 --concurrency 1"
@@ -19,36 +24,34 @@ def ttft_vs_prompt(content: Content) -> UIElement:
 
     The terms stand for set-up, linear layers and attention.
     """
-    groups = _groups(content)
-    if not groups:
-        return explain(NO_LENGTHS)
-    found = chart("TTFT by prompt length", "prompt tokens", "ms, p50", x_axis_type="log", y_axis_type="log")
-    plain_numbers(found.xaxis[0], found.yaxis[0])
-    points = []
-    for index, (label, views) in enumerate(groups.items()):
-        colour = PALETTE[index % len(PALETTE)]
-        x = np.array([view.summary.prompt_tokens for view in views])
-        y = np.array([(view.summary.ttft.at("p50") or np.nan) * 1000 for view in views])
-        source = ColumnDataSource({"x": x, "y": y, "name": [label] * len(x)})
-        points.append(found.scatter("x", "y", source=source, color=colour, size=8, legend_label=label))
-        _fit(found, x, y, colour)
-    hover(found, points, [("series", "@name"), ("prompt tokens", "@x{0,0}"), ("ms", "@y{0,0.0}")])
-    legend(found)
-    return found
+    return _draw(content, "TTFT by prompt length", "ms, p50", lambda view: (view.summary.ttft.at("p50") or np.nan) * 1000, fit=True)
 
 
 def throughput_vs_prompt(content: Content) -> UIElement:
     """Draw prompt and output tokens per second together: what the engine computes."""
+    return _draw(content, "Tokens computed by prompt length", "prompt and output tokens/s", _computed, fit=False)
+
+
+def _computed(view: View) -> float:
+    return view.summary.tokens_per_second + view.summary.requests_per_second * view.summary.prompt_tokens
+
+
+def _draw(content: Content, title: str, y_label: str, value: Callable[[View], float], *, fit: bool) -> UIElement:
     groups = _groups(content)
     if not groups:
         return explain(NO_LENGTHS)
-    found = chart("Tokens computed by prompt length", "prompt tokens", "prompt and output tokens/s", x_axis_type="log", y_axis_type="log")
-    plain_numbers(found.xaxis[0], found.yaxis[0])
-    for index, (label, views) in enumerate(groups.items()):
-        x = [view.summary.prompt_tokens for view in views]
-        y = [view.summary.tokens_per_second + view.summary.requests_per_second * view.summary.prompt_tokens for view in views]
-        found.line(x, y, color=PALETTE[index % len(PALETTE)], line_width=2, legend_label=label)
-        found.scatter(x, y, color=PALETTE[index % len(PALETTE)], size=8, legend_label=label)
+    found = chart(title, "prompt tokens", y_label, x_axis_type="log", y_axis_type="log")
+    points: list[GlyphRenderer] = []
+    for (label, views), colour in zip(groups.items(), itertools.cycle(PALETTE), strict=False):
+        columns = {"x": np.array([view.summary.prompt_tokens for view in views]), "y": np.array([value(view) for view in views])}
+        points += marks(found, columns | facts(label, views), views, colour, label, size=8)
+        valid = np.array([view.valid for view in views], dtype=bool)
+        if fit:
+            _fit(found, columns["x"][valid], columns["y"][valid], colour)
+        else:
+            found.line(columns["x"][valid], columns["y"][valid], color=colour, line_width=2, legend_label=label)
+    hollow_key(found, [view for views in groups.values() for view in views])
+    hover(found, points, [("series", "@name"), ("prompt tokens", "@x{0,0}"), (y_label, "@y{0,0.0}"), ("valid", "@valid")])
     legend(found)
     return found
 

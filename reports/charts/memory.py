@@ -1,44 +1,41 @@
 """Memory: the estimate from the model's files beside the measurement."""
 
 import numpy as np
-from bokeh.models import ColumnDataSource, UIElement
+from bokeh.models import GlyphRenderer, UIElement
 
 from benchmarks.analysis.report import View
 from benchmarks.recording.results import Memory
-from reports.page_data import Content, Named
-from reports.theme import INK, PALETTE, chart, concurrency_chart, explain, hover, legend, plain_numbers
+from reports.charts.axes import legend
+from reports.charts.curves import load_chart
+from reports.charts.figures import bars, facts, hollow_key, hover, marks
+from reports.charts.stacks import stack
+from reports.page_data import CONCURRENCY, Content, Named
+from reports.theme import PALETTE, explain
 
 GIB = 2**30
-PARTS = {"weights": PALETTE[0], "activations": PALETTE[4], "KV cache (set aside)": PALETTE[2], "not explained": "#B5B9C0"}
+PARTS = {"weights": PALETTE[0], "activations": PALETTE[4], "KV cache (set aside)": PALETTE[2]}
+MEASURED = "#B5B9C0"
 NO_MEMORY = "There is no memory estimate: the engine ran on a remote server, or the model's files were not found."
 
 
 def vram_usage(content: Content) -> UIElement:
     """Draw each engine's stacked estimate beside the measured total, with the error."""
-    told = [(run, memory) for run in content.runs if (memory := run.analysis.recording.run.memory) and memory.weights and memory.loaded]
-    if not told:
+    known = [(run, memory) for run in content.runs if (memory := run.analysis.recording.run.memory) and memory.weights and memory.loaded]
+    if not known:
         return explain(NO_MEMORY)
-    labels = [name for run, _ in told for name in (f"{run.name}: estimated", f"{run.name}: measured")]
-    found = chart("Memory: estimated and measured", "GiB", "", y_range=labels[::-1])
-    found.height = 80 + 50 * len(labels)
-    for run, memory in told:
-        left = 0.0
-        for part, size in _parts(memory).items():
-            found.hbar(y=[f"{run.name}: estimated"], left=left, right=left + size / GIB, height=0.6, color=PARTS[part], legend_label=part)
-            left += size / GIB
-        right = _measured(memory) / GIB
-        found.hbar(y=[f"{run.name}: measured"], left=0, right=right, height=0.6, color=PARTS["not explained"], legend_label=_what(memory))
-        text = f"{right:.2f} GiB; the estimate is {left / right - 1:+.1%} off"
-        found.text(
-            [right],
-            [f"{run.name}: measured"],
-            text=[text],
-            text_color=INK,
-            text_font_size="12px",
-            text_align="right",
-            x_offset=-6,
-            text_baseline="middle",
-        )
+    lengths: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    colours, rows = dict(PARTS), []
+    for run, memory in known:
+        name = f"{run.name}: " if len(known) > 1 else ""
+        sizes, measured = _parts(memory), _measured(memory)
+        error = sum(sizes.values()) / measured - 1 if measured else np.nan
+        rows += [f"{name}estimated", f"{name}measured {measured / GIB:.2f} GiB (estimate {error:+.1%})"]
+        for part, size in sizes.items():
+            lengths[part][rows[-2]] = size / GIB
+        lengths.setdefault(_what(memory), {})[rows[-1]] = measured / GIB
+        colours[_what(memory)] = MEASURED
+    found = bars("Memory: estimated and measured", "GiB", rows)
+    stack(found, {part: (colours[part], sizes) for part, sizes in lengths.items()}, {}, [("part", "@part"), ("GiB", "@length{0.00}")])
     legend(found)
     return found
 
@@ -59,31 +56,25 @@ def _what(memory: Memory) -> str:
 
 def kv_vs_concurrency(content: Content) -> UIElement:
     """Draw the KV cache at each load: the estimate, the measured peak, and the budget."""
-    told = [series for series in content.sweeps if (memory := series.run.analysis.recording.run.memory) and memory.kv_budget]
-    if not told:
+    curves = content.curves(CONCURRENCY)
+    known = [(series, memory) for series in curves if (memory := series.run.analysis.recording.run.memory) and memory.kv_budget]
+    if not known:
         return explain(NO_MEMORY)
-    found = concurrency_chart("KV cache by concurrency", "GiB", [level for series in told for level in series.levels], y_axis_type="log")
-    plain_numbers(found.yaxis[0])
-    points = []
-    for series in told:
-        memory = series.run.analysis.recording.run.memory
-        assert memory is not None
-        views = series.sweep.views
+    found = load_chart("KV cache by concurrency", "GiB", CONCURRENCY, [series for series, _ in known])
+    points: list[GlyphRenderer] = []
+    for series, memory in known:
+        views, levels = series.views, np.array(series.levels)
         needed = np.array([_needed(series.run, view, memory) for view in views]) / GIB
         held = np.array([(view.evidence.kv_usage or np.nan) * (memory.kv_budget or 0) for view in views]) / GIB
-        source = ColumnDataSource(
-            {"x": np.array(series.levels, dtype=float), "needed": needed, "held": held, "name": [series.label] * len(views)}
-        )
-        found.line("x", "needed", source=source, color=series.colour, line_dash="dashed", legend_label=f"{series.label}: estimated")
-        points.append(found.scatter("x", "held", source=source, color=series.colour, size=8, legend_label=f"{series.label}: measured peak"))
-    levels = [float(level) for series in told for level in series.levels]
-    for run in {series.run.name: series.run for series in told}.values():
-        # `told` has only runs with memory figures.
-        budget = (run.analysis.recording.run.memory.kv_budget or 0) / GIB  # type: ignore[union-attr]
-        found.line([min(levels), max(levels)], [budget, budget], color=PALETTE[1], line_width=2, legend_label=f"{run.name}: cache size")
-    hover(
-        found, points, [("series", "@name"), ("concurrency", "@x"), ("estimated", "@needed{0.000} GiB"), ("measured", "@held{0.000} GiB")]
-    )
+        columns = {"x": levels, "y": held, "needed": needed} | facts(series.label, views)
+        found.line(levels, needed, color=series.colour, line_dash="dashed", legend_label=f"{series.label}: estimated")
+        points += marks(found, columns, views, series.colour, f"{series.label}: measured peak", size=8)
+    ends = [min(min(series.levels) for series, _ in known), max(max(series.levels) for series, _ in known)]
+    for name, budget in {series.run.name: memory.kv_budget or 0 for series, memory in known}.items():
+        found.line(ends, [budget / GIB] * 2, color=PALETTE[1], line_width=2, legend_label=f"{name}: cache size")
+    hollow_key(found, [view for series, _ in known for view in series.views])
+    tips = [("series", "@name"), ("load", "@load"), ("estimated", "@needed{0.000} GiB"), ("measured", "@y{0.000} GiB"), ("valid", "@valid")]
+    hover(found, points, tips)
     legend(found)
     return found
 

@@ -3,8 +3,10 @@
 import numpy as np
 from bokeh.models import Band, ColumnDataSource, UIElement
 
+from reports.charts.axes import legend
+from reports.charts.figures import chart, hover
 from reports.page_data import Content
-from reports.theme import PALETTE, REFERENCE, chart, explain, hover, legend, plain_numbers
+from reports.theme import PALETTE, REFERENCE, explain
 
 BAND = 0.1
 
@@ -12,13 +14,12 @@ BAND = 0.1
 def predicted_vs_measured(content: Content) -> UIElement:
     """Draw every load's prediction from all other loads, with a band of 10 % at the diagonal."""
     found = chart(
-        "Throughput: predicted without the load, by measured",
+        "Predicted throughput by measured",
         "measured tokens/s",
-        "predicted tokens/s",
+        "predicted from other loads, tokens/s",
         x_axis_type="log",
         y_axis_type="log",
     )
-    plain_numbers(found.xaxis[0], found.yaxis[0])
     points, every = [], []
     models = [(run, target, model) for run in content.runs for target, model in run.analysis.capacity.items()]
     for index, (run, target, model) in enumerate(models):

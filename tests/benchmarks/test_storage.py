@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.analysis import report, summary
+from benchmarks.analysis import report, table
 from benchmarks.recording import storage
 from benchmarks.recording.results import SCHEMA, Point, Recording, RequestRecord, Run, Sample
 
@@ -102,5 +102,5 @@ def test_the_published_schema_is_the_code_s():
 
 def test_the_table_shows_the_figures_and_why_a_point_is_not_valid():
     found = report.analyse(recording())
-    written = summary.table(found.rows)
+    written = table.markdown(found)
     assert "| t | concurrency 2 |" in written

@@ -26,6 +26,7 @@ TABS = {
     "Timelines": 5,
     "Prompt lengths": 2,
     "Memory": 2,
+    "Cost": 0,
     "Prediction": 1,
     "Comparison": 1,
     "Table": 0,
@@ -109,7 +110,7 @@ def test_runs_are_picked_and_compared(reader, server):
 
 
 def test_a_comparison_can_be_linked_to(reader, server):
-    reader.open(f"{server}/?{urlencode([('run', name) for name in [*NAMES, 'nowhere.json']])}&tab=6")
+    reader.open(f"{server}/?{urlencode([('run', name) for name in [*NAMES, 'nowhere.json']])}&tab=7")
     assert reader.page.locator(".choices__list--multiple").inner_text().count("json") == len(NAMES)
     assert reader.page.locator(".bk-tab.bk-active").inner_text() == "Comparison"
     reader.page.get_by_text("run not found: nowhere.json").wait_for()

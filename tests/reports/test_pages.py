@@ -61,7 +61,7 @@ def write(path, points, outcome="ok", **run):
 
 def test_a_single_closed_loop_has_no_curve_and_says_how_to_get_one(tmp_path):
     text = texts(write(tmp_path / "a.json", [Point(number=0, target="inprocess", concurrency=1, complete=True, planned=10)]))
-    assert "A curve needs several concurrencies" in text
+    assert "A curve needs several loads" in text
     assert "There is no memory estimate" in text
     assert "Fewer than three prompt lengths" in text
     assert "Only one run" in text
@@ -138,4 +138,4 @@ def test_goodput_has_a_line_for_each_admission_that_was_measured(tmp_path):
     ]
     content = load([write(tmp_path / "a.json", points, promise=Promise(ttft=1.0))])
     labels = [item.label.value for item in goodput(content).legend[0].items]
-    assert labels == ["a, inprocess lategate, open loop", "a, inprocess none, open loop", "all met the SLO"]
+    assert labels == ["inprocess lategate, by rate", "inprocess none, by rate", "all met the SLO"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from frontends.cli.remote import CannotCall, Server, add_server_arguments, plain
+from frontends.cli.remote import CannotCall, Server, add_server_arguments, delta_of, plain
 from frontends.options.suggestions import Parser
 
 HINT = "Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts again"
@@ -39,8 +39,8 @@ class Conversation:
         try:
             async with aclosing(self._server.chat(self._body | {"messages": messages})) as events:
                 async for event in events:
-                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                    delta = (event.get("choices") or [{}])[0].get("delta") or {}
+                    usage, delta = event.get("usage"), delta_of(event)
+                    tokens = usage.get("completion_tokens", tokens) if isinstance(usage, dict) else tokens
                     reasoning, content = delta.get("reasoning") or delta.get("reasoning_content") or "", delta.get("content") or ""
                     if reasoning or content:
                         first = first or time.monotonic() - began
@@ -78,6 +78,9 @@ def _talk(runner: asyncio.Runner, conversation: Conversation) -> None:
         except EOFError:
             print()
             return
+        except ValueError as error:
+            # The line is not UTF-8 text.
+            note = f"[error: the line cannot be read: {error}]"
 
 
 def _turn(runner: asyncio.Runner, conversation: Conversation, text: str) -> str:
@@ -120,8 +123,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "llmserve chat") -> int:
     fields = {"max_tokens": options.max_tokens, "temperature": options.temperature}
     with asyncio.Runner() as runner:
         session = runner.run(_open_session())
-        server = Server(session, options.url, options.api_key)
         try:
+            server = Server(session, options.url, options.api_key)
             conversation = runner.run(_connect(server, options.model, options.system, fields))
             if sys.stdin.isatty():
                 _talk(runner, conversation)

@@ -69,12 +69,12 @@ class Terminal:
         while words not in self.text:
             ready = await anyio.to_thread.run_sync(lambda: select.select([self._end], [], [], 0.1)[0])
             if ready:
-                self.text += os.read(self._end, 65536).decode()
+                self.text += os.read(self._end, 65536).decode(errors="replace")
             assert time.monotonic() < end, (words, self.text)
         self.text = self.text.partition(words)[2]
 
     def type(self, text):
-        os.write(self._end, text.encode())
+        os.write(self._end, text.encode(errors="surrogateescape"))
 
     async def ends(self):
         return await anyio.to_thread.run_sync(lambda: self.process.wait(PATIENCE))
@@ -147,11 +147,16 @@ def test_text_of_a_server_cannot_control_the_terminal():
     assert plain("a\x1b[2J\x9b2J\x07\r\n\tאב 👩\u200d💻") == "a\ufffd[2J\ufffd2J\ufffd\n\tאב 👩\u200d💻"
 
 
-async def answer_of(*lines, text="hello"):
-    """Return what `chat` does with the lines of a scripted server's stream."""
+async def answer_of(*lines, text="hello", kind="text/event-stream", cut=False):
+    """Return what `chat` does with the lines of a scripted server's stream, which may break off."""
 
-    async def complete(_request):
-        return web.Response(body=b"\n".join(lines), content_type="text/event-stream")
+    async def complete(request):
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        await response.prepare(request)
+        await response.write(b"\n".join(lines))
+        if cut:
+            request.transport.close()
+        return response
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", complete)
@@ -164,6 +169,63 @@ async def test_chat_reads_the_streams_of_other_servers():
     assert await answer_of(b": ping\r", hello, b"\r", b"data:[DONE]\r") == (0, "a\ufffd]0;b\n", "")
     code, _, error = await answer_of(b"data: {broken")
     assert (code, error.count("\n"), "no JSON object" in error) == (2, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "more", "words"),
+    [
+        ([b"<html>"], {"kind": "text/html"}, "answers with text/html that has no events"),
+        ([b'data: {"choices": [{"delta": {"content": "a"}}]}'], {}, "closed the connection in the middle of the answer"),
+        ([b'data: {"choices": [{"delta": {"content": "a"}}]}', b""], {"cut": True}, "closed the connection in the middle of the answer"),
+        ([b'data: {"choices": 5}'], {}, "an event that is no part of a chat"),
+        ([b'data: {"choices": [{"delta": "a"}]}'], {}, "an event that is no part of a chat"),
+        ([b"data: " + b"x" * 2**24], {}, "sends a line of more than 4,194,304 bytes"),
+    ],
+)
+async def test_an_answer_that_is_none_is_one_line(lines, more, words):
+    code, _, error = await answer_of(*lines, **more)
+    assert (code, error.count("\n")) == (2, 1)
+    assert words in error
+
+
+async def test_an_answer_may_end_with_its_last_choice():
+    last = b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}], "usage": "none"}'
+    assert await answer_of(last) == (0, "a\n", "")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat/completions", "/v1/models?a=b#c"])
+async def test_a_pasted_path_of_the_api_is_left_out(path):
+    async with running_server(Talker()) as server:
+        assert await run("chat", f"{server.url}{path}", "--max-tokens", "2", text="hello") == (0, "word1 word2 \n", "")
+
+
+async def test_another_path_is_one_line():
+    async with running_server() as server:
+        code, _, error = await run("chat", f"{server.url}/docs", text="hello")
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.endswith(f"; {server.url}/docs should be the server's address, without the path of a route\n")
+
+
+@pytest.mark.parametrize("tool", ["chat", "top"])
+async def test_a_line_break_in_the_key_is_one_line(tool):
+    code, _, error = await run(tool, "127.0.0.1:1", LLMSERVE_API_KEY="secret\n")
+    words = "the API key has a line break or another control character: correct --api-key or LLMSERVE_API_KEY"
+    assert (code, error) == (2, f"llmserve {tool}: error: {words}\n")
+
+
+async def test_the_chat_goes_on_after_an_error():
+    async with running_server(Talker()) as server:
+        tool = Terminal("chat", server.url, "--max-tokens", "2")
+        await tool.expect("> ")
+        tool.type("\udcff\n")
+        await tool.expect("[error: the ")
+        # Longer than a line of the terminal itself.
+        tool.type("x" * 20_000 + "\n")
+        await tool.expect("word2")
+        tool.type("hello\n")
+        await tool.expect("word2")
+        tool.type("/quit\n")
+        assert await tool.ends() == 0
 
 
 def test_top_draws_a_tenant_s_name_as_it_is():

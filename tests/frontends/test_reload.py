@@ -1,16 +1,20 @@
 """SIGHUP reloads the settings that can change, all or none of them, without ending a stream."""
 
 import asyncio
+import logging
 import pathlib
 import re
 import signal
+import sys
+from contextlib import suppress
 
 import anyio
 import pytest
-from program_support import SOCKET, Streams, fetch, metrics, program, until
+from program_support import MODULE, SIMULATED, SOCKET, Streams, fetch, metrics, program, until, workers_of
 
 from frontends.access.control import Access
 from frontends.http.settings import HTTPServerSettings
+from frontends.logs.operator_log import LEVEL
 from frontends.options.definitions import key_of, make, name_of, options_of
 from frontends.options.sources import layers, merged
 from frontends.program.reload import LiveSettings
@@ -19,6 +23,7 @@ from llmserve import InvalidRequest
 
 pytestmark = pytest.mark.anyio
 PATIENCE = 60
+SHARED = (sys.executable, "-m", "tests.support.core_program")
 RAW = (*SOCKET, "--listen", "tcp://127.0.0.1:0")
 
 
@@ -41,12 +46,31 @@ async def reload(process, last):
     return lines[1:]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_server_gets_new_settings_and_cuts_no_stream(tmp_path, workers):
+# The engine and its options: one process, workers with an engine each, and workers that share one.
+KINDS = {
+    "one process": (MODULE, SIMULATED, ("--workers", "1")),
+    "workers": (MODULE, SIMULATED, ("--workers", "2")),
+    "workers with one engine": (SHARED, ("--engine", "core", "--model", "sim"), ("--workers", "2")),
+}
+
+
+async def answer(url, max_tokens):
+    """Return the status and the body of an answer, once a worker takes requests."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            with suppress(OSError):
+                status, body = await fetch(f"{url}/generate", {"prompt": "hi", "max_tokens": max_tokens})
+                if status != 503:
+                    return status, body
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("module", "engine", "options"), KINDS.values(), ids=KINDS)
+async def test_a_server_gets_new_settings_and_cuts_no_stream(tmp_path, module, engine, options):
     file = tmp_path / "llmserve.toml"
     file.write_text("max-running = 1\nmax-waiting = 9\nmax-tokens = 3000")
-    options = ("--config", str(file), "--workers", workers, "--engine-arg", "step_seconds=0.02", "--drain-timeout", "1")
-    async with program(tmp_path, *options) as (process, url, _), Streams(url) as streams:
+    options = (*options, "--config", str(file), "--engine-arg", "step_seconds=0.02", "--drain-timeout", "1", "--port", "0")
+    async with program(tmp_path, *options, module=module, engine=engine) as (process, url, _), Streams(url) as streams:
         await streams.begin()
         waiting = asyncio.create_task(streams.begin())
         await until(url, lambda found: found["admission"]["waiting"] == 1)
@@ -66,6 +90,14 @@ async def test_a_server_gets_new_settings_and_cuts_no_stream(tmp_path, workers):
         assert (status, b"max_tokens" in body) == (400, True)
         status, _ = await fetch(f"{url}/generate", {"prompt": "hi", "max_tokens": 5})
         assert status == 429
+        await streams.end()
+        for worker in workers_of(process):
+            # Those that replace them have the new settings too.
+            worker.kill()
+        await until(url, lambda found: found["admission"]["running"] == 0)
+        assert (await answer(url, 5))[0] == 200
+        status, body = await answer(url, 6)
+        assert (status, b"max_tokens" in body) == (400, True)
 
 
 async def test_a_file_with_an_error_changes_nothing(tmp_path):
@@ -90,8 +122,9 @@ async def test_a_file_with_an_error_changes_nothing(tmp_path):
         await until(url, lambda found: found["admission"]["limit"] == 4)
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(PATIENCE):
-            # The level error hides the lines about the reload and the drain.
-            assert b"drain" not in await process.stderr.read()
+            said = (await process.stderr.read()).decode()
+        # The level error hides the lines about the reload and the drain.
+        assert "drain" not in said
 
 
 async def test_a_raw_socket_server_reloads_its_settings_too(tmp_path):
@@ -104,6 +137,17 @@ async def test_a_raw_socket_server_reloads_its_settings_too(tmp_path):
             file.write_text("max-tokens = 8\nmax-streams = 1")
             assert await reload(process, "needs") == ["max-tokens: 4 -> 8", "needs a restart: max-streams"]
             await client.generate("hi", max_tokens=8)
+
+
+@pytest.fixture
+def log_level(monkeypatch):
+    """Restore the level of this process's log, which a reload sets, and which programs of other tests would inherit."""
+    monkeypatch.setenv(LEVEL, "info")
+    loggers = [logging.getLogger(name) for name in ("llmserve", "frontends")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def live(tmp_path, text, environ=None, **arguments):
@@ -125,6 +169,7 @@ def live(tmp_path, text, environ=None, **arguments):
     return again, applied
 
 
+@pytest.mark.usefixtures("log_level")
 async def test_other_sources_still_come_first(tmp_path, capsys):
     again, _ = live(tmp_path, "max-wait = 1", {"LLMSERVE_MAX_WAIT": "2"}, max_tokens=3)
     limits = await again("max-wait = 4\nmax-tokens = 5\nmax-running = 6")
@@ -132,6 +177,7 @@ async def test_other_sources_still_come_first(tmp_path, capsys):
     assert capsys.readouterr().err == "llmserve  reload    max-running: not set -> 6\n"
 
 
+@pytest.mark.usefixtures("log_level")
 @pytest.mark.parametrize(
     ("before", "after", "kept"),
     [
@@ -153,6 +199,7 @@ async def test_another_policy_needs_a_restart_and_all_else_is_applied(tmp_path, 
     assert "max-wait: 30.0 -> 9.0" in log
 
 
+@pytest.mark.usefixtures("log_level")
 async def test_values_that_need_a_restart_are_not_logged(tmp_path, capsys):
     again, _ = live(tmp_path, "")
     await again('engine-arg = ["hf_token=\\"secret\\""]\notlp-endpoint = "http://user:secret@host"\nengine = "simulated"')

@@ -18,7 +18,7 @@ def forest(content: Content) -> UIElement:
 
 
 def forest_of(a: Named, b: Named) -> UIElement:
-    ratios = compare(a.analysis, b.analysis)
+    ratios = compare(a.analysis, b.analysis).ratios
     if not ratios:
         return explain(f"{a.name} and {b.name} share no load, so they cannot be compared.")
     labels = [f"{ratio.load}: {ratio.figure}" for ratio in ratios]

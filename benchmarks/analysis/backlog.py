@@ -2,12 +2,15 @@
 
 The span after the first answers is cut into equal parts. At a rate above capacity the number in
 flight grows by about as much in each part, so the growths of the parts have a mean clearly above
-their error. At a rate below capacity they cancel each other, which makes the test cautious.
+their error. At a rate below capacity they cancel each other, which makes the test cautious. In a
+run that lasts for few answers, their ends are too irregular for it; there the time to first token
+shows a queue, if it rises from each quarter of the requests to the next.
 
 A request that timed out, or that the end of the run cut off, counts as in flight to the end: the
 server did not answer it. A refused one counts as ended.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,6 +31,8 @@ FILLING_SHARE = 0.25
 MIN_DEFICIT, MIN_GROWTH = 0.03, 4
 # The mean growth in multiples of its error: certain (97 % one-sided with eight parts), and possible.
 CERTAIN, POSSIBLE = 2.2, 1.0
+# Above capacity, the wait in a queue grows by this much or more for each second of the run.
+MIN_SLOPE = 0.1
 
 Trend = Literal["steady", "undecided", "over-saturated"]
 
@@ -39,7 +44,7 @@ class Backlog(msgspec.Struct, kw_only=True):
         trend: Whether the number in flight grew without end.
         before, after: Requests in flight at the begin and the end of the judged span.
         ttft_before, ttft_after: Median seconds to the first token of the first and the last quarter
-            of the requests; None where none was answered.
+            of the requests; None if most of them got no token.
         sent: Requests sent per second within the span.
         served: Requests per second that the tokens of twelve parts of the span's second half amount
             to; in the first half a batch may still fill.
@@ -64,13 +69,14 @@ def backlog(records: Sequence[RequestRecord]) -> Backlog | None:
     begun = np.searchsorted([record.intended for record in ordered], edges, side="right")
     levels = begun - np.searchsorted(np.sort([_ended(record) for record in ordered]), edges, side="right")
     sent = int(begun[-1] - begun[0])
-    quarter = len(ordered) // 4
+    waits = [_wait(list(part)) for part in np.array_split(np.asarray(ordered, dtype=object), 4)]
+    grown = levels[-1] > levels[0] and _waits_grow(waits, end - ordered[0].intended)
     return Backlog(
-        trend=trend(levels, sent),
+        trend="over-saturated" if grown else trend(levels, sent),
         before=int(levels[0]),
         after=int(levels[-1]),
-        ttft_before=_ttft(ordered[:quarter]),
-        ttft_after=_ttft(ordered[-quarter:]),
+        ttft_before=_ttft(ordered[: len(ordered) // 4]),
+        ttft_after=_ttft(ordered[-(len(ordered) // 4) :]),
         sent=sent / float(edges[-1] - edges[0]),
         served=_served(ordered, np.linspace(edges[PARTS // 2], end, SERVED_PARTS + 1)).tolist(),
     )
@@ -99,14 +105,25 @@ def _ended(record: RequestRecord) -> float:
     return record.finished
 
 
+def _wait(records: Sequence[RequestRecord]) -> float:
+    """Return the median seconds to the first token, or to the end of a request that got none."""
+    ends = [record.first_token or record.finished or record.intended for record in records]
+    return float(np.median([end - record.intended for end, record in zip(ends, records, strict=True)]))
+
+
 def _ttft(records: Sequence[RequestRecord]) -> float | None:
     found = [record.first_token - record.intended for record in records if record.first_token is not None]
-    return float(np.median(found)) if found else None
+    return float(np.median(found)) if 2 * len(found) > len(records) else None
+
+
+def _waits_grow(waits: Sequence[float], seconds: float) -> bool:
+    """Whether the wait of four equal parts of the requests rises from each part to the next, and fast."""
+    return all(after > before for before, after in itertools.pairwise(waits)) and waits[-1] - waits[0] > MIN_SLOPE * 0.75 * seconds
 
 
 def _served(records: Sequence[RequestRecord], edges: Floats) -> Floats:
     """Return the tokens per second of each part, in requests of the mean answer's length."""
-    answers = [record.completion_tokens for record in records if record.outcome == "ok"]
+    answers = [record.wanted_tokens for record in records]
     times, tokens = deliveries(records)
     counts, _ = np.histogram(times, bins=edges, weights=tokens)
-    return np.asarray(counts / np.diff(edges) / (np.mean(answers) if answers else np.inf), dtype=np.float64)
+    return np.asarray(counts / np.diff(edges) / np.mean(answers), dtype=np.float64)

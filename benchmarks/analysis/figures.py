@@ -8,9 +8,9 @@ from benchmarks.analysis.backlog import STEADY_PATTERNS, Backlog, backlog
 from benchmarks.analysis.capacity import Capacity
 from benchmarks.analysis.stages import Waterfall, waterfall
 from benchmarks.analysis.steady_state import block_rates
-from benchmarks.analysis.summary import Summary, summarize, times_of
+from benchmarks.analysis.summary import Summary, kept, summarize, times_of
 from benchmarks.analysis.validity import faults
-from benchmarks.recording.results import Point, RequestRecord, Run
+from benchmarks.recording.results import Point, Promise, RequestRecord, Run
 from benchmarks.recording.storage import UnreadableRun
 
 
@@ -24,6 +24,7 @@ class Figures(msgspec.Struct, kw_only=True):
         times: The requests' latencies in nanoseconds, by the name of their distribution.
         faults: Reasons why the point is not valid.
         backlog: How the requests in flight changed in an open loop with one rate.
+        within: 1 for each request that met the SLO and 0 for any other; empty without an SLO.
     """
 
     sent: int
@@ -34,6 +35,7 @@ class Figures(msgspec.Struct, kw_only=True):
     times: dict[str, list[int]]
     faults: list[str]
     backlog: Backlog | None = None
+    within: list[int] = []
 
 
 class WholeSummary(msgspec.Struct):
@@ -60,6 +62,7 @@ def figures(run: Run, point: Point, records: Sequence[RequestRecord]) -> Figures
         times={name: [round(value * 1e9) for value in values] for name, values in times_of(counted).items()},
         faults=faults(point, records, summary, stages, run.ceiling.get(point.target)),
         backlog=waiting,
+        within=[int(kept(record, run.promise)) for record in counted] if run.promise != Promise() else [],
     )
 
 

@@ -88,11 +88,11 @@ def above_capacity(summary: Summary, backlog: Backlog) -> str | None:
     """Return in one clause how a point shows that its rate is not served; None if it is."""
     match state(summary, backlog):
         case "over-saturated":
-            said = f"of {backlog.sent:.3g} requests/s, {np.mean(backlog.served):.3g} are served, and the requests in flight grow "
-            said += f"from {backlog.before} to {backlog.after}"
-            if backlog.ttft_before is not None and backlog.ttft_after is not None:
-                said += f"; the median TTFT is {backlog.ttft_before:.2f} s in the first quarter and {backlog.ttft_after:.2f} s in the last"
-            return said
+            counts = f"the requests in flight grow from {backlog.before} to {backlog.after}"
+            said = f"of {backlog.sent:.3g} requests/s, {np.mean(backlog.served):.3g} are served, and {counts}"
+            if backlog.ttft_before is None or backlog.ttft_after is None:
+                return said
+            return f"{said}; the median TTFT is {backlog.ttft_before:.2f} s in the first quarter and {backlog.ttft_after:.2f} s in the last"
         case "refusing":
             return f"the server refuses {refused_share(summary):.0%} of the requests"
         case "failing":
@@ -103,9 +103,8 @@ def above_capacity(summary: Summary, backlog: Backlog) -> str | None:
 def find_rate_knee(levels: Sequence[RateLevel]) -> tuple[RateKnee | NoKnee, RateLevel | None]:
     """Return the knee of levels in ascending order, and the first level that is not served."""
     over = [level for level in levels if level.state == "over-saturated"]
-    best = max((level.mean for level in over), default=0.0)
     # A server that serves more at another rate was only filling up at this one.
-    filling = [level for level in over if level.sent < best * (1 - MIN_MARGIN)]
+    filling = [level for level in over if any(other.mean > level.sent * (1 + MIN_MARGIN) for other in over if other is not level)]
     unserved = [level for level in levels if level.state not in ("steady", "undecided") and level not in filling]
     steady = [level for level in levels if level.state == "steady"]
     unclear = [f"{level.rate:.4g}/s" for level in levels if level.state == "undecided"]
@@ -123,17 +122,17 @@ def find_rate_knee(levels: Sequence[RateLevel]) -> tuple[RateKnee | NoKnee, Rate
     low, high = min(last.sent, last.mean), first.sent
     if first.state != "over-saturated":
         return RateKnee(low, low, high), first
-    return _refined(low, high, max(over, key=lambda level: level.mean)), first
+    return _refined(low, high, max((level for level in over if level not in filling), key=lambda level: level.mean)), first
 
 
 def _refined(low: float, high: float, capacity: RateLevel) -> RateKnee:
     """Narrow the interval by what is served at the rate that gets most out of the server."""
-    at, margin = capacity.mean, capacity.margin
-    if at + margin < low:
+    least, most = capacity.mean - capacity.margin, capacity.mean + capacity.margin
+    if most < low:
         # Overload costs throughput, so what is served beyond the knee is no measure of it.
         return RateKnee(low, low, high)
-    least, most = at * (1 - MIN_MARGIN), at * (1 + MIN_MARGIN)
-    return RateKnee(at, min(max(low, at - margin), least), max(min(high, at + margin), most))
+    at = min(max(capacity.mean, low), high)
+    return RateKnee(at, min(max(low, least), at * (1 - MIN_MARGIN)), max(min(high, most), at * (1 + MIN_MARGIN)))
 
 
 def rate_saturation(name: str, levels: Sequence[RateLevel], dropped: int, engine: dict[str, Any] | None) -> RateSaturation | None:

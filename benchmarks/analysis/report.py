@@ -48,6 +48,7 @@ class View:
     times: dict[str, list[int]]
     faults: list[str]
     backlog: Backlog | None
+    within: list[int]
 
     @property
     def valid(self) -> bool:

@@ -3,13 +3,13 @@
 import argparse
 import pathlib
 
-from benchmarks.analysis import compare, report
+from benchmarks.analysis import compare, report, shares
 from benchmarks.arguments import Arguments
 from benchmarks.recording import storage
 from benchmarks.recording.storage import UnreadableRun
 
 NAME = "compare"
-HELP = "compare B with A at each load; exit code 1 if B is worse by more than the confidence interval"
+HELP = "compare B with A at each load; exit code 1 if B is worse, refuses or fails more, beyond the intervals"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -21,8 +21,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(given: Arguments) -> int:
     a, b = (report.analyse(storage.read(path)) for path in (given.a, given.b))
-    ratios = compare.compare(a, b)
-    if not ratios:
-        raise UnreadableRun(f"{given.a} and {given.b} share no load")
-    print(compare.table(ratios, given.margin))
-    return int(any(ratio.regressed(given.margin) for ratio in ratios))
+    found = compare.compare(a, b)
+    if not found.ratios and not found.shares:
+        raise UnreadableRun("; ".join([f"{given.a} and {given.b} share no load that can be compared", *found.notes]))
+    tables = [compare.table(found.ratios, given.margin)] if found.ratios else []
+    tables += [shares.table(found.shares)] if found.shares else []
+    notes = ["\n".join(f"- {note}" for note in found.notes)] if found.notes else []
+    print("\n\n".join(tables + notes))
+    return int(found.regressed(given.margin))

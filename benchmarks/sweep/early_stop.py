@@ -13,7 +13,7 @@ from benchmarks.sweep.systems import SystemUnderTest
 from benchmarks.workload.plan import PointPlan
 
 # The first judgement, and the time between two.
-MIN_SECONDS, MIN_REQUESTS = 8.0, 64
+MIN_SECONDS, MIN_REQUESTS, MIN_ENDED = 8.0, 64, 16
 INTERVAL_SECONDS = 0.5
 # Many judgements of one run need a larger margin than the one at its end.
 CERTAIN = 5.0
@@ -33,7 +33,7 @@ class EarlyStop:
         self._times.append(seconds)
         self._in_flight.append(in_flight)
         self._sent.append(in_flight + done)
-        if seconds < max(MIN_SECONDS, self._judged + INTERVAL_SECONDS) or self._sent[-1] < MIN_REQUESTS:
+        if seconds < max(MIN_SECONDS, self._judged + INTERVAL_SECONDS) or self._sent[-1] < MIN_REQUESTS or done < MIN_ENDED:
             return False
         self._judged = seconds
         edges = np.linspace(FILLING_SHARE * seconds, seconds, PARTS + 1)

@@ -25,7 +25,7 @@ def forests(content: Content) -> list[UIElement]:
 
 def forest(a: Named, b: Named) -> UIElement:
     """Draw every figure of `b` over that of `a`, with its 95 % interval."""
-    ratios = compare(a.analysis, b.analysis)
+    ratios = compare(a.analysis, b.analysis).ratios
     if not ratios:
         return explain(f"{html.escape(a.name)} and {html.escape(b.name)} share no load, so they cannot be compared.")
     labels = _labels(ratios)

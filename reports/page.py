@@ -99,10 +99,10 @@ def _moments(content: Content) -> UIElement:
     """Show one point at a time, chosen from each series' knee and its lowest and highest load."""
     chosen: dict[str, View] = {}
     for series in content.every_series:
-        views, knee = series.views, series.knee
+        views = series.views
         telling = [views[-1], views[0]] if series.axis is CONCURRENCY else views[::-1]
-        if knee is not None:
-            telling.insert(0, min(views, key=lambda view: abs(series.axis.at(view) - knee.concurrency)))
+        if series.knee is not None and series.working is not None:
+            telling.insert(0, series.working)
         chosen |= {_name(series.label, view): view for view in telling}
     charts = {name: _stack([*engine_timelines(view), itl_heat(view)]) for name, view in chosen.items()}
     return _stack(choice("Point", charts, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width", max_width=420))

@@ -66,6 +66,11 @@ def cost_per_million(view: "View", price_per_hour: float | None) -> float | None
     return None if price_per_hour is None or rate <= 0 else price_per_hour / 3600 / rate * 1e6
 
 
+def _state(view: "View") -> str:
+    """Return whether a point is valid, or what a rate that the server does not serve does to it."""
+    return "no" if not view.valid else view.state or "yes" if view.unserved is not None else "yes"
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("target", lambda view: view.point.target),
     Column("load", lambda view: view.point.load),
@@ -81,7 +86,8 @@ COLUMNS: tuple[Column, ...] = (
     _latency("tpot", "p50"),
     *(_latency("e2e", name) for name in ("p50", "p99")),
     Column("J/token", joules_per_token, 2, optional=True),
-    Column("valid", lambda view: "yes" if view.valid else "no"),
+    Column("cache hits (%)", lambda view: None if view.evidence.cache_hits is None else view.evidence.cache_hits * 100, 0, optional=True),
+    Column("valid", _state),
 )
 
 
@@ -94,16 +100,19 @@ def columns(found: "Analysis", *, optional: bool = False) -> list[Column]:
 
 
 def markdown(found: "Analysis") -> str:
-    """Return one line per point, then why points are not valid."""
+    """Return one line per point, then which points are not valid, or not served."""
     shown = columns(found)
     lines = [f"| {' | '.join(column.heading for column in shown)} |", "|" + "---|" * len(shown)]
     lines += [f"| {' | '.join(column.text(view) for column in shown)} |" for view in found.views]
-    notes = [
-        f"- {view.point.target}, {view.point.load}, prompt {view.point.prompt}: {'; '.join(view.faults)}"
-        for view in found.views
-        if view.faults
-    ]
-    return "\n".join(lines + (["", "Not valid:", "", *notes] if notes else []))
+    faulty = [f"{_where(view)}: {'; '.join(view.faults)}" for view in found.views if view.faults]
+    unserved = [f"{_where(view)}: {view.state}: {view.unserved}" for view in found.views if view.valid and view.unserved is not None]
+    for title, notes in (("Not valid:", faulty), ("Not served (the latencies depend on the duration):", unserved)):
+        lines += ["", title, "", *(f"- {note}" for note in notes)] if notes else []
+    return "\n".join(lines)
+
+
+def _where(view: "View") -> str:
+    return f"{view.point.target}, {view.point.load}, prompt {view.point.prompt}"
 
 
 def as_csv(found: "Analysis") -> str:
@@ -113,7 +122,7 @@ def as_csv(found: "Analysis") -> str:
     every = columns(found, optional=True)
     writer.writerow([*(column.heading for column in every), "faults"])
     for view in found.views:
-        writer.writerow([*(_plain(column, view) for column in every), "; ".join(view.faults)])
+        writer.writerow([*(_plain(column, view) for column in every), "; ".join(view.faults) or view.unserved or ""])
     return text.getvalue()
 
 

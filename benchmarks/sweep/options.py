@@ -3,6 +3,7 @@
 import argparse
 import math
 import pathlib
+import secrets
 
 from benchmarks.arguments import Arguments, add_price, numbers, positive
 from benchmarks.recording.results import Promise
@@ -82,6 +83,8 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
     words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
     add("--in-step", action="store_true", help=words)
     add("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
+    words = "end an open loop once its rate is clearly above what the server serves"
+    add("--stop-when-saturated", action="store_true", help=words)
     add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
     add("--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)")
     add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
@@ -100,6 +103,8 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     add("--cancelling", type=float, default=0.0, metavar="SHARE", help=words)
     add("--patience", type=positive(float), default=1.0, metavar="S")
     add("--seed", type=int, default=1)
+    words = "makes the prompts of this run differ from those of any other; a run records its salt, and the same one repeats its prompts"
+    add("--salt", metavar="TEXT", help=f"{words} (default: random)")
 
 
 def add_loads(command: argparse.ArgumentParser) -> None:
@@ -183,6 +188,7 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         price_per_hour=options.price_per_hour,
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+        stop_when_saturated=options.stop_when_saturated,
     )
 
 
@@ -198,4 +204,5 @@ def _workload(options: argparse.Namespace) -> Workload:
         priorities=tuple(options.priorities),
         cancelling=options.cancelling,
         patience=options.patience,
+        salt=secrets.token_hex(4) if options.salt is None else options.salt,
     )

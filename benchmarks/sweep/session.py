@@ -21,6 +21,7 @@ from benchmarks.recording.monitor import Monitor
 from benchmarks.recording.provenance import digest, provenance
 from benchmarks.recording.results import Point, Promise, Recording, Run, Sample
 from benchmarks.sweep import generator_ceiling
+from benchmarks.sweep.early_stop import run_until_saturated
 from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, TestBed, open_bench
 from benchmarks.targets import TargetError
 from benchmarks.workload.plan import Load, PointPlan
@@ -38,6 +39,7 @@ class Settings:
         requests: Minimum number of requests in a closed loop.
         per_client: Minimum number of requests per client in a closed loop.
         seconds: Duration of an open loop.
+        stop_when_saturated: Whether an open loop ends once its rate is clearly above capacity.
     """
 
     targets: list[str]
@@ -59,6 +61,7 @@ class Settings:
     price_per_hour: float | None = None
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
+    stop_when_saturated: bool = False
 
     def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PointPlan]]:
         """Yield (repeat, job) for every load at every prompt length; independent of the target.
@@ -150,7 +153,10 @@ async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, r
         with _bar(point, job.planned) as show:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(monitor.run)
-                await system.run(job, measured, show)
+                if settings.stop_when_saturated:
+                    point.saturated_at = await run_until_saturated(system, job, measured, show)
+                else:
+                    await system.run(job, measured, show)
                 tasks.cancel_scope.cancel()
     finally:
         _conclude(point, job, measured)

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from benchmarks.recording.storage import UnreadableRun
 from frontends.options.suggestions import Parser
@@ -27,8 +28,10 @@ def run_pictures(*, runs: list[Path], out: Path, reference: bool) -> int:
     return 0
 
 
-def run_serve(*, runs: list[Path], host: str, port: int, price_per_hour: float | None) -> int:
-    server.serve(runs, host, port, price_per_hour)
+def run_serve(*, runs: list[Path], live: list[str], host: str, port: int, price_per_hour: float | None) -> int:
+    if not (runs or live):
+        raise UnreadableRun("nothing to show: pass runs, or --live with the URL of a running server")
+    server.serve(server.Site(runs, live, price_per_hour), host, port)
     return 0
 
 
@@ -41,6 +44,13 @@ def price(text: str) -> float:
     if not 0 < found < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: write a number above 0")
     return found
+
+
+def url(text: str) -> str:
+    """Parse the base URL of a server."""
+    if urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).netloc:
+        raise argparse.ArgumentTypeError(f"{text!r}: write http://HOST:PORT")
+    return text
 
 
 def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
@@ -58,8 +68,10 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     serve.set_defaults(run_command=run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--port", type=int, default=5006, help="0 chooses a free port (default: %(default)s)")
-    for command in (build, drawn, serve):
-        command.add_argument("runs", type=Path, nargs="+", metavar="RUN.json or FOLDER")
+    words = "follow this server (ours or vLLM's) in the Live tab as soon as a page is opened; may be repeated"
+    serve.add_argument("--live", type=url, action="append", default=[], metavar="URL", help=words)
+    for command, number in ((build, "+"), (drawn, "+"), (serve, "*")):
+        command.add_argument("runs", type=Path, nargs=number, metavar="RUN.json or FOLDER")
     for command in (build, serve):
         words = "price of the server per hour, in any currency: shows the cost of a million output tokens"
         command.add_argument("--price-per-hour", type=price, metavar="PRICE", help=words)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from bokeh.models import Column, CustomJS, Select, Spacer, TabPanel, Tabs, UIElement
 
-# A box may be narrower than its content, which then scrolls within itself.
-NARROW = ":host { min-width: 0; }"
+from reports.theme import NARROW
+
 FILL = "boxes[cb_obj.active].children = [contents[cb_obj.active]]"
 SWAP = "box.children = [contents[names.indexOf(cb_obj.value)]]"
 

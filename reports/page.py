@@ -23,7 +23,7 @@ from reports.charts.prediction import predicted_vs_measured
 from reports.charts.timelines import engine_timelines, stages
 from reports.lazy_panels import choice, tabs
 from reports.page_data import CONCURRENCY, RATE, Content
-from reports.theme import NOT_VALID
+from reports.theme import GRID_STYLE, INPUT_STYLE, NARROW, NOT_VALID
 
 TAB_STYLE = """
     :host { --tab-line: var(--line); } .bk-header { border-bottom: 1px solid var(--line) !important; }
@@ -35,12 +35,6 @@ TAB_STYLE = """
     [style*="visibility: hidden"] { display: none !important; }
     .bk-tab.bk-active { color: var(--ink) !important; border-bottom: 3px solid var(--accent) !important; font-weight: 600; }
     """
-# Two charts beside each other; one where a chart would be too narrow.
-GRID_STYLE = """
-    :host { display: grid !important; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px 24px; align-items: start; }
-    @media (max-width: 899px) { :host { grid-template-columns: minmax(0, 1fr); } }
-    """
-INPUT_STYLE = ":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }"
 
 
 def add_to(document: Document, content: Content, title: str = "llmserve") -> None:
@@ -98,17 +92,17 @@ def _grid(children: Sequence[UIElement]) -> UIElement:
 
 
 def _stack(children: Sequence[UIElement]) -> UIElement:
-    return Column(children=list(children), sizing_mode="stretch_width", spacing=18, stylesheets=[":host { min-width: 0; }"])
+    return Column(children=list(children), sizing_mode="stretch_width", spacing=18, stylesheets=[NARROW])
 
 
 def _moments(content: Content) -> UIElement:
     """Show one point at a time, chosen from each series' knee and its lowest and highest load."""
     chosen: dict[str, View] = {}
     for series in content.every_series:
-        views, knee = series.views, series.knee
+        views = series.views
         telling = [views[-1], views[0]] if series.axis is CONCURRENCY else views[::-1]
-        if knee is not None:
-            telling.insert(0, min(views, key=lambda view: abs(series.axis.at(view) - knee.concurrency)))
+        if series.knee is not None and series.working is not None:
+            telling.insert(0, series.working)
         chosen |= {_name(series.label, view): view for view in telling}
     charts = {name: _stack([*engine_timelines(view), itl_heat(view)]) for name, view in chosen.items()}
     return _stack(choice("Point", charts, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width", max_width=420))

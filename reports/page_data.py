@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import attrs
 
 from benchmarks.analysis.knee import Knee
+from benchmarks.analysis.rates import RateKnee, RateSaturation
 from benchmarks.analysis.report import Analysis, View, analyse
 from benchmarks.analysis.saturation import Saturation
 from benchmarks.recording.storage import UnreadableRun, find, priced, read
@@ -50,7 +52,7 @@ class Series:
     run: Named
     axis: Axis
     views: list[View]
-    saturation: Saturation | None
+    saturation: Saturation | RateSaturation | None
 
     @property
     def levels(self) -> list[float]:
@@ -66,8 +68,24 @@ class Series:
         return list(found.values())
 
     @property
-    def knee(self) -> Knee | None:
-        return self.saturation.knee if self.saturation is not None and isinstance(self.saturation.knee, Knee) else None
+    def knee(self) -> tuple[float, float, float] | None:
+        """The load at which the sweep saturates, with its interval; None if it was not found."""
+        match self.saturation.knee if self.saturation is not None else None:
+            case Knee(concurrency=at, low=low, high=high) | RateKnee(rate=at, low=low, high=high):
+                return at, low, high
+        return None
+
+    @property
+    def working(self) -> View | None:
+        """The point where an operator would run: next to the knee, or the fastest; None without a valid one."""
+        served = [view for view in self.valid if view.unserved is None] or self.valid
+        if self.knee is not None:
+            at = self.knee[0]
+            return min(served, key=lambda view: abs(self.axis.at(view) - at), default=None)
+        return max(served, key=lambda view: view.summary.tokens_per_second, default=None)
+
+
+Group: TypeAlias = tuple[Named, Axis, str, str, str, list[View], Saturation | RateSaturation | None]
 
 
 @attrs.define(slots=False)
@@ -78,12 +96,13 @@ class Content:
     @cached_property
     def every_series(self) -> list[Series]:
         """Series with the same order and colour on all charts, curves first; eight colours."""
-        found = [
-            (run, CONCURRENCY, sweep.target, sweep.prompt, sweep.output, sweep.views, sweep.saturation)
-            for run in self.runs
-            for sweep in run.analysis.sweeps
-        ]
-        found += [(run, RATE, *key, views, None) for run in self.runs for key, views in _by_shape(run.analysis.open_loops).items()]
+        found: list[Group] = []
+        for run in self.runs:
+            found += [(run, CONCURRENCY, one.target, one.prompt, one.output, one.views, one.saturation) for one in run.analysis.sweeps]
+            found += [(run, RATE, one.target, one.prompt, one.output, one.views, one.saturation) for one in run.analysis.rate_sweeps]
+            swept = {view.point.number for rates in run.analysis.rate_sweeps for view in rates.views}
+            others = [view for view in run.analysis.open_loops if view.point.number not in swept]
+            found += [(run, RATE, view.point.target, view.point.prompt, view.point.output, [view], None) for view in others]
         found.sort(key=lambda each: len({each[1].at(view) for view in each[5]}) < 2)
         shapes = len({each[3:5] for each in found})
         return [
@@ -119,14 +138,6 @@ class Content:
 
     def _label(self, run: Named, *parts: str) -> str:
         return ", ".join([*([run.name] if len(self.runs) > 1 else []), *filter(None, parts)])
-
-
-def _by_shape(views: Sequence[View]) -> dict[tuple[str, str, str], list[View]]:
-    """Group open loops by target and lengths, sorted by rate; loads without a rate are at 0."""
-    found: dict[tuple[str, str, str], list[View]] = {}
-    for view in sorted(views, key=lambda view: view.point.rate or 0.0):
-        found.setdefault((view.point.target, view.point.prompt, view.point.output), []).append(view)
-    return found
 
 
 def load(paths: Sequence[Path], reference: Reference | None = None, price_per_hour: float | None = None) -> Content:

@@ -6,6 +6,7 @@ Its event loop is its own, and it reads only files, apart from the followed serv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import attrs
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
@@ -15,12 +16,15 @@ from bokeh.server.server import Server
 from benchmarks.recording.storage import UnreadableRun, find
 from reports.blocks.head import warning
 from reports.lazy_panels import tabs
-from reports.live import Live
-from reports.page import INPUT_STYLE, roots, template
+from reports.live.panel import Live
+from reports.page import TAB_STYLE, roots, template
 from reports.page_data import load
+from reports.theme import INPUT_STYLE, NARROW
 
 # Runs are compared in the order in which they are chosen.
 PICK = "Runs (the Comparison tab compares each further run with the first)"
+# The number of a tab that is limited to the last one.
+LAST = 10**6
 # A choice opens a new page, so that it has an address to link to.
 REOPEN = """
 const chosen = new URLSearchParams(pick.value.map((name) => ["run", name]))
@@ -29,18 +33,32 @@ window.location.search = chosen.toString()
 """
 
 
-def open_page(document: Document, paths: Sequence[Path], price_per_hour: float | None = None) -> None:
+@attrs.frozen
+class Site:
+    """What the server shows: runs in these files and folders, and these running servers.
+
+    Attributes:
+        live: URLs that a page follows as soon as it is opened.
+        price_per_hour: Replaces the price that a run recorded.
+    """
+
+    paths: Sequence[Path]
+    live: Sequence[str] = ()
+    price_per_hour: float | None = None
+
+
+def open_page(document: Document, site: Site) -> None:
     """Build one reader's page: the runs that its address names, or the newest run."""
     # The files are looked up for every reader, so that a reload shows new runs.
-    files = {name: file for path in paths for name, file in _files(path).items()}
-    context = document.session_context
-    asked = context.request.arguments if context is not None and context.request is not None else {}
-    names = [name.decode(errors="replace") for name in asked.get("run", [])]
-    known = [name for name in names if name in files] or [max(files, key=lambda name: files[name].stat().st_mtime)]
-    tab = asked.get("tab", [b"0"])[0]
-    *above, pages = _content(
-        [files[name] for name in known], {"Live": Live(document).panel()}, int(tab) if tab.isdigit() else 0, price_per_hour
-    )
+    files = {name: file for path in site.paths for name, file in _files(path).items()}
+    names = _asked(document, "run")
+    newest = [max(files, key=lambda name: files[name].stat().st_mtime)] if files else []
+    known = [name for name in names if name in files] or newest
+    followed = next(iter(_asked(document, "live")), "")
+    tab = next(iter(_asked(document, "tab")), "")
+    opened = int(tab) if tab.isdigit() else LAST if followed or site.live else 0
+    live = {"Live": Live(document, followed, site.live).panel()}
+    *above, pages = _content(site, [files[name] for name in known], live, opened)
     above += [warning(f"run not found: {name}") for name in names if name not in files]
     pick = MultiChoice(title=PICK, options=list(files), value=known, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")
     pick.js_on_change("value", CustomJS(args={"pick": pick, "tabs": pages}, code=REOPEN))
@@ -48,14 +66,24 @@ def open_page(document: Document, paths: Sequence[Path], price_per_hour: float |
     document.template = template()
     document.template_variables["title"] = document.title
     # Leave room for the button that switches between light and dark.
-    document.add_root(Column(children=[pick, *above, pages], sizing_mode="stretch_width", margin=(28, 0, 0, 0)))
+    parts = [*([pick] if files else []), *above, pages]
+    document.add_root(Column(children=parts, sizing_mode="stretch_width", margin=(28, 0, 0, 0), stylesheets=[NARROW]))
 
 
-def _content(files: Sequence[Path], more: Mapping[str, UIElement], opened: int, price_per_hour: float | None) -> list[UIElement]:
+def _asked(document: Document, name: str) -> list[str]:
+    """Return the values of a parameter in the page's address."""
+    context = document.session_context
+    arguments = context.request.arguments if context is not None and context.request is not None else {}
+    return [value.decode(errors="replace") for value in arguments.get(name, [])]
+
+
+def _content(site: Site, files: Sequence[Path], more: Mapping[str, UIElement], opened: int) -> list[UIElement]:
+    if not files:
+        return [tabs(more, stylesheets=[TAB_STYLE])]
     try:
-        return roots(load(files, None, price_per_hour), more, opened)
+        return roots(load(files, None, site.price_per_hour), more, opened)
     except UnreadableRun as error:
-        return [warning(str(error)), tabs(more)]
+        return [warning(str(error)), tabs(more, stylesheets=[TAB_STYLE])]
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -63,20 +91,21 @@ def _files(path: Path) -> dict[str, Path]:
     return {str(Path(path.name, file.relative_to(path))): file for file in find(path)}
 
 
-def make_server(paths: Sequence[Path], host: str, port: int, price_per_hour: float | None = None) -> Server:
+def make_server(site: Site, host: str, port: int) -> Server:
     """Make a server that is not started yet.
 
     Raises UnreadableRun immediately for unreadable runs, not at the first reader's visit.
     """
-    load(paths)
+    if site.paths:
+        load(site.paths)
 
-    application = Application(FunctionHandler(lambda document: open_page(document, paths, price_per_hour)))
+    application = Application(FunctionHandler(lambda document: open_page(document, site)))
     origins = [f"{name}:{port}" for name in {host, "localhost", "127.0.0.1"}] if port else ["*"]
     return Server({"/": application}, address=host, port=port, allow_websocket_origin=origins)
 
 
-def serve(paths: Sequence[Path], host: str, port: int, price_per_hour: float | None = None) -> None:
-    server = make_server(paths, host, port, price_per_hour)
+def serve(site: Site, host: str, port: int) -> None:
+    server = make_server(site, host, port)
     server.start()
     print(f"listening http://{host}:{server.port}", flush=True)
     server.io_loop.start()

@@ -24,6 +24,14 @@ LEGEND_STYLE = """
     .bk-grid { display: flex !important; flex-wrap: wrap; width: auto !important; gap: 2px 14px !important; }
     .bk-label { color: var(--ink) !important; white-space: normal !important; overflow-wrap: anywhere; }
     """
+# A box may be narrower than its content, which then scrolls within itself.
+NARROW = ":host { min-width: 0; }"
+# Two charts beside each other; one where a chart would be too narrow.
+GRID_STYLE = """
+    :host { display: grid !important; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px 24px; align-items: start; }
+    @media (max-width: 899px) { :host { grid-template-columns: minmax(0, 1fr); } }
+    """
+INPUT_STYLE = ":host, select, input { color: var(--ink) !important; background-color: var(--paper) !important; }"
 # A string instead of an InlineStyleSheet, because a Bokeh model belongs to one document and ends
 # with it.
 STYLE = """

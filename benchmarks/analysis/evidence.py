@@ -36,10 +36,10 @@ class Evidence:
     host_cpu: float | None
     engine_cpu: float | None
     gpu: float | None
+    watts: float | None = None
     admission_waiting: float | None = None
     full_batch: int | None = None
     cache_hits: float | None = None
-    watts: float | None = None
 
     def __str__(self) -> str:
         told = [
@@ -51,8 +51,8 @@ class Evidence:
             None if self.host_cpu is None else f"host process {self.host_cpu:.0%} of a core",
             None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
-            None if self.cache_hits is None else f"{self.cache_hits:.0%} of the prompt tokens from the prefix cache",
             None if self.watts is None else f"GPUs draw {self.watts:,.0f} W",
+            None if self.cache_hits is None else f"{self.cache_hits:.0%} of the prompt tokens from the prefix cache",
         ]
         return ", ".join(part for part in told if part is not None) or "the server reported nothing"
 
@@ -82,10 +82,10 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
         host_cpu=spent("host_cpu"),
         engine_cpu=spent("engine_cpu"),
         gpu=float(np.mean(gpu)) if gpu else None,
+        watts=spent("energy"),
         admission_waiting=float(np.mean(admission)) if admission else None,
         full_batch=_full_batch(inside),
         cache_hits=_hit_rate(samples),
-        watts=spent("energy"),
     )
 
 

@@ -61,7 +61,7 @@ class View:
 
     @property
     def unserved(self) -> str | None:
-        """A clause with the figures that show that the server did not serve an open loop's rate."""
+        """Return how the server failed to serve an open loop's rate, with figures; None if it served it."""
         return None if self.backlog is None else above_capacity(self.summary, self.backlog)
 
     def seconds(self, name: str) -> Floats:

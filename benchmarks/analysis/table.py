@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -54,15 +54,6 @@ def _latency(figure: str, quantile: str) -> Column:
     return Column(f"{figure.upper()} {quantile} (ms)", value)
 
 
-def _cache_hits(view: "View") -> str | None:
-    return None if view.evidence.cache_hits is None else f"{view.evidence.cache_hits:.0%}"
-
-
-def _valid(view: "View") -> str:
-    """Return what an open loop's rate did to the server, such as "over-saturated", where it was not served."""
-    return "no" if not view.valid else "yes" if view.unserved is None else str(view.state)
-
-
 def joules_per_token(view: "View") -> float | None:
     """Return the energy of an output token: the GPUs' mean power over the window, by its throughput."""
     watts, rate = view.evidence.watts, view.summary.tokens_per_second
@@ -73,6 +64,11 @@ def cost_per_million(view: "View", price_per_hour: float | None) -> float | None
     """Return the cost of a million output tokens at a point's throughput, in the price's currency."""
     rate = view.summary.tokens_per_second
     return None if price_per_hour is None or rate <= 0 else price_per_hour / 3600 / rate * 1e6
+
+
+def _state(view: "View") -> str:
+    """Return whether a point is valid, or what a rate that the server does not serve does to it."""
+    return "no" if not view.valid else view.state or "yes" if view.unserved is not None else "yes"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -90,8 +86,8 @@ COLUMNS: tuple[Column, ...] = (
     _latency("tpot", "p50"),
     *(_latency("e2e", name) for name in ("p50", "p99")),
     Column("J/token", joules_per_token, 2, optional=True),
-    Column("cache hits", _cache_hits, optional=True),
-    Column("valid", _valid),
+    Column("cache hits (%)", lambda view: None if view.evidence.cache_hits is None else view.evidence.cache_hits * 100, 0, optional=True),
+    Column("valid", _state),
 )
 
 
@@ -104,19 +100,19 @@ def columns(found: "Analysis", *, optional: bool = False) -> list[Column]:
 
 
 def markdown(found: "Analysis") -> str:
-    """Return one line per point, then why points are not valid or not served."""
+    """Return one line per point, then which points are not valid, or not served."""
     shown = columns(found)
     lines = [f"| {' | '.join(column.heading for column in shown)} |", "|" + "---|" * len(shown)]
     lines += [f"| {' | '.join(column.text(view) for column in shown)} |" for view in found.views]
-    invalid = [(view, "; ".join(view.faults)) for view in found.views if view.faults]
-    unserved = [(view, f"{view.state}: {view.unserved}") for view in found.views if not view.faults and view.unserved is not None]
-    lines += _notes("Not valid", invalid) + _notes("Not served (the latencies depend on the duration)", unserved)
+    faulty = [f"{_where(view)}: {'; '.join(view.faults)}" for view in found.views if view.faults]
+    unserved = [f"{_where(view)}: {view.state}: {view.unserved}" for view in found.views if view.valid and view.unserved is not None]
+    for title, notes in (("Not valid:", faulty), ("Not served (the latencies depend on the duration):", unserved)):
+        lines += ["", title, "", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join(lines)
 
 
-def _notes(title: str, reasons: Iterable[tuple["View", str]]) -> list[str]:
-    notes = [f"- {view.point.target}, {view.point.load}, prompt {view.point.prompt}: {reason}" for view, reason in reasons]
-    return ["", f"{title}:", "", *notes] if notes else []
+def _where(view: "View") -> str:
+    return f"{view.point.target}, {view.point.load}, prompt {view.point.prompt}"
 
 
 def as_csv(found: "Analysis") -> str:
@@ -126,7 +122,7 @@ def as_csv(found: "Analysis") -> str:
     every = columns(found, optional=True)
     writer.writerow([*(column.heading for column in every), "faults"])
     for view in found.views:
-        writer.writerow([*(_plain(column, view) for column in every), "; ".join(view.faults)])
+        writer.writerow([*(_plain(column, view) for column in every), "; ".join(view.faults) or view.unserved or ""])
     return text.getvalue()
 
 

@@ -9,10 +9,10 @@ import math
 from bokeh.models import Div
 
 from benchmarks.analysis.table import cost_per_million, joules_per_token
-from reports.page_data import Content, Series
+from reports.page_data import CONCURRENCY, Content, Series
 from reports.theme import block
 
-NO_VERDICT = "No sweep over concurrencies, so there is no verdict on saturation."
+NO_VERDICT = "No sweep, so there is no verdict on saturation."
 NO_VALID = "No point of this sweep is valid, so it has no figures here. The charts show its points hollow."
 
 
@@ -42,17 +42,17 @@ def tiles(content: Content) -> Div:
 
 def _tiles(series: Series) -> list[tuple[str, str]]:
     """Return names and values; none without a valid point."""
-    views, verdict, knee = series.valid, series.saturation, series.knee
-    if not views:
+    working, verdict, knee = series.working, series.saturation, series.knee
+    if working is None:
         return []
-    best = max(views, key=lambda view: view.summary.tokens_per_second)
-    # The working point is the load nearest to the knee: where an operator would run.
-    working = min(views, key=lambda view: abs(series.axis.at(view) - knee.concurrency)) if knee is not None else best
+    best = max(series.valid, key=lambda view: view.summary.tokens_per_second)
     load, summary = working.point.load, working.summary
     found = [(f"highest output tokens/s, at {best.point.load}", f"{best.summary.tokens_per_second:,.0f}")]
     if verdict is not None:
-        interval = f"{knee.concurrency:.0f} [{knee.low:.0f}, {knee.high:.0f}]" if knee is not None else "not found"
-        found += [(f"knee ({series.axis.name})", interval), ("limited by", verdict.cause.name if verdict.cause is not None else "-")]
+        digits, unit = (0, "concurrency") if series.axis is CONCURRENCY else (1, "requests/s")
+        at, low, high = (f"{value:,.{digits}f}" for value in knee or (0, 0, 0))
+        interval = f"{at} [{low}, {high}]" if knee is not None else "not found"
+        found += [(f"knee ({unit})", interval), ("limited by", verdict.cause.name if verdict.cause is not None else "-")]
     found += [(f"TTFT {name} at {load}", milliseconds(summary.ttft.at(name))) for name in ("p50", "p99")]
     found.append((f"TPOT p50 at {load}", milliseconds(summary.tpot.at("p50"))))
     if summary.attainment is not None:

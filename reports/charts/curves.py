@@ -70,9 +70,9 @@ def _throughputs(series: Series) -> dict[str, Any]:
 
 def _knee(found: figure, series: Series) -> None:
     if series.knee is not None:
-        knee = series.knee
-        found.add_layout(BoxAnnotation(left=knee.low, right=knee.high, fill_color=series.colour, fill_alpha=0.1))
-        found.add_layout(Span(location=knee.concurrency, dimension="height", line_color=series.colour, line_dash="dotted"))
+        at, low, high = series.knee
+        found.add_layout(BoxAnnotation(left=low, right=high, fill_color=series.colour, fill_alpha=0.1))
+        found.add_layout(Span(location=at, dimension="height", line_color=series.colour, line_dash="dotted"))
 
 
 def _ideal(found: figure, series: Series) -> None:

@@ -67,7 +67,8 @@ def bars(title: str, x: str, labels: Sequence[str], **options: Any) -> figure:
 
 def facts(label: str, views: Sequence[View]) -> dict[str, list[str]]:
     """Return the columns that a tooltip shows for each point."""
-    reasons = ["yes" if view.valid else "no: " + "; ".join(view.faults) for view in views]
+    served = [view.unserved and f", but {view.state}: {view.unserved}" for view in views]
+    reasons = ["no: " + "; ".join(view.faults) if view.faults else f"yes{state or ''}" for view, state in zip(views, served, strict=True)]
     return {"name": [label] * len(views), "load": [view.point.load for view in views], "valid": reasons}
 
 

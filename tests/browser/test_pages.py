@@ -93,7 +93,7 @@ def test_the_server_shows_the_same_page_to_one_reader_after_another(reader, serv
     """Regression: what two readers' pages shared ended with the first of them."""
     for _ in range(2):
         reader.open(f"{server}/?{urlencode([('run', name) for name in NAMES])}")
-        assert reader.click_through("server", {**TABS, "Live": 3}) == [*TABS, "Live"]
+        assert reader.click_through("server", {**TABS, "Live": 6}) == [*TABS, "Live"]
     assert (reader.errors, reader.refused) == ([], [])
 
 

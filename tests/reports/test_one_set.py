@@ -3,16 +3,19 @@
 import re
 from typing import Any
 
+import attrs
 import pytest
 from bokeh.document import Document
-from bokeh.models import Div, GlyphRenderer
+from bokeh.models import BoxAnnotation, Div, GlyphRenderer
 from bokeh.models.plots import Plot
 from support.recordings import closed, opened, write
 
 from benchmarks.analysis import report
+from benchmarks.analysis.rates import RateKnee, RateSaturation
 from benchmarks.recording import storage
 from benchmarks.recording.results import Promise
 from reports.__main__ import build_parser
+from reports.blocks.verdicts import tiles
 from reports.charts.comparison import forests
 from reports.charts.curves import latency, throughput, throughput_vs_latency
 from reports.charts.goodput import goodput
@@ -147,3 +150,14 @@ def test_the_reference_is_drawn_on_request(run):
     assert "RTX 4090" not in text(run)
     assert build_parser().parse_args(["build", "--reference", str(run)]).reference is True
     assert not any("RTX" in label for label in labels(throughput(load([run]), CONCURRENCY)))
+
+
+def test_the_knee_of_a_sweep_over_rates_is_shaded_and_its_point_is_the_tiles(rates):
+    content = load([rates])
+    (series,) = content.every_series
+    verdict = RateSaturation(knee=RateKnee(2.5, 2.0, 3.0), cause=None, evidence="none", peak=1.0, verdict="It saturates.", advice=[])
+    content.every_series = [attrs.evolve(series, saturation=verdict)]
+    (shade,) = (one for one in throughput(content, RATE).center if isinstance(one, BoxAnnotation))
+    assert (shade.left, shade.right) == (2.0, 3.0)
+    assert content.every_series[0].working.point.rate == 2.0
+    assert "<b>2.5 [2.0, 3.0]</b><span>knee (requests/s)</span>" in tiles(content).text

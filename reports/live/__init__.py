@@ -1,0 +1,1 @@
+"""Follows a running server through its /metrics: ours or vLLM's."""

@@ -11,7 +11,7 @@ from benchmarks.arguments import Command
 from benchmarks.commands import compare, predict, run, sample, schema, self_test, sweep, table
 from benchmarks.recording.storage import UnreadableRun
 from benchmarks.targets import TargetError
-from benchmarks.workload.traces import UnreadableTrace
+from benchmarks.workload.traces import UnreadableFile
 from llmserve import ConfigurationError, EngineError
 
 PROGRAM = "python -m benchmarks"
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
     given = parser.parse_args(argv)
     try:
         sys.exit(given.run_command(given))
-    except (ConfigurationError, EngineError, TargetError, UnreadableRun, UnreadableTrace) as error:
+    except (ConfigurationError, EngineError, TargetError, UnreadableRun, UnreadableFile) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         sys.exit(130)

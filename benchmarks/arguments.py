@@ -1,11 +1,15 @@
 """Arguments and output that the commands share."""
 
 import argparse
+import json
 import pathlib
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 from benchmarks.recording.storage import readable
+from benchmarks.targets.server import without_credentials
 from llmserve.engines import ENGINES
 
 # The parsed command line of one command: an attribute for each option that its `add_arguments` adds.
@@ -62,6 +66,43 @@ def numbers(kind: type[int] | type[float]) -> Any:
         return found
 
     return parse
+
+
+def header(text: str) -> tuple[str, str]:
+    """Parse `NAME:VALUE`, without the value in the error."""
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not name.isascii() or not all(letter.isalnum() or letter in "-_" for letter in name) or not name or "\n" in value:
+        raise argparse.ArgumentTypeError("write NAME:VALUE")
+    return name, value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a JSON object")
+    return found
+
+
+# Options with a secret. A user may shorten their names.
+SECRET_OPTIONS = ("--api-key", "--header")
+
+
+def recorded_command(arguments: Sequence[str]) -> str:
+    """Return the command of these arguments, with `***` instead of keys, header values and credentials."""
+    words, hide = ["python", "-m", "benchmarks"], False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        secret = len(option) > 2 and any(name.startswith(option) for name in SECRET_OPTIONS)
+        if hide or (secret and equals):
+            name, colon, _ = (argument if hide else value).partition(":")
+            words.append(f"{option + equals if not hide else ''}{f'{name}:' if colon else ''}***")
+        else:
+            words.append(without_credentials(argument, "***@"))
+        hide = secret and not equals and not hide
+    return shlex.join(words)
 
 
 def positive(kind: type[int] | type[float]) -> Any:

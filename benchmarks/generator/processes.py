@@ -21,8 +21,10 @@ import attrs
 
 from benchmarks.generator.run import Generator, Measured, Progress
 from benchmarks.targets import Target, TargetError
-from benchmarks.targets.http import HTTP, Prompts, open_session
+from benchmarks.targets.http import HTTP
+from benchmarks.targets.server import ClientOptions, open_session, parse_server
 from benchmarks.targets.socket import open_socket
+from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import PointPlan
 
 PROGRESS_SECONDS = 0.2
@@ -33,24 +35,25 @@ STOP_SECONDS = 10.0
 
 
 @asynccontextmanager
-async def open_target(url: str, model: str, *, prompts: Prompts = "ids") -> AsyncIterator[Target]:
+async def open_target(url: str, model: str, options: ClientOptions) -> AsyncIterator[Target]:
     """Open the target of a URL: http, https, or a raw socket's tcp, tls, unix."""
     if url.startswith("http"):
-        async with open_session(url) as session:
-            yield HTTP(session, model, prompts)
+        server = parse_server(url, options)
+        async with open_session(server) as session:
+            yield HTTP(session, server, model, load_vocabulary(options.tokenizer))
     else:
         async with open_socket(url) as target:
             yield target
 
 
-def work(pipe: Connection, url: str, model: str, prompts: Prompts) -> None:
+def work(pipe: Connection, url: str, model: str, options: ClientOptions) -> None:
     """Run a worker until its pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_work(pipe, url, model, prompts=prompts))
+    asyncio.run(_work(pipe, url, model, options))
 
 
-async def _work(pipe: Connection, url: str, model: str, *, prompts: Prompts) -> None:
-    async with open_target(url, model, prompts=prompts) as target:
+async def _work(pipe: Connection, url: str, model: str, options: ClientOptions) -> None:
+    async with open_target(url, model, options) as target:
         while isinstance(job := await anyio.to_thread.run_sync(_receive, pipe), PointPlan):
             generator = Generator(target, job, clock=time.monotonic)
             generator.prepare()
@@ -171,12 +174,13 @@ def _join(parts: Sequence[Measured], measured: Measured, *, complete: bool) -> N
 
 
 @asynccontextmanager
-async def open_fleet(url: str, model: str, processes: int, *, prompts: Prompts = "ids") -> AsyncIterator[Fleet]:
+async def open_fleet(url: str, model: str, processes: int, options: ClientOptions | None = None) -> AsyncIterator[Fleet]:
     """Open worker processes for one server's model."""
+    options = options or ClientOptions()
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(processes)]
     # The workers are daemons, so that none outlives this process.
-    workers = [context.Process(target=work, args=(theirs, url, model, prompts), daemon=True) for _, theirs in pairs]
+    workers = [context.Process(target=work, args=(theirs, url, model, options), daemon=True) for _, theirs in pairs]
     for worker, (_, theirs) in zip(workers, pairs, strict=True):
         worker.start()
         theirs.close()

@@ -127,7 +127,7 @@ class Generator:
         record = RequestRecord(
             point=self.job.point,
             number=which + of * len(self.measured.records),
-            prompt_tokens=len(item.prompt),
+            prompt_tokens=item.prompt_tokens,
             wanted_tokens=item.max_tokens,
             intended=intended,
             tenant=item.tenant,

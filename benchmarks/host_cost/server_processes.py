@@ -19,7 +19,7 @@ import attrs
 import psutil
 
 from benchmarks.targets import TargetError
-from benchmarks.targets.http import is_healthy
+from benchmarks.targets.server import is_healthy
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve.models import resolve

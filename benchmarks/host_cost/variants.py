@@ -20,8 +20,8 @@ from benchmarks.stand_ins import stub_core
 from benchmarks.stand_ins.null_engine import NoEngine
 from benchmarks.targets import Target, TargetError
 from benchmarks.targets.bare import Bare
-from benchmarks.targets.http import Prompts
 from benchmarks.targets.inprocess import InProcess
+from benchmarks.targets.server import ClientOptions, Prompts
 from llmserve import AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines.vllm.engine import VLLMEngine
 
@@ -112,7 +112,7 @@ async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> As
             await process.until_healthy()
         for name, (server, way) in servers.items():
             process = starting[server]
-            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, prompts=PROMPTS[way])
+            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, ClientOptions(prompts=PROMPTS[way]))
             sides[name] = _server_side(await stack.enter_async_context(fleet), process, setting)
         yield {name: sides[name] for name in names}
 

@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 import anyio
 import attrs
+from yarl import URL
 
 from benchmarks.recording.machine import Machine
 from benchmarks.recording.prometheus_text import parse_metrics
@@ -75,12 +76,12 @@ def manager_source(manager: EngineManager, machine: Machine) -> Read:
     return read
 
 
-def metrics_source(session: aiohttp.ClientSession) -> Read:
-    """Read a server's /metrics; returns no fields if the server has none."""
+def metrics_source(session: aiohttp.ClientSession, url: URL) -> Read:
+    """Read the metrics at a URL; returns no fields if the server has none."""
 
     async def read() -> dict[str, Any]:
         try:
-            async with session.get("/metrics", headers={"Accept": "text/plain"}) as response:
+            async with session.get(url, headers={"Accept": "text/plain"}) as response:
                 return parse_metrics(await response.text()) if response.status == 200 else {}
         except (aiohttp.ClientError, OSError, ValueError):
             # The load itself shows that a server is gone.

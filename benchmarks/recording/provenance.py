@@ -37,13 +37,14 @@ def provenance(machine: Machine, engine: dict[str, Any] | None, engine_args: dic
 
 
 def digest(jobs: list[PointPlan]) -> str:
-    """Return the SHA-256 of every point's first requests: times, lengths and token ids."""
+    """Return the SHA-256 of every point's first requests: times, lengths, and token ids or text."""
     found = hashlib.sha256()
     for job in jobs:
         times, items = job.first(DIGESTED_ITEMS)
         found.update(array.array("d", times).tobytes())
         for item in items:
             found.update(array.array("q", (item.max_tokens, *item.prompt)).tobytes())
+            found.update(item.text.encode())
     return found.hexdigest()
 
 

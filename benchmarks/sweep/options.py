@@ -2,15 +2,19 @@
 
 import argparse
 import math
+import os
 import pathlib
 
-from benchmarks.arguments import Arguments, numbers, positive
+from benchmarks.arguments import Arguments, header, json_object, numbers, positive
 from benchmarks.recording.results import Promise
 from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
 from benchmarks.targets import TargetError
+from benchmarks.targets.server import ClientOptions
+from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import Load
-from benchmarks.workload.requests import Lengths, Workload, parse_lengths
+from benchmarks.workload.requests import AtMost, Empirical, Fixed, Lengths, Workload, parse_lengths
+from benchmarks.workload.texts import read_texts
 from benchmarks.workload.traces import read_trace
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm.args import parse_engine_args
@@ -53,6 +57,7 @@ def stairs(text: str) -> tuple[tuple[float, float], ...]:
 
 def add_options(command: argparse.ArgumentParser) -> None:
     _add_systems(command)
+    _add_client(command)
     _add_durations(command)
     _add_shape(command)
     command.add_argument("--no-ceiling", action="store_true", help="skip the measurement of the generator's ceiling (1 s)")
@@ -73,6 +78,20 @@ def _add_systems(command: argparse.ArgumentParser) -> None:
     add("--vocabulary", type=positive(int), default=32_000, help=words)
 
 
+def _add_client(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("targets over HTTP").add_argument
+    add("--api-key", metavar="KEY", help="sent to servers at a URL as a bearer token (default: the environment's OPENAI_API_KEY)")
+    add("--header", type=header, action="append", default=[], metavar="NAME:VALUE", help="a further header; may be given several times")
+    add("--insecure", action="store_true", help="accept any TLS certificate")
+    add("--chat", action="store_true", help="send chat completions instead of completions")
+    words = "path of the requests, relative to the API's base URL, or with a / to the host (default: completions or chat/completions)"
+    add("--endpoint", default="", metavar="PATH", help=words)
+    words = "further fields of each request; null removes a field that is sent otherwise"
+    add("--extra-body", type=json_object, default={}, metavar="JSON", help=words)
+    words = "send prompts as text of this model's tokens, and count answers by it that the server does not count"
+    add("--tokenizer", metavar="MODEL", help=f"{words}: bundled, a folder or a hub name")
+
+
 def _add_durations(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("load").add_argument
     add("--requests", type=positive(int), default=32, help="minimum number of requests in a closed loop (default: %(default)s)")
@@ -89,7 +108,13 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("requests").add_argument
-    add("--output-tokens", type=lengths, default="64", metavar="LENGTHS", help="default: %(default)s")
+    words = "prompts as text: ShareGPT's JSON, or JSON lines with a prompt in each"
+    add("--prompt-file", type=pathlib.Path, metavar="FILE", help=words)
+    words = "default: those of the answers in --prompt-file, or 64"
+    add("--output-tokens", type=lengths, metavar="LENGTHS", help=words)
+    words = "let the model end its answers; --output-tokens is then their greatest length"
+    add("--natural-lengths", action="store_true", help=words)
+    add("--timeout", type=positive(float), metavar="S", help="give up an answer after this time in seconds (default: never)")
     words = "tokens that all prompts begin with, in addition to --prompt-tokens"
     add("--shared-prefix", type=int, default=0, metavar="N", help=words)
     add("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")
@@ -162,13 +187,14 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
         raise TargetError(f"--out must end in .json, not {options.out}")
+    prompts, output = _lengths(options, loads)
     return Settings(
         admissions=options.admission,
         targets=list(dict.fromkeys(options.target.split(","))),
         loads=loads,
-        workload=_workload(options),
+        workload=_workload(options, prompts[0], AtMost(output) if options.natural_lengths else output),
         out=options.out,
-        prompts=options.prompts,
+        prompts=prompts,
         model=options.model,
         engine=options.engine,
         engine_args=parse_engine_args(options.engine_arg),
@@ -181,13 +207,47 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+        client=_client(options),
     )
 
 
-def _workload(options: argparse.Namespace) -> Workload:
+def _client(options: Arguments) -> ClientOptions:
+    """Return how requests are sent over HTTP; `http` and URLs get the same."""
+    return ClientOptions(
+        prompts="chat" if options.chat else "text" if options.tokenizer else "ids",
+        endpoint=options.endpoint,
+        api_key=options.api_key if options.api_key is not None else os.environ.get("OPENAI_API_KEY"),
+        headers=dict(options.header),
+        insecure=options.insecure,
+        extra_body=options.extra_body,
+        tokenizer=options.tokenizer,
+    )
+
+
+def _lengths(options: Arguments, loads: list[Load]) -> tuple[list[Lengths], Lengths]:
+    """Return the lengths of the prompts and of the answers: those of the options, of a trace or of a file.
+
+    Raises TargetError, or UnreadableFile for the file.
+    """
+    arrivals = loads[0].trace
+    output = options.output_tokens or Fixed(64)
+    if arrivals:
+        name = options.trace.name
+        return [Empirical(tuple(arrival.prompt for arrival in arrivals), name)], Empirical(
+            tuple(arrival.output for arrival in arrivals), name
+        )
+    if options.prompt_file is None:
+        return options.prompts, output
+    if options.shared_prefix or str(options.turns) != "1":
+        raise TargetError("--shared-prefix and --turns need prompts of token ids, so not --prompt-file")
+    texts = read_texts(options.prompt_file, load_vocabulary(options.tokenizer).count)
+    return [texts], options.output_tokens or texts.answers or output
+
+
+def _workload(options: Arguments, prompt: Lengths, output: Lengths) -> Workload:
     return Workload(
-        prompt=options.prompts[0],
-        output=options.output_tokens,
+        prompt=prompt,
+        output=output,
         vocabulary=(0, 1),
         seed=options.seed,
         shared_prefix=options.shared_prefix,
@@ -196,4 +256,6 @@ def _workload(options: argparse.Namespace) -> Workload:
         priorities=tuple(options.priorities),
         cancelling=options.cancelling,
         patience=options.patience,
+        natural=options.natural_lengths,
+        timeout=options.timeout,
     )

@@ -3,7 +3,6 @@
 import asyncio
 import datetime
 import itertools
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import attrs
 from tqdm import tqdm
 
 from benchmarks.analysis import report
+from benchmarks.arguments import recorded_command
 from benchmarks.generator.run import Measured, Progress
 from benchmarks.recording import storage
 from benchmarks.recording.monitor import Monitor
@@ -23,6 +23,7 @@ from benchmarks.recording.results import Point, Promise, Recording, Run, Sample
 from benchmarks.sweep import generator_ceiling
 from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, TestBed, open_bench
 from benchmarks.targets import TargetError
+from benchmarks.targets.server import ClientOptions
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Lengths, Workload
 
@@ -58,6 +59,7 @@ class Settings:
     promise: Promise = attrs.field(factory=Promise)
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
+    client: ClientOptions = attrs.field(factory=ClientOptions)
 
     def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PointPlan]]:
         """Yield (repeat, job) for every load at every prompt length; independent of the target.
@@ -86,6 +88,7 @@ async def run(settings: Settings) -> int:
         vocabulary=settings.vocabulary,
         admissions=settings.admissions,
         promise=settings.promise,
+        client=settings.client,
     ) as bench:
         recording = Recording(begin(settings, bench))
         if INPROCESS in settings.targets and settings.ceiling_seconds:
@@ -111,9 +114,9 @@ def begin(settings: Settings, bench: TestBed) -> Run:
     facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
     facts["digest"] = digest([job for _, job in settings.jobs(bench.systems[0].vocabulary)])
     return Run(
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        command=recorded_command(sys.argv[1:]),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        provenance=provenance(bench.machine, bench.engine, settings.engine_args, settings.model),
+        provenance=provenance(bench.machine, bench.engine, settings.engine_args, bench.model),
         workload=facts,
         promise=settings.promise,
         memory=bench.memory,

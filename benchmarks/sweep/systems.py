@@ -20,9 +20,10 @@ from benchmarks.recording.results import Memory, Promise
 from benchmarks.stand_ins.admission_policies import Setup, make
 from benchmarks.stand_ins.shared_engine import SharedEngine
 from benchmarks.targets import TargetError
-from benchmarks.targets.http import find_model, open_session
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.targets.local_server import Timelines, serve_here
+from benchmarks.targets.server import ClientOptions, find_model, open_session, parse_server, without_credentials
+from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import PointPlan
 from llmserve import SLO, AdmissionConfig, EngineManager, ManagerConfig
 from llmserve.engines import ENGINES, create_engine
@@ -99,9 +100,14 @@ class FleetSystem:
 
 @attrs.define
 class TestBed:
-    """All systems of a run, the engine's description, and its memory."""
+    """All systems of a run, the engine's description, and its memory.
+
+    Attributes:
+        model: The model's name, as the servers call it.
+    """
 
     systems: list[SystemUnderTest]
+    model: str | None = None
     engine: dict[str, Any] | None = None
     memory: Memory | None = None
     machine: Machine = attrs.field(factory=Machine)
@@ -118,6 +124,7 @@ async def open_bench(
     vocabulary: int,
     admissions: Sequence[str] = (NO_ADMISSION,),
     promise: Promise = Promise(),  # noqa: B008 - frozen
+    client: ClientOptions = ClientOptions(),  # noqa: B008 - frozen
 ) -> AsyncIterator[TestBed]:
     """Open the targets of a run.
 
@@ -130,20 +137,31 @@ async def open_bench(
     """
     for target in targets:
         if target not in (INPROCESS, HERE) and not re.match(r"https?://", target):
-            raise TargetError(f"--target must be inprocess, http or an http:// or https:// URL, not {target!r}")
-    bench = TestBed([])
+            raise TargetError(f"--target must be inprocess, http or an http:// or https:// URL, not {without_credentials(target)!r}")
+    if INPROCESS in targets and (client.prompts != "ids" or client.endpoint or client.extra_body):
+        raise TargetError("--chat, --tokenizer, --endpoint and --extra-body need targets over HTTP, so not inprocess")
+    load_vocabulary(client.tokenizer)
+    bench = TestBed([], model)
     async with AsyncExitStack() as stack:
         if {INPROCESS, HERE} & set(targets):
-            own = LocalSystem(stack, bench, targets, model or BUNDLED, engine, engine_args, processes)
+            own = LocalSystem(stack, bench, targets, model or BUNDLED, engine, engine_args, processes, client)
             await own.open(admissions, SLO(ttft=promise.ttft, tpot=promise.tpot))
         for url in targets:
             if url not in (INPROCESS, HERE):
-                name = await find_model(url, model)
-                read = metrics_source(await stack.enter_async_context(open_session(url)))
-                fleet = await stack.enter_async_context(open_fleet(url, name, processes))
-                bench.systems.append(FleetSystem(url, fleet, middle(vocabulary), read))
-        bench.systems.sort(key=lambda system: targets.index(system.name.split()[0]))
+                await _open_server(stack, bench, url, model, vocabulary, processes, client)
+        names = [without_credentials(target) for target in targets]
+        bench.systems.sort(key=lambda system: names.index(system.name.split()[0]))
         yield bench
+
+
+async def _open_server(
+    stack: AsyncExitStack, bench: TestBed, url: str, model: str | None, vocabulary: int, processes: int, client: ClientOptions
+) -> None:
+    server, name = await find_model(parse_server(url, client), model)
+    read = metrics_source(await stack.enter_async_context(open_session(server)), server.root / "metrics")
+    fleet = await stack.enter_async_context(open_fleet(server.url, name, processes, client))
+    bench.model = bench.model or name
+    bench.systems.append(FleetSystem(without_credentials(url), fleet, middle(vocabulary), read))
 
 
 @attrs.define
@@ -157,6 +175,7 @@ class LocalSystem:
     engine: str
     engine_args: dict[str, Any]
     processes: int
+    client: ClientOptions
 
     async def open(self, admissions: Sequence[str], slo: SLO) -> None:
         machine = self.bench.machine
@@ -190,7 +209,7 @@ class LocalSystem:
             self.bench.systems.append(InProcessSystem(manager, middle(info.vocab_size), read, INPROCESS + label))
         if HERE in self.targets:
             url = await self.stack.enter_async_context(serve_here(manager, self.model))
-            fleet = await self.stack.enter_async_context(open_fleet(url, self.model, self.processes))
+            fleet = await self.stack.enter_async_context(open_fleet(url, self.model, self.processes, self.client))
             self.bench.systems.append(FleetSystem(HERE + label, fleet, middle(info.vocab_size), read, timelines))
 
 

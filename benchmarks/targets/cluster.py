@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import anyio
 
 from benchmarks.targets import TargetError
-from benchmarks.targets.http import is_healthy
+from benchmarks.targets.server import is_healthy
 from frontends.cluster.settings import from_words
 from frontends.net.listeners import bind
 

@@ -37,7 +37,7 @@ class Timelines:
         """Add the engine's stages to the records, and forget them."""
         for record in records:
             # The id that the client sees has a prefix for the kind of answer.
-            line = self._kept.get(record.request_id.removeprefix("cmpl-"))
+            line = self._kept.get(record.request_id.removeprefix("chat").removeprefix("cmpl-"))
             if line is not None and record.submitted is None:
                 take_timeline(record, line, origin)
         self._kept.clear()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -68,12 +69,55 @@ class Empirical:
     """Lengths drawn from observed ones."""
 
     observed: tuple[int, ...] = attrs.field(validator=attrs.validators.min_len(1))
+    name: str = "empirical"
 
     def __str__(self) -> str:
-        return f"empirical:{len(self.observed)} values"
+        return f"{self.name} (median {statistics.median_low(self.observed)})"
 
     def draw(self, rng: random.Random) -> int:
         return rng.choice(self.observed)
+
+
+@attrs.frozen
+class AtMost:
+    """The greatest lengths of answers that the model ends."""
+
+    lengths: Lengths
+
+    def __str__(self) -> str:
+        return f"at most {self.lengths}"
+
+    def draw(self, rng: random.Random) -> int:
+        return self.lengths.draw(rng)
+
+
+@attrs.frozen
+class Text:
+    """A prompt as text, its length in tokens, and the length of the answer that it once had."""
+
+    prompt: str
+    tokens: int
+    answer: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Texts:
+    """Prompts of a file, each sent once before any is sent again.
+
+    Attributes:
+        lengths: Lengths of the prompts.
+        answers: Lengths of the answers in the file; None if some have none.
+    """
+
+    texts: tuple[Text, ...]
+    lengths: Empirical
+    answers: Empirical | None = None
+
+    def __str__(self) -> str:
+        return str(self.lengths)
+
+    def draw(self, rng: random.Random) -> int:
+        return self.lengths.draw(rng)
 
 
 @attrs.frozen(kw_only=True)
@@ -89,6 +133,7 @@ class Item:
     """One request to send.
 
     Attributes:
+        text: The prompt as text of `text_tokens` tokens, if it has no token ids.
         natural: Whether the model may end the answer; `max_tokens` is then only the greatest length.
         cancel_after: The client's patience in seconds; None is unlimited.
         timeout: Seconds until the client gives up an answer; None is never.
@@ -106,6 +151,12 @@ class Item:
     timeout: float | None = None
     follow_ups: tuple[Turn, ...] = ()
     lead: bool = False
+    text: str = ""
+    text_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt) or self.text_tokens
 
     def after(self, answer: tuple[int, ...]) -> "Item":
         """Return the next turn, given the answer to this one."""
@@ -119,7 +170,7 @@ class Workload:
     """A stream of items, equal for equal seeds.
 
     Attributes:
-        prompt: Distribution of prompt lengths in tokens.
+        prompt: Distribution of prompt lengths in tokens, or the prompts of a file.
         output: Distribution of answer lengths in tokens. Answers have exactly the drawn length,
             because the end-of-sequence token is ignored, or with `natural` at most that length.
         natural: Whether the model ends its answers.
@@ -154,6 +205,8 @@ class Workload:
         """
         prefix = self._tokens(random.Random(f"prefix {self.seed}"), self.shared_prefix)
         shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
+        if isinstance(self.prompt, Texts):
+            yield from self._of_file(shapes, self.prompt)
         while True:
             first, *rest = (self._turn(shapes, tokens) for _ in range(max(1, self.turns.draw(shapes))))
             yield self._item(shapes, prefix + first.prompt, first.max_tokens, tuple(rest))
@@ -165,6 +218,16 @@ class Workload:
             blocks = [self._tokens(random.Random(f"block {self.seed} {salt} {number}"), MOONCAKE_BLOCK) for number in arrival.blocks]
             prompt = tuple(itertools.chain.from_iterable(blocks))[: arrival.prompt]
             yield self._item(shapes, prompt + self._tokens(tokens, arrival.prompt - len(prompt)), arrival.output, ())
+
+    def _of_file(self, shapes: random.Random, file: Texts) -> Iterator[Item]:
+        """Yield the prompts of a file, with the lengths of their own answers if these are the output."""
+        output = self.output.lengths if isinstance(self.output, AtMost) else self.output
+        own = output == file.answers
+        order = list(file.texts)
+        shapes.shuffle(order)
+        for text in itertools.cycle(order):
+            max_tokens = text.answer if own and text.answer is not None else output.draw(shapes)
+            yield attrs.evolve(self._item(shapes, (), max_tokens, ()), text=text.prompt, text_tokens=text.tokens)
 
     def _turn(self, shapes: random.Random, tokens: random.Random) -> Turn:
         return Turn(prompt=self._tokens(tokens, self.prompt.draw(shapes)), max_tokens=self.output.draw(shapes))
@@ -199,5 +262,6 @@ def parse_lengths(text: str) -> Lengths:
         case ["lognormal", median, sigma]:
             return LogNormal(float(median), float(sigma))
         case ["empirical", *name]:
-            return Empirical(tuple(int(line) for line in Path(":".join(name)).read_text().split()))
+            path = Path(":".join(name))
+            return Empirical(tuple(int(line) for line in path.read_text().split()), path.name)
     raise ValueError(f"{text!r} is not a length: write 128, normal:128:32, lognormal:128:0.6 or empirical:FILE")

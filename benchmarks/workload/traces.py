@@ -19,8 +19,8 @@ import attrs
 MOONCAKE_BLOCK = 512
 
 
-class UnreadableTrace(Exception):
-    """A trace cannot be read; the message names the file, the request and the problem."""
+class UnreadableFile(Exception):
+    """A trace or a file of prompts cannot be read; the message names the file, the entry and the problem."""
 
 
 @attrs.frozen
@@ -66,7 +66,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Arrival]] = {
 
 
 def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> list[Arrival]:
-    """Return arrivals in order, from 0; `speed` 2 is twice as fast. Raises UnreadableTrace."""
+    """Return arrivals in order, from 0; `speed` 2 is twice as fast. Raises UnreadableFile."""
     try:
         with path.open(newline="") as file:
             rows: Iterable[Any] = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
@@ -78,11 +78,11 @@ def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> l
                 if limit is not None and len(found) >= limit:
                     break
     except OSError as error:
-        raise UnreadableTrace(f"{path}: {error.strerror}") from error
+        raise UnreadableFile(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableTrace(f"{path}: request {len(found) + 1}: {error}") from error
+        raise UnreadableFile(f"{path}: request {len(found) + 1}: {error}") from error
     if not found:
-        raise UnreadableTrace(f"{path}: the trace has no requests")
+        raise UnreadableFile(f"{path}: the trace has no requests")
     found.sort(key=lambda arrival: arrival.time)
     first = found[0].time
     return [attrs.evolve(arrival, time=(arrival.time - first) / speed) for arrival in found]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.workload.traces import Arrival, UnreadableTrace, read_trace
+from benchmarks.workload.traces import Arrival, UnreadableFile, read_trace
 
 MOONCAKE = """{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
 {"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [46, 2353]}
@@ -58,6 +58,6 @@ def test_a_trace_is_sent_faster_and_cut(tmp_path):
 def test_an_invalid_trace_is_named(tmp_path, text, words):
     path = tmp_path / "a.jsonl"
     path.write_text(text)
-    with pytest.raises(UnreadableTrace, match=words) as caught:
+    with pytest.raises(UnreadableFile, match=words) as caught:
         read_trace(path)
     assert str(path) in str(caught.value)

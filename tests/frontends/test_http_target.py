@@ -11,7 +11,8 @@ from http_support import running_server
 
 from benchmarks.generator.run import Generator
 from benchmarks.targets import TargetError
-from benchmarks.targets.http import HTTP, find_model, open_session
+from benchmarks.targets.http import HTTP
+from benchmarks.targets.server import find_model, open_session, parse_server
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve import AdmissionConfig, ManagerConfig
@@ -19,11 +20,11 @@ from llmserve import AdmissionConfig, ManagerConfig
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
 
 
-async def measure(url, requests=6, concurrency=3, workload=WORKLOAD):
-    model = await find_model(url, None)
-    async with open_session(url) as session:
+async def measure(url, requests=6, concurrency=3, workload=WORKLOAD, options=None):
+    server, model = await find_model(parse_server(url, options), None)
+    async with open_session(server) as session:
         job = PointPlan(point=0, label="test", load=Load(concurrency=concurrency), workload=workload, requests=requests)
-        generator = Generator(HTTP(session, model), job)
+        generator = Generator(HTTP(session, server, model), job)
         await generator.run()
     return generator.measured.records
 
@@ -195,6 +196,6 @@ async def measure_scripted(completions, requests=1, concurrency=1, workload=WORK
 
 async def test_an_impossible_measurement_is_an_error_before_any_request(server):
     with pytest.raises(TargetError, match="cannot be reached"):
-        await find_model("http://127.0.0.1:9", None)
+        await find_model(parse_server("http://127.0.0.1:9"), None)
     with pytest.raises(TargetError, match="does not serve 'other'"):
-        await find_model(server.url, "other")
+        await find_model(parse_server(server.url), "other")

@@ -11,8 +11,9 @@ from contracts.openai_contract import OpenAIContract
 from http_support import InProcess, OverHTTP
 
 from benchmarks.generator.run import Generator
-from benchmarks.targets.http import HTTP, find_model, open_session
+from benchmarks.targets.http import HTTP
 from benchmarks.targets.inprocess import InProcess as LoadInProcess
+from benchmarks.targets.server import find_model, open_session, parse_server
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 
@@ -126,9 +127,9 @@ async def test_vllm_s_own_series_stand_beside_ours(server):
 @pytest.mark.parametrize("way", ["in process", "HTTP"])
 async def test_the_load_generator_counts_every_token_of_the_real_engine(server, way):
     workload = Workload(prompt=Fixed(32), output=Fixed(12), vocabulary=(1000, 30_000))
-    model = await find_model(server.url, None)
-    async with open_session(server.url) as session:
-        target = HTTP(session, model) if way == "HTTP" else LoadInProcess(server.manager)
+    api, model = await find_model(parse_server(server.url), None)
+    async with open_session(api) as session:
+        target = HTTP(session, api, model) if way == "HTTP" else LoadInProcess(server.manager)
         generator = Generator(target, PointPlan(point=0, label=way, load=Load(concurrency=4), workload=workload, requests=8))
         await generator.run()
     records = generator.measured.records

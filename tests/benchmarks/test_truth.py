@@ -5,7 +5,8 @@ from benchmarks_support import generate, sent
 
 from benchmarks.__main__ import main
 from benchmarks.analysis.summary import summarize, tpot
-from benchmarks.targets.http import HTTP, open_session
+from benchmarks.targets.http import HTTP
+from benchmarks.targets.server import ClientOptions, open_session, parse_server
 from benchmarks.truth import study
 from benchmarks.truth.behaviours import BEHAVIOURS, TOKENS
 from benchmarks.truth.figures import TIMES, Figures, median, truth, wrong_counts, wrong_times
@@ -34,11 +35,13 @@ async def measured(behaviour):
         timeout=2.0 if behaviour.hangs else None,
     )
     load = Load(concurrency=REQUESTS, staggered=False)
-    async with serve(behaviour) as (url, server), open_session(url) as session:
-        target = HTTP(session, MODEL, "chat" if behaviour.chat else "ids")
-        generator = generate(target, load, workload, requests=REQUESTS)
-        await generator.run()
-        return server.log, generator.measured
+    options = ClientOptions(prompts="chat" if behaviour.chat else "ids")
+    async with serve(behaviour) as (url, scripted):
+        server = parse_server(url, options)
+        async with open_session(server) as session:
+            generator = generate(HTTP(session, server, MODEL), load, workload, requests=REQUESTS)
+            await generator.run()
+            return scripted.log, generator.measured
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.name)

@@ -20,7 +20,7 @@ COMMANDS: Sequence[Command] = (sweep, run, table, compare, predict, sample, self
 # Modules of `benchmarks.studies`, which the wheel omits.
 STUDIES = (
     "parity", "overhead", "latency", "calibrate", "overload", "faults", "cancels", "connections", "storms", "attacks", "grammars",
-    "cluster", "soak",
+    "cluster", "soak", "truth",
 )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ class Capacity:
 def observe(load: Load, tokens_per_second: float, records: Sequence[RequestRecord], seed: int = 0) -> Observed:
     """Return the steps of one point, at most 1500 of them, drawn at random."""
     answered = [record for record in records if len(record.deliveries) > 1]
-    pairs = [gap for record in answered for gap in record.gaps() if gap[1] > gap[0]]
+    pairs = [gap for record in answered for gap in record.gaps()]
     gaps = np.asarray(pairs, dtype=np.float64).reshape(-1, 3)
     if len(gaps) > MAX_GAPS:
         gaps = gaps[np.random.default_rng(seed).choice(len(gaps), MAX_GAPS, replace=False)]

@@ -185,5 +185,5 @@ def gaps(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
 
 def tpot(record: RequestRecord) -> float | None:
     """Return the seconds per token after the first delivery; None if nothing came after it."""
-    rest = sum(count for _, count in record.deliveries[1:])
+    rest = sum(tokens for _, _, tokens in record.gaps())
     return (record.deliveries[-1][0] - record.deliveries[0][0]) / rest if rest else None

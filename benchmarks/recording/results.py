@@ -67,12 +67,16 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     def gaps(self) -> list[tuple[float, float, int]]:
         """Return (begin, end, tokens) of each gap between deliveries; the tokens ended the gap.
 
-        A delivery that completed no token ends no gap.
+        Deliveries of the same moment, which were read together, end one gap. A delivery that
+        completed no token ends none.
         """
         found: list[tuple[float, float, int]] = []
         for end, tokens in self.deliveries[1:]:
-            if tokens > 0:
-                found.append((found[-1][1] if found else self.deliveries[0][0], end, tokens))
+            begin = found[-1][1] if found else self.deliveries[0][0]
+            if tokens > 0 and end > begin:
+                found.append((begin, end, tokens))
+            elif tokens > 0 and found:
+                found[-1] = (*found[-1][:2], found[-1][2] + tokens)
         return found
 
 

@@ -1,0 +1,1 @@
+"""Compares load generators with a scripted server that knows the truth."""

@@ -13,6 +13,7 @@ The baseline is a straight line between the load's neighbours, in logarithms.
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import attrs
 import numpy as np
@@ -23,6 +24,8 @@ from benchmarks.recording.results import RequestRecord
 MAX_GAPS = 1500
 TERMS = 4
 MIN_LOADS = 3
+# A prediction that is off by more on average is none.
+MAX_ERROR = 0.25
 
 
 @attrs.frozen
@@ -114,6 +117,19 @@ class Capacity:
         errors = [abs(one.naive_error) for one in self.held_out if one.naive_error is not None]
         return float(np.mean(errors)) if errors else None
 
+    @property
+    def trusted(self) -> Literal["model", "line"] | None:
+        """What predicts held-out loads better, the model or the straight line; None if neither does."""
+        covered = [abs(one.error) for one in self.held_out if one.naive is not None]
+        line = self.naive_error
+        if line is not None and line < np.mean(covered):
+            return "line" if line <= MAX_ERROR else None
+        return "model" if self.error <= MAX_ERROR else None
+
+    def interpolate(self, load: Load) -> float | None:
+        """Return the straight line's throughput at a load; None if the run has no line to it."""
+        return _interpolated(load, [(one.load, one.measured) for one in self.held_out])
+
 
 def observe(load: Load, tokens_per_second: float, records: Sequence[RequestRecord], seed: int = 0) -> Observed:
     """Return the steps of one point, at most 1500 of them, drawn at random."""
@@ -168,19 +184,20 @@ def capacity(observed: Sequence[Observed], max_num_seqs: int | None = None, kv_c
         if len({other.load for other in others}) < MIN_LOADS - 1:
             return None
         model = fit(others, max_num_seqs, kv_cache_tokens)
-        held_out.append(HeldOut(one.load, one.tokens_per_second, model.tokens_per_second(one.load), _naive(one.load, others)))
+        naive = _interpolated(one.load, [(other.load, other.tokens_per_second) for other in others])
+        held_out.append(HeldOut(one.load, one.tokens_per_second, model.tokens_per_second(one.load), naive))
     return Capacity(fit(observed, max_num_seqs, kv_cache_tokens), held_out) if held_out else None
 
 
-def _naive(load: Load, others: Sequence[Observed]) -> float | None:
-    """Interpolate along the one axis on which the others differ.
+def _interpolated(load: Load, measured: Sequence[tuple[Load, float]]) -> float | None:
+    """Interpolate along the one axis on which the measured loads differ.
 
     The axis is the concurrency at these lengths, or the prompt length at this concurrency.
     """
-    along = [(float(one.load.concurrency), one.tokens_per_second) for one in others if _alike(one.load, load)]
+    along = [(float(one.concurrency), rate) for one, rate in measured if _alike(one, load)]
     at: float = load.concurrency
     if len({x for x, _ in along}) < 2:
-        along = [(one.load.prompt, one.tokens_per_second) for one in others if one.load.concurrency == load.concurrency]
+        along = [(one.prompt, rate) for one, rate in measured if one.concurrency == load.concurrency]
         at = load.prompt
     places = sorted({x for x, _ in along})
     if len(places) < 2:

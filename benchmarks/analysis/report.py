@@ -5,8 +5,10 @@ The terminal and the report pages both show these results, so they cannot differ
 
 import itertools
 import random
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import attrs
 import msgspec
@@ -113,6 +115,10 @@ class Analysis:
         told = self.recording.run.provenance
         return str((told.get("engine") or {}).get("model") or told.get("model") or "the model")
 
+    def engine(self, target: str) -> dict[str, Any] | None:
+        """Return the description of a target's engine; None for a URL, behind which any engine may be."""
+        return None if re.match(r"https?://", target) else self.recording.run.provenance.get("engine")
+
     @cached_property
     def sweeps(self) -> list[Sweep]:
         """Sweeps in the order of measurement."""
@@ -143,7 +149,7 @@ class Analysis:
         if len(rates) > 1:
             levels = [level for repeats in rates if (level := _rate_level(repeats)) is not None]
             name = f"{self.model} ({target}, prompts of {prompt} tokens, {pattern} arrivals)"
-            verdict = rate_saturation(name, levels, len(rates) - len(levels), self.recording.run.provenance.get("engine"))
+            verdict = rate_saturation(name, levels, len(rates) - len(levels), self.engine(target))
         return RateSweep(target=target, prompt=prompt, output=output, pattern=pattern, views=views, saturation=verdict)
 
     @cached_property
@@ -151,10 +157,10 @@ class Analysis:
         """A step-time model for each target with enough loads."""
         if self.whole is not None:
             return self.whole.capacity
-        engine = self.recording.run.provenance.get("engine") or {}
         found = {}
         for target in dict.fromkeys(view.point.target for view in self.views):
             observed = [_observe(view) for view in self.views if view.point.target == target and view.point.concurrency and view.valid]
+            engine = self.engine(target) or {}
             model = capacities.capacity(observed, engine.get("max_num_seqs"), engine.get("kv_cache_tokens"))
             if model is not None:
                 found[target] = model
@@ -168,9 +174,7 @@ class Analysis:
         ]
         verdict = None
         if len(levels) > 1:
-            verdict = saturation(
-                f"{self.model} ({target}, prompts of {prompt} tokens)", levels, self.recording.run.provenance.get("engine")
-            )
+            verdict = saturation(f"{self.model} ({target}, prompts of {prompt} tokens)", levels, self.engine(target))
         return Sweep(target=target, prompt=prompt, output=output, views=views, saturation=verdict)
 
 

@@ -2,10 +2,14 @@
 
 import math
 
+import attrs
+import pytest
 from benchmarks_support import generate
+from support.known_servers import Server, analysed, closed
 
+from benchmarks.analysis.capacity import Capacity, HeldOut, StepTime, capacity, observe
 from benchmarks.analysis.capacity import Load as Shape
-from benchmarks.analysis.capacity import capacity, observe
+from benchmarks.analysis.predict import predict
 from benchmarks.analysis.summary import summarize
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.workload.plan import Load
@@ -49,3 +53,32 @@ async def test_a_load_s_repeats_are_held_out_together():
 async def test_too_few_loads_make_no_model():
     assert capacity([await observed(concurrency, 64) for concurrency in (1, 2)]) is None
     assert capacity([]) is None
+
+
+LINEAR = Server(step=lambda batch: 0.02 + 0.001 * batch)
+QUEUE = attrs.evolve(LINEAR, step=lambda batch: 0.02 + 0.0001 * batch, max_batch=8, reports=())
+
+
+@pytest.mark.parametrize(
+    ("server", "concurrency", "truth", "name"), [(LINEAR, 48, 48 / 0.068, "step-time model"), (QUEUE, 48, 8 / 0.0208, "straight line")]
+)
+def test_the_better_of_model_and_straight_line_predicts(server, concurrency, truth, name):
+    """Regression: on a queue the model predicted "10,000 tokens/s, give or take 181 %"."""
+    analysis = analysed([closed(server, level) for level in (1, 2, 4, 8, 16, 32, 64)])
+    said = predict(analysis, [concurrency], None, None).splitlines()[-1]
+    assert f"by the {name}" in said
+    assert float(said.split(": ")[1].split(" tokens/s")[0].replace(",", "")) == pytest.approx(truth, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "naive", "trusted"),
+    [(110.0, 150.0, "model"), (150.0, 110.0, "line"), (150.0, 150.0, None), (110.0, None, "model"), (20.0, None, None)],
+)
+def test_nothing_is_predicted_by_what_is_off_on_the_run_itself(predicted, naive, trusted):
+    held_out = [HeldOut(Shape(level, 64, 20), 100.0, predicted, naive) for level in (1, 2, 4)]
+    found = Capacity(StepTime(0.02, 0.0, 0.0, 0.0), held_out)
+    assert found.trusted == trusted
+    analysis = analysed([])
+    analysis.__dict__["capacity"] = {"t": found}
+    said = predict(analysis, [8], None, None).splitlines()[-1]
+    assert said.startswith("Predicted for concurrency 8" if trusted else "Nothing is predicted: the step-time model")

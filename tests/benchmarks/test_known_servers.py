@@ -92,6 +92,15 @@ def test_the_advice_follows_from_the_verdict(server, engine, words):
     assert sum("only wait" in line for line in found.advice) == ("only wait" in words)
 
 
+def test_a_url_is_not_judged_by_the_engine_of_the_run_s_other_targets():
+    analysis = analysed([closed(attrs.evolve(FULL_BATCH, reports=URL), level) for level in LEVELS], {"max_num_seqs": 256})
+    for view in analysis.views:
+        view.point.target = "http://127.0.0.1:8000"
+    (sweep,) = analysis.sweeps
+    assert sweep.saturation is not None
+    assert "the server runs 8 requests at a time" in sweep.saturation.verdict
+
+
 def test_a_server_without_metrics_gets_no_claim_about_waiting():
     """Regression: "nothing waits" where the TTFT was eight times as long."""
     found = swept(attrs.evolve(FULL_BATCH, reports=()))

@@ -59,6 +59,8 @@ def bars(title: str, x: str, labels: Sequence[str], **options: Any) -> figure:
     rows = FactorRange(factors=list(labels)[::-1], range_padding=0.3, range_padding_units="absolute")
     found = chart(title, x, "", height=ROW_HEIGHT * len(labels) + 20, y_range=rows, **options)
     found.yaxis.visible = found.ygrid.visible = False
+    # Otherwise Bokeh aligns the plot with those above and below it, which have labels beside them.
+    found.frame_align = False
     source = ColumnDataSource({"y": list(labels)})
     names = LabelSet(x=2, x_units="screen", y="y", y_offset=LABEL_OFFSET, text="y", source=source, text_font_size="11px", tags=["ink"])
     found.add_layout(names)

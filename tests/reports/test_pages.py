@@ -68,7 +68,7 @@ def test_a_single_closed_loop_has_no_curve_and_says_how_to_get_one(tmp_path):
 
 
 def test_an_open_loop_alone_is_a_page(tmp_path):
-    assert "No sweep over concurrencies" in texts(
+    assert "No sweep, so there is no verdict" in texts(
         write(tmp_path / "a.json", [Point(number=0, target="http", rate=1.0, pattern="poisson", complete=True)])
     )
 

@@ -1,5 +1,6 @@
 """What the reader of a point's figures must know beside them: failures in the server's words, and how tokens were counted. Pure."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,10 +18,16 @@ COUNTED: dict[Counted, str] = {
 
 
 def failures(records: Sequence[RequestRecord]) -> list[str]:
-    """Return the most frequent failures, each with its number, outcome and message."""
-    found = Counter((record.outcome, record.detail) for record in records if record.outcome not in ("ok", "cancelled"))
-    lines = [f"{count} x {outcome}{f': {detail}' if detail else ''}" for (outcome, detail), count in found.most_common(MAX_FAILURES)]
-    others = found.total() - sum(count for _, count in found.most_common(MAX_FAILURES))
+    """Return the most frequent failures: their number, outcome and the first one's message.
+
+    Messages that differ only in their numbers are one failure.
+    """
+    failed = [record for record in records if record.outcome not in ("ok", "cancelled")]
+    keys = [(record.outcome, re.sub(r"\d+", "0", record.detail)) for record in failed]
+    first = {key: record.detail for key, record in zip(reversed(keys), reversed(failed), strict=True)}
+    most = Counter(keys).most_common(MAX_FAILURES)
+    lines = [f"{count} x {key[0]}{f': {first[key]}' if first[key] else ''}" for key, count in most]
+    others = len(failed) - sum(count for _, count in most)
     return [*lines, f"{others} others"] if others else lines
 
 

@@ -119,7 +119,8 @@ class Generator:
             # A target that returns no token ids gets as many tokens of the prompt instead. The
             # length is right; what the prefix cache holds of the answer is not (see
             # docs/benchmarks.md).
-            filler = (item.prompt * (item.max_tokens // len(item.prompt) + 1))[: item.max_tokens]
+            length = record.completion_tokens
+            filler = (item.prompt * (length // len(item.prompt) + 1))[:length]
             item, intended, turn = item.after(answer or filler), self._now(), turn + 1
 
     async def _send(self, item: Item, intended: float, turn: int) -> tuple[RequestRecord, tuple[int, ...]]:

@@ -114,7 +114,8 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     add("--output-tokens", type=lengths, metavar="LENGTHS", help=words)
     words = "let the model end its answers; --output-tokens is then their greatest length"
     add("--natural-lengths", action="store_true", help=words)
-    add("--timeout", type=positive(float), metavar="S", help="give up an answer after this time in seconds (default: never)")
+    words = "give up an answer after this time in seconds (default: %(default)g, as OpenAI's clients)"
+    add("--timeout", type=positive(float), default=600.0, metavar="S", help=words)
     words = "tokens that all prompts begin with, in addition to --prompt-tokens"
     add("--shared-prefix", type=int, default=0, metavar="N", help=words)
     add("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")

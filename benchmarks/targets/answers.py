@@ -137,6 +137,13 @@ class Answer:
             reason = f", finish reason {self.finish_reason!r}" if self.finish_reason else ""
             record.outcome, record.detail = "wrong_token_count", f"{record.completion_tokens} tokens, not {item.max_tokens}{reason}"
 
+    def merge(self) -> None:
+        """Make one delivery of the tokens that arrived together; call it last, however the answer ended."""
+        together: dict[float, int] = {}
+        for time, tokens in self.record.deliveries:
+            together[time] = together.get(time, 0) + tokens
+        self.record.deliveries[:] = together.items()
+
     def _line(self, line: bytes, at: float) -> None:
         if line.startswith(b"data:"):
             self._data(line[5:].strip(), at)

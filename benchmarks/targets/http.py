@@ -46,6 +46,8 @@ class HTTP:
                     await _refused(record, response)
         except (aiohttp.ClientError, OSError) as error:
             record.outcome, record.detail = "connection", f"{type(error).__name__}: {error}"[:200]
+        finally:
+            answer.merge()
         if record.detail:
             record.detail = self.server.hide(record.detail)
         return tuple(answer.token_ids)

@@ -42,6 +42,7 @@ def read(*timed, wanted=4, natural=False, count=None):
         if answer.feed(received, at):
             break
     answer.end(Item(prompt=(1,), max_tokens=wanted, natural=natural), timed[-1][0], count)
+    answer.merge()
     record.finished = timed[-1][0]
     return record
 
@@ -60,12 +61,12 @@ STREAMS = {
         [(1, text()), (2, text()), (3, text()), (4, text() + STOP + FOUR)],
         [(1, 1), (2, 1), (3, 1), (4, 1)],
     ),
-    "no usage": ([(1, text()), (2, text() * 3), (3, LENGTH), (4, DONE)], [(1, 1), (2, 1), (2, 1), (2, 1)]),
+    "no usage": ([(1, text()), (2, text() * 3), (3, LENGTH), (4, DONE)], [(1, 1), (2, 3)]),
     "usage of 0": ([(1, text()), (2, text() + event(**usage(0)) + LENGTH + DONE)], [(1, 1), (2, 1)]),
     "role first": ([(1, ROLE), (2, delta(content="a b")), (3, delta(content=" c d")), (4, FOUR)], [(2, 2), (3, 2)]),
     "reasoning": (
         [(1, ROLE), (2, delta(reasoning_content="hm") * 2), (3, delta(content="so") * 2), (4, STOP)],
-        [(2, 1), (2, 1), (3, 1), (3, 1)],
+        [(2, 2), (3, 2)],
     ),
     "both names of reasoning": ([(1, ROLE), (2, BOTH), (3, delta(content="so")), (4, FOUR)], [(2, 2), (3, 2)]),
     "tool call": ([(1, ROLE), (2, TOOL), (3, FOUR)], [(2, 4)]),
@@ -97,6 +98,13 @@ def test_tokens_are_counted_where_they_were_delivered(stream, deliveries):
     assert record.deliveries == deliveries
     assert (record.outcome, record.completion_tokens) == ("ok", wanted)
     assert summary.summarize([record]).e2e.at("p50") == deliveries[-1][0]
+
+
+def test_tokens_that_arrive_together_are_one_delivery():
+    """Regression: with four events in a segment, ITL was 0 and TPOT 16 ms instead of 20 and 20."""
+    segments = [(0.1 + 0.08 * number, text() * 4) for number in range(4)]
+    found = summary.summarize([read(*segments, (0.5, STOP + event(**usage(16)) + DONE), wanted=16)])
+    assert (found.itl.at("p50"), found.tpot.at("p50")) == (pytest.approx(0.02), pytest.approx(0.02))
 
 
 def test_tokens_that_the_server_counts_at_the_end_are_spread_over_their_chunks():
@@ -185,7 +193,7 @@ def test_the_parts_in_which_a_stream_arrives_make_no_difference(first, second):
     stream = text(" 語") + b": alive\r\n\r\n" + text(" 語 語") + STOP + event(**usage(3)) + DONE
     first, second = sorted((first, second))
     record = read((1.0, stream[:first]), (1.0, stream[first:second]), (1.0, stream[second:]), wanted=3)
-    assert (record.outcome, record.deliveries) == ("ok", [(1.0, 1), (1.0, 2)])
+    assert (record.outcome, record.deliveries) == ("ok", [(1.0, 3)])
 
 
 @pytest.mark.parametrize(

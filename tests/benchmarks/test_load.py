@@ -233,6 +233,30 @@ async def test_a_conversation_carries_its_past_and_waits_for_its_answer():
     assert [record.intended for record in records] == pytest.approx([0.0, 1.25, 2.5])
 
 
+async def test_a_conversation_has_the_lengths_of_the_answers_that_came():
+    workload = Workload(prompt=Fixed(8), output=Fixed(30), vocabulary=(1, 200), turns=Fixed(2), natural=True)
+    generator = generate(Scripted(), Load(concurrency=1), workload, requests=1)
+    await generator.run()
+    assert [record.prompt_tokens for record in generator.measured.records] == [8, 8 + 5 + 8]
+
+
+async def test_a_request_that_hangs_is_a_timeout_and_the_run_goes_on():
+    workload = Workload(prompt=Fixed(1), output=Fixed(1), vocabulary=(1, 9), timeout=0.3, cancelling=0.5, patience=9.0)
+    generator = generate(Scripted(gaps=(0.2, 1e9)), Load(concurrency=1), workload, requests=3)
+    await generator.run()
+    found = summary.summarize(generator.measured.records)
+    assert found.outcomes == {"timeout": 3}
+    assert found.failures == ["3 x timeout: no end after 0.3 s"]
+    assert [record.finished for record in generator.measured.records] == pytest.approx([0.3, 0.6, 0.9])
+
+
+def test_failures_are_grouped_by_what_the_server_says():
+    records = [sent(number, 0.0, 1.0, outcome="error") for number in range(9)]
+    for record, detail in zip(records, ["at 1", "at 2", "a", "a", "a", "b", "b", "c", "d"], strict=True):
+        record.detail = detail
+    assert summary.summarize(records).failures == ["3 x error: a", "2 x error: at 1", "2 x error: b", "2 others"]
+
+
 async def test_staggered_clients_are_out_of_step_and_their_leads_do_not_count():
     class ByLength(Scripted):
         async def send(self, item, record, now, origin):

@@ -1,5 +1,6 @@
 """The load generator's HTTP target against llmserve's server, and against faulty servers."""
 
+import pathlib
 import statistics
 
 import anyio
@@ -12,11 +13,13 @@ from http_support import running_server
 from benchmarks.generator.run import Generator
 from benchmarks.targets import TargetError
 from benchmarks.targets.http import HTTP
-from benchmarks.targets.server import find_model, open_session, parse_server
+from benchmarks.targets.server import ClientOptions, find_model, open_session, parse_server
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
+from frontends.net.tls import TLS
 from llmserve import AdmissionConfig, ManagerConfig
 
+DATA = pathlib.Path(__file__).parents[1] / "data"
 WORKLOAD = Workload(prompt=Fixed(8), output=Fixed(6), vocabulary=(1, 200))
 
 
@@ -33,6 +36,22 @@ async def test_every_token_is_counted_where_it_was_delivered(server):
     records = await measure(server.url)
     assert {record.outcome for record in records} == {"ok"}
     assert all(sum(count for _, count in record.deliveries) == 6 == record.completion_tokens for record in records)
+
+
+@pytest.mark.parametrize("prompts", ["chat", "text"])
+async def test_a_prompt_may_be_text(server, prompts):
+    records = await measure(server.url, options=ClientOptions(prompts=prompts))
+    assert {record.outcome for record in records} == {"ok"}
+    assert all(sum(count for _, count in record.deliveries) == 6 == record.completion_tokens for record in records)
+
+
+async def test_an_unknown_certificate_is_accepted_only_on_request():
+    tls = TLS.of(DATA / "localhost.pem", DATA / "localhost.key")
+    async with running_server(tls=tls) as server:
+        with pytest.raises(TargetError, match="certificate verify failed"):
+            await measure(server.url)
+        records = await measure(server.url, options=ClientOptions(insecure=True))
+    assert {record.outcome for record in records} == {"ok"}
 
 
 async def test_refusals_come_with_their_retry_after():

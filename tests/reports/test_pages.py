@@ -80,6 +80,18 @@ def test_a_run_without_answers_is_a_page(tmp_path):
     assert "No request was answered" in text
 
 
+@pytest.mark.parametrize("tokens", [[1, 1, 0], [1, 0, -1], [2, 0], [0], []])
+def test_deliveries_without_tokens_are_on_the_table_and_the_page(tmp_path, tokens):
+    """Regression: an empty chunk, counted as a token until the usage came, failed every reader."""
+    path = write(tmp_path / "a.json", [Point(number=0, target="http", concurrency=1, complete=True, planned=10)])
+    recording = storage.read(path)
+    for record in recording.records:
+        record.deliveries = [(record.intended + 0.1 * number, count) for number, count in enumerate(tokens, 1)]
+    storage.write(path, recording)
+    assert "| http | concurrency 1 |" in report.conclusion(report.analyse(storage.read(path)))
+    assert "concurrency 1" in texts(path)
+
+
 def test_a_run_s_texts_are_escaped(tmp_path):
     text = texts(write(tmp_path / "a.json", [Point(number=0, target="<i>", concurrency=1, complete=True)]))
     assert "<script>" not in text

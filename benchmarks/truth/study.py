@@ -116,7 +116,7 @@ def page(found: Truth, behaviours: Sequence[Behaviour], slack: float = 0.0) -> s
         "",
         "<!-- not run: takes an hour, and needs the peers -->",
         "```sh",
-        COMMAND,
+        COMMAND + (f" --slack {slack * 1000:.0f}" if slack else ""),
         "```",
         "",
         f"Measured on {found.date}: {found.machine}.",

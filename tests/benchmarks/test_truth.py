@@ -1,5 +1,8 @@
 """Our client against every behaviour of the scripted server, whose own log is the truth."""
 
+import json
+import sys
+
 import pytest
 from benchmarks_support import generate, sent
 
@@ -12,7 +15,7 @@ from benchmarks.truth.behaviours import BEHAVIOURS, TOKENS
 from benchmarks.truth.figures import TIMES, Figures, median, truth, wrong_counts, wrong_times
 from benchmarks.truth.script import MODEL
 from benchmarks.truth.server import Entry, serve
-from benchmarks.truth.tools import Ours, Unmeasured
+from benchmarks.truth.tools import PEERS, Ours, Unmeasured, find_peer
 from benchmarks.workload.plan import Load
 from benchmarks.workload.requests import Fixed, Workload
 
@@ -80,6 +83,67 @@ def test_events_that_were_read_together_end_one_gap():
     record.deliveries = [(at, 1) for at in (1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 4.0, 4.0)]
     assert record.gaps() == [(1.0, 2.0, 4), (2.0, 4.0, 2)]
     assert tpot(record) == pytest.approx(0.5)
+
+
+# A program that writes its results where its options say, as each of the peers does.
+STUB = """#!{python}
+import pathlib, sys
+options = dict(zip(sys.argv, sys.argv[1:]))
+path = pathlib.Path(options.get("--artifact-dir", "."), "profile_export_aiperf.json") if "profile" in sys.argv else pathlib.Path("out.json")
+print("the last line")
+path.write_text({results!r}) if {results!r} else sys.exit(3)
+"""
+GUIDELLM = {
+    "request_totals": {"successful": 2, "errored": 1, "incomplete": 1},
+    "output_token_count": {"successful": {"count": 2, "total_sum": 32.0}},
+    "time_to_first_token_ms": {"successful": {"count": 2, "median": 61.0}},
+    "inter_token_latency_ms": {"successful": {"count": 0, "median": 0.0}},
+    "request_latency": {"successful": {"count": 2, "median": 0.3}},
+}
+RESULTS = {
+    "guidellm": {"benchmarks": [{"metrics": GUIDELLM}]},
+    "aiperf": {
+        "request_count": {"avg": 2.0},
+        "error_request_count": {"avg": 2.0},
+        "total_output_tokens": {"avg": 32.0},
+        "time_to_first_token": {"p50": 61.0},
+        "request_latency": {"p50": 300.0},
+    },
+    "vllm": {
+        "completed": 2,
+        "failed": 2,
+        "total_output_tokens": 32,
+        "median_ttft_ms": 61.0,
+        "median_itl_ms": 20.0,
+        "median_tpot_ms": 0.0,
+        "median_e2el_ms": 300.0,
+    },
+}
+
+
+def install(folder, name, results):
+    """Return a peer whose program is a stub; vLLM's is run by the interpreter beside it."""
+    for program in (folder / name, folder / "python"):
+        program.write_text(STUB.format(python=sys.executable, results=results))
+        program.chmod(0o755)
+    return find_peer(name, folder / name, "tokenizer")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", PEERS)
+async def test_a_peer_s_figures_are_read_from_its_file(name, tmp_path):
+    peer = install(tmp_path, name, json.dumps(RESULTS[name]))
+    found = await peer.measure("http://127.0.0.1:9", BEHAVIOURS[0], tmp_path)
+    assert found.outcomes == {"ok": 2, "failed": 2}
+    assert found.tokens == 32
+    assert {"itl": 0.02} | found.times == pytest.approx({"ttft": 0.061, "itl": 0.02, "tpot": None, "e2e": 0.3})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", PEERS)
+async def test_a_peer_that_fails_is_quoted(name, tmp_path):
+    with pytest.raises(Unmeasured, match="exit code 3: the last line"):
+        await install(tmp_path, name, "").measure("http://127.0.0.1:9", BEHAVIOURS[0], tmp_path)
 
 
 def entries():

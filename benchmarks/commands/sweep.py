@@ -11,8 +11,9 @@ HELP = "measure several loads: closed loops (--concurrency) and open loops (--ra
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_loads(command)
+    options.add_repeats(command)
     options.add_options(command)
 
 
 def run(given: Arguments) -> int:
-    return session.execute(options.settings(given, options.sweep_loads(given)))
+    return session.execute(options.settings(given), options.sweep_planner(given))

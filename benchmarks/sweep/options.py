@@ -5,7 +5,9 @@ import math
 import pathlib
 
 from benchmarks.arguments import Arguments, numbers, positive
-from benchmarks.recording.results import Promise
+from benchmarks.recording.results import Goal, Promise
+from benchmarks.sweep.planner import Listed, Planner, Sizes
+from benchmarks.sweep.quick import Quick
 from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
 from benchmarks.targets import TargetError
@@ -14,6 +16,9 @@ from benchmarks.workload.requests import Lengths, Workload, parse_lengths
 from benchmarks.workload.traces import read_trace
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm.args import parse_engine_args
+
+# Measurements of a load that is repeated until its interval is narrow.
+MAX_REPEATS = 8
 
 
 def lengths(text: str) -> Lengths:
@@ -57,6 +62,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_shape(command)
     command.add_argument("--no-ceiling", action="store_true", help="skip the measurement of the generator's ceiling (1 s)")
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
+    words = "continue the run in --out where it was interrupted; the rest of the command must be the same"
+    command.add_argument("--resume", action="store_true", help=words)
 
 
 def _add_systems(command: argparse.ArgumentParser) -> None:
@@ -82,9 +89,18 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
     add("--in-step", action="store_true", help=words)
     add("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
     add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
-    add("--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)")
     add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
     add("--slo-tpot", type=positive(float), metavar="S", help="target time per output token after the first, in seconds")
+
+
+def add_repeats(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("repeats").add_argument
+    words = "measurements of each point, each with different prompts (default: 1; with --until-width at most so many, default: 8)"
+    add("--repeats", type=positive(int), help=words)
+    words = (
+        "repeat each point until the 95 %% interval of its repeats is narrower than this share of its throughput (open loop: of E2E p50)"
+    )
+    add("--until-width", type=positive(float), metavar="SHARE", help=words)
 
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
@@ -104,6 +120,8 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 def add_loads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="clients of each closed loop")
     command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="requests per second of each open loop")
+    words = "instead of given loads, choose few short closed loops: a first answer in two minutes on a CPU"
+    command.add_argument("--quick", action="store_true", help=words)
     _add_burstiness(command)
     names = ("--prompt-tokens", "--prompt-lengths")
     command.add_argument(
@@ -154,10 +172,30 @@ def run_load(options: Arguments) -> Load:
     return Load(pattern="trace", trace=tuple(read_trace(options.trace, speed=options.trace_speed, limit=options.trace_limit)))
 
 
-def settings(options: Arguments, loads: list[Load]) -> Settings:
-    """Convert the options to settings; raises TargetError for an invalid combination."""
+def sizes(options: Arguments) -> Sizes:
+    return Sizes(requests=options.requests, per_client=options.per_client, seconds=options.seconds)
+
+
+def listed(options: Arguments, loads: list[Load]) -> Planner:
+    """Return the planner of given loads; raises TargetError if there are none."""
     if not loads:
         raise TargetError("nothing to measure: pass --concurrency 1,2,4 or --rate 0.5,1,2")
+    width = options.until_width
+    repeats = options.repeats or (1 if width is None else MAX_REPEATS)
+    return Listed(loads=loads, prompts=options.prompts, sizes=sizes(options), repeats=repeats, width=width)
+
+
+def sweep_planner(options: Arguments) -> Planner:
+    """Return the planner of a sweep; raises TargetError for an invalid combination."""
+    if not options.quick:
+        return listed(options, sweep_loads(options))
+    if options.concurrency or options.rate or options.repeats or options.until_width or len(options.prompts) > 1:
+        raise TargetError("--quick chooses the loads: leave out --concurrency, --rate, --repeats, --until-width and further prompt lengths")
+    return Quick(prompt=options.prompts[0], staggered=not options.in_step)
+
+
+def settings(options: Arguments, goal: Goal | None = None) -> Settings:
+    """Convert the options to settings; raises TargetError for an invalid combination."""
     if not 0 <= options.cancelling <= 1:
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
@@ -165,7 +203,6 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
     return Settings(
         admissions=options.admission,
         targets=list(dict.fromkeys(options.target.split(","))),
-        loads=loads,
         workload=_workload(options),
         out=options.out,
         prompts=options.prompts,
@@ -174,13 +211,11 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         engine_args=parse_engine_args(options.engine_arg),
         processes=options.processes,
         vocabulary=options.vocabulary,
-        requests=options.requests,
-        per_client=options.per_client,
-        seconds=options.seconds,
         warm_up=options.warm_up,
-        repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
+        resume=options.resume,
+        goal=goal,
     )
 
 

@@ -14,11 +14,20 @@ from benchmarks.recording.results import Point, Sample
 FULL_SHARE = 0.95
 BUSY_SHARE = 0.85
 IDLE_GPU_SHARE = 0.75
+# Fewer requests on average wait only between two steps.
+QUEUE = 0.5
+# A latency that grows by less is no cause.
+GROWTH = 1.1
 
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """Figures of one point's engine and host, None where they were not reported."""
+    """Figures of one point's engine and host, None where they were not reported.
+
+    Attributes:
+        full_batch: Number of running requests, if it was constant while others waited.
+        cache_hits: Share of the prompt tokens that the engine found in its prefix cache.
+    """
 
     running: int | None
     waiting: float | None
@@ -27,16 +36,21 @@ class Evidence:
     host_cpu: float | None
     engine_cpu: float | None
     gpu: float | None
+    admission_waiting: float | None = None
+    full_batch: int | None = None
+    cache_hits: float | None = None
 
     def __str__(self) -> str:
         told = [
             None if self.running is None else f"{self.running} running",
             None if self.waiting is None else f"{self.waiting:.1f} waiting on average",
+            None if not self.admission_waiting else f"{self.admission_waiting:.1f} waiting for admission",
             None if self.kv_usage is None else f"KV cache {self.kv_usage:.0%} full",
             None if self.preemptions is None else f"{self.preemptions} preemptions",
             None if self.host_cpu is None else f"host process {self.host_cpu:.0%} of a core",
             None if self.engine_cpu is None else f"engine process {self.engine_cpu:.0%}",
             None if self.gpu is None else f"GPU busy {self.gpu:.0%} of the time",
+            None if self.cache_hits is None else f"{self.cache_hits:.0%} of the prompt tokens from the prefix cache",
         ]
         return ", ".join(part for part in told if part is not None) or "the server reported nothing"
 
@@ -52,7 +66,7 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
         return [value for sample in source if (value := getattr(sample, name)) is not None]
 
     running, kv, preemptions = values("running", samples), values("kv_usage", samples), values("preemptions", samples)
-    waiting, gpu = values("waiting", inside), values("gpu", inside)
+    waiting, admission, gpu = values("waiting", inside), values("admission_waiting", inside), values("gpu", inside)
 
     def spent(name: str) -> float | None:
         cpu = [(sample.time, value) for sample in inside if (value := getattr(sample, name)) is not None]
@@ -66,7 +80,29 @@ def gather(point: Point, samples: Sequence[Sample], window: tuple[float, float])
         host_cpu=spent("host_cpu"),
         engine_cpu=spent("engine_cpu"),
         gpu=float(np.mean(gpu)) if gpu else None,
+        admission_waiting=float(np.mean(admission)) if admission else None,
+        full_batch=_full_batch(inside),
+        cache_hits=_hit_rate(samples),
     )
+
+
+def _full_batch(samples: Sequence[Sample]) -> int | None:
+    """Return the number of running requests if it was constant in the samples with a queue.
+
+    Between two steps one request less may run. Where prompts wait for their turn in a step instead,
+    the number varies.
+    """
+    running = [sample.running for sample in samples if sample.waiting and sample.running]
+    if len(running) < max(4, len(samples) / 2):
+        return None
+    most = max(running)
+    return most if np.median(running) == most and np.quantile(running, 0.1) >= most - max(1, 0.1 * most) else None
+
+
+def _hit_rate(samples: Sequence[Sample]) -> float | None:
+    counted = [(sample.prefix_queries, sample.prefix_hits or 0) for sample in samples if sample.prefix_queries is not None]
+    queries, hits = (counted[-1][which] - counted[0][which] for which in (0, 1)) if counted else (0, 0)
+    return hits / queries if queries > 0 else None
 
 
 @attrs.frozen
@@ -83,12 +119,31 @@ class Cause:
 
 
 def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dict[str, Any] | None) -> Cause:
-    """Name the cause, from the first point beyond the knee and the least loaded point (`first`)."""
+    """Name the cause, from the first point beyond the knee and the least loaded point (`first`).
+
+    `engine` is None for a server of which only the URL is known.
+    """
+    found = _queue(evidence, engine) or _process(evidence) or _prefill(evidence, engine) or _latency(evidence, summary, first)
+    return found or Cause("unknown", "neither the engine nor the host shows a cause")
+
+
+def _queue(evidence: Evidence, engine: dict[str, Any] | None) -> Cause | None:
     limit = (engine or {}).get("max_num_seqs")
+    waiting = evidence.waiting or 0.0
     if evidence.kv_usage is not None and (evidence.preemptions or evidence.kv_usage >= FULL_SHARE):
         return Cause("kv cache", f"the KV cache is full ({evidence.kv_usage:.0%}, {evidence.preemptions or 0} preemptions)")
-    if limit is not None and evidence.running is not None and evidence.running >= limit and (evidence.waiting or 0) > 0.5:
-        return Cause("batch", f"the batch is full: max_num_seqs is {limit} and {evidence.waiting:.1f} more requests wait on average")
+    if limit is not None and evidence.running is not None and evidence.running >= limit and waiting > QUEUE:
+        return Cause("batch", f"the batch is full: max_num_seqs is {limit} and {waiting:.1f} more requests wait on average")
+    if limit is None and evidence.full_batch is not None and waiting > QUEUE:
+        clause = f"the batch is full: the server runs {evidence.full_batch} requests at a time while {waiting:.1f} more wait on average"
+        return Cause("batch", clause)
+    if (evidence.admission_waiting or 0.0) > QUEUE:
+        clause = f"admission lets at most {evidence.running} requests run while {evidence.admission_waiting:.1f} more wait on average"
+        return Cause("admission", clause)
+    return None
+
+
+def _process(evidence: Evidence) -> Cause | None:
     if evidence.host_cpu is not None and evidence.host_cpu >= BUSY_SHARE:
         return Cause("host process", f"the Python process that holds the engine's client uses {evidence.host_cpu:.0%} of a core")
     if (evidence.engine_cpu or 0) >= BUSY_SHARE and evidence.gpu is not None and evidence.gpu < IDLE_GPU_SHARE:
@@ -96,10 +151,30 @@ def name_cause(evidence: Evidence, summary: Summary, first: Summary, engine: dic
         # it is.
         clause = f"the GPU is busy only {evidence.gpu:.0%} of the time while the engine's process uses a full core"
         return Cause("engine process", clause)
-    if evidence.waiting is not None and evidence.waiting > 1:
-        budget = (engine or {}).get("max_num_batched_tokens")
-        return Cause("prefill", f"{evidence.waiting:.1f} requests wait for prefill in steps of at most {budget or '?'} tokens")
-    slower = (summary.tpot.at("p50") or 0.0) / (first.tpot.at("p50") or float("inf"))
-    if slower > 1:
-        return Cause("step time", f"nothing waits, but a step of the engine takes {slower:.1f} times as long as at the lowest load")
-    return Cause("unknown", "neither the engine nor the host shows a cause")
+    return None
+
+
+def _prefill(evidence: Evidence, engine: dict[str, Any] | None) -> Cause | None:
+    if evidence.waiting is None or evidence.waiting <= 1:
+        return None
+    budget = (engine or {}).get("max_num_batched_tokens")
+    if budget is not None:
+        return Cause("prefill", f"{evidence.waiting:.1f} requests wait for prefill in steps of at most {budget} tokens")
+    return Cause("queue", f"{evidence.waiting:.1f} requests wait on average, and the server's metrics do not show for what")
+
+
+def _latency(evidence: Evidence, summary: Summary, first: Summary) -> Cause | None:
+    to_first, per_token = _growth(summary, first, "ttft"), _growth(summary, first, "tpot")
+    if evidence.waiting is not None:
+        clause = f"nothing waits, but a step of the engine takes {per_token:.1f} times as long as at the lowest load"
+        return Cause("step time", clause) if per_token > GROWTH else None
+    if max(to_first, per_token) <= GROWTH:
+        return None
+    clause = f"the time to first token is {to_first:.1f} times and the time per later token {per_token:.1f} times that of the lowest load; "
+    clause += "the server reports no queue, so the cause shows only in the latency"
+    return Cause("first token" if to_first > GROWTH * per_token else "step time", clause)
+
+
+def _growth(summary: Summary, first: Summary, figure: str) -> float:
+    now, before = getattr(summary, figure).at("p50"), getattr(first, figure).at("p50")
+    return now / before if now and before else 0.0

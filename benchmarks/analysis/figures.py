@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from benchmarks.analysis.backlog import STEADY_PATTERNS, Backlog, backlog
 from benchmarks.analysis.capacity import Capacity
 from benchmarks.analysis.stages import Waterfall, waterfall
 from benchmarks.analysis.steady_state import block_rates
@@ -22,6 +23,7 @@ class Figures(msgspec.Struct, kw_only=True):
         blocks: Tokens per second in equal parts of the window.
         times: The requests' latencies in nanoseconds, by the name of their distribution.
         faults: Reasons why the point is not valid.
+        backlog: How the requests in flight changed in an open loop with one rate.
     """
 
     sent: int
@@ -31,6 +33,7 @@ class Figures(msgspec.Struct, kw_only=True):
     waterfall: Waterfall | None
     times: dict[str, list[int]]
     faults: list[str]
+    backlog: Backlog | None = None
 
 
 class WholeSummary(msgspec.Struct):
@@ -45,6 +48,7 @@ def figures(run: Run, point: Point, records: Sequence[RequestRecord]) -> Figures
     summary = summarize(records, open_loop=point.concurrency is None, promise=run.promise)
     counted = [record for record in records if not record.lead]
     stages = waterfall(counted)
+    waiting = backlog(counted) if point.pattern in STEADY_PATTERNS else None
     start, end = summary.window
     sent = sum(1 for record in records if start < record.intended <= end)
     return Figures(
@@ -55,6 +59,7 @@ def figures(run: Run, point: Point, records: Sequence[RequestRecord]) -> Figures
         waterfall=stages,
         times={name: [round(value * 1e9) for value in values] for name, values in times_of(counted).items()},
         faults=faults(point, records, summary, stages, run.ceiling.get(point.target)),
+        backlog=waiting,
     )
 
 

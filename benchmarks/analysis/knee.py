@@ -55,7 +55,7 @@ class NoKnee:
 def find_knee(concurrency: Sequence[int], blocks: Sequence[Floats], seed: int = 0) -> Knee | NoKnee:
     """Find the knee, given a non-empty array of block throughputs for each concurrency."""
     if len(set(concurrency)) < MIN_POINTS:
-        return NoKnee(f"{len(set(concurrency))} concurrencies were measured, but a knee needs at least {MIN_POINTS}")
+        return NoKnee(f"a knee needs at least {MIN_POINTS} concurrencies, and {len(set(concurrency))} can be used")
     order = np.argsort(concurrency)
     x = np.log2(np.asarray(concurrency, dtype=np.float64)[order])
     means = np.array([np.mean(blocks[index]) for index in order])

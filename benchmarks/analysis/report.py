@@ -13,13 +13,16 @@ import msgspec
 import numpy as np
 
 from benchmarks.analysis import capacity as capacities
+from benchmarks.analysis.backlog import STEADY_PATTERNS, Backlog
 from benchmarks.analysis.capacity import Capacity
 from benchmarks.analysis.evidence import Evidence, gather
 from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, unpack
-from benchmarks.analysis.saturation import Level, Saturation, saturation
+from benchmarks.analysis.levels import Level
+from benchmarks.analysis.rates import RateLevel, RateSaturation, above_capacity, rate_saturation, state
+from benchmarks.analysis.saturation import Saturation, saturation
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import Floats
-from benchmarks.analysis.summary import Summary, table
+from benchmarks.analysis.summary import Row, Summary, table
 from benchmarks.recording.results import Point, Recording, RequestRecord, Run, Sample
 
 
@@ -42,10 +45,16 @@ class View:
     waterfall: Waterfall | None
     times: dict[str, list[int]]
     faults: list[str]
+    backlog: Backlog | None
 
     @property
     def valid(self) -> bool:
         return not self.faults
+
+    @property
+    def state(self) -> str | None:
+        """What an open loop's rate does to the server, as in `RateLevel`; None for other loads."""
+        return None if self.backlog is None else state(self.summary, self.backlog)
 
     def seconds(self, name: str) -> Floats:
         """Return the latency of each request, by the name of the distribution."""
@@ -67,6 +76,18 @@ class Sweep:
         return f"{self.target}, prompt {self.prompt}"
 
 
+@attrs.frozen(kw_only=True)
+class RateSweep:
+    """Open loops of one pattern on one target with requests of one shape, sorted by rate."""
+
+    target: str
+    prompt: str
+    output: str
+    pattern: str
+    views: list[View]
+    saturation: RateSaturation | None
+
+
 @attrs.define(slots=False)
 class Analysis:
     recording: Recording
@@ -79,8 +100,8 @@ class Analysis:
         return sum(view.sent for view in self.views)
 
     @property
-    def rows(self) -> list[tuple[Point, Summary, list[str]]]:
-        return [(view.point, view.summary, view.faults) for view in self.views]
+    def rows(self) -> list[Row]:
+        return [_row(view) for view in self.views]
 
     @property
     def model(self) -> str:
@@ -100,6 +121,26 @@ class Analysis:
     @cached_property
     def open_loops(self) -> list[View]:
         return [view for view in self.views if not view.point.concurrency]
+
+    @cached_property
+    def rate_sweeps(self) -> list[RateSweep]:
+        """Open loops with one rate each, by target, lengths and pattern, in the order of measurement."""
+        groups: dict[tuple[str, str, str, str], list[View]] = {}
+        for view in self.open_loops:
+            if view.point.pattern in STEADY_PATTERNS:
+                point = view.point
+                groups.setdefault((point.target, point.prompt, point.output, point.pattern), []).append(view)
+        return [self._rate_sweep(*key, views) for key, views in groups.items()]
+
+    def _rate_sweep(self, target: str, prompt: str, output: str, pattern: str, views: list[View]) -> RateSweep:
+        views = sorted(views, key=lambda view: (view.point.rate or 0.0, view.point.repeat))
+        rates = [list(repeats) for _, repeats in itertools.groupby(views, key=lambda view: view.point.rate)]
+        verdict = None
+        if len(rates) > 1:
+            levels = [level for repeats in rates if (level := _rate_level(repeats)) is not None]
+            name = f"{self.model} ({target}, prompts of {prompt} tokens, {pattern} arrivals)"
+            verdict = rate_saturation(name, levels, len(rates) - len(levels), self.recording.run.provenance.get("engine"))
+        return RateSweep(target=target, prompt=prompt, output=output, pattern=pattern, views=views, saturation=verdict)
 
     @cached_property
     def capacity(self) -> dict[str, Capacity]:
@@ -162,6 +203,30 @@ def _level(concurrency: int, repeats: Sequence[View]) -> Level:
     )
 
 
+def _rate_level(repeats: Sequence[View]) -> RateLevel | None:
+    """Combine the valid repeats; the state is that of most of them, or undecided."""
+    valid = [(view, view.backlog) for view in repeats if view.valid and view.backlog is not None]
+    if not valid:
+        return None
+    (view, backlog), states = valid[0], [state(view.summary, backlog) for view, backlog in valid]
+    common = max(dict.fromkeys(states), key=states.count)
+    return RateLevel(
+        rate=view.point.rate or 0.0,
+        sent=float(np.mean([backlog.sent for _, backlog in valid])),
+        served=[rate for _, backlog in valid for rate in backlog.served],
+        state=common if 2 * states.count(common) > len(states) else "undecided",
+        backlog=backlog,
+        summary=view.summary,
+        evidence=view.evidence,
+    )
+
+
+def _row(view: View) -> Row:
+    clause = None if view.backlog is None else above_capacity(view.summary, view.backlog)
+    unserved = (view.state or "", clause) if clause is not None else None
+    return Row(point=view.point, summary=view.summary, cache_hits=view.evidence.cache_hits, faults=view.faults, state=unserved)
+
+
 def _observe(view: View) -> capacities.Observed:
     load = capacities.Load(view.point.concurrency or 0, view.summary.prompt_tokens, view.summary.output_tokens)
     return capacities.observe(load, view.summary.tokens_per_second, view.traffic)
@@ -169,6 +234,7 @@ def _observe(view: View) -> capacities.Observed:
 
 def conclusion(found: Analysis) -> str:
     """Return Markdown: the table of all points, then each sweep's verdict, evidence and advice."""
-    verdicts = [sweep.saturation for sweep in found.sweeps if sweep.saturation is not None]
+    swept: list[Sweep | RateSweep] = [*found.sweeps, *found.rate_sweeps]
+    verdicts = [sweep.saturation for sweep in swept if sweep.saturation is not None]
     texts = ["\n".join([each.verdict, "", *(f"- {line}" for line in (each.evidence, *each.advice))]) for each in verdicts]
     return "\n\n".join([table(found.rows), *texts])

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-import numpy as np
 
-from benchmarks.analysis.evidence import FULL_SHARE, Cause, Evidence, name_cause
+from benchmarks.analysis.advice import advice
+from benchmarks.analysis.evidence import FULL_SHARE, Cause, name_cause
 from benchmarks.analysis.knee import Knee, NoKnee, find_knee
-from benchmarks.analysis.steady_state import Floats
-from benchmarks.analysis.summary import Distribution, Summary
+from benchmarks.analysis.levels import Level, tail
+from benchmarks.analysis.outcomes import SERVED_SHARE, failed_share, refused_share
 
 # A latency saturates where its p95 exceeds this multiple of the p95 at the lowest load.
 LATENCY_FACTOR = 4.0
@@ -18,17 +18,7 @@ ATTAINED = 0.99
 # At the knee few requests wait yet, so the evidence comes from the first load clearly beyond the
 # knee.
 CLEARLY_BEYOND = 1.25
-
-
-@attrs.frozen(kw_only=True)
-class Level:
-    """One concurrency of a sweep, with its repeats combined."""
-
-    concurrency: int
-    summary: Summary
-    blocks: Floats
-    evidence: Evidence
-    valid: bool
+REFUSED_SHARE = 0.5
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +27,7 @@ class Saturation:
 
     Attributes:
         kinds: Concurrency at which each kind of saturation begins: throughput, latency, slo, kv
-            cache.
+            cache, refusals.
         binding: The kind that begins first.
     """
 
@@ -53,11 +43,13 @@ class Saturation:
 
 def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None) -> Saturation | None:
     """Judge a sweep's levels, in ascending order; None without a valid level."""
-    usable = [level for level in levels if level.valid and len(level.blocks)]
-    if not usable:
+    valid = [level for level in levels if level.valid and len(level.blocks)]
+    if not valid:
         return None
+    # Where most requests are refused, the window shows the refusals and not the load.
+    usable = [level for level in valid if refused_share(level.summary) <= REFUSED_SHARE] or valid
     knee = find_knee([level.concurrency for level in usable], [level.blocks for level in usable])
-    kinds = _kinds(usable)
+    kinds = _kinds(usable) | _turned_away(valid)
     if isinstance(knee, Knee):
         kinds["throughput"] = knee.concurrency
     binding = min(kinds, key=lambda kind: kinds[kind], default=None)
@@ -68,7 +60,7 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
         # Waiting and longer steps come with every load. Without a knee, only an exhausted resource
         # is a cause.
         cause = None
-    dropped = len(levels) - len(usable)
+    rest = _rest(levels, valid)
     return Saturation(
         knee=knee,
         kinds=kinds,
@@ -76,8 +68,8 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
         cause=cause,
         evidence=f"at concurrency {beyond.concurrency}: {beyond.evidence}",
         peak=max(level.summary.tokens_per_second for level in usable),
-        verdict=_verdict(name, usable, knee, cause, beyond, dropped),
-        advice=_advice(usable, knee, kinds, cause, engine),
+        verdict=_verdict(name, usable, knee, cause, beyond, rest),
+        advice=advice(usable, knee, kinds, cause, beyond, engine),
     )
 
 
@@ -85,10 +77,10 @@ def _kinds(levels: Sequence[Level]) -> dict[str, float]:
     first = levels[0].summary
     latency = []
     for figure in ("ttft", "tpot"):
-        least = _tail(first, figure)
+        least = tail(first, figure)
         if least:
             # mypy cannot infer the type of a lambda with a default.
-            latency.append(_crossing(levels, lambda level, figure=figure: _tail(level.summary, figure), LATENCY_FACTOR * least))  # type: ignore[misc]
+            latency.append(_crossing(levels, lambda level, figure=figure: tail(level.summary, figure), LATENCY_FACTOR * least))  # type: ignore[misc]
     found = {
         "latency": min((at for at in latency if at is not None), default=None),
         "slo": _crossing(levels, lambda level: None if (kept := level.summary.attainment) is None else 1 - kept, 1 - ATTAINED),
@@ -100,9 +92,20 @@ def _kinds(levels: Sequence[Level]) -> dict[str, float]:
     return {kind: at for kind, at in found.items() if at is not None}
 
 
-def _tail(summary: Summary, figure: str) -> float | None:
-    distribution: Distribution = getattr(summary, figure)
-    return distribution.at("p95") or distribution.at("p50")
+def _turned_away(levels: Sequence[Level]) -> dict[str, float]:
+    at = next((level.concurrency for level in levels if refused_share(level.summary) > 1 - SERVED_SHARE), None)
+    return {} if at is None else {"refusals": float(at)}
+
+
+def _rest(levels: Sequence[Level], valid: Sequence[Level]) -> str:
+    """Return sentences on the requests and the points that the verdict leaves out."""
+    said = ""
+    for word, share in (("refuses", refused_share), ("fails", failed_share)):
+        worst = max(valid, key=lambda level: share(level.summary))
+        if share(worst.summary) > 1 - SERVED_SHARE:
+            said += f" The server {word} {share(worst.summary):.0%} of the requests at concurrency {worst.concurrency}."
+    dropped = len(levels) - len(valid)
+    return said + (f" {dropped} of {len(levels)} points are not valid and are ignored." if dropped else "")
 
 
 def _crossing(levels: Sequence[Level], value: Callable[[Level], float | None], bound: float) -> float | None:
@@ -121,57 +124,18 @@ def _crossing(levels: Sequence[Level], value: Callable[[Level], float | None], b
     return None
 
 
-def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cause | None, beyond: Level, dropped: int) -> str:
+def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cause | None, beyond: Level, rest: str) -> str:
     best = max(levels, key=lambda level: level.summary.tokens_per_second)
-    tail = f" {dropped} of {dropped + len(levels)} points are not valid and are ignored." if dropped else ""
     peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at concurrency {best.concurrency}"
     if isinstance(knee, NoKnee):
         full = f" At concurrency {beyond.concurrency}, {cause.clause}." if cause is not None else ""
-        return f"{name}: no saturation point was found, because {knee.reason}.{full} The highest throughput is {peak}.{tail}"
-    gain = 2**knee.after - 1
-    slower = (_tail(beyond.summary, "ttft") or math.nan) / (_tail(levels[0].summary, "ttft") or math.nan)
+        return f"{name}: no saturation point was found, because {knee.reason}.{full} The highest throughput is {peak}.{rest}"
+    # The sum with 0.0 turns a rounded -0.0 into 0.0.
+    gain = round(2**knee.after - 1, 2) + 0.0
+    slower = (tail(beyond.summary, "ttft") or math.nan) / (tail(levels[0].summary, "ttft") or math.nan)
     reason = f", because {cause.clause}" if cause is not None else ""
     return (
         f"{name} saturates at concurrency {knee.concurrency:.0f} [{knee.low:.0f}, {knee.high:.0f}]{reason}. "
         f"Beyond this, doubling the load changes throughput by {gain:+.0%}. At concurrency {beyond.concurrency}, the TTFT p95 is "
-        f"{slower:.1f} times that of the lowest load. The highest throughput is {peak}.{tail}"
+        f"{slower:.1f} times that of the lowest load. The highest throughput is {peak}.{rest}"
     )
-
-
-def _advice(
-    levels: Sequence[Level], knee: Knee | NoKnee, kinds: dict[str, float], cause: Cause | None, engine: dict[str, Any] | None
-) -> list[str]:
-    bounds = [max(1, math.floor(at)) for kind, at in kinds.items() if kind in ("slo", "kv cache")]
-    bounds += [math.ceil(knee.concurrency)] if isinstance(knee, Knee) else []
-    return (_settings(levels, min(bounds), knee, kinds, engine) if bounds else []) + _remedies(cause, engine)
-
-
-def _settings(
-    levels: Sequence[Level], limit: int, knee: Knee | NoKnee, kinds: dict[str, float], engine: dict[str, Any] | None
-) -> list[str]:
-    at = min(levels, key=lambda level: abs(np.log2(level.concurrency / limit)))
-    peak = max(level.summary.tokens_per_second for level in levels)
-    why = "the SLO is met up to this concurrency" if kinds.get("slo", math.inf) <= limit + 1 else "further requests only wait"
-    share, tail = at.summary.tokens_per_second / peak, (_tail(at.summary, "ttft") or 0.0) * 1000
-    measured = f"concurrency {at.concurrency} gives {share:.0%} of the highest throughput, with a TTFT p95 of {tail:.0f} ms"
-    found = [f"Admission: set --max-running {limit}, because {why}. Measured: {measured}."]
-    seats = (engine or {}).get("max_num_seqs")
-    if isinstance(knee, Knee) and seats is not None and seats > 2 * knee.high:
-        found.append(
-            f"Engine: max_num_seqs={2 ** math.ceil(np.log2(knee.high))} is enough, instead of {seats}; a larger batch is not faster here."
-        )
-    return found
-
-
-def _remedies(cause: Cause | None, engine: dict[str, Any] | None) -> list[str]:
-    match cause.name if cause is not None else None:
-        case "batch":
-            seats = (engine or {}).get("max_num_seqs")
-            return [f"Engine: max_num_seqs={seats} is the limit; a larger value helps as far as the KV cache and the step time allow."]
-        case "host process":
-            return ["Engine: the device has spare capacity; use several frontends (vLLM's --api-server-count, or data parallel managers)."]
-        case "engine process":
-            return ["Engine: the device has spare capacity, but one process feeds it; use data parallel engines on the same device."]
-        case "kv cache":
-            return ["Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache would move the knee."]
-    return []

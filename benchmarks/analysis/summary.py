@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 
+import attrs
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -186,19 +187,43 @@ def tpot(record: RequestRecord) -> float | None:
     return (record.deliveries[-1][0] - record.deliveries[0][0]) / rest if rest else None
 
 
-def table(rows: Sequence[tuple[Point, Summary, Sequence[str]]]) -> str:
-    """Return Markdown: one line per point (latencies in ms), then why points are not valid."""
+@attrs.frozen(kw_only=True)
+class Row:
+    """One point of a table.
+
+    Attributes:
+        cache_hits: Share of the prompt tokens from the server's prefix cache; None if unknown.
+        faults: Reasons why the point is not valid.
+        state: What an open loop's rate did to the server, such as `over-saturated`, and a clause
+            with the figures that show it; None where the server served the load.
+    """
+
+    point: Point
+    summary: Summary
+    cache_hits: float | None
+    faults: Sequence[str]
+    state: tuple[str, str] | None = None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return Markdown: one line per point (latencies in ms), then which points are not valid or not served."""
     head = ["target", "load", "prompt", "requests", "ok", "tokens/s", "requests/s"]
-    head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99", "valid"]
+    head += ["TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "TPOT p50", "E2E p50", "E2E p99", "cache hits", "valid"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    notes = []
-    for point, summary, faults in rows:
+    notes, unserved = [], []
+    for row in rows:
+        point, summary = row.point, row.summary
         figures = [(summary.ttft, "p50"), (summary.ttft, "p99"), (summary.itl, "p50"), (summary.itl, "p99")]
         figures += [(summary.tpot, "p50"), (summary.e2e, "p50"), (summary.e2e, "p99")]
         cells = [f"{value * 1000:.1f}" if (value := dist.at(name)) is not None else "-" for dist, name in figures]
         counts = [point.target, point.load, point.prompt, str(summary.requests), str(summary.outcomes.get("ok", 0))]
         rates = [f"{summary.tokens_per_second:.1f}", f"{summary.requests_per_second:.2f}"]
-        lines.append(f"| {' | '.join([*counts, *rates, *cells, 'no' if faults else 'yes'])} |")
-        if faults:
-            notes.append(f"- {point.target}, {point.load}, prompt {point.prompt}: {'; '.join(faults)}")
-    return "\n".join(lines + (["", "Not valid:", "", *notes] if notes else []))
+        cells.append("-" if row.cache_hits is None else f"{row.cache_hits:.0%}")
+        valid = "no" if row.faults else row.state[0] if row.state is not None else "yes"
+        lines.append(f"| {' | '.join([*counts, *rates, *cells, valid])} |")
+        if row.faults:
+            notes.append(f"- {point.target}, {point.load}, prompt {point.prompt}: {'; '.join(row.faults)}")
+        elif row.state is not None:
+            unserved.append(f"- {point.target}, {point.load}, prompt {point.prompt}: {row.state[0]}: {row.state[1]}")
+    lines += ["", "Not valid:", "", *notes] if notes else []
+    return "\n".join(lines + (["", "Not served (the latencies depend on the duration):", "", *unserved] if unserved else []))

@@ -37,13 +37,15 @@ def faults(
         _not_busy(point, summary, ceiling),
         _token_counts(records),
         _littles_law(point, records, summary),
-        _stationary(records, summary),
+        _stationary(point, records, summary),
         _residual(waterfall),
     )
     return [reason for reason in checks if reason is not None]
 
 
 def _complete(point: Point, records: Sequence[RequestRecord]) -> str | None:
+    if point.saturated_at is not None:
+        return None
     if not point.complete:
         return f"cut short after {len(records)} of {point.planned} requests"
     first_turns = sum(1 for record in records if record.turn == 0 and not record.lead)
@@ -102,9 +104,10 @@ def _littles_law(point: Point, records: Sequence[RequestRecord], summary: Summar
     return None
 
 
-def _stationary(records: Sequence[RequestRecord], summary: Summary) -> str | None:
+def _stationary(point: Point, records: Sequence[RequestRecord], summary: Summary) -> str | None:
+    """Check a closed loop; an open loop's throughput follows its arrivals, and its backlog shows the rest."""
     rates = block_rates(records, summary.window)
-    if len(rates) < DRIFT_BLOCKS:
+    if point.concurrency is None or len(rates) < DRIFT_BLOCKS:
         return None
     quarters = np.array([part.mean() for part in np.array_split(rates, DRIFT_BLOCKS)])
     steps = np.diff(quarters)

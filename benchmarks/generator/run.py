@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import attrs
 
-from benchmarks.recording.results import RequestRecord
+from benchmarks.recording.results import STOPPED, RequestRecord
 from benchmarks.targets import Target, with_patience
 from benchmarks.workload.plan import PointPlan
 from benchmarks.workload.requests import Item
@@ -142,7 +142,7 @@ class Generator:
             answer = await with_patience(self.target, item, record, self._now, self.measured.origin)
         finally:
             if record.finished is None:
-                record.outcome, record.detail, record.finished = "cancelled", "the run was stopped", self._now()
+                record.outcome, record.detail, record.finished = "cancelled", STOPPED, self._now()
             self.progress.ended(record)
         return record, answer
 

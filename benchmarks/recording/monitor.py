@@ -65,6 +65,8 @@ def manager_source(manager: EngineManager, machine: Machine) -> Read:
             "preemptions": figures.preemptions,
             "prompt_tokens": figures.prompt_tokens,
             "generation_tokens": figures.generation_tokens,
+            "prefix_queries": figures.prefix_cache_queries,
+            "prefix_hits": figures.prefix_cache_hits,
             "host_cpu": time.process_time(),
             "engine_cpu": machine.engine_cpu(),
             "rss": machine.rss(),

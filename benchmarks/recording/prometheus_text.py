@@ -13,6 +13,8 @@ SERIES = {
     "preemptions": ("llmserve_engine_preemptions_total", "vllm:num_preemptions_total"),
     "prompt_tokens": ("llmserve_engine_prompt_tokens_total", "vllm:prompt_tokens_total"),
     "generation_tokens": ("llmserve_engine_generation_tokens_total", "vllm:generation_tokens_total"),
+    "prefix_queries": ("llmserve_engine_prefix_cache_queries_total", "vllm:prefix_cache_queries_total"),
+    "prefix_hits": ("llmserve_engine_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"),
 }
 
 

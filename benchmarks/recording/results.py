@@ -9,6 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA = 2
+# The detail of a request that was in flight when the run was stopped.
+STOPPED = "the run was stopped"
 
 Outcome = Literal["ok", "refused_429", "refused_503", "timeout", "cancelled", "connection", "error", "truncated", "wrong_token_count"]
 
@@ -62,7 +64,8 @@ class Sample(msgspec.Struct, kw_only=True):
     """What the engine and the machine reported at one moment of a point; None where not reported.
 
     `waiting` is the engine's queue, `admission_waiting` the queue of admission. `kv_usage` is a
-    share from 0 to 1. `rss` is the memory of the server's processes and `vram` that of its GPUs, in
+    share from 0 to 1. `prefix_queries` and `prefix_hits` count the prompt tokens that the engine looked
+    up and found in its prefix cache. `rss` is the memory of the server's processes and `vram` that of its GPUs, in
     bytes; `gpu` is the GPUs' utilisation, 0 to 1. `host_cpu` is the CPU time in seconds since the
     point's start of the process that holds the engine's client. `engine_cpu` is that of the busiest
     engine process.
@@ -77,6 +80,8 @@ class Sample(msgspec.Struct, kw_only=True):
     preemptions: int | None = None
     prompt_tokens: int | None = None
     generation_tokens: int | None = None
+    prefix_queries: int | None = None
+    prefix_hits: int | None = None
     rss: int | None = None
     vram: int | None = None
     gpu: float | None = None
@@ -90,7 +95,8 @@ class Point(msgspec.Struct, kw_only=True):
     `rate` is the mean in requests per second. `planned` is the number of requests to send.
     `client_cpu_seconds` and `loop_lag` (the p99 of the event loop's delay, in seconds) are those of
     the busiest of the generator's `processes`. With 0 processes, the generator ran in the process
-    that holds the engine's client.
+    that holds the engine's client. `saturated_at` is when an open loop was stopped because the server
+    was over-saturated, in seconds since the point's start.
     """
 
     number: int
@@ -107,6 +113,7 @@ class Point(msgspec.Struct, kw_only=True):
     client_cpu_seconds: float = 0.0
     loop_lag: float | None = None
     complete: bool = False
+    saturated_at: float | None = None
 
     @property
     def load(self) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import pathlib
+import secrets
 
 from benchmarks.arguments import Arguments, numbers, positive
 from benchmarks.recording.results import Goal, Promise
@@ -88,6 +89,8 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
     words = "start all clients of a closed loop together with full-length answers, as other tools do; the clients then stay in step"
     add("--in-step", action="store_true", help=words)
     add("--seconds", type=positive(float), default=30.0, help="duration of an open loop in seconds (default: %(default)s)")
+    words = "end an open loop once its rate is clearly above what the server serves"
+    add("--stop-when-saturated", action="store_true", help=words)
     add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
     add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
     add("--slo-tpot", type=positive(float), metavar="S", help="target time per output token after the first, in seconds")
@@ -115,6 +118,8 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     add("--cancelling", type=float, default=0.0, metavar="SHARE", help=words)
     add("--patience", type=positive(float), default=1.0, metavar="S")
     add("--seed", type=int, default=1)
+    words = "makes the prompts of this run differ from those of any other; a run records its salt, and the same one repeats its prompts"
+    add("--salt", metavar="TEXT", help=f"{words} (default: random)")
 
 
 def add_loads(command: argparse.ArgumentParser) -> None:
@@ -122,7 +127,7 @@ def add_loads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="requests per second of each open loop")
     words = "instead of given loads, choose few short closed loops: a first answer in two minutes on a CPU"
     command.add_argument("--quick", action="store_true", help=words)
-    _add_burstiness(command)
+    add_burstiness(command)
     names = ("--prompt-tokens", "--prompt-lengths")
     command.add_argument(
         *names, dest="prompts", type=many_lengths, default="128", metavar="LENGTHS,...", help="each is measured at each load"
@@ -138,11 +143,11 @@ def add_load(command: argparse.ArgumentParser) -> None:
     load.add_argument("--trace", type=pathlib.Path, metavar="FILE", help="recorded traffic: JSONL or CSV of Mooncake, Azure or BurstGPT")
     command.add_argument("--trace-speed", type=positive(float), default=1.0, metavar="X", help="replay speed relative to the recording")
     command.add_argument("--trace-limit", type=positive(int), metavar="N", help="replay only the first N requests")
-    _add_burstiness(command)
+    add_burstiness(command)
     command.add_argument("--prompt-tokens", dest="prompts", type=many_lengths, default="128", metavar="LENGTHS")
 
 
-def _add_burstiness(command: argparse.ArgumentParser) -> None:
+def add_burstiness(command: argparse.ArgumentParser) -> None:
     words = "arrival gaps of an open loop: inf is constant, 1 is Poisson (the default), less than 1 is bursty"
     command.add_argument("--burstiness", type=float, default=1.0, metavar="SHAPE", help=words)
 
@@ -216,6 +221,7 @@ def settings(options: Arguments, goal: Goal | None = None) -> Settings:
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
         resume=options.resume,
         goal=goal,
+        stop_when_saturated=options.stop_when_saturated,
     )
 
 
@@ -231,4 +237,5 @@ def _workload(options: argparse.Namespace) -> Workload:
         priorities=tuple(options.priorities),
         cancelling=options.cancelling,
         patience=options.patience,
+        salt=secrets.token_hex(4) if options.salt is None else options.salt,
     )

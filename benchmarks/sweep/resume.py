@@ -1,5 +1,6 @@
 """Continues an interrupted run from its files (`--resume`)."""
 
+import itertools
 import shlex
 import sys
 from pathlib import Path
@@ -47,8 +48,7 @@ def continued(earlier: Recording, run: Run) -> Recording:
     differing = [name for name in KEPT if theirs.get(name) != ours.get(name)]
     if differing:
         raise TargetError(f"--resume: the earlier part of the run has another {' and '.join(differing)}")
-    kept = next((place for place, point in enumerate(earlier.run.points) if not point.complete), len(earlier.run.points))
-    points = earlier.run.points[:kept]
+    points = list(itertools.takewhile(lambda point: point.complete or point.saturated_at is not None, earlier.run.points))
     numbers = {point.number for point in points}
     return Recording(
         msgspec.structs.replace(earlier.run, points=points, ceiling={}),

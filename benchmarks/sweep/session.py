@@ -21,6 +21,7 @@ from benchmarks.recording.provenance import digest, provenance
 from benchmarks.recording.results import Goal, Point, Promise, Recording, Run, Sample
 from benchmarks.sweep import generator_ceiling
 from benchmarks.sweep.display import Display
+from benchmarks.sweep.early_stop import run_until_saturated
 from benchmarks.sweep.planner import History, Planner, Task
 from benchmarks.sweep.resume import command_line, continued, read_earlier
 from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, TestBed, open_bench
@@ -38,6 +39,7 @@ class Settings:
 
     Attributes:
         resume: Whether the run continues what an interrupted run wrote to `out`.
+        stop_when_saturated: Whether an open loop ends once its rate is clearly above capacity.
     """
 
     targets: list[str]
@@ -55,6 +57,7 @@ class Settings:
     admissions: tuple[str, ...] = (NO_ADMISSION,)
     resume: bool = False
     goal: Goal | None = None
+    stop_when_saturated: bool = False
 
     def job(self, task: Task, number: int, vocabulary: tuple[int, int]) -> PointPlan:
         """Return the work of a target's point; `number` counts the points of this target.
@@ -72,6 +75,9 @@ async def run(settings: Settings, planner: Planner) -> int:
     Returns the exit code.
     """
     earlier = read_earlier(settings.out) if settings.resume else None
+    if earlier is not None:
+        workload = attrs.evolve(settings.workload, salt=earlier.run.workload.get("salt", ""))
+        settings = attrs.evolve(settings, workload=workload)
     async with open_bench(
         settings.targets,
         model=settings.model,
@@ -183,7 +189,10 @@ async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, r
         display.start(point, job.planned)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(monitor.run)
-            await system.run(job, measured, display.progress)
+            if settings.stop_when_saturated:
+                point.saturated_at = await run_until_saturated(system, job, measured, display.progress)
+            else:
+                await system.run(job, measured, display.progress)
             tasks.cancel_scope.cancel()
     finally:
         _conclude(point, job, measured)

@@ -124,6 +124,8 @@ class Workload:
         tenants: Tenants, drawn with equal probability.
         priorities: Priorities, drawn with equal probability.
         cancelling: Share of requests whose client leaves after `patience` seconds.
+        salt: The run's salt. Another one has the same lengths and other tokens, shared prefixes
+            included, so that no prompt is in the prefix cache of a server that an earlier run used.
     """
 
     prompt: Lengths
@@ -136,6 +138,7 @@ class Workload:
     priorities: tuple[int, ...] = (0,)
     cancelling: float = 0.0
     patience: float = 1.0
+    salt: str = ""
 
     def items(self, part: str = "", salt: str = "") -> Iterator[Item]:
         """Yield items without end.
@@ -144,17 +147,18 @@ class Workload:
         Another `salt` has the same lengths and other tokens, so that no prompt is in a cache that
         the first stream has filled.
         """
-        prefix = self._tokens(random.Random(f"prefix {self.seed}"), self.shared_prefix)
-        shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
+        prefix = self._tokens(random.Random(f"prefix {self.seed} {self.salt}"), self.shared_prefix)
+        shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt} {self.salt}")
         while True:
             first, *rest = (self._turn(shapes, tokens) for _ in range(max(1, self.turns.draw(shapes))))
             yield self._item(shapes, prefix + first.prompt, first.max_tokens, tuple(rest))
 
     def replay(self, trace: Sequence[Arrival], part: str = "", salt: str = "") -> Iterator[Item]:
         """Yield an item per request of a trace, with its lengths and the prefixes it shares."""
-        shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt}")
+        shapes, tokens = random.Random(f"shapes {self.seed} {part}"), random.Random(f"tokens {self.seed} {part} {salt} {self.salt}")
         for arrival in trace:
-            blocks = [self._tokens(random.Random(f"block {self.seed} {salt} {number}"), MOONCAKE_BLOCK) for number in arrival.blocks]
+            seeds = [f"block {self.seed} {salt} {self.salt} {number}" for number in arrival.blocks]
+            blocks = [self._tokens(random.Random(seed), MOONCAKE_BLOCK) for seed in seeds]
             prompt = tuple(itertools.chain.from_iterable(blocks))[: arrival.prompt]
             yield self._item(shapes, prompt + self._tokens(tokens, arrival.prompt - len(prompt)), arrival.output, ())
 

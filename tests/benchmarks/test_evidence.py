@@ -23,11 +23,27 @@ ENGINE = {"max_num_seqs": 16, "max_num_batched_tokens": 2048}
         ({"host_cpu": 0.97}, "host process", "97% of a core"),
         ({"engine_cpu": 1.02, "gpu": 0.4}, "engine process", "GPU is busy only 40% of the time"),
         ({"waiting": 6.9}, "prefill", "6.9 requests wait for prefill in steps of at most 2048"),
+        ({"admission_waiting": 3.0}, "admission", "admission lets at most 8 requests run while 3.0 more wait"),
         ({}, "unknown", "neither"),
     ],
 )
 def test_the_cause_is_what_the_evidence_says(changes, name, words):
     found = name_cause(Evidence(**(QUIET | changes)), summarize([]), summarize([]), ENGINE)
+    assert found.name == name
+    assert words in found.clause
+
+
+@pytest.mark.parametrize(
+    ("running", "name", "words"),
+    [
+        ((8, 7, 8, 8, 8, 8, 8, 8), "batch", "the server runs 8 requests at a time while 4.0 more wait"),
+        ((12, 9, 14, 11, 13, 10, 15, 12), "queue", "4.0 requests wait on average, and the server's metrics do not show for what"),
+    ],
+)
+def test_a_server_s_batch_is_full_if_its_size_is_constant_while_requests_wait(running, name, words):
+    """Regression: "8.0 requests waited for prefill in steps of at most ? tokens" at a batch limit."""
+    samples = [Sample(point=0, time=at / 8, running=number, waiting=4) for at, number in enumerate(running)]
+    found = name_cause(gather(Point(number=0, target="t"), samples, (0.0, 1.0)), summarize([]), summarize([]), None)
     assert found.name == name
     assert words in found.clause
 
@@ -73,10 +89,14 @@ vllm:num_requests_running{engine="0"} 3.0
 vllm:num_requests_running{engine="1"} 4.0
 # TYPE vllm:generation_tokens counter
 vllm:generation_tokens_total{engine="0"} 17.0
+# TYPE vllm:prefix_cache_queries counter
+vllm:prefix_cache_queries_total{engine="0"} 640.0
+# TYPE vllm:prefix_cache_hits counter
+vllm:prefix_cache_hits_total{engine="0"} 160.0
 """
 
 
 def test_both_servers_series_are_known_and_ours_go_first():
     assert parse_metrics(OURS) == {"running": 3, "admission_waiting": 2, "kv_usage": 0.25}
-    assert parse_metrics(THEIRS) == {"running": 7, "generation_tokens": 17}
+    assert parse_metrics(THEIRS) == {"running": 7, "generation_tokens": 17, "prefix_queries": 640, "prefix_hits": 160}
     assert parse_metrics("") == {}

@@ -4,12 +4,17 @@ import itertools
 import math
 
 import anyio
+import attrs
 import pytest
 from benchmarks_support import WORKLOAD, Scripted, closed, generate, sent
 from engines import ScriptedEngine
 
 from benchmarks.analysis import summary
+from benchmarks.analysis.evidence import gather
 from benchmarks.analysis.steady_state import steady_window
+from benchmarks.recording.machine import Machine
+from benchmarks.recording.monitor import manager_source
+from benchmarks.recording.results import Point, Sample
 from benchmarks.targets.inprocess import InProcess
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
@@ -151,6 +156,19 @@ async def test_in_process_the_engine_s_stages_are_joined_in_and_in_order():
         stages += [record.first_token, record.last_token, record.finished]
         assert stages == sorted(stages)
         assert sum(count for _, count in record.deliveries) == record.wanted_tokens
+
+
+@pytest.mark.parametrize(("salts", "hits"), [("aa", 64 / 65), ("ab", 0.0)])
+async def test_a_repeated_run_finds_its_prompts_cached_and_a_salted_one_does_not(salts, hits):
+    """Regression: the same command twice against one server was 2.14 times as fast."""
+    workload = Workload(prompt=Fixed(65), output=Fixed(4), vocabulary=(1, 200))
+    engine = SimulatedEngine(SimulatedConfig(num_blocks=4096))
+    async with EngineManager(engine, ManagerConfig(admission=AdmissionConfig(max_running=0))) as manager:
+        read, samples = manager_source(manager, Machine()), []
+        for salt in salts:
+            await generate(InProcess(manager), Load(concurrency=2), attrs.evolve(workload, salt=salt), requests=20).run()
+            samples.append(Sample(point=0, time=float(len(samples)), **await read()))
+    assert gather(Point(number=0, target="t"), samples, (0.0, 1.0)).cache_hits == pytest.approx(hits)
 
 
 async def test_refusals_are_distinguished():

@@ -3,6 +3,7 @@ import itertools
 import pytest
 
 from benchmarks.workload.requests import Empirical, Fixed, LogNormal, Normal, Workload
+from benchmarks.workload.traces import Arrival
 
 
 def take(workload, count=200, part=""):
@@ -22,6 +23,20 @@ def test_prompts_stay_inside_the_vocabulary_and_share_only_what_they_should():
     assert len({item.prompt[:16] for item in items + take(workload, part="other")}) == 1
     assert len({item.prompt for item in items}) > 190
     assert all(10 <= token < 20 for item in items for token in item.prompt)
+
+
+def test_another_salt_has_the_same_lengths_and_no_prompt_or_prefix_of_the_first():
+    first, second = (
+        take(Workload(prompt=Normal(30, 10), output=Fixed(4), vocabulary=(10, 9999), shared_prefix=16, salt=salt)) for salt in ("a", "b")
+    )
+    assert [len(item.prompt) for item in first] == [len(item.prompt) for item in second]
+    assert not {item.prompt[:16] for item in first} & {item.prompt[:16] for item in second}
+    trace = [Arrival(time=0.0, prompt=1024, output=4, blocks=(1, 2))] * 2
+    replayed = {
+        salt: [item.prompt for item in Workload(prompt=Fixed(1), output=Fixed(1), vocabulary=(10, 9999), salt=salt).replay(trace)]
+        for salt in "ab"
+    }
+    assert replayed["a"][0] == replayed["a"][1] != replayed["b"][0]
 
 
 @pytest.mark.parametrize(

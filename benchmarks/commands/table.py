@@ -6,6 +6,7 @@ import pathlib
 from benchmarks.analysis import report
 from benchmarks.arguments import Arguments
 from benchmarks.recording import storage
+from benchmarks.search import result
 
 NAME = "table"
 HELP = "print a run's Markdown table and verdict"
@@ -16,5 +17,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: Arguments) -> int:
-    print(report.conclusion(report.analyse(storage.read(given.run))))
+    text, _ = result.conclude(report.analyse(storage.read(given.run)))
+    print(text)
     return 0

@@ -24,8 +24,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--until-width", type=share, default=0.03, metavar="SHARE", help=words)
     words = "the first load (default: a concurrency of 1, or the rate at which one request at a time is on the server)"
     add("--start", type=positive(float), metavar="LOAD", help=words)
-    add("--points", type=positive(int), default=8, metavar="N", help="at most so many points on each target (default: %(default)s)")
-    words = "at most so many points of a load whose share is too close to call, each twice as long (default: %(default)s)"
+    add("--points", type=positive(int), default=8, metavar="N", help="maximum number of points on each target (default: %(default)s)")
+    words = "maximum number of points of a load that is too close to call; each lasts twice as long (default: %(default)s)"
     add("--repeats", type=positive(int), default=3, help=words)
     add("--prompt-tokens", dest="prompts", type=options.many_lengths, default="128", metavar="LENGTHS")
     options.add_burstiness(command)

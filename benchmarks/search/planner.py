@@ -29,8 +29,8 @@ class Search:
     Attributes:
         load: The open loop whose rate is replaced, or a closed loop whose concurrency is.
         start: The first load; None chooses a rate by the time of one request alone.
-        points: At most so many points on each target.
-        repeats: At most so many points of one load, each twice as long as the one before.
+        points: Maximum number of points on each target.
+        repeats: Maximum number of points of one load; each lasts twice as long as the one before.
     """
 
     goal: Goal

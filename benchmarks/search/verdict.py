@@ -1,7 +1,7 @@
 """Whether the points of one load show that it meets the SLO, that it does not, or neither. Pure.
 
 An open loop above capacity answers its first requests in time, so its share depends on its length.
-A growing backlog therefore fails a load whatever its share is.
+A growing backlog therefore fails a load even if its share is high.
 """
 
 import math
@@ -65,7 +65,7 @@ def needed(attainment: float) -> int:
 def judge(load: float, views: Sequence[View], attainment: float, promise: Promise) -> Verdict:
     """Judge all measurements of one load.
 
-    Where none is valid, the load may meet the SLO all the same, because times count from the
+    Where none is valid, the load may still meet the SLO, because times count from the
     intended send. It cannot miss it, because the generator may be the reason.
     """
     certain = [view for view in views if view.valid]

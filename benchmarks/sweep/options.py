@@ -98,7 +98,7 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
 
 def add_repeats(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("repeats").add_argument
-    words = "measurements of each point, each with different prompts (default: 1; with --until-width at most so many, default: 8)"
+    words = "measurements of each point, each with different prompts (default: 1; with --until-width their maximum number, default: 8)"
     add("--repeats", type=positive(int), help=words)
     words = (
         "repeat each point until the 95 %% interval of its repeats is narrower than this share of its throughput (open loop: of E2E p50)"

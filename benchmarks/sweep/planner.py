@@ -100,7 +100,7 @@ class Listed:
     targets measure a point before the next point, so that a drift affects all of them alike.
 
     Attributes:
-        repeats: Measurements of each load; with a `width`, at most so many.
+        repeats: Measurements of each load; their maximum number with a `width`.
         width: Width of a load's interval, relative to its value, at which no further repeat follows.
     """
 

@@ -1,4 +1,4 @@
-"""What a sweep measures next, how it is resumed, and what it says meanwhile."""
+"""What a sweep measures next, how it is resumed, and what it reports while it runs."""
 
 import io
 import shlex

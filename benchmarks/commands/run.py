@@ -12,10 +12,13 @@ HELP = "measure one load: a closed or open loop, a ramp, steps, or recorded traf
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_load(command)
+    options.add_repeats(command)
     options.add_options(command)
     add_report(command)
 
 
 def run(given: Arguments) -> int:
+    load = options.run_load(given)
+    settings = options.settings(given, trace=load.trace)
     with built_after(given.out, given.report):
-        return session.execute(options.settings(given, [options.run_load(given)]))
+        return session.execute(settings, options.listed(given, [load], settings.prompts))

@@ -12,10 +12,12 @@ HELP = "measure several loads: closed loops (--concurrency) and open loops (--ra
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_loads(command)
+    options.add_repeats(command)
     options.add_options(command)
     add_report(command)
 
 
 def run(given: Arguments) -> int:
+    settings = options.settings(given)
     with built_after(given.out, given.report):
-        return session.execute(options.settings(given, options.sweep_loads(given)))
+        return session.execute(settings, options.sweep_planner(given, settings.prompts))

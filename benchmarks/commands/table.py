@@ -7,6 +7,7 @@ from benchmarks.analysis import report
 from benchmarks.analysis.table import as_csv
 from benchmarks.arguments import Arguments, add_price
 from benchmarks.recording import storage
+from benchmarks.search import result
 
 NAME = "table"
 HELP = "print a run's table and verdict as Markdown, or its table as CSV"
@@ -21,5 +22,5 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(given: Arguments) -> int:
     found = report.analyse(storage.priced(storage.read(given.run), given.price_per_hour))
-    print(as_csv(found).rstrip("\n") if given.format == "csv" else report.conclusion(found))
+    print(as_csv(found).rstrip("\n") if given.format == "csv" else result.conclude(found)[0])
     return 0

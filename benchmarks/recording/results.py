@@ -151,6 +151,19 @@ class Promise(msgspec.Struct, kw_only=True, frozen=True):
     tpot: float | None = None
 
 
+class Goal(msgspec.Struct, kw_only=True, frozen=True):
+    """What a search looks for: the highest load at which enough requests meet the SLO.
+
+    `attainment` is the least share of the requests that must meet the SLO, or be answered where
+    there is none. The search ends at an interval whose ends differ by less than `width`, relative
+    to the lower one.
+    """
+
+    loop: Literal["rate", "concurrency"]
+    attainment: float
+    width: float
+
+
 class Memory(msgspec.Struct, kw_only=True):
     """Bytes of the server's processes and GPUs at three moments, and what the model's files imply.
 
@@ -183,6 +196,7 @@ class Run(msgspec.Struct, kw_only=True):
     workload: dict[str, Any]
     promise: Promise = Promise()
     price_per_hour: float | None = None
+    search: Goal | None = None
     ceiling: dict[str, float] = {}
     memory: Memory | None = None
     points: list[Point] = []

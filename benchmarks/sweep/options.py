@@ -5,9 +5,12 @@ import math
 import os
 import pathlib
 import secrets
+from collections.abc import Sequence
 
 from benchmarks.arguments import Arguments, add_price, header, json_object, numbers, positive
-from benchmarks.recording.results import Promise
+from benchmarks.recording.results import Goal, Promise
+from benchmarks.sweep.planner import Listed, Planner, Sizes
+from benchmarks.sweep.quick import Quick
 from benchmarks.sweep.session import Settings
 from benchmarks.sweep.systems import NO_ADMISSION
 from benchmarks.targets import TargetError
@@ -16,9 +19,12 @@ from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import Load
 from benchmarks.workload.requests import AtMost, Empirical, Fixed, Lengths, Workload, parse_lengths
 from benchmarks.workload.texts import read_texts
-from benchmarks.workload.traces import read_trace
+from benchmarks.workload.traces import Arrival, read_trace
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm.args import parse_engine_args
+
+# Measurements of a load that is repeated until its interval is narrow.
+MAX_REPEATS = 8
 
 
 def lengths(text: str) -> Lengths:
@@ -64,6 +70,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-ceiling", action="store_true", help="skip the measurement of the generator's ceiling (1 s)")
     add_price(command)
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("run.json"), metavar="FILE.json")
+    words = "continue the run in --out where it was interrupted; the rest of the command must be the same"
+    command.add_argument("--resume", action="store_true", help=words)
 
 
 def _add_systems(command: argparse.ArgumentParser) -> None:
@@ -105,9 +113,18 @@ def _add_durations(command: argparse.ArgumentParser) -> None:
     words = "end an open loop once its rate is clearly above what the server serves"
     add("--stop-when-saturated", action="store_true", help=words)
     add("--warm-up", type=positive(int), default=4, help="warm-up requests before each point, not counted (default: %(default)s)")
-    add("--repeats", type=positive(int), default=1, help="measurements of each point, each with different prompts (default: 1)")
     add("--slo-ttft", type=positive(float), metavar="S", help="target time to first token in seconds, for goodput and admission")
     add("--slo-tpot", type=positive(float), metavar="S", help="target time per output token after the first, in seconds")
+
+
+def add_repeats(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("repeats").add_argument
+    words = "measurements of each point, each with different prompts (default: 1; with --until-width their maximum number, default: 8)"
+    add("--repeats", type=positive(int), help=words)
+    words = (
+        "repeat each point until the 95 %% interval of its repeats is narrower than this share of its throughput (open loop: of E2E p50)"
+    )
+    add("--until-width", type=positive(float), metavar="SHARE", help=words)
 
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
@@ -136,7 +153,9 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 def add_loads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--concurrency", type=numbers(int), metavar="N,N,...", help="clients of each closed loop")
     command.add_argument("--rate", type=numbers(float), metavar="R,R,...", help="requests per second of each open loop")
-    _add_burstiness(command)
+    words = "instead of given loads, choose few short closed loops: a first answer in two minutes on a CPU"
+    command.add_argument("--quick", action="store_true", help=words)
+    add_burstiness(command)
     names = ("--prompt-tokens", "--prompt-lengths")
     command.add_argument(
         *names, dest="prompts", type=many_lengths, default="128", metavar="LENGTHS,...", help="each is measured at each load"
@@ -152,11 +171,11 @@ def add_load(command: argparse.ArgumentParser) -> None:
     load.add_argument("--trace", type=pathlib.Path, metavar="FILE", help="recorded traffic: JSONL or CSV of Mooncake, Azure or BurstGPT")
     command.add_argument("--trace-speed", type=positive(float), default=1.0, metavar="X", help="replay speed relative to the recording")
     command.add_argument("--trace-limit", type=positive(int), metavar="N", help="replay only the first N requests")
-    _add_burstiness(command)
+    add_burstiness(command)
     command.add_argument("--prompt-tokens", dest="prompts", type=many_lengths, default="128", metavar="LENGTHS")
 
 
-def _add_burstiness(command: argparse.ArgumentParser) -> None:
+def add_burstiness(command: argparse.ArgumentParser) -> None:
     words = "arrival gaps of an open loop: inf is constant, 1 is Poisson (the default), less than 1 is bursty"
     command.add_argument("--burstiness", type=float, default=1.0, metavar="SHAPE", help=words)
 
@@ -186,19 +205,38 @@ def run_load(options: Arguments) -> Load:
     return Load(pattern="trace", trace=tuple(read_trace(options.trace, speed=options.trace_speed, limit=options.trace_limit)))
 
 
-def settings(options: Arguments, loads: list[Load]) -> Settings:
-    """Convert the options to settings; raises TargetError for an invalid combination."""
+def sizes(options: Arguments) -> Sizes:
+    return Sizes(requests=options.requests, per_client=options.per_client, seconds=options.seconds)
+
+
+def listed(options: Arguments, loads: list[Load], prompts: list[Lengths]) -> Planner:
+    """Return the planner of given loads; raises TargetError if there are none."""
     if not loads:
         raise TargetError("nothing to measure: pass --concurrency 1,2,4 or --rate 0.5,1,2")
+    width = options.until_width
+    repeats = options.repeats or (1 if width is None else MAX_REPEATS)
+    return Listed(loads=loads, prompts=prompts, sizes=sizes(options), repeats=repeats, width=width)
+
+
+def sweep_planner(options: Arguments, prompts: list[Lengths]) -> Planner:
+    """Return the planner of a sweep; raises TargetError for an invalid combination."""
+    if not options.quick:
+        return listed(options, sweep_loads(options), prompts)
+    if options.concurrency or options.rate or options.repeats or options.until_width or len(prompts) > 1:
+        raise TargetError("--quick chooses the loads: leave out --concurrency, --rate, --repeats, --until-width and further prompt lengths")
+    return Quick(prompt=prompts[0], staggered=not options.in_step)
+
+
+def settings(options: Arguments, *, trace: Sequence[Arrival] = (), goal: Goal | None = None) -> Settings:
+    """Convert the options to settings; raises TargetError for an invalid combination."""
     if not 0 <= options.cancelling <= 1:
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
         raise TargetError(f"--out must end in .json, not {options.out}")
-    prompts, output = _lengths(options, loads)
+    prompts, output = _lengths(options, trace)
     return Settings(
         admissions=options.admission,
         targets=list(dict.fromkeys(options.target.split(","))),
-        loads=loads,
         workload=_workload(options, prompts[0], AtMost(output) if options.natural_lengths else output),
         out=options.out,
         prompts=prompts,
@@ -207,15 +245,13 @@ def settings(options: Arguments, loads: list[Load]) -> Settings:
         engine_args=parse_engine_args(options.engine_arg),
         processes=options.processes,
         vocabulary=options.vocabulary,
-        requests=options.requests,
-        per_client=options.per_client,
-        seconds=options.seconds,
         warm_up=options.warm_up,
-        repeats=options.repeats,
         promise=Promise(ttft=options.slo_ttft, tpot=options.slo_tpot),
         price_per_hour=options.price_per_hour,
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
         client=_client(options),
+        resume=options.resume,
+        goal=goal,
         stop_when_saturated=options.stop_when_saturated,
     )
 
@@ -233,18 +269,15 @@ def _client(options: Arguments) -> ClientOptions:
     )
 
 
-def _lengths(options: Arguments, loads: list[Load]) -> tuple[list[Lengths], Lengths]:
+def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths], Lengths]:
     """Return the lengths of the prompts and of the answers: those of the options, of a trace or of a file.
 
     Raises TargetError, or UnreadableFile for the file.
     """
-    arrivals = loads[0].trace
     output = options.output_tokens or Fixed(64)
-    if arrivals:
+    if trace:
         name = options.trace.name
-        return [Empirical(tuple(arrival.prompt for arrival in arrivals), name)], Empirical(
-            tuple(arrival.output for arrival in arrivals), name
-        )
+        return [Empirical(tuple(arrival.prompt for arrival in trace), name)], Empirical(tuple(arrival.output for arrival in trace), name)
     if options.prompt_file is None:
         return options.prompts, output
     if options.shared_prefix or str(options.turns) != "1":

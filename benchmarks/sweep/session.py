@@ -2,26 +2,28 @@
 
 import asyncio
 import datetime
-import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import anyio
 import attrs
-from tqdm import tqdm
+import msgspec
 
 from benchmarks.analysis import report
-from benchmarks.arguments import recorded_command
-from benchmarks.generator.run import Measured, Progress
+from benchmarks.generator.run import Measured
 from benchmarks.recording import storage
 from benchmarks.recording.monitor import Monitor
 from benchmarks.recording.provenance import digest, provenance
-from benchmarks.recording.results import Point, Promise, Recording, Run, Sample
+from benchmarks.recording.results import Goal, Point, Promise, Recording, Run, Sample
 from benchmarks.sweep import generator_ceiling
+from benchmarks.sweep.display import Display
 from benchmarks.sweep.early_stop import run_until_saturated
+from benchmarks.sweep.planner import History, Planner, Task
+from benchmarks.sweep.resume import command_line, continued, read_earlier
 from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, TestBed, open_bench
 from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
@@ -34,17 +36,14 @@ WARM_UP_TOKENS = 8
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """Settings of a run.
+    """Settings of a run; its planner decides the loads.
 
     Attributes:
-        requests: Minimum number of requests in a closed loop.
-        per_client: Minimum number of requests per client in a closed loop.
-        seconds: Duration of an open loop.
+        resume: Whether the run continues what an interrupted run wrote to `out`.
         stop_when_saturated: Whether an open loop ends once its rate is clearly above capacity.
     """
 
     targets: list[str]
-    loads: list[Load]
     workload: Workload
     out: Path
     prompts: list[Lengths]
@@ -53,36 +52,35 @@ class Settings:
     engine_args: dict[str, Any] = attrs.field(factory=dict)
     processes: int = 1
     vocabulary: int = 32_000
-    requests: int = 32
-    per_client: int = 4
-    seconds: float = 30.0
     warm_up: int = 4
-    repeats: int = 1
     promise: Promise = attrs.field(factory=Promise)
     price_per_hour: float | None = None
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
     client: ClientOptions = attrs.field(factory=ClientOptions)
+    resume: bool = False
+    goal: Goal | None = None
     stop_when_saturated: bool = False
 
-    def jobs(self, vocabulary: tuple[int, int]) -> Iterator[tuple[int, PointPlan]]:
-        """Yield (repeat, job) for every load at every prompt length; independent of the target.
+    def job(self, task: Task, number: int, vocabulary: tuple[int, int]) -> PointPlan:
+        """Return the work of a target's point; `number` counts the points of this target.
 
-        A repeat runs after all other points, so that it meets the machine in a different state.
+        It is independent of the target, and a repeat has other prompts.
         """
-        rounds = itertools.product(range(self.repeats), self.prompts, self.loads)
-        for number, (repeat, prompt, load) in enumerate(rounds):
-            workload = attrs.evolve(self.workload, prompt=prompt, vocabulary=vocabulary, seed=self.workload.seed + repeat)
-            requests = max(self.requests, (load.concurrency or 0) * self.per_client)
-            label = f"point {number}"
-            yield repeat, PointPlan(point=number, label=label, load=load, workload=workload, requests=requests, seconds=self.seconds)
+        workload = attrs.evolve(self.workload, prompt=task.prompt, vocabulary=vocabulary, seed=self.workload.seed + task.repeat)
+        label = f"point {number}"
+        return PointPlan(point=number, label=label, load=task.load, workload=workload, requests=task.requests, seconds=task.seconds)
 
 
-async def run(settings: Settings) -> int:
+async def run(settings: Settings, planner: Planner) -> int:
     """Measure all points and write the files after each; Ctrl-C keeps what was measured.
 
     Returns the exit code.
     """
+    earlier = read_earlier(settings.out) if settings.resume else None
+    if earlier is not None:
+        workload = attrs.evolve(settings.workload, salt=earlier.run.workload.get("salt", ""))
+        settings = attrs.evolve(settings, workload=workload)
     async with open_bench(
         settings.targets,
         model=settings.model,
@@ -94,41 +92,81 @@ async def run(settings: Settings) -> int:
         promise=settings.promise,
         client=settings.client,
     ) as bench:
-        recording = Recording(begin(settings, bench))
+        run = begin(settings, planner, bench)
+        recording = Recording(run) if earlier is None else continued(earlier, run)
         if INPROCESS in settings.targets and settings.ceiling_seconds:
             recording.run.ceiling[INPROCESS] = await generator_ceiling.inprocess_tokens(settings.ceiling_seconds)
+        code = 0
         try:
-            for repeat, job in settings.jobs(bench.systems[0].vocabulary):
-                # All targets measure a point before the next point, so that drift affects all of
-                # them alike.
-                for system in bench.systems:
-                    await measure(system, job, settings, repeat, recording)
+            with open_display() as display:
+                await measure_all(bench.systems, settings, planner, recording, display)
         finally:
             # Without a measured point no file was written, and an older file of that name stays.
             if recording.run.points:
-                print(report.conclusion(report.analyse(recording)))
+                text, code = planner.conclude(report.analyse(recording))
+                print(text)
                 print(f"written: {settings.out} and {storage.requests_path(settings.out).name}")
-    return 0
+    return code
 
 
-def begin(settings: Settings, bench: TestBed) -> Run:
+@contextmanager
+def open_display() -> Iterator[Display]:
+    """Open the dashboard if stderr is a terminal and `rich` is installed, and otherwise lines."""
+    if sys.stderr.isatty() and find_spec("rich") is not None:
+        from benchmarks.sweep.dashboard import open_dashboard
+
+        with open_dashboard() as dashboard:
+            yield dashboard
+    else:
+        yield Display(sys.stderr)
+
+
+async def measure_all(
+    systems: Sequence[SystemUnderTest], settings: Settings, planner: Planner, recording: Recording, display: Display
+) -> None:
+    """Measure the planner's points until it has no more."""
+    history = History()
+    for point in recording.run.points:
+        _add(history, recording, point)
+    targets = {system.name: system for system in systems}
+    while (task := planner.next(list(targets), history)) is not None:
+        number = sum(1 for point in history.points if point.target == task.target)
+        system = targets[task.target]
+        await measure(system, settings.job(task, number, system.vocabulary), settings, task.repeat, recording, display)
+        point = recording.run.points[-1]
+        _add(history, recording, point)
+        display.end(point, history.views.get(point.number))
+
+
+def _add(history: History, recording: Recording, point: Point) -> None:
+    """Add a point and its figures to the history."""
+    history.points.append(point)
+    alone = Recording(msgspec.structs.replace(recording.run, points=[point]), *recording.of(point))
+    for view in report.analyse(alone).views:
+        history.views[point.number] = view
+
+
+def begin(settings: Settings, planner: Planner, bench: TestBed) -> Run:
     """Return the run as it is before its first point."""
     workload = settings.workload
     facts = {field.name: getattr(workload, field.name) for field in attrs.fields(Workload)}
     facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
-    facts["digest"] = digest([job for _, job in settings.jobs(bench.systems[0].vocabulary)])
+    system = bench.systems[0]
+    tasks = planner.foreseen([system.name for system in bench.systems])
+    facts["digest"] = digest([settings.job(task, number, system.vocabulary) for number, task in enumerate(tasks)])
     return Run(
-        command=recorded_command(sys.argv[1:]),
+        command=command_line(),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         provenance=provenance(bench.machine, bench.engine, settings.engine_args, bench.model),
         workload=facts,
         promise=settings.promise,
         price_per_hour=settings.price_per_hour,
+        search=settings.goal,
         memory=bench.memory,
     )
 
 
-async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, repeat: int, recording: Recording) -> None:
+async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, repeat: int, recording: Recording, display: Display) -> None:
     """Measure one point on one target, after a warm-up with different prompts.
 
     Raises TargetError when the warm-up brings only errors.
@@ -153,14 +191,14 @@ async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, r
     measured, monitor = Measured(), Monitor(point.number, system.read)
     recording.run.points.append(point)
     try:
-        with _bar(point, job.planned) as show:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(monitor.run)
-                if settings.stop_when_saturated:
-                    point.saturated_at = await run_until_saturated(system, job, measured, show)
-                else:
-                    await system.run(job, measured, show)
-                tasks.cancel_scope.cancel()
+        display.start(point, job.planned)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(monitor.run)
+            if settings.stop_when_saturated:
+                point.saturated_at = await run_until_saturated(system, job, measured, display.progress)
+            else:
+                await system.run(job, measured, display.progress)
+            tasks.cancel_scope.cancel()
     finally:
         _conclude(point, job, measured)
         recording.records += measured.records
@@ -194,19 +232,5 @@ def _conclude(point: Point, job: PointPlan, measured: Measured) -> None:
     point.complete = measured.complete
 
 
-@contextmanager
-def _bar(point: Point, planned: int) -> Iterator[Any]:
-    name = f"{point.target}, {point.load}, prompt {point.prompt}"
-    with tqdm(total=planned, desc=name, unit="req", file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def show(progress: Progress) -> None:
-            elapsed = bar.format_dict["elapsed"] or 1.0
-            ttft = f"{progress.ttft * 1000:.0f} ms" if progress.ttft is not None else "-"
-            bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tok/s, {progress.in_flight} in flight, TTFT {ttft}", refresh=False)
-            bar.update(progress.done - bar.n)
-
-        yield show
-
-
-def execute(settings: Settings) -> int:
-    return asyncio.run(run(settings))
+def execute(settings: Settings, planner: Planner) -> int:
+    return asyncio.run(run(settings, planner))

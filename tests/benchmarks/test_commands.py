@@ -66,7 +66,7 @@ def test_what_was_measured_survives_an_interrupt(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509 - this process starts no thread
         seen = ""
         # Wait until some requests are answered, because the bar is already drawn at 0.
-        while not re.search(r"[1-9]\d*/\d+ \[.*in flight", seen):
+        while not re.search(r"[1-9]\d* of 5000 answered", seen):
             seen += process.stderr.read(1)
         process.send_signal(signal.SIGINT)
         told, _ = process.communicate(timeout=60)

@@ -1,0 +1,1 @@
+"""Finds the highest load that meets the SLO: `python -m benchmarks search`."""

@@ -6,7 +6,6 @@ figures come from the file that it writes.
 
 import asyncio
 import contextlib
-import importlib.metadata
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ from benchmarks.recording import storage
 from benchmarks.truth.behaviours import TOKENS, Behaviour
 from benchmarks.truth.figures import TIMES, Figures
 from benchmarks.truth.script import MODEL
+from llmserve.runtime.version import __version__
 
 REQUESTS, CONCURRENCY, PROMPT_TOKENS = 16, 2, 8
 # A peer needs 10 to 30 s to start, on a machine with other work.
@@ -202,7 +202,7 @@ def find_peer(name: str, program: Path | None, tokenizer: str) -> Tool | None:
 def version_of(tool: Tool) -> str:
     """Return a tool's version, from the packages beside its program."""
     if isinstance(tool, Ours):
-        return importlib.metadata.version("llmserve")
+        return __version__
     program: Path = tool.program  # type: ignore[attr-defined]  # every peer has one
     names = [program.name, f"{program.name}-cpu"]
     text = f"import importlib.metadata as m; print(next(d.version for n in {names} for d in m.distributions(name=n)))"

@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import TextIO
 
 import attrs
 
 from frontends.options.suggestions import nearest
+from llmserve.runtime.version import __version__
 
 
 @attrs.frozen
@@ -89,7 +89,7 @@ def _run(name: str, *rest: str) -> int:
         sys.stdout.write(HELP)
         return 0
     if name in ("-V", "--version"):
-        sys.stdout.write(f"llmserve {version('llmserve')}\n")
+        sys.stdout.write(f"llmserve {__version__}\n")
         return 0
     if command is None:
         near = nearest(name, COMMANDS)

@@ -1,6 +1,5 @@
 """The OpenAPI document of the HTTP interface, built from the structs of requests and answers."""
 
-from importlib.metadata import version
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +15,7 @@ from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
 from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
 from llmserve import Completion
+from llmserve.runtime.version import __version__
 
 REF = "#/components/schemas/{name}"
 
@@ -143,7 +143,7 @@ class OpenAPIRoute:
         return {"GET /openapi.json": self.openapi}
 
     async def openapi(self, request: web.Request) -> web.Response:
-        return json_response(document(version("llmserve"), keys=self._keys, checks=self._checks, root=request.config_dict[ROOT]))
+        return json_response(document(__version__, keys=self._keys, checks=self._checks, root=request.config_dict[ROOT]))
 
 
 def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from llmserve.errors import InvalidRequest
 from llmserve.observability.nvml import GPUCollector
+from llmserve.runtime.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -107,7 +107,7 @@ def _build() -> "Metric":
     from prometheus_client.core import GaugeMetricFamily
 
     family = GaugeMetricFamily("llmserve_build_info", "Always 1; the label is the version of llmserve.", labels=["version"])
-    family.add_metric([version("llmserve")], 1)
+    family.add_metric([__version__], 1)
     return family
 
 

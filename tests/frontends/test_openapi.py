@@ -3,6 +3,8 @@
 `tox run -e fuzz` sends thousands of generated requests.
 """
 
+import importlib.metadata
+
 import msgspec
 import pytest
 from http_support import running_server
@@ -14,6 +16,7 @@ from frontends.http.authentication import PAGES
 from frontends.http.health import check_of
 from frontends.http.openapi import ERRORS, ChatAnswer, Completion, ModelList, TextAnswer, Tokens
 from frontends.openai.errors import TABLE
+from llmserve.runtime.version import __version__
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +24,19 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/openapi.json"])
+async def test_the_version_is_known_where_llmserve_is_not_installed(monkeypatch, path):
+    """A regression: in a copy of the source, /metrics was a status 500."""
+
+    def find(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", find)
+    async with running_server() as server, server.session.get(path) as response:
+        assert response.status == 200
+        assert __version__ in await response.text()
 
 
 @pytest.mark.parametrize("check", [None, 60.0])

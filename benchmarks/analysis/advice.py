@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.evidence import Cause
+from benchmarks.analysis.evidence import Cause, Level, tail
 from benchmarks.analysis.knee import Knee, NoKnee
-from benchmarks.analysis.levels import Level, tail
 
 # Where doubling the load adds more throughput than this, the knee is no limit to set.
 FLAT_GAIN = 0.1

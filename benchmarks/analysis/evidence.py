@@ -1,4 +1,4 @@
-"""What the engine and the host reported beyond the knee, and which cause it indicates. Pure."""
+"""What the engine and the host reported of each load of a sweep, and which cause it indicates. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from benchmarks.analysis.summary import Summary
+from benchmarks.analysis.steady_state import Floats
+from benchmarks.analysis.summary import Distribution, Summary
 from benchmarks.recording.results import Point, Sample
 
 # A fuller cache refuses or preempts; a busier core has no reserve; a less busy GPU waits for a
@@ -181,3 +182,20 @@ def _latency(evidence: Evidence, summary: Summary, first: Summary) -> Cause | No
 def _growth(summary: Summary, first: Summary, figure: str) -> float:
     now, before = getattr(summary, figure).at("p50"), getattr(first, figure).at("p50")
     return now / before if now and before else 0.0
+
+
+@attrs.frozen(kw_only=True)
+class Level:
+    """One concurrency of a sweep, with its repeats combined."""
+
+    concurrency: int
+    summary: Summary
+    blocks: Floats
+    evidence: Evidence
+    valid: bool
+
+
+def tail(summary: Summary, figure: str) -> float | None:
+    """Return the p95 of `ttft` or `tpot` in seconds, or the p50 where the sample is too small."""
+    distribution: Distribution = getattr(summary, figure)
+    return distribution.at("p95") or distribution.at("p50")

@@ -18,9 +18,8 @@ from benchmarks.analysis import capacity as capacities
 from benchmarks.analysis import remarks
 from benchmarks.analysis.backlog import STEADY_PATTERNS, Backlog
 from benchmarks.analysis.capacity import Capacity
-from benchmarks.analysis.evidence import Evidence, gather
+from benchmarks.analysis.evidence import Evidence, Level, gather
 from benchmarks.analysis.figures import Figures, WholeSummary, figures, pack, unpack
-from benchmarks.analysis.levels import Level
 from benchmarks.analysis.rates import RateLevel, RateSaturation, above_capacity, rate_saturation, state
 from benchmarks.analysis.saturation import Saturation, saturation
 from benchmarks.analysis.stages import Waterfall

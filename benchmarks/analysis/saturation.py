@@ -7,9 +7,8 @@ from typing import Any
 import attrs
 
 from benchmarks.analysis.advice import advice
-from benchmarks.analysis.evidence import FULL_SHARE, Cause, name_cause
+from benchmarks.analysis.evidence import FULL_SHARE, Cause, Level, name_cause, tail
 from benchmarks.analysis.knee import Knee, NoKnee, find_knee
-from benchmarks.analysis.levels import Level, tail
 from benchmarks.analysis.outcomes import SERVED_SHARE, failed_share, refused_share
 
 # A latency saturates where its p95 exceeds this multiple of the p95 at the lowest load.

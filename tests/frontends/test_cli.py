@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import anyio
 import attrs
@@ -63,9 +64,21 @@ class Terminal:
         os.close(other)
         self.text = ""
 
-    async def expect(self, words):
-        """Wait until the tool prints these words after all that was expected before."""
+    async def interrupt(self, words):
+        """Press Ctrl-C until the tool prints these words.
+
+        Python's `input` notices a signal between its prompt and its wait only at the next key.
+        """
         end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.type("\x03")
+            with suppress(AssertionError):
+                return await self.expect(words, PATIENCE / 10)
+        raise AssertionError((words, self.text))
+
+    async def expect(self, words, patience=PATIENCE):
+        """Wait until the tool prints these words after all that was expected before."""
+        end = time.monotonic() + patience
         while words not in self.text:
             ready = await anyio.to_thread.run_sync(lambda: select.select([self._end], [], [], 0.1)[0])
             if ready:
@@ -107,8 +120,8 @@ async def test_ctrl_c_stops_the_answer_and_not_the_chat():
         with anyio.fail_after(PATIENCE):
             while engine.held:
                 await anyio.sleep(0.01)
-        tool.type("\x03")
-        await tool.expect("Ctrl-C stops an answer")
+        await tool.expect("> ")
+        await tool.interrupt("Ctrl-C stops an answer")
         tool.type("/quit\n")
         assert await tool.ends() == 0
 

@@ -242,7 +242,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         ("bench swep", "; do you mean 'sweep'?"),
         ("bench sweep --concurency 1", "unrecognized arguments: --concurency 1; do you mean --concurrency?"),
         ("report biuld", "; do you mean 'build'?"),
-        ("report build run.json --no-referense", "unrecognized arguments: --no-referense; do you mean --no-reference?"),
+        ("report build run.json --referense", "unrecognized arguments: --referense; do you mean --reference?"),
         ("completion bahs", "; do you mean 'bash'?"),
         ("chat --zzz", "unrecognized arguments: --zzz"),
     ],

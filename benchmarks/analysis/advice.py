@@ -46,8 +46,8 @@ def _admission(
     reasons = {"slo": "the SLO is met up to this concurrency", "kv cache": "the KV cache is full from this concurrency on"}
     limit, why = bounds[kind], reasons.get(kind) or _beyond_the_knee(beyond)
     at = min(levels, key=lambda level: abs(np.log2(level.concurrency / limit)))
-    peak = max(level.summary.tokens_per_second for level in levels)
-    share, milliseconds = at.summary.tokens_per_second / peak, (tail(at.summary, "ttft") or 0.0) * 1000
+    peak = max(level.tokens_per_second for level in levels)
+    share, milliseconds = at.tokens_per_second / peak, (tail(at.summary, "ttft") or 0.0) * 1000
     setting = f"set --max-running {limit}" if engine is not None else f"let at most {limit} requests run (llmserve: --max-running {limit})"
     measured = f"concurrency {at.concurrency} gives {share:.0%} of the highest throughput, with a TTFT p95 of {milliseconds:.0f} ms"
     return [f"Admission: {setting}, because {why}. Measured: {measured}."]

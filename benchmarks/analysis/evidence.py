@@ -186,10 +186,16 @@ def _growth(summary: Summary, first: Summary, figure: str) -> float:
 
 @attrs.frozen(kw_only=True)
 class Level:
-    """One concurrency of a sweep, with its repeats combined."""
+    """One concurrency of a sweep, with its repeats combined.
+
+    Attributes:
+        summary: The figures of the first valid repeat.
+        tokens_per_second: The highest throughput of the valid repeats.
+    """
 
     concurrency: int
     summary: Summary
+    tokens_per_second: float
     blocks: Floats
     evidence: Evidence
     valid: bool

@@ -34,6 +34,8 @@ class RateLevel:
         sent: Requests per second that were sent within the judged span.
         served: Requests per second that the server produced, by parts of the span.
         state: `steady`, `undecided`, `over-saturated`, `refusing` or `failing`.
+        summary: The figures of the first valid repeat.
+        tokens_per_second: The highest throughput of the valid repeats.
     """
 
     rate: float
@@ -42,6 +44,7 @@ class RateLevel:
     state: str
     backlog: Backlog
     summary: Summary
+    tokens_per_second: float
     evidence: Evidence
 
     @property
@@ -145,12 +148,12 @@ def rate_saturation(name: str, levels: Sequence[RateLevel], dropped: int, engine
     knee, first = find_rate_knee(levels)
     shown = first or levels[-1]
     cause = _cause(shown, levels[0], engine) if first is not None else None
-    best = max(levels, key=lambda level: level.summary.tokens_per_second)
+    best = max(levels, key=lambda level: level.tokens_per_second)
     return RateSaturation(
         knee=knee,
         cause=cause,
         evidence=f"at {shown.rate:.4g}/s: {shown.evidence}",
-        peak=best.summary.tokens_per_second,
+        peak=best.tokens_per_second,
         verdict=_verdict(name, knee, cause, first, best, dropped),
         advice=_advice(levels, knee, first) + remedies(cause, engine),
     )
@@ -172,7 +175,7 @@ def _verdict(name: str, knee: RateKnee | NoKnee, cause: Cause | None, first: Rat
         said = f"{name} serves at most {knee.rate:.3g} [{knee.low:.3g}, {knee.high:.3g}] requests/s{reason}."
     if first is not None and first.state == "over-saturated":
         said += f" At {first.rate:.4g}/s it is over-saturated: {above_capacity(first.summary, first.backlog)}."
-    said += f" The highest throughput is {best.summary.tokens_per_second:,.0f} tokens/s, at {best.rate:.4g}/s."
+    said += f" The highest throughput is {best.tokens_per_second:,.0f} tokens/s, at {best.rate:.4g}/s."
     return said + (f" {dropped} rates have no valid point and are ignored." if dropped else "")
 
 

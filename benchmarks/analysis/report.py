@@ -204,6 +204,7 @@ def _level(concurrency: int, repeats: Sequence[View]) -> Level:
     return Level(
         concurrency=concurrency,
         summary=valid[0].summary,
+        tokens_per_second=max(view.summary.tokens_per_second for view in valid),
         blocks=np.concatenate([view.blocks for view in valid]),
         evidence=valid[0].evidence,
         valid=any(view.valid for view in repeats),
@@ -224,6 +225,7 @@ def _rate_level(repeats: Sequence[View]) -> RateLevel | None:
         state=common if 2 * states.count(common) > len(states) else "undecided",
         backlog=backlog,
         summary=view.summary,
+        tokens_per_second=max(each.summary.tokens_per_second for each, _ in valid),
         evidence=view.evidence,
     )
 

@@ -66,7 +66,7 @@ def saturation(name: str, levels: Sequence[Level], engine: dict[str, Any] | None
         binding=binding,
         cause=cause,
         evidence=f"at concurrency {beyond.concurrency}: {beyond.evidence}",
-        peak=max(level.summary.tokens_per_second for level in usable),
+        peak=max(level.tokens_per_second for level in usable),
         verdict=_verdict(name, usable, knee, cause, beyond, rest),
         advice=advice(usable, knee, kinds, cause, beyond, engine),
     )
@@ -124,8 +124,8 @@ def _crossing(levels: Sequence[Level], value: Callable[[Level], float | None], b
 
 
 def _verdict(name: str, levels: Sequence[Level], knee: Knee | NoKnee, cause: Cause | None, beyond: Level, rest: str) -> str:
-    best = max(levels, key=lambda level: level.summary.tokens_per_second)
-    peak = f"{best.summary.tokens_per_second:,.0f} tokens/s at concurrency {best.concurrency}"
+    best = max(levels, key=lambda level: level.tokens_per_second)
+    peak = f"{best.tokens_per_second:,.0f} tokens/s at concurrency {best.concurrency}"
     if isinstance(knee, NoKnee):
         full = f" At concurrency {beyond.concurrency}, {cause.clause}." if cause is not None else ""
         return f"{name}: no saturation point was found, because {knee.reason}.{full} The highest throughput is {peak}.{rest}"

@@ -58,6 +58,14 @@ def test_a_known_knee_lies_in_its_interval_and_has_its_cause(server, engine, kne
     assert words in found.verdict
 
 
+def test_the_highest_throughput_is_that_of_the_best_repeat():
+    """A regression: the verdict gave the first repeat's throughput beside a table with a higher one."""
+    faster = attrs.evolve(FULL_BATCH, step=lambda batch: 0.018 + 0.0001 * batch)
+    runs = [closed(server, level, seed) for seed, server in enumerate((FULL_BATCH, faster)) for level in LEVELS]
+    analysis = analysed(runs, {"max_num_seqs": 8})
+    assert analysis.sweeps[0].saturation.peak == max(view.summary.tokens_per_second for view in analysis.views)
+
+
 NO_KNEE = {
     "flat": (attrs.evolve(FIXED, max_batch=1), "throughput does not grow with the load"),
     "still growing": (FIXED, "still grows at concurrency 128"),

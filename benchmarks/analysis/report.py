@@ -109,6 +109,11 @@ class Analysis:
         return sum(view.sent for view in self.views)
 
     @property
+    def remarks(self) -> dict[str, list[str]]:
+        """Lines about failed requests and about how answers were counted, by heading."""
+        return remarks.lists([(view.point, view.summary.failures, view.summary.remarks) for view in self.views])
+
+    @property
     def model(self) -> str:
         """The model's name, for a title."""
         told = self.recording.run.provenance
@@ -240,5 +245,5 @@ def conclusion(found: Analysis) -> str:
     swept: list[Sweep | RateSweep] = [*found.sweeps, *found.rate_sweeps]
     verdicts = [sweep.saturation for sweep in swept if sweep.saturation is not None]
     texts = ["\n".join([each.verdict, "", *(f"- {line}" for line in (each.evidence, *each.advice))]) for each in verdicts]
-    said = remarks.notes([(view.point, view.summary.failures, view.summary.remarks) for view in found.views])
+    said = ["\n".join([f"{head}:", "", *(f"- {line}" for line in lines)]) for head, lines in found.remarks.items()]
     return "\n\n".join([markdown(found), *said, *texts])

@@ -85,7 +85,7 @@ COLUMNS: tuple[Column, ...] = (
     *(_latency("itl", name) for name in ("p50", "p99")),
     _latency("tpot", "p50"),
     *(_latency("e2e", name) for name in ("p50", "p99")),
-    Column("J/token", joules_per_token, 2, optional=True),
+    Column("J/token", joules_per_token, 3, optional=True),
     Column("cache hits (%)", lambda view: None if view.evidence.cache_hits is None else view.evidence.cache_hits * 100, 0, optional=True),
     Column("valid", _state),
 )

@@ -15,7 +15,7 @@ ANSWERED = "Answered are the complete answers; those that met the SLO are counte
 
 
 def table(content: Content) -> Div:
-    """Return a table of every point of every run, latencies in milliseconds."""
+    """Return a table of every point of every run, with its failures; latencies are in milliseconds."""
     parts = []
     for run in content.runs:
         if len(content.runs) > 1:
@@ -23,6 +23,7 @@ def table(content: Content) -> Div:
         shown = columns(run.analysis)
         rows = [[column.text(view) for column in shown] for view in run.analysis.views]
         parts.append(_table([column.heading for column in shown], rows))
+        parts += [_list(head, lines) for head, lines in run.analysis.remarks.items()]
     if content.reference is not None:
         parts.append(f"<h2>{html.escape(content.reference.name)}</h2>" + _reference(content.reference))
     promised = any(view.summary.attainment is not None for _, view in content.views)
@@ -33,6 +34,11 @@ def _reference(reference: Reference) -> str:
     triples = zip(reference.concurrency, reference.tokens_per_second, reference.ttft_p99, strict=True)
     rows = [[str(level), f"{rate:,.1f}", f"{time * 1000:,.1f}"] for level, rate, time in triples]
     return _table(["concurrency", "tokens/s", "TTFT p99 (ms)"], rows)
+
+
+def _list(heading: str, lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<p>{html.escape(heading)}:</p><ul>{items}</ul>"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -61,7 +61,7 @@ def _tiles(series: Series) -> list[tuple[str, str]]:
     if (cost := cost_per_million(working, price)) is not None:
         found.append((f"cost per 1M output tokens at {load}", f"{cost:,.3f}"))
     if (energy := joules_per_token(working)) is not None:
-        found.append((f"J per output token at {load}", f"{energy:,.2f}"))
+        found.append((f"J per output token at {load}", f"{energy:,.3g}"))
     return found
 
 

@@ -92,6 +92,16 @@ def test_deliveries_without_tokens_are_on_the_table_and_the_page(tmp_path, token
     assert "concurrency 1" in texts(path)
 
 
+def test_failed_requests_are_on_the_page_in_the_server_s_words(tmp_path):
+    path = write(tmp_path / "a.json", [Point(number=0, target="http", concurrency=1, complete=True, planned=10)])
+    recording = storage.read(path)
+    for record in recording.records[:2]:
+        record.outcome, record.detail = "error", "the <engine> is out of memory"
+    storage.write(path, recording)
+    assert "Failed requests:" in texts(path)
+    assert "2 x error: the &lt;engine&gt; is out of memory" in texts(path)
+
+
 def test_a_run_s_texts_are_escaped(tmp_path):
     text = texts(write(tmp_path / "a.json", [Point(number=0, target="<i>", concurrency=1, complete=True)]))
     assert "<script>" not in text

@@ -79,9 +79,10 @@ class Search:
     def _continues(self, last: Verdict, found: Bracket) -> bool:
         """Whether the newest load needs another, longer point.
 
-        While the load grows, a load that probably meets the SLO is left for a higher one.
+        While the load grows, a load that probably meets the SLO is left for a higher one. Where the
+        generator was the limit, a longer point would not be valid either.
         """
-        if last.points >= self.repeats:
+        if last.points >= self.repeats or (last.faults and last.outcome == "unlikely"):
             return False
         return last.outcome == "unlikely" or (last.outcome == "likely" and found.high is not None)
 

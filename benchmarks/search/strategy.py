@@ -68,6 +68,8 @@ def next_load(verdicts: Sequence[Verdict], first: float, width: float, *, whole:
     found = bracket(verdicts)
     if found.high is None:
         *before, top = sorted(verdicts, key=lambda each: each.load)
+        if top.outcome == "unlikely" and top.faults:
+            return _before_the_generator(found.low, top, verdicts[0].load, width, whole=whole)
         return top.load * (FAST_GROWTH if _is_easy(top, before[-1:]) else GROWTH)
     if found.low is None:
         return _below(min([found.high.load, *found.unclear]), found.high, verdicts[0].load, whole=whole)
@@ -78,6 +80,16 @@ def next_load(verdicts: Sequence[Verdict], first: float, width: float, *, whole:
     span = next((gap for gap in wide if predicted is not None and gap[0] < predicted < gap[1]), max(wide, key=lambda gap: gap[1] / gap[0]))
     chosen = _probe(span, predicted, width, _alike(verdicts))
     return float(min(max(round(chosen), math.floor(span[0]) + 1), math.ceil(span[1]) - 1)) if whole else chosen
+
+
+def _before_the_generator(low: Verdict | None, top: Verdict, first: float, width: float, *, whole: bool) -> float | None:
+    """Return a load below one that the generator could not send in time; None if none is left."""
+    if low is None:
+        return _below(top.load, top, first, whole=whole)
+    if _is_narrow((low.load, top.load), width, whole=whole):
+        return None
+    middle = math.sqrt(low.load * top.load)
+    return max(low.load + 1, float(math.floor(middle))) if whole else middle
 
 
 def _is_easy(top: Verdict, before: Sequence[Verdict]) -> bool:

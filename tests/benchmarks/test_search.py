@@ -126,6 +126,10 @@ def verdict(load, outcome, points=1, **changes):
         ([verdict(1.0, "missed")], 0.25),
         ([verdict(1.0, "missed"), verdict(0.05, "missed")], None),
         ([verdict(1.0, "missed", served=0.9)], 0.45),
+        # The generator, and not the server, was the limit at 16.
+        ([verdict(1.0, "met"), verdict(16.0, "unlikely", faults=("late",))], 4.0),
+        ([verdict(16.0, "unlikely", faults=("late",))], 4.0),
+        ([verdict(1.0, "met"), verdict(1.02, "unlikely", faults=("late",))], None),
     ],
 )
 def test_the_load_grows_until_it_fails_and_then_is_halved_in_logarithms(verdicts, expected):
@@ -142,6 +146,8 @@ def test_a_load_that_is_too_close_to_call_is_measured_again_for_twice_as_long():
     last = verdict(10.0, "unlikely")
     assert planner._continues(last, bracket([last]))
     assert not planner._continues(attrs.evolve(last, points=3), bracket([last]))
+    # A regression: beyond the generator's limit, each point was twice as long as the one before, and none valid.
+    assert not planner._continues(attrs.evolve(last, faults=("late",)), bracket([last]))
     first, second = (planner._task("t", 10.0, [], scout=False, repeat=repeat) for repeat in (0, 1))
     assert (first.seconds, second.seconds, second.repeat) == (60, 120, 1)
 

@@ -157,7 +157,7 @@ def _by_load(analysis: Analysis) -> dict[str, list[View]]:
     found: dict[str, list[View]] = {}
     for view in analysis.views:
         if view.point.complete or view.point.saturated_at is not None:
-            label = f"{view.point.target}, {view.point.load}, prompt {view.point.prompt}, output {view.point.output}"
+            label = f"{view.point.name}, output {view.point.output}"
             found.setdefault(label, []).append(view)
     return found
 

@@ -1,4 +1,4 @@
-"""How many of a point's requests the server refused, and how many failed. Pure."""
+"""How many of a point's requests the server answered and refused, and how many failed. Pure."""
 
 from benchmarks.analysis.summary import Summary
 
@@ -7,6 +7,11 @@ REFUSALS = ("refused_429", "refused_503")
 FAILURES = ("timeout", "connection", "error", "truncated", "wrong_token_count")
 # A server that turns away a smaller share of its requests still serves the load.
 SERVED_SHARE = 0.99
+
+
+def answered(summary: Summary) -> int:
+    """Return the number of complete answers, whether or not they met the SLO."""
+    return summary.outcomes.get("ok", 0) + summary.outcomes.get("slo_missed", 0)
 
 
 def refused(summary: Summary) -> int:

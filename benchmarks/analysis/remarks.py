@@ -44,10 +44,6 @@ def remarks(records: Sequence[RequestRecord]) -> list[str]:
 
 def lists(rows: Sequence[tuple[Point, Sequence[str], Sequence[str]]]) -> dict[str, list[str]]:
     """Return all points' failures and remarks, a line for each point, each list under its heading."""
-    failed = [f"{_name(point)}: {'; '.join(failures)}" for point, failures, _ in rows if failures]
-    remarked = [f"{_name(point)}: {'; '.join(remarks)}" for point, _, remarks in rows if remarks]
+    failed = [f"{point.name}: {'; '.join(failures)}" for point, failures, _ in rows if failures]
+    remarked = [f"{point.name}: {'; '.join(remarks)}" for point, _, remarks in rows if remarks]
     return {head: lines for head, lines in (("Failed requests", failed), ("Remarks", remarked)) if lines}
-
-
-def _name(point: Point) -> str:
-    return f"{point.target}, {point.load}, prompt {point.prompt}"

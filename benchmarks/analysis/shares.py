@@ -58,17 +58,17 @@ def shares(a: Mapping[str, Sequence[Summary]], b: Mapping[str, Sequence[Summary]
 
 
 def _share(load: str, name: str, sides: Sequence[tuple[int, int]], z: float) -> Share:
-    (one, (low_a, high_a)), (other, (low_b, high_b)) = ((hits / total, _wilson(hits, total, z)) for hits, total in sides)
+    (one, (low_a, high_a)), (other, (low_b, high_b)) = ((hits / total, wilson(hits / total, total, z)) for hits, total in sides)
     low = other - one - math.hypot(other - low_b, high_a - one)
     high = other - one + math.hypot(high_b - other, one - low_a)
     return Share(load, name, one, other, low, high)
 
 
-def _wilson(hits: int, total: int, z: float) -> tuple[float, float]:
-    share = hits / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    spread = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return middle - spread, middle + spread
+def wilson(share: float, count: float, z: float) -> tuple[float, float]:
+    """Return Wilson's bounds of a share of `count` independent outcomes, `z` standard errors from it."""
+    middle = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
 
 
 def table(found: Sequence[Share]) -> str:

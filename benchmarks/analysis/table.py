@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from benchmarks.analysis.outcomes import answered
 from benchmarks.analysis.summary import Distribution
 
 if TYPE_CHECKING:
@@ -34,11 +35,6 @@ class Column:
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return "-"
         return value if isinstance(value, str) else f"{value:,.{self.digits}f}"
-
-
-def answered(view: "View") -> int:
-    """Return the number of complete answers, whether or not they met the SLO."""
-    return view.summary.outcomes.get("ok", 0) + view.summary.outcomes.get("slo_missed", 0)
 
 
 def _met(view: "View") -> int | None:
@@ -68,7 +64,9 @@ def cost_per_million(view: "View", price_per_hour: float | None) -> float | None
 
 def _state(view: "View") -> str:
     """Return whether a point is valid, or what a rate that the server does not serve does to it."""
-    return "no" if not view.valid else view.state or "yes" if view.unserved is not None else "yes"
+    if not view.valid:
+        return "no"
+    return "yes" if view.unserved is None else str(view.state)
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -76,7 +74,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("load", lambda view: view.point.load),
     Column("prompt", lambda view: view.point.prompt),
     Column("requests", lambda view: view.summary.requests, 0),
-    Column("answered", answered, 0),
+    Column("answered", lambda view: answered(view.summary), 0),
     Column("met the SLO", _met, 0, optional=True),
     Column("tokens/s", lambda view: view.summary.tokens_per_second),
     Column("requests/s", lambda view: view.summary.requests_per_second, 2),
@@ -104,15 +102,11 @@ def markdown(found: "Analysis") -> str:
     shown = columns(found)
     lines = [f"| {' | '.join(column.heading for column in shown)} |", "|" + "---|" * len(shown)]
     lines += [f"| {' | '.join(column.text(view) for column in shown)} |" for view in found.views]
-    faulty = [f"{_where(view)}: {'; '.join(view.faults)}" for view in found.views if view.faults]
-    unserved = [f"{_where(view)}: {view.state}: {view.unserved}" for view in found.views if view.valid and view.unserved is not None]
+    faulty = [f"{view.point.name}: {'; '.join(view.faults)}" for view in found.views if view.faults]
+    unserved = [f"{view.point.name}: {view.state}: {view.unserved}" for view in found.views if view.valid and view.unserved is not None]
     for title, notes in (("Not valid:", faulty), ("Not served (the latencies depend on the duration):", unserved)):
         lines += ["", title, "", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join(lines)
-
-
-def _where(view: "View") -> str:
-    return f"{view.point.target}, {view.point.load}, prompt {view.point.prompt}"
 
 
 def as_csv(found: "Analysis") -> str:

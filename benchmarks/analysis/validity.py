@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.analysis.outcomes import answered
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import block_rates, in_flight
 from benchmarks.analysis.summary import Summary
@@ -55,8 +56,7 @@ def _complete(point: Point, records: Sequence[RequestRecord]) -> str | None:
 
 
 def _answered(summary: Summary) -> str | None:
-    answered = summary.outcomes.get("ok", 0) + summary.outcomes.get("slo_missed", 0)
-    return None if answered else f"no request was answered: {summary.outcomes}"
+    return None if answered(summary) else f"no request was answered: {summary.outcomes}"
 
 
 def _on_time(point: Point, summary: Summary) -> str | None:

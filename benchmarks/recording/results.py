@@ -143,6 +143,11 @@ class Point(msgspec.Struct, kw_only=True):
             return f"concurrency {self.concurrency}"
         return f"{self.pattern} {self.rate:g}/s" if self.rate else self.pattern
 
+    @property
+    def name(self) -> str:
+        """Target, load and prompt; the same for all repeats."""
+        return f"{self.target}, {self.load}, prompt {self.prompt}"
+
 
 class Promise(msgspec.Struct, kw_only=True, frozen=True):
     """The SLO by which requests are judged, in seconds; None is no bound."""

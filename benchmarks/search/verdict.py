@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from benchmarks.analysis.report import View
+from benchmarks.analysis.shares import wilson
 from benchmarks.analysis.summary import kept, tpot
 from benchmarks.recording.results import Goal, Promise, RequestRecord
 
@@ -111,8 +112,7 @@ def bounds(flags: Sequence[bool]) -> tuple[float, float]:
     if parts > 1 and 0 < share < 1:
         shares = [np.mean(part) for part in np.array_split(np.array(flags, dtype=np.float64), parts)]
         count /= max(1.0, float(np.var(shares, ddof=1)) * len(flags) / parts / (share * (1 - share)))
-    middle, root = share + Z * Z / (2 * count), Z * math.sqrt(share * (1 - share) / count + (Z / (2 * count)) ** 2)
-    return (middle - root) / (1 + Z * Z / count), (middle + root) / (1 + Z * Z / count)
+    return wilson(share, count, Z)
 
 
 def _margin(records: Sequence[RequestRecord], attainment: float, promise: Promise) -> float | None:

@@ -40,7 +40,7 @@ class Display:
 
 
 def name(point: Point) -> str:
-    return f"point {point.number}, {point.target}, {point.load}, prompt {point.prompt}"
+    return f"point {point.number}, {point.name}"
 
 
 def state(progress: Progress, planned: int, seconds: float) -> str:

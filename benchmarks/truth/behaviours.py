@@ -25,7 +25,7 @@ class Fault:
             HTTP message; `cut` ends the HTTP message without the end of the answer; `hang` sends
             nothing more.
         after: Tokens that are sent before it; -1 is before the HTTP headers.
-        every: One of so many requests has the fault.
+        every: One request in `every` has the fault.
     """
 
     kind: FaultKind

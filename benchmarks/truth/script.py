@@ -24,7 +24,7 @@ class Step:
 
 
 def steps(behaviour: Behaviour, total: int) -> Iterator[Step]:
-    """Yield the segments of an answer of so many tokens."""
+    """Yield the segments of an answer with `total` tokens."""
     written = list(_answer(behaviour, total))
     if behaviour.split:
         return itertools.chain.from_iterable(_halves(step, behaviour) for step in written)

@@ -138,7 +138,7 @@ class Answer:
     number: int = 0
 
     async def play(self, total: int) -> bool:
-        """Send an answer of so many tokens; return whether the connection stays open."""
+        """Send an answer with `total` tokens; return whether the connection stays open."""
         await self._head()
         await self._send(steps(self.behaviour, total))
         await self._finish()

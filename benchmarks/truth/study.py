@@ -73,7 +73,7 @@ def begin(versions: dict[str, str]) -> Truth:
 async def measure(
     found: Truth, behaviours: Sequence[Behaviour], tools: Sequence[Tool], report: Callable[[Cell], None], jobs: int = 1
 ) -> None:
-    """Measure the cells that are not there yet, so many at a time, behaviour by behaviour."""
+    """Measure the cells that are not there yet, `jobs` at a time, behaviour by behaviour."""
     known = {(cell.behaviour, cell.tool) for cell in found.cells}
     work = iter([(behaviour, tool) for behaviour in behaviours for tool in tools if (behaviour.name, tool.name) not in known])
 

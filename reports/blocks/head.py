@@ -40,7 +40,7 @@ def _sampled(run: Named) -> str:
 
 def _where(content: Content, run: Named, view: View) -> str:
     name = f"{run.name}, " if len(content.runs) > 1 else ""
-    return f"{name}{view.point.target}, {view.point.load}, prompt {view.point.prompt}"
+    return f"{name}{view.point.name}"
 
 
 def _in_short(run: Named) -> str:

@@ -30,7 +30,7 @@ class Server:
         prefill: Seconds that one prompt adds to its first step.
         max_batch: Maximum number of running requests.
         kv_tokens: Size of the KV cache; a request reserves its prompt and its whole answer.
-        max_open: Further requests are refused while so many are open.
+        max_open: Maximum number of open requests; the server refuses further ones.
         refuse_every: Every n-th request is refused.
         outage: Every request fails from this time on.
         host: Seconds of the host's process for each token; a step takes at least as long.

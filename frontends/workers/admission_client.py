@@ -70,11 +70,14 @@ class AdmissionClient:
             self._send(StepCount(told=now, **{name: getattr(sample, name) for name in SAMPLE_FIELDS}))
         return []
 
-    def suspend(self, now: float) -> None:
-        """Do nothing: the supervisor knows when the engine is down."""
+    def suspend(self, now: float, engine: int = 0) -> None:
+        """Do nothing: the supervisor knows when an engine is down."""
 
-    def resume(self, now: float) -> list[Ticket]:
+    def resume(self, now: float, engine: int = 0, *, emptied: bool = True) -> list[Ticket]:
         return []
+
+    def move(self, ticket: Ticket, now: float) -> None:
+        """Do nothing: the supervisor moves tickets."""
 
     def set_tenants(self, table: TenantTable) -> None:
         """Do nothing: the supervisor's table applies."""

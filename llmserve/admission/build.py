@@ -1,6 +1,7 @@
 """Builds an admission controller from the operator's settings and the engine's batch size."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import cast
 
 import attrs
@@ -8,6 +9,7 @@ import attrs
 from llmserve.admission.controller import AdmissionController
 from llmserve.admission.lategate import LateGate
 from llmserve.admission.policies import FixedLimit, Policy, Unlimited
+from llmserve.admission.pool.policy import PoolPolicy
 from llmserve.admission.protocol import Admission
 from llmserve.admission.tenants import Tenants
 from llmserve.config import SLO, AdmissionConfig
@@ -55,6 +57,10 @@ class PolicySetup:
     max_num_seqs: int
     max_num_batched_tokens: int | None = None
 
+    def policy(self) -> Policy:
+        """Make the policy that the settings name. Raises ConfigurationError."""
+        return POLICIES[check_policy(self.config.policy_for(self.slo))](self)
+
     @property
     def max_wait(self) -> float:
         """Longest wait in seconds under a policy that does not predict."""
@@ -96,18 +102,26 @@ def check_policy(name: str) -> str:
 
 
 def build_admission(
-    config: AdmissionConfig, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None = None, policy: Policy | None = None
+    config: AdmissionConfig,
+    slo: SLO,
+    max_num_seqs: int,
+    max_num_batched_tokens: int | None = None,
+    policy: Policy | None = None,
+    engines: int = 1,
 ) -> AdmissionController:
-    """Build a controller for an engine that batches `max_num_seqs` sequences.
+    """Build a controller for engines that each batch `max_num_seqs` sequences.
 
-    `AdmissionConfig` describes the meaning of None. A `policy` is used unchanged. Raises
-    ConfigurationError if the settings name an unknown policy, or do not fit the one that they name.
+    `AdmissionConfig` describes the meaning of None. A `policy` is used unchanged by one engine, and
+    copied for each of several engines. Raises ConfigurationError if the settings name an unknown
+    policy, or do not fit the one that they name.
     """
-    if policy is None:
-        setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens)
-        policy = POLICIES[check_policy(config.policy_for(slo))](setup)
-        limit = policy.limit or 0
+    setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens)
+    if engines == 1:
+        whole = policy or setup.policy()
     else:
-        limit = max_num_seqs if policy.limit is None else policy.limit
+        whole = PoolPolicy([deepcopy(policy) if policy else setup.policy() for _ in range(engines)], config.max_wait)
+    limit = whole.limit
+    if limit is None:
+        limit = engines * max_num_seqs if policy else 0
     max_waiting = LINE * limit if config.max_waiting is None else config.max_waiting
-    return AdmissionController(policy, max_waiting=max_waiting, max_wait=config.max_wait, tenants=Tenants(config.table))
+    return AdmissionController(whole, max_waiting=max_waiting, max_wait=config.max_wait, tenants=Tenants(config.table))

@@ -7,13 +7,16 @@ It keeps three rules, each checked by a property test:
 3. A ticket leaves exactly once. If it leaves after a hand-over, the slot is passed on.
 """
 
+from typing import Any
+
 import attrs
 
 from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair_queue import FairQueue
 from llmserve.admission.length_estimates import AnswerLengths
 from llmserve.admission.policies import Policy, adopt, predictor
-from llmserve.admission.prediction import EngineSample, NoPrediction, Terms
+from llmserve.admission.pool.policy import PoolPolicy
+from llmserve.admission.prediction import EngineSample, Terms
 from llmserve.admission.protocol import AdmissionStatistics
 from llmserve.admission.queue_forecast import QueueForecast
 from llmserve.admission.refusals import Refusal, Refused
@@ -22,9 +25,6 @@ from llmserve.admission.tenants import Tenants
 from llmserve.admission.ticket import Ticket, TicketState
 from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantTable
-
-# A band worse than any priority that a request can have: its tickets wait for leftover capacity.
-BEST_EFFORT = 1 << 32
 
 
 class AdmissionController:
@@ -50,6 +50,7 @@ class AdmissionController:
     ) -> None:
         self.policy = policy
         self._predictor = predictor(policy, max_wait)
+        self._pool = policy if isinstance(policy, PoolPolicy) else None
         self.max_waiting = max_waiting
         self.max_wait = max_wait
         self.tenants = tenants or Tenants()
@@ -112,7 +113,7 @@ class AdmissionController:
         if reason is None:
             ticket.expires = terms.expires
         elif ticket.best_effort and reason not in (Refusal.QUEUE_FULL, Refusal.DEADLINE_TOO_SHORT):
-            self._demote(ticket, now)
+            ticket.relegate(now + self.max_wait)
         else:
             return self._refuse(ticket, self.forecast.refused(reason, ticket, wait, patience, now), now)
         self.tenants.take(ticket, now)
@@ -160,7 +161,7 @@ class AdmissionController:
             return None, []
         if ticket.best_effort and not ticket.relegated:
             self._line.remove(ticket, now)
-            self._demote(ticket, now)
+            ticket.relegate(now + self.max_wait)
             self._line.push(ticket, now)
             self._note(ticket, "relegated", now, Refusal.WAITED_TOO_LONG)
             return None, self._pump(now)
@@ -172,28 +173,40 @@ class AdmissionController:
 
     # All tickets
 
-    def suspend(self, now: float) -> None:
-        """Stop starting tickets until the engine is back. Patience does not run out until then."""
+    def suspend(self, now: float, engine: int = 0) -> None:
+        """Start no tickets on an engine until it is back.
+
+        Without any engine, patience does not run out until one is back.
+        """
         if self._suspended is None:
             self._rate.advance(now, full=self._full or bool(self._line))
+        if not (self._pool and self._pool.suspend(engine)) and self._suspended is None:
             self._suspended = now
 
-    def resume(self, now: float) -> list[Ticket]:
+    def resume(self, now: float, engine: int = 0, *, emptied: bool = True) -> list[Ticket]:
         """Start tickets again: the engine is back.
 
         Patience continues where it stopped. The pause does not count in the service rate.
         """
+        if self._pool:
+            self._pool.resume(engine, emptied=emptied)
         if self._suspended is None:
-            return []
+            return self.pump(now)
         for ticket in self._line:
             ticket.expires += now - self._suspended
         self._suspended = None
         self._rate.skip(now)
         return self._pump(now)
 
+    def move(self, ticket: Ticket, now: float) -> None:
+        """Give a running ticket another engine at once, because its own is suspended."""
+        if self._pool and ticket.state is TicketState.RUNNING:
+            self.answers.lost(ticket)
+            self._pool.move(ticket, now)
+
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
-        """Process the engine's figures of its steps; return the tickets that stop waiting."""
-        self.answers.record(sample.steps)
+        """Process an engine's figures of its steps; return the tickets that stop waiting."""
+        self.answers.record(sample.steps, sample.engine)
         self._predictor.record(sample, now)
         return self.pump(now)
 
@@ -288,10 +301,6 @@ class AdmissionController:
         self._displaced.append(victim)
         return True
 
-    def _demote(self, ticket: Ticket, now: float) -> None:
-        ticket.relegated, ticket.band = True, BEST_EFFORT
-        ticket.expires = now + self.max_wait
-
     # State and figures
 
     def set_tenants(self, table: TenantTable) -> None:
@@ -309,7 +318,7 @@ class AdmissionController:
 
     def _follow_answers(self) -> None:
         """Follow running answers if the policy or a tenant's limit uses their lengths."""
-        self.answers.follows = not isinstance(self._predictor, NoPrediction) or self.tenants.limits_tokens
+        self.answers.follows = getattr(self._predictor, "uses_lengths", True) or self.tenants.limits_tokens
 
     def tally(self) -> UsageDelta:
         """Return the usage since the last call, for other controllers of the same tenants."""
@@ -329,20 +338,9 @@ class AdmissionController:
         return self.log.of(request_id)
 
     def statistics(self, now: float) -> AdmissionStatistics:
-        interval = self.forecast.interval
-        return AdmissionStatistics(
-            policy=self.policy.name,
-            counting=self._predictor.figures().counting,
-            running=len(self._running),
-            waiting=len(self._line),
-            limit=self.policy.limit,
-            max_waiting=self.max_waiting,
-            admitted=self.log.admitted,
-            refused=dict(self.log.refused),
-            held=dict(self.log.held),
-            drain_rate=1 / interval if interval else None,
-            predicted_wait=self.forecast.wait("", 0),
-        )
+        counts: dict[str, Any] = {"running": len(self._running), "waiting": len(self._line), **self.log.counts(), **self.forecast.figures()}
+        policy, counting = self.policy, self._predictor.figures().counting
+        return AdmissionStatistics(policy=policy.name, counting=counting, limit=policy.limit, max_waiting=self.max_waiting, **counts)
 
     def _note(self, ticket: Ticket, verdict: str, now: float, constraint: str | None = None, *predicted: float | None) -> None:
         figures = self._predictor.figures()

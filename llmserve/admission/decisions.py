@@ -1,6 +1,7 @@
 """A log of admission decisions and their reasons."""
 
 from collections import Counter, deque
+from typing import Any
 
 import attrs
 
@@ -87,6 +88,10 @@ class DecisionLog:
                 step_seconds=figures.step_seconds,
             )
         )
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts of `AdmissionStatistics` that this keeps."""
+        return {"admitted": self.admitted, "refused": dict(self.refused), "held": dict(self.held)}
 
     def of(self, request_id: str) -> list[Decision]:
         """Return the decisions that are kept about one request, the oldest first."""

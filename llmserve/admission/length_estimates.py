@@ -1,6 +1,7 @@
 """Estimates of answer and prompt lengths, from fading counts in buckets that grow by a quarter."""
 
 import math
+from collections import defaultdict
 
 import attrs
 
@@ -113,26 +114,31 @@ class AnswerLengths(Lengths):
     def __init__(self) -> None:
         super().__init__()
         self.follows = True
-        self._running: dict[Ticket, _Progress] = {}
-        self._steps: float | None = None
+        # For each engine, its running answers and its step count.
+        self._running: defaultdict[int, dict[Ticket, _Progress]] = defaultdict(dict)
+        self._steps: dict[int, float] = {}
 
     def first_token(self, ticket: Ticket) -> None:
         """Note the first token of a running ticket."""
         if self.follows:
-            self._running.setdefault(ticket, _Progress(self._steps or 0.0))
+            self._running[ticket.engine].setdefault(ticket, _Progress(self._steps.get(ticket.engine, 0.0)))
 
-    def record(self, steps: float) -> None:
-        """Note the engine's step count. Each step adds one token to each running answer."""
-        last, self._steps = self._steps, steps
+    def record(self, steps: float, engine: int = 0) -> None:
+        """Note an engine's step count. Each step adds one token to each of its running answers."""
+        last, self._steps[engine] = self._steps.get(engine), steps
         if self.follows and last is not None and steps // LOOK > last // LOOK:
-            for ticket, progress in self._running.items():
+            for ticket, progress in self._running[engine].items():
                 made = int(int(steps) - progress.steps) + 1
                 if made >= progress.leaves:
                     self._grow(ticket, progress, made)
 
+    def lost(self, ticket: Ticket) -> _Progress | None:
+        """Follow a running answer no longer: its engine is gone, or it has ended."""
+        return self._running[ticket.engine].pop(ticket, None)
+
     def left(self, ticket: Ticket) -> None:
         """Note the end of a started ticket."""
-        progress = self._running.pop(ticket, None)
+        progress = self.lost(ticket)
         if ticket.complete:
             bucket = bucket_of(ticket.generated)
             self.reached(progress.bucket if progress else -1, bucket)

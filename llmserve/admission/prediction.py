@@ -17,9 +17,10 @@ class EngineSample:
 
     `steps` and `busy_seconds` count only steps that followed another one without a pause, so their
     quotient is the duration of a step. `kv_usage` is the share of the KV cache in use, 0 to 1.
-    `kv_tokens` is its size, None if unknown.
+    `kv_tokens` is its size, None if unknown. `engine` is the engine's number in its pool.
     """
 
+    engine: int = 0
     steps: float = 0
     busy_seconds: float = 0.0
     running: int = 0
@@ -117,6 +118,7 @@ class NoPrediction:
     """The `Predictor` of policies that only count. `max_wait` is in seconds."""
 
     max_wait: float
+    uses_lengths = False
 
     def terms(self, ticket: Ticket, queue: QueueState, now: float) -> Terms:
         return Terms(1.0, now + self.max_wait)

@@ -70,14 +70,27 @@ class Admission(Protocol):
         In the second case it waits for leftover capacity.
         """
 
-    def suspend(self, now: float) -> None:
-        """Stop starting tickets until the engine is back. Patience does not run out until then."""
+    def suspend(self, now: float, engine: int = 0) -> None:
+        """Start no tickets on an engine until it is back.
 
-    def resume(self, now: float) -> list[Ticket]:
-        """Start tickets again, with the patience that was left. Return those that stop waiting."""
+        Without any engine, patience does not run out until one is back.
+        """
+
+    def resume(self, now: float, engine: int = 0, *, emptied: bool = True) -> list[Ticket]:
+        """Start tickets on an engine again, with the patience that was left.
+
+        `emptied` says that it is a new process, without a prefix cache. Return the tickets that
+        stop waiting.
+        """
+
+    def move(self, ticket: Ticket, now: float) -> None:
+        """Give a running ticket another engine at once, because its own is suspended.
+
+        Without any other engine, it keeps its own.
+        """
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
-        """Process the engine's figures of its steps; return the tickets that stop waiting."""
+        """Process an engine's figures of its steps; return the tickets that stop waiting."""
 
     def set_tenants(self, table: TenantTable) -> None:
         """Replace the weights and limits of tenants. Usage that is already counted stays."""

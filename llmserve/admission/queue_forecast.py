@@ -42,6 +42,11 @@ class QueueForecast:
         rate = self.rate.per_second
         return self.rate.mean_cost / rate if rate else 0.0
 
+    def figures(self) -> dict[str, float | None]:
+        """Return the figures of `AdmissionStatistics` that this predicts."""
+        interval = self.interval
+        return {"drain_rate": 1 / interval if interval else None, "predicted_wait": self.wait("", 0)}
+
     def state(self, tenant: str, now: float) -> QueueState:
         """Return the queue as this tenant's tickets find it; also set the credit of tenants."""
         rate = self.rate

@@ -8,6 +8,9 @@ import attrs
 
 from llmserve.admission.refusals import Refused
 
+# A band worse than any priority that a request can have: its tickets wait for leftover capacity.
+BEST_EFFORT = 1 << 32
+
 
 class TicketState(Enum):
     """NEW -> (WAITING ->) RUNNING -> DONE; a refused or abandoned one goes straight to DONE."""
@@ -33,6 +36,8 @@ class Ticket:
         arrived: When the client's request arrived; TTFT counts from it. None means the time of the
             offer.
         deadline: When the whole answer must be complete, on the same clock.
+        prefix: The keys of the prompt's beginnings (`pool.prefixes.prefix_keys`); empty where there
+            is one engine.
         best_effort: Whether to serve the ticket late instead of refusing it because of the SLO.
         wake: Called by the user of the admission when a waiting ticket got a slot or was refused. A
             controller does not call it.
@@ -42,6 +47,7 @@ class Ticket:
     The user may read:
         state: See `TicketState`.
         granted: When the ticket started.
+        engine: The number of the engine that a running ticket was granted to.
         refused: Why it was refused.
         expires: When a waiting ticket's patience ends.
 
@@ -61,6 +67,7 @@ class Ticket:
     max_tokens: int | None = None
     arrived: float | None = None
     deadline: float = math.inf
+    prefix: tuple[int, ...] = ()
     best_effort: bool = False
     wake: Callable[[], None] = _nothing
     generated: int = 0
@@ -68,6 +75,7 @@ class Ticket:
 
     state: TicketState = TicketState.NEW
     granted: float | None = None
+    engine: int = 0
     refused: Refused | None = None
     expires: float = math.inf
 
@@ -77,6 +85,10 @@ class Ticket:
     reserved: float = 0.0
     expected_tokens: float = 0.0
     relegated: bool = False
+
+    def relegate(self, expires: float) -> None:
+        """Let the ticket wait for leftover capacity, until `expires`."""
+        self.relegated, self.band, self.expires = True, BEST_EFFORT, expires
 
 
 def wake(tickets: Iterable[Ticket]) -> None:

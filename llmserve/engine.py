@@ -5,8 +5,8 @@ they come. There is no generator that a caller could leave half-way. No task wak
 no task awaits yet. `tests/contracts/engine_contract.py` is the suite that every engine must pass.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
 
 import anyio.abc
 import attrs
@@ -21,7 +21,8 @@ class EngineInfo:
     """Figures of an engine that is up, in tokens; None where the engine does not report one.
 
     A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences.
-    `adapters` are the names that a request may select in place of the model itself.
+    With `prefix_caching` the engine keeps the beginnings of prompts that it has computed. `adapters`
+    are the names that a request may select in place of the model itself.
     """
 
     name: str
@@ -34,6 +35,7 @@ class EngineInfo:
     max_num_batched_tokens: int | None = None
     kv_cache_tokens: int | None = None
     has_chat_template: bool = True
+    prefix_caching: bool = True
     adapters: tuple[str, ...] = ()
 
 
@@ -182,12 +184,32 @@ class Engine(Protocol):
         """Raise EngineDead if the engine cannot serve."""
 
 
-def checked(engine: Engine) -> Engine:
-    """Return `engine` if it is one. Raises TypeError, also for a model's name or a class."""
+def combined(parts: Sequence[EngineStatistics]) -> EngineStatistics:
+    """Add up the figures of several engines; the share of the cache in use is the mean."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [field.name for field in attrs.fields(EngineStatistics) if field.name not in ("told", "kv_usage")]
+    sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+    usage = sum(part.kv_usage for part in parts) / len(parts)
+    return EngineStatistics(told=max(part.told for part in parts), kv_usage=usage, **sums)
+
+
+def checked(engines: Engine | Sequence[Engine]) -> tuple[Engine, ...]:
+    """Return the engines. Raises TypeError if one is none, such as a model's name or a class."""
+    found = tuple(engines) if isinstance(engines, (list, tuple)) else (cast("Engine", engines),)
+    if not found:
+        raise TypeError("engine must be an engine or a list of engines, and the list is empty")
+    if len(found) != len({id(engine) for engine in found}):
+        raise TypeError("each engine of a list must be an object of its own")
+    for engine in found:
+        _check(engine)
+    return found
+
+
+def _check(engine: object) -> None:
     if isinstance(engine, type) or not hasattr(engine, "submit"):
         words = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
         raise TypeError(f"engine must be an engine, such as SimulatedEngine(), not {words}; EngineManager.open() takes a model's name")
-    return engine
 
 
 def costly(costs: Mapping[str, float], step_seconds: float) -> list[str]:

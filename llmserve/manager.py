@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
 import anyio
@@ -22,6 +23,7 @@ from llmserve.engine import Engine, EngineInfo, EnginePrompt, checked
 from llmserve.errors import EngineDead, LLMServeError, Unavailable
 from llmserve.generation import Generation
 from llmserve.lifecycle.admission_driver import AdmissionDriver
+from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
 from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.model_limits import check_model_limits
 from llmserve.lifecycle.open_request import OpenRequest, arrival, check_type, note_outcome
@@ -30,9 +32,7 @@ from llmserve.lifecycle.recovery import Recovery
 from llmserve.lifecycle.slo_check import check_slo
 from llmserve.lifecycle.start_stop import Lifecycle
 from llmserve.lifecycle.stream import TokenStream
-from llmserve.lifecycle.supervisor import Supervisor
 from llmserve.lifecycle.tokenizer_queue import TokenizerQueue, cache_salt
-from llmserve.lifecycle.watchdog import Watchdog
 from llmserve.observability.metrics import MetricsRecorder, Observer
 from llmserve.observability.snapshot import MetricsSnapshot
 from llmserve.request import GenerationRequest, Sampling
@@ -44,20 +44,21 @@ logger = logging.getLogger(__name__)
 
 
 class EngineManager(Generation, Lifecycle):
-    """Runs one engine and decides which requests it gets.
+    """Runs one or several engines and decides which requests they get.
 
         async with EngineManager.open("bundled") as manager:
             completion = await manager.generate("The capital of France is", max_tokens=16)
 
-    Entering waits until the engine is up. Leaving drains the manager for at most
-    `ManagerConfig.drain_timeout` seconds and then stops the engine. `start()` and `close()` do the
+    Entering waits until all engines are up. Leaving drains the manager for at most
+    `ManagerConfig.drain_timeout` seconds and then stops the engines. `start()` and `close()` do the
     same.
 
     Use a manager from any task of the event loop that started it. In another event loop its methods
     raise RuntimeError. Any thread may cancel a `CancellationToken`.
 
     Args:
-        engine: An object that satisfies `llmserve.engine.Engine`.
+        engine: An object that satisfies `llmserve.engine.Engine`, or a list of them that serve the
+            same model. Each starts and restarts on its own.
         config: Limits and the SLO.
         observers: Objects that get every token and every end, besides the manager's own metrics.
         tracer: Gets every request and adds it to a trace.
@@ -68,7 +69,7 @@ class EngineManager(Generation, Lifecycle):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Sequence[Engine],
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         *,
@@ -76,24 +77,27 @@ class EngineManager(Generation, Lifecycle):
         admission: Admission | Policy | str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.engine = checked(engine)
+        engines = checked(engine)
+        self.engine = engines[0]
         self.config = ManagerConfig.of(config)
         if isinstance(admission, str):
             named = attrs.evolve(self.config.admission, policy=check_policy(admission))
             self.config, admission = attrs.evolve(self.config, admission=named), None
         super().__init__(self.config.drain_timeout)
         self._loop = ManagerLoop(clock)
-        self._admission = AdmissionDriver(admission, self.config, engine, self._loop)
-        self._open_requests = OpenRequests(engine, self._admission, self._loop, self.config.cleanup_timeout, observers, tracer)
+        self._admission = AdmissionDriver(admission, self.config, engines, self._loop)
+        self._open_requests = OpenRequests(engines, self._admission, self._loop, self.config.cleanup_timeout, observers, tracer)
         self._tokenizing = TokenizerQueue(self.config.max_tokenizing)
-        self._recovery = Recovery(engine, self._open_requests, lambda: self._supervisor.restarts_again)
-        self._supervisor = Supervisor(
-            engine, self.config.restart, self._loop.time, busy=self._recovery.busy, up=self._engine_up, down=self._engine_down
+        self._pool = EnginePool(
+            engines,
+            self.config.restart,
+            self._loop.time,
+            self._open_requests,
+            up=self._engine_up,
+            lost=lambda member: self._admission.engine_down(member.number),
+            down=self._engine_down,
         )
-        self._watchdog = Watchdog(engine, self._loop.time, self._open_requests, self._supervisor.hurry)
-        # The time at which the engine should be up again.
-        self._back = 0.0
-        # Made on entering, because it begins with the event loop's time.
+        self._recovery = Recovery(self._pool, self._open_requests, self._loop, self._admission.move)
         self.recorder: MetricsRecorder | None = None
 
     @classmethod
@@ -103,6 +107,7 @@ class EngineManager(Generation, Lifecycle):
         *,
         engine: str = "vllm",
         engine_args: Mapping[str, Any] | None = None,
+        engines: int = 1,
         config: ManagerConfig | None = None,
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
@@ -116,19 +121,21 @@ class EngineManager(Generation, Lifecycle):
             model: "bundled", a folder, or a name on the Hugging Face hub.
             engine: "vllm" or "simulated".
             engine_args: The engine's own arguments, by name.
+            engines: Number of engines. They share the GPUs evenly.
             config: Limits and the SLO.
             observers: As in the constructor.
             tracer: As in the constructor.
             admission: As in the constructor.
 
         Raises:
-            ConfigurationError: The engine or an engine argument is unknown; the message names it.
+            ConfigurationError: The engine or an engine argument is unknown, or the GPUs cannot hold
+                as many engines; the message names it.
         """
         # Only this place of the core imports an engine, late, which keeps the import of llmserve
         # light.
-        from llmserve.engines import create_engine
+        from llmserve.engines import create_engines
 
-        return cls(create_engine(engine, model, engine_args or {}), config, observers, tracer=tracer, admission=admission)
+        return cls(create_engines(engine, model, engine_args or {}, engines), config, observers, tracer=tracer, admission=admission)
 
     def __repr__(self) -> str:
         return f"<EngineManager {self.state.value}, {len(self._open_requests)} open, {self._admission.admission!r}>"
@@ -142,7 +149,7 @@ class EngineManager(Generation, Lifecycle):
             with self._open_requests.entering(open_request):
                 ticket = self._admission.screen(open_request)
                 prompt, sampling = await self._tokenize(open_request)
-                await self._admission.admit(open_request, ticket, sampling, self._recovery.wait)
+                await self._admission.admit(open_request, ticket, prompt, sampling, self._pool.wait)
                 open_request.stream.reader = self.engine.reader(request, prompt)
                 open_request.timeline.submitted = self._loop.now()
                 await self._recovery.submit(open_request, prompt, sampling)
@@ -184,13 +191,13 @@ class EngineManager(Generation, Lifecycle):
         check_type(request)
         self._refuse_unless_ready()
         with self._tokenizing.place():
-            return await self.engine.tokenize(request)
+            return await (await self._pool.wait()).engine.tokenize(request)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of the tokens. Raises InvalidRequest or Overloaded."""
         self._refuse_unless_ready()
         with self._tokenizing.place():
-            return await self.engine.detokenize(tuple(token_ids))
+            return await (await self._pool.wait()).engine.detokenize(tuple(token_ids))
 
     # The manager's lifecycle
 
@@ -205,13 +212,14 @@ class EngineManager(Generation, Lifecycle):
                 self._open_requests.record(self.recorder)
                 tasks.start_soon(self._open_requests.deadlines.run)
                 try:
-                    await tasks.start(self._run_engine)
+                    await self._pool.start(tasks)
                     self._admission.build(self.config)
-                    self.engine.watch(self._admission.stepped)
-                    tasks.start_soon(self._watchdog.run)
+                    for member in self._pool.members:
+                        member.engine.watch(partial(self._admission.stepped, member.number))
+                    self._pool.watch(tasks)
                     if self.config.predicts and self._admission.policy is None:
                         await check_slo(self.engine, self.config.slo)
-                    self.state = State.READY if self._recovery.up else State.RESTARTING
+                    self.state = State.READY if self._pool.up else State.RESTARTING
                     yield
                 finally:
                     with anyio.CancelScope(shield=True):
@@ -227,35 +235,27 @@ class EngineManager(Generation, Lifecycle):
         finally:
             self.state = end
 
-    async def _run_engine(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        try:
-            await self._supervisor.run(task_status=task_status)
-        except EngineDead:
-            if self.state is State.STARTING:
-                raise
-
-    def _engine_up(self) -> None:
+    def _engine_up(self, member: PooledEngine) -> None:
         if self.state is State.RESTARTING:
             self.state = State.READY
-        for open_request in self._recovery.engine_up():
-            self._loop.spawn(self._recovery.replay, open_request)
-        self._admission.engine_up()
+        self._recovery.replay_all()
+        self._admission.engine_up(member.number)
 
-    def _engine_down(self, error: EngineDead, pause: float | None) -> None:
-        if pause is None:
-            if self.state in (State.READY, State.RESTARTING, State.DRAINING):
-                self.state = State.FAILED
-        else:
-            self._back = self._loop.now() + pause + self._supervisor.start_seconds
-            if self.state is State.READY:
-                self.state = State.RESTARTING
-            for open_request in self._open_requests:
-                if open_request.gives_up_before(self._back):
-                    # A request that arrives now is refused too: both would wait longer than they
-                    # may.
-                    open_request.stream.fail(self._unavailable())
-        self._admission.engine_down()
-        self._recovery.engine_down(error, for_good=pause is None)
+    def _engine_down(self, member: PooledEngine, error: EngineDead) -> None:
+        if self._pool.failure is not None and self.state in (State.READY, State.RESTARTING, State.DRAINING):
+            self.state = State.FAILED
+        elif not self._pool.up and self.state is State.READY:
+            self.state = State.RESTARTING
+        self._recovery.engine_down(member, error, self._unavailable)
+
+    async def restart_engines(self) -> None:
+        """Restart one engine after another; return when all are up again.
+
+        Each first gets `ManagerConfig.drain_timeout` seconds to end its requests, while the others
+        get the new ones. A single engine's requests are refused until it is up again.
+        """
+        self._require_home()
+        await self._pool.restart(self.config.drain_timeout)
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Accept no new requests and wait until the open ones end.
@@ -289,7 +289,7 @@ class EngineManager(Generation, Lifecycle):
         self._admission.reconfigure(config)
         kept = self.config
         self.config = attrs.evolve(config, max_tokenizing=kept.max_tokenizing, cleanup_timeout=kept.cleanup_timeout)
-        self._supervisor.config = config.restart
+        self._pool.reconfigure(config.restart)
         self._allow_to_drain(config.drain_timeout)
         if self.recorder is not None:
             self.recorder.slo, self.recorder.named = config.slo, frozenset(config.admission.table.named)
@@ -309,7 +309,7 @@ class EngineManager(Generation, Lifecycle):
     @property
     def engine_is_up(self) -> bool:
         """Whether the engine works on requests, also while the manager drains."""
-        return self._admission.admission is not None and self._recovery.up and self.state is not State.STARTING
+        return self._admission.admission is not None and self._pool.up and self.state is not State.STARTING
 
     def check_health(self) -> None:
         """Raise Unavailable if requests are refused, EngineDead if none can be answered."""
@@ -317,18 +317,18 @@ class EngineManager(Generation, Lifecycle):
             raise EngineDead(str(self._recovery.failure or "the engine died"))
         if self.state is not State.READY:
             raise self._unavailable()
-        self.engine.check_health()
-        self._watchdog.check()
+        self._pool.check_health()
 
     def statistics(self) -> ManagerStatistics:
         """Return a snapshot of the requests that run and wait."""
         return ManagerStatistics(
             state=self.state,
-            restarts=self._supervisor.restarts,
+            restarts=sum(member.supervisor.restarts for member in self._pool.members),
             open=len(self._open_requests),
             tokenizing=self._tokenizing.length,
             admission=self._admission.statistics(),
-            engine=self.engine.statistics(),
+            engine=self._pool.statistics(),
+            engines=tuple(member.state() for member in self._pool.members),
         )
 
     def metrics(self) -> dict[str, Any]:
@@ -347,4 +347,4 @@ class EngineManager(Generation, Lifecycle):
         self._require_home()
 
     def _unavailable(self) -> Unavailable:
-        return unavailable(self.state, max(1.0, self._back - self._loop.now()))
+        return unavailable(self.state, max(1.0, self._pool.back - self._loop.now()))

@@ -25,11 +25,21 @@ class State(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
+class EngineState:
+    """One engine of a manager: whether it accepts requests, its restarts, and its own figures."""
+
+    up: bool
+    restarts: int
+    engine: EngineStatistics
+
+
+@attrs.frozen(kw_only=True)
 class ManagerStatistics:
     """A snapshot of a manager.
 
     `open` counts requests from their arrival until they have released everything. `restarts` counts
-    restarts of the engine.
+    restarts of all engines. `engine` has the figures of all engines together, and `engines` those
+    of each, by its number.
     """
 
     state: State
@@ -38,6 +48,7 @@ class ManagerStatistics:
     tokenizing: int
     admission: AdmissionStatistics | None
     engine: EngineStatistics
+    engines: tuple[EngineState, ...] = ()
 
     @property
     def running(self) -> int:

@@ -1,9 +1,10 @@
 """The manager's side of admission: passes it requests, figures and the time, and waits for slots."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
+import anyio.lowlevel
 
 from llmserve.admission import (
     Admission,
@@ -16,8 +17,9 @@ from llmserve.admission import (
     separate,
     wake,
 )
+from llmserve.admission.pool.prefixes import prefix_keys
 from llmserve.config import ManagerConfig, TenantTable
-from llmserve.engine import Engine
+from llmserve.engine import Engine, EnginePrompt
 from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.slo_check import engine_facts
@@ -33,10 +35,10 @@ class AdmissionDriver:
     it from the engine's figures.
     """
 
-    def __init__(self, admission: Admission | Policy | None, config: ManagerConfig, engine: Engine, loop: ManagerLoop) -> None:
+    def __init__(self, admission: Admission | Policy | None, config: ManagerConfig, engines: Sequence[Engine], loop: ManagerLoop) -> None:
         self.admission, self.policy = separate(admission, config.admission)
         self._builds = self.admission is None
-        self._engine = engine
+        self._engines = engines
         self._loop = loop
 
     def build(self, config: ManagerConfig) -> None:
@@ -44,8 +46,8 @@ class AdmissionDriver:
             self.admission = self._build(config)
 
     def _build(self, config: ManagerConfig) -> AdmissionController:
-        info = self._engine.info
-        return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy)
+        info, count = self._engines[0].info, len(self._engines)
+        return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy, count)
 
     @property
     def built(self) -> Admission:
@@ -72,10 +74,19 @@ class AdmissionDriver:
             raise refused.error(request.tenant)
         return ticket
 
-    async def admit(self, open_request: OpenRequest, ticket: Ticket, sampling: Sampling, engine_up: Callable[[], Awaitable[None]]) -> None:
+    async def admit(
+        self,
+        open_request: OpenRequest,
+        ticket: Ticket,
+        prompt: EnginePrompt,
+        sampling: Sampling,
+        engine_up: Callable[[], Awaitable[object]],
+    ) -> None:
         """Return when the request may run. Raises Overloaded. `engine_up` waits for an engine."""
         admission, now = self.built, self._loop.now
         ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, sampling.max_tokens
+        if len(self._engines) > 1 and self._engines[0].info.prefix_caching:
+            ticket.prefix = prefix_keys(prompt.token_ids, f"{prompt.adapter} {prompt.cache_salt}")
         refused = admission.offer(ticket, now())
         if ticket.state is TicketState.WAITING:
             granted = anyio.Event()
@@ -97,6 +108,17 @@ class AdmissionDriver:
             raise refused.error(open_request.request.tenant)
         open_request.timeline.admitted = ticket.granted
 
+    async def move(self, open_request: OpenRequest) -> None:
+        """Give a request whose engine is gone another engine."""
+        ticket = open_request.ticket
+        assert ticket is not None
+        moved = anyio.Event()
+        ticket.wake = moved.set
+        self.built.move(ticket, self._loop.now())
+        if ticket.state is TicketState.WAITING:
+            await moved.wait()
+        await anyio.lowlevel.checkpoint()
+
     def first_token(self, open_request: OpenRequest) -> None:
         if open_request.ticket is not None:
             wake(self.built.first_token(open_request.ticket, self._loop.now()))
@@ -108,25 +130,26 @@ class AdmissionDriver:
             ticket.generated, ticket.complete = timeline.completion_tokens, timeline.outcome is Outcome.COMPLETED
             wake(self.built.leave(ticket, self._loop.now()))
 
-    # The engine
+    # The engines, by their numbers
 
-    def stepped(self) -> None:
-        """Pass on the engine's figures after a step."""
+    def stepped(self, number: int) -> None:
+        """Pass on an engine's figures after a step."""
         if self.admission is None:
             return
+        engine = self._engines[number]
         try:
-            wake(self.admission.record(engine_facts(self._engine.statistics(), self._engine.info), self._loop.now()))
+            wake(self.admission.record(engine_facts(engine.statistics(), engine.info, number), self._loop.now()))
         except Exception:
             # This runs in the engine's own loop, and vLLM's loop would not survive an exception.
             logger.exception("admission failed to process the engine's statistics")
 
-    def engine_up(self) -> None:
+    def engine_up(self, number: int) -> None:
         if self.admission is not None:
-            wake(self.admission.resume(self._loop.now()))
+            wake(self.admission.resume(self._loop.now(), number))
 
-    def engine_down(self) -> None:
+    def engine_down(self, number: int) -> None:
         if self.admission is not None:
-            self.admission.suspend(self._loop.now())
+            self.admission.suspend(self._loop.now(), number)
 
     # The operator
 

@@ -52,6 +52,11 @@ class OpenRequest:
     replays: int = 0
 
     @property
+    def engine(self) -> int:
+        """The number of the engine that the request was granted to; 0 before that."""
+        return 0 if self.ticket is None else self.ticket.engine
+
+    @property
     def constraint(self) -> StructuredOutputs | None:
         """The constraint that the engine enforces: the forced tools' or the request's own."""
         forced = None if self.prompt is None else self.prompt.constraint

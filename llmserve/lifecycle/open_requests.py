@@ -32,14 +32,14 @@ class OpenRequests:
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Sequence[Engine],
         admission: AdmissionDriver,
         loop: ManagerLoop,
         cleanup_timeout: float,
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
     ) -> None:
-        self._engine = engine
+        self._engines = engines
         self._admission = admission
         self._loop = loop
         self._tracer: Tracer = NoTracer() if tracer is None else CarefulTracer(tracer)
@@ -159,7 +159,7 @@ class OpenRequests:
         request_id = open_request.request.request_id
         with anyio.move_on_after(self._cleanup_timeout, shield=True) as scope:
             try:
-                await self._engine.abort(request_id)
+                await self._engines[open_request.engine].abort(request_id)
             except Exception:
                 logger.exception("aborting request %s failed", request_id)
         if scope.cancelled_caught:

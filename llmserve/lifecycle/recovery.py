@@ -1,16 +1,18 @@
-"""Decides what happens to open requests when the engine dies.
+"""Decides what happens to open requests when their engine dies.
 
-A request whose caller has read nothing is submitted to the next engine, unnoticed by the caller. A
-request whose caller has read something ends with one error; its stream never mixes the tokens of
-two engines.
+A request whose caller has read nothing is submitted to another engine, or to the next one,
+unnoticed by the caller. A request whose caller has read something ends with one error; its stream
+never mixes the tokens of two engines.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 
-from llmserve.engine import Engine, EnginePrompt
+from llmserve.engine import EnginePrompt
 from llmserve.errors import EngineDead, EngineRestarted, LLMServeError
+from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
+from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.open_requests import OpenRequests
 from llmserve.lifecycle.request_state import Event, RequestState
@@ -21,75 +23,70 @@ MAX_REPLAYS = 2
 
 
 class Recovery:
-    """Submits requests to the engine, and to the next one if the engine dies.
+    """Submits requests to the engines that they were granted to, and to others if those die.
 
-    `restarts` returns whether the engine would be started again if it died now.
+    `move` gives a request whose engine is gone another one, if there is one.
     """
 
-    def __init__(self, engine: Engine, open_requests: OpenRequests, restarts: Callable[[], bool]) -> None:
-        self._engine = engine
+    def __init__(
+        self, pool: EnginePool, open_requests: OpenRequests, loop: ManagerLoop, move: Callable[[OpenRequest], Awaitable[None]]
+    ) -> None:
+        self._pool = pool
+        self._loop = loop
         self._open_requests = open_requests
-        self._restarts = restarts
-        self._hope = False
-        self._up = anyio.Event()
-        # Why no engine will be started again.
-        self.failure: BaseException | None = None
-
-    # The engine's lifecycle
+        self._move = move
+        # Why the manager itself failed, rather than its engines.
+        self._defect: BaseException | None = None
 
     @property
-    def up(self) -> bool:
-        return self._up.is_set()
+    def failure(self) -> BaseException | None:
+        """Why no request will be answered any more."""
+        return self._defect or self._pool.failure
 
-    def busy(self) -> int:
-        """Return the number of requests that the engine should be working on.
+    @failure.setter
+    def failure(self, error: BaseException) -> None:
+        self._defect = error
 
-        An engine that reports its death but goes on would leave all requests waiting, so they count
-        as busy.
-        """
-        return sum(open_request.state.in_engine or not self.up for open_request in self._open_requests)
-
-    def engine_up(self) -> list[OpenRequest]:
-        """Note that the engine is up; return the requests that must be submitted again."""
-        self._up.set()
-        return [open_request for open_request in self._open_requests if open_request.state.now is RequestState.DETACHED]
-
-    def engine_down(self, error: EngineDead, *, for_good: bool) -> None:
-        """Note that the engine is down, and end the requests that were in it.
-
-        With `for_good`, the requests that wait for an engine end too.
-        """
-        self._lose()
-        if for_good:
-            self.failure = error
+    def replay_all(self) -> None:
+        """Submit the requests that wait for an engine again, in tasks of the manager."""
         for open_request in self._open_requests:
-            state = open_request.state
-            if state.in_engine or for_good or (error.stalled and not open_request.stream.ended and _is_suspect(open_request)):
+            if open_request.state.now is RequestState.DETACHED:
+                self._loop.spawn(self.replay, open_request)
+
+    def engine_down(self, member: PooledEngine, error: EngineDead, unavailable: Callable[[], Exception]) -> None:
+        """End the requests that were in an engine that is down, or submit them to another one.
+
+        If no engine is up, the requests end with `unavailable()` whose patience ends before one is.
+        If no engine will be started again, all that wait for one end.
+        """
+        over = self.failure is not None
+        if not self._pool.up and not over:
+            for open_request in self._open_requests:
+                if open_request.gives_up_before(self._pool.back):
+                    # A request that arrives now is refused too: both would wait longer than they
+                    # may.
+                    open_request.stream.fail(unavailable())
+        for open_request in self._open_requests:
+            state, mine = open_request.state, open_request.engine == member.number
+            lost = state.in_engine and mine
+            if lost or over or (mine and error.stalled and not open_request.stream.ended and _is_suspect(open_request)):
                 open_request.stream.fail(error)
             # The stream's end may have moved the state.
-            if state.in_engine:
+            if lost and state.in_engine:
                 state.process(Event.LOST)
-
-    def _lose(self) -> None:
-        if self._up.is_set():
-            self._up = anyio.Event()
-            self._hope = self._restarts()
+        if self._pool.up:
+            self.replay_all()
 
     # One request
-
-    async def wait(self) -> None:
-        """Wait until an engine is up."""
-        while not self._up.is_set():
-            await self._up.wait()
 
     async def tokenize(self, open_request: OpenRequest) -> EnginePrompt:
         """Return the request's prompt. Raises InvalidRequest."""
         while True:
-            await self.wait()
+            member = await self._pool.wait()
             try:
-                return await self._engine.tokenize(open_request.request)
+                return await member.engine.tokenize(open_request.request)
             except EngineDead as error:
-                self._outlive(open_request, error)
+                self._outlive(open_request, member, error)
 
     async def submit(self, open_request: OpenRequest, prompt: EnginePrompt, sampling: Sampling) -> None:
         """Return when an engine has the request.
@@ -102,13 +99,22 @@ class Recovery:
             open_request.stream.prompt_token_ids = prompt.token_ids
         # The engine may die, or return the last token, during its submit.
         while not (open_request.state.in_engine or open_request.stream.ended):
-            await self.wait()
+            member = await self._place(open_request)
             open_request.stream.replay()
             open_request.state.process(Event.SUBMIT)
             try:
-                await self._engine.submit(request.request_id, prompt, sampling, request.priority, open_request.stream)
+                await member.engine.submit(request.request_id, prompt, sampling, request.priority, open_request.stream)
             except EngineDead as error:
-                self._outlive(open_request, error)
+                self._outlive(open_request, member, error)
+
+    async def _place(self, open_request: OpenRequest) -> PooledEngine:
+        """Return the engine that the request was granted to, or another one if that is gone."""
+        while True:
+            await self._pool.wait()
+            member = self._pool.members[open_request.engine]
+            if member.up:
+                return member
+            await self._move(open_request)
 
     async def replay(self, open_request: OpenRequest) -> None:
         """Submit a request again while its caller waits; runs in a task of the manager."""
@@ -125,19 +131,22 @@ class Recovery:
             except LLMServeError as error:
                 open_request.stream.fail(error)
 
-    def _outlive(self, open_request: OpenRequest, error: EngineDead) -> None:
+    def _outlive(self, open_request: OpenRequest, member: PooledEngine, error: EngineDead) -> None:
         """Raise the error that ends the request, if there is one."""
-        fatal = self.outcome_after_death(open_request, error)
+        fatal = self._outcome(open_request, member, error)
         if fatal is not None:
             raise fatal from error
 
     def outcome_after_death(self, open_request: OpenRequest, error: EngineDead) -> Exception | None:
-        """Return the error that an engine's death means for a request; None if it is replayed.
+        """Return the error that its engine's death means for a request; None if it is replayed.
 
         Not every engine reports its own death.
         """
-        self._lose()
-        if self.failure is not None or not self._hope:
+        return self._outcome(open_request, self._pool.members[open_request.engine], error)
+
+    def _outcome(self, open_request: OpenRequest, member: PooledEngine, error: EngineDead) -> Exception | None:
+        self._pool.lose(member)
+        if self.failure is not None or not self._pool.may_replay(member):
             return error
         if error.stalled and _is_suspect(open_request):
             return EngineRestarted(

@@ -19,9 +19,10 @@ PROBE_TOKENS = 8
 PROBE_SECONDS = 20.0
 
 
-def engine_facts(statistics: EngineStatistics, info: EngineInfo) -> EngineSample:
-    """Convert the engine's figures for admission."""
+def engine_facts(statistics: EngineStatistics, info: EngineInfo, number: int = 0) -> EngineSample:
+    """Convert the figures of the engine with this number for admission."""
     return EngineSample(
+        engine=number,
         steps=statistics.busy_steps,
         busy_seconds=statistics.busy_seconds,
         running=statistics.running,

@@ -61,6 +61,8 @@ class Supervisor:
         self._up = up
         self._down = down
         self._deaths: deque[float] = deque()
+        # Set to restart the engine, and when it is up or will not be started again.
+        self._wanted, self._settled = anyio.Event(), anyio.Event()
         # The time by which the next step must end, if this is sooner than the stall timeout.
         self._step_by: float | None = None
         # Duration of the last start in seconds.
@@ -78,6 +80,7 @@ class Supervisor:
         def begun() -> None:
             nonlocal started
             self._up()
+            self._settled.set()
             if not started:
                 started = True
                 task_status.started()
@@ -85,6 +88,8 @@ class Supervisor:
         while True:
             try:
                 await self._live(begun)
+                self.restarts += 1
+                continue
             except Exception as error:
                 if not started:
                     raise
@@ -95,12 +100,13 @@ class Supervisor:
             pause = None if death.for_good else self._pause()
             self._down(death, pause)
             if pause is None:
+                self._settled.set()
                 raise death
             await anyio.sleep(pause)
             self.restarts += 1
 
     async def _live(self, begun: Callable[[], None]) -> None:
-        """Run the engine once. Raises the reason of its death."""
+        """Run the engine once, until a restart is requested. Raises the reason of its death."""
         try:
             async with anyio.create_task_group() as tasks:
                 began = self._clock()
@@ -110,7 +116,11 @@ class Supervisor:
                     raise EngineDead(f"the engine was not up within {self.config.start_timeout:g} s")
                 self.start_seconds = self._clock() - began
                 begun()
-                await self._watch()
+                tasks.start_soon(self._watch)
+                self._wanted = anyio.Event()
+                await self._wanted.wait()
+                self._down(EngineDead("the engine is being restarted on request"), 0.0)
+                tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The first exception is the cause; the others come from the shutdown.
             raise group.exceptions[0] from None
@@ -140,6 +150,12 @@ class Supervisor:
                 self._down(error, self.config.first_pause)
                 raise error
             looked = now
+
+    async def restart(self) -> None:
+        """End the engine and start it again; return when it is up, or will not be started again."""
+        self._settled = anyio.Event()
+        self._wanted.set()
+        await self._settled.wait()
 
     def hurry(self, seconds: float) -> None:
         """Treat the engine as hung if it makes no step within `seconds` from now."""

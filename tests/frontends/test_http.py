@@ -217,11 +217,11 @@ async def test_adapters_are_listed_as_models():
 async def test_before_the_engine_is_up_an_unknown_model_is_503_and_not_404():
     async with running_server(adapters=("sql",), start_seconds=0.0) as server:
         server.manager.state = State.RESTARTING
-        server.manager._recovery._lose()
+        (member,) = server.manager._pool.members
+        server.manager._pool.lose(member)
         status, body, _ = await server.post("/v1/completions", {**TEXT, "model": "sql"})
         assert (status, body["error"]["code"]) == (503, "unavailable")
-        server.manager._recovery._up.set()
-        server.manager.state = State.READY
+        server.manager._pool._engine_up(member)
 
 
 BAD = [

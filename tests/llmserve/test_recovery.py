@@ -421,8 +421,8 @@ async def test_leaving_at_the_moment_of_the_restart_leaks_nothing(engine):
     token = CancellationToken()
 
     class Manager(EngineManager):
-        def _engine_up(self):
-            super()._engine_up()
+        def _engine_up(self, member):
+            super()._engine_up(member)
             if engine.starts == 2:
                 token.cancel("enough")
 

@@ -124,6 +124,7 @@ class SimulatedEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             kv_cache_tokens=config.num_blocks * config.block_size,
+            prefix_caching=config.prefix_caching,
             adapters=config.adapters,
         )
 

@@ -29,6 +29,7 @@ def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...]) -> EngineIn
         max_num_seqs=config.scheduler_config.max_num_seqs * cores,
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens * cores,
         kv_cache_tokens=None if cache is None else cache * cores,
+        prefix_caching=bool(config.cache_config.enable_prefix_caching),
         has_chat_template=has_chat_template(llm.get_tokenizer()),
         adapters=adapters,
     )

@@ -1,0 +1,219 @@
+"""The engines of a manager: each runs, hangs, dies and restarts on its own."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import anyio
+import anyio.abc
+import attrs
+
+from llmserve.config import RestartConfig
+from llmserve.engine import Engine, EngineStatistics, combined
+from llmserve.errors import EngineDead
+from llmserve.lifecycle.open_request import OpenRequest
+from llmserve.lifecycle.supervisor import Supervisor
+from llmserve.lifecycle.watchdog import Watchdog
+from llmserve.state import EngineState
+
+# Seconds between two looks for the end of an engine's requests before its restart.
+LOOK_SECONDS = 0.05
+
+
+@attrs.define(eq=False)
+class PooledEngine:
+    """One engine of a pool.
+
+    Attributes:
+        number: Its number, from 0; tickets are granted to it.
+        up: Whether it accepts requests.
+        hope: Whether it was going to be restarted when it was lost.
+        drains: Whether it ends its requests, and is then restarted on request.
+        back: When it should be up again, on the manager's clock.
+        failure: Why it will not be started again; None while it runs or will be.
+    """
+
+    number: int
+    engine: Engine
+    supervisor: Supervisor = attrs.field(init=False)
+    watchdog: Watchdog = attrs.field(init=False)
+    up: bool = False
+    hope: bool = False
+    drains: bool = False
+    back: float = 0.0
+    failure: EngineDead | None = None
+
+    def state(self) -> EngineState:
+        return EngineState(up=self.up, restarts=self.supervisor.restarts, engine=self.engine.statistics())
+
+
+@attrs.frozen
+class _RequestsOf:
+    """The open requests that were granted to one engine."""
+
+    open_requests: Iterable[OpenRequest]
+    number: int
+
+    def __iter__(self) -> Iterator[OpenRequest]:
+        return (open_request for open_request in self.open_requests if open_request.engine == self.number)
+
+
+class EnginePool:
+    """One or several engines.
+
+    Args:
+        config: When an engine counts as hung, and how often it is restarted.
+        up: Called whenever an engine accepts requests.
+        lost: Called as soon as an engine no longer does, from whatever source that is known.
+        down: Called with the reason after that. Called again once the time of the next start is
+            certain.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        config: RestartConfig,
+        clock: Callable[[], float],
+        open_requests: Iterable[OpenRequest],
+        *,
+        up: Callable[[PooledEngine], None],
+        lost: Callable[[PooledEngine], None],
+        down: Callable[[PooledEngine, EngineDead], None],
+    ) -> None:
+        self._clock = clock
+        self._open_requests = open_requests
+        self._on_up, self._on_lost, self._on_down = up, lost, down
+        self._up = anyio.Event()
+        self._restarting = anyio.Lock()
+        self.members = tuple(PooledEngine(number, engine) for number, engine in enumerate(engines))
+        for member in self.members:
+            member.supervisor = Supervisor(
+                member.engine,
+                config,
+                clock,
+                busy=partial(self._busy, member),
+                up=partial(self._engine_up, member),
+                down=partial(self._engine_down, member),
+            )
+            mine = _RequestsOf(open_requests, member.number)
+            member.watchdog = Watchdog(member.engine, clock, mine, member.supervisor.hurry)
+
+    # All engines
+
+    @property
+    def up(self) -> bool:
+        """Whether any engine accepts requests."""
+        return self._up.is_set()
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why no engine will be started again; None if one runs or will."""
+        failures = [member.failure for member in self.members]
+        return None if None in failures else failures[-1]
+
+    @property
+    def back(self) -> float:
+        """When the next engine should be up, on the manager's clock."""
+        return min((member.back for member in self.members if member.failure is None), default=math.inf)
+
+    async def wait(self) -> PooledEngine:
+        """Return an engine that accepts requests, when there is one."""
+        while not self._up.is_set():
+            await self._up.wait()
+        return next(member for member in self.members if member.up)
+
+    def may_replay(self, lost: PooledEngine) -> bool:
+        """Whether a request of a lost engine can go to another engine, or to the next one."""
+        return lost.hope or any(other.up or (other.failure is None and other.hope) for other in self.members if other is not lost)
+
+    async def start(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Run all engines in tasks of the group; return when all are up for the first time.
+
+        Raises what the start of one engine raises.
+        """
+        try:
+            async with anyio.create_task_group() as starting:
+                for member in self.members:
+                    starting.start_soon(tasks.start, partial(self._run, member))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _run(self, member: PooledEngine, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        try:
+            await member.supervisor.run(task_status=task_status)
+        except EngineDead:
+            # The other engines go on. An engine that was never up ends the start.
+            if member.failure is None:
+                raise
+
+    def watch(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Look for requests that make the engines' steps slow, in tasks of the group."""
+        for member in self.members:
+            tasks.start_soon(member.watchdog.run)
+
+    async def restart(self, patience: float) -> None:
+        """Restart one engine after another; each first gets `patience` seconds to end its requests."""
+        async with self._restarting:
+            for member in self.members:
+                if not member.up:
+                    continue
+                member.drains = True
+                self.lose(member)
+                with anyio.move_on_after(patience):
+                    while self._busy(member):  # noqa: ASYNC110 - no event tells when a request leaves its engine
+                        await anyio.sleep(LOOK_SECONDS)
+                await member.supervisor.restart()
+
+    def reconfigure(self, config: RestartConfig) -> None:
+        for member in self.members:
+            member.supervisor.config = config
+
+    def check_health(self) -> None:
+        """Raise EngineDead or Unavailable if no engine serves; the first engine's error counts."""
+        errors: list[Exception] = []
+        for member in self.members:
+            try:
+                member.engine.check_health()
+                member.watchdog.check()
+            except Exception as error:
+                errors.append(error)
+            else:
+                return
+        raise errors[0]
+
+    def statistics(self) -> EngineStatistics:
+        """Return the figures of all engines together."""
+        return combined([member.engine.statistics() for member in self.members])
+
+    # One engine
+
+    def lose(self, member: PooledEngine) -> None:
+        """Note that an engine does not accept requests."""
+        if member.up:
+            member.up, member.hope = False, member.supervisor.restarts_again
+            if not any(other.up for other in self.members):
+                self._up = anyio.Event()
+            self._on_lost(member)
+
+    def _busy(self, member: PooledEngine) -> int:
+        """Return the number of requests that an engine should be working on.
+
+        An engine that reports its death but goes on would leave its requests waiting, so all
+        requests count as its own then.
+        """
+        if not member.up and not member.drains:
+            return sum(1 for _ in self._open_requests)
+        return sum(open_request.state.in_engine for open_request in _RequestsOf(self._open_requests, member.number))
+
+    def _engine_up(self, member: PooledEngine) -> None:
+        member.up, member.drains = True, False
+        self._up.set()
+        self._on_up(member)
+
+    def _engine_down(self, member: PooledEngine, error: EngineDead, pause: float | None) -> None:
+        self.lose(member)
+        if pause is None:
+            member.failure = error
+        else:
+            member.back = self._clock() + pause + member.supervisor.start_seconds
+        self._on_down(member, error)

@@ -61,7 +61,7 @@ class SharedCore:
                 # long as the core's loading of the model. A worker would wait minutes for a core
                 # that dies during its start, but the first core's death ends the program anyway.
                 self._offer(core)
-            await start_in_thread(lambda _: core.launch(), end=core.kill)
+            await start_in_thread(core.launch, end=core.kill)
             if self.life > 1:
                 self._offer(core)
             while not self._joined():

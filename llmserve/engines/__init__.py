@@ -22,6 +22,18 @@ def create_engines(engine: str, model: str, engine_args: Mapping[str, Any], coun
 
 def create_engine(engine: str, model: str, engine_args: Mapping[str, Any]) -> Engine:
     """Make an engine by name, without starting it. Raises ConfigurationError for an unknown name or argument."""
+    (made,) = create_engines(engine, model, engine_args, 1)
+    return made
+
+
+def create_engines(engine: str, model: str, engine_args: Mapping[str, Any], count: int) -> list[Engine]:
+    """Make `count` engines by name for one pool, without starting them.
+
+    vLLM's engines share this process's GPUs or CPU cores. Raises ConfigurationError for an unknown
+    name or argument, and for more engines than the devices can take.
+    """
     if engine not in ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    return ENGINES[engine].create(model, engine_args)
+    if count < 1:
+        raise ConfigurationError(f"engines must be at least 1, not {count}")
+    return ENGINES[engine].create_pool(model, engine_args, count)

@@ -24,6 +24,10 @@ class EngineSpec(ABC):
     def create(self, model: str, args: Mapping[str, Any]) -> Engine:
         """Make the engine, without starting it. Raises ConfigurationError."""
 
+    def create_pool(self, model: str, args: Mapping[str, Any], count: int) -> list[Engine]:
+        """Make `count` engines for one process, without starting them. Raises ConfigurationError."""
+        return [self.create(model, args) for _ in range(count)]
+
     def version(self) -> str | None:
         """The installed version that the advisories are about; None where there are none, or it is not installed."""
         return None
@@ -42,3 +46,7 @@ class EngineSpec(ABC):
     def gpus(self, args: Mapping[str, Any]) -> int:
         """Number of GPUs that one engine takes."""
         return 0
+
+    def engines_that_fit(self, args: Mapping[str, Any]) -> int:
+        """Number of engines, at least 1, that this machine gives a GPU of their own each."""
+        return 1

@@ -1,4 +1,4 @@
-"""Number of CPUs that this process may use: its affinity, and the quotas of cgroups v1 and v2."""
+"""CPUs that this process may use: its affinity, and the quotas of cgroups v1 and v2."""
 
 import os
 from collections.abc import Iterator
@@ -7,10 +7,26 @@ from pathlib import Path
 
 from llmserve.runtime.cgroups import CGROUPS, OWN, own_groups
 
+CPUS = Path("/sys/devices/system/cpu")
+
 
 def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
     """Return at least 1. A quota is rounded down: 2.5 CPUs count as 2."""
     return max(1, int(min([len(os.sched_getaffinity(0)), *_quotas(cgroups, own)])))
+
+
+def physical_cores(cpus: Path = CPUS) -> list[int]:
+    """Return the ids of the CPUs in this process's affinity, one for each physical core.
+
+    Two hardware threads of a core compute hardly faster than one.
+    """
+    found: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        core = str(cpu)
+        with suppress(OSError):
+            core = (cpus / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+        found.setdefault(core, cpu)
+    return list(found.values())
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:

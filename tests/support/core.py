@@ -70,7 +70,7 @@ class CoreProcess:
     def client(self, index=0):
         return self._address
 
-    def launch(self):
+    def launch(self, check=None):
         """Start the core and wait until it is up. Raises EngineDead."""
         descriptor, config = self._listener.fileno(), base64.b85encode(pickle.dumps(self.config)).decode()
         # -P: the modules beside this one are no top-level modules.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OURS = ("tool_call_parser", "lora_modules")
 SUPPORTED = ((0, 25), (0, 33))
 GIB = 2**30
+KV_BYTES = "kv_cache_memory_bytes"
 # KV cache on a CPU. A GiB holds 46,592 tokens of the bundled model. A small machine uses at most a
 # quarter of the available memory.
 CPU_KV_BYTES = GIB
@@ -76,10 +77,11 @@ def numbers(found: str) -> tuple[int, int]:
     return major, minor
 
 
-def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs":
+def build_engine_args(model: str, given: Mapping[str, Any], sharing: int = 1) -> "AsyncEngineArgs":
     """Build `AsyncEngineArgs` for a resolved model.
 
-    Raises ConfigurationError, which names an unknown argument or one of the wrong type.
+    What `given` says of a device's memory is for all of the `sharing` engines on it. Raises
+    ConfigurationError, which names an unknown argument or one of the wrong type.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -103,7 +105,7 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
     # Statistics stay on for our own logger; this only removes vLLM's periodic log lines.
     defaults: dict[str, Any] = {"disable_log_stats": True, **adapters.engine_args(given, on_cpu=_on_cpu())}
     if _on_cpu():
-        defaults |= _cpu_defaults(model)
+        defaults |= _cpu_defaults(model, sharing)
         if given.get("enforce_eager", True):
             # Otherwise the first request for logprobs or top_k stops all others while a C++
             # compiler runs, for 18 s as measured here. On a machine without a compiler it kills the
@@ -113,6 +115,7 @@ def build_engine_args(model: str, given: Mapping[str, Any]) -> "AsyncEngineArgs"
         args = AsyncEngineArgs(**{**defaults, "model": model, **given, "structured_outputs_config": _structured(given)})
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"vLLM rejects its engine arguments: {one_line(error)}") from error
+    _share_memory(args, given, sharing)
     if _on_cpu() and args.data_parallel_size > 1:
         _share_nodes(args.data_parallel_size * args.tensor_parallel_size * args.pipeline_parallel_size)
     return args
@@ -158,16 +161,24 @@ def _on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _cpu_defaults(model: str) -> dict[str, Any]:
+def _cpu_defaults(model: str, sharing: int) -> dict[str, Any]:
     return {
         # Compilation takes 48 of the 74 s of a start, for a model that answers in milliseconds
         # anyway.
         "enforce_eager": True,
         # Otherwise vLLM takes a share of all memory, and fails if that much is not free.
-        "kv_cache_memory_bytes": min(CPU_KV_BYTES, int(_available_memory() * CPU_KV_SHARE)),
+        KV_BYTES: min(CPU_KV_BYTES, int(_available_memory() * CPU_KV_SHARE / sharing)),
         "max_model_len": min(CPU_MAX_MODEL_LEN, _context_of(model)),
         "max_num_seqs": CPU_MAX_NUM_SEQS,
     }
+
+
+def _share_memory(args: "AsyncEngineArgs", given: Mapping[str, Any], sharing: int) -> None:
+    """Give the engine its part of the memory. vLLM itself rejects a value of the wrong type."""
+    if isinstance(args.gpu_memory_utilization, (int, float)):
+        args.gpu_memory_utilization /= sharing
+    if isinstance(given.get(KV_BYTES), int):
+        args.kv_cache_memory_bytes = given[KV_BYTES] // sharing
 
 
 def _share_nodes(workers: int) -> None:

@@ -35,6 +35,7 @@ from llmserve.engines.vllm.lora import ARGUMENT, Adapters
 from llmserve.engines.vllm.metrics import make_stat_loggers
 from llmserve.engines.vllm.outputs import Receiver, translate
 from llmserve.engines.vllm.params import check_version_for, sampling_params
+from llmserve.engines.vllm.placement import ALONE, Placement
 from llmserve.engines.vllm.prompts import GONE
 from llmserve.engines.vllm.rendering import PromptRenderer
 from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
@@ -68,11 +69,12 @@ class VLLMEngine:
 
     `run()` raises ConfigurationError for wrong engine arguments, models and host processes
     (docs/embedding.md). While it runs, the garbage collector ignores the objects that the host had
-    when the engine was up (`gc.freeze`).
+    when the engine was up (`gc.freeze`). `placement` is its place in a pool.
     """
 
-    def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None, placement: Placement | None = None) -> None:
         self._model = model
+        self._placement = placement or ALONE
         self._engine_args = dict(engine_args or {})
         self._tool_parser: str | None = self._engine_args.get("tool_call_parser")
         self._parsers: Parsers | None = None
@@ -214,9 +216,9 @@ class VLLMEngine:
             if client is not None:
                 arguments = client.arguments()
                 return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)
-            args = build_engine_args(resolve(self._model, check), self._engine_args)
+            args = build_engine_args(resolve(self._model, check), self._engine_args, self._placement.sharing)
             check()
-            with interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
+            with self._placement.loading(check), interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
                 return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
 
     # Prompts

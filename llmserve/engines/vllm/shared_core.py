@@ -18,6 +18,7 @@ import attrs
 
 from llmserve.engines.processes.guard import ProcessGuard
 from llmserve.engines.vllm.args import build_engine_args, check_version
+from llmserve.engines.vllm.placement import ALONE, Placement
 from llmserve.engines.vllm.shutdown import END_SECONDS
 from llmserve.engines.vllm.start_checks import check_host, check_model
 from llmserve.engines.vllm.start_errors import Failure, first_report, install
@@ -31,7 +32,7 @@ PROCESS_NAMES = ("EngineCore", "VLLM_DP_Coordinator")
 
 @attrs.frozen(kw_only=True)
 class CoreClient:
-    """The configuration and addresses of one client of a core.
+    """The configuration and addresses of one client of the core `engine` of a pool.
 
     It can be pickled, like vLLM's configuration for its own processes.
     """
@@ -41,6 +42,7 @@ class CoreClient:
     output_address: str
     count: int
     index: int
+    engine: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `AsyncLLM.from_vllm_config`."""
@@ -52,12 +54,16 @@ class CoreClient:
 class VLLMCore:
     """A core for `at_once` concurrent clients, and `in_all` with the replacements of dead ones.
 
+    `placement` is the place of one of several cores (`llmserve.engines.vllm.placement.place`).
     Long calls block, so run them in a thread: first `configure`, then `launch` while the clients
     start, `check` from time to time, and `stop` at the end.
     """
 
-    def __init__(self, model: str, engine_args: Mapping[str, Any], *, at_once: int, in_all: int) -> None:
+    def __init__(
+        self, model: str, engine_args: Mapping[str, Any], *, at_once: int, in_all: int, placement: Placement | None = None
+    ) -> None:
         self._model = model
+        self._placement = placement or ALONE
         self._engine_args = dict(engine_args)
         self._at_once = at_once
         self._in_all = in_all
@@ -78,7 +84,7 @@ class VLLMCore:
             raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
         check_version(vllm.__version__)
         with start_errors(self._model):
-            args = build_engine_args(resolve(self._model, check), self._engine_args)
+            args = build_engine_args(resolve(self._model, check), self._engine_args, self._placement.sharing)
             args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
             args._api_process_rank = -1  # noqa: SLF001 - vLLM has no public name for it
             self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
@@ -93,13 +99,18 @@ class VLLMCore:
         scheduler = self._config.scheduler_config
         return int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens)
 
-    def launch(self) -> None:
-        """Start the core and wait until it is up. Raises ConfigurationError or EngineDead."""
+    def launch(self, check: Callable[[], None] = lambda: None) -> None:
+        """Start the core and wait until it is up. Raises ConfigurationError or EngineDead.
+
+        Cores that share a GPU start one after another; raises what `check` raises while this waits.
+        """
         from vllm.v1.engine.utils import launch_core_engines
         from vllm.v1.executor import Executor
 
         install()
-        with start_errors(self._model, self._guard), interrupts_blocked(), self._guard.launching(*PROCESS_NAMES), ExitStack() as until_up:
+        with self._placement.loading(check), start_errors(self._model, self._guard), ExitStack() as until_up:
+            until_up.enter_context(interrupts_blocked())
+            until_up.enter_context(self._guard.launching(*PROCESS_NAMES))
             launched = until_up.enter_context(
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
@@ -115,6 +126,7 @@ class VLLMCore:
             output_address=self._addresses.outputs[index],
             count=self._at_once,
             index=index,
+            engine=self._placement.number,
         )
 
     def check(self) -> None:

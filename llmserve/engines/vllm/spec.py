@@ -1,6 +1,5 @@
 """What a program can learn about vLLM without importing it: its version, arguments and needs."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 from llmserve.engine import Engine
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm import args as vllm_args
-
-PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+from llmserve.engines.vllm.placement import place, workers
+from llmserve.runtime.gpus import visible_gpus
 
 
 class VLLMSpec(EngineSpec):
@@ -22,6 +21,11 @@ class VLLMSpec(EngineSpec):
         from llmserve.engines.vllm.engine import VLLMEngine
 
         return VLLMEngine(model, args)
+
+    def create_pool(self, model: str, args: Mapping[str, Any], count: int) -> list[Engine]:
+        from llmserve.engines.vllm.engine import VLLMEngine
+
+        return [VLLMEngine(model, args, placement) for placement in place(args, count)]
 
     def version(self) -> str | None:
         with suppress(ImportError):
@@ -43,4 +47,7 @@ class VLLMSpec(EngineSpec):
         return args.get("data_parallel_size", 1) == 1 and vllm_args.has_gpu_build()
 
     def gpus(self, args: Mapping[str, Any]) -> int:
-        return math.prod(int(args.get(name, 1)) for name in PARALLEL_SIZES) if vllm_args.has_gpu_build() else 0
+        return workers(args) if vllm_args.has_gpu_build() else 0
+
+    def engines_that_fit(self, args: Mapping[str, Any]) -> int:
+        return max(1, len(visible_gpus()) // workers(args)) if vllm_args.has_gpu_build() else 1

@@ -13,8 +13,7 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
-from llmserve.engines.vllm.hub import check_hub
-from llmserve.engines.vllm.model_folder import check_folder
+from llmserve.engines.vllm.model_files import check_folder, check_hub
 from llmserve.engines.vllm.start_errors import report
 from llmserve.errors import ConfigurationError
 from llmserve.models import BUNDLED, check_bundled, resolve

@@ -8,6 +8,7 @@ vLLM 0.25.1, 0.32.0 and 0.33.0.
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,6 +134,8 @@ def _reporting(core: int) -> Iterator[None]:
 
 # vLLM's original functions. A forked process has those of its parent.
 _originals: dict[str, Callable[..., None]] = {}
+# Engines may start at the same time, in threads.
+_installing = threading.Lock()
 
 
 def install() -> None:
@@ -141,9 +144,10 @@ def install() -> None:
 
     # vLLM takes the function from the class when it starts a process, and has no argument to
     # replace it.
-    if EngineCoreProc.run_engine_core is not run_core:
-        _originals[CORE] = EngineCoreProc.run_engine_core
-        EngineCoreProc.run_engine_core = staticmethod(run_core)
+    with _installing:
+        if EngineCoreProc.run_engine_core is not run_core:
+            _originals[CORE] = EngineCoreProc.run_engine_core
+            EngineCoreProc.run_engine_core = staticmethod(run_core)
 
 
 def run_core(*args: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from llmserve import ConfigurationError
 from llmserve.engines.vllm import start_checks
-from llmserve.engines.vllm.model_folder import INDEX, check_folder
+from llmserve.engines.vllm.model_files import INDEX, check_folder
 
 
 def safetensors(sizes, *, cut=0):

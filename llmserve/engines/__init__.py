@@ -34,6 +34,6 @@ def create_engines(engine: str, model: str, engine_args: Mapping[str, Any], coun
     """
     if engine not in ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    if count < 1:
-        raise ConfigurationError(f"engines must be at least 1, not {count}")
+    if type(count) is not int or count < 1:
+        raise ConfigurationError(f"engines must be a whole number of at least 1, not {count!r}")
     return ENGINES[engine].create_pool(model, engine_args, count)

@@ -15,7 +15,7 @@ from frontends.access.keys_command import keys_command
 from frontends.http.app import build_app
 from frontends.http.departure import Departure
 from frontends.http.serving import serve_http
-from frontends.http.settings import AUTO, HTTPServerSettings
+from frontends.http.settings import HTTPServerSettings
 from frontends.net.acceptor import listen
 from frontends.net.listeners import CannotListen, authority, bind_all, bind_unix
 from frontends.net.tls import TLS, followed
@@ -23,6 +23,7 @@ from frontends.options.suggestions import Parser
 from frontends.program.lifecycle import run, serve
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service
+from frontends.program.settings import AUTO
 from frontends.workers.supervisor import serve_workers
 from llmserve.engines import ENGINES
 from llmserve.runtime.cpus import available_cpus

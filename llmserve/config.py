@@ -193,6 +193,8 @@ class RestartConfig:
         start_timeout: Seconds in which a start must complete, including the first one; then the
             engine's processes are killed. vLLM itself waits without limit for a core that hangs in
             its start.
+        start_all: Whether the manager waits at its start for all of several engines. Otherwise it
+            accepts requests when the first is up.
     """
 
     most: int = attrs.field(default=5, validator=_at_least(0))
@@ -201,6 +203,7 @@ class RestartConfig:
     longest_pause: float = attrs.field(default=60.0, validator=_positive)
     stall_timeout: float | None = attrs.field(default=60.0, validator=_positive)
     start_timeout: float = attrs.field(default=600.0, validator=_positive)
+    start_all: bool = True
 
 
 def _made(kind: type) -> Any:

@@ -125,16 +125,17 @@ class EngineDead(EngineError):
     """The engine's process is gone, or the engine makes no progress.
 
     `for_good` means that the engine will not be started again. `stalled` means that it was killed
-    because it made no step.
+    because it made no step. `requested` means that it is being restarted on request.
     """
 
     # Class attributes, because an error that another process sends over a wire may lack them.
-    for_good = stalled = False
+    for_good = stalled = requested = False
 
-    def __init__(self, message: str, *, for_good: bool = False, stalled: bool = False) -> None:
+    def __init__(self, message: str, *, for_good: bool = False, stalled: bool = False, requested: bool = False) -> None:
         super().__init__(message)
         self.for_good = for_good
         self.stalled = stalled
+        self.requested = requested
 
 
 class ConfigurationError(LLMServeError):

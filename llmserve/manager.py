@@ -77,19 +77,19 @@ class EngineManager(Generation, Lifecycle):
         admission: Admission | Policy | str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        engines = checked(engine)
-        self.engine = engines[0]
+        self.engines = checked(engine)
+        self.engine = self.engines[0]
         self.config = ManagerConfig.of(config)
         if isinstance(admission, str):
             named = attrs.evolve(self.config.admission, policy=check_policy(admission))
             self.config, admission = attrs.evolve(self.config, admission=named), None
         super().__init__(self.config.drain_timeout)
         self._loop = ManagerLoop(clock)
-        self._admission = AdmissionDriver(admission, self.config, engines, self._loop)
-        self._open_requests = OpenRequests(engines, self._admission, self._loop, self.config.cleanup_timeout, observers, tracer)
+        self._admission = AdmissionDriver(admission, self.config, self.engines, lambda: self.info, self._loop)
+        self._open_requests = OpenRequests(self.engines, self._admission, self._loop, self.config.cleanup_timeout, observers, tracer)
         self._tokenizing = TokenizerQueue(self.config.max_tokenizing)
         self._pool = EnginePool(
-            engines,
+            self.engines,
             self.config.restart,
             self._loop.time,
             self._open_requests,
@@ -150,7 +150,7 @@ class EngineManager(Generation, Lifecycle):
                 ticket = self._admission.screen(open_request)
                 prompt, sampling = await self._tokenize(open_request)
                 await self._admission.admit(open_request, ticket, prompt, sampling, self._pool.wait)
-                open_request.stream.reader = self.engine.reader(request, prompt)
+                open_request.stream.reader = self.engines[open_request.engine].reader(request, prompt)
                 open_request.timeline.submitted = self._loop.now()
                 await self._recovery.submit(open_request, prompt, sampling)
             open_request.stream.raise_if_failed()
@@ -162,7 +162,7 @@ class EngineManager(Generation, Lifecycle):
             await self._open_requests.leave(open_request)
 
     def _arrive(self, request: GenerationRequest, token: CancellationToken | None) -> OpenRequest:
-        timeline = arrival(request, self._loop.now(), lambda: self.engine.info)
+        timeline = arrival(request, self._loop.now(), lambda: self.info)
         try:
             self._refuse_unless_ready()
         except LLMServeError as error:
@@ -179,7 +179,7 @@ class EngineManager(Generation, Lifecycle):
         headers, adapter = open_request.span.headers, open_request.request.adapter
         if salt or headers or adapter:
             prompt = attrs.evolve(prompt, cache_salt=salt, trace_headers=headers, adapter=adapter)
-        sampling = check_model_limits(open_request.request, prompt, self.engine.info, self.config.max_tokens)
+        sampling = check_model_limits(open_request.request, prompt, self.info, self.config.max_tokens)
         open_request.timeline.prompt_tokens = len(prompt.token_ids)
         open_request.timeline.tokenized = self._loop.now()
         return prompt, sampling
@@ -218,7 +218,7 @@ class EngineManager(Generation, Lifecycle):
                         member.engine.watch(partial(self._admission.stepped, member.number))
                     self._pool.watch(tasks)
                     if self.config.predicts and self._admission.policy is None:
-                        await check_slo(self.engine, self.config.slo)
+                        await check_slo((await self._pool.wait()).engine, self.config.slo)
                     self.state = State.READY if self._pool.up else State.RESTARTING
                     yield
                 finally:
@@ -303,8 +303,8 @@ class EngineManager(Generation, Lifecycle):
 
     @property
     def info(self) -> EngineInfo:
-        """The engine's figures. Raises RuntimeError before the engine is up."""
-        return self.engine.info
+        """The figures of one engine. Raises RuntimeError before one is up."""
+        return self._pool.info
 
     @property
     def engine_is_up(self) -> bool:

@@ -16,10 +16,9 @@ from frontends.http.proxies import Network, parse_network
 from frontends.net.listeners import UnixAccess, without_brackets
 from frontends.options.definitions import group, option
 from frontends.options.parsers import seconds
-from frontends.program.settings import ProgramSettings
+from frontends.program.settings import AUTO, ProgramSettings
 
 LOOPBACK = "127.0.0.1"
-AUTO = "auto"
 
 
 def _port(text: str) -> int:

@@ -25,7 +25,7 @@ from frontends.options.sources import layers, merged
 from frontends.program.console import loading
 from frontends.program.hangup import expect_hangups
 from frontends.program.preflight import check_start, prepare_environment, unpack
-from frontends.program.progress import CHANGES, announce, describe_engine, say_leaving, say_ready
+from frontends.program.progress import CHANGES, announce, describe_engine, say_engines, say_leaving, say_ready
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service, open_service, reconfigure
 from frontends.program.settings import ProgramSettings
@@ -131,7 +131,9 @@ async def serve(live: LiveSettings[Settings], access: Access, listen: Listen, le
             begun.set()
 
         stopping = Stopping(lambda: manager.state not in (State.NEW, State.STARTING), everything.cancel, stop)
-        await stack.enter_async_context(signals(stopping.react, partial(live.reload, access, partial(reconfigure, service))))
+        await stack.enter_async_context(
+            signals(stopping.react, partial(live.reload, access, partial(reconfigure, service)), manager.restart_engines)
+        )
         addresses = await stack.enter_async_context(listen(service))
         announce(addresses, settings.engine)
         with everything:
@@ -141,6 +143,10 @@ async def serve(live: LiveSettings[Settings], access: Access, listen: Listen, le
                 tasks.cancel_scope.cancel()
     say("stopped")
     return code
+
+
+def _up(manager: EngineManager) -> list[bool]:
+    return [state.up for state in manager.statistics().engines]
 
 
 async def _load_and_wait(manager: EngineManager, live: LiveSettings[Settings], stop: anyio.Event, hurry: anyio.Event) -> int:
@@ -153,11 +159,14 @@ async def _load_and_wait(manager: EngineManager, live: LiveSettings[Settings], s
         admission = manager.statistics().admission
         assert admission is not None
         say_ready(admission)
-        state = manager.state
+        state, up = manager.state, _up(manager)
         while not stop.is_set():
             if manager.state is not state:
                 state = manager.state
                 say(CHANGES.get(state, f"state     {state}"))
+            elif len(up) > 1:
+                say_engines(up, _up(manager))
+            up = _up(manager)
             if state is State.FAILED:
                 return 1
             with anyio.move_on_after(WATCH_SECONDS):

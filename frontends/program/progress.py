@@ -1,6 +1,6 @@
 """The lines that a server program logs from its start to its end."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from frontends.access.exposure import VLLM_FLOOR, advisories_for, below_floor
 from frontends.logs.operator_log import say
@@ -14,6 +14,28 @@ CHANGES = {
     State.READY: "ready     again",
     State.FAILED: "failed    the engine died and will not be restarted",
 }
+
+
+def engine_is_gone(number: int, up: int, count: int, *, for_good: bool) -> str:
+    """Return the log line for the death of an engine, while `up` of `count` engines serve."""
+    if count == 1 and not for_good:
+        return CHANGES[State.RESTARTING]
+    what = "is gone and will not be restarted" if for_good else "is gone and is being restarted"
+    return f"engine    engine {number} {what}; {up} of {count} engines serve"
+
+
+def engine_is_back(number: int, up: int, count: int) -> str:
+    """Return the log line for an engine that has been restarted."""
+    return CHANGES[State.READY] if count == 1 else f"engine    engine {number} is up again; {up} of {count} engines serve"
+
+
+def say_engines(before: Sequence[bool], now: Sequence[bool]) -> None:
+    """Log the changes of several engines of which one serves; the lists say which are up."""
+    for number, (was, is_up) in enumerate(zip(before, now, strict=True)):
+        if was and not is_up:
+            say(engine_is_gone(number, sum(now), len(now), for_good=False))
+        elif is_up and not was:
+            say(engine_is_back(number, sum(now), len(now)))
 
 
 def announce(addresses: Iterable[str], engine: EngineSettings) -> None:

@@ -44,7 +44,15 @@ async def open_service(
     """
     engine, args, config = settings.engine, settings.engine_args(), _config(settings, access, restart)
     async with telemetry(settings) as tracer:
-        manager = EngineManager.open(engine.model, engine=engine.kind, engine_args=args, config=config, tracer=tracer, admission=admission)
+        manager = EngineManager.open(
+            engine.model,
+            engine=engine.kind,
+            engine_args=args,
+            engines=engine.number(args),
+            config=config,
+            tracer=tracer,
+            admission=admission,
+        )
         if tracer is not None:
             tracer.observe(manager.statistics)
         yield Service(manager, engine.name, access)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from llmserve.observability.opentelemetry import traces_endpoint
 
 # The default timeout of OpenAI's client: after that long the client has gone.
 MAX_SECONDS = 600.0
+AUTO = "auto"
 
 
 def _interval(text: str) -> float:
@@ -39,6 +41,12 @@ def _http_url(text: str) -> str:
     return text
 
 
+def _engines(text: str) -> str:
+    if text != AUTO and (not text.isdigit() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of engines: use auto, 1 or more")
+    return text
+
+
 @attrs.frozen(kw_only=True)
 class EngineSettings:
     """The model and its engine."""
@@ -51,7 +59,18 @@ class EngineSettings:
     args: tuple[str, ...] = option(
         (), "pass an argument to the engine, such as max_num_seqs=32; repeatable", metavar="KEY=VALUE", repeat=True, name="engine_arg"
     )
+    count: str = option(
+        "1",
+        "number of engines, which share the GPUs evenly; auto = as many as the GPUs hold without sharing one (default: %(default)s)",
+        metavar="N",
+        parse=_engines,
+        name="engines",
+    )
     verbose: bool = option(False, "show the engine's log")
+
+    def number(self, args: Mapping[str, Any]) -> int:
+        """Return the number of engines. `args` are the engine's arguments."""
+        return self.spec.engines_that_fit(args) if self.count == AUTO else int(self.count)
 
     @property
     def name(self) -> str:

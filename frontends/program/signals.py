@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -33,19 +34,23 @@ def _first(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def signals(react: Callable[[], bool], reload: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def signals(
+    react: Callable[[], bool], reload: Callable[[], Awaitable[None]], restart: Callable[[], Coroutine[Any, Any, None]]
+) -> AsyncIterator[None]:
     """Call `react` at each SIGTERM and SIGINT, while this context is entered.
 
     When `react` returns False, the program dies of the signal: an earlier signal has already asked
     it to end at once. A SIGHUP rereads the followed files and then awaits `reload`; where the
-    program's terminal is gone, a SIGHUP acts as SIGTERM.
+    program's terminal is gone, a SIGHUP acts as SIGTERM. A SIGUSR1 runs `restart` beside that.
     """
 
     async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as received:
             task_status.started()
             async for number in received:
-                if number == signal.SIGHUP and not await reload_or_end():
+                if number == signal.SIGUSR1:
+                    tasks.start_soon(restart)
+                elif number == signal.SIGHUP and not await reload_or_end():
                     await reload()
                 elif not react():
                     end_now(number)

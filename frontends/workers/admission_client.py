@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Offer, StepCount
+from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Move, Offer, StepCount
 from llmserve import TenantTable
 from llmserve.admission import AdmissionStatistics, Decision, EngineSample, Refusal, Refused, Ticket, TicketState
 
@@ -29,7 +29,7 @@ class AdmissionClient:
         self._numbers: dict[Ticket, int] = {}
         self._tickets: dict[int, Ticket] = {}
         self._last = 0
-        self._told = -math.inf
+        self._told: dict[int, float] = {}
         self._admitted = 0
         self._refused: Counter[str] = Counter()
 
@@ -54,6 +54,7 @@ class AdmissionClient:
                 arrived=ticket.arrived,
                 deadline=ticket.deadline if ticket.deadline < math.inf else None,
                 best_effort=ticket.best_effort,
+                prefix=ticket.prefix,
             )
         )
         return None
@@ -64,9 +65,9 @@ class AdmissionClient:
         return []
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
-        """Report the engine's metrics to the supervisor, at most once every `TELL_SECONDS`."""
-        if now - self._told >= TELL_SECONDS:
-            self._told = now
+        """Report an engine's metrics to the supervisor, at most once every `TELL_SECONDS`."""
+        if now - self._told.get(sample.engine, -math.inf) >= TELL_SECONDS:
+            self._told[sample.engine] = now
             self._send(StepCount(told=now, **{name: getattr(sample, name) for name in SAMPLE_FIELDS}))
         return []
 
@@ -77,7 +78,10 @@ class AdmissionClient:
         return []
 
     def move(self, ticket: Ticket, now: float) -> None:
-        """Do nothing: the supervisor moves tickets."""
+        """Ask for another engine: the ticket waits until the supervisor has granted it one."""
+        if ticket in self._numbers:
+            ticket.state = TicketState.WAITING
+            self._send(Move(self._numbers[ticket]))
 
     def set_tenants(self, table: TenantTable) -> None:
         """Do nothing: the supervisor's table applies."""
@@ -110,8 +114,8 @@ class AdmissionClient:
         # A ticket that has left gave the slot back with its Leave.
         ticket = self._tickets.get(message.number)
         if ticket is not None:
-            ticket.state, ticket.granted = TicketState.RUNNING, now
-            self._admitted += 1
+            self._admitted += ticket.granted is None
+            ticket.state, ticket.granted, ticket.engine = TicketState.RUNNING, now, message.engine
             ticket.wake()
 
     def _declined(self, message: Declined) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 import attrs
 
-from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Offer
+from frontends.workers.messages import Declined, FirstToken, Granted, Leave, Move, Offer
 from llmserve.admission import AdmissionController, Refused, Ticket, TicketState, wake
+
+# Seconds until a worker is told that a request stays at its engine.
+MOVE_SECONDS = 0.1
 
 
 @attrs.define
@@ -21,12 +24,14 @@ class AdmissionServer:
     _tickets: dict[int, Ticket] = attrs.field(factory=dict, init=False)
     _patience: dict[int, asyncio.TimerHandle] = attrs.field(factory=dict, init=False)
 
-    def receive(self, message: Offer | FirstToken | Leave) -> None:
+    def receive(self, message: Offer | FirstToken | Leave | Move) -> None:
         match message:
             case Offer():
                 self._offer(message)
             case FirstToken():
                 self._first_token(message.number)
+            case Move():
+                self._move(message.number)
             case Leave():
                 self._leave(message.number, message.generated, complete=message.complete)
 
@@ -41,6 +46,7 @@ class AdmissionServer:
             arrived=message.arrived,
             deadline=math.inf if message.deadline is None else message.deadline,
             best_effort=message.best_effort,
+            prefix=message.prefix,
             wake=lambda: self._over(number),
         )
         refused = self.controller.offer(ticket, self.loop.time())
@@ -49,7 +55,7 @@ class AdmissionServer:
             return
         self._tickets[number] = ticket
         if ticket.state is TicketState.RUNNING:
-            self.send(Granted(number))
+            self.send(Granted(number, ticket.engine))
         else:
             self._wait(number, ticket)
 
@@ -66,9 +72,22 @@ class AdmissionServer:
             ticket.generated, ticket.complete = generated, complete
             wake(self.controller.leave(ticket, self.loop.time()))
 
-    def close(self) -> list[str]:
-        """Remove all tickets of a worker that has ended; return the ids of its running requests."""
-        running = [ticket.request_id for ticket in self._tickets.values() if ticket.state is TicketState.RUNNING]
+    def _move(self, number: int) -> None:
+        ticket = self._tickets.get(number)
+        if ticket is None:
+            return
+        before = ticket.engine
+        self.controller.move(ticket, self.loop.time())
+        if ticket.engine != before:
+            self.send(Granted(number, ticket.engine))
+        else:
+            # The worker has lost its engine before this process knows of it, or has no place there
+            # yet. It asks again if that has not changed.
+            self.loop.call_later(MOVE_SECONDS, self.send, Granted(number, before))
+
+    def close(self) -> list[tuple[int, str]]:
+        """Remove all tickets of a worker that has ended; return the engines and ids of its running requests."""
+        running = [(ticket.engine, ticket.request_id) for ticket in self._tickets.values() if ticket.state is TicketState.RUNNING]
         for number in list(self._tickets):
             self._leave(number)
         return running
@@ -78,7 +97,7 @@ class AdmissionServer:
         self._calm(number)
         refused = self._tickets[number].refused
         if refused is None:
-            self.send(Granted(number))
+            self.send(Granted(number, self._tickets[number].engine))
         else:
             del self._tickets[number]
             self._declined(number, refused)

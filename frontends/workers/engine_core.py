@@ -1,8 +1,6 @@
-"""The engine core that all workers share, in the form that `llmserve`'s supervisor runs."""
+"""An engine core that all workers share, in the form that `llmserve`'s supervisor runs."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import anyio
 import anyio.abc
@@ -20,8 +18,7 @@ class SharedCore:
     """Satisfies `llmserve.lifecycle.supervisor.Supervised`.
 
     Args:
-        at_once: the number of workers.
-        in_all: the maximum number of workers over the program's life, including replacements.
+        make: makes a core for the next life.
         open: called when the workers may take their places at the core. The first core is then
             still starting; later cores have started.
         joined: returns whether all workers have joined the core. Raises a worker's failure.
@@ -30,16 +27,13 @@ class SharedCore:
 
     def __init__(
         self,
-        model: str,
-        engine_args: Mapping[str, Any],
+        make: Callable[[], VLLMCore],
         *,
-        at_once: int,
-        in_all: int,
         open: Callable[[], None],  # noqa: A002 - the verb, for "open to workers"
         joined: Callable[[], bool],
         steps: Callable[[], float],
     ) -> None:
-        self._make = partial(VLLMCore, model, engine_args, at_once=at_once, in_all=in_all)
+        self._make = make
         self._open = open
         self._joined = joined
         self._steps = steps

@@ -1,10 +1,9 @@
-"""The supervisor's part of the engine: it runs the shared core, admits requests and gives workers places.
+"""The supervisor's part of the engines: it runs the shared cores, admits requests and gives workers places.
 
 An engine that cannot be shared runs in each worker. Then the supervisor only admits requests.
 """
 
 import asyncio
-import pickle
 
 import anyio
 import anyio.abc
@@ -12,22 +11,24 @@ import attrs
 
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.operator_log import say
-from frontends.program.progress import CHANGES
+from frontends.program.progress import engine_is_back, engine_is_gone
 from frontends.workers.admission_server import AdmissionServer
-from frontends.workers.engine_core import SharedCore
 from frontends.workers.handle import WorkerHandle
-from frontends.workers.messages import Abort, Died, Limits, Start, StepCount, Up
-from frontends.workers.pool import SPARES, WorkerPool
+from frontends.workers.hosted_engine import HostedEngine, host_cores
+from frontends.workers.messages import Died, Limits, StepCount, Up
+from frontends.workers.pool import WorkerPool
 from frontends.workers.state import SupervisorState
 from frontends.workers.step_totals import StepAggregator
-from llmserve import EngineDead, ManagerConfig, MetricsSnapshot, State
+from llmserve import EngineDead, ManagerConfig, MetricsSnapshot
 from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
 from llmserve.engines import create_engine
-from llmserve.lifecycle.supervisor import Supervisor
+
+# Seconds between two looks for the end of an engine's requests before its restart.
+LOOK_SECONDS = 0.05
 
 
 class EngineHost:
-    """The engine and the admission of all workers.
+    """The engines and the admission of all workers.
 
     Raises ConfigurationError.
 
@@ -35,7 +36,7 @@ class EngineHost:
         settings: the settings of the server.
         config: the limits, as of a manager.
         pool: the workers.
-        state: gets a failure when the engine will not be restarted.
+        state: gets a failure when no engine will be restarted.
     """
 
     def __init__(self, settings: HTTPServerSettings, config: ManagerConfig, pool: WorkerPool, state: SupervisorState) -> None:
@@ -44,157 +45,178 @@ class EngineHost:
         self._state = state
         self._clock = asyncio.get_running_loop().time
         self._admission: AdmissionController | None = None
-        self._core: SharedCore | None = None
-        self._supervisor: Supervisor | None = None
-        self._orphans: list[str] = []
-        self._up = False
+        self._restarting = anyio.Lock()
         engine, args = settings.engine, settings.engine_args()
-        self._steps = StepAggregator(one_engine=engine.spec.shares_core)
-        if engine.spec.shares_core:
-            self._core = SharedCore(
+        count = engine.number(args)
+        self.is_shared = engine.spec.shares_core
+        if self.is_shared:
+            self._engines = host_cores(
                 engine.model,
                 args,
-                at_once=pool.count,
-                in_all=pool.count + SPARES,
+                pool,
+                config.restart,
+                self._clock,
+                count=count,
                 open=self._open,
-                joined=pool.all_up,
-                steps=lambda: self._steps.made,
-            )
-            self._supervisor = Supervisor(
-                self._core, config.restart, self._clock, busy=self._busy, up=self._engine_up, down=self._engine_down
+                busy=self._busy,
+                up=self._engine_up,
+                down=self._engine_down,
             )
         else:
+            self._engines = [HostedEngine(number, StepAggregator(number=number, one_engine=False), up=True) for number in range(count)]
             info = create_engine(engine.kind, engine.model, args).info
             self._admit(info.max_num_seqs * pool.count, info.max_num_batched_tokens)
 
     @property
     def admission(self) -> AdmissionController:
-        """The admission of all workers. The shared core must have been configured once."""
+        """The admission of all workers. A shared core must have been configured once."""
         assert self._admission is not None
         return self._admission
 
-    @property
-    def is_shared(self) -> bool:
-        return self._core is not None
-
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Run the shared core and restart it. Without one, return.
+        """Run the shared cores and restart them. Without one, return.
 
         Raises EngineDead while the server does not serve. Later the state has the failure.
         """
-        if self._supervisor is None:
+        async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as starting:
+                for engine in self._engines:
+                    if engine.supervisor is not None:
+                        starting.start_soon(tasks.start, self._run, engine)
             task_status.started()
-            return
+
+    async def _run(self, engine: HostedEngine, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        assert engine.supervisor is not None
         try:
-            await self._supervisor.run(task_status=task_status)
+            await engine.supervisor.run(task_status=task_status)
         except EngineDead:
             if not self._state.serving:
                 raise
 
+    async def restart(self) -> None:
+        """Restart one engine after another; each first gets the drain timeout to end its requests."""
+        async with self._restarting:
+            for engine in self._engines:
+                if engine.supervisor is None or not engine.up:
+                    continue
+                say(f"restarting engine {engine.number} on request; it first ends its requests")
+                self.admission.suspend(self._clock(), engine.number)
+                with anyio.move_on_after(self._config.drain_timeout):
+                    while self._busy(engine):  # noqa: ASYNC110 - no event tells when a request leaves its engine
+                        await anyio.sleep(LOOK_SECONDS)
+                await engine.supervisor.restart()
+
     def reconfigure(self, config: ManagerConfig) -> None:
-        """Replace the limits while the engine runs. Raises ConfigurationError, and then changes nothing."""
+        """Replace the limits while the engines run. Raises ConfigurationError, and then changes nothing."""
         if self._admission is not None:
             wake(self._admission.adopt(self._build(config), self._clock()))
-            self._pool.send_all(Limits(self._admission.policy.limit, self._admission.max_waiting))
+            self._send_limits(self._pool.handles)
         self._config = config
-        if self._supervisor is not None:
-            self._supervisor.config = config.restart
+        for engine in self._engines:
+            if engine.supervisor is not None:
+                engine.supervisor.config = config.restart
 
     def statistics(self) -> AdmissionStatistics | None:
         return None if self._admission is None else self._admission.statistics(self._clock())
 
     def with_restarts(self, metrics: MetricsSnapshot) -> MetricsSnapshot:
-        """Return the workers' metrics with the restarts of the shared core."""
-        if self._supervisor is None:
+        """Return the workers' metrics with the restarts of the shared cores, and which of them are up."""
+        if not self.is_shared:
             return metrics
-        return attrs.evolve(metrics, statistics=attrs.evolve(metrics.statistics, restarts=self._supervisor.restarts))
+        restarts = [engine.supervisor.restarts for engine in self._engines if engine.supervisor is not None]
+        states = zip(metrics.statistics.engines, self._engines, restarts, strict=False)
+        engines = tuple(attrs.evolve(state, up=engine.up, restarts=count) for state, engine, count in states)
+        return attrs.evolve(metrics, statistics=attrs.evolve(metrics.statistics, restarts=sum(restarts), engines=engines))
 
     # Workers
 
-    def give_place(self, handle: WorkerHandle) -> None:
-        """Give a worker a place at the engine, if it wants one and there is one."""
-        life, core = (1, None) if self._core is None else (self._core.life, self._core.core)
-        if handle.wants is None or handle.wants >= life or (core is None and self._core is not None):
-            return
-        handle.wants = None
-        admission = self.admission
-        handle.admission_server = handle.admission_server or AdmissionServer(admission, handle.channel.send, asyncio.get_running_loop())
-        client = None if core is None else pickle.dumps(core.client(handle.index))
-        handle.channel.send(Limits(admission.policy.limit, admission.max_waiting))
-        handle.channel.send(Start(life, client, launched=life > 1))
+    def want(self, handle: WorkerHandle, engine: int, life: int) -> None:
+        """Note that a worker wants a place at an engine's life after `life`, and give it one."""
+        handle.wants[engine] = life
+        self._give_place(self._engines[engine], handle)
+
+    def _give_place(self, engine: HostedEngine, handle: WorkerHandle) -> None:
+        if engine.has_places and handle.admission_server is None:
+            handle.admission_server = AdmissionServer(self.admission, handle.channel.send, asyncio.get_running_loop())
+            self._send_limits([handle])
+        engine.give_place(handle)
+
+    def _send_limits(self, handles: list[WorkerHandle]) -> None:
+        for handle in handles:
+            handle.channel.send(Limits(self.admission.policy.limit, self.admission.max_waiting))
 
     def joined(self, handle: WorkerHandle, message: Up) -> None:
-        """Note that a worker takes requests, unless its engine has just died."""
-        if self._core is not None and (message.life < self._core.life or self._core.core is None):
+        """Note that a worker takes requests with an engine, unless that has just died."""
+        engine = self._engines[message.engine]
+        if message.life < engine.life or not engine.has_places:
             return
-        if not self._state.serving and not any(other.up for other in self._pool.handles):
-            say(f"engine    {message.described}, {self._pool.count} workers")
-        handle.up = handle.began = True
-        self._abort([])
+        if not self._state.serving and not any(engine.number in other.engines for other in self._pool.handles):
+            which = f" {engine.number}" if len(self._engines) > 1 else ""
+            say(f"engine{which:<4}{message.described}, {self._pool.count} workers")
+        handle.engines.add(engine.number)
+        handle.began = True
+        engine.abort([], self._pool.handles)
         self._state.notify()
 
     def record(self, handle: WorkerHandle, message: StepCount) -> None:
-        """Record the engine's steps that a worker has seen."""
-        self._steps.take(handle.index, message)
-        now = self._clock()
-        wake(self.admission.record(self._steps.together(now), now))
+        """Record an engine's steps that a worker has seen."""
+        steps, now = self._engines[message.engine].steps, self._clock()
+        steps.take(handle.index, message)
+        wake(self.admission.record(steps.together(now), now))
 
-    def lost(self, handle: WorkerHandle, left: list[str]) -> None:
-        """Forget a worker that has ended, and abort the requests that it has left in the engine."""
-        self._steps.forget(handle.index)
-        self._abort(left)
+    def lost(self, handle: WorkerHandle, left: list[tuple[int, str]]) -> None:
+        """Forget a worker that has ended, and abort the requests that it has left in the engines."""
+        for engine in self._engines:
+            engine.steps.forget(handle.index)
+            engine.abort([request_id for number, request_id in left if number == engine.number], self._pool.handles)
 
-    def _abort(self, request_ids: list[str]) -> None:
-        """Abort requests through any worker that is up.
-
-        The core accepts an abort, by the engine's request ids, from any of its clients.
-        """
-        self._orphans += request_ids if self._core is not None else []
-        able = next((handle for handle in self._pool.handles if handle.up), None)
-        if able is not None and self._orphans:
-            able.channel.send(Abort(self._orphans))
-            self._orphans = []
-
-    # The shared core
+    # The shared cores
 
     def _admit(self, max_num_seqs: int, max_num_batched_tokens: int | None) -> None:
         self._batch = max_num_seqs, max_num_batched_tokens
         self._admission = self._build(self._config)
+        for engine in self._engines:
+            if not engine.up:
+                self._admission.suspend(self._clock(), engine.number)
 
     def _build(self, config: ManagerConfig) -> AdmissionController:
-        return build_admission(config.admission, config.slo, *self._batch)
+        return build_admission(config.admission, config.slo, *self._batch, engines=len(self._engines))
 
-    def _open(self) -> None:
-        assert self._core is not None
-        assert self._core.core is not None
+    def _open(self, engine: HostedEngine) -> None:
+        assert engine.core is not None
+        assert engine.core.core is not None
         if self._admission is None:
-            self._admit(*self._core.core.batch)
+            self._admit(*engine.core.core.batch)
         for handle in self._pool.handles:
-            self.give_place(handle)
+            self._give_place(engine, handle)
 
-    def _busy(self) -> int:
-        statistics = self.statistics()
-        return 0 if statistics is None else statistics.running
+    def _busy(self, engine: HostedEngine) -> int:
+        return 0 if self._admission is None else self._admission.running_on(engine.number)
 
-    def _engine_up(self) -> None:
-        self._up = True
-        wake(self.admission.resume(self._clock()))
+    def _engine_up(self, engine: HostedEngine) -> None:
+        engine.up = True
+        wake(self.admission.resume(self._clock(), engine.number))
         if self._state.serving:
-            say(CHANGES[State.READY])
+            say(engine_is_back(engine.number, self._count_up(), len(self._engines)))
 
-    def _engine_down(self, error: EngineDead, pause: float | None) -> None:
-        """Handle the engine's death; `pause` is None if it will not be restarted.
+    def _engine_down(self, engine: HostedEngine, error: EngineDead, pause: float | None) -> None:
+        """Handle an engine's death; `pause` is None if it will not be restarted.
 
         This may be called twice: for an engine that hung, or when its successor did not start
         either.
         """
         for handle in self._pool.handles:
-            handle.up = False
-        self._pool.send_all(Died(str(error), pause is None, error.stalled))
-        self.admission.suspend(self._clock())
-        self._orphans = []
-        if pause is None:
+            handle.engines.discard(engine.number)
+        was_up, engine.up = engine.up, False
+        engine.has_failed = pause is None
+        over = all(other.has_failed for other in self._engines)
+        self._pool.send_all(Died(engine.number, str(error), over, error.stalled, error.requested))
+        self.admission.suspend(self._clock(), engine.number)
+        engine.forget_orphans()
+        if over:
             self._state.fail(str(error))
-        elif self._up:
-            say(CHANGES[State.RESTARTING])
-        self._up = False
+        elif was_up and not error.requested:
+            say(engine_is_gone(engine.number, self._count_up(), len(self._engines), for_good=engine.has_failed))
+
+    def _count_up(self) -> int:
+        return sum(engine.up for engine in self._engines)

@@ -26,8 +26,8 @@ class WorkerHandle:
     Attributes:
         index: its number as a client of the engine cores.
         handed: the socket over which it gets connections.
-        wants: it requests a place at a core after this one; None while it has a place.
-        up: whether it takes requests. Before that it answers that it or the engine is starting.
+        wants: the engines where it requests a place, each with the last life that it knows.
+        engines: the numbers of the engines with which it takes requests.
         began: whether it has been up, and may have open requests.
         given: the number of connections that it was handed.
         questions: the number of consecutive unanswered checks.
@@ -41,8 +41,8 @@ class WorkerHandle:
     channel: Channel = attrs.field(init=False)
     answers: IdempotencyServer = attrs.field(init=False)
     admission_server: AdmissionServer | None = None
-    wants: int | None = None
-    up: bool = False
+    wants: dict[int, int] = attrs.field(factory=dict)
+    engines: set[int] = attrs.field(factory=set)
     began: bool = False
     metrics: MetricsSnapshot | None = None
     given: int = 0
@@ -71,6 +71,11 @@ class WorkerHandle:
         handle.channel = await Channel.open(ours, messages.FromWorker, lambda message: receive(handle, message), lambda: lost(handle))
         handle.channel.listen()
         return handle
+
+    @property
+    def up(self) -> bool:
+        """Whether it takes requests. Before that it answers that it or the engine is starting."""
+        return bool(self.engines)
 
     @property
     def connections(self) -> int:

@@ -32,6 +32,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag=0):
     arrived: float | None
     deadline: float | None
     best_effort: bool
+    prefix: tuple[int, ...] = ()
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -42,6 +43,12 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=1):
     complete: bool
 
 
+class Move(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """A running request needs another engine, because this worker has lost its own."""
+
+    number: int
+
+
 class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """A request has its first token."""
 
@@ -49,9 +56,10 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 
 class StepCount(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """The engine's metrics as this worker sees them, with their time: fields of `EngineSample`."""
+    """An engine's metrics as this worker sees them, with their time: fields of `EngineSample`."""
 
     told: float
+    engine: int
     steps: float
     busy_seconds: float
     running: int
@@ -71,14 +79,19 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True, tag=11):
-    """The worker requests a place at an engine later than `life`, the last one that it knows."""
+    """The worker requests a place at an engine's life after `life`, the last one that it knows.
 
+    An engine has a number, and a new life with each start.
+    """
+
+    engine: int
     life: int
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The worker can take requests with the engine number `life`. `described` is for the log."""
+    """The worker can take requests with this life of an engine. `described` is for the log."""
 
+    engine: int
     life: int
     described: str
 
@@ -137,11 +150,13 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """A place at an engine.
 
     Attributes:
-        life: the number of the engine.
+        engine: the number of the engine.
+        life: the number of its start, from 1.
         client: the pickled `CoreClient`; None where each worker has its own engine.
         launched: whether the engine has started, or is still starting.
     """
 
+    engine: int
     life: int
     client: bytes | None
     launched: bool
@@ -155,7 +170,10 @@ class Limits(msgspec.Struct, frozen=True, array_like=True, tag=28):
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """A request may run, in this engine."""
+
     number: int
+    engine: int
 
 
 class Declined(msgspec.Struct, frozen=True, array_like=True, tag=18):
@@ -180,22 +198,27 @@ class MetricsReply(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """Abort the requests that a dead worker has left in the engine."""
+    """Abort the requests that a dead worker has left in an engine."""
 
+    engine: int
     request_ids: list[str]
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
-    """The engine died.
+    """An engine died.
 
     Attributes:
+        engine: its number; None if the server can serve no longer, whatever the reason.
         for_good: whether the engine will not be restarted.
         stalled: whether the engine made no step and was killed.
+        requested: whether it is being restarted on request.
     """
 
+    engine: int | None
     reason: str
     for_good: bool
     stalled: bool = False
+    requested: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=23):
@@ -232,7 +255,21 @@ class Check(msgspec.Struct, frozen=True, array_like=True, tag=27):
 
 
 FromWorker = (
-    Offer | Leave | FirstToken | StepCount | Load | Want | Up | Failed | WorkerMetrics | MetricsRequest | Claim | Answered | Alive | Parting
+    Offer
+    | Leave
+    | Move
+    | FirstToken
+    | StepCount
+    | Load
+    | Want
+    | Up
+    | Failed
+    | WorkerMetrics
+    | MetricsRequest
+    | Claim
+    | Answered
+    | Alive
+    | Parting
 )
 FromSupervisor = (
     Start | Limits | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Reconfigure | Check

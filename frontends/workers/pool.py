@@ -32,8 +32,8 @@ class WorkerPool:
         count: the number of workers at one time.
         state: gets a failure after too many deaths.
         receive: called with each message of a worker.
-        lost: called with a worker that has ended, and the ids of the requests that it has left in
-            the engine and that must be aborted.
+        lost: called with a worker that has ended, and the requests that it has left in the engines
+            and that must be aborted: the engine's number and the request's id.
 
     Attributes:
         handles: the workers that have not ended.
@@ -45,7 +45,7 @@ class WorkerPool:
         count: int,
         state: SupervisorState,
         receive: Callable[[WorkerHandle, Any], None],
-        lost: Callable[[WorkerHandle, list[str]], None],
+        lost: Callable[[WorkerHandle, list[tuple[int, str]]], None],
     ) -> None:
         self.count = count
         self.handles: list[WorkerHandle] = []
@@ -69,10 +69,10 @@ class WorkerPool:
         tasks.start_soon(self._accept, listeners)
         tasks.start_soon(watch, self.handles, self._hung, start_seconds)
 
-    def all_up(self) -> bool:
-        """Return whether all workers take requests. Raises the failure of a worker."""
+    def all_up(self, engine: int | None = None) -> bool:
+        """Return whether all workers take requests, with this engine. Raises the failure of a worker."""
         self._state.check()
-        return all(handle.up for handle in self.handles)
+        return all(handle.up if engine is None else engine in handle.engines for handle in self.handles)
 
     def send_all(self, message: Any) -> None:
         for handle in self.handles:

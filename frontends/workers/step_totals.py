@@ -14,9 +14,10 @@ class StepAggregator:
     """Combines the reports of all workers.
 
     With `one_engine`, a worker sees those steps of the shared engine in which it has requests.
-    Otherwise each worker has its own engine.
+    Otherwise each worker has its own engine. `number` is the engine's in its pool.
     """
 
+    number: int = 0
     one_engine: bool
     _last: dict[int, StepCount] = attrs.field(factory=dict, init=False)
     _steps: float = attrs.field(default=0.0, init=False)
@@ -54,6 +55,7 @@ class StepAggregator:
         state = [latest] if self.one_engine else told
         sizes = [one.kv_tokens for one in state]
         return EngineSample(
+            engine=self.number,
             steps=self._steps,
             busy_seconds=self._seconds,
             running=sum(one.running for one in state),

@@ -62,7 +62,9 @@ async def serve_workers(
             listener.setblocking(False)
         announce(addresses, settings.engine)
         supervisor = WorkerSupervisor(live, count, listeners, access)
-        async with signals(Stopping(supervisor.served, supervisor.give_up, supervisor.stop).react, supervisor.reload):
+        async with signals(
+            Stopping(supervisor.served, supervisor.give_up, supervisor.stop).react, supervisor.reload, supervisor.restart_engines
+        ):
             code = await supervisor.run()
     say("stopped")
     return code
@@ -79,6 +81,7 @@ class WorkerSupervisor:
         self._state = SupervisorState()
         self._pool = WorkerPool(live.current, count, self._state, self._receive, self._lost)
         self._engine = EngineHost(live.current, self._config, self._pool, self._state)
+        self.restart_engines = self._engine.restart
         self._aggregator = MetricsAggregator()
         self._tasks = anyio.create_task_group()
 
@@ -113,7 +116,7 @@ class WorkerSupervisor:
                 self._state.check()
             except EngineDead as error:
                 say(f"failed    {error}")
-                self._pool.send_all(messages.Died(str(error), for_good=True))
+                self._pool.send_all(messages.Died(None, str(error), for_good=True))
                 self._state.stopping = True
                 await anyio.sleep(LAST_WORDS_SECONDS)
                 return 1
@@ -166,13 +169,13 @@ class WorkerSupervisor:
 
     # Messages of workers
 
-    def _lost(self, handle: WorkerHandle, left: list[str]) -> None:
+    def _lost(self, handle: WorkerHandle, left: list[tuple[int, str]]) -> None:
         self._aggregator.forget(handle)
         self._engine.lost(handle, left)
 
     def _receive(self, handle: WorkerHandle, message: messages.FromWorker) -> None:
         match message:
-            case messages.Offer() | messages.Leave() | messages.FirstToken():
+            case messages.Offer() | messages.Leave() | messages.FirstToken() | messages.Move():
                 assert handle.admission_server is not None
                 # Its Up message may come a moment later.
                 handle.began = True
@@ -194,8 +197,7 @@ class WorkerSupervisor:
             case messages.Load():
                 handle.load = message
             case messages.Want():
-                handle.wants = message.life
-                self._engine.give_place(handle)
+                self._engine.want(handle, message.engine, message.life)
             case messages.Up():
                 self._engine.joined(handle, message)
             case messages.Failed():

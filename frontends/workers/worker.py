@@ -10,6 +10,8 @@ import pickle
 import signal
 import socket
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,7 +46,7 @@ JOIN_SECONDS = 30
 # Ten years: longer than any start, or any pause before one.
 WAIT_SECONDS = 3e8
 RESTART_UNDER_SUPERVISOR = RestartConfig(
-    most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS
+    most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS, start_all=False
 )
 # Maximum seconds to wait for the metrics of all workers. Scrapers wait for 10 s by default.
 GATHER_SECONDS = 5.0
@@ -77,10 +79,10 @@ class Worker:
         self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
         self.channel: Channel
         self._engine_is_shared = settings.engine.spec.shares_core
-        # The number of the last engine where this worker had a place, and the place that it waits
+        # For each engine, the last life where this worker had a place, and the place that it waits
         # for.
-        self._life = 0
-        self._place: asyncio.Future[messages.Start] | None = None
+        self._lives: defaultdict[int, int] = defaultdict(int)
+        self._places: dict[int, asyncio.Future[messages.Start]] = {}
         self._stop = anyio.Event()
         self._departure = Departure()
         # Set when the supervisor has closed its end of `handed`: no more connections are on their
@@ -98,7 +100,7 @@ class Worker:
         access = self._settings.open_access()
         async with open_service(self._settings, access, admission=self._admission, restart=self._restart) as service:
             self._service, self._manager = service, service.manager
-            self._engine: Any = service.manager.engine
+            self._engines: Sequence[Any] = service.manager.engines
             self.channel.listen()
             await self._live(service)
 
@@ -119,9 +121,11 @@ class Worker:
 
     async def _serve(self) -> None:
         if self._engine_is_shared:
-            self._engine.connect = self._connect
+            for number, engine in enumerate(self._engines):
+                engine.connect = partial(self._connect, number)
         else:
-            await self._place_at_engine()
+            for number in range(len(self._engines)):
+                await self._place_at_engine(number)
         try:
             async with self._manager:
                 await self._until_stopped()
@@ -139,15 +143,17 @@ class Worker:
                 await self._stop.wait()
 
     async def _tell_up(self) -> None:
-        """Report each engine once, even while this worker drains.
+        """Report each life of each engine once, even while this worker drains.
 
         The queue continues when the supervisor knows that all workers are up.
         """
-        told = 0
+        told: defaultdict[int, int] = defaultdict(int)
         while True:
-            if self._manager.engine_is_up and self._life > told:
-                told = self._life
-                self.channel.send(messages.Up(told, describe_engine(self._manager.info)))
+            states = self._manager.statistics().engines if self._manager.engine_is_up else ()
+            for number, state in enumerate(states):
+                if state.up and self._lives[number] > told[number]:
+                    told[number] = self._lives[number]
+                    self.channel.send(messages.Up(number, told[number], describe_engine(self._engines[number].info)))
             await anyio.sleep(WATCH_SECONDS)
 
     def _end(self, *, now: bool) -> None:
@@ -167,19 +173,19 @@ class Worker:
 
     # The engine
 
-    async def _place_at_engine(self) -> messages.Start:
-        """Wait for a place at the engine. Raises EngineDead when there will be no more engine."""
-        self._place = self._loop.create_future()
-        self.channel.send(messages.Want(self._life))
+    async def _place_at_engine(self, number: int) -> messages.Start:
+        """Wait for a place at an engine. Raises EngineDead when there will be no more engine."""
+        place = self._places[number] = self._loop.create_future()
+        self.channel.send(messages.Want(number, self._lives[number]))
         try:
-            start = await self._place
+            start: messages.Start = await place
         finally:
-            self._place = None
-        self._life = start.life
+            del self._places[number]
+        self._lives[number] = start.life
         return start
 
-    async def _connect(self) -> CoreClient:
-        start = await self._place_at_engine()
+    async def _connect(self, number: int) -> CoreClient:
+        start = await self._place_at_engine(number)
         if start.launched:
             os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(JOIN_SECONDS)
         assert start.client is not None
@@ -188,16 +194,20 @@ class Worker:
         return client
 
     def _bury(self, message: messages.Died) -> None:
-        """Handle the death of the shared engine, or of another worker's engine."""
-        death = EngineDead(message.reason, for_good=message.for_good, stalled=message.stalled)
+        """Handle the death of a shared engine, or of another worker's engine."""
+        death = EngineDead(message.reason, for_good=message.for_good, stalled=message.stalled, requested=message.requested)
         if not self._engine_is_shared:
             self._manager.cancel_all(message.reason)
-        elif message.for_good and self._place is not None:
-            # The supervisor may send it twice before the first message is processed.
-            if not self._place.done():
-                self._place.set_exception(death)
-        else:
-            self._engine.declare_dead(death)
+            return
+        for number in range(len(self._engines)):
+            if not message.for_good and number != message.engine:
+                continue
+            place = self._places.get(number)
+            if not (message.for_good and place is not None):
+                self._engines[number].declare_dead(death)
+            elif not place.done():
+                # The supervisor may send it twice before the first message is processed.
+                place.set_exception(death)
 
     def _receive(self, message: messages.FromSupervisor) -> None:  # noqa: C901 - one case for each kind of message
         match message:
@@ -208,14 +218,13 @@ class Worker:
             case messages.Granted() | messages.Declined():
                 self._admission.receive(message, self._loop.time())
             case messages.Start():
-                assert self._place is not None
-                self._place.set_result(message)
+                self._places[message.engine].set_result(message)
             case messages.WorkerMetricsRequest():
                 self._report(message.number)
             case messages.MetricsReply():
                 self._gathered(message)
             case messages.Abort():
-                self._loop.create_task(self._engine.abort_foreign(message.request_ids))
+                self._loop.create_task(self._engines[message.engine].abort_foreign(message.request_ids))
             case messages.Died():
                 self._bury(message)
             case messages.Stop():

@@ -204,6 +204,10 @@ class AdmissionController:
             self.answers.lost(ticket)
             self._pool.move(ticket, now)
 
+    def running_on(self, engine: int) -> int:
+        """Return the number of running tickets that were granted to an engine."""
+        return sum(ticket.engine == engine for ticket in self._running)
+
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
         """Process an engine's figures of its steps; return the tickets that stop waiting."""
         self.answers.record(sample.steps, sample.engine)

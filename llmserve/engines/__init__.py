@@ -13,13 +13,6 @@ from llmserve.errors import ConfigurationError
 ENGINES: dict[str, EngineSpec] = {"vllm": VLLMSpec(), "simulated": SimulatedSpec()}
 
 
-def create_engines(engine: str, model: str, engine_args: Mapping[str, Any], count: int) -> list[Engine]:
-    """Make `count` engines by name, without starting them. Raises ConfigurationError as `create_engine`."""
-    if type(count) is not int or count < 1:
-        raise ConfigurationError(f"engines must be a whole number of at least 1, not {count!r}")
-    return [create_engine(engine, model, engine_args) for _ in range(count)]
-
-
 def create_engine(engine: str, model: str, engine_args: Mapping[str, Any]) -> Engine:
     """Make an engine by name, without starting it. Raises ConfigurationError for an unknown name or argument."""
     (made,) = create_engines(engine, model, engine_args, 1)

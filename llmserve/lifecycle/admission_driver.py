@@ -19,7 +19,7 @@ from llmserve.admission import (
 )
 from llmserve.admission.pool.prefixes import prefix_keys
 from llmserve.config import ManagerConfig, TenantTable
-from llmserve.engine import Engine, EnginePrompt
+from llmserve.engine import Engine, EngineInfo, EnginePrompt
 from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.slo_check import engine_facts
@@ -35,10 +35,18 @@ class AdmissionDriver:
     it from the engine's figures.
     """
 
-    def __init__(self, admission: Admission | Policy | None, config: ManagerConfig, engines: Sequence[Engine], loop: ManagerLoop) -> None:
+    def __init__(
+        self,
+        admission: Admission | Policy | None,
+        config: ManagerConfig,
+        engines: Sequence[Engine],
+        info: Callable[[], EngineInfo],
+        loop: ManagerLoop,
+    ) -> None:
         self.admission, self.policy = separate(admission, config.admission)
         self._builds = self.admission is None
         self._engines = engines
+        self._info = info
         self._loop = loop
 
     def build(self, config: ManagerConfig) -> None:
@@ -46,7 +54,7 @@ class AdmissionDriver:
             self.admission = self._build(config)
 
     def _build(self, config: ManagerConfig) -> AdmissionController:
-        info, count = self._engines[0].info, len(self._engines)
+        info, count = self._info(), len(self._engines)
         return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy, count)
 
     @property
@@ -85,7 +93,7 @@ class AdmissionDriver:
         """Return when the request may run. Raises Overloaded. `engine_up` waits for an engine."""
         admission, now = self.built, self._loop.now
         ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, sampling.max_tokens
-        if len(self._engines) > 1 and self._engines[0].info.prefix_caching:
+        if len(self._engines) > 1 and self._info().prefix_caching:
             ticket.prefix = prefix_keys(prompt.token_ids, f"{prompt.adapter} {prompt.cache_salt}")
         refused = admission.offer(ticket, now())
         if ticket.state is TicketState.WAITING:

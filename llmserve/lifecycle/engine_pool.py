@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -9,7 +10,7 @@ import anyio.abc
 import attrs
 
 from llmserve.config import RestartConfig
-from llmserve.engine import Engine, EngineStatistics, combined
+from llmserve.engine import Engine, EngineInfo, EngineStatistics, combined
 from llmserve.errors import EngineDead
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.supervisor import Supervisor
@@ -81,6 +82,7 @@ class EnginePool:
         down: Callable[[PooledEngine, EngineDead], None],
     ) -> None:
         self._clock = clock
+        self._config = config
         self._open_requests = open_requests
         self._on_up, self._on_lost, self._on_down = up, lost, down
         self._up = anyio.Event()
@@ -112,6 +114,14 @@ class EnginePool:
         return None if None in failures else failures[-1]
 
     @property
+    def info(self) -> EngineInfo:
+        """The figures of an engine that is or was up. Raises RuntimeError if none was."""
+        for member in self.members[:-1]:
+            with suppress(RuntimeError):
+                return member.engine.info
+        return self.members[-1].engine.info
+
+    @property
     def back(self) -> float:
         """When the next engine should be up, on the manager's clock."""
         return min((member.back for member in self.members if member.failure is None), default=math.inf)
@@ -127,10 +137,16 @@ class EnginePool:
         return lost.hope or any(other.up or (other.failure is None and other.hope) for other in self.members if other is not lost)
 
     async def start(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Run all engines in tasks of the group; return when all are up for the first time.
+        """Run all engines in tasks of the group; return when they are up for the first time.
 
-        Raises what the start of one engine raises.
+        `RestartConfig.start_all` says whether one of them is enough. Raises what the start of one
+        engine raises.
         """
+        if not self._config.start_all:
+            for member in self.members:
+                tasks.start_soon(self._run, member)
+            await self.wait()
+            return
         try:
             async with anyio.create_task_group() as starting:
                 for member in self.members:
@@ -138,7 +154,7 @@ class EnginePool:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def _run(self, member: PooledEngine, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _run(self, member: PooledEngine, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         try:
             await member.supervisor.run(task_status=task_status)
         except EngineDead:

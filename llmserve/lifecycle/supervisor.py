@@ -95,8 +95,9 @@ class Supervisor:
                     raise
                 # An engine that reports its own death gives a reason. For other exceptions the
                 # traceback is the only clue.
-                logger.critical("the engine died: %s", error, exc_info=not isinstance(error, EngineDead))
                 death = error if isinstance(error, EngineDead) else EngineDead(f"the engine died: {error}")
+                if not death.requested:
+                    logger.critical("the engine died: %s", error, exc_info=death is not error)
             pause = None if death.for_good else self._pause()
             self._down(death, pause)
             if pause is None:
@@ -119,7 +120,7 @@ class Supervisor:
                 tasks.start_soon(self._watch)
                 self._wanted = anyio.Event()
                 await self._wanted.wait()
-                self._down(EngineDead("the engine is being restarted on request"), 0.0)
+                self._down(EngineDead("the engine is being restarted on request", requested=True), 0.0)
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The first exception is the cause; the others come from the shutdown.

@@ -99,8 +99,18 @@ def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     lines = [((log,), count) for log, count in snapshot["dropped_lines"].items()]
     yield _counters("llmserve_log_lines_dropped", "Lines that a log lost because it could not be written.", ("log",), lines)
     for name, value in snapshot["engine"].items():
-        family = GaugeMetricFamily if name in ("running", "waiting", "kv_usage") else CounterMetricFamily
-        yield family(f"llmserve_engine_{name}", f"The engine's own figure: {name}.", value=value)
+        family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+        yield family(f"llmserve_engine_{name}", f"The engine's own figure, of all engines together: {name}.", value=value)
+    for name in snapshot["engines"][0] if snapshot["engines"] else ():
+        family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+        each = family(f"llmserve_pool_{name}", f"Of each engine: {name}.", labels=["engine"])
+        for number, figures in enumerate(snapshot["engines"]):
+            each.add_metric([str(number)], float(figures[name]))
+        yield each
+
+
+# The engine's figures that are no counters.
+GAUGES = ("up", "running", "waiting", "kv_usage")
 
 
 def _build() -> "Metric":

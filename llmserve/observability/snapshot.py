@@ -8,9 +8,9 @@ from typing import Any, Self
 import attrs
 
 from llmserve.admission import AdmissionStatistics
-from llmserve.engine import EngineStatistics
+from llmserve.engine import EngineStatistics, combined
 from llmserve.observability.metrics import MetricsRecorder
-from llmserve.state import ManagerStatistics
+from llmserve.state import EngineState, ManagerStatistics
 
 
 @attrs.frozen
@@ -36,18 +36,22 @@ class MetricsSnapshot:
             "tokenizing": statistics.tokenizing,
             **(self.recorder.snapshot(now) if self.recorder else {}),
             "admission": {**admission, "free_slots": statistics.free_slots},
-            "engine": attrs.asdict(statistics.engine, filter=lambda field, _: field.name != "told"),
+            "engine": _plain(statistics.engine),
+            "engines": [{"up": one.up, "restarts": one.restarts, **_plain(one.engine)} for one in statistics.engines],
             "dropped_lines": dict(self.dropped_lines),
         }
 
     def ended(self) -> Self:
         """Keep only the counters, for a manager that has ended."""
-        engine = attrs.evolve(self.statistics.engine, running=0, waiting=0, kv_usage=0.0)
+        engine = _at_rest(self.statistics.engine)
+        engines = tuple(attrs.evolve(one, up=False, engine=_at_rest(one.engine)) for one in self.statistics.engines)
         admission = self.statistics.admission
         if admission is not None:
             limit = None if admission.limit is None else 0
             admission = attrs.evolve(admission, running=0, waiting=0, limit=limit, max_waiting=0, drain_rate=None, predicted_wait=None)
-        return attrs.evolve(self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, admission=admission, engine=engine))
+        return attrs.evolve(
+            self, statistics=attrs.evolve(self.statistics, open=0, tokenizing=0, admission=admission, engine=engine, engines=engines)
+        )
 
     def shifted(self, seconds: float) -> Self:
         """Convert to the clock of another machine, which is `seconds` ahead."""
@@ -71,13 +75,19 @@ class MetricsSnapshot:
         """
         statistics = [part.statistics for part in parts]
         recorders = [part.recorder for part in parts if part.recorder is not None]
+        engines = _engines(statistics, one_engine=one_engine)
+        still = sum(part.open for part in statistics)
+        several = one_engine and len(engines) > 1
         whole = ManagerStatistics(
             state=statistics[0].state,
             restarts=sum(part.restarts for part in statistics),
-            open=sum(part.open for part in statistics),
+            open=still,
             tokenizing=sum(part.tokenizing for part in statistics),
             admission=admission,
-            engine=_engine(statistics, one_engine=one_engine),
+            engine=combined([one.engine for one in engines])
+            if several
+            else _engine([part.engine for part in statistics], still, one_engine=one_engine),
+            engines=engines,
         )
         dropped = Counter[str]()
         for part in parts:
@@ -117,8 +127,21 @@ def _total(limits: Iterable[int | None]) -> int | None:
     return None if None in found else sum(limit for limit in found if limit is not None)
 
 
-def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineStatistics:
-    engines = [part.engine for part in parts]
+def _engines(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> tuple[EngineState, ...]:
+    """Merge what managers tell of each engine. With `one_engine` they share the engines of each number."""
+    if not one_engine:
+        return tuple(state for part in parts for state in part.engines)
+    still = sum(part.open for part in parts)
+    merged = []
+    for number in range(max(len(part.engines) for part in parts)):
+        states = [part.engines[number] for part in parts if number < len(part.engines)]
+        engine = _engine([state.engine for state in states], still, one_engine=True)
+        merged.append(EngineState(up=any(state.up for state in states), restarts=sum(state.restarts for state in states), engine=engine))
+    return tuple(merged)
+
+
+def _engine(engines: Sequence[EngineStatistics], still: int, *, one_engine: bool) -> EngineStatistics:
+    """Merge the figures of several engines, or what managers with `still` open requests tell of one."""
     tokens = ("prompt_tokens", "generation_tokens", "fast_path_tokens", "slow_path_tokens")
     counted = (*tokens, "preemptions", "prefix_cache_queries", "prefix_cache_hits")
     summed = (*counted, "busy_steps", "busy_seconds", "running", "waiting")
@@ -128,8 +151,15 @@ def _engine(parts: Sequence[ManagerStatistics], *, one_engine: bool) -> EngineSt
         # Each manager counts its own requests' tokens. But the engine reports its running and
         # waiting requests to one client per step, and reports nothing while it makes no step. So
         # these numbers are capped by the number of open requests.
-        still = sum(part.open for part in parts)
         sums["running"] = min(latest.running, still)
         sums["waiting"] = min(latest.waiting, still - sums["running"])
     usage = latest.kv_usage if one_engine else max(engine.kv_usage for engine in engines)
     return EngineStatistics(told=latest.told, steps=max(engine.steps for engine in engines), kv_usage=usage, **sums)
+
+
+def _plain(engine: EngineStatistics) -> dict[str, Any]:
+    return attrs.asdict(engine, filter=lambda field, _: field.name != "told")
+
+
+def _at_rest(engine: EngineStatistics) -> EngineStatistics:
+    return attrs.evolve(engine, running=0, waiting=0, kv_usage=0.0)

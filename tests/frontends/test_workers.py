@@ -414,7 +414,16 @@ TestOneAdmission = OneAdmission.TestCase
 
 
 def told(at, steps, seconds, **more):
-    fields = {"running": 0, "waiting": 0, "kv_usage": 0.0, "kv_tokens": 100, "preemptions": 0, "prompt_tokens": 0, "generation_tokens": 0}
+    fields = {
+        "engine": 0,
+        "running": 0,
+        "waiting": 0,
+        "kv_usage": 0.0,
+        "kv_tokens": 100,
+        "preemptions": 0,
+        "prompt_tokens": 0,
+        "generation_tokens": 0,
+    }
     return StepCount(told=at, steps=steps, busy_seconds=seconds, **(fields | more))
 
 

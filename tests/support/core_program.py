@@ -4,7 +4,7 @@ Each worker imports this module again, because multiprocessing's spawn imports t
 """
 
 from frontends import aiohttp_app
-from frontends.workers import engine_core
+from frontends.workers import hosted_engine
 from llmserve.engines import ENGINES
 from llmserve.engines.simulated.engine import SimulatedEngine
 from llmserve.engines.simulated.spec import SimulatedSpec
@@ -28,7 +28,7 @@ def core_process(model, args, **_):
 
 ENGINES["core"] = CoreSpec()
 # The supervisor's core is always vLLM's; everything else of the supervisor is the product's.
-setattr(engine_core, "VLLMCore", core_process)  # noqa: B010 - a class cannot be assigned to
+setattr(hosted_engine, "VLLMCore", core_process)  # noqa: B010 - a class cannot be assigned to
 
 if __name__ == "__main__":
     aiohttp_app.main()

@@ -1,10 +1,11 @@
-"""A histogram that counts later has the same counts."""
+"""A histogram that counts later has the same counts, and the series of several engines join."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
-from llmserve.engines.vllm.metrics import MAX_KEPT, patient_histogram
+from llmserve.engines.vllm.metrics import MAX_KEPT, EngineSeries, patient_histogram
 
 BUCKETS = (0.01, 0.025, 0.05, 1.0)
 
@@ -38,3 +39,54 @@ def test_it_keeps_no_more_than_it_says():
     for _ in range(3 * MAX_KEPT - 1):
         histogram.observe(0.02)
     assert len(histogram._kept) == MAX_KEPT - 1
+
+
+def register(registry, engine, value, *, labelled=True):
+    """Register what vLLM does for an engine, after it has removed what it finds."""
+    for collector in list(registry._collector_to_names):
+        if getattr(collector, "_name", "").startswith("vllm:"):
+            registry.unregister(collector)
+    gauge = Gauge("vllm:running", "Requests.", ["engine"] if labelled else ["adapter"], registry=registry)
+    gauge.labels(engine if labelled else "any").set(value)
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry(auto_describe=True)
+
+
+@pytest.fixture
+def series(registry):
+    series = EngineSeries(registry)
+    registry.register(series)
+    Gauge("other", "Not vLLM's.", registry=registry)
+    return series
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_series_of_two_engines_are_told_apart(registry, series, labelled):
+    for number in range(2):
+        with series.of_new(number):
+            register(registry, str(number), number + 5, labelled=labelled)
+    lines = generate_latest(registry).decode().splitlines()
+    assert lines.count("# TYPE vllm:running gauge") == 1
+    assert [line.rpartition(" ")[2] for line in lines if line.startswith("vllm:running{")] == ["5.0", "6.0"]
+    assert [f'engine="{number}"' in "".join(lines) for number in range(3)] == [True, True, False]
+    assert registry.get_sample_value("other") == 0
+
+
+def test_an_engine_that_starts_again_replaces_its_own_series_alone(registry, series):
+    for number, value in ((0, 5), (1, 6), (0, 7)):
+        with series.of_new(number):
+            register(registry, str(number), value)
+        # vLLM registers this one when the engine is up.
+        with series.of(number):
+            Gauge("vllm:info", "Sizes.", ["engine"], registry=registry).labels(str(number)).set(value)
+    for name in ("vllm:running", "vllm:info"):
+        assert [registry.get_sample_value(name, {"engine": engine}) for engine in "01"] == [7, 6]
+
+
+def test_a_single_engine_s_series_are_those_of_vllm(registry, series):
+    with series.of_new(0):
+        register(registry, "0", 5, labelled=False)
+    assert registry.get_sample_value("vllm:running", {"adapter": "any"}) == 5

@@ -128,7 +128,7 @@ class VLLMEngine:
         names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
         self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
         await self._adapters.load(llm)
-        await anyio.to_thread.run_sync(set_heap_aside)
+        await anyio.to_thread.run_sync(set_heap_aside, self)
         if self._guard is not None:
             await anyio.to_thread.run_sync(self._guard.note)
         if self._grammars is not None:
@@ -183,7 +183,7 @@ class VLLMEngine:
             with anyio.CancelScope(shield=True):
                 if guard is not None:
                     await anyio.to_thread.run_sync(guard.close)
-                await anyio.to_thread.run_sync(release)
+                await anyio.to_thread.run_sync(release, self)
 
     def kill(self) -> None:
         """Kill the processes that this engine started, but no core of another process."""
@@ -210,7 +210,8 @@ class VLLMEngine:
         # vLLM's defaults depend on the usage context: on an H200 a step holds 8192 tokens for its
         # API server and 2048 for an unknown embedder. With 2048, 128 streams of a 1.5B model left
         # requests waiting for prefill (docs/benchmarks.md).
-        context, loggers = UsageContext.OPENAI_API_SERVER, make_stat_loggers(self._record)
+        context = UsageContext.OPENAI_API_SERVER
+        loggers = make_stat_loggers(self._record, self._placement.number if client is None else client.engine)
         install()
         with start_errors(self._model, guard):
             if client is not None:

@@ -2,12 +2,22 @@
 
 vLLM's own Prometheus logger puts every token's latency into a histogram at once, which takes a
 microsecond. Here the latencies are kept, and counted together after some thousand tokens or when
-the histogram is read. Written against vLLM 0.25.1 and 0.32.0.
+the histogram is read.
+
+vLLM registers a metric once in a process, and a second engine removes those of the first. Here they
+move into one collector, which joins the series of all engines. The label `engine` tells them apart.
+Written against vLLM 0.25.1 and 0.32.0.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +26,11 @@ logger = logging.getLogger(__name__)
 MAX_KEPT = 4096
 
 
-def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
+def make_stat_loggers(record: Callable[[int, Any, Any], None], number: int = 0) -> list[Any]:
     """Make AsyncLLM's loggers: one calls `record`, and one replaces vLLM's for Prometheus.
 
-    `record` gets the core's number, its scheduler statistics and its iteration statistics.
+    `record` gets the core's number in its engine, its scheduler statistics and its iteration
+    statistics. `number` is the engine's number in its pool.
     """
     from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
@@ -40,7 +51,80 @@ def make_stat_loggers(record: Callable[[int, Any, Any], None]) -> list[Any]:
     class PatientPrometheus(PrometheusStatLogger):  # type: ignore[misc]  # as above
         _histogram_cls = patient_histogram()
 
+        def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+            # The cores of all engines are counted through: engine 1 of two with two cores each has
+            # the labels 2 and 3.
+            self._first = number * vllm_config.parallel_config.data_parallel_size
+            with all_series().of_new(number):
+                super().__init__(vllm_config, [self._first + index for index in engine_indexes or [0]])
+
+        def log_engine_initialized(self) -> None:
+            with all_series().of(number):
+                super().log_engine_initialized()
+
+        def record(self, *statistics: Any, engine_idx: int = 0, **more: Any) -> None:
+            super().record(*statistics, engine_idx=self._first + engine_idx, **more)
+
     return [StepRecorder, PatientPrometheus]
+
+
+class EngineSeries:
+    """Collects the metrics that vLLM has registered for each engine of this process."""
+
+    PREFIX = "vllm:"
+
+    def __init__(self, registry: "CollectorRegistry") -> None:
+        self._registry = registry
+        self._lock = threading.RLock()
+        # Each engine's metrics by number. Those of an engine that has ended stay until the next one
+        # with its number starts.
+        self._engines: dict[int, list[Any]] = {}
+
+    @contextmanager
+    def of(self, engine: int) -> Iterator[None]:
+        """Take over the metrics that vLLM registers inside."""
+        with self._lock:
+            yield
+            names = self._registry._collector_to_names  # noqa: SLF001 - as vLLM does
+            made = [one for one in list(names) if getattr(one, "_name", "").startswith(self.PREFIX)]
+            for one in made:
+                self._registry.unregister(one)
+            self._engines.setdefault(engine, []).extend(made)
+
+    @contextmanager
+    def of_new(self, engine: int) -> Iterator[None]:
+        """Do the same for an engine that starts, and forget the metrics of the one before it."""
+        with self._lock, self.of(engine):
+            self._engines.pop(engine, None)
+            yield
+
+    def describe(self) -> list["Metric"]:
+        """Reserve no names, because vLLM registers its own first."""
+        return []
+
+    def collect(self) -> list["Metric"]:
+        with self._lock:
+            engines = [(number, list(metrics)) for number, metrics in sorted(self._engines.items())]
+        families: dict[str, Metric] = {}
+        for number, metrics in engines:
+            for family in (family for metric in metrics for family in metric.collect()):
+                if len(engines) > 1:
+                    # Some of vLLM's series have no such label, and would be the same for two engines.
+                    family.samples = [one._replace(labels={"engine": str(number), **one.labels}) for one in family.samples]
+                families.setdefault(family.name, family)
+                if families[family.name] is not family:
+                    families[family.name].samples += family.samples
+        return list(families.values())
+
+
+@cache
+def all_series() -> EngineSeries:
+    """Return this process's collector, which is registered at the first call."""
+    from prometheus_client import REGISTRY
+
+    series = EngineSeries(REGISTRY)
+    REGISTRY.register(series)
+    return series
 
 
 def patient_histogram() -> type:

@@ -15,7 +15,7 @@ from benchmarks.truth.figures import TOLERANCE, Figures, truth, wrong_counts, wr
 from benchmarks.truth.server import serve
 from benchmarks.truth.tools import CONCURRENCY, REQUESTS, Ours, Tool, Unmeasured
 
-COMMAND = "python -m benchmarks truth --peer guidellm=... --peer aiperf=... --peer vllm=... --jobs 2 --page docs/truth.md"
+COMMAND = "python -m benchmarks truth --peer guidellm=... --peer aiperf=... --peer vllm=... --page docs/truth.md"
 RULES = (
     "Counts must be exact: the requests of each outcome, and the tokens of complete answers.",
     "The peers tell only complete answers from failures, so only these two numbers count for them.",

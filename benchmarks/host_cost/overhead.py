@@ -27,6 +27,8 @@ AGAINST = (
     ("tcp", "http"),
     ("unix", "http"),
 )
+# With several engines the counts differ from run to run: each pool is compared with all of these.
+POOLS, PEERS = ("pool:",), ("direct:", "http", "vllm")
 
 
 class Point(msgspec.Struct, kw_only=True):
@@ -93,9 +95,13 @@ def conclude(points: Sequence[Point]) -> str:
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-        lines += [_ratio(point, *pair) for pair in AGAINST if all(name in point.trials for name in pair)]
+        lines += [_ratio(point, *pair) for pair in (*AGAINST, *_pools(point)) if all(name in point.trials for name in pair)]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _pools(point: Point) -> list[tuple[str, str]]:
+    return [(name, other) for name in point.trials if name.startswith(POOLS) for other in point.trials if other.startswith(PEERS)]
 
 
 def _ratio(point: Point, name: str, other: str) -> str:

@@ -23,6 +23,7 @@ from benchmarks.targets.server import is_healthy
 from benchmarks.workload.plan import Load, PointPlan
 from benchmarks.workload.requests import Fixed, Workload
 from llmserve.models import resolve
+from llmserve.runtime.gpus import VISIBLE, visible_gpus
 
 START_SECONDS = 300.0
 # The name under which every server serves its model.
@@ -126,8 +127,10 @@ async def open_server(name: str, setting: Setting, streams: int, *, stdout: int 
     """Start a server.
 
     `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N`
-    for N processes. Standard output goes to the descriptor `stdout`, or by default into the log,
-    like standard error.
+    for N processes. With N engines and W processes it is "llmserve-pool:N:W" or "vllm-dp:N:W";
+    "llmserve-of-N:K:W" is the server of engine K where each of N engines has its own server.
+    Standard output goes to the descriptor `stdout`, or by default into the log, like standard
+    error.
     """
     with tempfile.TemporaryDirectory(prefix="llmserve-side-") as folder:
         addresses = _addresses(name, folder)
@@ -169,30 +172,49 @@ def _addresses(name: str, folder: str) -> dict[str, str]:
 
 async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Return the module with its arguments, and additional environment variables."""
-    kind, _, count = name.partition(":")
+    kind, *counts = name.split(":")
+    count, engines = counts[-1] if counts else "1", counts[0] if len(counts) > 1 else "1"
     if kind == "llmserve-socket":
         listen = [word for address in addresses.values() for word in ("--listen", address)]
         return ["frontends.socket_app", *listen, *_our_arguments(setting)], {}
     if kind == "joined":
         port = addresses["http"].rpartition(":")[2]
-        return ["benchmarks.targets.relay_workers", count or "1", "127.0.0.1", port, *_our_arguments(setting)], {}
+        return ["benchmarks.targets.relay_workers", count, "127.0.0.1", port, *_our_arguments(setting)], {}
     where = ["--host", "127.0.0.1", "--port", addresses["http"].rpartition(":")[2]]
     if kind in ("llmserve", "llmserve-unheld"):
         if kind == "llmserve-unheld":
             where += ["--max-hold", "0"]
-        return ["frontends.aiohttp_app", *where, "--workers", count or "1", *_our_arguments(setting)], {}
+        return ["frontends.aiohttp_app", *where, "--workers", count, *_our_arguments(setting)], {}
+    if kind == "llmserve-pool":
+        where += ["--workers", count, "--engines", engines]
+        return ["frontends.aiohttp_app", *where, *_our_arguments(setting, _sharing(int(engines)))], {}
+    if kind.startswith("llmserve-of-"):
+        gpus = visible_gpus()
+        place = {VISIBLE: gpus[int(engines) % len(gpus)]} if gpus else {}
+        return ["frontends.aiohttp_app", *where, "--workers", count, *_our_arguments(setting)], place
     model = await anyio.to_thread.run_sync(resolve, setting.model)
     arguments = [*where, "--served-model-name", MODEL, *_vllm_arguments(setting)]
     if setting.core == "stubbed":
         # The API server runs in one process, the one with the stubbed core.
         return ["vllm.entrypoints.openai.api_server", "--model", model, *arguments], {}
     environment = {"VLLM_USE_RUST_FRONTEND": "1"} if kind == "vllm-rust" else {}
-    return ["benchmarks.host_cost.vllm_serve", "serve", model, "--api-server-count", count or "1", *arguments], environment
+    if kind == "vllm-dp":
+        arguments += ["--data-parallel-size", engines]
+    return ["benchmarks.host_cost.vllm_serve", "serve", model, "--api-server-count", count, *arguments], environment
 
 
-def _our_arguments(setting: Setting) -> list[str]:
+def _sharing(engines: int) -> int:
+    """Return how many of the engines share a device."""
+    return -(-engines // max(1, len(visible_gpus())))
+
+
+def _our_arguments(setting: Setting, sharing: int = 1) -> list[str]:
+    """Return the arguments of our servers; `sharing` engines have a device together."""
     engine = ["--engine", "simulated"] if setting.core in ("nothing", "simulated") else ["--model", setting.model]
-    args = [f"--engine-arg={key}={_json(value)}" for key, value in setting.args_of_ours.items()]
+    # The memory is that of each engine here, and that of all engines of a device for a pool.
+    memory = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+    given = {key: value * sharing if key in memory else value for key, value in setting.args_of_ours.items()}
+    args = [f"--engine-arg={key}={_json(value)}" for key, value in given.items()]
     return [*setting.server_args, "--served-model-name", MODEL, *engine, *args]
 
 

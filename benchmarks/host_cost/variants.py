@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import anyio
 import msgspec
 
 from benchmarks.generator.processes import Fleet, open_fleet
@@ -62,20 +63,35 @@ WAYS: dict[str, tuple[str, str]] = {
     "vllm-chat": ("vllm", "chat"),
     "vllm-rust": ("vllm-rust", "http"),
     "vllm-rust-chat": ("vllm-rust", "chat"),
+    "pool": ("llmserve-pool", "http"),
+    "direct": ("llmserve-direct", "http"),
+    "vllm-dp": ("vllm-dp", "http"),
 }
 # Text prompts, so that each server tokenises; on our raw socket token ids.
 PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "unix": "ids"}
-# Variants that may have several processes.
+# Variants that may have several processes, and those with a number of engines before that of the
+# processes. `direct` has a server for each engine, and is loaded at all of them at the same time.
 MANY = ("http", "http-unheld", "chat", "joined", "vllm", "vllm-chat")
+ENGINES = ("pool", "direct", "vllm-dp")
+CHOICES = f"{', '.join([*IN_PROCESS, *WAYS])}, with :PROCESSES after {', '.join(MANY)}, and :ENGINES:PROCESSES after {', '.join(ENGINES)}"
 
 
 def parse_side(name: str) -> tuple[str, str]:
-    """Return server and path; `http:4` has four processes. Raises TargetError."""
-    kind, _, count = name.partition(":")
-    if kind not in WAYS or (count and (not count.isdigit() or kind not in MANY)):
-        raise TargetError(f"unknown variant {name!r}; choose from {', '.join([*IN_PROCESS, *WAYS])}, with :N after {', '.join(MANY)}")
+    """Return server and path; `http:4` has four processes, `pool:2:8` two engines too. Raises TargetError."""
+    kind, *counts = name.split(":")
+    expected = (2,) if kind in ENGINES else (0, 1) if kind in MANY else (0,)
+    if kind not in WAYS or len(counts) not in expected or not all(count.isdigit() and int(count) for count in counts):
+        raise TargetError(f"unknown variant {name!r}; choose from {CHOICES}")
     server, way = WAYS[kind]
-    return (f"{server}:{count}" if count else server), way
+    return ":".join([server, *counts]), way
+
+
+def _servers(server: str) -> list[str]:
+    """Return the servers that a variant loads at the same time."""
+    kind, *counts = server.split(":")
+    if kind != "llmserve-direct":
+        return [server]
+    return [f"llmserve-of-{counts[0]}:{number}:{counts[1]}" for number in range(int(counts[0]))]
 
 
 def parse_sides(names: Sequence[str], setting: Setting) -> dict[str, tuple[str, str]]:
@@ -105,15 +121,20 @@ async def open_sides(names: Sequence[str], setting: Setting, streams: int) -> As
     servers = parse_sides(names, setting)
     async with AsyncExitStack() as stack:
         sides: dict[str, Side] = {}
-        starting = {server: await stack.enter_async_context(open_server(server, setting, streams)) for server, _ in servers.values()}
+        wanted = dict.fromkeys(server for name, _ in servers.values() for server in _servers(name))
+        starting = {server: await stack.enter_async_context(open_server(server, setting, streams)) for server in wanted}
         if set(names) & set(IN_PROCESS):
             sides |= await stack.enter_async_context(_in_process(names, setting, streams))
         for process in starting.values():
             await process.until_healthy()
         for name, (server, way) in servers.items():
-            process = starting[server]
-            fleet = open_fleet(process.addresses[way], MODEL, setting.processes, ClientOptions(prompts=PROMPTS[way]))
-            sides[name] = _server_side(await stack.enter_async_context(fleet), process, setting)
+            processes = [starting[one] for one in _servers(server)]
+            generators = max(1, setting.processes // len(processes))
+            options = ClientOptions(prompts=PROMPTS[way])
+            fleets = [
+                await stack.enter_async_context(open_fleet(process.addresses[way], MODEL, generators, options)) for process in processes
+            ]
+            sides[name] = _server_side(fleets, processes, setting)
         yield {name: sides[name] for name in names}
 
 
@@ -136,28 +157,35 @@ def _in_process_side(target: Target, setting: Setting) -> Side:
         generator = Generator(target, setting.job(streams, number), clock=time.monotonic)
         generator.prepare()
         await generator.run()
-        return _leg(generator.measured, generator.measured.cpu_seconds)
+        return _leg([generator.measured], generator.measured.cpu_seconds)
 
     return run
 
 
-def _server_side(fleet: Fleet, process: Server, setting: Setting) -> Side:
+def _server_side(fleets: Sequence[Fleet], processes: Sequence[Server], setting: Setting) -> Side:
+    """Return the load of one server, or of several at the same time, each with its part of the streams."""
+
     async def run(streams: int, number: int) -> Trial:
-        measured, before = Measured(), process.cpu_seconds()
-        await fleet.run(setting.job(streams, number), measured, lambda _: None)
-        return _leg(measured, process.cpu_seconds() - before)
+        found, before = [Measured() for _ in fleets], sum(process.cpu_seconds() for process in processes)
+        parts = [(streams + which) // len(fleets) for which in range(len(fleets))]
+        async with anyio.create_task_group() as tasks:
+            for fleet, measured, part in zip(fleets, found, parts, strict=True):
+                tasks.start_soon(fleet.run, setting.job(part, number), measured, lambda _: None)
+        return _leg(found, sum(process.cpu_seconds() for process in processes) - before)
 
     return run
 
 
-def _leg(measured: Measured, cpu_seconds: float) -> Trial:
-    records = [record for record in measured.records if record.outcome == "ok"]
-    failed = [record for record in measured.records if record.outcome != "ok"]
+def _leg(found: Sequence[Measured], cpu_seconds: float) -> Trial:
+    everything = [record for measured in found for record in measured.records]
+    records = [record for record in everything if record.outcome == "ok"]
+    failed = [record for record in everything if record.outcome != "ok"]
     failure = f"{failed[0].outcome}, {failed[0].detail}" if failed else ""
     if not records:
         raise TargetError(f"all {len(failed)} requests failed: {failure}")
     tokens = sum(record.completion_tokens for record in records)
-    seconds = max(record.finished or 0.0 for record in records)
+    first = min(measured.origin for measured in found)
+    seconds = max(measured.origin - first + max((record.finished or 0.0 for record in measured.records), default=0.0) for measured in found)
     ttfts = [(record.first_token or 0.0) - (record.dispatched or 0.0) for record in records]
     return Trial(
         tokens_per_second=tokens / seconds,

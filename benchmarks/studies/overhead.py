@@ -6,7 +6,7 @@ import asyncio
 from benchmarks.arguments import Arguments, add_out, keep, numbers, positive, say
 from benchmarks.host_cost import overhead
 from benchmarks.host_cost.server_processes import Setting
-from benchmarks.host_cost.variants import IN_PROCESS, MANY, WAYS, parse_side
+from benchmarks.host_cost.variants import CHOICES, IN_PROCESS, parse_side
 from llmserve.engines.vllm.args import parse_engine_args
 
 NAME = "overhead"
@@ -14,7 +14,7 @@ HELP = "measure the host CPU time per token, beside vLLM's own server"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    sides = f"from {', '.join([*IN_PROCESS, *WAYS])}; append :N to {', '.join(MANY)} for N processes (default: %(default)s)"
+    sides = f"from {CHOICES} (default: %(default)s)"
     command.add_argument("--sides", default="bare,inprocess,http,vllm,chat,vllm-chat,tcp,unix", metavar="SIDE,...", help=sides)
     command.add_argument(
         "--core", choices=("stubbed", "nothing", "null", "real"), default="stubbed", help="the engine core (default: %(default)s)"

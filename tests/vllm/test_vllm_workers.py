@@ -22,6 +22,17 @@ def core_of(process):
     return core
 
 
+async def both_serve(process, url):
+    """Wait until two workers have answered."""
+    with anyio.fail_after(300):
+        served = set()
+        while len(served & set(workers_of(process))) < 2:
+            async with Streams(url) as streams:
+                for _ in range(2):
+                    assert b"[DONE]" in await read_to_end_of_answer(await streams.begin(max_tokens=2))
+                served |= {worker for worker in workers_of(process) if connections(worker)}
+
+
 async def series(url):
     def get():
         asked = urllib.request.Request(f"{url}/metrics", headers={"Accept": "text/plain"})
@@ -48,13 +59,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
             await streams.end()
         # The successor uses a client number that the core has had from its start. Until it is up,
         # the other worker answers alone.
-        with anyio.fail_after(300):
-            served = set()
-            while len(served & set(workers_of(process))) < 2:
-                async with Streams(url) as streams:
-                    for _ in range(2):
-                        assert b"[DONE]" in await read_to_end_of_answer(await streams.begin(max_tokens=2))
-                    served |= {worker for worker in workers_of(process) if connections(worker)}
+        await both_serve(process, url)
         await until(url, lambda found: found["open"] == 0)
         assert (await metrics(url))["requests"]["completed"] >= 4
         core = core_of(process)
@@ -102,9 +107,15 @@ async def test_they_share_two_cores_that_are_one_engine():
             assert (await metrics(url))["admission"]["running"] == 8 - lost
             await streams.end()
         await until(url, lambda found: found["open"] == 0)
-        with anyio.fail_after(PATIENCE):
-            while first in (workers := workers_of(process)) or len(workers) < 2:
+        await both_serve(process, url)
+        # The cores die and restart together.
+        cores[1].kill()
+        await gone(*family)
+        with anyio.fail_after(300):
+            while (found := await metrics(url))["restarts"] != 1 or found["state"] != "ready":
                 await anyio.sleep(0.1)
+        await both_serve(process, url)
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(PATIENCE):
             assert await process.wait() == 0

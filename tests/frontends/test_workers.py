@@ -268,8 +268,7 @@ async def test_a_wrong_argument_is_one_line_with_workers_too(arguments, words):
         (16, "vllm", {}, 4),
         (128, "vllm", {}, 8),
         (16, "simulated", {}, 1),
-        (16, "vllm", {"data_parallel_size": 2}, 1),
-        (16, "vllm", {"data_parallel_size": 1}, 4),
+        (16, "vllm", {"data_parallel_size": 2}, 4),
     ],
 )
 def test_as_many_are_chosen_as_the_cores_carry(cores, engine, args, count, monkeypatch):

@@ -38,7 +38,7 @@ from llmserve.engines.vllm.params import check_version_for, sampling_params
 from llmserve.engines.vllm.placement import ALONE, Placement
 from llmserve.engines.vllm.prompts import GONE
 from llmserve.engines.vllm.rendering import PromptRenderer
-from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, interrupts_blocked, start_errors
+from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, abort_in_all, interrupts_blocked, start_errors
 from llmserve.engines.vllm.shutdown import END_SECONDS, discard, end
 from llmserve.engines.vllm.start_checks import check_host, check_model
 from llmserve.engines.vllm.start_errors import install
@@ -300,7 +300,7 @@ class VLLMEngine:
 
     async def abort_foreign(self, request_ids: list[str]) -> None:
         """Abort requests that another client of the same core has left behind."""
-        await self.running_llm.engine_core.abort_requests_async(request_ids)
+        await abort_in_all(self.running_llm, request_ids)
 
     async def abort(self, request_id: str) -> None:
         self._open.discard(request_id)

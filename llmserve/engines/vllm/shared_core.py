@@ -5,6 +5,10 @@ gets a `CoreClient`, from which `VLLMEngine` makes its AsyncLLM. The core connec
 not they to it, so it must know at its start how many there can be. A client that replaces a dead
 one gets the next number: the core's messages to a number wait until a client listens there.
 
+With a `data_parallel_size`, the core is several processes, and each client sends its requests to
+all of them. vLLM's coordinator tells the clients which process has less to do; they learn its
+address from the processes, so a replacement does too.
+
 Written against vLLM 0.25.1 and 0.32.0.
 """
 
@@ -12,7 +16,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -24,6 +28,9 @@ from llmserve.engines.vllm.start_checks import check_host, check_model
 from llmserve.engines.vllm.start_errors import Failure, first_report, install
 from llmserve.errors import ConfigurationError, EngineDead
 from llmserve.models import resolve
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 # vLLM's names for the processes that it starts: its engine cores, and the coordinator that balances
 # several of them.
@@ -68,6 +75,7 @@ class VLLMCore:
         self._at_once = at_once
         self._in_all = in_all
         self._manager: Any = None
+        self._coordinator: Any = None
         self._guard = ProcessGuard()
         self._up = False
 
@@ -88,16 +96,14 @@ class VLLMCore:
             args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
             args._api_process_rank = -1  # noqa: SLF001 - vLLM has no public name for it
             self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-        if self._config.parallel_config.data_parallel_size > 1:
-            raise ConfigurationError("workers cannot share several cores: use --workers 1 with a data_parallel_size above 1")
         paths = [get_open_zmq_ipc_path() for _ in range(2 * self._in_all)]
         self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
 
     @property
     def batch(self) -> tuple[int, int]:
-        """Maximum number of sequences and of tokens in one step."""
-        scheduler = self._config.scheduler_config
-        return int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens)
+        """Maximum number of sequences and of tokens in one step of all its processes."""
+        scheduler, size = self._config.scheduler_config, int(self._config.parallel_config.data_parallel_size)
+        return int(scheduler.max_num_seqs) * size, int(scheduler.max_num_batched_tokens) * size
 
     def launch(self, check: Callable[[], None] = lambda: None) -> None:
         """Start the core and wait until it is up. Raises ConfigurationError or EngineDead.
@@ -115,7 +121,9 @@ class VLLMCore:
                 launch_core_engines(self._config, Executor.get_class(self._config), log_stats=True, addresses=self._addresses)
             )
             # vLLM 0.25 returns a tuple.
-            self._manager = launched[0] if isinstance(launched, tuple) else launched.engine_manager
+            manager, coordinator = launched[:2] if isinstance(launched, tuple) else (launched.engine_manager, launched.coordinator)
+            # vLLM ends a coordinator to which nothing refers.
+            self._manager, self._coordinator = manager, coordinator
         self._up = True
 
     def client(self, index: int) -> CoreClient:
@@ -131,8 +139,10 @@ class VLLMCore:
 
     def check(self) -> None:
         """Raise EngineDead if one of the core's processes has ended."""
-        if self._manager is not None and (ended := self._manager.finished_procs()):
-            name, code = next(iter(ended.items()))
+        ended = {} if self._manager is None else dict(self._manager.finished_procs())
+        if self._coordinator is not None and self._coordinator.proc.exitcode is not None:
+            ended[self._coordinator.proc.name] = self._coordinator.proc.exitcode
+        for name, code in ended.items():
             raise EngineDead(f"vLLM's engine process {name} ended with {code}; its own log says why")
 
     def kill(self) -> None:
@@ -145,7 +155,22 @@ class VLLMCore:
         if self._manager is not None:
             self._manager.shutdown(END_SECONDS)
             self._manager = None
+        if self._coordinator is not None:
+            self._coordinator.shutdown(END_SECONDS)
+            self._coordinator = None
         self._guard.close()
+
+
+async def abort_in_all(llm: "AsyncLLM", request_ids: list[str]) -> None:
+    """Abort requests of any client in all of the core's processes.
+
+    vLLM's own method sends an abort only to the process that has a request of this client.
+    """
+    from vllm.v1.engine import EngineCoreRequestType
+
+    core = llm.engine_core
+    for process in () if llm.errored else core.core_engines:
+        await core._send_input(EngineCoreRequestType.ABORT, request_ids, process)  # noqa: SLF001
 
 
 @contextmanager

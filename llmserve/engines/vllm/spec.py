@@ -43,8 +43,8 @@ class VLLMSpec(EngineSpec):
         check_model(model, args)
 
     def gains_from_workers(self, args: Mapping[str, Any]) -> bool:
-        # Workers cannot share several engine cores, and on a CPU the engine is the limit.
-        return args.get("data_parallel_size", 1) == 1 and vllm_args.has_gpu_build()
+        # On a CPU, the engine is the limit.
+        return vllm_args.has_gpu_build()
 
     def gpus(self, args: Mapping[str, Any]) -> int:
         return workers(args) if vllm_args.has_gpu_build() else 0

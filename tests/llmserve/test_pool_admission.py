@@ -1,0 +1,319 @@
+"""Admission for several engines: a hypothesis state machine, prefixes of prompts, the choice of the engine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from llmserve import SLO
+from llmserve.admission import (
+    AdmissionController,
+    EngineSample,
+    FixedLimit,
+    LateGate,
+    Refusal,
+    Ticket,
+    TicketState,
+)
+from llmserve.admission.pool.policy import PoolPolicy
+from llmserve.admission.pool.prefixes import ENDS, UNKNOWN_CACHE, PrefixIndex, prefix_keys
+
+CACHE = 3000
+# Prompts of which some begin alike.
+PROMPTS = [(group,) * 200 + (number,) * 150 for group in range(3) for number in range(2)]
+PREFIXES = [prefix_keys(prompt) for prompt in PROMPTS]
+
+
+class Starts:
+    """Checks each start but a move: the engine's own policy would not have held the ticket."""
+
+    moving = False
+
+    def check(self, policy, ticket, now):
+        assert self.moving or policy.holds(ticket, now) is None
+
+
+starts = Starts()
+
+
+class CheckedFixed(FixedLimit):
+    def started(self, ticket, now):
+        starts.check(self, ticket, now)
+        super().started(ticket, now)
+
+
+class CheckedLateGate(LateGate):
+    def started(self, ticket, now):
+        starts.check(self, ticket, now)
+        super().started(ticket, now)
+
+
+def policies(name, engines):
+    if name == "fixed":
+        return [CheckedFixed(1 + engine % 3, max_wait=5) for engine in range(engines)]
+    return [CheckedLateGate(SLO(ttft=2.0, tpot=0.05), 3, 600) for _ in range(engines)]
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """A pool of engines, of which any may be suspended. The model holds all open tickets."""
+
+    @initialize(engines=st.integers(1, 5), name=st.sampled_from(["fixed", "lategate"]))
+    def build(self, engines, name):
+        self.policies = policies(name, engines)
+        self.pool = PoolPolicy(self.policies)
+        self.controller = AdmissionController(self.pool, max_waiting=6)
+        self.now = 0.0
+        self.up = set(range(engines))
+        self.steps = [0] * engines
+        self.running, self.waiting, self.ended = [], [], set()
+
+    @property
+    def engines(self):
+        return range(len(self.policies))
+
+    def over(self, tickets):
+        """Check the tickets that stop waiting: each is reported once."""
+        for ticket in tickets:
+            assert ticket not in self.ended
+            self.waiting.remove(ticket)
+            if ticket.state is TicketState.RUNNING:
+                assert ticket.engine in self.up
+                self.running.append(ticket)
+            else:
+                assert ticket.refused.reason in (Refusal.DISPLACED, Refusal.WAITED_TOO_LONG)
+                assert self.up or ticket.refused.reason is Refusal.DISPLACED
+                self.ended.add(ticket)
+
+    @rule(seconds=st.floats(0, 3))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.over(self.controller.pump(self.now))
+
+    @rule(
+        tenant=st.sampled_from("abc"),
+        which=st.integers(0, 5),
+        tokens=st.integers(1, 350),
+        best_effort=st.booleans(),
+        most=st.integers(0, 90),
+    )
+    def offer(self, tenant, which, tokens, best_effort, most):
+        ticket = Ticket(tenant=tenant, best_effort=best_effort)
+        if self.controller.screen(ticket, self.now) is not None:
+            return
+        ticket.prompt_tokens, ticket.max_tokens, ticket.prefix = tokens, most, prefix_keys(PROMPTS[which][:tokens])
+        if self.controller.offer(ticket, self.now) is not None:
+            assert ticket.state is TicketState.DONE
+        elif ticket.state is TicketState.RUNNING:
+            assert ticket.engine in self.up
+            self.running.append(ticket)
+        else:
+            self.waiting.append(ticket)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def a_first_token_comes(self, data):
+        ticket = data.draw(st.sampled_from(self.running))
+        self.over(self.controller.first_token(ticket, self.now))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), complete=st.booleans(), generated=st.integers(0, 90))
+    def a_running_ticket_leaves(self, data, complete, generated):
+        ticket = data.draw(st.sampled_from(self.running))
+        ticket.complete, ticket.generated = complete, generated
+        self.running.remove(ticket)
+        self.ended.add(ticket)
+        self.over(self.controller.leave(ticket, self.now))
+        assert self.controller.leave(ticket, self.now) == []
+
+    @precondition(lambda self: any(ticket.state is TicketState.WAITING for ticket in self.waiting))
+    @rule(data=st.data(), patient=st.booleans())
+    def a_waiting_ticket_leaves_or_gives_up(self, data, patient):
+        ticket = data.draw(st.sampled_from([ticket for ticket in self.waiting if ticket.state is TicketState.WAITING]))
+        if patient:
+            self.waiting.remove(ticket)
+            self.ended.add(ticket)
+            self.over(self.controller.leave(ticket, self.now))
+            return
+        self.now = max(self.now, ticket.expires)
+        refused, over = self.controller.give_up(ticket, self.now)
+        assert self.up or (refused, over) == (None, [])
+        if refused is not None:
+            self.waiting.remove(ticket)
+            self.ended.add(ticket)
+        self.over(over)
+
+    @rule(data=st.data(), moves=st.booleans())
+    def an_engine_dies(self, data, moves):
+        engine = data.draw(st.sampled_from(self.engines))
+        self.controller.suspend(self.now, engine)
+        self.up.discard(engine)
+        if moves:
+            self.move(engine)
+
+    @rule(data=st.data(), emptied=st.booleans())
+    def an_engine_returns(self, data, emptied):
+        engine = data.draw(st.sampled_from(self.engines))
+        self.up.add(engine)
+        if emptied:
+            self.steps[engine] = 0
+        self.over(self.controller.resume(self.now, engine, emptied=emptied))
+
+    @rule(data=st.data())
+    def tickets_of_an_engine_move(self, data):
+        self.move(data.draw(st.sampled_from(self.engines)))
+
+    def move(self, engine):
+        starts.moving = True
+        try:
+            for ticket in [ticket for ticket in self.running if ticket.engine == engine]:
+                self.controller.move(ticket, self.now)
+                # A ticket moves only if its engine is down and another one is up.
+                assert ticket.engine in self.up or not self.up
+                assert ticket.engine == engine or engine not in self.up
+        finally:
+            starts.moving = False
+
+    @rule(data=st.data(), steps=st.integers(1, 40), seconds=st.floats(0.001, 1), kv_usage=st.floats(0, 1))
+    def an_engine_records_steps(self, data, steps, seconds, kv_usage):
+        engine = data.draw(st.sampled_from(self.engines))
+        self.steps[engine] += steps
+        here = sum(ticket.engine == engine for ticket in self.running)
+        sample = EngineSample(
+            engine=engine,
+            steps=self.steps[engine],
+            busy_seconds=seconds * self.steps[engine],
+            kv_usage=kv_usage,
+            kv_tokens=CACHE,
+            running=here,
+        )
+        self.now += seconds
+        self.over(self.controller.record(sample, self.now))
+
+    @invariant()
+    def no_ticket_waits_that_an_engine_would_let_start(self):
+        line = self.controller._line
+        if line:
+            assert all(self.policies[engine].holds(line.head(), self.now) is not None for engine in self.up)
+
+    @invariant()
+    def it_agrees_with_the_model(self):
+        statistics = self.controller.statistics(self.now)
+        waiting = [ticket for ticket in self.waiting if ticket.state is TicketState.WAITING]
+        assert (statistics.running, statistics.waiting) == (len(self.running), len(waiting))
+        for engine, load in enumerate(self.pool.router.loads):
+            assert load.running == sum(ticket.engine == engine for ticket in self.running)
+            assert load.pending >= 0
+        check_index(self.pool.router.prefixes)
+
+    def teardown(self):
+        if not hasattr(self, "policies"):
+            return
+        for ticket in [*self.waiting, *self.running]:
+            self.controller.leave(ticket, self.now)
+        assert (self.controller.statistics(self.now).running, self.controller.statistics(self.now).waiting) == (0, 0)
+        router = self.pool.router
+        assert [(load.running, load.pending) for load in router.loads] == [(0, 0)] * len(self.policies)
+        assert not router._placed
+        assert not any(self.controller.answers._running.values())
+        for policy in self.policies:
+            if isinstance(policy, FixedLimit):
+                assert policy._running == 0
+            else:
+                assert (policy._live, policy._committed, policy._pending) == ({}, 0, 0)
+        for engine in self.engines:
+            router.prefixes.clear(engine)
+        check_index(router.prefixes)
+        assert (router.prefixes._holders, router.prefixes._tokens) == ({}, [0] * len(self.policies))
+
+
+def check_index(index):
+    """Check that the index's sums and its two directions agree, and that no cache is overfull."""
+    for engine, entries in enumerate(index._entries):
+        assert index._tokens[engine] == sum(entries.values()) <= UNKNOWN_CACHE
+        held = {key for key, holders in index._holders.items() if holders >> engine & 1}
+        assert held == {key for key in entries if isinstance(key, int)}
+
+
+TestPool = PoolMachine.TestCase
+
+
+# The beginnings of prompts
+
+
+@given(st.lists(st.integers(0, 3), max_size=400), st.lists(st.integers(0, 3), max_size=200), st.sampled_from(["", "a", "\ud800"]))
+def test_a_prompt_that_begins_with_another_has_its_keys(beginning, more, salt):
+    short, long = prefix_keys(beginning, salt), prefix_keys(beginning + more, salt)
+    assert long[: len(short)] == short
+    assert len(short) == sum(ENDS[index] <= len(beginning) for index in range(10))
+
+
+@given(st.lists(st.integers(0, 3), min_size=64, max_size=300), st.integers(0, 299), st.text(max_size=3), st.text(max_size=3))
+def test_another_token_or_another_salt_changes_all_keys_from_there_on(prompt, place, salt, other):
+    place %= len(prompt)
+    changed = [*prompt[:place], 9, *prompt[place + 1 :]]
+    before = place // 64
+    keys, others = prefix_keys(prompt, salt), prefix_keys(changed, salt)
+    assert keys[:before] == others[:before]
+    assert not set(keys[before:]) & set(others[before:])
+    assert salt == other or not set(keys) & set(prefix_keys(prompt, other))
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(63, 0), (64, 1), (4096, 64), (32_768, 120), (1_000_000, 300)])
+def test_the_number_of_keys_is_bounded(tokens, most):
+    keys = prefix_keys(range(tokens))
+    assert len(keys) <= most
+    # At most an eighth of a prompt, or 63 tokens, has no key.
+    assert tokens - (ENDS[len(keys) - 1] if keys else 0) <= max(63, tokens / 8)
+
+
+def test_keys_are_the_same_in_every_process():
+    code = "from llmserve.admission.pool.prefixes import prefix_keys; print(*prefix_keys(list(range(300)), 'tenant'))"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert found == {" ".join(map(str, prefix_keys(range(300), "tenant"))) + "\n"}
+
+
+def test_an_index_knows_the_longest_beginning_of_each_engine():
+    index = PrefixIndex(3)
+    long, branch = prefix_keys(range(320)), prefix_keys([*range(128), *range(1000, 1192)])
+    index.remember(0, long, 0)
+    index.remember(2, branch, 0)
+    assert sorted(index.cached(long)) == [(0, 320), (2, 128)]
+    assert sorted(index.cached(branch)) == [(0, 128), (2, 320)]
+    assert index.cached(long[:1]) == [(0, 64), (2, 64)]
+    assert index.cached(prefix_keys(range(5, 320))) == index.cached(()) == []
+    index.clear(0)
+    assert index.cached(long) == [(2, 128)]
+
+
+def test_a_full_index_forgets_what_was_used_longest_ago_and_the_ends_of_prompts_first():
+    index = PrefixIndex(1)
+    index.capacity[0] = 512
+    prompts = [prefix_keys([number] * 192) for number in range(3)]
+    for keys in (prompts[0], prompts[1], prompts[0], prompts[2]):
+        index.remember(0, keys, 0)
+    assert index.cached(prompts[0]) == [(0, 192)]
+    assert index.cached(prompts[1]) == [(0, 128)]
+    # What only one prompt has counts too: its end and its answer.
+    index.remember(0, (), 300)
+    assert index._tokens[0] <= 512
+    assert index.cached(prompts[1]) == []
+    check_index(index)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 500)), max_size=60), st.integers(0, 2000))
+def test_an_index_stays_within_the_size_of_the_cache(prompts, capacity):
+    index = PrefixIndex(3)
+    index.capacity = [capacity] * 3
+    for engine, which, rest in prompts:
+        index.remember(engine, PREFIXES[which], rest)
+        assert max(index._tokens) <= capacity
+    check_index(index)

@@ -60,6 +60,7 @@ class LateGate:
     """
 
     name = "lategate"
+    sized = "kv", "tpot"
 
     def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
         self.slo = slo

@@ -1,5 +1,6 @@
 """Admission for several engines: a hypothesis state machine, prefixes of prompts, the choice of the engine."""
 
+import heapq
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from llmserve.admission import (
     Refusal,
     Ticket,
     TicketState,
+    Unlimited,
 )
 from llmserve.admission.pool.policy import PoolPolicy
 from llmserve.admission.pool.prefixes import ENDS, UNKNOWN_CACHE, PrefixIndex, prefix_keys
@@ -317,3 +319,98 @@ def test_an_index_stays_within_the_size_of_the_cache(prompts, capacity):
         index.remember(engine, PREFIXES[which], rest)
         assert max(index._tokens) <= capacity
     check_index(index)
+
+
+# The choice of the engine
+
+
+def pool_of(policies):
+    pool = PoolPolicy(policies)
+    return AdmissionController(pool), pool
+
+
+def offered(controller, now=0.0, **fields):
+    ticket = Ticket(**fields)
+    assert controller.offer(ticket, now) is None
+    return ticket
+
+
+class Later:
+    """Starts further tickets only from second 5 on: its answer changes without any event."""
+
+    name, limit = "later", None
+
+    def __init__(self):
+        self.running = 0
+
+    def holds(self, ticket, now):
+        return "early" if self.running and now < 5 else None
+
+    def started(self, ticket, now):
+        self.running += 1
+
+    def left(self, ticket, now):
+        self.running -= 1
+
+
+def test_a_policy_that_depends_on_the_time_is_asked_again():
+    """A regression: a held ticket waited until a ticket left."""
+    controller, _ = pool_of([Later(), Later()])
+    first, second, third = (offered(controller) for _ in range(3))
+    assert {first.engine, second.engine} == {0, 1}
+    assert third.state is TicketState.WAITING
+    assert controller.pump(4.9) == []
+    assert controller.pump(5.0) == [third]
+
+
+def test_a_ticket_s_prompt_counts_although_it_was_compared_before_it_was_known():
+    """A regression: without an answer, the figures from before the tokenisation were used."""
+    controller, pool = pool_of([LateGate(SLO(ttft=1.0), 4, None), LateGate(SLO(ttft=1.0), 4, None)])
+    keys = prefix_keys(range(640))
+    pool.router.prefixes.remember(1, keys, 0)
+    ticket = Ticket(max_tokens=0)
+    pool.patience(ticket, controller.forecast.state("", 0.0))
+    ticket.prompt_tokens, ticket.prefix = 640, keys
+    assert controller.offer(ticket, 0.0) is None
+    assert ticket.engine == 1
+
+
+def test_a_prompt_goes_where_its_beginning_is_and_elsewhere_when_many_wait_there():
+    controller, _ = pool_of([Unlimited() for _ in range(3)])
+    keys = prefix_keys(range(2048))
+    home = offered(controller, prompt_tokens=2048, prefix=keys).engine
+    assert [offered(controller, prompt_tokens=2100, prefix=keys).engine for _ in range(3)] == [home] * 3
+    # Prompts of other conversations find the engines with the least work.
+    assert {offered(controller, prompt_tokens=4096).engine for _ in range(2)} == {0, 1, 2} - {home}
+    # What is not cached of these prompts keeps an engine busier than to compute the beginning again.
+    assert {offered(controller, prompt_tokens=4096, prefix=keys).engine for _ in range(20)} == {0, 1, 2}
+
+
+def serve(slow, arrivals, interval):
+    """Serve on two engines that compute one prompt after another, the second `slow` times slower."""
+    controller, _ = pool_of([Unlimited(), Unlimited()])
+    free, events, counts, now = [0.0, 0.0], [], [0, 0], 0.0
+    for number in range(arrivals):
+        now += interval
+        while events and events[0][0] <= now:
+            at, _, ticket = heapq.heappop(events)
+            if ticket.generated:
+                ticket.complete = True
+                controller.leave(ticket, at)
+            else:
+                controller.first_token(ticket, at)
+                ticket.generated = 10
+                heapq.heappush(events, (at + 0.01 * (slow if ticket.engine else 1), id(ticket), ticket))
+        ticket = offered(controller, now, prompt_tokens=1000)
+        if number > arrivals / 4:
+            counts[ticket.engine] += 1
+        free[ticket.engine] = max(free[ticket.engine], now) + 0.02 * (slow if ticket.engine else 1)
+        heapq.heappush(events, (free[ticket.engine], id(ticket), ticket))
+    return counts
+
+
+@pytest.mark.parametrize("slow", [1, 2, 4])
+def test_work_goes_to_engines_in_proportion_to_their_speed(slow):
+    """At what both carry together, neither engine falls behind the other."""
+    fast, behind = serve(slow, 2000, 0.02 / (1 + 1 / slow))
+    assert fast / behind == pytest.approx(slow, rel=0.05)

@@ -1,6 +1,6 @@
 """PoolPolicy makes one policy out of a policy for each engine, and grants each ticket to an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 
@@ -12,26 +12,49 @@ from llmserve.admission.ticket import Ticket
 
 @attrs.define
 class _Member:
-    """One engine and its policy.
-
-    `held` are the prompt and answer tokens of a ticket that the policy has held, and `why` is its
-    constraint. They count until something changes in the engine: a larger ticket would be held too,
-    so a full engine is not asked at each arrival.
-    """
+    """One engine's policy, which may predict."""
 
     policy: Policy
     predictor: Predictor
-    held: tuple[int, float] | None = None
-    why: str = ""
 
-    def holds(self, ticket: Ticket, now: float) -> str | None:
-        held = self.held
-        if held is not None and ticket.prompt_tokens >= held[0] and ticket.expected_tokens >= held[1]:
-            return self.why
-        constraint = self.policy.holds(ticket, now)
-        if constraint is not None:
-            self.held, self.why = (ticket.prompt_tokens, ticket.expected_tokens), constraint
-        return constraint
+
+class _Open:
+    """The engines that take tickets and may have room.
+
+    An engine that holds a ticket is not asked again until something changes in it, so a full pool
+    costs no more than a full engine. A policy names in its `sized` the constraints that hold larger
+    tickets too; its others hold every ticket. A policy without `sized` is asked each time.
+    """
+
+    def __init__(self, engines: int) -> None:
+        self.engines = set(range(engines))
+        # The prompt and answer tokens from which an engine holds tickets, and the most of them.
+        self._held: dict[int, tuple[int, float]] = {}
+        self._most = 0, 0.0
+
+    def change(self, engine: int, *, up: bool) -> None:
+        """Note that something changed in an engine, and whether it takes tickets."""
+        self._held.pop(engine, None)
+        if up:
+            self.engines.add(engine)
+        else:
+            self.engines.discard(engine)
+
+    def close(self, engine: int, ticket: Ticket, *, sized: bool) -> None:
+        """Note that an engine holds this ticket, and larger ones if `sized`, or every ticket."""
+        self.engines.discard(engine)
+        size = (ticket.prompt_tokens, ticket.expected_tokens) if sized else (0, 0.0)
+        self._held[engine] = size
+        self._most = max(self._most[0], size[0]), max(self._most[1], size[1])
+
+    def for_ticket(self, ticket: Ticket) -> set[int]:
+        """Return the engines that may let this ticket start."""
+        prompt, expected = ticket.prompt_tokens, ticket.expected_tokens
+        if prompt < self._most[0] or expected < self._most[1]:
+            for engine in [engine for engine, held in self._held.items() if prompt < held[0] or expected < held[1]]:
+                self.change(engine, up=True)
+            self._most = prompt, expected
+        return self.engines
 
 
 class PoolPolicy:
@@ -49,12 +72,15 @@ class PoolPolicy:
         self.members = [_Member(policy, predictor(policy, max_wait)) for policy in policies]
         self.max_wait = max_wait
         self.router = router or Router(len(policies))
-        self._up = tuple(range(len(policies)))
+        self._up = set(range(len(policies)))
+        self._open = _Open(len(policies))
+        self._sized: Collection[str] | None = getattr(policies[0], "sized", None)
+        self._why = "engines"
         # The last ticket that may start, and where.
         self._choice: tuple[Ticket | None, int] = None, 0
-        # The last ticket for which the engines were compared, its expected answer then, and the
-        # predictions; until something but a start changes.
-        self._compared: tuple[Ticket | None, float, list[float]] = None, 0.0, []
+        # The last ticket for which the engines were compared, its tokens then, and the predictions;
+        # until something but a start changes.
+        self._compared: tuple[Ticket | None, tuple[int, float], list[float]] = None, (0, 0.0), []
 
     @property
     def name(self) -> str:
@@ -74,14 +100,14 @@ class PoolPolicy:
 
     def suspend(self, engine: int) -> bool:
         """Start nothing on an engine any more; return whether another engine takes tickets."""
+        self._up.discard(engine)
         self._change(engine)
-        self._up = tuple(other for other in self._up if other != engine)
         return bool(self._up)
 
     def resume(self, engine: int, *, emptied: bool) -> None:
         """Start tickets on an engine again. `emptied` says that its cache is empty: it is a new process."""
+        self._up.add(engine)
         self._change(engine)
-        self._up = tuple(sorted({*self._up, engine}))
         if emptied:
             self.router.prefixes.clear(engine)
 
@@ -95,34 +121,35 @@ class PoolPolicy:
         ticket.complete = False
         self.left(ticket, now)
         ticket.granted = now
-        self._choice = ticket, self._best(ticket)
+        self._choice = ticket, self._best(ticket, self._up)
         self.started(ticket, now)
 
     # The policy
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
-        """Return None if the policy of an engine lets the ticket start, the reason of the best engine otherwise."""
+        """Return None if the policy of an engine lets the ticket start, a reason otherwise."""
         if not self._up:
             return "engines"
-        costs = self._costs(ticket)
-        best = min(self._up, key=costs.__getitem__)
-        constraint = self.members[best].holds(ticket, now)
-        if constraint is None:
-            self._choice = ticket, best
-            return None
-        for engine in sorted(self._up, key=costs.__getitem__):
-            if self.members[engine].holds(ticket, now) is None:
+        if self._sized is None:
+            for engine in self._up:
+                self._open.change(engine, up=True)
+        engines = self._open.for_ticket(ticket)
+        while engines:
+            engine = self._best(ticket, engines)
+            why = self.members[engine].policy.holds(ticket, now)
+            if why is None:
                 self._choice = ticket, engine
                 return None
-        return constraint
+            self._why = why
+            self._open.close(engine, ticket, sized=why in (self._sized or ()))
+        return self._why
 
     def started(self, ticket: Ticket, now: float) -> None:
         """Grant the ticket to the engine that `holds` has just found, or to the best one."""
         chosen, engine = self._choice
-        ticket.engine = engine if chosen is ticket else self._best(ticket)
-        member = self.members[ticket.engine]
-        member.held = None
-        member.policy.started(ticket, now)
+        ticket.engine = engine if chosen is ticket else self._best(ticket, self._up)
+        self._open.change(ticket.engine, up=ticket.engine in self._up)
+        self.members[ticket.engine].policy.started(ticket, now)
         self.router.started(ticket, ticket.engine)
 
     def left(self, ticket: Ticket, now: float) -> float | None:
@@ -157,28 +184,35 @@ class PoolPolicy:
         """Take over the limits of `other`, which has as many engines."""
         for mine, theirs in zip(self.members, other.members, strict=True):
             adopt(mine.policy, theirs.policy, now)
-            mine.predictor, mine.held = predictor(mine.policy, other.max_wait), None
+            mine.predictor = predictor(mine.policy, other.max_wait)
+        for engine in self._up:
+            self._change(engine)
         self.max_wait = other.max_wait
 
     # The choice
 
     def _costs(self, ticket: Ticket) -> list[float]:
         """Return the router's prediction for each engine, computed once for an arrival."""
-        compared, expected, costs = self._compared
-        if compared is not ticket or expected != ticket.expected_tokens:
+        compared, tokens, costs = self._compared
+        now = ticket.prompt_tokens, ticket.expected_tokens
+        if compared is not ticket or tokens != now:
             costs = self.router.predict(ticket)
-            self._compared = ticket, ticket.expected_tokens, costs
+            self._compared = ticket, now, costs
         return costs
 
-    def _best(self, ticket: Ticket) -> int:
-        """Return the engine that would be soonest if none held the ticket."""
-        return min(self._up, key=self._costs(ticket).__getitem__, default=ticket.engine)
+    def _best(self, ticket: Ticket, engines: Collection[int]) -> int:
+        """Return the engine of `engines` that the router prefers."""
+        if len(engines) == 1:
+            return next(iter(engines))
+        costs = self._costs(ticket)
+        first = costs.index(min(costs))
+        return first if first in engines else min(sorted(engines), key=costs.__getitem__)
 
     def _predictor(self, ticket: Ticket) -> Predictor:
-        return self.members[self._best(ticket)].predictor
+        """Return the predictor of the engine that would be best if none held the ticket."""
+        return self.members[self._best(ticket, self._up or range(len(self.members))) if self.uses_lengths else 0].predictor
 
     def _change(self, engine: int) -> _Member:
-        member = self.members[engine]
-        member.held = None
-        self._compared = None, 0.0, []
-        return member
+        self._open.change(engine, up=engine in self._up)
+        self._compared = None, (0, 0.0), []
+        return self.members[engine]

@@ -1,9 +1,10 @@
-"""Predicts which of several engines completes an answer soonest.
+"""Predicts what a ticket costs on each of several engines, in seconds.
 
-The prediction has two parts. The first is the time to the first token: that of the prompt tokens
+The prediction has three parts. The first is the time to the first token: that of the prompt tokens
 which the engine has not computed yet, its own and those of the prompts ahead of it. The second is
-the time of the answer's tokens, which grows with the number of sequences that share each step. Both
-are learned for each engine from the tickets that it has served.
+the time of the answer's tokens, which grows with the number of sequences that share each step. The
+third is what the computing of a prompt costs others, which a cached beginning saves. Both times are
+learned for each engine from the tickets that it has served.
 """
 
 import attrs
@@ -17,6 +18,13 @@ from llmserve.admission.ticket import Ticket
 # one more sequence costs about as much as three prompt tokens.
 ENOUGH = 8
 PROMPT_TOKEN, SEQUENCE = 2e-5, 6e-5
+# What a second of the answer counts against a second until the first token: it is read while it
+# comes, so a wait is worse.
+ANSWER = 0.25
+# A prompt that is computed holds up the prompts behind it and the answers beside it. This is how
+# many seconds of others a second of computing costs; a cached prompt saves them. All latencies of
+# Mooncake's traces are about equal from 1 to 7, and worse with 0 (`python -m benchmarks routing`).
+DELAYED = 3.0
 # A fit whose samples hardly differ has no slope. More work never makes an answer faster, so the
 # slope is at least this part of that of the line through the origin.
 LEAST = 0.1
@@ -94,12 +102,15 @@ class Router:
             self._note(engine)
 
     def predict(self, ticket: Ticket) -> list[float]:
-        """Return for each engine the seconds in which it would complete the ticket's answer."""
-        expected, prompt = ticket.expected_tokens, ticket.prompt_tokens
+        """Return for each engine what the ticket costs there, in seconds. Only differences count."""
+        answer, prompt = ANSWER * ticket.expected_tokens, ticket.prompt_tokens
         loads = zip(self._wait, self._pace, self._token, strict=True)
-        costs = [wait + expected * pace + token * prompt for wait, pace, token in loads]
-        for engine, tokens in self.prefixes.cached(ticket.prefix):
-            costs[engine] -= tokens * self._token[engine]
+        costs = [wait + answer * pace + token * prompt for wait, pace, token in loads]
+        found = self.prefixes.cached(ticket.prefix)
+        if found:
+            others = DELAYED * sum(self._token) / len(self._token)
+            for engine, tokens in found:
+                costs[engine] -= tokens * (self._token[engine] + others)
         return costs
 
     # Observations

@@ -57,6 +57,9 @@ class _Open:
         return self.engines
 
 
+_NEVER: tuple[Ticket | None, int, float, list[float], int] = None, 0, 0.0, [], 0
+
+
 class PoolPolicy:
     """A policy for several engines, which satisfies `Policy` and `Predictor`.
 
@@ -78,9 +81,9 @@ class PoolPolicy:
         self._why = "engines"
         # The last ticket that may start, and where.
         self._choice: tuple[Ticket | None, int] = None, 0
-        # The last ticket for which the engines were compared, its tokens then, and the predictions;
-        # until something but a start changes.
-        self._compared: tuple[Ticket | None, tuple[int, float], list[float]] = None, (0, 0.0), []
+        # The last ticket for which the engines were compared, its tokens then, the predictions and
+        # the least of them; until something but a start changes.
+        self._compared: tuple[Ticket | None, int, float, list[float], int] = _NEVER
 
     @property
     def name(self) -> str:
@@ -191,21 +194,15 @@ class PoolPolicy:
 
     # The choice
 
-    def _costs(self, ticket: Ticket) -> list[float]:
-        """Return the router's prediction for each engine, computed once for an arrival."""
-        compared, tokens, costs = self._compared
-        now = ticket.prompt_tokens, ticket.expected_tokens
-        if compared is not ticket or tokens != now:
-            costs = self.router.predict(ticket)
-            self._compared = ticket, now, costs
-        return costs
-
     def _best(self, ticket: Ticket, engines: Collection[int]) -> int:
-        """Return the engine of `engines` that the router prefers."""
+        """Return the engine of `engines` that the router prefers. An arrival is compared once."""
         if len(engines) == 1:
             return next(iter(engines))
-        costs = self._costs(ticket)
-        first = costs.index(min(costs))
+        compared, prompt, expected, costs, first = self._compared
+        if compared is not ticket or prompt != ticket.prompt_tokens or expected != ticket.expected_tokens:
+            costs = self.router.predict(ticket)
+            first = costs.index(min(costs))
+            self._compared = ticket, ticket.prompt_tokens, ticket.expected_tokens, costs, first
         return first if first in engines else min(sorted(engines), key=costs.__getitem__)
 
     def _predictor(self, ticket: Ticket) -> Predictor:
@@ -214,5 +211,5 @@ class PoolPolicy:
 
     def _change(self, engine: int) -> _Member:
         self._open.change(engine, up=engine in self._up)
-        self._compared = None, (0, 0.0), []
+        self._compared = _NEVER
         return self.members[engine]

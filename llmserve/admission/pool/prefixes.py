@@ -7,6 +7,7 @@ is a hash of all its tokens. Beginnings end at fixed places: every 64 tokens up 
 """
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -14,33 +15,24 @@ from collections.abc import Iterator, Sequence
 STEP = 64
 # After so many steps the steps get longer, by `LONGER`.
 STEPS, LONGER = 64, 8
+# No prompt has more tokens.
+LONGEST = 1 << 30
 # The size of a cache that an engine does not report, in tokens.
 UNKNOWN_CACHE = 1 << 20
 
 
 def _ends() -> Iterator[int]:
     end, step = 0, STEP
-    while True:
+    while end < LONGEST:
         while end < STEPS * step:
             end += step
             yield end
         step *= LONGER
 
 
-class _Ends:
-    """The ends of beginnings in tokens, computed as far as they are needed."""
-
-    def __init__(self) -> None:
-        self._more = _ends()
-        self._known: list[int] = []
-
-    def __getitem__(self, index: int) -> int:
-        while len(self._known) <= index:
-            self._known.append(next(self._more))
-        return self._known[index]
-
-
-ENDS = _Ends()
+# The ends of the beginnings in tokens, and how many tokens each has more than the one before.
+ENDS = tuple(_ends())
+SIZES = tuple(end - before for before, end in itertools.pairwise((0, *ENDS)))
 
 
 def prefix_keys(token_ids: Sequence[int], salt: str = "") -> tuple[int, ...]:
@@ -52,8 +44,10 @@ def prefix_keys(token_ids: Sequence[int], salt: str = "") -> tuple[int, ...]:
     key = int.from_bytes(hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=7).digest())
     keys: list[int] = []
     begin, length = 0, len(token_ids)
-    while (end := ENDS[len(keys)]) <= length:
-        key = hash((key, tuple(token_ids[begin:end])))
+    for end in ENDS:
+        if end > length:
+            break
+        key = hash((key, *token_ids[begin:end]))
         keys.append(key)
         begin = end
     return tuple(keys)
@@ -78,24 +72,37 @@ class PrefixIndex:
     def cached(self, prefix: Sequence[int]) -> list[tuple[int, int]]:
         """Return the engines that have the beginning of a prompt with these keys, and how many tokens."""
         found: list[tuple[int, int]] = []
-        holders = self._holders.get(prefix[0], 0) if prefix else 0
+        get = self._holders.get
+        holders = get(prefix[0], 0) if prefix else 0
         length = 1
         while holders:
-            longer = self._holders.get(prefix[length], 0) & holders if length < len(prefix) else 0
+            longer = get(prefix[length], 0) & holders if length < len(prefix) else 0
             if longer != holders:
-                found.extend((engine, ENDS[length - 1]) for engine in _bits(holders & ~longer))
+                tokens, left = ENDS[length - 1], holders & ~longer
+                while left:
+                    low = left & -left
+                    found.append((low.bit_length() - 1, tokens))
+                    left ^= low
             holders = longer
             length += 1
         return found
 
     def remember(self, engine: int, prefix: Sequence[int], rest: int) -> None:
         """Note that an engine computes a prompt with these keys, and `rest` more tokens."""
+        entries, bit, holders = self._entries[engine], 1 << engine, self._holders
         self._rests += 1
-        self._enter(engine, (self._rests,), rest)
+        entries[(self._rests,)] = rest
+        added = rest
         # The longest beginning comes first, because an engine gives up the end of a prompt first.
         for index in range(len(prefix) - 1, -1, -1):
-            self._enter(engine, prefix[index], ENDS[index] - (ENDS[index - 1] if index else 0))
-        entries = self._entries[engine]
+            key = prefix[index]
+            if key in entries:
+                entries.move_to_end(key)
+            else:
+                entries[key] = SIZES[index]
+                added += SIZES[index]
+                holders[key] = holders.get(key, 0) | bit
+        self._tokens[engine] += added
         while self._tokens[engine] > self.capacity[engine] and entries:
             self._forget(engine, *entries.popitem(last=False))
 
@@ -105,16 +112,6 @@ class PrefixIndex:
         while entries:
             self._forget(engine, *entries.popitem())
 
-    def _enter(self, engine: int, key: int | tuple[int], tokens: int) -> None:
-        entries = self._entries[engine]
-        if key in entries:
-            entries.move_to_end(key)
-            return
-        entries[key] = tokens
-        self._tokens[engine] += tokens
-        if isinstance(key, int):
-            self._holders[key] = self._holders.get(key, 0) | 1 << engine
-
     def _forget(self, engine: int, key: int | tuple[int], tokens: int) -> None:
         self._tokens[engine] -= tokens
         if isinstance(key, int):
@@ -123,11 +120,3 @@ class PrefixIndex:
                 self._holders[key] = left
             else:
                 del self._holders[key]
-
-
-def _bits(number: int) -> Iterator[int]:
-    """Iterate over the positions of the bits that are set."""
-    while number:
-        low = number & -number
-        yield low.bit_length() - 1
-        number ^= low

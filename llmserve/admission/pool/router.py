@@ -98,6 +98,8 @@ class Router:
         self._pace = [0.0] * engines
         self._token = [0.0] * engines
         self._placed: dict[Ticket, _Placed] = {}
+        # The last ticket that was predicted, and who has its beginnings; until one starts.
+        self._looked: tuple[Ticket | None, list[tuple[int, int]]] = None, []
         for engine in range(engines):
             self._note(engine)
 
@@ -106,7 +108,7 @@ class Router:
         answer, prompt = ANSWER * ticket.expected_tokens, ticket.prompt_tokens
         loads = zip(self._wait, self._pace, self._token, strict=True)
         costs = [wait + answer * pace + token * prompt for wait, pace, token in loads]
-        found = self.prefixes.cached(ticket.prefix)
+        self._looked = ticket, (found := self.prefixes.cached(ticket.prefix))
         if found:
             others = DELAYED * sum(self._token) / len(self._token)
             for engine, tokens in found:
@@ -117,7 +119,11 @@ class Router:
 
     def started(self, ticket: Ticket, engine: int) -> None:
         load = self.loads[engine]
-        held = next((tokens for holder, tokens in self.prefixes.cached(ticket.prefix) if holder == engine), 0)
+        looked, found = self._looked
+        if looked is not ticket:
+            found = self.prefixes.cached(ticket.prefix)
+        self._looked = None, []
+        held = next((tokens for holder, tokens in found if holder == engine), 0)
         # The engine computes the last token in any case.
         fresh = max(1.0, ticket.prompt_tokens - held)
         self._placed[ticket] = _Placed(fresh, load.pending + fresh, load.running + 1)

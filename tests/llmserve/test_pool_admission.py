@@ -21,7 +21,7 @@ from llmserve.admission import (
     TicketState,
     Unlimited,
 )
-from llmserve.admission.pool.policy import PoolPolicy
+from llmserve.admission.pool.policy import FEW, PoolPolicy
 from llmserve.admission.pool.prefixes import ENDS, UNKNOWN_CACHE, PrefixIndex, prefix_keys
 
 CACHE = 3000
@@ -414,3 +414,56 @@ def test_work_goes_to_engines_in_proportion_to_their_speed(slow):
     """At what both carry together, neither engine falls behind the other."""
     fast, behind = serve(slow, 2000, 0.02 / (1 + 1 / slow))
     assert fast / behind == pytest.approx(slow, rel=0.05)
+
+
+# Which ticket starts on a free engine
+
+
+def full_pool(*prompts):
+    """Return a pool of two engines that are full and have one prompt's beginning each, and their tickets."""
+    controller, _ = pool_of([FixedLimit(1), FixedLimit(1)])
+    return controller, [offered(controller, prompt_tokens=640, prefix=prefix_keys(prompt)) for prompt in prompts]
+
+
+BOOKS = [list(range(1000 * number, 1000 * number + 640)) for number in range(3)]
+
+
+def test_a_free_engine_takes_the_first_ticket_whose_beginning_it_has():
+    controller, running = full_pool(BOOKS[0], BOOKS[1])
+    new, other, same = (offered(controller, prompt_tokens=640, prefix=prefix_keys(BOOKS[number])) for number in (2, 1, 0))
+    assert controller.leave(running[0], 1.0) == [same]
+    assert same.engine == running[0].engine
+    assert controller.leave(running[1], 1.0) == [other]
+    assert controller.leave(same, 2.0) == [new]
+
+
+def test_a_ticket_is_overtaken_by_few_and_by_no_other_tenant():
+    controller, running = full_pool(BOOKS[0], BOOKS[1])
+    head = offered(controller, tenant="a", prompt_tokens=640, prefix=prefix_keys(BOOKS[2]))
+    foreign = offered(controller, tenant="b", prompt_tokens=640, prefix=prefix_keys(BOOKS[0]))
+    assert controller.leave(running[0], 1.0) == [head]
+    assert controller.leave(running[1], 1.0) == [foreign]
+    controller, running = full_pool(BOOKS[0], BOOKS[1])
+    head = offered(controller, prompt_tokens=640, prefix=prefix_keys(BOOKS[2]))
+    last = running[0]
+    for overtakes in range(20):
+        offered(controller, prompt_tokens=640, prefix=prefix_keys(BOOKS[0]))
+        (last,) = controller.leave(last, float(overtakes))
+        if last is head:
+            break
+    assert (last, overtakes, head.overtaken) == (head, FEW, FEW)
+
+
+def test_lategate_counts_only_the_prompt_tokens_that_an_engine_must_compute():
+    controller, _ = pool_of([LateGate(SLO(ttft=100.0), 8, 1000), LateGate(SLO(ttft=100.0), 8, 1000)])
+    prefix = prefix_keys(range(2048))
+    tickets = [offered(controller, prompt_tokens=2048, prefix=prefix) for _ in range(4)]
+    # The first prompt closes its engine for a step; the next one goes to the other engine.
+    assert [ticket.state for ticket in tickets] == [TicketState.RUNNING] * 2 + [TicketState.WAITING] * 2
+    assert controller.first_token(tickets[0], 1.0) == tickets[2:]
+    assert {ticket.engine for ticket in tickets[2:]} == {tickets[0].engine}
+    for policy in controller.policy.members:
+        assert policy.policy._pending <= 2048
+    for ticket in tickets:
+        controller.leave(ticket, 2.0)
+    assert [member.policy._pending for member in controller.policy.members] == [0, 0]

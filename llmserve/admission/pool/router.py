@@ -115,15 +115,19 @@ class Router:
                 costs[engine] -= tokens * (self._token[engine] + others)
         return costs
 
+    def cached(self, ticket: Ticket, engine: int) -> int:
+        """Return how many of the ticket's prompt tokens the engine's cache is expected to have."""
+        looked, found = self._looked
+        if looked is not ticket:
+            self._looked = ticket, (found := self.prefixes.cached(ticket.prefix))
+        return next((tokens for holder, tokens in found if holder == engine), 0)
+
     # Observations
 
     def started(self, ticket: Ticket, engine: int) -> None:
         load = self.loads[engine]
-        looked, found = self._looked
-        if looked is not ticket:
-            found = self.prefixes.cached(ticket.prefix)
+        held = self.cached(ticket, engine)
         self._looked = None, []
-        held = next((tokens for holder, tokens in found if holder == engine), 0)
         # The engine computes the last token in any case.
         fresh = max(1.0, ticket.prompt_tokens - held)
         self._placed[ticket] = _Placed(fresh, load.pending + fresh, load.running + 1)

@@ -15,7 +15,7 @@ from benchmarks.overload.world import World
 from benchmarks.workload.traces import MOONCAKE_BLOCK, Arrival
 from llmserve.admission import AdmissionController, FixedLimit, LateGate, Policy, Tenants, Ticket
 from llmserve.admission.pool.policy import PoolPolicy
-from llmserve.admission.pool.prefixes import PrefixIndex, prefix_keys
+from llmserve.admission.pool.prefixes import STEP, PrefixIndex, bits, prefix_keys
 from llmserve.admission.pool.router import Router
 from llmserve.config import SLO, TenantLimits, TenantTable
 
@@ -33,8 +33,8 @@ DEMANDS = {"modest": (1.0, 1.0), "steady": (1.0, 2.0), "gold": (2.0, 2.0), "floo
 class LeastLoad(Router):
     """Chooses the engine with the fewest running requests."""
 
-    def predict(self, ticket: Ticket) -> list[float]:
-        return [float(load.running) for load in self.loads]
+    def best(self, ticket: Ticket, among: int) -> int:
+        return min(bits(among), key=lambda engine: self.loads[engine].running)
 
 
 class RoundRobin(Router):
@@ -42,9 +42,8 @@ class RoundRobin(Router):
 
     _next = 0
 
-    def predict(self, ticket: Ticket) -> list[float]:
-        count = len(self.loads)
-        return [float((engine - self._next) % count) for engine in range(count)]
+    def best(self, ticket: Ticket, among: int) -> int:
+        return min(bits(among), key=lambda engine: (engine - self._next) % len(self.loads))
 
     def started(self, ticket: Ticket, engine: int) -> None:
         self._next = engine + 1
@@ -59,7 +58,7 @@ class RealCaches(PrefixIndex):
         self._engines = engines
 
     def cached(self, prefix: Sequence[int]) -> list[tuple[int, int]]:
-        return [(engine.number, tokens) for engine in self._engines if (tokens := engine.cached(prefix))]
+        return [(1 << engine.number, tokens) for engine in self._engines if (tokens := engine.cached(prefix))]
 
     def remember(self, engine: int, prefix: Sequence[int], rest: int) -> None:
         """Do nothing: the engine remembers."""
@@ -109,7 +108,7 @@ def unshared(count: int, seed: int) -> list[Request]:
     prompt, output = UNIFORM
     times = arrivals(1.0, 0.0, math.inf, seed)
     salt = random.Random(f"unshared {seed}")
-    keys = [tuple(salt.getrandbits(60) for _ in range(prompt // 64)) for _ in range(count)]
+    keys = [tuple(salt.getrandbits(60) for _ in range(prompt // STEP)) for _ in range(count)]
     return [Request(number, next(times), 0, prompt, output, prefix=keys[number]) for number in range(count)]
 
 

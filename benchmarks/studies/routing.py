@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import Arguments, add_out, keep, numbers, positive, say
+from benchmarks.overload import cost
 from benchmarks.overload.routing import CONTENDERS, capacity, of_trace, play, shares, unshared
 from benchmarks.overload.tables import markdown, percent
 from benchmarks.overload.traffic import Request
@@ -25,6 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--policy", choices=("fixed", "lategate"), default="fixed", help="policy of each engine (default: %(default)s)")
     words = "also the shares of four tenants with 10,000 streams on this many engines (default: none)"
     command.add_argument("--tenants-on", type=positive(int), metavar="ENGINES", help=words)
+    command.add_argument("--cost", action="store_true", help="also the CPU time of an arrival with 1, 8 and 64 engines")
     add_out(command)
 
 
@@ -44,6 +46,11 @@ def run(given: Arguments) -> int:
     if given.tenants_on:
         found["shares"] = shares(given.tenants_on, 10_000, 40_000)
         print(f"\nStarts relative to the fair share: {', '.join(f'{name} {share:.3f}' for name, share in found['shares'].items())}")
+    if given.cost:
+        found["pools"] = cost.pools()
+        found["keys"] = {str(tokens): cost.keys(tokens) for tokens in (500, 8000)}
+        print(f"\n{pools_table(found['pools'])}\n")
+        print(f"Keys of a prompt: {', '.join(f'{tokens} tokens {micros:.0f} us' for tokens, micros in found['keys'].items())}")
     keep(found, given.out)
     return 0
 
@@ -53,6 +60,14 @@ def _trace(path: Path, limit: int | None) -> list[Request]:
     if not any(arrival.blocks for arrival in trace):
         raise ConfigurationError(f"{path}: the trace has no ids of blocks, so its prompts share nothing")
     return of_trace(trace, 1)
+
+
+def pools_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["policy", "load", *(f"{engines} engine{'s' * (engines > 1)}" for engines in rows[0]["micros"]), "growth"]
+    lines = [
+        [row["policy"], row["load"], *(f"{micros:.0f} us" for micros in row["micros"].values()), f"{row['growth']:.2f}"] for row in rows
+    ]
+    return markdown(head, lines)
 
 
 def routing_table(rows: Sequence[Mapping[str, Any]]) -> str:

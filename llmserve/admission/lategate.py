@@ -257,9 +257,9 @@ class LateGate:
             longest = min(longest, max(0.0, 0.8 * self.slo.ttft - self._prefill.a) / self._prefill.b)
         return int(longest)
 
-    def _size(self, ticket: Ticket) -> float:
+    def _size(self, ticket: Ticket, cached: int = 0) -> float:
         """Return the prompt tokens for which there must be room to let the ticket in."""
-        return max(ticket.prompt_tokens, self.reserve.share * self._long_prompt())
+        return max(ticket.prompt_tokens - cached, self.reserve.share * self._long_prompt())
 
     def _step_with(self, ticket: Ticket) -> float:
         """Return the mean step time with this ticket, extrapolated from the measured time."""
@@ -272,7 +272,7 @@ class LateGate:
         # the number of sequences.
         slope = min(self._step.b, step / mean) if mean else 0.0
         more = slope * (len(self._live) + 1 - mean)
-        prompts = self._prefill.b * (self._pending + self._size(ticket) - ticket.cached_tokens) / max(recent.steps, 1.0)
+        prompts = self._prefill.b * (self._pending + self._size(ticket, ticket.cached_tokens)) / max(recent.steps, 1.0)
         return step + more + prompts
 
     def _lacks_room(self, ticket: Ticket) -> bool:

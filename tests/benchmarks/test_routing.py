@@ -8,10 +8,12 @@ from collections import Counter
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.overload import routing
+from benchmarks.overload import cost, routing
 from benchmarks.overload.engine import EngineSize, Sequence, StepEngine
 from benchmarks.overload.laws import H200_1_5B
+from benchmarks.studies.routing import pools_table
 from benchmarks.workload.traces import Arrival
+from llmserve.admission.pool.prefixes import STEP
 
 
 def engine_of(kv_tokens):
@@ -63,7 +65,7 @@ def test_prompts_of_a_trace_share_keys_as_far_as_their_blocks():
     found = {request.number: request for request in routing.of_trace(trace, 1)}
     assert found[0].blocks == ((7, 512), (8, 512), (9, 64))
     assert found[3].blocks == ()
-    assert len(set(found[0].prefix) & set(found[1].prefix)) == 1024 // 64
+    assert len(set(found[0].prefix) & set(found[1].prefix)) == 1024 // STEP
     assert not set(found[0].prefix) & set(found[2].prefix)
     # The requests of one time are spread up to the next.
     assert 0 < found[0].due < 3
@@ -129,6 +131,30 @@ def test_lategate_on_several_engines_refuses_under_overload_and_meets_the_slo():
     admitted = [request for request in played.requests if request.first is not None]
     assert 0.2 < len(admitted) / len(requests) < 0.95
     assert played.figures()["met"] * len(requests) > 0.97 * len(admitted)
+
+
+def test_the_cost_of_an_arrival_is_measured_in_turns(monkeypatch):
+    monkeypatch.setattr(cost, "ARRIVALS", 20)
+    rows = cost.pools(engines=(1, 3), rounds=2)
+    assert [(row["policy"], row["load"]) for row in rows] == [
+        (name, load) for name in ("fixed", "lategate") for load in ("light", "full queue")
+    ]
+    assert all(set(row["micros"]) == {1, 3} and row["growth"] > 0 for row in rows)
+    lines = pools_table(rows).splitlines()
+    assert lines[0] == "| policy | load | 1 engine | 3 engines | growth |"
+    assert cost.keys(500) > 0
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("policy", ["fixed", "lategate"])
+def test_the_load_of_that_measurement_is_steady(policy, full):
+    pool = cost.Pool.under_load(policy, 3, full=full)
+    before = pool.controller.statistics(pool.now)
+    pool.serve(pool.tickets(50))
+    after = pool.controller.statistics(pool.now)
+    assert before.running + before.waiting == after.running + after.waiting
+    assert (after.waiting > 100) == full
+    assert not after.refused
 
 
 def test_the_command_compares_the_routers_on_each_trace(tmp_path, capsys):

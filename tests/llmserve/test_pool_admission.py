@@ -1,6 +1,7 @@
 """Admission for several engines: a hypothesis state machine, prefixes of prompts, the choice of the engine."""
 
 import heapq
+import itertools
 import os
 import subprocess
 import sys
@@ -22,11 +23,11 @@ from llmserve.admission import (
     Unlimited,
 )
 from llmserve.admission.pool.policy import FEW, PoolPolicy
-from llmserve.admission.pool.prefixes import ENDS, UNKNOWN_CACHE, PrefixIndex, prefix_keys
+from llmserve.admission.pool.prefixes import ENDS, STEP, UNKNOWN_CACHE, PrefixIndex, prefix_keys
 
-CACHE = 3000
+CACHE = 6000
 # Prompts of which some begin alike.
-PROMPTS = [(group,) * 200 + (number,) * 150 for group in range(3) for number in range(2)]
+PROMPTS = [(group,) * 400 + (number,) * 300 for group in range(3) for number in range(2)]
 PREFIXES = [prefix_keys(prompt) for prompt in PROMPTS]
 
 
@@ -98,7 +99,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         tenant=st.sampled_from("abc"),
         which=st.integers(0, 5),
-        tokens=st.integers(1, 350),
+        tokens=st.integers(1, 700),
         best_effort=st.booleans(),
         most=st.integers(0, 90),
     )
@@ -238,6 +239,9 @@ def check_index(index):
         assert index._tokens[engine] == sum(entries.values()) <= UNKNOWN_CACHE
         held = {key for key, holders in index._holders.items() if holders >> engine & 1}
         assert held == {key for key in entries if isinstance(key, int)}
+    for prefix in PREFIXES:
+        # An engine that has a beginning has the shorter ones too.
+        assert all(longer & ~shorter == 0 for shorter, longer in itertools.pairwise(index._holders.get(key, 0) for key in prefix))
 
 
 TestPool = PoolMachine.TestCase
@@ -246,67 +250,67 @@ TestPool = PoolMachine.TestCase
 # The beginnings of prompts
 
 
-@given(st.lists(st.integers(0, 3), max_size=400), st.lists(st.integers(0, 3), max_size=200), st.sampled_from(["", "a", "\ud800"]))
+@given(st.lists(st.integers(0, 3), max_size=800), st.lists(st.integers(0, 3), max_size=400), st.sampled_from(["", "a", "\ud800"]))
 def test_a_prompt_that_begins_with_another_has_its_keys(beginning, more, salt):
     short, long = prefix_keys(beginning, salt), prefix_keys(beginning + more, salt)
     assert long[: len(short)] == short
     assert len(short) == sum(ENDS[index] <= len(beginning) for index in range(10))
 
 
-@given(st.lists(st.integers(0, 3), min_size=64, max_size=300), st.integers(0, 299), st.text(max_size=3), st.text(max_size=3))
+@given(st.lists(st.integers(0, 3), min_size=STEP, max_size=600), st.integers(0, 599), st.text(max_size=3), st.text(max_size=3))
 def test_another_token_or_another_salt_changes_all_keys_from_there_on(prompt, place, salt, other):
     place %= len(prompt)
     changed = [*prompt[:place], 9, *prompt[place + 1 :]]
-    before = place // 64
+    before = place // STEP
     keys, others = prefix_keys(prompt, salt), prefix_keys(changed, salt)
     assert keys[:before] == others[:before]
     assert not set(keys[before:]) & set(others[before:])
     assert salt == other or not set(keys) & set(prefix_keys(prompt, other))
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(63, 0), (64, 1), (4096, 64), (32_768, 120), (1_000_000, 300)])
+@pytest.mark.parametrize(("tokens", "most"), [(127, 0), (128, 1), (8192, 64), (65_536, 120), (1_000_000, 300)])
 def test_the_number_of_keys_is_bounded(tokens, most):
     keys = prefix_keys(range(tokens))
     assert len(keys) <= most
-    # At most an eighth of a prompt, or 63 tokens, has no key.
-    assert tokens - (ENDS[len(keys) - 1] if keys else 0) <= max(63, tokens / 8)
+    # At most an eighth of a prompt, or less than a step, has no key.
+    assert tokens - (ENDS[len(keys) - 1] if keys else 0) <= max(STEP - 1, tokens / 8)
 
 
 def test_keys_are_the_same_in_every_process():
-    code = "from llmserve.admission.pool.prefixes import prefix_keys; print(*prefix_keys(list(range(300)), 'tenant'))"
+    code = "from llmserve.admission.pool.prefixes import prefix_keys; print(*prefix_keys(list(range(700)), 'tenant'))"
     found = {
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True
         ).stdout
         for seed in ("1", "2")
     }
-    assert found == {" ".join(map(str, prefix_keys(range(300), "tenant"))) + "\n"}
+    assert found == {" ".join(map(str, prefix_keys(range(700), "tenant"))) + "\n"}
 
 
 def test_an_index_knows_the_longest_beginning_of_each_engine():
     index = PrefixIndex(3)
-    long, branch = prefix_keys(range(320)), prefix_keys([*range(128), *range(1000, 1192)])
+    long, branch = prefix_keys(range(5 * STEP)), prefix_keys([*range(2 * STEP), *range(10**4, 10**4 + 3 * STEP)])
     index.remember(0, long, 0)
     index.remember(2, branch, 0)
-    assert sorted(index.cached(long)) == [(0, 320), (2, 128)]
-    assert sorted(index.cached(branch)) == [(0, 128), (2, 320)]
-    assert index.cached(long[:1]) == [(0, 64), (2, 64)]
-    assert index.cached(prefix_keys(range(5, 320))) == index.cached(()) == []
+    assert index.cached(long) == [(0b100, 2 * STEP), (0b001, 5 * STEP)]
+    assert index.cached(branch) == [(0b001, 2 * STEP), (0b100, 5 * STEP)]
+    assert index.cached(long[:1]) == [(0b101, STEP)]
+    assert index.cached(prefix_keys(range(5, 5 * STEP))) == index.cached(()) == []
     index.clear(0)
-    assert index.cached(long) == [(2, 128)]
+    assert index.cached(long) == [(0b100, 2 * STEP)]
 
 
 def test_a_full_index_forgets_what_was_used_longest_ago_and_the_ends_of_prompts_first():
     index = PrefixIndex(1)
-    index.capacity[0] = 512
-    prompts = [prefix_keys([number] * 192) for number in range(3)]
+    index.capacity[0] = 8 * STEP
+    prompts = [prefix_keys([number] * 3 * STEP) for number in range(3)]
     for keys in (prompts[0], prompts[1], prompts[0], prompts[2]):
         index.remember(0, keys, 0)
-    assert index.cached(prompts[0]) == [(0, 192)]
-    assert index.cached(prompts[1]) == [(0, 128)]
+    assert index.cached(prompts[0]) == [(1, 3 * STEP)]
+    assert index.cached(prompts[1]) == [(1, 2 * STEP)]
     # What only one prompt has counts too: its end and its answer.
-    index.remember(0, (), 300)
-    assert index._tokens[0] <= 512
+    index.remember(0, (), 5 * STEP)
+    assert index._tokens[0] <= 8 * STEP
     assert index.cached(prompts[1]) == []
     check_index(index)
 
@@ -452,6 +456,16 @@ def test_a_ticket_is_overtaken_by_few_and_by_no_other_tenant():
         if last is head:
             break
     assert (last, overtakes, head.overtaken) == (head, FEW, FEW)
+
+
+def test_a_ticket_whose_patience_has_ended_overtakes_none():
+    """It is refused when it is at the head."""
+    controller, running = full_pool(BOOKS[0], BOOKS[1])
+    head, same = (offered(controller, prompt_tokens=640, prefix=prefix_keys(BOOKS[number])) for number in (2, 0))
+    head.expires, same.expires = 10.0, 1.0
+    assert controller.leave(running[0], 2.0) == [head, same]
+    assert head.state is TicketState.RUNNING
+    assert same.refused.reason is Refusal.WAITED_TOO_LONG
 
 
 def test_lategate_counts_only_the_prompt_tokens_that_an_engine_must_compute():

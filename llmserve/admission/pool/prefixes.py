@@ -2,8 +2,8 @@
 
 An engine keeps what it has computed of a prompt in its prefix cache, block by block. Another prompt
 with the same beginning is then answered sooner by the same engine. A beginning has one key, which
-is a hash of all its tokens. Beginnings end at fixed places: every 64 tokens up to 4,096, then every
-512 up to 32,768, and so on, so that the number of keys stays below 300 for a million tokens.
+is a hash of all its tokens. Beginnings end at fixed places: every 128 tokens up to 8,192, then every
+1,024 up to 65,536, and so on, so that the number of keys stays below 300 for a million tokens.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 # The first beginning has this many tokens. A shorter one is not worth a detour.
-STEP = 64
+STEP = 128
 # After so many steps the steps get longer, by `LONGER`.
 STEPS, LONGER = 64, 8
 # No prompt has more tokens.
@@ -70,22 +70,21 @@ class PrefixIndex:
         self._rests = 0
 
     def cached(self, prefix: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the engines that have the beginning of a prompt with these keys, and how many tokens."""
-        found: list[tuple[int, int]] = []
-        get = self._holders.get
-        holders = get(prefix[0], 0) if prefix else 0
-        length = 1
-        while holders:
-            longer = get(prefix[length], 0) & holders if length < len(prefix) else 0
-            if longer != holders:
-                tokens, left = ENDS[length - 1], holders & ~longer
-                while left:
-                    low = left & -left
-                    found.append((low.bit_length() - 1, tokens))
-                    left ^= low
-            holders = longer
-            length += 1
-        return found
+        """Return (engines, tokens) pairs: the engines, as bits, that have so much of a prompt, and no more.
+
+        The prompt is one with these keys.
+        """
+        # An engine that has a beginning has the shorter ones too.
+        holders = list(map(self._holders.get, prefix))
+        if not holders or holders[0] is None:
+            return []
+        if holders[0] == holders[-1]:
+            return [(holders[0], ENDS[len(holders) - 1])]
+        return [
+            (shorter & ~(longer or 0), ENDS[index])
+            for index, (shorter, longer) in enumerate(itertools.pairwise((*holders, 0)))
+            if shorter and shorter != longer
+        ]
 
     def remember(self, engine: int, prefix: Sequence[int], rest: int) -> None:
         """Note that an engine computes a prompt with these keys, and `rest` more tokens."""
@@ -94,13 +93,12 @@ class PrefixIndex:
         entries[(self._rests,)] = rest
         added = rest
         # The longest beginning comes first, because an engine gives up the end of a prompt first.
-        for index in range(len(prefix) - 1, -1, -1):
-            key = prefix[index]
+        for key, size in zip(reversed(prefix), reversed(SIZES[: len(prefix)]), strict=True):
             if key in entries:
                 entries.move_to_end(key)
             else:
-                entries[key] = SIZES[index]
-                added += SIZES[index]
+                entries[key] = size
+                added += size
                 holders[key] = holders.get(key, 0) | bit
         self._tokens[engine] += added
         while self._tokens[engine] > self.capacity[engine] and entries:
@@ -120,3 +118,11 @@ class PrefixIndex:
                 self._holders[key] = left
             else:
                 del self._holders[key]
+
+
+def bits(engines: int) -> Iterator[int]:
+    """Iterate over the engines of a set that is written as bits."""
+    while engines:
+        low = engines & -engines
+        yield low.bit_length() - 1
+        engines ^= low

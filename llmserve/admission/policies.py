@@ -107,6 +107,7 @@ class Unlimited:
     limit: None = None
     name: str = "unlimited"
     max_wait: float = attrs.field(default=math.inf, kw_only=True)
+    sized: ClassVar = ()
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
         return None

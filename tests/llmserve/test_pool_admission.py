@@ -23,7 +23,8 @@ from llmserve.admission import (
     Unlimited,
 )
 from llmserve.admission.pool.policy import FEW, PoolPolicy
-from llmserve.admission.pool.prefixes import ENDS, STEP, UNKNOWN_CACHE, PrefixIndex, prefix_keys
+from llmserve.admission.pool.prefixes import ENDS, STEP, UNKNOWN_CACHE, PrefixIndex, bits, prefix_keys
+from llmserve.admission.pool.router import ANSWER, CANDIDATES, DELAYED, Router
 
 CACHE = 6000
 # Prompts of which some begin alike.
@@ -418,6 +419,60 @@ def test_work_goes_to_engines_in_proportion_to_their_speed(slow):
     """At what both carry together, neither engine falls behind the other."""
     fast, behind = serve(slow, 2000, 0.02 / (1 + 1 / slow))
     assert fast / behind == pytest.approx(slow, rel=0.05)
+
+
+LOADS = st.tuples(st.integers(0, 3), st.integers(0, 5000), st.sampled_from([1e-5, 2e-5, 8e-5]))
+
+
+@given(st.lists(LOADS, min_size=1, max_size=CANDIDATES), st.data())
+def test_the_chosen_engine_is_the_cheapest_of_those_that_are_asked(loads, data):
+    router = Router(len(loads))
+    for load, (running, pending, seconds) in zip(router.loads, loads, strict=True):
+        load.running, load.pending, load.prefill.seconds = running, pending, seconds
+    for engine in data.draw(st.lists(st.sampled_from(range(len(loads))), max_size=4)):
+        router.prefixes.remember(engine, data.draw(st.sampled_from(PREFIXES)), 0)
+    ticket = Ticket(prompt_tokens=700, prefix=data.draw(st.sampled_from(PREFIXES)))
+    ticket.expected_tokens = data.draw(st.floats(0, 1000))
+    among = data.draw(st.integers(1, (1 << len(loads)) - 1))
+    best = router.best(ticket, among)
+    others = DELAYED * sum(load.token for load in router.loads) / len(loads)
+
+    def cost(engine):
+        load, cached = router.loads[engine], router.cached(ticket, engine)
+        return load.wait + load.token * (700 - cached) + ANSWER * ticket.expected_tokens * load.pace - others * cached
+
+    assert among >> best & 1
+    assert len(loads) == 1 or cost(best) == pytest.approx(min(map(cost, bits(among))))
+
+
+def test_a_pool_adopts_new_limits():
+    controller, _ = pool_of([FixedLimit(1), FixedLimit(1)])
+    tickets = [offered(controller) for _ in range(5)]
+    other, _ = pool_of([FixedLimit(2), FixedLimit(2)])
+    assert controller.adopt(other, 1.0) == tickets[2:4]
+    assert controller.statistics(1.0).limit == 4
+
+
+def test_the_limit_is_that_of_the_engines_that_take_tickets():
+    controller, _ = pool_of([FixedLimit(1), FixedLimit(2)])
+    controller.suspend(0.0, 0)
+    assert controller.statistics(0.0).limit == 2
+    assert [offered(controller).state for _ in range(3)] == [TicketState.RUNNING] * 2 + [TicketState.WAITING]
+
+
+def test_a_dead_engine_s_ticket_moves_beyond_the_limit_and_its_first_token_counts_again():
+    controller, pool = pool_of([FixedLimit(1), FixedLimit(1)])
+    first, second = offered(controller, prompt_tokens=100), offered(controller, prompt_tokens=100)
+    controller.first_token(first, 1.0)
+    controller.suspend(2.0, first.engine)
+    controller.move(first, 2.0)
+    assert first.engine == second.engine
+    assert (first.granted, pool.router.loads[second.engine].pending) == (2.0, 200)
+    controller.first_token(first, 3.0)
+    assert pool.router.loads[second.engine].pending == 100
+    waiting = offered(controller, 3.0)
+    assert controller.leave(first, 4.0) == []
+    assert controller.leave(second, 4.0) == [waiting]
 
 
 # Which ticket starts on a free engine

@@ -20,7 +20,7 @@ COMMANDS: Sequence[Command] = (sweep, search, run, table, compare, predict, samp
 # Modules of `benchmarks.studies`, which the wheel omits.
 STUDIES = (
     "parity", "overhead", "latency", "calibrate", "overload", "faults", "cancels", "connections", "storms", "attacks", "grammars",
-    "cluster", "soak", "truth",
+    "cluster", "routing", "soak", "truth",
 )  # fmt: skip
 
 

@@ -1,14 +1,26 @@
 """The cost of an admission decision in microseconds, with RUNNING sequences in the engine."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from llmserve.admission import AdmissionController, EngineSample, LateGate, Ticket, TicketState
-from llmserve.config import SLO
+import attrs
+
+from llmserve.admission import AdmissionController, EngineSample, LateGate, Ticket, TicketState, build_admission
+from llmserve.admission.pool.prefixes import prefix_keys
+from llmserve.config import SLO, AdmissionConfig
 
 RUNNING = 256
 TIMES = 2000
+# The pools: tickets that run in each engine at light load, and the batch of a full one; arrivals of
+# a round; and the prompts, some of which have the same beginnings.
+LIGHT, BATCH = 32, 64
+ARRIVALS = 500
+PROMPT_TOKENS, PROMPTS = 512, 200
+POOL_POLICIES = {"fixed": SLO(), "lategate": SLO(ttft=1000.0, tpot=1.0)}
 
 
 def measure() -> dict[str, float]:
@@ -55,3 +67,89 @@ def _median(act: Callable[[int], object]) -> float:
         act(number)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken) * 1e6
+
+
+@attrs.define
+class Pool:
+    """A controller under a steady load: for each ticket that arrives, one leaves."""
+
+    controller: AdmissionController
+    engines: int
+    full: bool
+    running: deque[Ticket] = attrs.field(factory=deque)
+    now: float = 0.0
+    _arrived: "itertools.count[int]" = attrs.field(factory=itertools.count)
+
+    @classmethod
+    def under_load(cls, policy: str, engines: int, *, full: bool) -> "Pool":
+        config = AdmissionConfig(policy=policy, max_running=BATCH if policy == "fixed" else None, max_waiting=10**6, max_wait=10**6)
+        pool = cls(build_admission(config, POOL_POLICIES[policy], BATCH, 10**6, engines=engines), engines, full)
+        pool.serve(pool.tickets((2 * BATCH if full else LIGHT) * engines), leaving=False)
+        return pool
+
+    def tickets(self, count: int) -> list[Ticket]:
+        """Return new tickets of ten tenants; a single engine gets no keys of prompts."""
+        found = []
+        for number in itertools.islice(self._arrived, count):
+            prefix = _PREFIXES[number * 7 % PROMPTS] if self.engines > 1 else ()
+            ticket = Ticket(request_id=str(number), tenant=f"tenant {number % 10}", prefix=prefix)
+            ticket.prompt_tokens, ticket.max_tokens = PROMPT_TOKENS, 128
+            found.append(ticket)
+        return found
+
+    def serve(self, tickets: Iterable[Ticket], *, leaving: bool = True) -> None:
+        """Let tickets arrive, start, get their first token and, in the order of the starts, leave."""
+        for ticket in tickets:
+            self.now += 0.01 / self.engines
+            self.controller.screen(ticket, self.now)
+            self.controller.offer(ticket, self.now)
+            self._begin((ticket,))
+            if leaving:
+                oldest = self.running.popleft()
+                oldest.generated, oldest.complete = 100, True
+                self._begin(self.controller.leave(oldest, self.now))
+
+    def _begin(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.state is TicketState.RUNNING:
+                self.running.append(ticket)
+                self._begin(self.controller.first_token(ticket, self.now))
+
+
+_PREFIXES = [prefix_keys(range(number // 4 * 1000, number // 4 * 1000 + PROMPT_TOKENS)) for number in range(PROMPTS)]
+
+
+def pools(engines: Sequence[int] = (1, 8, 64), rounds: int = 15) -> list[dict[str, Any]]:
+    """Return, for each policy and load, the CPU time of an arrival in microseconds by engines.
+
+    An arrival costs the calls for one ticket, from `screen` to `leave`. The numbers of engines
+    take turns, so that a change of the machine's speed meets all of them; `growth` is the median of
+    the rounds' ratios of the last number of engines to the first.
+    """
+    found: list[dict[str, Any]] = []
+    for policy, full in itertools.product(POOL_POLICIES, (False, True)):
+        loaded = [Pool.under_load(policy, count, full=full) for count in engines]
+        costs = [[_thread_seconds(pool) / ARRIVALS * 1e6 for pool in loaded] for _ in range(rounds)]
+        medians = {count: statistics.median(column) for count, column in zip(engines, zip(*costs, strict=True), strict=True)}
+        growth = statistics.median(row[-1] / row[0] for row in costs)
+        found.append({"policy": policy, "load": "full queue" if full else "light", "micros": medians, "growth": growth})
+    return found
+
+
+def keys(tokens: int) -> float:
+    """Return the CPU time of the keys of a prompt, in microseconds."""
+    prompt = list(range(tokens))
+    taken = []
+    for _ in range(50):
+        began = time.thread_time()
+        for _ in range(10):
+            prefix_keys(prompt, "tenant")
+        taken.append((time.thread_time() - began) / 10)
+    return statistics.median(taken) * 1e6
+
+
+def _thread_seconds(pool: Pool) -> float:
+    tickets = pool.tickets(ARRIVALS)
+    began = time.thread_time()
+    pool.serve(tickets)
+    return time.thread_time() - began

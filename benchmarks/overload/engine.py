@@ -2,13 +2,14 @@
 
 `llmserve.engines.simulated.engine` writes every token and satisfies the engine's protocol. This
 engine only says when tokens come, so that hours of overload can be simulated. It batches
-continuously, prefills in chunks beside the decoding, shares prefixes, preempts by recomputation and
+continuously, prefills in chunks beside the decoding, caches prefixes by blocks, preempts by recomputation and
 schedules a step ahead, and its steps are noisy. Its step law is not the line that the controller
 fits (`benchmarks.overload.laws`).
 """
 
 import random
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 import attrs
 
@@ -23,7 +24,7 @@ class Sequence:
     """One request in the engine.
 
     Attributes:
-        prefix: The prefix that the request shares with others.
+        blocks: Keys and tokens of the blocks at the prompt's beginning that other requests may share.
         fresh: Prompt tokens still to be prefilled.
         held: Tokens in the cache for this request alone.
         begun: Step from which the request decodes.
@@ -33,8 +34,7 @@ class Sequence:
     owner: object
     prompt: int
     output: int
-    prefix: int | None = None
-    prefix_tokens: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
     fresh: int = 0
     held: int = 0
     made: int = 0
@@ -56,7 +56,8 @@ class EngineSize:
 class StepEngine:
     """Simulates steps: `start()` begins one, `finish()` ends it and returns whose tokens came."""
 
-    def __init__(self, size: EngineSize, law: Law, seed: int) -> None:
+    def __init__(self, size: EngineSize, law: Law, seed: int, number: int = 0) -> None:
+        self.number = number
         self.size = size
         self.law = law
         self.slowness = 1.0
@@ -68,15 +69,17 @@ class StepEngine:
         self._ends: dict[int, list[Sequence]] = {}
         self._step = 0
         self._held = 0
+        # Blocks of running sequences, with the number of their users and their tokens; and those
+        # that the cache keeps without users, in the order of their last use.
         self._shared: dict[int, list[int]] = {}
-        self._idle_prefixes: OrderedDict[int, int] = OrderedDict()
+        self._idle_blocks: OrderedDict[int, int] = OrderedDict()
         self._idle_tokens = 0
         self._chunks: list[tuple[Sequence, int]] = []
         self._duration = 0.0
         self._followed = False
         self._steps = 0
         self._busy = 0.0
-        self.preemptions = self.prompt_tokens = self.generation_tokens = 0
+        self.preemptions = self.prompt_tokens = self.cached_tokens = self.generation_tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -162,6 +165,7 @@ class StepEngine:
 
     def metrics_snapshot(self) -> EngineSample:
         return EngineSample(
+            engine=self.number,
             steps=self._steps,
             busy_seconds=self._busy,
             running=len(self._decoding) + len(self._prefilling),
@@ -191,37 +195,35 @@ class StepEngine:
         sequence.ends = self._step + sequence.output - sequence.made
         self._ends.setdefault(sequence.ends, []).append(sequence)
 
+    def cached(self, keys: Iterable[int]) -> int:
+        """Return how many tokens the cache has of a prompt that begins with these blocks."""
+        total = 0
+        for key in keys:
+            tokens = self._shared[key][1] if key in self._shared else self._idle_blocks.get(key)
+            if tokens is None:
+                break
+            total += tokens
+        return total
+
     def _begin(self, sequence: Sequence) -> bool:
         """Start a sequence if the cache has room for its prompt and its answer so far."""
-        shared = 0
-        group = sequence.prefix
-        if group is not None and (group in self._shared or group in self._idle_prefixes):
-            shared = sequence.prefix_tokens // BLOCK * BLOCK
-        need = sequence.prompt + sequence.made - shared
-        if group is not None and not shared:
-            # The sequence loads the prefix, for the others too.
-            need = sequence.prompt + sequence.made
-        if self._held + need + self._slack() + BLOCK > self.size.kv_tokens and (self._decoding or self._prefilling):
+        whole = sequence.prompt + sequence.made
+        in_use = sum(tokens for key, tokens in sequence.blocks if key in self._shared)
+        if self._held + whole - in_use + self._slack() + BLOCK > self.size.kv_tokens and (self._decoding or self._prefilling):
             return False
-        if group is not None:
-            self._share(group, sequence.prefix_tokens // BLOCK * BLOCK)
-            need = sequence.prompt + sequence.made - sequence.prefix_tokens // BLOCK * BLOCK
-        sequence.fresh = sequence.prompt + sequence.made - shared
-        sequence.held = need
-        self._held += need
-        while self._idle_prefixes and self._held + self._idle_tokens + self._slack() > self.size.kv_tokens:
-            self._idle_tokens -= self._idle_prefixes.popitem(last=False)[1]
+        # The engine computes the last token in any case.
+        found = min(self.cached(key for key, _ in sequence.blocks), whole - 1)
+        self.cached_tokens += found
+        sequence.fresh = whole - found
+        sequence.held = whole - sum(tokens for _, tokens in sequence.blocks)
+        self._held += whole - in_use
+        for key, tokens in sequence.blocks:
+            self._idle_tokens -= self._idle_blocks.pop(key, 0)
+            self._shared.setdefault(key, [0, tokens])[0] += 1
+        while self._idle_blocks and self._held + self._idle_tokens + self._slack() > self.size.kv_tokens:
+            self._idle_tokens -= self._idle_blocks.popitem(last=False)[1]
         self._prefilling[sequence] = None
         return True
-
-    def _share(self, group: int, tokens: int) -> None:
-        if group in self._shared:
-            self._shared[group][0] += 1
-            return
-        if group in self._idle_prefixes:
-            self._idle_tokens -= self._idle_prefixes.pop(group)
-        self._shared[group] = [1, tokens]
-        self._held += tokens
 
     def _leave(self, sequence: Sequence) -> None:
         self._prefilling.pop(sequence, None)
@@ -232,15 +234,15 @@ class StepEngine:
             sequence.decoding = False
         self._held -= sequence.held
         sequence.held = 0
-        group = sequence.prefix
-        if group is not None:
-            users = self._shared[group]
+        # The end of a prompt is given up first.
+        for key, tokens in reversed(sequence.blocks):
+            users = self._shared[key]
             users[0] -= 1
             if not users[0]:
-                del self._shared[group]
-                self._held -= users[1]
-                self._idle_prefixes[group] = users[1]
-                self._idle_tokens += users[1]
+                del self._shared[key]
+                self._held -= tokens
+                self._idle_blocks[key] = tokens
+                self._idle_tokens += tokens
 
     def _preempt(self) -> None:
         """Move the newest sequence to the head of the queue; its answer joins its prompt."""

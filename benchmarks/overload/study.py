@@ -65,7 +65,7 @@ def play(cell: Cell) -> tuple[list[Request], StepEngine]:
     size = scenario.size
     setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
     engine = StepEngine(size, scenario.law, cell.seed)
-    world = World(engine, make(cell.contender, setup), PATIENCE, cell.retry, scenario.slowness(), cell.seed)
+    world = World([engine], make(cell.contender, setup), PATIENCE, cell.retry, scenario.slowness(), cell.seed)
     times: Iterable[float] = arrivals(cell.rate, 0.0, scenario.seconds, cell.seed, scenario.shape)
     if cell.burst is not None:
         start, end, rate = cell.burst

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from benchmarks.overload.engine import BLOCK
 from benchmarks.workload.arrivals import gamma
 
 
@@ -48,6 +49,9 @@ class Request:
 
     Attributes:
         sent: Time of the last attempt; latencies of a retry count from it.
+        blocks: Keys and tokens of the blocks at the prompt's beginning that other requests may share.
+        prefix: What admission gets as the ticket's `prefix`.
+        engine: The number of the engine that got the request.
         computed: Tokens that the engine computed for the request.
     """
 
@@ -57,8 +61,8 @@ class Request:
     prompt: int
     output: int
     tenant: str = "default"
-    prefix: int | None = None
-    prefix_tokens: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
+    prefix: tuple[int, ...] = ()
     sent: float = 0.0
     tries: int = 0
     admitted: float | None = None
@@ -69,6 +73,7 @@ class Request:
     refusals: int = 0
     refused_after: float | None = None
     left: bool = False
+    engine: int = 0
     computed: int = 0
 
 
@@ -101,8 +106,10 @@ def requests(
         chosen = mix.classes[kind]
         prompt, output = _length(rng, chosen.prompt), _length(rng, chosen.output)
         prefix = rng.randrange(mix.prefixes) if rng.random() < mix.prefixed else None
-        tokens = mix.prefix_tokens if prefix is not None else 0
         tenant = rng.choices(names, weights)[0]
+        if prefix is None:
+            yield Request(number, due, before + kind, prompt, output, tenant)
+            continue
         # The later mix has other prefixes.
-        shared = prefix if prefix is None or not before else -1 - prefix
-        yield Request(number, due, before + kind, prompt + tokens, output, tenant, shared, tokens)
+        blocks = ((-1 - prefix if before else prefix, mix.prefix_tokens // BLOCK * BLOCK),)
+        yield Request(number, due, before + kind, prompt + mix.prefix_tokens, output, tenant, blocks)

@@ -1,14 +1,15 @@
-"""Simulates clients and engine in virtual time; calls admission as the manager calls it."""
+"""Simulates clients and engines in virtual time; calls admission as the manager calls it."""
 
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import attrs
 
-from benchmarks.overload.engine import Sequence, StepEngine
+from benchmarks.overload import engine as simulated
+from benchmarks.overload.engine import StepEngine
 from benchmarks.overload.traffic import Request
 from llmserve.admission import Admission, Ticket, TicketState
 
@@ -24,13 +25,14 @@ class World:
     """Simulates requests to their end.
 
     Args:
+        engines: The engines, in the order of their numbers.
         patience: Seconds after which a client without a first token disconnects.
         retry: What a refused client does.
-        slowness: (time, factor) pairs: from that time on, the engine's steps take `factor` times as
+        slowness: (time, factor) pairs: from that time on, the steps of all engines take `factor` times as
             long.
     """
 
-    engine: StepEngine
+    engines: Sequence[StepEngine]
     admission: Admission
     patience: float = 10.0
     retry: Retry = "none"
@@ -39,8 +41,11 @@ class World:
     now: float = 0.0
     _events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = attrs.field(factory=list)
     _count: "itertools.count[int]" = attrs.field(factory=itertools.count)
-    _open: dict[Ticket, tuple[Request, Sequence]] = attrs.field(factory=dict)
-    _step_ends: float | None = None
+    _open: dict[Ticket, tuple[Request, simulated.Sequence]] = attrs.field(factory=dict)
+    # The ends of the steps that are under way, and the engines that may start one.
+    _steps: list[tuple[float, int]] = attrs.field(factory=list)
+    _ready: set[int] = attrs.field(factory=set)
+    _stepping: set[int] = attrs.field(factory=set)
     _rng: random.Random = attrs.field(factory=random.Random)
 
     def run(self, requests: Iterable[Request], end: float) -> None:
@@ -51,15 +56,14 @@ class World:
         for time, factor in self.slowness:
             self._at(time, self._slow, factor)
         while True:
-            if self._step_ends is None and self.engine.busy:
-                self._step_ends = self.now + self.engine.start()
+            self._start_steps()
             times = [
                 upcoming.due if upcoming is not None else float("inf"),
                 self._events[0][0] if self._events else float("inf"),
-                self._step_ends if self._step_ends is not None else float("inf"),
+                self._steps[0][0] if self._steps else float("inf"),
             ]
             moment = min(times)
-            if moment > end:
+            if moment > end or moment == float("inf"):
                 return
             self.now = moment
             if moment == times[2]:
@@ -76,7 +80,15 @@ class World:
         heapq.heappush(self._events, (time, next(self._count), act, args))
 
     def _slow(self, factor: float) -> None:
-        self.engine.slowness = factor
+        for engine in self.engines:
+            engine.slowness = factor
+
+    def _start_steps(self) -> None:
+        for number in sorted(self._ready - self._stepping):
+            if self.engines[number].busy:
+                self._stepping.add(number)
+                heapq.heappush(self._steps, (self.now + self.engines[number].start(), number))
+        self._ready.clear()
 
     def _send(self, request: Request) -> None:
         request.tries += 1
@@ -84,9 +96,9 @@ class World:
         ticket = Ticket(request_id=f"{request.number}.{request.tries}", tenant=request.tenant, arrived=self.now)
         refused = self.admission.screen(ticket, self.now)
         if refused is None:
-            ticket.prompt_tokens, ticket.max_tokens = request.prompt, 4096
+            ticket.prompt_tokens, ticket.max_tokens, ticket.prefix = request.prompt, 4096, request.prefix
             refused = self.admission.offer(ticket, self.now)
-        sequence = Sequence(ticket, request.prompt, request.output, request.prefix, request.prefix_tokens)
+        sequence = simulated.Sequence(ticket, request.prompt, request.output, request.blocks)
         if refused is not None:
             self._refused(request, refused.retry_after)
             return
@@ -99,8 +111,9 @@ class World:
 
     def _submit(self, ticket: Ticket) -> None:
         request, sequence = self._open[ticket]
-        request.admitted = self.now
-        self.engine.submit(sequence)
+        request.admitted, request.engine = self.now, ticket.engine
+        self.engines[ticket.engine].submit(sequence)
+        self._ready.add(ticket.engine)
 
     def _refused(self, request: Request, hint: float) -> None:
         request.refusals += 1
@@ -137,13 +150,16 @@ class World:
         request, sequence = self._open.pop(ticket)
         request.left = True
         if ticket.state is TicketState.RUNNING:
-            self.engine.abort(sequence)
+            self.engines[ticket.engine].abort(sequence)
             request.computed += sequence.computed
         self._wake(self.admission.leave(ticket, self.now))
 
     def _end_step(self) -> None:
-        self._step_ends = None
-        first, complete = self.engine.finish()
+        _, number = heapq.heappop(self._steps)
+        self._stepping.remove(number)
+        self._ready.add(number)
+        engine = self.engines[number]
+        first, complete = engine.finish()
         for sequence in first:
             ticket = sequence.owner
             assert isinstance(ticket, Ticket)
@@ -157,4 +173,4 @@ class World:
             request.computed += sequence.computed + sequence.output
             ticket.generated, ticket.complete = sequence.output, True
             self._wake(self.admission.leave(ticket, self.now))
-        self._wake(self.admission.record(self.engine.metrics_snapshot(), self.now))
+        self._wake(self.admission.record(engine.metrics_snapshot(), self.now))

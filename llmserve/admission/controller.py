@@ -3,7 +3,8 @@
 It keeps three rules, each checked by a property test:
 1. No ticket waits while the policy would let it start, and no ticket starts that the policy holds.
 2. A slot is handed over, not released and raced for: the ticket that leaves names the next one.
-   A newcomer never overtakes tickets of its own tenant.
+   A newcomer never overtakes tickets of its own tenant. If there are several engines, the ticket
+   whose prompt a free engine has cached may overtake a few.
 3. A ticket leaves exactly once. If it leaves after a hand-over, the slot is passed on.
 """
 
@@ -15,7 +16,7 @@ from llmserve.admission.decisions import Decision, DecisionLog
 from llmserve.admission.fair_queue import FairQueue
 from llmserve.admission.length_estimates import AnswerLengths
 from llmserve.admission.policies import Policy, adopt, predictor
-from llmserve.admission.pool.policy import PoolPolicy
+from llmserve.admission.pool.policy import FEW, PoolPolicy
 from llmserve.admission.prediction import EngineSample, Terms
 from llmserve.admission.protocol import AdmissionStatistics
 from llmserve.admission.queue_forecast import QueueForecast
@@ -119,7 +120,7 @@ class AdmissionController:
         self.tenants.take(ticket, now)
         ticket.state = TicketState.WAITING
         self._line.push(ticket, now)
-        # Nothing changed for the other tickets: the policy still holds those at the head.
+        # Nothing changed for the others: the policy still holds those at the head.
         constraint = "line" if self._line.head() is not ticket else self.policy.holds(ticket, now)
         if constraint is None:
             self._start(ticket, now)
@@ -241,6 +242,8 @@ class AdmissionController:
             if constraint is not None:
                 self.log.held[constraint] += 1
                 break
+            if self._pool:
+                ticket = self._pool.fitting(ticket, line.behind(ticket, FEW), now)
             self._start(ticket, now)
             over.append(ticket)
         if not line and self._full:

@@ -79,6 +79,10 @@ class FairQueue:
         tenant = next(iter(queues)) if len(queues) == 1 else min(queues, key=self._served.__getitem__)
         return next(iter(queues[tenant].tickets))
 
+    def behind(self, ticket: Ticket, count: int) -> Iterator[Ticket]:
+        """Iterate over at most `count` tickets of the tenant and band that wait behind its first ticket."""
+        return itertools.islice(self._bands[ticket.band][ticket.tenant].tickets, 1, 1 + count)
+
     def charge(self, tenant: str, cost: float) -> None:
         """Count the cost of service. A negative cost takes back an overestimate."""
         served = self._served.get(tenant, self._level)

@@ -40,10 +40,12 @@ class _Running:
     """A ticket in the engine.
 
     Attributes:
-        ahead: Prompt tokens in the engine before its first token, including its own.
+        fresh: Prompt tokens that the engine must compute.
+        ahead: The same of all prompts in the engine before its first token, including its own.
         first_token, steps: When the first token came, and the engine's step count then.
     """
 
+    fresh: int
     ahead: int
     first_token: float | None = None
     steps: float = 0.0
@@ -60,6 +62,7 @@ class LateGate:
     """
 
     name = "lategate"
+    sized = "kv", "tpot"
 
     def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
         self.slo = slo
@@ -118,7 +121,7 @@ class LateGate:
 
     def terms(self, ticket: Ticket, queue: QueueState, now: float) -> Terms:
         self.prompts.add(ticket.prompt_tokens)
-        first = self._first_token_within(ticket.prompt_tokens)
+        first = self._first_token_within(ticket.prompt_tokens - ticket.cached_tokens)
         return Terms(
             ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.expected_tokens,
             self._expires(ticket, queue, now),
@@ -167,8 +170,9 @@ class LateGate:
         self.reserve.started()
         self._changes += 1
         self._usually_pending += (self._pending - self._usually_pending) / 64
-        self._pending += ticket.prompt_tokens
-        self._live[ticket] = _Running(ahead=self._pending)
+        fresh = ticket.prompt_tokens - ticket.cached_tokens
+        self._pending += fresh
+        self._live[ticket] = _Running(fresh, self._pending)
         self._committed += ticket.prompt_tokens + ticket.expected_tokens
 
     def first_token(self, ticket: Ticket, now: float) -> None:
@@ -178,7 +182,7 @@ class LateGate:
         running.first_token = now
         self.budget.earn()
         running.steps = self._sample.steps if self._sample else 0
-        self._pending -= ticket.prompt_tokens
+        self._pending -= running.fresh
         if ticket.granted is not None:
             # The fit of the time to the first token needs all the prompts that it waited for.
             self._prefill.add(running.ahead, now - ticket.granted)
@@ -189,7 +193,7 @@ class LateGate:
         self._departures.append(now)
         self._committed -= ticket.prompt_tokens + ticket.expected_tokens
         if running.first_token is None:
-            self._pending -= ticket.prompt_tokens
+            self._pending -= running.fresh
         if not self._live:
             self._committed, self._pending = 0.0, 0
         if self.slo.tpot is not None and ticket.complete and running.first_token is not None and ticket.generated > 1:
@@ -231,7 +235,7 @@ class LateGate:
     def _is_too_slow(self, ticket: Ticket, first: float) -> bool:
         """Whether the prompt alone takes longer than the TTFT target."""
         ttft = self.slo.ttft
-        return ttft is not None and first > ttft and self._prefill.at(ticket.prompt_tokens) > ttft
+        return ttft is not None and first > ttft and self._prefill.at(ticket.prompt_tokens - ticket.cached_tokens) > ttft
 
     def _spare(self, now: float) -> int:
         """Return how many tickets may wait in the engine, so that no slot stays empty for a step.
@@ -253,9 +257,9 @@ class LateGate:
             longest = min(longest, max(0.0, 0.8 * self.slo.ttft - self._prefill.a) / self._prefill.b)
         return int(longest)
 
-    def _size(self, ticket: Ticket) -> float:
+    def _size(self, ticket: Ticket, cached: int = 0) -> float:
         """Return the prompt tokens for which there must be room to let the ticket in."""
-        return max(ticket.prompt_tokens, self.reserve.share * self._long_prompt())
+        return max(ticket.prompt_tokens - cached, self.reserve.share * self._long_prompt())
 
     def _step_with(self, ticket: Ticket) -> float:
         """Return the mean step time with this ticket, extrapolated from the measured time."""
@@ -268,7 +272,7 @@ class LateGate:
         # the number of sequences.
         slope = min(self._step.b, step / mean) if mean else 0.0
         more = slope * (len(self._live) + 1 - mean)
-        prompts = self._prefill.b * (self._pending + self._size(ticket)) / max(recent.steps, 1.0)
+        prompts = self._prefill.b * (self._pending + self._size(ticket, ticket.cached_tokens)) / max(recent.steps, 1.0)
         return step + more + prompts
 
     def _lacks_room(self, ticket: Ticket) -> bool:

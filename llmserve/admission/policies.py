@@ -1,7 +1,7 @@
 """Policies decide whether one more sequence may start. They know neither queues nor tenants."""
 
 import math
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import attrs
 
@@ -18,6 +18,10 @@ class Policy(Protocol):
     A policy that only counts has nothing else, except `max_wait` if it sets the longest wait itself
     (seconds; the controller's own `max_wait` applies otherwise). A policy that predicts also has
     the methods of `Predictor`. A policy keeps what it learns in its own attributes.
+
+    A policy whose answer changes only when something changes in its engine may have `sized`: the
+    constraints that hold larger tickets too, where its others hold every ticket. Then it is asked
+    less often if there are several engines.
     """
 
     @property
@@ -75,6 +79,7 @@ class FixedLimit:
     limit: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     name: str = "fixed"
     max_wait: float = attrs.field(default=math.inf, kw_only=True)
+    sized: ClassVar = ()
     _running: int = attrs.field(default=0, init=False)
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
@@ -102,6 +107,7 @@ class Unlimited:
     limit: None = None
     name: str = "unlimited"
     max_wait: float = attrs.field(default=math.inf, kw_only=True)
+    sized: ClassVar = ()
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
         return None

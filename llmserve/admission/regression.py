@@ -18,12 +18,20 @@ class LinearFit:
         if self._n >= 4:
             # The error of the previous fit, which had not seen this sample.
             self._square = self._square * self._fade + (1 - self._fade) * (y - self.at(x)) ** 2
+        self.collect(x, y)
+        self.solve()
+
+    def collect(self, x: float, y: float) -> None:
+        """Add a sample to the sums only. `solve` then finds the line, without the error."""
         fade = self._fade
         self._n = self._n * fade + 1
         self._x = self._x * fade + x
         self._y = self._y * fade + y
         self._xx = self._xx * fade + x * x
         self._xy = self._xy * fade + x * y
+
+    def solve(self) -> None:
+        """Find the line."""
         mean_x, mean_y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - mean_x * mean_x
         slope = (self._xy / self._n - mean_x * mean_y) / spread if spread > 1e-9 * (1 + mean_x * mean_x) else 0.0

@@ -57,6 +57,8 @@ class Ticket:
         band, queued: The band in the queue, and when the ticket entered the queue.
         reserved: Tokens reserved from the tenant's limit.
         expected_tokens: Expected length of the answer; grows with the answer.
+        cached_tokens: Prompt tokens that the engine's cache is expected to have, if there are several.
+        overtaken: How many tickets have overtaken this one at the head of the queue.
         relegated: Whether the ticket waits for leftover capacity.
     """
 
@@ -84,6 +86,8 @@ class Ticket:
     queued: float = 0.0
     reserved: float = 0.0
     expected_tokens: float = 0.0
+    cached_tokens: int = 0
+    overtaken: int = 0
     relegated: bool = False
 
     def relegate(self, expires: float) -> None:

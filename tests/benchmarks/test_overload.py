@@ -68,8 +68,8 @@ def test_a_full_cache_preempts_the_newest_which_starts_again():
 
 def test_a_shared_prefix_is_computed_once_and_kept_while_there_is_room():
     engine = StepEngine(EngineSize(max_num_seqs=4, max_num_batched_tokens=1000, kv_tokens=10_000), EVEN, 1)
-    drain(engine, [Sequence(None, 200, 2, 1, 160)])
-    again = Sequence(None, 200, 2, 1, 160)
+    drain(engine, [Sequence(None, 200, 2, ((1, 160),))])
+    again = Sequence(None, 200, 2, ((1, 160),))
     drain(engine, [again])
     assert again.computed == 40
 
@@ -78,7 +78,7 @@ def test_a_shared_prefix_is_computed_once_and_kept_while_there_is_room():
 @given(st.lists(st.tuples(st.integers(1, 120), st.integers(1, 60), st.booleans()), min_size=1, max_size=20), st.integers(200, 2000))
 def test_everything_ends_and_nothing_is_left_in_the_cache(asked, cache):
     engine = StepEngine(EngineSize(max_num_seqs=5, max_num_batched_tokens=64, kv_tokens=cache), H200_8B, 1)
-    sequences = [Sequence(None, prompt + 32 * shared, output, 7 if shared else None, 32 * shared) for prompt, output, shared in asked]
+    sequences = [Sequence(None, prompt + 32 * shared, output, ((7, 32),) if shared else ()) for prompt, output, shared in asked]
     first, complete = drain(engine, sequences)
     assert set(first) == set(complete) == set(sequences)
     assert engine._held == 0
@@ -240,7 +240,7 @@ def run_short(name, rate, seconds=40.0, slowness=(), policy=None, warm_up=5.0):
     setup = Setup(slo=SLO_, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens)
     admission = AdmissionController(policy, max_waiting=1024) if policy else make(name, setup)
     asked = list(requests(CHAT, arrivals(rate, 0.0, seconds, 1), 1))
-    World(engine, admission, slowness=slowness).run(asked, seconds + 60)
+    World([engine], admission, slowness=slowness).run(asked, seconds + 60)
     judged = [request for request in asked if warm_up <= request.due < seconds - 5]
     return judge(judged, ["short", "medium", "long"], SLO_, seconds - 5 - warm_up, engine.preemptions)
 
@@ -308,7 +308,7 @@ def test_the_tables_show_what_was_measured():
 def test_without_control_every_waiting_client_is_served():
     engine = StepEngine(EngineSize(), EVEN, 1)
     asked = list(requests(CHAT, arrivals(5.0, 0.0, 5.0, 2), 2))
-    World(engine, AdmissionController(Unlimited())).run(asked, 100.0)
+    World([engine], AdmissionController(Unlimited())).run(asked, 100.0)
     assert all(request.finished is not None for request in asked)
 
 

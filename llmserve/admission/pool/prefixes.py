@@ -2,45 +2,37 @@
 
 An engine keeps what it has computed of a prompt in its prefix cache, block by block. Another prompt
 with the same beginning is then answered sooner by the same engine. A beginning has one key, which
-is a hash of all its tokens. Beginnings end at fixed places: every 64 tokens up to 4,096, then every
-512 up to 32,768, and so on, so that the number of keys stays below 300 for a million tokens.
+is a hash of all its tokens. Beginnings end at fixed places: every 128 tokens up to 8,192, then every
+1,024 up to 65,536, and so on, so that the number of keys stays below 300 for a million tokens.
 """
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 # The first beginning has this many tokens. A shorter one is not worth a detour.
-STEP = 64
+STEP = 128
 # After so many steps the steps get longer, by `LONGER`.
 STEPS, LONGER = 64, 8
+# No prompt has more tokens.
+LONGEST = 1 << 30
 # The size of a cache that an engine does not report, in tokens.
 UNKNOWN_CACHE = 1 << 20
 
 
 def _ends() -> Iterator[int]:
     end, step = 0, STEP
-    while True:
+    while end < LONGEST:
         while end < STEPS * step:
             end += step
             yield end
         step *= LONGER
 
 
-class _Ends:
-    """The ends of beginnings in tokens, computed as far as they are needed."""
-
-    def __init__(self) -> None:
-        self._more = _ends()
-        self._known: list[int] = []
-
-    def __getitem__(self, index: int) -> int:
-        while len(self._known) <= index:
-            self._known.append(next(self._more))
-        return self._known[index]
-
-
-ENDS = _Ends()
+# The ends of the beginnings in tokens, and how many tokens each has more than the one before.
+ENDS = tuple(_ends())
+SIZES = tuple(end - before for before, end in itertools.pairwise((0, *ENDS)))
 
 
 def prefix_keys(token_ids: Sequence[int], salt: str = "") -> tuple[int, ...]:
@@ -52,8 +44,10 @@ def prefix_keys(token_ids: Sequence[int], salt: str = "") -> tuple[int, ...]:
     key = int.from_bytes(hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=7).digest())
     keys: list[int] = []
     begin, length = 0, len(token_ids)
-    while (end := ENDS[len(keys)]) <= length:
-        key = hash((key, tuple(token_ids[begin:end])))
+    for end in ENDS:
+        if end > length:
+            break
+        key = hash((key, *token_ids[begin:end]))
         keys.append(key)
         begin = end
     return tuple(keys)
@@ -76,26 +70,37 @@ class PrefixIndex:
         self._rests = 0
 
     def cached(self, prefix: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the engines that have the beginning of a prompt with these keys, and how many tokens."""
-        found: list[tuple[int, int]] = []
-        holders = self._holders.get(prefix[0], 0) if prefix else 0
-        length = 1
-        while holders:
-            longer = self._holders.get(prefix[length], 0) & holders if length < len(prefix) else 0
-            if longer != holders:
-                found.extend((engine, ENDS[length - 1]) for engine in _bits(holders & ~longer))
-            holders = longer
-            length += 1
-        return found
+        """Return (engines, tokens) pairs: the engines, as bits, that have so much of a prompt, and no more.
+
+        The prompt is one with these keys.
+        """
+        # An engine that has a beginning has the shorter ones too.
+        holders = list(map(self._holders.get, prefix))
+        if not holders or holders[0] is None:
+            return []
+        if holders[0] == holders[-1]:
+            return [(holders[0], ENDS[len(holders) - 1])]
+        return [
+            (shorter & ~(longer or 0), ENDS[index])
+            for index, (shorter, longer) in enumerate(itertools.pairwise((*holders, 0)))
+            if shorter and shorter != longer
+        ]
 
     def remember(self, engine: int, prefix: Sequence[int], rest: int) -> None:
         """Note that an engine computes a prompt with these keys, and `rest` more tokens."""
+        entries, bit, holders = self._entries[engine], 1 << engine, self._holders
         self._rests += 1
-        self._enter(engine, (self._rests,), rest)
+        entries[(self._rests,)] = rest
+        added = rest
         # The longest beginning comes first, because an engine gives up the end of a prompt first.
-        for index in range(len(prefix) - 1, -1, -1):
-            self._enter(engine, prefix[index], ENDS[index] - (ENDS[index - 1] if index else 0))
-        entries = self._entries[engine]
+        for key, size in zip(reversed(prefix), reversed(SIZES[: len(prefix)]), strict=True):
+            if key in entries:
+                entries.move_to_end(key)
+            else:
+                entries[key] = size
+                added += size
+                holders[key] = holders.get(key, 0) | bit
+        self._tokens[engine] += added
         while self._tokens[engine] > self.capacity[engine] and entries:
             self._forget(engine, *entries.popitem(last=False))
 
@@ -104,16 +109,6 @@ class PrefixIndex:
         entries = self._entries[engine]
         while entries:
             self._forget(engine, *entries.popitem())
-
-    def _enter(self, engine: int, key: int | tuple[int], tokens: int) -> None:
-        entries = self._entries[engine]
-        if key in entries:
-            entries.move_to_end(key)
-            return
-        entries[key] = tokens
-        self._tokens[engine] += tokens
-        if isinstance(key, int):
-            self._holders[key] = self._holders.get(key, 0) | 1 << engine
 
     def _forget(self, engine: int, key: int | tuple[int], tokens: int) -> None:
         self._tokens[engine] -= tokens
@@ -125,9 +120,9 @@ class PrefixIndex:
                 del self._holders[key]
 
 
-def _bits(number: int) -> Iterator[int]:
-    """Iterate over the positions of the bits that are set."""
-    while number:
-        low = number & -number
+def bits(engines: int) -> Iterator[int]:
+    """Iterate over the engines of a set that is written as bits."""
+    while engines:
+        low = engines & -engines
         yield low.bit_length() - 1
-        number ^= low
+        engines ^= low

@@ -1,10 +1,14 @@
-"""Predicts which of several engines completes an answer soonest.
+"""Predicts what a ticket costs on each of several engines, in seconds.
 
-The prediction has two parts. The first is the time to the first token: that of the prompt tokens
+The prediction has three parts. The first is the time to the first token: that of the prompt tokens
 which the engine has not computed yet, its own and those of the prompts ahead of it. The second is
-the time of the answer's tokens, which grows with the number of sequences that share each step. Both
-are learned for each engine from the tickets that it has served.
+the time of the answer's tokens, which grows with the number of sequences that share each step. The
+third is what the computing of a prompt costs others, which a cached beginning saves. Both times are
+learned for each engine from the tickets that it has served.
 """
+
+import bisect
+import math
 
 import attrs
 
@@ -12,11 +16,22 @@ from llmserve.admission.pool.prefixes import ENDS, PrefixIndex
 from llmserve.admission.regression import LinearFit
 from llmserve.admission.ticket import Ticket
 
-# Number of samples before a fit is used, and the figures until then: seconds for each prompt token,
-# and seconds that one more sequence adds to a token. Only their relation matters: on GPUs and CPUs
-# one more sequence costs about as much as three prompt tokens.
+# Number of samples after which a fit is made, and the figures until the first one: seconds for each
+# prompt token, and seconds that one more sequence adds to a token. Only their relation matters: on
+# GPUs and CPUs one more sequence costs about as much as three prompt tokens.
 ENOUGH = 8
 PROMPT_TOKEN, SEQUENCE = 2e-5, 6e-5
+# What a second of the answer counts against a second until the first token: it is read while it
+# comes, so a wait is worse.
+ANSWER = 0.25
+# A prompt that is computed holds up the prompts behind it and the answers beside it. This is how
+# many seconds of others a second of computing costs; a cached prompt saves them. All latencies of
+# Mooncake's traces are about equal from 1 to 7, and worse with 0 (`python -m benchmarks routing`).
+DELAYED = 3.0
+# Number of engines that are compared exactly, of those that have equally much of a prompt.
+CANDIDATES = 3
+# The usual ticket is the mean of about so many.
+USUAL = 64
 # A fit whose samples hardly differ has no slope. More work never makes an answer faster, so the
 # slope is at least this part of that of the line through the origin.
 LEAST = 0.1
@@ -36,9 +51,10 @@ class Slope:
 
     def add(self, work: float, seconds: float) -> None:
         fit = self._fit
-        fit.add(work, seconds)
+        fit.collect(work, seconds)
         self._count += 1
-        if self._count >= ENOUGH and work:
+        if self._count % ENOUGH == 0 and work:
+            fit.solve()
             mean = fit.at(work) / work
             self.seconds = max(fit.b, LEAST * mean)
             self.base = fit.a
@@ -53,20 +69,26 @@ class EngineLoad:
         pending: Prompt tokens of the tickets without a first token, without those that were cached.
         wait: Predicted seconds until their first tokens.
         pace: Predicted seconds for each token of one more answer.
+        token: Predicted seconds for each token of a prompt.
+        rank: What the usual ticket would cost here.
     """
 
     prefill: Slope = attrs.field(factory=lambda: Slope(PROMPT_TOKEN))
     decode: Slope = attrs.field(factory=lambda: Slope(SEQUENCE))
     running: int = 0
     pending: float = 0.0
+    wait: float = 0.0
+    pace: float = 0.0
+    token: float = PROMPT_TOKEN
+    rank: float = 0.0
 
-    @property
-    def wait(self) -> float:
-        return self.prefill.base + self.prefill.seconds * self.pending
-
-    @property
-    def pace(self) -> float:
-        return self.decode.base + self.decode.seconds * (self.running + 1)
+    def update(self, prompt: float, answer: float) -> None:
+        """Predict again, after something changed. The tokens are those of the usual ticket."""
+        prefill, decode = self.prefill, self.decode
+        self.token = prefill.seconds
+        self.wait = prefill.base + prefill.seconds * self.pending
+        self.pace = decode.base + decode.seconds * (self.running + 1)
+        self.rank = self.wait + self.token * prompt + ANSWER * answer * self.pace
 
 
 @attrs.define
@@ -80,41 +102,84 @@ class _Placed:
 
 
 class Router:
-    """Chooses among `engines` engines for each ticket, and learns from what becomes of it."""
+    """Chooses among `engines` engines for each ticket, and learns from what becomes of it.
+
+    Sets of engines are bits, and the engines are kept in the order of what the usual ticket would
+    cost, so that a choice takes about as long among many engines as among few.
+    """
 
     def __init__(self, engines: int) -> None:
         self.prefixes = PrefixIndex(engines)
         self.loads = [EngineLoad() for _ in range(engines)]
-        # The figures of the loads, in lists that are quick to combine for every arrival.
-        self._wait = [0.0] * engines
-        self._pace = [0.0] * engines
-        self._token = [0.0] * engines
+        self._ranks = [(0.0, engine) for engine in range(engines)]
+        # The sum of the engines' seconds for a prompt token.
+        self._token = engines * PROMPT_TOKEN
+        # Tokens of the usual prompt and answer.
+        self._prompt = self._answer = 0.0
         self._placed: dict[Ticket, _Placed] = {}
-        for engine in range(engines):
-            self._note(engine)
+        # The last prompt that was looked up, and who has its beginnings; until a ticket starts.
+        self._looked: tuple[tuple[int, ...] | None, list[tuple[int, int]]] = None, []
+        self._changed = set(range(engines))
 
-    def predict(self, ticket: Ticket) -> list[float]:
-        """Return for each engine the seconds in which it would complete the ticket's answer."""
-        expected, prompt = ticket.expected_tokens, ticket.prompt_tokens
-        loads = zip(self._wait, self._pace, self._token, strict=True)
-        costs = [wait + expected * pace + token * prompt for wait, pace, token in loads]
-        for engine, tokens in self.prefixes.cached(ticket.prefix):
-            costs[engine] -= tokens * self._token[engine]
-        return costs
+    def best(self, ticket: Ticket, among: int) -> int:
+        """Return the engine on which a ticket costs least, of a set that is not empty."""
+        if not among & (among - 1):
+            return among.bit_length() - 1
+        self._rank()
+        loads, prompt, answer = self.loads, ticket.prompt_tokens, ANSWER * ticket.expected_tokens
+        others = DELAYED * self._token / len(loads)
+        found, least, rest = 0, math.inf, among
+        for holders, tokens in (*self.holders(ticket), (among, 0)):
+            same = holders & rest
+            rest ^= same
+            more = CANDIDATES
+            for _, engine in self._ranks if same else ():
+                if same >> engine & 1:
+                    load = loads[engine]
+                    cost = load.wait + load.token * (prompt - tokens) + load.pace * answer - tokens * others
+                    if cost < least:
+                        found, least = engine, cost
+                    same ^= 1 << engine
+                    more -= 1
+                    if not same or not more:
+                        break
+        return found
+
+    def cached(self, ticket: Ticket, engine: int) -> int:
+        """Return how many of the ticket's prompt tokens the engine's cache is expected to have."""
+        for holders, tokens in self.holders(ticket):
+            if holders >> engine & 1:
+                return tokens
+        return 0
+
+    def holders(self, ticket: Ticket) -> list[tuple[int, int]]:
+        """Return which engines have how much of the ticket's prompt, as `PrefixIndex.cached` does."""
+        looked, found = self._looked
+        if looked is not ticket.prefix:
+            self._looked = ticket.prefix, (found := self.prefixes.cached(ticket.prefix))
+        return found
 
     # Observations
 
+    def emptied(self, engine: int) -> None:
+        """Note that an engine is a new process, with an empty cache."""
+        self.prefixes.clear(engine)
+        self._looked = None, []
+
     def started(self, ticket: Ticket, engine: int) -> None:
+        """Note that a ticket, whose `cached_tokens` are those of this engine, is there."""
         load = self.loads[engine]
-        held = next((tokens for holder, tokens in self.prefixes.cached(ticket.prefix) if holder == engine), 0)
+        self._looked = None, []
         # The engine computes the last token in any case.
-        fresh = max(1.0, ticket.prompt_tokens - held)
+        fresh = max(1.0, ticket.prompt_tokens - ticket.cached_tokens)
+        self._prompt += (ticket.prompt_tokens - self._prompt) / USUAL
+        self._answer += (ticket.expected_tokens - self._answer) / USUAL
         self._placed[ticket] = _Placed(fresh, load.pending + fresh, load.running + 1)
         load.running += 1
         load.pending += fresh
         shared = ENDS[len(ticket.prefix) - 1] if ticket.prefix else 0
         self.prefixes.remember(engine, ticket.prefix, int(ticket.prompt_tokens - shared + ticket.expected_tokens))
-        self._note(engine)
+        self._changed.add(engine)
 
     def first_token(self, ticket: Ticket, engine: int, now: float) -> None:
         placed = self._placed.get(ticket)
@@ -125,7 +190,7 @@ class Router:
         load.pending -= placed.fresh
         if ticket.granted is not None:
             load.prefill.add(placed.ahead, now - ticket.granted)
-        self._note(engine)
+        self._changed.add(engine)
 
     def left(self, ticket: Ticket, engine: int, now: float) -> None:
         placed, load = self._placed.pop(ticket), self.loads[engine]
@@ -137,8 +202,16 @@ class Router:
             load.decode.add(running, (now - placed.first_token) / (ticket.generated - 1))
         if not load.running:
             load.pending = 0.0
-        self._note(engine)
+        self._changed.add(engine)
 
-    def _note(self, engine: int) -> None:
-        load = self.loads[engine]
-        self._wait[engine], self._pace[engine], self._token[engine] = load.wait, load.pace, load.prefill.seconds
+    def _rank(self) -> None:
+        """Predict again for the engines in which something changed."""
+        ranks = self._ranks
+        for engine in self._changed:
+            load = self.loads[engine]
+            del ranks[bisect.bisect_left(ranks, (load.rank, engine))]
+            self._token -= load.token
+            load.update(self._prompt, self._answer)
+            self._token += load.token
+            bisect.insort(ranks, (load.rank, engine))
+        self._changed.clear()

@@ -210,8 +210,8 @@ class PoolPolicy:
     def record(self, sample: EngineSample, now: float) -> None:
         if sample.kv_tokens is not None:
             self.router.prefixes.capacity[sample.engine] = sample.kv_tokens
-        if self.uses_lengths:
-            self._change(sample.engine).predictor.record(sample, now)
+        self.router.record(sample)
+        self._change(sample.engine).predictor.record(sample, now)
 
     def figures(self) -> PolicyFigures:
         """Return the figures of the engine that got the last ticket."""

@@ -4,7 +4,9 @@ The prediction has three parts. The first is the time to the first token: that o
 which the engine has not computed yet, its own and those of the prompts ahead of it. The second is
 the time of the answer's tokens, which grows with the number of sequences that share each step. The
 third is what the computing of a prompt costs others, which a cached beginning saves. Both times are
-learned for each engine from the tickets that it has served.
+learned from all engines together, and for each engine how much faster or slower it is. Lines fitted
+to each engine alone would differ by chance, and the engine with the luckier line would get the
+requests of all.
 """
 
 import bisect
@@ -13,13 +15,15 @@ import math
 import attrs
 
 from llmserve.admission.pool.prefixes import ENDS, PrefixIndex
+from llmserve.admission.prediction import EngineSample
 from llmserve.admission.regression import LinearFit
 from llmserve.admission.ticket import Ticket
 
-# Number of samples after which a fit is made, and the figures until the first one: seconds for each
-# prompt token, and seconds that one more sequence adds to a token. Only their relation matters: on
-# GPUs and CPUs one more sequence costs about as much as three prompt tokens.
-ENOUGH = 8
+# Number of samples after which the first fits are made, and later ones; and the figures until the
+# first one: seconds for each prompt token, and seconds that one more sequence adds to a token. Only
+# their relation matters: on GPUs and CPUs one more sequence costs about as much as three prompt
+# tokens.
+ENOUGH, MANY = 8, 64
 PROMPT_TOKEN, SEQUENCE = 2e-5, 6e-5
 # What a second of the answer counts against a second until the first token: it is read while it
 # comes, so a wait is worse.
@@ -35,6 +39,8 @@ USUAL = 64
 # A fit whose samples hardly differ has no slope. More work never makes an answer faster, so the
 # slope is at least this part of that of the line through the origin.
 LEAST = 0.1
+# Engines whose times differ by less count as equal, because the noise of equal engines is as large.
+EQUAL = 1.25
 
 
 @attrs.define
@@ -49,15 +55,35 @@ class Slope:
     _fit: LinearFit = attrs.field(factory=LinearFit)
     _count: int = 0
 
-    def add(self, work: float, seconds: float) -> None:
+    def add(self, work: float, seconds: float) -> bool:
+        """Learn from a sample; return whether the line has changed."""
         fit = self._fit
         fit.collect(work, seconds)
         self._count += 1
-        if self._count % ENOUGH == 0 and work:
-            fit.solve()
-            mean = fit.at(work) / work
-            self.seconds = max(fit.b, LEAST * mean)
-            self.base = fit.a
+        if self._count % (ENOUGH if self._count < MANY else MANY) or not work:
+            return False
+        fit.solve()
+        self.seconds = max(fit.b, LEAST * fit.at(work) / work)
+        self.base = fit.a
+        return True
+
+    def at(self, work: float) -> float:
+        return self.base + self.seconds * work
+
+
+@attrs.define
+class Speed:
+    """The seconds that one engine takes, relative to those that all engines would take."""
+
+    ratio: float = 1.0
+
+    def add(self, seconds: float, predicted: float) -> None:
+        # A single pause says little about the engine.
+        self.ratio += (min(seconds / predicted, 2 * self.ratio) - self.ratio) / USUAL
+
+    @property
+    def factor(self) -> float:
+        return 1.0 if 1 / EQUAL < self.ratio < EQUAL else self.ratio
 
 
 @attrs.define
@@ -65,6 +91,9 @@ class EngineLoad:
     """What one engine works on, as far as the router knows.
 
     Attributes:
+        prefill, decode: The lines of all engines: seconds to a first token by the prompt tokens
+            before it, and seconds of a step by its sequences.
+        prefills, decodes: The engine's speed.
         running: Tickets in the engine.
         pending: Prompt tokens of the tickets without a first token, without those that were cached.
         wait: Predicted seconds until their first tokens.
@@ -73,8 +102,10 @@ class EngineLoad:
         rank: What the usual ticket would cost here.
     """
 
-    prefill: Slope = attrs.field(factory=lambda: Slope(PROMPT_TOKEN))
-    decode: Slope = attrs.field(factory=lambda: Slope(SEQUENCE))
+    prefill: Slope
+    decode: Slope
+    prefills: Speed = attrs.field(factory=Speed)
+    decodes: Speed = attrs.field(factory=Speed)
     running: int = 0
     pending: float = 0.0
     wait: float = 0.0
@@ -84,10 +115,10 @@ class EngineLoad:
 
     def update(self, prompt: float, answer: float) -> None:
         """Predict again, after something changed. The tokens are those of the usual ticket."""
-        prefill, decode = self.prefill, self.decode
-        self.token = prefill.seconds
-        self.wait = prefill.base + prefill.seconds * self.pending
-        self.pace = decode.base + decode.seconds * (self.running + 1)
+        factor = self.prefills.factor
+        self.token = factor * self.prefill.seconds
+        self.wait = factor * self.prefill.at(self.pending)
+        self.pace = self.decodes.factor * self.decode.at(self.running + 1)
         self.rank = self.wait + self.token * prompt + ANSWER * answer * self.pace
 
 
@@ -110,10 +141,13 @@ class Router:
 
     def __init__(self, engines: int) -> None:
         self.prefixes = PrefixIndex(engines)
-        self.loads = [EngineLoad() for _ in range(engines)]
+        self._prefill, self._decode = Slope(PROMPT_TOKEN), Slope(SEQUENCE)
+        self.loads = [EngineLoad(self._prefill, self._decode) for _ in range(engines)]
         self._ranks = [(0.0, engine) for engine in range(engines)]
         # The sum of the engines' seconds for a prompt token.
         self._token = engines * PROMPT_TOKEN
+        # The last figures of each engine's steps.
+        self._samples: list[EngineSample | None] = [None] * engines
         # Tokens of the usual prompt and answer.
         self._prompt = self._answer = 0.0
         self._placed: dict[Ticket, _Placed] = {}
@@ -189,7 +223,7 @@ class Router:
         load = self.loads[engine]
         load.pending -= placed.fresh
         if ticket.granted is not None:
-            load.prefill.add(placed.ahead, now - ticket.granted)
+            self._learn(load.prefills, self._prefill, placed.ahead, now - ticket.granted)
         self._changed.add(engine)
 
     def left(self, ticket: Ticket, engine: int, now: float) -> None:
@@ -197,12 +231,26 @@ class Router:
         load.running -= 1
         if placed.first_token is None:
             load.pending -= placed.fresh
-        elif ticket.complete and ticket.generated > 1:
+        elif ticket.complete and ticket.generated > 1 and self._samples[engine] is None:
             running = (placed.running + load.running + 1) / 2
-            load.decode.add(running, (now - placed.first_token) / (ticket.generated - 1))
+            self._learn(load.decodes, self._decode, running, (now - placed.first_token) / (ticket.generated - 1))
         if not load.running:
             load.pending = 0.0
         self._changed.add(engine)
+
+    def record(self, sample: EngineSample) -> None:
+        """Learn how long a step takes with so many sequences, from steps that computed no prompt."""
+        last, self._samples[sample.engine] = self._samples[sample.engine], sample
+        if last is None or not sample.running or sample.steps <= last.steps or sample.prompt_tokens != last.prompt_tokens:
+            return
+        seconds = (sample.busy_seconds - last.busy_seconds) / (sample.steps - last.steps)
+        self._learn(self.loads[sample.engine].decodes, self._decode, sample.running, seconds)
+        self._changed.add(sample.engine)
+
+    def _learn(self, speed: Speed, line: Slope, work: float, seconds: float) -> None:
+        speed.add(seconds, line.at(work))
+        if line.add(work, seconds):
+            self._changed.update(range(len(self.loads)))
 
     def _rank(self) -> None:
         """Predict again for the engines in which something changed."""

@@ -88,9 +88,9 @@ async def metrics(url):
     return json.loads((await fetch(f"{url}/metrics.json"))[1])
 
 
-async def until(url, wanted):
+async def until(url, wanted, patience=PATIENCE):
     """Return the metrics once they satisfy the condition. A dying worker may drop a request."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(patience):
         while True:
             with suppress(OSError):
                 if wanted(found := await metrics(url)):

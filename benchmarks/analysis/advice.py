@@ -75,7 +75,9 @@ def remedies(cause: Cause | None, engine: dict[str, Any] | None) -> list[str]:
         case "host process":
             return ["Engine: the device has spare capacity; serve with several processes (llmserve: --workers), or data parallel managers."]
         case "engine process":
-            return ["Engine: the device has spare capacity, but one process feeds it; use data parallel engines on the same device."]
+            return [
+                "Engine: the device has spare capacity, but one process feeds it; serve with two engines on it (llmserve: --engines 2)."
+            ]
         case "kv cache":
             return ["Engine: a larger KV cache (gpu_memory_utilization), a shorter max_model_len or a quantised cache would move the knee."]
     return []

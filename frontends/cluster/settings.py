@@ -9,7 +9,7 @@ import attrs
 from frontends.options.command_line import read
 from frontends.options.definitions import group, key_of, make, option
 from frontends.options.parsers import count
-from frontends.program.settings import ServerSettings
+from frontends.program.settings import AUTO, ServerSettings
 from llmserve import ConfigurationError
 
 # The option that takes several values in one key=value argument.
@@ -23,15 +23,15 @@ NOT_HERE = ("tls_cert", "tls_key", "tls_client_ca", "max_connections", "max_peer
 class ClusterSettings:
     """The size of a cluster. Its command line has no `--help`; docs/scaling.md describes it."""
 
-    replicas: int = option(1, "minimum number of engines (default: %(default)s)", metavar="N", parse=count)
-    max_replicas: int | None = option(None, "maximum number of engines (default: --replicas)", metavar="N", parse=count)
+    replicas: int = option(1, "minimum number of replicas (default: %(default)s)", metavar="N", parse=count)
+    max_replicas: int | None = option(None, "maximum number of replicas (default: --replicas)", metavar="N", parse=count)
     ingresses: int = option(1, "number of ingress processes per host (default: %(default)s)", metavar="N", parse=count)
-    replica_cpus: float = option(1.0, "CPUs that Ray reserves for each engine (default: %(default)s)", metavar="N")
+    replica_cpus: float = option(1.0, "CPUs that Ray reserves for each replica (default: %(default)s)", metavar="N")
     replica_gpus: float | None = option(
-        None, "GPUs that Ray reserves for each engine (default: as many as its parallelism needs)", metavar="N"
+        None, "GPUs that Ray reserves for each replica (default: as many as its engines and their parallelism need)", metavar="N"
     )
-    scale_down_delay: float = option(300.0, "seconds of lower load before engines are removed (default: %(default)s)", metavar="S")
-    scale_up_delay: float = option(5.0, "seconds of higher load before engines are added (default: %(default)s)", metavar="S")
+    scale_down_delay: float = option(300.0, "seconds of lower load before replicas are removed (default: %(default)s)", metavar="S")
+    scale_up_delay: float = option(5.0, "seconds of higher load before replicas are added (default: %(default)s)", metavar="S")
 
     @property
     def most(self) -> int:
@@ -48,8 +48,8 @@ class ClusterServerSettings(ServerSettings):
     @property
     def gpus(self) -> float:
         """The number of GPUs of one replica. Raises ConfigurationError."""
-        given = self.cluster.replica_gpus
-        return self.engine.spec.gpus(self.engine_args()) if given is None else given
+        given, args = self.cluster.replica_gpus, self.engine_args()
+        return self.engine.number(args) * self.engine.spec.gpus(args) if given is None else given
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +65,10 @@ def read_settings(arguments: Sequence[str]) -> ClusterServerSettings:
     cluster = settings.cluster
     if cluster.most < cluster.replicas:
         raise ConfigurationError(f"--max-replicas {cluster.max_replicas} is less than --replicas {cluster.replicas}")
+    if settings.engine.count == AUTO:
+        raise ConfigurationError(
+            "--engines auto is not available on Ray Serve: the GPUs of a replica follow from the number of its engines"
+        )
     for name in NOT_HERE:
         if given.get(name):
             raise ConfigurationError(f"--{key_of(name)} is not available on Ray Serve, whose proxies accept the connections")

@@ -22,6 +22,7 @@ from frontends.net.listeners import CannotListen
 from frontends.options.command_line import read
 from frontends.options.definitions import make
 from frontends.options.sources import layers, merged
+from frontends.program import spare_gpu
 from frontends.program.console import loading
 from frontends.program.hangup import expect_hangups
 from frontends.program.preflight import check_start, prepare_environment, unpack
@@ -31,6 +32,7 @@ from frontends.program.service import Service, open_service, reconfigure
 from frontends.program.settings import ProgramSettings
 from frontends.program.signals import Stopping, signals
 from llmserve import ConfigurationError, EngineError, EngineManager, State
+from llmserve.observability.nvml import utilizations
 from llmserve.runtime.heap import set_heap_aside
 from llmserve.runtime.starting import left_alone
 
@@ -139,6 +141,8 @@ async def serve(live: LiveSettings[Settings], access: Access, listen: Listen, le
         with everything:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(access.follow, manager.set_tenants)
+                if utilizations():
+                    tasks.start_soon(spare_gpu.watch, len(manager.engines), lambda: manager.statistics().running)
                 code = await _load_and_wait(manager, live, begun, hurry)
                 tasks.cancel_scope.cancel()
     say("stopped")

@@ -116,6 +116,14 @@ class EngineHost:
             if engine.supervisor is not None:
                 engine.supervisor.config = config.restart
 
+    @property
+    def count(self) -> int:
+        return len(self._engines)
+
+    def running(self) -> int:
+        """Return the number of running requests."""
+        return sum(map(self._busy, self._engines))
+
     def statistics(self) -> AdmissionStatistics | None:
         return None if self._admission is None else self._admission.statistics(self._clock())
 

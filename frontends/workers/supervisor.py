@@ -17,6 +17,7 @@ from frontends.access.control import Access
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.log_writer import dropped_lines
 from frontends.logs.operator_log import say
+from frontends.program import spare_gpu
 from frontends.program.console import loading
 from frontends.program.preflight import unpack
 from frontends.program.progress import announce, say_leaving, say_ready
@@ -30,6 +31,7 @@ from frontends.workers.pool import WorkerPool
 from frontends.workers.state import SupervisorState
 from llmserve import EngineDead
 from llmserve.engines.processes.socket_files import FOLDER
+from llmserve.observability.nvml import utilizations
 from llmserve.observability.prometheus import MULTIPROCESS
 
 # Seconds in which a worker imports its modules, before its engine starts.
@@ -96,6 +98,8 @@ class WorkerSupervisor:
                     while not (self._state.stopping or self._pool.all_up()):
                         await self._state.changed()
                 tasks.start_soon(self._access.follow, self._engine.admission.set_tenants)
+                if utilizations():
+                    tasks.start_soon(spare_gpu.watch, self._engine.count, self._engine.running)
                 code = await self._until_stopped()
                 if code == 0:
                     await self._end()

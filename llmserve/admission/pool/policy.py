@@ -30,13 +30,12 @@ class _Open:
     def __init__(self, engines: int) -> None:
         # Those that take tickets, and those of them that may have room, as bits.
         self.up = self.engines = (1 << engines) - 1
-        # The prompt and answer tokens from which an engine holds tickets, and the most of them.
+        # The prompt and answer tokens from which a closed engine holds tickets, and the most of them.
         self._held: dict[int, tuple[int, float]] = {}
         self._most = 0, 0.0
 
     def change(self, engine: int) -> None:
         """Note that something changed in an engine."""
-        self._held.pop(engine, None)
         bit = 1 << engine
         self.engines = self.engines & ~bit | self.up & bit
 

@@ -2,8 +2,9 @@
 
 An engine keeps what it has computed of a prompt in its prefix cache, block by block. Another prompt
 with the same beginning is then answered sooner by the same engine. A beginning has one key, which
-is a hash of all its tokens. Beginnings end at fixed places: every 128 tokens up to 8,192, then every
-1,024 up to 65,536, and so on, so that the number of keys stays below 300 for a million tokens.
+is a hash of all its tokens. Beginnings end at fixed places: every 128 tokens up to 2,048, then every
+256 up to 4,096, and so on. So at most an eighth of a prompt has no key, and a million tokens have
+fewer than 100 keys.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 # The first beginning has this many tokens. A shorter one is not worth a detour.
 STEP = 128
 # After so many steps the steps get longer, by `LONGER`.
-STEPS, LONGER = 64, 8
+STEPS, LONGER = 16, 2
 # No prompt has more tokens.
 LONGEST = 1 << 30
 # The size of a cache that an engine does not report, in tokens.
@@ -86,12 +87,12 @@ class PrefixIndex:
             if shorter and shorter != longer
         ]
 
-    def remember(self, engine: int, prefix: Sequence[int], rest: int) -> None:
-        """Note that an engine computes a prompt with these keys, and `rest` more tokens."""
+    def remember(self, engine: int, prefix: Sequence[int], tokens: int) -> None:
+        """Note that an engine computes a prompt with these keys; it and its answer have so many tokens."""
         entries, bit, holders = self._entries[engine], 1 << engine, self._holders
         self._rests += 1
-        entries[(self._rests,)] = rest
-        added = rest
+        # What no other prompt shares.
+        entries[(self._rests,)] = added = max(0, tokens - ENDS[len(prefix) - 1] if prefix else tokens)
         # The longest beginning comes first, because an engine gives up the end of a prompt first.
         for key, size in zip(reversed(prefix), reversed(SIZES[: len(prefix)]), strict=True):
             if key in entries:

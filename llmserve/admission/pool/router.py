@@ -14,7 +14,7 @@ import math
 
 import attrs
 
-from llmserve.admission.pool.prefixes import ENDS, PrefixIndex
+from llmserve.admission.pool.prefixes import PrefixIndex
 from llmserve.admission.prediction import EngineSample
 from llmserve.admission.regression import LinearFit
 from llmserve.admission.ticket import Ticket
@@ -78,6 +78,8 @@ class Speed:
     ratio: float = 1.0
 
     def add(self, seconds: float, predicted: float) -> None:
+        if not predicted:
+            return
         # A single pause says little about the engine.
         self.ratio += (min(seconds / predicted, 2 * self.ratio) - self.ratio) / USUAL
 
@@ -211,8 +213,7 @@ class Router:
         self._placed[ticket] = _Placed(fresh, load.pending + fresh, load.running + 1)
         load.running += 1
         load.pending += fresh
-        shared = ENDS[len(ticket.prefix) - 1] if ticket.prefix else 0
-        self.prefixes.remember(engine, ticket.prefix, int(ticket.prompt_tokens - shared + ticket.expected_tokens))
+        self.prefixes.remember(engine, ticket.prefix, ticket.prompt_tokens + int(ticket.expected_tokens))
         self._changed.add(engine)
 
     def first_token(self, ticket: Ticket, engine: int, now: float) -> None:

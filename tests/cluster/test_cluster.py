@@ -185,3 +185,16 @@ async def test_a_prompt_with_every_kind_of_text_arrives_as_it_was_sent(deploy):
         # More than the limit of a gRPC message, and more than the limit of a body.
         for size, wanted_status in ((3 * 2**20, 400), (5 * 2**20, 413)):
             assert (await cluster.post("/v1/completions", wanted(1, prompt="x" * size)))[0] == wanted_status
+
+
+async def test_a_replica_serves_from_several_engines(deploy):
+    async with deploy(replicas="2", engines="2", **SLOW) as cluster:
+        found = await cluster.until(lambda found: found["admission"]["limit"] == 2 * 2 * SLOTS)
+        assert [engine["up"] for engine in found["engines"]] == [True] * 4
+        async with anyio.create_task_group() as tasks:
+            events = [[] for _ in range(2 * 2 * SLOTS)]
+            for stream in events:
+                tasks.start_soon(read, cluster, 60, stream)
+        assert all(stream[-1] == b"[DONE]" and len(stream) == 61 for stream in events)
+        found = await cluster.until(lambda found: found["open"] == 0)
+        assert all(engine["generation_tokens"] for engine in found["engines"])

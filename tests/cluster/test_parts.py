@@ -267,6 +267,7 @@ def test_key_value_arguments_become_a_command_line():
         ({"insecure": "true"}, "--insecure"),
         ({"port": "80"}, "--port"),
         ({"engine": "steam"}, "--engine"),
+        ({"engines": "auto"}, "--engines auto"),
     ],
 )
 def test_a_wrong_argument_is_named(words, named):
@@ -286,6 +287,11 @@ def test_a_wrong_argument_is_named(words, named):
 def test_a_replica_reserves_the_gpus_that_its_engine_takes(engine, args, gpu_build, gpus, monkeypatch):
     monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: gpu_build)
     assert read_settings(["--engine", engine, *(word for one in args for word in ("--engine-arg", one))]).gpus == gpus
+
+
+def test_a_replica_with_several_engines_reserves_the_gpus_of_all(monkeypatch):
+    monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: True)
+    assert read_settings(["--engine", "vllm", "--engines", "2", "--engine-arg", "tensor_parallel_size=2"]).gpus == 4
 
 
 def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):

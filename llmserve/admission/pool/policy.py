@@ -61,7 +61,7 @@ class _Open:
 FEW = 8
 
 
-_NOBODY: tuple[Ticket | None, int] = None, 0
+_NO_CHOICE: tuple[Ticket | None, int] = None, 0
 _NOTHING: tuple[Ticket | None, int, float, int, int] = None, 0, 0.0, 0, 0
 
 
@@ -88,7 +88,7 @@ class PoolPolicy:
         # The engine that got the last ticket.
         self._last = 0
         # The last ticket that may start, and where, until something changes.
-        self._choice: tuple[Ticket | None, int] = _NOBODY
+        self._choice: tuple[Ticket | None, int] = _NO_CHOICE
         # The last choice among engines, and what it depended on, until something changes.
         self._chosen: tuple[Ticket | None, int, float, int, int] = _NOTHING
 
@@ -210,7 +210,8 @@ class PoolPolicy:
         if sample.kv_tokens is not None:
             self.router.prefixes.capacity[sample.engine] = sample.kv_tokens
         self.router.record(sample)
-        self._change(sample.engine).predictor.record(sample, now)
+        if self.uses_lengths:
+            self._change(sample.engine).predictor.record(sample, now)
 
     def figures(self) -> PolicyFigures:
         """Return the figures of the engine that got the last ticket."""
@@ -242,6 +243,6 @@ class PoolPolicy:
         return engine
 
     def _change(self, engine: int) -> _Member:
-        self._choice, self._chosen = _NOBODY, _NOTHING
+        self._choice, self._chosen = _NO_CHOICE, _NOTHING
         self._open.change(engine)
         return self.members[engine]

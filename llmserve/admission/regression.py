@@ -40,6 +40,11 @@ class LinearFit:
         self.a = mean_y - self.b * mean_x
 
     @property
+    def ratio(self) -> float:
+        """The slope of the line from the origin through the mean; 0 without samples."""
+        return self._y / self._x if self._x else 0.0
+
+    @property
     def deviation(self) -> float:
         return math.sqrt(self._square)
 

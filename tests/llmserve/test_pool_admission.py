@@ -24,7 +24,7 @@ from llmserve.admission import (
 )
 from llmserve.admission.pool.policy import FEW, PoolPolicy
 from llmserve.admission.pool.prefixes import ENDS, STEP, UNKNOWN_CACHE, PrefixIndex, bits, prefix_keys
-from llmserve.admission.pool.router import ANSWER, CANDIDATES, DELAYED, Router
+from llmserve.admission.pool.router import ANSWER, CANDIDATES, DELAYED, ENOUGH, LEAST, PROMPT_TOKEN, SEQUENCE, USUAL, Router, Slope
 
 CACHE = 6000
 # Prompts of which some begin alike.
@@ -446,21 +446,81 @@ LOADS = st.tuples(st.integers(0, 3), st.integers(0, 5000), st.sampled_from([1e-5
 def test_the_chosen_engine_is_the_cheapest_of_those_that_are_asked(loads, data):
     router = Router(len(loads))
     for load, (running, pending, seconds) in zip(router.loads, loads, strict=True):
-        load.running, load.pending, load.prefill.seconds = running, pending, seconds
+        load.running, load.pending, load.prefills.ratio = running, pending, seconds / PROMPT_TOKEN
+    seconds_of = [PROMPT_TOKEN * load.prefills.factor for load in router.loads]
     for engine in data.draw(st.lists(st.sampled_from(range(len(loads))), max_size=4)):
         router.prefixes.remember(engine, data.draw(st.sampled_from(PREFIXES)), 0)
     ticket = Ticket(prompt_tokens=700, prefix=data.draw(st.sampled_from(PREFIXES)))
     ticket.expected_tokens = data.draw(st.floats(0, 1000))
     among = data.draw(st.integers(1, (1 << len(loads)) - 1))
     best = router.best(ticket, among)
-    others = DELAYED * sum(load.token for load in router.loads) / len(loads)
+    others = DELAYED * sum(seconds_of) / len(loads)
 
     def cost(engine):
-        load, cached = router.loads[engine], router.cached(ticket, engine)
-        return load.wait + load.token * (700 - cached) + ANSWER * ticket.expected_tokens * load.pace - others * cached
+        (running, pending, _), seconds, cached = loads[engine], seconds_of[engine], router.cached(ticket, engine)
+        return seconds * (pending + 700 - cached) + ANSWER * ticket.expected_tokens * SEQUENCE * (running + 1) - others * cached
 
     assert among >> best & 1
     assert len(loads) == 1 or cost(best) == pytest.approx(min(map(cost, bits(among))))
+
+
+@pytest.mark.parametrize("slow", ["prefills", "decodes"])
+def test_among_many_engines_the_usual_ticket_shows_which_are_fast(slow):
+    """Three candidates are compared; they are not the idle ones, but those that are soon done."""
+    router = Router(8)
+    for load in router.loads[:7]:
+        getattr(load, slow).ratio *= 10
+    router.loads[7].pending = 100
+    for number in range(USUAL):
+        ticket = Ticket(prompt_tokens=5000)
+        ticket.expected_tokens = 500
+        router.started(ticket, number % 7)
+        router.left(ticket, number % 7, 1.0)
+    router.started(last := Ticket(), 7)
+    ticket = Ticket(prompt_tokens=5000)
+    ticket.expected_tokens = 500
+    assert router.best(ticket, 0xFF) == 7
+    router.left(last, 7, 1.0)
+
+
+@pytest.mark.parametrize("last", [1, 10_000])
+def test_the_times_of_an_engine_are_learned(last):
+    """A regression: a short prompt at the time of a fit made each token seem a hundred times as slow."""
+    slope = Slope(1.0)
+    for amount in [*range(1000, 1000 * 2 * ENOUGH, 1000), last]:
+        slope.add(amount, 0.05 + 1e-5 * amount)
+    assert (slope.base, slope.seconds) == pytest.approx((0.05, 1e-5), rel=0.01)
+
+
+def test_an_engine_that_has_all_prompts_cached_does_not_seem_slow():
+    """A regression: its time for one token was divided by that token."""
+    controller, pool = pool_of([Unlimited(), Unlimited()])
+    keys = prefix_keys(range(640))
+    pool.router.prefixes.remember(0, keys, 640)
+    for number in range(2 * ENOUGH):
+        ticket = offered(controller, float(number), prompt_tokens=640, prefix=keys)
+        controller.first_token(ticket, number + 0.01)
+        controller.leave(ticket, number + 0.5)
+    assert pool.router.loads[0].prefill.seconds < 2e-5
+
+
+def test_samples_that_hardly_differ_still_give_a_slope():
+    slope = Slope(1.0)
+    for _ in range(2 * ENOUGH):
+        slope.add(1000, 2.0)
+    assert slope.seconds == LEAST * 2.0 / 1000
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_new_process_has_an_empty_cache(emptied):
+    controller, pool = pool_of([Unlimited(), Unlimited()])
+    keys = prefix_keys(range(640))
+    ticket = offered(controller, prompt_tokens=640, prefix=keys)
+    controller.suspend(1.0, ticket.engine)
+    other = Ticket(prompt_tokens=640, prefix=keys)
+    assert pool.router.cached(other, ticket.engine) == 640
+    controller.resume(2.0, ticket.engine, emptied=emptied)
+    assert pool.router.cached(other, ticket.engine) == (0 if emptied else 640)
 
 
 def test_a_pool_adopts_new_limits():
@@ -480,14 +540,14 @@ def test_the_limit_is_that_of_the_engines_that_take_tickets():
 
 def test_a_dead_engine_s_ticket_moves_beyond_the_limit_and_its_first_token_counts_again():
     controller, pool = pool_of([FixedLimit(1), FixedLimit(1)])
-    first, second = offered(controller, prompt_tokens=100), offered(controller, prompt_tokens=100)
+    first, second = offered(controller, prompt_tokens=200), offered(controller, prompt_tokens=200)
     controller.first_token(first, 1.0)
     controller.suspend(2.0, first.engine)
     controller.move(first, 2.0)
     assert first.engine == second.engine
-    assert (first.granted, pool.router.loads[second.engine].pending) == (2.0, 200)
+    assert (first.granted, pool.router.loads[second.engine].pending) == (2.0, 400)
     controller.first_token(first, 3.0)
-    assert pool.router.loads[second.engine].pending == 100
+    assert pool.router.loads[second.engine].pending == 200
     waiting = offered(controller, 3.0)
     assert controller.leave(first, 4.0) == []
     assert controller.leave(second, 4.0) == [waiting]

@@ -123,10 +123,8 @@ class PoolPolicy:
         """
         if self._open.up >> ticket.engine & 1 or not self._open.up:
             return
-        ticket.complete = False
         self.left(ticket, now)
         ticket.granted = now
-        self._choice = ticket, self.router.best(ticket, self._open.up)
         self.started(ticket, now)
 
     # The policy

@@ -32,6 +32,9 @@ ANSWER = 0.25
 # many seconds of others a second of computing costs; a cached prompt saves them. All latencies of
 # Mooncake's traces are about equal from 1 to 7, and worse with 0 (`python -m benchmarks routing`).
 DELAYED = 3.0
+# A step that computes few tokens takes as long as one with about so many. Without this, an engine
+# that has all prompts cached would seem slow for each token.
+SHORT = 128
 # Number of engines that are compared exactly, of those that have equally much of a prompt.
 CANDIDATES = 3
 # The usual ticket is the mean of about so many.
@@ -60,10 +63,10 @@ class Slope:
         fit = self._fit
         fit.collect(work, seconds)
         self._count += 1
-        if self._count % (ENOUGH if self._count < MANY else MANY) or not work:
+        if self._count % (ENOUGH if self._count < MANY else MANY):
             return False
         fit.solve()
-        self.seconds = max(fit.b, LEAST * fit.at(work) / work)
+        self.seconds = max(fit.b, LEAST * fit.ratio)
         self.base = fit.a
         return True
 
@@ -206,8 +209,7 @@ class Router:
         """Note that a ticket, whose `cached_tokens` are those of this engine, is there."""
         load = self.loads[engine]
         self._looked = None, []
-        # The engine computes the last token in any case.
-        fresh = max(1.0, ticket.prompt_tokens - ticket.cached_tokens)
+        fresh = max(SHORT, ticket.prompt_tokens - ticket.cached_tokens)
         self._prompt += (ticket.prompt_tokens - self._prompt) / USUAL
         self._answer += (ticket.expected_tokens - self._answer) / USUAL
         self._placed[ticket] = _Placed(fresh, load.pending + fresh, load.running + 1)

@@ -63,7 +63,7 @@ class AdmissionController:
         self._displaced: list[Ticket] = []
         self._rate = ServiceRate()
         self.answers = AnswerLengths()
-        self._follow_answers()
+        self.set_tenants(self.tenants.table)
         self.forecast = QueueForecast(self._line, self._rate, self.tenants, self.answers)
         self._suspended: float | None = None
         # The last ticket to start, and whether a similar one would have to wait.
@@ -185,10 +185,7 @@ class AdmissionController:
             self._suspended = now
 
     def resume(self, now: float, engine: int = 0, *, emptied: bool = True) -> list[Ticket]:
-        """Start tickets again: the engine is back.
-
-        Patience continues where it stopped. The pause does not count in the service rate.
-        """
+        """Start tickets again: the engine is back. Patience continues where it stopped."""
         if self._pool:
             self._pool.resume(engine, emptied=emptied)
         if self._suspended is None:
@@ -206,7 +203,7 @@ class AdmissionController:
             self._pool.move(ticket, now)
 
     def running_on(self, engine: int) -> int:
-        """Return the number of running tickets that were granted to an engine."""
+        """Return the number of running tickets on an engine."""
         return sum(ticket.engine == engine for ticket in self._running)
 
     def record(self, sample: EngineSample, now: float) -> list[Ticket]:
@@ -313,7 +310,8 @@ class AdmissionController:
     def set_tenants(self, table: TenantTable) -> None:
         """Replace the weights and limits of tenants. Usage that is already counted stays."""
         self.tenants.table = table
-        self._follow_answers()
+        # Running answers are followed if the policy or a tenant's limit uses their lengths.
+        self.answers.follows = getattr(self._predictor, "uses_lengths", True) or self.tenants.limits_tokens
 
     def adopt(self, other: "AdmissionController", now: float) -> list[Ticket]:
         """Take over the limits of an unused controller; return the tickets that stop waiting."""
@@ -322,10 +320,6 @@ class AdmissionController:
         self.max_waiting, self.max_wait = other.max_waiting, other.max_wait
         self.set_tenants(other.tenants.table)
         return self.pump(now)
-
-    def _follow_answers(self) -> None:
-        """Follow running answers if the policy or a tenant's limit uses their lengths."""
-        self.answers.follows = getattr(self._predictor, "uses_lengths", True) or self.tenants.limits_tokens
 
     def tally(self) -> UsageDelta:
         """Return the usage since the last call, for other controllers of the same tenants."""

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.host_cost import latency, overhead
 from benchmarks.host_cost.server_processes import Setting
-from benchmarks.host_cost.variants import Trial, parse_side
+from benchmarks.host_cost.variants import Trial, open_sides, parse_side
 from benchmarks.robustness import connections
 from benchmarks.targets import TargetError
 
@@ -66,11 +66,24 @@ def test_ratios_are_of_the_same_round():
     assert text.splitlines()[5].endswith("| 1 |")
 
 
-@pytest.mark.parametrize("name", ["ftp", "tcp:4", "http:x", "http:", "vllm-rust:2", "bare:2", "vllm-rust-chat:2"])
+UNKNOWN = [
+    "ftp",
+    "tcp:4",
+    "http:x",
+    "http:",
+    "http:0",
+    "vllm-rust:2",
+    "bare:2",
+    "vllm-rust-chat:2",
+    "pool",
+    "pool:2",
+    "direct:0:4",
+    "vllm-dp:2:x",
+]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_variant_is_named(name):
-    if name == "http:":
-        assert parse_side(name) == ("llmserve", "http")
-        return
     with pytest.raises(TargetError, match=f"unknown variant {name!r}"):
         parse_side(name)
 
@@ -104,3 +117,12 @@ async def test_idle_and_stalled_connections_are_held_and_weighed(monkeypatch):
 async def test_more_connections_than_the_system_allows_are_refused():
     with pytest.raises(TargetError, match="the system allows this process only"):
         await connections.measure(10**9, 1, silent)
+
+
+async def test_a_pool_and_as_many_servers_side_by_side_get_the_same_load():
+    setting = Setting(core="simulated", answer_tokens=8, requests=2, engine_args={"time_scale": 0.0})
+    async with open_sides(["pool:2:2", "direct:2:1"], setting, 5) as sides:
+        for side in sides.values():
+            trial = await side(5, 0)
+            assert (trial.failed, trial.failure) == (0, "")
+            assert trial.tokens_per_second > 0

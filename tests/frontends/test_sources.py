@@ -24,6 +24,7 @@ from llmserve import ConfigurationError
 # A text of each option whose type does not say what a valid text is. All other options get one by type.
 TEXTS = {
     "port": "8123",
+    "engines": "3",
     "workers": "3",
     "unix_mode": "640",
     "unix_group": "0",

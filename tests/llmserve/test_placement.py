@@ -129,7 +129,7 @@ def test_engines_are_made_by_name_and_number(count):
 
 
 def test_a_pool_has_at_least_one_engine():
-    with pytest.raises(ConfigurationError, match="engines must be at least 1, not 0"):
+    with pytest.raises(ConfigurationError, match="engines must be a whole number of at least 1, not 0"):
         create_engines("simulated", "any", {}, 0)
 
 

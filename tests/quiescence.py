@@ -81,16 +81,19 @@ def check_quiescent(manager, audit=None):
     assert (statistics.running, statistics.waiting) == (0, 0)
     assert (statistics.engine.running, statistics.engine.waiting) == (0, 0)
     assert statistics.engine.kv_usage == 0
-    engine, controller = manager.engine, manager.admission
-    if isinstance(engine, AuditedEngine):
-        # The engine itself removes finished requests too.
-        assert engine.added == engine.dropped + engine.lost + engine.inside
-        assert engine.inside == 0
+    controller = manager.admission
+    for engine in manager.engines:
+        if isinstance(engine, AuditedEngine):
+            # The engine itself removes finished requests too.
+            assert engine.added == engine.dropped + engine.lost + engine.inside
+            assert engine.inside == 0
     if hasattr(controller, "policy"):
         assert not controller.tenants._accounts
         assert controller._line.cost == 0
-        assert getattr(controller.policy, "_running", 0) == 0
-        assert not getattr(controller.policy, "_live", None)
-        assert getattr(controller.policy, "_pending", 0) == 0
+        members = getattr(controller.policy, "members", None)
+        for policy in [controller.policy] if members is None else [member.policy for member in members]:
+            assert getattr(policy, "_running", 0) == 0
+            assert not getattr(policy, "_live", None)
+            assert getattr(policy, "_pending", 0) == 0
     if audit is not None:
         assert set(audit.ends.values()) <= {1}, f"more than one end: {audit.ends.most_common(1)}"

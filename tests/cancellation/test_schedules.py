@@ -32,21 +32,25 @@ SEEDS = 1000
 
 
 class Story:
-    """Ten requests and their events, from a seed."""
+    """Ten requests and their events, on one to three engines, from a seed."""
 
     def __init__(self, seed):
         self.rng = random.Random(f"story {seed}")
+        self.engines = [AuditedEngine(SIMULATED) for _ in range(1 + seed % 3)]
 
     async def run(self):
-        engine, audit = AuditedEngine(SIMULATED), Audit()
-        async with EngineManager(engine, CONFIG, [audit]) as manager:
+        audit = Audit()
+        async with EngineManager(self.engines, CONFIG, [audit]) as manager:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(10):
                     tasks.create_task(self._client(manager, number))
-                if self.rng.random() < 0.3:
-                    tasks.create_task(self._kill(engine))
+                for engine in self.engines:
+                    if self.rng.random() < 0.3:
+                        tasks.create_task(self._kill(engine))
+                if self.rng.random() < 0.2:
+                    tasks.create_task(self._restart(manager))
             with anyio.fail_after(20):
-                while manager.statistics().open or manager.state == "restarting":
+                while manager.statistics().open or not all(state.up for state in manager.statistics().engines):
                     await anyio.sleep(0.001)
             check_quiescent(manager, audit)
             assert sum(audit.ends.values()) >= 10
@@ -99,6 +103,10 @@ class Story:
     async def _kill(self, engine):
         await anyio.sleep(self.rng.random() * 0.05)
         engine.kill()
+
+    async def _restart(self, manager):
+        await anyio.sleep(self.rng.random() * 0.05)
+        await manager.restart_engines()
 
 
 def run(seed):

@@ -20,7 +20,7 @@ def engine_is_gone(number: int, up: int, count: int, *, for_good: bool) -> str:
     """Return the log line for the death of an engine, while `up` of `count` engines serve."""
     if count == 1 and not for_good:
         return CHANGES[State.RESTARTING]
-    what = "is gone and will not be restarted" if for_good else "is gone and is being restarted"
+    what = "is down and will not be restarted" if for_good else "is down and is being restarted"
     return f"engine    engine {number} {what}; {up} of {count} engines serve"
 
 

@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Self
 
 import anyio
@@ -94,7 +93,7 @@ class EngineManager(Generation, Lifecycle):
             self._loop.time,
             self._open_requests,
             up=self._engine_up,
-            lost=lambda member: self._admission.engine_down(member.number),
+            lost=self._engine_down,
             down=self._engine_down,
         )
         self._recovery = Recovery(self._pool, self._open_requests, self._loop, self._admission.move)
@@ -214,9 +213,7 @@ class EngineManager(Generation, Lifecycle):
                 try:
                     await self._pool.start(tasks)
                     self._admission.build(self.config)
-                    for member in self._pool.members:
-                        member.engine.watch(partial(self._admission.stepped, member.number))
-                    self._pool.watch(tasks)
+                    self._pool.watch(tasks, self._admission.stepped)
                     if self.config.predicts and self._admission.policy is None:
                         await check_slo((await self._pool.wait()).engine, self.config.slo)
                     self.state = State.READY if self._pool.up else State.RESTARTING
@@ -241,12 +238,15 @@ class EngineManager(Generation, Lifecycle):
         self._recovery.replay_all()
         self._admission.engine_up(member.number)
 
-    def _engine_down(self, member: PooledEngine, error: EngineDead) -> None:
+    def _engine_down(self, member: PooledEngine, error: EngineDead | None = None) -> None:
         if self._pool.failure is not None and self.state in (State.READY, State.RESTARTING, State.DRAINING):
             self.state = State.FAILED
-        elif not self._pool.up and self.state is State.READY:
+        elif not self._pool.up and self.state is State.READY and (error or member.drains):
             self.state = State.RESTARTING
-        self._recovery.engine_down(member, error, self._unavailable)
+        if error is None:
+            self._admission.engine_down(member.number)
+        else:
+            self._recovery.engine_down(member, error, self._unavailable)
 
     async def restart_engines(self) -> None:
         """Restart one engine after another; return when all are up again.
@@ -287,8 +287,7 @@ class EngineManager(Generation, Lifecycle):
         settings need another policy or do not fit it, and then changes nothing.
         """
         self._admission.reconfigure(config)
-        kept = self.config
-        self.config = attrs.evolve(config, max_tokenizing=kept.max_tokenizing, cleanup_timeout=kept.cleanup_timeout)
+        self.config = attrs.evolve(config, max_tokenizing=self.config.max_tokenizing, cleanup_timeout=self.config.cleanup_timeout)
         self._pool.reconfigure(config.restart)
         self._allow_to_drain(config.drain_timeout)
         if self.recorder is not None:

@@ -162,9 +162,13 @@ class EnginePool:
             if member.failure is None:
                 raise
 
-    def watch(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Look for requests that make the engines' steps slow, in tasks of the group."""
+    def watch(self, tasks: anyio.abc.TaskGroup, stepped: Callable[[int], None]) -> None:
+        """Look for requests that make the engines' steps slow, in tasks of the group.
+
+        `stepped` is called with an engine's number after each of its steps.
+        """
         for member in self.members:
+            member.engine.watch(partial(stepped, member.number))
             tasks.start_soon(member.watchdog.run)
 
     async def restart(self, patience: float) -> None:

@@ -63,6 +63,7 @@ class Supervisor:
         self._deaths: deque[float] = deque()
         # Set to restart the engine, and when it is up or will not be started again.
         self._wanted, self._settled = anyio.Event(), anyio.Event()
+        self._over = False
         # The time by which the next step must end, if this is sooner than the stall timeout.
         self._step_by: float | None = None
         # Duration of the last start in seconds.
@@ -75,6 +76,13 @@ class Supervisor:
         Raises what the first start raises. Later it raises EngineDead if the engine is not
         restarted.
         """
+        try:
+            await self._run(task_status)
+        finally:
+            self._over = True
+            self._settled.set()
+
+    async def _run(self, task_status: anyio.abc.TaskStatus[None]) -> None:
         started = False
 
         def begun() -> None:
@@ -101,7 +109,6 @@ class Supervisor:
             pause = None if death.for_good else self._pause()
             self._down(death, pause)
             if pause is None:
-                self._settled.set()
                 raise death
             await anyio.sleep(pause)
             self.restarts += 1
@@ -154,6 +161,8 @@ class Supervisor:
 
     async def restart(self) -> None:
         """End the engine and start it again; return when it is up, or will not be started again."""
+        if self._over:
+            return
         self._settled = anyio.Event()
         self._wanted.set()
         await self._settled.wait()

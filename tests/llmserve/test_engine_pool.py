@@ -3,6 +3,7 @@
 import random
 
 import anyio
+import attrs
 import pytest
 from anyio import wait_all_tasks_blocked
 from engines import ScriptedEngine
@@ -242,6 +243,62 @@ async def test_an_engine_that_dies_in_its_rolling_restart_is_started_again(engin
         await manager.restart_engines()
         assert [state.up for state in manager.statistics().engines] == [True, True]
     assert [engine.starts for engine in engines] == [3, 2]
+
+
+async def test_a_rolling_restart_goes_on_without_an_engine_that_dies_for_good_in_it(engines):
+    config = attrs.evolve(CONFIG, restart=RestartConfig(most=0))
+    async with EngineManager(engines, config) as manager, anyio.create_task_group() as tasks:
+        callers = Callers(manager, tasks)
+        await callers.start("a", "b")
+        ended = anyio.Event()
+
+        async def restart():
+            await manager.restart_engines()
+            ended.set()
+
+        tasks.start_soon(restart)
+        await settle()
+        engines[0].death.set()
+        await settle()
+        for name in "ab":
+            engines[1].finish(name)
+        with anyio.fail_after(10 * START):
+            await ended.wait()
+            await manager.restart_engines()
+        assert [state.up for state in manager.statistics().engines] == [False, True]
+        assert [engine.starts for engine in engines] == [1, 3]
+
+
+async def test_a_rolling_restart_ends_with_its_manager(engines):
+    ended = anyio.Event()
+
+    async def restart(manager):
+        await manager.restart_engines()
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        async with EngineManager(engines, CONFIG) as manager:
+            tasks.start_soon(restart, manager)
+            await anyio.sleep(START / 2)
+        with anyio.fail_after(10 * START):
+            await ended.wait()
+            await manager.restart_engines()
+
+
+async def test_a_single_engine_refuses_requests_while_it_drains_for_its_restart(engines):
+    async with EngineManager(engines[0], CONFIG) as manager, anyio.create_task_group() as tasks:
+        callers = Callers(manager, tasks)
+        await callers.start("a")
+        tasks.start_soon(manager.restart_engines)
+        await settle()
+        with pytest.raises(Unavailable, match="restarted"):
+            manager.check_health()
+        await callers.start("b")
+        assert isinstance(callers.errors["b"], Unavailable)
+        engines[0].finish("a")
+        await up(manager, engines[0])
+        assert manager.state is State.READY
+        assert callers.answers == {"a": "x"}
 
 
 async def test_the_figures_of_all_engines_add_up():

@@ -12,6 +12,9 @@ from llmserve.admission import AdmissionController, Refused, Ticket, TicketState
 
 # Seconds until a worker is told that a request stays at its engine.
 MOVE_SECONDS = 0.1
+# Minimum seconds until a ticket is asked again whether its patience is over: without an engine, it
+# does not run out.
+ASK_SECONDS = 1.0
 
 
 @attrs.define
@@ -57,7 +60,7 @@ class AdmissionServer:
         if ticket.state is TicketState.RUNNING:
             self.send(Granted(number, ticket.engine))
         else:
-            self._wait(number, ticket)
+            self._wait(number, ticket.expires)
 
     def _first_token(self, number: int) -> None:
         ticket = self._tickets.get(number)
@@ -102,16 +105,17 @@ class AdmissionServer:
             del self._tickets[number]
             self._declined(number, refused)
 
-    def _wait(self, number: int, ticket: Ticket) -> None:
-        if ticket.expires < math.inf:
-            self._patience[number] = self.loop.call_at(ticket.expires, self._give_up, number)
+    def _wait(self, number: int, until: float) -> None:
+        if until < math.inf:
+            self._patience[number] = self.loop.call_at(until, self._give_up, number)
 
     def _give_up(self, number: int) -> None:
         ticket = self._tickets[number]
         del self._patience[number]
-        refused, woken = self.controller.give_up(ticket, self.loop.time())
+        now = self.loop.time()
+        refused, woken = self.controller.give_up(ticket, now)
         if refused is None:
-            self._wait(number, ticket)
+            self._wait(number, now + ASK_SECONDS if ticket.expires <= now else ticket.expires)
         else:
             del self._tickets[number]
             self._declined(number, refused)

@@ -7,6 +7,7 @@ import sys
 import types
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import psutil
@@ -22,7 +23,8 @@ from frontends.workers.admission_client import AdmissionClient
 from frontends.workers.admission_server import AdmissionServer
 from frontends.workers.messages import StepCount
 from frontends.workers.step_totals import StepAggregator
-from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState
+from llmserve import SLO, AdmissionConfig
+from llmserve.admission import AdmissionController, FixedLimit, Ticket, TicketState, build_admission, wake
 
 SLOW = ("--engine-arg", "step_seconds=0.02")
 
@@ -298,6 +300,9 @@ class Loop:
         self.timers.append(timer)
         return timer
 
+    def call_later(self, seconds, callback, *args):
+        return self.call_at(self.now + seconds, callback, *args)
+
     def advance(self, seconds):
         self.now += seconds
         for timer in [timer for timer in self.timers if timer.at <= self.now]:
@@ -407,6 +412,81 @@ class OneAdmission(RuleBasedStateMachine):
 
 
 TestOneAdmission = OneAdmission.TestCase
+
+
+class OneAdmissionOfAPool(OneAdmission):
+    """The same with three engines that come and go, as the supervisor and each worker learn of it."""
+
+    engines = 3
+
+    def __init__(self):
+        super().__init__()
+        admission = AdmissionConfig(max_running=LIMIT, max_waiting=LINE, max_wait=PATIENCE)
+        self.controller = build_admission(admission, SLO(), LIMIT, engines=self.engines)
+        self.processes = [Process(self.controller, self.loop) for _ in range(2)]
+        policy: Any = self.controller.policy
+        self.members = policy.members
+        self.is_up = [True] * self.engines
+
+    @rule(engine=st.integers(0, engines - 1))
+    def engine_dies(self, engine):
+        self.is_up[engine] = False
+        self.controller.suspend(self.loop.now, engine)
+
+    @rule(engine=st.integers(0, engines - 1))
+    def engine_is_back(self, engine):
+        self.is_up[engine] = True
+        wake(self.controller.resume(self.loop.now, engine))
+
+    @rule(which=st.integers(0, 1), data=st.data())
+    def move(self, which, data):
+        """A worker may lose its engine before or after the supervisor knows of a death."""
+        process = self.processes[which]
+        running = [ticket for ticket in process.tickets if ticket.state is TicketState.RUNNING]
+        if running:
+            process.admission.move(data.draw(st.sampled_from(running)), self.loop.now)
+
+    def never_above_the_limit(self):
+        pass
+
+    @invariant()
+    def each_engine_counts_its_own_tickets(self):
+        statistics = self.controller.statistics(self.loop.now)
+        members = [member.policy._running for member in self.members]
+        assert [self.controller.running_on(engine) for engine in range(self.engines)] == members
+        assert sum(members) == statistics.running
+        assert statistics.limit == LIMIT * sum(self.is_up)
+        free = [running < LIMIT and up for running, up in zip(members, self.is_up, strict=True)]
+        assert statistics.waiting == 0 or not any(free)
+
+    def teardown(self):
+        for engine in range(self.engines):
+            self.engine_is_back(engine)
+        super().teardown()
+        assert not any(member.policy._running for member in self.members)
+
+
+TestOneAdmissionOfAPool = OneAdmissionOfAPool.TestCase
+
+
+def test_a_ticket_whose_patience_is_over_is_not_asked_all_the_time_while_there_is_no_engine():
+    loop = Loop()
+    controller = AdmissionController(FixedLimit(1, max_wait=PATIENCE), max_waiting=LINE)
+    process, tickets = Process(controller, loop), [Ticket(), Ticket()]
+    for ticket in tickets:
+        process.admission.offer(ticket, loop.now)
+        process.deliver_up()
+    controller.suspend(loop.now)
+    loop.advance(2 * PATIENCE)
+    assert min(timer.at for timer in loop.timers) > loop.now
+    # Its patience goes on where it stopped.
+    wake(controller.resume(loop.now))
+    loop.advance(PATIENCE)
+    assert tickets[1].state is TicketState.WAITING
+    loop.advance(PATIENCE)
+    while process.down:
+        process.deliver_down(loop.now)
+    assert (tickets[0].state, tickets[1].state) == (TicketState.RUNNING, TicketState.DONE)
 
 
 # Steps that workers see

@@ -130,6 +130,25 @@ async def test_the_death_of_one_engine_moves_its_requests_at_once_and_disturbs_n
         assert [state.restarts for state in manager.statistics().engines] == [int(engine is dead) for engine in engines]
 
 
+async def test_a_request_does_not_wait_for_the_removal_of_its_engine_s_remains(manager, engines):
+    async with anyio.create_task_group() as tasks:
+        callers = Callers(manager, tasks)
+        await callers.start("a", "b")
+        dead = next(engine for engine in engines if "a" in engine.held)
+        other = engines[1 - engines.index(dead)]
+        # The engine tells its requests of its death; its `run()` ends later.
+        dead.sinks["a"].fail(EngineDead("killed"))
+        await settle()
+        assert other.submitted == ["b", "a"]
+        dead.death.set()
+        await settle()
+        assert other.submitted == ["b", "a"]
+        for name in "ab":
+            other.finish(name)
+        await up(manager, dead)
+    assert sorted(callers.answers) == ["a", "b"]
+
+
 async def test_a_stream_that_was_read_ends_with_its_engine_and_the_others_go_on(manager, engines):
     async with manager.stream(request("a")) as first, manager.stream(request("b")) as second:
         dead = next(engine for engine in engines if "a" in engine.held)

@@ -11,7 +11,7 @@ import attrs
 
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.operator_log import say
-from frontends.program.progress import engine_is_back, engine_is_gone
+from frontends.program.progress import engine_is_back, engine_is_gone, engine_leaves
 from frontends.workers.admission_server import AdmissionServer
 from frontends.workers.handle import WorkerHandle
 from frontends.workers.hosted_engine import HostedEngine, host_cores
@@ -99,7 +99,7 @@ class EngineHost:
             for engine in self._engines:
                 if engine.supervisor is None or not engine.up:
                     continue
-                say(f"restarting engine {engine.number} on request; it first ends its requests")
+                say(engine_leaves(engine.number))
                 self.admission.suspend(self._clock(), engine.number)
                 life = engine.life
                 with anyio.move_on_after(self._config.drain_timeout):

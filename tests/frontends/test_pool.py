@@ -14,8 +14,10 @@ import pytest
 from program_support import PATIENCE, fetch, metrics, program, until, workers_of
 from support import pool_deaths
 
+from frontends.program import progress
 from frontends.workers.engine_core import SharedCore
-from llmserve import EngineDead
+from llmserve import EngineDead, EngineStatistics, State
+from llmserve.state import EngineState, ManagerStatistics
 
 MODULE = (sys.executable, "-m", "tests.support.core_program", "--port", "0")
 # A start takes longer than the answers of the tests.
@@ -43,8 +45,40 @@ async def test_a_rolling_restart_of_workers_fails_nothing(tmp_path):
 
 async def test_a_rolling_restart_of_one_process_fails_nothing(tmp_path):
     engine = ("--engine", "simulated", "--model", "sim", "--engine-arg", "start_seconds=0.5")
-    async with program(tmp_path, "--engines", "2", engine=engine) as (process, url, _):
+    async with program(tmp_path, "--engines", "2", engine=engine) as (process, url, lines):
         await pool_deaths.a_rolling_restart_fails_nothing(process, url, tokens=30)
+    assert sum("on request" in line for line in lines) == 2
+    assert not any("died" in line or "gone" in line for line in lines)
+
+
+def engine(*, up=True, **more):
+    return EngineState(up=up, restarts=0, engine=EngineStatistics(), **more)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ((State.READY, engine(), engine()), (State.READY, engine(up=False), engine()), "0 is gone and is being restarted; 1 of 2"),
+        ((State.READY, engine(), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is gone and will not"),
+        ((State.READY, engine(up=False), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is gone and will not"),
+        ((State.READY, engine(), engine()), (State.READY, engine(), engine(up=False, drains=True)), "engine 1 on request"),
+        ((State.READY, engine(up=False, drains=True), engine()), (State.READY, engine(), engine()), "0 is up again; 2 of 2"),
+        ((State.READY, engine()), (State.RESTARTING, engine(up=False)), "the engine died"),
+        ((State.READY, engine()), (State.RESTARTING, engine(up=False, drains=True)), "engine 0 on request"),
+        ((State.RESTARTING, engine(up=False, drains=True)), (State.READY, engine()), "ready     again"),
+    ],
+)
+def test_each_change_of_an_engine_is_logged_once(before, now, said, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    both = [
+        ManagerStatistics(state=state, open=0, tokenizing=0, admission=None, engine=EngineStatistics(), engines=tuple(engines))
+        for state, *engines in (before, now)
+    ]
+    progress.say_changes(*both)
+    progress.say_changes(both[1], both[1])
+    assert len(lines) == 1
+    assert said in lines[0]
 
 
 async def test_an_engine_that_is_not_restarted_leaves_the_server_ready(tmp_path):

@@ -10,6 +10,7 @@ from engines import ScriptedEngine
 from quiescence import check_quiescent
 
 from llmserve import (
+    SLO,
     AdmissionConfig,
     ConfigurationError,
     Delta,
@@ -23,6 +24,7 @@ from llmserve import (
     State,
     Unavailable,
 )
+from llmserve.admission import build_admission
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
@@ -358,6 +360,13 @@ async def test_a_policy_counts_for_each_engine(engines):
                         engine.finish(name)
                 await settle()
         assert len(callers.answers) == 3
+
+
+@pytest.mark.parametrize(("built_for", "count"), [(1, 2), (3, 2), (2, 1)])
+def test_an_admission_for_another_number_of_engines_is_refused(built_for, count):
+    admission = build_admission(AdmissionConfig(max_running=2), SLO(), 2, engines=built_for)
+    with pytest.raises(ConfigurationError, match=f"for {built_for} of {count} engines"):
+        EngineManager([ScriptedEngine() for _ in range(count)], admission=admission)
 
 
 def test_a_list_of_engines_is_checked():

@@ -26,9 +26,15 @@ class State(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class EngineState:
-    """One engine of a manager: whether it accepts requests, its restarts, and its own figures."""
+    """One engine of a manager: whether it accepts requests, its restarts, and its own figures.
+
+    `drains` says that it is being restarted on request, and `failed` that it will not be started
+    again.
+    """
 
     up: bool
+    drains: bool = False
+    failed: bool = False
     restarts: int
     engine: EngineStatistics
 

@@ -26,7 +26,7 @@ from frontends.program import spare_gpu
 from frontends.program.console import loading
 from frontends.program.hangup import expect_hangups
 from frontends.program.preflight import check_start, prepare_environment, unpack
-from frontends.program.progress import CHANGES, announce, describe_engine, say_engines, say_leaving, say_ready
+from frontends.program.progress import announce, describe_engine, say_changes, say_leaving, say_ready
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service, open_service, reconfigure
 from frontends.program.settings import ProgramSettings
@@ -149,10 +149,6 @@ async def serve(live: LiveSettings[Settings], access: Access, listen: Listen, le
     return code
 
 
-def _up(manager: EngineManager) -> list[bool]:
-    return [state.up for state in manager.statistics().engines]
-
-
 async def _load_and_wait(manager: EngineManager, live: LiveSettings[Settings], stop: anyio.Event, hurry: anyio.Event) -> int:
     engine = live.current.engine
     await unpack(engine)
@@ -163,14 +159,11 @@ async def _load_and_wait(manager: EngineManager, live: LiveSettings[Settings], s
         admission = manager.statistics().admission
         assert admission is not None
         say_ready(admission)
-        state, up = manager.state, _up(manager)
+        before = manager.statistics()
         while not stop.is_set():
-            if manager.state is not state:
-                state = manager.state
-                say(CHANGES.get(state, f"state     {state}"))
-            elif len(up) > 1:
-                say_engines(up, _up(manager))
-            up = _up(manager)
+            now = manager.statistics()
+            say_changes(before, now)
+            before, state = now, now.state
             if state is State.FAILED:
                 return 1
             with anyio.move_on_after(WATCH_SECONDS):

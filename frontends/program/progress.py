@@ -7,6 +7,7 @@ from frontends.logs.operator_log import say
 from frontends.program.settings import EngineSettings
 from llmserve import EngineInfo, State
 from llmserve.admission import AdmissionStatistics
+from llmserve.state import EngineState, ManagerStatistics
 
 # Log lines for changes of the engine's state.
 CHANGES = {
@@ -29,13 +30,29 @@ def engine_is_back(number: int, up: int, count: int) -> str:
     return CHANGES[State.READY] if count == 1 else f"engine    engine {number} is up again; {up} of {count} engines serve"
 
 
-def say_engines(before: Sequence[bool], now: Sequence[bool]) -> None:
-    """Log the changes of several engines of which one serves; the lists say which are up."""
-    for number, (was, is_up) in enumerate(zip(before, now, strict=True)):
-        if was and not is_up:
-            say(engine_is_gone(number, sum(now), len(now), for_good=False))
-        elif is_up and not was:
-            say(engine_is_back(number, sum(now), len(now)))
+def engine_leaves(number: int) -> str:
+    """Return the log line for the begin of an engine's restart on request."""
+    return f"restarting engine {number} on request; it first ends its requests"
+
+
+def say_changes(before: ManagerStatistics, now: ManagerStatistics) -> None:
+    """Log the changes of the state, or of single engines."""
+    on_request = any(engine.drains for engine in now.engines)
+    if now.state is not before.state and not (on_request and now.state is State.RESTARTING):
+        say(CHANGES.get(now.state, f"state     {now.state}"))
+    elif on_request or len(now.engines) > 1:
+        _say_engines(before.engines, now.engines)
+
+
+def _say_engines(before: Sequence[EngineState], now: Sequence[EngineState]) -> None:
+    up, count = sum(engine.up for engine in now), len(now)
+    for number, (was, engine) in enumerate(zip(before, now, strict=True)):
+        if engine.up and not was.up:
+            say(engine_is_back(number, up, count))
+        elif engine.drains and not was.drains:
+            say(engine_leaves(number))
+        elif engine.failed > was.failed or (was.up and not engine.up):
+            say(engine_is_gone(number, up, count, for_good=engine.failed))
 
 
 def announce(addresses: Iterable[str], engine: EngineSettings) -> None:

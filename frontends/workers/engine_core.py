@@ -6,7 +6,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from llmserve import EngineStatistics
+from llmserve import EngineDead, EngineStatistics
 from llmserve.engines.vllm.shared_core import VLLMCore
 from llmserve.runtime.starting import start_in_thread
 
@@ -23,6 +23,8 @@ class SharedCore:
             still starting; later cores have started.
         joined: returns whether all workers have joined the core. Raises a worker's failure.
         steps: returns the number of the core's steps, as the workers report it.
+        died: called with the reason as soon as a core that was up has died. Its remains are removed
+            after that, which may take seconds.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class SharedCore:
         open: Callable[[], None],  # noqa: A002 - the verb, for "open to workers"
         joined: Callable[[], bool],
         steps: Callable[[], float],
+        died: Callable[[EngineDead], None],
     ) -> None:
         self._make = make
         self._open = open
         self._joined = joined
         self._steps = steps
+        self._died = died
         # The core where workers can have places, and its number, from 1.
         self.core: VLLMCore | None = None
         self.life = 0
@@ -62,13 +66,20 @@ class SharedCore:
                 core.check()
                 await anyio.sleep(WATCH_SECONDS)
             task_status.started()
-            while True:
-                core.check()
-                await anyio.sleep(WATCH_SECONDS)
+            await self._watch(core)
         finally:
             self.core = None
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(core.stop)
+
+    async def _watch(self, core: VLLMCore) -> None:
+        while True:
+            try:
+                core.check()
+            except EngineDead as error:
+                self._died(error)
+                raise
+            await anyio.sleep(WATCH_SECONDS)
 
     def _offer(self, core: VLLMCore) -> None:
         self.core = core

@@ -11,7 +11,7 @@ import attrs
 
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.operator_log import say
-from frontends.program.progress import engine_is_back, engine_is_gone
+from frontends.program.progress import engine_is_back, engine_is_gone, engine_leaves
 from frontends.workers.admission_server import AdmissionServer
 from frontends.workers.handle import WorkerHandle
 from frontends.workers.hosted_engine import HostedEngine, host_cores
@@ -99,12 +99,15 @@ class EngineHost:
             for engine in self._engines:
                 if engine.supervisor is None or not engine.up:
                     continue
-                say(f"restarting engine {engine.number} on request; it first ends its requests")
+                say(engine_leaves(engine.number))
                 self.admission.suspend(self._clock(), engine.number)
+                life = engine.life
                 with anyio.move_on_after(self._config.drain_timeout):
-                    while self._busy(engine):  # noqa: ASYNC110 - no event tells when a request leaves its engine
+                    while self._busy(engine) and engine.life == life:  # noqa: ASYNC110 - no event tells when a request leaves its engine
                         await anyio.sleep(LOOK_SECONDS)
-                await engine.supervisor.restart()
+                # It may have died in that time, and be new already.
+                if engine.life == life:
+                    await engine.supervisor.restart()
 
     def reconfigure(self, config: ManagerConfig) -> None:
         """Replace the limits while the engines run. Raises ConfigurationError, and then changes nothing."""
@@ -204,26 +207,28 @@ class EngineHost:
     def _engine_up(self, engine: HostedEngine) -> None:
         engine.up = True
         wake(self.admission.resume(self._clock(), engine.number))
+        self._send_limits(self._pool.handles)
         if self._state.serving:
             say(engine_is_back(engine.number, self._count_up(), len(self._engines)))
 
     def _engine_down(self, engine: HostedEngine, error: EngineDead, pause: float | None) -> None:
         """Handle an engine's death; `pause` is None if it will not be restarted.
 
-        This may be called twice: for an engine that hung, or when its successor did not start
-        either.
+        This may be called twice: before and after the remains of the engine are removed, or when
+        its successor did not start either.
         """
         for handle in self._pool.handles:
             handle.engines.discard(engine.number)
         was_up, engine.up = engine.up, False
-        engine.has_failed = pause is None
+        had_failed, engine.has_failed = engine.has_failed, pause is None
         over = all(other.has_failed for other in self._engines)
         self._pool.send_all(Died(engine.number, str(error), over, error.stalled, error.requested))
         self.admission.suspend(self._clock(), engine.number)
+        self._send_limits(self._pool.handles)
         engine.forget_orphans()
         if over:
             self._state.fail(str(error))
-        elif was_up and not error.requested:
+        elif (was_up or engine.has_failed) and not (had_failed or error.requested):
             say(engine_is_gone(engine.number, self._count_up(), len(self._engines), for_good=engine.has_failed))
 
     def _count_up(self) -> int:

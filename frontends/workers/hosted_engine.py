@@ -95,7 +95,12 @@ def host_cores(
         engine = HostedEngine(placement.number, StepAggregator(number=placement.number, one_engine=True))
         make = partial(VLLMCore, model, args, at_once=pool.count, in_all=pool.count + SPARES, placement=placement)
         joined = partial(pool.all_up, placement.number)
-        engine.core = SharedCore(make, open=partial(open, engine), joined=joined, steps=lambda: engine.steps.made)
+
+        def died(error: EngineDead) -> None:
+            assert engine.supervisor is not None
+            down(engine, error, 0.0 if engine.supervisor.restarts_again else None)
+
+        engine.core = SharedCore(make, open=partial(open, engine), joined=joined, steps=lambda: engine.steps.made, died=died)
         calls: dict[str, Any] = {"busy": partial(busy, engine), "up": partial(up, engine), "down": partial(down, engine)}
         engine.supervisor = Supervisor(engine.core, restart, clock, **calls)
         return engine

@@ -54,11 +54,13 @@ GATHER_SECONDS = 5.0
 
 def work(channel: socket.socket, handed: socket.socket, settings: HTTPServerSettings) -> None:
     """Run the worker process."""
-    # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM to
-    # all processes of a service. The supervisor tells its workers how to react.
+    # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM,
+    # and what an operator asks it to send, to all processes of a service. The supervisor tells its
+    # workers how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # The supervisor and the engine then use the same id for a request.
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     raise_descriptor_limit()

@@ -20,6 +20,7 @@ from llmserve.admission import (
 from llmserve.admission.pool.prefixes import prefix_keys
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
+from llmserve.errors import ConfigurationError
 from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.slo_check import engine_facts
@@ -44,6 +45,8 @@ class AdmissionDriver:
         loop: ManagerLoop,
     ) -> None:
         self.admission, self.policy = separate(admission, config.admission)
+        if isinstance(self.admission, AdmissionController) and self.admission.engines != len(engines):
+            raise ConfigurationError(f"admission= is for {self.admission.engines} of {len(engines)} engines: pass a policy instead")
         self._builds = self.admission is None
         self._engines = engines
         self._info = info

@@ -45,7 +45,8 @@ class PooledEngine:
     failure: EngineDead | None = None
 
     def state(self) -> EngineState:
-        return EngineState(up=self.up, restarts=self.supervisor.restarts, engine=self.engine.statistics())
+        failed, restarts = self.failure is not None, self.supervisor.restarts
+        return EngineState(up=self.up, drains=self.drains, failed=failed, restarts=restarts, engine=self.engine.statistics())
 
 
 @attrs.frozen

@@ -159,6 +159,10 @@ class Recovery:
         if open_request.state.in_engine:
             open_request.state.process(Event.LOST)
             open_request.replays += 1
+        if self._pool.up and open_request.constraint is None and open_request.state.now is RequestState.DETACHED:
+            # Another engine takes it now, while the remains of its own are removed. A constrained
+            # request waits for the reason of the death: it may be the cause.
+            self._loop.spawn(self.replay, open_request)
         return None
 
 

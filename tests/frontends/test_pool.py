@@ -5,11 +5,19 @@ tests/vllm has the same on vLLM.
 
 import signal
 import sys
+import threading
+from typing import Any
 
+import anyio
 import psutil
 import pytest
-from program_support import fetch, metrics, program
+from program_support import PATIENCE, fetch, metrics, program, until, workers_of
 from support import pool_deaths
+
+from frontends.program import progress
+from frontends.workers.engine_core import SharedCore
+from llmserve import EngineDead, EngineStatistics, State
+from llmserve.state import EngineState, ManagerStatistics
 
 MODULE = (sys.executable, "-m", "tests.support.core_program", "--port", "0")
 # A start takes longer than the answers of the tests.
@@ -37,8 +45,96 @@ async def test_a_rolling_restart_of_workers_fails_nothing(tmp_path):
 
 async def test_a_rolling_restart_of_one_process_fails_nothing(tmp_path):
     engine = ("--engine", "simulated", "--model", "sim", "--engine-arg", "start_seconds=0.5")
-    async with program(tmp_path, "--engines", "2", engine=engine) as (process, url, _):
+    async with program(tmp_path, "--engines", "2", engine=engine) as (process, url, lines):
         await pool_deaths.a_rolling_restart_fails_nothing(process, url, tokens=30)
+    assert sum("on request" in line for line in lines) == 2
+    assert not any("died" in line or "gone" in line for line in lines)
+
+
+def engine(*, up=True, **more):
+    return EngineState(up=up, restarts=0, engine=EngineStatistics(), **more)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ((State.READY, engine(), engine()), (State.READY, engine(up=False), engine()), "0 is gone and is being restarted; 1 of 2"),
+        ((State.READY, engine(), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is gone and will not"),
+        ((State.READY, engine(up=False), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is gone and will not"),
+        ((State.READY, engine(), engine()), (State.READY, engine(), engine(up=False, drains=True)), "engine 1 on request"),
+        ((State.READY, engine(up=False, drains=True), engine()), (State.READY, engine(), engine()), "0 is up again; 2 of 2"),
+        ((State.READY, engine()), (State.RESTARTING, engine(up=False)), "the engine died"),
+        ((State.READY, engine()), (State.RESTARTING, engine(up=False, drains=True)), "engine 0 on request"),
+        ((State.RESTARTING, engine(up=False, drains=True)), (State.READY, engine()), "ready     again"),
+    ],
+)
+def test_each_change_of_an_engine_is_logged_once(before, now, said, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    both = [
+        ManagerStatistics(state=state, open=0, tokenizing=0, admission=None, engine=EngineStatistics(), engines=tuple(engines))
+        for state, *engines in (before, now)
+    ]
+    progress.say_changes(*both)
+    progress.say_changes(both[1], both[1])
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+async def test_an_engine_that_is_not_restarted_leaves_the_server_ready(tmp_path):
+    arguments = ("--engines", "2", "--workers", "2", "--restarts", "0", "--max-running", "2", "--max-waiting", "1")
+    engine = (*ENGINE[:-1], "start_seconds=0.1")
+    async with program(tmp_path, *arguments, module=MODULE, engine=engine) as (process, url, lines):
+        # The workers know the slots of both engines.
+        assert (await fetch(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 2, "n": 4}))[0] == 200
+        core, _ = cores_of(process)
+        core.kill()
+        await until(url, lambda found: sum(pool_deaths.up(found)) == 1)
+        # Signals that are sent to all processes of a service restart the engines, and nothing else.
+        for worker in workers_of(process):
+            worker.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGUSR1)
+        found = await until(url, lambda found: found["restarts"] == 1 and sum(pool_deaths.up(found)) == 1)
+        assert found["admission"]["limit"] == 2
+        assert (await fetch(f"{url}/health/ready"))[0] == 200
+        assert (await fetch(f"{url}/generate", {"prompt": "hi", "max_tokens": 2}))[0] == 200
+    said = [line for line in lines if "engine 0" in line or "engine 1" in line]
+    assert sum("is gone and will not be restarted; 1 of 2 engines serve" in line for line in said) == 1
+    assert not any("is being restarted" in line for line in said)
+    assert not any("worker" in line and "exited" in line for line in lines)
+
+
+async def test_the_death_of_a_core_is_reported_before_its_remains_are_removed():
+    told, removed = anyio.Event(), threading.Event()
+
+    class Core:
+        alive = True
+
+        def configure(self, check):
+            pass
+
+        launch = configure
+
+        def check(self):
+            if not self.alive:
+                raise EngineDead("killed")
+
+        def kill(self):
+            pass
+
+        def stop(self):
+            assert removed.wait(PATIENCE)
+
+    core: Any = Core()
+    calls: Any = {"open": lambda: None, "joined": lambda: True, "steps": lambda: 0, "died": lambda _: told.set()}
+    with pytest.raises(ExceptionGroup) as failed:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(SharedCore(lambda: core, **calls).run)
+            core.alive = False
+            with anyio.fail_after(PATIENCE):
+                await told.wait()
+            removed.set()
+    assert failed.group_contains(EngineDead)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

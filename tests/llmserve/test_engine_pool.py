@@ -10,6 +10,7 @@ from engines import ScriptedEngine
 from quiescence import check_quiescent
 
 from llmserve import (
+    SLO,
     AdmissionConfig,
     ConfigurationError,
     Delta,
@@ -23,6 +24,7 @@ from llmserve import (
     State,
     Unavailable,
 )
+from llmserve.admission import build_admission
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +130,25 @@ async def test_the_death_of_one_engine_moves_its_requests_at_once_and_disturbs_n
         await up(manager, dead)
         assert manager.statistics().admission.limit == 4
         assert [state.restarts for state in manager.statistics().engines] == [int(engine is dead) for engine in engines]
+
+
+async def test_a_request_does_not_wait_for_the_removal_of_its_engine_s_remains(manager, engines):
+    async with anyio.create_task_group() as tasks:
+        callers = Callers(manager, tasks)
+        await callers.start("a", "b")
+        dead = next(engine for engine in engines if "a" in engine.held)
+        other = engines[1 - engines.index(dead)]
+        # The engine tells its requests of its death; its `run()` ends later.
+        dead.sinks["a"].fail(EngineDead("killed"))
+        await settle()
+        assert other.submitted == ["b", "a"]
+        dead.death.set()
+        await settle()
+        assert other.submitted == ["b", "a"]
+        for name in "ab":
+            other.finish(name)
+        await up(manager, dead)
+    assert sorted(callers.answers) == ["a", "b"]
 
 
 async def test_a_stream_that_was_read_ends_with_its_engine_and_the_others_go_on(manager, engines):
@@ -339,6 +360,13 @@ async def test_a_policy_counts_for_each_engine(engines):
                         engine.finish(name)
                 await settle()
         assert len(callers.answers) == 3
+
+
+@pytest.mark.parametrize(("built_for", "count"), [(1, 2), (3, 2), (2, 1)])
+def test_an_admission_for_another_number_of_engines_is_refused(built_for, count):
+    admission = build_admission(AdmissionConfig(max_running=2), SLO(), 2, engines=built_for)
+    with pytest.raises(ConfigurationError, match=f"for {built_for} of {count} engines"):
+        EngineManager([ScriptedEngine() for _ in range(count)], admission=admission)
 
 
 def test_a_list_of_engines_is_checked():

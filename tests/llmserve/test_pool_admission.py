@@ -446,7 +446,7 @@ LOADS = st.tuples(st.integers(0, 3), st.integers(0, 5000), st.sampled_from([1e-5
 def test_the_chosen_engine_is_the_cheapest_of_those_that_are_asked(loads, data):
     router = Router(len(loads))
     for load, (running, pending, seconds) in zip(router.loads, loads, strict=True):
-        load.running, load.pending, load.prefills.ratio = running, pending, seconds / PROMPT_TOKEN
+        load.running, load.pending, load.prefills.factor = running, pending, seconds / PROMPT_TOKEN
     seconds_of = [PROMPT_TOKEN * load.prefills.factor for load in router.loads]
     for engine in data.draw(st.lists(st.sampled_from(range(len(loads))), max_size=4)):
         router.prefixes.remember(engine, data.draw(st.sampled_from(PREFIXES)), 0)
@@ -469,7 +469,7 @@ def test_among_many_engines_the_usual_ticket_shows_which_are_fast(slow):
     """Three candidates are compared; they are not the idle ones, but those that are soon done."""
     router = Router(8)
     for load in router.loads[:7]:
-        getattr(load, slow).ratio *= 10
+        getattr(load, slow).factor *= 10
     router.loads[7].pending = 100
     for number in range(USUAL):
         ticket = Ticket(prompt_tokens=5000)

@@ -42,8 +42,8 @@ USUAL = 64
 # A fit whose samples hardly differ has no slope. More work never makes an answer faster, so the
 # slope is at least this part of that of the line through the origin.
 LEAST = 0.1
-# Engines whose times differ by less count as equal, because the noise of equal engines is as large.
-EQUAL = 1.25
+# Engines with ratios between these count as equal, because the noise of equal engines is as large.
+FAST, SLOW = 0.8, 1.25
 
 
 @attrs.define
@@ -70,25 +70,23 @@ class Slope:
         self.base = fit.a
         return True
 
-    def at(self, work: float) -> float:
-        return self.base + self.seconds * work
-
 
 @attrs.define
 class Speed:
-    """The seconds that one engine takes, relative to those that all engines would take."""
+    """The seconds that one engine takes, relative to those that all engines would take.
+
+    `factor` is the ratio that counts: 1 for engines that are about equal.
+    """
 
     ratio: float = 1.0
+    factor: float = 1.0
 
     def add(self, seconds: float, predicted: float) -> None:
-        if not predicted:
-            return
-        # A single pause says little about the engine.
-        self.ratio += (min(seconds / predicted, 2 * self.ratio) - self.ratio) / USUAL
-
-    @property
-    def factor(self) -> float:
-        return 1.0 if 1 / EQUAL < self.ratio < EQUAL else self.ratio
+        if predicted:
+            ratio, now = self.ratio, seconds / predicted
+            # A single pause says little about the engine.
+            ratio += (min(2 * ratio, now) - ratio) / USUAL
+            self.ratio, self.factor = ratio, 1.0 if FAST < ratio < SLOW else ratio
 
 
 @attrs.define
@@ -120,10 +118,10 @@ class EngineLoad:
 
     def update(self, prompt: float, answer: float) -> None:
         """Predict again, after something changed. The tokens are those of the usual ticket."""
-        factor = self.prefills.factor
-        self.token = factor * self.prefill.seconds
-        self.wait = factor * self.prefill.at(self.pending)
-        self.pace = self.decodes.factor * self.decode.at(self.running + 1)
+        prefill, decode = self.prefill, self.decode
+        self.token = token = self.prefills.factor * prefill.seconds
+        self.wait = self.prefills.factor * prefill.base + token * self.pending
+        self.pace = self.decodes.factor * (decode.base + decode.seconds * (self.running + 1))
         self.rank = self.wait + self.token * prompt + ANSWER * answer * self.pace
 
 
@@ -251,7 +249,7 @@ class Router:
         self._changed.add(sample.engine)
 
     def _learn(self, speed: Speed, line: Slope, work: float, seconds: float) -> None:
-        speed.add(seconds, line.at(work))
+        speed.add(seconds, line.base + line.seconds * work)
         if line.add(work, seconds):
             self._changed.update(range(len(self.loads)))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 # The first beginning has this many tokens. A shorter one is not worth a detour.
 STEP = 128
-# After so many steps the steps get longer, by `LONGER`.
+# After this number of steps the steps get longer, by `LONGER`.
 STEPS, LONGER = 16, 2
 # No prompt has more tokens.
 LONGEST = 1 << 30
@@ -88,7 +88,7 @@ class PrefixIndex:
         ]
 
     def remember(self, engine: int, prefix: Sequence[int], tokens: int) -> None:
-        """Note that an engine computes a prompt with these keys; it and its answer have so many tokens."""
+        """Note that an engine computes a prompt with these keys; `tokens` are those of it and its answer."""
         entries, bit, holders = self._entries[engine], 1 << engine, self._holders
         self._rests += 1
         # What no other prompt shares.

@@ -32,12 +32,12 @@ ANSWER = 0.25
 # many seconds of others a second of computing costs; a cached prompt saves them. All latencies of
 # Mooncake's traces are about equal from 1 to 7, and worse with 0 (`python -m benchmarks routing`).
 DELAYED = 3.0
-# A step that computes few tokens takes as long as one with about so many. Without this, an engine
+# A step that computes few tokens takes as long as one with about this many. Without this, an engine
 # that has all prompts cached would seem slow for each token.
 SHORT = 128
 # Number of engines that are compared exactly, of those that have equally much of a prompt.
 CANDIDATES = 3
-# The usual ticket is the mean of about so many.
+# The usual ticket is the mean of about this number of tickets.
 USUAL = 64
 # A fit whose samples hardly differ has no slope. More work never makes an answer faster, so the
 # slope is at least this part of that of the line through the origin.
@@ -240,7 +240,7 @@ class Router:
         self._changed.add(engine)
 
     def record(self, sample: EngineSample) -> None:
-        """Learn how long a step takes with so many sequences, from steps that computed no prompt."""
+        """Learn how long a step takes by its number of sequences, from steps that computed no prompt."""
         last, self._samples[sample.engine] = self._samples[sample.engine], sample
         if last is None or not sample.running or sample.steps <= last.steps or sample.prompt_tokens != last.prompt_tokens:
             return

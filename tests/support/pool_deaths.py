@@ -24,7 +24,7 @@ async def one_engine_dies(process, url, cores_of, sent, tokens, equal=True):
     """The streams of one core end, and nothing else is disturbed or waits for the restart.
 
     `tokens` is the length of all answers, and `sent` the signal to the core. Only engines that are
-    equally fast surely have streams each.
+    `equal`ly fast surely have requests each.
     """
     before = await metrics(url)
     answers, told = [], []
@@ -43,7 +43,7 @@ async def one_engine_dies(process, url, cores_of, sent, tokens, equal=True):
             for _ in range(WHOLE):
                 tasks.start_soon(ask)
             found = await until(url, lambda found: found["engine"]["running"] == STREAMS + WHOLE)
-            assert all(engine["running"] for engine in found["engines"])
+            assert all(engine["running"] for engine in found["engines"]) or not equal
             core.send_signal(sent)
             for stream in streams.open:
                 tasks.start_soon(read, stream)

@@ -220,7 +220,9 @@ class Worker:
             case messages.Granted() | messages.Declined():
                 self._admission.receive(message, self._loop.time())
             case messages.Start():
-                self._places[message.engine].set_result(message)
+                # This worker may be ending, and want no place any more.
+                if (place := self._places.get(message.engine)) is not None and not place.done():
+                    place.set_result(message)
             case messages.WorkerMetricsRequest():
                 self._report(message.number)
             case messages.MetricsReply():

@@ -202,11 +202,6 @@ class AdmissionController:
             self.answers.lost(ticket)
             self._pool.move(ticket, now)
 
-    @property
-    def engines(self) -> int:
-        """The number of engines for which it decides."""
-        return len(self._pool.members) if self._pool else 1
-
     def running_on(self, engine: int) -> int:
         """Return the number of running tickets on an engine."""
         return sum(ticket.engine == engine for ticket in self._running)

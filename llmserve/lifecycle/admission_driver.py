@@ -17,6 +17,7 @@ from llmserve.admission import (
     separate,
     wake,
 )
+from llmserve.admission.pool.policy import PoolPolicy
 from llmserve.admission.pool.prefixes import prefix_keys
 from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine, EngineInfo, EnginePrompt
@@ -45,8 +46,11 @@ class AdmissionDriver:
         loop: ManagerLoop,
     ) -> None:
         self.admission, self.policy = separate(admission, config.admission)
-        if isinstance(self.admission, AdmissionController) and self.admission.engines != len(engines):
-            raise ConfigurationError(f"admission= is for {self.admission.engines} of {len(engines)} engines: pass a policy instead")
+        if isinstance(self.admission, AdmissionController):
+            policy = self.admission.policy
+            count = len(policy.members) if isinstance(policy, PoolPolicy) else 1
+            if count != len(engines):
+                raise ConfigurationError(f"admission= is for {count} of {len(engines)} engines: pass a policy instead")
         self._builds = self.admission is None
         self._engines = engines
         self._info = info

@@ -1,5 +1,6 @@
 """The engines of a manager: each runs, hangs, dies and restarts on its own."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.supervisor import Supervisor
 from llmserve.lifecycle.watchdog import Watchdog
 from llmserve.state import EngineState
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two looks for the end of an engine's requests before its restart.
 LOOK_SECONDS = 0.05
@@ -156,12 +159,15 @@ class EnginePool:
             raise group.exceptions[0] from None
 
     async def _run(self, member: PooledEngine, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        try:
-            await member.supervisor.run(task_status=task_status)
-        except EngineDead:
-            # The other engines go on. An engine that was never up ends the start.
-            if member.failure is None:
-                raise
+        while member.failure is None:
+            try:
+                await member.supervisor.run(task_status=task_status)
+            except EngineDead as error:
+                # The other engines go on. An engine that was never up ends the start, unless
+                # another process starts it again.
+                if member.failure is None and (self._config.start_all or error.for_good):
+                    raise
+                logger.warning("engine %d is not up: %s", member.number, error)
 
     def watch(self, tasks: anyio.abc.TaskGroup, stepped: Callable[[int], None]) -> None:
         """Look for requests that make the engines' steps slow, in tasks of the group.

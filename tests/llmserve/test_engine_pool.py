@@ -207,6 +207,16 @@ async def test_an_engine_that_is_not_restarted_leaves_the_others_serving_and_the
         assert sorted(callers.errors) == ["a", "b"]
 
 
+async def test_an_engine_that_another_process_starts_may_die_while_it_is_joined(engines):
+    engines[0].fails_to_start = {1, 2}
+    engines[1].fails_to_start = {1}
+    async with EngineManager(engines, ManagerConfig(restart=RestartConfig(start_all=False))) as manager:
+        await up(manager, engines[0], starts=3)
+        await up(manager, engines[1])
+        assert all(state.up for state in manager.statistics().engines)
+        assert manager.state is State.READY
+
+
 async def test_an_engine_that_hangs_is_killed_alone():
     hung = SimulatedEngine(SimulatedConfig(faults=(Fault(step=2, kind="hang"),)))
     well = SimulatedEngine(SimulatedConfig())

@@ -94,9 +94,14 @@ class EngineHost:
                 raise
 
     async def restart(self) -> None:
-        """Restart one engine after another; each first gets the drain timeout to end its requests."""
+        """Restart one engine after another; each first gets the drain timeout to end its requests.
+
+        An engine goes on while it is the only one that is up and another one is being restarted.
+        """
         async with self._restarting:
             for engine in self._engines:
+                while engine.up and self._is_alone(engine):  # noqa: ASYNC110 - a wait of seconds, as below
+                    await anyio.sleep(LOOK_SECONDS)
                 if engine.supervisor is None or not engine.up:
                     continue
                 say(engine_leaves(engine.number))
@@ -108,6 +113,11 @@ class EngineHost:
                 # It may have died in that time, and be new already.
                 if engine.life == life:
                     await engine.supervisor.restart()
+
+    def _is_alone(self, engine: HostedEngine) -> bool:
+        """Whether no other engine is up, and one will be."""
+        others = [other for other in self._engines if other is not engine and not other.has_failed]
+        return bool(others) and not any(other.up for other in others)
 
     def reconfigure(self, config: ManagerConfig) -> None:
         """Replace the limits while the engines run. Raises ConfigurationError, and then changes nothing."""

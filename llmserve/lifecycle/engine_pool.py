@@ -179,9 +179,14 @@ class EnginePool:
             tasks.start_soon(member.watchdog.run)
 
     async def restart(self, patience: float) -> None:
-        """Restart one engine after another; each first gets `patience` seconds to end its requests."""
+        """Restart one engine after another; each first gets `patience` seconds to end its requests.
+
+        An engine goes on while it is the only one that is up and another one is being restarted.
+        """
         async with self._restarting:
             for member in self.members:
+                while member.up and self._is_alone(member):  # noqa: ASYNC110 - a wait of seconds, as below
+                    await anyio.sleep(LOOK_SECONDS)
                 if not member.up:
                     continue
                 member.drains = True
@@ -190,6 +195,11 @@ class EnginePool:
                     while self._busy(member):  # noqa: ASYNC110 - no event tells when a request leaves its engine
                         await anyio.sleep(LOOK_SECONDS)
                 await member.supervisor.restart()
+
+    def _is_alone(self, member: PooledEngine) -> bool:
+        """Whether no other engine is up, and one will be."""
+        others = [other for other in self.members if other is not member and not other.supervisor.over]
+        return bool(others) and not any(other.up for other in others)
 
     def reconfigure(self, config: RestartConfig) -> None:
         for member in self.members:

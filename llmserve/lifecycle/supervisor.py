@@ -42,6 +42,7 @@ class Supervisor:
 
     Attributes:
         config: The limits, which may be replaced at any time.
+        over: Whether the engine ran and will not be started again.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Supervisor:
         self._deaths: deque[float] = deque()
         # Set to restart the engine, and when it is up or will not be started again.
         self._wanted, self._settled = anyio.Event(), anyio.Event()
-        self._over = False
+        self.over = False
         # The time by which the next step must end, if this is sooner than the stall timeout.
         self._step_by: float | None = None
         # Duration of the last start in seconds.
@@ -79,7 +80,7 @@ class Supervisor:
         try:
             await self._run(task_status)
         finally:
-            self._over = True
+            self.over = True
             self._settled.set()
 
     async def _run(self, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -161,7 +162,7 @@ class Supervisor:
 
     async def restart(self) -> None:
         """End the engine and start it again; return when it is up, or will not be started again."""
-        if self._over:
+        if self.over:
             return
         self._settled = anyio.Event()
         self._wanted.set()

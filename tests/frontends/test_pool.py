@@ -48,7 +48,7 @@ async def test_a_rolling_restart_of_one_process_fails_nothing(tmp_path):
     async with program(tmp_path, "--engines", "2", engine=engine) as (process, url, lines):
         await pool_deaths.a_rolling_restart_fails_nothing(process, url, tokens=30)
     assert sum("on request" in line for line in lines) == 2
-    assert not any("died" in line or "gone" in line for line in lines)
+    assert not any("died" in line or "is down" in line for line in lines)
 
 
 def engine(*, up=True, **more):
@@ -58,9 +58,9 @@ def engine(*, up=True, **more):
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ((State.READY, engine(), engine()), (State.READY, engine(up=False), engine()), "0 is gone and is being restarted; 1 of 2"),
-        ((State.READY, engine(), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is gone and will not"),
-        ((State.READY, engine(up=False), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is gone and will not"),
+        ((State.READY, engine(), engine()), (State.READY, engine(up=False), engine()), "0 is down and is being restarted; 1 of 2"),
+        ((State.READY, engine(), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is down and will not"),
+        ((State.READY, engine(up=False), engine()), (State.READY, engine(up=False, failed=True), engine()), "0 is down and will not"),
         ((State.READY, engine(), engine()), (State.READY, engine(), engine(up=False, drains=True)), "engine 1 on request"),
         ((State.READY, engine(up=False, drains=True), engine()), (State.READY, engine(), engine()), "0 is up again; 2 of 2"),
         ((State.READY, engine()), (State.RESTARTING, engine(up=False)), "the engine died"),
@@ -99,7 +99,7 @@ async def test_an_engine_that_is_not_restarted_leaves_the_server_ready(tmp_path)
         assert (await fetch(f"{url}/health/ready"))[0] == 200
         assert (await fetch(f"{url}/generate", {"prompt": "hi", "max_tokens": 2}))[0] == 200
     said = [line for line in lines if "engine 0" in line or "engine 1" in line]
-    assert sum("is gone and will not be restarted; 1 of 2 engines serve" in line for line in said) == 1
+    assert sum("is down and will not be restarted; 1 of 2 engines serve" in line for line in said) == 1
     assert not any("is being restarted" in line for line in said)
     assert not any("worker" in line and "exited" in line for line in lines)
 

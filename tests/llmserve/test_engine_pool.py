@@ -393,3 +393,17 @@ def test_a_list_of_engines_is_checked():
 def test_the_number_of_engines_is_checked(count):
     with pytest.raises(ConfigurationError, match="engines must be a whole number of at least 1"):
         EngineManager.open(engine="simulated", engines=count)
+
+
+async def test_a_rolling_restart_leaves_the_only_engine_that_is_up(engines):
+    async with EngineManager(engines, CONFIG) as manager, anyio.create_task_group() as tasks:
+        engines[1].death.set()
+        await settle()
+        assert [state.up for state in manager.statistics().engines] == [True, False]
+        tasks.start_soon(manager.restart_engines)
+        seen = set()
+        for _ in range(200):
+            await anyio.sleep(1.0)
+            seen.add(manager.state)
+        assert seen == {State.READY}
+    assert [engine.starts for engine in engines] == [2, 3]

@@ -123,7 +123,8 @@ class LimitSettings:
     )
     restarts: int = option(
         RestartConfig().most,
-        "maximum number of engine restarts within ten minutes; after one more engine death the server exits (default: %(default)s)",
+        "maximum number of restarts of an engine within ten minutes; after one more death it stays down, and without any engine the "
+        "server exits (default: %(default)s)",
         metavar="N",
         reloads=True,
     )

@@ -19,11 +19,11 @@ from frontends.http.settings import HTTPServerSettings
 from frontends.net.acceptor import listen
 from frontends.net.listeners import CannotListen, authority, bind_all, bind_unix
 from frontends.net.tls import TLS, followed
+from frontends.options.parsers import AUTO
 from frontends.options.suggestions import Parser
 from frontends.program.lifecycle import run, serve
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service
-from frontends.program.settings import AUTO
 from frontends.workers.supervisor import serve_workers
 from llmserve.engines import ENGINES
 from llmserve.runtime.cpus import available_cpus

@@ -8,8 +8,8 @@ import attrs
 
 from frontends.options.command_line import read
 from frontends.options.definitions import group, key_of, make, option
-from frontends.options.parsers import count
-from frontends.program.settings import AUTO, ServerSettings
+from frontends.options.parsers import AUTO, count
+from frontends.program.settings import ServerSettings
 from llmserve import ConfigurationError
 
 # The option that takes several values in one key=value argument.

@@ -15,8 +15,8 @@ from frontends.http.origins import parse_origin
 from frontends.http.proxies import Network, parse_network
 from frontends.net.listeners import UnixAccess, without_brackets
 from frontends.options.definitions import group, option
-from frontends.options.parsers import seconds
-from frontends.program.settings import AUTO, ProgramSettings
+from frontends.options.parsers import AUTO, auto_or_count, seconds
+from frontends.program.settings import ProgramSettings
 
 LOOPBACK = "127.0.0.1"
 
@@ -26,12 +26,6 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"{number} is not a valid port: use 0 to 65535")
     return number
-
-
-def _workers(text: str) -> str:
-    if text != AUTO and (not text.isdigit() or int(text) < 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of workers: use auto, 1 or more")
-    return text
 
 
 def parse_root_path(text: str) -> str:
@@ -59,7 +53,7 @@ class HTTPSettings:
         AUTO,
         "number of processes that serve HTTP; auto = chosen by the number of CPU cores, 1 for an engine on a CPU (default: %(default)s)",
         metavar="N",
-        parse=_workers,
+        parse=auto_or_count("workers"),
     )
     allowed_hosts: tuple[str, ...] = option(
         (),

@@ -2,6 +2,9 @@
 
 import argparse
 import math
+from collections.abc import Callable
+
+AUTO = "auto"
 
 
 def count(text: str) -> int:
@@ -18,3 +21,14 @@ def seconds(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of seconds: use 0 or more")
     return number
+
+
+def auto_or_count(what: str) -> Callable[[str], str]:
+    """Return the parser of a number of `what` of at least 1, or auto. It raises ArgumentTypeError."""
+
+    def parse(text: str) -> str:
+        if text != AUTO and (not text.isdigit() or int(text) < 1):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of {what}: use auto, 1 or more")
+        return text
+
+    return parse

@@ -14,7 +14,7 @@ from frontends.access.settings import AccessSettings
 from frontends.logs.operator_log import LogSettings
 from frontends.net.flush import MAX_HOLD
 from frontends.options.definitions import group, option
-from frontends.options.parsers import seconds
+from frontends.options.parsers import AUTO, auto_or_count, seconds
 from llmserve import SLO, AdmissionConfig, ManagerConfig, RestartConfig
 from llmserve.admission import POLICIES, build_admission
 from llmserve.engines import ENGINES
@@ -24,7 +24,6 @@ from llmserve.observability.opentelemetry import traces_endpoint
 
 # The default timeout of OpenAI's client: after that long the client has gone.
 MAX_SECONDS = 600.0
-AUTO = "auto"
 
 
 def _interval(text: str) -> float:
@@ -38,12 +37,6 @@ def _http_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not an http:// or https:// URL")
-    return text
-
-
-def _engines(text: str) -> str:
-    if text != AUTO and (not text.isdigit() or int(text) < 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of engines: use auto, 1 or more")
     return text
 
 
@@ -63,7 +56,7 @@ class EngineSettings:
         "1",
         "number of engines, which share the GPUs evenly; auto = as many as the GPUs hold without sharing one (default: %(default)s)",
         metavar="N",
-        parse=_engines,
+        parse=auto_or_count("engines"),
         name="engines",
     )
     verbose: bool = option(False, "show the engine's log")

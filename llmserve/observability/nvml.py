@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+
+def _utilization(nvml: Any, gpu: Any) -> float:
+    return float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
+
+
 # Each reading has a name, a help text and a function. Memory is in bytes, utilisation is a share of
 # time, power is in watts.
 READINGS: tuple[tuple[str, str, Callable[[Any, Any], float]], ...] = (
     ("memory_used_bytes", "Memory in use by all processes.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
     ("memory_total_bytes", "Total memory.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-    ("utilization", "Share of time in which the GPU was busy.", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
+    ("utilization", "Share of time in which the GPU was busy.", _utilization),
     ("power_watts", "Power drawn.", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
     ("temperature_celsius", "Temperature of the chip.", lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, 0)),
 )
@@ -58,7 +63,7 @@ def utilizations() -> list[float]:
     found = []
     for _, _, gpu in gpus:
         with suppress(nvml.NVMLError):
-            found.append(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
+            found.append(_utilization(nvml, gpu))
     return found
 
 

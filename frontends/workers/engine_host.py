@@ -22,9 +22,7 @@ from frontends.workers.step_totals import StepAggregator
 from llmserve import EngineDead, ManagerConfig, MetricsSnapshot
 from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
 from llmserve.engines import create_engine
-
-# Seconds between two looks for the end of an engine's requests before its restart.
-LOOK_SECONDS = 0.05
+from llmserve.lifecycle.rolling_restart import restart_in_turn
 
 
 class EngineHost:
@@ -94,30 +92,13 @@ class EngineHost:
                 raise
 
     async def restart(self) -> None:
-        """Restart one engine after another; each first gets the drain timeout to end its requests.
-
-        An engine goes on while it is the only one that is up and another one is being restarted.
-        """
+        """Restart one engine after another; each first gets the drain timeout to end its requests."""
         async with self._restarting:
-            for engine in self._engines:
-                while engine.up and self._is_alone(engine):  # noqa: ASYNC110 - a wait of seconds, as below
-                    await anyio.sleep(LOOK_SECONDS)
-                if engine.supervisor is None or not engine.up:
-                    continue
-                say(engine_leaves(engine.number))
-                self.admission.suspend(self._clock(), engine.number)
-                life = engine.life
-                with anyio.move_on_after(self._config.drain_timeout):
-                    while self._busy(engine) and engine.life == life:  # noqa: ASYNC110 - no event tells when a request leaves its engine
-                        await anyio.sleep(LOOK_SECONDS)
-                # It may have died in that time, and be new already.
-                if engine.life == life:
-                    await engine.supervisor.restart()
+            await restart_in_turn(self._engines, self._drain, self._busy, self._config.drain_timeout)
 
-    def _is_alone(self, engine: HostedEngine) -> bool:
-        """Whether no other engine is up, and one will be."""
-        others = [other for other in self._engines if other is not engine and not other.has_failed]
-        return bool(others) and not any(other.up for other in others)
+    def _drain(self, engine: HostedEngine) -> None:
+        say(engine_leaves(engine.number))
+        self.admission.suspend(self._clock(), engine.number)
 
     def reconfigure(self, config: ManagerConfig) -> None:
         """Replace the limits while the engines run. Raises ConfigurationError, and then changes nothing."""

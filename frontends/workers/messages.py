@@ -208,7 +208,7 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag=22):
     """An engine died.
 
     Attributes:
-        engine: its number; None if the server can serve no longer, whatever the reason.
+        engine: its number; None if the server can serve no longer.
         for_good: whether the engine will not be restarted.
         stalled: whether the engine made no step and was killed.
         requested: whether it is being restarted on request.

@@ -14,14 +14,12 @@ from llmserve.config import RestartConfig
 from llmserve.engine import Engine, EngineInfo, EngineStatistics, combined
 from llmserve.errors import EngineDead
 from llmserve.lifecycle.open_request import OpenRequest
+from llmserve.lifecycle.rolling_restart import restart_in_turn
 from llmserve.lifecycle.supervisor import Supervisor
 from llmserve.lifecycle.watchdog import Watchdog
 from llmserve.state import EngineState
 
 logger = logging.getLogger(__name__)
-
-# Seconds between two looks for the end of an engine's requests before its restart.
-LOOK_SECONDS = 0.05
 
 
 @attrs.define(eq=False)
@@ -69,7 +67,7 @@ class EnginePool:
     Args:
         config: When an engine counts as hung, and how often it is restarted.
         up: Called whenever an engine accepts requests.
-        lost: Called as soon as an engine no longer does, from whatever source that is known.
+        lost: Called as soon as it is known that an engine no longer does.
         down: Called with the reason after that. Called again once the time of the next start is
             certain.
     """
@@ -179,27 +177,13 @@ class EnginePool:
             tasks.start_soon(member.watchdog.run)
 
     async def restart(self, patience: float) -> None:
-        """Restart one engine after another; each first gets `patience` seconds to end its requests.
-
-        An engine goes on while it is the only one that is up and another one is being restarted.
-        """
+        """Restart one engine after another; each first gets `patience` seconds to end its requests."""
         async with self._restarting:
-            for member in self.members:
-                while member.up and self._is_alone(member):  # noqa: ASYNC110 - a wait of seconds, as below
-                    await anyio.sleep(LOOK_SECONDS)
-                if not member.up:
-                    continue
-                member.drains = True
-                self.lose(member)
-                with anyio.move_on_after(patience):
-                    while self._busy(member):  # noqa: ASYNC110 - no event tells when a request leaves its engine
-                        await anyio.sleep(LOOK_SECONDS)
-                await member.supervisor.restart()
+            await restart_in_turn(self.members, self._drain, self._busy, patience)
 
-    def _is_alone(self, member: PooledEngine) -> bool:
-        """Whether no other engine is up, and one will be."""
-        others = [other for other in self.members if other is not member and not other.supervisor.over]
-        return bool(others) and not any(other.up for other in others)
+    def _drain(self, member: PooledEngine) -> None:
+        member.drains = True
+        self.lose(member)
 
     def reconfigure(self, config: RestartConfig) -> None:
         for member in self.members:

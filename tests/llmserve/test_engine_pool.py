@@ -109,8 +109,7 @@ async def test_the_death_of_one_engine_moves_its_requests_at_once_and_disturbs_n
     async with anyio.create_task_group() as tasks:
         callers = Callers(manager, tasks)
         await callers.start("a", "b")
-        dead = next(engine for engine in engines if "a" in engine.held)
-        other = engines[1 - engines.index(dead)]
+        dead, other = sorted(engines, key=lambda engine: "a" not in engine.held)
         began = anyio.current_time()
         dead.death.set()
         await settle()
@@ -136,8 +135,7 @@ async def test_a_request_does_not_wait_for_the_removal_of_its_engine_s_remains(m
     async with anyio.create_task_group() as tasks:
         callers = Callers(manager, tasks)
         await callers.start("a", "b")
-        dead = next(engine for engine in engines if "a" in engine.held)
-        other = engines[1 - engines.index(dead)]
+        dead, other = sorted(engines, key=lambda engine: "a" not in engine.held)
         # The engine tells its requests of its death; its `run()` ends later.
         dead.sinks["a"].fail(EngineDead("killed"))
         await settle()
@@ -153,8 +151,7 @@ async def test_a_request_does_not_wait_for_the_removal_of_its_engine_s_remains(m
 
 async def test_a_stream_that_was_read_ends_with_its_engine_and_the_others_go_on(manager, engines):
     async with manager.stream(request("a")) as first, manager.stream(request("b")) as second:
-        dead = next(engine for engine in engines if "a" in engine.held)
-        other = engines[1 - engines.index(dead)]
+        dead, other = sorted(engines, key=lambda engine: "a" not in engine.held)
         dead.sinks["a"].put(Delta("a", (1,)))
         other.sinks["b"].put(Delta("b", (1,)))
         assert (await anext(first)).text == "a"
@@ -193,8 +190,7 @@ async def test_an_engine_that_is_not_restarted_leaves_the_others_serving_and_the
     async with manager, anyio.create_task_group() as tasks:
         callers = Callers(manager, tasks)
         await callers.start("a", "b")
-        dead = next(engine for engine in engines if "a" in engine.held)
-        other = engines[1 - engines.index(dead)]
+        dead, other = sorted(engines, key=lambda engine: "a" not in engine.held)
         dead.death.set()
         await settle()
         assert manager.state is State.READY

@@ -47,11 +47,13 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         yield process, url, lines
     finally:
         with suppress(psutil.NoSuchProcess):
-            # The engine's processes outlive a killed host, and hold its standard error open.
+            # The engine's processes outlive a killed host, and hold its standard error open. Python's
+            # resource tracker removes their shared memory, and then ends by itself.
             one: Any
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                 with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                    one.kill()
+                    if one is process or "multiprocessing.resource_tracker" not in " ".join(one.cmdline()):
+                        one.kill()
         lines += (await process.stderr.read()).decode().splitlines()
         await process.wait()
         # Otherwise the transport closes itself when it is collected, after the loop, with a

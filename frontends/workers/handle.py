@@ -56,6 +56,8 @@ class WorkerHandle:
         cls,
         index: int,
         settings: HTTPServerSettings,
+        *,
+        first: bool,
         receive: Callable[["WorkerHandle", Any], None],
         lost: Callable[["WorkerHandle"], None],
     ) -> "WorkerHandle":
@@ -63,7 +65,7 @@ class WorkerHandle:
         handed, taken = socket.socketpair()
         for end in (ours, theirs, handed, taken):
             end.setblocking(False)
-        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, taken, settings), daemon=True)
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, taken, settings, first), daemon=True)
         process.start()
         theirs.close()
         taken.close()

@@ -90,7 +90,7 @@ class WorkerPool:
     async def _spawn(self) -> WorkerHandle:
         index, self._started = self._started, self._started + 1
         settings = self._settings
-        handle = await WorkerHandle.spawn(index, settings, self._receive, self._lost)
+        handle = await WorkerHandle.spawn(index, settings, first=not self._state.serving, receive=self._receive, lost=self._lost)
         handle.answers = IdempotencyServer(self._answers, handle.channel.send)
         self.handles.append(handle)
         if self._settings is not settings:

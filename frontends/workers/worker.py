@@ -46,13 +46,13 @@ JOIN_SECONDS = 30
 # Ten years: longer than any start, or any pause before one.
 WAIT_SECONDS = 3e8
 RESTART_UNDER_SUPERVISOR = RestartConfig(
-    most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS, start_all=False
+    most=sys.maxsize, first_pause=0.05, longest_pause=0.05, stall_timeout=None, start_timeout=WAIT_SECONDS
 )
 # Maximum seconds to wait for the metrics of all workers. Scrapers wait for 10 s by default.
 GATHER_SECONDS = 5.0
 
 
-def work(channel: socket.socket, handed: socket.socket, settings: HTTPServerSettings) -> None:
+def work(channel: socket.socket, handed: socket.socket, settings: HTTPServerSettings, first: bool) -> None:  # noqa: FBT001 - `Process` passes it
     """Run the worker process."""
     # A terminal sends Ctrl-C and SIGHUP to all processes of its group, and systemd sends SIGTERM,
     # and what an operator asks it to send, to all processes of a service. The supervisor tells its
@@ -65,16 +65,21 @@ def work(channel: socket.socket, handed: socket.socket, settings: HTTPServerSett
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     raise_descriptor_limit()
     attach()
-    worker = Worker(settings, handed)
+    worker = Worker(settings, handed, first=first)
     set_heap_aside()
     anyio.run(worker.run, channel, backend_options=BACKEND)
 
 
 class Worker:
-    """A worker, which follows the supervisor's messages."""
+    """A worker, which follows the supervisor's messages.
 
-    def __init__(self, settings: HTTPServerSettings, handed: socket.socket) -> None:
+    `first` says that it starts with the server and not in place of a worker that has ended. It is then
+    ready when all engines are up: the server ends if one of them cannot start.
+    """
+
+    def __init__(self, settings: HTTPServerSettings, handed: socket.socket, *, first: bool) -> None:
         self._settings = settings
+        self._first = first
         self._handed = handed
         self._taken = 0
         self._numbers = itertools.count(1)
@@ -98,7 +103,7 @@ class Worker:
         self._admission = AdmissionClient(self.channel.send)
         # With a shared engine the supervisor decides on restarts; a worker waits for the next
         # engine for any time.
-        self._restart = RESTART_UNDER_SUPERVISOR if self._engine_is_shared else None
+        self._restart = attrs.evolve(RESTART_UNDER_SUPERVISOR, start_all=self._first) if self._engine_is_shared else None
         access = self._settings.open_access()
         async with open_service(self._settings, access, admission=self._admission, restart=self._restart) as service:
             self._service, self._manager = service, service.manager
@@ -151,11 +156,13 @@ class Worker:
         """
         told: defaultdict[int, int] = defaultdict(int)
         while True:
-            states = self._manager.statistics().engines if self._manager.engine_is_up else ()
-            for number, state in enumerate(states):
-                if state.up and self._lives[number] > told[number]:
-                    told[number] = self._lives[number]
-                    self.channel.send(messages.Up(number, told[number], describe_engine(self._engines[number].info)))
+            states = self._manager.statistics().engines
+            # Once all are up, the manager accepts requests a moment later.
+            if self._manager.engine_is_up or not all(state.up for state in states):
+                for number, state in enumerate(states):
+                    if state.up and self._lives[number] > told[number]:
+                        told[number] = self._lives[number]
+                        self.channel.send(messages.Up(number, told[number], describe_engine(self._engines[number].info)))
             await anyio.sleep(WATCH_SECONDS)
 
     def _end(self, *, now: bool) -> None:

@@ -35,6 +35,23 @@ async def test_the_death_of_one_engine_ends_its_streams_only(tmp_path, sent):
         await pool_deaths.one_engine_dies(process, url, cores_of, sent, tokens=120)
 
 
+async def test_workers_are_ready_when_all_engines_are_up(tmp_path):
+    """A regression: with one engine up the server was ready, and ended when the other one could not start."""
+    arguments = ("--engines", "2", "--workers", "2")
+    async with program(tmp_path, *arguments, until="loading", module=MODULE, engine=(*ENGINE[:-1], "start_seconds=2")) as (process, url, _):
+        with anyio.fail_after(PATIENCE):
+            while len(cores := cores_of(process)) < 2:
+                await anyio.sleep(0.01)
+            cores[0].suspend()
+            while b"engine " not in (line := await process.stderr.readline()):
+                assert line
+            assert (await fetch(f"{url}/health/ready"))[0] == 503
+            cores[0].resume()
+            while b"  ready  " not in (line := await process.stderr.readline()):
+                assert line
+            assert (await fetch(f"{url}/health/ready"))[0] == 200
+
+
 async def test_a_rolling_restart_of_workers_fails_nothing(tmp_path):
     engine = (*ENGINE[:-1], "start_seconds=0.5")
     async with program(tmp_path, "--engines", "2", "--workers", "2", module=MODULE, engine=engine) as (process, url, lines):

@@ -8,11 +8,13 @@ key=value, and those of `frontends.cluster.settings`. See docs/scaling.md.
 """
 
 import os
+import secrets
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from frontends.access.control import KEY_VARIABLE
+from frontends.access.exposure import check_reach
 from frontends.cluster.settings import ClusterServerSettings, from_words, read_settings
 from llmserve import ConfigurationError
 
@@ -21,7 +23,6 @@ VARIABLE = "LLMSERVE_ARGUMENTS"
 # Admission in the replicas limits their requests; Ray Serve's own limit must never apply first.
 NO_BOUND = 100_000
 MAX_HOSTS = 10_000
-STATS_SECONDS = 0.5
 # Seconds over which the autoscaler's metrics are averaged. Ray Serve's default of 30 s is slower
 # than a queue fills, and Ray Serve requires more than 10 s.
 LOOK_BACK_SECONDS = 11.0
@@ -43,6 +44,15 @@ def application(arguments: list[str]) -> Any:
     if os.environ.get(KEY_VARIABLE):
         raise ConfigurationError(f"{KEY_VARIABLE} does not reach the replicas: use api_keys=FILE with a file that exists on every node")
 
+    access = settings.access
+    check_reach(
+        "--host",
+        list(settings.cluster.hosts),
+        settings.engine.spec.version(),
+        insecure=access.insecure,
+        authenticated=access.api_keys is not None,
+    )
+
     from ray import serve
 
     from frontends.cluster.ingress import Ingress
@@ -53,12 +63,13 @@ def application(arguments: list[str]) -> Any:
     # On the head node, without which there is no cluster: the loss of another node cannot end it.
     where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
     shared_state = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
-    ingress = serve.deployment(Ingress).options(**_ingress_options(settings.cluster.ingresses))
-    return ingress.bind(replicas.bind(settings, shared_state.bind()), settings.access.api_keys, settings.access.max_incomplete_bytes)
+    ingress = serve.deployment(Ingress).options(**_ingress_options(settings))
+    state, secret = shared_state.bind(), secrets.token_urlsafe()
+    return ingress.bind(replicas.bind(settings, state, secret), state, settings, secret)
 
 
 def _replica_options(settings: ClusterServerSettings) -> dict[str, Any]:
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
     cluster = settings.cluster
     scaling = AutoscalingConfig(
@@ -70,14 +81,10 @@ def _replica_options(settings: ClusterServerSettings) -> dict[str, Any]:
         look_back_period_s=LOOK_BACK_SECONDS,
         policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_replicas"),
     )
-    router = RequestRouterConfig(
-        request_router_class="frontends.cluster.router:PredictedWaitRouter", request_routing_stats_period_s=STATS_SECONDS
-    )
     return {
         "name": "Replica",
         "max_ongoing_requests": NO_BOUND,
         "ray_actor_options": {"num_cpus": cluster.replica_cpus, "num_gpus": settings.gpus},
-        "request_router_config": router,
         "graceful_shutdown_timeout_s": settings.limits.drain_timeout + 10,
         "graceful_shutdown_wait_loop_s": 0.5,
         "logging_config": QUIET,
@@ -85,12 +92,12 @@ def _replica_options(settings: ClusterServerSettings) -> dict[str, Any]:
     }
 
 
-def _ingress_options(ingresses: int) -> dict[str, Any]:
+def _ingress_options(settings: ClusterServerSettings) -> dict[str, Any]:
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
     everywhere = AutoscalingConfig(
-        min_replicas=ingresses,
-        max_replicas=ingresses * MAX_HOSTS,
+        min_replicas=settings.cluster.ingresses,
+        max_replicas=settings.cluster.ingresses * MAX_HOSTS,
         upscale_delay_s=0,
         downscale_delay_s=0,
         policy=AutoscalingPolicy(policy_function="frontends.cluster.autoscaling:desired_ingresses"),
@@ -99,7 +106,9 @@ def _ingress_options(ingresses: int) -> dict[str, Any]:
         "name": "Ingress",
         "max_ongoing_requests": NO_BOUND,
         "ray_actor_options": {"num_cpus": 0},
-        "max_replicas_per_node": ingresses,
+        "max_replicas_per_node": settings.cluster.ingresses,
+        "graceful_shutdown_timeout_s": settings.limits.drain_timeout + 10,
+        "graceful_shutdown_wait_loop_s": 0.5,
         "autoscaling_config": everywhere,
     }
 

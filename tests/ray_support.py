@@ -11,6 +11,12 @@ import psutil
 import pytest
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def ray_url():
     """Return the address at which Ray Serve listens."""
@@ -23,9 +29,7 @@ def ray_url():
     import ray
     from ray import serve
 
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     # Nothing here is large, but by default Ray reserves a third of the memory for objects.
     # "local" starts our own cluster, even if another one runs on this machine.
     ray.init("local", num_cpus=8, object_store_memory=2**28, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -61,18 +65,23 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def deploy(ray_url):
-    """Deploy with arguments of `serve run frontends.ray_app:build`: `deploy(replicas="2")`."""
+    """Deploy with arguments of `serve run frontends.ray_app:build`: `deploy(replicas="2")`.
+
+    Clients connect to the ingress, or to Ray Serve's proxy.
+    """
     from ray import serve
 
     from frontends.ray_app import build
 
     @asynccontextmanager
-    async def deploying(engine="simulated", model="sim", **words):
-        app = build({"engine": engine, "model": model, "replica_cpus": "0.1", "drain_timeout": "1", **words})
+    async def deploying(engine="simulated", model="sim", *, by_proxy=False, **words):
+        port = free_port()
+        app = build({"engine": engine, "model": model, "replica_cpus": "0.1", "drain_timeout": "1", "port": str(port), **words})
         await asyncio.to_thread(serve.run, app)
+        url = ray_url if by_proxy else f"http://127.0.0.1:{port}"
         try:
-            async with aiohttp.ClientSession(ray_url, connector=aiohttp.TCPConnector(limit=0)) as session:
-                yield Cluster(ray_url, session)
+            async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:
+                yield Cluster(url, session)
         finally:
             await asyncio.to_thread(serve.delete, "default")
 

@@ -309,7 +309,7 @@ for line in sys.stdin:
 
 
 # Ray and vLLM import these modules by name, and are not installed here.
-NEED_OTHERS = ("frontends.cluster.router", "benchmarks.stand_ins.null_executor")
+NEED_OTHERS = ("benchmarks.stand_ins.null_executor",)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """Measures Ray Serve on this machine with simulated engines: `python -m benchmarks cluster`.
 
 Reports the throughput of two replicas against one, how soon a replica is notified of a disconnected
-client, and a flooding tenant's share. Also reports how soon replicas start and stop, and what Ray
-adds to a token beside our server alone.
+client, and a flooding tenant's share. Also reports how soon replicas start and stop, and what the
+ways through an ingress and through Ray's proxy cost, beside the same engines without Ray.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -26,7 +26,8 @@ PACED = {"engine_arg": "max_num_seqs=128", "max_running": "0"}
 CLIENTS = 40
 SECONDS = 10.0
 LEAVING = 30
-STREAMS = 32
+ROUNDS = 3
+STREAMS, MANY_STREAMS = 32, 128
 BALANCED_AFTER = 5.0
 # Enough to fill all slots of both replicas, with as many requests waiting.
 SHARERS = 4 * SLOTS
@@ -38,12 +39,14 @@ class Carried(msgspec.Struct, kw_only=True):
     Attributes:
         ttft: Time to the first token with one stream.
         gap: Time between tokens with one stream.
-        loaded_ttft: Time to the first token with STREAMS streams.
-        rate: Tokens per second with STREAMS streams.
+        streams: Number of streams under load.
+        loaded_ttft: Time to the first token with as many streams.
+        rate: Tokens per second with as many streams.
     """
 
     ttft: float
     gap: float
+    streams: int
     loaded_ttft: float
     rate: float
 
@@ -57,6 +60,7 @@ class Seen(msgspec.Struct, kw_only=True):
         share: The flooding tenant's share of the tokens.
         up: Seconds until three replicas were running under load.
         down: Seconds until one replica was left without load.
+        ways: What each way to the same engines carries, by its name.
     """
 
     capacity: list[tuple[int, float]]
@@ -64,8 +68,7 @@ class Seen(msgspec.Struct, kw_only=True):
     share: float
     up: float
     down: float
-    alone: list[Carried]
-    through: list[Carried]
+    ways: dict[str, list[Carried]]
 
 
 class Client:
@@ -115,30 +118,28 @@ class Client:
 
 async def measure(report: Callable[[str], None]) -> Seen:
     """Run all measurements. Raises TargetError."""
-    seen = Seen(capacity=[], left={}, share=0.0, up=0.0, down=0.0, alone=[], through=[])
-    with local_ray() as url:
+    seen = Seen(capacity=[], left={}, share=0.0, up=0.0, down=0.0, ways={})
+    with local_ray() as proxy:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            client = Client(url, session)
             for replicas in (1, 2, 1, 2):
-                async with deployed({**REPLICA, **SLOW, "replicas": str(replicas)}):
+                async with deployed({**REPLICA, **SLOW, "replicas": str(replicas)}) as url:
+                    client = Client(url, session)
                     await client.flood(CLIENTS, 2)
                     seen.capacity.append((replicas, await client.flood(CLIENTS, SECONDS)))
                 report(f"{replicas} replicas: {seen.capacity[-1][1]:.0f} tokens/s")
-            async with deployed({**REPLICA, **SLOW, "replicas": "2"}):
+            async with deployed({**REPLICA, **SLOW, "replicas": "2"}) as url:
+                client = Client(url, session)
                 for kind in ("stream", "whole"):
                     seen.left[kind] = [await _leave(client, stream=kind == "stream") for _ in range(LEAVING)]
                     report(f"disconnected from a {kind} answer: {np.median(seen.left[kind]):.0f} ms")
-            seen.share = await _share(client)
+            seen.share = await _share(session)
             report(f"a flooding tenant's share: {seen.share:.2f}")
-            seen.up, seen.down = await _scale(client)
+            seen.up, seen.down = await _scale(session)
             report(f"one replica to three: {seen.up:.0f} s; back to one: {seen.down:.0f} s")
-            for _ in range(2):
-                async with alone({**SIMULATED, **PACED}) as server:
-                    seen.alone.append(await _carry(Client(server, session)))
-                report(f"alone: {seen.alone[-1]}")
-                async with deployed({**REPLICA, **PACED, "replicas": "1"}):
-                    seen.through.append(await _carry(client))
-                report(f"through Ray: {seen.through[-1]}")
+            for _ in range(ROUNDS):
+                async for name, carried in _ways(proxy, session):
+                    seen.ways.setdefault(name, []).append(carried)
+                    report(f"{name}: {carried}")
     return seen
 
 
@@ -152,12 +153,13 @@ async def _leave(client: Client, *, stream: bool) -> float:
     return (await client.until(lambda found: found["engine"]["running"] == 0) - began) * 1000
 
 
-async def _share(client: Client) -> float:
+async def _share(session: aiohttp.ClientSession) -> float:
     """Return the share of the tenant that has three times as many clients as the other.
 
     Both tenants want all the tokens there are.
     """
-    async with deployed({**REPLICA, **SLOW, "replicas": "2"}):
+    async with deployed({**REPLICA, **SLOW, "replicas": "2"}) as url:
+        client = Client(url, session)
         served: dict[str, int] = {}
         end = time.perf_counter() + BALANCED_AFTER + SECONDS
 
@@ -173,10 +175,11 @@ async def _share(client: Client) -> float:
         return served["flood"] / sum(served.values())
 
 
-async def _scale(client: Client) -> tuple[float, float]:
+async def _scale(session: aiohttp.ClientSession) -> tuple[float, float]:
     """Return the seconds until three replicas run under load, then one without load."""
     words = {"replicas": "1", "max_replicas": "3", "scale_up_delay": "1", "scale_down_delay": "2", "max_waiting": "8"}
-    async with deployed({**REPLICA, **SLOW, **words}):
+    async with deployed({**REPLICA, **SLOW, **words}) as url:
+        client = Client(url, session)
         began = time.perf_counter()
         load = asyncio.create_task(client.flood(4 * CLIENTS, 600))
         up = await client.until(lambda found: found["admission"]["limit"] == 3 * SLOTS) - began
@@ -186,7 +189,17 @@ async def _scale(client: Client) -> tuple[float, float]:
         return up, await client.until(lambda found: found["admission"]["limit"] == SLOTS) - began
 
 
-async def _carry(client: Client) -> Carried:
+async def _ways(proxy: str, session: aiohttp.ClientSession) -> AsyncIterator[tuple[str, Carried]]:
+    """Measure each way to one engine, and to two."""
+    for count, streams in (("1", STREAMS), ("2", MANY_STREAMS)):
+        async with alone({**SIMULATED, **PACED, "workers": count}) as server:
+            yield f"{count} without Ray", await _carry(Client(server, session), streams)
+        async with deployed({**REPLICA, **PACED, "replicas": count}) as url:
+            yield f"{count} by the ingress", await _carry(Client(url, session), streams)
+            yield f"{count} by Ray's proxy", await _carry(Client(proxy, session), streams)
+
+
+async def _carry(client: Client, streams: int) -> Carried:
     times = [await client.stream(50) for _ in range(20)]
     gaps = [gap for each in times for gap in np.diff(each[1:])]
     loaded: list[list[float]] = []
@@ -197,11 +210,12 @@ async def _carry(client: Client) -> Carried:
             loaded.append(await client.stream(100))
 
     began = time.perf_counter()
-    await asyncio.gather(*[again() for _ in range(STREAMS)])
+    await asyncio.gather(*[again() for _ in range(streams)])
     seconds = time.perf_counter() - began
     return Carried(
         ttft=_first(times),
         gap=float(np.mean(gaps)) * 1000,
+        streams=streams,
         loaded_ttft=_first(loaded),
         rate=sum(len(each) - 1 for each in loaded) / seconds,
     )
@@ -220,8 +234,8 @@ def conclude(seen: Seen) -> str:
         lines.append(f"an engine is free {np.median(left):.0f} ms after its client leaves a {kind} answer, at most {max(left):.0f} ms")
     lines.append(f"of two tenants, the one with three times as many clients gets {seen.share:.1%} of the tokens")
     lines.append(f"one replica grows to three after {seen.up:.1f} s of load and shrinks back after {seen.down:.1f} s without load")
-    for name, ways in (("alone", seen.alone), ("through Ray", seen.through)):
+    for name, ways in seen.ways.items():
         for one in ways:
-            loaded = f"at {STREAMS} streams {one.loaded_ttft:.0f} ms, {one.rate:,.0f} tokens/s"
+            loaded = f"at {one.streams} streams {one.loaded_ttft:.0f} ms, {one.rate:,.0f} tokens/s"
             lines.append(f"{name}: first token after {one.ttft:.1f} ms, then one every {one.gap:.2f} ms; {loaded}")
     return "\n".join(lines)

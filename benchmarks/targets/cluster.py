@@ -46,14 +46,16 @@ def local_ray() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def deployed(words: dict[str, str]) -> AsyncIterator[None]:
+async def deployed(words: dict[str, str]) -> AsyncIterator[str]:
+    """Deploy with arguments of `serve run`, and yield the address of the ingress."""
     from ray import serve
 
     from frontends.ray_app import build
 
-    await asyncio.to_thread(serve.run, build(words))
+    port = str(free_port())
+    await asyncio.to_thread(serve.run, build({**words, "port": port}))
     try:
-        yield
+        yield f"http://127.0.0.1:{port}"
     finally:
         await asyncio.to_thread(serve.delete, "default")
 

@@ -1,28 +1,31 @@
-"""A replica of a Ray Serve deployment: engine, manager and HTTP server on a unix socket."""
+"""A replica of a Ray Serve deployment: engine, manager and HTTP server, for the ingresses."""
 
 import asyncio
 import contextlib
+import hmac
+import itertools
 import logging
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 from aiohttp import web
 
-from frontends.cluster.autoscaling import Pressure, hosts
-from frontends.cluster.relay import BEAT, Message, Relay, RelayedRequest, ReplicaAccepted, ResponseHead, with_beats
+from frontends.cluster.autoscaling import Pressure
+from frontends.cluster.relay import SECRET
+from frontends.cluster.replica_directory import ReplicaAddress
 from frontends.cluster.replica_load import Load
 from frontends.cluster.settings import ClusterServerSettings
 from frontends.cluster.shared_state import Told
 from frontends.http.app import build_app
 from frontends.http.health import check_of
+from frontends.http.request_checks import Handler
 from frontends.http.server import running
 from frontends.logs.operator_log import say
 from frontends.net.acceptor import listen
-from frontends.net.listeners import bind_unix
+from frontends.net.connection_limits import ConnectionLimiter, spare_descriptors
+from frontends.net.listeners import bind
 from frontends.program.preflight import prepare_environment, unpack
 from frontends.program.service import Service, open_service
 from llmserve import EngineDead, LLMServeError, MetricsSnapshot, State
@@ -33,13 +36,7 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 EXCHANGE_SECONDS = 1.0
-# Seconds without a message after which a replica sends a BEAT.
-BEAT_SECONDS = 2.0
-# Maximum messages per second with events to one ingress. Two cores carry 4,100 to 4,600 messages
-# per second with one token each through Ray; the rest queues up. At 32 streams the time to first
-# token was 129 ms with 1,000 messages per second, and 85 ms with 500. So with more streams, each
-# message carries more tokens.
-MESSAGES_PER_SECOND = 500.0
+REPORT_SECONDS = 0.5
 # Maximum seconds to wait for other replicas, so that a scrape does not wait for a dead one.
 GATHER_SECONDS = 5.0
 
@@ -50,9 +47,10 @@ class Replica:
     Args:
         settings: the settings of the application.
         shared_state: a handle of the application's `SharedState`.
+        secret: the application's secret, which every request must have.
     """
 
-    async def __init__(self, settings: ClusterServerSettings, shared_state: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: ClusterServerSettings, shared_state: Any, secret: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Start the replica, and return when its engine is up.
 
         Raises ConfigurationError, EngineError.
@@ -66,8 +64,8 @@ class Replica:
         # down).
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
         self._shared_state = shared_state.options(_by_reference=False)
-        self._told = self._open = 0
-        self._rate = MESSAGES_PER_SECOND * settings.cluster.ingresses * hosts() / settings.cluster.most
+        self._secret = secret
+        self._drain_timeout = settings.limits.drain_timeout
         self._stop = asyncio.Event()
         self._stack = AsyncExitStack()
         try:
@@ -77,24 +75,27 @@ class Replica:
             raise
 
     async def _enter(self, settings: ClusterServerSettings, stack: AsyncExitStack) -> None:
+        from ray.util import get_node_ip_address
+
         prepare_environment(settings)
         access = settings.open_access()
         await unpack(settings.engine)
         service = await stack.enter_async_context(open_service(settings, access))
         manager = self._manager = service.manager
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-")))
-        acceptor = await stack.enter_async_context(running(self._build_app(settings, service)))
-        await stack.enter_async_context(listen(acceptor, bind_unix(folder / "http")))
-        self._relay = Relay(folder / "http")
-        stack.push_async_callback(self._relay.close)
+        # All connections come from the few addresses of the ingresses.
+        limiter = ConnectionLimiter(most_of_peer=spare_descriptors())
+        acceptor = await stack.enter_async_context(running(self._build_app(settings, service), limiter))
+        listener = bind(get_node_ip_address(), 0)
+        await stack.enter_async_context(listen(acceptor, listener))
+        self._address = ReplicaAddress(self._id, *listener.getsockname()[:2])
         await stack.enter_async_context(manager)
         max_wait = settings.limits.max_wait
         self._pressure = Pressure(patience=min(settings.limits.slo_ttft or max_wait, max_wait))
-        self._tasks = [asyncio.create_task(access.follow(manager.set_tenants)), asyncio.create_task(self._exchange())]
+        self._tasks = [asyncio.create_task(task) for task in (self._exchange(), access.follow(manager.set_tenants), self._report_load())]
         say(f"ready     replica {self._id}")
 
     def _build_app(self, settings: ClusterServerSettings, service: Service) -> web.Application:
-        return build_app(
+        app = build_app(
             service.manager,
             service.name,
             self._gather_metrics,
@@ -107,40 +108,30 @@ class Replica:
             max_incomplete=settings.access.max_incomplete_bytes,
             check=check_of(service.manager, settings.observability.generate_check),
         )
+        app.middlewares.insert(0, self._admit)
+        return app
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse clients that are no ingress: the port is open to all hosts of the cluster."""
+        if not hmac.compare_digest(request.headers.get(SECRET, "").encode(), self._secret.encode()):
+            raise web.HTTPForbidden(text="this port is for the ingresses of this application")
+        return await handler(request)
 
     async def __del__(self) -> None:
         """Shut down; Ray Serve calls this when the last request has ended or has timed out."""
+        exchanging, *others = self._tasks
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others)
+        # Ray Serve waits only for the requests that it has sent itself, so for none.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(GATHER_SECONDS):
+                await self._shared_state.leave.remote(self._id)
+        await self._manager.drain(self._drain_timeout)
         self._stop.set()
-        following, exchanging = self._tasks
         await asyncio.wait([exchanging])
-        following.cancel()
-        await asyncio.wait([following])
         await self._stack.aclose()
-
-    # Requests
-
-    async def answer(self, asked: RelayedRequest, avoid: Sequence[str] = ()) -> AsyncIterator[Message]:
-        """Answer a request with messages.
-
-        If `avoid` has this replica's id, only the first message is sent.
-        """
-        yield ReplicaAccepted(self._id)
-        if self._id in avoid:
-            return
-        self._open += 1
-        events = False
-        try:
-            async with contextlib.aclosing(with_beats(self._relay.ask(asked), BEAT_SECONDS)) as messages:
-                async for message in messages:
-                    yield message
-                    if isinstance(message, ResponseHead):
-                        events = message.is_events
-                    elif events and message != BEAT:
-                        # Tokens of this pause go into the next message. The pause must not be so
-                        # long that the ingress takes this replica for lost.
-                        await asyncio.sleep(min(self._open / self._rate, BEAT_SECONDS))
-        finally:
-            self._open -= 1
 
     # Calls of Ray Serve
 
@@ -154,10 +145,6 @@ class Replica:
             raise EngineDead("the server of this replica has ended")
         if self._manager.state is State.FAILED:
             self._manager.check_health()
-
-    def record_routing_stats(self) -> dict[str, Any]:
-        self._told += 1
-        return Load.of(self._manager.statistics(), self._told).plain()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         statistics = self._manager.statistics()
@@ -209,6 +196,15 @@ class Replica:
         answers = await _in_time(self._replicas.broadcast(method).results_async(return_exceptions=True))
         # A replica that has just died gives an exception.
         return dict(one for one in answers if isinstance(one, tuple))
+
+    async def _report_load(self) -> None:
+        """Tell the ingresses where this replica is, and how much it has to do."""
+        for number in itertools.count(1):
+            # No error of Ray may fail a request. Without reports ingresses choose this replica last.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(GATHER_SECONDS):
+                    await self._shared_state.report.remote(self._address, Load.of(self._manager.statistics(), number))
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _exchange(self) -> None:
         """Exchange the tenants' usage with the other replicas every second, and once at the end."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
@@ -43,9 +43,6 @@ class Load:
             wait=admission.predicted_wait if admission else None,
             interval=1 / rate if rate else None,
         )
-
-    def plain(self) -> dict[str, Any]:
-        return attrs.asdict(self)
 
     def expected_wait(self, sent: int) -> float:
         """Return the wait of a new request in seconds, after `sent` requests since this report."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from frontends.http.settings import LOOPBACK, parse_port
+from frontends.net.listeners import without_brackets
 from frontends.options.command_line import read
 from frontends.options.definitions import group, key_of, make, option
 from frontends.options.parsers import AUTO, count
@@ -15,8 +17,8 @@ from llmserve import ConfigurationError
 # The option that takes several values in one key=value argument.
 REPEATED = "engine-arg"
 
-# Options of listeners, which in a cluster are Ray Serve's.
-NOT_HERE = ("tls_cert", "tls_key", "tls_client_ca", "max_connections", "max_peer_connections", "insecure", "drain_delay")
+# Options that Ray Serve's proxy, which reaches the ingresses too, cannot follow.
+NOT_HERE = ("tls_client_ca", "drain_delay")
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +28,14 @@ class ClusterSettings:
     replicas: int = option(1, "minimum number of replicas (default: %(default)s)", metavar="N", parse=count)
     max_replicas: int | None = option(None, "maximum number of replicas (default: --replicas)", metavar="N", parse=count)
     ingresses: int = option(1, "number of ingress processes per host (default: %(default)s)", metavar="N", parse=count)
+    hosts: tuple[str, ...] = option(
+        (LOOPBACK,),
+        f"address or host name on which ingresses listen; repeatable (default: {LOOPBACK})",
+        parse=without_brackets,
+        repeat=True,
+        name="host",
+    )
+    port: int = option(8100, "port on which ingresses listen (default: %(default)s)", parse=parse_port)
     replica_cpus: float = option(1.0, "CPUs that Ray reserves for each replica (default: %(default)s)", metavar="N")
     replica_gpus: float | None = option(
         None, "GPUs that Ray reserves for each replica (default: as many as its engines and their parallelism need)", metavar="N"
@@ -71,7 +81,7 @@ def read_settings(arguments: Sequence[str]) -> ClusterServerSettings:
         )
     for name in NOT_HERE:
         if given.get(name):
-            raise ConfigurationError(f"--{key_of(name)} is not available on Ray Serve, whose proxies accept the connections")
+            raise ConfigurationError(f"--{key_of(name)} is not available on Ray Serve, whose proxy also accepts connections")
     return settings
 
 

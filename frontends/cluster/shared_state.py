@@ -1,4 +1,4 @@
-"""The state that replicas share: each tenant's usage, and the metrics of dead replicas.
+"""The state that replicas share: their addresses and loads, each tenant's usage, and the metrics of dead replicas.
 
 There is one for the whole application.
 """
@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
+from frontends.cluster.replica_directory import ReplicaAddress, ReplicaReport
+from frontends.cluster.replica_load import Load
 from llmserve import MetricsSnapshot
 from llmserve.admission import UsageDelta
 from llmserve.admission.usage import added
 
+# Seconds without a report after which a replica is forgotten; Ray has replaced it by then.
+LEFT_SECONDS = 120.0
 # Seconds without an exchange after which only a replica's metrics are kept: it is dead or
 # unreachable.
 GONE_SECONDS = 10.0
@@ -42,13 +46,33 @@ class SharedState:
     """The shared state.
 
     A restart loses the state: the tenants' usage of the last second, and all metrics of dead
-    replicas.
+    replicas. The replicas report again within a second.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._replicas: dict[str, _Replica] = {}
         self._gone: MetricsSnapshot | None = None
+        self._reports: dict[str, tuple[float, ReplicaAddress, Load]] = {}
+
+    # Where the replicas are
+
+    async def report(self, address: ReplicaAddress, load: Load) -> None:
+        """Note a replica's address and load, twice a second."""
+        self._reports[address.replica] = self._clock(), address, load
+
+    async def leave(self, replica: str) -> None:
+        """Forget a replica that accepts no more requests."""
+        self._reports.pop(replica, None)
+
+    async def reports(self) -> dict[str, ReplicaReport]:
+        """Return the last report of each replica, for an ingress."""
+        now = self._clock()
+        for name in [name for name, (told, _, _) in self._reports.items() if now - told > LEFT_SECONDS]:
+            del self._reports[name]
+        return {name: ReplicaReport(address, load, now - told) for name, (told, address, load) in self._reports.items()}
+
+    # Usage and metrics
 
     async def exchange(self, replica: str, served: UsageDelta, told: Told) -> UsageDelta:
         """Exchange a replica's usage since its last exchange for that of the other replicas.

@@ -21,7 +21,8 @@ from frontends.program.settings import ProgramSettings
 LOOPBACK = "127.0.0.1"
 
 
-def _port(text: str) -> int:
+def parse_port(text: str) -> int:
+    """Parse the value of a port option. Raises ValueError, ArgumentTypeError."""
     number = int(text)
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"{number} is not a valid port: use 0 to 65535")
@@ -46,7 +47,7 @@ class HTTPSettings:
         repeat=True,
         name="host",
     )
-    port: int = option(8000, "port to listen on; 0 picks a free port (default: %(default)s)", parse=_port)
+    port: int = option(8000, "port to listen on; 0 picks a free port (default: %(default)s)", parse=parse_port)
     unix: Path | None = option(None, "listen on a unix socket instead of TCP", metavar="PATH")
     unix_access: UnixAccess = group(UnixAccess)
     workers: str = option(

@@ -43,6 +43,7 @@ class CannotListen(Exception):
 
     def __init__(self, address: str, error: OSError) -> None:
         super().__init__(f"{address}: {error.strerror or error}")
+        self.in_use = error.errno == errno.EADDRINUSE
 
 
 def _mode(text: str) -> int:
@@ -151,13 +152,13 @@ def authority(host: str, port: int) -> str:
     return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
+def bind_all(hosts: Sequence[str], port: int, *, share: bool = False) -> list[socket.socket]:
     """Return listening TCP sockets for all addresses of the hosts, on one port.
 
     Port 0 picks a port that is free on all addresses. `::` means every IPv4 and IPv6 address, with
     two sockets: a single one would show IPv4 clients under IPv6 addresses, which limits and logs
     would not recognize. An address of a family that this machine lacks is skipped if the host has
-    another address.
+    another address. With `share`, other processes may use the port.
 
     Raises CannotListen, which names the host.
     """
@@ -170,7 +171,7 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 for host in hosts:
                     at = listeners[0].getsockname()[1] if listeners else port
                     bound = {listener.getsockname()[0] for listener in listeners}
-                    listeners.extend(stack.enter_context(listener) for listener in _bind_host(host, at, bound))
+                    listeners.extend(stack.enter_context(listener) for listener in _bind_host(host, at, bound, share=share))
             except UnicodeError:
                 raise CannotListen(host[:64], OSError(errno.EINVAL, "not a valid host name")) from None
             except OSError as error:
@@ -182,7 +183,7 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
             return listeners
 
 
-def _bind_host(host: str, port: int, bound: Collection[str]) -> list[socket.socket]:
+def _bind_host(host: str, port: int, bound: Collection[str], *, share: bool) -> list[socket.socket]:
     """Bind a host's addresses, except those already `bound`. Raises OSError.
 
     127.0.0.1 is already bound if the hosts are 127.0.0.1 and localhost.
@@ -193,7 +194,7 @@ def _bind_host(host: str, port: int, bound: Collection[str]) -> list[socket.sock
         if address in bound:
             continue
         try:
-            found.append(bind(address, found[0].getsockname()[1] if found else port))
+            found.append(bind(address, found[0].getsockname()[1] if found else port, share=share))
         except OSError as error:
             if error.errno not in ABSENT:
                 for listener in found:

@@ -10,12 +10,17 @@ from virtual import VirtualLoop
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
-from frontends.cluster.intake import Intake
-from frontends.cluster.relay import Relay, RelayedRequest, ResponseHead
+from frontends.access.settings import AccessSettings
+from frontends.cluster.ingress_server import open_listeners, relaying
+from frontends.cluster.intake import Intake, of_starlette
+from frontends.cluster.relay import RelayedRequest
+from frontends.cluster.replica_client import ReplicaClient
+from frontends.cluster.replica_directory import ReplicaAddress
+from frontends.cluster.settings import ClusterSettings
 from frontends.http.request_checks import MAX_BODY
 from frontends.http.server import running
 from frontends.net.acceptor import listen
-from frontends.net.listeners import bind_unix
+from frontends.net.listeners import bind
 from frontends.openai.errors import HTTPFailure
 
 pytestmark = pytest.mark.anyio
@@ -45,9 +50,13 @@ class Request:
             yield piece
 
 
+async def read(intake, request):
+    return await intake.read(*of_starlette(request))
+
+
 async def refused(intake, request):
     with pytest.raises(HTTPFailure) as caught:
-        await intake.read(request)
+        await read(intake, request)
     return caught.value.status, caught.value.code
 
 
@@ -62,7 +71,7 @@ async def test_a_huge_body_is_refused_before_it_is_here():
     assert chunked.taken == MAX_BODY + len(PIECE)
     assert tracemalloc.get_traced_memory()[1] < 3 * MAX_BODY
     tracemalloc.stop()
-    asked = await Intake().read(Request(headers=[(b"X-One", b"1"), (b"Expect", b"100-continue")], pieces=[PIECE, b"y"], query=b"a=%2F"))
+    asked = await read(Intake(), Request(headers=[(b"X-One", b"1"), (b"Expect", b"100-continue")], pieces=[PIECE, b"y"], query=b"a=%2F"))
     assert asked == RelayedRequest("POST", "/v1/completions?a=%2F", (("X-One", "1"),), PIECE + b"y")
 
 
@@ -74,7 +83,7 @@ async def test_an_invalid_length_is_refused(length):
 async def test_a_slow_body_is_given_up_and_many_are_bounded_together():
     assert await refused(Intake(), Request(pieces=[b"x"] * 60, pause=1.0)) == (408, "body_timeout")
     intake = Intake(max_incomplete=MAX_BODY)
-    waiting = [asyncio.create_task(intake.read(Request(pieces=[PIECE * 7, PIECE], pause=1.0))) for _ in range(3)]
+    waiting = [asyncio.create_task(read(intake, Request(pieces=[PIECE * 7, PIECE], pause=1.0))) for _ in range(3)]
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert sum(isinstance(one, HTTPFailure) and (one.status, one.code) == (503, "receiving_too_much") for one in found) == 1
     assert sum(isinstance(one, RelayedRequest) for one in found) == 2
@@ -87,10 +96,10 @@ async def test_keys_are_checked_before_the_body_is_read():
         assert await refused(Intake(access), request) == (401, "invalid_api_key")
         assert request.taken == 0
     right = [(b"Authorization", b"Bearer secret")]
-    assert (await Intake(access).read(Request(headers=right, pieces=[PIECE]))).body == PIECE
+    assert (await read(Intake(access), Request(headers=right, pieces=[PIECE]))).body == PIECE
     for path in (b"/health", b"/health/live", b"/health/ready"):
         for query in (b"", b"x=1"):
-            assert (await Intake(access).read(Request(path, query=query))).path.partition("?")[0] == path.decode()
+            assert (await read(Intake(access), Request(path, query=query))).path.partition("?")[0] == path.decode()
     for path in (b"//health/live", b"/health/live/", b"/health/liv%65", b"/x/../health/live"):
         assert (await refused(Intake(access), Request(path)))[0] == 401
 
@@ -112,7 +121,7 @@ TARGETS = (
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend):
+async def test_a_path_reaches_the_server_as_it_was_sent(anyio_backend):
     """A regression: the route /metrics answered `//evil/metrics`."""
     seen = []
 
@@ -122,15 +131,31 @@ async def test_a_path_reaches_the_server_as_it_was_sent(tmp_path, anyio_backend)
 
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", note)
-    async with running(app) as acceptor, listen(acceptor, bind_unix(tmp_path / "http")):
-        relay = Relay(tmp_path / "http")
-        for target in TARGETS:
-            head, *_ = [message async for message in relay.ask(RelayedRequest("GET", target, (("Host", "somewhere"),), b""))]
-            assert isinstance(head, ResponseHead)
-            if head.status == 200:
-                # An empty query has no effect.
-                assert seen.pop() == (target.removesuffix("?"), "somewhere")
-            else:
-                # llmserve's server answers so, as to a direct client.
-                assert (head.status, seen) == (400, [])
-        await relay.close()
+    async with running(app) as acceptor, listen(acceptor, listener := bind("127.0.0.1", 0)):
+        client, place = ReplicaClient("the secret"), ReplicaAddress("a", *listener.getsockname())
+
+        async def ask(asked):
+            return await client.ask(place, asked)
+
+        [port] = await open_listeners(ClusterSettings(port=0))
+        async with relaying(AccessSettings(), [port], Intake(), ask):
+            for target in TARGETS:
+                # Through the whole ingress, from a client that sends any target.
+                status = await status_of(port.getsockname(), b"GET %b HTTP/1.1\r\nHost: somewhere\r\n\r\n" % target.encode())
+                if status == 200:
+                    # An empty query has no effect.
+                    assert seen.pop() == (target.removesuffix("?"), "somewhere")
+                else:
+                    # llmserve's server answers so, as to a direct client.
+                    assert (status, seen) == (400, [])
+            assert await status_of(port.getsockname(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 314572800\r\n\r\n") == 413
+            assert not seen
+        await client.close()
+
+
+async def status_of(address, request):
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(request)
+    line = await reader.readline()
+    writer.close()
+    return int(line.split()[1])

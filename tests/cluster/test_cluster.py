@@ -187,6 +187,34 @@ async def test_a_prompt_with_every_kind_of_text_arrives_as_it_was_sent(deploy):
             assert (await cluster.post("/v1/completions", wanted(1, prompt="x" * size)))[0] == wanted_status
 
 
+async def test_the_end_of_the_application_waits_for_open_answers(deploy):
+    """The requests do not pass through Ray Serve, which therefore does not wait for them."""
+    from ray import serve
+
+    async with deploy(replicas="2", **{**SLOW, "drain_timeout": "30"}) as cluster:
+        events = [[] for _ in range(4)]
+        async with anyio.create_task_group() as tasks:
+            for stream in events:
+                tasks.start_soon(read, cluster, 100, stream)
+            with anyio.fail_after(20):
+                while not all(events):
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(serve.delete, "default")
+        assert all(stream[-1] == b"[DONE]" and len(stream) == 101 for stream in events)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ray_serve_s_proxy_reaches_the_replicas_too(deploy, stream):
+    async with deploy(replicas="2", by_proxy=True, **SLOW) as cluster:
+        if stream:
+            events = []
+            await read(cluster, 20, events)
+            assert (len(events), events[-1]) == (21, b"[DONE]")
+        else:
+            status, body, _ = await cluster.post("/v1/completions", wanted(20))
+            assert (status, body["usage"]["completion_tokens"]) == (200, 20)
+
+
 async def test_a_replica_serves_from_several_engines(deploy):
     async with deploy(replicas="2", engines="2", **SLOW) as cluster:
         found = await cluster.until(lambda found: found["admission"]["limit"] == 2 * 2 * SLOTS)

@@ -1,4 +1,4 @@
-"""Requests that real Ray Serve passes to the ingress and that no replica may see."""
+"""Requests that no replica may see, to the ingress and to Ray Serve's proxy."""
 
 import asyncio
 
@@ -18,8 +18,9 @@ async def exchange(url, data):
         writer.close()
 
 
-async def test_paths_and_bodies_are_checked_before_a_replica_sees_them(deploy):
-    async with deploy(replicas="1") as cluster:
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["ingress", "proxy"])
+async def test_paths_and_bodies_are_checked_before_a_replica_sees_them(deploy, by_proxy):
+    async with deploy(replicas="1", by_proxy=by_proxy) as cluster:
         for path, statuses in {
             b"//evil/metrics": (404,),
             b"//[": (404,),
@@ -33,3 +34,15 @@ async def test_paths_and_bodies_are_checked_before_a_replica_sees_them(deploy):
         assert b" 413 " in await exchange(cluster.url, head % (300 * 2**20))
         status, _, _ = await cluster.post("/v1/completions", {"prompt": "hi", "max_tokens": 2})
         assert status == 200
+
+
+async def test_a_replica_answers_ingresses_only(deploy):
+    from ray import serve
+
+    async with deploy(replicas="1"):
+        [report] = (await serve.get_deployment_handle("SharedState", "default").reports.remote()).values()
+        for more in (b"", b"X-LLMServe-Ingress: a guess\r\n"):
+            line = await exchange(
+                f"http://{report.address.host}:{report.address.port}", b"GET /metrics HTTP/1.1\r\nHost: x\r\n%b\r\n" % more
+            )
+            assert line.split()[1] == b"403"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 HERE = os.getpid() % 250
 BRIDGE, ADDRESSES = f"llmbr{HERE}", [f"10.219.{HERE}.{number}" for number in (1, 2)]
 HOSTS, LINKS = [f"llmh{HERE}-{number}" for number in (1, 2)], [f"llmv{HERE}-{number}" for number in (1, 2)]
-PORT = 8000
+PORT = 8100
 BODY = {"prompt": "hello", "max_tokens": 8}
 
 
@@ -44,7 +44,7 @@ def kill(host):
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """Yield two replicas on two hosts, behind the first host's proxy."""
+    """Yield two replicas on two hosts, behind the first host's ingress."""
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("addr", "add", f"10.219.{HERE}.254/24", "dev", BRIDGE)
@@ -61,8 +61,8 @@ def url(tmp_path_factory):
         head, other = (f"--node-ip-address={address}" for address in ADDRESSES)
         run_on(HOSTS[0], *started, head, "--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={folder}")
         run_on(HOSTS[1], *started, other, f"--address={ADDRESSES[0]}:6379")
-        run_on(HOSTS[0], "serve", "start", "--http-host=0.0.0.0", f"--http-port={PORT}")
-        words = ("engine=simulated", "model=sim", "replicas=2", "replica_cpus=1.5", "drain_timeout=1")
+        run_on(HOSTS[0], "serve", "start", "--http-host=0.0.0.0", "--http-port=8000")
+        words = ("engine=simulated", "model=sim", "replicas=2", "replica_cpus=1.5", "drain_timeout=1", "host=0.0.0.0", "insecure=true")
         run_on(HOSTS[0], "serve", "run", "--non-blocking", "frontends.ray_app:build", *words)
         yield f"http://{ADDRESSES[0]}:{PORT}"
     finally:
@@ -74,9 +74,12 @@ def url(tmp_path_factory):
 
 
 def streams_on(host):
-    """Return the number of connections to the server of a host's replica."""
-    pid = ip("netns", "pids", host).split()[0]
-    return sum(line.endswith("/http") for line in Path("/proc", pid, "net", "unix").read_text().splitlines()) - 1
+    """Return the number of ingresses' connections to the server of a host's replica.
+
+    Neither Ray nor a client probes its connections (keepalive), and clients are connected to PORT.
+    """
+    lines = ip("netns", "exec", host, "ss", "-Htno", "state", "established").splitlines()
+    return sum("keepalive" in line and f":{PORT}" not in line.split()[2] for line in lines)
 
 
 class Load:

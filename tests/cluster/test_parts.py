@@ -6,21 +6,17 @@ from typing import Any
 
 import attrs
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from frontends.access.control import KEY_VARIABLE
 from frontends.cluster import replica, shared_state
 from frontends.cluster.autoscaling import MAX_GROWTH, Pressure, desired
-from frontends.cluster.relay import Relay, RelayedRequest, ResponseHead
 from frontends.cluster.replica import Replica
+from frontends.cluster.replica_directory import ReplicaAddress, ReplicaReport
 from frontends.cluster.replica_load import NEW, Load, in_order
 from frontends.cluster.settings import from_words, read_settings
 from frontends.cluster.shared_state import SharedState
-from frontends.http.server import running
-from frontends.net.acceptor import listen
-from frontends.net.listeners import bind_unix
 from frontends.ray_app import application
 from llmserve import (
     ConfigurationError,
@@ -86,10 +82,9 @@ def statistics(state=State.READY, engine=None, **admission):
     )
 
 
-def test_a_load_is_made_of_statistics_and_travels_as_plain_values():
+def test_a_load_is_made_of_statistics():
     made = Load.of(statistics(running=3, waiting=2, drain_rate=4.0, predicted_wait=0.5), 7)
     assert made == Load(number=7, ready=True, running=3, waiting=2, limit=4, wait=0.5, interval=0.25)
-    assert Load(**made.plain()) == made
     assert not Load.of(statistics(State.RESTARTING), 1).ready
 
 
@@ -180,6 +175,23 @@ async def test_nothing_is_kept_for_a_dead_replica_and_only_the_largest_tenants_a
     assert min(mail.costs.values()) == shared_state.MAX_TENANTS
 
 
+async def test_a_replica_is_found_until_it_leaves_or_is_silent_for_long():
+    now = 0.0
+    one = SharedState(lambda: now)
+    address = ReplicaAddress("a", "10.0.0.1", 8000)
+    await one.report(address, load(1))
+    now = 3.0
+    assert await one.reports() == {"a": ReplicaReport(address, load(1), 3.0)}
+    await one.report(address, load(2))
+    assert (await one.reports())["a"].silent == 0.0
+    await one.leave("a")
+    await one.leave("a")
+    assert await one.reports() == {}
+    await one.report(address, load(3))
+    now += shared_state.LEFT_SECONDS + 1
+    assert await one.reports() == {}
+
+
 async def test_a_replica_s_counts_outlive_it():
     now = 100.0
     one = SharedState(lambda: now)
@@ -263,9 +275,9 @@ def test_key_value_arguments_become_a_command_line():
         ({"nonsense": "1"}, "--nonsense"),
         ({"replicas": "0"}, "--replicas"),
         ({"replicas": "3", "max_replicas": "2"}, "--max-replicas 2"),
-        ({"tls_cert": "x"}, "--tls-cert"),
-        ({"insecure": "true"}, "--insecure"),
-        ({"port": "80"}, "--port"),
+        ({"tls_client_ca": "x"}, "--tls-client-ca"),
+        ({"drain_delay": "1"}, "--drain-delay"),
+        ({"port": "80000"}, "--port"),
         ({"engine": "steam"}, "--engine"),
         ({"engines": "auto"}, "--engines auto"),
     ],
@@ -292,6 +304,11 @@ def test_a_replica_reserves_the_gpus_that_its_engine_takes(engine, args, gpu_bui
 def test_a_replica_with_several_engines_reserves_the_gpus_of_all(monkeypatch):
     monkeypatch.setattr("llmserve.engines.vllm.args.has_gpu_build", lambda: True)
     assert read_settings(["--engine", "vllm", "--engines", "2", "--engine-arg", "tensor_parallel_size=2"]).gpus == 4
+
+
+def test_an_ingress_that_other_machines_can_reach_needs_authentication():
+    with pytest.raises(ConfigurationError, match=r"--host 0\.0\.0\.0 .*--insecure"):
+        application(["--engine", "simulated", "--host", "0.0.0.0"])
 
 
 def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):
@@ -327,34 +344,7 @@ async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_
             replica.check_health()
 
 
-# Relay
-
-
-async def test_a_request_arrives_as_it_was_sent_and_no_event_is_cut_in_two(tmp_path):
-    seen = []
-
-    async def events(request):
-        seen.append((request.method, request.raw_path, request.headers.get("X-One"), await request.read()))
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Two": "2"})
-        await response.prepare(request)
-        for piece in (b"data: 1\n\ndata: ", b"2\n", b"\ndata: 3", b"\n\n"):
-            await response.write(piece)
-        return response
-
-    app = web.Application()
-    app.router.add_post("/a", events)
-    async with running(app) as acceptor, listen(acceptor, bind_unix(tmp_path / "http")):
-        relay = Relay(tmp_path / "http")
-        asked = RelayedRequest("POST", "/a?b=%2F", (("X-One", "1"), ("Host", "somewhere")), b"body")
-        answer: list[Any] = [message async for message in relay.ask(asked)]
-        await relay.close()
-    assert seen == [("POST", "/a?b=%2F", "1", b"body")]
-    head, *chunks = answer
-    assert isinstance(head, ResponseHead)
-    assert (head.status, head.get("x-two"), head.is_events) == (200, "2", True)
-    assert head.get("Transfer-Encoding") == ""
-    assert b"".join(chunks) == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
-    assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+# Metrics of the cluster
 
 
 async def test_while_a_replica_is_unreachable_the_others_last_metrics_are_used():

@@ -2,33 +2,21 @@
 
 import asyncio
 import contextlib
-import hmac
 import itertools
 import logging
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-import attrs
-from aiohttp import web
-
 from frontends.cluster.autoscaling import Pressure
-from frontends.cluster.relay import SECRET
 from frontends.cluster.replica_directory import ReplicaAddress
 from frontends.cluster.replica_load import Load
+from frontends.cluster.replica_server import ReplicaSettings, serving
 from frontends.cluster.settings import ClusterServerSettings
 from frontends.cluster.shared_state import Told
-from frontends.http.app import build_app
-from frontends.http.health import check_of
-from frontends.http.request_checks import Handler
-from frontends.http.server import running
 from frontends.logs.operator_log import say
-from frontends.net.acceptor import listen
-from frontends.net.connection_limits import ConnectionLimiter, spare_descriptors
-from frontends.net.listeners import bind
-from frontends.program.preflight import prepare_environment, unpack
-from frontends.program.service import Service, open_service
-from llmserve import EngineDead, LLMServeError, MetricsSnapshot, State
+from frontends.program.preflight import prepare_environment
+from llmserve import EngineDead, LLMServeError, MetricsSnapshot
 from llmserve.admission import AdmissionController, UsageDelta
 from llmserve.observability import prometheus
 
@@ -65,7 +53,6 @@ class Replica:
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
         self._shared_state = shared_state.options(_by_reference=False)
         self._secret = secret
-        self._drain_timeout = settings.limits.drain_timeout
         self._stop = asyncio.Event()
         self._stack = AsyncExitStack()
         try:
@@ -78,57 +65,25 @@ class Replica:
         from ray.util import get_node_ip_address
 
         prepare_environment(settings)
-        access = settings.open_access()
-        await unpack(settings.engine)
-        service = await stack.enter_async_context(open_service(settings, access))
-        manager = self._manager = service.manager
-        # All connections come from the few addresses of the ingresses.
-        limiter = ConnectionLimiter(most_of_peer=spare_descriptors())
-        acceptor = await stack.enter_async_context(running(self._build_app(settings, service), limiter))
-        listener = bind(get_node_ip_address(), 0)
-        await stack.enter_async_context(listen(acceptor, listener))
-        self._address = ReplicaAddress(self._id, *listener.getsockname()[:2])
-        await stack.enter_async_context(manager)
+        own = ReplicaSettings.of(settings, get_node_ip_address(), self._secret)
+        server = self._server = await stack.enter_async_context(serving(own, settings.cluster.workers, self))
+        self._address = ReplicaAddress(self._id, server.host, server.port)
         max_wait = settings.limits.max_wait
         self._pressure = Pressure(patience=min(settings.limits.slo_ttft or max_wait, max_wait))
-        self._tasks = [asyncio.create_task(task) for task in (self._exchange(), access.follow(manager.set_tenants), self._report_load())]
+        self._statistics = (await server.metrics_snapshot()).statistics
+        self._tasks = [asyncio.create_task(task) for task in (self._exchange(), self._report_load())]
         say(f"ready     replica {self._id}")
 
-    def _build_app(self, settings: ClusterServerSettings, service: Service) -> web.Application:
-        app = build_app(
-            service.manager,
-            service.name,
-            self._gather_metrics,
-            self._gather_series,
-            access=service.access,
-            # An ingress can try another replica only until a part of the answer has come, and a
-            # comment would be such a part.
-            keepalive=0.0,
-            max_hold=settings.limits.max_hold,
-            max_incomplete=settings.access.max_incomplete_bytes,
-            check=check_of(service.manager, settings.observability.generate_check),
-        )
-        app.middlewares.insert(0, self._admit)
-        return app
-
-    @web.middleware
-    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse clients that are no ingress: the port is open to all hosts of the cluster."""
-        if not hmac.compare_digest(request.headers.get(SECRET, "").encode(), self._secret.encode()):
-            raise web.HTTPForbidden(text="this port is for the ingresses of this application")
-        return await handler(request)
-
     async def __del__(self) -> None:
-        """Shut down; Ray Serve calls this when the last request has ended or has timed out."""
-        exchanging, *others = self._tasks
-        for task in others:
-            task.cancel()
-        await asyncio.wait(others)
-        # Ray Serve waits only for the requests that it has sent itself, so for none.
+        """Shut down; Ray Serve calls this when it has sent its last request."""
+        exchanging, reporting = self._tasks
+        reporting.cancel()
+        await asyncio.wait([reporting])
         with contextlib.suppress(Exception):
             async with asyncio.timeout(GATHER_SECONDS):
                 await self._shared_state.leave.remote(self._id)
-        await self._manager.drain(self._drain_timeout)
+        # Ray Serve waits only for the requests that it has sent itself, so for none.
+        await self._server.drain()
         self._stop.set()
         await asyncio.wait([exchanging])
         await self._stack.aclose()
@@ -136,59 +91,56 @@ class Replica:
     # Calls of Ray Serve
 
     def check_health(self) -> None:
-        """Raise EngineDead if the replica must be replaced: its engine will not be restarted.
-
-        An engine that is being restarted is no reason to replace the replica.
-        """
-        # The task that follows files ends without an error if there are none.
-        if any(task.done() and not task.cancelled() and task.exception() for task in self._tasks):
+        """Raise EngineDead if the replica must be replaced: its engine will not be restarted."""
+        if any(task.done() for task in self._tasks):
             raise EngineDead("the server of this replica has ended")
-        if self._manager.state is State.FAILED:
-            self._manager.check_health()
+        self._server.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        statistics = self._manager.statistics()
-        limit = statistics.admission.limit if statistics.admission else None
-        return self._pressure.of(statistics, limit or self._manager.info.max_num_seqs)
+        admission = self._statistics.admission
+        limit = admission.limit if admission else None
+        return self._pressure.of(self._statistics, limit or self._server.slots)
 
     # Exchange between replicas
 
-    async def metrics_snapshot(self) -> tuple[str, Told]:
+    async def own_metrics(self) -> tuple[str, Told]:
         """Return this replica's id and its metrics."""
-        return self._id, self._tell()
+        return self._id, await self._tell()
 
-    async def series(self) -> tuple[str, Any]:
+    async def own_series(self) -> tuple[str, Any]:
         """Return this replica's id, and the Prometheus metrics that vLLM and others register."""
+        # Workers then write the counts that they have kept back to where this process reads them.
+        await self._tell()
         return self._id, prometheus.registered()
 
-    def _tell(self) -> Told:
-        return asyncio.get_running_loop().time(), self._manager.metrics_snapshot()
+    async def _tell(self) -> Told:
+        metrics = await self._server.metrics_snapshot()
+        return asyncio.get_running_loop().time(), metrics
 
-    async def _gather_metrics(self) -> MetricsSnapshot:
+    async def metrics(self) -> MetricsSnapshot:
         """Return the metrics of all replicas, including dead ones. Raises LLMServeError."""
         try:
-            alive: dict[str, Told] = await self._ask_all("metrics_snapshot")
+            alive: dict[str, Told] = await self._ask_all("own_metrics")
         except LLMServeError:
             # A replica is unreachable but not known to be dead. The shared state has the last
             # metrics of all other replicas.
-            alive = {self._id: self._tell()}
+            alive = {self._id: await self._tell()}
         gone = await _in_time(self._shared_state.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
-        told = [*alive.values(), *([gone] if gone else [])]
-        if not told:
-            raise LLMServeError("no replica has reported its metrics")
-        whole = MetricsSnapshot.of_engines([metrics.shifted(now - then) for then, metrics in told])
-        return attrs.evolve(whole, statistics=attrs.evolve(whole.statistics, state=self._manager.state))
+        # The state is that of the first one.
+        own = alive.pop(self._id, None) or await self._tell()
+        told = [own, *alive.values(), *([gone] if gone else [])]
+        return MetricsSnapshot.of_engines([metrics.shifted(now - then) for then, metrics in told])
 
-    async def _gather_series(self) -> list[Any]:
+    async def series(self) -> list[Any]:
         """Return the Prometheus metrics of all replicas, labelled with their ids.
 
         While a replica is unreachable, these are the metrics of this replica only.
         """
         try:
-            series = await self._ask_all("series")
+            series = await self._ask_all("own_series")
         except LLMServeError:
-            series = dict([await self.series()])
+            series = dict([await self.own_series()])
         return prometheus.labelled("replica", series)
 
     async def _ask_all(self, method: str) -> dict[str, Any]:
@@ -203,12 +155,13 @@ class Replica:
             # No error of Ray may fail a request. Without reports ingresses choose this replica last.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(GATHER_SECONDS):
-                    await self._shared_state.report.remote(self._address, Load.of(self._manager.statistics(), number))
+                    self._statistics = (await self._server.metrics_snapshot()).statistics
+                    await self._shared_state.report.remote(self._address, Load.of(self._statistics, number))
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _exchange(self) -> None:
         """Exchange the tenants' usage with the other replicas every second, and once at the end."""
-        admission = self._manager.admission
+        admission = self._server.admission
         assert isinstance(admission, AdmissionController)
         owed = UsageDelta()
         failing = False
@@ -218,11 +171,11 @@ class Replica:
             owed = owed.then(admission.tally())
             try:
                 async with asyncio.timeout(GATHER_SECONDS):
-                    elsewhere = await self._shared_state.exchange.remote(self._id, owed, self._tell())
+                    elsewhere = await self._shared_state.exchange.remote(self._id, owed, await self._tell())
             except Exception as error:
                 # No error of Ray may fail a request. Until the exchange works again, each replica
                 # is fair only among its own requests.
-                if not failing:
+                if not failing and not self._stop.is_set():
                     logger.warning("the tenants' usage cannot be exchanged between replicas: %s", error)
                 # The tenants' open requests on other replicas are unknown.
                 failing, elsewhere = True, UsageDelta()

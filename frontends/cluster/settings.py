@@ -36,6 +36,7 @@ class ClusterSettings:
         name="host",
     )
     port: int = option(8100, "port on which ingresses listen (default: %(default)s)", parse=parse_port)
+    workers: int = option(1, "number of processes of each replica that serve HTTP (default: %(default)s)", metavar="N", parse=count)
     replica_cpus: float = option(1.0, "CPUs that Ray reserves for each replica (default: %(default)s)", metavar="N")
     replica_gpus: float | None = option(
         None, "GPUs that Ray reserves for each replica (default: as many as its engines and their parallelism need)", metavar="N"

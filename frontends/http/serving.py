@@ -12,6 +12,7 @@ from frontends.http.departure import Departure
 from frontends.http.health import GetMetrics, check_of
 from frontends.http.idempotency import IdempotencyStore
 from frontends.http.proxies import Proxies, know_clients
+from frontends.http.routes.metrics import GetSeries
 from frontends.http.server import running
 from frontends.http.settings import HTTPServerSettings
 from frontends.net.acceptor import Acceptor
@@ -28,6 +29,7 @@ async def serve_http(
     departure: Departure,
     *,
     metrics: GetMetrics | None = None,
+    series: GetSeries | None = None,
     memory: IdempotencyStore | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[Acceptor]:
@@ -41,6 +43,7 @@ async def serve_http(
         tls: the certificates, whose files are followed; None for plain connections.
         departure: begins when the server is about to end.
         metrics: as for `build_app`.
+        series: as for `build_app`.
         memory: as for `build_app`.
         quiet: whether another process logs changes of the certificates.
     """
@@ -48,7 +51,8 @@ async def serve_http(
     proxies = Proxies.of(http.trusted_proxies)
     strangers = not http.unix_access.owner_alone
     limiter = ConnectionLimiter(limits.max_connections, limits.max_peer_connections, strangers, proxies.trusts)
-    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, memory)
+    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, series, memory)
+    app.middlewares[:0] = settings.guards()
     try:
         async with running(app, limiter, tls) as acceptor, followed(tls, quiet=quiet):
             yield acceptor
@@ -64,6 +68,7 @@ def _build(
     log: Write | None,
     clients: Middleware,
     metrics: GetMetrics | None,
+    series: GetSeries | None,
     memory: IdempotencyStore | None,
 ) -> web.Application:
     http = settings.http
@@ -71,6 +76,7 @@ def _build(
         service.manager,
         service.name,
         metrics,
+        series,
         access=service.access,
         log=log,
         log_probes=http.log_probes,

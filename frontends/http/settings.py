@@ -4,8 +4,10 @@ import argparse
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
+from aiohttp.typedefs import Middleware
 
 from frontends.access.control import Access
 from frontends.access.exposure import is_loopback
@@ -113,10 +115,18 @@ class HTTPSettings:
 
 @attrs.frozen(kw_only=True)
 class HTTPServerSettings(ProgramSettings):
-    """The settings of the HTTP server program."""
+    """The settings of the HTTP server program.
 
+    `of_cluster` says whether `/metrics` covers other servers too.
+    """
+
+    of_cluster: ClassVar[bool] = False
     http: HTTPSettings = group(HTTPSettings)
 
     def is_authenticated(self, access: Access) -> bool:
         """Return whether every client must show a key or a certificate."""
         return access.keys is not None or self.access.tls_client_ca is not None
+
+    def guards(self) -> list[Middleware]:
+        """Return the middlewares that every request passes first."""
+        return []

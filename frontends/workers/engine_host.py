@@ -114,6 +114,11 @@ class EngineHost:
     def count(self) -> int:
         return len(self._engines)
 
+    @property
+    def slots(self) -> int:
+        """The largest batch of an engine. A shared core must have been configured once."""
+        return self._batch[0]
+
     def running(self) -> int:
         """Return the number of running requests."""
         return sum(map(self._busy, self._engines))

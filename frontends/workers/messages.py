@@ -111,9 +111,10 @@ class WorkerMetrics(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class MetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """The worker requests the metrics of all workers."""
+    """The worker requests the metrics of all workers; with `series`, those that others have registered."""
 
     number: int
+    series: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag=9):
@@ -191,7 +192,7 @@ class WorkerMetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=19)
 
 
 class MetricsReply(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """The metrics of all workers, pickled."""
+    """The metrics of all workers, or the registered ones, pickled."""
 
     number: int
     metrics: bytes

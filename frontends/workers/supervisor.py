@@ -8,8 +8,9 @@ import os
 import pickle
 import socket
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Protocol
 
 import anyio
 
@@ -29,7 +30,8 @@ from frontends.workers.handle import WorkerHandle
 from frontends.workers.metrics import MetricsAggregator
 from frontends.workers.pool import WorkerPool
 from frontends.workers.state import SupervisorState
-from llmserve import EngineDead
+from llmserve import EngineDead, LLMServeError, MetricsSnapshot
+from llmserve.admission import AdmissionController
 from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.observability.nvml import utilizations
 from llmserve.observability.prometheus import MULTIPROCESS
@@ -53,13 +55,7 @@ async def serve_workers(
     Raises ConfigurationError, EngineDead.
     """
     settings = live.current
-    with ExitStack() as stack:
-        if settings.engine.spec.shares_core:
-            # Before any process imports vLLM: prometheus_client reads the variable only once.
-            os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
-            # Kept as long as there are workers: a worker may still join a core that has just ended.
-            FOLDER.enter()
-            stack.callback(FOLDER.leave)
+    with shared_folders(settings):
         for listener in listeners:
             listener.setblocking(False)
         announce(addresses, settings.engine)
@@ -72,13 +68,47 @@ async def serve_workers(
     return code
 
 
-class WorkerSupervisor:
-    """The supervisor of all workers, from their start to their end."""
+@contextmanager
+def shared_folders(settings: HTTPServerSettings) -> Iterator[None]:
+    """Make the folders that workers share; enter this before any process imports vLLM."""
+    with ExitStack() as stack:
+        if settings.engine.spec.shares_core:
+            # prometheus_client reads the variable only once.
+            os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmserve-metrics-"))
+            # Kept as long as there are workers: a worker may still join a core that has just ended.
+            FOLDER.enter()
+            stack.callback(FOLDER.leave)
+        yield
 
-    def __init__(self, live: LiveSettings[HTTPServerSettings], count: int, listeners: Sequence[socket.socket], access: Access) -> None:
+
+class Everyone(Protocol):
+    """All servers of a cluster."""
+
+    async def metrics(self) -> MetricsSnapshot:
+        """Return the metrics of all of them. Raises LLMServeError."""
+
+    async def series(self) -> list[Any]:
+        """Return the Prometheus metrics that others have registered in all of them. Raises LLMServeError."""
+
+
+class WorkerSupervisor:
+    """The supervisor of all workers, from their start to their end.
+
+    `everyone` is asked for the metrics in a cluster; None where this server is alone.
+    """
+
+    def __init__(
+        self,
+        live: LiveSettings[Any],
+        count: int,
+        listeners: Sequence[socket.socket],
+        access: Access,
+        everyone: Everyone | None = None,
+    ) -> None:
         self._live = live
         self._listeners = listeners
         self._access = access
+        self._everyone = everyone
         self._config = live.current.manager_config(access)
         self._state = SupervisorState()
         self._pool = WorkerPool(live.current, count, self._state, self._receive, self._lost)
@@ -87,7 +117,23 @@ class WorkerSupervisor:
         self._aggregator = MetricsAggregator()
         self._tasks = anyio.create_task_group()
 
+    @property
+    def serving(self) -> bool:
+        """Whether all initial workers have been up."""
+        return self._state.serving
+
+    @property
+    def admission(self) -> AdmissionController:
+        """The admission of all workers, once this serves."""
+        return self._engine.admission
+
+    @property
+    def slots(self) -> int:
+        """The largest batch of an engine, once this serves."""
+        return self._engine.slots
+
     async def run(self) -> int:
+        """Serve until the end; return the exit code. Raises ConfigurationError, EngineDead."""
         engine = self._live.current.engine
         try:
             async with self._tasks as tasks:
@@ -208,12 +254,25 @@ class WorkerSupervisor:
                 self._state.failure = self._state.failure or message
                 self._state.notify()
             case messages.MetricsRequest():
-                self._tasks.start_soon(self._send_metrics, handle, message.number)
+                self._tasks.start_soon(self._send_metrics, handle, message)
             case messages.WorkerMetrics():
                 self._aggregator.receive(handle, message)
 
-    async def _send_metrics(self, asking: WorkerHandle, number: int) -> None:
+    # Metrics
+
+    async def metrics_snapshot(self) -> MetricsSnapshot:
+        """Return the metrics of all workers. Raises LLMServeError if no worker has ever reported."""
         metrics = await self._aggregator.gather(self._pool.handles, self._engine.statistics, one_engine=self._engine.is_shared)
-        if metrics is not None:
-            whole = self._engine.with_restarts(metrics).with_dropped(dropped_lines())
-            asking.channel.send(messages.MetricsReply(number, pickle.dumps(whole)))
+        if metrics is None:
+            raise LLMServeError("no worker has reported its metrics")
+        return self._engine.with_restarts(metrics).with_dropped(dropped_lines())
+
+    async def _send_metrics(self, asking: WorkerHandle, message: messages.MetricsRequest) -> None:
+        # Without a reply, the worker answers that the metrics could not be collected.
+        with suppress(LLMServeError):
+            found: Any
+            if self._everyone is None:
+                found = await self.metrics_snapshot()
+            else:
+                found = await (self._everyone.series() if message.series else self._everyone.metrics())
+            asking.channel.send(messages.MetricsReply(message.number, pickle.dumps(found)))

@@ -83,7 +83,7 @@ class Worker:
         self._handed = handed
         self._taken = 0
         self._numbers = itertools.count(1)
-        self._gathers: dict[int, asyncio.Future[MetricsSnapshot]] = {}
+        self._gathers: dict[int, asyncio.Future[Any]] = {}
         self.channel: Channel
         self._engine_is_shared = settings.engine.spec.shares_core
         # For each engine, the last life where this worker had a place, and the place that it waits
@@ -114,7 +114,16 @@ class Worker:
     async def _live(self, service: Service) -> None:
         tls = self._settings.access.open_tls()
         # Quiet, because the supervisor logs changes of the files.
-        server = serve_http(self._settings, service, tls, self._departure, metrics=self._gather, memory=self._answers, quiet=True)
+        server = serve_http(
+            self._settings,
+            service,
+            tls,
+            self._departure,
+            metrics=self._gather_metrics,
+            series=self._gather_series if self._settings.of_cluster else None,
+            memory=self._answers,
+            quiet=True,
+        )
         async with server as self._acceptor:
             self._loop.add_reader(self._handed, self._take)
             async with anyio.create_task_group() as tasks:
@@ -286,21 +295,25 @@ class Worker:
             prometheus.settle()
         self.channel.send(messages.WorkerMetrics(number, pickle.dumps(self._manager.metrics_snapshot().with_dropped(dropped_lines()))))
 
-    async def _gather(self) -> MetricsSnapshot:
-        """Return the metrics of all workers.
+    async def _gather_metrics(self) -> MetricsSnapshot:
+        """Return the metrics of all workers. Raises LLMServeError if the supervisor does not answer."""
+        everyone: MetricsSnapshot = await self._gather(series=False)
+        return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
 
-        Raises LLMServeError if the supervisor does not answer.
-        """
+    async def _gather_series(self) -> list[Any]:
+        found: list[Any] = await self._gather(series=True)
+        return found
+
+    async def _gather(self, *, series: bool) -> Any:
         number = next(self._numbers)
         waiting = self._gathers[number] = self._loop.create_future()
-        self.channel.send(messages.MetricsRequest(number))
+        self.channel.send(messages.MetricsRequest(number, series))
         with anyio.move_on_after(GATHER_SECONDS):
             await waiting
         if not waiting.done():
             del self._gathers[number]
             raise LLMServeError("the workers' metrics could not be collected")
-        everyone: MetricsSnapshot = waiting.result()
-        return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
+        return waiting.result()
 
     def _gathered(self, message: messages.MetricsReply) -> None:
         waiting = self._gathers.pop(message.number, None)

@@ -15,6 +15,8 @@ SLOTS = 4
 # Slow enough that two cores are not the bottleneck.
 SLOW = {"engine_arg": f"max_num_seqs={SLOTS} time_scale=5", "max_running": str(SLOTS)}
 
+each_server = pytest.mark.parametrize("workers", ["1", "2"], ids=["one process", "two workers"])
+
 
 def wanted(tokens, **more):
     return {"prompt": "hello there", "max_tokens": tokens, "ignore_eos": True, **more}
@@ -29,10 +31,11 @@ async def read(cluster, tokens, events):
                 events.append(line.removeprefix(b"data: ").strip())
 
 
-async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_every_stream(deploy):
+@each_server
+async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_every_stream(deploy, workers):
     from ray import serve
 
-    async with deploy(replicas="2", max_waiting="50", **SLOW) as cluster:
+    async with deploy(replicas="2", workers=workers, max_waiting="50", **SLOW) as cluster:
         streams = [[] for _ in range(SLOTS)]
         waiting = [[] for _ in range(6)]
         wholes = []
@@ -70,8 +73,9 @@ async def test_a_killed_replica_costs_no_request_that_has_sent_nothing_and_ends_
         assert found["admission"]["admitted"] >= SLOTS + 12 + 6
 
 
-async def test_a_client_that_leaves_frees_its_resources(deploy):
-    async with deploy(replicas="2", **SLOW) as cluster:
+@each_server
+async def test_a_client_that_leaves_frees_its_resources(deploy, workers):
+    async with deploy(replicas="2", workers=workers, **SLOW) as cluster:
         for body in (wanted(1000, stream=True), wanted(1000)):
             requests = [asyncio.create_task(cluster.session.post("/v1/completions", json=body)) for _ in range(4)]
             await cluster.until(lambda found: found["engine"]["running"] == 4)
@@ -85,8 +89,9 @@ async def test_a_client_that_leaves_frees_its_resources(deploy):
         assert (await cluster.metrics())["requests"]["cancelled"] == 8
 
 
-async def test_a_refused_request_is_tried_elsewhere_and_the_shorter_retry_after_is_returned(deploy):
-    async with deploy(replicas="2", max_waiting="0", **SLOW) as cluster:
+@each_server
+async def test_a_refused_request_is_tried_elsewhere_and_the_shorter_retry_after_is_returned(deploy, workers):
+    async with deploy(replicas="2", workers=workers, max_waiting="0", **SLOW) as cluster:
         holding = [asyncio.create_task(cluster.post("/v1/completions", wanted(200))) for _ in range(2 * SLOTS)]
         # Both replicas are full, and no request was refused.
         await cluster.until(lambda found: found["admission"]["running"] == 2 * SLOTS)
@@ -148,8 +153,9 @@ async def test_a_tenant_s_limit_counts_over_all_replicas(deploy, tmp_path):
             one.cancel()
 
 
-async def test_a_repeated_request_with_its_key_reaches_the_same_replica(deploy):
-    async with deploy(replicas="2", **SLOW) as cluster:
+@each_server
+async def test_a_repeated_request_with_its_key_reaches_the_same_replica(deploy, workers):
+    async with deploy(replicas="2", workers=workers, **SLOW) as cluster:
         for number in range(8):
             headers = {"Idempotency-Key": f"order-{number}"}
             answers = [await cluster.post("/v1/completions", wanted(2), headers=headers) for _ in range(3)]
@@ -187,11 +193,12 @@ async def test_a_prompt_with_every_kind_of_text_arrives_as_it_was_sent(deploy):
             assert (await cluster.post("/v1/completions", wanted(1, prompt="x" * size)))[0] == wanted_status
 
 
-async def test_the_end_of_the_application_waits_for_open_answers(deploy):
+@each_server
+async def test_the_end_of_the_application_waits_for_open_answers(deploy, workers):
     """The requests do not pass through Ray Serve, which therefore does not wait for them."""
     from ray import serve
 
-    async with deploy(replicas="2", **{**SLOW, "drain_timeout": "30"}) as cluster:
+    async with deploy(replicas="2", workers=workers, **{**SLOW, "drain_timeout": "30"}) as cluster:
         events = [[] for _ in range(4)]
         async with anyio.create_task_group() as tasks:
             for stream in events:

@@ -15,6 +15,7 @@ from frontends.cluster.autoscaling import MAX_GROWTH, Pressure, desired
 from frontends.cluster.replica import Replica
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaReport
 from frontends.cluster.replica_load import NEW, Load, in_order
+from frontends.cluster.replica_server import OneProcess
 from frontends.cluster.settings import from_words, read_settings
 from frontends.cluster.shared_state import SharedState
 from frontends.ray_app import application
@@ -137,8 +138,11 @@ async def test_open_requests_elsewhere_are_forgotten_when_the_shared_state_does_
         raise RuntimeError("it is gone")
 
     # Of a replica, what is asked there: Ray makes whole ones.
-    manager, handle = SimpleNamespace(admission=admission), SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
-    this: Any = SimpleNamespace(_id="here", _stop=stop, _manager=manager, _shared_state=handle, _tell=told)
+    async def tell():
+        return told()
+
+    server, handle = SimpleNamespace(admission=admission), SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
+    this: Any = SimpleNamespace(_id="here", _stop=stop, _server=server, _shared_state=handle, _tell=tell)
     await Replica._exchange(this)
     refused.append(admission.offer(Ticket(tenant="a"), 0.0))
     assert [found and found.reason for found in refused] == [None, Refusal.TENANT_LIMIT, None]
@@ -320,28 +324,21 @@ def test_a_key_that_would_not_reach_the_replicas_is_refused(monkeypatch):
 # A replica's health
 
 
-class NotInRay(Replica):
-    def __del__(self):
-        """Do nothing; no test awaits it."""
-
-
 async def test_a_replica_is_unhealthy_when_its_engine_is_given_up_or_its_server_has_ended():
     async with EngineManager(SimulatedEngine(SimulatedConfig())) as manager:
-        replica: Any = NotInRay.__new__(NotInRay)
-        server = asyncio.get_running_loop().create_future()
-        nothing_to_follow = asyncio.get_running_loop().create_future()
-        nothing_to_follow.set_result(None)
-        replica._manager, replica._tasks = manager, [nothing_to_follow, server]
-        replica.check_health()
+        service: Any = SimpleNamespace(manager=manager)
+        following: Any = asyncio.get_running_loop().create_future()
+        server = OneProcess("", 0, service, 1.0, following)
+        server.check_health()
         manager.state = State.RESTARTING
-        replica.check_health()
+        server.check_health()
         manager.state = State.FAILED
         with pytest.raises(EngineDead):
-            replica.check_health()
+            server.check_health()
         manager.state = State.READY
-        server.set_exception(RuntimeError("a fault of ours"))
+        following.set_exception(RuntimeError("a fault of ours"))
         with pytest.raises(EngineDead, match="server"):
-            replica.check_health()
+            server.check_health()
 
 
 # Metrics of the cluster
@@ -359,16 +356,16 @@ async def test_while_a_replica_is_unreachable_the_others_last_metrics_are_used()
     async def series():
         return "here", []
 
+    async def own():
+        return told(completed=1)
+
     # Of a replica, what is asked there.
-    manager = SimpleNamespace(state=State.READY)
     handle = SimpleNamespace(gone=SimpleNamespace(remote=one.gone))
-    this: Any = SimpleNamespace(
-        _id="here", _ask_all=silent, _tell=lambda: told(completed=1), _shared_state=handle, _manager=manager, series=series
-    )
-    facts = await Replica._gather_metrics(this)
+    this: Any = SimpleNamespace(_id="here", _ask_all=silent, _tell=own, _shared_state=handle, own_series=series)
+    facts = await Replica.metrics(this)
     assert facts.snapshot(0.0)["requests"]["completed"] == 7
     assert facts.statistics.state is State.READY
-    assert await Replica._gather_series(this) == []
+    assert await Replica.series(this) == []
 
 
 # Metrics of several replicas

@@ -17,7 +17,9 @@ from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import Answer, Lost, NotAccepted, ReplicaClient
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaDirectory
 from frontends.cluster.settings import ClusterServerSettings
+from frontends.http.departure import Departure
 from frontends.http.idempotency_store import HEADER
+from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.openai import sse
 from frontends.openai.errors import describe
 from llmserve import EngineRestarted, LLMServeError, Unavailable
@@ -51,6 +53,7 @@ class Ingress:
 
     async def __init__(self, replicas: Any, shared_state: Any, settings: ClusterServerSettings, secret: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Listen on the ingress's own port."""
+        raise_descriptor_limit()
         self._shared_state = shared_state.options(_by_reference=False)
         self._drain_timeout = settings.limits.drain_timeout
         access = settings.open_access()
@@ -58,13 +61,15 @@ class Ingress:
         self._relay = Relay(ReplicaClient(secret), ReplicaDirectory())
         # Quiet, because replicas log changes of the file.
         self._tasks = [asyncio.create_task(access.follow(quiet=True)), asyncio.create_task(self._follow())]
+        self._departure = Departure()
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._relay.client.close)
         listeners = await open_listeners(settings.cluster)
-        await self._stack.enter_async_context(relaying(settings.access, listeners, self._intake, self._relay.ask))
+        await self._stack.enter_async_context(relaying(settings.access, listeners, self._intake, self._relay.ask, self._departure))
 
     async def __del__(self) -> None:
         """Shut down; Ray Serve calls this when it sends no more requests."""
+        self._departure.begin()
         await self._relay.client.drain(self._drain_timeout)
         await self._stack.aclose()
         for task in self._tasks:

@@ -13,6 +13,7 @@ from frontends.cluster.intake import Intake, of_aiohttp
 from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import Answer
 from frontends.cluster.settings import ClusterSettings
+from frontends.http.departure import Departure
 from frontends.http.responses import json_response
 from frontends.http.server import running
 from frontends.logs.operator_log import say
@@ -46,7 +47,11 @@ async def open_listeners(settings: ClusterSettings) -> list[socket.socket]:
 
 @asynccontextmanager
 async def relaying(
-    access: AccessSettings, listeners: Sequence[socket.socket], intake: Intake, ask: Callable[[RelayedRequest], Awaitable[Answer]]
+    access: AccessSettings,
+    listeners: Sequence[socket.socket],
+    intake: Intake,
+    ask: Callable[[RelayedRequest], Awaitable[Answer]],
+    departure: Departure,
 ) -> AsyncIterator[None]:
     """Serve HTTP on the listeners. Raises ConfigurationError.
 
@@ -55,6 +60,7 @@ async def relaying(
         listeners: listening sockets, which are closed at the end.
         intake: reads and checks the requests.
         ask: returns a replica's answer; raises LLMServeError.
+        departure: begins when the ingress is about to end.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -67,8 +73,9 @@ async def relaying(
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
+    app.on_response_prepare.append(departure.sign)
     limiter, tls = ConnectionLimiter(access.max_connections, access.max_peer_connections), access.open_tls()
-    async with running(app, limiter, tls) as acceptor, listen(acceptor, *listeners), followed(tls, quiet=True):
+    async with running(app, limiter, tls) as acceptor, listen(acceptor, *listeners, patience=departure.patience), followed(tls, quiet=True):
         for listener in listeners:
             say(f"listening {'http' if tls is None else 'https'}://{authority(*listener.getsockname()[:2])}")
         yield

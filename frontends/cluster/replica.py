@@ -15,6 +15,7 @@ from frontends.cluster.replica_server import ReplicaSettings, serving
 from frontends.cluster.settings import ClusterServerSettings
 from frontends.cluster.shared_state import Told
 from frontends.logs.operator_log import say
+from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.program.preflight import prepare_environment
 from llmserve import EngineDead, LLMServeError, MetricsSnapshot
 from llmserve.admission import AdmissionController, UsageDelta
@@ -64,6 +65,7 @@ class Replica:
     async def _enter(self, settings: ClusterServerSettings, stack: AsyncExitStack) -> None:
         from ray.util import get_node_ip_address
 
+        raise_descriptor_limit()
         prepare_environment(settings)
         own = ReplicaSettings.of(settings, get_node_ip_address(), self._secret)
         server = self._server = await stack.enter_async_context(serving(own, settings.cluster.workers, self))

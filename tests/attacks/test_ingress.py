@@ -17,6 +17,7 @@ from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import ReplicaClient
 from frontends.cluster.replica_directory import ReplicaAddress
 from frontends.cluster.settings import ClusterSettings
+from frontends.http.departure import Departure
 from frontends.http.request_checks import MAX_BODY
 from frontends.http.server import running
 from frontends.net.acceptor import listen
@@ -138,7 +139,7 @@ async def test_a_path_reaches_the_server_as_it_was_sent(anyio_backend):
             return await client.ask(place, asked)
 
         [port] = await open_listeners(ClusterSettings(port=0))
-        async with relaying(AccessSettings(), [port], Intake(), ask):
+        async with relaying(AccessSettings(), [port], Intake(), ask, Departure()):
             for target in TARGETS:
                 # Through the whole ingress, from a client that sends any target.
                 status = await status_of(port.getsockname(), b"GET %b HTTP/1.1\r\nHost: somewhere\r\n\r\n" % target.encode())

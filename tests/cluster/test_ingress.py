@@ -22,6 +22,7 @@ from frontends.cluster.replica_client import TAKE_SECONDS, Answer, Lost, NotAcce
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaDirectory, ReplicaReport
 from frontends.cluster.replica_load import NEW
 from frontends.cluster.settings import ClusterSettings
+from frontends.http.departure import Departure
 from frontends.http.server import running
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
@@ -296,9 +297,9 @@ TARGET = URL("/a?b=%2F", encoded=True)
 
 
 @contextlib.asynccontextmanager
-async def serving(ask):
+async def serving(ask, departure=None):
     [listener] = await open_listeners(ClusterSettings(port=0))
-    async with relaying(AccessSettings(), [listener], Intake(), ask):
+    async with relaying(AccessSettings(), [listener], Intake(), ask, departure or Departure()):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with aiohttp.ClientSession(url) as session:
             yield session
@@ -345,6 +346,19 @@ async def test_a_failure_has_openai_s_form():
     async with serving(ask) as session, session.get("/v1/models") as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "10")
         assert (await response.json())["error"]["message"] == "no replica accepts requests"
+
+
+async def test_an_ingress_that_is_about_to_end_closes_its_connections():
+    departure = Departure()
+
+    async def ask(_):
+        return Answer("a", ResponseHead(200, ()), b"yes")
+
+    async with serving(ask, departure) as session:
+        for begun, header in ((False, None), (True, "close")):
+            departure.begun = begun
+            async with session.get("/") as response:
+                assert response.headers.get("Connection") == header
 
 
 async def test_the_port_of_another_program_is_refused(monkeypatch):

@@ -126,12 +126,13 @@ class Replica:
         except LLMServeError:
             # A replica is unreachable but not known to be dead. The shared state has the last
             # metrics of all other replicas.
-            alive = {self._id: await self._tell()}
+            alive = {}
+        if self._id not in alive:
+            alive[self._id] = await self._tell()
         gone = await _in_time(self._shared_state.gone.remote(list(alive)))
         now = asyncio.get_running_loop().time()
         # The state is that of the first one.
-        own = alive.pop(self._id, None) or await self._tell()
-        told = [own, *alive.values(), *([gone] if gone else [])]
+        told = [alive.pop(self._id), *alive.values(), *([gone] if gone else [])]
         return MetricsSnapshot.of_engines([metrics.shifted(now - then) for then, metrics in told])
 
     async def series(self) -> list[Any]:
@@ -190,5 +191,7 @@ async def _in_time(answer: Awaitable[Answer]) -> Answer:
     try:
         async with asyncio.timeout(GATHER_SECONDS):
             return await answer
-    except TimeoutError:
-        raise LLMServeError("the replicas' metrics could not be collected") from None
+    except Exception as error:
+        # Ray has several classes for replicas that are gone, and one that is starting may have no
+        # metrics yet.
+        raise LLMServeError("the replicas' metrics could not be collected") from error

@@ -1,4 +1,4 @@
-"""Two real engines behind one address, on Ray Serve."""
+"""Real engines behind one address, on Ray Serve."""
 
 import asyncio
 
@@ -10,8 +10,9 @@ __all__ = ("deploy", "ray_url")
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
-async def test_two_engines_answer_a_schema_and_streams_at_once(deploy):
-    async with deploy(engine="vllm", model="bundled", replicas="2") as cluster:
+@pytest.mark.parametrize(("replicas", "workers"), [(2, 1), (1, 2)], ids=["two engines", "two workers"])
+async def test_a_cluster_answers_a_schema_and_streams_at_once(deploy, replicas, workers):
+    async with deploy(engine="vllm", model="bundled", replicas=str(replicas), workers=str(workers)) as cluster:
         schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"]}
         status, body, _ = await cluster.post(
             "/v1/chat/completions",
@@ -34,12 +35,11 @@ async def test_two_engines_answer_a_schema_and_streams_at_once(deploy):
         assert all("Paris" in answer and answer.endswith("data: [DONE]\n\n") for answer in answers)
         found = await cluster.metrics()
         assert found["requests"]["completed"] == 13
-        # The vLLM series of both engines, beside ours.
+        # The vLLM series of all engines, beside ours.
         async with cluster.session.get("/metrics", headers={"Accept": "text/plain"}) as response:
             families = {family.name: family for family in text_string_to_metric_families(await response.text())}
         tokens = {one.labels["replica"]: one.value for one in families["vllm:generation_tokens"].samples if one.name.endswith("_total")}
-        assert len(tokens) == 2
+        assert len(tokens) == replicas
         assert sum(tokens.values()) == found["tokens"]["completion"]
         assert min(tokens.values()) > 0
-        # The sums of both: the KV caches and slots of two engines.
-        assert found["admission"]["limit"] == 2 * 18
+        assert found["admission"]["limit"] == replicas * 18

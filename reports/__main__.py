@@ -28,10 +28,10 @@ def run_pictures(*, runs: list[Path], out: Path, reference: bool) -> int:
     return 0
 
 
-def run_serve(*, runs: list[Path], live: list[str], host: str, port: int, price_per_hour: float | None) -> int:
+def run_serve(*, runs: list[Path], live: list[str], api_key: str | None, host: str, port: int, price_per_hour: float | None) -> int:
     if not (runs or live):
         raise UnreadableRun("nothing to show: pass runs, or --live with the URL of a running server")
-    server.serve(server.Site(runs, live, price_per_hour), host, port)
+    server.serve(server.Site(runs, live, price_per_hour, api_key), host, port)
     return 0
 
 
@@ -70,6 +70,7 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=5006, help="0 chooses a free port (default: %(default)s)")
     words = "follow this server (ours or vLLM's) in the Live tab as soon as a page is opened; may be repeated"
     serve.add_argument("--live", type=url, action="append", default=[], metavar="URL", help=words)
+    serve.add_argument("--api-key", metavar="KEY", help="key that is sent to the servers of --live, and to no other")
     for command, number in ((build, "+"), (drawn, "+"), (serve, "*")):
         command.add_argument("runs", type=Path, nargs=number, metavar="RUN.json or FOLDER")
     for command in (build, serve):

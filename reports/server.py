@@ -40,11 +40,13 @@ class Site:
     Attributes:
         live: URLs that a page follows as soon as it is opened.
         price_per_hour: Replaces the price that a run recorded.
+        api_key: The key for the servers of `live`.
     """
 
     paths: Sequence[Path]
     live: Sequence[str] = ()
     price_per_hour: float | None = None
+    api_key: str | None = attrs.field(default=None, repr=False)
 
 
 def open_page(document: Document, site: Site) -> None:
@@ -57,7 +59,7 @@ def open_page(document: Document, site: Site) -> None:
     followed = next(iter(_asked(document, "live")), "")
     tab = next(iter(_asked(document, "tab")), "")
     opened = int(tab) if tab.isdigit() else LAST if followed or site.live else 0
-    live = {"Live": Live(document, followed, site.live).panel()}
+    live = {"Live": Live(document, followed, site.live, site.api_key).panel()}
     *above, pages = _content(site, [files[name] for name in known], live, opened)
     above += [warning(f"run not found: {name}") for name in names if name not in files]
     pick = MultiChoice(title=PICK, options=list(files), value=known, stylesheets=[INPUT_STYLE], sizing_mode="stretch_width")

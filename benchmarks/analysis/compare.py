@@ -5,6 +5,8 @@ mean with a wide interval is no regression, and neither is a certain change of 0
 requests (refused, failed) are compared as differences.
 """
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -178,11 +180,32 @@ def _resampled(values: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(values[drawn.reshape(RESAMPLES, -1)[:, : len(values)]])
 
 
+def as_csv(found: Comparison, margin: float) -> str:
+    """Return one line per figure and per share, as plain numbers.
+
+    The interval is that of B / A for a figure, and that of B - A for a share.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("load", "figure", "a", "b", "compared_by", "b_to_a", "low", "high", "verdict"))
+    for one in found.ratios:
+        verdict = _verdict(one.regressed(margin), one.improved(margin))
+        writer.writerow((one.load, one.figure, one.a, one.b, "ratio", one.value, one.low, one.high, verdict))
+    for each in found.shares:
+        verdict = _verdict(each.regressed, each.improved)
+        writer.writerow((each.load, each.figure, each.a, each.b, "difference", each.difference, each.low, each.high, verdict))
+    return text.getvalue()
+
+
+def _verdict(regressed: bool, improved: bool) -> str:  # noqa: FBT001 - the two cannot be confused
+    return "regression" if regressed else "improvement" if improved else ""
+
+
 def table(ratios: Sequence[Ratio], margin: float) -> str:
     """Return a Markdown table with one line per figure."""
     lines = ["| load | figure | A | B | B / A | 95 % interval | |", "|---|---|---|---|---|---|---|"]
     for one in ratios:
-        word = "regression" if one.regressed(margin) else "improvement" if one.improved(margin) else ""
+        word = _verdict(one.regressed(margin), one.improved(margin))
         scale, unit = UNITS.get(one.figure, (1000, "ms"))
         values = f"{one.a * scale:.1f} {unit} | {one.b * scale:.1f} {unit} | {one.value:.3f} | {one.low:.3f} to {one.high:.3f}"
         lines.append(f"| {one.load} | {one.figure} | {values} | {word} |")

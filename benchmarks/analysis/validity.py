@@ -66,7 +66,8 @@ def _on_time(point: Point, summary: Summary) -> str | None:
         return f"sent up to {late * 1000:.1f} ms late, more than {bound * 1000:.1f} ms"
     # In the process of the engine's client, the loop's lag is part of the measurement.
     if point.processes and point.loop_lag is not None and point.loop_lag > bound:
-        return f"the generator's event loop woke {point.loop_lag * 1000:.1f} ms late (p99), more than {bound * 1000:.1f} ms"
+        words = f"woke {point.loop_lag * 1000:.1f} ms late (p99), more than {bound * 1000:.1f} ms"
+        return f"the generator's event loop {words}: increase --processes, or stop other programs"
     return None
 
 

@@ -38,11 +38,13 @@ class Live:
     """One page's view of one server; sends no request before the reader presses the button.
 
     It follows a server at once only if the operator of the reports named it (`trusted`), because
-    a link may name any address that this machine reaches.
+    a link may name any address that this machine reaches. For the same reason only those get the
+    key.
     """
 
-    def __init__(self, document: Document, address: str = "", trusted: Sequence[str] = ()) -> None:
+    def __init__(self, document: Document, address: str = "", trusted: Sequence[str] = (), api_key: str | None = None) -> None:
         self._document = document
+        self._trusted, self._api_key = trusted, api_key
         self._source = ColumnDataSource({name: [] for name in ("time", *_columns())})
         address = address or (trusted[0] if trusted else DEFAULT)
         self._address = TextInput(title="Server", value=address, max_width=320, sizing_mode="stretch_width", stylesheets=[INPUT_STYLE])
@@ -94,10 +96,16 @@ class Live:
             self._callback = None
             self._readings.clear()
 
+    def _headers(self) -> dict[str, str]:
+        found = {"Accept": "text/plain"}
+        if self._api_key is not None and self._address.value in self._trusted:
+            found["Authorization"] = f"Bearer {self._api_key}"
+        return found
+
     async def _poll(self) -> None:
         address = f"{self._address.value.rstrip('/')}/metrics"
         try:
-            response = await AsyncHTTPClient().fetch(address, headers={"Accept": "text/plain"}, request_timeout=INTERVAL_MS / 1000)
+            response = await AsyncHTTPClient().fetch(address, headers=self._headers(), request_timeout=INTERVAL_MS / 1000)
             reading = read(response.body.decode(), time.monotonic())
         except Exception as error:
             # Refused, reset, timed out or not text: show the error to the reader and try again.

@@ -1,6 +1,9 @@
 """Two runs of known servers: equal ones are silent, and a slower or failing one is named."""
 
+import csv
 import functools
+import io
+from typing import Any
 
 import attrs
 import pytest
@@ -8,7 +11,7 @@ from benchmarks_support import sent
 from support.known_servers import Server, analysed, closed, opened
 
 from benchmarks.__main__ import main
-from benchmarks.analysis.compare import MARGIN, compare
+from benchmarks.analysis.compare import MARGIN, as_csv, compare
 from benchmarks.recording import storage
 from benchmarks.recording.results import Point, Sample
 
@@ -113,3 +116,16 @@ def test_the_command_fails_for_more_refusals_and_prints_what_it_leaves_out(tmp_p
     assert found.returncode == 1
     assert "| refused | 0.0% | 50.0% | +50.0 |" in found.stdout
     assert call(main, "compare", b, a).returncode == 0
+
+
+def test_a_csv_has_every_figure_and_share_as_plain_numbers():
+    found = compare(run(FAST, 0), run(attrs.evolve(SLOW, refuse_every=4), 1))
+    rows = list(csv.DictReader(io.StringIO(as_csv(found, MARGIN))))
+    every: list[Any] = [*found.ratios, *found.shares]
+    assert [(row["load"], row["figure"]) for row in rows] == [(one.load, one.figure) for one in every]
+    ratios, others = rows[: len(found.ratios)], rows[len(found.ratios) :]
+    assert [float(row["b_to_a"]) for row in ratios] == [one.value for one in found.ratios]
+    assert {row["compared_by"] for row in ratios} == {"ratio"}
+    assert {row["compared_by"] for row in others} == {"difference"}
+    assert "regression" in {row["verdict"] for row in ratios}
+    assert {row["verdict"] for row in others} == {"regression"}

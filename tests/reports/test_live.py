@@ -3,11 +3,16 @@
 import math
 
 import pytest
+from aiohttp import web
 from bokeh.document import Document
 from bokeh.models import TextInput, Toggle
 
+from frontends.http.server import running
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind
 from reports.live.panel import Live, row_of, tenants_table
 from reports.live.readings import quantile, rate, read, tenants
+from reports.server import Site
 
 URL = "http://127.0.0.1:8000"
 
@@ -103,3 +108,24 @@ def test_only_a_server_that_the_operator_named_is_followed_at_once(address, trus
     assert document.select_one({"type": TextInput}).value == shown
     assert document.select_one({"type": Toggle}).active is follows
     assert len(document.session_callbacks) == follows
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(("address", "sent"), [("{trusted}", "Bearer secret"), ("{trusted}/", None), ("http://localhost:{port}", None)])
+async def test_only_a_server_that_the_operator_named_gets_the_key(address, sent, anyio_backend):
+    """A link may name any server, which would then have the key."""
+    seen = []
+
+    async def metrics(request):
+        seen.append(request.headers.get("Authorization"))
+        return web.Response(text=ours(1))
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    async with running(app) as acceptor, listen(acceptor, listener := bind("127.0.0.1", 0)):
+        port = listener.getsockname()[1]
+        trusted = f"http://127.0.0.1:{port}"
+        live = Live(Document(), address.format(trusted=trusted, port=port), [trusted], "secret")
+        await live._poll()
+    assert seen == [sent]
+    assert "secret" not in repr(Site([], [trusted], api_key="secret"))

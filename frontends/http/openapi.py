@@ -13,7 +13,8 @@ from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, Toke
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
-from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.requests import GenerateRequest
+from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__
 
@@ -50,6 +51,13 @@ class Tokens(msgspec.Struct):
     count: int
     max_model_len: int
     tokens: list[int]
+    token_strs: list[str] | None
+
+
+class TokenizerInfo(msgspec.Struct):
+    """The answer to GET /tokenizer_info, with all further settings of the tokenizer."""
+
+    tokenizer_class: str
 
 
 class Text(msgspec.Struct):
@@ -112,6 +120,7 @@ POSTS: dict[str, tuple[Any, Any, str]] = {
 GETS: dict[str, tuple[Any, str]] = {
     "/v1/models": (ModelList, "List the served models"),
     "/v1/models/{model}": (ModelCard, "Describe a served model"),
+    "/tokenizer_info": (TokenizerInfo, "Return the tokenizer's settings"),
     "/health": (Health, "Check whether the server accepts requests"),
     "/health/ready": (Health, "Check whether the server accepts requests"),
     "/health/live": (Health, "Check whether the process needs no restart"),

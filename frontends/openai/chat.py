@@ -8,7 +8,7 @@ import attrs
 from frontends.access.caller import Caller
 from frontends.openai.bodies import ChatChoice, ChatChunkChoice, ChatDelta, ChatMessageBody
 from frontends.openai.logprobs import ChatLogprobs, chat_logprobs, pieces
-from frontends.openai.messages import ChatMessage, plain_messages
+from frontends.openai.messages import ChatMessage, final_message, plain_messages
 from frontends.openai.requests import Common
 from frontends.openai.response_builder import Fill, ResponseBuilder, prompt_alone
 from frontends.openai.tools import CallBody, CalledFunction, ToolBody, ToolChoice, tools_of
@@ -61,15 +61,11 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
 
     def template_kwargs(self) -> dict[str, Any]:
         """Return the arguments of the chat template, as in vLLM. Raises InvalidRequest."""
-        if self.add_generation_prompt and self.continue_final_message:
-            raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
         arguments: dict[str, Any] = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             # Templates with a single switch for reasoning use this name.
             arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
-        if self.continue_final_message:
-            return arguments | {"add_generation_prompt": False, "continue_final_message": True}
-        return arguments | ({} if self.add_generation_prompt is None else {"add_generation_prompt": self.add_generation_prompt})
+        return arguments | final_message(self.add_generation_prompt, self.continue_final_message)
 
 
 class ChatResponseBuilder(ResponseBuilder):

@@ -33,6 +33,8 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
         prompt = self.prompt
         if not prompt:
             raise InvalidRequest("prompt is missing or empty", "prompt")
+        if self.echo and self.truncate_prompt_tokens is not None:
+            raise InvalidRequest("echo and truncate_prompt_tokens exclude each other", "truncate_prompt_tokens")
         if isinstance(prompt, str) or type(prompt[0]) is int:
             return [{"prompt": prompt}]
         if len(prompt) > MAX_PROMPTS:

@@ -91,3 +91,12 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
     return [message.plain() for message in messages]
+
+
+def final_message(add: bool | None, resume: bool | None) -> dict[str, bool]:  # noqa: FBT001 - the fields' own
+    """Return the template's arguments for `add_generation_prompt` and `continue_final_message`."""
+    if add and resume:
+        raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
+    if resume:
+        return {"add_generation_prompt": False, "continue_final_message": True}
+    return {} if add is None else {"add_generation_prompt": add}

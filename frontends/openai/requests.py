@@ -1,4 +1,4 @@
-"""What requests in OpenAI's format share, and the bodies of /generate, /tokenize and /detokenize.
+"""What requests in OpenAI's format share, and the body of /generate.
 
 An unknown field is refused by name, so that no client relies on an option without effect. `Ignored`
 lists the fields that are ignored on purpose.
@@ -29,7 +29,10 @@ SAMPLING_FIELDS = (
 )  # fmt: skip
 
 # Fields with the same name in `GenerationRequest`.
-REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
+REQUEST_FIELDS = (
+    "prompt", "messages", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "tenant", "priority", "deadline",
+    "best_effort", "adapter",
+)  # fmt: skip
 
 
 class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +84,9 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
     # `flex` is OpenAI's tier for later service at a lower price. All other values mean the normal
     # service.
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
@@ -155,6 +161,9 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "on_arrival": caller.on_arrival,
             "adapter": adapter,
             "return_prompt_ids": bool(self.return_token_ids),
+            "add_special_tokens": self.add_special_tokens,
+            "truncate_prompt_tokens": self.truncate_prompt_tokens,
+            "truncation_side": self.truncation_side or "left",
         }
         # An API key determines the tenant. `user` is then a user of the client, whom this server
         # does not know.
@@ -180,6 +189,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     prompt: str | list[int] | None = None
     messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] = "left"
     stream: bool = False
     tenant: str | None = None
     priority: int = 0
@@ -225,25 +237,6 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         request["on_arrival"] = caller.on_arrival
         with renamed(**caller.names if self.deadline is None else {}):
             return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
-
-
-class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /tokenize."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[ChatMessage] | None = None
-
-    def generation_request(self) -> GenerationRequest:
-        messages = None if self.messages is None else plain_messages(self.messages)
-        return GenerationRequest(self.prompt, messages=messages)
-
-
-class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /detokenize."""
-
-    model: str | None = None
-    tokens: list[int]
 
 
 def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:

@@ -55,6 +55,9 @@ class Sizes:
             size: the body's size in bytes.
             context: the model's context length in tokens, if known.
         """
+        if bytes(getattr(found, "truncate_prompt_tokens", b"")) not in (b"", b"null"):
+            # The prompt may be longer than the context.
+            context = MAX_IDS
         for name in found.__struct_fields__:
             value: msgspec.Raw = getattr(found, name)
             size -= len(value)

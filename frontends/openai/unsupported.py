@@ -21,7 +21,6 @@ Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 MAX_NEUTRAL = 64
 
 _TEXT_ONLY = "this model supports only text"
-_WHOLE_PROMPT = "the server never truncates a prompt; it refuses prompts that are too long"
 _OWN_TEMPLATE = "a template is a program, and the server runs only the model's template"
 _SERVER = "the server chooses it"
 _UNUSED = "this server does not use it"
@@ -33,8 +32,6 @@ _BOTH: Unsupported = {
     "request_id": ((), _SERVER),
     "session_id": ((), _SERVER),
     "cache_salt": ((), _SERVER),
-    "truncate_prompt_tokens": ((), _WHOLE_PROMPT),
-    "truncation_side": ((), _WHOLE_PROMPT),
     "spaces_between_special_tokens": ((True,), "the server always puts spaces between special tokens"),
     "return_token_offsets": ((False,), "the server does not keep the offsets of a prompt's tokens"),
     "logprob_token_ids": (([],), "with it, vLLM would omit the alternatives from the logprobs of other requests"),
@@ -52,7 +49,6 @@ _BOTH: Unsupported = {
 
 CHAT: Unsupported = {
     **_BOTH,
-    "add_special_tokens": ((False,), "the chat template writes the special tokens"),
     "functions": (([],), "use tools, the newer name"),
     "function_call": (("none",), "use tool_choice, the newer name"),
     "audio": ((), _TEXT_ONLY),
@@ -72,11 +68,12 @@ CHAT: Unsupported = {
 
 COMPLETIONS: Unsupported = {
     **_BOTH,
-    "add_special_tokens": ((True,), "send token ids for a prompt without the special tokens"),
     "suffix": (("",), "the model continues a text and does not fill gaps"),
     "best_of": ((1,), "use n"),
     "prompt_embeds": (([],), "send text or token ids"),
 }
+
+TOKENIZE: Unsupported = {name: CHAT[name] for name in ("chat_template", "mm_processor_kwargs", "media_io_kwargs")}
 
 _WHOLE = re.compile(rb"(-?\d{1,18})\.0+")
 

@@ -6,7 +6,8 @@ import msgspec
 
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
-from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.requests import GenerateRequest
+from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
 
 KINDS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,

@@ -15,6 +15,7 @@ from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
 from frontends.openai.requests import GenerateRequest
 from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
+from frontends.openai.tokens import TokensAnswer, TokensRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__
 
@@ -113,6 +114,7 @@ ERRORS = {
 POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
+    "/inference/v1/generate": (TokensRequest, TokensAnswer, "Continue token ids with token ids"),
     "/generate": (GenerateRequest, Completion, "Generate one sequence"),
     "/tokenize": (TokenizeRequest, Tokens, "Return the tokens of a prompt, as the model gets it"),
     "/detokenize": (DetokenizeRequest, Text, "Return the text of tokens"),
@@ -133,7 +135,7 @@ CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(
 )
 TEXT_METRICS: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
 JSON_METRICS: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/inference/v1/generate", "/generate")
 
 
 class OpenAPIRoute:

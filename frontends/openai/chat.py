@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import attrs
 
 from frontends.access.caller import Caller
-from frontends.openai.bodies import ChatChoice, ChatChunkChoice, ChatDelta, ChatMessageBody
+from frontends.openai.bodies import Answer, ChatChoice, ChatChunkChoice, ChatDelta, ChatMessageBody, UsageBody
 from frontends.openai.logprobs import ChatLogprobs, chat_logprobs, pieces
 from frontends.openai.messages import ChatMessage, final_message, plain_messages
 from frontends.openai.requests import Common
@@ -56,7 +56,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         # for the first choice.
         return [first, *map(_without_prompt, others)]
 
-    def extras(self) -> dict[str, bool]:
+    def extras(self) -> dict[str, Any]:
         return {"reasoning": self.include_reasoning is not False}
 
     def template_kwargs(self) -> dict[str, Any]:
@@ -87,9 +87,12 @@ class ChatResponseBuilder(ResponseBuilder):
         self._called: set[int] = set()
 
     def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
-        answer.prompt_token_ids = completions[0].prompt_token_ids
-        answer.prompt_logprobs = None
         return super()._leave_holes(answer, completions) + self._leave_prompt_hole(answer, completions[0])
+
+    def _whole(self, completions: Sequence[Completion], choices: Sequence[Any], usage: UsageBody) -> Answer:
+        answer: Answer = super()._whole(completions, choices, usage)
+        answer.prompt_token_ids, answer.prompt_logprobs = completions[0].prompt_token_ids, None
+        return answer
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
         # All choices share one prompt. The first choice has its token ids, for the first event

@@ -48,7 +48,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     def echoes_alone(self) -> bool:
         return bool(self.echo) and self.max_tokens == 0
 
-    def extras(self) -> dict[str, bool]:
+    def extras(self) -> dict[str, Any]:
         return {"echo": bool(self.echo), "generates": not self.echoes_alone}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:

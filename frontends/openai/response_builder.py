@@ -66,13 +66,17 @@ class ResponseBuilder:
         """
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
         usage = add_usage([completion.usage for completion in completions], per_prompt)
-        answer = Answer(self.id, self.kind, self.created, self.model, choices, usage)
+        answer = self._whole(completions, choices, usage)
         fills = self._leave_holes(answer, completions)
         begin, *parts = msgspec.json.encode(answer).split(_HOLE)
         yield begin
         for fill, part in zip(fills, parts, strict=True):
             yield await fill(turns)
             yield part
+
+    def _whole(self, completions: Sequence[Completion], choices: Sequence[Any], usage: UsageBody) -> Any:
+        """Return the complete answer, without logprobs."""
+        return Answer(self.id, self.kind, self.created, self.model, choices, usage)
 
     def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
         """Put placeholders for the logprobs; return the functions that fill them, in JSON order."""
@@ -148,7 +152,7 @@ class ResponseBuilder:
         if usage is None:
             return sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
 
-        def make(text: str, completion: int, total: int) -> Answer:
+        def make(text: str, completion: int, total: int) -> Any:
             answer = self._answer(self.chunk_choice(index, Delta(text, ())))
             answer.usage = UsageBody(usage.prompt_tokens, completion, total, PromptTokensDetails(0))
             return answer
@@ -163,7 +167,8 @@ class ResponseBuilder:
     def _named(self, entries: Sequence[TokenLogprob]) -> Sequence[TokenLogprob]:
         return [by_id(entry) for entry in entries] if self.by_id else entries
 
-    def _answer(self, *choices: Any) -> Answer:
+    def _answer(self, *choices: Any) -> Any:
+        """Return a chunk."""
         return Answer(self.id, self.chunk_kind, self.created, self.model, choices)
 
     def choice(self, index: int, completion: Completion) -> Any:

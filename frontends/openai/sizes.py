@@ -29,7 +29,8 @@ MAX_MESSAGES = 2048
 MAX_STRINGS = 16 * MAX_MESSAGES
 MAX_PARTS = 4 * MAX_MESSAGES
 
-SCHEMAS = frozenset({"tools", "response_format", "structured_outputs"})
+# `sampling_params` has a schema inside.
+SCHEMAS = frozenset({"tools", "response_format", "structured_outputs", "sampling_params"})
 # The type of a field with any content, which the server does not decode.
 Undecoded = msgspec.Raw | msgspec.UnsetType
 
@@ -69,7 +70,7 @@ class Sizes:
     def _check(self, name: str, value: msgspec.Raw, context: int | None) -> None:
         if name == "messages":
             self._counts.check_messages(value)
-        elif name in ("prompt", "tokens"):
+        elif name in ("prompt", "tokens", "token_ids"):
             self._counts.check_ids(name, value, context or MAX_IDS)
         else:
             size, most = len(value), MAX_SCHEMA if name in SCHEMAS else MAX_FIELD
@@ -207,7 +208,7 @@ def _length(value: msgspec.Raw) -> int:
 
 
 def _too_long(name: str, count: int, context: int) -> InvalidRequest:
-    if name == "prompt":
+    if name != "tokens":
         return PromptTooLong(count, context, name)
     return InvalidRequest(f"{name} has {count:,} token ids, but the model's context length is {context:,}", name)
 

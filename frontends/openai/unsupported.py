@@ -73,6 +73,15 @@ COMPLETIONS: Unsupported = {
     "prompt_embeds": (([],), "send text or token ids"),
 }
 
+TOKENS: Unsupported = {name: _BOTH[name] for name in ("cache_salt", "kv_transfer_params", "ec_transfer_params")} | {
+    "features": ((), _TEXT_ONLY),
+    "content_parts": (([],), _TEXT_ONLY),
+    "token_offsets": ((), _UNUSED),
+    "reasoning_ended": ((), _UNUSED),
+    "reasoning_parser_kwargs": ((), _UNUSED),
+    "parse_context": ((), "the answer is not parsed; use /v1/chat/completions"),
+}
+
 TOKENIZE: Unsupported = {name: CHAT[name] for name in ("chat_template", "mm_processor_kwargs", "media_io_kwargs")}
 
 _WHOLE = re.compile(rb"(-?\d{1,18})\.0+")

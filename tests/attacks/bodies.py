@@ -8,11 +8,13 @@ from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.requests import GenerateRequest
 from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
+from frontends.openai.tokens import TokensRequest
 
 KINDS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/generate": GenerateRequest,
+    "/inference/v1/generate": TokensRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -21,6 +23,7 @@ NEEDED: dict[Any, dict[str, Any]] = {
     CompletionRequest: {"prompt": "hi"},
     ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
     GenerateRequest: {"prompt": "hi"},
+    TokensRequest: {"token_ids": [1], "sampling_params": {}},
     TokenizeRequest: {"prompt": "hi"},
     DetokenizeRequest: {"tokens": [1]},
 }

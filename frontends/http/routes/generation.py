@@ -1,4 +1,4 @@
-"""The routes that generate: /v1/completions, /v1/chat/completions and /generate."""
+"""The routes that generate: /v1/completions, /v1/chat/completions, /inference/v1/generate and /generate."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,13 +21,14 @@ from frontends.openai.completions import CompletionRequest, TextResponseBuilder
 from frontends.openai.decoding import BodyReader
 from frontends.openai.errors import describe
 from frontends.openai.fan_out import generate_choices, open_choices
-from frontends.openai.requests import Common, GenerateRequest
+from frontends.openai.requests import GenerateRequest
 from frontends.openai.response_builder import ResponseBuilder
 from frontends.openai.sizes import check_answer
+from frontends.openai.tokens import TokensRequest, TokensResponseBuilder
 from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import Delta, GenerationRequest, LLMServeError, TokenStream
 
-Asks = TypeVar("Asks", bound=Common)
+Asks = TypeVar("Asks", CompletionRequest, ChatRequest, TokensRequest)
 
 
 class GenerationRoutes:
@@ -45,10 +46,16 @@ class GenerationRoutes:
         self._keepalive = keepalive
         self._completion = served.reader(CompletionRequest)
         self._chat = served.reader(ChatRequest)
+        self._tokens = served.reader(TokensRequest)
         self._generate = served.reader(GenerateRequest)
 
     def routes(self) -> dict[str, Handler]:
-        return {"POST /v1/completions": self.completions, "POST /v1/chat/completions": self.chat, "POST /generate": self.generate}
+        return {
+            "POST /v1/completions": self.completions,
+            "POST /v1/chat/completions": self.chat,
+            "POST /inference/v1/generate": self.tokens,
+            "POST /generate": self.generate,
+        }
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         wanted = await self._wanted(request, self._completion)
@@ -62,6 +69,12 @@ class GenerationRoutes:
         wanted = await self._wanted(request, self._chat)
         first = wanted.requests[0]
         builder = ChatResponseBuilder(first.request_id, first.adapter or self._served.name, first.tools, reasoning=wanted.reasoning)
+        return await self._answer(request, wanted, builder)
+
+    async def tokens(self, request: web.Request) -> web.StreamResponse:
+        wanted = await self._wanted(request, self._tokens)
+        first = wanted.requests[0]
+        builder = TokensResponseBuilder(first.request_id, first.adapter or self._served.name, wanted.answer_id, text=wanted.text)
         return await self._answer(request, wanted, builder)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:

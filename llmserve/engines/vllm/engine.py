@@ -227,6 +227,7 @@ class VLLMEngine:
             raise EngineDead(GONE)
         renderer = self._renderer
         check_version_for(request.sampling)
+        self._adapters.check(request.sampling)
         constraint = await self._constraint(request)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt, constraint=constraint)

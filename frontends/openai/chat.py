@@ -35,6 +35,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     include_reasoning: bool | None = None
+    echo: bool | None = None
 
     def names(self) -> dict[str, str]:
         by_new_name = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
@@ -57,7 +58,8 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         return [first, *map(_without_prompt, others)]
 
     def extras(self) -> dict[str, Any]:
-        return {"reasoning": self.include_reasoning is not False}
+        repeats = self.echo and self.messages[-1].role == "assistant"
+        return {"reasoning": self.include_reasoning is not False, "prefill": self.messages[-1].words() if repeats else ""}
 
     def template_kwargs(self) -> dict[str, Any]:
         """Return the arguments of the chat template, as in vLLM. Raises InvalidRequest."""
@@ -74,15 +76,17 @@ class ChatResponseBuilder(ResponseBuilder):
     Args:
         tools: the tools that the model may call.
         reasoning: whether the answer includes the model's reasoning.
+        prefill: the text that the answer begins with, before the model's own.
     """
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def __init__(self, request_id: str, model: str, tools: Tools | None = None, *, reasoning: bool = True) -> None:
+    def __init__(self, request_id: str, model: str, tools: Tools | None = None, *, reasoning: bool = True, prefill: str = "") -> None:
         super().__init__(request_id, model)
         self._reasoning = reasoning
+        self._prefill = prefill
         self._tools = tools
         self._called: set[int] = set()
 
@@ -99,15 +103,15 @@ class ChatResponseBuilder(ResponseBuilder):
         # only.
         prompt = self._prompts.get(0)
         self._prompts.clear()
-        choice = ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)
+        choice = ChatChunkChoice(index, ChatDelta("assistant", self._prefill), None, None)
         return self._event(choice, None if usage is None else prompt_alone(usage), prompt)
 
     def choice(self, index: int, completion: Completion) -> ChatChoice:
         found = completion.message
         if found is None:
-            message = ChatMessageBody("assistant", completion.text)
+            message = ChatMessageBody("assistant", self._prefill + completion.text)
         else:
-            message = ChatMessageBody("assistant", found.content or (None if found.tool_calls else ""))
+            message = ChatMessageBody("assistant", self._prefill + found.content or (None if found.tool_calls else ""))
             if found.tool_calls:
                 message.tool_calls = [CallBody(id=call.id, type="function", function=_called(call)) for call in found.tool_calls]
                 self._called.add(index)

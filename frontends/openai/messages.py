@@ -70,14 +70,15 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             )
         if self.tool_calls and self.role != "assistant":
             raise InvalidRequest("messages: only a message with the role assistant may have tool_calls", "messages")
-        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self._words()}
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.words()}
         if self.tool_calls:
             plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
         reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
         known = {"name": self.name, "reasoning": reasoning, "tool_call_id": self.tool_call_id}
         return plain | {name: value for name, value in known.items() if value is not None}
 
-    def _words(self) -> str:
+    def words(self) -> str:
+        """Return the message's text. Raises InvalidRequest for a part that is not text."""
         if isinstance(self.content, list):
             return "\n".join(part if isinstance(part, str) else part.words() for part in self.content)
         return self.content or ""

@@ -62,7 +62,6 @@ CHAT: Unsupported = {
     "prompt_cache_options": ((), _OPENAI),
     "chat_template": ((), _OWN_TEMPLATE),
     "documents": (([],), "put the documents into a message"),
-    "echo": ((False,), "the client already has the message that it would repeat"),
     "return_prompt_text": ((False,), "use /tokenize and /detokenize"),
 }
 

@@ -68,7 +68,8 @@ class GenerationRoutes:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         wanted = await self._wanted(request, self._chat)
         first = wanted.requests[0]
-        builder = ChatResponseBuilder(first.request_id, first.adapter or self._served.name, first.tools, reasoning=wanted.reasoning)
+        model, prefill = first.adapter or self._served.name, wanted.prefill
+        builder = ChatResponseBuilder(first.request_id, model, first.tools, reasoning=wanted.reasoning, prefill=prefill)
         return await self._answer(request, wanted, builder)
 
     async def tokens(self, request: web.Request) -> web.StreamResponse:

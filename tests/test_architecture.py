@@ -77,8 +77,10 @@ ALLOWED = {
     "frontends.net": {"frontends.logs", "frontends.options", "llmserve"},
     "frontends.access": {"frontends.net", "frontends.options", "llmserve"},
     "frontends.openai": {"frontends.access", "frontends.net", "llmserve"},
+    "frontends.anthropic": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
     "frontends.program": {"frontends.access", "frontends.logs", "frontends.net", "frontends.options", "llmserve"},
     "frontends.http": {
+        "frontends.anthropic",
         "frontends.access",
         "frontends.logs",
         "frontends.net",

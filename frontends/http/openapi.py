@@ -5,6 +5,9 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from frontends.anthropic.errors import MessagesErrorBody
+from frontends.anthropic.requests import CountRequest, MessagesRequest
+from frontends.anthropic.response_builder import MessagesAnswer
 from frontends.http.authentication import PROBES, ROOT
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
@@ -61,6 +64,12 @@ class TokenizerInfo(msgspec.Struct):
     tokenizer_class: str
 
 
+class InputTokens(msgspec.Struct):
+    """The answer to POST /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
 class Text(msgspec.Struct):
     """The answer to POST /detokenize."""
 
@@ -114,6 +123,8 @@ ERRORS = {
 POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
+    "/v1/messages": (MessagesRequest, MessagesAnswer, "Answer a conversation, in Anthropic's format"),
+    "/v1/messages/count_tokens": (CountRequest, InputTokens, "Count a conversation's tokens, in Anthropic's format"),
     "/inference/v1/generate": (TokensRequest, TokensAnswer, "Continue token ids with token ids"),
     "/generate": (GenerateRequest, Completion, "Generate one sequence"),
     "/tokenize": (TokenizeRequest, Tokens, "Return the tokens of a prompt, as the model gets it"),
@@ -135,7 +146,7 @@ CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(
 )
 TEXT_METRICS: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
 JSON_METRICS: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-STREAMED = ("/v1/completions", "/v1/chat/completions", "/inference/v1/generate", "/generate")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/inference/v1/generate", "/generate")
 
 
 class OpenAPIRoute:
@@ -168,7 +179,7 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     """
     gets = GETS | (CHECKS if checks else {})
     types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in gets.values()]
-    _, schemas = msgspec.json.schema_components([*types, ErrorBody], ref_template=REF)
+    _, schemas = msgspec.json.schema_components([*types, ErrorBody, MessagesErrorBody], ref_template=REF)
     paths = {path: {"post": _post(path, *of)} for path, of in POSTS.items()} | {path: {"get": _get(*of)} for path, of in gets.items()}
     paths["/ping"]["post"] = paths["/ping"]["get"]
     paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
@@ -207,7 +218,8 @@ HEADERS = [
 
 def _post(path: str, request: Any, answer: Any, words: str) -> dict[str, Any]:
     content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
-    return _operation(words, content) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
+    error = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
+    return _operation(words, content, error) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
 
 
 def _get(answer: Any, words: str) -> dict[str, Any]:
@@ -218,6 +230,6 @@ def _json(kind: Any) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": REF.format(name=kind.__name__)}}}
 
 
-def _operation(words: str, content: dict[str, Any]) -> dict[str, Any]:
-    errors = {str(status): {"description": meaning, "content": _json(ErrorBody)} for status, meaning in ERRORS.items()}
+def _operation(words: str, content: dict[str, Any], error: Any = ErrorBody) -> dict[str, Any]:
+    errors = {str(status): {"description": meaning, "content": _json(error)} for status, meaning in ERRORS.items()}
     return {"summary": words, "responses": {"200": {"description": "The answer", "content": content}} | errors}

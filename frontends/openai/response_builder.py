@@ -13,9 +13,10 @@ import msgspec
 from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.bodies import Answer, PromptTokensDetails, UsageBody
+from frontends.openai.errors import describe
 from frontends.openai.logprobs import by_id, in_pieces, write_prompt_logprobs
 from frontends.openai.wanted import ParsedBody
-from llmserve import Completion, Delta, TokenLogprob, TokenStream, Usage
+from llmserve import Completion, Delta, LLMServeError, TokenLogprob, TokenStream, Usage
 
 # A placeholder for the logprobs of a choice. JSON escapes this byte in strings, so it is unique.
 _HOLE = b"\0"
@@ -159,6 +160,14 @@ class ResponseBuilder:
 
         return sse.TextEvent(make, numbers=2)
 
+    def end(self, usages: Sequence[Usage], per_prompt: int, *, usage: bool) -> bytes:
+        """Return the last events of a stream, with the usage if requested."""
+        return (self.usage(usages, per_prompt) if usage else b"") + sse.DONE
+
+    def failure(self, error: LLMServeError) -> bytes:
+        """Return the last events of a stream that fails."""
+        return failure(error)
+
     def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
         answer = self._answer()
         answer.usage = add_usage(usages, per_prompt)
@@ -181,6 +190,10 @@ class ResponseBuilder:
 
     def chunk_choice(self, index: int, delta: Delta) -> Any:
         raise NotImplementedError
+
+
+def failure(error: LLMServeError) -> bytes:
+    return sse.event(describe(error)[1]) + sse.DONE
 
 
 def prompt_alone(usage: Usage) -> Usage:

@@ -68,8 +68,8 @@ class Sizes:
             raise InvalidRequest(f"{size:,} bytes of the body are outside of its fields or in repeated fields")
 
     def _check(self, name: str, value: msgspec.Raw, context: int | None) -> None:
-        if name == "messages":
-            self._counts.check_messages(value)
+        if name in ("messages", "system"):
+            self._counts.check_messages(name, value)
         elif name in ("prompt", "tokens", "token_ids"):
             self._counts.check_ids(name, value, context or MAX_IDS)
         else:
@@ -130,10 +130,10 @@ def _most_tokens(request: GenerationRequest, context: int) -> int:
 class _JSONCounts:
     """Counts elements of JSON by its separators, without decoding."""
 
-    def check_messages(self, value: msgspec.Raw) -> None:
+    def check_messages(self, name: str, value: msgspec.Raw) -> None:
         strings = _strings(bytes(value))
         if strings > MAX_STRINGS:
-            raise _too_many("messages", strings, "strings, names of fields included", MAX_STRINGS)
+            raise _too_many(name, strings, "strings, names of fields included", MAX_STRINGS)
 
     def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
         first = _FIRST.match(value)
@@ -166,9 +166,9 @@ class _MessagePackCounts:
         message: Any = _scanned("content", "tool_calls", forbid_unknown=False)
         self._messages: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[message])
 
-    def check_messages(self, value: msgspec.Raw) -> None:
+    def check_messages(self, name: str, value: msgspec.Raw) -> None:
         if _length(value) > MAX_MESSAGES:
-            raise _too_many("messages", _length(value), "messages", MAX_MESSAGES)
+            raise _too_many(name, _length(value), "messages", MAX_MESSAGES)
         try:
             messages = self._messages.decode(value)
         except msgspec.MsgspecError:
@@ -176,7 +176,7 @@ class _MessagePackCounts:
             return
         parts = sum(_length(message.content) + _length(message.tool_calls) for message in messages)
         if parts > MAX_PARTS:
-            raise _too_many("messages", parts, "parts and calls", MAX_PARTS)
+            raise _too_many(name, parts, "parts and calls", MAX_PARTS)
 
     def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
         if _length(value) > context:

@@ -81,6 +81,18 @@ TOKENS: Unsupported = {name: _BOTH[name] for name in ("cache_salt", "kv_transfer
     "parse_context": ((), "the answer is not parsed; use /v1/chat/completions"),
 }
 
+_ANTHROPIC = "it is specific to Anthropic's models and services"
+
+MESSAGES: Unsupported = {
+    "container": ((), _ANTHROPIC),
+    "diagnostics": ((), _ANTHROPIC),
+    "inference_geo": ((), _ANTHROPIC),
+    "mcp_servers": (([],), "the server calls no other servers"),
+    "speed": (("standard",), _ANTHROPIC),
+    "user_profile_id": ((), _ANTHROPIC),
+    "workspace_id": ((), _ANTHROPIC),
+}
+
 TOKENIZE: Unsupported = {name: CHAT[name] for name in ("chat_template", "mm_processor_kwargs", "media_io_kwargs")}
 
 _WHOLE = re.compile(rb"(-?\d{1,18})\.0+")

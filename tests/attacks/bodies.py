@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from frontends.anthropic.requests import MessagesRequest
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.requests import GenerateRequest
@@ -14,6 +15,7 @@ KINDS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/generate": GenerateRequest,
+    "/v1/messages": MessagesRequest,
     "/inference/v1/generate": TokensRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
@@ -23,6 +25,7 @@ NEEDED: dict[Any, dict[str, Any]] = {
     CompletionRequest: {"prompt": "hi"},
     ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
     GenerateRequest: {"prompt": "hi"},
+    MessagesRequest: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     TokensRequest: {"token_ids": [1], "sampling_params": {}},
     TokenizeRequest: {"prompt": "hi"},
     DetokenizeRequest: {"tokens": [1]},

@@ -6,6 +6,7 @@ import time
 import aiohttp
 import anyio
 import pytest
+from contracts.anthropic_contract import AnthropicContract
 from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
 from http_support import InProcess, OverHTTP
@@ -22,6 +23,10 @@ BAD_INPUT_SECONDS = 0.25
 
 
 class TestOpenAI(OpenAIContract):
+    """The whole contract, on the bundled model."""
+
+
+class TestAnthropic(AnthropicContract):
     """The whole contract, on the bundled model."""
 
 

@@ -78,6 +78,7 @@ ALLOWED = {
     "frontends.access": {"frontends.net", "frontends.options", "llmserve"},
     "frontends.openai": {"frontends.access", "frontends.net", "llmserve"},
     "frontends.anthropic": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
+    "frontends.responses": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
     "frontends.program": {"frontends.access", "frontends.logs", "frontends.net", "frontends.options", "llmserve"},
     "frontends.http": {
         "frontends.anthropic",
@@ -87,6 +88,7 @@ ALLOWED = {
         "frontends.openai",
         "frontends.options",
         "frontends.program",
+        "frontends.responses",
         "llmserve",
     },
     "frontends.rawsocket": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},

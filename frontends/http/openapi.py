@@ -19,6 +19,7 @@ from frontends.openai.errors import ErrorBody
 from frontends.openai.requests import GenerateRequest
 from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from frontends.openai.tokens import TokensAnswer, TokensRequest
+from frontends.responses.requests import ResponsesRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__
 
@@ -62,6 +63,18 @@ class TokenizerInfo(msgspec.Struct):
     """The answer to GET /tokenizer_info, with all further settings of the tokenizer."""
 
     tokenizer_class: str
+
+
+class ResponsesAnswer(msgspec.Struct):
+    """The complete answer to POST /v1/responses, with all further fields of OpenAI's."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
 
 
 class InputTokens(msgspec.Struct):
@@ -123,6 +136,7 @@ ERRORS = {
 POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
+    "/v1/responses": (ResponsesRequest, ResponsesAnswer, "Answer a conversation, in the format of the Responses API"),
     "/v1/messages": (MessagesRequest, MessagesAnswer, "Answer a conversation, in Anthropic's format"),
     "/v1/messages/count_tokens": (CountRequest, InputTokens, "Count a conversation's tokens, in Anthropic's format"),
     "/inference/v1/generate": (TokensRequest, TokensAnswer, "Continue token ids with token ids"),
@@ -146,7 +160,7 @@ CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(
 )
 TEXT_METRICS: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
 JSON_METRICS: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/inference/v1/generate", "/generate")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/inference/v1/generate", "/generate")
 
 
 class OpenAPIRoute:

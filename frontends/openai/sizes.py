@@ -35,6 +35,7 @@ SCHEMAS = frozenset({"tools", "response_format", "structured_outputs", "sampling
 Undecoded = msgspec.Raw | msgspec.UnsetType
 
 _FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
+_EMPTY = re.compile(rb"\{\s*\}")
 _TEXTS = msgspec.json.Decoder(list[str])
 
 
@@ -68,7 +69,7 @@ class Sizes:
             raise InvalidRequest(f"{size:,} bytes of the body are outside of its fields or in repeated fields")
 
     def _check(self, name: str, value: msgspec.Raw, context: int | None) -> None:
-        if name in ("messages", "system"):
+        if name in ("messages", "system", "input", "instructions"):
             self._counts.check_messages(name, value)
         elif name in ("prompt", "tokens", "token_ids"):
             self._counts.check_ids(name, value, context or MAX_IDS)
@@ -131,7 +132,8 @@ class _JSONCounts:
     """Counts elements of JSON by its separators, without decoding."""
 
     def check_messages(self, name: str, value: msgspec.Raw) -> None:
-        strings = _strings(bytes(value))
+        # An object has a string for each field's name, or is empty.
+        strings = _strings(bytes(value)) + sum(1 for _ in _EMPTY.finditer(value))
         if strings > MAX_STRINGS:
             raise _too_many(name, strings, "strings, names of fields included", MAX_STRINGS)
 

@@ -93,6 +93,24 @@ MESSAGES: Unsupported = {
     "workspace_id": ((), _ANTHROPIC),
 }
 
+_STATELESS = "the server keeps no responses; send the whole conversation as input"
+
+RESPONSES: Unsupported = {
+    "access_programs": ((), _OPENAI),
+    "background": ((False,), _STATELESS),
+    "background_options": ((), _STATELESS),
+    "context_management": ((), _STATELESS),
+    "conversation": ((), _STATELESS),
+    "image": ((), _TEXT_ONLY),
+    "max_tool_calls": ((), "the client runs the tools, and can count their calls"),
+    "moderation": ((), _OPENAI),
+    "previous_response_id": ((), _STATELESS),
+    "prompt": ((), _OPENAI),
+    "prompt_cache_options": ((), _OPENAI),
+    "top_logprobs": ((0,), "use /v1/chat/completions for logprobs"),
+    "truncation": (("disabled",), "the server never removes items of a conversation"),
+}
+
 TOKENIZE: Unsupported = {name: CHAT[name] for name in ("chat_template", "mm_processor_kwargs", "media_io_kwargs")}
 
 _WHOLE = re.compile(rb"(-?\d{1,18})\.0+")

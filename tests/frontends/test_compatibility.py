@@ -17,6 +17,7 @@ from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
 from frontends.openai.sizes import Undecoded
+from frontends.responses.requests import ResponsesRequest
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
@@ -25,6 +26,7 @@ BASE: dict[str, dict[str, Any]] = {
     "chat": {"messages": USER},
     "completions": {"prompt": "hi"},
     "messages": {"messages": USER, "max_tokens": 1},
+    "responses": {"input": "hi"},
 }
 # The routes whose fields a heading is about.
 ROUTES = {
@@ -32,8 +34,9 @@ ROUTES = {
     "## Chat alone": ("chat",),
     "## Completions alone": ("completions",),
     "## Anthropic's messages": ("messages",),
+    "## Responses": ("responses",),
 }
-KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest, "messages": MessagesRequest}
+KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest, "messages": MessagesRequest, "responses": ResponsesRequest}
 
 
 def listed():

@@ -9,6 +9,7 @@ import pytest
 from contracts.anthropic_contract import AnthropicContract
 from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
+from contracts.responses_contract import ResponsesContract
 from http_support import InProcess, OverHTTP
 
 from benchmarks.generator.run import Generator
@@ -27,6 +28,10 @@ class TestOpenAI(OpenAIContract):
 
 
 class TestAnthropic(AnthropicContract):
+    """The whole contract, on the bundled model."""
+
+
+class TestResponses(ResponsesContract):
     """The whole contract, on the bundled model."""
 
 

@@ -27,9 +27,11 @@ from frontends.openai.response_builder import ResponseBuilder, failure
 from frontends.openai.sizes import check_answer
 from frontends.openai.tokens import TokensRequest, TokensResponseBuilder
 from frontends.openai.wanted import ParsedBody, renamed
+from frontends.responses.requests import ResponsesRequest
+from frontends.responses.response_builder import ResponsesResponseBuilder
 from llmserve import Delta, GenerationRequest, LLMServeError, TokenStream
 
-Asks = TypeVar("Asks", CompletionRequest, ChatRequest, MessagesRequest, TokensRequest)
+Asks = TypeVar("Asks", CompletionRequest, ChatRequest, MessagesRequest, ResponsesRequest, TokensRequest)
 
 
 class GenerationRoutes:
@@ -47,6 +49,7 @@ class GenerationRoutes:
         self._keepalive = keepalive
         self._completion = served.reader(CompletionRequest)
         self._chat = served.reader(ChatRequest)
+        self._responses = served.reader(ResponsesRequest)
         self._messages = served.reader(MessagesRequest)
         self._count = served.reader(CountRequest)
         self._tokens = served.reader(TokensRequest)
@@ -56,6 +59,7 @@ class GenerationRoutes:
         return {
             "POST /v1/completions": self.completions,
             "POST /v1/chat/completions": self.chat,
+            "POST /v1/responses": self.responses,
             "POST /v1/messages": self.messages,
             "POST /v1/messages/count_tokens": self.count,
             "POST /inference/v1/generate": self.tokens,
@@ -76,6 +80,11 @@ class GenerationRoutes:
         model, prefill = first.adapter or self._served.name, wanted.prefill
         builder = ChatResponseBuilder(first.request_id, model, first.tools, reasoning=wanted.reasoning, prefill=prefill)
         return await self._answer(request, wanted, builder)
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        wanted = await self._wanted(request, self._responses)
+        first = wanted.requests[0]
+        return await self._answer(request, wanted, ResponsesResponseBuilder(first, first.adapter or self._served.name))
 
     async def messages(self, request: web.Request) -> web.StreamResponse:
         wanted = await self._wanted(request, self._messages)

@@ -14,6 +14,7 @@ import attrs
 from frontends.access.control import Access
 from frontends.cluster.intake import Intake
 from frontends.cluster.relay import BEAT, Message, RelayedRequest, ReplicaAccepted, ResponseHead
+from frontends.http.errors import described
 from frontends.openai import sse
 from frontends.openai.errors import describe
 from llmserve import EngineRestarted, LLMServeError, Unavailable
@@ -69,7 +70,7 @@ class Ingress:
         try:
             answer = await self._ask(await self._intake.read(request))
         except LLMServeError as error:
-            status, body, headers = describe(error)
+            status, body, headers = described(error, request.scope["path"])
             return Response(sse.encode(body), status, headers, "application/json")
         headers = dict(answer.head.headers)
         if answer.head.is_events:

@@ -1,5 +1,7 @@
 """Every error as an error object with its status: OpenAI's, or that of the route's API."""
 
+from typing import Any
+
 from aiohttp import web
 
 from frontends.anthropic.errors import converted
@@ -39,6 +41,12 @@ def _no_route(request: web.Request) -> web.Response:
 
 
 def _failure(error: LLMServeError, request: web.Request) -> web.Response:
+    status, body, headers = described(error, route_of(request) or "")
+    return json_response(body, status, headers)
+
+
+def described(error: LLMServeError, path: str) -> tuple[int, Any, dict[str, str]]:
+    """Return status, body and headers for an error, in the format of the path's API."""
     status, body, headers = describe(error)
-    is_anthropic = (route_of(request) or "").startswith("/v1/messages")
-    return json_response(converted(status, body) if is_anthropic else body, status, headers)
+    is_anthropic = path.endswith(("/v1/messages", "/v1/messages/count_tokens"))
+    return status, converted(status, body) if is_anthropic else body, headers

@@ -13,8 +13,11 @@ from http_support import running_server
 from frontends.access.api_keys import Keys
 from frontends.access.caller import Caller
 from frontends.access.control import Access
+from frontends.anthropic.errors import MessagesErrorBody
 from frontends.anthropic.requests import MessagesRequest
 from frontends.anthropic.response_builder import MessagesResponseBuilder
+from frontends.http.errors import described
+from frontends.openai.errors import ErrorBody
 from llmserve import Completion, Delta, EngineError, Message, ToolCall, Usage
 
 USER = [{"role": "user", "content": "hi"}]
@@ -138,6 +141,13 @@ async def test_the_key_may_come_as_anthropic_s_client_sends_it():
             status, body, _ = await server.post("/v1/messages", HI, headers=headers)
             assert status == expected, headers
             assert status == 200 or body["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/llm/v1/messages/count_tokens", "/v1/chat/completions", ""])
+def test_an_error_has_the_format_of_its_path(path):
+    """Ray's ingress answers errors for paths that no route has matched yet."""
+    _, body, _ = described(EngineError("bad luck"), path)
+    assert isinstance(body, MessagesErrorBody if "messages" in path else ErrorBody)
 
 
 async def events(server, body):

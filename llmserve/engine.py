@@ -6,7 +6,7 @@ no task awaits yet. `tests/contracts/engine_contract.py` is the suite that every
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import anyio.abc
 import attrs
@@ -182,6 +182,17 @@ class Engine(Protocol):
 
     def check_health(self) -> None:
         """Raise EngineDead if the engine cannot serve."""
+
+
+@runtime_checkable
+class KnowsVocabulary(Protocol):
+    """What an engine may offer in addition: its tokenizer's vocabulary."""
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> list[str]:
+        """Return the vocabulary's string of each token. Raises InvalidRequest for unknown ids."""
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings, with its class as `tokenizer_class`."""
 
 
 def combined(parts: Sequence[EngineStatistics]) -> EngineStatistics:

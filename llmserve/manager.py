@@ -25,12 +25,13 @@ from llmserve.lifecycle.admission_driver import AdmissionDriver
 from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
 from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.model_limits import check_model_limits
-from llmserve.lifecycle.open_request import OpenRequest, arrival, check_type, note_outcome
+from llmserve.lifecycle.open_request import OpenRequest, arrival, note_outcome
 from llmserve.lifecycle.open_requests import OpenRequests
 from llmserve.lifecycle.recovery import Recovery
 from llmserve.lifecycle.slo_check import check_slo
 from llmserve.lifecycle.start_stop import Lifecycle
 from llmserve.lifecycle.stream import TokenStream
+from llmserve.lifecycle.tokenization import Tokenization
 from llmserve.lifecycle.tokenizer_queue import TokenizerQueue, cache_salt
 from llmserve.observability.metrics import MetricsRecorder, Observer
 from llmserve.observability.snapshot import MetricsSnapshot
@@ -42,7 +43,7 @@ from llmserve.tracing import Tracer
 logger = logging.getLogger(__name__)
 
 
-class EngineManager(Generation, Lifecycle):
+class EngineManager(Generation, Tokenization, Lifecycle):
     """Runs one or several engines and decides which requests they get.
 
         async with EngineManager.open("bundled") as manager:
@@ -183,20 +184,11 @@ class EngineManager(Generation, Lifecycle):
         open_request.timeline.tokenized = self._loop.now()
         return prompt, sampling
 
-    # Around requests
-
-    async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
-        """Return the prompt as the engine would get it. Raises InvalidRequest or Overloaded."""
-        check_type(request)
+    @asynccontextmanager
+    async def _tokenizer(self) -> AsyncIterator[Engine]:
         self._refuse_unless_ready()
         with self._tokenizing.place():
-            return await (await self._pool.wait()).engine.tokenize(request)
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Return the text of the tokens. Raises InvalidRequest or Overloaded."""
-        self._refuse_unless_ready()
-        with self._tokenizing.place():
-            return await (await self._pool.wait()).engine.detokenize(tuple(token_ids))
+            yield (await self._pool.wait()).engine
 
     # The manager's lifecycle
 

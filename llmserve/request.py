@@ -17,7 +17,7 @@ from llmserve.errors import InvalidRequest
 from llmserve.structured import StructuredOutputs
 from llmserve.tools import Message, Tools
 from llmserve.validation import converters
-from llmserve.validation.bounds import are_token_ids, instance, integer, number, texts, token_ids, wrong_type
+from llmserve.validation.bounds import are_token_ids, instance, integer, number, one_of, texts, token_ids, wrong_type
 from llmserve.validation.inputs import Input, RequestFields, input_field, split_fields
 from llmserve.validation.results import Result, plain
 from llmserve.validation.template import template_kwargs
@@ -139,6 +139,11 @@ class GenerationRequest:
         tools: Functions that the model may call; only with `messages`.
         template_kwargs: Arguments of the chat template; only with `messages`
             (`llmserve.validation.template`).
+        add_special_tokens: Whether the tokenizer adds the model's special tokens. None adds them to
+            a text, and not to a conversation, whose template has them.
+        truncate_prompt_tokens: Maximum number of the prompt's tokens to keep; -1 keeps as many as
+            leave room for one token of an answer. None keeps all.
+        truncation_side: "left" removes the prompt's first tokens, "right" its last ones.
         adapter: The name of one of the engine's LoRA adapters. None selects the model itself.
         tenant: The tenant that the request counts for.
         priority: Requests with a smaller number go first, as in vLLM.
@@ -163,6 +168,9 @@ class GenerationRequest:
     sampling: Sampling = attrs.field(factory=Sampling, validator=instance(Sampling, "a Sampling"), kw_only=True)
     tools: Tools | None = attrs.field(default=None, validator=instance((Tools, NoneType), "a Tools or None"), kw_only=True)
     template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=template_kwargs, kw_only=True)
+    add_special_tokens: bool | None = attrs.field(default=None, validator=instance((bool, NoneType), "True, False or None"), kw_only=True)
+    truncate_prompt_tokens: int | None = attrs.field(default=None, validator=integer(-1, MAX_TOKENS_FIELD), kw_only=True)
+    truncation_side: str = attrs.field(default="left", validator=one_of("left", "right"), kw_only=True)
     adapter: str | None = attrs.field(default=None, validator=instance((str, NoneType), "a string or None"), kw_only=True)
     tenant: str = attrs.field(default="default", validator=instance(str, "a string"), kw_only=True)
     priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)

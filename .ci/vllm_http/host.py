@@ -40,21 +40,33 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Adapters without effect replace those that the tests would download.
         modules = {name: write_adapter(pathlib.Path(folder, name), 8, 0.0) for name in ADAPTERS}
-        arguments = {"tool_call_parser": "hermes", "lora_modules": modules, "max_model_len": CONTEXT}
-        await serve(VLLMEngine("bundled", arguments), answers)
+        line = await read()
+        while line:
+            # One engine at a time. An engine with adapters refuses logprobs of prompts, so only the
+            # tests of adapters have one.
+            adapters = {"lora_modules": modules} if json.loads(line)["adapters"] else {}
+            arguments = {"tool_call_parser": "hermes", "max_model_len": CONTEXT, **adapters}
+            line = await serve(VLLMEngine("bundled", arguments), line, answers)
 
 
-async def serve(engine: VLLMEngine, answers: TextIO) -> None:
+async def read() -> str:
+    return (await anyio.to_thread.run_sync(sys.stdin.readline)).strip()
+
+
+async def serve(engine: VLLMEngine, line: str, answers: TextIO) -> str:
+    """Start applications until one needs another engine; return its line, or an empty one."""
+    kind = json.loads(line)["adapters"]
     async with AsyncExitStack() as stack:
         manager = await stack.enter_async_context(EngineManager(engine, ManagerConfig(drain_timeout=5)))
-        while line := (await anyio.to_thread.run_sync(sys.stdin.readline)).strip():
-            asked = json.loads(line)
+        while line and (asked := json.loads(line))["adapters"] == kind:
             access = Access(Keys.single(asked["key"])) if asked["key"] else Access()
             app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"])
             listener = bind("127.0.0.1", 0)
             server = await stack.enter_async_context(running(app))
             await stack.enter_async_context(listen(server, listener))
             print(listener.getsockname()[1], file=answers, flush=True)
+            line = await read()
+    return line
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ MODULES = (
     "openai/completion/test_completion_with_prompt_embeds.py",
     "openai/completion/test_prompt_validation.py",
     "openai/completion/test_token_in_token_out.py",
+    "scale_out/token_in_token_out/test_serving_tokens.py",
     "openai/test_chunked_prompt.py",
     "openai/test_return_token_ids.py",
     "openai/test_return_tokens_as_ids.py",

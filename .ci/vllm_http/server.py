@@ -21,14 +21,17 @@ class Host:
     process: subprocess.Popen[str] | None = None
 
     @classmethod
-    def open(cls, name: str, root_path: str = "", key: str | None = None) -> int:
-        """Return the port of an application that serves the bundled model; clients need `key`."""
+    def open(cls, name: str, root_path: str = "", key: str | None = None, *, adapters: bool = False) -> int:
+        """Return the port of an application that serves the bundled model; clients need `key`.
+
+        The applications with `adapters`, and those without, replace the others.
+        """
         if cls.process is None:
             command = [sys.executable, os.environ["LLMSERVE_TESTS_HOST"]]
             cls.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert cls.process.stdin is not None
         assert cls.process.stdout is not None
-        print(json.dumps({"name": name, "root_path": root_path, "key": key}), file=cls.process.stdin, flush=True)
+        print(json.dumps({"name": name, "root_path": root_path, "key": key, "adapters": adapters}), file=cls.process.stdin, flush=True)
         return int(cls.process.stdout.readline())
 
     @classmethod
@@ -46,7 +49,8 @@ class RemoteOpenAIServer:
         def after(flag: str, default: str) -> str:
             return vllm_serve_args[vllm_serve_args.index(flag) + 1] if flag in vllm_serve_args else default
 
-        port = Host.open(after("--served-model-name", model), after("--root-path", ""), (env_dict or {}).get("VLLM_API_KEY"))
+        name, key = after("--served-model-name", model), (env_dict or {}).get("VLLM_API_KEY")
+        port = Host.open(name, after("--root-path", ""), key, adapters="--enable-lora" in vllm_serve_args)
         self.host, self.port = "127.0.0.1", port
         self.uds = None
         self.show_hidden_metrics = False

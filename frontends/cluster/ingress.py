@@ -18,10 +18,10 @@ from frontends.cluster.replica_client import Answer, Lost, NotAccepted, ReplicaC
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaDirectory
 from frontends.cluster.settings import ClusterServerSettings
 from frontends.http.departure import Departure
+from frontends.http.errors import described
 from frontends.http.idempotency_store import HEADER
 from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.openai import sse
-from frontends.openai.errors import describe
 from llmserve import EngineRestarted, LLMServeError, Unavailable
 from llmserve.admission import Refusal
 from llmserve.admission.retry_after import RETRY_AFTER
@@ -86,7 +86,7 @@ class Ingress:
         try:
             answer = await self._relay.ask(await self._intake.read(*of_starlette(request)))
         except LLMServeError as error:
-            status, body, headers = describe(error)
+            status, body, headers = described(error, request.scope["path"])
             return Response(sse.encode(body), status, headers, "application/json")
         headers = dict(answer.head.headers)
         if answer.head.is_events:

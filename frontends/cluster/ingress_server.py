@@ -14,6 +14,7 @@ from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import Answer
 from frontends.cluster.settings import ClusterSettings
 from frontends.http.departure import Departure
+from frontends.http.errors import described
 from frontends.http.responses import json_response
 from frontends.http.server import running
 from frontends.logs.operator_log import say
@@ -21,7 +22,6 @@ from frontends.net.acceptor import listen
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.listeners import CannotListen, authority, bind_all
 from frontends.net.tls import followed
-from frontends.openai.errors import describe
 from llmserve import ConfigurationError, LLMServeError
 
 # Seconds in which the ingress that this one replaces must have closed the port.
@@ -67,7 +67,7 @@ async def relaying(
         try:
             answer = await ask(await intake.read(*of_aiohttp(request)))
         except LLMServeError as error:
-            status, body, headers = describe(error)
+            status, body, headers = described(error, request.path)
             return json_response(body, status, headers)
         return await _send(request, answer)
 

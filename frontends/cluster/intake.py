@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from frontends.access.control import Access
 from frontends.cluster.relay import RelayedRequest, end_to_end
-from frontends.http.authentication import is_open, no_key, secret_of
+from frontends.http.authentication import KEY_HEADERS, is_open, no_key, secret_of
 from frontends.http.request_checks import MAX_BODY, receive, too_large
 from frontends.net.receive_budget import ReceiveBudget
 from frontends.openai.errors import HTTPFailure
@@ -66,6 +66,6 @@ class Intake:
         The replica checks again by its route.
         """
         if self._access.keys is not None and not is_open(target.partition("?")[0]):
-            shown = secret_of([value for name, value in headers if name.lower() == "authorization"])
-            if self._access.find(shown) is None:
+            shown = ([value for name, value in headers if name.lower() == header.lower()] for header in KEY_HEADERS)
+            if self._access.find(secret_of(*shown)) is None:
                 raise no_key()

@@ -16,8 +16,7 @@ from yarl import URL
 
 from frontends.cluster.relay import SECRET, RelayedRequest, ResponseHead, end_to_end
 from frontends.cluster.replica_directory import ReplicaAddress
-from frontends.openai import sse
-from frontends.openai.errors import describe
+from frontends.http.errors import last_event
 from llmserve import EngineRestarted
 
 T = TypeVar("T")
@@ -77,7 +76,7 @@ class ReplicaClient:
 
         Raises NotAccepted, Lost.
         """
-        answer = Answer(place.replica)
+        answer = Answer(place.replica, asked.path.partition("?")[0])
         self.answers.add(answer)
         answer.closed = self._closed
         try:
@@ -94,10 +93,12 @@ class Answer:
 
     Attributes:
         replica: the replica's id.
+        path: the path of the request, which decides about the format of an error.
         closed: called at the end.
     """
 
     replica: str
+    path: str = ""
     head: ResponseHead = attrs.field(factory=lambda: ResponseHead(0, ()))
     body: bytes = b""
     closed: Callable[["Answer"], None] = lambda _: None
@@ -139,8 +140,7 @@ class Answer:
                 yield chunk
                 chunk = await self._events()
         except Lost:
-            error = EngineRestarted("the replica died before the answer was complete")
-            yield sse.event(describe(error)[1]) + sse.DONE
+            yield last_event(EngineRestarted("the replica died before the answer was complete"), self.path)
         finally:
             self.close()
 

@@ -18,6 +18,8 @@ PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 # The page's files have no secrets, and the page itself asks the user for the key.
 # The empty path is the path prefix alone, which redirects to the page.
 PAGES = frozenset({"", "/", "/docs", "/page/{name}"})
+# The headers that may hold the key, in the order of `secret_of`.
+KEY_HEADERS = (hdrs.AUTHORIZATION, "X-Api-Key")
 # The path prefix under which a proxy serves the server: see `--root-path`.
 ROOT = web.AppKey("root", str)
 
@@ -34,7 +36,7 @@ def ask_for_key(access: Access) -> Middleware:
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         key = None
         if access.keys is not None and route_of(request) not in PROBES | PAGES:
-            key = access.find(secret_of(request.headers.getall(hdrs.AUTHORIZATION, [])))
+            key = access.find(secret_of(*(request.headers.getall(name, []) for name in KEY_HEADERS)))
             if key is None:
                 raise no_key()
         trace = trace_of(lambda name: request.headers.getall(name, []))
@@ -67,8 +69,13 @@ def no_key() -> HTTPFailure:
     return HTTPFailure(401, "this server requires an API key: Authorization: Bearer KEY", "invalid_api_key", _CHALLENGE)
 
 
-def secret_of(authorization: Sequence[str]) -> str:
-    """Return the key in the `Authorization` headers; empty, which is never valid, without one."""
+def secret_of(authorization: Sequence[str], api_key: Sequence[str]) -> str:
+    """Return the key in the headers; empty, which is never valid, without exactly one.
+
+    Anthropic's client sends its key as `X-Api-Key`.
+    """
+    if not authorization and len(api_key) == 1:
+        return api_key[0]
     if len(authorization) != 1:
         return ""
     scheme, _, secret = authorization[0].partition(" ")

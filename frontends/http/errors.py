@@ -1,26 +1,30 @@
-"""Every error as OpenAI's error object with its status."""
+"""Every error as an error object with its status: OpenAI's, or that of the route's API."""
+
+from typing import Any
 
 from aiohttp import web
 
-from frontends.http.authentication import PAGES, ROOT
+from frontends.anthropic.errors import converted
+from frontends.http.authentication import PAGES, ROOT, route_of
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
+from frontends.openai import sse
 from frontends.openai.errors import ErrorBody, HTTPFailure, describe
 from llmserve import LLMServeError
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error as OpenAI's error object with its status, without internal details."""
+    """Answer every error as an error object with its status, without internal details."""
     try:
         return await handler(request)
     except LLMServeError as error:
-        return _failure(error)
+        return _failure(error, request)
     except web.HTTPNotFound:
         return _no_route(request)
     except web.HTTPException as error:
         allow = {name: value for name, value in error.headers.items() if name == "Allow"}
-        return _failure(HTTPFailure(error.status, error.reason, "http_error", allow))
+        return _failure(HTTPFailure(error.status, error.reason, "http_error", allow), request)
 
 
 def _no_route(request: web.Request) -> web.Response:
@@ -31,13 +35,25 @@ def _no_route(request: web.Request) -> web.Response:
     if path.endswith("/") and (path := path[:-1]) in routes:
         query = f"?{request.query_string}" if request.query_string else ""
         # 307 keeps the method and the body. The Location is a known path, never another host.
-        return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}))
+        return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}), request)
     # Each path once, without its copy below the root path.
     paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes and path not in PAGES)
-    return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"))
+    return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"), request)
 
 
-def _failure(error: LLMServeError) -> web.Response:
-    status, body, headers = describe(error)
-    assert isinstance(body, ErrorBody)
+def _failure(error: LLMServeError, request: web.Request) -> web.Response:
+    status, body, headers = described(error, route_of(request) or "")
     return json_response(body, status, headers)
+
+
+def last_event(error: LLMServeError, path: str) -> bytes:
+    """Return the end of a stream that breaks off, in the format of the path's API."""
+    _, body, _ = described(error, path)
+    return sse.event(body) + sse.DONE if isinstance(body, ErrorBody) else b"event: error\n" + sse.event(body)
+
+
+def described(error: LLMServeError, path: str) -> tuple[int, Any, dict[str, str]]:
+    """Return status, body and headers for an error, in the format of the path's API."""
+    status, body, headers = describe(error)
+    is_anthropic = path.endswith(("/v1/messages", "/v1/messages/count_tokens"))
+    return status, converted(status, body) if is_anthropic else body, headers

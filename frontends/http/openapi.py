@@ -5,6 +5,9 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from frontends.anthropic.errors import MessagesErrorBody
+from frontends.anthropic.requests import CountRequest, MessagesRequest
+from frontends.anthropic.response_builder import MessagesAnswer
 from frontends.http.authentication import PROBES, ROOT
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
@@ -13,7 +16,10 @@ from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, Toke
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
-from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.requests import GenerateRequest
+from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
+from frontends.openai.tokens import TokensAnswer, TokensRequest
+from frontends.responses.requests import ResponsesRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__
 
@@ -50,6 +56,31 @@ class Tokens(msgspec.Struct):
     count: int
     max_model_len: int
     tokens: list[int]
+    token_strs: list[str] | None
+
+
+class TokenizerInfo(msgspec.Struct):
+    """The answer to GET /tokenizer_info, with all further settings of the tokenizer."""
+
+    tokenizer_class: str
+
+
+class ResponsesAnswer(msgspec.Struct):
+    """The complete answer to POST /v1/responses, with all further fields of OpenAI's."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
+
+
+class InputTokens(msgspec.Struct):
+    """The answer to POST /v1/messages/count_tokens."""
+
+    input_tokens: int
 
 
 class Text(msgspec.Struct):
@@ -105,6 +136,10 @@ ERRORS = {
 POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
+    "/v1/responses": (ResponsesRequest, ResponsesAnswer, "Answer a conversation, in the format of the Responses API"),
+    "/v1/messages": (MessagesRequest, MessagesAnswer, "Answer a conversation, in Anthropic's format"),
+    "/v1/messages/count_tokens": (CountRequest, InputTokens, "Count a conversation's tokens, in Anthropic's format"),
+    "/inference/v1/generate": (TokensRequest, TokensAnswer, "Continue token ids with token ids"),
     "/generate": (GenerateRequest, Completion, "Generate one sequence"),
     "/tokenize": (TokenizeRequest, Tokens, "Return the tokens of a prompt, as the model gets it"),
     "/detokenize": (DetokenizeRequest, Text, "Return the text of tokens"),
@@ -112,6 +147,7 @@ POSTS: dict[str, tuple[Any, Any, str]] = {
 GETS: dict[str, tuple[Any, str]] = {
     "/v1/models": (ModelList, "List the served models"),
     "/v1/models/{model}": (ModelCard, "Describe a served model"),
+    "/tokenizer_info": (TokenizerInfo, "Return the tokenizer's settings"),
     "/health": (Health, "Check whether the server accepts requests"),
     "/health/ready": (Health, "Check whether the server accepts requests"),
     "/health/live": (Health, "Check whether the process needs no restart"),
@@ -124,7 +160,7 @@ CHECKS: dict[str, tuple[Any, str]] = dict.fromkeys(
 )
 TEXT_METRICS: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
 JSON_METRICS: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-STREAMED = ("/v1/completions", "/v1/chat/completions", "/generate")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/inference/v1/generate", "/generate")
 
 
 class OpenAPIRoute:
@@ -157,7 +193,7 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     """
     gets = GETS | (CHECKS if checks else {})
     types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in gets.values()]
-    _, schemas = msgspec.json.schema_components([*types, ErrorBody], ref_template=REF)
+    _, schemas = msgspec.json.schema_components([*types, ErrorBody, MessagesErrorBody], ref_template=REF)
     paths = {path: {"post": _post(path, *of)} for path, of in POSTS.items()} | {path: {"get": _get(*of)} for path, of in gets.items()}
     paths["/ping"]["post"] = paths["/ping"]["get"]
     paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
@@ -196,7 +232,8 @@ HEADERS = [
 
 def _post(path: str, request: Any, answer: Any, words: str) -> dict[str, Any]:
     content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
-    return _operation(words, content) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
+    error = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
+    return _operation(words, content, error) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
 
 
 def _get(answer: Any, words: str) -> dict[str, Any]:
@@ -207,6 +244,6 @@ def _json(kind: Any) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": REF.format(name=kind.__name__)}}}
 
 
-def _operation(words: str, content: dict[str, Any]) -> dict[str, Any]:
-    errors = {str(status): {"description": meaning, "content": _json(ErrorBody)} for status, meaning in ERRORS.items()}
+def _operation(words: str, content: dict[str, Any], error: Any = ErrorBody) -> dict[str, Any]:
+    errors = {str(status): {"description": meaning, "content": _json(error)} for status, meaning in ERRORS.items()}
     return {"summary": words, "responses": {"200": {"description": "The answer", "content": content}} | errors}

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 import attrs
 
 from frontends.access.caller import Caller
-from frontends.openai.bodies import ChatChoice, ChatChunkChoice, ChatDelta, ChatMessageBody
+from frontends.openai.bodies import Answer, ChatChoice, ChatChunkChoice, ChatDelta, ChatMessageBody, UsageBody
 from frontends.openai.logprobs import ChatLogprobs, chat_logprobs, pieces
-from frontends.openai.messages import ChatMessage, plain_messages
+from frontends.openai.messages import ChatMessage, final_message, plain_messages
 from frontends.openai.requests import Common
 from frontends.openai.response_builder import Fill, ResponseBuilder, prompt_alone
 from frontends.openai.tools import CallBody, CalledFunction, ToolBody, ToolChoice, tools_of
@@ -35,6 +35,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     include_reasoning: bool | None = None
+    echo: bool | None = None
 
     def names(self) -> dict[str, str]:
         by_new_name = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
@@ -56,20 +57,17 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         # for the first choice.
         return [first, *map(_without_prompt, others)]
 
-    def extras(self) -> dict[str, bool]:
-        return {"reasoning": self.include_reasoning is not False}
+    def extras(self) -> dict[str, Any]:
+        repeats = self.echo and self.messages[-1].role == "assistant"
+        return {"reasoning": self.include_reasoning is not False, "prefill": self.messages[-1].words() if repeats else ""}
 
     def template_kwargs(self) -> dict[str, Any]:
         """Return the arguments of the chat template, as in vLLM. Raises InvalidRequest."""
-        if self.add_generation_prompt and self.continue_final_message:
-            raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
         arguments: dict[str, Any] = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             # Templates with a single switch for reasoning use this name.
             arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
-        if self.continue_final_message:
-            return arguments | {"add_generation_prompt": False, "continue_final_message": True}
-        return arguments | ({} if self.add_generation_prompt is None else {"add_generation_prompt": self.add_generation_prompt})
+        return arguments | final_message(self.add_generation_prompt, self.continue_final_message)
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -78,37 +76,42 @@ class ChatResponseBuilder(ResponseBuilder):
     Args:
         tools: the tools that the model may call.
         reasoning: whether the answer includes the model's reasoning.
+        prefill: the text that the answer begins with, before the model's own.
     """
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def __init__(self, request_id: str, model: str, tools: Tools | None = None, *, reasoning: bool = True) -> None:
+    def __init__(self, request_id: str, model: str, tools: Tools | None = None, *, reasoning: bool = True, prefill: str = "") -> None:
         super().__init__(request_id, model)
         self._reasoning = reasoning
+        self._prefill = prefill
         self._tools = tools
         self._called: set[int] = set()
 
     def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
-        answer.prompt_token_ids = completions[0].prompt_token_ids
-        answer.prompt_logprobs = None
         return super()._leave_holes(answer, completions) + self._leave_prompt_hole(answer, completions[0])
+
+    def _whole(self, completions: Sequence[Completion], choices: Sequence[Any], usage: UsageBody) -> Answer:
+        answer: Answer = super()._whole(completions, choices, usage)
+        answer.prompt_token_ids, answer.prompt_logprobs = completions[0].prompt_token_ids, None
+        return answer
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
         # All choices share one prompt. The first choice has its token ids, for the first event
         # only.
         prompt = self._prompts.get(0)
         self._prompts.clear()
-        choice = ChatChunkChoice(index, ChatDelta("assistant", ""), None, None)
+        choice = ChatChunkChoice(index, ChatDelta("assistant", self._prefill), None, None)
         return self._event(choice, None if usage is None else prompt_alone(usage), prompt)
 
     def choice(self, index: int, completion: Completion) -> ChatChoice:
         found = completion.message
         if found is None:
-            message = ChatMessageBody("assistant", completion.text)
+            message = ChatMessageBody("assistant", self._prefill + completion.text)
         else:
-            message = ChatMessageBody("assistant", found.content or (None if found.tool_calls else ""))
+            message = ChatMessageBody("assistant", self._prefill + found.content or (None if found.tool_calls else ""))
             if found.tool_calls:
                 message.tool_calls = [CallBody(id=call.id, type="function", function=_called(call)) for call in found.tool_calls]
                 self._called.add(index)

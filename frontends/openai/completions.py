@@ -33,6 +33,8 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
         prompt = self.prompt
         if not prompt:
             raise InvalidRequest("prompt is missing or empty", "prompt")
+        if self.echo and self.truncate_prompt_tokens is not None:
+            raise InvalidRequest("echo and truncate_prompt_tokens exclude each other", "truncate_prompt_tokens")
         if isinstance(prompt, str) or type(prompt[0]) is int:
             return [{"prompt": prompt}]
         if len(prompt) > MAX_PROMPTS:
@@ -46,7 +48,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     def echoes_alone(self) -> bool:
         return bool(self.echo) and self.max_tokens == 0
 
-    def extras(self) -> dict[str, bool]:
+    def extras(self) -> dict[str, Any]:
         return {"echo": bool(self.echo), "generates": not self.echoes_alone}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:

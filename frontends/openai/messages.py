@@ -70,14 +70,15 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             )
         if self.tool_calls and self.role != "assistant":
             raise InvalidRequest("messages: only a message with the role assistant may have tool_calls", "messages")
-        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self._words()}
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.words()}
         if self.tool_calls:
             plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
         reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
         known = {"name": self.name, "reasoning": reasoning, "tool_call_id": self.tool_call_id}
         return plain | {name: value for name, value in known.items() if value is not None}
 
-    def _words(self) -> str:
+    def words(self) -> str:
+        """Return the message's text. Raises InvalidRequest for a part that is not text."""
         if isinstance(self.content, list):
             return "\n".join(part if isinstance(part, str) else part.words() for part in self.content)
         return self.content or ""
@@ -91,3 +92,12 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
     return [message.plain() for message in messages]
+
+
+def final_message(add: bool | None, resume: bool | None) -> dict[str, bool]:  # noqa: FBT001 - the fields' own
+    """Return the template's arguments for `add_generation_prompt` and `continue_final_message`."""
+    if add and resume:
+        raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other", "continue_final_message")
+    if resume:
+        return {"add_generation_prompt": False, "continue_final_message": True}
+    return {} if add is None else {"add_generation_prompt": add}

@@ -1,7 +1,6 @@
-"""What requests in OpenAI's format share, and the bodies of /generate, /tokenize and /detokenize.
+"""What requests in OpenAI's format share, and the body of /generate.
 
-An unknown field is refused by name, so that no client relies on an option without effect. `Ignored`
-lists the fields that are ignored on purpose.
+An unknown field is refused by name, so that no client relies on an option without effect.
 """
 
 from collections.abc import Sequence
@@ -11,35 +10,19 @@ import attrs
 import msgspec
 
 from frontends.access.caller import Caller
-from frontends.openai.logit_bias import biases_of
 from frontends.openai.messages import ChatMessage, plain_messages
-from frontends.openai.response_format import ResponseFormat, StructuredOutputsBody, constraint_of
+from frontends.openai.response_format import StructuredOutputsBody, constraint_of
+from frontends.openai.sampling import MAX_CHOICES, SamplingBody
 from frontends.openai.sizes import Undecoded
 from frontends.openai.unsupported import Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
-# OpenAI's published limit for n. Each choice takes a slot, so prompts times n has the same limit.
-MAX_CHOICES = 128
-
-# Fields with the same name in `Sampling`.
-SAMPLING_FIELDS = (
-    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "min_tokens",
-    "stop_token_ids", "ignore_eos", "skip_special_tokens", "stream_interval", "allowed_token_ids", "bad_words",
-)  # fmt: skip
-
 # Fields with the same name in `GenerationRequest`.
-REQUEST_FIELDS = ("prompt", "messages", "tenant", "priority", "deadline", "best_effort", "adapter")
-
-
-class Ignored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields for OpenAI's bookkeeping, which have no effect here and are never decoded."""
-
-    store: Undecoded = msgspec.UNSET
-    metadata: Undecoded = msgspec.UNSET
-    safety_identifier: Undecoded = msgspec.UNSET
-    prompt_cache_key: Undecoded = msgspec.UNSET
-    prompt_cache_retention: Undecoded = msgspec.UNSET
+REQUEST_FIELDS = (
+    "prompt", "messages", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "tenant", "priority", "deadline",
+    "best_effort", "adapter",
+)  # fmt: skip
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,52 +32,32 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
+class Common(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     """Fields that completions and chat share: OpenAI's, and vLLM's extras under vLLM's names."""
 
+    # OpenAI's bookkeeping, which has no effect here and is never decoded.
+    store: Undecoded = msgspec.UNSET
+    metadata: Undecoded = msgspec.UNSET
+    safety_identifier: Undecoded = msgspec.UNSET
+    prompt_cache_key: Undecoded = msgspec.UNSET
+    prompt_cache_retention: Undecoded = msgspec.UNSET
     model: str | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    stream_interval: int | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    prompt_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputsBody | None = None
     priority: int | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
     # `flex` is OpenAI's tier for later service at a lower price. All other values mean the normal
     # service.
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
-    def extras(self) -> dict[str, bool]:
+    def extras(self) -> dict[str, Any]:
         """Return the attributes of `ParsedBody` that only this route sets."""
         return {}
-
-    @property
-    def choices_per_prompt(self) -> int:
-        n = 1 if self.n is None else self.n
-        if not 1 <= n <= MAX_CHOICES:
-            raise InvalidRequest(f"n must be from 1 to {MAX_CHOICES}", "n")
-        return n
 
     def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
         """Return the parsed content of this body. Raises InvalidRequest."""
@@ -120,22 +83,9 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
         if self.stream_options is not None:
             raise InvalidRequest("stream_options requires stream to be true", "stream_options")
 
-    def names(self) -> dict[str, str]:
-        """Return the client's field names by the library's names, where these differ."""
-        by_format = self.response_format is not None and self.structured_outputs is None
-        return {"structured_outputs": "response_format"} if by_format else {}
-
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
         """Return one request per choice, prompt by prompt. Raises InvalidRequest."""
         raise NotImplementedError
-
-    def sampling(self, **more: Any) -> Sampling:
-        """Return the sampling parameters of the fields and of `more`, where None means unset."""
-        with renamed(**self.names()):
-            more["structured_outputs"] = constraint_of(self.response_format, self.structured_outputs)
-        fields = {name: getattr(self, name) for name in SAMPLING_FIELDS} | more
-        fields |= {"include_stop": self.include_stop_str_in_output, "logit_bias": biases_of(self.logit_bias)}
-        return Sampling(**{name: value for name, value in fields.items() if value is not None})
 
     def requests(
         self, prompts: Sequence[dict[str, Any]], sampling: Sampling, caller: Caller, adapter: str | None
@@ -155,16 +105,20 @@ class Common(Ignored, kw_only=True, forbid_unknown_fields=True):
             "on_arrival": caller.on_arrival,
             "adapter": adapter,
             "return_prompt_ids": bool(self.return_token_ids),
+            "add_special_tokens": self.add_special_tokens,
+            "truncate_prompt_tokens": self.truncate_prompt_tokens,
+            "truncation_side": self.truncation_side or "left",
         }
         # An API key determines the tenant. `user` is then a user of the client, whom this server
         # does not know.
         if caller.tenant or self.user:
             common["tenant"] = caller.tenant or str(self.user)[:64]
         with renamed(**caller.names):
-            return [GenerationRequest(**prompt, sampling=_nth(sampling, number), **common) for prompt in prompts for number in range(n)]
+            return [GenerationRequest(**prompt, sampling=nth(sampling, number), **common) for prompt in prompts for number in range(n)]
 
 
-def _nth(sampling: Sampling, number: int) -> Sampling:
+def nth(sampling: Sampling, number: int) -> Sampling:
+    """Return the sampling of a prompt's choice: with a seed, each further one has the next seed."""
     if number == 0 or sampling.seed is None:
         return sampling
     # Seeds wrap around at the end of 64 bits.
@@ -180,6 +134,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     prompt: str | list[int] | None = None
     messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] = "left"
     stream: bool = False
     tenant: str | None = None
     priority: int = 0
@@ -225,25 +182,6 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         request["on_arrival"] = caller.on_arrival
         with renamed(**caller.names if self.deadline is None else {}):
             return GenerationRequest(**request, sampling=Sampling(**fields), trace_headers=caller.trace)
-
-
-class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /tokenize."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[ChatMessage] | None = None
-
-    def generation_request(self) -> GenerationRequest:
-        messages = None if self.messages is None else plain_messages(self.messages)
-        return GenerationRequest(self.prompt, messages=messages)
-
-
-class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /detokenize."""
-
-    model: str | None = None
-    tokens: list[int]
 
 
 def adapter_of(model: str | None, served: str, adapters: Sequence[str]) -> str | None:

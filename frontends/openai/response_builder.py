@@ -13,9 +13,10 @@ import msgspec
 from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.bodies import Answer, PromptTokensDetails, UsageBody
+from frontends.openai.errors import describe
 from frontends.openai.logprobs import by_id, in_pieces, write_prompt_logprobs
 from frontends.openai.wanted import ParsedBody
-from llmserve import Completion, Delta, TokenLogprob, TokenStream, Usage
+from llmserve import Completion, Delta, LLMServeError, TokenLogprob, TokenStream, Usage
 
 # A placeholder for the logprobs of a choice. JSON escapes this byte in strings, so it is unique.
 _HOLE = b"\0"
@@ -66,13 +67,17 @@ class ResponseBuilder:
         """
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
         usage = add_usage([completion.usage for completion in completions], per_prompt)
-        answer = Answer(self.id, self.kind, self.created, self.model, choices, usage)
+        answer = self._whole(completions, choices, usage)
         fills = self._leave_holes(answer, completions)
         begin, *parts = msgspec.json.encode(answer).split(_HOLE)
         yield begin
         for fill, part in zip(fills, parts, strict=True):
             yield await fill(turns)
             yield part
+
+    def _whole(self, completions: Sequence[Completion], choices: Sequence[Any], usage: UsageBody) -> Any:
+        """Return the complete answer, without logprobs."""
+        return Answer(self.id, self.kind, self.created, self.model, choices, usage)
 
     def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
         """Put placeholders for the logprobs; return the functions that fill them, in JSON order."""
@@ -148,12 +153,20 @@ class ResponseBuilder:
         if usage is None:
             return sse.TextEvent(lambda text: self._answer(self.chunk_choice(index, Delta(text, ()))))
 
-        def make(text: str, completion: int, total: int) -> Answer:
+        def make(text: str, completion: int, total: int) -> Any:
             answer = self._answer(self.chunk_choice(index, Delta(text, ())))
             answer.usage = UsageBody(usage.prompt_tokens, completion, total, PromptTokensDetails(0))
             return answer
 
         return sse.TextEvent(make, numbers=2)
+
+    def end(self, usages: Sequence[Usage], per_prompt: int, *, usage: bool) -> bytes:
+        """Return the last events of a stream, with the usage if requested."""
+        return (self.usage(usages, per_prompt) if usage else b"") + sse.DONE
+
+    def failure(self, error: LLMServeError) -> bytes:
+        """Return the last events of a stream that fails."""
+        return failure(error)
 
     def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
         answer = self._answer()
@@ -163,7 +176,8 @@ class ResponseBuilder:
     def _named(self, entries: Sequence[TokenLogprob]) -> Sequence[TokenLogprob]:
         return [by_id(entry) for entry in entries] if self.by_id else entries
 
-    def _answer(self, *choices: Any) -> Answer:
+    def _answer(self, *choices: Any) -> Any:
+        """Return a chunk."""
         return Answer(self.id, self.chunk_kind, self.created, self.model, choices)
 
     def choice(self, index: int, completion: Completion) -> Any:
@@ -176,6 +190,10 @@ class ResponseBuilder:
 
     def chunk_choice(self, index: int, delta: Delta) -> Any:
         raise NotImplementedError
+
+
+def failure(error: LLMServeError) -> bytes:
+    return sse.event(describe(error)[1]) + sse.DONE
 
 
 def prompt_alone(usage: Usage) -> Usage:

@@ -29,11 +29,13 @@ MAX_MESSAGES = 2048
 MAX_STRINGS = 16 * MAX_MESSAGES
 MAX_PARTS = 4 * MAX_MESSAGES
 
-SCHEMAS = frozenset({"tools", "response_format", "structured_outputs"})
+# `sampling_params` has a schema inside.
+SCHEMAS = frozenset({"tools", "response_format", "structured_outputs", "sampling_params"})
 # The type of a field with any content, which the server does not decode.
 Undecoded = msgspec.Raw | msgspec.UnsetType
 
 _FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
+_EMPTY = re.compile(rb"\{\s*\}")
 _TEXTS = msgspec.json.Decoder(list[str])
 
 
@@ -55,6 +57,9 @@ class Sizes:
             size: the body's size in bytes.
             context: the model's context length in tokens, if known.
         """
+        if bytes(getattr(found, "truncate_prompt_tokens", b"")) not in (b"", b"null"):
+            # The prompt may be longer than the context.
+            context = MAX_IDS
         for name in found.__struct_fields__:
             value: msgspec.Raw = getattr(found, name)
             size -= len(value)
@@ -64,9 +69,9 @@ class Sizes:
             raise InvalidRequest(f"{size:,} bytes of the body are outside of its fields or in repeated fields")
 
     def _check(self, name: str, value: msgspec.Raw, context: int | None) -> None:
-        if name == "messages":
-            self._counts.check_messages(value)
-        elif name in ("prompt", "tokens"):
+        if name in ("messages", "system", "input", "instructions"):
+            self._counts.check_messages(name, value)
+        elif name in ("prompt", "tokens", "token_ids"):
             self._counts.check_ids(name, value, context or MAX_IDS)
         else:
             size, most = len(value), MAX_SCHEMA if name in SCHEMAS else MAX_FIELD
@@ -126,10 +131,11 @@ def _most_tokens(request: GenerationRequest, context: int) -> int:
 class _JSONCounts:
     """Counts elements of JSON by its separators, without decoding."""
 
-    def check_messages(self, value: msgspec.Raw) -> None:
-        strings = _strings(bytes(value))
+    def check_messages(self, name: str, value: msgspec.Raw) -> None:
+        # An object has a string for each field's name, or is empty.
+        strings = _strings(bytes(value)) + sum(1 for _ in _EMPTY.finditer(value))
         if strings > MAX_STRINGS:
-            raise _too_many("messages", strings, "strings, names of fields included", MAX_STRINGS)
+            raise _too_many(name, strings, "strings, names of fields included", MAX_STRINGS)
 
     def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
         first = _FIRST.match(value)
@@ -162,9 +168,9 @@ class _MessagePackCounts:
         message: Any = _scanned("content", "tool_calls", forbid_unknown=False)
         self._messages: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[message])
 
-    def check_messages(self, value: msgspec.Raw) -> None:
+    def check_messages(self, name: str, value: msgspec.Raw) -> None:
         if _length(value) > MAX_MESSAGES:
-            raise _too_many("messages", _length(value), "messages", MAX_MESSAGES)
+            raise _too_many(name, _length(value), "messages", MAX_MESSAGES)
         try:
             messages = self._messages.decode(value)
         except msgspec.MsgspecError:
@@ -172,7 +178,7 @@ class _MessagePackCounts:
             return
         parts = sum(_length(message.content) + _length(message.tool_calls) for message in messages)
         if parts > MAX_PARTS:
-            raise _too_many("messages", parts, "parts and calls", MAX_PARTS)
+            raise _too_many(name, parts, "parts and calls", MAX_PARTS)
 
     def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
         if _length(value) > context:
@@ -204,7 +210,7 @@ def _length(value: msgspec.Raw) -> int:
 
 
 def _too_long(name: str, count: int, context: int) -> InvalidRequest:
-    if name == "prompt":
+    if name != "tokens":
         return PromptTooLong(count, context, name)
     return InvalidRequest(f"{name} has {count:,} token ids, but the model's context length is {context:,}", name)
 

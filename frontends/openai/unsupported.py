@@ -21,7 +21,6 @@ Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 MAX_NEUTRAL = 64
 
 _TEXT_ONLY = "this model supports only text"
-_WHOLE_PROMPT = "the server never truncates a prompt; it refuses prompts that are too long"
 _OWN_TEMPLATE = "a template is a program, and the server runs only the model's template"
 _SERVER = "the server chooses it"
 _UNUSED = "this server does not use it"
@@ -33,8 +32,6 @@ _BOTH: Unsupported = {
     "request_id": ((), _SERVER),
     "session_id": ((), _SERVER),
     "cache_salt": ((), _SERVER),
-    "truncate_prompt_tokens": ((), _WHOLE_PROMPT),
-    "truncation_side": ((), _WHOLE_PROMPT),
     "spaces_between_special_tokens": ((True,), "the server always puts spaces between special tokens"),
     "return_token_offsets": ((False,), "the server does not keep the offsets of a prompt's tokens"),
     "logprob_token_ids": (([],), "with it, vLLM would omit the alternatives from the logprobs of other requests"),
@@ -52,7 +49,6 @@ _BOTH: Unsupported = {
 
 CHAT: Unsupported = {
     **_BOTH,
-    "add_special_tokens": ((False,), "the chat template writes the special tokens"),
     "functions": (([],), "use tools, the newer name"),
     "function_call": (("none",), "use tool_choice, the newer name"),
     "audio": ((), _TEXT_ONLY),
@@ -66,17 +62,56 @@ CHAT: Unsupported = {
     "prompt_cache_options": ((), _OPENAI),
     "chat_template": ((), _OWN_TEMPLATE),
     "documents": (([],), "put the documents into a message"),
-    "echo": ((False,), "the client already has the message that it would repeat"),
     "return_prompt_text": ((False,), "use /tokenize and /detokenize"),
 }
 
 COMPLETIONS: Unsupported = {
     **_BOTH,
-    "add_special_tokens": ((True,), "send token ids for a prompt without the special tokens"),
     "suffix": (("",), "the model continues a text and does not fill gaps"),
     "best_of": ((1,), "use n"),
     "prompt_embeds": (([],), "send text or token ids"),
 }
+
+TOKENS: Unsupported = {name: _BOTH[name] for name in ("cache_salt", "kv_transfer_params", "ec_transfer_params")} | {
+    "features": ((), _TEXT_ONLY),
+    "content_parts": (([],), _TEXT_ONLY),
+    "token_offsets": ((), _UNUSED),
+    "reasoning_ended": ((), _UNUSED),
+    "reasoning_parser_kwargs": ((), _UNUSED),
+    "parse_context": ((), "the answer is not parsed; use /v1/chat/completions"),
+}
+
+_ANTHROPIC = "it is specific to Anthropic's models and services"
+
+MESSAGES: Unsupported = {
+    "container": ((), _ANTHROPIC),
+    "diagnostics": ((), _ANTHROPIC),
+    "inference_geo": ((), _ANTHROPIC),
+    "mcp_servers": (([],), "the server calls no other servers"),
+    "speed": (("standard",), _ANTHROPIC),
+    "user_profile_id": ((), _ANTHROPIC),
+    "workspace_id": ((), _ANTHROPIC),
+}
+
+_STATELESS = "the server keeps no responses; send the whole conversation as input"
+
+RESPONSES: Unsupported = {
+    "access_programs": ((), _OPENAI),
+    "background": ((False,), _STATELESS),
+    "background_options": ((), _STATELESS),
+    "context_management": ((), _STATELESS),
+    "conversation": ((), _STATELESS),
+    "image": ((), _TEXT_ONLY),
+    "max_tool_calls": ((), "the client runs the tools, and can count their calls"),
+    "moderation": ((), _OPENAI),
+    "previous_response_id": ((), _STATELESS),
+    "prompt": ((), _OPENAI),
+    "prompt_cache_options": ((), _OPENAI),
+    "top_logprobs": ((0,), "use /v1/chat/completions for logprobs"),
+    "truncation": (("disabled",), "the server never removes items of a conversation"),
+}
+
+TOKENIZE: Unsupported = {name: CHAT[name] for name in ("chat_template", "mm_processor_kwargs", "media_io_kwargs")}
 
 _WHOLE = re.compile(rb"(-?\d{1,18})\.0+")
 

@@ -23,6 +23,9 @@ class ParsedBody:
         echo: whether the answer begins with the prompt's text.
         generates: False where the prompt's text is the whole answer.
         reasoning: whether the answer includes the model's reasoning.
+        prefill: the text of the assistant's last message, with which a chat's answer begins.
+        answer_id: the client's id for the answer.
+        text: whether an answer of token ids has its text too.
     """
 
     requests: list[GenerationRequest]
@@ -37,6 +40,9 @@ class ParsedBody:
     echo: bool = False
     generates: bool = True
     reasoning: bool = True
+    prefill: str = ""
+    answer_id: str | None = None
+    text: bool = False
 
 
 class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own

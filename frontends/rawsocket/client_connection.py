@@ -196,5 +196,8 @@ def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict
         "deadline": left if left < math.inf else None,
         "best_effort": request.best_effort or None,
         "adapter": request.adapter,
+        "add_special_tokens": request.add_special_tokens,
+        "truncate_prompt_tokens": request.truncate_prompt_tokens,
+        "truncation_side": None if request.truncate_prompt_tokens is None else request.truncation_side,
     }
     return {name: value for name, value in fields.items() if value is not None}

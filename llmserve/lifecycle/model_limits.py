@@ -7,6 +7,21 @@ from llmserve.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRequest, Sampling
 
 
+def truncated(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo) -> EnginePrompt:
+    """Return the prompt with as many tokens as `truncate_prompt_tokens` allows. Raises InvalidRequest."""
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return prompt
+    if most > info.max_model_len or most == 0:
+        words = f"truncate_prompt_tokens must be -1, or from 1 to the model's context length of {info.max_model_len:,}"
+        raise InvalidRequest(words, "truncate_prompt_tokens")
+    most = info.max_model_len - 1 if most == -1 else most
+    if len(prompt.token_ids) <= most:
+        return prompt
+    kept = prompt.token_ids[:most] if request.truncation_side == "right" else prompt.token_ids[-most:]
+    return attrs.evolve(prompt, token_ids=kept, text=None)
+
+
 def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
     """Return the sampling with a definite `max_tokens` within the context.
 

@@ -13,6 +13,7 @@ from llmserve.engine import EnginePrompt
 from llmserve.errors import EngineDead, EngineRestarted, LLMServeError
 from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
 from llmserve.lifecycle.manager_loop import ManagerLoop
+from llmserve.lifecycle.model_limits import truncated
 from llmserve.lifecycle.open_request import OpenRequest
 from llmserve.lifecycle.open_requests import OpenRequests
 from llmserve.lifecycle.request_state import Event, RequestState
@@ -84,7 +85,7 @@ class Recovery:
         while True:
             member = await self._pool.wait()
             try:
-                return await member.engine.tokenize(open_request.request)
+                return truncated(open_request.request, await member.engine.tokenize(open_request.request), member.engine.info)
             except EngineDead as error:
                 self._outlive(open_request, member, error)
 

@@ -52,6 +52,16 @@ def token_ids(most: int, *, least: int = 0) -> Any:
     return check
 
 
+def one_of(*values: str) -> Any:
+    """Validate one of a few strings. The InvalidRequest lists them."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in values:
+            raise InvalidRequest(f"{attribute.name} must be {' or '.join(values)}", attribute.name)
+
+    return check
+
+
 def instance(kinds: type | tuple[type, ...], accepted: str) -> Any:
     """Validate a type. Raises TypeError: only the program's author can get it wrong.
 

@@ -48,6 +48,9 @@ class RequestFields(SamplingFields, total=False):
 
     tools: "Tools | None"
     template_kwargs: Mapping[str, Any]
+    add_special_tokens: bool | None
+    truncate_prompt_tokens: int | None
+    truncation_side: str
     adapter: str | None
     tenant: str
     priority: int

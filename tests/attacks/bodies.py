@@ -4,14 +4,21 @@ from typing import Any
 
 import msgspec
 
+from frontends.anthropic.requests import MessagesRequest
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
-from frontends.openai.requests import DetokenizeRequest, GenerateRequest, TokenizeRequest
+from frontends.openai.requests import GenerateRequest
+from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
+from frontends.openai.tokens import TokensRequest
+from frontends.responses.requests import ResponsesRequest
 
 KINDS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/generate": GenerateRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/responses": ResponsesRequest,
+    "/inference/v1/generate": TokensRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -20,6 +27,9 @@ NEEDED: dict[Any, dict[str, Any]] = {
     CompletionRequest: {"prompt": "hi"},
     ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
     GenerateRequest: {"prompt": "hi"},
+    MessagesRequest: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
+    ResponsesRequest: {"input": "hi"},
+    TokensRequest: {"token_ids": [1], "sampling_params": {}},
     TokenizeRequest: {"prompt": "hi"},
     DetokenizeRequest: {"tokens": [1]},
 }

@@ -13,7 +13,7 @@ REFUSED = (
     "best_of", "suffix", "logit_bias", "allowed_token_ids", "bad_words", "chat_template", "chat_template_kwargs", "documents", "tools",
     "tool_choice", "functions", "response_format", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "structured_outputs",
     "mm_processor_kwargs", "media_io_kwargs", "kv_transfer_params", "vllm_xargs", "cache_salt", "prompt_embeds", "request_id",
-    "data_parallel_rank", "logits_processors", "add_special_tokens", "truncate_prompt_tokens", "use_beam_search", "return_token_ids",
+    "data_parallel_rank", "logits_processors", "add_special_tokens", "use_beam_search", "return_token_ids",
     "audio", "modalities", "prediction", "reasoning_effort", "web_search_options", "__proto__", "",
 )  # fmt: skip
 URLS = (
@@ -55,6 +55,9 @@ def counts():
     for value in ("0", "-1", str(10**12), "1.5", '"7"', "true", "[]"):
         yield "P8", COMPLETIONS, text("max_tokens", value), "max_tokens"
         yield "P8", GENERATE, text("max_tokens", value), "max_tokens"
+    for value in ("0", "-2", str(10**12), "1.5", '"7"', "true", "[]"):
+        yield "P8", COMPLETIONS, text("truncate_prompt_tokens", value), "truncate_prompt_tokens"
+        yield "P8", GENERATE, text("truncate_prompt_tokens", value), "truncate_prompt_tokens"
     yield "P8", CHAT, {"messages": USER, "max_completion_tokens": 10**12}, "max_completion_tokens"
     yield "P8", GENERATE, {"prompt": "hi", "min_tokens": 10**9}, "min_tokens"
     yield "P8", GENERATE, {**HI, "min_tokens": 5}, "min_tokens"

@@ -96,8 +96,8 @@ async def test_keys_are_checked_before_the_body_is_read():
         request = Request(headers=[(b"authorization", value) for value in shown], pieces=[PIECE])
         assert await refused(Intake(access), request) == (401, "invalid_api_key")
         assert request.taken == 0
-    right = [(b"Authorization", b"Bearer secret")]
-    assert (await read(Intake(access), Request(headers=right, pieces=[PIECE]))).body == PIECE
+    for right in ((b"Authorization", b"Bearer secret"), (b"x-api-key", b"secret")):
+        assert (await read(Intake(access), Request(headers=[right], pieces=[PIECE]))).body == PIECE
     for path in (b"/health", b"/health/live", b"/health/ready"):
         for query in (b"", b"x=1"):
             assert (await read(Intake(access), Request(path, query=query))).path.partition("?")[0] == path.decode()

@@ -65,7 +65,7 @@ class Scripted:
         if isinstance(step, type):
             raise step
         status, headers, body = step
-        return Answer(place.replica, ResponseHead(status, headers), body)
+        return Answer(place.replica, "/a", ResponseHead(status, headers), body)
 
 
 async def ask(*script, replicas="ab"):
@@ -218,6 +218,13 @@ async def test_a_stream_whose_replica_dies_ends_with_an_error_event(client):
     assert last.endswith(b"\n\ndata: [DONE]\n\n")
 
 
+async def test_the_error_event_has_the_format_of_the_route(client):
+    async with replica(ACCEPTED, EVENTS, ONE) as place:
+        found = await client.ask(place, RelayedRequest("POST", "/v1/messages?beta=true", (), b"{}"))
+        _, last = [chunk async for chunk in found.events()]
+    assert last.startswith(b'event: error\ndata: {"error":{"type":"overloaded_error"')
+
+
 async def test_a_complete_stream_has_no_error_event_and_no_event_is_cut_in_two(client):
     async with replica(ACCEPTED, EVENTS, ONE, b"c\r\ndata: 2\n\ndat\r\n", b"6\r\na: 3\n\n\r\n0\r\n\r\n") as place:
         found = await client.ask(place, ASKED)
@@ -310,7 +317,7 @@ async def test_a_client_cannot_show_a_secret_and_gets_every_header_once():
 
     async def ask(one):
         asked.append(one)
-        return Answer("a", ResponseHead(200, (("X-Two", "2"), ("X-Two", "3"), ("Content-Type", "text/plain"))), b"yes")
+        return Answer("a", "/a", ResponseHead(200, (("X-Two", "2"), ("X-Two", "3"), ("Content-Type", "text/plain"))), b"yes")
 
     async with serving(ask) as session, session.post(TARGET, data=b"body", headers={SECRET: "a guess", "X-One": "1"}) as response:
         assert (response.status, await response.read(), response.headers.getall("X-Two")) == (200, b"yes", ["2", "3"])
@@ -352,7 +359,7 @@ async def test_an_ingress_that_is_about_to_end_closes_its_connections():
     departure = Departure()
 
     async def ask(_):
-        return Answer("a", ResponseHead(200, ()), b"yes")
+        return Answer("a", "/a", ResponseHead(200, ()), b"yes")
 
     async with serving(ask, departure) as session:
         for begun, header in ((False, None), (True, "close")):

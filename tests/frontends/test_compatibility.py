@@ -12,22 +12,36 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
 from frontends.access.caller import Caller
+from frontends.anthropic.requests import MessagesRequest
 from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
-from frontends.openai.requests import Ignored
+from frontends.openai.sizes import Undecoded
+from frontends.responses.requests import ResponsesRequest
 from llmserve import InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
-BASE: dict[str, dict[str, Any]] = {"chat": {"messages": [{"role": "user", "content": "hi"}]}, "completions": {"prompt": "hi"}}
+USER = [{"role": "user", "content": "hi"}]
+BASE: dict[str, dict[str, Any]] = {
+    "chat": {"messages": USER},
+    "completions": {"prompt": "hi"},
+    "messages": {"messages": USER, "max_tokens": 1},
+    "responses": {"input": "hi"},
+}
 # The routes whose fields a heading is about.
-ROUTES = {"## Both": ("chat", "completions"), "## Chat alone": ("chat",), "## Completions alone": ("completions",)}
-KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest}
+ROUTES = {
+    "## Both": ("chat", "completions"),
+    "## Chat alone": ("chat",),
+    "## Completions alone": ("completions",),
+    "## Anthropic's messages": ("messages",),
+    "## Responses": ("responses",),
+}
+KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest, "messages": MessagesRequest, "responses": ResponsesRequest}
 
 
 def listed():
     """Return the page's entry for each field of each route."""
-    found = {"chat": {}, "completions": {}}
+    found = {route: {} for route in KINDS}
     routes: tuple[str, ...] = ()
     for line in PAGE.read_text().splitlines():
         if line.startswith("## "):
@@ -47,8 +61,9 @@ ROWS = [(route, name, verdict) for route, fields in LISTED.items() for name, ver
 
 @pytest.mark.parametrize(("route", "name", "verdict"), ROWS, ids=[f"{route}-{name}" for route, name, _ in ROWS])
 def test_the_server_matches_the_page(route, name, verdict):
-    known = {field.encode_name for field in msgspec.structs.fields(KINDS[route])}
-    ignored = {field.encode_name for field in msgspec.structs.fields(Ignored)}
+    fields = msgspec.structs.fields(KINDS[route])
+    known = {field.encode_name for field in fields}
+    ignored = {field.encode_name for field in fields if field.type == Undecoded}
     assert verdict == ("ignored" if name in ignored else "supported" if name in known else "refused")
     decoder = msgspec.json.Decoder(KINDS[route])
     if verdict == "refused":
@@ -64,7 +79,7 @@ def test_the_server_matches_the_page(route, name, verdict):
     elif verdict == "ignored":
         body = decode(decoder, msgspec.json.encode({**BASE[route], name: {"any": ["thing"]}}))
         plain = decode(decoder, msgspec.json.encode(BASE[route]))
-        (one,), (other,) = body.generation_requests(Caller()), plain.generation_requests(Caller())
+        (one,), (other,) = (each.wanted(Caller(), None).requests for each in (body, plain))
         assert one.sampling == other.sampling
 
 
@@ -74,7 +89,7 @@ def test_null_has_no_effect(route):
     decoder, fields = msgspec.json.Decoder(KINDS[route]), dict.fromkeys(LISTED[route].keys() - BASE[route].keys())
 
     def asked(sent):
-        (request,) = decode(decoder, msgspec.json.encode({**BASE[route], **sent})).generation_requests(Caller())
+        (request,) = decode(decoder, msgspec.json.encode({**BASE[route], **sent})).wanted(Caller(), None).requests
         return attrs.evolve(request, request_id="same")
 
     for sent in (fields, *({name: None} for name in fields)):

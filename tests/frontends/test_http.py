@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 import random
 import shlex
+import time
 
 import aiohttp
 import anyio
@@ -187,6 +188,7 @@ async def test_the_model_is_listed_under_the_name_it_is_served_by(server):
     async with server.session.get("/v1/models") as response:
         (card,) = (await response.json())["data"]
     assert card["id"] == "sim"
+    assert 0 < card["created"] <= time.time()
     async with server.session.get("/v1/models/sim") as response:
         assert await response.json() == card
     async with server.session.get("/v1/models/other") as response:

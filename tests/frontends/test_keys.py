@@ -175,7 +175,8 @@ async def test_probes_without_a_key_learn_no_detail_of_a_failure():
 WRONG = (
     {}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer  {ALICE}"},
     {"Authorization": f"Basic {ALICE}"}, {"Authorization": ALICE}, bearer("x" * 7000), bearer(ALICE[:-1]), bearer(ALICE + "\t."),
-    bearer(ALICE + "x"), bearer("ällice"), bearer("lls_old"), bearer(ALICE.upper()), {"X-Api-Key": ALICE},
+    bearer(ALICE + "x"), bearer("ällice"), bearer("lls_old"), bearer(ALICE.upper()), {"X-Api-Key": ALICE[:-1]},
+    {"X-Api-Key": ""}, {"X-Api-Key": f"Bearer {ALICE}"}, {"X-Api-Key": "ällice"},
 )  # fmt: skip
 
 

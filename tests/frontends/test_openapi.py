@@ -16,6 +16,7 @@ from frontends.http.authentication import PAGES
 from frontends.http.health import check_of
 from frontends.http.openapi import ERRORS, ChatAnswer, Completion, ModelList, TextAnswer, Tokens
 from frontends.openai.errors import TABLE
+from frontends.openai.tokens import TokensAnswer
 from llmserve.runtime.version import __version__
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +73,7 @@ async def test_answers_have_the_documented_types():
             ("/v1/completions", {"prompt": "hi", "logprobs": 1}, TextAnswer),
             ("/v1/chat/completions", {"messages": user, "logprobs": True, "max_tokens": 2}, ChatAnswer),
             ("/generate", {"prompt": "hi", "max_tokens": 2, "logprobs": 1, "prompt_logprobs": 1}, Completion),
+            ("/inference/v1/generate", {"token_ids": [1, 2], "sampling_params": {"logprobs": 1, "prompt_logprobs": 1}}, TokensAnswer),
             ("/tokenize", {"prompt": "hi"}, Tokens),
         ):
             _, answer, _ = await server.post(path, body)

@@ -3,6 +3,7 @@
 tests/vllm has the same on vLLM.
 """
 
+import json
 import signal
 import sys
 import threading
@@ -165,3 +166,29 @@ async def test_dozens_of_simulated_engines_serve_as_one(tmp_path, workers):
         assert found["engine"]["generation_tokens"] == 9
         text = (await fetch(f"{url}/metrics"))[1].decode()
     assert text.count("llmserve_pool_up{") == 24 * int(workers)
+
+
+async def test_the_routes_of_other_clients_answer_with_workers_and_several_engines(tmp_path):
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/messages": chat,
+        "/v1/responses": {"input": "hi", "max_output_tokens": 3, "temperature": 0},
+        "/v1/messages/count_tokens": {"messages": chat["messages"]},
+        "/inference/v1/generate": {"token_ids": [104, 105], "sampling_params": {"max_tokens": 3, "temperature": 0}, "request_id": "mine"},
+        "/tokenize": {"prompt": "hi", "return_token_strs": True},
+        "/v1/completions": {"prompt": "abc", "max_tokens": 1, "truncate_prompt_tokens": 2, "temperature": 0},
+    }
+    engine = (*ENGINE[:-1], "start_seconds=0.5")
+    async with program(tmp_path, "--engines", "2", "--workers", "2", module=MODULE, engine=engine) as (_, url, _):
+        for path, body in bodies.items():
+            # Each connection goes to the worker with the fewest, so both workers answer.
+            answers = [await fetch(url + path, body) for _ in range(4)]
+            assert {status for status, _ in answers} == {200}, (path, answers)
+            # How much of a prompt is in a cache, and so the usage, differs.
+            found = [
+                {name: value for name, value in json.loads(text).items() if name not in ("id", "created", "created_at", "usage", "output")}
+                for _, text in answers
+            ]
+            assert found == [found[0]] * 4
+        status, body = await fetch(f"{url}/v1/messages", {**chat, "model": "other"})
+        assert (status, json.loads(body)["type"]) == (404, "error")

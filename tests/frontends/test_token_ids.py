@@ -164,3 +164,19 @@ async def test_running_usage_is_in_every_event_and_needs_include_usage(server, p
     assert counts[-1] == 5
     alone = {**WITH_USAGE, "stream_options": {"include_usage": False, "continuous_usage_stats": True}}
     assert not any("usage" in chunk for chunk in await chunks(server, path, {**ROUTES[path], **alone}))
+
+
+@pytest.mark.parametrize(("last", "prefill"), [("assistant", "An apple a day"), ("user", "")])
+async def test_an_echo_begins_a_chat_s_answer_with_the_assistant_s_last_message(server, last, prefill):
+    asked = {
+        **CHAT,
+        "messages": [{"role": "user", "content": "hi"}, {"role": last, "content": "An apple a day"}],
+        "continue_final_message": True,
+    }
+    _, plain, _ = await server.post("/v1/chat/completions", asked)
+    _, whole, _ = await server.post("/v1/chat/completions", {**asked, "echo": True})
+    content = whole["choices"][0]["message"]["content"]
+    assert content == prefill + plain["choices"][0]["message"]["content"]
+    first, *others = await chunks(server, "/v1/chat/completions", {**asked, "echo": True})
+    deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in others]
+    assert first["choices"][0]["delta"]["content"] + "".join(deltas) == content

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from llmserve import ConfigurationError
+from llmserve import ConfigurationError, InvalidRequest, Sampling
 from llmserve.engines import create_engine
 from llmserve.engines.vllm.args import _context_of, check_version, has_gpu_build, parse_engine_arg
 from llmserve.engines.vllm.lora import Adapters
@@ -113,3 +113,11 @@ def test_a_folder_that_holds_no_adapter_is_named(tmp_path):
         Adapters({"a": str(tmp_path)}).engine_args({}, on_cpu=False)
     with pytest.raises(ConfigurationError, match="rank 1000"):
         Adapters({"a": adapter(tmp_path / "large", r=1000)}).engine_args({}, on_cpu=False)
+
+
+def test_a_prompt_s_logprobs_are_refused_only_beside_adapters():
+    Adapters({}).check(Sampling(prompt_logprobs=0))
+    Adapters({"sql": "folder"}).check(Sampling(logprobs=3))
+    with pytest.raises(InvalidRequest) as caught:
+        Adapters({"sql": "folder"}).check(Sampling(prompt_logprobs=0))
+    assert caught.value.param == "prompt_logprobs"

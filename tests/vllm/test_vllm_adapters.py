@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from vllm_adapter_files import write_adapter
 
-from llmserve import ConfigurationError, EngineManager, GenerationRequest, ModelNotFound, Sampling
+from llmserve import ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ModelNotFound, Sampling
 
 pytestmark = pytest.mark.nightly
 
@@ -28,6 +28,10 @@ async def test_each_adapter_answers_in_its_own_way_in_one_batch(tmp_path):
             base, same, other = await asyncio.gather(*[manager.generate(ask(name)) for name in (None, "nothing", "everything")])
             assert base.token_ids == same.token_ids == plain.token_ids
             assert other.token_ids[0] != plain.token_ids[0]
+        # Beside other requests it would end the engine.
+        with pytest.raises(InvalidRequest) as caught:
+            await manager.generate(ask(None), prompt_logprobs=0)
+        assert caught.value.param == "prompt_logprobs"
         with pytest.raises(ModelNotFound, match="'absent'"):
             await manager.generate(ask("absent"))
         assert manager.statistics().open == 0

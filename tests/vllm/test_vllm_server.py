@@ -6,8 +6,10 @@ import time
 import aiohttp
 import anyio
 import pytest
+from contracts.anthropic_contract import AnthropicContract
 from contracts.frontend_contract import FrontendContract
 from contracts.openai_contract import OpenAIContract
+from contracts.responses_contract import ResponsesContract
 from http_support import InProcess, OverHTTP
 
 from benchmarks.generator.run import Generator
@@ -22,6 +24,14 @@ BAD_INPUT_SECONDS = 0.25
 
 
 class TestOpenAI(OpenAIContract):
+    """The whole contract, on the bundled model."""
+
+
+class TestAnthropic(AnthropicContract):
+    """The whole contract, on the bundled model."""
+
+
+class TestResponses(ResponsesContract):
     """The whole contract, on the bundled model."""
 
 

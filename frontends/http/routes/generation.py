@@ -1,12 +1,14 @@
-"""The routes that generate: /v1/completions, /v1/chat/completions and /generate."""
+"""The routes that generate, in the formats of OpenAI, Anthropic and vLLM, and /generate."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
 
+from frontends.anthropic.requests import CountRequest, MessagesRequest
+from frontends.anthropic.response_builder import MessagesResponseBuilder
 from frontends.http.access_log import name_answer
 from frontends.http.authentication import CALLER
 from frontends.http.event_stream import EventStream
@@ -19,15 +21,17 @@ from frontends.openai import sse
 from frontends.openai.chat import ChatRequest, ChatResponseBuilder
 from frontends.openai.completions import CompletionRequest, TextResponseBuilder
 from frontends.openai.decoding import BodyReader
-from frontends.openai.errors import describe
 from frontends.openai.fan_out import generate_choices, open_choices
-from frontends.openai.requests import Common, GenerateRequest
-from frontends.openai.response_builder import ResponseBuilder
+from frontends.openai.requests import GenerateRequest
+from frontends.openai.response_builder import ResponseBuilder, failure
 from frontends.openai.sizes import check_answer
+from frontends.openai.tokens import TokensRequest, TokensResponseBuilder
 from frontends.openai.wanted import ParsedBody, renamed
+from frontends.responses.requests import ResponsesRequest
+from frontends.responses.response_builder import ResponsesResponseBuilder
 from llmserve import Delta, GenerationRequest, LLMServeError, TokenStream
 
-Asks = TypeVar("Asks", bound=Common)
+Asks = TypeVar("Asks", CompletionRequest, ChatRequest, MessagesRequest, ResponsesRequest, TokensRequest)
 
 
 class GenerationRoutes:
@@ -45,10 +49,22 @@ class GenerationRoutes:
         self._keepalive = keepalive
         self._completion = served.reader(CompletionRequest)
         self._chat = served.reader(ChatRequest)
+        self._responses = served.reader(ResponsesRequest)
+        self._messages = served.reader(MessagesRequest)
+        self._count = served.reader(CountRequest)
+        self._tokens = served.reader(TokensRequest)
         self._generate = served.reader(GenerateRequest)
 
     def routes(self) -> dict[str, Handler]:
-        return {"POST /v1/completions": self.completions, "POST /v1/chat/completions": self.chat, "POST /generate": self.generate}
+        return {
+            "POST /v1/completions": self.completions,
+            "POST /v1/chat/completions": self.chat,
+            "POST /v1/responses": self.responses,
+            "POST /v1/messages": self.messages,
+            "POST /v1/messages/count_tokens": self.count,
+            "POST /inference/v1/generate": self.tokens,
+            "POST /generate": self.generate,
+        }
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         wanted = await self._wanted(request, self._completion)
@@ -61,7 +77,32 @@ class GenerationRoutes:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         wanted = await self._wanted(request, self._chat)
         first = wanted.requests[0]
-        builder = ChatResponseBuilder(first.request_id, first.adapter or self._served.name, first.tools, reasoning=wanted.reasoning)
+        model, prefill = first.adapter or self._served.name, wanted.prefill
+        builder = ChatResponseBuilder(first.request_id, model, first.tools, reasoning=wanted.reasoning, prefill=prefill)
+        return await self._answer(request, wanted, builder)
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        wanted = await self._wanted(request, self._responses)
+        first = wanted.requests[0]
+        return await self._answer(request, wanted, ResponsesResponseBuilder(first, first.adapter or self._served.name))
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        wanted = await self._wanted(request, self._messages)
+        first = wanted.requests[0]
+        return await self._answer(request, wanted, MessagesResponseBuilder(first.request_id, first.adapter or self._served.name))
+
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        def make(body: CountRequest) -> GenerationRequest:
+            self._served.adapter(body.model)
+            return body.generation_request()
+
+        prompt = await self._served.manager.tokenize(await self._served.read(request, self._count, make))
+        return json_response({"input_tokens": len(prompt.token_ids)})
+
+    async def tokens(self, request: web.Request) -> web.StreamResponse:
+        wanted = await self._wanted(request, self._tokens)
+        first = wanted.requests[0]
+        builder = TokensResponseBuilder(first.request_id, first.adapter or self._served.name, wanted.answer_id, text=wanted.text)
         return await self._answer(request, wanted, builder)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -70,7 +111,7 @@ class GenerationRoutes:
         name_answer(request, wanted.request_id)
         if not streams:
             return json_response(await manager.generate(wanted))
-        async with self._events(request) as events, manager.stream(wanted) as stream:
+        async with self._events(request, failure) as events, manager.stream(wanted) as stream:
             await events.begin()
             await events.pour([stream], lambda _, delta: sse.event(delta))
             await events.end(sse.event(stream.usage) + sse.DONE)
@@ -96,7 +137,7 @@ class GenerationRoutes:
                 completions = await generate_choices(self._served.manager, requests)
             return await whole_response(builder.whole(completions, n, self._served.turns))
         async with (
-            self._events(request) as events,
+            self._events(request, builder.failure) as events,
             renamed(**wanted.names),
             open_choices(self._served.manager, requests) as streams,
         ):
@@ -104,13 +145,12 @@ class GenerationRoutes:
             await events.begin()
             builder.begin(streams)
             await events.pour(streams, partial(_chunk, builder, set(range(len(streams))), running))
-            usage = builder.usage([stream.usage for stream in streams], n) if wanted.usage else b""
-            await events.end(usage + sse.DONE)
+            await events.end(builder.end([stream.usage for stream in streams], n, usage=wanted.usage))
         return events.response
 
     @asynccontextmanager
-    async def _events(self, request: web.Request) -> AsyncIterator[EventStream]:
-        """Open the response's events; once they have begun, an error is the last event.
+    async def _events(self, request: web.Request, last: Callable[[LLMServeError], bytes]) -> AsyncIterator[EventStream]:
+        """Open the response's events; once they have begun, an error becomes the `last` events.
 
         This context encloses the token stream's, so that the stream's errors pass through here
         last.
@@ -123,7 +163,7 @@ class GenerationRoutes:
         except LLMServeError as error:
             if not events.begun:
                 raise
-            await events.fail(sse.event(describe(error)[1]) + sse.DONE)
+            await events.fail(last(error))
         finally:
             events.close()
 

@@ -162,7 +162,7 @@ class SimulatedEngine:
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt, constraint=form)
         text = request.prompt if request.prompt is not None else render_chat(request.messages or ())
-        if len(text) > self.config.max_model_len:
+        if len(text) > self.config.max_model_len and request.truncate_prompt_tokens is None:
             # As in vLLM's engine: no token stands for less than a character.
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
         return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
@@ -174,6 +174,12 @@ class SimulatedEngine:
         if any(not 0 <= token < VOCAB_SIZE for token in token_ids):
             raise InvalidRequest(f"a token id is outside the vocabulary of {VOCAB_SIZE}", "tokens")
         return decode(token_ids)
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> list[str]:
+        return [await self.detokenize((token,)) for token in token_ids]
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        return {"tokenizer_class": "simulated"}
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
         if not self._up:

@@ -29,7 +29,7 @@ from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.grammars.admission import Grammars
 from llmserve.engines.vllm.grammars.ejection import Constrained
 from llmserve.engines.vllm.grammars.sandbox import vocabulary
-from llmserve.engines.vllm.info import describe
+from llmserve.engines.vllm.info import check_token_ids, describe, tokenizer_settings
 from llmserve.engines.vllm.log import quiet
 from llmserve.engines.vllm.lora import ARGUMENT, Adapters
 from llmserve.engines.vllm.metrics import make_stat_loggers
@@ -222,13 +222,12 @@ class VLLMEngine:
             with self._placement.loading(check), interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
                 return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
 
-    # Prompts
-
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         if self._llm is None or self._renderer is None:
             raise EngineDead(GONE)
         renderer = self._renderer
         check_version_for(request.sampling)
+        self._adapters.check(request.sampling)
         constraint = await self._constraint(request)
         if isinstance(request.prompt, tuple):
             return EnginePrompt(token_ids=request.prompt, constraint=constraint)
@@ -255,10 +254,15 @@ class VLLMEngine:
         return None if self._parsers is None else self._parsers.reader(request, prompt)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        if any(not 0 <= token < self.info.vocab_size for token in token_ids):
-            raise InvalidRequest(f"a token id is outside the vocabulary of {self.info.vocab_size}", "tokens")
-        tokenizer = self.running_llm.get_tokenizer()
-        return str(await anyio.to_thread.run_sync(tokenizer.decode, list(token_ids)))
+        ids, tokenizer = check_token_ids(token_ids, self.info.vocab_size), self.running_llm.get_tokenizer()
+        return str(await anyio.to_thread.run_sync(tokenizer.decode, ids))
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> list[str]:
+        ids, tokenizer = check_token_ids(token_ids, self.info.vocab_size), self.running_llm.get_tokenizer()
+        return list(await anyio.to_thread.run_sync(tokenizer.convert_ids_to_tokens, ids))
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        return await anyio.to_thread.run_sync(tokenizer_settings, self.running_llm.get_tokenizer())
 
     # Requests
 

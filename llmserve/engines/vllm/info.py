@@ -1,10 +1,12 @@
-"""The figures of a vLLM engine. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
+"""The figures and the vocabulary of a vLLM engine. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from llmserve.engine import EngineInfo
 from llmserve.engines.vllm.args import version
 from llmserve.engines.vllm.rendering import has_chat_template
+from llmserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -33,3 +35,26 @@ def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...]) -> EngineIn
         has_chat_template=has_chat_template(llm.get_tokenizer()),
         adapters=adapters,
     )
+
+
+def check_token_ids(token_ids: Sequence[int], size: int) -> list[int]:
+    """Return the ids as a list. Raises InvalidRequest for an id outside a vocabulary of `size`."""
+    if any(not 0 <= token < size for token in token_ids):
+        raise InvalidRequest(f"a token id is outside the vocabulary of {size}", "tokens")
+    return list(token_ids)
+
+
+def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
+    """Return the settings that a Hugging Face tokenizer was made with, without paths of files."""
+    found = {name: _plain(value) for name, value in getattr(tokenizer, "init_kwargs", {}).items() if not name.endswith(("_file", "_path"))}
+    template = getattr(tokenizer, "chat_template", None)
+    return found | {"tokenizer_class": type(tokenizer).__name__} | ({} if template is None else {"chat_template": template})
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON has: a special token is an object with its text as `content`."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float)) else str(getattr(value, "content", value))

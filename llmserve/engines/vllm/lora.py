@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmserve.errors import ConfigurationError
+from llmserve.errors import ConfigurationError, InvalidRequest
+from llmserve.request import Sampling
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -52,6 +53,17 @@ class Adapters:
         if on_cpu and given.get("max_loras", places) < places:
             raise ConfigurationError(f"max_loras must be at least {places} on a CPU, one more than there are adapters")
         return {"enable_lora": True, "max_loras": places, "max_cpu_loras": max(count, places), "max_lora_rank": fitting[0]}
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise InvalidRequest for a prompt's logprobs, which would end an engine with adapters.
+
+        vLLM (0.25.1 to 0.33) applies the adapters to the prompt's logits with an index that has one
+        entry for each request, and not for each token. In a batch of several requests its CPU build
+        raises an error, and its GPU kernels check the same sizes.
+        """
+        if self._modules and sampling.prompt_logprobs is not None:
+            words = "prompt_logprobs (also of echo with logprobs) is not supported on a server with LoRA adapters: vLLM's engine would end"
+            raise InvalidRequest(words, "prompt_logprobs")
 
     def request(self, name: str | None) -> "LoRARequest | None":
         from vllm.lora.request import LoRARequest

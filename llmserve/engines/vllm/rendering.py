@@ -43,7 +43,7 @@ class PromptRenderer:
     async def render(self, request: GenerationRequest) -> EnginePrompt:
         """Return the tokens of a text or a conversation. Raises InvalidRequest or EngineDead."""
         try:
-            return await (self._conversation(request) if request.messages is not None else self._text(str(request.prompt)))
+            return await (self._conversation(request) if request.messages is not None else self._text(request))
         except (InvalidRequest, EngineDead):
             raise
         except Exception as error:
@@ -52,11 +52,12 @@ class PromptRenderer:
             # Templates are the model's own programs: any error in one is about the conversation.
             raise InvalidRequest(f"the prompt cannot be rendered: {brief(error)}", request.prompt_field) from error
 
-    async def _text(self, text: str) -> EnginePrompt:
+    async def _text(self, request: GenerationRequest) -> EnginePrompt:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
+        text = self._without_endless(str(request.prompt), request)
         self._refuse_endless(len(text), "prompt")
-        params = _unbounded(self._renderer.default_cmpl_tok_params)
+        params = _unbounded(self._renderer.default_cmpl_tok_params, request)
         if self.encoder is not None:
             token_ids, _ = await self.encoder.encode(PromptJob(text, params))
             return EnginePrompt(token_ids=tuple(token_ids), text=text)
@@ -73,17 +74,25 @@ class PromptRenderer:
 
         if not self._has_chat_template:
             raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
-        self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
+        if request.truncate_prompt_tokens is None:
+            self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
         kwargs = {"add_generation_prompt": True, **request.template_kwargs, "tools": tools}
-        params = _unbounded(self._renderer.default_chat_tok_params)
+        params = _unbounded(self._renderer.default_chat_tok_params, request)
         if self.encoder is not None:
             # As text, so that the tokenizer encodes it together with other prompts.
             chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
             _, prompt = await self._renderer.render_messages_async(messages, chat)
-            token_ids, words = await self.encoder.encode(PromptJob(prompt["prompt"], params))
+            token_ids, words = await self.encoder.encode(PromptJob(self._without_endless(prompt["prompt"], request), params))
             return EnginePrompt(token_ids=tuple(token_ids), text=words)
         _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
+
+    def _without_endless(self, text: str, request: GenerationRequest) -> str:
+        """Return the part of a text to be truncated that can fit the context in any tokenisation."""
+        if request.truncate_prompt_tokens is None:
+            return text
+        characters = self._model.max_model_len * self._longest_token
+        return text[:characters] if request.truncation_side == "right" else text[-characters:]
 
     def _refuse_endless(self, characters: int, field: str) -> None:
         """Refuse a text that cannot fit the context in any tokenisation, before any work on it."""
@@ -92,6 +101,7 @@ class PromptRenderer:
             raise PromptTooLong(characters // self._longest_token, limit, field)
 
 
-def _unbounded(params: Any) -> Any:
+def _unbounded(params: Any, request: GenerationRequest) -> Any:
     """Return vLLM's tokenisation parameters without a length check: the manager does that."""
-    return dataclasses.replace(params, max_total_tokens=None)
+    special = {} if request.add_special_tokens is None else {"add_special_tokens": request.add_special_tokens}
+    return dataclasses.replace(params, max_total_tokens=None, **special)

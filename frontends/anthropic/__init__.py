@@ -1,0 +1,1 @@
+"""The wire format of Anthropic's Messages API, without I/O: a conversion from and to chats."""

@@ -1,0 +1,69 @@
+"""The items of a request's `input`, and the chat messages that they become."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from frontends.openai.messages import ChatMessage, Part
+from frontends.openai.tools import CallBody, CalledFunction
+from llmserve import InvalidRequest
+
+
+class Item(msgspec.Struct, kw_only=True):
+    """An item. Other types have other fields; they are refused by their `type`.
+
+    Clients send the items of an answer back, with ids and states, which are ignored.
+    """
+
+    type: str = "message"
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+
+    def chat(self) -> ChatMessage:
+        """Return the item as a message of its own. Raises InvalidRequest."""
+        if self.type == "message" and self.role is not None and self.content is not None:
+            return ChatMessage(role=self.role, content=_content(self.content))
+        if self.type == "reasoning":
+            # Encrypted reasoning has no content, and tells this model nothing.
+            return ChatMessage(
+                role="assistant", reasoning="".join(part.text or "" for part in self.content or () if isinstance(part, Part))
+            )
+        if self.type == "function_call" and self.call_id is not None and self.name is not None:
+            function = CalledFunction(self.name, self.arguments or "{}")
+            return ChatMessage(role="assistant", tool_calls=[CallBody(id=self.call_id, type="function", function=function)])
+        if self.type == "function_call_output" and self.call_id is not None and self.output is not None:
+            return ChatMessage(role="tool", tool_call_id=self.call_id, content=_content(self.output))
+        if self.type in ("message", "function_call", "function_call_output"):
+            raise _wrong(f"an item of the type {self.type} lacks one of its fields")
+        raise _wrong(f"items of the type {self.type[:64]!r} are not supported")
+
+
+def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
+    """Return the items as a conversation. Raises InvalidRequest.
+
+    Reasoning, text and calls of one turn are several items, and one message of a chat.
+    """
+    messages: list[ChatMessage] = []
+    for item in items:
+        new = item.chat()
+        last = messages[-1] if messages else None
+        if last is None or not new.role == last.role == "assistant" or (new.content and (last.content or last.tool_calls)):
+            messages.append(new)
+            continue
+        last.content = new.content or last.content
+        last.reasoning = "".join((last.reasoning or "", new.reasoning or "")) or None
+        last.tool_calls = [*(last.tool_calls or ()), *(new.tool_calls or ())] or None
+    return messages
+
+
+def _content(content: str | list[Part]) -> str | list[Part | str]:
+    return content if isinstance(content, str) else list(content)
+
+
+def _wrong(words: str) -> InvalidRequest:
+    return InvalidRequest(f"input: {words}", "input")

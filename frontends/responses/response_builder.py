@@ -1,0 +1,200 @@
+"""Writes answers in the format of OpenAI's Responses API, complete or as named events."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from frontends.net.turns import WorkQueue
+from frontends.openai import sse
+from frontends.openai.errors import describe
+from frontends.openai.response_builder import ResponseBuilder
+from llmserve import Completion, Delta, GenerationRequest, LLMServeError, TokenStream, ToolCall, Usage
+
+# The types of the part of an item, of its deltas, and of the event after them.
+PARTS = {
+    "message": ("output_text", "response.output_text"),
+    "reasoning": ("reasoning_text", "response.reasoning_text"),
+    "function_call": (None, "response.function_call_arguments"),
+}
+
+
+class OpenItem:
+    """An item of a stream that is not complete."""
+
+    def __init__(self, kind: str, name: str, call: ToolCall | None = None) -> None:
+        self.kind = kind
+        self.id = name
+        self.call = call
+        self.pieces: list[str] = []
+
+    def body(self, status: str) -> dict[str, Any]:
+        """Return the item; while it is in progress, without its content."""
+        text, done = "".join(self.pieces), status != "in_progress"
+        head = {"id": self.id, "type": self.kind, "status": status}
+        if self.call is not None:
+            return head | {"call_id": self.call.id or self.id, "name": self.call.name or "", "arguments": text if done else ""}
+        content = [self.part(text)] if done else []
+        return head | ({"role": "assistant", "content": content} if self.kind == "message" else {"summary": [], "content": content})
+
+    def part(self, text: str) -> dict[str, Any]:
+        kind, _ = PARTS[self.kind]
+        return {"type": kind, "text": text} | ({"annotations": [], "logprobs": []} if self.kind == "message" else {})
+
+
+class ResponsesResponseBuilder(ResponseBuilder):
+    """Writes the answers of /v1/responses. In a stream at most one item is open.
+
+    Args:
+        request: what the model generates for; the answer repeats its tools and sampling.
+    """
+
+    prefix = "resp"
+
+    def __init__(self, request: GenerationRequest, model: str) -> None:
+        super().__init__(request.request_id, model)
+        self._request = request
+        self._number = 0
+        self._items: list[dict[str, Any]] = []
+        self._open: OpenItem | None = None
+        self._reason: str | None = None
+
+    async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
+        (completion,) = completions
+        self._reason = completion.finish_reason
+        message = completion.message
+        texts = [("reasoning", message.reasoning if message else ""), ("message", message.content if message else completion.text)]
+        for kind, text in texts:
+            if text:
+                self._keep(OpenItem(kind, self._name(kind)), text)
+        for call in message.tool_calls if message else ():
+            self._keep(OpenItem("function_call", self._name("function_call"), call), call.arguments)
+        yield sse.encode(self._response(self._final, completion.usage))
+
+    def _keep(self, item: OpenItem, text: str) -> None:
+        item.pieces.append(text)
+        self._items.append(item.body(self._final))
+
+    @property
+    def _final(self) -> str:
+        return "incomplete" if self._reason == "length" else "completed"
+
+    # A stream
+
+    def begin(self, streams: Sequence[TokenStream]) -> None:
+        (self._stream,) = streams
+
+    def chunk(self, index: int, delta: Delta, usage: Usage | None = None) -> bytes:
+        self._reason = delta.finish_reason
+        events = list(self._content(delta))
+        return self._start() + b"".join(events) if events else b""
+
+    def end(self, usages: Sequence[Usage], per_prompt: int, *, usage: bool) -> bytes:
+        begin = self._start() + self._close()
+        return begin + self._named_event(f"response.{self._final}", response=self._response(self._final, usages[0]))
+
+    def failure(self, error: LLMServeError) -> bytes:
+        found = describe(error)[1].error
+        body = self._response("failed", None) | {"error": {"code": found.code or found.type, "message": found.message}}
+        return self._named_event("response.failed", response=body)
+
+    def _start(self) -> bytes:
+        """Return the stream's first events, once: with the first token, whose time clients measure."""
+        if self._number:
+            return b""
+        body = self._response("in_progress", None)
+        return self._named_event("response.created", response=body) + self._named_event("response.in_progress", response=body)
+
+    def _content(self, delta: Delta) -> Iterator[bytes]:
+        message = delta.message
+        yield from self._piece("reasoning", "" if message is None else message.reasoning)
+        yield from self._piece("message", delta.text if message is None else message.content)
+        for call in () if message is None else message.tool_calls:
+            if call.name is not None:
+                yield self._begin_item("function_call", call)
+            if call.arguments and self._open is not None and self._open.call is not None:
+                yield self._delta(self._open, call.arguments)
+
+    def _piece(self, kind: str, text: str) -> Iterator[bytes]:
+        if not text:
+            return
+        if self._open is None or self._open.kind != kind:
+            yield self._begin_item(kind)
+        assert self._open is not None
+        yield self._delta(self._open, text)
+
+    def _begin_item(self, kind: str, call: ToolCall | None = None) -> bytes:
+        begin = self._start() + self._close()
+        item = self._open = OpenItem(kind, self._name(kind), call)
+        begin += self._named_event("response.output_item.added", output_index=len(self._items), item=item.body("in_progress"))
+        return begin if call else begin + self._named_event("response.content_part.added", part=item.part(""), **self._place(item))
+
+    def _delta(self, item: OpenItem, text: str) -> bytes:
+        item.pieces.append(text)
+        more: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
+        return self._named_event(f"{PARTS[item.kind][1]}.delta", delta=text, **more, **self._place(item))
+
+    def _close(self) -> bytes:
+        item, self._open = self._open, None
+        if item is None:
+            return b""
+        text, place, kind = "".join(item.pieces), self._place(item), f"{PARTS[item.kind][1]}.done"
+        if item.call is not None:
+            done = self._named_event(kind, arguments=text, name=item.call.name, **place)
+        else:
+            more: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
+            done = self._named_event(kind, text=text, **more, **place) + self._named_event(
+                "response.content_part.done", part=item.part(text), **place
+            )
+        body = item.body(self._final)
+        done += self._named_event("response.output_item.done", output_index=len(self._items), item=body)
+        self._items.append(body)
+        return done
+
+    def _place(self, item: OpenItem) -> dict[str, Any]:
+        place = {"item_id": item.id, "output_index": len(self._items)}
+        return place if item.call is not None else {**place, "content_index": 0}
+
+    def _named_event(self, kind: str, **fields: Any) -> bytes:
+        number, self._number = self._number, self._number + 1
+        return b"event: %b\n" % kind.encode() + sse.event({"type": kind, "sequence_number": number, **fields})
+
+    def _name(self, kind: str) -> str:
+        return f"{kind}-{len(self._items)}-{self.id}"
+
+    def _response(self, status: str, usage: Usage | None) -> dict[str, Any]:
+        tools, sampling = self._request.tools, self._request.sampling
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "model": self.model,
+            "output": list(self._items),
+            "tools": [{"type": "function", **function} for function in (tools.functions if tools else ())],
+            "tool_choice": _choice(self._request),
+            "parallel_tool_calls": tools is None or tools.parallel,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_output_tokens": sampling.max_tokens,
+            "store": False,
+            "usage": None if usage is None else _usage(usage),
+        }
+
+
+def _choice(request: GenerationRequest) -> Any:
+    tools = request.tools
+    if tools is None:
+        return "auto"
+    return {"type": "function", "name": tools.name} if tools.choice == "named" else tools.choice
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    """Return the usage. The engine does not count the tokens of the reasoning."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

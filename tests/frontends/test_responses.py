@@ -1,0 +1,158 @@
+"""/v1/responses: the conversion to chats, and the official client on the simulated engine."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from contracts.responses_contract import ResponsesContract
+from engines import ScriptedEngine
+from http_support import running_server
+
+from frontends.access.caller import Caller
+from frontends.responses.requests import ResponsesRequest
+from frontends.responses.response_builder import ResponsesResponseBuilder
+from llmserve import Completion, Delta, EngineError, GenerationRequest, Message, ToolCall, Usage
+
+HI = {"input": "hi", "max_output_tokens": 5, "temperature": 0}
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+
+
+@pytest.fixture
+async def server():
+    async with running_server() as server:
+        yield server
+
+
+class TestResponses(ResponsesContract):
+    """The whole contract."""
+
+
+def request_of(**fields):
+    wanted = msgspec.json.decode(msgspec.json.encode({**HI, **fields}), type=ResponsesRequest).wanted(Caller(), None)
+    (request,) = wanted.requests
+    return request
+
+
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}", "id": "x", "status": "completed"}
+CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def reasoning(text):
+    return {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+
+
+@pytest.mark.parametrize(
+    ("items", "plain"),
+    [
+        ("hi", [{"role": "user", "content": "hi"}]),
+        (
+            [{"role": "developer", "content": [{"type": "input_text", "text": "a"}]}, {"type": "message", "role": "user", "content": "b"}],
+            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}],
+        ),
+        (
+            [reasoning("hm"), {"role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": []}]}, CALL],
+            [{"role": "assistant", "content": "a", "tool_calls": [CALLED], "reasoning": "hm"}],
+        ),
+        (
+            [CALL, CALL, {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sunny"}]}],
+            [
+                {"role": "assistant", "content": "", "tool_calls": [CALLED, CALLED]},
+                {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+            ],
+        ),
+        (
+            [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}],
+            [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}],
+        ),
+    ],
+)
+def test_items_become_chat_messages(items, plain):
+    assert list(request_of(input=items).messages) == plain
+
+
+def test_the_other_fields_become_those_of_a_chat():
+    found = request_of(
+        instructions="Be brief.",
+        tools=[TOOL],
+        tool_choice={"type": "function", "name": "f"},
+        parallel_tool_calls=False,
+        reasoning={"effort": "low", "summary": "auto"},
+        top_k=3,
+        store=True,
+        include=["reasoning.encrypted_content"],
+        text={"verbosity": "low"},
+    )
+    assert found.messages[0] == {"role": "system", "content": "Be brief."}
+    assert found.tools is not None
+    assert (found.tools.choice, found.tools.name, found.tools.parallel) == ("named", "f", False)
+    assert (found.template_kwargs["reasoning_effort"], found.sampling.top_k, found.sampling.max_tokens) == ("low", 3, 5)
+    assert request_of(tool_choice="auto").tools is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input"),
+        ({"input": [{"role": "user"}]}, "input"),
+        ({"input": []}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}}, "text"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"background": True}, "background"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"n": 2}, "n"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_wrong_field_is_named(server, fields, param, stream):
+    status, body, _ = await server.post("/v1/responses", {**HI, **fields, "stream": stream})
+    assert (status, body["error"]["param"]) == (400, param), body
+
+
+def decoded(sent):
+    found: list[dict[str, Any]] = [msgspec.json.decode(line[6:]) for line in sent.split(b"\n") if line.startswith(b"data: ")]
+    return found
+
+
+async def test_an_error_after_the_first_token_is_the_last_event():
+    engine = ScriptedEngine()
+    async with running_server(engine) as server, server.session.post("/v1/responses", json={**HI, "stream": True}) as response:
+        (sink,) = engine.sinks.values()
+        sink.put(Delta("a", (1,)))
+        sink.fail(EngineError("bad luck"))
+        found = decoded(await response.read())
+    assert (found[-1]["type"], found[-1]["response"]["status"]) == ("response.failed", "failed")
+    assert found[-1]["response"]["error"] == {"code": "engine_error", "message": "bad luck"}
+
+
+def parsed(content="", reasoning="", *calls):
+    return Message(content, reasoning, tuple(ToolCall(*call) for call in calls))
+
+
+async def test_reasoning_text_and_calls_are_items_of_their_own():
+    deltas = [
+        parsed(reasoning="hm"),
+        parsed("so ", "."),
+        parsed("it is", "", (0, "c0", "f", '{"a"')),
+        parsed("", "", (0, None, None, ":1}"), (1, "c1", "g", "{}")),
+    ]
+    builder: Any = ResponsesResponseBuilder(GenerationRequest("x", request_id="x"), "m")
+    builder.begin([None])
+    sent = b"".join(builder.chunk(0, Delta("", (1,), message=message)) for message in deltas)
+    assert builder.chunk(0, Delta("", (1,), "stop", message=Message())) == b""
+    last = decoded(sent + builder.end([Usage(7, 5, 3)], 1, usage=False))[-1]
+    whole: Any = ResponsesResponseBuilder(GenerationRequest("x", request_id="x"), "m")
+    answer = parsed("so it is", "hm.", (0, "c0", "f", '{"a":1}'), (1, "c1", "g", "{}"))
+    (body,) = [part async for part in whole.whole([Completion("x", "", (1,), "stop", Usage(7, 5, 3), message=answer)], 1, None)]
+    expected = msgspec.json.decode(body)
+    # The stream's reasoning continued after the text, which made two items of it.
+    kinds = [item["type"] for item in last["response"]["output"]]
+    assert kinds == ["reasoning", "message", "function_call", "function_call"] == [item["type"] for item in expected["output"]]
+    assert [item["arguments"] for item in last["response"]["output"][2:]] == ['{"a":1}', "{}"]
+    assert last["response"]["usage"] == expected["usage"]
+    assert expected["output"][2]["call_id"] == "c0"

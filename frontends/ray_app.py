@@ -8,7 +8,6 @@ key=value, and those of `frontends.cluster.settings`. See docs/scaling.md.
 """
 
 import os
-import secrets
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -64,8 +63,8 @@ def application(arguments: list[str]) -> Any:
     where = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
     shared_state = serve.deployment(SharedState).options(name="SharedState", num_replicas=1, ray_actor_options=where, logging_config=QUIET)
     ingress = serve.deployment(Ingress).options(**_ingress_options(settings))
-    state, secret = shared_state.bind(), secrets.token_urlsafe()
-    return ingress.bind(replicas.bind(settings, state, secret), state, settings, secret)
+    state = shared_state.bind()
+    return ingress.bind(replicas.bind(settings, state), state, settings)
 
 
 def _replica_options(settings: ClusterServerSettings) -> dict[str, Any]:

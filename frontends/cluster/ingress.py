@@ -38,6 +38,8 @@ MAX_LOST = 3
 # Seconds between two looks at the replicas' reports, and between two attempts without a replica.
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 0.1
+# Seconds in which Ray stops an ingress that has drained.
+STOP_SECONDS = 20.0
 REFUSED = 503
 
 
@@ -48,23 +50,23 @@ class Ingress:
         replicas: a handle of the deployment of `Replica`, which makes Ray Serve deploy it.
         shared_state: a handle of the application's `SharedState`.
         settings: the settings of the application.
-        secret: the application's secret, which replicas require.
     """
 
-    async def __init__(self, replicas: Any, shared_state: Any, settings: ClusterServerSettings, secret: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, replicas: Any, shared_state: Any, settings: ClusterServerSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Listen on the ingress's own port."""
         raise_descriptor_limit()
         self._shared_state = shared_state.options(_by_reference=False)
         self._drain_timeout = settings.limits.drain_timeout
         access = settings.open_access()
         self._intake = Intake(access, settings.access.max_incomplete_bytes)
-        self._relay = Relay(ReplicaClient(secret), ReplicaDirectory())
+        self._relay = Relay(ReplicaClient(), ReplicaDirectory())
         # Quiet, because replicas log changes of the file.
         self._tasks = [asyncio.create_task(access.follow(quiet=True)), asyncio.create_task(self._follow())]
         self._departure = Departure()
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._relay.client.close)
-        listeners = await open_listeners(settings.cluster)
+        # The ingress that this one replaces has the port until it has drained.
+        listeners = await open_listeners(settings.cluster, self._drain_timeout + STOP_SECONDS)
         await self._stack.enter_async_context(relaying(settings.access, listeners, self._intake, self._relay.ask, self._departure))
 
     async def __del__(self) -> None:

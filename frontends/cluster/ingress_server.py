@@ -24,18 +24,16 @@ from frontends.net.listeners import CannotListen, authority, bind_all
 from frontends.net.tls import followed
 from llmserve import ConfigurationError, LLMServeError
 
-# Seconds in which the ingress that this one replaces must have closed the port.
-BIND_SECONDS = 10.0
 LOOK_SECONDS = 0.2
 
 
-async def open_listeners(settings: ClusterSettings) -> list[socket.socket]:
-    """Listen on the hosts and the port. Raises ConfigurationError.
+async def open_listeners(settings: ClusterSettings, patience: float) -> list[socket.socket]:
+    """Listen on the hosts and the port, which may be in use for `patience` seconds. Raises ConfigurationError.
 
     The ingresses of one host share the port. A single one does not: with the port of another
     application, each would get a part of the other's clients.
     """
-    deadline = time.monotonic() + BIND_SECONDS
+    deadline = time.monotonic() + patience
     while True:
         try:
             return bind_all(settings.hosts, settings.port, share=settings.ingresses > 1)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import attrs
 from aiohttp import hdrs
 
-# The header with the application's secret, which shows a replica that an ingress sent the request.
+# The header with a replica's secret, which shows the replica that an ingress sent the request.
 SECRET = "X-LLMServe-Ingress"  # noqa: S105 - the header's name
 # Headers that apply to a single connection and are not relayed.
 HOP_BY_HOP = frozenset(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import secrets
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -36,10 +37,9 @@ class Replica:
     Args:
         settings: the settings of the application.
         shared_state: a handle of the application's `SharedState`.
-        secret: the application's secret, which every request must have.
     """
 
-    async def __init__(self, settings: ClusterServerSettings, shared_state: Any, secret: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: ClusterServerSettings, shared_state: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Start the replica, and return when its engine is up.
 
         Raises ConfigurationError, EngineError.
@@ -53,7 +53,6 @@ class Replica:
         # down).
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name).options(_by_reference=False)
         self._shared_state = shared_state.options(_by_reference=False)
-        self._secret = secret
         self._stop = asyncio.Event()
         self._stack = AsyncExitStack()
         try:
@@ -67,9 +66,9 @@ class Replica:
 
         raise_descriptor_limit()
         prepare_environment(settings)
-        own = ReplicaSettings.of(settings, get_node_ip_address(), self._secret)
+        own = ReplicaSettings.of(settings, get_node_ip_address(), secrets.token_urlsafe())
         server = self._server = await stack.enter_async_context(serving(own, settings.cluster.workers, self))
-        self._address = ReplicaAddress(self._id, server.host, server.port)
+        self._address = ReplicaAddress(self._id, server.host, server.port, own.secret)
         max_wait = settings.limits.max_wait
         self._pressure = Pressure(patience=min(settings.limits.slo_ttft or max_wait, max_wait))
         self._statistics = (await server.metrics_snapshot()).statistics

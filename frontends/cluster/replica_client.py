@@ -37,19 +37,14 @@ class NotAccepted(Exception):
 
 
 class ReplicaClient:
-    """The connections of one ingress to all replicas.
+    """The connections of one ingress to all replicas."""
 
-    Args:
-        secret: the application's secret, which replicas require.
-    """
-
-    def __init__(self, secret: str) -> None:
+    def __init__(self) -> None:
         # One connection per request: the replica might close a kept connection just when it is
         # reused.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=TAKE_SECONDS),
-            headers={SECRET: secret},
             skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
             auto_decompress=False,
         )
@@ -193,8 +188,9 @@ def _arguments(place: ReplicaAddress, asked: RelayedRequest, accepted: Callable[
     # The URL is built from its parts. As a relative reference, "//evil/metrics" would be the path
     # /metrics on the host "evil", and "//[" would be invalid.
     url = URL.build(scheme="http", host=place.host, port=place.port, path=path, query_string=query, encoded=True)
-    found = {"method": asked.method, "url": url, "headers": list(asked.headers), "allow_redirects": False}
+    headers = [*asked.headers, (SECRET, place.secret)]
+    found = {"method": asked.method, "url": url, "headers": headers, "allow_redirects": False}
     if asked.body:
-        length = (hdrs.CONTENT_LENGTH, str(len(asked.body)))
-        found |= {"headers": [*asked.headers, length], "data": body(), "expect100": True}
+        headers.append((hdrs.CONTENT_LENGTH, str(len(asked.body))))
+        found |= {"data": body(), "expect100": True}
     return found

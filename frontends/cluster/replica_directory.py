@@ -20,11 +20,12 @@ STALE_SECONDS = 3.0
 
 @attrs.frozen
 class ReplicaAddress:
-    """Where a replica's HTTP server listens."""
+    """Where a replica's HTTP server listens, and the secret that each request must have there."""
 
     replica: str
     host: str
     port: int
+    secret: str = attrs.field(repr=False)
 
 
 @attrs.frozen

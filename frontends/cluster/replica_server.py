@@ -36,7 +36,7 @@ class ReplicaSettings(HTTPServerSettings):
     """The settings of a replica's HTTP server. `secret` is what every request must have."""
 
     of_cluster: ClassVar[bool] = True
-    secret: str
+    secret: str = attrs.field(repr=False)
 
     @classmethod
     def of(cls, settings: ClusterServerSettings, host: str, secret: str) -> Self:

@@ -133,12 +133,12 @@ async def test_a_path_reaches_the_server_as_it_was_sent(anyio_backend):
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", note)
     async with running(app) as acceptor, listen(acceptor, listener := bind("127.0.0.1", 0)):
-        client, place = ReplicaClient("the secret"), ReplicaAddress("a", *listener.getsockname())
+        client, place = ReplicaClient(), ReplicaAddress("a", "127.0.0.1", listener.getsockname()[1], "the secret")
 
         async def ask(asked):
             return await client.ask(place, asked)
 
-        [port] = await open_listeners(ClusterSettings(port=0))
+        [port] = await open_listeners(ClusterSettings(port=0), 0.0)
         async with relaying(AccessSettings(), [port], Intake(), ask, Departure()):
             for target in TARGETS:
                 # Through the whole ingress, from a client that sends any target.

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import time
+from contextlib import suppress
 
+import aiohttp
 import anyio
 import pytest
 from ray_support import replicas
@@ -208,6 +210,33 @@ async def test_the_end_of_the_application_waits_for_open_answers(deploy, workers
                     await asyncio.sleep(0.01)
             await asyncio.to_thread(serve.delete, "default")
         assert all(stream[-1] == b"[DONE]" and len(stream) == 101 for stream in events)
+
+
+async def test_an_application_is_replaced_on_its_port(deploy):
+    """Ingresses of one deployment meet replicas of the other for a while."""
+    async with deploy(replicas="2", **SLOW) as cluster:
+        statuses = []
+
+        async def ask():
+            while True:
+                try:
+                    statuses.append((await cluster.post("/v1/completions", wanted(2)))[0])
+                except aiohttp.ClientError:
+                    # The single ingress is being replaced.
+                    await asyncio.sleep(0.05)
+
+        async def limit():
+            with suppress(aiohttp.ClientError):
+                return (await cluster.metrics())["admission"]["limit"]
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            async with deploy(replicas="2", port=cluster.url.rpartition(":")[2], **{**SLOW, "max_running": "3"}):
+                with anyio.fail_after(90):
+                    while (await limit()) != 2 * 3:
+                        await asyncio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+        assert set(statuses) == {200}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -27,7 +27,7 @@ def directory(clock):
 
 
 def told(name, silent=0.0, **fields):
-    return {name: ReplicaReport(ReplicaAddress(name, "10.0.0.1", 8000), attrs.evolve(NEW, **fields), silent)}
+    return {name: ReplicaReport(ReplicaAddress(name, "10.0.0.1", 8000, "secret"), attrs.evolve(NEW, **fields), silent)}
 
 
 def chosen(directory, **more):

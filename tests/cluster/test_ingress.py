@@ -73,7 +73,7 @@ async def ask(*script, replicas="ab"):
     directory = ReplicaDirectory(asyncio.get_running_loop().time)
     # The first one is the best.
     reports = {
-        name: ReplicaReport(ReplicaAddress(name, "10.0.0.1", 8000), attrs.evolve(NEW, number=1, running=number), 0.0)
+        name: ReplicaReport(ReplicaAddress(name, "10.0.0.1", 8000, "secret"), attrs.evolve(NEW, number=1, running=number), 0.0)
         for number, name in enumerate(replicas)
     }
     directory.learn(reports)
@@ -179,14 +179,14 @@ async def replica(*script):
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         try:
-            yield ReplicaAddress("a", *server.sockets[0].getsockname())
+            yield ReplicaAddress("a", "127.0.0.1", server.sockets[0].getsockname()[1], "the secret")
         finally:
             over.set()
 
 
 @pytest.fixture
 async def client():
-    one = ReplicaClient("the secret")
+    one = ReplicaClient()
     yield one
     assert not one.answers
     await one.close()
@@ -290,7 +290,7 @@ async def test_a_request_arrives_as_it_was_sent(client):
     app = web.Application()
     app.router.add_post("/a", echo)
     async with running(app) as acceptor, listen(acceptor, listener := bind("127.0.0.1", 0)):
-        place = ReplicaAddress("a", *listener.getsockname())
+        place = ReplicaAddress("a", "127.0.0.1", listener.getsockname()[1], "the secret")
         found = await client.ask(place, RelayedRequest("POST", "/a?b=%2F", (("X-One", "1"), ("Host", "somewhere")), b"body"))
     assert seen == [("POST", "/a?b=%2F", "1", "the secret", b"body")]
     assert (found.head.status, found.head.get("x-two"), found.body) == (200, "2", b"yes")
@@ -305,7 +305,7 @@ TARGET = URL("/a?b=%2F", encoded=True)
 
 @contextlib.asynccontextmanager
 async def serving(ask, departure=None):
-    [listener] = await open_listeners(ClusterSettings(port=0))
+    [listener] = await open_listeners(ClusterSettings(port=0), 0.0)
     async with relaying(AccessSettings(), [listener], Intake(), ask, departure or Departure()):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with aiohttp.ClientSession(url) as session:
@@ -368,14 +368,18 @@ async def test_an_ingress_that_is_about_to_end_closes_its_connections():
                 assert response.headers.get("Connection") == header
 
 
-async def test_the_port_of_another_program_is_refused(monkeypatch):
-    monkeypatch.setattr("frontends.cluster.ingress_server.BIND_SECONDS", 0.0)
+async def test_the_port_of_another_program_is_refused():
     with bind("127.0.0.1", 0) as taken:
         with pytest.raises(ConfigurationError, match=r"--port: .*127\.0\.0\.1"):
-            await open_listeners(ClusterSettings(port=taken.getsockname()[1]))
+            await open_listeners(ClusterSettings(port=taken.getsockname()[1]), 0.0)
+        waiting = asyncio.create_task(open_listeners(ClusterSettings(port=taken.getsockname()[1]), 30.0))
+        await asyncio.sleep(0.05)
+    # The ingress that had it has drained.
+    for listener in await waiting:
+        listener.close()
     # The ingresses of one host share it.
-    [first] = await open_listeners(ClusterSettings(port=0, ingresses=2))
-    [second] = await open_listeners(ClusterSettings(port=first.getsockname()[1], ingresses=2))
+    [first] = await open_listeners(ClusterSettings(port=0, ingresses=2), 0.0)
+    [second] = await open_listeners(ClusterSettings(port=first.getsockname()[1], ingresses=2), 0.0)
     first.close()
     second.close()
 

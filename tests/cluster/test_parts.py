@@ -182,7 +182,7 @@ async def test_nothing_is_kept_for_a_dead_replica_and_only_the_largest_tenants_a
 async def test_a_replica_is_found_until_it_leaves_or_is_silent_for_long():
     now = 0.0
     one = SharedState(lambda: now)
-    address = ReplicaAddress("a", "10.0.0.1", 8000)
+    address = ReplicaAddress("a", "10.0.0.1", 8000, "secret")
     await one.report(address, load(1))
     now = 3.0
     assert await one.reports() == {"a": ReplicaReport(address, load(1), 3.0)}

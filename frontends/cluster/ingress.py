@@ -11,13 +11,12 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
-from frontends.cluster.ingress_server import open_listeners, relaying
-from frontends.cluster.intake import Intake, of_starlette
+from frontends.cluster.ingress_server import IngressServer, open_listeners
+from frontends.cluster.intake import Intake
 from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import Answer, Lost, NotAccepted, ReplicaClient
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaDirectory
 from frontends.cluster.settings import ClusterServerSettings
-from frontends.http.departure import Departure
 from frontends.http.errors import described
 from frontends.http.idempotency_store import HEADER
 from frontends.net.connection_limits import raise_descriptor_limit
@@ -62,17 +61,16 @@ class Ingress:
         self._relay = Relay(ReplicaClient(), ReplicaDirectory())
         # Quiet, because replicas log changes of the file.
         self._tasks = [asyncio.create_task(access.follow(quiet=True)), asyncio.create_task(self._follow())]
-        self._departure = Departure()
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._relay.client.close)
         # The ingress that this one replaces has the port until it has drained.
         listeners = await open_listeners(settings.cluster, self._drain_timeout + STOP_SECONDS)
-        await self._stack.enter_async_context(relaying(settings.access, listeners, self._intake, self._relay.ask, self._departure))
+        self._server = IngressServer(settings, self._intake, self._relay.ask)
+        await self._stack.enter_async_context(self._server.serving(listeners))
 
     async def __del__(self) -> None:
         """Shut down; Ray Serve calls this when it sends no more requests."""
-        self._departure.begin()
-        await self._relay.client.drain(self._drain_timeout)
+        await self._server.drain(self._drain_timeout)
         await self._stack.aclose()
         for task in self._tasks:
             task.cancel()
@@ -86,7 +84,7 @@ class Ingress:
         from starlette.responses import Response, StreamingResponse
 
         try:
-            answer = await self._relay.ask(await self._intake.read(*of_starlette(request)))
+            answer = await self._relay.ask(await self._intake.read(request))
         except LLMServeError as error:
             status, body, headers = described(error, request.scope["path"])
             return Response(sse.encode(body), status, headers, "application/json")

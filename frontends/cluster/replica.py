@@ -27,8 +27,11 @@ Answer = TypeVar("Answer")
 
 EXCHANGE_SECONDS = 1.0
 REPORT_SECONDS = 0.5
-# Maximum seconds to wait for other replicas, so that a scrape does not wait for a dead one.
+# Maximum seconds to wait for an actor of Ray.
 GATHER_SECONDS = 5.0
+# Maximum seconds of a scrape to wait for other replicas, and then for the shared state. A worker
+# waits 5 s for both.
+SCRAPE_SECONDS = 2.0
 
 
 class Replica:
@@ -188,7 +191,7 @@ class Replica:
 
 async def _in_time(answer: Awaitable[Answer]) -> Answer:
     try:
-        async with asyncio.timeout(GATHER_SECONDS):
+        async with asyncio.timeout(SCRAPE_SECONDS):
             return await answer
     except Exception as error:
         # Ray has several classes for replicas that are gone, and one that is starting may have no

@@ -5,8 +5,8 @@ token came 12 ms later.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import aiohttp
@@ -25,6 +25,13 @@ T = TypeVar("T")
 # it does immediately, before admission. A replica on an unreachable host stays silent.
 TAKE_SECONDS = 2.5
 RETRY_MS = "Retry-After-Ms"
+# The status for a request with the secret of another replica: "misdirected request".
+NOT_YOURS = 421
+# Requests without a body that a replica answers when it has asked the other replicas or its engine.
+GATHERED = ("/metrics", "/load", "/health/generate")
+# Seconds of silence before the kernel's first probe of a connection, then between probes, and their
+# number. A replica that is about to end reports no more, so its silence says nothing.
+UNREACHABLE = {socket.TCP_KEEPIDLE: 4, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 10_000}
 END = b"\n\n"
 
 
@@ -43,28 +50,15 @@ class ReplicaClient:
         # One connection per request: the replica might close a kept connection just when it is
         # reused.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_probed_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=TAKE_SECONDS),
             skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
             auto_decompress=False,
         )
         self.answers: set[Answer] = set()
-        self._empty = asyncio.Event()
-
-    async def drain(self, seconds: float) -> None:
-        """Wait until no answer is open, for `seconds` at most."""
-        self._empty.clear()
-        if self.answers:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), seconds)
 
     async def close(self) -> None:
         await self._session.close()
-
-    def _closed(self, answer: "Answer") -> None:
-        self.answers.discard(answer)
-        if not self.answers:
-            self._empty.set()
 
     async def ask(self, place: ReplicaAddress, asked: RelayedRequest) -> "Answer":
         """Return an answer that has begun: its whole body has come, or its first events.
@@ -73,7 +67,7 @@ class ReplicaClient:
         """
         answer = Answer(place.replica, asked.path.partition("?")[0])
         self.answers.add(answer)
-        answer.closed = self._closed
+        answer.closed = self.answers.discard
         try:
             await answer.begin(self._session, place, asked)
         except BaseException:
@@ -106,7 +100,7 @@ class Answer:
 
     async def begin(self, session: aiohttp.ClientSession, place: ReplicaAddress, asked: RelayedRequest) -> None:
         try:
-            async with asyncio.timeout(TAKE_SECONDS if asked.body else None) as taking:
+            async with asyncio.timeout(None if _takes_long(asked) else TAKE_SECONDS) as taking:
                 response = self._response = await self._wait(session.request(**_arguments(place, asked, lambda: taking.reschedule(None))))
                 taking.reschedule(None)
         except (TimeoutError, aiohttp.ClientConnectorError) as error:
@@ -114,6 +108,9 @@ class Answer:
             raise (Lost if self._is_lost else NotAccepted) from error
         except aiohttp.ClientError as error:
             raise Lost from error
+        if response.status == NOT_YOURS:
+            # Another replica has the address of one that is gone.
+            raise NotAccepted
         self.head = ResponseHead(response.status, end_to_end(response.headers.items()))
         if self.head.is_events:
             self.body = await self._events()
@@ -177,6 +174,21 @@ class Answer:
             self._heard = asyncio.get_running_loop().time()
 
 
+def _takes_long(asked: RelayedRequest) -> bool:
+    """Whether a replica that works may not answer a request at once. It asks for a body at once."""
+    return not asked.body and asked.path.startswith(GATHERED)
+
+
+def _probed_socket(address: Any) -> socket.socket:
+    """Return a socket that fails soon after the other host has become unreachable."""
+    family, kind, protocol, _, _ = address
+    found = socket.socket(family, kind, protocol)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in UNREACHABLE.items():
+        found.setsockopt(socket.IPPROTO_TCP, name, value)
+    return found
+
+
 def _arguments(place: ReplicaAddress, asked: RelayedRequest, accepted: Callable[[], None]) -> dict[str, Any]:
     """Return the arguments of aiohttp's request. `accepted` is called when the replica asks for the body."""
 
@@ -188,7 +200,8 @@ def _arguments(place: ReplicaAddress, asked: RelayedRequest, accepted: Callable[
     # The URL is built from its parts. As a relative reference, "//evil/metrics" would be the path
     # /metrics on the host "evil", and "//[" would be invalid.
     url = URL.build(scheme="http", host=place.host, port=place.port, path=path, query_string=query, encoded=True)
-    headers = [*asked.headers, (SECRET, place.secret)]
+    # aiohttp takes names in different case for different headers, and would drop one.
+    headers = [*((name.lower(), value) for name, value in asked.headers), (SECRET, place.secret)]
     found = {"method": asked.method, "url": url, "headers": headers, "allow_redirects": False}
     if asked.body:
         headers.append((hdrs.CONTENT_LENGTH, str(len(asked.body))))

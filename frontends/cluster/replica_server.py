@@ -62,8 +62,8 @@ def ask_for_secret(secret: str) -> Middleware:
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not hmac.compare_digest(request.headers.get(SECRET, "").encode(), secret.encode()):
-            raise web.HTTPForbidden(text="this port is for the ingresses of this application")
+        if not hmac.compare_digest(request.headers.get(SECRET, "").encode(errors="surrogateescape"), secret.encode()):
+            raise web.HTTPMisdirectedRequest(text="this port is for the ingresses of this application")
         return await handler(request)
 
     return admit

@@ -33,9 +33,12 @@ def _no_route(request: web.Request) -> web.Response:
     # The raw path: a percent-encoded path matches no route.
     path = request.raw_path.partition("?")[0]
     if path.endswith("/") and (path := path[:-1]) in routes:
-        query = f"?{request.query_string}" if request.query_string else ""
+        # As sent: a decoded line break would be invalid in a header.
+        _, mark, query = request.raw_path.partition("?")
         # 307 keeps the method and the body. The Location is a known path, never another host.
-        return _failure(HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + query}), request)
+        return _failure(
+            HTTPFailure(307, f"the path has no slash at its end: {path}", "http_error", {"Location": path + mark + query}), request
+        )
     # Each path once, without its copy below the root path.
     paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes and path not in PAGES)
     return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"), request)

@@ -42,23 +42,27 @@ LINGER_SECONDS = 2.0
 class GuardedHandler(web.RequestHandler):
     """One connection. It calls `left` when it is lost."""
 
-    __slots__ = ("_header_timer", "_left", "_watch", "made")
+    __slots__ = ("_header_timer", "_left", "_watch", "_watched", "made")
 
-    def __init__(self, server: web.Server, left: Callable[[], None], **options: Any) -> None:
+    def __init__(self, server: web.Server, left: Callable[[], None], *, watched: bool, **options: Any) -> None:
         super().__init__(server, **options)
         self.made = False
         self._left = left
+        self._watched = watched
+        self._watch: WriteWatch | None = None
         self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.made = True
         super().connection_made(transport)
-        self._watch = WriteWatch(self._loop, cast("asyncio.Transport", transport))
+        if self._watched:
+            self._watch = WriteWatch(self._loop, cast("asyncio.Transport", transport))
         self._await_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._calm()
-        self._watch.stop()
+        if self._watch is not None:
+            self._watch.stop()
         super().connection_lost(exc)
         self._left()
 
@@ -129,8 +133,13 @@ class GuardedHandler(web.RequestHandler):
 
 
 @asynccontextmanager
-async def running(app: web.Application, limiter: ConnectionLimiter | None = None, tls: TLS | None = None) -> AsyncIterator[Acceptor]:
+async def running(
+    app: web.Application, limiter: ConnectionLimiter | None = None, tls: TLS | None = None, *, watched: bool = True
+) -> AsyncIterator[Acceptor]:
     """Run an application, and close its connections at the end.
+
+    `watched` closes connections whose clients have stopped reading. A program of ours that relays
+    reads in bursts, and watches its own clients.
 
     A handler is cancelled when its client disconnects. To accept connections, use
     `frontends.net.acceptor.listen`.
@@ -146,6 +155,7 @@ async def running(app: web.Application, limiter: ConnectionLimiter | None = None
         return GuardedHandler(
             server,
             left,
+            watched=watched,
             loop=loop,
             access_log=None,
             keepalive_timeout=IDLE_SECONDS,

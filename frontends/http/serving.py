@@ -30,6 +30,7 @@ async def serve_http(
     *,
     metrics: GetMetrics | None = None,
     series: GetSeries | None = None,
+    counted: GetMetrics | None = None,
     memory: IdempotencyStore | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[Acceptor]:
@@ -44,6 +45,8 @@ async def serve_http(
         departure: begins when the server is about to end.
         metrics: as for `build_app`.
         series: as for `build_app`.
+        counted: returns the metrics of all processes that share the engine, for /health/generate; None
+            for those of this one.
         memory: as for `build_app`.
         quiet: whether another process logs changes of the certificates.
     """
@@ -51,10 +54,10 @@ async def serve_http(
     proxies = Proxies.of(http.trusted_proxies)
     strangers = not http.unix_access.owner_alone
     limiter = ConnectionLimiter(limits.max_connections, limits.max_peer_connections, strangers, proxies.trusts)
-    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, series, memory)
+    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, series, counted, memory)
     app.middlewares[:0] = settings.guards()
     try:
-        async with running(app, limiter, tls) as acceptor, followed(tls, quiet=quiet):
+        async with running(app, limiter, tls, watched=not settings.of_cluster) as acceptor, followed(tls, quiet=quiet):
             yield acceptor
     finally:
         if log is not None:
@@ -69,6 +72,7 @@ def _build(
     clients: Middleware,
     metrics: GetMetrics | None,
     series: GetSeries | None,
+    counted: GetMetrics | None,
     memory: IdempotencyStore | None,
 ) -> web.Application:
     http = settings.http
@@ -87,7 +91,7 @@ def _build(
         departure=departure,
         origins=http.allowed_origins,
         keepalive=http.keepalive_interval,
-        check=check_of(service.manager, settings.observability.generate_check, metrics),
+        check=check_of(service.manager, settings.observability.generate_check, counted),
         clients=clients,
         root_path=http.root_path,
     )

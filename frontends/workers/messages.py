@@ -7,7 +7,7 @@ objects are pickled.
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -111,10 +111,14 @@ class WorkerMetrics(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class MetricsRequest(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """The worker requests the metrics of all workers; with `series`, those that others have registered."""
+    """The worker requests metrics.
+
+    They are those of this server's workers (`own`), those of all servers of a cluster, or what others
+    have registered in all of them (`series`).
+    """
 
     number: int
-    series: bool = False
+    scope: Literal["own", "all", "series"]
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag=9):

@@ -4,12 +4,13 @@ A worker's death only ends its own connections. The supervisor takes back its ti
 requests in the engine, and starts another worker.
 """
 
+import logging
 import os
 import pickle
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import anyio
@@ -35,6 +36,8 @@ from llmserve.admission import AdmissionController
 from llmserve.engines.processes.socket_files import FOLDER
 from llmserve.observability.nvml import utilizations
 from llmserve.observability.prometheus import MULTIPROCESS
+
+logger = logging.getLogger(__name__)
 
 # Seconds in which a worker imports its modules, before its engine starts.
 IMPORT_SECONDS = 60.0
@@ -268,11 +271,14 @@ class WorkerSupervisor:
         return self._engine.with_restarts(metrics).with_dropped(dropped_lines())
 
     async def _send_metrics(self, asking: WorkerHandle, message: messages.MetricsRequest) -> None:
-        # Without a reply, the worker answers that the metrics could not be collected.
-        with suppress(LLMServeError):
-            found: Any
-            if self._everyone is None:
+        found: Any
+        try:
+            if self._everyone is None or message.scope == "own":
                 found = await self.metrics_snapshot()
             else:
-                found = await (self._everyone.series() if message.series else self._everyone.metrics())
+                found = await (self._everyone.series() if message.scope == "series" else self._everyone.metrics())
+        except Exception as error:
+            # Without a reply, the worker answers that the metrics could not be collected.
+            logger.warning("the metrics could not be collected: %s", error)
+        else:
             asking.channel.send(messages.MetricsReply(message.number, pickle.dumps(found)))

@@ -13,7 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.to_thread
@@ -121,6 +121,7 @@ class Worker:
             self._departure,
             metrics=self._gather_metrics,
             series=self._gather_series if self._settings.of_cluster else None,
+            counted=self._gather_own,
             memory=self._answers,
             quiet=True,
         )
@@ -297,17 +298,23 @@ class Worker:
 
     async def _gather_metrics(self) -> MetricsSnapshot:
         """Return the metrics of all workers. Raises LLMServeError if the supervisor does not answer."""
-        everyone: MetricsSnapshot = await self._gather(series=False)
+        return self._with_state(await self._gather("all"))
+
+    async def _gather_own(self) -> MetricsSnapshot:
+        """Return the metrics of this server's workers, which are all without a cluster."""
+        return self._with_state(await self._gather("own"))
+
+    def _with_state(self, everyone: MetricsSnapshot) -> MetricsSnapshot:
         return attrs.evolve(everyone, statistics=attrs.evolve(everyone.statistics, state=self._manager.state))
 
     async def _gather_series(self) -> list[Any]:
-        found: list[Any] = await self._gather(series=True)
+        found: list[Any] = await self._gather("series")
         return found
 
-    async def _gather(self, *, series: bool) -> Any:
+    async def _gather(self, scope: Literal["own", "all", "series"]) -> Any:
         number = next(self._numbers)
         waiting = self._gathers[number] = self._loop.create_future()
-        self.channel.send(messages.MetricsRequest(number, series))
+        self.channel.send(messages.MetricsRequest(number, scope))
         with anyio.move_on_after(GATHER_SECONDS):
             await waiting
         if not waiting.done():

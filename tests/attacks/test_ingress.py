@@ -10,14 +10,12 @@ from virtual import VirtualLoop
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
-from frontends.access.settings import AccessSettings
-from frontends.cluster.ingress_server import open_listeners, relaying
-from frontends.cluster.intake import Intake, of_starlette
+from frontends.cluster.ingress_server import IngressServer, open_listeners
+from frontends.cluster.intake import Intake
 from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import ReplicaClient
 from frontends.cluster.replica_directory import ReplicaAddress
-from frontends.cluster.settings import ClusterSettings
-from frontends.http.departure import Departure
+from frontends.cluster.settings import read_settings
 from frontends.http.request_checks import MAX_BODY
 from frontends.http.server import running
 from frontends.net.acceptor import listen
@@ -52,7 +50,7 @@ class Request:
 
 
 async def read(intake, request):
-    return await intake.read(*of_starlette(request))
+    return await intake.read(request)
 
 
 async def refused(intake, request):
@@ -138,20 +136,35 @@ async def test_a_path_reaches_the_server_as_it_was_sent(anyio_backend):
         async def ask(asked):
             return await client.ask(place, asked)
 
-        [port] = await open_listeners(ClusterSettings(port=0), 0.0)
-        async with relaying(AccessSettings(), [port], Intake(), ask, Departure()):
+        settings = read_settings(["--port", "0"])
+        [port] = await open_listeners(settings.cluster, 0.0)
+        async with IngressServer(settings, Intake(), ask).serving([port]):
             for target in TARGETS:
                 # Through the whole ingress, from a client that sends any target.
-                status = await status_of(port.getsockname(), b"GET %b HTTP/1.1\r\nHost: somewhere\r\n\r\n" % target.encode())
+                status = await status_of(port.getsockname(), b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % target.encode())
                 if status == 200:
                     # An empty query has no effect.
-                    assert seen.pop() == (target.removesuffix("?"), "somewhere")
+                    assert seen.pop() == (target.removesuffix("?"), "localhost")
                 else:
                     # llmserve's server answers so, as to a direct client.
                     assert (status, seen) == (400, [])
-            assert await status_of(port.getsockname(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 314572800\r\n\r\n") == 413
+            assert await status_of(port.getsockname(), b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 314572800\r\n\r\n") == 413
+            for head, expected in BAD_HEADS.items():
+                assert await status_of(port.getsockname(), b"POST / HTTP/1.1\r\n%b\r\n\r\n" % head) == expected, head
+            assert await status_of(port.getsockname(), b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n") == 400
             assert not seen
         await client.close()
+
+
+# What a server without Ray refuses, with its status.
+BAD_HEADS = {
+    b"Host: localhost\r\nIdempotency-Key: one\r\nidempotency-key: two": 400,
+    b"Host: localhost\r\nContent-Length: 2\r\nExpect: banana": 417,
+    b"Host: evil.example": 403,
+    b"Host: x y": 400,
+    # The chunk's length is invalid, in a later segment.
+    b"Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nZZ\r\n": 400,
+}
 
 
 async def status_of(address, request):

@@ -12,17 +12,15 @@ from aiohttp import web
 from virtual import VirtualLoop
 from yarl import URL
 
-from frontends.access.settings import AccessSettings
 from frontends.cluster.autoscaling import desired_ingresses
 from frontends.cluster.ingress import SILENT_SECONDS, Relay
-from frontends.cluster.ingress_server import open_listeners, relaying
+from frontends.cluster.ingress_server import IngressServer, open_listeners
 from frontends.cluster.intake import Intake
 from frontends.cluster.relay import SECRET, RelayedRequest, ResponseHead
 from frontends.cluster.replica_client import TAKE_SECONDS, Answer, Lost, NotAccepted, ReplicaClient
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaDirectory, ReplicaReport
 from frontends.cluster.replica_load import NEW
-from frontends.cluster.settings import ClusterSettings
-from frontends.http.departure import Departure
+from frontends.cluster.settings import ClusterSettings, read_settings
 from frontends.http.server import running
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
@@ -268,6 +266,25 @@ async def test_an_accepted_request_waits_until_its_replica_is_lost(client, scrip
             await asked
 
 
+async def test_a_replica_at_the_address_of_another_has_not_accepted_the_request(client):
+    async with replica(b"HTTP/1.1 421 Misdirected Request\r\nContent-Length: 0\r\n\r\n") as place:
+        with pytest.raises(NotAccepted):
+            await client.ask(place, ASKED)
+
+
+async def test_a_probe_does_not_wait_for_a_frozen_replica(client, monkeypatch):
+    monkeypatch.setattr("frontends.cluster.replica_client.TAKE_SECONDS", 0.05)
+    async with replica(SILENCE) as place:
+        with pytest.raises(NotAccepted):
+            await client.ask(place, RelayedRequest("GET", "/health/ready", (), b""))
+        gathering = asyncio.create_task(client.ask(place, RelayedRequest("GET", "/metrics", (), b"")))
+        await asyncio.sleep(0.2)
+        assert not gathering.done()
+        gathering.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gathering
+
+
 async def test_a_stream_of_a_silent_replica_ends_with_an_error_event(client):
     async with replica(ACCEPTED, EVENTS, ONE, SILENCE) as place:
         found = await client.ask(place, ASKED)
@@ -301,15 +318,16 @@ async def test_a_request_arrives_as_it_was_sent(client):
 
 # A client that does not decode the target.
 TARGET = URL("/a?b=%2F", encoded=True)
+JSON = {"Content-Type": "application/json"}
 
 
 @contextlib.asynccontextmanager
-async def serving(ask, departure=None):
-    [listener] = await open_listeners(ClusterSettings(port=0), 0.0)
-    async with relaying(AccessSettings(), [listener], Intake(), ask, departure or Departure()):
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with aiohttp.ClientSession(url) as session:
-            yield session
+async def serving(ask):
+    settings = read_settings(["--port", "0"])
+    [listener] = await open_listeners(settings.cluster, 0.0)
+    server = IngressServer(settings, Intake(), ask)
+    async with server.serving([listener]), aiohttp.ClientSession(f"http://127.0.0.1:{listener.getsockname()[1]}") as session:
+        yield server, session
 
 
 async def test_a_client_cannot_show_a_secret_and_gets_every_header_once():
@@ -319,7 +337,10 @@ async def test_a_client_cannot_show_a_secret_and_gets_every_header_once():
         asked.append(one)
         return Answer("a", "/a", ResponseHead(200, (("X-Two", "2"), ("X-Two", "3"), ("Content-Type", "text/plain"))), b"yes")
 
-    async with serving(ask) as session, session.post(TARGET, data=b"body", headers={SECRET: "a guess", "X-One": "1"}) as response:
+    async with (
+        serving(ask) as (_, session),
+        session.post(TARGET, data=b"body", headers={SECRET: "a guess", "X-One": "1", **JSON}) as response,
+    ):
         assert (response.status, await response.read(), response.headers.getall("X-Two")) == (200, b"yes", ["2", "3"])
         assert response.headers.getall("Content-Type") == ["text/plain"]
     assert (asked[0].method, asked[0].path, asked[0].body, asked[0].get("X-One"), asked[0].get(SECRET)) == (
@@ -337,8 +358,8 @@ async def test_a_client_that_leaves_ends_its_answer(client):
         async def ask(asked):
             return await client.ask(place, asked)
 
-        async with serving(ask) as session:
-            response = await session.post("/v1/completions", data=b"{}")
+        async with serving(ask) as (_, session):
+            response = await session.post("/v1/completions", data=b"{}", headers=JSON)
             assert await response.content.readline() == b"data: 1\n"
             response.close()
             async with asyncio.timeout(10):
@@ -350,22 +371,32 @@ async def test_a_failure_has_openai_s_form():
     async def ask(_):
         raise Unavailable("no replica accepts requests", retry_after=10.0, reason=Refusal.STARTING)
 
-    async with serving(ask) as session, session.get("/v1/models") as response:
+    async with serving(ask) as (_, session), session.get("/v1/models") as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "10")
         assert (await response.json())["error"]["message"] == "no replica accepts requests"
 
 
-async def test_an_ingress_that_is_about_to_end_closes_its_connections():
-    departure = Departure()
+async def test_an_ingress_that_is_about_to_end_refuses_new_requests_and_waits_for_the_open_ones():
+    go_on = asyncio.Event()
 
     async def ask(_):
+        await go_on.wait()
         return Answer("a", "/a", ResponseHead(200, ()), b"yes")
 
-    async with serving(ask, departure) as session:
-        for begun, header in ((False, None), (True, "close")):
-            departure.begun = begun
-            async with session.get("/") as response:
-                assert response.headers.get("Connection") == header
+    async with serving(ask) as (server, session):
+        first = asyncio.create_task(session.get("/"))
+        while not server._open:
+            await asyncio.sleep(0.01)
+        draining = asyncio.create_task(server.drain(60.0))
+        await asyncio.sleep(0)
+        async with session.get("/health/ready") as response:
+            assert (response.status, response.headers["Connection"], response.headers["Retry-After"]) == (503, "close", "5")
+        assert not draining.done()
+        go_on.set()
+        async with await first as response:
+            assert (response.status, await response.read()) == (200, b"yes")
+        await draining
+        await server.drain(60.0)
 
 
 async def test_the_port_of_another_program_is_refused():

@@ -8,6 +8,7 @@ import openai
 import pytest
 from http_support import running_server
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
+from yarl import URL
 
 from frontends.access.caller import Caller
 from frontends.openai.chat import ChatRequest
@@ -276,6 +277,13 @@ async def test_a_slash_at_the_end_leads_to_the_route(server):
     assert status == 200
     async with server.session.get("/v1/models/") as response:
         assert response.status == 200
+
+
+async def test_a_redirect_keeps_the_query_as_it_was_sent(server):
+    """A regression: a decoded line break broke the connection off without an answer."""
+    url = URL(f"{server.url}/v1/models/?a=%0d%0ab", encoded=True)
+    async with server.session.get(url, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (307, "/v1/models?a=%0d%0ab")
 
 
 async def test_an_unknown_path_names_the_paths(server):

@@ -34,7 +34,8 @@ PATIENCE_SECONDS = RETRY_AFTER["no_replica"]
 SILENT_SECONDS = 10.0
 # Maximum number of replicas that may die with a request, which may be the cause of their death.
 MAX_LOST = 3
-# Seconds between two looks at the replicas' reports, and between two attempts without a replica.
+# Maximum seconds between two looks at the replicas' reports, and seconds between two attempts without
+# a replica.
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 0.1
 # Seconds in which Ray stops an ingress that has drained.
@@ -105,15 +106,15 @@ class Ingress:
         while True:
             try:
                 async with asyncio.timeout(SILENT_SECONDS):
-                    self._relay.learn(await self._shared_state.reports.remote())
+                    self._relay.learn(await self._shared_state.reports.remote(self._relay.directory.known, LOOK_SECONDS))
             except Exception as error:
                 # Without new reports the ingress goes on with the replicas that it knows.
                 if not failing:
                     logger.warning("the replicas' reports cannot be read: %s", error)
                 failing = True
+                await asyncio.sleep(LOOK_SECONDS)
             else:
                 failing = False
-            await asyncio.sleep(LOOK_SECONDS if self._relay.directory.known else RETRY_SECONDS)
 
 
 class Relay:

@@ -75,6 +75,8 @@ class Replica:
         max_wait = settings.limits.max_wait
         self._pressure = Pressure(patience=min(settings.limits.slo_ttft or max_wait, max_wait))
         self._statistics = (await server.metrics_snapshot()).statistics
+        # Ingresses know the replica before the application counts as running.
+        await self._tell_load(1)
         self._tasks = [asyncio.create_task(task) for task in (self._exchange(), self._report_load())]
         say(f"ready     replica {self._id}")
 
@@ -156,13 +158,16 @@ class Replica:
 
     async def _report_load(self) -> None:
         """Tell the ingresses where this replica is, and how much it has to do."""
-        for number in itertools.count(1):
-            # No error of Ray may fail a request. Without reports ingresses choose this replica last.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(GATHER_SECONDS):
-                    self._statistics = (await self._server.metrics_snapshot()).statistics
-                    await self._shared_state.report.remote(self._address, Load.of(self._statistics, number))
+        for number in itertools.count(2):
             await asyncio.sleep(REPORT_SECONDS)
+            await self._tell_load(number)
+
+    async def _tell_load(self, number: int) -> None:
+        # No error of Ray may fail a request. Without reports ingresses choose this replica last.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(GATHER_SECONDS):
+                self._statistics = (await self._server.metrics_snapshot()).statistics
+                await self._shared_state.report.remote(self._address, Load.of(self._statistics, number))
 
     async def _exchange(self) -> None:
         """Exchange the tenants' usage with the other replicas every second, and once at the end."""

@@ -65,9 +65,9 @@ class ReplicaDirectory:
                 self._sent[name] = 0
 
     @property
-    def known(self) -> bool:
-        """Whether it knows any replica."""
-        return bool(self._addresses)
+    def known(self) -> list[str]:
+        """The names of all replicas."""
+        return list(self._addresses)
 
     def doubt(self, name: str) -> None:
         """Choose a replica that could not be reached last, until its next report."""

@@ -3,8 +3,10 @@
 There is one for the whole application.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 
 import attrs
 
@@ -54,19 +56,36 @@ class SharedState:
         self._replicas: dict[str, _Replica] = {}
         self._gone: MetricsSnapshot | None = None
         self._reports: dict[str, tuple[float, ReplicaAddress, Load]] = {}
+        # Set, and replaced, when a replica joins or leaves.
+        self._changed = asyncio.Event()
 
     # Where the replicas are
 
     async def report(self, address: ReplicaAddress, load: Load) -> None:
         """Note a replica's address and load, twice a second."""
+        is_new = address.replica not in self._reports
         self._reports[address.replica] = self._clock(), address, load
+        if is_new:
+            self._notify()
 
     async def leave(self, replica: str) -> None:
         """Forget a replica that accepts no more requests."""
-        self._reports.pop(replica, None)
+        if self._reports.pop(replica, None):
+            self._notify()
 
-    async def reports(self) -> dict[str, ReplicaReport]:
-        """Return the last report of each replica, for an ingress."""
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def reports(self, known: Collection[str] = (), patience: float = 0.0) -> dict[str, ReplicaReport]:
+        """Return the last report of each replica, for an ingress.
+
+        If these are the `known` replicas, this waits for a new one, or one that leaves, for `patience`
+        seconds at most.
+        """
+        if self._reports.keys() == set(known):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), patience)
         now = self._clock()
         for name in [name for name, (told, _, _) in self._reports.items() if now - told > LEFT_SECONDS]:
             del self._reports[name]

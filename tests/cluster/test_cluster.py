@@ -236,7 +236,9 @@ async def test_an_application_is_replaced_on_its_port(deploy):
                     while (await limit()) != 2 * 3:
                         await asyncio.sleep(0.1)
             tasks.cancel_scope.cancel()
-        assert set(statuses) == {200}
+        # An ingress that is about to end refuses requests.
+        assert 200 in statuses
+        assert set(statuses) <= {200, 503}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -179,6 +179,26 @@ async def test_nothing_is_kept_for_a_dead_replica_and_only_the_largest_tenants_a
     assert min(mail.costs.values()) == shared_state.MAX_TENANTS
 
 
+async def test_an_ingress_learns_at_once_of_a_replica_that_joins_or_leaves():
+    one = SharedState(lambda: 0.0)
+    address = ReplicaAddress("a", "10.0.0.1", 8000, "secret")
+    assert await one.reports([], 0.01) == {}
+    async with asyncio.timeout(30):
+        waiting = asyncio.create_task(one.reports([], 60.0))
+        await asyncio.sleep(0)
+        await one.report(address, load(1))
+        assert (await waiting).keys() == {"a"}
+        waiting = asyncio.create_task(one.reports(["a"], 60.0))
+        await asyncio.sleep(0)
+        # Another report of the same one does not wake it.
+        await one.report(address, load(2))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await one.leave("a")
+        assert await waiting == {}
+        assert await one.reports(["a"], 60.0) == {}
+
+
 async def test_a_replica_is_found_until_it_leaves_or_is_silent_for_long():
     now = 0.0
     one = SharedState(lambda: now)

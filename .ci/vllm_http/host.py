@@ -64,7 +64,7 @@ async def serve(engine: VLLMEngine, line: str, answers: TextIO) -> str:
             listener = bind("127.0.0.1", 0)
             server = await stack.enter_async_context(running(app))
             await stack.enter_async_context(listen(server, listener))
-            print(listener.getsockname()[1], file=answers, flush=True)
+            print(asked["number"], listener.getsockname()[1], file=answers, flush=True)
             line = await read()
     return line
 

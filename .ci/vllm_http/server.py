@@ -19,6 +19,7 @@ class Host:
     """The process that has the engine; it starts with the first server of a test."""
 
     process: subprocess.Popen[str] | None = None
+    asked = 0
 
     @classmethod
     def open(cls, name: str, root_path: str = "", key: str | None = None, *, adapters: bool = False) -> int:
@@ -31,8 +32,16 @@ class Host:
             cls.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert cls.process.stdin is not None
         assert cls.process.stdout is not None
-        print(json.dumps({"name": name, "root_path": root_path, "key": key, "adapters": adapters}), file=cls.process.stdin, flush=True)
-        return int(cls.process.stdout.readline())
+        cls.asked += 1
+        print(
+            json.dumps({"number": cls.asked, "name": name, "root_path": root_path, "key": key, "adapters": adapters}),
+            file=cls.process.stdin,
+            flush=True,
+        )
+        # A test that was given up during an engine's start has left its answer unread.
+        while (answer := cls.process.stdout.readline().split())[0] != str(cls.asked):
+            pass
+        return int(answer[1])
 
     @classmethod
     def close(cls) -> None:

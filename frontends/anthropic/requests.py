@@ -15,6 +15,7 @@ from frontends.openai.unsupported import MESSAGES, Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import GenerationRequest, InvalidRequest
 
+BILLING = "x-anthropic-billing-header:"
 # The client's field names by those of a chat.
 NAMES = {
     "stop": "stop_sequences",
@@ -95,8 +96,8 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def chat(self, **more: Any) -> ChatRequest:
         """Return the chat that this body asks for. Raises InvalidRequest."""
         messages = [message for body in self.messages for message in body.chat()]
-        if self.system:
-            messages.insert(0, ChatMessage(role="system", content=texts(self.system, "system")))
+        if system := _without_billing(self.system or ""):
+            messages.insert(0, ChatMessage(role="system", content=texts(system, "system")))
         choice, output = self.tool_choice, self.output_config or OutputConfig()
         schema = None if output.format is None else SchemaFormat(JSONSchema(name="output", schema=output.format.schema))
         return ChatRequest(
@@ -116,6 +117,14 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Return a request whose prompt is to be counted. Raises InvalidRequest."""
         with renamed(**NAMES):
             return self.chat().generation_requests(Caller())[0]
+
+
+def _without_billing(system: str | list[Block]) -> str | list[Block]:
+    """Return the system prompt without the header that coding agents send as a block of it.
+
+    It is not for the model. It differs in each request, so no prompt would be in the cache.
+    """
+    return system if isinstance(system, str) else [block for block in system if not (block.text or "").startswith(BILLING)]
 
 
 class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.http.routes.health import Checked, ServerLoad, Version
 from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
-from frontends.openai.chat import ChatRequest
+from frontends.openai.chat import BatchChatRequest, ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
 from frontends.openai.requests import GenerateRequest
@@ -136,6 +136,7 @@ ERRORS = {
 POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
+    "/v1/chat/completions/batch": (BatchChatRequest, ChatAnswer, "Answer several conversations, with a choice for each"),
     "/v1/responses": (ResponsesRequest, ResponsesAnswer, "Answer a conversation, in the format of the Responses API"),
     "/v1/messages": (MessagesRequest, MessagesAnswer, "Answer a conversation, in Anthropic's format"),
     "/v1/messages/count_tokens": (CountRequest, InputTokens, "Count a conversation's tokens, in Anthropic's format"),

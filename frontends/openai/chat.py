@@ -11,6 +11,7 @@ from frontends.openai.logprobs import ChatLogprobs, chat_logprobs, pieces
 from frontends.openai.messages import ChatMessage, final_message, plain_messages
 from frontends.openai.requests import Common
 from frontends.openai.response_builder import Fill, ResponseBuilder, prompt_alone
+from frontends.openai.sizes import MAX_PROMPTS
 from frontends.openai.tools import CallBody, CalledFunction, ToolBody, ToolChoice, tools_of
 from frontends.openai.unsupported import CHAT, Unsupported
 from frontends.openai.wanted import renamed
@@ -42,7 +43,13 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         return super().names() | by_new_name | {"logprobs": "top_logprobs", "template_kwargs": "chat_template_kwargs"}
 
     def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
-        messages = plain_messages(self.messages)
+        first, *others = self._requests_for([self.messages], caller, adapter)
+        # The answer has the prompt's token ids and logprobs once, so the engine computes them only
+        # for the first choice.
+        return [first, *map(_without_prompt, others)]
+
+    def _requests_for(self, chats: Sequence[Sequence[ChatMessage]], caller: Caller, adapter: str | None) -> list[GenerationRequest]:
+        conversations = [plain_messages(chat) for chat in chats]
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs requires logprobs to be true", "top_logprobs")
         with renamed(**self.names()):
@@ -51,11 +58,8 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
             sampling = self.sampling(max_tokens=most, logprobs=logprobs, prompt_logprobs=self.prompt_logprobs)
         tools = tools_of(self.tools, self.tool_choice, self.parallel_tool_calls)
         with renamed(**self.names()):
-            prompt = {"messages": messages, "tools": tools, "template_kwargs": self.template_kwargs()}
-            first, *others = self.requests([prompt], sampling, caller, adapter)
-        # The answer has the prompt's token ids and logprobs once, so the engine computes them only
-        # for the first choice.
-        return [first, *map(_without_prompt, others)]
+            common = {"tools": tools, "template_kwargs": self.template_kwargs()}
+            return self.requests([{"messages": messages, **common} for messages in conversations], sampling, caller, adapter)
 
     def extras(self) -> dict[str, Any]:
         repeats = self.echo and self.messages[-1].role == "assistant"
@@ -68,6 +72,25 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
             # Templates with a single switch for reasoning use this name.
             arguments = {"enable_thinking": self.reasoning_effort != "none"} | arguments | {"reasoning_effort": self.reasoning_effort}
         return arguments | final_message(self.add_generation_prompt, self.continue_final_message)
+
+
+class BatchChatRequest(ChatRequest, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/chat/completions/batch: several conversations, answered as one."""
+
+    messages: list[list[ChatMessage]]  # type: ignore[assignment]  # msgspec replaces the field
+
+    def generation_requests(self, caller: Caller, adapter: str | None = None) -> list[GenerationRequest]:
+        for name in ("stream", "tools", "echo", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value is not False:
+                raise InvalidRequest(f"{name} is not supported for a batch of conversations", name)
+        if not 1 <= len(self.messages) <= MAX_PROMPTS:
+            raise InvalidRequest(f"messages must hold 1 to {MAX_PROMPTS} conversations", "messages")
+        # The answer has no place for the prompts' token ids.
+        return list(map(_without_prompt, self._requests_for(self.messages, caller, adapter)))
+
+    def extras(self) -> dict[str, Any]:
+        return {"reasoning": self.include_reasoning is not False}
 
 
 class ChatResponseBuilder(ResponseBuilder):

@@ -35,7 +35,7 @@ SCHEMAS = frozenset({"tools", "response_format", "structured_outputs", "sampling
 Undecoded = msgspec.Raw | msgspec.UnsetType
 
 _FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
-_EMPTY = re.compile(rb"\{\s*\}")
+_EMPTY = re.compile(rb"\{\s*\}|\[\s*\]")
 _TEXTS = msgspec.json.Decoder(list[str])
 
 
@@ -132,10 +132,10 @@ class _JSONCounts:
     """Counts elements of JSON by its separators, without decoding."""
 
     def check_messages(self, name: str, value: msgspec.Raw) -> None:
-        # An object has a string for each field's name, or is empty.
+        # An object has a string for each field's name, and a list has items, unless it is empty.
         strings = _strings(bytes(value)) + sum(1 for _ in _EMPTY.finditer(value))
         if strings > MAX_STRINGS:
-            raise _too_many(name, strings, "strings, names of fields included", MAX_STRINGS)
+            raise _too_many(name, strings, "strings, field names and empty lists included", MAX_STRINGS)
 
     def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
         first = _FIRST.match(value)

@@ -106,7 +106,6 @@ RESPONSES: Unsupported = {
     "moderation": ((), _OPENAI),
     "previous_response_id": ((), _STATELESS),
     "prompt": ((), _OPENAI),
-    "prompt_cache_options": ((), _OPENAI),
     "top_logprobs": ((0,), "use /v1/chat/completions for logprobs"),
     "truncation": (("disabled",), "the server never removes items of a conversation"),
 }

@@ -50,6 +50,9 @@ def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
     """
     messages: list[ChatMessage] = []
     for item in items:
+        if item.type == "additional_tools":
+            # Agents announce tools of other types, which are ignored in `tools` too.
+            continue
         new = item.chat()
         last = messages[-1] if messages else None
         if last is None or not new.role == last.role == "assistant" or (new.content and (last.content or last.tool_calls)):

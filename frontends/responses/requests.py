@@ -32,7 +32,11 @@ SAME = (
 
 
 class ResponseTool(msgspec.Struct, kw_only=True):
-    """A function of the client. OpenAI's own tools, which have another `type`, are refused."""
+    """A tool. Only functions count.
+
+    Agents always declare tools of other types too, which OpenAI's server runs or parses. The model
+    does not learn of them, so it cannot call them.
+    """
 
     type: str
     name: str | None = None
@@ -41,8 +45,8 @@ class ResponseTool(msgspec.Struct, kw_only=True):
     strict: bool | None = None
 
     def chat(self) -> ToolBody:
-        if self.type != "function" or self.name is None:
-            raise InvalidRequest(f"tools: only functions with a name are supported, not a tool of the type {self.type[:64]!r}", "tools")
+        if self.name is None:
+            raise InvalidRequest("tools: a function requires name", "tools")
         function = FunctionBody(name=self.name, description=self.description, parameters=self.parameters, strict=self.strict)
         return ToolBody(type="function", function=function)
 
@@ -114,12 +118,15 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     logit_bias: dict[str, float] | None = None
     priority: int | None = None
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
-    # Without effect, as in chats. `stream_options` has only padding here.
+    # Without effect, as in chats. `stream_options` has only padding here, and `client_metadata` is
+    # a coding agent's own.
     store: Undecoded = msgspec.UNSET
     metadata: Undecoded = msgspec.UNSET
     safety_identifier: Undecoded = msgspec.UNSET
     prompt_cache_key: Undecoded = msgspec.UNSET
     prompt_cache_retention: Undecoded = msgspec.UNSET
+    prompt_cache_options: Undecoded = msgspec.UNSET
+    client_metadata: Undecoded = msgspec.UNSET
     stream_options: Undecoded = msgspec.UNSET
 
     def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
@@ -135,13 +142,14 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
         text, choice = self.text or TextConfig(), self.tool_choice
+        tools = [tool.chat() for tool in self.tools or () if tool.type == "function"] or None
         named: ToolChoice | None = NamedChoice("function", NamedFunction(choice.name)) if isinstance(choice, NamedTool) else choice
         return ChatRequest(
             messages=messages,
             max_tokens=self.max_output_tokens,
-            tools=[tool.chat() for tool in self.tools] if self.tools else None,
+            tools=tools,
             # Clients send "auto" without tools too.
-            tool_choice=named if self.tools or named != "auto" else None,
+            tool_choice=named if tools or named != "auto" else None,
             response_format=None if text.format is None else text.format.chat(),
             reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
             **{name: getattr(self, name) for name in SAME},

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from frontends.anthropic.requests import MessagesRequest
-from frontends.openai.chat import ChatRequest
+from frontends.openai.chat import BatchChatRequest, ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.requests import GenerateRequest
 from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
@@ -15,6 +15,7 @@ from frontends.responses.requests import ResponsesRequest
 KINDS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/v1/chat/completions/batch": BatchChatRequest,
     "/generate": GenerateRequest,
     "/v1/messages": MessagesRequest,
     "/v1/responses": ResponsesRequest,
@@ -26,6 +27,7 @@ KINDS: dict[str, Any] = {
 NEEDED: dict[Any, dict[str, Any]] = {
     CompletionRequest: {"prompt": "hi"},
     ChatRequest: {"messages": [{"role": "user", "content": "hi"}]},
+    BatchChatRequest: {"messages": [[{"role": "user", "content": "hi"}]]},
     GenerateRequest: {"prompt": "hi"},
     MessagesRequest: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     ResponsesRequest: {"input": "hi"},

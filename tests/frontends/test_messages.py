@@ -75,7 +75,7 @@ def test_content_blocks_become_chat_messages(messages, plain):
 def test_the_other_fields_become_those_of_a_chat():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     fields = {
-        "system": [text("Be brief.")],
+        "system": [text("x-anthropic-billing-header: cch=1;"), text("Be brief.")],
         "tools": [TOOL],
         "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
         "thinking": {"type": "disabled"},

@@ -89,6 +89,32 @@ def test_the_other_fields_become_those_of_a_chat():
     assert request_of(tool_choice="auto").tools is None
 
 
+async def test_a_body_with_the_fields_that_a_coding_agent_sends_is_answered(server):
+    """Agents declare tools that only OpenAI's server has, and hints for its cache."""
+    body = {
+        "model": "sim",
+        "instructions": "You are a coding agent.",
+        "input": [
+            {"type": "additional_tools", "role": "developer", "tools": [{"type": "namespace", "name": "n", "tools": []}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        ],
+        "tools": [TOOL, {"type": "web_search"}, {"type": "custom", "name": "patch", "format": {"type": "grammar"}}, {"type": "namespace"}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": {"effort": "medium", "summary": "auto"},
+        "store": False,
+        "stream": True,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "k",
+        "prompt_cache_options": {"mode": "implicit"},
+        "client_metadata": {"session": "s"},
+    }
+    async with server.session.post("/v1/responses", json=body) as response:
+        found = decoded(await response.read())
+    assert found[-1]["type"] == "response.completed"
+    assert [tool["name"] for tool in found[-1]["response"]["tools"]] == ["f"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -98,7 +124,8 @@ def test_the_other_fields_become_those_of_a_chat():
         ({"input": [{"role": "user"}]}, "input"),
         ({"input": []}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}}, "text"),

@@ -180,3 +180,36 @@ async def test_an_echo_begins_a_chat_s_answer_with_the_assistant_s_last_message(
     first, *others = await chunks(server, "/v1/chat/completions", {**asked, "echo": True})
     deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in others]
     assert first["choices"][0]["delta"]["content"] + "".join(deltas) == content
+
+
+BATCH = "/v1/chat/completions/batch"
+
+
+async def test_a_batch_has_a_choice_for_each_conversation(server):
+    chats = [[{"role": "user", "content": text}] for text in ("hi", "a longer text", "hi")]
+    _, body, _ = await server.post(BATCH, {**CHAT, "messages": chats, "logprobs": True, "return_token_ids": True})
+    singles = [(await server.post("/v1/chat/completions", {**CHAT, "messages": chat}))[1] for chat in chats]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    contents = [choice["message"]["content"] for choice in body["choices"]]
+    assert contents == [single["choices"][0]["message"]["content"] for single in singles]
+    assert body["usage"]["prompt_tokens"] == sum(single["usage"]["prompt_tokens"] for single in singles)
+    assert all(len(choice["token_ids"]) == len(choice["logprobs"]["content"]) == 5 for choice in body["choices"])
+    assert body["prompt_token_ids"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [[]]}, "messages"),
+        ({"messages": [CHAT["messages"]] * 65}, "messages"),
+        ({"messages": CHAT["messages"]}, "messages"),
+        ({"stream": True}, "stream"),
+        ({"echo": True}, "echo"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ],
+)
+async def test_a_wrong_field_of_a_batch_is_named(server, fields, param):
+    status, body, _ = await server.post(BATCH, {"messages": [CHAT["messages"]], "max_tokens": 1, **fields})
+    assert (status, body["error"]["param"]) == (400, param)

@@ -18,7 +18,7 @@ from frontends.http.responses import json_response, whole_response
 from frontends.http.routes.served_model import ServedModel
 from frontends.net.flush import FlushScheduler
 from frontends.openai import sse
-from frontends.openai.chat import ChatRequest, ChatResponseBuilder
+from frontends.openai.chat import BatchChatRequest, ChatRequest, ChatResponseBuilder
 from frontends.openai.completions import CompletionRequest, TextResponseBuilder
 from frontends.openai.decoding import BodyReader
 from frontends.openai.fan_out import generate_choices, open_choices
@@ -31,7 +31,7 @@ from frontends.responses.requests import ResponsesRequest
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from llmserve import Delta, GenerationRequest, LLMServeError, TokenStream
 
-Asks = TypeVar("Asks", CompletionRequest, ChatRequest, MessagesRequest, ResponsesRequest, TokensRequest)
+Asks = TypeVar("Asks", CompletionRequest, ChatRequest, BatchChatRequest, MessagesRequest, ResponsesRequest, TokensRequest)
 
 
 class GenerationRoutes:
@@ -49,6 +49,7 @@ class GenerationRoutes:
         self._keepalive = keepalive
         self._completion = served.reader(CompletionRequest)
         self._chat = served.reader(ChatRequest)
+        self._batch = served.reader(BatchChatRequest)
         self._responses = served.reader(ResponsesRequest)
         self._messages = served.reader(MessagesRequest)
         self._count = served.reader(CountRequest)
@@ -59,6 +60,7 @@ class GenerationRoutes:
         return {
             "POST /v1/completions": self.completions,
             "POST /v1/chat/completions": self.chat,
+            "POST /v1/chat/completions/batch": self.batch,
             "POST /v1/responses": self.responses,
             "POST /v1/messages": self.messages,
             "POST /v1/messages/count_tokens": self.count,
@@ -75,7 +77,12 @@ class GenerationRoutes:
         return await self._answer(request, wanted, builder)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        wanted = await self._wanted(request, self._chat)
+        return await self._chat_answer(request, await self._wanted(request, self._chat))
+
+    async def batch(self, request: web.Request) -> web.StreamResponse:
+        return await self._chat_answer(request, await self._wanted(request, self._batch))
+
+    async def _chat_answer(self, request: web.Request, wanted: ParsedBody) -> web.StreamResponse:
         first = wanted.requests[0]
         model, prefill = first.adapter or self._served.name, wanted.prefill
         builder = ChatResponseBuilder(first.request_id, model, first.tools, reasoning=wanted.reasoning, prefill=prefill)

@@ -5,6 +5,7 @@ machine or a mix of prompts. The policy learns from the engine's figures and fro
 leave: the times of steps and prompts, the lengths of answers and the queue's speed.
 """
 
+import math
 from collections import deque
 from weakref import WeakSet
 
@@ -16,6 +17,7 @@ from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueStat
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.stalls import Lot, StallBudget, StepModel
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
 
@@ -42,11 +44,13 @@ class _Running:
     Attributes:
         fresh: Prompt tokens that the engine must compute.
         ahead: The same of all prompts in the engine before its first token, including its own.
+        lot: The prompts that started together with its own.
         first_token, steps: When the first token came, and the engine's step count then.
     """
 
     fresh: int
     ahead: int
+    lot: Lot
     first_token: float | None = None
     steps: float = 0.0
 
@@ -62,7 +66,7 @@ class LateGate:
     """
 
     name = "lategate"
-    sized = "kv", "tpot"
+    sized = "kv", "stall", "tpot"
 
     def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
         self.slo = slo
@@ -79,6 +83,8 @@ class LateGate:
         # Tickets that may be served late: a ticket gets this only once.
         self._late: WeakSet[Ticket] = WeakSet()
         self._pending = 0
+        # The value of `_pending` at the last report of a step.
+        self._were_pending = 0
         # Mean of `_pending` at a start.
         self._usually_pending = 0.0
         # Sum of the tokens that the live tickets will have when they are complete.
@@ -92,6 +98,7 @@ class LateGate:
         self.preemptions = Preemptions()
         self.reserve = Reserve()
         self.budget = ErrorBudget()
+        self.stalls = StallBudget()
 
     def adopt(self, other: "LateGate", now: float) -> None:
         """Take over the SLO of `other`; running tickets, and what this policy has learnt, stay."""
@@ -114,7 +121,10 @@ class LateGate:
             return "prefill"
         if self._lacks_room(ticket):
             return "kv"
-        if self.slo.tpot is not None and self._step_with(ticket) > self.spread.margin * self.slo.tpot:
+        if self._stalls(ticket):
+            self.spread.bound(now)
+            return "stall"
+        if self._step_with(ticket) > self._target:
             self.spread.bound(now)
             return "tpot"
         return None
@@ -172,7 +182,7 @@ class LateGate:
         self._usually_pending += (self._pending - self._usually_pending) / 64
         fresh = ticket.prompt_tokens - ticket.cached_tokens
         self._pending += fresh
-        self._live[ticket] = _Running(fresh, self._pending)
+        self._live[ticket] = _Running(fresh, self._pending, self.stalls.started(fresh))
         self._committed += ticket.prompt_tokens + ticket.expected_tokens
 
     def first_token(self, ticket: Ticket, now: float) -> None:
@@ -183,6 +193,8 @@ class LateGate:
         self.budget.earn()
         running.steps = self._sample.steps if self._sample else 0
         self._pending -= running.fresh
+        self.stalls.computed(running.lot, running.fresh)
+        self.stalls.answers(ticket)
         if ticket.granted is not None:
             # The fit of the time to the first token needs all the prompts that it waited for.
             self._prefill.add(running.ahead, now - ticket.granted)
@@ -194,6 +206,8 @@ class LateGate:
         self._committed -= ticket.prompt_tokens + ticket.expected_tokens
         if running.first_token is None:
             self._pending -= running.fresh
+            self.stalls.computed(running.lot, running.fresh)
+        self.stalls.ended(ticket)
         if not self._live:
             self._committed, self._pending = 0.0, 0
         if self.slo.tpot is not None and ticket.complete and running.first_token is not None and ticket.generated > 1:
@@ -205,17 +219,20 @@ class LateGate:
         last, self._sample = self._sample, sample
         if last is None:
             return
-        steps = sample.steps - last.steps
-        if steps > 0:
-            seconds = sample.busy_seconds - last.busy_seconds
+        steps, seconds = sample.steps - last.steps, sample.busy_seconds - last.busy_seconds
+        # A new process counts from 0 again.
+        if steps > 0 and seconds >= 0:
             self._recent.add(seconds, steps, sample.running)
             if sample.steps // LOOK > last.steps // LOOK:
                 # The expected lengths of the running answers may have changed.
                 self._committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self._live)
-            if sample.prompt_tokens == last.prompt_tokens:
+            # Whether the step had no prompt: all that were there would have been complete with it.
+            if sample.prompt_tokens == last.prompt_tokens and self._were_pending <= self._step_tokens:
                 self._step.add(sample.running, seconds / steps)
             if self.slo.tpot is not None:
+                self.stalls.stepped(steps, seconds, self._target)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
+        self._were_pending = self._pending
         self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)
 
     def figures(self) -> PolicyFigures:
@@ -274,6 +291,20 @@ class LateGate:
         more = slope * (len(self._live) + 1 - mean)
         prompts = self._prefill.b * (self._pending + self._size(ticket, ticket.cached_tokens)) / max(recent.steps, 1.0)
         return step + more + prompts
+
+    @property
+    def _target(self) -> float:
+        """Seconds that the mean step may take; infinite without a target per token."""
+        return math.inf if self.slo.tpot is None else self.spread.margin * self.slo.tpot
+
+    def _stalls(self, ticket: Ticket) -> bool:
+        """Whether the steps that compute the prompt would make running answers late."""
+        if self.slo.tpot is None or self._sample is None:
+            return False
+        spare = max(0.0, self._target - self._step.at(len(self._live)))
+        # A step takes longer than its mean as often as not.
+        model = StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self._step_tokens)
+        return self.stalls.exceeded(ticket.prompt_tokens - ticket.cached_tokens, model)
 
     def _lacks_room(self, ticket: Ticket) -> bool:
         sample = self._sample

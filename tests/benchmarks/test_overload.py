@@ -22,12 +22,13 @@ from benchmarks.overload.laws import H200_8B, Law
 from benchmarks.overload.recorded import trace_scenario, window
 from benchmarks.overload.scenarios import CHAT, SCENARIOS
 from benchmarks.overload.study import Cell, play, run
-from benchmarks.overload.traffic import Request, arrivals, requests
+from benchmarks.overload.traffic import LengthClass, Mix, Request, arrivals, requests
 from benchmarks.overload.world import World
 from benchmarks.stand_ins.admission_policies import Gradient2, Setup, VLLMFlags, make
 from llmserve import SLO, ConfigurationError
 from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
 from llmserve.admission.safety_margins import Spread
+from llmserve.admission.stalls import StallBudget
 
 EVEN = Law(weights=0.01, kv=0.0, flops=1e-5, attention=0.0, host=0.0, sequence=0.0, noise=0.0, hiccup_chance=0.0, hiccup_seconds=0.0)
 SLO_ = SLO(ttft=1.0, tpot=0.05)
@@ -290,6 +291,34 @@ def test_without_anti_windup_goodput_falls_after_a_drop_of_capacity():
     (good, margin), (wound_up, wound_margin) = after_the_drop(Spread()), after_the_drop(WindsUp())
     assert wound_margin == Spread.LOWEST < margin
     assert wound_up < good / 3
+
+
+class NoStalls(StallBudget):
+    """Lets every prompt start, however short the answers are beside it."""
+
+    def exceeded(self, prompt_tokens, model):
+        return False
+
+
+SHORT_ANSWERS = Mix(classes=(LengthClass("all", 1.0, (1500, 0.9, 7400), (13, 0.7, 500)),))
+
+
+def test_short_answers_are_in_time_beside_prompts_that_fill_a_large_step():
+    """A regression: with 13 tokens in an answer, each step of 8,192 tokens made some of them late."""
+
+    def late(stalls):
+        policy = LateGate(SLO_, 256, 8192)
+        policy.stalls = stalls
+        engine = StepEngine(EngineSize(max_num_batched_tokens=8192), H200_8B, 1)
+        asked = list(requests(SHORT_ANSWERS, arrivals(20.0, 0.0, 60.0, 1), 1))
+        World([engine], AdmissionController(policy, max_waiting=1024)).run(asked, 100.0)
+        judged = [request for request in asked if request.due >= 15.0]
+        verdict = judge(judged, ["all"], SLO_, 45.0, 0)
+        return verdict.miss_share, verdict.goodput
+
+    (share, good), (share_without, good_without) = late(StallBudget()), late(NoStalls())
+    assert share < 0.01 < 0.05 < share_without
+    assert good > good_without
 
 
 def test_a_flood_leaves_other_tenants_their_share():

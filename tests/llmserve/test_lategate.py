@@ -504,6 +504,14 @@ def test_recent_steps_are_those_of_about_a_second_or_sixteen():
     assert 1.0 < slow.step < 1.2
 
 
+def test_a_new_process_counts_its_steps_from_the_start():
+    """A regression: with more steps than the last process and less time, it raised OverflowError."""
+    policy = LateGate(SLO(ttft=1.0, tpot=0.05), 4, 100)
+    for number, (steps, busy) in enumerate([(0, 0.0), (10, 1000.0), (20, 0.2), (30, 0.4)]):
+        policy.record(EngineSample(steps=steps, busy_seconds=busy, running=1), float(number))
+    assert policy.figures().step_seconds > 0
+
+
 def test_the_service_rate_is_measured_only_under_excess_demand():
     rate = ServiceRate()
     rate.offered("a", 10.0, 0.0)

@@ -11,12 +11,12 @@ from weakref import WeakSet
 
 import attrs
 
-from llmserve.admission.kv_forecast import peak
+from llmserve.admission.kv_forecast import growth, peak
 from llmserve.admission.length_estimates import LOOK, Seen
 from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueState, Terms
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
-from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread, StandingQueue
 from llmserve.admission.stalls import Lot, StallBudget, StepModel
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
@@ -24,10 +24,6 @@ from llmserve.config import SLO
 # Cost of a generated token relative to a prompt token: within a factor of two of OpenAI's price
 # lists and VTC's evaluation.
 OUTPUT_WEIGHT = 2.0
-# The share of the TTFT target that a tenant's standing queue may take. With a queue as long as the
-# whole target, every request would only wait, until the overload ends (Nichols and Jacobson, CoDel:
-# a good queue empties).
-STANDING = 0.25
 # In TTFT targets: up to this backlog demand counts as a burst, and a ticket with leave to be late
 # may be this late.
 LATE = 2.0
@@ -99,6 +95,9 @@ class LateGate:
         self.reserve = Reserve()
         self.budget = ErrorBudget()
         self.stalls = StallBudget()
+        self.queue = StandingQueue()
+        # Demand over service rate, at the last arrival.
+        self._pressure = 0.0
 
     def adopt(self, other: "LateGate", now: float) -> None:
         """Take over the SLO of `other`; running tickets, and what this policy has learnt, stay."""
@@ -111,6 +110,12 @@ class LateGate:
     # Decisions
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
+        constraint = self._constraint(ticket, now)
+        if constraint is not None:
+            self.queue.held(constraint)
+        return constraint
+
+    def _constraint(self, ticket: Ticket, now: float) -> str | None:
         running = len(self._live)
         if not running:
             return None
@@ -131,6 +136,7 @@ class LateGate:
 
     def terms(self, ticket: Ticket, queue: QueueState, now: float) -> Terms:
         self.prompts.add(ticket.prompt_tokens)
+        self._pressure = queue.pressure
         first = self._first_token_within(ticket.prompt_tokens - ticket.cached_tokens)
         return Terms(
             ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.expected_tokens,
@@ -152,17 +158,10 @@ class LateGate:
         # longest for room at the head of the queue. Otherwise a long prompt would be refused where
         # a short one is accepted.
         longest = self._long_prompt()
-        room = queue.pace * (longest + OUTPUT_WEIGHT * queue.answer_tokens)
-        # One interval is always allowed. Otherwise only tickets that are small enough to start at
-        # once would be accepted.
+        room = self.queue.for_room * queue.pace * (longest + OUTPUT_WEIGHT * queue.answer_tokens)
+        # One interval is always allowed, or only tickets that may start at once would be accepted.
         slack = max(queue.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
-        if queue.own_pressure < 1:
-            # The tenant's turn comes soon, however long the other tenants' queues are.
-            return max(slack, 3 * queue.interval)
-        # If demand is little above capacity, a short queue would run empty. If it is far above, the
-        # queue never does.
-        part = max(STANDING, 1 / max(queue.pressure, 1.0))
-        return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * queue.interval))
+        return self.queue.patience(slack, queue, self._recent.step or 0.0)
 
     def overdue(self, ticket: Ticket, queue: QueueState, now: float) -> float | None:
         ttft = self.slo.ttft
@@ -178,6 +177,7 @@ class LateGate:
 
     def started(self, ticket: Ticket, now: float) -> None:
         self.reserve.started()
+        self.queue.started(waited=now > ticket.queued, pressure=self._pressure)
         self._changes += 1
         self._usually_pending += (self._pending - self._usually_pending) / 64
         fresh = ticket.prompt_tokens - ticket.cached_tokens
@@ -301,7 +301,10 @@ class LateGate:
         """Whether the steps that compute the prompt would make running answers late."""
         if self.slo.tpot is None or self._sample is None:
             return False
-        spare = max(0.0, self._target - self._step.at(len(self._live)))
+        spare = self._target - self._step.at(len(self._live))
+        if spare <= 0:
+            # Without prompts the steps are too slow too. Only fewer answers help, the next gate.
+            return False
         # A step takes longer than its mean as often as not.
         model = StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self._step_tokens)
         return self.stalls.exceeded(ticket.prompt_tokens - ticket.cached_tokens, model)
@@ -322,21 +325,12 @@ class LateGate:
         return self._full
 
     def _planned(self, sample: EngineSample, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
-        """Return (tokens still to come, tokens so far) of each sequence, and the cached part.
-
-        The sequences are those that run, and the newcomer. The cached part of the tokens so far is
-        below 1 because prompts with the same beginning share it in the cache.
-        """
-        found = [(newcomer.expected_tokens, self._size(newcomer))]
-        cached = 0.0
+        """Return the arguments of `peak` for the sequences that run and the newcomer."""
         steps = sample.steps
-        for ticket, running in self._live.items():
-            made = steps - running.steps if running.first_token is not None else 0
-            used = ticket.prompt_tokens + made
-            cached += used
-            found.append((max(ticket.expected_tokens - made, 1.0), used))
+        found, cached = growth((ticket, 0 if one.first_token is None else steps - one.steps) for ticket, one in self._live.items())
         # While new prompts are being computed, the cache seems emptier than it is.
         known = cached > 0 and not self._pending
+        found.append((newcomer.expected_tokens, self._size(newcomer)))
         return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0
 
 

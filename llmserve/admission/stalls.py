@@ -39,7 +39,7 @@ class StepModel:
     """What steps take.
 
     Attributes:
-        spare: Seconds that a step without prompts stays below the target.
+        spare: Seconds that a step without prompts stays below the target, above 0.
         token: Seconds for a prompt token.
         tokens: Maximum number of tokens in a step, 0 if unknown.
     """
@@ -166,8 +166,11 @@ class StallBudget:
             if risk > self.left:
                 # However many more there are, the answer is the same.
                 break
-            to_come = max(1.0, ticket.expected_tokens - made)
-            risk += min(1.0, lacking / max(model.spare, 1e-9) / to_come)
+            # What it can still save.
+            to_come = model.spare * max(1.0, ticket.expected_tokens - made)
+            # One that is late in any case does not keep prompts waiting.
+            if lacking - stall < to_come:
+                risk += min(1.0, lacking / to_come)
         return risk
 
     def _lacking(self, stall: float) -> Iterator[tuple[float, Ticket, float]]:

@@ -289,8 +289,8 @@ def test_without_anti_windup_goodput_falls_after_a_drop_of_capacity():
         return verdict.goodput, policy.figures().margin
 
     (good, margin), (wound_up, wound_margin) = after_the_drop(Spread()), after_the_drop(WindsUp())
-    assert wound_margin == Spread.LOWEST < margin
-    assert wound_up < good / 3
+    assert wound_margin < 0.7 < margin
+    assert wound_up < good / 2
 
 
 class NoStalls(StallBudget):

@@ -118,6 +118,17 @@ def test_a_few_answers_may_be_late():
     assert stalls.left == StallBudget.MAX_LEFT
 
 
+def test_an_answer_that_is_late_in_any_case_keeps_no_prompt_waiting():
+    stalls = budget()
+    stalls.left = 0.0
+    answering(stalls, expected=10.0)
+    step(stalls, seconds=0.3)
+    # It can save 0.36 s in its nine steps to come, and owes 0.25 s.
+    assert stalls.exceeded(PROMPT, MODEL)
+    step(stalls, seconds=0.3)
+    assert not stalls.exceeded(PROMPT, MODEL)
+
+
 def test_ended_answers_are_forgotten():
     stalls = budget()
     for _ in range(1000):

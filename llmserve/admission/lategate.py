@@ -17,7 +17,7 @@ from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueStat
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread, StandingQueue
-from llmserve.admission.stalls import Lot, StallBudget, StepModel
+from llmserve.admission.stalls import Lot, StallBudget, StepModel, StepReport
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
 
@@ -89,6 +89,7 @@ class LateGate:
         self._recent = Recent(seconds=_memory(slo))
         self._step = LinearFit()
         self._prefill = LinearFit()
+        self._report = StepReport(self._step, self._prefill, self._step_tokens, max_num_seqs)
         self.prompts = Seen()
         self.spread = Spread()
         self.preemptions = Preemptions()
@@ -231,6 +232,7 @@ class LateGate:
                 self._step.add(sample.running, seconds / steps)
             if self.slo.tpot is not None:
                 self.stalls.stepped(steps, seconds, self._target)
+                self._report.learn(sample.running, self._target, self.slo.tpot)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
         self._were_pending = self._pending
         self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)

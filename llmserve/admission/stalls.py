@@ -6,6 +6,7 @@ stay below the target. This module knows for each answer how much of that time i
 """
 
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -14,10 +15,15 @@ from heapq import heapify, heappush
 import attrs
 
 from llmserve.admission.length_estimates import Seen
+from llmserve.admission.regression import LinearFit
 from llmserve.admission.ticket import Ticket
+
+logger = logging.getLogger(__name__)
 
 # The share of answers that may be late: a third of the one in a hundred that an SLO usually allows.
 LATE_SHARE = 0.003
+# A loss of prompt tokens per second that is worth a line in the log, and the unit of the advice.
+REPORTED, ROUND = 0.03, 64
 
 
 @attrs.define(eq=False)
@@ -52,6 +58,48 @@ class StepModel:
         """Return the seconds by which the steps of some prompts exceed the target; below 0 if they stay below it."""
         steps = math.ceil(prompt_tokens / self.tokens) if self.tokens else min(prompt_tokens, 1)
         return self.token * prompt_tokens - self.spare * steps
+
+    def report(self, plain: float, tpot: float, sequences: int) -> str | None:
+        """Describe what the maximum number of tokens costs; None if it costs next to nothing.
+
+        Args:
+            plain: Seconds of a step without prompts.
+            tpot: The TPOT target in seconds.
+            sequences: Maximum number of sequences in a step.
+        """
+        full = plain + self.token * self.tokens
+        making_up = plain * max(0.0, self.stall(self.tokens)) / self.spare
+        lost = making_up / (full + making_up)
+        fitting = max(int(self.spare / self.token) // ROUND * ROUND, sequences)
+        if lost < REPORTED or fitting >= self.tokens:
+            return None
+        return (
+            f"a step of max_num_batched_tokens={self.tokens} takes {full:.2g} s, {full / tpot:.2g} times slo.tpot: "
+            "under load, prompts wait until running answers have made up for it, "
+            f"which costs up to {lost:.0%} of the prompt tokens per second; max_num_batched_tokens={fitting} costs nothing"
+        )
+
+
+@attrs.define
+class StepReport:
+    """Logs once, as soon as the times of steps are learnt, what the engine's largest step costs."""
+
+    step: LinearFit
+    prefill: LinearFit
+    tokens: int
+    sequences: int
+    _complete: bool = False
+
+    def learn(self, running: int, target: float, tpot: float) -> None:
+        """Note that the fits have changed."""
+        if self._complete or not (self.tokens and self.step.learnt and self.prefill.learnt):
+            return
+        plain = self.step.at(running)
+        if plain < target and self.prefill.b > 0:
+            self._complete = True
+            words = StepModel(target - plain, self.prefill.b, self.tokens).report(plain, tpot, self.sequences)
+            if words:
+                logger.info(words)
 
 
 class StallBudget:

@@ -6,6 +6,7 @@ Runs are seeded and short; the full study is a command (docs/admission.md).
 import datetime
 import itertools
 import json
+import logging
 import os
 import pathlib
 
@@ -319,6 +320,15 @@ def test_short_answers_are_in_time_beside_prompts_that_fill_a_large_step():
     (share, good), (share_without, good_without) = late(StallBudget()), late(NoStalls())
     assert share < 0.01 < 0.05 < share_without
     assert good > good_without
+
+
+@pytest.mark.parametrize(("tokens", "reported"), [(8192, 1), (1024, 0)])
+def test_the_log_says_once_what_the_step_size_costs(caplog, tokens, reported):
+    caplog.set_level(logging.INFO, logger="llmserve.admission")
+    engine = StepEngine(EngineSize(max_num_batched_tokens=tokens), H200_8B, 1)
+    asked = list(requests(SHORT_ANSWERS, arrivals(20.0, 0.0, 30.0, 1), 1))
+    World([engine], AdmissionController(LateGate(SLO_, 256, tokens), max_waiting=1024)).run(asked, 60.0)
+    assert [f"max_num_batched_tokens={tokens} takes" in record.message for record in caplog.records] == [True] * reported
 
 
 def test_a_flood_leaves_other_tenants_their_share():

@@ -39,6 +39,18 @@ def test_a_prompt_s_stall_is_what_its_steps_take_above_the_target():
     assert StepModel(0.04, 2e-5, 0).stall(10_000) == pytest.approx(0.16)
 
 
+def test_the_report_says_what_a_large_step_costs_and_which_step_costs_nothing():
+    # A full step takes 0.17 s. After it, 3.1 steps of 0.01 s make up for the 0.124 s above the target.
+    assert MODEL.report(PLAIN, TARGET, 256) == (
+        "a step of max_num_batched_tokens=8192 takes 0.17 s, 3.5 times slo.tpot: under load, prompts wait until running answers have made "
+        "up for it, which costs up to 15% of the prompt tokens per second; max_num_batched_tokens=1984 costs nothing"
+    )
+    assert StepModel(0.04, 2e-5, 1984).report(PLAIN, TARGET, 256) is None
+    assert StepModel(0.04, 2e-5, 2048).report(PLAIN, TARGET, 256) is None
+    assert "max_num_batched_tokens=4096 costs" in (MODEL.report(PLAIN, TARGET, 4096) or "")
+    assert MODEL.report(PLAIN, TARGET, 8192) is None
+
+
 def test_where_nothing_answers_any_prompt_may_start():
     assert not budget().exceeded(10**6, MODEL)
 

@@ -30,7 +30,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="workloads to simulate, or files of recorded requests (default: %(default)s)",
     )
     words = "most tokens of a step of the simulated engine, vLLM's max_num_batched_tokens (default: %(default)s)"
-    command.add_argument("--step-tokens", type=positive(int), default=2048, metavar="N", help=words)
+    command.add_argument("--step-tokens", type=positive(int), default=8192, metavar="N", help=words)
     command.add_argument("--slo-ttft", type=positive(float), default=1.0, metavar="S", help="SLO of the recorded requests (default: 1)")
     command.add_argument("--slo-tpot", type=positive(float), default=0.05, metavar="S", help="the same (default: 0.05)")
     words = "seconds of the recorded requests that each seed judges (default: 120)"

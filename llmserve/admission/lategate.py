@@ -227,12 +227,13 @@ class LateGate:
             if sample.steps // LOOK > last.steps // LOOK:
                 # The expected lengths of the running answers may have changed.
                 self._committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self._live)
+                if self.slo.tpot is not None:
+                    self._report.learn(sample.running, self._target, self.slo.tpot)
             # Whether the step had no prompt: all that were there would have been complete with it.
             if sample.prompt_tokens == last.prompt_tokens and self._were_pending <= self._step_tokens:
                 self._step.add(sample.running, seconds / steps)
             if self.slo.tpot is not None:
                 self.stalls.stepped(steps, seconds, self._target)
-                self._report.learn(sample.running, self._target, self.slo.tpot)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
         self._were_pending = self._pending
         self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)

@@ -127,7 +127,8 @@ class LateGate:
             return "prefill"
         if self._lacks_room(ticket):
             return "kv"
-        if self._stalls(ticket):
+        model = self._model()
+        if model is not None and self.stalls.exceeded(ticket.prompt_tokens - ticket.cached_tokens, model):
             self.spread.bound(now)
             return "stall"
         if self._step_with(ticket) > self._target:
@@ -159,9 +160,8 @@ class LateGate:
         # longest for room at the head of the queue. Otherwise a long prompt would be refused where
         # a short one is accepted.
         longest = self._long_prompt()
-        room = self.queue.for_room * queue.pace * (longest + OUTPUT_WEIGHT * queue.answer_tokens)
         # One interval is always allowed, or only tickets that may start at once would be accepted.
-        slack = max(queue.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
+        slack = max(queue.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - self._head_wait(longest, queue))
         return self.queue.patience(slack, queue, self._recent.step or 0.0)
 
     def overdue(self, ticket: Ticket, queue: QueueState, now: float) -> float | None:
@@ -300,17 +300,19 @@ class LateGate:
         """Seconds that the mean step may take; infinite without a target per token."""
         return math.inf if self.slo.tpot is None else self.spread.margin * self.slo.tpot
 
-    def _stalls(self, ticket: Ticket) -> bool:
-        """Whether the steps that compute the prompt would make running answers late."""
-        if self.slo.tpot is None or self._sample is None:
-            return False
+    def _model(self) -> StepModel | None:
+        """Return what steps take; None without a target, or if even steps without prompts are too slow."""
         spare = self._target - self._step.at(len(self._live))
-        if spare <= 0:
-            # Without prompts the steps are too slow too. Only fewer answers help, the next gate.
-            return False
+        if self._sample is None or not 0 < spare < math.inf:
+            return None
         # A step takes longer than its mean as often as not.
-        model = StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self._step_tokens)
-        return self.stalls.exceeded(ticket.prompt_tokens - ticket.cached_tokens, model)
+        return StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self._step_tokens)
+
+    def _head_wait(self, prompt_tokens: int, queue: QueueState) -> float:
+        """Return the seconds that a prompt waits at the head of the queue, for room and for running answers."""
+        room = self.queue.for_room * queue.pace * (prompt_tokens + OUTPUT_WEIGHT * queue.answer_tokens)
+        model = self._model()
+        return room if model is None else room + model.making_up(prompt_tokens, self._step.at(len(self._live)))
 
     def _lacks_room(self, ticket: Ticket) -> bool:
         sample = self._sample

@@ -59,6 +59,10 @@ class StepModel:
         steps = math.ceil(prompt_tokens / self.tokens) if self.tokens else min(prompt_tokens, 1)
         return self.token * prompt_tokens - self.spare * steps
 
+    def making_up(self, prompt_tokens: float, plain: float) -> float:
+        """Return the seconds of steps without prompts, `plain` each, that make up for a stall."""
+        return plain * max(0.0, self.stall(prompt_tokens)) / self.spare
+
     def report(self, plain: float, tpot: float, sequences: int) -> str | None:
         """Describe what the maximum number of tokens costs; None if it costs next to nothing.
 
@@ -68,7 +72,7 @@ class StepModel:
             sequences: Maximum number of sequences in a step.
         """
         full = plain + self.token * self.tokens
-        making_up = plain * max(0.0, self.stall(self.tokens)) / self.spare
+        making_up = self.making_up(self.tokens, plain)
         lost = making_up / (full + making_up)
         fitting = max(int(self.spare / self.token) // ROUND * ROUND, sequences)
         if lost < REPORTED or fitting >= self.tokens:

@@ -44,7 +44,7 @@ class Sequence:
     computed: int = 0
 
 
-@attrs.define(kw_only=True)
+@attrs.frozen(kw_only=True)
 class EngineSize:
     """The engine's limits; sizes in tokens."""
 

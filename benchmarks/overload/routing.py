@@ -1,15 +1,15 @@
 """Routing between several engines in virtual time: our router and the alternatives, on the same requests."""
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
 
 import attrs
 
-from benchmarks.overload.engine import BLOCK, EngineSize, StepEngine
+from benchmarks.overload.engine import EngineSize, StepEngine
 from benchmarks.overload.judge import judge
 from benchmarks.overload.laws import H200_1_5B
+from benchmarks.overload.recorded import block_sizes, recorded
 from benchmarks.overload.traffic import Request, arrivals
 from benchmarks.overload.world import World
 from benchmarks.workload.traces import MOONCAKE_BLOCK, Arrival
@@ -85,22 +85,14 @@ CONTENDERS: dict[str, tuple[Callable[[Sequence[StepEngine]], Router], Callable[[
 
 
 def of_trace(trace: Sequence[Arrival], seed: int) -> list[Request]:
-    """Return the requests of a trace.
-
-    Requests with the same time are spread up to the next time, because Mooncake's conversations
-    have times of whole three seconds.
-    """
-    rng = random.Random(f"trace {seed}")
-    times = sorted({arrival.time for arrival in trace})
-    gaps = {before: after - before for before, after in itertools.pairwise(times)}
-    found = []
-    for number, arrival in enumerate(trace):
-        sizes = [min(MOONCAKE_BLOCK, arrival.prompt - MOONCAKE_BLOCK * place) for place in range(len(arrival.blocks))]
+    """Return the requests of a trace, with the keys of their prompts."""
+    found = recorded(trace, seed)
+    for request in found:
+        arrival = trace[request.number]
+        sizes = block_sizes(arrival)
         tokens = [key * MOONCAKE_BLOCK + place for key, size in zip(arrival.blocks, sizes, strict=True) for place in range(size)]
-        blocks = tuple((key, size // BLOCK * BLOCK) for key, size in zip(arrival.blocks, sizes, strict=True) if size >= BLOCK)
-        due = arrival.time + rng.random() * gaps.get(arrival.time, 0.0)
-        found.append(Request(number, due, 0, arrival.prompt, arrival.output, blocks=blocks, prefix=prefix_keys(tokens)))
-    return sorted(found, key=lambda request: request.due)
+        request.prefix = prefix_keys(tokens)
+    return found
 
 
 def unshared(count: int, seed: int) -> list[Request]:

@@ -3,6 +3,8 @@
 Nothing here concerns admission: one configuration serves all workloads.
 """
 
+from pathlib import Path
+
 import attrs
 
 from benchmarks.overload.engine import EngineSize
@@ -11,12 +13,19 @@ from benchmarks.overload.laws import H200_8B, Law
 from benchmarks.overload.traffic import LengthClass, Mix
 from llmserve.config import SLO
 
+# The length classes of a trace: the thirds of its prompts, from the shortest on.
+THIRDS = ("short", "medium", "long")
+# Clients without a first token go away after this multiple of the TTFT objective.
+PATIENCE = 10.0
+
 
 @attrs.frozen(kw_only=True)
 class Scenario:
     """One workload.
 
     Attributes:
+        mix: What the requests are drawn from, unless there is a `trace`.
+        trace: File of recorded requests, which are sent instead.
         later: Mix that the requests have from the middle of the run on.
         seconds: Duration of the load.
         warm_up: Seconds at the start that are not judged.
@@ -27,7 +36,8 @@ class Scenario:
     """
 
     name: str
-    mix: Mix
+    mix: Mix = attrs.field(factory=lambda: Mix(classes=()))
+    trace: Path | None = None
     size: EngineSize = attrs.field(factory=EngineSize)
     law: Law = H200_8B
     slo: SLO = attrs.field(factory=lambda: SLO(ttft=1.0, tpot=0.05))
@@ -42,8 +52,16 @@ class Scenario:
     @property
     def classes(self) -> list[str]:
         """Names of the length classes, followed by those of the later mix."""
+        if self.trace is not None:
+            return list(THIRDS)
         later = [LATER + one.name for one in self.later.classes] if self.later is not None else []
         return [one.name for one in self.mix.classes] + later
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a client without a first token goes away."""
+        assert self.slo.ttft is not None
+        return PATIENCE * self.slo.ttft
 
     def slowness(self) -> tuple[tuple[float, float], ...]:
         if self.drop is None:

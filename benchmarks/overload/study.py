@@ -3,16 +3,19 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from benchmarks.overload.engine import StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
-from benchmarks.overload.scenarios import SCENARIOS, Scenario
+from benchmarks.overload.recorded import window
+from benchmarks.overload.scenarios import Scenario
 from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import Retry, World
 from benchmarks.stand_ins.admission_policies import Setup, make
+from llmserve.admission import AdmissionController, Unlimited
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
 # Limits of which the best is found in hindsight, each with three bounds on the wait, as shares of
@@ -25,10 +28,11 @@ QUEUED_TOKENS = ("inf", "8000")
 # Rates of random thinning, as shares of the capacity.
 THINNED = (0.9, 1.0, 1.1, 1.25, 1.4)
 # The capacity is the rate at which this share of requests meets the SLO without any control.
-# DistServe uses 90 %, which leaves more requests late.
-CAPACITY_SHARE = 0.99
-# Seconds after which a client without a first token goes away.
-PATIENCE = 10.0
+# DistServe uses 90 %, which leaves more requests late. For a trace this is right: a few of its
+# prompts are so long that they make others late at any rate.
+CAPACITY_SHARE, CAPACITY_SHARE_OF_TRACE = 0.99, 0.9
+# The lowest capacity that is looked for, in requests per second.
+LOWEST = 0.01
 # The burst: duration in seconds, multiple of the capacity, and start. WINDOW is the resolution of
 # the recovery time.
 BURST_SECONDS, BURST_TIMES, BURST_AT = 10.0, 10.0, 60.0
@@ -43,45 +47,69 @@ class Cell:
         rate: Offered requests per second.
         tenants: Names of tenants and their shares of the rate.
         burst: Additional load as (start, end, rate).
+        even: Whether a trace's requests come at Poisson times instead of their own. Those that would
+            be late even alone are then not judged.
     """
 
-    scenario: str
+    scenario: Scenario
     contender: str
     rate: float
     seed: int
     retry: Retry = "none"
     tenants: tuple[tuple[str, float], ...] = ()
     burst: tuple[float, float, float] | None = None
+    even: bool = False
 
 
 def cells(scenario: Scenario, contender: str, rate: float, seeds: Sequence[int], **more: Any) -> list[Cell]:
     """Return one cell for each seed."""
-    return [Cell(scenario=scenario.name, contender=contender, rate=rate, seed=seed, **more) for seed in seeds]
+    return [Cell(scenario=scenario, contender=contender, rate=rate, seed=seed, **more) for seed in seeds]
 
 
 def play(cell: Cell) -> tuple[list[Request], StepEngine]:
     """Simulate a cell and return its requests and its engine."""
-    scenario = SCENARIOS[cell.scenario]
+    scenario = cell.scenario
     size = scenario.size
     setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
     engine = StepEngine(size, scenario.law, cell.seed)
-    world = World([engine], make(cell.contender, setup), PATIENCE, cell.retry, scenario.slowness(), cell.seed)
+    world = World([engine], make(cell.contender, setup), scenario.patience, cell.retry, scenario.slowness(), cell.seed)
+    asked = _drawn(cell) if scenario.trace is None else _recorded(cell, scenario.trace)
+    world.run(asked, scenario.seconds + 120.0)
+    return asked, engine
+
+
+def _drawn(cell: Cell) -> list[Request]:
+    """Draw the requests of a cell from the mix of its scenario."""
+    scenario = cell.scenario
     times: Iterable[float] = arrivals(cell.rate, 0.0, scenario.seconds, cell.seed, scenario.shape)
     if cell.burst is not None:
         start, end, rate = cell.burst
         times = sorted([*times, *arrivals(rate, start, end, cell.seed + 1000)])
     later = None if scenario.later is None else (scenario.seconds / 2, scenario.later)
-    asked = list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None, later))
-    world.run(asked, scenario.seconds + 120.0)
-    return asked, engine
+    return list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None, later))
+
+
+def _recorded(cell: Cell, trace: Path) -> list[Request]:
+    times = arrivals(cell.rate, 0.0, cell.scenario.seconds, cell.seed) if cell.even else None
+    return window(trace, cell.rate, cell.scenario.seconds, cell.seed, arrivals=times)
 
 
 def run(cell: Cell) -> Verdict:
-    scenario = SCENARIOS[cell.scenario]
+    scenario = cell.scenario
     asked, engine = play(cell)
     end = scenario.seconds - scenario.cool_down
     judged = [request for request in asked if scenario.warm_up <= request.due < end]
+    if cell.even and scenario.trace is not None:
+        judged = [request for request in judged if kept(request, scenario.slo) or _able_alone(scenario, request)]
     return judge(judged, scenario.classes, scenario.slo, end - scenario.warm_up, engine.preemptions)
+
+
+def _able_alone(scenario: Scenario, request: Request) -> bool:
+    """Whether a request meets the SLO if it has the engine alone."""
+    same = Request(0, 0.0, 0, request.prompt, request.output)
+    engine = StepEngine(scenario.size, scenario.law, 0)
+    World([engine], AdmissionController(Unlimited()), scenario.patience).run([same], float("inf"))
+    return kept(same, scenario.slo)
 
 
 def recovery(cells: Sequence[Cell]) -> float | None:
@@ -92,7 +120,7 @@ def recovery(cells: Sequence[Cell]) -> float | None:
     asked: list[Request] = []
     for cell in cells:
         asked += play(cell)[0]
-    scenario, burst = SCENARIOS[cells[0].scenario], cells[0].burst
+    scenario, burst = cells[0].scenario, cells[0].burst
     assert burst is not None
     over = burst[1]
     shares = []
@@ -131,18 +159,24 @@ class TestBed:
 
 
 def capacity(bench: TestBed, scenario: Scenario, seeds: Sequence[int]) -> float:
-    """Return the highest rate, within 2 %, at which CAPACITY_SHARE is met without any control."""
+    """Return the highest rate, within 2 %, at which enough requests meet the SLO without any control.
 
-    def share(rate: float) -> float:
-        verdict = bench.of(cells(scenario, NONE, rate, seeds))
-        return verdict.kept / verdict.offered
+    A trace's requests come at Poisson times. Otherwise one burst would decide.
+    """
+    need = CAPACITY_SHARE if scenario.trace is None else CAPACITY_SHARE_OF_TRACE
+
+    def enough(rate: float) -> bool:
+        verdict = bench.of(cells(scenario, NONE, rate, seeds, even=True))
+        return verdict.offered > 0 and verdict.kept / verdict.offered >= need
 
     low, high = 0.5, 1.0
-    while share(high) >= CAPACITY_SHARE:
+    while enough(high):
         low, high = high, 2 * high
+    while not enough(low) and low > LOWEST:
+        low, high = low / 2, low
     while high / low > 1.02:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if share(middle) >= CAPACITY_SHARE else (low, middle)
+        low, high = (middle, high) if enough(middle) else (low, middle)
     return low
 
 

@@ -1,12 +1,13 @@
 """The parts of the study, each a table."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from benchmarks.overload.judge import Verdict
-from benchmarks.overload.scenarios import SCENARIOS, Scenario
+from benchmarks.overload.scenarios import Scenario
 from benchmarks.overload.study import (
     BURST_AT,
     BURST_SECONDS,
@@ -27,49 +28,53 @@ from benchmarks.overload.study import (
 
 @attrs.define
 class Study:
-    """Runs all seeds of every cell; the first `tuning` seeds choose what is tuned in hindsight."""
+    """Runs all seeds of every cell; the first `tuning` seeds choose what is tuned in hindsight.
+
+    `steady` is the workload that determines the capacity of those that change.
+    """
 
     bench: TestBed
     seeds: Sequence[int]
     tuning: int
+    steady: Scenario
     capacities: dict[str, float] = attrs.field(factory=dict)
 
     def capacity(self, scenario: Scenario) -> float:
         """Return the capacity before any drop, because a changing capacity has no single value."""
         if scenario.name not in self.capacities:
             # A mix that changes has the capacity of its later mix, which asks for more.
-            steady = SCENARIOS["mixed"] if scenario.drop is not None or scenario.later is not None else scenario
+            steady = self.steady if scenario.drop is not None or scenario.later is not None else scenario
             self.capacities[scenario.name] = capacity(self.bench, steady, self.seeds[: self.tuning])
         return self.capacities[scenario.name]
 
-    def cells(self, scenario: str, contender: str, rate: float, **more: Any) -> list[Cell]:
-        return cells(SCENARIOS[scenario], contender, rate, self.seeds, **more)
+    def cells(self, scenario: Scenario, contender: str, rate: float, **more: Any) -> list[Cell]:
+        return cells(scenario, contender, rate, self.seeds, **more)
 
     # The workloads
 
-    def light(self, names: Sequence[str], part: float) -> list[dict[str, Any]]:
+    def light(self, scenarios: Sequence[Scenario], part: float) -> list[dict[str, Any]]:
         """Compare refusals below capacity, where no request should be refused."""
         rows = []
-        for name in names:
-            rate = part * self.capacity(SCENARIOS[name])
-            verdict = self.bench.of(self.cells(name, LATEGATE, rate))
-            plain = self.bench.of(self.cells(name, NONE, rate))
+        for scenario in scenarios:
+            rate = part * self.capacity(scenario)
+            verdict = self.bench.of(self.cells(scenario, LATEGATE, rate))
+            plain = self.bench.of(self.cells(scenario, NONE, rate))
             rows.append(
                 {
-                    "workload": name,
+                    "workload": scenario.name,
                     "rate": rate,
                     "offered": verdict.offered,
                     "refused": verdict.refused,
-                    "goodput_of_none": verdict.goodput / plain.goodput,
+                    "goodput_of_none": ratio(verdict, plain),
                     "misses": verdict.miss_share,
                     "misses_of_none": plain.miss_share,
                 }
             )
         return rows
 
-    def overload(self, names: Sequence[str], loads: Sequence[float]) -> list[dict[str, Any]]:
+    def overload(self, scenarios: Sequence[Scenario], loads: Sequence[float]) -> list[dict[str, Any]]:
         """Compare the goodput with that of the alternatives."""
-        return [self._overload(SCENARIOS[name], load) for name in names for load in loads]
+        return [self._overload(scenario, load) for scenario in scenarios for load in loads]
 
     def _overload(self, scenario: Scenario, load: float) -> dict[str, Any]:
         steady = self.capacity(scenario)
@@ -77,29 +82,29 @@ class Study:
         fixed, by_limit = best_fixed(self.bench, scenario, rate, self.seeds, self.tuning)
         _, thinned = best(self.bench, scenario, thinnings(steady), rate, self.seeds, self.tuning)
         flag, flagged = best(self.bench, scenario, flags(), rate, self.seeds, self.tuning)
-        ours = self.bench.of(self.cells(scenario.name, LATEGATE, rate))
-        others = {name: self.bench.of(self.cells(scenario.name, name, rate)) for name in (NONE, GRADIENT2)}
+        ours = self.bench.of(self.cells(scenario, LATEGATE, rate))
+        others = {name: self.bench.of(self.cells(scenario, name, rate)) for name in (NONE, GRADIENT2)}
         row = {"workload": scenario.name, "load": load, "rate": rate, **described(ours)}
-        row |= {"best_fixed": fixed, "of_fixed": ours.goodput / by_limit.goodput, "fixed": described(by_limit)}
-        row |= {"of_thinning": ours.goodput / thinned.goodput, "thinning": described(thinned)}
+        row |= {"best_fixed": fixed, "of_fixed": ratio(ours, by_limit), "fixed": described(by_limit)}
+        row |= {"of_thinning": ratio(ours, thinned), "thinning": described(thinned)}
         row |= {"best_flags": flag, "flags": described(flagged)}
         return row | {name: described(verdict) for name, verdict in others.items()}
 
     # Tenants, bursts, retries
 
-    def tenants(self, name: str, loads: Sequence[float]) -> list[dict[str, Any]]:
+    def tenants(self, scenario: Scenario, loads: Sequence[float]) -> list[dict[str, Any]]:
         """Compare tenants: three ask for less than their share, one asks for all the rest."""
         rows = []
-        steady = self.capacity(SCENARIOS[name])
+        steady = self.capacity(scenario)
         for load in loads:
             modest = 0.2 / load
             shares = (("a", modest), ("b", modest), ("c", modest), ("flood", 1 - 3 * modest))
             for contender in (LATEGATE, NONE):
-                verdict = self.bench.of(self.cells(name, contender, load * steady, tenants=shares))
+                verdict = self.bench.of(self.cells(scenario, contender, load * steady, tenants=shares))
                 satisfied = verdict.satisfaction()
                 rows.append(
                     {
-                        "workload": name,
+                        "workload": scenario.name,
                         "load": load,
                         "admission": contender,
                         "jain": verdict.jain,
@@ -110,30 +115,30 @@ class Study:
                 )
         return rows
 
-    def bursts(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def bursts(self, scenarios: Sequence[Scenario]) -> list[dict[str, Any]]:
         """Measure recovery: ten seconds at ten times the capacity, on top of 0.7 times."""
         rows: list[dict[str, Any]] = []
         groups = []
-        for name in names:
-            steady = self.capacity(SCENARIOS[name])
+        for scenario in scenarios:
+            steady = self.capacity(scenario)
             burst = (BURST_AT, BURST_AT + BURST_SECONDS, BURST_TIMES * steady)
             for contender in (LATEGATE, NONE):
-                rows.append({"workload": name, "admission": contender})
-                groups.append(self.cells(name, contender, 0.7 * steady, burst=burst))
+                rows.append({"workload": scenario.name, "admission": contender})
+                groups.append(self.cells(scenario, contender, 0.7 * steady, burst=burst))
         for row, seconds in zip(rows, self.bench.recoveries(groups), strict=True):
             row["recovered_after"] = seconds
         return rows
 
-    def retries(self, name: str, load: float) -> list[dict[str, Any]]:
+    def retries(self, scenario: Scenario, load: float) -> list[dict[str, Any]]:
         """Compare clients that give up, that obey Retry-After, and that retry at once."""
-        rate = load * self.capacity(SCENARIOS[name])
+        rate = load * self.capacity(scenario)
         rows = []
         for retry in ("none", "obey", "naive"):
-            verdict = self.bench.of(self.cells(name, LATEGATE, rate, retry=retry))
+            verdict = self.bench.of(self.cells(scenario, LATEGATE, rate, retry=retry))
             off = sorted(verdict.hinted)
             rows.append(
                 {
-                    "workload": name,
+                    "workload": scenario.name,
                     "load": load,
                     "clients": retry,
                     **described(verdict),
@@ -144,6 +149,11 @@ class Study:
                 }
             )
         return rows
+
+
+def ratio(verdict: Verdict, other: Verdict) -> float:
+    """Return the goodput relative to another one's."""
+    return verdict.goodput / other.goodput if other.goodput else math.inf
 
 
 def described(verdict: Verdict) -> dict[str, Any]:
@@ -174,7 +184,10 @@ def overload_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         goodput = row["goodput"]
-        others = [f"{percent(row[name]['goodput'] / goodput)} ({row[name]['class_ratio']:.2f})" for name in ("none", "flags", "gradient2")]
+        others = [
+            f"{percent(row[name]['goodput'] / (goodput or math.inf))} ({row[name]['class_ratio']:.2f})"
+            for name in ("none", "flags", "gradient2")
+        ]
         fixed = row["best_fixed"].removeprefix("fixed:").replace(":", ", ") + " s"
         cells = [row["workload"], f"{row['load']:g}", f"{row['rate']:.1f}", f"{goodput:.2f}", percent(row["of_fixed"]), fixed]
         cells += [percent(row["of_thinning"]), percent(row["misses"], 2), percent(row["wasted"], 1), f"{row['class_ratio']:.2f}"]

@@ -5,27 +5,25 @@ machine or a mix of prompts. The policy learns from the engine's figures and fro
 leave: the times of steps and prompts, the lengths of answers and the queue's speed.
 """
 
+import math
 from collections import deque
 from weakref import WeakSet
 
 import attrs
 
-from llmserve.admission.kv_forecast import peak
+from llmserve.admission.kv_forecast import growth, peak
 from llmserve.admission.length_estimates import LOOK, Seen
 from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueState, Terms
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
-from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread, StandingQueue
+from llmserve.admission.stalls import Lot, StallBudget, StepModel, StepReport
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
 
 # Cost of a generated token relative to a prompt token: within a factor of two of OpenAI's price
 # lists and VTC's evaluation.
 OUTPUT_WEIGHT = 2.0
-# The share of the TTFT target that a tenant's standing queue may take. With a queue as long as the
-# whole target, every request would only wait, until the overload ends (Nichols and Jacobson, CoDel:
-# a good queue empties).
-STANDING = 0.25
 # In TTFT targets: up to this backlog demand counts as a burst, and a ticket with leave to be late
 # may be this late.
 LATE = 2.0
@@ -42,11 +40,13 @@ class _Running:
     Attributes:
         fresh: Prompt tokens that the engine must compute.
         ahead: The same of all prompts in the engine before its first token, including its own.
+        lot: The prompts that started together with its own.
         first_token, steps: When the first token came, and the engine's step count then.
     """
 
     fresh: int
     ahead: int
+    lot: Lot
     first_token: float | None = None
     steps: float = 0.0
 
@@ -62,7 +62,7 @@ class LateGate:
     """
 
     name = "lategate"
-    sized = "kv", "tpot"
+    sized = "kv", "stall", "tpot"
 
     def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
         self.slo = slo
@@ -79,6 +79,8 @@ class LateGate:
         # Tickets that may be served late: a ticket gets this only once.
         self._late: WeakSet[Ticket] = WeakSet()
         self._pending = 0
+        # The value of `_pending` at the last report of a step.
+        self._were_pending = 0
         # Mean of `_pending` at a start.
         self._usually_pending = 0.0
         # Sum of the tokens that the live tickets will have when they are complete.
@@ -87,11 +89,16 @@ class LateGate:
         self._recent = Recent(seconds=_memory(slo))
         self._step = LinearFit()
         self._prefill = LinearFit()
+        self._report = StepReport(self._step, self._prefill, self._step_tokens, max_num_seqs)
         self.prompts = Seen()
         self.spread = Spread()
         self.preemptions = Preemptions()
         self.reserve = Reserve()
         self.budget = ErrorBudget()
+        self.stalls = StallBudget()
+        self.queue = StandingQueue()
+        # Demand over service rate, at the last arrival.
+        self._pressure = 0.0
 
     def adopt(self, other: "LateGate", now: float) -> None:
         """Take over the SLO of `other`; running tickets, and what this policy has learnt, stay."""
@@ -104,6 +111,12 @@ class LateGate:
     # Decisions
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
+        constraint = self._constraint(ticket, now)
+        if constraint is not None:
+            self.queue.held(constraint)
+        return constraint
+
+    def _constraint(self, ticket: Ticket, now: float) -> str | None:
         running = len(self._live)
         if not running:
             return None
@@ -114,13 +127,18 @@ class LateGate:
             return "prefill"
         if self._lacks_room(ticket):
             return "kv"
-        if self.slo.tpot is not None and self._step_with(ticket) > self.spread.margin * self.slo.tpot:
+        model = self._model()
+        if model is not None and self.stalls.exceeded(ticket.prompt_tokens - ticket.cached_tokens, model):
+            self.spread.bound(now)
+            return "stall"
+        if self._step_with(ticket) > self._target:
             self.spread.bound(now)
             return "tpot"
         return None
 
     def terms(self, ticket: Ticket, queue: QueueState, now: float) -> Terms:
         self.prompts.add(ticket.prompt_tokens)
+        self._pressure = queue.pressure
         first = self._first_token_within(ticket.prompt_tokens - ticket.cached_tokens)
         return Terms(
             ticket.prompt_tokens + OUTPUT_WEIGHT * ticket.expected_tokens,
@@ -142,17 +160,9 @@ class LateGate:
         # longest for room at the head of the queue. Otherwise a long prompt would be refused where
         # a short one is accepted.
         longest = self._long_prompt()
-        room = queue.pace * (longest + OUTPUT_WEIGHT * queue.answer_tokens)
-        # One interval is always allowed. Otherwise only tickets that are small enough to start at
-        # once would be accepted.
-        slack = max(queue.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - room)
-        if queue.own_pressure < 1:
-            # The tenant's turn comes soon, however long the other tenants' queues are.
-            return max(slack, 3 * queue.interval)
-        # If demand is little above capacity, a short queue would run empty. If it is far above, the
-        # queue never does.
-        part = max(STANDING, 1 / max(queue.pressure, 1.0))
-        return min(slack, max(part * slack, 3 * (self._recent.step or 0.0), 2 * queue.interval))
+        # One interval is always allowed, or only tickets that may start at once would be accepted.
+        slack = max(queue.interval, 0.1 * ttft, ttft - self._first_token_within(longest) - self._head_wait(longest, queue))
+        return self.queue.patience(slack, queue, self._recent.step or 0.0)
 
     def overdue(self, ticket: Ticket, queue: QueueState, now: float) -> float | None:
         ttft = self.slo.ttft
@@ -168,11 +178,12 @@ class LateGate:
 
     def started(self, ticket: Ticket, now: float) -> None:
         self.reserve.started()
+        self.queue.started(waited=now > ticket.queued, pressure=self._pressure)
         self._changes += 1
         self._usually_pending += (self._pending - self._usually_pending) / 64
         fresh = ticket.prompt_tokens - ticket.cached_tokens
         self._pending += fresh
-        self._live[ticket] = _Running(fresh, self._pending)
+        self._live[ticket] = _Running(fresh, self._pending, self.stalls.started(fresh))
         self._committed += ticket.prompt_tokens + ticket.expected_tokens
 
     def first_token(self, ticket: Ticket, now: float) -> None:
@@ -183,6 +194,8 @@ class LateGate:
         self.budget.earn()
         running.steps = self._sample.steps if self._sample else 0
         self._pending -= running.fresh
+        self.stalls.computed(running.lot, running.fresh)
+        self.stalls.answers(ticket)
         if ticket.granted is not None:
             # The fit of the time to the first token needs all the prompts that it waited for.
             self._prefill.add(running.ahead, now - ticket.granted)
@@ -194,6 +207,8 @@ class LateGate:
         self._committed -= ticket.prompt_tokens + ticket.expected_tokens
         if running.first_token is None:
             self._pending -= running.fresh
+            self.stalls.computed(running.lot, running.fresh)
+        self.stalls.ended(ticket)
         if not self._live:
             self._committed, self._pending = 0.0, 0
         if self.slo.tpot is not None and ticket.complete and running.first_token is not None and ticket.generated > 1:
@@ -205,17 +220,22 @@ class LateGate:
         last, self._sample = self._sample, sample
         if last is None:
             return
-        steps = sample.steps - last.steps
-        if steps > 0:
-            seconds = sample.busy_seconds - last.busy_seconds
+        steps, seconds = sample.steps - last.steps, sample.busy_seconds - last.busy_seconds
+        # A new process counts from 0 again.
+        if steps > 0 and seconds >= 0:
             self._recent.add(seconds, steps, sample.running)
             if sample.steps // LOOK > last.steps // LOOK:
                 # The expected lengths of the running answers may have changed.
                 self._committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self._live)
-            if sample.prompt_tokens == last.prompt_tokens:
+                if self.slo.tpot is not None:
+                    self._report.learn(sample.running, self._target, self.slo.tpot)
+            # Whether the step had no prompt: all that were there would have been complete with it.
+            if sample.prompt_tokens == last.prompt_tokens and self._were_pending <= self._step_tokens:
                 self._step.add(sample.running, seconds / steps)
             if self.slo.tpot is not None:
+                self.stalls.stepped(steps, seconds, self._target)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
+        self._were_pending = self._pending
         self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)
 
     def figures(self) -> PolicyFigures:
@@ -275,6 +295,25 @@ class LateGate:
         prompts = self._prefill.b * (self._pending + self._size(ticket, ticket.cached_tokens)) / max(recent.steps, 1.0)
         return step + more + prompts
 
+    @property
+    def _target(self) -> float:
+        """Seconds that the mean step may take; infinite without a target per token."""
+        return math.inf if self.slo.tpot is None else self.spread.margin * self.slo.tpot
+
+    def _model(self) -> StepModel | None:
+        """Return what steps take; None without a target, or if even steps without prompts are too slow."""
+        spare = self._target - self._step.at(len(self._live))
+        if self._sample is None or not 0 < spare < math.inf:
+            return None
+        # A step takes longer than its mean as often as not.
+        return StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self._step_tokens)
+
+    def _head_wait(self, prompt_tokens: int, queue: QueueState) -> float:
+        """Return the seconds that a prompt waits at the head of the queue, for room and for running answers."""
+        room = self.queue.for_room * queue.pace * (prompt_tokens + OUTPUT_WEIGHT * queue.answer_tokens)
+        model = self._model()
+        return room if model is None else room + model.making_up(prompt_tokens, self._step.at(len(self._live)))
+
     def _lacks_room(self, ticket: Ticket) -> bool:
         sample = self._sample
         if sample is None or sample.kv_tokens is None:
@@ -291,21 +330,12 @@ class LateGate:
         return self._full
 
     def _planned(self, sample: EngineSample, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
-        """Return (tokens still to come, tokens so far) of each sequence, and the cached part.
-
-        The sequences are those that run, and the newcomer. The cached part of the tokens so far is
-        below 1 because prompts with the same beginning share it in the cache.
-        """
-        found = [(newcomer.expected_tokens, self._size(newcomer))]
-        cached = 0.0
+        """Return the arguments of `peak` for the sequences that run and the newcomer."""
         steps = sample.steps
-        for ticket, running in self._live.items():
-            made = steps - running.steps if running.first_token is not None else 0
-            used = ticket.prompt_tokens + made
-            cached += used
-            found.append((max(ticket.expected_tokens - made, 1.0), used))
+        found, cached = growth((ticket, 0 if one.first_token is None else steps - one.steps) for ticket, one in self._live.items())
         # While new prompts are being computed, the cache seems emptier than it is.
         known = cached > 0 and not self._pending
+        found.append((newcomer.expected_tokens, self._size(newcomer)))
         return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0
 
 

@@ -178,6 +178,10 @@ class Seen:
             self._fresh = 0
             self._cached.clear()
 
+    def lowest(self, share: float) -> float:
+        """Return the lower end of the bucket with the quantile `share` (0 to 1); 0 without data."""
+        return self.quantile(share) / GROWTH
+
     def quantile(self, share: float) -> float:
         """Return the upper end of the bucket with the quantile `share` (0 to 1); 0 without data."""
         if share not in self._cached:

@@ -48,6 +48,16 @@ class LinearFit:
     def deviation(self) -> float:
         return math.sqrt(self._square)
 
+    @property
+    def learnt(self) -> bool:
+        """Whether there are enough samples to report the line to an operator."""
+        return self._n >= 64
+
+    @property
+    def relative_deviation(self) -> float:
+        """The deviation relative to the mean; 0 without samples."""
+        return self.deviation * self._n / self._y if self._y else 0.0
+
     def at(self, x: float) -> float:
         return self.a + self.b * x
 

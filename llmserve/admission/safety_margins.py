@@ -4,6 +4,8 @@ from collections import deque
 
 import attrs
 
+from llmserve.admission.prediction import QueueState
+
 
 @attrs.define
 class Spread:
@@ -75,6 +77,53 @@ class Reserve:
 
     def started(self) -> None:
         self.share *= 1 - self.EASED
+
+
+@attrs.define
+class StandingQueue:
+    """The queue of a lasting overload: short, but never empty.
+
+    With a queue as long as the whole slack, every request would only wait, until the overload ends
+    (Nichols and Jacobson, CoDel: a good queue empties). With a queue that runs empty, the engine
+    idles although requests were refused. Arrivals decide which length is enough, so this class
+    learns it: a start without a wait lengthens the queue, and a start after a wait shortens it.
+
+    Attributes:
+        share: The share of the slack that a tenant's queue may take.
+        for_room: How many of the holds at the head, 0 to 1, are for room: the larger a request, the
+            longer it waits. Other holds pass in the same time for all.
+    """
+
+    LOWEST = 0.25
+    LONGER, SHORTER = 0.25, 0.01
+    # Weight of one hold in `for_room`.
+    FADE = 1 / 64
+
+    share: float = LOWEST
+    for_room: float = 1.0
+
+    def started(self, *, waited: bool, pressure: float) -> None:
+        """Note a start; `pressure` is the demand divided by the service rate."""
+        if waited:
+            self.share = max(self.LOWEST, self.share * (1 - self.SHORTER))
+        elif pressure > 1:
+            self.share = min(1.0, self.share + self.LONGER)
+
+    def held(self, constraint: str) -> None:
+        """Note which constraint holds the head of the queue."""
+        self.for_room += ((constraint in ("kv", "tpot")) - self.for_room) * self.FADE
+
+    def patience(self, slack: float, queue: QueueState, step: float) -> float:
+        """Return the longest predicted wait in seconds, out of the `slack` before the TTFT target.
+
+        `step` is the duration of a step. One interval between two tickets is always allowed.
+        """
+        if queue.own_pressure < 1:
+            # The tenant's turn comes soon, however long the other tenants' queues are.
+            return max(slack, 3 * queue.interval)
+        # If demand is little above capacity, a short queue would run empty.
+        part = max(self.share, 1 / max(queue.pressure, 1.0))
+        return min(slack, max(part * slack, 3 * step, 2 * queue.interval))
 
 
 @attrs.define

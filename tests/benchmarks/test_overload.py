@@ -3,23 +3,33 @@
 Runs are seeded and short; the full study is a command (docs/admission.md).
 """
 
+import datetime
+import itertools
+import json
+import logging
+import os
+import pathlib
+
 import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.__main__ import main
 from benchmarks.overload import calibrate, tables
 from benchmarks.overload.engine import EngineSize, Sequence, StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.laws import H200_8B, Law
+from benchmarks.overload.recorded import trace_scenario, window
 from benchmarks.overload.scenarios import CHAT, SCENARIOS
 from benchmarks.overload.study import Cell, play, run
-from benchmarks.overload.traffic import Request, arrivals, requests
+from benchmarks.overload.traffic import LengthClass, Mix, Request, arrivals, requests
 from benchmarks.overload.world import World
 from benchmarks.stand_ins.admission_policies import Gradient2, Setup, VLLMFlags, make
 from llmserve import SLO, ConfigurationError
 from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
 from llmserve.admission.safety_margins import Spread
+from llmserve.admission.stalls import StallBudget
 
 EVEN = Law(weights=0.01, kv=0.0, flops=1e-5, attention=0.0, host=0.0, sequence=0.0, noise=0.0, hiccup_chance=0.0, hiccup_seconds=0.0)
 SLO_ = SLO(ttft=1.0, tpot=0.05)
@@ -280,20 +290,57 @@ def test_without_anti_windup_goodput_falls_after_a_drop_of_capacity():
         return verdict.goodput, policy.figures().margin
 
     (good, margin), (wound_up, wound_margin) = after_the_drop(Spread()), after_the_drop(WindsUp())
-    assert wound_margin == Spread.LOWEST < margin
-    assert wound_up < good / 3
+    assert wound_margin < 0.7 < margin
+    assert wound_up < good / 2
+
+
+class NoStalls(StallBudget):
+    """Lets every prompt start, however short the answers are beside it."""
+
+    def exceeded(self, prompt_tokens, model):
+        return False
+
+
+SHORT_ANSWERS = Mix(classes=(LengthClass("all", 1.0, (1500, 0.9, 7400), (13, 0.7, 500)),))
+
+
+def test_short_answers_are_in_time_beside_prompts_that_fill_a_large_step():
+    """A regression: with 13 tokens in an answer, each step of 8,192 tokens made some of them late."""
+
+    def late(stalls):
+        policy = LateGate(SLO_, 256, 8192)
+        policy.stalls = stalls
+        engine = StepEngine(EngineSize(max_num_batched_tokens=8192), H200_8B, 1)
+        asked = list(requests(SHORT_ANSWERS, arrivals(20.0, 0.0, 60.0, 1), 1))
+        World([engine], AdmissionController(policy, max_waiting=1024)).run(asked, 100.0)
+        judged = [request for request in asked if request.due >= 15.0]
+        verdict = judge(judged, ["all"], SLO_, 45.0, 0)
+        return verdict.miss_share, verdict.goodput
+
+    (share, good), (share_without, good_without) = late(StallBudget()), late(NoStalls())
+    assert share < 0.01 < 0.05 < share_without
+    assert good > good_without
+
+
+@pytest.mark.parametrize(("tokens", "reported"), [(8192, 1), (1024, 0)])
+def test_the_log_says_once_what_the_step_size_costs(caplog, tokens, reported):
+    caplog.set_level(logging.INFO, logger="llmserve.admission")
+    engine = StepEngine(EngineSize(max_num_batched_tokens=tokens), H200_8B, 1)
+    asked = list(requests(SHORT_ANSWERS, arrivals(20.0, 0.0, 30.0, 1), 1))
+    World([engine], AdmissionController(LateGate(SLO_, 256, tokens), max_waiting=1024)).run(asked, 60.0)
+    assert [f"max_num_batched_tokens={tokens} takes" in record.message for record in caplog.records] == [True] * reported
 
 
 def test_a_flood_leaves_other_tenants_their_share():
     shares = (("a", 0.04), ("b", 0.04), ("flood", 0.92))
-    verdict = run(Cell(scenario="chat", contender="lategate", rate=250.0, seed=1, tenants=shares))
+    verdict = run(Cell(scenario=SCENARIOS["chat"], contender="lategate", rate=250.0, seed=1, tenants=shares))
     assert min(verdict.satisfaction().values()) > 0.95
     assert verdict.jain > 0.99
 
 
 def test_clients_that_obey_retry_after_are_served_more_often():
-    waits = play(Cell(scenario="mixed", contender="lategate", rate=30.0, seed=1, retry="obey"))[0]
-    gives_up = play(Cell(scenario="mixed", contender="lategate", rate=30.0, seed=1))[0]
+    waits = play(Cell(scenario=SCENARIOS["mixed"], contender="lategate", rate=30.0, seed=1, retry="obey"))[0]
+    gives_up = play(Cell(scenario=SCENARIOS["mixed"], contender="lategate", rate=30.0, seed=1))[0]
     slo = SCENARIOS["mixed"].slo
     assert sum(kept(request, slo) for request in waits) > sum(kept(request, slo) for request in gives_up)
 
@@ -316,4 +363,100 @@ def test_a_mix_may_change_in_the_middle_and_arrivals_may_be_bursty():
     asked = list(requests(CHAT, iter([1.0, 2.0, 3.0, 4.0]), 1, later=(3.0, SCENARIOS["mixed"].mix)))
     assert [request.kind < 3 for request in asked] == [True, True, False, False]
     assert len(SCENARIOS["mix-shift"].classes) == 6
-    assert all(len(play(Cell(scenario=name, contender="none", rate=1.0, seed=1))[0]) > 50 for name in ("mix-shift", "bursty"))
+    assert all(len(play(Cell(scenario=SCENARIOS[name], contender="none", rate=1.0, seed=1))[0]) > 50 for name in ("mix-shift", "bursty"))
+
+
+# Recorded requests
+
+
+def azure(gaps, prompt=400, output=10):
+    """Return a trace in Azure's columns."""
+    began, lines = datetime.datetime(2023, 11, 16), ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    for number, passed in enumerate(itertools.accumulate(gaps)):
+        lines.append(f"{began + datetime.timedelta(seconds=passed)},{prompt + number},{output}")
+    return "\n".join(lines)
+
+
+def mooncake(count):
+    """Return a trace in Mooncake's columns: two requests in each second, which share a block."""
+    rows = (
+        {"timestamp": number // 2 * 1000, "input_length": 6000, "output_length": 20, "hash_ids": [7, 8 + number]} for number in range(count)
+    )
+    return "\n".join(map(json.dumps, rows))
+
+
+def test_a_trace_is_sent_at_any_mean_rate_in_windows_that_follow_each_other(tmp_path):
+    path = tmp_path / "uneven.csv"
+    path.write_text(azure([0, 1, 1, 6, 1, 1, 6, 1]))
+    whole = [request for seed in (1, 2, 3) for request in window(path, 2.0, 4.0, seed)]
+    assert len(whole) == pytest.approx(24, abs=1)
+    assert [request.prompt for request in whole[:9]] == [400, 401, 402, 403, 404, 405, 406, 407, 400]
+    assert all(0 <= request.due < 4.0 for request in whole)
+    # The gaps of the trace are kept: those after the third and the sixth request are the longest.
+    first = window(path, 2.0, 4.0, 1)
+    gaps = [after.due - before.due for before, after in itertools.pairwise(first)]
+    assert gaps[2] == pytest.approx(6 * gaps[0])
+
+
+def test_at_other_times_a_trace_keeps_its_order_and_its_prefixes(tmp_path):
+    path = tmp_path / "shared.jsonl"
+    path.write_text(mooncake(10))
+    found = window(path, 1.0, 100.0, 1, arrivals=iter([1.0, 2.0, 5.0]))
+    assert [request.due for request in found] == [1.0, 2.0, 5.0]
+    # Requests of the same time are spread at random, up to the next time.
+    assert sorted(request.blocks for request in found[:2]) == [((7, 512), (8, 512)), ((7, 512), (9, 512))]
+    dues = [request.due for request in window(path, 1.0, 6.0, 1)]
+    assert len(set(dues)) == len(dues) > 4
+
+
+def test_requests_that_are_too_long_even_alone_do_not_count_against_the_capacity(tmp_path):
+    path = tmp_path / "huge.csv"
+    path.write_text(azure([1] * 100, prompt=50_000))
+    scenario = trace_scenario(path, SLO_, 60.0)
+    verdicts = [run(Cell(scenario=scenario, contender="none", rate=0.1, seed=1, even=even)) for even in (False, True)]
+    assert verdicts[0].offered > 0
+    assert verdicts[0].kept == verdicts[1].offered == 0
+
+
+SHORT = "--seeds 1 --offered 1.5 --seconds 5 --step-tokens 8192"
+
+
+@pytest.mark.parametrize("name", ["uneven.csv", "shared.jsonl"])
+def test_the_command_takes_files_of_recorded_requests(tmp_path, capsys, name):
+    path, out = tmp_path / name, tmp_path / "found.json"
+    path.write_text(azure([0.5] * 200, prompt=7000) if name.endswith("csv") else mooncake(200))
+    with pytest.raises(SystemExit) as ended:
+        main(["overload", "--workloads", str(path), "--out", str(out), *SHORT.split()])
+    assert ended.value.code == 0
+    assert f"| {path.stem} | 1.5 |" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["overload"][0]["workload"] == path.stem
+    assert "tenants" not in found
+
+
+@pytest.mark.parametrize(("name", "words"), [("chats", "unknown workload 'chats'"), ("absent.csv", "absent.csv: No such file")])
+def test_an_unknown_workload_is_named(capsys, name, words):
+    with pytest.raises(SystemExit) as ended:
+        main(["overload", "--workloads", name])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+TRACES = pathlib.Path(os.environ.get("TRACES", pathlib.Path(__file__).parents[3] / "shared" / "data" / "traces"))
+
+
+@pytest.mark.parametrize(
+    ("name", "requests", "slo"),
+    [
+        ("AzureLLMInferenceTrace_code.csv", 8819, SLO_),
+        ("AzureLLMInferenceTrace_conv.csv", 19366, SLO_),
+        ("conversation_trace.jsonl", 12031, SLO(ttft=30.0, tpot=0.1)),
+        ("synthetic_trace.jsonl", 3993, SLO(ttft=30.0, tpot=0.1)),
+    ],
+)
+def test_each_public_trace_plays(name, requests, slo):
+    if not (TRACES / name).exists():
+        pytest.skip(f"the public trace {name} is not in {TRACES}; the variable TRACES may name its folder")
+    scenario = trace_scenario(TRACES / name, slo, 20.0)
+    assert len(window(TRACES / name, 100.0, requests / 100.0, 1)) == pytest.approx(requests, abs=1)
+    assert run(Cell(scenario=scenario, contender="lategate", rate=0.5, seed=3)).kept > 0

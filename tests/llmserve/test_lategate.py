@@ -11,7 +11,7 @@ from llmserve.admission.kv_forecast import peak
 from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
 from llmserve.admission.prediction import QueueState
 from llmserve.admission.regression import LinearFit, Recent
-from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread
+from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread, StandingQueue
 from llmserve.admission.service_rate import ServiceRate
 
 SEQUENCES, TOKENS, CACHE = 4, 100, 1000
@@ -502,6 +502,42 @@ def test_recent_steps_are_those_of_about_a_second_or_sixteen():
     for seconds in [1.0] * 20 + [2.0]:
         slow.add(seconds, 1, 1)
     assert 1.0 < slow.step < 1.2
+
+
+def test_a_new_process_counts_its_steps_from_the_start():
+    """A regression: with more steps than the last process and less time, it raised OverflowError."""
+    policy = LateGate(SLO(ttft=1.0, tpot=0.05), 4, 100)
+    for number, (steps, busy) in enumerate([(0, 0.0), (10, 1000.0), (20, 0.2), (30, 0.4)]):
+        policy.record(EngineSample(steps=steps, busy_seconds=busy, running=1), float(number))
+    assert policy.figures().step_seconds > 0
+
+
+def queue_after(starts):
+    queue = StandingQueue()
+    for waited in starts:
+        queue.started(waited=waited, pressure=2.0)
+    return queue
+
+
+def test_a_queue_that_ran_empty_in_an_overload_may_be_longer():
+    state = QueueState(3.0, 0.01, 1e-4, 5.0, 5.0, ANSWER)
+    steady, gaps = queue_after([True] * 100), queue_after([False, True, True] * 10)
+    assert steady.patience(0.8, state, 0.01) == pytest.approx(0.2)
+    assert gaps.patience(0.8, state, 0.01) > 0.7
+    assert queue_after([False] * 5 + [True] * 500).share == StandingQueue.LOWEST
+    light = StandingQueue()
+    light.started(waited=False, pressure=0.5)
+    assert light.share == StandingQueue.LOWEST
+
+
+def test_only_a_wait_for_room_grows_with_the_request():
+    queue = StandingQueue()
+    for _ in range(300):
+        queue.held("stall")
+    assert queue.for_room < 0.02
+    for _ in range(300):
+        queue.held("kv")
+    assert queue.for_room > 0.98
 
 
 def test_the_service_rate_is_measured_only_under_excess_demand():

@@ -1,0 +1,239 @@
+"""How much longer prompts may hold up the running answers.
+
+While the engine computes a prompt, its step takes longer, and every running answer stalls. An
+answer meets the TPOT target if all its stalls together take at most the time that its other steps
+stay below the target. This module knows for each answer how much of that time is left.
+"""
+
+import itertools
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator
+from heapq import heapify, heappush
+
+import attrs
+
+from llmserve.admission.length_estimates import Seen
+from llmserve.admission.regression import LinearFit
+from llmserve.admission.ticket import Ticket
+
+logger = logging.getLogger(__name__)
+
+# The share of answers that may be late: a third of the one in a hundred that an SLO usually allows.
+LATE_SHARE = 0.003
+# A loss of prompt tokens per second that is worth a line in the log, and the unit of the advice.
+REPORTED, ROUND = 0.03, 64
+
+
+@attrs.define(eq=False)
+class Lot:
+    """Prompts that started between the same two steps, so that the same steps compute them.
+
+    Attributes:
+        step: The engine's step count at the start.
+        tokens, prompts: Prompt tokens without a first token, and the number of their prompts.
+    """
+
+    step: float
+    tokens: int = 0
+    prompts: int = 0
+
+
+@attrs.frozen
+class StepModel:
+    """What steps take.
+
+    Attributes:
+        spare: Seconds that a step without prompts stays below the target, above 0.
+        token: Seconds for a prompt token.
+        tokens: Maximum number of tokens in a step, 0 if unknown.
+    """
+
+    spare: float
+    token: float
+    tokens: int
+
+    def stall(self, prompt_tokens: float) -> float:
+        """Return the seconds by which the steps of some prompts exceed the target; below 0 if they stay below it."""
+        steps = math.ceil(prompt_tokens / self.tokens) if self.tokens else min(prompt_tokens, 1)
+        return self.token * prompt_tokens - self.spare * steps
+
+    def making_up(self, prompt_tokens: float, plain: float) -> float:
+        """Return the seconds of steps without prompts, `plain` each, that make up for a stall."""
+        return plain * max(0.0, self.stall(prompt_tokens)) / self.spare
+
+    def report(self, plain: float, tpot: float, sequences: int) -> str | None:
+        """Describe what the maximum number of tokens costs; None if it costs next to nothing.
+
+        Args:
+            plain: Seconds of a step without prompts.
+            tpot: The TPOT target in seconds.
+            sequences: Maximum number of sequences in a step.
+        """
+        full = plain + self.token * self.tokens
+        making_up = self.making_up(self.tokens, plain)
+        lost = making_up / (full + making_up)
+        fitting = max(int(self.spare / self.token) // ROUND * ROUND, sequences)
+        if lost < REPORTED or fitting >= self.tokens:
+            return None
+        return (
+            f"a step of max_num_batched_tokens={self.tokens} takes {full:.2g} s, {full / tpot:.2g} times slo.tpot: "
+            "under load, prompts wait until running answers have made up for it, "
+            f"which costs up to {lost:.0%} of the prompt tokens per second; max_num_batched_tokens={fitting} costs nothing"
+        )
+
+
+@attrs.define
+class StepReport:
+    """Logs once, as soon as the times of steps are learnt, what the engine's largest step costs."""
+
+    step: LinearFit
+    prefill: LinearFit
+    tokens: int
+    sequences: int
+    _complete: bool = False
+
+    def learn(self, running: int, target: float, tpot: float) -> None:
+        """Note that the fits have changed."""
+        if self._complete or not (self.tokens and self.step.learnt and self.prefill.learnt):
+            return
+        plain = self.step.at(running)
+        if plain < target and self.prefill.b > 0:
+            self._complete = True
+            words = StepModel(target - plain, self.prefill.b, self.tokens).report(plain, tpot, self.sequences)
+            if words:
+                logger.info(words)
+
+
+class StallBudget:
+    """The stalls that the answers of one engine can still bear.
+
+    Hardly any answer is shorter than the shortest expected one, so until an answer has that length,
+    it may borrow the time of the steps to come. A longer one could end with any step, and is late
+    if it ends before it has made up for its stalls. The expected number of these is limited to a
+    share of all answers.
+    """
+
+    # Maximum of the share that is saved up, in answers.
+    MAX_LEFT = 1.0
+
+    def __init__(self) -> None:
+        self._lots: deque[Lot] = deque()
+        # The time by which all steps together stayed below the target, and their number.
+        self._saved = 0.0
+        self._steps = 0.0
+        # For each answer that has not yet the shortest length, in order of the first tokens: the
+        # values of `_saved` and `_steps` then. The others as a heap of (-value of `_saved`, number,
+        # value of `_steps`, ticket), with those first that have saved least.
+        self._young: deque[tuple[float, float, Ticket]] = deque()
+        self._old: list[tuple[float, int, float, Ticket]] = []
+        self._answers: set[Ticket] = set()
+        self._numbers = itertools.count()
+        self.lengths = Seen()
+        # How many answers may still be late, and the expected number if the ticket asked about last
+        # starts.
+        self.left = 0.0
+        self._risk = 0.0
+
+    def stepped(self, steps: float, seconds: float, target: float) -> None:
+        """Count steps that took some seconds in total; each may take `target`."""
+        self._steps += steps
+        self._saved += target * steps - seconds
+
+    def started(self, prompt_tokens: int) -> Lot:
+        """Note that the prompt starts that was asked about last; return its lot."""
+        self.left = max(0.0, self.left - self._risk)
+        self._risk = 0.0
+        if not self._lots or self._lots[-1].step != self._steps:
+            # An idle engine starts a step with this prompt at once, without those that follow.
+            idle = not self._lots and not self._answers
+            self._lots.append(Lot(math.nan if idle else self._steps))
+        lot = self._lots[-1]
+        lot.tokens += prompt_tokens
+        lot.prompts += 1
+        return lot
+
+    def computed(self, lot: Lot, prompt_tokens: int) -> None:
+        """Note that a prompt is complete, or gone."""
+        lot.tokens -= prompt_tokens
+        lot.prompts -= 1
+        while self._lots and not self._lots[0].prompts:
+            self._lots.popleft()
+
+    def answers(self, ticket: Ticket) -> None:
+        """Note an answer's first token."""
+        self.left = min(self.MAX_LEFT, self.left + LATE_SHARE)
+        self._answers.add(ticket)
+        self._young.append((self._saved, self._steps, ticket))
+
+    def ended(self, ticket: Ticket) -> None:
+        """Note that a ticket has left."""
+        self._answers.discard(ticket)
+        if ticket.complete and ticket.generated > 1:
+            self.lengths.add(ticket.generated)
+        if len(self._old) > 2 * len(self._answers) + 16:
+            self._old = [entry for entry in self._old if entry[-1] in self._answers]
+            heapify(self._old)
+
+    def exceeded(self, prompt_tokens: int, model: StepModel) -> bool:
+        """Whether too many answers would be late if these prompt tokens started now."""
+        lots = self._lots
+        earlier = sum(lot.tokens for lot in lots)
+        spilled = 0.0
+        if lots and lots[-1].step == self._steps:
+            prompt_tokens += lots[-1].tokens
+            earlier -= lots[-1].tokens
+            spilled = prompt_tokens + len(self._answers) - model.tokens if model.tokens else 0.0
+        stall = model.stall(prompt_tokens)
+        # The tokens of the shortest answer after its first one.
+        shortest = max(0.0, self.lengths.lowest(LATE_SHARE) - 1)
+        risk = self._risk_of_old(stall + model.stall(earlier), shortest, model)
+        borrowed = model.spare * shortest
+        if self._young:
+            # The oldest of them has had the most stalls.
+            saved, steps, _ = self._young[0]
+            if self._saved - saved + borrowed - model.spare * (self._steps - steps) < stall + model.stall(earlier):
+                return True
+        # So may the answers to the prompts that are being computed, and those to the prompts of the
+        # same lot that its first step completes.
+        if spilled > 0 and borrowed < model.stall(spilled):
+            return True
+        if earlier and borrowed < stall + model.stall(earlier - lots[0].tokens):
+            return True
+        if risk > self.left:
+            return True
+        self._risk = risk
+        return False
+
+    def _risk_of_old(self, stall: float, shortest: float, model: StepModel) -> float:
+        """Return how many answers are expected to end before they have made up for a stall."""
+        young = self._young
+        while young and (young[0][2] not in self._answers or self._steps - young[0][1] >= shortest):
+            saved, steps, ticket = young.popleft()
+            if ticket in self._answers:
+                heappush(self._old, (-saved, next(self._numbers), steps, ticket))
+        risk = 0.0
+        for lacking, ticket, made in self._lacking(stall):
+            if risk > self.left:
+                # However many more there are, the answer is the same.
+                break
+            # What it can still save.
+            to_come = model.spare * max(1.0, ticket.expected_tokens - made)
+            # One that is late in any case does not keep prompts waiting.
+            if lacking - stall < to_come:
+                risk += min(1.0, lacking / to_come)
+        return risk
+
+    def _lacking(self, stall: float) -> Iterator[tuple[float, Ticket, float]]:
+        """Yield (seconds, ticket, tokens so far) of the old answers that have saved too little for a stall."""
+        old, todo = self._old, [0]
+        while todo:
+            place = todo.pop()
+            if place < len(old):
+                negative, _, steps, ticket = old[place]
+                lacking = stall - self._saved - negative
+                if lacking > 0:
+                    todo += (2 * place + 1, 2 * place + 2)
+                    if ticket in self._answers:
+                        yield lacking, ticket, self._steps - steps

@@ -1,0 +1,153 @@
+"""The stalls that running answers can bear while prompts are computed."""
+
+import pytest
+
+from llmserve.admission import Ticket
+from llmserve.admission.stalls import StallBudget, StepModel
+
+TARGET, PLAIN = 0.05, 0.01
+# A prompt of 5,000 tokens takes 0.1 s, of which 0.04 s are in the time of its step below the target.
+MODEL = StepModel(spare=TARGET - PLAIN, token=2e-5, tokens=8192)
+PROMPT, STALL = 5000, 0.06
+
+
+def budget(lengths=()):
+    found = StallBudget()
+    for length in lengths:
+        found.ended(Ticket(generated=length, complete=True))
+    return found
+
+
+def answering(stalls, expected=100.0, prompt_tokens=1):
+    """Start a prompt and let its first token come."""
+    ticket = Ticket(expected_tokens=expected)
+    lot = stalls.started(prompt_tokens)
+    stalls.computed(lot, prompt_tokens)
+    stalls.answers(ticket)
+    return ticket
+
+
+def step(stalls, count=1, seconds=PLAIN):
+    stalls.stepped(count, count * seconds, TARGET)
+
+
+def test_a_prompt_s_stall_is_what_its_steps_take_above_the_target():
+    assert MODEL.stall(PROMPT) == pytest.approx(STALL)
+    assert MODEL.stall(0) == 0
+    assert MODEL.stall(1000) < 0
+    assert MODEL.stall(10_000) == pytest.approx(0.2 - 2 * 0.04)
+    assert StepModel(0.04, 2e-5, 0).stall(10_000) == pytest.approx(0.16)
+
+
+def test_the_report_says_what_a_large_step_costs_and_which_step_costs_nothing():
+    # A full step takes 0.17 s. After it, 3.1 steps of 0.01 s make up for the 0.124 s above the target.
+    assert MODEL.report(PLAIN, TARGET, 256) == (
+        "a step of max_num_batched_tokens=8192 takes 0.17 s, 3.5 times slo.tpot: under load, prompts wait until running answers have made "
+        "up for it, which costs up to 15% of the prompt tokens per second; max_num_batched_tokens=1984 costs nothing"
+    )
+    assert StepModel(0.04, 2e-5, 1984).report(PLAIN, TARGET, 256) is None
+    assert StepModel(0.04, 2e-5, 2048).report(PLAIN, TARGET, 256) is None
+    assert "max_num_batched_tokens=4096 costs" in (MODEL.report(PLAIN, TARGET, 4096) or "")
+    assert MODEL.report(PLAIN, TARGET, 8192) is None
+
+
+def test_where_nothing_answers_any_prompt_may_start():
+    assert not budget().exceeded(10**6, MODEL)
+
+
+def test_an_answer_that_may_end_with_any_step_first_saves_the_time_of_a_stall():
+    stalls = budget()
+    answering(stalls)
+    assert not stalls.exceeded(1000, MODEL)
+    assert stalls.exceeded(PROMPT, MODEL)
+    step(stalls)
+    assert stalls.exceeded(PROMPT, MODEL)
+    step(stalls)
+    assert not stalls.exceeded(PROMPT, MODEL)
+    # The step with the prompt spends what was saved.
+    step(stalls, seconds=0.11)
+    assert stalls.exceeded(PROMPT, MODEL)
+
+
+def test_an_answer_below_the_shortest_length_borrows_the_time_of_the_steps_to_come():
+    stalls = budget([20] * 100)
+    answering(stalls)
+    assert not stalls.exceeded(PROMPT, MODEL)
+    # The shortest answer has between 16 and 20 tokens. So it can bear between 0.6 and 0.76 s of
+    # stalls, of which each of these steps takes 0.1 s.
+    for _ in range(5):
+        step(stalls, seconds=PLAIN + 0.1)
+        assert not stalls.exceeded(2000, MODEL)
+    for _ in range(2):
+        step(stalls, seconds=PLAIN + 0.1)
+    assert stalls.exceeded(PROMPT, MODEL)
+
+
+def test_an_answer_that_has_ended_bears_nothing():
+    stalls = budget()
+    ticket = answering(stalls)
+    assert stalls.exceeded(PROMPT, MODEL)
+    stalls.ended(ticket)
+    assert not stalls.exceeded(PROMPT, MODEL)
+
+
+def test_prompts_of_one_lot_fill_one_step_and_no_more():
+    stalls = budget()
+    answering(stalls)
+    step(stalls, 100)
+    stalls.started(PROMPT)
+    # The same step computes both.
+    assert not stalls.exceeded(3000, MODEL)
+    # The rest of a longer prompt would hold up the first one's answer.
+    assert stalls.exceeded(3 * PROMPT, MODEL)
+    step(stalls)
+    # A later step computes it, when the first one's answer runs.
+    assert stalls.exceeded(PROMPT, MODEL)
+    assert not stalls.exceeded(1000, MODEL)
+
+
+def test_an_idle_engine_computes_its_first_prompt_alone():
+    stalls = budget()
+    stalls.started(PROMPT)
+    assert stalls.exceeded(3000, MODEL)
+    assert not stalls.exceeded(1000, MODEL)
+
+
+def test_a_few_answers_may_be_late():
+    stalls = budget()
+    answering(stalls, expected=200.0)
+    stalls.left = 0.0
+    step(stalls)
+    assert stalls.exceeded(PROMPT, MODEL)
+    # It lacks half a step's time, so it is late if it ends with the next step: one of 400.
+    stalls.left = 1 / 300
+    assert not stalls.exceeded(PROMPT, MODEL)
+    stalls.started(PROMPT)
+    assert 0 <= stalls.left < 1 / 1000
+    # Each answer earns a little.
+    for _ in range(1000):
+        answering(stalls)
+    assert stalls.left == StallBudget.MAX_LEFT
+
+
+def test_an_answer_that_is_late_in_any_case_keeps_no_prompt_waiting():
+    stalls = budget()
+    stalls.left = 0.0
+    answering(stalls, expected=10.0)
+    step(stalls, seconds=0.3)
+    # It can save 0.36 s in its nine steps to come, and owes 0.25 s.
+    assert stalls.exceeded(PROMPT, MODEL)
+    step(stalls, seconds=0.3)
+    assert not stalls.exceeded(PROMPT, MODEL)
+
+
+def test_ended_answers_are_forgotten():
+    stalls = budget()
+    for _ in range(1000):
+        ticket = answering(stalls)
+        step(stalls, 30)
+        stalls.exceeded(PROMPT, MODEL)
+        stalls.ended(ticket)
+    assert len(stalls._old) < 50
+    assert len(stalls._young) < 2
+    assert not stalls._lots

@@ -22,6 +22,8 @@ VARIABLE = "LLMSERVE_ARGUMENTS"
 # Admission in the replicas limits their requests; Ray Serve's own limit must never apply first.
 NO_BOUND = 100_000
 MAX_HOSTS = 10_000
+# Seconds in which an engine ends after the drain. Ray would kill it, and its shared memory would stay.
+ENGINE_END_SECONDS = 30.0
 # Seconds over which the autoscaler's metrics are averaged. Ray Serve's default of 30 s is slower
 # than a queue fills, and Ray Serve requires more than 10 s.
 LOOK_BACK_SECONDS = 11.0
@@ -84,7 +86,7 @@ def _replica_options(settings: ClusterServerSettings) -> dict[str, Any]:
         "name": "Replica",
         "max_ongoing_requests": NO_BOUND,
         "ray_actor_options": {"num_cpus": cluster.replica_cpus, "num_gpus": settings.gpus},
-        "graceful_shutdown_timeout_s": settings.limits.drain_timeout + 10,
+        "graceful_shutdown_timeout_s": settings.limits.drain_timeout + ENGINE_END_SECONDS,
         "graceful_shutdown_wait_loop_s": 0.5,
         "logging_config": QUIET,
         **({"autoscaling_config": scaling} if cluster.most > cluster.replicas else {"num_replicas": cluster.replicas}),

@@ -186,7 +186,7 @@ class Replica:
                 # No error of Ray may fail a request. Until the exchange works again, each replica
                 # is fair only among its own requests.
                 if not failing and not self._stop.is_set():
-                    logger.warning("the tenants' usage cannot be exchanged between replicas: %s", error)
+                    logger.warning("the tenants' usage cannot be exchanged between replicas: %s", str(error) or type(error).__name__)
                 # The tenants' open requests on other replicas are unknown.
                 failing, elsewhere = True, UsageDelta()
             else:

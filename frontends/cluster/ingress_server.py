@@ -13,10 +13,9 @@ from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import Answer
 from frontends.cluster.settings import ClusterServerSettings, ClusterSettings
 from frontends.http.departure import Departure
-from frontends.http.errors import described
+from frontends.http.errors import error_response
 from frontends.http.host_names import answer_to
 from frontends.http.request_checks import BUDGET, Handler, check_form, expect_later, take
-from frontends.http.responses import json_response
 from frontends.http.server import running
 from frontends.http.settings import HTTPSettings
 from frontends.logs.operator_log import say
@@ -102,9 +101,9 @@ class IngressServer:
                 raise Unavailable("this ingress is stopping", retry_after=RETRY_AFTER["draining"], reason=Refusal.DRAINING)
             return await handler(request)
         except LLMServeError as error:
-            return _failure(error, request)
+            return error_response(error, request.path)
         except web.HTTPException as error:
-            return _failure(HTTPFailure(error.status, error.reason, "http_error"), request)
+            return error_response(HTTPFailure(error.status, error.reason, "http_error"), request.path)
         finally:
             self._open -= 1
             if not self._open:
@@ -121,8 +120,3 @@ class IngressServer:
             await response.write(chunk)
         await response.write_eof()
         return response
-
-
-def _failure(error: LLMServeError, request: web.Request) -> web.Response:
-    status, body, headers = described(error, request.path)
-    return json_response(body, status, headers)

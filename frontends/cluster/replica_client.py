@@ -17,6 +17,7 @@ from yarl import URL
 from frontends.cluster.relay import SECRET, RelayedRequest, ResponseHead, end_to_end
 from frontends.cluster.replica_directory import ReplicaAddress
 from frontends.http.errors import last_event
+from frontends.net.listeners import probe
 from llmserve import EngineRestarted
 
 T = TypeVar("T")
@@ -183,9 +184,7 @@ def _probed_socket(address: Any) -> socket.socket:
     """Return a socket that fails soon after the other host has become unreachable."""
     family, kind, protocol, _, _ = address
     found = socket.socket(family, kind, protocol)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in UNREACHABLE.items():
-        found.setsockopt(socket.IPPROTO_TCP, name, value)
+    probe(found, UNREACHABLE)
     return found
 
 

@@ -45,7 +45,12 @@ def _no_route(request: web.Request) -> web.Response:
 
 
 def _failure(error: LLMServeError, request: web.Request) -> web.Response:
-    status, body, headers = described(error, route_of(request) or "")
+    return error_response(error, route_of(request) or "")
+
+
+def error_response(error: LLMServeError, path: str) -> web.Response:
+    """Return the response for an error, in the format of the path's API."""
+    status, body, headers = described(error, path)
     return json_response(body, status, headers)
 
 

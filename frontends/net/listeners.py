@@ -6,7 +6,7 @@ import grp
 import os
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -222,7 +222,12 @@ def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=share)
     # Accepted connections inherit these options.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in VANISHED.items():
-        listener.setsockopt(socket.IPPROTO_TCP, name, value)
+    probe(listener, VANISHED)
     return listener
+
+
+def probe(connection: socket.socket, times: Mapping[int, int]) -> None:
+    """Let the kernel probe a silent TCP connection; `times` are the options of these probes."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in times.items():
+        connection.setsockopt(socket.IPPROTO_TCP, name, value)

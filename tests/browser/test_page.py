@@ -144,7 +144,7 @@ def test_the_api_reference_lists_every_route_and_links_its_types(reader, scheme,
     page.set_viewport_size(size)
     with serving() as (url, _):
         page.goto(f"{url}/docs")
-        page.locator("summary", has_text="Answer a conversation").click()
+        page.locator("summary", has_text="/v1/chat/completions Answer a conversation").click()
         page.locator("details[open] a", has_text="ChatMessage").first.click()
         # The browser reports the new address a moment after the click.
         page.locator("#ChatMessage[open]").wait_for()

@@ -57,7 +57,9 @@ def error_response(error: LLMServeError, path: str) -> web.Response:
 def last_event(error: LLMServeError, path: str) -> bytes:
     """Return the end of a stream that breaks off, in the format of the path's API."""
     _, body, _ = described(error, path)
-    return sse.event(body) + sse.DONE if isinstance(body, ErrorBody) else b"event: error\n" + sse.event(body)
+    if isinstance(body, ErrorBody) and not path.endswith("/v1/responses"):
+        return sse.event(body) + sse.DONE
+    return b"event: error\n" + sse.event(body)
 
 
 def described(error: LLMServeError, path: str) -> tuple[int, Any, dict[str, str]]:

@@ -1,12 +1,14 @@
 """The unmodified OpenAI client against the simulated engine; tests/vllm has the real engine."""
 
+import httpx
 import openai
 import pytest
 from contracts.openai_contract import OpenAIContract
 from engines import ScriptedEngine
 from http_support import running_server
 
-from llmserve import AdmissionConfig, ManagerConfig
+from frontends.http.errors import last_event
+from llmserve import AdmissionConfig, EngineRestarted, ManagerConfig
 
 
 class TestOpenAI(OpenAIContract):
@@ -27,3 +29,25 @@ async def test_refusals_are_the_client_s_own_exceptions():
             assert "retry-after" in full.value.response.headers
             for stream in held:
                 await stream.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+async def test_a_stream_that_a_replica_s_death_ends_raises_the_client_s_own_exception(path):
+    end = last_event(EngineRestarted("the replica died"), path)
+
+    async def respond(request):
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=end)
+
+    transport = httpx.AsyncClient(transport=httpx.MockTransport(respond))
+    async with openai.AsyncOpenAI(base_url="http://server/v1", api_key="none", http_client=transport) as client:
+        if path == "/v1/responses":
+            stream = await client.responses.create(model="sim", input="x", stream=True)
+        else:
+            stream = await client.completions.create(model="sim", prompt="x", stream=True)
+        with pytest.raises(openai.APIError, match="the replica died"):
+            async for _ in stream:
+                pass
+
+
+def test_no_event_of_the_responses_api_has_another_s_end():
+    assert last_event(EngineRestarted("the replica died"), "/v1/responses").startswith(b'event: error\ndata: {"error":')

@@ -195,6 +195,20 @@ class KnowsVocabulary(Protocol):
         """Return the tokenizer's settings, with its class as `tokenizer_class`."""
 
 
+@runtime_checkable
+class LoadsAdapters(Protocol):
+    """What an engine may offer in addition: adapters that come and go while it is up."""
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Add an adapter, also at later starts. Raises ConfigurationError, and then changes nothing.
+
+        An engine that is not up loads it at its next start. If that fails, it gives the adapter up.
+        """
+
+    async def unload_adapter(self, name: str) -> None:
+        """Remove an adapter, whose started requests go on. Raises EngineDead if the engine dies meanwhile."""
+
+
 def combined(parts: Sequence[EngineStatistics]) -> EngineStatistics:
     """Add up the figures of several engines; the share of the cache in use is the mean."""
     if len(parts) == 1:

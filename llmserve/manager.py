@@ -21,6 +21,7 @@ from llmserve.config import ManagerConfig, TenantTable
 from llmserve.engine import Engine, EngineInfo, EnginePrompt, checked
 from llmserve.errors import EngineDead, LLMServeError, Unavailable
 from llmserve.generation import Generation
+from llmserve.lifecycle.adapters import AdapterLoading
 from llmserve.lifecycle.admission_driver import AdmissionDriver
 from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
 from llmserve.lifecycle.manager_loop import ManagerLoop
@@ -43,7 +44,7 @@ from llmserve.tracing import Tracer
 logger = logging.getLogger(__name__)
 
 
-class EngineManager(Generation, Tokenization, Lifecycle):
+class EngineManager(Generation, Tokenization, AdapterLoading, Lifecycle):
     """Runs one or several engines and decides which requests they get.
 
         async with EngineManager.open("bundled") as manager:

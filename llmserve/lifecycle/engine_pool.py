@@ -89,6 +89,8 @@ class EnginePool:
         self._on_up, self._on_lost, self._on_down = up, lost, down
         self._up = anyio.Event()
         self._restarting = anyio.Lock()
+        # Held while adapters are loaded or unloaded.
+        self.changing_adapters = anyio.Lock()
         self.members = tuple(PooledEngine(number, engine) for number, engine in enumerate(engines))
         for member in self.members:
             member.supervisor = Supervisor(

@@ -85,39 +85,39 @@ def adapter(folder, **config):
 
 def test_there_is_room_for_all_adapters_and_for_the_largest_rank(tmp_path):
     modules = {name: adapter(tmp_path / name, r=rank) for name, rank in (("a", 4), ("b", 24))}
-    found = Adapters(modules).engine_args({}, on_cpu=False)
+    found = Adapters({"lora_modules": modules}).engine_args({}, on_cpu=False)
     assert found == {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": 32}
     # A hub name, whose rank is not known yet.
-    many = Adapters({str(number): "some/where" for number in range(20)}).engine_args({}, on_cpu=False)
+    many = Adapters({"lora_modules": {str(number): "some/where" for number in range(20)}}).engine_args({}, on_cpu=False)
     assert (many["max_loras"], many["max_cpu_loras"], many["max_lora_rank"]) == (8, 20, 16)
     assert Adapters({}).engine_args({}, on_cpu=True) == {}
 
 
 def test_on_a_cpu_one_adapter_slot_stays_free(tmp_path):
-    adapters = Adapters({"a": adapter(tmp_path / "a", r=8)})
+    adapters = Adapters({"lora_modules": {"a": adapter(tmp_path / "a", r=8)}})
     assert adapters.engine_args({}, on_cpu=True)["max_loras"] == 2
-    with pytest.raises(ConfigurationError, match="max_loras must be at least 2"):
+    with pytest.raises(ConfigurationError, match="max_loras is 1; on a CPU it must be 2"):
         adapters.engine_args({"max_loras": 1}, on_cpu=True)
 
 
 @pytest.mark.parametrize("modules", ["a=b", ["a"], {"a": 1}, {"": "b"}, {"a": ""}])
 def test_the_error_about_adapters_shows_their_format(modules):
     with pytest.raises(ConfigurationError, match="lora_modules must be written"):
-        Adapters(modules)
+        Adapters({"lora_modules": modules})
 
 
 def test_a_folder_that_holds_no_adapter_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no folder .*/absent for 'a'"):
-        Adapters({"a": str(tmp_path / "absent")}).engine_args({}, on_cpu=False)
-    with pytest.raises(ConfigurationError, match="no adapter in"):
-        Adapters({"a": str(tmp_path)}).engine_args({}, on_cpu=False)
+    with pytest.raises(ConfigurationError, match=r"no folder .*/absent for the adapter 'a'"):
+        Adapters({"lora_modules": {"a": str(tmp_path / "absent")}}).engine_args({}, on_cpu=False)
+    with pytest.raises(ConfigurationError, match="no adapter 'a' in"):
+        Adapters({"lora_modules": {"a": str(tmp_path)}}).engine_args({}, on_cpu=False)
     with pytest.raises(ConfigurationError, match="rank 1000"):
-        Adapters({"a": adapter(tmp_path / "large", r=1000)}).engine_args({}, on_cpu=False)
+        Adapters({"lora_modules": {"a": adapter(tmp_path / "large", r=1000)}}).engine_args({}, on_cpu=False)
 
 
 def test_a_prompt_s_logprobs_are_refused_only_beside_adapters():
     Adapters({}).check(Sampling(prompt_logprobs=0))
-    Adapters({"sql": "folder"}).check(Sampling(logprobs=3))
+    Adapters({"lora_modules": {"sql": "folder"}}).check(Sampling(logprobs=3))
     with pytest.raises(InvalidRequest) as caught:
-        Adapters({"sql": "folder"}).check(Sampling(prompt_logprobs=0))
+        Adapters({"lora_modules": {"sql": "folder"}}).check(Sampling(prompt_logprobs=0))
     assert caught.value.param == "prompt_logprobs"

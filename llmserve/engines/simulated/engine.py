@@ -20,7 +20,7 @@ from llmserve.engines.simulated.answers import ToolCallParser, answer, calls
 from llmserve.engines.simulated.paging import BlockPool
 from llmserve.engines.simulated.scheduler import Scheduler, Sequence
 from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
-from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, ModelNotFound, PromptTooLong
 from llmserve.request import Delta, GenerationRequest, Sampling
 
 
@@ -85,6 +85,8 @@ class SimulatedEngine:
         self._model = model
         self._faults = {fault.step: fault for fault in self.config.faults}
         self._nonce = 0
+        # Names of the adapters, and where they came from.
+        self._adapters = dict.fromkeys(self.config.adapters, "")
         self._stepped: Callable[[], None] = lambda: None
         self._busy_steps, self._busy_seconds = 0, 0.0
         self._steps = self._prompt_tokens = self._generation_tokens = 0
@@ -125,7 +127,7 @@ class SimulatedEngine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             kv_cache_tokens=config.num_blocks * config.block_size,
             prefix_caching=config.prefix_caching,
-            adapters=config.adapters,
+            adapters=tuple(self._adapters),
         )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -181,10 +183,23 @@ class SimulatedEngine:
     async def tokenizer_info(self) -> dict[str, Any]:
         return {"tokenizer_class": "simulated"}
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        if not await anyio.Path(path).is_dir():
+            raise ConfigurationError(f"there is no folder {path} for the adapter {name!r}")
+        self._adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        del self._adapters[name]
+
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
         if not self._up:
             raise EngineDead("the simulated engine is not running")
         self._nonce += 1
+        seed, adapter = str(self.config.seed), prompt.adapter
+        if adapter is not None:
+            if adapter not in self._adapters:
+                raise ModelNotFound(adapter, self._model, "adapter")
+            seed += adapter + self._adapters[adapter]
         sequence = Sequence(
             id=request_id,
             tokens=list(prompt.token_ids),
@@ -192,7 +207,7 @@ class SimulatedEngine:
             sampling=sampling,
             priority=priority,
             sink=sink,
-            writer=Writer(f"{self.config.seed}{prompt.adapter or ''}", prompt.token_ids, sampling, self._nonce, prompt.constraint),
+            writer=Writer(seed, prompt.token_ids, sampling, self._nonce, prompt.constraint),
             stops=StopWatcher(sampling),
             timings=EngineTimings(queued=anyio.current_time()),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sniffio
 
-from llmserve.engines.vllm.lora import ARGUMENT, Adapters
+from llmserve.engines.vllm.lora import Adapters
 from llmserve.engines.vllm.start_errors import one_line
 from llmserve.errors import ConfigurationError
 
@@ -85,7 +85,7 @@ def build_engine_args(model: str, given: Mapping[str, Any], sharing: int = 1) ->
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    adapters = Adapters(given.get(ARGUMENT, {}))
+    adapters = Adapters(given)
     given = {name: value for name, value in given.items() if name not in OURS}
     known = {name for name in AsyncEngineArgs.__dataclass_fields__ if not name.startswith("_")}
     for name in given:

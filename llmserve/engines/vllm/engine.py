@@ -31,7 +31,7 @@ from llmserve.engines.vllm.grammars.ejection import Constrained
 from llmserve.engines.vllm.grammars.sandbox import vocabulary
 from llmserve.engines.vllm.info import check_token_ids, describe, tokenizer_settings
 from llmserve.engines.vllm.log import quiet
-from llmserve.engines.vllm.lora import ARGUMENT, Adapters
+from llmserve.engines.vllm.lora import Adapters
 from llmserve.engines.vllm.metrics import make_stat_loggers
 from llmserve.engines.vllm.outputs import Receiver, translate
 from llmserve.engines.vllm.params import check_version_for, sampling_params
@@ -78,7 +78,7 @@ class VLLMEngine:
         self._engine_args = dict(engine_args or {})
         self._tool_parser: str | None = self._engine_args.get("tool_call_parser")
         self._parsers: Parsers | None = None
-        self._adapters = Adapters(self._engine_args.get(ARGUMENT, {}))
+        self._adapters = Adapters(self._engine_args)
         self._llm: AsyncLLM | None = None
         self._guard: ProcessGuard | None = None
         self._info: EngineInfo | None = None
@@ -123,11 +123,11 @@ class VLLMEngine:
 
     async def _prepare(self, llm: "AsyncLLM") -> None:
         self._steps.begin(llm.engine_core.engine_ranks_managed)
-        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, self._adapters.names)
         self._defaults = await anyio.to_thread.run_sync(llm.model_config.get_diff_sampling_param)
         names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
         self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
-        await self._adapters.load(llm)
+        await self._adapters.load_all(llm)
+        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, self._adapters.names)
         await anyio.to_thread.run_sync(set_heap_aside, self)
         if self._guard is not None:
             await anyio.to_thread.run_sync(self._guard.note)
@@ -264,6 +264,28 @@ class VLLMEngine:
     async def tokenizer_info(self) -> dict[str, Any]:
         return await anyio.to_thread.run_sync(tokenizer_settings, self.running_llm.get_tokenizer())
 
+    # Adapters
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        if self.connect is not None:
+            raise ConfigurationError("the engine belongs to several processes, and only one of them would know the adapter")
+        await self._adapters.load(self._llm, name, path)
+        self._adapters_changed()
+
+    async def unload_adapter(self, name: str) -> None:
+        number = self._adapters.remove(name)
+        self._adapters_changed()
+        if self._llm is not None:
+            try:
+                # vLLM loads it again for requests that have started, until they end.
+                await self._llm.remove_lora(number)
+            except Exception as error:
+                raise translate(error) from error
+
+    def _adapters_changed(self) -> None:
+        if self._info is not None:
+            self._info = attrs.evolve(self._info, adapters=self._adapters.names)
+
     # Requests
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
@@ -279,7 +301,7 @@ class VLLMEngine:
             params = sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
-            adapter = self._adapters.request(prompt.adapter)
+            adapter = self._adapters.request(prompt.adapter, self.info.model)
             collector = await llm.add_request(request_id, inputs, params, lora_request=adapter, priority=priority, trace_headers=headers)
         except InvalidRequest:
             self._open.discard(request_id)

@@ -105,3 +105,8 @@ class PoolingRequest(GenerationRequest):
         if isinstance(request, GenerationRequest):
             raise TypeError("request must be a PoolingRequest or its input, not a GenerationRequest")
         return cls(**input_field(request), **named)
+
+
+def pair_of(request: GenerationRequest) -> str | None:
+    """Return the second text of a request, or None."""
+    return request.pair if isinstance(request, PoolingRequest) else None

@@ -22,7 +22,7 @@ from llmserve.engines.simulated.scheduler import Scheduler, Sequence
 from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
 from llmserve.engines.simulated.vectors import SIZE, vector
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, PromptTooLong
-from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, PoolingRequest
+from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, pair_of
 from llmserve.pooling.vectors import Pooled
 from llmserve.request import Delta, GenerationRequest, Sampling
 
@@ -176,7 +176,7 @@ class SimulatedEngine:
         if len(text) > self.config.max_model_len and request.truncate_prompt_tokens is None:
             # As in vLLM's engine: no token stands for less than a character.
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
-        pair = request.pair if isinstance(request, PoolingRequest) else None
+        pair = pair_of(request)
         if pair is None:
             return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
         pooling = Pooling(task=CLASSIFY, second=len(encode(text)) + 1)

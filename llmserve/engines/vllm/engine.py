@@ -36,7 +36,8 @@ from llmserve.engines.vllm.metrics import make_stat_loggers
 from llmserve.engines.vllm.outputs import Receiver, translate
 from llmserve.engines.vllm.params import check_version_for, sampling_params
 from llmserve.engines.vllm.placement import ALONE, Placement
-from llmserve.engines.vllm.prompts import GONE
+from llmserve.engines.vllm.pooling.outputs import VectorReceiver, pooling_params
+from llmserve.engines.vllm.prompts import GONE, engine_input
 from llmserve.engines.vllm.rendering import PromptRenderer
 from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, abort_in_all, interrupts_blocked, start_errors
 from llmserve.engines.vllm.shutdown import END_SECONDS, discard, end
@@ -123,7 +124,7 @@ class VLLMEngine:
 
     async def _prepare(self, llm: "AsyncLLM") -> None:
         self._steps.begin(llm.engine_core.engine_ranks_managed)
-        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, self._adapters.names)
+        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, self._adapters.names, await llm.get_supported_tasks())
         self._defaults = await anyio.to_thread.run_sync(llm.model_config.get_diff_sampling_param)
         names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
         self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
@@ -161,7 +162,7 @@ class VLLMEngine:
                 known = partial(vocabulary, llm.vllm_config, llm.get_tokenizer())
                 grammars = Grammars(known, free_space=not structured.disable_any_whitespace)
                 # Another backend is the operator's choice, and it has its own bounds.
-                self._grammars = grammars if structured.backend == "xgrammar" else None
+                self._grammars = grammars if structured.backend == "xgrammar" and llm.model_config.runner_type == "generate" else None
                 # In a thread, because it reads the whole vocabulary.
                 renderer = self._renderer = await anyio.to_thread.run_sync(PromptRenderer, llm)
                 try:
@@ -267,16 +268,15 @@ class VLLMEngine:
     # Requests
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
-        from vllm.inputs import tokens_input
-
         llm = self.running_llm
-        receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode, self._drop)
+        pooling, decode = prompt.pooling, llm.get_tokenizer().decode
+        receiver = (VectorReceiver if pooling else Receiver)(request_id, sink, sampling, self._open, decode, self._drop)
         self._open.add(request_id)
         if (constraint := prompt.constraint or sampling.structured_outputs) is not None:
             self._constrained.add(request_id, constraint, receiver)
         try:
-            inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
-            params = sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
+            inputs = engine_input(prompt)
+            params = pooling_params(pooling) if pooling else sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
             adapter = self._adapters.request(prompt.adapter)

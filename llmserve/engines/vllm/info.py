@@ -1,10 +1,11 @@
 """The figures and the vocabulary of a vLLM engine. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmserve.engine import EngineInfo
 from llmserve.engines.vllm.args import version
+from llmserve.engines.vllm.pooling.tasks import pooling_info
 from llmserve.engines.vllm.rendering import has_chat_template
 from llmserve.errors import InvalidRequest
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
-def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...]) -> EngineInfo:
-    """Return the figures of an engine that is up. Blocks."""
+def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...], tasks: Collection[str]) -> EngineInfo:
+    """Return the figures of an engine that is up, and of its tasks. Blocks."""
     from vllm.platforms import current_platform
 
     config = llm.vllm_config
@@ -34,6 +35,7 @@ def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...]) -> EngineIn
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         has_chat_template=has_chat_template(llm.get_tokenizer()),
         adapters=adapters,
+        **pooling_info(llm.model_config, tasks),
     )
 
 

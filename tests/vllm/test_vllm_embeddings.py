@@ -7,6 +7,7 @@ import math
 
 import pytest
 from contracts.embedding_contract import EmbeddingContract, together
+from contracts.openai_embeddings_contract import OpenAIEmbeddingsContract
 from http_support import running_server
 from vllm_classifier_files import write_classifier
 
@@ -78,6 +79,12 @@ class TestEmbedding(EmbeddingContract):
     async def test_a_model_with_one_size_says_so(self, manager):
         with pytest.raises(InvalidRequest, match="this model's vectors have one size"):
             await manager.embed("x", dimensions=128)
+
+
+class TestOpenAI(OpenAIEmbeddingsContract):
+    @pytest.fixture
+    def server(self, embedding_server):
+        return embedding_server
 
 
 async def test_classes_are_the_library_s(classifier_server):

@@ -8,6 +8,7 @@ import pytest
 from contracts.embedding_contract import TEXT, EmbeddingContract, together
 from quiescence import Audit, AuditedEngine, check_quiescent
 
+from frontends.pooling.fan_out import embed_all
 from llmserve import (
     SLO,
     AdmissionConfig,
@@ -163,6 +164,36 @@ def test_the_fields_are_those_of_a_request():
 def test_a_vector_of_zeros_is_like_no_other():
     assert cosine([0.0, 0.0], [1.0, 0.0]) == 0.0
     assert cosine([1.0, 1.0], [2.0, 2.0]) == pytest.approx(1.0)
+
+
+async def test_a_large_request_for_vectors_leaves_its_slots_to_chats_one_by_one():
+    """512 texts of one HTTP request, and chats of the same tenant that arrive while they run."""
+    requests = [PoolingRequest("word " * (1 + number % 97)) for number in range(512)]
+    admission = AdmissionConfig(max_running=8, max_waiting=16)
+    waits, took = [], []
+
+    async def chat(manager):
+        timelines = []
+        await manager.generate("hello", max_tokens=16, ignore_eos=True, on_arrival=timelines.append)
+        waits.append(timelines[0].admitted - timelines[0].arrived)
+
+    async def batch(manager):
+        began = anyio.current_time()
+        await embed_all(manager, [attrs.evolve(one, request_id=f"{began} {one.request_id}") for one in requests])
+        took.append(anyio.current_time() - began)
+
+    async with EngineManager(SimulatedEngine(SimulatedConfig(prefix_caching=False)), ManagerConfig(admission=admission)) as manager:
+        await batch(manager)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(batch, manager)
+            for _ in range(20):
+                await anyio.sleep(took[0] / 20)
+                tasks.start_soon(chat, manager)
+        check_quiescent(manager)
+    alone, beside = took
+    # A chat waits for the next slot, of which there are hundreds, and the texts still get theirs.
+    assert max(waits) < alone / 20
+    assert beside < 1.5 * alone
 
 
 async def test_neither_embeddings_nor_chats_starve():

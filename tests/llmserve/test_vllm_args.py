@@ -8,7 +8,7 @@ import pytest
 
 from llmserve import ConfigurationError, InvalidRequest, Sampling
 from llmserve.engines import create_engine
-from llmserve.engines.vllm.args import _context_of, check_version, has_gpu_build, parse_engine_arg
+from llmserve.engines.vllm.args import _context_of, _float32_of, check_version, has_gpu_build, parse_engine_arg
 from llmserve.engines.vllm.lora import Adapters
 
 
@@ -70,6 +70,24 @@ def test_the_context_comes_from_the_model_s_config(tmp_path):
     assert _context_of(str(tmp_path)) == 2048
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 1024}')
     assert _context_of(str(tmp_path)) == 1024
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
+    assert _context_of(str(tmp_path)) == 256
+
+
+@pytest.mark.parametrize(
+    ("config", "chosen"),
+    [
+        ('{"architectures": ["BertModel"]}', {"dtype": "float32"}),
+        ('{"architectures": ["BertModel"], "torch_dtype": "float32"}', {"dtype": "float32"}),
+        ('{"architectures": ["BertModel"], "dtype": "bfloat16"}', {}),
+        ('{"architectures": ["LlamaForCausalLM"]}', {}),
+        ("[]", {}),
+        ("no JSON", {}),
+    ],
+)
+def test_an_encoder_keeps_its_floats_on_a_cpu(config, chosen, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    assert _float32_of(str(tmp_path)) == chosen
 
 
 def test_an_unknown_engine_is_named():

@@ -20,7 +20,10 @@ from llmserve.engines.simulated.answers import ToolCallParser, answer, calls
 from llmserve.engines.simulated.paging import BlockPool
 from llmserve.engines.simulated.scheduler import Scheduler, Sequence
 from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
+from llmserve.engines.simulated.vectors import SIZE, vector
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, ModelNotFound, PromptTooLong
+from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, pair_of
+from llmserve.pooling.vectors import Pooled
 from llmserve.request import Delta, GenerationRequest, Sampling
 
 
@@ -48,6 +51,7 @@ class SimulatedConfig:
             each token of every request with a grammar, and no longer for other kinds of
             constraints.
         adapters: Names of adapters; each gives different answers.
+        tasks, labels: As in `EngineInfo`.
         faults: Scripted faults.
     """
 
@@ -67,6 +71,8 @@ class SimulatedConfig:
     abort_seconds: float = 0.0
     grammar_token_seconds: float = 0.0
     adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+    tasks: tuple[str, ...] = attrs.field(default=(GENERATE, EMBED), converter=tuple[str, ...])
+    labels: tuple[str, ...] = attrs.field(default=("LABEL_0",), converter=tuple[str, ...])
     faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple[Fault, ...])
 
     def __attrs_post_init__(self) -> None:
@@ -104,7 +110,8 @@ class SimulatedEngine:
             if name not in known:
                 raise ConfigurationError(f"unknown engine argument {name!r}; the simulated engine has {', '.join(known)}")
             default = getattr(defaults, name)
-            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+            same = type(value) is type(default) or (type(default), type(value)) in ((float, int), (tuple, list))
+            if not same:
                 raise ConfigurationError(f"the engine argument {name} must be of type {type(default).__name__}, not {value!r}")
         return cls(SimulatedConfig(**args), model=model)
 
@@ -128,6 +135,10 @@ class SimulatedEngine:
             kv_cache_tokens=config.num_blocks * config.block_size,
             prefix_caching=config.prefix_caching,
             adapters=tuple(self._adapters),
+            tasks=config.tasks,
+            embedding_size=SIZE if EMBED in config.tasks else 0,
+            dimensions=range(1, SIZE + 1) if EMBED in config.tasks else (),
+            labels=config.labels if CLASSIFY in config.tasks else (),
         )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -167,7 +178,11 @@ class SimulatedEngine:
         if len(text) > self.config.max_model_len and request.truncate_prompt_tokens is None:
             # As in vLLM's engine: no token stands for less than a character.
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
-        return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
+        pair = pair_of(request)
+        if pair is None:
+            return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
+        pooling = Pooling(task=CLASSIFY, second=len(encode(text)) + 1)
+        return EnginePrompt(token_ids=(*encode(text), END, *encode(pair)), pooling=pooling)
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> ToolCallParser | None:
         return ToolCallParser() if calls(request) else None
@@ -210,6 +225,7 @@ class SimulatedEngine:
             writer=Writer(seed, prompt.token_ids, sampling, self._nonce, prompt.constraint),
             stops=StopWatcher(sampling),
             timings=EngineTimings(queued=anyio.current_time()),
+            pooling=prompt.pooling,
         )
         # Registered before the first await, without a roll-back, as in vLLM: a cancelled submit
         # leaves the sequence here.
@@ -293,7 +309,12 @@ class SimulatedEngine:
             return
         if first:
             self.scheduler.pool.remember(sequence.tokens, sequence.blocks)
-        self._emit(sequence)
+        if sequence.pooling is None:
+            self._emit(sequence)
+        else:
+            self.scheduler.drop(sequence.id)
+            data = vector(sequence.tokens, sequence.pooling, self.config.seed, len(self.config.labels))
+            sequence.sink.put(Pooled("", (), "stop", data=data), sequence.timings)
 
     def _emit(self, sequence: Sequence) -> None:
         token = sequence.writer.next()

@@ -8,6 +8,7 @@ import attrs
 from llmserve.engine import EngineTimings, Sink
 from llmserve.engines.simulated.paging import BlockPool
 from llmserve.engines.simulated.text import StopWatcher, Writer
+from llmserve.pooling.requests import Pooling
 from llmserve.request import Sampling
 
 
@@ -24,6 +25,7 @@ class Sequence:
     writer: Writer
     stops: StopWatcher
     timings: EngineTimings
+    pooling: Pooling | None = None
     blocks: list[int] = attrs.field(factory=list)
     computed: int = 0
 

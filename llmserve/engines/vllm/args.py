@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,9 +169,31 @@ def _cpu_defaults(model: str, sharing: int) -> dict[str, Any]:
         "enforce_eager": True,
         # Otherwise vLLM takes a share of all memory, and fails if that much is not free.
         KV_BYTES: min(CPU_KV_BYTES, int(_available_memory() * CPU_KV_SHARE / sharing)),
-        "max_model_len": min(CPU_MAX_MODEL_LEN, _context_of(model)),
+        "max_model_len": _context_of(model),
+        **_float32_of(model),
         "max_num_seqs": CPU_MAX_NUM_SEQS,
     }
+
+
+def _float32_of(model: str) -> dict[str, Any]:
+    """Return the argument that keeps the 32-bit floats of an encoder.
+
+    vLLM makes them 16-bit floats, with which the bundled embedding model takes 4.7 times as long on
+    a CPU (512 texts of 20 tokens: 12.3 s, and 2.6 s with 32 bits).
+    """
+    config = _read(model, "config.json")
+    generates = any(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in config.get("architectures") or ())
+    return (
+        {} if generates or not config or config.get("dtype", config.get("torch_dtype")) not in (None, "float32") else {"dtype": "float32"}
+    )
+
+
+def _read(model: str, file: str) -> dict[str, Any]:
+    """Return the content of a file of the model's folder; empty if there is none."""
+    with suppress(OSError, ValueError):
+        found = json.loads(Path(model, file).read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _share_memory(args: "AsyncEngineArgs", given: Mapping[str, Any], sharing: int) -> None:
@@ -202,11 +225,15 @@ def _available_memory() -> int:
 
 
 def _context_of(model: str) -> int:
-    """Return the context length from a model folder's config, or the maximum if it is unknown."""
-    try:
-        return int(json.loads(Path(model, "config.json").read_text())["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return CPU_MAX_MODEL_LEN
+    """Return the context length from a model folder's configs, or the maximum if it is unknown.
+
+    The second config is that of sentence-transformers, whose limit vLLM enforces too.
+    """
+    found = [CPU_MAX_MODEL_LEN]
+    for file, name in (("config.json", "max_position_embeddings"), ("sentence_bert_config.json", "max_seq_length")):
+        with suppress(ValueError, KeyError, TypeError):
+            found.append(int(_read(model, file)[name]))
+    return min(found)
 
 
 def require_asyncio() -> None:

@@ -29,14 +29,15 @@ from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.grammars.admission import Grammars
 from llmserve.engines.vllm.grammars.ejection import Constrained
 from llmserve.engines.vllm.grammars.sandbox import vocabulary
-from llmserve.engines.vllm.info import check_token_ids, describe, tokenizer_settings
+from llmserve.engines.vllm.info import Vocabulary, describe
 from llmserve.engines.vllm.log import quiet
 from llmserve.engines.vllm.lora import Adapters
 from llmserve.engines.vllm.metrics import make_stat_loggers
 from llmserve.engines.vllm.outputs import Receiver, translate
 from llmserve.engines.vllm.params import check_version_for, sampling_params
 from llmserve.engines.vllm.placement import ALONE, Placement
-from llmserve.engines.vllm.prompts import GONE
+from llmserve.engines.vllm.pooling.outputs import VectorReceiver, pooling_params
+from llmserve.engines.vllm.prompts import GONE, engine_input
 from llmserve.engines.vllm.rendering import PromptRenderer
 from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, abort_in_all, interrupts_blocked, start_errors
 from llmserve.engines.vllm.shutdown import END_SECONDS, discard, end
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 0.25
 
 
-class VLLMEngine:
+class VLLMEngine(Vocabulary):
     """vLLM for one model: "bundled", a folder or a hub name.
 
     `engine_args` are vLLM's own arguments, by name. The engine needs asyncio. Hosts must guard
@@ -100,6 +101,8 @@ class VLLMEngine:
     def info(self) -> EngineInfo:
         if self._info is None:
             raise RuntimeError("the engine has not been started")
+        if self._info.adapters is not self._adapters.names:
+            self._info = attrs.evolve(self._info, adapters=self._adapters.names)
         return self._info
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -127,7 +130,7 @@ class VLLMEngine:
         names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
         self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
         await self._adapters.load_all(llm)
-        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, self._adapters.names)
+        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, await llm.get_supported_tasks())
         await anyio.to_thread.run_sync(set_heap_aside, self)
         if self._guard is not None:
             await anyio.to_thread.run_sync(self._guard.note)
@@ -161,7 +164,7 @@ class VLLMEngine:
                 known = partial(vocabulary, llm.vllm_config, llm.get_tokenizer())
                 grammars = Grammars(known, free_space=not structured.disable_any_whitespace)
                 # Another backend is the operator's choice, and it has its own bounds.
-                self._grammars = grammars if structured.backend == "xgrammar" else None
+                self._grammars = grammars if structured.backend == "xgrammar" and llm.model_config.runner_type == "generate" else None
                 # In a thread, because it reads the whole vocabulary.
                 renderer = self._renderer = await anyio.to_thread.run_sync(PromptRenderer, llm)
                 try:
@@ -253,52 +256,26 @@ class VLLMEngine:
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> OutputParser | None:
         return None if self._parsers is None else self._parsers.reader(request, prompt)
 
-    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        ids, tokenizer = check_token_ids(token_ids, self.info.vocab_size), self.running_llm.get_tokenizer()
-        return str(await anyio.to_thread.run_sync(tokenizer.decode, ids))
-
-    async def token_strings(self, token_ids: tuple[int, ...]) -> list[str]:
-        ids, tokenizer = check_token_ids(token_ids, self.info.vocab_size), self.running_llm.get_tokenizer()
-        return list(await anyio.to_thread.run_sync(tokenizer.convert_ids_to_tokens, ids))
-
-    async def tokenizer_info(self) -> dict[str, Any]:
-        return await anyio.to_thread.run_sync(tokenizer_settings, self.running_llm.get_tokenizer())
-
-    # Adapters
-
     async def load_adapter(self, name: str, path: str) -> None:
         if self.connect is not None:
             raise ConfigurationError("the engine belongs to several processes, and only one of them would know the adapter")
         await self._adapters.load(self._llm, name, path)
-        self._adapters_changed()
 
     async def unload_adapter(self, name: str) -> None:
-        number = self._adapters.remove(name)
-        self._adapters_changed()
-        if self._llm is not None:
-            try:
-                # vLLM loads it again for requests that have started, until they end.
-                await self._llm.remove_lora(number)
-            except Exception as error:
-                raise translate(error) from error
-
-    def _adapters_changed(self) -> None:
-        if self._info is not None:
-            self._info = attrs.evolve(self._info, adapters=self._adapters.names)
+        await self._adapters.unload(self._llm, name)
 
     # Requests
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
-        from vllm.inputs import tokens_input
-
         llm = self.running_llm
-        receiver = Receiver(request_id, sink, sampling, self._open, llm.get_tokenizer().decode, self._drop)
+        pooling, decode = prompt.pooling, llm.get_tokenizer().decode
+        receiver = (VectorReceiver if pooling else Receiver)(request_id, sink, sampling, self._open, decode, self._drop)
         self._open.add(request_id)
         if (constraint := prompt.constraint or sampling.structured_outputs) is not None:
             self._constrained.add(request_id, constraint, receiver)
         try:
-            inputs = tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
-            params = sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
+            inputs = engine_input(prompt)
+            params = pooling_params(pooling) if pooling else sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
             adapter = self._adapters.request(prompt.adapter, self.info.model)

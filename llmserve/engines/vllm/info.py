@@ -1,10 +1,14 @@
 """The figures and the vocabulary of a vLLM engine. Written against vLLM 0.25.1, 0.32.0 and 0.33.0."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
 
 from llmserve.engine import EngineInfo
 from llmserve.engines.vllm.args import version
+from llmserve.engines.vllm.pooling.tasks import pooling_info
 from llmserve.engines.vllm.rendering import has_chat_template
 from llmserve.errors import InvalidRequest
 
@@ -12,8 +16,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
-def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...]) -> EngineInfo:
-    """Return the figures of an engine that is up. Blocks."""
+def describe(llm: "AsyncLLM", model: str, tasks: Collection[str]) -> EngineInfo:
+    """Return the figures of an engine that is up, and of its tasks. Blocks."""
     from vllm.platforms import current_platform
 
     config = llm.vllm_config
@@ -33,11 +37,35 @@ def describe(llm: "AsyncLLM", model: str, adapters: tuple[str, ...]) -> EngineIn
         kv_cache_tokens=None if cache is None else cache * cores,
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         has_chat_template=has_chat_template(llm.get_tokenizer()),
-        adapters=adapters,
+        **pooling_info(llm.model_config, tasks),
     )
 
 
-def check_token_ids(token_ids: Sequence[int], size: int) -> list[int]:
+class Vocabulary(ABC):
+    """The calls to a running engine that are about its tokenizer's vocabulary."""
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo: ...
+
+    @property
+    @abstractmethod
+    def running_llm(self) -> "AsyncLLM":
+        """The AsyncLLM, for what this adapter does not offer. Raises EngineDead if it is down."""
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        ids, tokenizer = _checked(token_ids, self.info.vocab_size), self.running_llm.get_tokenizer()
+        return str(await anyio.to_thread.run_sync(tokenizer.decode, ids))
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> list[str]:
+        ids, tokenizer = _checked(token_ids, self.info.vocab_size), self.running_llm.get_tokenizer()
+        return list(await anyio.to_thread.run_sync(tokenizer.convert_ids_to_tokens, ids))
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        return await anyio.to_thread.run_sync(tokenizer_settings, self.running_llm.get_tokenizer())
+
+
+def _checked(token_ids: Sequence[int], size: int) -> list[int]:
     """Return the ids as a list. Raises InvalidRequest for an id outside a vocabulary of `size`."""
     if any(not 0 <= token < size for token in token_ids):
         raise InvalidRequest(f"a token id is outside the vocabulary of {size}", "tokens")

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
+from llmserve.engines.vllm.outputs import translate
 from llmserve.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from llmserve.request import Sampling
 
@@ -38,15 +41,13 @@ class Adapters:
             raise ConfigurationError(f'{ARGUMENT} must be written as {{"name": "folder"}}, not {modules!r}')
         self.enabled = bool(modules or args.get("enable_lora"))
         self._requests: dict[str, tuple[int, str]] = {}
+        # The same object until something changes.
+        self.names: tuple[str, ...] = ()
         self._last = 0
         # Names of the adapters that the engine has had.
         self._proven: set[str] = set()
         for name, path in modules.items():
             self._add(name, path)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._requests)
 
     def engine_args(self, given: Mapping[str, Any], *, on_cpu: bool) -> dict[str, Any]:
         """Return vLLM's arguments for these adapters, as defaults. Raises ConfigurationError."""
@@ -102,7 +103,7 @@ class Adapters:
                 if name not in self._proven:
                     raise
                 logger.error("%s; requests for it are refused from now on", error)  # noqa: TRY400
-                del self._requests[name]
+                self._remove(name)
 
     async def load(self, llm: "AsyncLLM | None", name: str, path: str) -> None:
         """Load one more adapter, now or at the next start of an engine that is down.
@@ -113,7 +114,7 @@ class Adapters:
             raise ConfigurationError(f"there is an adapter {name!r}, from {self._requests[name][1]}; unload it first")
         if not self.enabled:
             raise ConfigurationError("the engine was started without room for adapters; start it with the engine argument enable_lora=true")
-        _rank(name, path)
+        await anyio.to_thread.run_sync(_rank, name, path)
         if llm is None:
             self._add(name, path)
             self._proven.add(name)
@@ -125,18 +126,28 @@ class Adapters:
         try:
             await self._load(llm, name)
         except BaseException:
-            del self._requests[name]
+            self._remove(name)
             raise
 
-    def remove(self, name: str) -> int:
-        """Forget an adapter, and return its number."""
-        number, _ = self._requests.pop(name)
-        return number
+    async def unload(self, llm: "AsyncLLM | None", name: str) -> None:
+        """Forget an adapter, which vLLM loads again for requests that have started. Raises EngineError."""
+        number = self._remove(name)
+        if llm is not None:
+            try:
+                await llm.remove_lora(number)
+            except Exception as error:
+                raise translate(error) from error
 
     def _add(self, name: str, path: str) -> None:
         # A number is never used again.
         self._last += 1
         self._requests[name] = self._last, path
+        self.names = tuple(self._requests)
+
+    def _remove(self, name: str) -> int:
+        number, _ = self._requests.pop(name)
+        self.names = tuple(self._requests)
+        return number
 
     async def _load(self, llm: "AsyncLLM", name: str) -> None:
         request = self.request(name, "")
@@ -144,6 +155,8 @@ class Adapters:
         try:
             await llm.add_lora(request)
         except Exception as error:
+            if llm.errored:
+                raise translate(error) from error
             raise ConfigurationError(f"the adapter {name!r} cannot be loaded from {self._requests[name][1]}: {error}") from error
         self._proven.add(name)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from llmserve.engine import EnginePrompt
 from llmserve.errors import EngineDead
 
 GONE = "vLLM's engine is not running"
@@ -24,15 +25,33 @@ MAX_CHARACTERS = 2**18
 
 @attrs.frozen
 class PromptJob:
-    """A text, and vLLM's TokenizeParams for it."""
+    """A text, and vLLM's TokenizeParams for it. `pair` is a second text, encoded together with it."""
 
     text: str
     params: Any
+    pair: str | None = None
 
 
-# The result of a job: token ids with their text, or an error.
-Encoded = tuple[list[int], str]
+@attrs.frozen
+class Encoded:
+    """The result of a job: token ids and the text, and the number of the second text's first token.
+
+    That number is None without a second text, or if the tokenizer does not tell the two apart.
+    """
+
+    token_ids: list[int]
+    text: str
+    second: int | None = None
+
+
 _Waiting = tuple[PromptJob, "asyncio.Future[Encoded]"]
+
+
+def engine_input(prompt: EnginePrompt) -> Any:
+    """Return the prompt as vLLM's engine takes it."""
+    from vllm.inputs import tokens_input
+
+    return tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
 
 
 def can_encode(renderer: Any) -> bool:
@@ -58,7 +77,7 @@ class PromptEncoder:
         self._closed = False
 
     async def encode(self, job: PromptJob) -> Encoded:
-        """Return token ids and text. Raises vLLM's error about the job, or EngineDead."""
+        """Return the tokens. Raises vLLM's error about the job, or EngineDead."""
         if self._closed:
             raise EngineDead(GONE)
         loop = asyncio.get_running_loop()
@@ -91,7 +110,7 @@ class PromptEncoder:
         """Take jobs from the queue, up to MAX_CHARACTERS, without those whose callers have left."""
         batch, characters = [], 0
         while self._waiting and characters < MAX_CHARACTERS:
-            characters += len(self._waiting[0][0].text)
+            characters += len(self._waiting[0][0].text) + len(self._waiting[0][0].pair or "")
             batch.append(self._waiting.pop(0))
         return [(job, future) for job, future in batch if not future.done()] or (self._take() if self._waiting else [])
 
@@ -110,21 +129,36 @@ class PromptEncoder:
 
     def _encode_all(self, jobs: list[PromptJob]) -> list[Encoded | Exception]:
         results: dict[int, Encoded | Exception] = {}
-        kinds: dict[tuple[tuple[str, Any], ...], list[tuple[int, str]]] = {}
+        kinds: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
+        pairs: dict[int, str] = {index: job.pair for index, job in enumerate(jobs) if job.pair is not None}
         for index, job in enumerate(jobs):
             try:
                 text = str(job.params.apply_pre_tokenization(self._renderer.tokenizer, {"prompt": job.text})["prompt"])
-                kinds.setdefault(tuple(job.params.get_encode_kwargs().items()), []).append((index, text))
+                kinds.setdefault((job.pair is None, *job.params.get_encode_kwargs().items()), []).append((index, text))
             except Exception as error:
                 results[index] = error
-        for kwargs, found in kinds.items():
-            results |= zip([index for index, _ in found], self._encode([text for _, text in found], dict(kwargs)), strict=True)
+        for (_, *kwargs), found in kinds.items():
+            indices = [index for index, _ in found]
+            seconds = [pairs[index] for index in indices if index in pairs]
+            results |= zip(indices, self._encode([text for _, text in found], seconds, dict(kwargs)), strict=True)
         return [results[index] for index in range(len(jobs))]
 
-    def _encode(self, texts: list[str], kwargs: dict[str, Any]) -> list[Encoded | Exception]:
+    def _encode(self, texts: list[str], pairs: list[str], kwargs: dict[str, Any]) -> list[Encoded | Exception]:
+        """Encode texts, each with its second one if there are `pairs`."""
         try:
-            found = self._renderer.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **kwargs)["input_ids"]
-            return list(zip(found, texts, strict=True))
+            if not pairs:
+                found = self._renderer.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **kwargs)["input_ids"]
+                return list(map(Encoded, found, texts))
+            both = self._renderer.tokenizer(texts, pairs, return_attention_mask=False, **kwargs)
+            kinds = both.get("token_type_ids") or [None] * len(texts)
+            return list(map(Encoded, both["input_ids"], texts, map(_second, kinds)))
         except Exception as error:
             # An error of one text must not fail the others.
-            return [error] if len(texts) == 1 else [result for text in texts for result in self._encode([text], kwargs)]
+            if len(texts) == 1:
+                return [error]
+            return [result for index, text in enumerate(texts) for result in self._encode([text], pairs[index : index + 1], kwargs)]
+
+
+def _second(kinds: list[int] | None) -> int | None:
+    """Return where the ones begin in zeros and ones: there begins the second text."""
+    return None if kinds is None else kinds.index(1) if 1 in kinds else len(kinds)

@@ -4,11 +4,15 @@ import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
 from llmserve.engine import EnginePrompt
 from llmserve.engines.vllm.outputs import brief
+from llmserve.engines.vllm.pooling.tasks import has_pair_template
 from llmserve.engines.vllm.prompts import GONE, PromptEncoder, PromptJob, can_encode
 from llmserve.engines.vllm.tool_parsers import template_tools
 from llmserve.errors import EngineDead, InvalidRequest, PromptTooLong
+from llmserve.pooling.requests import CLASSIFY, Pooling, pair_of
 from llmserve.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ class PromptRenderer:
         # The longest text of one token bounds the length of text that can fit the context.
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
         self.encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
+        self._has_pair_template: bool | None = None
         self._closed = False
 
     def close(self) -> None:
@@ -43,7 +48,9 @@ class PromptRenderer:
     async def render(self, request: GenerationRequest) -> EnginePrompt:
         """Return the tokens of a text or a conversation. Raises InvalidRequest or EngineDead."""
         try:
-            return await (self._conversation(request) if request.messages is not None else self._text(request))
+            if request.messages is not None:
+                return await self._conversation(request)
+            return await (self._text(request) if pair_of(request) is None else self._pair(request))
         except (InvalidRequest, EngineDead):
             raise
         except Exception as error:
@@ -59,10 +66,24 @@ class PromptRenderer:
         self._refuse_endless(len(text), "prompt")
         params = _unbounded(self._renderer.default_cmpl_tok_params, request)
         if self.encoder is not None:
-            token_ids, _ = await self.encoder.encode(PromptJob(text, params))
-            return EnginePrompt(token_ids=tuple(token_ids), text=text)
+            encoded = await self.encoder.encode(PromptJob(text, params))
+            return EnginePrompt(token_ids=tuple(encoded.token_ids), text=text)
         (rendered,) = await self._renderer.render_cmpl_async([parse_model_prompt(self._model, text)], params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=text)
+
+    async def _pair(self, request: GenerationRequest) -> EnginePrompt:
+        """Return the tokens of two texts, as a classifier reads them to score the second one."""
+        if self._has_pair_template is None:
+            self._has_pair_template = await anyio.to_thread.run_sync(has_pair_template, self._model)
+        if self._has_pair_template or self.encoder is None:
+            raise InvalidRequest("this model reads pairs in a form of its own, which is not supported", "pair")
+        text, pair = self._without_endless(str(request.prompt), request), self._without_endless(str(pair_of(request)), request)
+        self._refuse_endless(len(text) + len(pair), "prompt")
+        params = _unbounded(self._renderer.default_cmpl_tok_params, request)
+        # A language model that became a reranker reads the texts as one.
+        job = PromptJob(text, params, pair) if self._model.use_sep_token else PromptJob(text + pair, params)
+        encoded = await self.encoder.encode(job)
+        return EnginePrompt(token_ids=tuple(encoded.token_ids), pooling=Pooling(task=CLASSIFY, second=encoded.second))
 
     async def _conversation(self, request: GenerationRequest) -> EnginePrompt:
         from vllm.renderers.params import ChatParams
@@ -82,8 +103,8 @@ class PromptRenderer:
             # As text, so that the tokenizer encodes it together with other prompts.
             chat = ChatParams(chat_template_kwargs=kwargs | {"tokenize": False})
             _, prompt = await self._renderer.render_messages_async(messages, chat)
-            token_ids, words = await self.encoder.encode(PromptJob(self._without_endless(prompt["prompt"], request), params))
-            return EnginePrompt(token_ids=tuple(token_ids), text=words)
+            encoded = await self.encoder.encode(PromptJob(self._without_endless(prompt["prompt"], request), params))
+            return EnginePrompt(token_ids=tuple(encoded.token_ids), text=encoded.text)
         _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
 
@@ -92,7 +113,7 @@ class PromptRenderer:
         if request.truncate_prompt_tokens is None:
             return text
         characters = self._model.max_model_len * self._longest_token
-        return text[:characters] if request.truncation_side == "right" else text[-characters:]
+        return text[-characters:] if request.truncation_side == "left" else text[:characters]
 
     def _refuse_endless(self, characters: int, field: str) -> None:
         """Refuse a text that cannot fit the context in any tokenisation, before any work on it."""
@@ -103,5 +124,9 @@ class PromptRenderer:
 
 def _unbounded(params: Any, request: GenerationRequest) -> Any:
     """Return vLLM's tokenisation parameters without a length check: the manager does that."""
-    special = {} if request.add_special_tokens is None else {"add_special_tokens": request.add_special_tokens}
-    return dataclasses.replace(params, max_total_tokens=None, **special)
+    changes: dict[str, Any] = {} if request.add_special_tokens is None else {"add_special_tokens": request.add_special_tokens}
+    if request.truncation_side is None and request.truncate_prompt_tokens is not None:
+        # The tokenizer keeps the special tokens at the end of a truncated text.
+        most = request.truncate_prompt_tokens
+        changes["truncate_prompt_tokens"] = params.max_total_tokens if most == -1 else most
+    return dataclasses.replace(params, max_total_tokens=None, **changes)

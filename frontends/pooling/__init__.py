@@ -1,0 +1,1 @@
+"""The wire formats of requests for vectors: OpenAI's embeddings, and vLLM's scores and classes."""

@@ -1,0 +1,165 @@
+"""The bodies of /score and /rerank, and the scores of pairs of texts.
+
+An embedding model scores a pair by the cosine of its texts' vectors. A classifier with one class
+reads both texts together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import attrs
+import msgspec
+
+from frontends.access.caller import Caller
+from frontends.net.turns import WorkQueue
+from frontends.openai.unsupported import Unsupported
+from frontends.pooling.answers import RankedDocument, RankedItem
+from frontends.pooling.requests import MAX_INPUTS, UNSUPPORTED, PoolingBody
+from llmserve import Embedding, InvalidRequest, PoolingRequest
+from llmserve.engine import EngineInfo
+from llmserve.pooling.requests import CLASSIFY, EMBED
+from llmserve.pooling.vectors import cosine
+
+_TRUNCATE = "use truncate_prompt_tokens"
+_TEMPLATE = "the model reads the two texts without a template"
+_UNSUPPORTED: Unsupported = {
+    **UNSUPPORTED,
+    "max_tokens_per_query": ((0,), _TRUNCATE),
+    "max_tokens_per_doc": ((0,), _TRUNCATE),
+    "instruction": ((), _TEMPLATE),
+    "chat_template_kwargs": (({},), _TEMPLATE),
+}
+# vLLM's names of the two sides of a score.
+SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+
+
+class Document(msgspec.Struct, forbid_unknown_fields=True):
+    """A document as Cohere's clients send it."""
+
+    text: str
+
+
+Texts = str | list[str]
+
+
+@attrs.frozen
+class Pairs:
+    """The pairs of a body: `first` has one text, or one for each text of `second`."""
+
+    first: list[str]
+    second: list[str]
+    names: tuple[str, str]
+
+
+class ScoringBody(PoolingBody, kw_only=True, forbid_unknown_fields=True):
+    """What both bodies share."""
+
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED
+
+    def pairs(self) -> Pairs:
+        """Return the pairs. Raises InvalidRequest."""
+        raise NotImplementedError
+
+    def scoring(self, caller: Caller, adapter: str | None, info: EngineInfo) -> "Scoring":
+        """Return the requests for the scores. Raises InvalidRequest, also if the model has no scores."""
+        pairs = self.pairs()
+        if EMBED in info.tasks:
+            return Scoring(self._of_texts(pairs, caller, adapter), len(pairs.first), is_pair=False)
+        if CLASSIFY in info.tasks and len(info.labels) == 1:
+            return Scoring(self._of_pairs(pairs, caller, adapter), 0, is_pair=True)
+        words = "a score needs an embedding model, or a classifier with one class"
+        raise InvalidRequest(f"the model does not support scores: {words}; its tasks are: {', '.join(info.tasks)}", "model")
+
+    def _of_texts(self, pairs: Pairs, caller: Caller, adapter: str | None) -> list[PoolingRequest]:
+        sides = zip(pairs.names, (pairs.first, pairs.second), strict=True)
+        return [self.request(text, caller, adapter, {"prompt": name}, task=EMBED) for name, side in sides for text in side]
+
+    def _of_pairs(self, pairs: Pairs, caller: Caller, adapter: str | None) -> list[PoolingRequest]:
+        first = pairs.first * len(pairs.second) if len(pairs.first) == 1 else pairs.first
+        names = {"prompt": pairs.names[0], "pair": pairs.names[1]}
+        both = zip(first, pairs.second, strict=True)
+        return [self.request(one, caller, adapter, names, task=CLASSIFY, pair=other) for one, other in both]
+
+
+class ScoreRequest(ScoringBody, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /score: `queries` and `documents`, or one of vLLM's other pairs of names."""
+
+    id_fields: ClassVar[frozenset[str]] = frozenset(name for names in SIDES for name in names)
+
+    queries: Texts | None = None
+    documents: Texts | None = None
+    items: Texts | None = None
+    text_1: Texts | None = None
+    text_2: Texts | None = None
+    data_1: Texts | None = None
+    data_2: Texts | None = None
+
+    def pairs(self) -> Pairs:
+        given = {name for names in SIDES for name in names if getattr(self, name) is not None}
+        names = next((names for names in SIDES if given == set(names)), None)
+        if names is None:
+            known = ", ".join(" and ".join(names) for names in SIDES)
+            raise InvalidRequest(f"give exactly one pair of fields: {known}", min(given) if given else "queries")
+        first, second = (_listed(name, getattr(self, name)) for name in names)
+        if len(first) not in (1, len(second)):
+            raise InvalidRequest(f"{names[0]} must have one text, or as many as {names[1]}", names[0])
+        return Pairs(first, second, names)
+
+
+class RerankRequest(ScoringBody, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /rerank, as Jina's, Cohere's and vLLM's clients send it."""
+
+    id_fields: ClassVar[frozenset[str]] = frozenset({"query"})
+    unsupported: ClassVar[Unsupported] = {
+        **_UNSUPPORTED,
+        "max_chunks_per_doc": ((), "a document is not divided"),
+        "rank_fields": ((), "a document has only its text"),
+    }
+
+    query: str | None = None
+    documents: list[str | Document] | None = None
+    top_n: int | None = None
+    return_documents: bool | None = None
+
+    def pairs(self) -> Pairs:
+        if self.top_n is not None and self.top_n < 0:
+            raise InvalidRequest("top_n must not be negative", "top_n")
+        return Pairs(_listed("query", self.query), _listed("documents", self.texts()), ("query", "documents"))
+
+    def texts(self) -> list[str]:
+        """Return the texts of the documents."""
+        return [one if isinstance(one, str) else one.text for one in self.documents or ()]
+
+    def ranked(self, scores: Sequence[float]) -> list[RankedItem]:
+        """Return the documents by their scores, the best first."""
+        texts = self.texts() if self.return_documents is not False else None
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: self.top_n or None]
+        return [RankedItem(index, scores[index], RankedDocument(texts[index]) if texts else msgspec.UNSET) for index in order]
+
+
+@attrs.frozen
+class Scoring:
+    """The requests for the scores: of both sides' texts, of which `first` are the first side's, or of pairs."""
+
+    requests: list[PoolingRequest]
+    first: int
+    is_pair: bool
+
+    async def scores(self, found: Sequence[Embedding], turns: WorkQueue) -> list[float]:
+        """Return the score of each pair, from the vectors of the requests."""
+        if self.is_pair:
+            return [float(one.vector[0]) for one in found]
+        first = [one.vector for one in found[: self.first]]
+        scores: list[float] = []
+        for index, other in enumerate(found[self.first :]):
+            scores.append(await turns.run(cosine, first[index if self.first > 1 else 0], other.vector))
+        return scores
+
+
+def _listed(name: str, given: Any) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not texts:
+        raise InvalidRequest(f"{name} is missing or empty", name)
+    if len(texts) > MAX_INPUTS:
+        raise InvalidRequest(f"{name} must have at most {MAX_INPUTS:,} texts", name)
+    return list(texts)

@@ -1,0 +1,1 @@
+"""What vLLM's pooling models need beside its generating ones."""

@@ -2,8 +2,10 @@
 
 import typing
 
+import anthropic
 import msgspec
 import pytest
+from anthropic.types import message_create_params
 
 from frontends.anthropic.requests import MessagesRequest
 
@@ -18,14 +20,7 @@ WEATHER = {
 
 class AnthropicContract:
     @pytest.fixture
-    def anthropic(self):
-        # vLLM requires it; the environment without vLLM collects this module too.
-        import anthropic
-
-        return anthropic
-
-    @pytest.fixture
-    async def client(self, anthropic, server):
+    async def client(self, server):
         async with anthropic.AsyncAnthropic(base_url=server.url, api_key="none", max_retries=0) as client:
             yield client
 
@@ -81,7 +76,7 @@ class AnthropicContract:
         before = await client.messages.count_tokens(model="sim", messages=QUESTION, tools=[WEATHER])
         assert counted.input_tokens > before.input_tokens
 
-    async def test_errors_are_the_client_s_own(self, anthropic, client, asked):
+    async def test_errors_are_the_client_s_own(self, client, asked):
         with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
             await client.messages.create(**asked | {"model": "other"})
         image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
@@ -89,8 +84,6 @@ class AnthropicContract:
             await client.messages.create(**asked | {"messages": [{"role": "user", "content": [image]}]})
 
     def test_every_field_that_the_client_sends_is_known(self):
-        from anthropic.types import message_create_params
-
         known = {field.encode_name for field in msgspec.structs.fields(MessagesRequest)} | set(MessagesRequest.unsupported)
         sent = {"stream", *typing.get_type_hints(message_create_params.MessageCreateParamsBase)}
         assert sent <= known

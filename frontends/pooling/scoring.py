@@ -14,7 +14,7 @@ from frontends.access.caller import Caller
 from frontends.net.turns import WorkQueue
 from frontends.openai.unsupported import Unsupported
 from frontends.pooling.answers import RankedDocument, RankedItem
-from frontends.pooling.requests import MAX_INPUTS, UNSUPPORTED, PoolingBody
+from frontends.pooling.requests import MAX_INPUTS, UNSUPPORTED, ParsedInputs, PoolingBody
 from llmserve import Embedding, InvalidRequest, PoolingRequest
 from llmserve.engine import EngineInfo
 from llmserve.pooling.requests import CLASSIFY, EMBED
@@ -64,9 +64,11 @@ class ScoringBody(PoolingBody, kw_only=True, forbid_unknown_fields=True):
         """Return the requests for the scores. Raises InvalidRequest, also if the model has no scores."""
         pairs = self.pairs()
         if EMBED in info.tasks:
-            return Scoring(self._of_texts(pairs, caller, adapter), len(pairs.first), is_pair=False)
+            first, of_first, of_second = len(pairs.first), *({"prompt": name} for name in pairs.names)
+            return Scoring(self._of_texts(pairs, caller, adapter), lambda index: of_first if index < first else of_second, first)
         if CLASSIFY in info.tasks and len(info.labels) == 1:
-            return Scoring(self._of_pairs(pairs, caller, adapter), 0, is_pair=True)
+            both = dict(zip(("prompt", "pair"), pairs.names, strict=True))
+            return Scoring(self._of_pairs(pairs, caller, adapter, both), lambda _: both)
         words = "a score needs an embedding model, or a classifier with one class"
         raise InvalidRequest(f"the model does not support scores: {words}; its tasks are: {', '.join(info.tasks)}", "model")
 
@@ -74,9 +76,8 @@ class ScoringBody(PoolingBody, kw_only=True, forbid_unknown_fields=True):
         sides = zip(pairs.names, (pairs.first, pairs.second), strict=True)
         return [self.request(text, caller, adapter, {"prompt": name}, task=EMBED) for name, side in sides for text in side]
 
-    def _of_pairs(self, pairs: Pairs, caller: Caller, adapter: str | None) -> list[PoolingRequest]:
+    def _of_pairs(self, pairs: Pairs, caller: Caller, adapter: str | None, names: dict[str, str]) -> list[PoolingRequest]:
         first = pairs.first * len(pairs.second) if len(pairs.first) == 1 else pairs.first
-        names = {"prompt": pairs.names[0], "pair": pairs.names[1]}
         both = zip(first, pairs.second, strict=True)
         return [self.request(one, caller, adapter, names, task=CLASSIFY, pair=other) for one, other in both]
 
@@ -138,16 +139,17 @@ class RerankRequest(ScoringBody, kw_only=True, forbid_unknown_fields=True):
 
 
 @attrs.frozen
-class Scoring:
-    """The requests for the scores: of both sides' texts, of which `first` are the first side's, or of pairs."""
+class Scoring(ParsedInputs):
+    """The requests for the scores: of both sides' texts, of which `first` are the first side's, or of pairs.
 
-    requests: list[PoolingRequest]
-    first: int
-    is_pair: bool
+    For pairs `first` is 0.
+    """
+
+    first: int = 0
 
     async def scores(self, found: Sequence[Embedding], turns: WorkQueue) -> list[float]:
         """Return the score of each pair, from the vectors of the requests."""
-        if self.is_pair:
+        if not self.first:
             return [float(one.vector[0]) for one in found]
         first = [one.vector for one in found[: self.first]]
         scores: list[float] = []

@@ -44,7 +44,9 @@ def _http_url(text: str) -> str:
 class EngineSettings:
     """The model and its engine."""
 
-    model: str = option("bundled", "model to serve: bundled, a local folder or a Hugging Face name (default: %(default)s)")
+    model: str = option(
+        "bundled", "model to serve: bundled, bundled-embedding, a local folder or a Hugging Face name (default: %(default)s)"
+    )
     served_model_name: str | None = option(None, "model name in requests and responses (default: the value of --model)", metavar="NAME")
     kind: str = option(
         next(iter(ENGINES)), "inference engine; simulated needs no model (default: %(default)s)", choices=ENGINES, name="engine"

@@ -119,6 +119,8 @@ async def test_a_model_that_generates_refuses_with_one_error(path):
         ("/score", {"queries": "a", "documents": []}, "documents"),
         ("/score", {"queries": "a", "documents": ["b", ""]}, "documents"),
         ("/score", {"queries": "a", "documents": "b", "max_tokens_per_doc": 3}, "max_tokens_per_doc"),
+        ("/score", {"text_1": "a", "text_2": ["b", "x" * 5000]}, "text_2"),
+        ("/score", {"text_1": "x" * 5000, "text_2": "b"}, "text_1"),
         ("/rerank", {"query": "a"}, "documents"),
         ("/rerank", {"query": "a", "documents": ["b"] * 2049}, "documents"),
         ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "top_n"),

@@ -114,6 +114,39 @@ async def test_each_request_gets_its_answer_or_one_error(sent, most, drains):
     await gone(core)
 
 
+@pytest.mark.parametrize("sent", DEATHS)
+@pytest.mark.parametrize("most", [pytest.param(9, id="restarts"), pytest.param(0, id="no restart")])
+async def test_a_vector_comes_from_the_next_core_or_is_one_error(sent, most):
+    ends: dict[int, object] = {}
+
+    async def ask(name):
+        try:
+            ends[name] = (await manager.embed(f"text {name}")).data
+        except LLMServeError as error:
+            ends[name] = type(error)
+
+    with anyio.fail_after(PATIENCE):
+        engine = CoreEngine()
+        async with EngineManager(engine, config(sent, most=most)) as manager, anyio.create_task_group() as tasks:
+            expected = [(await manager.embed(f"text {name}")).data for name in range(4)]
+            core = engine.core
+            core.suspend()
+            for name in range(4):
+                tasks.start_soon(ask, name)
+            # On a very busy machine a core that hangs may be replaced before.
+            while manager.statistics().running < 4 and not ends:
+                await anyio.sleep(0.01)
+            end(core, sent)
+            while len(ends) < 4:
+                await anyio.sleep(0.01)
+            if most:
+                assert [ends[name] for name in range(4)] == expected
+            else:
+                assert set(ends.values()) == {EngineDead}
+            check_quiescent(manager)
+    await gone(core)
+
+
 def end(core, sent):
     """Kill the core, or leave it as it is, because it has been stopped."""
     if sent == signal.SIGKILL:

@@ -10,7 +10,6 @@ from frontends.http.authentication import CALLER
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response, whole_response
 from frontends.http.routes.served_model import ServedModel
-from frontends.openai.wanted import renamed
 from frontends.pooling.answers import (
     RerankAnswer,
     ScoreAnswer,
@@ -89,7 +88,7 @@ class PoolingRoutes:
         return body.scoring(request[CALLER], adapter, manager.info)
 
     async def _scores(self, request: web.Request, scoring: Scoring) -> tuple[str, list[Embedding], list[float]]:
-        name, found = await self._vectors(request, "score", ParsedInputs(scoring.requests, {}))
+        name, found = await self._vectors(request, "score", scoring)
         return name, found, await scoring.scores(found, self._served.turns)
 
     async def _vectors(self, request: web.Request, prefix: str, wanted: ParsedInputs) -> tuple[str, list[Embedding]]:
@@ -99,9 +98,10 @@ class PoolingRoutes:
         size = manager.info.embedding_size if manager.engine_is_up else 0
         if len(wanted.requests) * size > MAX_ELEMENTS:
             most = f"vectors of {size:,} elements for at most {MAX_ELEMENTS // size:,}"
-            raise InvalidRequest(f"{len(wanted.requests):,} texts are too many for one request: the server answers with {most}", "input")
-        with renamed(**wanted.names):
-            return name, await embed_all(manager, wanted.requests)
+            raise InvalidRequest(
+                f"{len(wanted.requests):,} texts are too many for one request: the server answers with {most}", wanted.names(0)["prompt"]
+            )
+        return name, await embed_all(manager, wanted.requests, wanted.names)
 
     def _model(self, requests: list[PoolingRequest]) -> str:
         return requests[0].adapter or self._served.name

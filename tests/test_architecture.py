@@ -79,9 +79,18 @@ ALLOWED = {
     "frontends.openai": {"frontends.access", "frontends.net", "llmserve"},
     "frontends.anthropic": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
     "frontends.responses": {"frontends.access", "frontends.net", "frontends.openai", "llmserve"},
+    "frontends.answers": {
+        "frontends.access",
+        "frontends.anthropic",
+        "frontends.net",
+        "frontends.openai",
+        "frontends.responses",
+        "llmserve",
+    },
     "frontends.program": {"frontends.access", "frontends.logs", "frontends.net", "frontends.options", "llmserve"},
     "frontends.http": {
         "frontends.anthropic",
+        "frontends.answers",
         "frontends.access",
         "frontends.logs",
         "frontends.net",

@@ -88,6 +88,16 @@ ALLOWED = {
         "llmserve",
     },
     "frontends.program": {"frontends.access", "frontends.logs", "frontends.net", "frontends.options", "llmserve"},
+    "frontends.batch": {
+        "frontends.access",
+        "frontends.answers",
+        "frontends.logs",
+        "frontends.net",
+        "frontends.openai",
+        "frontends.options",
+        "frontends.program",
+        "llmserve",
+    },
     "frontends.http": {
         "frontends.anthropic",
         "frontends.answers",

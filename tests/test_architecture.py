@@ -102,6 +102,7 @@ ALLOWED = {
         "frontends.anthropic",
         "frontends.answers",
         "frontends.access",
+        "frontends.batch",
         "frontends.logs",
         "frontends.net",
         "frontends.openai",

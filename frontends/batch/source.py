@@ -4,7 +4,6 @@ The check before the first request keeps some 130 bytes for each line, and frees
 """
 
 from collections.abc import AsyncIterator, Iterator
-from itertools import islice
 from pathlib import Path
 
 import anyio.to_thread
@@ -14,8 +13,8 @@ from frontends.batch.journal import Done, digest
 from frontends.batch.lines import MAX_LINE, name_of
 from llmserve import ConfigurationError
 
-# Lines that a thread reads at a time.
-PIECE = 16
+# Bytes that a thread reads at a time, and a line more.
+PIECE = 2**18
 
 
 def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -45,10 +44,20 @@ class Checked:
 async def remaining(checked: Checked, done: Done) -> AsyncIterator[tuple[int, bytes]]:
     """Yield the lines that are not done; a thread reads them."""
     found = numbered(checked.path)
-    while piece := await anyio.to_thread.run_sync(list, islice(found, PIECE)):
+    while piece := await anyio.to_thread.run_sync(_piece, found):
         for number, text in piece:
             if number not in done:
                 yield number, text
+
+
+def _piece(found: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    lines, size = [], 0
+    for line in found:
+        lines.append(line)
+        size += len(line[1])
+        if size >= PIECE:
+            break
+    return lines
 
 
 def check(path: Path, done: Done, most: int | None = None) -> Checked:

@@ -5,6 +5,7 @@ batch keeps some slots free, and while the prompts of lines take a small part of
 requests wait for slots that lines hold, the lines that have generated least must stop.
 """
 
+import math
 from collections.abc import Collection
 
 import attrs
@@ -16,6 +17,8 @@ from llmserve import EngineManager, State, Timeline
 SHARE = 8
 # Tokens of a step, where the engine does not report its maximum.
 STEP_TOKENS = 2048
+# All lines must stop.
+ALL = -(2**31)
 # Bytes of a body for each token of its prompt, until the prompt is tokenized.
 TOKEN_BYTES = 4
 
@@ -57,7 +60,9 @@ class Room:
         self._manager = manager
         self._alone = alone
         # Sequences that admission takes; lower after a refusal, and then one more for each answer.
-        self._taken: float | None = None
+        self._taken = math.inf
+        # Sequences that may run when a line starts, at the last look.
+        self._most = math.inf
 
     def refused(self, started: Collection[Started]) -> None:
         """Note that admission has refused a line."""
@@ -65,30 +70,34 @@ class Room:
 
     def answered(self) -> None:
         """Note that a line has its answer."""
-        if self._taken is not None:
-            self._taken += 1
+        self._taken += 1
+
+    def is_too_large(self, started: Started) -> bool:
+        """Return whether a line has more choices than ever fit beside others. Once it runs, it is not stopped."""
+        return len(started.timelines) > self._most
 
     def look(self, started: Collection[Started], size: int) -> int:
-        """Return 1 if a line with a body of `size` bytes may start, 0 if not, and -n if n must stop."""
+        """Return 1 if a line with a body of `size` bytes may start, 0 if not, and -n if n sequences of lines must stop."""
         found = self._manager.statistics()
         if found.state is State.FAILED:
             # The line fails at once, and with it the batch.
             return 1
         if found.state is not State.READY:
-            return -len(started) if found.state in (State.DRAINING, State.STOPPED) else 0
+            return ALL if found.state in (State.DRAINING, State.STOPPED) else 0
         waiting = sum(one.count(admitted=False) for one in started)
         running = sum(one.count(admitted=True) for one in started)
         batch, free = self._batch(sum(engine.up for engine in found.engines), found.admission.limit if found.admission else None)
-        # Others that wait for a slot, and slots that must become free before others need them.
-        missing = max(found.waiting - waiting, 0) + found.running - (batch - free // 2)
-        if missing > 0 and running and not self._alone:
+        self._most = min(batch - free, self._taken)
+        others = max(found.running - running, 0) + max(found.waiting - waiting, 0)
+        # Others wait for slots, or will before long.
+        missing = others + running - (batch - free // 2)
+        if others and running and missing > 0:
             return -min(missing, running)
         if found.running == 0 and not started:
             return 1
         # A line that has not reached admission yet takes one slot.
         coming = sum(not one.timelines for one in started)
-        most = batch - free if self._taken is None else min(batch - free, self._taken)
-        if max(found.running, running) + waiting + coming >= most:
+        if max(found.running, running) + waiting + coming >= self._most:
             return 0
         pending = sum(one.pending for one in started)
         return int(pending == 0 or pending + size / TOKEN_BYTES <= self._prompt_tokens)

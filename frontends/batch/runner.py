@@ -14,9 +14,19 @@ import attrs
 from frontends.access.caller import Caller
 from frontends.answers.errors import described
 from frontends.batch.lines import InvalidLine, Line, Result, answered, read_line, refuse_streams
-from frontends.batch.room import Room, Started
+from frontends.batch.room import ALL, Room, Started
 from frontends.openai import sse
-from llmserve import EngineDead, EngineError, EngineManager, EngineRestarted, LLMServeError, Overloaded, RequestCancelled, State
+from llmserve import (
+    EngineDead,
+    EngineError,
+    EngineManager,
+    EngineRestarted,
+    LLMServeError,
+    Overloaded,
+    RequestCancelled,
+    State,
+    TenantOverloaded,
+)
 from llmserve.runtime.lifespan import first_of
 
 # Seconds between two looks at the room, while a line runs or wants to.
@@ -39,6 +49,18 @@ class _Want:
 
     size: int
     go: anyio.Event = attrs.field(factory=anyio.Event)
+
+
+@attrs.define
+class _Job:
+    """One batch: the caller of its lines, what takes the results, and when its tenant may have more."""
+
+    caller: Caller
+    put: Put
+    pause_until: float = 0.0
+
+    async def pause(self) -> None:
+        await anyio.sleep_until(self.pause_until)
 
 
 class Runner:
@@ -82,6 +104,7 @@ class Runner:
             caller: the caller of all lines.
             put: takes each result, in the order in which they are complete.
         """
+        job = _Job(caller, put)
         try:
             async with anyio.create_task_group() as tasks:
                 async for number, text in lines:
@@ -90,8 +113,9 @@ class Runner:
                     except InvalidLine as error:
                         await put(error.result)
                         continue
+                    await job.pause()
                     await self._turn(self._wants, line)
-                    tasks.start_soon(self._until_answered, line, self._begin(line), caller, put)
+                    tasks.start_soon(self._until_answered, line, self._begin(line), job)
         except BaseExceptionGroup as group:
             raise first_of(group) from None
 
@@ -103,15 +127,17 @@ class Runner:
         self._change.set()
         return started
 
-    async def _until_answered(self, line: Line, started: Started, caller: Caller, put: Put) -> None:
+    async def _until_answered(self, line: Line, started: Started, job: "_Job") -> None:
         deaths = 0
         while True:
-            scope = self._started[started]
             try:
-                with scope:
-                    result = await self._answer_once(line, started, caller, last=deaths + 1 >= MAX_DEATHS)
+                with self._started[started]:
+                    result = await self._answer_once(line, started, job.caller, last=deaths + 1 >= MAX_DEATHS)
                     self._room.answered()
                     break
+            except TenantOverloaded as error:
+                # Lines of other tenants go on.
+                job.pause_until = anyio.current_time() + error.retry_after
             except Overloaded as error:
                 # No line starts before admission may take one.
                 self._room.refused(self._started)
@@ -121,11 +147,12 @@ class Runner:
             finally:
                 del self._started[started]
                 self._change.set()
-            if self._manager.state is State.FAILED:
+            if self._gone:
                 raise EngineGone("the engine died and will not be restarted")
+            await job.pause()
             await self._turn(self._again, line)
             started = self._begin(line)
-        await put(result)
+        await job.put(result)
 
     async def _answer_once(self, line: Line, started: Started, caller: Caller, *, last: bool) -> Result:
         """Return the result. Raises what another attempt may answer: refusals, and deaths of the engine unless `last`."""
@@ -133,12 +160,18 @@ class Runner:
         try:
             refuse_streams(line.body)
             name, body = await self._answer(line.url, line.body, mine)
+        except Overloaded:
+            raise
         except LLMServeError as error:
-            if isinstance(error, Overloaded) or (isinstance(error, (EngineDead, EngineRestarted, RequestCancelled)) and not last):
+            if isinstance(error, (EngineDead, EngineRestarted, RequestCancelled)) and (self._gone or not last):
                 raise
             status, detail, _ = described(error, line.url)
             return answered(line, status, "", sse.encode(detail))
         return answered(line, 200, name, body)
+
+    @property
+    def _gone(self) -> bool:
+        return self._manager.state is State.FAILED
 
     # All lines
 
@@ -172,10 +205,13 @@ class Runner:
             queue.popleft().go.set()
 
     def _stop(self, count: int) -> None:
-        """Stop the lines that have generated least, or all; they start again later."""
-        stopping = sum(scope.cancel_called for scope in self._started.values())
-        every = count >= len(self._started)
-        running = [one for one, scope in self._started.items() if not scope.cancel_called and (every or one.count(admitted=True))]
-        for one in sorted(running, key=lambda one: one.generated)[: max(0, count - stopping)]:
+        """Stop lines with `count` sequences in total, or all; those that have generated least are first."""
+        every = count == -ALL
+        found = [one for one in self._started if every or (one.count(admitted=True) and not self._room.is_too_large(one))]
+        # A line that is stopping already counts, so it is first.
+        for one in sorted(found, key=lambda one: (not self._started[one].cancel_called, one.generated)):
+            if count <= 0:
+                break
+            count -= one.count(admitted=True)
+            self.stopped += not self._started[one].cancel_called
             self._started[one].cancel()
-            self.stopped += 1

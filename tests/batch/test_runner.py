@@ -13,7 +13,7 @@ from frontends.answers.served_model import ServedModel
 from frontends.batch.answers import Answers
 from frontends.batch.room import Room
 from frontends.batch.runner import EngineGone, Runner
-from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig
+from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig, TenantLimits, TenantTable
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
 
 PATH = "/v1/completions"
@@ -55,8 +55,9 @@ class Batch:
         return self.results
 
 
-# What a second of other requests and of lines is: prompts of 384 tokens and answers of 16, and half of them.
-ASKED, OUTPUT, RATE, SECONDS = 384, 16, 8.0, 40.0
+# Others' requests: tokens of a prompt and of an answer, requests a second, and for how many seconds. With short prompts the time
+# to a first token is a few steps, and the tokens of lines make each step longer (docs/batch.md).
+ASKED, OUTPUT, RATE, SECONDS = 1024, 16, 6.0, 40.0
 
 
 async def measured(*, asking, running):
@@ -143,6 +144,54 @@ async def test_refusals_are_few_and_no_line_is_lost():
     assert all(result.succeeded for result in results)
     # Without a pause, each of 14 places would be refused every 10 ms.
     assert 0 < refused <= 40
+
+
+async def test_a_tenant_at_its_limit_does_not_hold_up_others():
+    limits = TenantTable({"poor": TenantLimits(tokens_per_minute=60)})
+    batch, ends = Batch(ManagerConfig(admission=AdmissionConfig(tenants=limits))), {}
+
+    async def run(tenant):
+        await batch.runner.run(texts(12), batch.answers.table, Caller(tenant=tenant), batch.put)
+        ends[tenant] = anyio.current_time()
+
+    async with batch.manager, batch.runner.running():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, "poor")
+            tasks.start_soon(run, "rich")
+    # 48 tokens a line: the poor tenant has a line each minute, more or less.
+    assert ends["rich"] < 10
+    assert ends["poor"] > 300
+    assert len([result for result in batch.results if result.succeeded]) == 24
+    assert sum(batch.manager.statistics().admission.refused.values()) < 300
+
+
+async def test_a_line_with_more_choices_than_fit_is_answered_beside_others():
+    batch = Batch()
+
+    async def ask():
+        while True:
+            await batch.manager.generate([1, 2], max_tokens=20, ignore_eos=True)
+
+    async with batch.manager, batch.runner.running():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            with anyio.fail_after(100):
+                await batch.run(texts(3, n=20, output=200))
+            tasks.cancel_scope.cancel()
+    assert all(result.succeeded for result in batch.results)
+    assert batch.runner.stopped == 0
+
+
+async def test_a_manager_that_drains_is_not_kept_waiting_by_lines():
+    batch = Batch(ManagerConfig(drain_timeout=1000))
+    async with batch.runner.running(), anyio.create_task_group() as tasks:
+        async with batch.manager:
+            tasks.start_soon(batch.run, texts(100, output=2000))
+            await anyio.sleep(1)
+            assert batch.manager.statistics().running == 14
+            begin = anyio.current_time()
+        assert anyio.current_time() - begin < 1
+        tasks.cancel_scope.cancel()
 
 
 async def test_lines_with_several_choices_and_invalid_ones_have_their_results():

@@ -25,6 +25,7 @@ from frontends.program.lifecycle import run, serve
 from frontends.program.reload import LiveSettings
 from frontends.program.service import Service
 from frontends.workers.supervisor import serve_workers
+from llmserve import ConfigurationError
 from llmserve.engines import ENGINES
 from llmserve.runtime.cpus import available_cpus
 
@@ -61,7 +62,7 @@ async def start(live: LiveSettings[HTTPServerSettings]) -> int:
     hosts = [] if http.unix else list(http.hosts)
     check_reach("--host", hosts, engine.spec.version(), insecure=settings.access.insecure, authenticated=settings.is_authenticated(access))
     addresses, listeners = bind_http(settings)
-    count = choose_workers(engine.kind, settings.engine_args()) if http.workers == AUTO else int(http.workers)
+    count = count_workers(settings)
     try:
         if count > 1:
             # Each worker follows the files for its own connections; this process logs the changes.
@@ -74,6 +75,16 @@ async def start(live: LiveSettings[HTTPServerSettings]) -> int:
             listener.close()
         if http.unix:
             http.unix.unlink(missing_ok=True)
+
+
+def count_workers(settings: HTTPServerSettings) -> int:
+    """Return the number of workers. Raises ConfigurationError for several where one process owns a folder of batches."""
+    http = settings.http
+    if http.batch_folder is None:
+        return choose_workers(settings.engine.kind, settings.engine_args()) if http.workers == AUTO else int(http.workers)
+    if http.workers not in (AUTO, "1"):
+        raise ConfigurationError(f"--batch-folder and --workers {http.workers} exclude each other: one process owns the folder")
+    return 1
 
 
 def choose_workers(engine: str, args: Mapping[str, Any]) -> int:

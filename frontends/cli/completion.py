@@ -10,6 +10,7 @@ from pathlib import Path
 import shtab
 
 from frontends.access import keys_command
+from frontends.batch import command as batch
 from frontends.cli import chat, config, doctor, top
 from frontends.cli.main import COMMANDS
 from frontends.http.settings import HTTPServerSettings
@@ -35,6 +36,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 PARSERS = {
     "keys": keys_command.build_parser,
     "config": config.build_parser,
+    "batch": batch.build_parser,
     "chat": chat.build_parser,
     "top": top.build_parser,
     "doctor": doctor.build_parser,

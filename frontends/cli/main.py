@@ -36,6 +36,7 @@ class Command:
 
 COMMANDS = {
     "serve": Command("frontends.aiohttp_app", "serve a model over HTTP with an OpenAI-compatible API", prints=False),
+    "batch": Command("frontends.batch.command", "answer a file of requests in OpenAI's batch format, without a server", prints=False),
     "socket": Command("frontends.socket_app", "serve a model over raw sockets", prints=False),
     "keys": Command("frontends.access.keys_command", "create and list API keys", function="keys_command"),
     "config": Command("frontends.cli.config", "print the settings of `serve` as a file for --config"),

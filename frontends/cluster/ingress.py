@@ -11,13 +11,13 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
+from frontends.answers.errors import described
 from frontends.cluster.ingress_server import IngressServer, open_listeners
 from frontends.cluster.intake import Intake
 from frontends.cluster.relay import RelayedRequest
 from frontends.cluster.replica_client import Answer, Lost, NotAccepted, ReplicaClient
 from frontends.cluster.replica_directory import ReplicaAddress, ReplicaDirectory
 from frontends.cluster.settings import ClusterServerSettings
-from frontends.http.errors import described
 from frontends.http.idempotency_store import HEADER
 from frontends.net.connection_limits import raise_descriptor_limit
 from frontends.openai import sse

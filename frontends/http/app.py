@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from frontends.access.control import Access
+from frontends.batch.service import BatchService
 from frontends.http.access_log import Write, name_and_log, sign
 from frontends.http.authentication import ROOT, ask_for_key
 from frontends.http.departure import Departure
@@ -24,6 +25,7 @@ from frontends.http.openapi import OpenAPIRoute
 from frontends.http.origins import Origins, answer_preflights
 from frontends.http.page.routes import PageRoutes, add_slash
 from frontends.http.request_checks import BUDGET, MAX_BODY, ORIGINS, Handler, check_form, expect_later
+from frontends.http.routes.batches import BatchRoutes
 from frontends.http.routes.generation import GenerationRoutes
 from frontends.http.routes.health import HealthRoutes
 from frontends.http.routes.metrics import GetSeries, MetricsRoutes
@@ -55,6 +57,7 @@ def build_app(
     check: GenerateCheck | None = None,
     clients: Middleware | None = None,
     root_path: str = "",
+    batches: BatchService | None = None,
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
@@ -83,6 +86,7 @@ def build_app(
         clients: a middleware that notes whose request a proxy forwards (`frontends.http.proxies`).
         root_path: the path prefix under which a proxy serves the server, such as "/llm". Paths are
             served with and without it.
+        batches: the files and batches, which the caller runs; None answers their routes with an error.
     """
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)
@@ -95,6 +99,7 @@ def build_app(
     served = ServedModel(manager, model)
     handlers = GenerationRoutes(served, FlushScheduler(max_hold), keepalive).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes()
+    handlers |= BatchRoutes(served, batches).routes()
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes()
     handlers |= MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()
@@ -110,7 +115,7 @@ def _table(handlers: dict[str, Handler], root: str) -> list[web.RouteDef]:
 
     Some proxies remove the prefix before they forward a request, and some do not.
     """
-    define = {"GET": web.get, "POST": web.post}
+    define = {"GET": web.get, "POST": web.post, "DELETE": web.delete}
     defined = []
     for route, handler in handlers.items():
         method, path = route.split(" ")

@@ -1,15 +1,13 @@
 """Every error as an error object with its status: OpenAI's, or that of the route's API."""
 
-from typing import Any
-
 from aiohttp import web
 
-from frontends.anthropic.errors import converted
+from frontends.answers.errors import described
 from frontends.http.authentication import PAGES, ROOT, route_of
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.openai import sse
-from frontends.openai.errors import ErrorBody, HTTPFailure, describe
+from frontends.openai.errors import ErrorBody, HTTPFailure
 from llmserve import LLMServeError
 
 
@@ -60,10 +58,3 @@ def last_event(error: LLMServeError, path: str) -> bytes:
     if isinstance(body, ErrorBody) and not path.endswith("/v1/responses"):
         return sse.event(body) + sse.DONE
     return b"event: error\n" + sse.event(body)
-
-
-def described(error: LLMServeError, path: str) -> tuple[int, Any, dict[str, str]]:
-    """Return status, body and headers for an error, in the format of the path's API."""
-    status, body, headers = describe(error)
-    is_anthropic = path.endswith(("/v1/messages", "/v1/messages/count_tokens"))
-    return status, converted(status, body) if is_anthropic else body, headers

@@ -16,7 +16,7 @@ from aiohttp.typedefs import Middleware
 from frontends.http.authentication import CALLER, route_of
 from frontends.http.event_stream import RECORD
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER, CachedResponse, Name, ResponseCache
-from frontends.http.request_checks import Handler, read
+from frontends.http.request_checks import Handler, read, takes_form
 from frontends.openai.errors import HTTPFailure
 
 REPLAYED = "Idempotent-Replayed"
@@ -45,7 +45,8 @@ def answer_once(memory: IdempotencyStore | None) -> Middleware:
     @web.middleware
     async def idempotent(request: web.Request, handler: Handler) -> web.StreamResponse:
         key = request.headers.get(HEADER)
-        if key is None or request.method != "POST":
+        # An upload is too large to compare, and to repeat it creates another file.
+        if key is None or request.method != "POST" or takes_form(request):
             return await handler(request)
         if not _KEY.fullmatch(key):
             raise HTTPFailure(400, f"{HEADER} must have 1 to 255 printable ASCII characters", "invalid_idempotency_key")

@@ -1,5 +1,6 @@
 """The OpenAPI document of the HTTP interface, built from the structs of requests and answers."""
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -8,6 +9,7 @@ from aiohttp import web
 from frontends.anthropic.errors import MessagesErrorBody
 from frontends.anthropic.requests import CountRequest, MessagesRequest
 from frontends.anthropic.response_builder import MessagesAnswer
+from frontends.batch.objects import BatchList, BatchObject, CreateBatch, FileDeleted, FileList, FileObject
 from frontends.http.authentication import PROBES, ROOT
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
@@ -136,6 +138,12 @@ ERRORS = {
     503: "The server is starting, stopping or at its limit, or its engine died.",
     504: "The request's deadline has passed.",
 }
+# The parts of the file's form.
+FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "const": "batch"}},
+}
 POSTS: dict[str, tuple[Any, Any, str]] = {
     "/v1/completions": (CompletionRequest, TextAnswer, "Complete a text"),
     "/v1/chat/completions": (ChatRequest, ChatAnswer, "Answer a conversation"),
@@ -151,10 +159,15 @@ POSTS: dict[str, tuple[Any, Any, str]] = {
     **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), (RerankRequest, RerankAnswer, "Order documents by their relevance")),
     "/tokenize": (TokenizeRequest, Tokens, "Return the tokens of a prompt, as the model gets it"),
     "/detokenize": (DetokenizeRequest, Text, "Return the text of tokens"),
+    "/v1/batches": (CreateBatch, BatchObject, "Answer the requests in a file, behind all others"),
 }
 GETS: dict[str, tuple[Any, str]] = {
     "/v1/models": (ModelList, "List the served models"),
     "/v1/models/{model}": (ModelCard, "Describe a served model"),
+    "/v1/files": (FileList, "List the files"),
+    "/v1/files/{file_id}": (FileObject, "Describe a file"),
+    "/v1/batches": (BatchList, "List the batches"),
+    "/v1/batches/{batch_id}": (BatchObject, "Describe a batch"),
     "/tokenizer_info": (TokenizerInfo, "Return the tokenizer's settings"),
     "/health": (Health, "Check whether the server accepts requests"),
     "/health/ready": (Health, "Check whether the server accepts requests"),
@@ -201,10 +214,16 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     """
     gets = GETS | (CHECKS if checks else {})
     types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in gets.values()]
-    _, schemas = msgspec.json.schema_components([*types, ErrorBody, MessagesErrorBody], ref_template=REF)
-    paths = {path: {"post": _post(path, *of)} for path, of in POSTS.items()} | {path: {"get": _get(*of)} for path, of in gets.items()}
+    _, schemas = msgspec.json.schema_components([*types, FileDeleted, ErrorBody, MessagesErrorBody], ref_template=REF)
+    paths: dict[str, dict[str, Any]] = {path: {"get": _get(*of)} for path, of in gets.items()}
+    for path, of in POSTS.items():
+        paths.setdefault(path, {})["post"] = _post(path, *of)
     paths["/ping"]["post"] = paths["/ping"]["get"]
-    paths["/v1/models/{model}"]["get"]["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    _add_files(paths)
+    for path, methods in paths.items():
+        for name in re.findall(r"{(\w+)}", path):
+            for operation in methods.values():
+                operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
     paths["/metrics"] = {"get": _operation("Return all metrics", TEXT_METRICS | JSON_METRICS)}
     paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", JSON_METRICS)}
     if keys:
@@ -218,6 +237,17 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
+
+
+def _add_files(paths: dict[str, dict[str, Any]]) -> None:
+    """Add the operations whose body or answer is not JSON, or that have another method."""
+    form = {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}
+    paths["/v1/files"]["post"] = _get(FileObject, "Store a file of requests") | {"requestBody": form}
+    paths["/v1/files/{file_id}"]["delete"] = _get(FileDeleted, "Delete a file")
+    paths["/v1/files/{file_id}/content"] = {
+        "get": _operation("Return a file's content", {"application/jsonl": {"schema": {"type": "string"}}})
+    }
+    paths["/v1/batches/{batch_id}/cancel"] = {"post": _get(BatchObject, "Let a batch end with its answers so far")}
 
 
 HEADERS = [

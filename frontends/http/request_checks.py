@@ -21,6 +21,8 @@ BUDGET = web.AppKey("receive_budget", ReceiveBudget)
 # Origins, other than the server's, whose pages may call the application (`frontends.http.origins`).
 ORIGINS = web.AppKey("origins", Container[str])
 BODY = web.RequestKey("body", bytes)
+# The path of the route that takes a form.
+FORM = "/v1/files"
 
 # A name or an address, and a port. It has no character that a URL parser could take for the start
 # of a path, a query or a user (CVE-2026-48746).
@@ -78,11 +80,19 @@ def _check_body_headers(request: web.Request) -> None:
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
         raise HTTPFailure(415, "compressed bodies are not supported", "unsupported_encoding")
+    if takes_form(request):
+        return
     kind = request.headers.get(hdrs.CONTENT_TYPE)
     if kind is not None and kind.partition(";")[0].strip().lower() != "application/json":
         raise HTTPFailure(415, "send the body as Content-Type: application/json", "unsupported_media_type")
     if request.content_length is not None and request.content_length > MAX_BODY:
         raise too_large()
+
+
+def takes_form(request: web.Request) -> bool:
+    """Return whether the route takes a form, which it reads itself within its own limits."""
+    resource = request.match_info.route.resource
+    return request.method == hdrs.METH_POST and resource is not None and resource.canonical.endswith(FORM)
 
 
 async def expect_later(request: web.Request) -> None:
@@ -103,6 +113,16 @@ async def read(request: web.Request) -> bytes:
     """Return the body and keep it in the request. Raises HTTPFailure as `receive` does."""
     if BODY in request:
         return request[BODY]
+    allow_continue(request)
+    try:
+        request[BODY] = await receive(request.content.iter_any(), request.config_dict[BUDGET])
+    except web.RequestPayloadError:
+        raise HTTPFailure(400, "the body's transfer encoding is invalid", "invalid_body") from None
+    return request[BODY]
+
+
+def allow_continue(request: web.Request) -> None:
+    """Tell a client that waits for it to send the body."""
     if (
         hdrs.EXPECT in request.headers
         and request.version >= HttpVersion11
@@ -110,11 +130,6 @@ async def read(request: web.Request) -> bytes:
         and not request.content.is_eof()
     ):
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    try:
-        request[BODY] = await receive(request.content.iter_any(), request.config_dict[BUDGET])
-    except web.RequestPayloadError:
-        raise HTTPFailure(400, "the body's transfer encoding is invalid", "invalid_body") from None
-    return request[BODY]
 
 
 async def receive(chunks: AsyncIterable[bytes], budget: ReceiveBudget) -> bytes:

@@ -1,11 +1,13 @@
 """The HTTP server over a service, as the settings describe it."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from frontends.batch.service import BatchService
+from frontends.batch.store import Store
 from frontends.http.access_log import Write, open_log
 from frontends.http.app import build_app
 from frontends.http.departure import Departure
@@ -54,10 +56,15 @@ async def serve_http(
     proxies = Proxies.of(http.trusted_proxies)
     strangers = not http.unix_access.owner_alone
     limiter = ConnectionLimiter(limits.max_connections, limits.max_peer_connections, strangers, proxies.trusts)
-    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, series, counted, memory)
+    batches = None if http.batch_folder is None else BatchService(service.manager, service.name, Store(http.batch_folder))
+    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, series, counted, memory, batches)
     app.middlewares[:0] = settings.guards()
     try:
-        async with running(app, limiter, tls, watched=not settings.of_cluster) as acceptor, followed(tls, quiet=quiet):
+        async with (
+            batches.running() if batches else nullcontext(),
+            running(app, limiter, tls, watched=not settings.of_cluster) as acceptor,
+            followed(tls, quiet=quiet),
+        ):
             yield acceptor
     finally:
         if log is not None:
@@ -74,6 +81,7 @@ def _build(
     series: GetSeries | None,
     counted: GetMetrics | None,
     memory: IdempotencyStore | None,
+    batches: BatchService | None,
 ) -> web.Application:
     http = settings.http
     return build_app(
@@ -94,4 +102,5 @@ def _build(
         check=check_of(service.manager, settings.observability.generate_check, counted),
         clients=clients,
         root_path=http.root_path,
+        batches=batches,
     )

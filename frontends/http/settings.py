@@ -88,6 +88,12 @@ class HTTPSettings:
     root_path: str = option(
         "", "path prefix under which a proxy serves this server, such as /llm (default: none)", metavar="PATH", parse=parse_root_path
     )
+    batch_folder: Path | None = option(
+        None,
+        "keep the files and batches of /v1/files and /v1/batches in this folder, and run the batches in what other requests leave; "
+        "one process owns the folder, so --workers is 1 (default: these routes answer an error)",
+        metavar="DIR",
+    )
     keepalive_interval: float = option(
         KEEPALIVE_SECONDS,
         "send a comment on a stream after this many silent seconds, so that proxies keep it open; 0 = never (default: %(default)s)",

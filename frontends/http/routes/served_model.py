@@ -1,51 +1,18 @@
-"""The model behind the routes: its manager, its name, its adapters, and how bodies are read."""
+"""The served model, for handlers of HTTP requests."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
-import msgspec
 from aiohttp import web
 
+from frontends.answers.served_model import Body, Made
+from frontends.answers.served_model import ServedModel as Answering
 from frontends.http.request_checks import take
-from frontends.net.turns import WorkQueue
 from frontends.openai.decoding import BodyReader
-from frontends.openai.requests import adapter_of
-from llmserve import EngineManager
-
-Body = TypeVar("Body", bound=msgspec.Struct)
-Made = TypeVar("Made")
 
 
-class ServedModel:
-    """A manager's model under the name that clients use.
-
-    `turns` alternates the work on large bodies with the event loop.
-    """
-
-    def __init__(self, manager: EngineManager, name: str) -> None:
-        self.manager = manager
-        self.name = name
-        self.turns = WorkQueue()
-
-    def reader(self, kind: type[Body]) -> BodyReader[Body]:
-        return BodyReader(kind, self.turns)
+class ServedModel(Answering):
+    """A manager's model under the name that clients use, which reads the bodies of HTTP requests."""
 
     async def read(self, request: web.Request, reader: BodyReader[Body], make: Callable[[Body], Made]) -> Made:
         """Return what `make` builds from the request's body; nothing keeps the body."""
-        context = self.manager.info.max_model_len if self.manager.engine_is_up else None
-        return await reader.read(await take(request), make, context)
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The engine's adapters; empty before the engine has started and reported them."""
-        return self.manager.info.adapters if self.manager.engine_is_up else ()
-
-    def adapter(self, model: str | None) -> str | None:
-        """Return the adapter that a request names; None for the model itself. Raises ModelNotFound.
-
-        While the engine is not up, its adapters are unknown: then any other name raises
-        Unavailable.
-        """
-        if model not in (None, self.name) and not self.manager.engine_is_up:
-            self.manager.check_health()
-        return adapter_of(model, self.name, self.adapters)
+        return await self.decode(await take(request), reader, make)

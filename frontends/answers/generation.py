@@ -1,0 +1,93 @@
+"""The routes that generate in the formats of OpenAI, Anthropic and vLLM: their bodies and answers."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import attrs
+
+from frontends.access.caller import Caller
+from frontends.answers.served_model import ServedModel
+from frontends.anthropic.requests import MessagesRequest
+from frontends.anthropic.response_builder import MessagesResponseBuilder
+from frontends.openai.chat import BatchChatRequest, ChatRequest, ChatResponseBuilder
+from frontends.openai.completions import CompletionRequest, TextResponseBuilder
+from frontends.openai.fan_out import generate_choices
+from frontends.openai.response_builder import ResponseBuilder
+from frontends.openai.sizes import check_answer
+from frontends.openai.tokens import TokensRequest, TokensResponseBuilder
+from frontends.openai.wanted import ParsedBody, renamed
+from frontends.responses.requests import ResponsesRequest
+from frontends.responses.response_builder import ResponsesResponseBuilder
+
+
+@attrs.frozen
+class Route:
+    """A route's body, and what makes the builder of its answer.
+
+    Attributes:
+        kind: the struct of the body, with a method `wanted` that returns a `ParsedBody`.
+        builder: makes the builder of an answer by the served model's name or its adapter's.
+    """
+
+    kind: type[Any]
+    builder: Callable[[ServedModel, ParsedBody, str], Awaitable[ResponseBuilder]]
+
+
+async def _completions(served: ServedModel, wanted: ParsedBody, model: str) -> ResponseBuilder:
+    echo = None
+    if wanted.echo:
+        detokenize = served.manager.detokenize
+        prompts = (request.prompt for request in wanted.requests)
+        echo = [prompt if isinstance(prompt, str) else await detokenize(prompt or ()) for prompt in prompts].__getitem__
+    return TextResponseBuilder(wanted.requests[0].request_id, model, echo, generates=wanted.generates)
+
+
+async def _chat(served: ServedModel, wanted: ParsedBody, model: str) -> ResponseBuilder:
+    first = wanted.requests[0]
+    return ChatResponseBuilder(first.request_id, model, first.tools, reasoning=wanted.reasoning, prefill=wanted.prefill)
+
+
+async def _responses(served: ServedModel, wanted: ParsedBody, model: str) -> ResponseBuilder:
+    return ResponsesResponseBuilder(wanted.requests[0], model)
+
+
+async def _messages(served: ServedModel, wanted: ParsedBody, model: str) -> ResponseBuilder:
+    return MessagesResponseBuilder(wanted.requests[0].request_id, model)
+
+
+async def _tokens(served: ServedModel, wanted: ParsedBody, model: str) -> ResponseBuilder:
+    return TokensResponseBuilder(wanted.requests[0].request_id, model, wanted.answer_id, text=wanted.text)
+
+
+ROUTES = {
+    "/v1/completions": Route(CompletionRequest, _completions),
+    "/v1/chat/completions": Route(ChatRequest, _chat),
+    "/v1/chat/completions/batch": Route(BatchChatRequest, _chat),
+    "/v1/responses": Route(ResponsesRequest, _responses),
+    "/v1/messages": Route(MessagesRequest, _messages),
+    "/inference/v1/generate": Route(TokensRequest, _tokens),
+}
+
+
+class Generation:
+    """Parses the bodies of `ROUTES`, and writes their whole answers."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+        self._readers = {path: served.reader(route.kind) for path, route in ROUTES.items()}
+
+    async def parse(self, path: str, body: bytes, caller: Caller) -> tuple[ParsedBody, ResponseBuilder]:
+        """Return a body's content and the builder of its answer. Raises LLMServeError."""
+        served, manager = self._served, self._served.manager
+        wanted = await served.decode(body, self._readers[path], lambda sent: sent.wanted(caller, served.adapter(sent.model)))
+        if manager.engine_is_up:
+            check_answer(wanted.requests, manager.info.max_model_len)
+        builder = await ROUTES[path].builder(served, wanted, wanted.requests[0].adapter or served.name)
+        builder.show(wanted)
+        return wanted, builder
+
+    async def whole(self, wanted: ParsedBody, builder: ResponseBuilder) -> AsyncIterator[bytes]:
+        """Generate, and return the answer as JSON, in parts. Raises LLMServeError."""
+        with renamed(**wanted.names):
+            completions = await generate_choices(self._served.manager, wanted.requests)
+        return builder.whole(completions, wanted.per_prompt, self._served.turns)

@@ -1,0 +1,177 @@
+"""A folder with files and batches: a record of each, the files' contents and the batches' journals.
+
+One process owns the folder, by a lock that ends with the process. It has all records in memory, some
+500 bytes each; the contents stay on the disk. Records are replaced atomically. Ids are generated
+here, and only ids that are in memory become names of files.
+"""
+
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
+
+from frontends.batch.objects import ENDED, BatchObject, BatchRecord, CreateBatch, FileObject, FileRecord
+from frontends.openai.errors import HTTPFailure
+from llmserve import ConfigurationError
+
+# OpenAI's limit of a file, and of a batch's lines.
+MAX_FILE = 200 * 2**20
+MAX_LINES = 50_000
+# All contents together, and the numbers of records.
+MAX_BYTES = 20 * 2**30
+MAX_FILES = 1000
+MAX_BATCHES = 1000
+MAX_NAME = 255
+WINDOW_SECONDS = 24 * 3600
+
+Record = TypeVar("Record", FileRecord, BatchRecord)
+
+
+class Store:
+    """The files and batches in a folder. Call its methods that use the disk in a thread.
+
+    Args:
+        folder: the folder, which is created.
+        now: returns seconds since 1970.
+    """
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._now = now
+        # In the order of their creation.
+        self.files: dict[str, FileRecord] = {}
+        self.batches: dict[str, BatchRecord] = {}
+        # Bytes of contents, including those that are arriving. Threads count them too.
+        self.bytes = 0
+        self._guard = threading.Lock()
+
+    def open(self) -> None:
+        """Lock and read the folder. Raises ConfigurationError, which names it."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigurationError(f"--batch-folder {self._folder} is used by another process") from None
+            self.files = {one.object.id: one for one in self._read("file-*.json", FileRecord)}
+            self.batches = {one.object.id: one for one in self._read("batch_*.json", BatchRecord)}
+        except OSError as error:
+            raise ConfigurationError(f"--batch-folder {self._folder} cannot be used: {error.strerror}") from None
+        self.bytes = sum(one.object.bytes for one in self.files.values())
+        self._clean()
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def _clean(self) -> None:
+        """Remove what a kill has left: parts, and contents and journals that no record needs."""
+        needed = {*self.files, *(one.object.id for one in self.batches.values() if one.object.status not in ENDED)}
+        for path in [*self._folder.glob("*.part"), *self._folder.glob("*.jsonl")]:
+            if path.suffix == ".part" or path.stem not in needed:
+                path.unlink()
+
+    def _read(self, pattern: str, kind: type[Record]) -> list[Record]:
+        found = []
+        for path in self._folder.glob(pattern):
+            try:
+                found.append(msgspec.json.decode(path.read_bytes(), type=kind))
+            except msgspec.DecodeError as error:
+                raise ConfigurationError(f"--batch-folder: {path} is damaged: {error}") from None
+        return sorted(found, key=lambda one: (one.object.created_at, one.object.id))
+
+    def save(self, record: FileRecord | BatchRecord) -> None:
+        """Write a record to the disk."""
+        path = self._folder / f"{record.object.id}.json"
+        part = path.with_suffix(f".{secrets.token_hex(4)}.part")
+        with part.open("wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    # Files
+
+    def content(self, file_id: str) -> Path:
+        """Return the path of a file's content."""
+        return self._folder / f"{file_id}.jsonl"
+
+    def begin(self) -> tuple[str, BinaryIO]:
+        """Begin a new file; return its id and where to write its content. Raises HTTPFailure."""
+        if len(self.files) >= MAX_FILES:
+            raise HTTPFailure(400, f"this server keeps at most {MAX_FILES} files: delete some", "too_many_files")
+        file_id = f"file-{secrets.token_hex(16)}"
+        return file_id, self.content(file_id).with_suffix(".part").open("xb")
+
+    def reserve(self, count: int) -> None:
+        """Count bytes of a content that is arriving. Raises HTTPFailure if there is no room for them."""
+        with self._guard:
+            if self.bytes + count > MAX_BYTES:
+                raise HTTPFailure(400, f"this server keeps at most {MAX_BYTES} bytes of files: delete some", "too_many_files")
+            self.bytes += count
+
+    def release(self, count: int) -> None:
+        """Count bytes that are no longer kept."""
+        with self._guard:
+            self.bytes -= count
+
+    def drop(self, file_id: str, count: int) -> None:
+        """Remove a content of which `count` bytes have arrived."""
+        self.release(count)
+        self.content(file_id).with_suffix(".part").unlink(missing_ok=True)
+
+    def keep(self, file_id: str, size: int, name: str, purpose: Any, tenant: str | None) -> FileObject:
+        """Keep a content that is complete; its bytes are counted already."""
+        self.content(file_id).with_suffix(".part").replace(self.content(file_id))
+        made = FileObject(id=file_id, bytes=size, created_at=int(self._now()), filename=name[:MAX_NAME], purpose=purpose)
+        record = FileRecord(tenant=tenant, object=made)
+        self.save(record)
+        self.files[file_id] = record
+        return made
+
+    def delete(self, file_id: str) -> None:
+        record = self.files.pop(file_id)
+        self.release(record.object.bytes)
+        (self._folder / f"{file_id}.json").unlink(missing_ok=True)
+        self.content(file_id).unlink(missing_ok=True)
+
+    # Batches
+
+    def journal(self, batch_id: str) -> Path:
+        """Return the path of a batch's journal."""
+        return self._folder / f"{batch_id}.jsonl"
+
+    def create(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
+        """Create a batch; the oldest ended one makes room for it. Raises HTTPFailure."""
+        if len(self.batches) >= MAX_BATCHES:
+            oldest = next((one.object.id for one in self.batches.values() if one.object.status in ENDED), None)
+            if oldest is None:
+                raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
+            del self.batches[oldest]
+            (self._folder / f"{oldest}.json").unlink(missing_ok=True)
+        created = int(self._now())
+        batch = BatchObject(
+            id=f"batch_{secrets.token_hex(16)}",
+            endpoint=wanted.endpoint,
+            input_file_id=wanted.input_file_id,
+            completion_window=wanted.completion_window,
+            created_at=created,
+            expires_at=created + WINDOW_SECONDS,
+            metadata=wanted.metadata,
+        )
+        record = BatchRecord(tenant=tenant, object=batch)
+        self.save(record)
+        self.batches[batch.id] = record
+        return record
+
+
+def owned(records: Iterable[Record], tenant: str | None) -> list[Record]:
+    """Return a tenant's records, the newest first."""
+    # A copy, because threads add records.
+    return [one for one in list(records) if one.tenant == tenant][::-1]

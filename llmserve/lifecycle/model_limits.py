@@ -20,8 +20,13 @@ def truncated(request: GenerationRequest, prompt: EnginePrompt, info: EngineInfo
         most = info.max_model_len - (0 if isinstance(request, PoolingRequest) else 1)
     if len(prompt.token_ids) <= most:
         return prompt
-    kept = prompt.token_ids[-most:] if request.truncation_side == "left" else prompt.token_ids[:most]
-    return attrs.evolve(prompt, token_ids=kept, text=None)
+    is_left, pooling = request.truncation_side == "left", prompt.pooling
+    if pooling is not None and pooling.second is not None:
+        # The second text begins earlier, or not at all.
+        removed = len(prompt.token_ids) - most if is_left else 0
+        pooling = attrs.evolve(pooling, second=min(most, max(0, pooling.second - removed)))
+    kept = prompt.token_ids[-most:] if is_left else prompt.token_ids[:most]
+    return attrs.evolve(prompt, token_ids=kept, text=None, pooling=pooling)
 
 
 def check_task(request: GenerationRequest, info: EngineInfo) -> None:

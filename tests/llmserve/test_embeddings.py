@@ -1,5 +1,6 @@
 """Embeddings on the simulated engine: the contract, deaths, tenants, admission and wrong arguments."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from llmserve import (
     SLO,
     AdmissionConfig,
     ConfigurationError,
+    EngineInfo,
     EngineManager,
     EngineRestarted,
     GenerationRequest,
@@ -25,8 +27,11 @@ from llmserve import (
     TenantTable,
 )
 from llmserve.admission import AdmissionController
+from llmserve.engine import EnginePrompt
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
-from llmserve.pooling.requests import PoolingFields
+from llmserve.engines.vllm.pooling.tasks import pooling_info
+from llmserve.lifecycle.model_limits import truncated
+from llmserve.pooling.requests import Pooling, PoolingFields
 from llmserve.pooling.vectors import cosine
 
 
@@ -164,6 +169,48 @@ def test_the_fields_are_those_of_a_request():
 def test_a_vector_of_zeros_is_like_no_other():
     assert cosine([0.0, 0.0], [1.0, 0.0]) == 0.0
     assert cosine([1.0, 1.0], [2.0, 2.0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("side", "most", "kept", "second"),
+    [
+        ("left", 5, (2, 3, 4, 5, 6), 2),
+        ("left", 2, (5, 6), 0),
+        ("right", 5, (0, 1, 2, 3, 4), 4),
+        ("right", 3, (0, 1, 2), 3),
+        (None, 7, None, 4),
+    ],
+)
+def test_the_second_text_of_a_truncated_pair_is_still_known(side, most, kept, second):
+    request = PoolingRequest("a", task="classify", pair="b", truncate_prompt_tokens=most, truncation_side=side)
+    prompt = EnginePrompt(token_ids=tuple(range(7)), pooling=Pooling(task="classify", second=4))
+    info = EngineInfo(name="e", version="1", model="m", max_model_len=9, vocab_size=9, max_num_seqs=9, tasks=("classify",))
+    found = truncated(request, prompt, info)
+    assert found.token_ids == (kept or prompt.token_ids)
+    assert found.pooling is not None
+    assert found.pooling.second == second
+
+
+class ModelConfig:
+    """The part of vLLM's that says what a model's vectors are."""
+
+    embedding_size = 4
+    is_matryoshka = True
+    matryoshka_dimensions: list[int] | None = None
+    hf_config = SimpleNamespace(id2label={1: "yes", 0: "no"})
+
+
+def test_the_tasks_of_a_vllm_model_are_those_that_the_library_knows():
+    config: Any = ModelConfig()
+    assert pooling_info(config, ["generate", "render"]) == {"tasks": ("generate",)}
+    assert pooling_info(config, ["token_embed", "embed"]) == {"tasks": ("embed",), "embedding_size": 4, "dimensions": range(1, 5)}
+    config.matryoshka_dimensions = [2, 4]
+    assert pooling_info(config, ["embed"])["dimensions"] == (2, 4)
+    config.is_matryoshka = False
+    assert "dimensions" not in pooling_info(config, ["embed"])
+    assert pooling_info(config, ["classify"]) == {"tasks": ("classify",), "labels": ("no", "yes")}
+    with pytest.raises(ConfigurationError, match="vLLM reports token_classify, and generate, embed and classify are supported"):
+        pooling_info(config, ["token_classify"])
 
 
 async def test_a_large_request_for_vectors_leaves_its_slots_to_chats_one_by_one():

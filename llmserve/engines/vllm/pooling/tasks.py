@@ -6,6 +6,7 @@ Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
 from collections.abc import Collection
 from typing import Any
 
+from llmserve.errors import ConfigurationError
 from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE
 
 
@@ -15,8 +16,13 @@ def pooling_info(config: Any, supported: Collection[str]) -> dict[str, Any]:
     Args:
         config: vLLM's ModelConfig.
         supported: The tasks that vLLM's engine reports.
+
+    Raises ConfigurationError if the model does none of the tasks that this library knows.
     """
     tasks = tuple(task for task in (GENERATE, EMBED, CLASSIFY) if task in supported)
+    if not tasks:
+        words = f"the model neither generates nor makes one vector of a prompt: vLLM reports {', '.join(sorted(supported)) or 'no tasks'}"
+        raise ConfigurationError(f"{words}, and generate, embed and classify are supported")
     found: dict[str, Any] = {"tasks": tasks}
     if EMBED in tasks:
         size = int(getattr(config, "embedding_size", None) or config.get_hidden_size())

@@ -88,6 +88,7 @@ ALLOWED = {
         "frontends.anthropic",
         "frontends.net",
         "frontends.openai",
+        "frontends.pooling",
         "frontends.responses",
         "llmserve",
     },

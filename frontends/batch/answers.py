@@ -8,6 +8,7 @@ import attrs
 from frontends.access.caller import Caller
 from frontends.answers.generation import ROUTES, Generation
 from frontends.answers.served_model import ServedModel
+from frontends.answers.vectors import Vectors
 
 # The last priority that a request can have.
 LAST = 2**31 - 1
@@ -21,9 +22,10 @@ class Answers:
     """
 
     def __init__(self, served: ServedModel) -> None:
-        self._generation = Generation(served)
+        self._generation, self._vectors = Generation(served), Vectors(served)
         self.table: dict[str, Callable[[bytes, Caller], Awaitable[tuple[str, bytes]]]] = {
-            path: partial(self._generate, path) for path in ROUTES
+            **{path: partial(self._generate, path) for path in ROUTES},
+            **{path: partial(self._embed, path) for path in Vectors.kinds},
         }
 
     async def __call__(self, path: str, body: bytes, caller: Caller) -> tuple[str, bytes]:
@@ -34,3 +36,9 @@ class Answers:
         behind = [attrs.evolve(request, best_effort=True, priority=LAST) for request in wanted.requests]
         parts = await self._generation.whole(attrs.evolve(wanted, requests=behind), builder)
         return builder.id, b"".join([part async for part in parts])
+
+    async def _embed(self, path: str, body: bytes, caller: Caller) -> tuple[str, bytes]:
+        wanted = await self._vectors.parse(path, body, caller)
+        behind = [attrs.evolve(request, best_effort=True, priority=LAST) for request in wanted.requests]
+        parts = await self._vectors.whole(attrs.evolve(wanted, inputs=attrs.evolve(wanted.inputs, requests=behind)))
+        return wanted.id, b"".join([part async for part in parts])

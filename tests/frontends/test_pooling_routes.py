@@ -135,7 +135,7 @@ async def test_a_wrong_field_is_named_and_nothing_is_held(path, body, param):
 
 
 async def test_an_answer_that_would_be_too_large_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr("frontends.http.routes.pooling.MAX_ELEMENTS", 100)
+    monkeypatch.setattr("frontends.answers.vectors.MAX_ELEMENTS", 100)
     async with running_server(tasks=["embed"]) as server:
         status, answer, _ = await server.post("/v1/embeddings", {"input": ["a", "b"]})
         assert (status, answer["error"]["param"]) == (400, "input")

@@ -116,6 +116,7 @@ async def test_vectors_survive_the_death_of_their_core():
         check_quiescent(manager)
 
 
+@pytest.mark.nightly
 async def test_classes_are_the_library_s(classifier_server):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -1,7 +1,9 @@
 """The routes that answer with vectors: OpenAI's /v1/embeddings, and vLLM's scores, ranks and classes."""
 
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -11,21 +13,25 @@ from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response, whole_response
 from frontends.http.routes.served_model import ServedModel
 from frontends.pooling.answers import (
+    EmbeddingItem,
+    PooledItem,
     RerankAnswer,
     ScoreAnswer,
     ScoreItem,
     answer_id,
     class_item,
-    embedding_item,
     list_answer,
     usage_of,
+    vector_item,
 )
 from frontends.pooling.fan_out import embed_all
-from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest
+from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest, PoolRequest
 from frontends.pooling.requests import ParsedInputs
 from frontends.pooling.scoring import RerankRequest, ScoreRequest, Scoring, ScoringBody
 from llmserve import Embedding, InvalidRequest, PoolingRequest
 
+# Returns the item of an answer for a number and its vector.
+Item = Callable[[int, Embedding], Any]
 # Maximum number of elements of one answer's vectors: 16 MiB as bytes, and some 80 MiB as JSON.
 MAX_ELEMENTS = 2**22
 
@@ -36,6 +42,7 @@ class PoolingRoutes:
     def __init__(self, served: ServedModel) -> None:
         self._served = served
         self._embeddings = served.reader(EmbeddingsRequest)
+        self._pooling = served.reader(PoolRequest)
         self._classify = served.reader(ClassifyRequest)
         self._score = served.reader(ScoreRequest)
         self._rerank = served.reader(RerankRequest)
@@ -43,18 +50,28 @@ class PoolingRoutes:
     def routes(self) -> dict[str, Handler]:
         return {
             "POST /v1/embeddings": self.embeddings,
+            "POST /pooling": self.pooling,
             "POST /classify": self.classify,
             **dict.fromkeys(("POST /score", "POST /v1/score"), self.score),
             **dict.fromkeys(("POST /rerank", "POST /v1/rerank", "POST /v2/rerank"), self.rerank),
         }
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        def make(body: EmbeddingsRequest) -> tuple[ParsedInputs, bool]:
-            return body.wanted(request[CALLER], self._served.adapter(body.model)), body.encoding_format == "base64"
+        wanted, item = await self._served.read(request, self._embeddings, partial(self._wanted, request, EmbeddingItem))
+        return await self._list(request, "embd", wanted, item)
 
-        wanted, as_text = await self._served.read(request, self._embeddings, make)
-        name, found = await self._vectors(request, "embd", wanted)
-        item = partial(embedding_item, as_text=as_text)
+    async def pooling(self, request: web.Request) -> web.StreamResponse:
+        wanted, item = await self._served.read(request, self._pooling, partial(self._wanted, request, PooledItem))
+        return await self._list(request, "pool", wanted, item)
+
+    def _wanted(
+        self, request: web.Request, kind: type[EmbeddingItem | PooledItem], body: EmbeddingsRequest | PoolRequest
+    ) -> tuple[ParsedInputs, Item]:
+        wanted = body.wanted(request[CALLER], self._served.adapter(body.model))
+        return wanted, partial(vector_item, kind=kind, as_text=body.encoding_format == "base64")
+
+    async def _list(self, request: web.Request, prefix: str, wanted: ParsedInputs, item: Item) -> web.StreamResponse:
+        name, found = await self._vectors(request, prefix, wanted)
         return await whole_response(list_answer(name, self._model(wanted.requests), found, item, self._served.turns))
 
     async def classify(self, request: web.Request) -> web.StreamResponse:
@@ -62,9 +79,8 @@ class PoolingRoutes:
             return body.wanted(request[CALLER], self._served.adapter(body.model))
 
         wanted = await self._served.read(request, self._classify, make)
-        name, found = await self._vectors(request, "classify", wanted)
-        item = partial(class_item, labels=self._served.manager.info.labels)
-        return await whole_response(list_answer(name, self._model(wanted.requests), found, item, self._served.turns))
+        # The labels are known only once the engine is up, as it was for the vectors.
+        return await self._list(request, "classify", wanted, lambda index, one: class_item(index, one, self._served.manager.info.labels))
 
     async def score(self, request: web.Request) -> web.StreamResponse:
         scoring = await self._served.read(request, self._score, partial(self._scoring, request))

@@ -1,6 +1,6 @@
 """Start an application per JSON object on standard input, and print its port.
 
-The applications serve the bundled model.
+The applications serve the bundled models, and classifiers with random weights.
 
 See `run.py`.
 """
@@ -27,10 +27,14 @@ from llmserve.engines.vllm.engine import VLLMEngine
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent.parent / "tests"))
 from vllm_adapter_files import write_adapter
+from vllm_classifier_files import write_classifier
 
+# The classes of the models that score, by the kind of the engine.
+LABELS = {"reranker": ("LABEL_0",), "classifier": ("Default", "Spoiled")}
 ADAPTERS = ("zephyr-lora", "qwen3-lora")
 # The context with which most of the tests start vLLM.
 CONTEXT = 8192
+VECTOR_CONTEXT = 100
 
 
 async def main() -> None:
@@ -44,9 +48,16 @@ async def main() -> None:
         while line:
             # One engine at a time. An engine with adapters refuses logprobs of prompts, so only the
             # tests of adapters have one.
-            adapters = {"lora_modules": modules} if json.loads(line)["adapters"] else {}
-            arguments = {"tool_call_parser": "hermes", "max_model_len": CONTEXT, **adapters}
-            line = await serve(VLLMEngine("bundled", arguments), line, answers)
+            kind = json.loads(line)["kind"]
+            if kind == "embedding":
+                engine = VLLMEngine("bundled-embedding", {"max_model_len": VECTOR_CONTEXT})
+            elif kind in LABELS:
+                written = write_classifier(pathlib.Path(tempfile.mkdtemp(dir=folder)), LABELS[kind])
+                engine = VLLMEngine(str(written), {"max_model_len": VECTOR_CONTEXT})
+            else:
+                adapters = {"lora_modules": modules} if kind == "adapters" else {}
+                engine = VLLMEngine("bundled", {"tool_call_parser": "hermes", "max_model_len": CONTEXT, **adapters})
+            line = await serve(engine, line, answers)
 
 
 async def read() -> str:
@@ -55,10 +66,10 @@ async def read() -> str:
 
 async def serve(engine: VLLMEngine, line: str, answers: TextIO) -> str:
     """Start applications until one needs another engine; return its line, or an empty one."""
-    kind = json.loads(line)["adapters"]
+    kind = json.loads(line)["kind"]
     async with AsyncExitStack() as stack:
         manager = await stack.enter_async_context(EngineManager(engine, ManagerConfig(drain_timeout=5)))
-        while line and (asked := json.loads(line))["adapters"] == kind:
+        while line and (asked := json.loads(line))["kind"] == kind:
             access = Access(Keys.single(asked["key"])) if asked["key"] else Access()
             app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"])
             listener = bind("127.0.0.1", 0)

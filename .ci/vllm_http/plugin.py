@@ -1,13 +1,19 @@
 """Replaces vLLM's `tests/conftest.py`, which imports models and media (see `run.py`)."""
 
-from types import SimpleNamespace
+import os
+import pathlib
+import sys
+import tempfile
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
 
 import pytest
+import torch
 import transformers
 import vllm.model_executor.model_loader.weight_utils
 import vllm.tokenizers
 import vllm.transformers_utils.repo_utils
-from tests.utils import Host
+from tests.utils import VECTORS, Host
 from vllm.config import ModelConfig
 
 from llmserve.models import resolve
@@ -21,6 +27,42 @@ transformers.AutoTokenizer.from_pretrained = lambda *_, **arguments: _from_pretr
 vllm.transformers_utils.repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda **_: "/nowhere")
 # Use the bundled model, because other models would have to be downloaded.
 vllm.model_executor.model_loader.weight_utils.download_weights_from_hf = lambda *_, **__: resolve("bundled")
+
+
+class HfRunner:
+    """The library's vectors and scores of the models that the host serves in place of a test's."""
+
+    def __init__(self, _: str, *, is_cross_encoder: bool = False, **__: Any) -> None:
+        folder = resolve("bundled-embedding")
+        # The function above would return the bundled chat model's.
+        self._tokenizer = _from_pretrained(folder)
+        if is_cross_encoder:
+            sys.path.append(str(pathlib.Path(os.environ["LLMSERVE_TESTS_HOST"]).parents[2] / "tests"))
+            from vllm_classifier_files import write_classifier
+
+            folder = str(write_classifier(pathlib.Path(tempfile.mkdtemp()), ("LABEL_0",)))
+        kind = transformers.AutoModelForSequenceClassification if is_cross_encoder else transformers.AutoModel
+        self._model = kind.from_pretrained(folder).eval()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str]) -> Any:
+        found = [self._model(**self._tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0) for text in texts]
+        return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+
+    @torch.inference_mode()
+    def predict(self, pairs: list[list[str]]) -> Any:
+        return torch.stack([self._model(**self._tokenizer(*pair, return_tensors="pt")).logits[0, 0].sigmoid() for pair in pairs])
+
+
+@pytest.fixture(scope="session")
+def hf_runner() -> type[HfRunner]:
+    return HfRunner
 
 
 class LocalAssetServer:
@@ -51,7 +93,7 @@ def _calls(item: pytest.Item) -> bool:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the engine here, where no test's time runs."""
     if session.items:
-        Host.open("first")
+        Host.open("first", kind=VECTORS.get(getattr(session.items[0].module, "MODEL_NAME", ""), "chat"))
 
 
 def pytest_sessionfinish() -> None:

@@ -5,8 +5,9 @@
 SDIST is the source archive of vLLM, such as vllm-0.33.0.tar.gz. The tests need pytest-asyncio,
 tblib and orjson in addition to the environment `next`. vLLM's tests start a server through the
 class `RemoteOpenAIServer` of their `tests/utils.py`. `server.py` beside this file replaces that
-module, so each server is an application of ours under the model's name. All applications share one
-engine with the bundled model, because the models of the tests would have to be downloaded.
+module, so each server is an application of ours under the model's name. The
+applications of one kind of model share one engine with a model of ours, because the models of the
+tests would have to be downloaded.
 docs/compatibility.md has the results.
 """
 
@@ -19,8 +20,8 @@ import tarfile
 import tempfile
 
 HERE = pathlib.Path(__file__).parent
-# Modules that call a server of text generation. The others call other routes and models (speech,
-# pooling, images, GPUs).
+# Modules that call a server of text generation, or of vectors of texts. The others call other
+# routes and models (speech, images, GPUs).
 MODULES = (
     "openai/chat_completion/test_chat.py",
     "openai/chat_completion/test_chat_completion.py",
@@ -55,6 +56,10 @@ MODULES = (
     "serve/instrumentator/test_uds.py",
     "serve/lora/test_lora_adapters.py",
     "serve/tokenize/test_tokenization.py",
+    "pooling/embed/test_online.py",
+    "pooling/scoring/test_bi_encoder_online.py",
+    "pooling/scoring/test_cross_encoder_online.py",
+    "pooling/classify/test_online.py",
 )
 
 

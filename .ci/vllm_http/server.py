@@ -13,6 +13,14 @@ import pytest
 VLLM_PATH = pathlib.Path(__file__).parent.parent
 ROCM_EXTRA_ARGS: list[str] = []
 ROCM_ENV_OVERRIDES: dict[str, str] = {}
+# Models of the tests that make vectors, and the kind of ours that replaces each (`host.py`). All
+# others generate.
+VECTORS = {
+    "intfloat/multilingual-e5-small": "embedding",
+    "BAAI/bge-base-en-v1.5": "embedding",
+    "BAAI/bge-reranker-base": "reranker",
+    "jason9693/Qwen2.5-1.5B-apeach": "classifier",
+}
 
 
 class Host:
@@ -22,10 +30,10 @@ class Host:
     asked = 0
 
     @classmethod
-    def open(cls, name: str, root_path: str = "", key: str | None = None, *, adapters: bool = False) -> int:
-        """Return the port of an application that serves the bundled model; clients need `key`.
+    def open(cls, name: str, root_path: str = "", key: str | None = None, *, kind: str = "chat") -> int:
+        """Return the port of an application with an engine of a kind; clients need `key`.
 
-        The applications with `adapters`, and those without, replace the others.
+        The applications of another kind end.
         """
         if cls.process is None:
             command = [sys.executable, os.environ["LLMSERVE_TESTS_HOST"]]
@@ -34,7 +42,7 @@ class Host:
         assert cls.process.stdout is not None
         cls.asked += 1
         print(
-            json.dumps({"number": cls.asked, "name": name, "root_path": root_path, "key": key, "adapters": adapters}),
+            json.dumps({"number": cls.asked, "name": name, "root_path": root_path, "key": key, "kind": kind}),
             file=cls.process.stdin,
             flush=True,
         )
@@ -59,7 +67,8 @@ class RemoteOpenAIServer:
             return vllm_serve_args[vllm_serve_args.index(flag) + 1] if flag in vllm_serve_args else default
 
         name, key = after("--served-model-name", model), (env_dict or {}).get("VLLM_API_KEY")
-        port = Host.open(name, after("--root-path", ""), key, adapters="--enable-lora" in vllm_serve_args)
+        kind = "adapters" if "--enable-lora" in vllm_serve_args else VECTORS.get(model, "chat")
+        port = Host.open(name, after("--root-path", ""), key, kind=kind)
         self.host, self.port = "127.0.0.1", port
         self.uds = None
         self.show_hidden_metrics = False
@@ -75,7 +84,7 @@ class RemoteOpenAIServer:
         return f"http://{self.host}:{self.port}"
 
     def url_for(self, *parts: str) -> str:
-        return "/".join((self.url_root, *parts))
+        return "/".join((self.url_root, *(part.strip("/") for part in parts)))
 
     def get_client(self, **kwargs: Any) -> openai.OpenAI:
         return openai.OpenAI(**self._connection(kwargs))

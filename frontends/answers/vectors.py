@@ -10,9 +10,20 @@ import msgspec
 
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
-from frontends.pooling.answers import RerankAnswer, ScoreAnswer, ScoreItem, answer_id, class_item, embedding_item, list_answer, usage_of
+from frontends.pooling.answers import (
+    EmbeddingItem,
+    PooledItem,
+    RerankAnswer,
+    ScoreAnswer,
+    ScoreItem,
+    answer_id,
+    class_item,
+    list_answer,
+    usage_of,
+    vector_item,
+)
 from frontends.pooling.fan_out import embed_all
-from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest
+from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest, PoolRequest, VectorsBody
 from frontends.pooling.requests import ParsedInputs
 from frontends.pooling.scoring import RerankRequest, ScoreRequest, Scoring, ScoringBody
 from llmserve import Embedding, InvalidRequest, PoolingRequest
@@ -45,6 +56,7 @@ class Vectors:
 
     kinds: ClassVar[dict[str, type[Any]]] = {
         "/v1/embeddings": EmbeddingsRequest,
+        "/pooling": PoolRequest,
         "/classify": ClassifyRequest,
         **dict.fromkeys(("/score", "/v1/score"), ScoreRequest),
         **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), RerankRequest),
@@ -74,8 +86,9 @@ class Vectors:
         if isinstance(body, ScoringBody):
             return self._scored(caller, adapter, body)
         item: Callable[[int, Embedding], Any]
-        if isinstance(body, EmbeddingsRequest):
-            prefix, item = "embd", partial(embedding_item, as_text=body.encoding_format == "base64")
+        if isinstance(body, VectorsBody):
+            prefix, kind = ("embd", EmbeddingItem) if isinstance(body, EmbeddingsRequest) else ("pool", PooledItem)
+            item = partial(vector_item, kind=kind, as_text=body.encoding_format == "base64")
         else:
             # Only an engine that is up has made vectors, so only then its labels are read.
             prefix, item = "classify", lambda index, found: class_item(index, found, self._served.manager.info.labels)

@@ -21,8 +21,8 @@ from frontends.openai.errors import ErrorBody
 from frontends.openai.requests import GenerateRequest
 from frontends.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from frontends.openai.tokens import TokensAnswer, TokensRequest
-from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, RerankAnswer, ScoreAnswer
-from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest
+from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, PooledAnswer, RerankAnswer, ScoreAnswer
+from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest, PoolRequest
 from frontends.pooling.scoring import RerankRequest, ScoreRequest
 from frontends.responses.requests import ResponsesRequest
 from llmserve import Completion
@@ -154,6 +154,7 @@ POSTS: dict[str, tuple[Any, Any, str]] = {
     "/inference/v1/generate": (TokensRequest, TokensAnswer, "Continue token ids with token ids"),
     "/generate": (GenerateRequest, Completion, "Generate one sequence"),
     "/v1/embeddings": (EmbeddingsRequest, EmbeddingsAnswer, "Return the embeddings of texts"),
+    "/pooling": (PoolRequest, PooledAnswer, "Return the vectors of texts, or the scores of a classifier's classes"),
     "/classify": (ClassifyRequest, ClassesAnswer, "Return the scores of a classifier's classes"),
     **dict.fromkeys(("/score", "/v1/score"), (ScoreRequest, ScoreAnswer, "Return the similarity of pairs of texts")),
     **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), (RerankRequest, RerankAnswer, "Order documents by their relevance")),

@@ -31,6 +31,14 @@ class EmbeddingItem(msgspec.Struct):
     object: Literal["embedding"] = "embedding"
 
 
+class PooledItem(msgspec.Struct):
+    """`data` is as `embedding` of an embedding."""
+
+    index: int
+    data: list[float] | str
+    object: Literal["pooling"] = "pooling"
+
+
 class ScoreItem(msgspec.Struct):
     index: int
     score: float
@@ -62,6 +70,17 @@ class EmbeddingsAnswer(msgspec.Struct):
     created: int
     model: str
     data: list[EmbeddingItem]
+    usage: PoolingUsage
+
+
+class PooledAnswer(msgspec.Struct):
+    """The answer to POST /pooling."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[PooledItem]
     usage: PoolingUsage
 
 
@@ -105,8 +124,8 @@ def usage_of(found: Iterable[Embedding]) -> PoolingUsage:
     return PoolingUsage(tokens, tokens)
 
 
-def embedding_item(index: int, found: Embedding, *, as_text: bool) -> EmbeddingItem:
-    return EmbeddingItem(index, base64.b64encode(found.data).decode() if as_text else found.vector.tolist())
+def vector_item(index: int, found: Embedding, *, kind: type[EmbeddingItem | PooledItem], as_text: bool) -> EmbeddingItem | PooledItem:
+    return kind(index, base64.b64encode(found.data).decode() if as_text else found.vector.tolist())
 
 
 def class_item(index: int, found: Embedding, labels: Sequence[str]) -> ClassItem:

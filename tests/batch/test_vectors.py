@@ -14,6 +14,7 @@ from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
 BODIES = {
     "/v1/embeddings": {"input": ["a", "b"], "encoding_format": "base64"},
+    "/pooling": {"input": "a", "task": "embed"},
     "/classify": {"input": "a"},
     "/score": {"queries": "a", "documents": ["a", "b"]},
     "/rerank": {"query": "a", "documents": ["a", "b"]},

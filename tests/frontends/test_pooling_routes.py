@@ -12,12 +12,13 @@ from contracts.openai_embeddings_contract import OpenAIEmbeddingsContract
 from http_support import running_server
 from quiescence import check_quiescent
 
-from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, RerankAnswer, ScoreAnswer
+from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, PooledAnswer, RerankAnswer, ScoreAnswer
 from llmserve import AdmissionConfig, ManagerConfig, TenantLimits, TenantTable
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
 
 BASE = {
     "/v1/embeddings": {"input": "hi"},
+    "/pooling": {"input": "hi"},
     "/classify": {"input": "hi"},
     "/score": {"queries": "hi", "documents": ["a", "b"]},
     "/rerank": {"query": "hi", "documents": ["a", "b"]},
@@ -50,6 +51,8 @@ async def test_formats_and_dimensions_of_a_vector():
     ("tasks", "path", "shape"),
     [
         (["embed"], "/v1/embeddings", EmbeddingsAnswer),
+        (["embed"], "/pooling", PooledAnswer),
+        (["classify"], "/pooling", PooledAnswer),
         (["embed"], "/score", ScoreAnswer),
         (["embed"], "/rerank", RerankAnswer),
         (["classify"], "/classify", ClassesAnswer),
@@ -84,7 +87,7 @@ async def test_a_reranker_reads_both_texts_together():
         assert answer["usage"]["prompt_tokens"] == 2 * len(TEXT) + len("zzz") + len(TEXT) + 2
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/classify", "/score", "/rerank"])
+@pytest.mark.parametrize("path", BASE)
 async def test_a_model_that_generates_refuses_with_one_error(path):
     async with running_server(tasks=["generate"]) as server:
         status, answer, _ = await server.post(path, BASE[path])
@@ -113,6 +116,8 @@ async def test_a_model_that_generates_refuses_with_one_error(path):
         ("/v1/embeddings", {"input": "a", "dimensions": 0}, "dimensions"),
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "stream": True}, "stream"),
+        ("/pooling", {"input": "a", "task": "token_embed"}, "task"),
+        ("/pooling", {"input": "a", "task": "classify"}, "model"),
         ("/score", {"queries": "a"}, "queries"),
         ("/score", {"queries": "a", "text_2": "b"}, "queries"),
         ("/score", {"queries": ["a", "b"], "documents": ["a", "b", "c"]}, "queries"),

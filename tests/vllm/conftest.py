@@ -49,7 +49,7 @@ class CoreCounter(threading.Thread):
 
 
 # A start takes 20 to 40 s, and the tests that everyone runs should take minutes. Those of `nightly` are not counted.
-MAX_STARTS = 12
+MAX_STARTS = 11
 
 
 @pytest.fixture(scope="session", autouse=True)

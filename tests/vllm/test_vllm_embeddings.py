@@ -4,14 +4,18 @@ One engine has the bundled embedding model, and another one a classifier with ra
 """
 
 import math
+import os
+import signal
 
+import anyio
 import pytest
-from contracts.embedding_contract import EmbeddingContract, together
+from contracts.embedding_contract import CLOSE, EmbeddingContract, together
 from contracts.openai_embeddings_contract import OpenAIEmbeddingsContract
 from http_support import running_server
+from quiescence import check_quiescent
 from vllm_classifier_files import write_classifier
 
-from llmserve import InvalidRequest, ManagerConfig
+from llmserve import AdmissionConfig, EngineManager, InvalidRequest, ManagerConfig
 from llmserve.engines.vllm.engine import VLLMEngine
 from llmserve.models import resolve
 from llmserve.pooling.vectors import cosine
@@ -87,6 +91,32 @@ class TestOpenAI(OpenAIEmbeddingsContract):
         return embedding_server
 
 
+@pytest.mark.nightly
+async def test_vectors_survive_the_death_of_their_core():
+    """tests/llmserve/test_core_deaths.py has the other kinds of death, on a stand-in core."""
+    # All are in the engine, which needs many steps. Requests in the queue may be refused during a
+    # restart, as with generation.
+    config = ManagerConfig(admission=AdmissionConfig(max_running=60))
+    async with EngineManager(VLLMEngine("bundled-embedding", {"max_num_seqs": 1}), config) as manager:
+        expected = [(await manager.embed(text)).vector for text in TEXTS[:3]]
+        engine = manager.engine
+        assert isinstance(engine, VLLMEngine)
+        (core,) = engine.processes()
+
+        async def kill():
+            while manager.metrics()["requests"]["completed"] == len(expected):
+                await anyio.sleep(0.001)
+            os.kill(core, signal.SIGKILL)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kill)
+            found = await together(manager, TEXTS[:3] * 20)
+        assert all(cosine(one.vector, expected[index % 3]) > CLOSE for index, one in enumerate(found))
+        assert manager.statistics().restarts == 1
+        check_quiescent(manager)
+
+
+@pytest.mark.nightly
 async def test_classes_are_the_library_s(classifier_server):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -1,5 +1,6 @@
 """The study: every contender on every workload, at several loads and seeds, in virtual time."""
 
+import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +38,7 @@ LOWEST = 0.01
 # the recovery time.
 BURST_SECONDS, BURST_TIMES, BURST_AT = 10.0, 10.0, 60.0
 WINDOW = 0.5
+QUIET, FLOOD = "quiet", "flood"
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +48,8 @@ class Cell:
     Attributes:
         rate: Offered requests per second.
         tenants: Names of tenants and their shares of the rate.
+        flood: Requests per second of a second tenant. The first one, `quiet`, then asks for the same
+            as without it, and the times to the first token are only its own.
         burst: Additional load as (start, end, rate).
         even: Whether a trace's requests come at Poisson times instead of their own. Those that would
             be late even alone are then not judged.
@@ -57,6 +61,7 @@ class Cell:
     seed: int
     retry: Retry = "none"
     tenants: tuple[tuple[str, float], ...] = ()
+    flood: float = 0.0
     burst: tuple[float, float, float] | None = None
     even: bool = False
 
@@ -86,6 +91,11 @@ def _drawn(cell: Cell) -> list[Request]:
         start, end, rate = cell.burst
         times = sorted([*times, *arrivals(rate, start, end, cell.seed + 1000)])
     later = None if scenario.later is None else (scenario.seconds / 2, scenario.later)
+    if cell.flood:
+        seed = cell.seed + 1000
+        flood = requests(scenario.mix, arrivals(cell.flood, 0.0, scenario.seconds, seed), seed, {FLOOD: 1.0})
+        both = heapq.merge(requests(scenario.mix, iter(times), cell.seed, {QUIET: 1.0}), flood, key=lambda request: request.due)
+        return [attrs.evolve(request, number=number) for number, request in enumerate(both)]
     return list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None, later))
 
 
@@ -101,7 +111,10 @@ def run(cell: Cell) -> Verdict:
     judged = [request for request in asked if scenario.warm_up <= request.due < end]
     if cell.even and scenario.trace is not None:
         judged = [request for request in judged if kept(request, scenario.slo) or _able_alone(scenario, request)]
-    return judge(judged, scenario.classes, scenario.slo, end - scenario.warm_up, engine.preemptions)
+    verdict = judge(judged, scenario.classes, scenario.slo, end - scenario.warm_up, engine.preemptions)
+    if cell.flood:
+        verdict.ttfts = sorted(one.first - one.sent for one in judged if one.tenant == QUIET and one.first is not None)
+    return verdict
 
 
 def _able_alone(scenario: Scenario, request: Request) -> bool:

@@ -10,7 +10,7 @@ import attrs
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments, add_out, keep, numbers, positive
-from benchmarks.overload import cost
+from benchmarks.overload import cost, quiet
 from benchmarks.overload.recorded import trace_scenario
 from benchmarks.overload.scenarios import SCENARIOS, Scenario
 from benchmarks.overload.study import TestBed
@@ -66,6 +66,7 @@ def run(given: Arguments) -> int:
         found["bursts"] = study.bursts([scenario for scenario in steady if scenario.trace is None])
         if mixed in scenarios:
             found["tenants"] = study.tenants(mixed, given.offered)
+            found["quiet"] = quiet.measure(study.bench, given.seeds, given.step_tokens)
             found["retries"] = study.retries(mixed, 2.0)
         found["capacities"] = study.capacities
         found["cost"] = cost.measure()
@@ -73,6 +74,7 @@ def run(given: Arguments) -> int:
         (f"At {given.light:g} times the capacity", light_table, "light"),
         ("Overload", overload_table, "overload"),
         ("Four tenants, one of which floods", tenants_table, "tenants"),
+        (f"A tenant with {quiet.QUIET_RATE:g} request a second beside one with {quiet.FLOOD_RATE:g}", quiet.table, "quiet"),
         ("After ten seconds at ten times the capacity", bursts_table, "bursts"),
         ("What refused clients do, at twice the capacity", retries_table, "retries"),
         (f"What a decision costs with {cost.RUNNING} running", cost_table, "cost"),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
-from benchmarks.overload import calibrate, tables
+from benchmarks.overload import calibrate, quiet, tables
 from benchmarks.overload.engine import EngineSize, Sequence, StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.laws import H200_8B, Law
@@ -30,6 +30,8 @@ from llmserve import SLO, ConfigurationError
 from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
 from llmserve.admission.safety_margins import Spread
 from llmserve.admission.stalls import StallBudget
+from llmserve.admission.tenants import Headroom
+from llmserve.admission.ticket import NO_ROOM
 
 EVEN = Law(weights=0.01, kv=0.0, flops=1e-5, attention=0.0, host=0.0, sequence=0.0, noise=0.0, hiccup_chance=0.0, hiccup_seconds=0.0)
 SLO_ = SLO(ttft=1.0, tpot=0.05)
@@ -336,6 +338,30 @@ def test_a_flood_leaves_other_tenants_their_share():
     verdict = run(Cell(scenario=SCENARIOS["chat"], contender="lategate", rate=250.0, seed=1, tenants=shares))
     assert min(verdict.satisfaction().values()) > 0.95
     assert verdict.jain > 0.99
+
+
+@pytest.mark.parametrize(("name", "admission"), [("reasoning", "fixed:128:1"), ("mixed", "lategate"), ("reasoning", "lategate")])
+def test_a_flood_keeps_a_quiet_tenant_waiting_only_in_the_engine(monkeypatch, name, admission):
+    scenario = attrs.evolve(SCENARIOS[name], seconds=160.0, warm_up=40.0, cool_down=20.0)
+
+    def beside():
+        return run(Cell(scenario=scenario, contender=admission, rate=1.0, seed=1, flood=32.0))
+
+    kept_free = beside()
+    monkeypatch.setattr(Headroom, "beside", lambda *_: NO_ROOM)  # As it was before there was any room.
+    before = beside()
+    assert kept_free.ttft(0.5) < 0.8 * before.ttft(0.5)
+    assert kept_free.tenants["flood"][1] > 0.9 * before.tenants["flood"][1]
+    assert kept_free.tenants["quiet"][0] == before.tenants["quiet"][0]
+
+
+def test_the_quiet_tenant_sends_the_same_alone():
+    alone, beside = (Cell(scenario=SCENARIOS["chat"], contender="none", rate=1.0, seed=1, flood=flood) for flood in (0.0, 3.0))
+    sent = [[(one.due, one.prompt, one.output) for one in play(cell)[0] if one.tenant != "flood"] for cell in (alone, beside)]
+    assert sent[0] == sent[1] != []
+    row = {"workload": "chat", "admission": "none", "ratio": 1.5, "kept": 1.0, "flood": 31.0}
+    row |= dict.fromkeys(("alone_p50", "alone_p99", "beside_p50", "beside_p99"), 0.02)
+    assert "| 1.50 | 100.0 % | 31.0/s |" in quiet.table([row])
 
 
 def test_clients_that_obey_retry_after_are_served_more_often():

@@ -120,7 +120,7 @@ class LateGateMachine(RuleBasedStateMachine):
         assert len(self.running) <= self.policy.limit
         assert self.policy._pending == sum(ticket.prompt_tokens for ticket in self.running if ticket not in self.begun)
         committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self.running)
-        assert self.policy._committed == pytest.approx(committed)
+        assert self.policy.cache.committed == pytest.approx(committed)
         assert Spread.LOWEST <= self.policy.figures().margin <= Spread.HIGHEST
         assert 0 <= self.policy.reserve.share <= 1
         assert 0 <= self.policy.budget.left <= ErrorBudget.MAX_LEFT
@@ -130,7 +130,7 @@ class LateGateMachine(RuleBasedStateMachine):
         for ticket in [*self.waiting, *self.running]:
             self.controller.leave(ticket, self.now)
         assert not self.policy._live
-        assert (self.policy._pending, self.policy._committed) == (0, 0)
+        assert (self.policy._pending, self.policy.cache.committed) == (0, 0)
         assert not self.controller.tenants._accounts
 
 

@@ -436,6 +436,18 @@ def test_preemptions_lower_the_cache_margin_and_time_restores_it():
     assert margin.margin == Preemptions.LOWEST
 
 
+def test_forecasts_may_exceed_a_cache_that_never_fills():
+    """A regression: forecasts of long answers held requests while the cache was three quarters full."""
+    margin = Preemptions()
+    for second in range(1000):
+        margin.record(0, 0.75, float(second))
+    assert margin.margin == Preemptions.HIGHEST > 1
+    almost = Preemptions()
+    for second in range(1000):
+        almost.record(0, 0.65, float(second))
+    assert almost.margin == Preemptions().margin
+
+
 def test_answers_that_go_on_count_before_they_have_ended():
     """The first answers to end are the short ones."""
     patient, hasty = Lengths(), Lengths()

@@ -1,5 +1,6 @@
 """The study: every contender on every workload, at several loads and seeds, in virtual time."""
 
+import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +16,16 @@ from benchmarks.overload.recorded import window
 from benchmarks.overload.scenarios import Scenario
 from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import Retry, World
-from benchmarks.stand_ins.admission_policies import Setup, make
+from benchmarks.stand_ins.admission_policies import make
+from benchmarks.stand_ins.contender import Known, Setup
+from benchmarks.stand_ins.contenders import fixed, thin, vllm
 from llmserve.admission import AdmissionController, Unlimited
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
 # Limits of which the best is found in hindsight, each with three bounds on the wait, as shares of
 # the TTFT objective.
-LIMITS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
+LIMITS = fixed.LIMITS
 WAITS = (0.15, 0.33, 0.6)
-# vLLM's two flags.
-QUEUED = (8, 32, 128)
-QUEUED_TOKENS = ("inf", "8000")
-# Rates of random thinning, as shares of the capacity.
-THINNED = (0.9, 1.0, 1.1, 1.25, 1.4)
 # The capacity is the rate at which this share of requests meets the SLO without any control.
 # DistServe uses 90 %, which leaves more requests late. For a trace this is right: a few of its
 # prompts are so long that they make others late at any rate.
@@ -51,6 +49,7 @@ class Cell:
         flood: Requests per second of a second tenant. The first one, `quiet`, then asks for the same
             as without it, and the times to the first token are only its own.
         burst: Additional load as (start, end, rate).
+        known: What its operator has measured, for contenders that are tuned by a formula.
         even: Whether a trace's requests come at Poisson times instead of their own. Those that would
             be late even alone are then not judged.
     """
@@ -63,6 +62,7 @@ class Cell:
     tenants: tuple[tuple[str, float], ...] = ()
     flood: float = 0.0
     burst: tuple[float, float, float] | None = None
+    known: Known | None = None
     even: bool = False
 
 
@@ -71,13 +71,21 @@ def cells(scenario: Scenario, contender: str, rate: float, seeds: Sequence[int],
     return [Cell(scenario=scenario, contender=contender, rate=rate, seed=seed, **more) for seed in seeds]
 
 
-def play(cell: Cell) -> tuple[list[Request], StepEngine]:
-    """Simulate a cell and return its requests and its engine."""
-    scenario = cell.scenario
+def setup(scenario: Scenario, seed: int = 0, known: Known | None = None) -> Setup:
+    """Return what a policy may know in a scenario."""
     size = scenario.size
-    setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
-    engine = StepEngine(size, scenario.law, cell.seed)
-    world = World([engine], make(cell.contender, setup), scenario.patience, cell.retry, scenario.slowness(), cell.seed)
+    limits = {"max_num_seqs": size.max_num_seqs, "max_num_batched_tokens": size.max_num_batched_tokens, "kv_tokens": size.kv_tokens}
+    return Setup(slo=scenario.slo, **limits, known=known, seed=seed)
+
+
+def play(cell: Cell, watch: Callable[[AdmissionController], None] | None = None) -> tuple[list[Request], StepEngine]:
+    """Simulate a cell and return its requests and its engine; `watch` is called after each step."""
+    scenario = cell.scenario
+    engine = StepEngine(scenario.size, scenario.law, cell.seed)
+    admission = make(cell.contender, setup(scenario, cell.seed, cell.known))
+    world = World([engine], admission, scenario.patience, cell.retry, scenario.slowness(), cell.seed)
+    if watch is not None:
+        world.watch = functools.partial(watch, admission)
     asked = _drawn(cell) if scenario.trace is None else _recorded(cell, scenario.trace)
     world.run(asked, scenario.seconds + 120.0)
     return asked, engine
@@ -104,9 +112,9 @@ def _recorded(cell: Cell, trace: Path) -> list[Request]:
     return window(trace, cell.rate, cell.scenario.seconds, cell.seed, arrivals=times)
 
 
-def run(cell: Cell) -> Verdict:
+def run(cell: Cell, watch: Callable[[AdmissionController], None] | None = None) -> Verdict:
     scenario = cell.scenario
-    asked, engine = play(cell)
+    asked, engine = play(cell, watch)
     end = scenario.seconds - scenario.cool_down
     judged = [request for request in asked if scenario.warm_up <= request.due < end]
     if cell.even and scenario.trace is not None:
@@ -209,12 +217,12 @@ def best_fixed(bench: TestBed, scenario: Scenario, rate: float, seeds: Sequence[
 
 
 def flags() -> Iterator[str]:
-    for queued, tokens in itertools.product(QUEUED, QUEUED_TOKENS):
+    for queued, tokens in itertools.product(vllm.QUEUED, vllm.QUEUED_TOKENS):
         yield f"vllm:{queued}:{tokens}"
 
 
 def thinnings(rate: float) -> Iterator[str]:
-    for part in THINNED:
+    for part in thin.SHARES:
         yield f"thin:{part * rate:.4g}"
 
 

@@ -252,7 +252,7 @@ class AdmissionController:
     def _holds(self, ticket: Ticket, now: float) -> str | None:
         """Return the constraint against a start now, or None."""
         # Slots come free so often in several engines that they keep no room.
-        ticket.room = NO_ROOM if self._pool else self._headroom.beside(ticket, self.policy.limit, self.answers.mean(), now)
+        ticket.room = NO_ROOM if self._pool else self._headroom.beside(ticket, self.policy.limit, self.answers, now)
         return self.policy.holds(ticket, now)
 
     def _start(self, ticket: Ticket, now: float) -> None:

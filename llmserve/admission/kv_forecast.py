@@ -10,7 +10,7 @@ from typing import Protocol
 from llmserve.admission.length_estimates import LOOK
 from llmserve.admission.prediction import EngineSample
 from llmserve.admission.safety_margins import Preemptions
-from llmserve.admission.ticket import Ticket
+from llmserve.admission.ticket import Room, Ticket
 
 
 def peak(sequences: Iterable[tuple[float, float]], part: float = 1.0, *, enough: float = float("inf")) -> float:
@@ -57,7 +57,7 @@ class CacheForecast:
         # The number of starts and departures; what the last plan depended on; and whether the cache
         # was too full then.
         self._changes = 0
-        self._looked: tuple[Ticket, int, int, int] | None = None
+        self._looked: tuple[Ticket, Room, int, int] | None = None
         self._full = False
 
     def started(self, ticket: Ticket) -> None:
@@ -79,19 +79,19 @@ class CacheForecast:
         """
         if sample.kv_tokens is None:
             return False
-        left, more, answer, overdraft = ticket.room
-        most = (self.preemptions.margin + overdraft) * sample.kv_tokens
-        if self.committed + size + ticket.expected_tokens + left * (more + answer) <= most:
+        room = ticket.room
+        most = (self.preemptions.margin + room.overdraft) * sample.kv_tokens
+        if self.committed + size + ticket.expected_tokens + room.tickets * (room.prompt_tokens + room.answer_tokens) <= most:
             return False
         # Planning takes some 50 us for 256 sequences. Until a ticket starts or leaves, and for a
         # few steps, the result would be the same.
-        looked = (ticket, left, self._changes, int(sample.steps) // LOOK)
+        looked = (ticket, room, self._changes, int(sample.steps) // LOOK)
         if looked != self._looked:
             self._looked = looked
             found, cached = growth((one, 0 if at.first_token is None else sample.steps - at.steps) for one, at in live.items())
             # While new prompts are being computed, the cache seems emptier than it is.
             known = cached > 0 and not pending
-            found += [(ticket.expected_tokens, size), *[(answer, float(more))] * left]
+            found += [(ticket.expected_tokens, size), *[(room.answer_tokens, float(room.prompt_tokens))] * room.tickets]
             part = min(1.0, sample.kv_usage * sample.kv_tokens / cached) if known else 1.0
             self._full = peak(found, part, enough=most) > most
         return self._full

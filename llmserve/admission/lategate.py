@@ -115,12 +115,14 @@ class LateGate:
             return None
         if running + ticket.room.tickets >= self.limit + self._spare(now):
             return "sequences"
-        model = self._model()
         # A step's worth of prompts is on its way, and more would only wait in the engine.
-        if self._pending > self._step_tokens or self._obstructs(ticket, model):
+        if self._pending > self._step_tokens:
             return "prefill"
         if self._sample and self.cache.lacks_room(ticket, self._size(ticket), self._live, self._sample, pending=self._pending > 0):
             return "kv"
+        model = self._model()
+        if ticket.room.tickets and model is not None and self._obstructs(ticket, model):
+            return "prefill"
         if model is not None and self.stalls.exceeded(self._fresh(ticket) + ticket.room.prompt_tokens, model):
             self.spread.bound(now)
             return "stall"
@@ -276,11 +278,9 @@ class LateGate:
         """Return the prompt tokens for which there must be room to let the ticket in."""
         return max(ticket.prompt_tokens - cached, self.reserve.share * self._long_prompt())
 
-    def _obstructs(self, ticket: Ticket, model: StepModel | None) -> bool:
+    def _obstructs(self, ticket: Ticket, model: StepModel) -> bool:
         """Whether this prompt would make those of other tenants wait for more than a step within the target."""
-        if not (ticket.room.tickets and self._pending and model):
-            return False
-        return (self._pending + self._fresh(ticket)) * model.token > model.spare
+        return self._pending > 0 and (self._pending + self._fresh(ticket)) * model.token > model.spare
 
     def _step_with(self, ticket: Ticket) -> float:
         """Return the mean step time with this ticket, extrapolated from the measured time."""

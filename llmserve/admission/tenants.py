@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from llmserve.admission.length_estimates import Lengths
 from llmserve.admission.prediction import QueueState
 from llmserve.admission.refusals import Refusal, Refused
 from llmserve.admission.retry_after import MIN_SECONDS
@@ -179,10 +180,10 @@ class Headroom:
             self._until = now + self.SECONDS
             self._prompt_tokens += (ticket.prompt_tokens - self._prompt_tokens) * self.FADE
 
-    def beside(self, ticket: Ticket, limit: int | None, answer_tokens: float, now: float) -> Room:
-        """Return what a ticket must leave free; `limit` is the policy's, and answers have so many tokens."""
+    def beside(self, ticket: Ticket, limit: int | None, answers: Lengths, now: float) -> Room:
+        """Return what a ticket must leave free; `limit` is the policy's."""
         if now > self._until or limit is None or limit < self.MIN_LIMIT:
             return NO_ROOM
         if not ticket.yields:
             return self.BESIDE
-        return Room(max(1, limit // self.PER_LIMIT), int(self._prompt_tokens), answer_tokens)
+        return Room(max(1, limit // self.PER_LIMIT), int(self._prompt_tokens), answers.mean())

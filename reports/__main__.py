@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.recording.storage import UnreadableRun
 from frontends.options.suggestions import Parser
-from reports import pictures, server, static
+from reports import league, pictures, server, static
 from reports.page_data import load
 from reports.reference import RTX_4090
 
@@ -18,6 +18,12 @@ PROGRAM = "python -m reports"
 
 def run_build(*, runs: list[Path], out: Path, reference: bool, price_per_hour: float | None) -> int:
     size = static.build(load(runs, RTX_4090 if reference else None, price_per_hour), out)
+    print(f"written: {out} ({size / 2**20:.1f} MiB)")
+    return 0
+
+
+def run_overload(*, results: Path, out: Path) -> int:
+    size = static.write(league.page(league.read(results)), league.TITLE, out)
     print(f"written: {out} ({size / 2**20:.1f} MiB)")
     return 0
 
@@ -59,6 +65,10 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="write one HTML file that works without a network")
     build.set_defaults(run_command=run_build)
     build.add_argument("-o", "--out", type=Path, default=Path("report.html"))
+    compared = commands.add_parser("overload", help="write one HTML file of the policies that `benchmarks overload --league` compared")
+    compared.set_defaults(run_command=run_overload)
+    compared.add_argument("results", type=Path, metavar="RESULTS.json")
+    compared.add_argument("-o", "--out", type=Path, default=Path("overload.html"))
     drawn = commands.add_parser(
         "pictures", help="draw throughput_vs_concurrency, latency_vs_concurrency and vram_usage as PNG (needs Chromium)"
     )

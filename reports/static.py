@@ -15,6 +15,11 @@ def build(content: Content, out: Path) -> int:
     document = Document()
     title = f"{', '.join(dict.fromkeys(run.analysis.model for run in content.runs))} under load"
     add_to(document, content, title)
+    return write(document, title, out)
+
+
+def write(document: Document, title: str, out: Path) -> int:
+    """Write a document with the page's template; returns its size in bytes."""
     text = file_html(document, INLINE, title, template=template(), template_variables={"title": title})
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)

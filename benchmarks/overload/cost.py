@@ -1,5 +1,6 @@
 """The cost of an admission decision in microseconds, with RUNNING sequences in the engine."""
 
+import bisect
 import itertools
 import statistics
 import time
@@ -53,11 +54,34 @@ def measure() -> dict[str, float]:
         "arrival, refused or waiting": _median(arrive),
         "arrival, refused before tokenization": _median(lambda number: controller.screen(_ticket(number), now + 1.0)),
         "step, with a request held by the cache": _median(record),
+        "check of a request held by the running answers' stalls": _stalls(),
     }
 
 
-def _ticket(number: int) -> Ticket:
-    return Ticket(request_id=str(number), prompt_tokens=200, max_tokens=256, arrived=0.0)
+def _stalls() -> float:
+    """Return the median of a check that has to look at as many answers as possible.
+
+    The prompt is the shortest that is held: one that is a little shorter would make as many answers
+    late as may be.
+    """
+    policy = LateGate(SLO(ttft=1000.0, tpot=0.05), 2 * RUNNING, 8192)
+    controller = AdmissionController(policy, max_waiting=RUNNING)
+    controller.record(EngineSample(running=RUNNING), 0.0)
+    for number in range(RUNNING):
+        ticket = _ticket(number, 200 + 8 * number)
+        controller.offer(ticket, 0.1 * number)
+        controller.first_token(ticket, 0.1 * number + 25e-6 * ticket.prompt_tokens)
+    for number in range(1, 200):
+        controller.record(EngineSample(steps=number, busy_seconds=0.03 * number, running=RUNNING), 0.1 * RUNNING + 0.03 * number)
+    policy.stalls.left, now = policy.stalls.MAX_LEFT, 0.1 * RUNNING + 6.0
+    sizes = range(1, 1 << 17)
+    held = _ticket(-1, sizes[bisect.bisect_left(sizes, True, key=lambda size: policy.holds(_ticket(-1, size), now) is not None)])
+    assert policy.holds(held, now) == "stall"
+    return _median(lambda _: policy.holds(held, now))
+
+
+def _ticket(number: int, prompt_tokens: int = 200) -> Ticket:
+    return Ticket(request_id=str(number), prompt_tokens=prompt_tokens, max_tokens=256, arrived=0.0)
 
 
 def _median(act: Callable[[int], object]) -> float:

@@ -25,6 +25,7 @@ class Sequence:
 
     Attributes:
         blocks: Keys and tokens of the blocks at the prompt's beginning that other requests may share.
+        priority: Sequences with a smaller one start first, as with vLLM's priority scheduler.
         fresh: Prompt tokens still to be prefilled.
         held: Tokens in the cache for this request alone.
         begun: Step from which the request decodes.
@@ -35,6 +36,7 @@ class Sequence:
     prompt: int
     output: int
     blocks: tuple[tuple[int, int], ...] = ()
+    priority: int = 0
     fresh: int = 0
     held: int = 0
     made: int = 0
@@ -128,6 +130,8 @@ class StepEngine:
         # The next step is scheduled while a step runs, so a request that arrives then joins the
         # step after the next.
         self._waiting.extend(self._submitted)
+        if any(one.priority for one in self._submitted):
+            self._waiting = deque(sorted(self._waiting, key=lambda one: one.priority))
         self._submitted.clear()
         self._chunks = chunks
         prefill = sum(count for _, count in chunks)
@@ -245,8 +249,8 @@ class StepEngine:
                 self._idle_tokens += tokens
 
     def _preempt(self) -> None:
-        """Move the newest sequence to the head of the queue; its answer joins its prompt."""
-        sequence = next(reversed(self._decoding))
+        """Move the newest sequence of the last priority to the head of the queue; its answer joins its prompt."""
+        sequence = max(reversed(self._decoding), key=lambda one: one.priority)
         self._leave(sequence)
         self._waiting.appendleft(sequence)
         self.preemptions += 1

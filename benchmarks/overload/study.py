@@ -1,5 +1,7 @@
 """The study: every contender on every workload, at several loads and seeds, in virtual time."""
 
+import functools
+import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,19 +16,16 @@ from benchmarks.overload.recorded import window
 from benchmarks.overload.scenarios import Scenario
 from benchmarks.overload.traffic import Request, arrivals, requests
 from benchmarks.overload.world import Retry, World
-from benchmarks.stand_ins.admission_policies import Setup, make
+from benchmarks.stand_ins.admission_policies import make
+from benchmarks.stand_ins.contender import Known, Setup
+from benchmarks.stand_ins.contenders import fixed, thin, vllm
 from llmserve.admission import AdmissionController, Unlimited
 
 LATEGATE, NONE, GRADIENT2 = "lategate", "none", "gradient2"
 # Limits of which the best is found in hindsight, each with three bounds on the wait, as shares of
 # the TTFT objective.
-LIMITS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
+LIMITS = fixed.LIMITS
 WAITS = (0.15, 0.33, 0.6)
-# vLLM's two flags.
-QUEUED = (8, 32, 128)
-QUEUED_TOKENS = ("inf", "8000")
-# Rates of random thinning, as shares of the capacity.
-THINNED = (0.9, 1.0, 1.1, 1.25, 1.4)
 # The capacity is the rate at which this share of requests meets the SLO without any control.
 # DistServe uses 90 %, which leaves more requests late. For a trace this is right: a few of its
 # prompts are so long that they make others late at any rate.
@@ -37,6 +36,7 @@ LOWEST = 0.01
 # the recovery time.
 BURST_SECONDS, BURST_TIMES, BURST_AT = 10.0, 10.0, 60.0
 WINDOW = 0.5
+QUIET, FLOOD = "quiet", "flood"
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +46,10 @@ class Cell:
     Attributes:
         rate: Offered requests per second.
         tenants: Names of tenants and their shares of the rate.
+        flood: Requests per second of a second tenant. The first one, `quiet`, then asks for the same
+            as without it, and the times to the first token are only its own.
         burst: Additional load as (start, end, rate).
+        known: What its operator has measured, for contenders that are tuned by a formula.
         even: Whether a trace's requests come at Poisson times instead of their own. Those that would
             be late even alone are then not judged.
     """
@@ -57,7 +60,9 @@ class Cell:
     seed: int
     retry: Retry = "none"
     tenants: tuple[tuple[str, float], ...] = ()
+    flood: float = 0.0
     burst: tuple[float, float, float] | None = None
+    known: Known | None = None
     even: bool = False
 
 
@@ -66,13 +71,21 @@ def cells(scenario: Scenario, contender: str, rate: float, seeds: Sequence[int],
     return [Cell(scenario=scenario, contender=contender, rate=rate, seed=seed, **more) for seed in seeds]
 
 
-def play(cell: Cell) -> tuple[list[Request], StepEngine]:
-    """Simulate a cell and return its requests and its engine."""
-    scenario = cell.scenario
+def setup(scenario: Scenario, seed: int = 0, known: Known | None = None) -> Setup:
+    """Return what a policy may know in a scenario."""
     size = scenario.size
-    setup = Setup(slo=scenario.slo, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.max_num_batched_tokens, seed=cell.seed)
-    engine = StepEngine(size, scenario.law, cell.seed)
-    world = World([engine], make(cell.contender, setup), scenario.patience, cell.retry, scenario.slowness(), cell.seed)
+    limits = {"max_num_seqs": size.max_num_seqs, "max_num_batched_tokens": size.max_num_batched_tokens, "kv_tokens": size.kv_tokens}
+    return Setup(slo=scenario.slo, **limits, known=known, seed=seed)
+
+
+def play(cell: Cell, watch: Callable[[AdmissionController], None] | None = None) -> tuple[list[Request], StepEngine]:
+    """Simulate a cell and return its requests and its engine; `watch` is called after each step."""
+    scenario = cell.scenario
+    engine = StepEngine(scenario.size, scenario.law, cell.seed)
+    admission = make(cell.contender, setup(scenario, cell.seed, cell.known))
+    world = World([engine], admission, scenario.patience, cell.retry, scenario.slowness(), cell.seed)
+    if watch is not None:
+        world.watch = functools.partial(watch, admission)
     asked = _drawn(cell) if scenario.trace is None else _recorded(cell, scenario.trace)
     world.run(asked, scenario.seconds + 120.0)
     return asked, engine
@@ -86,6 +99,11 @@ def _drawn(cell: Cell) -> list[Request]:
         start, end, rate = cell.burst
         times = sorted([*times, *arrivals(rate, start, end, cell.seed + 1000)])
     later = None if scenario.later is None else (scenario.seconds / 2, scenario.later)
+    if cell.flood:
+        seed = cell.seed + 1000
+        flood = requests(scenario.mix, arrivals(cell.flood, 0.0, scenario.seconds, seed), seed, {FLOOD: 1.0})
+        both = heapq.merge(requests(scenario.mix, iter(times), cell.seed, {QUIET: 1.0}), flood, key=lambda request: request.due)
+        return [attrs.evolve(request, number=number) for number, request in enumerate(both)]
     return list(requests(scenario.mix, iter(times), cell.seed, dict(cell.tenants) or None, later))
 
 
@@ -94,14 +112,17 @@ def _recorded(cell: Cell, trace: Path) -> list[Request]:
     return window(trace, cell.rate, cell.scenario.seconds, cell.seed, arrivals=times)
 
 
-def run(cell: Cell) -> Verdict:
+def run(cell: Cell, watch: Callable[[AdmissionController], None] | None = None) -> Verdict:
     scenario = cell.scenario
-    asked, engine = play(cell)
+    asked, engine = play(cell, watch)
     end = scenario.seconds - scenario.cool_down
     judged = [request for request in asked if scenario.warm_up <= request.due < end]
     if cell.even and scenario.trace is not None:
         judged = [request for request in judged if kept(request, scenario.slo) or _able_alone(scenario, request)]
-    return judge(judged, scenario.classes, scenario.slo, end - scenario.warm_up, engine.preemptions)
+    verdict = judge(judged, scenario.classes, scenario.slo, end - scenario.warm_up, engine.preemptions)
+    if cell.flood:
+        verdict.ttfts = sorted(one.first - one.sent for one in judged if one.tenant == QUIET and one.first is not None)
+    return verdict
 
 
 def _able_alone(scenario: Scenario, request: Request) -> bool:
@@ -196,12 +217,12 @@ def best_fixed(bench: TestBed, scenario: Scenario, rate: float, seeds: Sequence[
 
 
 def flags() -> Iterator[str]:
-    for queued, tokens in itertools.product(QUEUED, QUEUED_TOKENS):
+    for queued, tokens in itertools.product(vllm.QUEUED, vllm.QUEUED_TOKENS):
         yield f"vllm:{queued}:{tokens}"
 
 
 def thinnings(rate: float) -> Iterator[str]:
-    for part in THINNED:
+    for part in thin.SHARES:
         yield f"thin:{part * rate:.4g}"
 
 

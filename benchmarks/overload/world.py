@@ -30,6 +30,7 @@ class World:
         retry: What a refused client does.
         slowness: (time, factor) pairs: from that time on, the steps of all engines take `factor` times as
             long.
+        watch: Called after each step.
     """
 
     engines: Sequence[StepEngine]
@@ -38,6 +39,7 @@ class World:
     retry: Retry = "none"
     slowness: tuple[tuple[float, float], ...] = ()
     seed: int = 0
+    watch: Callable[[], None] | None = None
     now: float = 0.0
     _events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = attrs.field(factory=list)
     _count: "itertools.count[int]" = attrs.field(factory=itertools.count)
@@ -98,7 +100,7 @@ class World:
         if refused is None:
             ticket.prompt_tokens, ticket.max_tokens, ticket.prefix = request.prompt, 4096, request.prefix
             refused = self.admission.offer(ticket, self.now)
-        sequence = simulated.Sequence(ticket, request.prompt, request.output, request.blocks)
+        sequence = simulated.Sequence(ticket, request.prompt, request.output, request.blocks, ticket.priority)
         if refused is not None:
             self._refused(request, refused.retry_after)
             return
@@ -174,3 +176,5 @@ class World:
             ticket.generated, ticket.complete = sequence.output, True
             self._wake(self.admission.leave(ticket, self.now))
         self._wake(self.admission.record(engine.metrics_snapshot(), self.now))
+        if self.watch is not None:
+            self.watch()

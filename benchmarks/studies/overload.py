@@ -10,7 +10,7 @@ import attrs
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments, add_out, keep, numbers, positive
-from benchmarks.overload import cost
+from benchmarks.overload import cost, league, quiet
 from benchmarks.overload.recorded import trace_scenario
 from benchmarks.overload.scenarios import SCENARIOS, Scenario
 from benchmarks.overload.study import TestBed
@@ -51,6 +51,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--light", type=float, default=0.8, help="load at which no request should be refused, as a multiple of the capacity (default: 0.8)"
     )
+    command.add_argument("--league", action="store_true", help="instead, compare all policies of benchmarks/stand_ins/contenders")
     add_out(command)
 
 
@@ -60,12 +61,18 @@ def run(given: Arguments) -> int:
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(available_cpus()) as pool, tqdm(desc="simulations", unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
         study = Study(TestBed(pool, bar.update), given.seeds, given.tuning, mixed)
+        if given.league:
+            found = league.League(study, pool, bar.update).measure(scenarios, given.offered)
+            print(league.tables(found))
+            keep(found, given.out)
+            return 0
         steady = [scenario for scenario in scenarios if scenario.drop is None and scenario.later is None]
         found["light"] = study.light(steady, given.light)
         found["overload"] = study.overload(scenarios, given.offered)
         found["bursts"] = study.bursts([scenario for scenario in steady if scenario.trace is None])
         if mixed in scenarios:
             found["tenants"] = study.tenants(mixed, given.offered)
+            found["quiet"] = quiet.measure(study.bench, given.seeds, given.step_tokens)
             found["retries"] = study.retries(mixed, 2.0)
         found["capacities"] = study.capacities
         found["cost"] = cost.measure()
@@ -73,6 +80,7 @@ def run(given: Arguments) -> int:
         (f"At {given.light:g} times the capacity", light_table, "light"),
         ("Overload", overload_table, "overload"),
         ("Four tenants, one of which floods", tenants_table, "tenants"),
+        (f"A tenant with {quiet.QUIET_RATE:g} request a second beside one with {quiet.FLOOD_RATE:g}", quiet.table, "quiet"),
         ("After ten seconds at ten times the capacity", bursts_table, "bursts"),
         ("What refused clients do, at twice the capacity", retries_table, "retries"),
         (f"What a decision costs with {cost.RUNNING} running", cost_table, "cost"),

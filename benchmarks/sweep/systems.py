@@ -17,7 +17,8 @@ from benchmarks.generator.run import Generator, Measured, Progress
 from benchmarks.recording.machine import Machine
 from benchmarks.recording.monitor import Read, manager_source, metrics_source
 from benchmarks.recording.results import Memory, Promise
-from benchmarks.stand_ins.admission_policies import Setup, make
+from benchmarks.stand_ins.admission_policies import make
+from benchmarks.stand_ins.contender import Setup
 from benchmarks.stand_ins.shared_engine import SharedEngine
 from benchmarks.targets import TargetError
 from benchmarks.targets.inprocess import InProcess

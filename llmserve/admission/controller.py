@@ -22,8 +22,8 @@ from llmserve.admission.protocol import AdmissionStatistics
 from llmserve.admission.queue_forecast import QueueForecast
 from llmserve.admission.refusals import Refusal, Refused
 from llmserve.admission.service_rate import ServiceRate
-from llmserve.admission.tenants import Tenants
-from llmserve.admission.ticket import Ticket, TicketState
+from llmserve.admission.tenants import Headroom, Tenants
+from llmserve.admission.ticket import NO_ROOM, Ticket, TicketState
 from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantTable
 
@@ -61,6 +61,7 @@ class AdmissionController:
         # Waiting tickets that were refused in favour of another tenant's; returned by the next
         # pump.
         self._displaced: list[Ticket] = []
+        self._headroom = Headroom()
         self._rate = ServiceRate()
         self.answers = AnswerLengths()
         self.set_tenants(self.tenants.table)
@@ -101,6 +102,7 @@ class AdmissionController:
         queue = self.forecast.state(ticket.tenant, now)
         terms = self._predictor.terms(ticket, queue, now)
         ticket.cost = terms.cost
+        self._headroom.offered(ticket, queue, now)
         self._rate.offered(ticket.tenant, ticket.cost, now, self.tenants.weight(ticket.tenant))
         refused = self.tenants.objection(ticket, self.forecast.interval, now)
         if refused is not None:
@@ -121,7 +123,7 @@ class AdmissionController:
         ticket.state = TicketState.WAITING
         self._line.push(ticket, now)
         # Nothing changed for the others: the policy still holds those at the head.
-        constraint = "line" if self._line.head() is not ticket else self.policy.holds(ticket, now)
+        constraint = "line" if self._line.head() is not ticket else self._holds(ticket, now)
         if constraint is None:
             self._start(ticket, now)
         else:
@@ -235,7 +237,7 @@ class AdmissionController:
                 self._reject_waiting(ticket, Refusal.WAITED_TOO_LONG, now)
                 over.append(ticket)
                 continue
-            constraint = self.policy.holds(ticket, now)
+            constraint = self._holds(ticket, now)
             if constraint is not None:
                 self.log.held[constraint] += 1
                 break
@@ -246,6 +248,12 @@ class AdmissionController:
         if not line and self._full:
             self._full = self._last is not None and self.policy.holds(self._last, now) is not None
         return over
+
+    def _holds(self, ticket: Ticket, now: float) -> str | None:
+        """Return the constraint against a start now, or None."""
+        # Slots come free so often in several engines that they keep no room.
+        ticket.room = NO_ROOM if self._pool else self._headroom.beside(ticket, self.policy.limit, self.answers, now)
+        return self.policy.holds(ticket, now)
 
     def _start(self, ticket: Ticket, now: float) -> None:
         self._note(ticket, "started", now)
@@ -265,16 +273,10 @@ class AdmissionController:
     def _refusal_reason(self, ticket: Ticket, terms: Terms, wait: float | None, patience: float, now: float) -> Refusal | None:
         # Where others wait, a ticket waits too, even if it could start at once. Otherwise small
         # ones would pass and large ones would not.
-        would_wait = bool(self._line) or self.policy.holds(ticket, now) is not None
+        would_wait = bool(self._line) or self._holds(ticket, now) is not None
         if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
             return Refusal.QUEUE_FULL
-        if terms.refusal is not None:
-            return terms.refusal
-        if not would_wait:
-            wait = None
-        if now + (wait or 0.0) + terms.seconds > ticket.deadline:
-            return Refusal.DEADLINE_TOO_SHORT
-        return Refusal.WOULD_WAIT_TOO_LONG if wait is not None and wait > patience else None
+        return terms.objection(ticket, wait if would_wait else None, patience, now)
 
     def _may_be_late(self, ticket: Ticket, now: float) -> bool:
         until = self._predictor.overdue(ticket, self.forecast.state(ticket.tenant, now), now)

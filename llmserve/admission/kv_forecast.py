@@ -4,9 +4,13 @@ Past-Future (Gong et al., ASPLOS 2025): sequences grow together and leave one af
 cache is fullest just before one of them leaves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
-from llmserve.admission.ticket import Ticket
+from llmserve.admission.length_estimates import LOOK
+from llmserve.admission.prediction import EngineSample
+from llmserve.admission.safety_margins import Preemptions
+from llmserve.admission.ticket import Room, Ticket
 
 
 def peak(sequences: Iterable[tuple[float, float]], part: float = 1.0, *, enough: float = float("inf")) -> float:
@@ -34,3 +38,60 @@ def growth(sequences: Iterable[tuple[Ticket, float]]) -> tuple[list[tuple[float,
         total += used
         found.append((max(ticket.expected_tokens - made, 1.0), used))
     return found, total
+
+
+class Live(Protocol):
+    """A ticket in the engine: when its first token came, and the engine's step count then."""
+
+    first_token: float | None
+    steps: float
+
+
+class CacheForecast:
+    """Whether the KV cache has room for one more ticket until the running ones end."""
+
+    def __init__(self) -> None:
+        self.preemptions = Preemptions()
+        # Sum of the tokens that the live tickets will have when they are complete.
+        self.committed = 0.0
+        # The number of starts and departures; what the last plan depended on; and whether the cache
+        # was too full then.
+        self._changes = 0
+        self._looked: tuple[Ticket, Room, int, int] | None = None
+        self._full = False
+
+    def started(self, ticket: Ticket) -> None:
+        self._changes += 1
+        self.committed += ticket.prompt_tokens + ticket.expected_tokens
+
+    def left(self, ticket: Ticket) -> None:
+        self._changes += 1
+        self.committed -= ticket.prompt_tokens + ticket.expected_tokens
+
+    def grown(self, live: Iterable[Ticket]) -> None:
+        """Note that the expected lengths of answers may have changed."""
+        self.committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in live)
+
+    def lacks_room(self, ticket: Ticket, size: float, live: Mapping[Ticket, Live], sample: EngineSample, *, pending: bool) -> bool:
+        """Whether the cache would be too full at some time with this ticket, and with the `room` that it leaves.
+
+        `size` is the prompt tokens of the ticket, and `pending` whether prompts are being computed.
+        """
+        if sample.kv_tokens is None:
+            return False
+        room = ticket.room
+        most = (self.preemptions.margin + room.overdraft) * sample.kv_tokens
+        if self.committed + size + ticket.expected_tokens + room.tickets * (room.prompt_tokens + room.answer_tokens) <= most:
+            return False
+        # Planning takes some 50 us for 256 sequences. Until a ticket starts or leaves, and for a
+        # few steps, the result would be the same.
+        looked = (ticket, room, self._changes, int(sample.steps) // LOOK)
+        if looked != self._looked:
+            self._looked = looked
+            found, cached = growth((one, 0 if at.first_token is None else sample.steps - at.steps) for one, at in live.items())
+            # While new prompts are being computed, the cache seems emptier than it is.
+            known = cached > 0 and not pending
+            found += [(ticket.expected_tokens, size), *[(room.answer_tokens, float(room.prompt_tokens))] * room.tickets]
+            part = min(1.0, sample.kv_usage * sample.kv_tokens / cached) if known else 1.0
+            self._full = peak(found, part, enough=most) > most
+        return self._full

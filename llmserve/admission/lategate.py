@@ -11,12 +11,12 @@ from weakref import WeakSet
 
 import attrs
 
-from llmserve.admission.kv_forecast import growth, peak
+from llmserve.admission.kv_forecast import CacheForecast
 from llmserve.admission.length_estimates import LOOK, Seen
 from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueState, Terms
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
-from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread, StandingQueue
+from llmserve.admission.safety_margins import ErrorBudget, Reserve, Spread, StandingQueue
 from llmserve.admission.stalls import Lot, StallBudget, StepModel, StepReport
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
@@ -67,11 +67,6 @@ class LateGate:
     def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
         self.slo = slo
         self.limit = max_num_seqs
-        # The number of starts and departures; the key of the last plan of the cache; and whether
-        # the cache was too full then.
-        self._changes = 0
-        self._looked: tuple[Ticket, int, int] | None = None
-        self._full = False
         self._departures: deque[float] = deque(maxlen=max_num_seqs // SPARE)
         self.max_wait = max_wait
         self._step_tokens = max_num_batched_tokens or 0
@@ -83,8 +78,6 @@ class LateGate:
         self._were_pending = 0
         # Mean of `_pending` at a start.
         self._usually_pending = 0.0
-        # Sum of the tokens that the live tickets will have when they are complete.
-        self._committed = 0.0
         self._sample: EngineSample | None = None
         self._recent = Recent(seconds=_memory(slo))
         self._step = LinearFit()
@@ -92,7 +85,7 @@ class LateGate:
         self._report = StepReport(self._step, self._prefill, self._step_tokens, max_num_seqs)
         self.prompts = Seen()
         self.spread = Spread()
-        self.preemptions = Preemptions()
+        self.cache = CacheForecast()
         self.reserve = Reserve()
         self.budget = ErrorBudget()
         self.stalls = StallBudget()
@@ -120,15 +113,17 @@ class LateGate:
         running = len(self._live)
         if not running:
             return None
-        if running >= self.limit + self._spare(now):
+        if running + ticket.room.tickets >= self.limit + self._spare(now):
             return "sequences"
         # A step's worth of prompts is on its way, and more would only wait in the engine.
         if self._pending > self._step_tokens:
             return "prefill"
-        if self._lacks_room(ticket):
+        if self._sample and self.cache.lacks_room(ticket, self._size(ticket), self._live, self._sample, pending=self._pending > 0):
             return "kv"
         model = self._model()
-        if model is not None and self.stalls.exceeded(ticket.prompt_tokens - ticket.cached_tokens, model):
+        if ticket.room.tickets and model is not None and self._obstructs(ticket, model):
+            return "prefill"
+        if model is not None and self.stalls.exceeded(self._fresh(ticket) + ticket.room.prompt_tokens, model):
             self.spread.bound(now)
             return "stall"
         if self._step_with(ticket) > self._target:
@@ -178,13 +173,14 @@ class LateGate:
 
     def started(self, ticket: Ticket, now: float) -> None:
         self.reserve.started()
-        self.queue.started(waited=now > ticket.queued, pressure=self._pressure)
-        self._changes += 1
+        if ticket.yields:
+            # The others find room that is kept for them.
+            self.queue.started(waited=now > ticket.queued, pressure=self._pressure)
         self._usually_pending += (self._pending - self._usually_pending) / 64
-        fresh = ticket.prompt_tokens - ticket.cached_tokens
+        fresh = self._fresh(ticket)
         self._pending += fresh
         self._live[ticket] = _Running(fresh, self._pending, self.stalls.started(fresh))
-        self._committed += ticket.prompt_tokens + ticket.expected_tokens
+        self.cache.started(ticket)
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         running = self._live.get(ticket)
@@ -202,15 +198,14 @@ class LateGate:
 
     def left(self, ticket: Ticket, now: float) -> float | None:
         running = self._live.pop(ticket)
-        self._changes += 1
         self._departures.append(now)
-        self._committed -= ticket.prompt_tokens + ticket.expected_tokens
+        self.cache.left(ticket)
         if running.first_token is None:
             self._pending -= running.fresh
             self.stalls.computed(running.lot, running.fresh)
         self.stalls.ended(ticket)
         if not self._live:
-            self._committed, self._pending = 0.0, 0
+            self.cache.committed, self._pending = 0.0, 0
         if self.slo.tpot is not None and ticket.complete and running.first_token is not None and ticket.generated > 1:
             tpot = (now - running.first_token) / (ticket.generated - 1)
             self.spread.add(tpot / self.slo.tpot, running.first_token)
@@ -225,8 +220,7 @@ class LateGate:
         if steps > 0 and seconds >= 0:
             self._recent.add(seconds, steps, sample.running)
             if sample.steps // LOOK > last.steps // LOOK:
-                # The expected lengths of the running answers may have changed.
-                self._committed = sum(ticket.prompt_tokens + ticket.expected_tokens for ticket in self._live)
+                self.cache.grown(self._live)
                 if self.slo.tpot is not None:
                     self._report.learn(sample.running, self._target, self.slo.tpot)
             # Whether the step had no prompt: all that were there would have been complete with it.
@@ -236,7 +230,7 @@ class LateGate:
                 self.stalls.stepped(steps, seconds, self._target)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
         self._were_pending = self._pending
-        self.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)
+        self.cache.preemptions.record(sample.preemptions - last.preemptions, sample.kv_usage, now)
 
     def figures(self) -> PolicyFigures:
         counting = "the engine does not report its steps" if self._sample is None else None
@@ -277,9 +271,16 @@ class LateGate:
             longest = min(longest, max(0.0, 0.8 * self.slo.ttft - self._prefill.a) / self._prefill.b)
         return int(longest)
 
+    def _fresh(self, ticket: Ticket) -> int:
+        return ticket.prompt_tokens - ticket.cached_tokens
+
     def _size(self, ticket: Ticket, cached: int = 0) -> float:
         """Return the prompt tokens for which there must be room to let the ticket in."""
         return max(ticket.prompt_tokens - cached, self.reserve.share * self._long_prompt())
+
+    def _obstructs(self, ticket: Ticket, model: StepModel) -> bool:
+        """Whether this prompt would make those of other tenants wait for more than a step within the target."""
+        return self._pending > 0 and (self._pending + self._fresh(ticket)) * model.token > model.spare
 
     def _step_with(self, ticket: Ticket) -> float:
         """Return the mean step time with this ticket, extrapolated from the measured time."""
@@ -292,7 +293,11 @@ class LateGate:
         # the number of sequences.
         slope = min(self._step.b, step / mean) if mean else 0.0
         more = slope * (len(self._live) + 1 - mean)
-        prompts = self._prefill.b * (self._pending + self._size(ticket, ticket.cached_tokens)) / max(recent.steps, 1.0)
+        prompts = (
+            self._prefill.b
+            * (self._pending + self._size(ticket, ticket.cached_tokens) + ticket.room.prompt_tokens)
+            / max(recent.steps, 1.0)
+        )
         return step + more + prompts
 
     @property
@@ -313,30 +318,6 @@ class LateGate:
         room = self.queue.for_room * queue.pace * (prompt_tokens + OUTPUT_WEIGHT * queue.answer_tokens)
         model = self._model()
         return room if model is None else room + model.making_up(prompt_tokens, self._step.at(len(self._live)))
-
-    def _lacks_room(self, ticket: Ticket) -> bool:
-        sample = self._sample
-        if sample is None or sample.kv_tokens is None:
-            return False
-        room = self.preemptions.margin * sample.kv_tokens
-        if self._committed + self._size(ticket) + ticket.expected_tokens <= room:
-            return False
-        # Planning takes some 50 us for 256 sequences. Until a ticket starts or leaves, and for a
-        # few steps, the result would be the same.
-        looked = (ticket, self._changes, int(sample.steps) // LOOK)
-        if looked != self._looked:
-            self._looked = looked
-            self._full = peak(*self._planned(sample, ticket), enough=room) > room
-        return self._full
-
-    def _planned(self, sample: EngineSample, newcomer: Ticket) -> tuple[list[tuple[float, float]], float]:
-        """Return the arguments of `peak` for the sequences that run and the newcomer."""
-        steps = sample.steps
-        found, cached = growth((ticket, 0 if one.first_token is None else steps - one.steps) for ticket, one in self._live.items())
-        # While new prompts are being computed, the cache seems emptier than it is.
-        known = cached > 0 and not self._pending
-        found.append((newcomer.expected_tokens, self._size(newcomer)))
-        return found, min(1.0, sample.kv_usage * (sample.kv_tokens or 0) / cached) if known else 1.0
 
 
 def _memory(slo: SLO) -> float:

@@ -34,7 +34,8 @@ class Policy(Protocol):
     def holds(self, ticket: Ticket, now: float) -> str | None:
         """Return the constraint against a start now, or None.
 
-        It must be None if nothing runs, or no ticket would ever start.
+        It must be None if nothing runs, or no ticket would ever start. The ticket's `room` should
+        still be free after the start.
         """
 
     def started(self, ticket: Ticket, now: float) -> None: ...
@@ -83,7 +84,7 @@ class FixedLimit:
     _running: int = attrs.field(default=0, init=False)
 
     def holds(self, ticket: Ticket, now: float) -> str | None:
-        return "limit" if self._running >= self.limit else None
+        return "limit" if self._running >= max(1, self.limit - ticket.room.tickets) else None
 
     def started(self, ticket: Ticket, now: float) -> None:
         self._running += 1

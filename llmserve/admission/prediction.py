@@ -68,6 +68,14 @@ class Terms(NamedTuple):
     seconds: float = 0.0
     refusal: Refusal | None = None
 
+    def objection(self, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refusal | None:
+        """Return why a ticket with this predicted wait is refused; None for a wait that is unknown, or none."""
+        if self.refusal is not None:
+            return self.refusal
+        if now + (wait or 0.0) + self.seconds > ticket.deadline:
+            return Refusal.DEADLINE_TOO_SHORT
+        return Refusal.WOULD_WAIT_TOO_LONG if wait is not None and wait > patience else None
+
 
 class PolicyFigures(NamedTuple):
     """A policy's state, for statistics and the decision log.

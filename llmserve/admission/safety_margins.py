@@ -150,18 +150,24 @@ class ErrorBudget:
 
 @attrs.define
 class Preemptions:
-    """The share of the KV cache that may be planned to fill without preemptions."""
+    """The share of the KV cache that forecasts may fill without preemptions.
+
+    Forecasts of long answers are too high: while answers are running that will end early, all are
+    expected to grow. The share may therefore exceed 1.
+    """
 
     margin: float = 0.97
-    LOWEST = 0.8
-    HIGHEST = 0.97
+    LOWEST, HIGHEST = 0.8, 1.3
+    # A preemption costs as much as twenty seconds with a full cache earn.
+    LOWER, HIGHER = 0.02, 0.001
+    # From this use on, the cache is full enough to show that there is room.
+    FULL = 0.7
     _since: float | None = None
 
     def record(self, count: int, usage: float, now: float) -> None:
         passed = 0.0 if self._since is None else now - self._since
         self._since = now
         if count > 0:
-            self.margin = max(self.LOWEST, self.margin - 0.01)
-        elif usage > 0.8 * self.margin:
-            # Only a cache that was nearly full without preemptions shows that there is room.
-            self.margin = min(self.HIGHEST, self.margin + 0.001 * passed)
+            self.margin = max(self.LOWEST, self.margin - self.LOWER)
+        elif usage > self.FULL * min(self.margin, 1.0):
+            self.margin = min(self.HIGHEST, self.margin + self.HIGHER * passed)

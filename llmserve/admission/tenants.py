@@ -1,13 +1,15 @@
-"""Tenants' weights and limits of concurrent requests and tokens per minute, and their usage."""
+"""Tenants' weights, limits of concurrent requests and tokens per minute, usage, and room for each other."""
 
 import math
 from collections.abc import Mapping
 
 import attrs
 
+from llmserve.admission.length_estimates import Lengths
+from llmserve.admission.prediction import QueueState
 from llmserve.admission.refusals import Refusal, Refused
 from llmserve.admission.retry_after import MIN_SECONDS
-from llmserve.admission.ticket import Ticket
+from llmserve.admission.ticket import NO_ROOM, Room, Ticket
 from llmserve.admission.usage import UsageDelta
 from llmserve.config import TenantLimits, TenantTable
 
@@ -145,3 +147,43 @@ class Tenants:
 
 def _tokens(ticket: Ticket) -> float:
     return ticket.prompt_tokens + ticket.expected_tokens
+
+
+class Headroom:
+    """The room that a tenant which floods the engine leaves for the others.
+
+    A fair queue gives a tenant that asks for little the next slot. But with an engine full of
+    another tenant's requests, the next slot may take seconds to come. Therefore requests of tenants
+    that ask for more than their share start only while some room stays free, and as soon as it is
+    taken, the next slots restore it. A full engine does so within a few departures, which costs the
+    other tenants that room once, and no throughput beyond it.
+    """
+
+    # How long room is kept after the last request that needed it.
+    SECONDS = 10.0
+    # One ticket for each so many that may run. A smaller engine keeps one, and the smallest none.
+    PER_LIMIT, MIN_LIMIT = 64, 8
+    # Weight of one request in the mean prompt.
+    FADE = 1 / 8
+    # Forecasts of the cache err by about this much. A tenant that asks for little need not wait
+    # until the answers of the others have ended as forecast.
+    BESIDE = Room(overdraft=0.1)
+
+    def __init__(self) -> None:
+        self._until = -math.inf
+        self._prompt_tokens = 0.0
+
+    def offered(self, ticket: Ticket, queue: QueueState, now: float) -> None:
+        """Note a new ticket, and whether its tenant asks for more than its share."""
+        ticket.yields = queue.own_pressure >= 1
+        if queue.pressure > 1 and not ticket.yields:
+            self._until = now + self.SECONDS
+            self._prompt_tokens += (ticket.prompt_tokens - self._prompt_tokens) * self.FADE
+
+    def beside(self, ticket: Ticket, limit: int | None, answers: Lengths, now: float) -> Room:
+        """Return what a ticket must leave free; `limit` is the policy's."""
+        if now > self._until or limit is None or limit < self.MIN_LIMIT:
+            return NO_ROOM
+        if not ticket.yields:
+            return self.BESIDE
+        return Room(max(1, limit // self.PER_LIMIT), int(self._prompt_tokens), answers.mean())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from enum import Enum
+from typing import NamedTuple
 
 import attrs
 
@@ -19,6 +20,22 @@ class TicketState(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
+
+
+class Room(NamedTuple):
+    """Room for some more tickets, each with so many tokens of a prompt and of an answer.
+
+    Attributes:
+        overdraft: Share of the KV cache by which a forecast may exceed its size.
+    """
+
+    tickets: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: float = 0.0
+    overdraft: float = 0.0
+
+
+NO_ROOM = Room()
 
 
 def _nothing() -> None:
@@ -60,6 +77,8 @@ class Ticket:
         cached_tokens: Prompt tokens that the engine's cache is expected to have, if there are several.
         overtaken: How many tickets have overtaken this one at the head of the queue.
         relegated: Whether the ticket waits for leftover capacity.
+        yields: Whether its tenant asks for more than its share.
+        room: What it leaves free in the engine when it starts, for tenants that ask for less.
     """
 
     request_id: str = ""
@@ -89,6 +108,8 @@ class Ticket:
     cached_tokens: int = 0
     overtaken: int = 0
     relegated: bool = False
+    yields: bool = False
+    room: Room = NO_ROOM
 
     def relegate(self, expires: float) -> None:
         """Let the ticket wait for leftover capacity, until `expires`."""

@@ -4,11 +4,13 @@ Runs are seeded and short; the full study is a command (docs/admission.md).
 """
 
 import datetime
+import inspect
 import itertools
 import json
 import logging
 import os
 import pathlib
+from typing import Any
 
 import attrs
 import pytest
@@ -16,20 +18,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
-from benchmarks.overload import calibrate, tables
+from benchmarks.overload import calibrate, quiet, tables
 from benchmarks.overload.engine import EngineSize, Sequence, StepEngine
 from benchmarks.overload.judge import Verdict, judge, kept, together
 from benchmarks.overload.laws import H200_8B, Law
+from benchmarks.overload.league import race
 from benchmarks.overload.recorded import trace_scenario, window
 from benchmarks.overload.scenarios import CHAT, SCENARIOS
 from benchmarks.overload.study import Cell, play, run
 from benchmarks.overload.traffic import LengthClass, Mix, Request, arrivals, requests
 from benchmarks.overload.world import World
-from benchmarks.stand_ins.admission_policies import Gradient2, Setup, VLLMFlags, make
+from benchmarks.stand_ins.admission_policies import NAMES, contender, make, variants
+from benchmarks.stand_ins.contender import Known, Setup
+from benchmarks.stand_ins.contenders import llmd
+from benchmarks.stand_ins.contenders.gradient2 import Gradient2
+from benchmarks.stand_ins.contenders.vllm import VLLMFlags
 from llmserve import SLO, ConfigurationError
 from llmserve.admission import AdmissionController, LateGate, Ticket, Unlimited
 from llmserve.admission.safety_margins import Spread
 from llmserve.admission.stalls import StallBudget
+from llmserve.admission.tenants import Headroom
+from llmserve.admission.ticket import NO_ROOM
+from reports.__main__ import main as draw
 
 EVEN = Law(weights=0.01, kv=0.0, flops=1e-5, attention=0.0, host=0.0, sequence=0.0, noise=0.0, hiccup_chance=0.0, hiccup_seconds=0.0)
 SLO_ = SLO(ttft=1.0, tpot=0.05)
@@ -201,10 +211,76 @@ def test_fairness_is_relative_to_each_tenant_s_fair_share():
 # The contenders
 
 
-@pytest.mark.parametrize("name", ["lategate", "none", "fixed:16", "fixed:16:0.5", "vllm:8", "vllm:8:4000", "gradient2", "thin:5"])
-def test_every_contender_plays(name):
-    verdict = run_short(name, rate=20.0, seconds=20.0)
-    assert verdict.kept > 0
+KNOWN = Known(capacity=60.0, latency=3.0, prompt=(300.0, 250.0), answer=(190.0, 100.0))
+CHAT_SETUP = Setup(slo=SLO_, max_num_seqs=256, max_num_batched_tokens=2048, kv_tokens=300_000, known=KNOWN)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "fixed:16:0.5", "vllm:8:4000"])
+def test_every_contender_plays_and_shows_what_it_decides_by(name):
+    scenario = attrs.evolve(SCENARIOS["chat"], seconds=50.0)
+    variant = name if ":" in name else variants(name, CHAT_SETUP)[-1]
+    found = race(Cell(scenario=scenario, contender=variant, rate=20.0, seed=1, known=KNOWN))
+    assert found.verdict.kept > 0
+    assert found.verdict.miss_share < 0.05
+    assert set(found.signals) == set(contender(name.split(":")[0]).SIGNALS)
+    assert all(low <= middle <= high for low, middle, high in found.signals.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_contender_is_one_file_of_at_most_60_lines(name):
+    module: Any = contender(name)
+    assert len(inspect.getsource(module).splitlines()) <= 60
+    assert module.__doc__
+    assert module.SOURCE
+    assert module.HEADLINE
+
+
+def test_under_overload_the_predictive_contenders_refuse():
+    for name in ("mooncake", "scorpio", "aimd"):
+        verdict = run_short(name, rate=150.0, seconds=60.0)
+        assert verdict.refused > 0.3 * verdict.offered, name
+        assert verdict.goodput > 20.0, name
+
+
+def test_llmd_s_limit_by_hand():
+    """Compute allows 180, and 90 % of the cache 600 of 395 tokens each, with two deviations to spare."""
+    assert llmd.limit(CHAT_SETUP) == 180 + 7
+    tight = attrs.evolve(CHAT_SETUP, kv_tokens=20_000)
+    # 395 x + 2 * 261.4 sqrt(x) = 18,000 has the root 37.7.
+    assert llmd.limit(tight) == 37 + 6
+    with pytest.raises(ConfigurationError, match="llmd needs measurements"):
+        make("llmd", attrs.evolve(CHAT_SETUP, known=None))
+
+
+def test_a_bucket_refills_for_each_tenant():
+    buckets = make("kvwarden:2", CHAT_SETUP)
+
+    def taken(tenant, now):
+        return buckets.offer(Ticket(tenant=tenant), now) is None
+
+    assert [taken("a", 0.0) for _ in range(3)] == [True, True, False]
+    assert taken("b", 0.0)
+    assert [taken("a", 0.5) for _ in range(2)] == [True, False]
+
+
+def test_aimd_s_limit_grows_by_one_and_shrinks_by_a_fifth():
+    controller = make("aimd", CHAT_SETUP)
+
+    def second(now, ttft):
+        ticket = Ticket(arrived=now - ttft)
+        controller.offer(ticket, now)
+        controller.first_token(ticket, now)
+        controller.leave(ticket, now)
+        return controller.policy.limit
+
+    assert [second(2.0, 0.5), second(4.0, 0.5), second(6.0, 1.5)] == [17, 18, 14]
+
+
+def test_smaller_priorities_start_first_in_the_engine():
+    engine = StepEngine(EngineSize(max_num_seqs=1, max_num_batched_tokens=1000, kv_tokens=10_000), EVEN, 1)
+    last, second, third = (Sequence(None, 10, 2, priority=priority) for priority in (3, 1, 1))
+    first, _ = drain(engine, [last, second, third])
+    assert first[second] < first[third] < first[last]
 
 
 @pytest.mark.parametrize("name", ["", "late", "fixed", "fixed:many", "vllm:1:2:3"])
@@ -338,6 +414,30 @@ def test_a_flood_leaves_other_tenants_their_share():
     assert verdict.jain > 0.99
 
 
+@pytest.mark.parametrize(("name", "admission"), [("reasoning", "fixed:128:1"), ("mixed", "lategate"), ("reasoning", "lategate")])
+def test_a_flood_keeps_a_quiet_tenant_waiting_only_in_the_engine(monkeypatch, name, admission):
+    scenario = attrs.evolve(SCENARIOS[name], seconds=160.0, warm_up=40.0, cool_down=20.0)
+
+    def beside():
+        return run(Cell(scenario=scenario, contender=admission, rate=1.0, seed=1, flood=32.0))
+
+    kept_free = beside()
+    monkeypatch.setattr(Headroom, "beside", lambda *_: NO_ROOM)  # As it was before there was any room.
+    before = beside()
+    assert kept_free.ttft(0.5) < 0.8 * before.ttft(0.5)
+    assert kept_free.tenants["flood"][1] > 0.9 * before.tenants["flood"][1]
+    assert kept_free.tenants["quiet"][0] == before.tenants["quiet"][0]
+
+
+def test_the_quiet_tenant_sends_the_same_alone():
+    alone, beside = (Cell(scenario=SCENARIOS["chat"], contender="none", rate=1.0, seed=1, flood=flood) for flood in (0.0, 3.0))
+    sent = [[(one.due, one.prompt, one.output) for one in play(cell)[0] if one.tenant != "flood"] for cell in (alone, beside)]
+    assert sent[0] == sent[1] != []
+    row = {"workload": "chat", "admission": "none", "ratio": 1.5, "kept": 1.0, "flood": 31.0}
+    row |= dict.fromkeys(("alone_p50", "alone_p99", "beside_p50", "beside_p99"), 0.02)
+    assert "| 1.50 | 100.0 % | 31.0/s |" in quiet.table([row])
+
+
 def test_clients_that_obey_retry_after_are_served_more_often():
     waits = play(Cell(scenario=SCENARIOS["mixed"], contender="lategate", rate=30.0, seed=1, retry="obey"))[0]
     gives_up = play(Cell(scenario=SCENARIOS["mixed"], contender="lategate", rate=30.0, seed=1))[0]
@@ -419,6 +519,32 @@ def test_requests_that_are_too_long_even_alone_do_not_count_against_the_capacity
 
 
 SHORT = "--seeds 1 --offered 1.5 --seconds 5 --step-tokens 8192"
+
+
+def test_the_league_compares_all_contenders_and_its_page_shows_them(tmp_path, capsys):
+    path, out, page = tmp_path / "uneven.csv", tmp_path / "league.json", tmp_path / "league.html"
+    path.write_text(azure([0.5] * 200, prompt=3000))
+    with pytest.raises(SystemExit) as ended:
+        main(["overload", "--league", "--workloads", str(path), "--out", str(out), *SHORT.split()])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(f"| {name} |" in told for name in NAMES)
+    found = json.loads(out.read_text())
+    assert [row["contender"] for row in found["rows"]] == list(NAMES)
+    with pytest.raises(SystemExit) as ended:
+        draw(["overload", str(out), "-o", str(page)])
+    assert ended.value.code == 0
+    assert "Admission policies under overload" in page.read_text()
+
+
+@pytest.mark.parametrize(("text", "words"), [("[", "not JSON"), ("{}", "not the results of")])
+def test_other_files_are_no_league(tmp_path, capsys, text, words):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        draw(["overload", str(path)])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["uneven.csv", "shared.jsonl"])

@@ -441,6 +441,52 @@ def test_the_log_of_decisions_is_bounded():
     assert len(controller.log.latest(5000)) == 1024
 
 
+# Tenants beside each other
+
+
+def flooded(limit, quiet_every=4, flood=3):
+    """Let a tenant flood a fixed limit beside a quiet one; return the last states of both's requests.
+
+    One request leaves every tenth of a second, in the order of the starts. In that time the flood
+    sends three, and every fourth time the quiet tenant sends one.
+    """
+    controller = AdmissionController(FixedLimit(limit=limit, max_wait=5.0))
+    running, quiet, counts = [], [], []
+    for number in range(400):
+        now = 0.1 * number
+        arrived = [Ticket(tenant="flood") for _ in range(flood)]
+        if quiet_every and number % quiet_every == 0:
+            arrived.append(Ticket(tenant="quiet"))
+        for ticket in arrived:
+            if controller.offer(ticket, now) is None and ticket.state is TicketState.RUNNING:
+                running.append(ticket)
+            if ticket.tenant == "quiet":
+                quiet.append(ticket.state)
+        counts.append(len(running))
+        if len(running) >= limit - 1:
+            running += [ticket for ticket in controller.leave(running.pop(0), now) if ticket.state is TicketState.RUNNING]
+    return quiet[-50:], counts[-100:]
+
+
+def test_a_quiet_tenant_finds_room_that_a_flood_leaves_free():
+    """A regression: it waited for the next departure, which took seconds where answers are long."""
+    quiet, counts = flooded(16)
+    assert set(quiet) == {TicketState.RUNNING}
+    assert set(counts) == {15, 16}
+
+
+def test_the_smallest_engines_keep_no_room():
+    quiet, counts = flooded(7)
+    assert TicketState.WAITING in quiet
+    assert set(counts) == {7}
+
+
+@pytest.mark.parametrize("case", [{"quiet_every": 0}, {"quiet_every": 1, "flood": 1}], ids=["alone", "equals"])
+def test_no_room_is_kept_where_no_tenant_asks_for_less_than_its_share(case):
+    _, counts = flooded(16, **case)
+    assert set(counts) == {16}
+
+
 # Tenants' limits
 
 

@@ -6,8 +6,8 @@ from functools import partial
 import anyio
 import pytest
 
-from benchmarks.stand_ins.admission_policies import Setup
 from benchmarks.stand_ins.admission_policies import make as make_contender
+from benchmarks.stand_ins.contender import Setup
 from frontends.options.command_line import read
 from frontends.options.definitions import make
 from frontends.program.settings import ServerSettings

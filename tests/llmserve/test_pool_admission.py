@@ -227,7 +227,7 @@ class PoolMachine(RuleBasedStateMachine):
             if isinstance(policy, FixedLimit):
                 assert policy._running == 0
             else:
-                assert (policy._live, policy._committed, policy._pending) == ({}, 0, 0)
+                assert (policy._live, policy.cache.committed, policy._pending) == ({}, 0, 0)
         for engine in self.engines:
             router.prefixes.clear(engine)
         check_index(router.prefixes)

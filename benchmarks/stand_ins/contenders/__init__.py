@@ -1,0 +1,1 @@
+"""Admission policies by name, one module each; `contender.py` beside this folder describes what a module has."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import attrs
 
-from benchmarks.recording.results import STOPPED, RequestRecord
+from benchmarks.recording.results import STOPPED, RequestRecord, Worker
 from benchmarks.targets import Target, with_patience
 from benchmarks.workload.plan import PointPlan
 from benchmarks.workload.requests import Item
@@ -37,13 +37,22 @@ class Progress:
 
 @attrs.define(kw_only=True)
 class Measured:
-    """What one generator measured, also of an incomplete point; `origin` is the point's start."""
+    """What was measured of a point, also of an incomplete one.
+
+    Attributes:
+        cpu_seconds, loop_lag: As in `Point`.
+        origin: The point's start, by this process's clock.
+        problem: Why the point ended early, if a generator was the reason.
+        workers: The processes on other hosts.
+    """
 
     records: list[RequestRecord] = attrs.field(factory=list)
     cpu_seconds: float = 0.0
-    lags: list[float] = attrs.field(factory=list)
+    loop_lag: float | None = None
     origin: float = 0.0
     complete: bool = False
+    problem: str = ""
+    workers: list[Worker] = attrs.field(factory=list)
 
 
 @attrs.define
@@ -63,6 +72,7 @@ class Generator:
     clock: Callable[[], float] = anyio.current_time
     cpu_clock: Callable[[], float] = time.process_time
     _schedule: tuple[list[float], list[Item]] | None = None
+    _lags: list[float] = attrs.field(factory=list)
 
     def prepare(self) -> None:
         """Make all prompts before the clock starts, because that takes time."""
@@ -88,6 +98,8 @@ class Generator:
             self.measured.complete = True
         finally:
             self.measured.cpu_seconds = self.cpu_clock() - cpu
+            lags = sorted(self._lags)
+            self.measured.loop_lag = lags[int(0.99 * (len(lags) - 1))] if lags else None
 
     async def _closed_loop(self, items: Sequence[Item]) -> None:
         """Run the clients: each sends its next request when its last one has ended."""
@@ -151,7 +163,7 @@ class Generator:
         while True:
             due = self.clock() + LAG_SECONDS
             await anyio.sleep(LAG_SECONDS)
-            self.measured.lags.append(self.clock() - due)
+            self._lags.append(self.clock() - due)
 
     def _now(self) -> float:
         return self.clock() - self.measured.origin

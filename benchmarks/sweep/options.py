@@ -7,17 +7,18 @@ import pathlib
 import secrets
 from collections.abc import Sequence
 
-from benchmarks.arguments import Arguments, add_price, header, json_object, numbers, positive
+from benchmarks.arguments import Arguments, add_price, address, header, json_object, numbers, positive
+from benchmarks.generator.hosts import Listener, read_token
 from benchmarks.recording.results import Goal, Promise
 from benchmarks.sweep.planner import Listed, Planner, Sizes
 from benchmarks.sweep.quick import Quick
 from benchmarks.sweep.session import Settings
-from benchmarks.sweep.systems import NO_ADMISSION
+from benchmarks.sweep.systems import HERE, INPROCESS, NO_ADMISSION
 from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
 from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import Load
-from benchmarks.workload.requests import AtMost, Empirical, Fixed, Lengths, Workload, parse_lengths
+from benchmarks.workload.requests import AtMost, Distribution, Empirical, Fixed, Lengths, Workload, parse_lengths
 from benchmarks.workload.texts import read_texts
 from benchmarks.workload.traces import Arrival, read_trace
 from llmserve.engines import ENGINES
@@ -27,7 +28,7 @@ from llmserve.engines.vllm.args import parse_engine_args
 MAX_REPEATS = 8
 
 
-def lengths(text: str) -> Lengths:
+def lengths(text: str) -> Distribution:
     try:
         return parse_lengths(text)
     except (ValueError, OSError) as error:
@@ -84,6 +85,10 @@ def _add_systems(command: argparse.ArgumentParser) -> None:
     add("--engine", choices=list(ENGINES), default="vllm")
     add("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     add("--processes", type=positive(int), default=1, help="generator processes for HTTP, one core each (default: 1)")
+    words = "wait for `benchmarks worker` on other hosts at this address, and let them send the requests to the servers at URLs"
+    add("--workers-listen", type=address, metavar="HOST:PORT", help=words)
+    words = "with --workers-listen: generator processes to wait for (default: %(default)s)"
+    add("--expect-workers", type=positive(int), default=1, metavar="N", help=words)
     words = "vocabulary size of a remote server's model (default: %(default)s)"
     add("--vocabulary", type=positive(int), default=32_000, help=words)
 
@@ -233,10 +238,11 @@ def settings(options: Arguments, *, trace: Sequence[Arrival] = (), goal: Goal | 
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
         raise TargetError(f"--out must end in .json, not {options.out}")
+    targets = list(dict.fromkeys(options.target.split(",")))
     prompts, output = _lengths(options, trace)
     return Settings(
         admissions=options.admission,
-        targets=list(dict.fromkeys(options.target.split(","))),
+        targets=targets,
         workload=_workload(options, prompts[0], AtMost(output) if options.natural_lengths else output),
         out=options.out,
         prompts=prompts,
@@ -250,10 +256,23 @@ def settings(options: Arguments, *, trace: Sequence[Arrival] = (), goal: Goal | 
         price_per_hour=options.price_per_hour,
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
         client=_client(options),
+        workers=_workers(options, targets),
         resume=options.resume,
         goal=goal,
         stop_when_saturated=options.stop_when_saturated,
     )
+
+
+def _workers(options: Arguments, targets: Sequence[str]) -> Listener | None:
+    """Return where workers connect. Raises TargetError if they cannot load the targets."""
+    if options.workers_listen is None:
+        return None
+    local = [target for target in targets if target in (INPROCESS, HERE)]
+    if local:
+        raise TargetError(f"--workers-listen: workers load servers at URLs, and --target has {local[0]}, which is in this process")
+    if options.processes != 1:
+        raise TargetError("--processes: with --workers-listen, each host's `benchmarks worker` has this option")
+    return Listener(address=options.workers_listen, expected=options.expect_workers, token=read_token() or secrets.token_urlsafe(24))
 
 
 def _client(options: Arguments) -> ClientOptions:
@@ -269,7 +288,7 @@ def _client(options: Arguments) -> ClientOptions:
     )
 
 
-def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths], Lengths]:
+def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths], Distribution]:
     """Return the lengths of the prompts and of the answers: those of the options, of a trace or of a file.
 
     Raises TargetError, or UnreadableFile for the file.
@@ -286,7 +305,7 @@ def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths
     return [texts], options.output_tokens or texts.answers or output
 
 
-def _workload(options: Arguments, prompt: Lengths, output: Lengths) -> Workload:
+def _workload(options: Arguments, prompt: Lengths, output: Distribution | AtMost) -> Workload:
     return Workload(
         prompt=prompt,
         output=output,

@@ -5,21 +5,15 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import attrs
+import msgspec
 
 from benchmarks.workload.traces import MOONCAKE_BLOCK, Arrival
 
 
-class Lengths(Protocol):
-    """A distribution of lengths in tokens."""
-
-    def draw(self, rng: random.Random) -> int: ...
-
-
-@attrs.frozen
-class Fixed:
+class Fixed(msgspec.Struct, frozen=True, tag=True):
     tokens: int
 
     def __str__(self) -> str:
@@ -29,8 +23,7 @@ class Fixed:
         return self.tokens
 
 
-@attrs.frozen
-class Normal:
+class Normal(msgspec.Struct, frozen=True, tag=True):
     """A normal distribution, rounded and at least `least`."""
 
     mean: float
@@ -44,8 +37,7 @@ class Normal:
         return max(self.least, round(rng.gauss(self.mean, self.deviation)))
 
 
-@attrs.frozen
-class LogNormal:
+class LogNormal(msgspec.Struct, frozen=True, tag=True):
     """A log-normal distribution, like real prompts', rounded and at least `least`.
 
     Attributes:
@@ -64,12 +56,15 @@ class LogNormal:
         return max(self.least, round(self.median * rng.lognormvariate(0.0, self.sigma)))
 
 
-@attrs.frozen
-class Empirical:
+class Empirical(msgspec.Struct, frozen=True, tag=True):
     """Lengths drawn from observed ones."""
 
-    observed: tuple[int, ...] = attrs.field(validator=attrs.validators.min_len(1))
+    observed: tuple[int, ...]
     name: str = "empirical"
+
+    def __post_init__(self) -> None:
+        if not self.observed:
+            raise ValueError(f"{self.name}: there are no lengths")
 
     def __str__(self) -> str:
         return f"{self.name} (median {statistics.median_low(self.observed)})"
@@ -78,11 +73,13 @@ class Empirical:
         return rng.choice(self.observed)
 
 
-@attrs.frozen
-class AtMost:
+Distribution: TypeAlias = Fixed | Normal | LogNormal | Empirical
+
+
+class AtMost(msgspec.Struct, frozen=True, tag=True):
     """The greatest lengths of answers that the model ends."""
 
-    lengths: Lengths
+    lengths: Distribution
 
     def __str__(self) -> str:
         return f"at most {self.lengths}"
@@ -91,8 +88,7 @@ class AtMost:
         return self.lengths.draw(rng)
 
 
-@attrs.frozen
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """A prompt as text, its length in tokens, and the length of the answer that it once had."""
 
     prompt: str
@@ -100,8 +96,7 @@ class Text:
     answer: int | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Texts:
+class Texts(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Prompts of a file, each sent once before any is sent again.
 
     Attributes:
@@ -118,6 +113,10 @@ class Texts:
 
     def draw(self, rng: random.Random) -> int:
         return self.lengths.draw(rng)
+
+
+# A distribution of lengths in tokens.
+Lengths: TypeAlias = Distribution | AtMost | Texts
 
 
 @attrs.frozen(kw_only=True)
@@ -186,11 +185,11 @@ class Workload:
     """
 
     prompt: Lengths
-    output: Lengths
+    output: Distribution | AtMost
     vocabulary: tuple[int, int]
     seed: int = 1
     shared_prefix: int = 0
-    turns: Lengths = Fixed(1)
+    turns: Distribution = attrs.field(default=Fixed(1))
     tenants: tuple[str, ...] = ("default",)
     priorities: tuple[int, ...] = (0,)
     cancelling: float = 0.0
@@ -252,7 +251,7 @@ class Workload:
         return tuple(rng.choices(range(*self.vocabulary), k=count))
 
 
-def parse_lengths(text: str) -> Lengths:
+def parse_lengths(text: str) -> Distribution:
     """Parse a distribution of lengths in tokens. Raises ValueError.
 
     The forms are `128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` and `empirical:FILE` (a

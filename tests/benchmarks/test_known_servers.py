@@ -208,6 +208,7 @@ class Queue(Scripted):
 
     name: str = "queue"
     processes: int = 0
+    replaceable: bool = False
     vocabulary: tuple[int, int] = (1, 200)
     read: Any = None
     lock: anyio.Lock = attrs.field(factory=anyio.Lock)

@@ -123,9 +123,9 @@ class Generator:
 
     async def _converse(self, item: Item, intended: float) -> None:
         """Send an item and its follow-ups, until one is not answered."""
-        turn = 0
+        turn, think = 0, 0.0
         while True:
-            record, answer = await self._send(item, intended, turn)
+            record, answer = await self._send(item, intended, turn, think)
             if not item.follow_ups or record.outcome != "ok":
                 return
             # A target that returns no token ids gets as many tokens of the prompt instead. The
@@ -133,9 +133,12 @@ class Generator:
             # docs/benchmarks.md).
             length = record.completion_tokens
             filler = (item.prompt * (length // len(item.prompt) + 1))[:length]
-            item, intended, turn = item.after(answer or filler), self._now(), turn + 1
+            think = item.follow_ups[0].think
+            item, intended, turn = item.after(answer or filler), self._now() + think, turn + 1
+            if think:
+                await anyio.sleep(think)
 
-    async def _send(self, item: Item, intended: float, turn: int) -> tuple[RequestRecord, tuple[int, ...]]:
+    async def _send(self, item: Item, intended: float, turn: int, think: float) -> tuple[RequestRecord, tuple[int, ...]]:
         which, of = self.job.part
         record = RequestRecord(
             point=self.job.point,
@@ -145,7 +148,9 @@ class Generator:
             intended=intended,
             tenant=item.tenant,
             priority=item.priority,
+            adapter=item.adapter,
             turn=turn,
+            think=think,
             lead=item.lead,
             dispatched=self._now(),
         )

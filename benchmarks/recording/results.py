@@ -28,7 +28,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     manager passed the request to the engine.
 
     A `lead` is a client's first request, shortened to desynchronise the clients. It is load like
-    any other request, but no sample.
+    any other request, but no sample. `adapter` is a LoRA adapter, or empty for the model itself. `think` are the
+    seconds for which the client waited after the answer before.
     """
 
     point: int
@@ -39,7 +40,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     request_id: str = ""
     tenant: str = "default"
     priority: int = 0
+    adapter: str = ""
     turn: int = 0
+    think: float = 0.0
     lead: bool = False
     dispatched: float | None = None
     accepted: float | None = None

@@ -7,9 +7,10 @@ import pathlib
 import secrets
 from collections.abc import Sequence
 
-from benchmarks.arguments import Arguments, add_price, address, header, json_object, numbers, positive
+from benchmarks.arguments import Arguments, add_price, address, header, json_object, numbers, positive, say
 from benchmarks.generator.hosts import Listener, read_token
 from benchmarks.recording.results import Goal, Promise
+from benchmarks.sweep.parsers import adapters, lengths, many_lengths, span, stairs, think_time
 from benchmarks.sweep.planner import Listed, Planner, Sizes
 from benchmarks.sweep.quick import Quick
 from benchmarks.sweep.session import Settings
@@ -18,7 +19,7 @@ from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
 from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import Load
-from benchmarks.workload.requests import AtMost, Distribution, Empirical, Fixed, Lengths, Workload, parse_lengths
+from benchmarks.workload.requests import AtMost, Distribution, Empirical, Fixed, Lengths, Workload
 from benchmarks.workload.texts import read_texts
 from benchmarks.workload.traces import Arrival, read_trace
 from llmserve.engines import ENGINES
@@ -26,41 +27,6 @@ from llmserve.engines.vllm.args import parse_engine_args
 
 # Measurements of a load that is repeated until its interval is narrow.
 MAX_REPEATS = 8
-
-
-def lengths(text: str) -> Distribution:
-    try:
-        return parse_lengths(text)
-    except (ValueError, OSError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def many_lengths(text: str) -> list[Lengths]:
-    return [lengths(part) for part in text.split(",")]
-
-
-def span(text: str) -> tuple[float, float]:
-    """Parse `FIRST:LAST`, the rates of a ramp."""
-    try:
-        first, last = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST") from None
-    if not (math.isfinite(first + last) and first >= 0 and last >= 0 and first + last > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: rates must be 0 or more, and not both 0")
-    return first, last
-
-
-def stairs(text: str) -> tuple[tuple[float, float], ...]:
-    """Parse `RATE:SECONDS,RATE:SECONDS,...`."""
-    try:
-        found = tuple((float(rate), float(seconds)) for rate, seconds in (part.split(":") for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write RATE:SECONDS,RATE:SECONDS,...") from None
-    if not all(math.isfinite(rate + seconds) and rate >= 0 and seconds > 0 for rate, seconds in found) or not any(
-        rate for rate, _ in found
-    ):
-        raise argparse.ArgumentTypeError(f"{text!r}: rates must be 0 or more and one of them above 0; seconds must be above 0")
-    return found
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -145,6 +111,10 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     words = "tokens that all prompts begin with, in addition to --prompt-tokens"
     add("--shared-prefix", type=int, default=0, metavar="N", help=words)
     add("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")
+    words = "seconds between an answer and the next turn: 2, exponential:2, normal:2:0.5 or lognormal:2:0.6 (default: none)"
+    add("--think-time", type=think_time, metavar="SECONDS", help=words)
+    words = "LoRA adapters with their shares of the requests; the rest is for the model itself"
+    add("--adapters", type=adapters, default=(), metavar="NAME:SHARE,...", help=words)
     add("--tenants", type=positive(int), default=1, metavar="N")
     add("--priorities", type=int, nargs="+", default=[0], metavar="P", help="request priorities, drawn with equal probability")
     words = "share of requests whose client leaves after --patience seconds"
@@ -294,6 +264,9 @@ def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths
     Raises TargetError, or UnreadableFile for the file.
     """
     output = options.output_tokens or Fixed(64)
+    if options.think_time is not None and (trace or str(options.turns) == "1"):
+        reason = "a trace has its own times between turns" if trace else "it is the time between the turns of --turns"
+        raise TargetError(f"--think-time: {reason}")
     if trace:
         name = options.trace.name
         return [Empirical(tuple(arrival.prompt for arrival in trace), name)], Empirical(tuple(arrival.output for arrival in trace), name)
@@ -302,6 +275,8 @@ def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths
     if options.shared_prefix or str(options.turns) != "1":
         raise TargetError("--shared-prefix and --turns need prompts of token ids, so not --prompt-file")
     texts = read_texts(options.prompt_file, load_vocabulary(options.tokenizer).count)
+    if texts.with_images:
+        say(f"{options.prompt_file}: skipped {texts.with_images:,} entries with images, and read {len(texts.texts):,} prompts")
     return [texts], options.output_tokens or texts.answers or output
 
 
@@ -313,6 +288,8 @@ def _workload(options: Arguments, prompt: Lengths, output: Distribution | AtMost
         seed=options.seed,
         shared_prefix=options.shared_prefix,
         turns=options.turns,
+        think=options.think_time,
+        adapters=options.adapters,
         tenants=("default",) if options.tenants == 1 else tuple(f"tenant-{number}" for number in range(options.tenants)),
         priorities=tuple(options.priorities),
         cancelling=options.cancelling,

@@ -31,7 +31,7 @@ from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, T
 from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
 from benchmarks.workload.plan import Load, PointPlan
-from benchmarks.workload.requests import Fixed, Lengths, Workload
+from benchmarks.workload.requests import Fixed, Lengths, Texts, Workload
 from llmserve import __version__
 
 # Points that may lose a worker and are measured again.
@@ -122,6 +122,7 @@ def _open_bench(settings: Settings, workers: WorkerPool | None) -> AbstractAsync
         admissions=settings.admissions,
         promise=settings.promise,
         client=settings.client,
+        adapters=[name for name, _ in settings.workload.adapters],
         workers=workers,
     )
 
@@ -178,6 +179,8 @@ def begin(settings: Settings, planner: Planner, bench: TestBed) -> Run:
     workload = settings.workload
     facts = {field.name: getattr(workload, field.name) for field in attrs.fields(Workload)}
     facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
+    facts["think"] = None if workload.think is None else str(workload.think)
+    facts["prompts_with_images"] = sum(lengths.with_images for lengths in settings.prompts if isinstance(lengths, Texts))
     system = bench.systems[0]
     tasks = planner.foreseen([system.name for system in bench.systems])
     facts["digest"] = digest([settings.job(task, number, system.vocabulary) for number, task in enumerate(tasks)])

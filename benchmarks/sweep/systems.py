@@ -135,12 +135,14 @@ async def open_bench(
     admissions: Sequence[str] = (NO_ADMISSION,),
     promise: Promise = Promise(),  # noqa: B008 - frozen
     client: ClientOptions = ClientOptions(),  # noqa: B008 - frozen
+    adapters: Sequence[str] = (),
     workers: WorkerPool | None = None,
 ) -> AsyncIterator[TestBed]:
     """Open the targets of a run.
 
     A target is `inprocess`, `http` (our server over the same engine) or the URL of a server.
     `inprocess` and `http` are opened once for each of the `admissions`.
+    A server at a URL must have the `adapters`.
     `workers` are the generators of the URLs, instead of as many `processes` of this host.
 
     Raises:
@@ -160,16 +162,22 @@ async def open_bench(
             await own.open(admissions, SLO(ttft=promise.ttft, tpot=promise.tpot))
         for url in targets:
             if url not in (INPROCESS, HERE):
-                await _open_server(stack, bench, url, model, vocabulary, workers or processes, client)
+                await _open_server(stack, bench, (url, model, adapters), vocabulary, workers or processes, client)
         names = [without_credentials(target) for target in targets]
         bench.systems.sort(key=lambda system: names.index(system.name.split()[0]))
         yield bench
 
 
 async def _open_server(
-    stack: AsyncExitStack, bench: TestBed, url: str, model: str | None, vocabulary: int, generators: WorkerPool | int, client: ClientOptions
+    stack: AsyncExitStack,
+    bench: TestBed,
+    named: tuple[str, str | None, Sequence[str]],
+    vocabulary: int,
+    generators: WorkerPool | int,
+    client: ClientOptions,
 ) -> None:
-    server, name = await find_model(parse_server(url, client), model)
+    url, model, adapters = named
+    server, name = await find_model(parse_server(url, client), model, adapters)
     read = metrics_source(await stack.enter_async_context(open_session(server)), server.root / "metrics")
     if isinstance(generators, int):
         fleet = await stack.enter_async_context(open_fleet(server.url, name, generators, client))

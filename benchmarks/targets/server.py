@@ -6,7 +6,7 @@ gets `/v1`. Credentials are sent, and are in no label, error or file.
 
 import base64
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -130,14 +130,14 @@ async def open_session(server: Server) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def find_model(server: Server, model: str | None) -> tuple[Server, str]:
+async def find_model(server: Server, model: str | None, adapters: Sequence[str] = ()) -> tuple[Server, str]:
     """Return the server, and its first model or the named one.
 
     If the URL has a path with no models, the API may be at `/v1` below it. A named model is
     accepted from a server that does not list its models.
 
     Raises:
-        TargetError: The server cannot be reached, or does not have the model.
+        TargetError: The server cannot be reached, or does not have the model or an adapter.
     """
     status, models = await _models(server)
     if status == 404 and server.root == server.api:
@@ -151,8 +151,9 @@ async def find_model(server: Server, model: str | None) -> tuple[Server, str]:
         raise TargetError(
             f"{server.api}models returns HTTP {status}{'' if status != 404 else ': pass --model, or the base URL of the API'}"
         )
-    if not models or (model is not None and model not in models):
-        raise TargetError(f"{server.api} does not serve {model!r}; its models: {', '.join(models) or 'none'}")
+    missing = next((name for name in (model, *adapters) if name is not None and name not in models), None)
+    if not models or missing is not None:
+        raise TargetError(f"{server.api} does not serve {missing!r}; its models: {', '.join(models) or 'none'}")
     return server, str(model or models[0])
 
 

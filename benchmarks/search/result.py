@@ -66,7 +66,7 @@ def sentence(name: str, verdicts: Sequence[Verdict], goal: Goal, promise: Promis
     least = min(verdicts, key=lambda each: each.load)
     if found.low is None:
         where = f"at {amount(least.load, goal)}" if least.load else "of requests alone on the server"
-        return f"{name}: no measured {unit} meets the objective ({wanted}): {where}, {_reason(least)}."
+        return f"{name}: no {unit} that was measured, in {points} points, meets the objective ({wanted}): {where}, {_reason(least)}."
     low = found.low
     at = f"there {low.share:.1%} of {low.sent:,} requests did (at least {low.low:.1%})"
     if found.high is None:

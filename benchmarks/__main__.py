@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import cast
 
 from benchmarks.arguments import Command
-from benchmarks.commands import compare, predict, run, sample, schema, search, self_test, sweep, table
+from benchmarks.commands import compare, predict, run, sample, schema, search, self_test, sweep, table, worker
 from benchmarks.recording.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.workload.traces import UnreadableFile
@@ -16,11 +16,11 @@ from frontends.options.suggestions import Parser
 from llmserve import ConfigurationError, EngineError
 
 PROGRAM = "python -m benchmarks"
-COMMANDS: Sequence[Command] = (sweep, search, run, table, compare, predict, sample, self_test, schema)
+COMMANDS: Sequence[Command] = (sweep, search, run, worker, table, compare, predict, sample, self_test, schema)
 # Modules of `benchmarks.studies`, which the wheel omits.
 STUDIES = (
     "parity", "overhead", "latency", "calibrate", "overload", "faults", "cancels", "connections", "storms", "attacks", "grammars",
-    "cluster", "routing", "soak", "truth",
+    "cluster", "routing", "soak", "truth", "ceilings",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 from benchmarks.recording.storage import readable
 from benchmarks.targets.server import without_credentials
@@ -80,6 +81,18 @@ def header(text: str) -> tuple[str, str]:
     if not colon or not name.isascii() or not all(letter.isalnum() or letter in "-_" for letter in name) or not name or "\n" in value:
         raise argparse.ArgumentTypeError("write NAME:VALUE")
     return name, value
+
+
+def address(text: str) -> tuple[str, int]:
+    """Parse `HOST:PORT`."""
+    try:
+        found = urlsplit(f"//{text}")
+        host, port = found.hostname, found.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or found.netloc != text or "@" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: write HOST:PORT")
+    return host, port
 
 
 def json_object(text: str) -> dict[str, Any]:

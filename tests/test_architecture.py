@@ -131,7 +131,7 @@ ALLOWED = {
     # The largest request that our servers accept, and the first bytes of the raw-socket protocol.
     "benchmarks.robustness.attacks.inputs": {"frontends"},
     "benchmarks.robustness.soak_clients": {"benchmarks", "frontends.rawsocket.client", "llmserve"},
-    "reports": {"reports", "benchmarks.analysis", "benchmarks.recording"},
+    "reports": {"reports", "benchmarks.analysis", "benchmarks.recording", "benchmarks.search.result"},
     "reports.__main__": {"reports", "benchmarks.analysis", "benchmarks.recording", "frontends.options.suggestions"},
 }
 # Maximum number of modules in a folder, and at a package's top, which holds only public names and

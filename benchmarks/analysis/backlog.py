@@ -11,6 +11,7 @@ server did not answer it. A refused one counts as ended.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -59,8 +60,12 @@ class Backlog(msgspec.Struct, kw_only=True):
     served: list[float]
 
 
-def backlog(records: Sequence[RequestRecord]) -> Backlog | None:
-    """Judge one point of an open loop with one rate; None if it is too short to be judged."""
+def backlog(records: Sequence[RequestRecord], rate: float = math.inf) -> Backlog | None:
+    """Judge one point of an open loop with one rate; None if it is too short to be judged.
+
+    A server that answers more than the `rate` is not above its capacity: by chance, more requests
+    came at once than later will.
+    """
     ordered = sorted(records, key=lambda record: record.intended)
     if len(ordered) < 2 * PARTS:
         return None
@@ -71,14 +76,16 @@ def backlog(records: Sequence[RequestRecord]) -> Backlog | None:
     sent = int(begun[-1] - begun[0])
     waits = [_wait(list(part)) for part in np.array_split(np.asarray(ordered, dtype=object), 4)]
     grown = levels[-1] > levels[0] and _waits_grow(waits, end - ordered[0].intended)
+    served = _served(ordered, np.linspace(edges[PARTS // 2], end, SERVED_PARTS + 1))
+    found = "over-saturated" if grown else trend(levels, sent)
     return Backlog(
-        trend="over-saturated" if grown else trend(levels, sent),
+        trend="undecided" if found == "over-saturated" and served.mean() > rate else found,
         before=int(levels[0]),
         after=int(levels[-1]),
         ttft_before=_ttft(ordered[: len(ordered) // 4]),
         ttft_after=_ttft(ordered[-(len(ordered) // 4) :]),
         sent=sent / float(edges[-1] - edges[0]),
-        served=_served(ordered, np.linspace(edges[PARTS // 2], end, SERVED_PARTS + 1)).tolist(),
+        served=served.tolist(),
     )
 
 

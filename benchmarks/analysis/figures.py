@@ -1,5 +1,6 @@
 """What an analysis derives from the requests themselves, and can keep beside a sample of them. Pure."""
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -50,7 +51,7 @@ def figures(run: Run, point: Point, records: Sequence[RequestRecord]) -> Figures
     summary = summarize(records, open_loop=point.concurrency is None, promise=run.promise)
     counted = [record for record in records if not record.lead]
     stages = waterfall(counted)
-    waiting = backlog(counted) if point.pattern in STEADY_PATTERNS else None
+    waiting = backlog(counted, point.rate or math.inf) if point.pattern in STEADY_PATTERNS else None
     start, end = summary.window
     sent = sum(1 for record in records if start < record.intended <= end)
     return Figures(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.recording.results import Counted, Point, RequestRecord
+from benchmarks.recording.results import Counted, Point, RequestRecord, Worker
 
 # Number of different failures that are shown.
 MAX_FAILURES = 3
@@ -42,8 +42,22 @@ def remarks(records: Sequence[RequestRecord]) -> list[str]:
     return found
 
 
+def workers(points: Sequence[Point]) -> list[str]:
+    """Return what each worker sent in all points, and how well its clock was known."""
+    found: dict[str, list[Worker]] = {}
+    for point in points:
+        for worker in point.workers:
+            found.setdefault(worker.name, []).append(worker)
+    return [
+        f"{name}: {sum(each.requests for each in parts)} requests in {len(parts)} points, clock {parts[-1].clock_offset:+.3f} s, "
+        f"known within {max(each.clock_error for each in parts) * 1000:.2f} ms"
+        for name, parts in found.items()
+    ]
+
+
 def lists(rows: Sequence[tuple[Point, Sequence[str], Sequence[str]]]) -> dict[str, list[str]]:
-    """Return all points' failures and remarks, a line for each point, each list under its heading."""
+    """Return all points' failures, remarks and workers in lines, each list under its heading."""
     failed = [f"{point.name}: {'; '.join(failures)}" for point, failures, _ in rows if failures]
     remarked = [f"{point.name}: {'; '.join(remarks)}" for point, _, remarks in rows if remarks]
-    return {head: lines for head, lines in (("Failed requests", failed), ("Remarks", remarked)) if lines}
+    lists = {"Failed requests": failed, "Remarks": remarked, "Workers": workers([point for point, _, _ in rows])}
+    return {head: lines for head, lines in lists.items() if lines}

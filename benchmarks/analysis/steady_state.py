@@ -18,19 +18,23 @@ STEADY_SHARE = 0.9
 # requests.
 DIP_SHARE = 0.01
 MAX_BLOCKS = 16
+# Recorded times are rounded to the microsecond. Without this, a client would sometimes have a
+# request while it still has the one before, and that moment would be the peak.
+ROUNDED = 2e-6
 
 
 def steady_window(records: Sequence[RequestRecord]) -> Window:
     """Return the longest span with at least 90 % of the peak in flight, without ramp and drain.
 
     A dip shorter than 1 % of the whole does not end a span, because between two requests a client
-    briefly has none. The span begins when all clients have their first token: before that they
-    share one burst of prompts, which does not recur.
+    briefly has none. A client that thinks counts as one that has a request. The span begins when
+    all clients have their first token: before that they share one burst of prompts, which does not
+    recur.
     """
     net: Counter[float] = Counter()
     for record in records:
         if record.dispatched is not None and record.finished is not None:
-            net[record.dispatched] += 1
+            net[record.intended - record.think + ROUNDED if record.think else record.dispatched] += 1
             net[record.finished] -= 1
     times = sorted(net)
     levels = list(itertools.accumulate(net[time] for time in times))

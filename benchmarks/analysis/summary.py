@@ -49,6 +49,16 @@ class Distribution(msgspec.Struct):
         return self.quantiles[name].value if name in self.quantiles else None
 
 
+class Adapter(msgspec.Struct):
+    """The figures of the requests for one LoRA adapter, or for the model itself."""
+
+    requests: int
+    answered: int
+    ttft: Distribution
+    tpot: Distribution
+    e2e: Distribution
+
+
 class Summary(msgspec.Struct):
     """The figures of one point.
 
@@ -63,6 +73,7 @@ class Summary(msgspec.Struct):
         goodput_per_second: Requests per second that met the SLO; None without an SLO.
         failures: The most frequent failures with the server's messages.
         remarks: How tokens were counted, if not by the server for each chunk, and natural lengths.
+        adapters: By name, or empty if no request was for an adapter; the model itself has an empty name.
     """
 
     requests: int
@@ -84,6 +95,7 @@ class Summary(msgspec.Struct):
     goodput_per_second: float | None
     failures: list[str] = []
     remarks: list[str] = []
+    adapters: dict[str, Adapter] = {}
 
 
 def needed(share: float) -> int:
@@ -162,7 +174,22 @@ def summarize(records: Sequence[RequestRecord], *, open_loop: bool = False, prom
         goodput_per_second=sum(1 for record in inside if kept(record, promise)) / length if promised and length > 0 else None,
         failures=remarks.failures(records),
         remarks=remarks.remarks(records),
+        adapters=by_adapter(records),
     )
+
+
+def by_adapter(records: Sequence[RequestRecord]) -> dict[str, Adapter]:
+    """Return the figures of each adapter, by name; none if no request was for an adapter."""
+    names = sorted({record.adapter for record in records})
+    parts = {name: [record for record in records if record.adapter == name] for name in names if names != [""]}
+    return {
+        name: Adapter(
+            len(part),
+            sum(1 for record in part if record.outcome == "ok"),
+            **{figure: distribution(times_of(part)[figure]) for figure in ("ttft", "tpot", "e2e")},
+        )
+        for name, part in parts.items()
+    }
 
 
 def times_of(records: Sequence[RequestRecord]) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from benchmarks.analysis.outcomes import answered
-from benchmarks.analysis.summary import Distribution
+from benchmarks.analysis.summary import Adapter, Distribution
 
 if TYPE_CHECKING:
     from benchmarks.analysis.report import Analysis, View
@@ -97,11 +97,36 @@ def columns(found: "Analysis", *, optional: bool = False) -> list[Column]:
     return [one for one in every if optional or not one.optional or any(one.value(view) is not None for view in found.views)]
 
 
+ADAPTER_HEADINGS = ("target", "load", "adapter", "requests", "answered", "TTFT p50 (ms)", "TTFT p99 (ms)", "TPOT p50 (ms)", "E2E p50 (ms)")
+
+
+def adapter_rows(found: "Analysis") -> list[list[str]]:
+    """Return a row for each LoRA adapter of each point, and for the model itself; none without adapters."""
+    return [
+        [view.point.target, view.point.load, name or found.model, f"{each.requests:,}", f"{each.answered:,}", *_times(each)]
+        for view in found.views
+        for name, each in view.summary.adapters.items()
+    ]
+
+
+def _times(each: Adapter) -> list[str]:
+    shown = ((each.ttft, "p50"), (each.ttft, "p99"), (each.tpot, "p50"), (each.e2e, "p50"))
+    return [_milliseconds(found, quantile) for found, quantile in shown]
+
+
+def _milliseconds(found: Distribution, quantile: str) -> str:
+    seconds = found.at(quantile)
+    return "-" if seconds is None else f"{seconds * 1000:,.1f}"
+
+
 def markdown(found: "Analysis") -> str:
     """Return one line per point, then which points are not valid, or not served."""
     shown = columns(found)
     lines = [f"| {' | '.join(column.heading for column in shown)} |", "|" + "---|" * len(shown)]
     lines += [f"| {' | '.join(column.text(view) for column in shown)} |" for view in found.views]
+    if rows := adapter_rows(found):
+        lines += ["", f"| {' | '.join(ADAPTER_HEADINGS)} |", "|" + "---|" * len(ADAPTER_HEADINGS)]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     faulty = [f"{view.point.name}: {'; '.join(view.faults)}" for view in found.views if view.faults]
     unserved = [f"{view.point.name}: {view.state}: {view.unserved}" for view in found.views if view.valid and view.unserved is not None]
     for title, notes in (("Not valid:", faulty), ("Not served (the latencies depend on the duration):", unserved)):

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.analysis.outcomes import answered
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.analysis.steady_state import block_rates, in_flight
-from benchmarks.analysis.summary import Summary
+from benchmarks.analysis.summary import Distribution, Summary, distribution
 from benchmarks.recording.results import Point, RequestRecord
 
 # Sending late by 10 % of a latency distorts the latency by as much. 5 ms is a time slice of the
@@ -34,7 +34,8 @@ def faults(
     checks = (
         _complete(point, records),
         _answered(summary),
-        _on_time(point, summary),
+        _on_time(point, records, summary),
+        _same_clock(point, summary),
         _not_busy(point, summary, ceiling),
         _token_counts(records),
         _littles_law(point, records, summary),
@@ -47,6 +48,8 @@ def faults(
 def _complete(point: Point, records: Sequence[RequestRecord]) -> str | None:
     if point.saturated_at is not None:
         return None
+    if point.problem:
+        return f"cut short after {len(records)} of {point.planned} requests: {point.problem}"
     if not point.complete:
         return f"cut short after {len(records)} of {point.planned} requests"
     first_turns = sum(1 for record in records if record.turn == 0 and not record.lead)
@@ -59,16 +62,46 @@ def _answered(summary: Summary) -> str | None:
     return None if answered(summary) else f"no request was answered: {summary.outcomes}"
 
 
-def _on_time(point: Point, summary: Summary) -> str | None:
+def _on_time(point: Point, records: Sequence[RequestRecord], summary: Summary) -> str | None:
     bound = max(LATENESS_FLOOR, LATENESS_SHARE * (summary.ttft_service.at("p50") or 0.0))
-    late = max((quantile.value for quantile in summary.lateness.quantiles.values()), default=0.0)
+    # Of many processes, one that is late sends too few of all requests to show in their p99.
+    parts = [
+        distribution([record.dispatched - record.intended for record in part if record.dispatched is not None])
+        for part in _by_process(point, records)
+    ]
+    which, late = max(enumerate(map(_largest, [*parts, summary.lateness])), key=lambda found: found[1])
     if late > bound:
-        return f"sent up to {late * 1000:.1f} ms late, more than {bound * 1000:.1f} ms"
+        who = f"worker {point.workers[which].name} " if which < len(point.workers) else ""
+        return f"{who}sent up to {late * 1000:.1f} ms late, more than {bound * 1000:.1f} ms"
     # In the process of the engine's client, the loop's lag is part of the measurement.
     if point.processes and point.loop_lag is not None and point.loop_lag > bound:
         words = f"woke {point.loop_lag * 1000:.1f} ms late (p99), more than {bound * 1000:.1f} ms"
-        return f"the generator's event loop {words}: increase --processes, or stop other programs"
+        who = next((f"worker {worker.name}" for worker in point.workers if worker.loop_lag == point.loop_lag), "the generator")
+        return f"{who}'s event loop {words}: increase --processes, or stop other programs"
     return None
+
+
+def _by_process(point: Point, records: Sequence[RequestRecord]) -> list[list[RequestRecord]]:
+    """Return the requests of each generator process, without leads."""
+    count = min(point.processes, point.concurrency or point.processes)
+    parts: list[list[RequestRecord]] = [[] for _ in range(count)]
+    for record in records:
+        if count and not record.lead:
+            parts[record.number % count].append(record)
+    return parts
+
+
+def _largest(found: Distribution) -> float:
+    return max((quantile.value for quantile in found.quantiles.values()), default=0.0)
+
+
+def _same_clock(point: Point, summary: Summary) -> str | None:
+    """Check that the workers' requests can be counted together, as those in flight are."""
+    bound = max(LATENESS_FLOOR, LATENESS_SHARE * (summary.e2e.at("p50") or 0.0))
+    worst = max(point.workers, key=lambda worker: worker.clock_error, default=None)
+    if worst is None or worst.clock_error <= bound:
+        return None
+    return f"the clock of worker {worst.name} is known only within {worst.clock_error * 1000:.1f} ms, more than {bound * 1000:.1f} ms"
 
 
 def _not_busy(point: Point, summary: Summary, ceiling: float | None) -> str | None:

@@ -8,6 +8,7 @@ from benchmarks.arguments import Arguments, positive
 from benchmarks.recording.results import Goal
 from benchmarks.search.planner import Search
 from benchmarks.sweep import options, session
+from benchmarks.sweep.parsers import many_lengths
 from benchmarks.targets import TargetError
 from benchmarks.workload.plan import Load
 
@@ -27,7 +28,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--points", type=positive(int), default=8, metavar="N", help="maximum number of points on each target (default: %(default)s)")
     words = "maximum number of points of a load that is too close to call; each lasts twice as long (default: %(default)s)"
     add("--repeats", type=positive(int), default=3, help=words)
-    add("--prompt-tokens", dest="prompts", type=options.many_lengths, default="128", metavar="LENGTHS")
+    add("--prompt-tokens", dest="prompts", type=many_lengths, default="128", metavar="LENGTHS")
     options.add_burstiness(command)
     options.add_options(command)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import attrs
 
-from benchmarks.recording.results import STOPPED, RequestRecord
+from benchmarks.recording.results import STOPPED, RequestRecord, Worker
 from benchmarks.targets import Target, with_patience
 from benchmarks.workload.plan import PointPlan
 from benchmarks.workload.requests import Item
@@ -37,13 +37,22 @@ class Progress:
 
 @attrs.define(kw_only=True)
 class Measured:
-    """What one generator measured, also of an incomplete point; `origin` is the point's start."""
+    """What was measured of a point, also of an incomplete one.
+
+    Attributes:
+        cpu_seconds, loop_lag: As in `Point`.
+        origin: The point's start, by this process's clock.
+        problem: Why the point ended early, if a generator was the reason.
+        workers: The processes on other hosts.
+    """
 
     records: list[RequestRecord] = attrs.field(factory=list)
     cpu_seconds: float = 0.0
-    lags: list[float] = attrs.field(factory=list)
+    loop_lag: float | None = None
     origin: float = 0.0
     complete: bool = False
+    problem: str = ""
+    workers: list[Worker] = attrs.field(factory=list)
 
 
 @attrs.define
@@ -63,6 +72,7 @@ class Generator:
     clock: Callable[[], float] = anyio.current_time
     cpu_clock: Callable[[], float] = time.process_time
     _schedule: tuple[list[float], list[Item]] | None = None
+    _lags: list[float] = attrs.field(factory=list)
 
     def prepare(self) -> None:
         """Make all prompts before the clock starts, because that takes time."""
@@ -88,6 +98,8 @@ class Generator:
             self.measured.complete = True
         finally:
             self.measured.cpu_seconds = self.cpu_clock() - cpu
+            lags = sorted(self._lags)
+            self.measured.loop_lag = lags[int(0.99 * (len(lags) - 1))] if lags else None
 
     async def _closed_loop(self, items: Sequence[Item]) -> None:
         """Run the clients: each sends its next request when its last one has ended."""
@@ -111,9 +123,9 @@ class Generator:
 
     async def _converse(self, item: Item, intended: float) -> None:
         """Send an item and its follow-ups, until one is not answered."""
-        turn = 0
+        turn, think = 0, 0.0
         while True:
-            record, answer = await self._send(item, intended, turn)
+            record, answer = await self._send(item, intended, turn, think)
             if not item.follow_ups or record.outcome != "ok":
                 return
             # A target that returns no token ids gets as many tokens of the prompt instead. The
@@ -121,9 +133,12 @@ class Generator:
             # docs/benchmarks.md).
             length = record.completion_tokens
             filler = (item.prompt * (length // len(item.prompt) + 1))[:length]
-            item, intended, turn = item.after(answer or filler), self._now(), turn + 1
+            think = item.follow_ups[0].think
+            item, intended, turn = item.after(answer or filler), self._now() + think, turn + 1
+            if think:
+                await anyio.sleep(think)
 
-    async def _send(self, item: Item, intended: float, turn: int) -> tuple[RequestRecord, tuple[int, ...]]:
+    async def _send(self, item: Item, intended: float, turn: int, think: float) -> tuple[RequestRecord, tuple[int, ...]]:
         which, of = self.job.part
         record = RequestRecord(
             point=self.job.point,
@@ -133,7 +148,9 @@ class Generator:
             intended=intended,
             tenant=item.tenant,
             priority=item.priority,
+            adapter=item.adapter,
             turn=turn,
+            think=think,
             lead=item.lead,
             dispatched=self._now(),
         )
@@ -151,7 +168,7 @@ class Generator:
         while True:
             due = self.clock() + LAG_SECONDS
             await anyio.sleep(LAG_SECONDS)
-            self.measured.lags.append(self.clock() - due)
+            self._lags.append(self.clock() - due)
 
     def _now(self) -> float:
         return self.clock() - self.measured.origin

@@ -1,7 +1,8 @@
 """Samples an engine while a point runs: ten times a second, less often in long points."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -42,6 +43,17 @@ class Monitor:
                 del self.samples[1::2]
                 interval *= 2
             await anyio.sleep(interval)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take samples during the block; an error of the block is raised as it is."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.run)
+                yield
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     def since(self, origin: float) -> list[Sample]:
         """Return the samples from `origin` on; times are relative to it, sums to the first."""

@@ -28,7 +28,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     manager passed the request to the engine.
 
     A `lead` is a client's first request, shortened to desynchronise the clients. It is load like
-    any other request, but no sample.
+    any other request, but no sample. `adapter` is a LoRA adapter, or empty for the model itself. `think` are the
+    seconds for which the client waited after the answer before.
     """
 
     point: int
@@ -39,7 +40,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     request_id: str = ""
     tenant: str = "default"
     priority: int = 0
+    adapter: str = ""
     turn: int = 0
+    think: float = 0.0
     lead: bool = False
     dispatched: float | None = None
     accepted: float | None = None
@@ -111,6 +114,21 @@ class Sample(msgspec.Struct, kw_only=True):
     engine_cpu: float | None = None
 
 
+class Worker(msgspec.Struct, kw_only=True):
+    """A generator process of another host, during one point; CPU time and lag are as in `Point`.
+
+    `requests` counts all that it sent. `clock_offset` is its monotonic clock minus that of the run's host,
+    in seconds, and `clock_error` how far it may have been from that, drift within the point included.
+    """
+
+    name: str
+    requests: int
+    client_cpu_seconds: float
+    loop_lag: float | None
+    clock_offset: float
+    clock_error: float
+
+
 class Point(msgspec.Struct, kw_only=True):
     """One load: a closed loop with a `concurrency`, or an open loop with a `pattern` and a `rate`.
 
@@ -118,7 +136,9 @@ class Point(msgspec.Struct, kw_only=True):
     `client_cpu_seconds` and `loop_lag` (the p99 of the event loop's delay, in seconds) are those of
     the busiest of the generator's `processes`. With 0 processes, the generator ran in the process
     that holds the engine's client. `saturated_at` is when an open loop was stopped because the server
-    was over-saturated, in seconds since the point's start.
+    was over-saturated, in seconds since the point's start. `problem` is why a generator process ended the
+    point early. `workers` are the processes on other hosts, of which number N sent the requests whose
+    number is N modulo the number of processes that have clients.
     """
 
     number: int
@@ -136,6 +156,8 @@ class Point(msgspec.Struct, kw_only=True):
     loop_lag: float | None = None
     complete: bool = False
     saturated_at: float | None = None
+    problem: str = ""
+    workers: list[Worker] = []
 
     @property
     def load(self) -> str:

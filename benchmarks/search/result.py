@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import attrs
+
 from benchmarks.analysis import report
 from benchmarks.analysis.report import Analysis
 from benchmarks.recording.results import Goal, Promise
@@ -11,19 +13,52 @@ from benchmarks.search.verdict import Verdict, judge, verdicts_of
 UNITS = {"rate": "requests/s", "concurrency": "concurrency"}
 
 
+@attrs.frozen
+class Found:
+    """What a search found on one target.
+
+    Attributes:
+        bounds: The highest load that meets the SLO and the lowest that misses it, where they were found.
+    """
+
+    target: str
+    goal: Goal
+    sentence: str
+    table: str
+    bounds: tuple[float | None, float | None]
+
+    @property
+    def interval(self) -> str:
+        """The result in few characters: the highest load that meets the SLO, and its interval."""
+        low, high = self.bounds
+        if low is None:
+            return "none"
+        return f"{_number(low)} [{_number(low)}, {_number(high)}]" if high is not None else f"at least {_number(low)}"
+
+
+def searches(analysis: Analysis) -> list[Found]:
+    """Return the result for each target; empty if the run is no search."""
+    run, found = analysis.recording.run, []
+    goal = run.search
+    if goal is None:
+        return []
+    for target in dict.fromkeys(view.point.target for view in analysis.views):
+        views = [view for view in analysis.views if view.point.target == target]
+        verdicts = verdicts_of(views, goal, run.promise)
+        # The first point of a search for a rate has one client.
+        shown = verdicts or [judge(0.0, views, goal.attainment, run.promise)]
+        said = sentence(f"{analysis.model} ({target})", shown, goal, run.promise, len(views))
+        ends = bracket(verdicts)
+        bounds = (None if ends.low is None else ends.low.load, None if ends.high is None else ends.high.load)
+        found.append(Found(target, goal, said, table(shown, goal), bounds))
+    return found
+
+
 def conclude(analysis: Analysis) -> tuple[str, int]:
     """Return Markdown, and the exit code: 2 if a target has no load that meets the SLO."""
-    run = analysis.recording.run
-    goal, parts, code = run.search, [report.conclusion(analysis)], 0
-    if goal is not None:
-        for target in dict.fromkeys(view.point.target for view in analysis.views):
-            views = [view for view in analysis.views if view.point.target == target]
-            verdicts = verdicts_of(views, goal, run.promise)
-            code = code if bracket(verdicts).low is not None else 2
-            # The first point of a search for a rate has one client.
-            shown = verdicts or [judge(0.0, views, goal.attainment, run.promise)]
-            parts += [table(shown, goal), sentence(f"{analysis.model} ({target})", shown, goal, run.promise, len(views))]
-    return "\n\n".join(parts), code
+    found = searches(analysis)
+    parts = [report.conclusion(analysis), *(text for each in found for text in (each.table, each.sentence))]
+    return "\n\n".join(parts), 2 if any(each.bounds[0] is None for each in found) else 0
 
 
 def sentence(name: str, verdicts: Sequence[Verdict], goal: Goal, promise: Promise, points: int) -> str:
@@ -31,7 +66,7 @@ def sentence(name: str, verdicts: Sequence[Verdict], goal: Goal, promise: Promis
     least = min(verdicts, key=lambda each: each.load)
     if found.low is None:
         where = f"at {amount(least.load, goal)}" if least.load else "of requests alone on the server"
-        return f"{name}: no measured {unit} meets the objective ({wanted}): {where}, {_reason(least)}."
+        return f"{name}: no {unit} that was measured, in {points} points, meets the objective ({wanted}): {where}, {_reason(least)}."
     low = found.low
     at = f"there {low.share:.1%} of {low.sent:,} requests did (at least {low.low:.1%})"
     if found.high is None:

@@ -72,7 +72,7 @@ def judge(load: float, views: Sequence[View], attainment: float, promise: Promis
     certain = [view for view in views if view.valid]
     valid = certain or views
     records = [[record for record in view.traffic if not record.lead] for view in valid]
-    flags = [[kept(record, promise) for record in sorted(part, key=lambda record: record.intended)] for part in records]
+    flags = [_flags(view, part, promise) for view, part in zip(valid, records, strict=True)]
     met, sent = sum(map(sum, flags)), sum(map(len, flags))
     low, high = bounds([flag for part in flags for flag in part])
     trends = [view.backlog for view in valid if view.backlog is not None]
@@ -97,6 +97,13 @@ def judge(load: float, views: Sequence[View], attainment: float, promise: Promis
         faults=() if certain else tuple(views[-1].faults),
         points=len(views),
     )
+
+
+def _flags(view: View, records: Sequence[RequestRecord], promise: Promise) -> list[bool]:
+    """Return whether each request met the SLO, in the order of sending; of all, where the records are a sample."""
+    if len(view.within) > len(records):
+        return list(map(bool, view.within))
+    return [kept(record, promise) for record in sorted(records, key=lambda record: record.intended)]
 
 
 def bounds(flags: Sequence[bool]) -> tuple[float, float]:

@@ -92,6 +92,11 @@ CHUNK = _event(
     b'"choices":[{"index":0,"text":" word","logprobs":null,"finish_reason":null}]}'
 )
 END = _event(b"[DONE]") + b"0\r\n\r\n"
+# The server's own count, for clients that would otherwise tokenize every text.
+USAGE = (
+    b'{"id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1700000000,"model":"nothing",'
+    b'"choices":[],"usage":{"prompt_tokens":16,"completion_tokens":%d,"total_tokens":%d}}'
+)
 
 
 class _Connection(asyncio.Protocol):
@@ -116,12 +121,14 @@ class _Connection(asyncio.Protocol):
             return
         wanted = re.search(rb'"max_tokens": *(\d+)', body)
         self._transport.write(HEAD)
-        self._next(int(wanted[1]) if wanted else 1)
+        tokens = int(wanted[1]) if wanted else 1
+        self._end = _event(USAGE % (tokens, 16 + tokens)) + END
+        self._next(tokens)
 
     def _next(self, left: int) -> None:
         if self._transport.is_closing():
             return
-        self._transport.write(CHUNK if left else END)
+        self._transport.write(CHUNK if left else self._end)
         if left:
             asyncio.get_running_loop().call_soon(self._next, left - 1)
 

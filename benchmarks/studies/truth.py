@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.arguments import Arguments, add_out, keep, positive, say
 from benchmarks.targets import TargetError
 from benchmarks.truth import behaviours, study
-from benchmarks.truth.tools import PEERS, Ours, Tool, find_peer, version_of
+from benchmarks.truth.tools import PEERS, Load, Ours, Tool, find_peer, version_of
 from llmserve.models import BUNDLED, resolve
 
 NAME = "truth"
@@ -31,15 +31,20 @@ def rows(text: str) -> tuple[behaviours.Behaviour, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_peers(command: argparse.ArgumentParser) -> None:
+    """Add the options that `find_tools` reads."""
     words = f"a peer's program: {', '.join(PEERS)}; repeatable (default: those on PATH)"
     command.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PROGRAM", help=words)
     command.add_argument("--no-peers", action="store_true", help="measure only this project's generator")
+    words = "model folder with the tokenizer of the peers (default: %(default)s)"
+    command.add_argument("--tokenizer", default=BUNDLED, metavar="FOLDER", help=words)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_peers(command)
     command.add_argument("--rows", type=rows, default=behaviours.BEHAVIOURS, metavar="NAME,...", help="behaviours (default: all)")
     words = "further tolerance of TTFT and E2E, in ms, on a machine with other work (default: %(default)s)"
     command.add_argument("--slack", type=float, default=0.0, metavar="MS", help=words)
-    words = "model folder with the tokenizer of the peers (default: %(default)s)"
-    command.add_argument("--tokenizer", default=BUNDLED, metavar="FOLDER", help=words)
     command.add_argument(
         "--jobs", type=positive(int), default=1, metavar="N", help="tools that run at the same time (default: %(default)s)"
     )
@@ -68,15 +73,15 @@ def run(given: Arguments) -> int:
     return int(bool(found.ours_wrong(slack)))
 
 
-def find_tools(given: Arguments) -> list[Tool]:
+def find_tools(given: Arguments, load: Load = Load()) -> list[Tool]:  # noqa: B008 - frozen
     """Return our generator and the peers that are installed; the others are reported."""
-    tools: list[Tool] = [Ours()]
+    tools: list[Tool] = [Ours(load)]
     if given.no_peers:
         return tools
     programs = dict(given.peer)
     tokenizer = resolve(given.tokenizer)
     for name in PEERS:
-        tool = find_peer(name, programs.get(name), tokenizer)
+        tool = find_peer(name, programs.get(name), tokenizer, load)
         if tool is None:
             say(f"{name} is not installed: pass --peer {name}=PROGRAM to measure it")
         else:

@@ -1,5 +1,6 @@
 """Notices during an open loop that its rate is above capacity, from the generator's progress."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -21,8 +22,9 @@ CERTAIN = 5.0
 
 @attrs.define
 class EarlyStop:
-    """The requests in flight so far, by seconds since the point's start."""
+    """The requests in flight so far, by seconds since the point's start, at a rate that was asked for."""
 
+    rate: float = math.inf
     _times: list[float] = attrs.field(factory=list)
     _in_flight: list[int] = attrs.field(factory=list)
     _sent: list[int] = attrs.field(factory=list)
@@ -39,7 +41,9 @@ class EarlyStop:
         edges = np.linspace(FILLING_SHARE * seconds, seconds, PARTS + 1)
         begun = float(np.interp(edges[0], self._times, self._sent))
         levels = np.interp(edges, self._times, self._in_flight)
-        return trend(levels, self._sent[-1] - round(begun), CERTAIN) == "over-saturated"
+        answered = (done - (begun - levels[0])) / (seconds - edges[0])
+        # A server that answers more than the rate only has more to do at the moment.
+        return answered < self.rate and trend(levels, self._sent[-1] - round(begun), CERTAIN) == "over-saturated"
 
 
 async def run_until_saturated(
@@ -53,7 +57,7 @@ async def run_until_saturated(
 
     Returns the seconds from the point's start to the stop, or None if the job ran to its end.
     """
-    seen = EarlyStop()
+    seen = EarlyStop(job.load.rate or math.inf)
     with anyio.CancelScope() as scope:
 
         def changed(progress: Progress) -> None:

@@ -7,17 +7,19 @@ import pathlib
 import secrets
 from collections.abc import Sequence
 
-from benchmarks.arguments import Arguments, add_price, header, json_object, numbers, positive
+from benchmarks.arguments import Arguments, add_price, address, header, json_object, numbers, positive, say
+from benchmarks.generator.hosts import Listener, read_token
 from benchmarks.recording.results import Goal, Promise
+from benchmarks.sweep.parsers import adapters, lengths, many_lengths, span, stairs, think_time
 from benchmarks.sweep.planner import Listed, Planner, Sizes
 from benchmarks.sweep.quick import Quick
 from benchmarks.sweep.session import Settings
-from benchmarks.sweep.systems import NO_ADMISSION
+from benchmarks.sweep.systems import HERE, INPROCESS, NO_ADMISSION
 from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
 from benchmarks.targets.tokenizer import load_vocabulary
 from benchmarks.workload.plan import Load
-from benchmarks.workload.requests import AtMost, Empirical, Fixed, Lengths, Workload, parse_lengths
+from benchmarks.workload.requests import AtMost, Distribution, Empirical, Fixed, Lengths, Workload
 from benchmarks.workload.texts import read_texts
 from benchmarks.workload.traces import Arrival, read_trace
 from llmserve.engines import ENGINES
@@ -25,41 +27,6 @@ from llmserve.engines.vllm.args import parse_engine_args
 
 # Measurements of a load that is repeated until its interval is narrow.
 MAX_REPEATS = 8
-
-
-def lengths(text: str) -> Lengths:
-    try:
-        return parse_lengths(text)
-    except (ValueError, OSError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def many_lengths(text: str) -> list[Lengths]:
-    return [lengths(part) for part in text.split(",")]
-
-
-def span(text: str) -> tuple[float, float]:
-    """Parse `FIRST:LAST`, the rates of a ramp."""
-    try:
-        first, last = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST") from None
-    if not (math.isfinite(first + last) and first >= 0 and last >= 0 and first + last > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: rates must be 0 or more, and not both 0")
-    return first, last
-
-
-def stairs(text: str) -> tuple[tuple[float, float], ...]:
-    """Parse `RATE:SECONDS,RATE:SECONDS,...`."""
-    try:
-        found = tuple((float(rate), float(seconds)) for rate, seconds in (part.split(":") for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write RATE:SECONDS,RATE:SECONDS,...") from None
-    if not all(math.isfinite(rate + seconds) and rate >= 0 and seconds > 0 for rate, seconds in found) or not any(
-        rate for rate, _ in found
-    ):
-        raise argparse.ArgumentTypeError(f"{text!r}: rates must be 0 or more and one of them above 0; seconds must be above 0")
-    return found
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -84,6 +51,10 @@ def _add_systems(command: argparse.ArgumentParser) -> None:
     add("--engine", choices=list(ENGINES), default="vllm")
     add("--engine-arg", action="append", default=[], metavar="KEY=VALUE")
     add("--processes", type=positive(int), default=1, help="generator processes for HTTP, one core each (default: 1)")
+    words = "wait for `benchmarks worker` on other hosts at this address, and let them send the requests to the servers at URLs"
+    add("--workers-listen", type=address, metavar="HOST:PORT", help=words)
+    words = "with --workers-listen: generator processes to wait for (default: %(default)s)"
+    add("--expect-workers", type=positive(int), default=1, metavar="N", help=words)
     words = "vocabulary size of a remote server's model (default: %(default)s)"
     add("--vocabulary", type=positive(int), default=32_000, help=words)
 
@@ -140,6 +111,10 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     words = "tokens that all prompts begin with, in addition to --prompt-tokens"
     add("--shared-prefix", type=int, default=0, metavar="N", help=words)
     add("--turns", type=lengths, default="1", metavar="LENGTHS", help="turns of a conversation (default: %(default)s)")
+    words = "seconds between an answer and the next turn: 2, exponential:2, normal:2:0.5 or lognormal:2:0.6 (default: none)"
+    add("--think-time", type=think_time, metavar="SECONDS", help=words)
+    words = "LoRA adapters with their shares of the requests; the rest is for the model itself"
+    add("--adapters", type=adapters, default=(), metavar="NAME:SHARE,...", help=words)
     add("--tenants", type=positive(int), default=1, metavar="N")
     add("--priorities", type=int, nargs="+", default=[0], metavar="P", help="request priorities, drawn with equal probability")
     words = "share of requests whose client leaves after --patience seconds"
@@ -233,10 +208,11 @@ def settings(options: Arguments, *, trace: Sequence[Arrival] = (), goal: Goal | 
         raise TargetError(f"--cancelling must be a share from 0 to 1, not {options.cancelling:g}")
     if options.out.suffix != ".json":
         raise TargetError(f"--out must end in .json, not {options.out}")
+    targets = list(dict.fromkeys(options.target.split(",")))
     prompts, output = _lengths(options, trace)
     return Settings(
         admissions=options.admission,
-        targets=list(dict.fromkeys(options.target.split(","))),
+        targets=targets,
         workload=_workload(options, prompts[0], AtMost(output) if options.natural_lengths else output),
         out=options.out,
         prompts=prompts,
@@ -250,10 +226,23 @@ def settings(options: Arguments, *, trace: Sequence[Arrival] = (), goal: Goal | 
         price_per_hour=options.price_per_hour,
         ceiling_seconds=0.0 if options.no_ceiling else 0.5,
         client=_client(options),
+        workers=_workers(options, targets),
         resume=options.resume,
         goal=goal,
         stop_when_saturated=options.stop_when_saturated,
     )
+
+
+def _workers(options: Arguments, targets: Sequence[str]) -> Listener | None:
+    """Return where workers connect. Raises TargetError if they cannot load the targets."""
+    if options.workers_listen is None:
+        return None
+    local = [target for target in targets if target in (INPROCESS, HERE)]
+    if local:
+        raise TargetError(f"--workers-listen: workers load servers at URLs, and --target has {local[0]}, which is in this process")
+    if options.processes != 1:
+        raise TargetError("--processes: with --workers-listen, each host's `benchmarks worker` has this option")
+    return Listener(address=options.workers_listen, expected=options.expect_workers, token=read_token() or secrets.token_urlsafe(24))
 
 
 def _client(options: Arguments) -> ClientOptions:
@@ -269,12 +258,15 @@ def _client(options: Arguments) -> ClientOptions:
     )
 
 
-def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths], Lengths]:
+def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths], Distribution]:
     """Return the lengths of the prompts and of the answers: those of the options, of a trace or of a file.
 
     Raises TargetError, or UnreadableFile for the file.
     """
     output = options.output_tokens or Fixed(64)
+    if options.think_time is not None and (trace or str(options.turns) == "1"):
+        reason = "a trace has its own times between turns" if trace else "it is the time between the turns of --turns"
+        raise TargetError(f"--think-time: {reason}")
     if trace:
         name = options.trace.name
         return [Empirical(tuple(arrival.prompt for arrival in trace), name)], Empirical(tuple(arrival.output for arrival in trace), name)
@@ -283,10 +275,12 @@ def _lengths(options: Arguments, trace: Sequence[Arrival]) -> tuple[list[Lengths
     if options.shared_prefix or str(options.turns) != "1":
         raise TargetError("--shared-prefix and --turns need prompts of token ids, so not --prompt-file")
     texts = read_texts(options.prompt_file, load_vocabulary(options.tokenizer).count)
+    if texts.with_images:
+        say(f"{options.prompt_file}: skipped {texts.with_images:,} entries with images, and read {len(texts.texts):,} prompts")
     return [texts], options.output_tokens or texts.answers or output
 
 
-def _workload(options: Arguments, prompt: Lengths, output: Lengths) -> Workload:
+def _workload(options: Arguments, prompt: Lengths, output: Distribution | AtMost) -> Workload:
     return Workload(
         prompt=prompt,
         output=output,
@@ -294,6 +288,8 @@ def _workload(options: Arguments, prompt: Lengths, output: Lengths) -> Workload:
         seed=options.seed,
         shared_prefix=options.shared_prefix,
         turns=options.turns,
+        think=options.think_time,
+        adapters=options.adapters,
         tenants=("default",) if options.tenants == 1 else tuple(f"tenant-{number}" for number in range(options.tenants)),
         priorities=tuple(options.priorities),
         cancelling=options.cancelling,

@@ -52,6 +52,11 @@ class History:
     points: list[Point] = attrs.field(factory=list)
     views: dict[int, View] = attrs.field(factory=dict)
 
+    def add(self, point: Point, view: View | None) -> None:
+        self.points.append(point)
+        if view is not None:
+            self.views[point.number] = view
+
     def of(self, task: Task) -> list[View]:
         """Return the figures of every measurement of the task's load."""
         return [self.views[point.number] for point in self.points if task.is_of(point) and point.number in self.views]

@@ -4,16 +4,19 @@ import asyncio
 import datetime
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import anyio
 import attrs
 import msgspec
 
 from benchmarks.analysis import report
+from benchmarks.analysis.report import View
+from benchmarks.arguments import say
+from benchmarks.generator.hosts import Listener, WorkerPool, open_pool
+from benchmarks.generator.processes import WorkerLost
 from benchmarks.generator.run import Measured
 from benchmarks.recording import storage
 from benchmarks.recording.monitor import Monitor
@@ -28,8 +31,11 @@ from benchmarks.sweep.systems import INPROCESS, NO_ADMISSION, SystemUnderTest, T
 from benchmarks.targets import TargetError
 from benchmarks.targets.server import ClientOptions
 from benchmarks.workload.plan import Load, PointPlan
-from benchmarks.workload.requests import Fixed, Lengths, Workload
+from benchmarks.workload.requests import Fixed, Lengths, Texts, Workload
+from llmserve import __version__
 
+# Points that may lose a worker and are measured again.
+MAX_LOST = 5
 # A warm-up fills caches, connections and compilers. Long answers would only add time.
 WARM_UP_TOKENS = 8
 
@@ -39,6 +45,7 @@ class Settings:
     """Settings of a run; its planner decides the loads.
 
     Attributes:
+        workers: Where workers connect, which are then the generators; None uses this host's processes.
         resume: Whether the run continues what an interrupted run wrote to `out`.
         stop_when_saturated: Whether an open loop ends once its rate is clearly above capacity.
     """
@@ -58,6 +65,7 @@ class Settings:
     ceiling_seconds: float = 0.5
     admissions: tuple[str, ...] = (NO_ADMISSION,)
     client: ClientOptions = attrs.field(factory=ClientOptions)
+    workers: Listener | None = None
     resume: bool = False
     goal: Goal | None = None
     stop_when_saturated: bool = False
@@ -81,17 +89,11 @@ async def run(settings: Settings, planner: Planner) -> int:
     if earlier is not None:
         workload = attrs.evolve(settings.workload, salt=earlier.run.workload.get("salt", ""))
         settings = attrs.evolve(settings, workload=workload)
-    async with open_bench(
-        settings.targets,
-        model=settings.model,
-        engine=settings.engine,
-        engine_args=settings.engine_args,
-        processes=settings.processes,
-        vocabulary=settings.vocabulary,
-        admissions=settings.admissions,
-        promise=settings.promise,
-        client=settings.client,
-    ) as bench:
+    async with AsyncExitStack() as stack:
+        workers = None
+        if settings.workers is not None:
+            workers = await stack.enter_async_context(open_pool(settings.workers, __version__, say))
+        bench = await stack.enter_async_context(_open_bench(settings, workers))
         run = begin(settings, planner, bench)
         recording = Recording(run) if earlier is None else continued(earlier, run)
         if INPROCESS in settings.targets and settings.ceiling_seconds:
@@ -109,6 +111,22 @@ async def run(settings: Settings, planner: Planner) -> int:
     return code
 
 
+def _open_bench(settings: Settings, workers: WorkerPool | None) -> AbstractAsyncContextManager[TestBed]:
+    return open_bench(
+        settings.targets,
+        model=settings.model,
+        engine=settings.engine,
+        engine_args=settings.engine_args,
+        processes=settings.processes,
+        vocabulary=settings.vocabulary,
+        admissions=settings.admissions,
+        promise=settings.promise,
+        client=settings.client,
+        adapters=[name for name, _ in settings.workload.adapters],
+        workers=workers,
+    )
+
+
 @contextmanager
 def open_display() -> Iterator[Display]:
     """Open the dashboard if stderr is a terminal and `rich` is installed, and otherwise lines."""
@@ -124,26 +142,36 @@ def open_display() -> Iterator[Display]:
 async def measure_all(
     systems: Sequence[SystemUnderTest], settings: Settings, planner: Planner, recording: Recording, display: Display
 ) -> None:
-    """Measure the planner's points until it has no more."""
-    history = History()
-    for point in recording.run.points:
-        _add(history, recording, point)
+    """Measure the planner's points until it has no more.
+
+    Raises TargetError, also if too many points have lost a worker.
+    """
+    history, points, lost = History(), recording.run.points, 0
+    for point in points:
+        history.add(point, _view(recording, point))
     targets = {system.name: system for system in systems}
     while (task := planner.next(list(targets), history)) is not None:
-        number = sum(1 for point in history.points if point.target == task.target)
+        begun = len(points)
+        number = sum(1 for point in points if point.target == task.target)
         system = targets[task.target]
-        await measure(system, settings.job(task, number, system.vocabulary), settings, task.repeat, recording, display)
-        point = recording.run.points[-1]
-        _add(history, recording, point)
-        display.end(point, history.views.get(point.number))
+        try:
+            await measure(system, settings.job(task, number, system.vocabulary), settings, task.repeat, recording, display)
+        except WorkerLost:
+            lost += 1
+            if not system.replaceable or lost == MAX_LOST:
+                raise
+        for point in points[begun:]:
+            view = _view(recording, point)
+            display.end(point, view)
+            # A point that lost a worker is measured again, with new prompts.
+            if not point.problem:
+                history.add(point, view)
 
 
-def _add(history: History, recording: Recording, point: Point) -> None:
-    """Add a point and its figures to the history."""
-    history.points.append(point)
+def _view(recording: Recording, point: Point) -> View | None:
+    """Return the figures of a point; None if it has no requests."""
     alone = Recording(msgspec.structs.replace(recording.run, points=[point]), *recording.of(point))
-    for view in report.analyse(alone).views:
-        history.views[point.number] = view
+    return next(iter(report.analyse(alone).views), None)
 
 
 def begin(settings: Settings, planner: Planner, bench: TestBed) -> Run:
@@ -151,6 +179,8 @@ def begin(settings: Settings, planner: Planner, bench: TestBed) -> Run:
     workload = settings.workload
     facts = {field.name: getattr(workload, field.name) for field in attrs.fields(Workload)}
     facts |= {"prompt": [str(lengths) for lengths in settings.prompts], "output": str(workload.output), "turns": str(workload.turns)}
+    facts["think"] = None if workload.think is None else str(workload.think)
+    facts["prompts_with_images"] = sum(lengths.with_images for lengths in settings.prompts if isinstance(lengths, Texts))
     system = bench.systems[0]
     tasks = planner.foreseen([system.name for system in bench.systems])
     facts["digest"] = digest([settings.job(task, number, system.vocabulary) for number, task in enumerate(tasks)])
@@ -192,13 +222,11 @@ async def measure(system: SystemUnderTest, job: PointPlan, settings: Settings, r
     recording.run.points.append(point)
     try:
         display.start(point, job.planned)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(monitor.run)
+        async with monitor.running():
             if settings.stop_when_saturated:
                 point.saturated_at = await run_until_saturated(system, job, measured, display.progress)
             else:
                 await system.run(job, measured, display.progress)
-            tasks.cancel_scope.cancel()
     finally:
         _conclude(point, job, measured)
         recording.records += measured.records
@@ -224,12 +252,11 @@ def _note_peak(run: Run, samples: list[Sample]) -> None:
 
 def _conclude(point: Point, job: PointPlan, measured: Measured) -> None:
     ends = [record.finished for record in measured.records if record.finished is not None]
-    lags = sorted(measured.lags)
     point.planned = job.planned
     point.seconds = max(ends, default=0.0)
     point.client_cpu_seconds = measured.cpu_seconds
-    point.loop_lag = lags[int(0.99 * (len(lags) - 1))] if lags else None
-    point.complete = measured.complete
+    point.loop_lag = measured.loop_lag
+    point.complete, point.problem, point.workers = measured.complete, measured.problem, measured.workers
 
 
 def execute(settings: Settings, planner: Planner) -> int:

@@ -12,6 +12,7 @@ import anyio
 import attrs
 
 from benchmarks.analysis.memory import read_shape
+from benchmarks.generator.hosts import WorkerPool
 from benchmarks.generator.processes import Fleet, open_fleet
 from benchmarks.generator.run import Generator, Measured, Progress
 from benchmarks.recording.machine import Machine
@@ -40,6 +41,7 @@ class SystemUnderTest(Protocol):
 
     Attributes:
         processes: Generator processes that the target has, or 0 if it has none.
+        replaceable: Whether a generator process that is lost may be replaced by another one.
         read: Reads the engine's current figures.
     """
 
@@ -48,6 +50,9 @@ class SystemUnderTest(Protocol):
 
     @property
     def processes(self) -> int: ...
+
+    @property
+    def replaceable(self) -> bool: ...
 
     @property
     def vocabulary(self) -> tuple[int, int]: ...
@@ -68,6 +73,7 @@ class InProcessSystem:
     read: Read
     name: str = INPROCESS
     processes: int = 0
+    replaceable: bool = False
 
     async def run(self, job: PointPlan, measured: Measured, show: Callable[[Progress], None]) -> None:
         await Generator(InProcess(self.manager), job, Progress(changed=show), measured, clock=time.monotonic).run()
@@ -89,7 +95,11 @@ class FleetSystem:
 
     @property
     def processes(self) -> int:
-        return len(self.fleet.pipes)
+        return self.fleet.processes
+
+    @property
+    def replaceable(self) -> bool:
+        return self.fleet.replaceable
 
     async def run(self, job: PointPlan, measured: Measured, show: Callable[[Progress], None]) -> None:
         try:
@@ -126,11 +136,15 @@ async def open_bench(
     admissions: Sequence[str] = (NO_ADMISSION,),
     promise: Promise = Promise(),  # noqa: B008 - frozen
     client: ClientOptions = ClientOptions(),  # noqa: B008 - frozen
+    adapters: Sequence[str] = (),
+    workers: WorkerPool | None = None,
 ) -> AsyncIterator[TestBed]:
     """Open the targets of a run.
 
     A target is `inprocess`, `http` (our server over the same engine) or the URL of a server.
     `inprocess` and `http` are opened once for each of the `admissions`.
+    A server at a URL must have the `adapters`.
+    `workers` are the generators of the URLs, instead of as many `processes` of this host.
 
     Raises:
         TargetError: A target is invalid.
@@ -149,18 +163,27 @@ async def open_bench(
             await own.open(admissions, SLO(ttft=promise.ttft, tpot=promise.tpot))
         for url in targets:
             if url not in (INPROCESS, HERE):
-                await _open_server(stack, bench, url, model, vocabulary, processes, client)
+                await _open_server(stack, bench, (url, model, adapters), vocabulary, workers or processes, client)
         names = [without_credentials(target) for target in targets]
         bench.systems.sort(key=lambda system: names.index(system.name.split()[0]))
         yield bench
 
 
 async def _open_server(
-    stack: AsyncExitStack, bench: TestBed, url: str, model: str | None, vocabulary: int, processes: int, client: ClientOptions
+    stack: AsyncExitStack,
+    bench: TestBed,
+    named: tuple[str, str | None, Sequence[str]],
+    vocabulary: int,
+    generators: WorkerPool | int,
+    client: ClientOptions,
 ) -> None:
-    server, name = await find_model(parse_server(url, client), model)
+    url, model, adapters = named
+    server, name = await find_model(parse_server(url, client), model, adapters)
     read = metrics_source(await stack.enter_async_context(open_session(server)), server.root / "metrics")
-    fleet = await stack.enter_async_context(open_fleet(server.url, name, processes, client))
+    if isinstance(generators, int):
+        fleet = await stack.enter_async_context(open_fleet(server.url, name, generators, client))
+    else:
+        fleet = generators.fleet(server.url, name, client)
     bench.model = bench.model or name
     bench.systems.append(FleetSystem(without_credentials(url), fleet, middle(vocabulary), read))
 

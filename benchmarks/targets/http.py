@@ -54,7 +54,7 @@ class HTTP:
 
     def _body(self, item: Item) -> bytes:
         body = {
-            "model": self.model,
+            "model": item.adapter or self.model,
             **self._prompt(item),
             "max_tokens": item.max_tokens,
             # Greedy, because a model with random weights would sample ids that its tokenizer does

@@ -35,7 +35,10 @@ class InProcess:
 
     async def send(self, item: Item, record: RequestRecord, now: Callable[[], float], origin: float) -> tuple[int, ...]:
         sampling = Sampling(max_tokens=item.max_tokens, temperature=0, ignore_eos=not item.natural)
-        request = GenerationRequest(item.text or item.prompt, sampling=sampling, tenant=item.tenant, priority=item.priority)
+        adapter = item.adapter or None
+        request = GenerationRequest(
+            item.text or item.prompt, sampling=sampling, tenant=item.tenant, priority=item.priority, adapter=adapter
+        )
         record.request_id = request.request_id
         answer: list[int] = []
         deliveries = record.deliveries

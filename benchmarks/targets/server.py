@@ -6,7 +6,7 @@ gets `/v1`. Credentials are sent, and are in no label, error or file.
 
 import base64
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from benchmarks.targets.base import TargetError
 # would be measured.
 READ_BUFFER = 10 * 2**20
 CONNECT_SECONDS = 10.0
+# Many servers close a connection that has been idle for 5 s (uvicorn, Node). A request that is sent
+# at that moment fails, which is no failure of the server.
+IDLE_SECONDS = 4.0
 # A shorter secret would be found in ordinary words.
 MIN_SECRET = 4
 
@@ -124,20 +127,20 @@ def parse_server(url: str, options: ClientOptions | None = None) -> Server:
 async def open_session(server: Server) -> AsyncIterator[aiohttp.ClientSession]:
     """Open a client session without limits, whose paths are relative to the server's API."""
     timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0, ssl=not server.options.insecure)
+    connector = aiohttp.TCPConnector(limit=0, ssl=not server.options.insecure, keepalive_timeout=IDLE_SECONDS)
     session = aiohttp.ClientSession(server.api, timeout=timeout, connector=connector, read_bufsize=READ_BUFFER, headers=server.headers)
     async with session:
         yield session
 
 
-async def find_model(server: Server, model: str | None) -> tuple[Server, str]:
+async def find_model(server: Server, model: str | None, adapters: Sequence[str] = ()) -> tuple[Server, str]:
     """Return the server, and its first model or the named one.
 
     If the URL has a path with no models, the API may be at `/v1` below it. A named model is
     accepted from a server that does not list its models.
 
     Raises:
-        TargetError: The server cannot be reached, or does not have the model.
+        TargetError: The server cannot be reached, or does not have the model or an adapter.
     """
     status, models = await _models(server)
     if status == 404 and server.root == server.api:
@@ -151,8 +154,9 @@ async def find_model(server: Server, model: str | None) -> tuple[Server, str]:
         raise TargetError(
             f"{server.api}models returns HTTP {status}{'' if status != 404 else ': pass --model, or the base URL of the API'}"
         )
-    if not models or (model is not None and model not in models):
-        raise TargetError(f"{server.api} does not serve {model!r}; its models: {', '.join(models) or 'none'}")
+    missing = next((name for name in (model, *adapters) if name is not None and name not in models), None)
+    if not models or missing is not None:
+        raise TargetError(f"{server.api} does not serve {missing!r}; its models: {', '.join(models) or 'none'}")
     return server, str(model or models[0])
 
 

@@ -46,11 +46,15 @@ class Entry(msgspec.Struct):
         outcome: How it ended, by the names of `benchmarks.recording.results`; `cancelled` if the
             client left.
         pieces: (time, tokens) of each write that completed tokens.
+        model: The model that the request names.
+        prompt: Length of its prompt: token ids or characters.
     """
 
     arrived: float
     outcome: str = "cancelled"
     pieces: list[tuple[float, int]] = []
+    model: str = ""
+    prompt: int = 0
 
 
 @attrs.define
@@ -101,7 +105,7 @@ class ScriptedServer:
             ordinary = Behaviour(name="", does="", chat=self.behaviour.chat)
             return await Answer(ordinary, Entry(arrived), reader, writer).play(4)
         number = len(self.log)
-        self.log.append(entry := Entry(arrived, pieces=[]))
+        self.log.append(entry := Entry(arrived, pieces=[], model=request.get("model", ""), prompt=len(request.get("prompt", ""))))
         answer = Answer(self.behaviour, entry, reader, writer, self, number)
         fault = self.behaviour.fault
         if fault is not None and number % fault.every == fault.every - 1:

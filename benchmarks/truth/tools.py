@@ -26,12 +26,26 @@ from benchmarks.truth.figures import TIMES, Figures
 from benchmarks.truth.script import MODEL
 from llmserve.runtime.version import __version__
 
-REQUESTS, CONCURRENCY, PROMPT_TOKENS = 16, 2, 8
-# A peer needs 10 to 30 s to start, on a machine with other work.
-PATIENCE = 90.0
+REQUESTS, CONCURRENCY = 16, 2
 # Of the server that hangs.
 TIMEOUT = "2"
 ROOT = Path(__file__).parents[2]
+
+
+@attrs.frozen(kw_only=True)
+class Load:
+    """What a tool sends: a closed loop, with answers of one length.
+
+    Attributes:
+        patience: Seconds until a tool is stopped; a peer needs 10 to 30 to start, on a machine with other work.
+    """
+
+    model: str = MODEL
+    requests: int = REQUESTS
+    concurrency: int = CONCURRENCY
+    prompt_tokens: int = 8
+    output_tokens: int = TOKENS
+    patience: float = 90.0
 
 
 class Unmeasured(Exception):
@@ -48,7 +62,7 @@ class Tool(Protocol):
         """Measure a server, with files in an empty folder. Raises Unmeasured."""
 
 
-async def run_program(command: Sequence[object], folder: Path, environment: Mapping[str, str]) -> None:
+async def run_program(command: Sequence[object], folder: Path, environment: Mapping[str, str], patience: float) -> None:
     """Run a program to its end, with its output in `output.txt`. Raises Unmeasured."""
     output = folder / "output.txt"
     with output.open("wb") as file:
@@ -62,9 +76,9 @@ async def run_program(command: Sequence[object], folder: Path, environment: Mapp
             env=environment,
         )
         try:
-            code = await asyncio.wait_for(process.wait(), PATIENCE)
+            code = await asyncio.wait_for(process.wait(), patience)
         except TimeoutError:
-            raise Unmeasured(f"does not end within {PATIENCE:.0f} s") from None
+            raise Unmeasured(f"does not end within {patience:.0f} s") from None
         finally:
             # The program's children too.
             with contextlib.suppress(ProcessLookupError):
@@ -79,16 +93,26 @@ async def run_program(command: Sequence[object], folder: Path, environment: Mapp
 class Ours:
     """`python -m benchmarks run` of this checkout."""
 
+    load: Load = Load()
     name: str = "llmserve"
 
     async def measure(self, url: str, behaviour: Behaviour, folder: Path) -> Figures:
         out = folder / "run.json"
-        command = [sys.executable, "-m", "benchmarks", "run", "--target", url, "--model", MODEL, "--no-ceiling", "--in-step"]
-        command += ["--concurrency", str(CONCURRENCY), "--requests", str(REQUESTS), "--per-client", "1", "--warm-up", "1"]
-        command += ["--prompt-tokens", str(PROMPT_TOKENS), "--output-tokens", str(TOKENS), "--out", str(out)]
+        command = [sys.executable, "-m", "benchmarks", "run", "--target", url, "--model", self.load.model, "--no-ceiling", "--in-step"]
+        command += [
+            "--concurrency",
+            str(self.load.concurrency),
+            "--requests",
+            str(self.load.requests),
+            "--per-client",
+            "1",
+            "--warm-up",
+            "1",
+        ]
+        command += ["--prompt-tokens", str(self.load.prompt_tokens), "--output-tokens", str(self.load.output_tokens), "--out", str(out)]
         command += ["--chat"] * behaviour.chat + ["--natural-lengths"] * (behaviour.lengths is not None)
         command += ["--timeout", TIMEOUT] * behaviour.hangs
-        await run_program(command, folder, {**os.environ, "PYTHONPATH": str(ROOT)})
+        await run_program(command, folder, {**os.environ, "PYTHONPATH": str(ROOT)}, self.load.patience)
         records = storage.read(out).records
         summary = summarize(records)
         tokens = sum(record.completion_tokens for record in records if record.outcome == "ok")
@@ -101,17 +125,25 @@ class GuideLLM:
 
     program: Path
     tokenizer: str
+    load: Load = Load()
     name: str = "GuideLLM"
 
     async def measure(self, url: str, behaviour: Behaviour, folder: Path) -> Figures:
         route = "/v1/chat/completions" if behaviour.chat else "/v1/completions"
-        backend = f"kind=openai_http,target={url},model={MODEL},request_format={route}" + f",timeout={TIMEOUT}" * behaviour.hangs
+        backend = f"kind=openai_http,target={url},model={self.load.model},request_format={route}" + f",timeout={TIMEOUT}" * behaviour.hangs
         out = folder / "out.json"
-        command: list[object] = [self.program, "run", "--backend", backend, "--profile", f"kind=concurrent,streams={CONCURRENCY}"]
-        command += ["--constraint", f"kind=max_requests,count={REQUESTS}", "--tokenizer", f"kind=huggingface_auto,model={self.tokenizer}"]
-        command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={TOKENS}"]
-        await run_program([*command, "--output", f"kind=json,path={out}", "--disable-console"], folder, own_environment())
-        (benchmark,) = load(out)["benchmarks"]
+        command: list[object] = [self.program, "run", "--backend", backend, "--profile", f"kind=concurrent,streams={self.load.concurrency}"]
+        command += [
+            "--constraint",
+            f"kind=max_requests,count={self.load.requests}",
+            "--tokenizer",
+            f"kind=huggingface_auto,model={self.tokenizer}",
+        ]
+        command += ["--data", f"kind=synthetic_text,prompt_tokens={self.load.prompt_tokens},output_tokens={self.load.output_tokens}"]
+        await run_program(
+            [*command, "--output", f"kind=json,path={out}", "--disable-console"], folder, own_environment(), self.load.patience
+        )
+        (benchmark,) = read_json(out)["benchmarks"]
         metrics, totals = benchmark["metrics"], benchmark["metrics"]["request_totals"]
 
         def at(name: str, of: str = "median", unit: float = 1000.0) -> float | None:
@@ -134,21 +166,22 @@ class AIPerf:
 
     program: Path
     tokenizer: str
+    load: Load = Load()
     name: str = "AIPerf"
 
     async def measure(self, url: str, behaviour: Behaviour, folder: Path) -> Figures:
-        command = [self.program, "profile", "--model", MODEL, "--url", url, "--streaming", "--tokenizer", self.tokenizer]
+        command = [self.program, "profile", "--model", self.load.model, "--url", url, "--streaming", "--tokenizer", self.tokenizer]
         command += ["--endpoint-type", "chat" if behaviour.chat else "completions"]
-        command += ["--concurrency", str(CONCURRENCY), "--request-count", str(REQUESTS)]
-        command += ["--isl", str(PROMPT_TOKENS), "--isl-stddev", "0", "--osl", str(TOKENS), "--osl-stddev", "0"]
+        command += ["--concurrency", str(self.load.concurrency), "--request-count", str(self.load.requests)]
+        command += ["--isl", str(self.load.prompt_tokens), "--isl-stddev", "0", "--osl", str(self.load.output_tokens), "--osl-stddev", "0"]
         command += ["--extra-inputs", "ignore_eos:true"] * (behaviour.lengths is None)
         command += ["--use-server-token-count"] * behaviour.tells_usage + ["--per-chunk-usage"] * (
             behaviour.usage == "all" and behaviour.chat
         )
         command += ["--request-timeout-seconds", TIMEOUT] * behaviour.hangs
         command += ["--no-server-metrics", "--no-gpu-telemetry", "--ui-type", "none", "--artifact-dir", folder]
-        await run_program(command, folder, own_environment())
-        found = load(folder / "profile_export_aiperf.json")
+        await run_program(command, folder, own_environment(), self.load.patience)
+        found = read_json(folder / "profile_export_aiperf.json")
 
         def at(name: str, of: str = "avg", unit: float = 1.0) -> float | None:
             value = (found.get(name) or {}).get(of)
@@ -171,19 +204,35 @@ class VLLMBench:
 
     program: Path
     tokenizer: str
+    load: Load = Load()
     name: str = "vllm bench serve"
 
     async def measure(self, url: str, behaviour: Behaviour, folder: Path) -> Figures:
         # The module runs vLLM's command line on the CPU build too.
         command = [self.program.with_name("python"), "-m", "benchmarks.host_cost.vllm_serve", "bench", "serve", "--base-url", url]
         kind, route = ("openai-chat", "/v1/chat/completions") if behaviour.chat else ("openai", "/v1/completions")
-        command += ["--backend", kind, "--endpoint", route, "--model", MODEL, "--tokenizer", self.tokenizer]
-        command += ["--dataset-name", "random", "--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(TOKENS)]
-        command += ["--num-prompts", str(REQUESTS), "--max-concurrency", str(CONCURRENCY), "--temperature", "0", "--disable-tqdm"]
+        command += ["--backend", kind, "--endpoint", route, "--model", self.load.model, "--tokenizer", self.tokenizer]
+        command += [
+            "--dataset-name",
+            "random",
+            "--random-input-len",
+            str(self.load.prompt_tokens),
+            "--random-output-len",
+            str(self.load.output_tokens),
+        ]
+        command += [
+            "--num-prompts",
+            str(self.load.requests),
+            "--max-concurrency",
+            str(self.load.concurrency),
+            "--temperature",
+            "0",
+            "--disable-tqdm",
+        ]
         command += ["--ignore-eos"] * (behaviour.lengths is None) + ["--percentile-metrics", "ttft,tpot,itl,e2el"]
         command += ["--save-result", "--result-dir", folder, "--result-filename", "out.json"]
-        await run_program(command, folder, {**own_environment(), "PYTHONPATH": str(ROOT)})
-        found = load(folder / "out.json")
+        await run_program(command, folder, {**own_environment(), "PYTHONPATH": str(ROOT)}, self.load.patience)
+        found = read_json(folder / "out.json")
         keys = {"ttft": "median_ttft_ms", "itl": "median_itl_ms", "tpot": "median_tpot_ms", "e2e": "median_e2el_ms"}
         # It writes 0 where it measured nothing.
         times = {name: value / 1000 if math.isfinite(value := found[key]) and value > 0 else None for name, key in keys.items()}
@@ -193,10 +242,10 @@ class VLLMBench:
 PEERS: dict[str, type[GuideLLM | AIPerf | VLLMBench]] = {"guidellm": GuideLLM, "aiperf": AIPerf, "vllm": VLLMBench}
 
 
-def find_peer(name: str, program: Path | None, tokenizer: str) -> Tool | None:
+def find_peer(name: str, program: Path | None, tokenizer: str, load: Load = Load()) -> Tool | None:
     """Return a peer by its program, which is else searched on PATH; None where there is none."""
     found = program or (Path(path) if (path := shutil.which(name)) else None)
-    return PEERS[name](found.absolute(), tokenizer) if found and found.exists() else None
+    return PEERS[name](found.absolute(), tokenizer, load) if found and found.exists() else None
 
 
 def version_of(tool: Tool) -> str:
@@ -217,7 +266,7 @@ def own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def load(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:

@@ -5,21 +5,16 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import attrs
+import msgspec
 
+from benchmarks.workload.think_time import ThinkTime
 from benchmarks.workload.traces import MOONCAKE_BLOCK, Arrival
 
 
-class Lengths(Protocol):
-    """A distribution of lengths in tokens."""
-
-    def draw(self, rng: random.Random) -> int: ...
-
-
-@attrs.frozen
-class Fixed:
+class Fixed(msgspec.Struct, frozen=True, tag=True):
     tokens: int
 
     def __str__(self) -> str:
@@ -29,8 +24,7 @@ class Fixed:
         return self.tokens
 
 
-@attrs.frozen
-class Normal:
+class Normal(msgspec.Struct, frozen=True, tag=True):
     """A normal distribution, rounded and at least `least`."""
 
     mean: float
@@ -44,8 +38,7 @@ class Normal:
         return max(self.least, round(rng.gauss(self.mean, self.deviation)))
 
 
-@attrs.frozen
-class LogNormal:
+class LogNormal(msgspec.Struct, frozen=True, tag=True):
     """A log-normal distribution, like real prompts', rounded and at least `least`.
 
     Attributes:
@@ -64,12 +57,15 @@ class LogNormal:
         return max(self.least, round(self.median * rng.lognormvariate(0.0, self.sigma)))
 
 
-@attrs.frozen
-class Empirical:
+class Empirical(msgspec.Struct, frozen=True, tag=True):
     """Lengths drawn from observed ones."""
 
-    observed: tuple[int, ...] = attrs.field(validator=attrs.validators.min_len(1))
+    observed: tuple[int, ...]
     name: str = "empirical"
+
+    def __post_init__(self) -> None:
+        if not self.observed:
+            raise ValueError(f"{self.name}: there are no lengths")
 
     def __str__(self) -> str:
         return f"{self.name} (median {statistics.median_low(self.observed)})"
@@ -78,11 +74,13 @@ class Empirical:
         return rng.choice(self.observed)
 
 
-@attrs.frozen
-class AtMost:
+Distribution: TypeAlias = Fixed | Normal | LogNormal | Empirical
+
+
+class AtMost(msgspec.Struct, frozen=True, tag=True):
     """The greatest lengths of answers that the model ends."""
 
-    lengths: Lengths
+    lengths: Distribution
 
     def __str__(self) -> str:
         return f"at most {self.lengths}"
@@ -91,8 +89,7 @@ class AtMost:
         return self.lengths.draw(rng)
 
 
-@attrs.frozen
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """A prompt as text, its length in tokens, and the length of the answer that it once had."""
 
     prompt: str
@@ -100,11 +97,11 @@ class Text:
     answer: int | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Texts:
+class Texts(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Prompts of a file, each sent once before any is sent again.
 
     Attributes:
+        with_images: Number of entries that were left out because they have images.
         lengths: Lengths of the prompts.
         answers: Lengths of the answers in the file; None if some have none.
     """
@@ -112,6 +109,7 @@ class Texts:
     texts: tuple[Text, ...]
     lengths: Empirical
     answers: Empirical | None = None
+    with_images: int = 0
 
     def __str__(self) -> str:
         return str(self.lengths)
@@ -120,12 +118,17 @@ class Texts:
         return self.lengths.draw(rng)
 
 
+# A distribution of lengths in tokens.
+Lengths: TypeAlias = Distribution | AtMost | Texts
+
+
 @attrs.frozen(kw_only=True)
 class Turn:
-    """A later turn of a conversation: new tokens, and the length of the next answer."""
+    """A turn of a conversation: new tokens, the length of the answer, and the seconds since the answer before."""
 
     prompt: tuple[int, ...]
     max_tokens: int
+    think: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -133,6 +136,7 @@ class Item:
     """One request to send.
 
     Attributes:
+        adapter: The LoRA adapter; empty is the model itself.
         text: The prompt as text of `text_tokens` tokens, if it has no token ids.
         natural: Whether the model may end the answer; `max_tokens` is then only the greatest length.
         cancel_after: The client's patience in seconds; None is unlimited.
@@ -146,6 +150,7 @@ class Item:
     max_tokens: int
     tenant: str = "default"
     priority: int = 0
+    adapter: str = ""
     natural: bool = False
     cancel_after: float | None = None
     timeout: float | None = None
@@ -177,6 +182,8 @@ class Workload:
         vocabulary: Range [low, high) of token ids, without special tokens.
         shared_prefix: Tokens that every prompt begins with, in addition to its own length.
         turns: Number of turns of a conversation; each turn has its own lengths.
+        think: Time between an answer and the next turn; None is none.
+        adapters: LoRA adapters with their shares of the requests; the rest is for the model itself.
         tenants: Tenants, drawn with equal probability.
         priorities: Priorities, drawn with equal probability.
         cancelling: Share of requests whose client leaves after `patience` seconds.
@@ -186,11 +193,13 @@ class Workload:
     """
 
     prompt: Lengths
-    output: Lengths
+    output: Distribution | AtMost
     vocabulary: tuple[int, int]
     seed: int = 1
     shared_prefix: int = 0
-    turns: Lengths = Fixed(1)
+    turns: Distribution = attrs.field(default=Fixed(1))
+    think: ThinkTime | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
     tenants: tuple[str, ...] = ("default",)
     priorities: tuple[int, ...] = (0,)
     cancelling: float = 0.0
@@ -211,7 +220,7 @@ class Workload:
         if isinstance(self.prompt, Texts):
             yield from self._of_file(shapes, self.prompt)
         while True:
-            first, *rest = (self._turn(shapes, tokens) for _ in range(max(1, self.turns.draw(shapes))))
+            first, *rest = (self._turn(shapes, tokens, number) for number in range(max(1, self.turns.draw(shapes))))
             yield self._item(shapes, prefix + first.prompt, first.max_tokens, tuple(rest))
 
     def replay(self, trace: Sequence[Arrival], part: str = "", salt: str = "") -> Iterator[Item]:
@@ -221,7 +230,9 @@ class Workload:
             seeds = [f"block {self.seed} {salt} {self.salt} {number}" for number in arrival.blocks]
             blocks = [self._tokens(random.Random(seed), MOONCAKE_BLOCK) for seed in seeds]
             prompt = tuple(itertools.chain.from_iterable(blocks))[: arrival.prompt]
-            yield self._item(shapes, prompt + self._tokens(tokens, arrival.prompt - len(prompt)), arrival.output, ())
+            prompt += self._tokens(tokens, arrival.prompt - len(prompt))
+            later = [Turn(prompt=self._tokens(tokens, turn.prompt), max_tokens=turn.output, think=turn.think) for turn in arrival.later]
+            yield self._item(shapes, prompt, arrival.output, tuple(later))
 
     def _of_file(self, shapes: random.Random, file: Texts) -> Iterator[Item]:
         """Yield the prompts of a file, with the lengths of their own answers if these are the output."""
@@ -233,8 +244,9 @@ class Workload:
             max_tokens = text.answer if own and text.answer is not None else output.draw(shapes)
             yield attrs.evolve(self._item(shapes, (), max_tokens, ()), text=text.prompt, text_tokens=text.tokens)
 
-    def _turn(self, shapes: random.Random, tokens: random.Random) -> Turn:
-        return Turn(prompt=self._tokens(tokens, self.prompt.draw(shapes)), max_tokens=self.output.draw(shapes))
+    def _turn(self, shapes: random.Random, tokens: random.Random, number: int) -> Turn:
+        prompt, max_tokens = self._tokens(tokens, self.prompt.draw(shapes)), self.output.draw(shapes)
+        return Turn(prompt=prompt, max_tokens=max_tokens, think=self.think.draw(shapes) if self.think is not None and number else 0.0)
 
     def _item(self, rng: random.Random, prompt: tuple[int, ...], max_tokens: int, follow_ups: tuple[Turn, ...]) -> Item:
         return Item(
@@ -246,13 +258,20 @@ class Workload:
             cancel_after=self.patience if rng.random() < self.cancelling else None,
             timeout=self.timeout,
             follow_ups=follow_ups,
+            adapter=self._adapter(rng),
         )
+
+    def _adapter(self, rng: random.Random) -> str:
+        if not self.adapters:
+            return ""
+        shares = {"": max(0.0, 1 - sum(share for _, share in self.adapters)), **dict(self.adapters)}
+        return rng.choices(list(shares), list(shares.values()))[0]
 
     def _tokens(self, rng: random.Random, count: int) -> tuple[int, ...]:
         return tuple(rng.choices(range(*self.vocabulary), k=count))
 
 
-def parse_lengths(text: str) -> Lengths:
+def parse_lengths(text: str) -> Distribution:
     """Parse a distribution of lengths in tokens. Raises ValueError.
 
     The forms are `128`, `normal:MEAN:DEVIATION`, `lognormal:MEDIAN:SIGMA` and `empirical:FILE` (a

@@ -2,9 +2,11 @@
 
 Mooncake (github.com/kvcache-ai/Mooncake, FAST25 traces): timestamp in milliseconds, input_length,
 output_length, hash_ids. Each hash id stands for one block of 512 prompt tokens, so equal ids are a
-shared prefix. Azure (AzurePublicDataset, LLM inference traces): TIMESTAMP as a date, ContextTokens,
-GeneratedTokens. BurstGPT (HPMLL/BurstGPT): Timestamp in seconds, "Request tokens", "Response
-tokens". A failed request of BurstGPT has a response of 0 tokens and is left out.
+shared prefix. In the form that AIPerf reads, a row with a delay in milliseconds is a later turn of
+the conversation with the same session_id, to whose end it adds input_length tokens. Azure
+(AzurePublicDataset, LLM inference traces): TIMESTAMP as a date, ContextTokens, GeneratedTokens.
+BurstGPT (HPMLL/BurstGPT): Timestamp in seconds, "Request tokens", "Response tokens". A failed
+request of BurstGPT has a response of 0 tokens and is left out.
 """
 
 import csv
@@ -24,8 +26,23 @@ class UnreadableFile(Exception):
 
 
 @attrs.frozen
+class LaterTurn:
+    """A further request of a conversation.
+
+    Attributes:
+        think: Seconds from the end of the answer before.
+        prompt: Tokens that it adds to the conversation.
+        output: Answer length in tokens.
+    """
+
+    think: float
+    prompt: int
+    output: int
+
+
+@attrs.frozen
 class Arrival:
-    """One request of a trace.
+    """One request of a trace, with the later ones of its conversation.
 
     Attributes:
         time: Seconds since the first request.
@@ -38,11 +55,16 @@ class Arrival:
     prompt: int
     output: int
     blocks: tuple[int, ...] = ()
+    later: tuple[LaterTurn, ...] = ()
+
+    def at_speed(self, first: float, speed: float) -> "Arrival":
+        later = tuple(attrs.evolve(turn, think=turn.think / speed) for turn in self.later)
+        return attrs.evolve(self, time=(self.time - first) / speed, later=later)
 
 
 def _mooncake(row: dict[str, Any]) -> Arrival:
     blocks = tuple(int(number) for number in row.get("hash_ids") or ())
-    return Arrival(float(row["timestamp"]) / 1000, int(row["input_length"]), int(row["output_length"]), blocks)
+    return Arrival(float(row.get("timestamp") or 0) / 1000, int(row["input_length"]), int(row["output_length"]), blocks)
 
 
 def _azure(row: dict[str, Any]) -> Arrival:
@@ -70,11 +92,10 @@ def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> l
     try:
         with path.open(newline="") as file:
             rows: Iterable[Any] = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
-            found = []
+            found: list[Arrival] = []
+            sessions: dict[str, int] = {}
             for row in rows:
-                arrival = _arrival(row)
-                if arrival.prompt > 0 and arrival.output > 0:
-                    found.append(arrival)
+                _take(row, found, sessions)
                 if limit is not None and len(found) >= limit:
                     break
     except OSError as error:
@@ -85,7 +106,23 @@ def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> l
         raise UnreadableFile(f"{path}: the trace has no requests")
     found.sort(key=lambda arrival: arrival.time)
     first = found[0].time
-    return [attrs.evolve(arrival, time=(arrival.time - first) / speed) for arrival in found]
+    return [arrival.at_speed(first, speed) for arrival in found]
+
+
+def _take(row: Any, found: list[Arrival], sessions: dict[str, int]) -> None:
+    """Add a row's request, or a later turn to the conversation of its session."""
+    arrival = _arrival(row)
+    if arrival.prompt <= 0 or arrival.output <= 0:
+        return
+    session = str(row.get("session_id") or "")
+    if session in sessions and row.get("delay") is not None:
+        number = sessions[session]
+        turn = LaterTurn(float(row["delay"]) / 1000, arrival.prompt, arrival.output)
+        found[number] = attrs.evolve(found[number], later=(*found[number].later, turn))
+        return
+    if session:
+        sessions[session] = len(found)
+    found.append(arrival)
 
 
 def _arrival(row: Any) -> Arrival:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bokeh.models import Div
 
-from benchmarks.analysis.table import columns
+from benchmarks.analysis.table import ADAPTER_HEADINGS, adapter_rows, columns
 from reports.page_data import Content
 from reports.reference import Reference
 from reports.theme import block
@@ -23,6 +23,8 @@ def table(content: Content) -> Div:
         shown = columns(run.analysis)
         rows = [[column.text(view) for column in shown] for view in run.analysis.views]
         parts.append(_table([column.heading for column in shown], rows))
+        if adapters := adapter_rows(run.analysis):
+            parts.append(_table(ADAPTER_HEADINGS, adapters))
         parts += [_list(head, lines) for head, lines in run.analysis.remarks.items()]
     if content.reference is not None:
         parts.append(f"<h2>{html.escape(content.reference.name)}</h2>" + _reference(content.reference))

@@ -14,7 +14,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.arguments import recorded_command
 from benchmarks.targets import TargetError
-from benchmarks.targets.server import ClientOptions, find_model, parse_server, without_credentials
+from benchmarks.targets import server as server_module
+from benchmarks.targets.server import ClientOptions, find_model, open_session, parse_server, without_credentials
 
 STREAM = b"".join(b'data: {"choices": [{"text": "x", "delta": {"content": "x"}}]}\n\n' for _ in range(4)) + b"data: [DONE]\n\n"
 
@@ -209,3 +210,30 @@ def test_only_credentials_are_left_out_of_a_text():
 def test_an_options_text_has_no_secrets():
     server = parse_server("https://user:pw-of-user@host", ClientOptions(api_key="sk-given", headers={"X": "tok-en"}))
     assert not any(secret in repr(server) for secret in ("pw-of-user", "sk-given", "tok-en"))
+
+
+def test_a_connection_that_a_server_may_close_is_not_used_again(monkeypatch):
+    """Regression: vLLM's server closes connections that are idle for 5 s, and requests that were sent then failed."""
+    assert server_module.IDLE_SECONDS < 5
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.01)
+
+    async def connections():
+        peers = set()
+
+        async def answer(reader, writer):
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    peers.add(writer.get_extra_info("peername"))
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            writer.close()
+
+        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with open_session(parse_server(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")) as session:
+            for _ in range(2):
+                async with session.get("models") as response:
+                    await response.read()
+                await asyncio.sleep(0.1)
+        listener.close()
+        return len(peers)
+
+    assert asyncio.run(connections()) == 2

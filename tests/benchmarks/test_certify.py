@@ -3,6 +3,7 @@
 import asyncio
 
 import attrs
+import msgspec
 import pytest
 from benchmarks_support import WORKLOAD, closed, generate, sent
 from virtual import VirtualLoop
@@ -10,7 +11,7 @@ from virtual import VirtualLoop
 from benchmarks.analysis import summary, validity
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.generator.run import Measured
-from benchmarks.recording.results import Point
+from benchmarks.recording.results import Point, Worker
 from benchmarks.sweep import session
 from benchmarks.sweep.generator_ceiling import http_rig
 from benchmarks.workload.plan import Load, PointPlan
@@ -54,6 +55,33 @@ async def test_a_late_send_is_reported(measured):
     for one in measured:
         one.dispatched += 0.2
     assert any("sent up to 200.0 ms late" in fault for fault in faults(measured))
+
+
+WORKERS = [
+    Worker(name=name, requests=100, client_cpu_seconds=1.0, loop_lag=lag, clock_offset=3.0, clock_error=error)
+    for name, lag, error in (("fine", 0.001, 0.001), ("other", 0.2, 0.2))
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loop_lag": 0.2}, "worker other's event loop woke 200.0 ms late"),
+        ({}, "the clock of worker other is known only within 200.0 ms, more than 125.0 ms"),
+        ({"complete": False, "problem": "worker other was lost"}, "cut short after 200 of 200 requests: worker other was lost"),
+    ],
+)
+async def test_a_fault_names_the_worker(measured, changes, words):
+    assert any(words in fault for fault in faults(measured, processes=2, workers=WORKERS, **changes))
+
+
+async def test_one_late_worker_of_many_is_reported(measured):
+    """Its requests are fewer than the hundredth that the p99 of all leaves out."""
+    workers = [msgspec.structs.replace(WORKERS[0], name=f"worker-{number}") for number in range(100)]
+    for record in measured[7::100]:
+        record.dispatched += 0.2
+    found = faults(measured, concurrency=None, processes=100, workers=workers)
+    assert found == ["worker worker-7 sent up to 200.0 ms late, more than 25.0 ms"]
 
 
 async def test_a_wrong_number_of_tokens_is_reported(measured):

@@ -64,7 +64,7 @@ async def test_a_known_concurrency_is_found_in_eight_points(cost, tmp_path):
 async def test_a_search_without_a_load_that_meets_the_slo_exits_with_2(loop, tmp_path):
     span, points, text, code = await found(Queue(first=0.3), search(Promise(ttft=0.2), loop), tmp_path)
     assert (span.low, points, code) == (None, 1, 2)
-    assert f"no measured {loop} meets the objective" in text
+    assert f"no {loop} that was measured, in 1 points, meets the objective" in text
 
 
 async def test_the_answers_in_time_of_a_growing_backlog_do_not_count(tmp_path):

@@ -50,6 +50,29 @@ def test_the_usual_files_of_prompts_are_read(tmp_path, content, expected):
     assert "estimated" in str(texts(tmp_path, content, None))
 
 
+IMAGES = """{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image> what"}, {"from": "gpt", "value": "a"}]}
+{"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}]}]}
+{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "input_image"}]}]}
+{"prompt": "one", "images": ["x"], "output_tokens": 3}
+{"messages": [{"role": "user", "content": [{"type": "text", "text": "two "}, {"type": "text", "text": "words"}]}]}
+"""
+
+
+def test_entries_with_images_are_skipped_with_one_notice_of_their_number(tmp_path, call):
+    """Regression: a message of several parts stopped the run."""
+    file = texts(tmp_path, IMAGES)
+    assert [text.prompt for text in file.texts] == ["two words"]
+    assert file.with_images == 4
+    out, path = tmp_path / "run.json", tmp_path / "prompts.json"
+    command = ["run", "--engine", "simulated", "--no-ceiling", "--concurrency", "1", "--requests", "1", "--per-client", "1"]
+    ended = call(main, *command, "--prompt-file", str(path), "--out", str(out))
+    assert ended.stderr.count(f"{path}: skipped 4 entries with images, and read 1 prompts\n") == 1
+    assert storage.read(out).run.workload["prompts_with_images"] == 4
+    path.write_text(IMAGES.splitlines()[0])
+    with pytest.raises(UnreadableFile, match="no prompts without images"):
+        read_texts(path)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -1,5 +1,6 @@
 """One set of valid points stands behind every sentence, tile and chart."""
 
+import html
 import re
 from typing import Any
 
@@ -13,7 +14,8 @@ from support.recordings import closed, opened, write
 from benchmarks.analysis import report
 from benchmarks.analysis.rates import RateKnee, RateSaturation
 from benchmarks.recording import storage
-from benchmarks.recording.results import Promise
+from benchmarks.recording.results import Goal, Promise
+from benchmarks.search.result import conclude, searches
 from reports.__main__ import build_parser
 from reports.blocks.verdicts import tiles
 from reports.charts.comparison import forests
@@ -161,3 +163,23 @@ def test_the_knee_of_a_sweep_over_rates_is_shaded_and_its_point_is_the_tiles(rat
     assert (shade.left, shade.right) == (2.0, 3.0)
     assert content.every_series[0].working.point.rate == 2.0
     assert "<b>2.5 [2.0, 3.0]</b><span>knee (requests/s)</span>" in tiles(content).text
+
+
+@pytest.mark.parametrize("loop", ["rate", "concurrency"])
+def test_the_page_has_the_result_of_a_search_as_the_terminal_has_it(run, rates, tmp_path, loop):
+    """The points of the other kind of load count for nothing; a sample of the requests has the same result."""
+    path = rates if loop == "rate" else run
+    recording = storage.read(path)
+    recording.run.search, recording.run.promise = Goal(loop=loop, attainment=0.5, width=0.03), Promise(ttft=0.0275)
+    storage.write(path, recording)
+    (found,) = searches(report.analyse(storage.read(path)))
+    assert found.sentence in conclude(report.analyse(storage.read(path)))[0]
+    assert html.escape(found.sentence) in text(path)
+    assert f"<b>{found.interval}</b><span>highest that meets the objective" in tiles(load([path])).text
+    storage.write(tmp_path / "sample.json", report.sample(recording, 2, 1))
+    (again,) = searches(report.analyse(storage.read(tmp_path / "sample.json")))
+    assert again == found
+
+
+def test_a_page_without_a_search_has_no_result_of_one(run):
+    assert "objective" not in text(run)

@@ -1,11 +1,11 @@
-// Calls a server with clients for Node; prints one line for each call: node node_clients.mjs URL MODEL
+// Calls a server with clients for Node; prints one line for each call: node node_clients.mjs URL MODEL [embeddings]
 
 import Anthropic from "@anthropic-ai/sdk";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, streamText } from "ai";
 import OpenAI from "openai";
 
-const [url, model] = process.argv.slice(2);
+const [url, model, kind] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none" });
 const anthropic = new Anthropic({ baseURL: url, apiKey: "none" });
 const sdk = createOpenAICompatible({ name: "llmserve", baseURL: `${url}/v1` });
@@ -56,7 +56,11 @@ const calls = {
   },
 };
 
-for (const [name, call] of Object.entries(calls)) {
+const vectors = {
+  "openai, embeddings": async () => (await client.embeddings.create({ model, input: [prompt, "Hello"] })).data.map(({ embedding }) => embedding.length),
+};
+
+for (const [name, call] of Object.entries(kind ? vectors : calls)) {
   try {
     console.log(`ok | ${name} | ${JSON.stringify(await call()).slice(0, 90)}`);
   } catch (error) {

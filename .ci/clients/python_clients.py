@@ -1,6 +1,6 @@
 """Calls a server with Python clients of others; prints one line for each call.
 
-    python python_clients.py URL MODEL
+    python python_clients.py URL MODEL [embeddings]
 
 The packages are those of `run.py`.
 """
@@ -18,9 +18,9 @@ import openai
 import pydantic
 from langchain_anthropic import ChatAnthropic
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-URL, MODEL = sys.argv[1:3]
+URL, MODEL, *KIND = sys.argv[1:]
 QUESTION = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 
@@ -70,6 +70,11 @@ def llm_command(*options: str) -> str:
         return subprocess.run(command, env={"LLM_USER_PATH": folder}, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def embedded(provider: str) -> int:
+    found = litellm.embedding(f"{provider}/{MODEL}", input=[QUESTION], api_base=f"{URL}/v1", api_key="none")
+    return len(found.data[0]["embedding"])
+
+
 CALLS: dict[str, Callable[[], Any]] = {
     "LangChain, chat: whole and streamed": lambda: langchain_streams(langchain_chat()),
     "LangChain, chat: a batch": lambda: [answer.text for answer in langchain_chat().batch([QUESTION, "Hello"])],
@@ -101,8 +106,20 @@ CALLS: dict[str, Callable[[], Any]] = {
     "llm, whole": lambda: llm_command("--no-stream"),
 }
 
+# LangChain would download the tokenizer of OpenAI's models.
+VECTORS: dict[str, Callable[[], Any]] = {
+    "LangChain, embeddings": lambda: len(
+        OpenAIEmbeddings(model=MODEL, base_url=f"{URL}/v1", api_key="none", check_embedding_ctx_length=False).embed_query(QUESTION)
+    ),
+    "LiteLLM, embeddings as `openai`": lambda: embedded("openai"),
+    "LiteLLM, embeddings as `hosted_vllm`": lambda: embedded("hosted_vllm"),
+    "LiteLLM, rerank as `cohere`": lambda: litellm.rerank(
+        f"cohere/{MODEL}", query=QUESTION, documents=["It is Paris.", "Rain is water."], top_n=1, api_base=f"{URL}/rerank", api_key="none"
+    ).results[0]["index"],
+}
+
 if __name__ == "__main__":
-    for name, call in CALLS.items():
+    for name, call in (VECTORS if KIND else CALLS).items():
         try:
             print(f"ok | {name} | {str(call())[:90]!r}", flush=True)
         except Exception as error:

@@ -3,7 +3,7 @@
     .tox/vllm/bin/python .ci/clients/run.py [FOLDER]
 
 The clients (`python_clients.py`, `node_clients.mjs`), and LiteLLM's proxy in front of the server,
-ask the bundled model. The agents ask the simulated engine, because their prompts have 10,000 to
+ask the bundled models. The agents ask the simulated engine, because their prompts have 10,000 to
 20,000 tokens. An agent passes if it ends with exit code 0 and the server has answered its requests;
 the simulated engine also calls tools, so that the agents send results of tools back. The packages
 are installed into FOLDER (.tox/clients) from PyPI and npm, and Node must be there. The exit code
@@ -51,9 +51,11 @@ def main() -> bool:
     folder = pathlib.Path(sys.argv[1]) if sys.argv[1:] else ROOT / ".tox/clients"
     install(folder)
     with serving() as url:
-        lines = clients(folder, url)
+        lines = clients(folder, url, MODEL)
         with proxy(folder, url) as through:
             lines += proxied(through)
+    with serving("--model", "bundled-embedding") as url:
+        lines += clients(folder, url, "bundled-embedding", "embeddings")
     log = pathlib.Path(tempfile.mkdtemp(), "requests.jsonl")
     with serving("--engine", "simulated", "--engine-arg", "max_model_len=200000", "--engine-arg", "num_blocks=40000", log=log) as url:
         lines += [agent(folder, name, url, log) for name in AGENTS]
@@ -120,7 +122,7 @@ def answers(probe: str) -> bool:
         return False
 
 
-def clients(folder: pathlib.Path, url: str) -> list[str]:
+def clients(folder: pathlib.Path, url: str, *arguments: str) -> list[str]:
     commands = (
         [str(folder / "python/bin/python"), str(HERE / "python_clients.py")],
         ["node", str(folder / "node/node_clients.mjs")],
@@ -128,7 +130,7 @@ def clients(folder: pathlib.Path, url: str) -> list[str]:
     environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     lines = []
     for command in commands:
-        done = subprocess.run([*command, url, MODEL], env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+        done = subprocess.run([*command, url, *arguments], env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
         lines += [line for line in done.stdout.splitlines() if line.startswith(("ok | ", "failed | "))]
     return lines
 

@@ -20,9 +20,9 @@ WORKLOADS = (SHORT, *(SCENARIOS[name] for name in ("mixed", "kv-tight", "reasoni
 
 
 def contenders(scenario: Scenario) -> tuple[str, ...]:
-    """Return LateGate, the default without an SLO, a lower limit, and no control."""
+    """Return LateGate, the default without an SLO, a lower limit, KVWarden's bucket as it was set by hand, and no control."""
     most = scenario.size.max_num_seqs
-    return LATEGATE, f"fixed:{most * 9 // 8}:{scenario.slo.ttft:g}", f"fixed:{most // 2}:{scenario.slo.ttft:g}", NONE
+    return LATEGATE, f"fixed:{most * 9 // 8}:{scenario.slo.ttft:g}", f"fixed:{most // 2}:{scenario.slo.ttft:g}", "kvwarden:10", NONE
 
 
 def measure(bench: TestBed, seeds: Sequence[int], step_tokens: int) -> list[dict[str, Any]]:

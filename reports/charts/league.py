@@ -48,18 +48,24 @@ def standings(title: str, rows: Sequence[Mapping[str, Any]], reference: str) -> 
     found = bars(title, "requests/s that met the SLO", [label(row) for row in ordered])
     found.x_range.start = 0
     for name, colour in KINDS.items():
-        chosen = [row for row in ordered if kind(row) == name]
-        columns: dict[str, Any] = {key: [row[key] for row in chosen] for key in ("late", "class_ratio", "refused", "ttft_p99")}
-        columns |= {"y": [label(row) for row in chosen], "variant": [row["variant"] or "-" for row in chosen]}
-        columns |= {"goodput": np.array([mean(row) for row in chosen])}
-        columns |= {"low": np.array([min(row["goodput"]) for row in chosen]), "high": np.array([max(row["goodput"]) for row in chosen])}
-        source = ColumnDataSource(columns)
-        drawn = found.hbar(y="y", right="goodput", height=BAR_SHARE, source=source, color=colour, legend_label=name)
-        found.segment(x0="low", x1="high", y0="y", y1="y", source=source, color=MIDDLE, line_width=2, legend_label="range of the seeds")
-        hover(found, [drawn], TIPS)
+        if chosen := [row for row in ordered if kind(row) == name]:
+            drawn = found.hbar(y="y", right="goodput", height=BAR_SHARE, source=_source(chosen), color=colour, legend_label=name)
+            hover(found, [drawn], TIPS)
+    found.segment(
+        x0="low", x1="high", y0="y", y1="y", source=_source(ordered), color=MIDDLE, line_width=2, legend_label="range of the seeds"
+    )
     best = max((mean(row) for row in rows if row["contender"] == reference), default=None)
     if best:
         found.add_layout(Span(location=best, dimension="height", line_color=PROMISE, line_dash="dashed"))
         found.line([np.nan], [np.nan], color=PROMISE, line_dash="dashed", legend_label="best fixed limit in hindsight")
     legend(found)
     return found
+
+
+def _source(rows: Sequence[Mapping[str, Any]]) -> ColumnDataSource:
+    columns: dict[str, Any] = {key: [row[key] for row in rows] for key in ("late", "class_ratio", "refused", "ttft_p99")}
+    columns |= {"y": [label(row) for row in rows], "variant": [row["variant"] or "-" for row in rows]}
+    columns |= {"goodput": np.array([mean(row) for row in rows])}
+    return ColumnDataSource(
+        columns | {name: np.array([end(row["goodput"]) for row in rows]) for name, end in (("low", min), ("high", max))}
+    )

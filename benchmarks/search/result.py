@@ -104,7 +104,8 @@ def _doubt(verdicts: Sequence[Verdict], unclear: Sequence[float], goal: Goal) ->
 
 
 def _where(verdicts: Sequence[Verdict], goal: Goal) -> str:
-    return " and ".join(amount(verdict.load, goal) for verdict in verdicts)
+    *most, last = (amount(verdict.load, goal) for verdict in verdicts)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _reason(verdict: Verdict) -> str:

@@ -140,8 +140,8 @@ class Fleet:
             await self._collect(parts, lambda: show(_sum(part.progress for part in parts)))
             for part, after in zip(parts, await _each(parts, Part.read_clock), strict=True):
                 part.after = after
-        except (asyncio.CancelledError, TargetError) as error:
-            measured.problem = "" if isinstance(error, asyncio.CancelledError) else str(error)
+        except BaseException as error:
+            measured.problem = str(error) if isinstance(error, TargetError) else ""
             await _stop([part for part in parts if part.begun and not part.ended])
             raise
         finally:

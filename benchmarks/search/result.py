@@ -90,13 +90,22 @@ def _meets(low: Verdict) -> str:
 
 
 def _doubt(verdicts: Sequence[Verdict], unclear: Sequence[float], goal: Goal) -> str:
-    if not unclear:
-        return ""
-    one = next(each for each in verdicts if each.load == unclear[0])
-    where = " and ".join(amount(load, goal) for load in unclear)
-    if one.faults:
-        return f" At {where}, no point is valid, so the limit may be the generator's: {'; '.join(one.faults)}."
-    return f" At {where}, the points are too short to tell ({one.low:.1%} to {one.high:.1%} of the requests)."
+    """Say why the loads between the bounds are unclear: no valid point, or too few requests."""
+    each = [verdict for load in unclear for verdict in verdicts if verdict.load == load]
+    invalid, short = ([verdict for verdict in each if bool(verdict.faults) == kind] for kind in (True, False))
+    said = ""
+    if short:
+        span = f"{min(verdict.low for verdict in short):.1%} to {max(verdict.high for verdict in short):.1%}"
+        said += f" At {_where(short, goal)}, the points are too short to tell ({span} of the requests)."
+    if invalid:
+        reason = "; ".join(invalid[0].faults)
+        said += f" At {_where(invalid, goal)}, no point is valid, so the limit may be the generator's: {reason}."
+    return said
+
+
+def _where(verdicts: Sequence[Verdict], goal: Goal) -> str:
+    *most, last = (amount(verdict.load, goal) for verdict in verdicts)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _reason(verdict: Verdict) -> str:

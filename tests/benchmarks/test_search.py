@@ -184,3 +184,14 @@ def test_a_search_on_an_engine_writes_a_run(tmp_path, call):
     ended = call(main, *command, "--slo-ttft", "5", "--attainment", "0.5", "--points", "2", "--out", str(out))
     assert ended.returncode == 0
     assert "(TTFT of at most 5,000 ms for 0.5 of the requests) is met at" in ended.stdout
+
+
+def test_the_sentence_says_of_each_unclear_load_why_it_is_unclear():
+    """Regression: loads without a valid point were called too short, where another one was."""
+    unclear = [verdict(4.0, "unlikely", low=0.7, high=0.95), verdict(5.0, "unlikely", faults=("late",)), verdict(6.0, "unlikely", low=0.6)]
+    unclear += [verdict(7.0, "unlikely")]
+    said = result.sentence(
+        "m", [verdict(1.0, "met"), *unclear, verdict(9.0, "missed")], Goal(loop="rate", attainment=0.9, width=0.03), Promise(), 7
+    )
+    assert "At 4/s, 6/s and 7/s, the points are too short to tell (60.0% to 99.9% of the requests)." in said
+    assert said.endswith("At 5/s, no point is valid, so the limit may be the generator's: late.")

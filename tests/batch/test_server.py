@@ -248,6 +248,20 @@ async def test_an_invalid_form_is_refused_and_leaves_nothing(tmp_path, body, sta
         assert os.listdir(tmp_path) == ["lock"]
 
 
+async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("frontends.net.deadlines.BODY_SECONDS", 0.2)
+
+    async def stalls():
+        yield FORM % (b"purpose", b"batch") + (FORM % (b"file", b"x" * 100))[:-50]
+        await anyio.sleep_forever()
+
+    async with served(tmp_path, runs=False) as (server, _):
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        async with server.session.post("/v1/files", data=stalls(), headers=headers) as response:
+            assert response.status == 408
+        assert os.listdir(tmp_path) == ["lock"]
+
+
 async def test_without_a_folder_the_routes_answer_an_error(server):
     for method, path in (("POST", "/v1/files"), ("GET", "/v1/files/x/content"), ("POST", "/v1/batches"), ("DELETE", "/v1/files/x")):
         async with server.session.request(method, path) as response:

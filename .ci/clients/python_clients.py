@@ -114,7 +114,7 @@ VECTORS: dict[str, Callable[[], Any]] = {
     "LiteLLM, embeddings as `openai`": lambda: embedded("openai"),
     "LiteLLM, embeddings as `hosted_vllm`": lambda: embedded("hosted_vllm"),
     "LiteLLM, rerank as `cohere`": lambda: litellm.rerank(
-        f"cohere/{MODEL}", query=QUESTION, documents=["It is Paris.", "Rain is water."], top_n=1, api_base=f"{URL}/rerank", api_key="none"
+        f"cohere/{MODEL}", query=QUESTION, documents=["It is Paris.", "Rain is water."], top_n=1, api_base=URL, api_key="none"
     ).results[0]["index"],
 }
 

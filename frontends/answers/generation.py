@@ -7,17 +7,19 @@ import attrs
 
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
-from frontends.anthropic.requests import MessagesRequest
+from frontends.anthropic.requests import CountRequest, MessagesRequest
 from frontends.anthropic.response_builder import MessagesResponseBuilder
 from frontends.openai.chat import BatchChatRequest, ChatRequest, ChatResponseBuilder
 from frontends.openai.completions import CompletionRequest, TextResponseBuilder
 from frontends.openai.fan_out import generate_choices
+from frontends.openai.requests import GenerateRequest
 from frontends.openai.response_builder import ResponseBuilder
 from frontends.openai.sizes import check_answer
 from frontends.openai.tokens import TokensRequest, TokensResponseBuilder
 from frontends.openai.wanted import ParsedBody, renamed
 from frontends.responses.requests import ResponsesRequest
 from frontends.responses.response_builder import ResponsesResponseBuilder
+from llmserve import GenerationRequest
 
 
 @attrs.frozen
@@ -70,11 +72,13 @@ ROUTES = {
 
 
 class Generation:
-    """Parses the bodies of `ROUTES`, and writes their whole answers."""
+    """Parses the bodies of `ROUTES` and writes their whole answers; also /generate and the count of tokens."""
 
     def __init__(self, served: ServedModel) -> None:
         self._served = served
         self._readers = {path: served.reader(route.kind) for path, route in ROUTES.items()}
+        self._count = served.reader(CountRequest)
+        self._generate = served.reader(GenerateRequest)
 
     async def parse(self, path: str, body: bytes, caller: Caller) -> tuple[ParsedBody, ResponseBuilder]:
         """Return a body's content and the builder of its answer. Raises LLMServeError."""
@@ -91,3 +95,17 @@ class Generation:
         with renamed(**wanted.names):
             completions = await generate_choices(self._served.manager, wanted.requests)
         return builder.whole(completions, wanted.per_prompt, self._served.turns)
+
+    async def parse_own(self, body: bytes, caller: Caller) -> tuple[GenerationRequest, bool]:
+        """Return the request in a body of /generate, and whether it asks for a stream. Raises LLMServeError."""
+        return await self._served.decode(body, self._generate, lambda sent: (sent.generation_request(caller), sent.stream))
+
+    async def count_tokens(self, body: bytes) -> dict[str, int]:
+        """Return the answer of /v1/messages/count_tokens. Raises LLMServeError."""
+
+        def make(sent: CountRequest) -> GenerationRequest:
+            self._served.adapter(sent.model)
+            return sent.generation_request()
+
+        prompt = await self._served.manager.tokenize(await self._served.decode(body, self._count, make))
+        return {"input_tokens": len(prompt.token_ids)}

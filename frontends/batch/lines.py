@@ -113,7 +113,7 @@ def read_line(number: int, text: bytes, urls: Collection[str]) -> Line:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidLine(number, name_of(text), str(error)[:300]) from None
     if not 0 < len(found.custom_id) <= MAX_CUSTOM_ID:
-        raise InvalidLine(number, found.custom_id[:MAX_CUSTOM_ID], f"custom_id must have 1 to {MAX_CUSTOM_ID} characters")
+        raise InvalidLine(number, found.custom_id, f"custom_id must have 1 to {MAX_CUSTOM_ID} characters")
     if found.method != "POST":
         raise InvalidLine(number, found.custom_id, f"method must be POST, not {found.method[:16]!r}")
     if found.url not in urls:

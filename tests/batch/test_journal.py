@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from frontends.batch.journal import Journal
-from frontends.batch.lines import InvalidLine, Line, answered, read_line, unanswered
+from frontends.batch.lines import InvalidLine, Line, answered, name_of, read_line, unanswered
 from frontends.batch.source import check, numbered, remaining
 from llmserve import ConfigurationError
 
@@ -196,7 +196,7 @@ async def test_only_lines_that_are_not_done_remain(tmp_path):
         (line(7, url="/v1/models"), "r7", "url must be /v1/completions, not '/v1/models'"),
         (line(7, body=None) + b"x", None, "malformed"),
         (b'{"custom_id": "r7"}', "r7", "missing required field `method`"),
-        (line(7, "x" * 513), "x" * 512, "custom_id must have 1 to 512 characters"),
+        (line(7, "x" * 513), "x" * 513, "custom_id must have 1 to 512 characters"),
         (b'{"custom_id": 5}', None, "Expected `str`"),
         (b"x" * (5 * 2**20), None, "the line is longer than"),
     ],
@@ -207,3 +207,5 @@ def test_an_invalid_line_has_its_result(text, custom_id, message):
     result = caught.value.result
     assert (result.id, result.custom_id, result.response, result.error.code) == ("batch_req_7", custom_id, None, "invalid_line")
     assert result.error.message.startswith("line 7: ")
+    # A resumed batch finds the same name in the input.
+    assert name_of(text) == custom_id

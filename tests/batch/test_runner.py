@@ -213,6 +213,33 @@ async def test_lines_with_several_choices_and_invalid_ones_have_their_results():
     assert len(results) == 7
 
 
+USER = [{"role": "user", "content": "hi"}]
+BODIES = {
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": USER},
+    "/v1/chat/completions/batch": {"messages": [USER, USER]},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": USER, "max_tokens": 4},
+    "/v1/messages/count_tokens": {"messages": USER},
+    "/inference/v1/generate": {"token_ids": [1, 2], "sampling_params": {"max_tokens": 4}},
+    "/generate": {"prompt": "hi", "max_tokens": 4},
+}
+
+
+async def test_every_route_answers():
+    async def lines(bodies):
+        for number, (url, body) in enumerate(bodies.items(), 1):
+            yield number, json.dumps({"custom_id": url, "method": "POST", "url": url, "body": body}).encode()
+
+    batch = Batch()
+    assert set(batch.answers.table) == set(BODIES)
+    results = {result.custom_id: result for result in await batch.all(lines(BODIES))}
+    assert {url: result.response.status_code for url, result in results.items()} == dict.fromkeys(BODIES, 200)
+    assert {url: result.response.request_id != "" for url, result in results.items()} == {
+        url: url != "/v1/messages/count_tokens" for url in BODIES
+    }
+
+
 async def test_lines_survive_a_death_of_the_engine():
     restart = RestartConfig(first_pause=0.1, longest_pause=0.1)
     results = await Batch(ManagerConfig(restart=restart), faults=(Fault(step=30, kind="die"),)).all(texts(40))

@@ -248,6 +248,20 @@ async def test_an_invalid_form_is_refused_and_leaves_nothing(tmp_path, body, sta
         assert os.listdir(tmp_path) == ["lock"]
 
 
+async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("frontends.net.deadlines.BODY_SECONDS", 0.2)
+
+    async def stalls():
+        yield FORM % (b"purpose", b"batch") + (FORM % (b"file", b"x" * 100))[:-50]
+        await anyio.sleep_forever()
+
+    async with served(tmp_path, runs=False) as (server, _):
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        async with server.session.post("/v1/files", data=stalls(), headers=headers) as response:
+            assert response.status == 408
+        assert os.listdir(tmp_path) == ["lock"]
+
+
 async def test_without_a_folder_the_routes_answer_an_error(server):
     for method, path in (("POST", "/v1/files"), ("GET", "/v1/files/x/content"), ("POST", "/v1/batches"), ("DELETE", "/v1/files/x")):
         async with server.session.request(method, path) as response:
@@ -281,7 +295,10 @@ async def test_a_server_that_is_killed_continues_its_batches(tmp_path):
     assert batch is not None
     assert (batch.status, batch.error_file_id, batch.request_counts.completed) == ("completed", None, 400)
     assert sorted(line["custom_id"] for line in answers) == sorted(f"r{number}" for number in range(1, 401))
-    # The journal is not needed any more.
+    # The journal is not needed any more. The next start removes what the last kill may have left of it.
+    store = Store(tmp_path / "store")
+    store.open()
+    store.close()
     assert not list((tmp_path / "store").glob("batch_*.jsonl"))
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from aiohttp import web
 
 from frontends.answers.generation import ROUTES, Generation
-from frontends.anthropic.requests import CountRequest
 from frontends.http.access_log import name_answer
 from frontends.http.authentication import CALLER
 from frontends.http.event_stream import EventStream
@@ -18,10 +17,9 @@ from frontends.http.routes.served_model import ServedModel
 from frontends.net.flush import FlushScheduler
 from frontends.openai import sse
 from frontends.openai.fan_out import open_choices
-from frontends.openai.requests import GenerateRequest
 from frontends.openai.response_builder import ResponseBuilder, failure
 from frontends.openai.wanted import renamed
-from llmserve import Delta, GenerationRequest, LLMServeError, TokenStream
+from llmserve import Delta, LLMServeError, TokenStream
 
 
 class GenerationRoutes:
@@ -38,8 +36,6 @@ class GenerationRoutes:
         self._scheduler = scheduler
         self._keepalive = keepalive
         self._generation = Generation(served)
-        self._count = served.reader(CountRequest)
-        self._generate = served.reader(GenerateRequest)
 
     def routes(self) -> dict[str, Handler]:
         own: dict[str, Handler] = {"POST /v1/messages/count_tokens": self.count, "POST /generate": self.generate}
@@ -64,16 +60,11 @@ class GenerationRoutes:
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:
-        def make(body: CountRequest) -> GenerationRequest:
-            self._served.adapter(body.model)
-            return body.generation_request()
-
-        prompt = await self._served.manager.tokenize(await self._served.read(request, self._count, make))
-        return json_response({"input_tokens": len(prompt.token_ids)})
+        return json_response(await self._generation.count_tokens(await take(request)))
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        caller, manager = request[CALLER], self._served.manager
-        wanted, streams = await self._served.read(request, self._generate, lambda body: (body.generation_request(caller), body.stream))
+        manager = self._served.manager
+        wanted, streams = await self._generation.parse_own(await take(request), request[CALLER])
         name_answer(request, wanted.request_id)
         if not streams:
             return json_response(await manager.generate(wanted))

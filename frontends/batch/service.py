@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
@@ -96,9 +97,14 @@ class BatchService:
             scope.cancel()
 
     async def _enter(self, record: BatchRecord, status: Status) -> None:
-        record.object.status = status
-        setattr(record.object, f"{status}_at", int(self._now()))
-        await self._save(record)
+        changes: dict[str, Any] = {"status": status, f"{status}_at": int(self._now())}
+        if status in ENDED:
+            # Clients see the end when the disk has it, so that a kill does not take it back.
+            await self._save(BatchRecord(tenant=record.tenant, object=msgspec.structs.replace(record.object, **changes)))
+        for name, value in changes.items():
+            setattr(record.object, name, value)
+        if status not in ENDED:
+            await self._save(record)
 
     async def _save(self, record: BatchRecord) -> None:
         # One at a time, so that no older state of a batch replaces a newer one.
@@ -135,6 +141,7 @@ class BatchService:
         try:
             await self._enter(record, "failed")
         except OSError:
+            record.object.status = "failed"
             # The next start tries the batch again.
             logger.exception("the state of %s could not be stored", record.object.id)
 

@@ -82,6 +82,8 @@ async def test_the_client_s_way_from_a_file_to_its_answers(tmp_path):
         assert batch.expires_at - batch.created_at == 24 * 3600
         batch = await ended(client, batch)
         assert batch.status == "completed"
+        # A client sees the end only when a kill cannot take it back.
+        assert json.loads((tmp_path / "store" / f"{batch.id}.json").read_text())["object"]["status"] == "completed"
         assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (22, 20, 2)
         assert None not in (batch.in_progress_at, batch.finalizing_at, batch.completed_at)
         found = await content(client, batch.output_file_id)

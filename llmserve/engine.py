@@ -223,7 +223,10 @@ class LoadsAdapters(Protocol):
         """
 
     async def unload_adapter(self, name: str) -> None:
-        """Remove an adapter, whose started requests go on. Raises EngineDead if the engine dies meanwhile."""
+        """Remove an adapter, if the engine has it; its started requests go on.
+
+        Raises EngineDead if the engine dies meanwhile.
+        """
 
 
 def combined(parts: Sequence[EngineStatistics]) -> EngineStatistics:

@@ -108,7 +108,7 @@ class WorkerPool:
     wait_seconds: float = WAIT_SECONDS
     _members: list[Member] = attrs.field(factory=list)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
-    _handshakes: set["asyncio.Task[None]"] = attrs.field(factory=set)
+    _handshakes: dict["asyncio.Task[None]", None] = attrs.field(factory=dict)
 
     async def gather(self) -> Sequence[Member]:
         """Return the workers, when all have connected. Raises TargetError after a time without them."""
@@ -136,16 +136,20 @@ class WorkerPool:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Add the worker at a connection; close any other connection."""
-        link, host, task = Link(reader, writer), writer.get_extra_info("peername")[0], asyncio.current_task()
+        link, task = Link(reader, writer), asyncio.current_task()
+        host = (writer.get_extra_info("peername") or ("gone",))[0]
         assert task is not None
-        self._handshakes.add(task)
+        self._handshakes[task] = None
+        if len(self._handshakes) > MAX_HANDSHAKES:
+            # Others that say nothing must not keep workers out.
+            next(iter(self._handshakes)).cancel()
         welcome = False
         try:
             # A port scanner sends what is no message, and a worker may have ended.
-            with suppress(LinkLost):
-                welcome = len(self._handshakes) <= MAX_HANDSHAKES and await self._is_welcome(link, host)
+            with suppress(LinkLost, asyncio.CancelledError):
+                welcome = await self._is_welcome(link, host)
         finally:
-            self._handshakes.remove(task)
+            del self._handshakes[task]
             if not welcome:
                 link.close()
 

@@ -211,7 +211,8 @@ class LocalSystem:
         await tasks.start(engine.run)
         self.stack.callback(tasks.cancel_scope.cancel)
         machine.watch_own_processes()
-        self.bench.engine = attrs.asdict(engine.info)
+        # The sizes of an embedding may be thousands of numbers.
+        self.bench.engine = attrs.asdict(engine.info, filter=lambda field, _: field.name != "dimensions")
         weights = self.model if ENGINES[self.engine].has_files else None
         describe_memory(self.bench.memory, machine, weights, self.bench.engine, self.engine_args)
         shared = SharedEngine(engine)

@@ -70,15 +70,18 @@ class Vectors:
         """Return a body's content. Raises LLMServeError."""
         return await self._served.decode(body, self._readers[path], partial(self._wanted, caller))
 
-    async def whole(self, wanted: WantedVectors) -> AsyncIterator[bytes]:
-        """Make the vectors, and return the answer as JSON, in parts. Raises LLMServeError."""
+    async def whole(self, wanted: WantedVectors, at_once: int | None = None) -> AsyncIterator[bytes]:
+        """Make the vectors, at most `at_once` together, and return the answer as JSON, in parts.
+
+        Raises LLMServeError.
+        """
         manager, requests = self._served.manager, wanted.requests
         size = manager.info.embedding_size if manager.engine_is_up else 0
         if len(requests) * size > MAX_ELEMENTS:
             most = f"vectors of {size:,} elements for at most {MAX_ELEMENTS // size:,}"
             words = f"{len(requests):,} texts are too many for one request: the server answers with {most}"
             raise InvalidRequest(words, wanted.inputs.names(0)["prompt"])
-        found = await embed_all(manager, requests, wanted.inputs.names)
+        found = await embed_all(manager, requests, wanted.inputs.names, at_once)
         return wanted.write(wanted.id, requests[0].adapter or self._served.name, found)
 
     def _wanted(self, caller: Caller, body: Any) -> WantedVectors:

@@ -10,6 +10,7 @@ from frontends.access.caller import Caller
 from frontends.answers.generation import ROUTES, Generation
 from frontends.answers.served_model import ServedModel
 from frontends.answers.vectors import Vectors
+from frontends.batch.room import SHARE
 from frontends.openai import sse
 from llmserve import GenerationRequest
 
@@ -54,7 +55,9 @@ class Answers:
     async def _embed(self, path: str, body: bytes, caller: Caller) -> tuple[str, bytes]:
         wanted = await self._vectors.parse(path, body, caller)
         inputs = attrs.evolve(wanted.inputs, requests=[_last(one) for one in wanted.requests])
-        parts = await self._vectors.whole(attrs.evolve(wanted, inputs=inputs))
+        # A line takes one slot when it starts, so its inputs begin slowly.
+        few = max(1, self._manager.info.max_num_seqs // SHARE)
+        parts = await self._vectors.whole(attrs.evolve(wanted, inputs=inputs), few)
         return wanted.id, b"".join([part async for part in parts])
 
 

@@ -20,10 +20,12 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from frontends.batch.lines import Result, read_result, write_result
+from frontends.batch.lines import PREFIX, Result, read_result, write_result
 from llmserve import ConfigurationError
 
 SYNC_SECONDS = 1.0
+# How each line of an output begins.
+BEGIN = b'{"id":"' + PREFIX.encode()
 CHUNK = 2**20
 
 
@@ -76,8 +78,10 @@ class Journal:
         self._waiting: list[bytes] = []
         self._turn = anyio.Lock()
         self._failure: OSError | None = None
+        # A file without lines is removed at the end only if this object made it.
+        self._is_new = not (resume and path.exists())
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if resume else os.O_EXCL), 0o600)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT | os.O_EXCL if self._is_new else 0), 0o600)
         except FileExistsError:
             raise ConfigurationError(f"{path} exists: continue it with --resume, or name another file") from None
         except OSError as error:
@@ -97,14 +101,15 @@ class Journal:
             raise ConfigurationError(f"{self.path} is being written by another process") from None
 
     def _read(self) -> None:
-        """Read the lines that are done, and cut off what follows the last line break."""
+        """Read the lines that are done, and cut off a torn one at the end. Raises ConfigurationError for another file."""
         whole = 0
         with open(os.dup(self._file), "rb", buffering=CHUNK) as file:
             file.seek(0)
             for number, text in enumerate(file, 1):
-                if not text.endswith(b"\n"):
+                is_torn = not text.endswith(b"\n") and (text.startswith(BEGIN) or BEGIN.startswith(text))
+                if is_torn:
                     break
-                if not self._take(text):
+                if not text.endswith(b"\n") or not self._take(text):
                     raise ConfigurationError(
                         f"{self.path}, line {number}, is not a line of a batch's output: name the output of this batch"
                     )
@@ -155,7 +160,7 @@ class Journal:
     def close(self) -> None:
         """Synchronise the file with the disk, and close it; remove it if it has no line. Call it in a thread."""
         try:
-            if not self._size:
+            if self._is_new and not self._size:
                 self.path.unlink(missing_ok=True)
             os.fsync(self._file)
         finally:

@@ -8,7 +8,11 @@ from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.openai import sse
 from frontends.openai.errors import ErrorBody, HTTPFailure
+from frontends.options.suggestions import nearest
 from llmserve import LLMServeError
+
+# No path of ours is longer. Longer texts take longer to compare.
+MAX_PATH = 64
 
 
 @web.middleware
@@ -39,7 +43,9 @@ def _no_route(request: web.Request) -> web.Response:
         )
     # Each path once, without its copy below the root path.
     paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes and path not in PAGES)
-    return _failure(HTTPFailure(404, f"unknown path; use one of {', '.join(paths)}", "http_error"), request)
+    near = nearest(path[:MAX_PATH], paths)
+    words = f"unknown path{f'; do you mean {near}?' if near else ''}; GET /openapi.json lists the {len(paths)} paths"
+    return _failure(HTTPFailure(404, words, "http_error"), request)
 
 
 def _failure(error: LLMServeError, request: web.Request) -> web.Response:

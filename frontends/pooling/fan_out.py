@@ -11,14 +11,17 @@ from llmserve import CancellationToken, Embedding, EngineManager, PoolingRequest
 
 
 async def embed_all(
-    manager: EngineManager, requests: Sequence[PoolingRequest], names: Callable[[int], Mapping[str, str]] = lambda _: {}
+    manager: EngineManager,
+    requests: Sequence[PoolingRequest],
+    names: Callable[[int], Mapping[str, str]] = lambda _: {},
+    at_once: int | None = None,
 ) -> list[Embedding]:
     """Return the vectors in the order of their requests.
 
     `names` returns the client's field names of a request by the library's, for errors.
 
-    At most as many requests are open at once as the server runs, so that the others do not wait in
-    the server's queue before those of other clients. Raises as `EngineManager.embed` does. One
+    At most `at_once` requests are open together. None means as many as the server runs, so that the
+    others do not wait in the server's queue before those of other clients. Raises as `EngineManager.embed` does. One
     failed request cancels all others.
     """
     numbered = enumerate(requests)
@@ -33,7 +36,7 @@ async def embed_all(
 
     with first_error():
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(len(requests), _at_once(manager, requests[0].tenant))):
+            for _ in range(min(len(requests), at_once or _at_once(manager, requests[0].tenant))):
                 tasks.start_soon(work)
     return [found[index] for index in range(len(requests))]
 

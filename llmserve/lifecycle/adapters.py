@@ -33,7 +33,7 @@ class AdapterLoading(ABC):
         self._refuse_unless_ready()
         first = await self._pool.wait()
         async with self._pool.changing_adapters:
-            if name in self._pool.info.adapters:
+            if name in self._known_adapters():
                 raise ConfigurationError(f"there is an adapter {name!r}; unload it first")
             # A manager reads the names from its first engine, so that one gets it last. An engine
             # that is up tells whether the files are good.
@@ -55,9 +55,18 @@ class AdapterLoading(ABC):
         """
         self._refuse_unless_ready()
         async with self._pool.changing_adapters:
-            if name not in self._pool.info.adapters:
+            if name not in self._known_adapters():
                 raise ConfigurationError(f"there is no adapter {name!r}")
             await _unload(_loading(self._pool.members), name)
+
+    def _known_adapters(self) -> set[str]:
+        """Return the names that any engine has: one may have given an adapter up at a restart."""
+        known = set(self._pool.info.adapters)
+        for member in self._pool.members:
+            # An engine that was never up has none.
+            with suppress(RuntimeError):
+                known.update(member.engine.info.adapters)
+        return known
 
     @abstractmethod
     def _refuse_unless_ready(self) -> None:

@@ -209,3 +209,19 @@ def test_an_invalid_line_has_its_result(text, custom_id, message):
     assert result.error.message.startswith("line 7: ")
     # A resumed batch finds the same name in the input.
     assert name_of(text) == custom_id
+
+
+@pytest.mark.parametrize("content", [b'{"precious": 1}', b'{"custom_id": "a", "method": "POST"}', b"[]", b'{"id":"other"'])
+def test_a_file_that_is_no_output_is_not_touched(tmp_path, content):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="line 1, is not a line of a batch's output"):
+        Journal(path, resume=True)
+    assert path.read_bytes() == content
+
+
+def test_a_resumed_output_without_lines_stays(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"id":"batch_r')
+    Journal(path, resume=True).close()
+    assert path.read_bytes() == b""

@@ -9,6 +9,7 @@ from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.answers.vectors import Vectors
 from frontends.batch.answers import LAST, Answers
+from frontends.batch.room import SHARE
 from llmserve import EngineManager, InvalidRequest
 from llmserve.engines.simulated.engine import SimulatedConfig, SimulatedEngine
 
@@ -47,3 +48,19 @@ async def test_each_route_for_vectors_answers_a_line(path):
 
 def test_a_line_may_ask_for_every_vector():
     assert {path for path in Vectors.kinds if path.count("/") == 1} | {"/v1/embeddings"} == BODIES.keys()
+
+
+async def test_the_inputs_of_a_line_do_not_all_run_at_once():
+    engine = SimulatedEngine(SimulatedConfig(), model="sim")
+    async with EngineManager(engine) as manager:
+        most = 0
+        submit = engine.submit
+
+        async def watched(*arguments):
+            nonlocal most
+            most = max(most, manager.statistics().open)
+            await submit(*arguments)
+
+        engine.submit = watched
+        await Answers(ServedModel(manager, "sim"))("/v1/embeddings", json.dumps({"input": ["a"] * 50}).encode(), Caller())
+        assert most == engine.info.max_num_seqs // SHARE

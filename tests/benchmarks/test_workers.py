@@ -19,6 +19,7 @@ from benchmarks.analysis import report
 from benchmarks.arguments import address
 from benchmarks.generator import clocks, messages
 from benchmarks.generator.hosts import (
+    MAX_HANDSHAKES,
     MIN_TOKEN,
     TOKEN_VARIABLE,
     Challenge,
@@ -190,6 +191,17 @@ async def test_the_bytes_of_a_port_scanner_disturb_no_worker(sent):
         assert len(lines) == 2, "a scanner is not worth a line"
         await link.aclose()
         assert member.name.endswith(str(os.getpid()))
+
+
+@pytest.mark.anyio
+async def test_connections_that_say_nothing_keep_no_worker_out():
+    async with pool() as (opened, where, _), contextlib.AsyncExitStack() as idle:
+        for _ in range(MAX_HANDSHAKES + 1):
+            reader, writer = await asyncio.open_connection(*where)
+            idle.push_async_callback(Link(reader, writer).aclose)
+        link = await connect(where, TOKEN, "1", wait_seconds=0)
+        assert len(await opened.gather()) == 1
+        await link.aclose()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Adapters that are loaded and unloaded while a manager runs."""
 
+from types import SimpleNamespace
+
 import anyio
 import pytest
 from contracts.adapter_contract import AdapterContract, ask
@@ -105,3 +107,36 @@ async def test_a_vllm_engine_without_room_for_adapters_names_the_argument():
 )
 def test_room_for_adapters(args, on_cpu, places):
     assert Adapters(args).engine_args(args, on_cpu=on_cpu).get("max_loras") == places
+
+
+async def test_an_adapter_that_one_engine_gave_up_can_be_unloaded_and_loaded_again(manager, engines, folders):
+    for engine in engines:
+        await manager.load_adapter("sql", folders[0])
+        # As at a restart for which its files were gone.
+        await engine.unload_adapter("sql")
+        with pytest.raises(ConfigurationError, match="unload it first"):
+            await manager.load_adapter("sql", folders[0])
+        await manager.unload_adapter("sql")
+        assert [other.info.adapters for other in engines] == [(), ()]
+
+
+class FakeLLM:
+    """Loads every adapter; meanwhile another task unloads the adapter "late"."""
+
+    errored = False
+
+    def __init__(self, adapters):
+        self.adapters, self.loaded = adapters, []
+
+    async def add_lora(self, request):
+        self.loaded.append(request)
+        await self.adapters.unload(None, "late")
+
+
+async def test_an_adapter_that_is_unloaded_during_a_start_does_not_end_it(monkeypatch):
+    adapters = Adapters({"lora_modules": dict.fromkeys(("first", "late"), "hub/x")})
+    monkeypatch.setattr(adapters, "request", lambda name, model: SimpleNamespace(lora_name=name, lora_path="hub/x"))
+    llm = FakeLLM(adapters)
+    await adapters.load_all(llm)
+    assert [request.lora_name for request in llm.loaded] == ["first"]
+    assert adapters.names == ("first",)

@@ -204,7 +204,7 @@ class SimulatedEngine:
         self._adapters[name] = path
 
     async def unload_adapter(self, name: str) -> None:
-        del self._adapters[name]
+        self._adapters.pop(name, None)
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
         if not self._up:

@@ -97,6 +97,9 @@ class Adapters:
         is given up, because the engine serves others too.
         """
         for name in self.names:
+            if name not in self._requests:
+                # Unloaded during this start.
+                continue
             try:
                 await self._load(llm, name)
             except ConfigurationError as error:
@@ -132,7 +135,7 @@ class Adapters:
     async def unload(self, llm: "AsyncLLM | None", name: str) -> None:
         """Forget an adapter, which vLLM loads again for requests that have started. Raises EngineError."""
         number = self._remove(name)
-        if llm is not None:
+        if llm is not None and number is not None:
             try:
                 await llm.remove_lora(number)
             except Exception as error:
@@ -144,8 +147,9 @@ class Adapters:
         self._requests[name] = self._last, path
         self.names = tuple(self._requests)
 
-    def _remove(self, name: str) -> int:
-        number, _ = self._requests.pop(name)
+    def _remove(self, name: str) -> int | None:
+        """Forget an adapter; return its number, or None if it was given up at a start."""
+        number, _ = self._requests.pop(name, (None, ""))
         self.names = tuple(self._requests)
         return number
 
@@ -157,7 +161,7 @@ class Adapters:
         except Exception as error:
             if llm.errored:
                 raise translate(error) from error
-            raise ConfigurationError(f"the adapter {name!r} cannot be loaded from {self._requests[name][1]}: {error}") from error
+            raise ConfigurationError(f"the adapter {name!r} cannot be loaded from {request.lora_path}: {error}") from error
         self._proven.add(name)
 
 

@@ -210,8 +210,7 @@ class BatchService:
                 os.fsync(part.fileno())
         found: list[Any] = []
         for one, size, kind in zip(ids, sizes, ("output", "error"), strict=True):
-            if one in store.files:
-                store.release(store.files[one].object.bytes)
+            store.delete(one)
             if size:
                 store.release(-size)
                 store.keep(one, size, f"{batch.id}_{kind}.jsonl", "batch_output", record.tenant)

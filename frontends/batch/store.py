@@ -90,11 +90,15 @@ class Store:
         """Write a record to the disk."""
         path = self._folder / f"{record.object.id}.json"
         part = path.with_suffix(f".{secrets.token_hex(4)}.part")
-        with part.open("wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     # Files
 
@@ -127,19 +131,30 @@ class Store:
         self.content(file_id).with_suffix(".part").unlink(missing_ok=True)
 
     def keep(self, file_id: str, size: int, name: str, purpose: Any, tenant: str | None) -> FileObject:
-        """Keep a content that is complete; its bytes are counted already."""
-        self.content(file_id).with_suffix(".part").replace(self.content(file_id))
-        made = FileObject(id=file_id, bytes=size, created_at=int(self._now()), filename=name[:MAX_NAME], purpose=purpose)
+        """Keep a content that is complete; its bytes are counted already. After an exception nothing of it stays."""
+        # A name in a form may have bytes that are not UTF-8, which aiohttp decodes as surrogates.
+        name = name[:MAX_NAME].encode(errors="replace").decode()
+        made = FileObject(id=file_id, bytes=size, created_at=int(self._now()), filename=name, purpose=purpose)
         record = FileRecord(tenant=tenant, object=made)
-        self.save(record)
+        try:
+            self.content(file_id).with_suffix(".part").replace(self.content(file_id))
+            self.save(record)
+        except BaseException:
+            self.content(file_id).unlink(missing_ok=True)
+            self.drop(file_id, size)
+            raise
         self.files[file_id] = record
         return made
 
-    def delete(self, file_id: str) -> None:
-        record = self.files.pop(file_id)
+    def delete(self, file_id: str) -> bool:
+        """Remove a file; return False if there is none, because another thread was faster."""
+        record = self.files.pop(file_id, None)
+        if record is None:
+            return False
         self.release(record.object.bytes)
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
         self.content(file_id).unlink(missing_ok=True)
+        return True
 
     # Batches
 

@@ -250,6 +250,33 @@ async def test_an_invalid_form_is_refused_and_leaves_nothing(tmp_path, body, sta
         assert os.listdir(tmp_path) == ["lock"]
 
 
+async def test_a_file_name_that_is_not_utf_8_is_accepted(tmp_path):
+    body = (
+        FORM.replace(b'"x"', b'"a\xffb"') % (b"file", b"x")
+        + b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+    )
+    async with served(tmp_path, runs=False) as (server, client):
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        async with server.session.post("/v1/files", data=io.BytesIO(body), headers=headers) as response:
+            assert response.status == 200, await response.text()
+        assert [file.filename async for file in client.files.list()] == ["a?b"]
+
+
+async def test_two_deletions_of_one_file_at_once_are_no_error_of_the_server(tmp_path):
+    async with served(tmp_path, runs=False) as (server, client):
+        for _ in range(5):
+            file, found = await client.files.create(file=("x", b"x"), purpose="batch"), []
+
+            async def delete(file_id=file.id, found=found):
+                async with server.session.delete(f"/v1/files/{file_id}") as response:
+                    found.append(response.status)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(delete)
+                tasks.start_soon(delete)
+            assert sorted(found) == [200, 404]
+
+
 async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("frontends.net.deadlines.BODY_SECONDS", 0.2)
 

@@ -94,7 +94,8 @@ class BatchRoutes:
 
     async def delete(self, request: web.Request) -> web.Response:
         found = self._file(request, request.match_info["file_id"], "file_id").object
-        await anyio.to_thread.run_sync(self._store.delete, found.id)
+        if not await anyio.to_thread.run_sync(self._store.delete, found.id):
+            raise _missing("file", found.id, "file_id")
         return json_response(FileDeleted(id=found.id))
 
     def _file(self, request: web.Request, file_id: str, param: str) -> FileRecord:
@@ -148,8 +149,12 @@ def _owned_one(records: Mapping[str, Record], name: str, request: web.Request, w
     """Return the record of a name that the client sent. A tenant cannot tell others' names from unknown ones."""
     found = records.get(name)
     if found is None or found.tenant != request[CALLER].tenant:
-        raise HTTPFailure(404, f"there is no {what} {name[:64]!r} ({param})", "not_found")
+        raise _missing(what, name, param)
     return found
+
+
+def _missing(what: str, name: str, param: str) -> HTTPFailure:
+    return HTTPFailure(404, f"there is no {what} {name[:64]!r} ({param})", "not_found")
 
 
 def _page(records: Sequence[Record], request: web.Request) -> tuple[list[Record], bool]:

@@ -79,11 +79,11 @@ async def receive_file(request: web.Request, store: Store) -> FileObject:
             async for field in _fields(reader):
                 await arrival.take(field)
             name = await in_thread(arrival.finish)
-        return await in_thread(partial(store.keep, file_id, arrival.size, name, "batch", tenant))
     except BaseException:
         with anyio.CancelScope(shield=True):
             await in_thread(store.drop, file_id, arrival.size)
         raise
+    return await in_thread(partial(store.keep, file_id, arrival.size, name, "batch", tenant))
 
 
 async def _fields(reader: MultipartReader) -> AsyncIterator[BodyPartReader]:

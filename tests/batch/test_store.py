@@ -1,0 +1,47 @@
+"""The folder of files and batches: what stays in it after errors, and who may remove what."""
+
+import os
+
+import pytest
+
+from frontends.batch.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path)
+    store.open()
+    yield store
+    store.close()
+
+
+def kept(store, content=b"x\n", name="in.jsonl", tenant=None):
+    file_id, part = store.begin()
+    with part:
+        part.write(content)
+    store.reserve(len(content))
+    return store.keep(file_id, len(content), name, "batch", tenant)
+
+
+def test_a_name_that_is_not_utf_8_is_kept(store):
+    assert kept(store, name="a\udcffb").filename == "a?b"
+
+
+@pytest.mark.parametrize("fails", ["msgspec.json.encode", "os.fsync", "pathlib.Path.replace"])
+def test_a_file_whose_record_cannot_be_stored_leaves_nothing(store, tmp_path, monkeypatch, fails):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(fails, fail)
+        with pytest.raises(OSError, match="No space"):
+            kept(store)
+    assert os.listdir(tmp_path) == ["lock"]
+    assert (store.bytes, store.files) == (0, {})
+
+
+def test_the_second_of_two_deletions_finds_nothing(store):
+    file = kept(store)
+    assert store.delete(file.id)
+    assert not store.delete(file.id)
+    assert store.bytes == 0

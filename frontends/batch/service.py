@@ -139,11 +139,15 @@ class BatchService:
             code, words = "storage_error", f"the server could not store the answers: {error.strerror}"
         record.object.errors = BatchErrors(data=[BatchError(code=code, message=words)])
         try:
+            if self.store.journal(record.object.id).exists():
+                # The answers so far remain.
+                await self._divided(record)
             await self._enter(record, "failed")
-        except OSError:
+            await self._forget(record)
+        except Exception:
             record.object.status = "failed"
-            # The next start tries the batch again.
-            logger.exception("the state of %s could not be stored", record.object.id)
+            # The journal stays, and the next start tries the batch again.
+            logger.exception("the end of %s could not be stored", record.object.id)
 
     async def _journalled(self, record: BatchRecord) -> None:
         batch, store = record.object, self.store
@@ -154,14 +158,15 @@ class BatchService:
             end = await self._answer(record, checked, journal)
             if end != "completed":
                 await self._answer_rest(checked, journal, end)
-            self._count(record, checked.total, journal)
         finally:
+            self.shown(record)
             self._journals.pop(batch.id, None)
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(journal.close)
-        await self._finalize(record)
+        await self._enter(record, "finalizing")
+        await self._divided(record)
         await self._enter(record, end)
-        await anyio.to_thread.run_sync(partial(store.journal(batch.id).unlink, missing_ok=True))
+        await self._forget(record)
 
     async def _answer(self, record: BatchRecord, checked: Checked, journal: Journal) -> Status:
         """Answer the lines; return the status that the batch ends with."""
@@ -188,12 +193,14 @@ class BatchService:
         async for number, text in remaining(checked, journal.done):
             await journal.append(unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
 
-    async def _finalize(self, record: BatchRecord) -> None:
+    async def _divided(self, record: BatchRecord) -> None:
         """Divide the journal into the files of answers and of errors."""
-        batch = record.object
-        await self._enter(record, "finalizing")
         written = await anyio.to_thread.run_sync(self._divide, record)
-        batch.output_file_id, batch.error_file_id = written
+        record.object.output_file_id, record.object.error_file_id = written
+
+    async def _forget(self, record: BatchRecord) -> None:
+        """Remove the journal of a batch that has ended."""
+        await anyio.to_thread.run_sync(partial(self.store.journal(record.object.id).unlink, missing_ok=True))
 
     def _divide(self, record: BatchRecord) -> tuple[str | None, str | None]:
         store, batch = self.store, record.object
@@ -203,7 +210,11 @@ class BatchService:
         parts = [store.content(one).with_suffix(".part").open("wb") for one in ids]
         with parts[0], parts[1], store.journal(batch.id).open("rb") as journal:
             for text in journal:
-                which = 0 if read_result(text).succeeded else 1
+                try:
+                    which = 0 if read_result(text).succeeded else 1
+                except (msgspec.DecodeError, RecursionError):
+                    # A disk that is full may have torn the last line.
+                    continue
                 sizes[which] += parts[which].write(text)
             for part in parts:
                 part.flush()

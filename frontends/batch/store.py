@@ -50,6 +50,8 @@ class Store:
         # Bytes of contents, including those that are arriving. Threads count them too.
         self.bytes = 0
         self._guard = threading.Lock()
+        # Held while a batch is created or a file is deleted, so that no batch begins without its file.
+        self._changing = threading.Lock()
 
     def open(self) -> None:
         """Lock and read the folder. Raises ConfigurationError, which names it."""
@@ -147,8 +149,12 @@ class Store:
         return made
 
     def delete(self, file_id: str) -> bool:
-        """Remove a file; return False if there is none, because another thread was faster."""
-        record = self.files.pop(file_id, None)
+        """Remove a file; return False if there is none. Raises HTTPFailure if a batch that has not ended needs it."""
+        with self._changing:
+            for one in self.batches.values():
+                if one.object.input_file_id == file_id and one.object.status not in ENDED:
+                    raise HTTPFailure(409, f"the batch {one.object.id} needs the file until it ends: cancel it first", "file_in_use")
+            record = self.files.pop(file_id, None)
         if record is None:
             return False
         self.release(record.object.bytes)
@@ -164,12 +170,24 @@ class Store:
 
     def create(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
         """Create a batch; the oldest ended one makes room for it. Raises HTTPFailure."""
+        with self._changing:
+            if wanted.input_file_id not in self.files:
+                raise HTTPFailure(404, f"there is no file {wanted.input_file_id!r} (input_file_id)", "not_found")
+            self._make_room()
+            record = self._new(wanted, tenant)
+            self.save(record)
+            self.batches[record.object.id] = record
+        return record
+
+    def _make_room(self) -> None:
         if len(self.batches) >= MAX_BATCHES:
             oldest = next((one.object.id for one in self.batches.values() if one.object.status in ENDED), None)
             if oldest is None:
                 raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
             del self.batches[oldest]
             (self._folder / f"{oldest}.json").unlink(missing_ok=True)
+
+    def _new(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
         created = int(self._now())
         batch = BatchObject(
             id=f"batch_{secrets.token_hex(16)}",
@@ -180,10 +198,7 @@ class Store:
             expires_at=created + WINDOW_SECONDS,
             metadata=wanted.metadata,
         )
-        record = BatchRecord(tenant=tenant, object=batch)
-        self.save(record)
-        self.batches[batch.id] = record
-        return record
+        return BatchRecord(tenant=tenant, object=batch)
 
 
 def owned(records: Iterable[Record], tenant: str | None) -> list[Record]:

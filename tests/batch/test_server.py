@@ -14,6 +14,8 @@ from program_support import MODULE, PATIENCE, program
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
 from frontends.batch import store as stores
+from frontends.batch.answers import Answers
+from frontends.batch.journal import Journal
 from frontends.batch.service import BatchService
 from frontends.batch.store import Store
 from llmserve import ConfigurationError
@@ -158,6 +160,52 @@ async def test_a_cancelled_batch_keeps_its_answers(tmp_path):
         answers, errors = await content(client, batch.output_file_id), await content(client, batch.error_file_id)
         assert len({line["custom_id"] for line in answers + errors}) == len(answers + errors) == 300
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+
+
+async def test_a_failed_batch_keeps_its_answers(tmp_path, monkeypatch):
+    append, left = Journal.append, [5]
+
+    async def full(journal, result):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        await append(journal, result)
+
+    monkeypatch.setattr(Journal, "append", full)
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, await created(client, text(lines(50))))
+        assert (batch.status, batch.errors.data[0].code) == ("failed", "storage_error")
+        assert len(await content(client, batch.output_file_id)) == batch.request_counts.completed == 5
+    async with served(tmp_path) as (_, client):
+        assert len(await content(client, batch.output_file_id)) == 5
+        assert (await client.batches.retrieve(batch.id)).output_file_id == batch.output_file_id
+
+
+async def test_an_unexpected_error_in_a_line_does_not_end_the_batch(tmp_path, monkeypatch):
+    answer = Answers.__call__
+
+    async def fails(answers, path, body, caller):
+        if b"break" in body:
+            raise RuntimeError("secret")
+        return await answer(answers, path, body, caller)
+
+    monkeypatch.setattr(Answers, "__call__", fails)
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, await created(client, text([*lines(3), {**lines(1, user="break")[0], "custom_id": "b"}])))
+        assert (batch.status, batch.request_counts.completed) == ("completed", 3)
+        (line,) = await content(client, batch.error_file_id)
+        assert (line["custom_id"], line["response"]["status_code"]) == ("b", 500)
+        assert "secret" not in json.dumps(line)
+
+
+async def test_a_file_that_a_batch_needs_is_not_deleted(tmp_path):
+    async with served(tmp_path, runs=False) as (_, client):
+        batch = await created(client, text(lines(1)))
+        with pytest.raises(openai.ConflictError, match=batch.id):
+            await client.files.delete(batch.input_file_id)
+    async with served(tmp_path) as (_, client):
+        assert (await ended(client, batch)).status == "completed"
+        assert (await client.files.delete(batch.input_file_id)).deleted
 
 
 async def test_a_batch_expires(tmp_path):

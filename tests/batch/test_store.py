@@ -4,7 +4,9 @@ import os
 
 import pytest
 
+from frontends.batch.objects import CreateBatch
 from frontends.batch.store import Store
+from frontends.openai.errors import HTTPFailure
 
 
 @pytest.fixture
@@ -45,3 +47,15 @@ def test_the_second_of_two_deletions_finds_nothing(store):
     assert store.delete(file.id)
     assert not store.delete(file.id)
     assert store.bytes == 0
+
+
+def test_no_batch_begins_without_its_file(store):
+    file = kept(store)
+    wanted = CreateBatch(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    batch = store.create(wanted, None)
+    with pytest.raises(HTTPFailure, match=batch.object.id):
+        store.delete(file.id)
+    batch.object.status = "cancelled"
+    assert store.delete(file.id)
+    with pytest.raises(HTTPFailure, match="there is no file"):
+        store.create(wanted, None)

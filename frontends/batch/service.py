@@ -1,13 +1,14 @@
 """Runs the batches of a store, from their validation to their files, also after a kill."""
 
+import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -29,6 +30,7 @@ from llmserve import ConfigurationError, EngineManager
 from llmserve.runtime.lifespan import first_of
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 # Batches that are in progress at once, and take turns; each has two open files.
 AT_ONCE = 16
@@ -91,10 +93,31 @@ class BatchService:
         """Let a batch end; its answers so far remain. It is no error if it has ended."""
         if record.object.status in ENDED or record.object.status in ("cancelling", "finalizing"):
             return
-        await self._enter(record, "cancelling")
         scope = self._scopes.get(record.object.id)
         if scope is not None:
+            # First, so that the batch ends even if its state cannot be stored.
             scope.cancel()
+        await self._enter(record, "cancelling")
+
+    async def finish(self, work: Callable[[], Awaitable[Made]]) -> Made:
+        """Let work come to its end, even if the client that waits for it leaves. Raises what the work raises."""
+        result: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+
+        async def finished() -> None:
+            try:
+                with anyio.CancelScope(shield=True):
+                    made = await work()
+            except Exception as error:
+                if result.cancelled():
+                    logger.warning("the work for a client that left failed: %r", error)
+                else:
+                    result.set_exception(error)
+            else:
+                if not result.cancelled():
+                    result.set_result(made)
+
+        self._tasks.start_soon(finished)
+        return await result
 
     async def _enter(self, record: BatchRecord, status: Status) -> None:
         changes: dict[str, Any] = {"status": status, f"{status}_at": int(self._now())}

@@ -1,9 +1,12 @@
 """/v1/files and /v1/batches on the simulated engine, called by the unmodified OpenAI client."""
 
+import asyncio
 import io
 import json
 import os
+import threading
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import openai
@@ -227,6 +230,65 @@ async def test_a_cancelled_batch_that_waited_has_no_answers(tmp_path):
         assert (await ended(client, batch)).status == "cancelled"
 
 
+@pytest.mark.parametrize("method", ["keep", "create", "save"])
+async def test_a_client_that_leaves_does_not_cut_what_it_asked_for(tmp_path, monkeypatch, method):
+    entered, go, left = threading.Event(), threading.Event(), anyio.Event()
+    original, finish = getattr(Store, method), BatchService.finish
+
+    def slow(*args):
+        entered.set()
+        go.wait(PATIENCE)
+        return original(*args)
+
+    async def watched(batches, work):
+        try:
+            return await finish(batches, work)
+        except asyncio.CancelledError:
+            left.set()
+            raise
+
+    monkeypatch.setattr(BatchService, "finish", watched)
+    async with served(tmp_path, time_scale=0.2) as (_, client):
+        batch = await ended(client, await created(client, text(lines(300, max_tokens=100))), "in_progress")
+        ask = {
+            "keep": partial(client.files.create, file=("x", b"x"), purpose="batch"),
+            "create": partial(client.batches.create, input_file_id=batch.input_file_id, endpoint=PATH, completion_window="24h"),
+            "save": partial(client.batches.cancel, batch.id),
+        }[method]
+        monkeypatch.setattr(Store, method, slow)
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                await anyio.to_thread.run_sync(entered.wait)
+                tasks.cancel_scope.cancel()
+            await left.wait()
+            go.set()
+            if method == "keep":
+                while len([one async for one in client.files.list()]) < 2:
+                    await anyio.sleep(0.01)
+            elif method == "create":
+                while len(found := [one async for one in client.batches.list()]) < 2 or found[0].status == "validating":
+                    await anyio.sleep(0.01)
+            else:
+                assert (await ended(client, batch)).status == "cancelled"
+
+
+async def test_a_batch_is_cancelled_even_if_its_state_cannot_be_stored(tmp_path, monkeypatch):
+    save = Store.save
+
+    def fails(store, record):
+        if record.object.status == "cancelling":
+            raise OSError(28, "No space left on device")
+        save(store, record)
+
+    monkeypatch.setattr(Store, "save", fails)
+    async with served(tmp_path, time_scale=0.2) as (_, client):
+        batch = await ended(client, await created(client, text(lines(300, max_tokens=100))), "in_progress")
+        with pytest.raises(openai.InternalServerError):
+            await client.batches.cancel(batch.id)
+        assert (await ended(client, batch)).status == "cancelled"
+
+
 async def test_tenants_see_only_what_is_theirs(tmp_path):
     keys = Keys([Key(name, digest(f"lls_{name}"), name) for name in ("alice", "bob")])
     async with served(tmp_path, app={"access": Access(keys)}) as (_, client):
@@ -281,6 +343,7 @@ FORM = b'--b\r\nContent-Disposition: form-data; name="%b"; filename="x"\r\n\r\n%
         (FORM % (b"file", b"") + FORM % (b"purpose", b"batch") + b"--b--\r\n", 400, "file"),
         (FORM % (b"other", b"x") + b"--b--\r\n", 400, "other"),
         (FORM % (b"file", b"x") + FORM % (b"file", b"y") + b"--b--\r\n", 400, "file"),
+        (FORM % (b"purpose", b"batch") + FORM % (b"purpose", b"batch") + b"--b--\r\n", 400, "purpose"),
         (FORM % (b"purpose", b"batch" * 100) + b"--b--\r\n", 400, "purpose"),
         (FORM % (b"file", b"x"), 400, None),
         (b"nonsense", 400, None),
@@ -325,11 +388,13 @@ async def test_two_deletions_of_one_file_at_once_are_no_error_of_the_server(tmp_
             assert sorted(found) == [200, 404]
 
 
-async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sent", [0, 20, 80, 200])
+async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch, sent):
     monkeypatch.setattr("frontends.net.deadlines.BODY_SECONDS", 0.2)
 
     async def stalls():
-        yield FORM % (b"purpose", b"batch") + (FORM % (b"file", b"x" * 100))[:-50]
+        if sent:
+            yield (FORM % (b"purpose", b"batch") + FORM % (b"file", b"x" * 100))[:sent]
         await anyio.sleep_forever()
 
     async with served(tmp_path, runs=False) as (server, _):

@@ -19,13 +19,14 @@ from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.batch.answers import Answers
 from frontends.batch.journal import Journal
-from frontends.batch.lines import name_of, read_result, unanswered
+from frontends.batch.lines import Result, name_of, read_result, unanswered, write_result
 from frontends.batch.objects import ENDED, BatchError, BatchErrors, BatchObject, BatchRecord, RequestCounts, Status
 from frontends.batch.room import Room
 from frontends.batch.runner import EngineGone, Runner
 from frontends.batch.source import Checked, check, remaining
 from frontends.batch.store import MAX_LINES, Store
 from frontends.logs.operator_log import say
+from frontends.openai.errors import HTTPFailure
 from llmserve import ConfigurationError, EngineManager
 from llmserve.runtime.lifespan import first_of
 
@@ -144,7 +145,7 @@ class BatchService:
         except EngineGone:
             # The server ends, and the next one continues the batch.
             return
-        except (ConfigurationError, OSError) as error:
+        except (ConfigurationError, HTTPFailure, OSError) as error:
             await self._fail(record, error)
         except Exception as error:
             # One batch must not end the server.
@@ -158,6 +159,8 @@ class BatchService:
             # The client knows the file by its id, and not by its path here.
             batch, store = record.object, self.store
             code, words = "invalid_input", str(error).replace(str(store.content(batch.input_file_id)), f"the file {batch.input_file_id}")
+        elif isinstance(error, HTTPFailure):
+            code, words = error.code, str(error)
         elif isinstance(error, OSError):
             code, words = "storage_error", f"the server could not store the answers: {error.strerror}"
         record.object.errors = BatchErrors(data=[BatchError(code=code, message=words)])
@@ -166,7 +169,7 @@ class BatchService:
                 # The answers so far remain.
                 await self._divided(record)
             await self._enter(record, "failed")
-            await self._forget(record)
+            await anyio.to_thread.run_sync(self.store.forget, record.object.id)
         except Exception:
             record.object.status = "failed"
             # The journal stays, and the next start tries the batch again.
@@ -180,7 +183,7 @@ class BatchService:
             self._journals[batch.id] = checked.total, journal
             end = await self._answer(record, checked, journal)
             if end != "completed":
-                await self._answer_rest(checked, journal, end)
+                await self._answer_rest(batch.id, checked, journal, end)
         finally:
             self.shown(record)
             self._journals.pop(batch.id, None)
@@ -189,7 +192,7 @@ class BatchService:
         await self._enter(record, "finalizing")
         await self._divided(record)
         await self._enter(record, end)
-        await self._forget(record)
+        await anyio.to_thread.run_sync(store.forget, batch.id)
 
     async def _answer(self, record: BatchRecord, checked: Checked, journal: Journal) -> Status:
         """Answer the lines; return the status that the batch ends with."""
@@ -201,7 +204,7 @@ class BatchService:
                 self._scopes[batch.id] = scope
                 try:
                     lines = remaining(checked, journal.done)
-                    await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), journal.append)
+                    await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), partial(self._append, batch.id, journal))
                 finally:
                     del self._scopes[batch.id]
         if batch.cancelling_at is not None:
@@ -211,19 +214,20 @@ class BatchService:
             await self._save(record)
         return "completed" if batch.expired_at is None else "expired"
 
-    async def _answer_rest(self, checked: Checked, journal: Journal, end: Status) -> None:
+    async def _append(self, batch_id: str, journal: Journal, result: Result) -> None:
+        """Append a line if there is room for it. Raises HTTPFailure, OSError."""
+        self.store.grow(batch_id, len(write_result(result)))
+        await journal.append(result)
+
+    async def _answer_rest(self, batch_id: str, checked: Checked, journal: Journal, end: Status) -> None:
         """Let each line that is not done have an error."""
         async for number, text in remaining(checked, journal.done):
-            await journal.append(unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
+            await self._append(batch_id, journal, unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
 
     async def _divided(self, record: BatchRecord) -> None:
         """Divide the journal into the files of answers and of errors."""
         written = await anyio.to_thread.run_sync(self._divide, record)
         record.object.output_file_id, record.object.error_file_id = written
-
-    async def _forget(self, record: BatchRecord) -> None:
-        """Remove the journal of a batch that has ended."""
-        await anyio.to_thread.run_sync(partial(self.store.journal(record.object.id).unlink, missing_ok=True))
 
     def _divide(self, record: BatchRecord) -> tuple[str | None, str | None]:
         store, batch = self.store, record.object
@@ -246,6 +250,7 @@ class BatchService:
         for one, size, kind in zip(ids, sizes, ("output", "error"), strict=True):
             store.delete(one)
             if size:
+                # The journal has counted these bytes, and goes away.
                 store.release(-size)
                 store.keep(one, size, f"{batch.id}_{kind}.jsonl", "batch_output", record.tenant)
             else:

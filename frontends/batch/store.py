@@ -50,6 +50,8 @@ class Store:
         # Bytes of contents, including those that are arriving. Threads count them too.
         self.bytes = 0
         self._guard = threading.Lock()
+        # The part of them that is in the journals of batches.
+        self._journals: dict[str, int] = {}
         # Held while a batch is created or a file is deleted, so that no batch begins without its file.
         self._changing = threading.Lock()
 
@@ -66,8 +68,9 @@ class Store:
             self.batches = {one.object.id: one for one in self._read("batch_*.json", BatchRecord)}
         except OSError as error:
             raise ConfigurationError(f"--batch-folder {self._folder} cannot be used: {error.strerror}") from None
-        self.bytes = sum(one.object.bytes for one in self.files.values())
         self._clean()
+        self._journals = {path.stem: path.stat().st_size for path in self._folder.glob("batch_*.jsonl")}
+        self.bytes = sum(one.object.bytes for one in self.files.values()) + sum(self._journals.values())
 
     def close(self) -> None:
         os.close(self._lock)
@@ -167,6 +170,16 @@ class Store:
     def journal(self, batch_id: str) -> Path:
         """Return the path of a batch's journal."""
         return self._folder / f"{batch_id}.jsonl"
+
+    def grow(self, batch_id: str, count: int) -> None:
+        """Count bytes that a journal grows by. Raises HTTPFailure if there is no room for them."""
+        self.reserve(count)
+        self._journals[batch_id] = self._journals.get(batch_id, 0) + count
+
+    def forget(self, batch_id: str) -> None:
+        """Remove the journal of a batch that has ended."""
+        self.journal(batch_id).unlink(missing_ok=True)
+        self.release(self._journals.pop(batch_id, 0))
 
     def create(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
         """Create a batch; the oldest ended one makes room for it. Raises HTTPFailure."""

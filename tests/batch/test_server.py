@@ -184,6 +184,22 @@ async def test_a_failed_batch_keeps_its_answers(tmp_path, monkeypatch):
         assert (await client.batches.retrieve(batch.id)).output_file_id == batch.output_file_id
 
 
+async def test_answers_count_as_files_and_a_batch_without_room_fails(tmp_path, monkeypatch):
+    given = text(lines(50))
+    most = len(given) + 4000
+    monkeypatch.setattr(stores, "MAX_BYTES", most)
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, await created(client, given))
+        assert (batch.status, batch.errors.data[0].code) == ("failed", "too_many_files")
+        assert 0 < len(await content(client, batch.output_file_id)) == batch.request_counts.completed < 50
+        left = most - sum([file.bytes async for file in client.files.list()])
+    # The next start counts the files, and no journal.
+    async with served(tmp_path) as (_, client):
+        with pytest.raises(openai.BadRequestError, match="bytes of files"):
+            await client.files.create(file=("x", bytes(left + 1)), purpose="batch")
+        await client.files.create(file=("x", bytes(left)), purpose="batch")
+
+
 async def test_an_unexpected_error_in_a_line_does_not_end_the_batch(tmp_path, monkeypatch):
     answer = Answers.__call__
 

@@ -59,3 +59,16 @@ def test_no_batch_begins_without_its_file(store):
     assert store.delete(file.id)
     with pytest.raises(HTTPFailure, match="there is no file"):
         store.create(wanted, None)
+
+
+def test_a_journal_is_counted_until_its_batch_has_ended(store):
+    file = kept(store)
+    batch = store.create(CreateBatch(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"), None).object
+    store.journal(batch.id).write_bytes(b"x" * 10)
+    store.grow(batch.id, 10)
+    assert store.bytes == 12
+    store.close()
+    store.open()
+    assert store.bytes == 12
+    store.forget(batch.id)
+    assert store.bytes == 2

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from llmserve.runtime.lifespan import first_of
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
-# Batches that are in progress at once, and take turns; each has two open files.
+# Batches that are in progress at once, and take turns; each has two open files. As many may end meanwhile.
 AT_ONCE = 16
 WORDS = {"expired": "the batch was not complete within its completion_window", "cancelled": "the batch was cancelled"}
 
@@ -54,9 +54,9 @@ class BatchService:
         self._now = now
         self._runner = Runner(manager, Room(manager), self.answers)
         self._tasks: anyio.abc.TaskGroup
-        self._places = anyio.Semaphore(AT_ONCE)
+        self._places, self._endings = anyio.Semaphore(AT_ONCE), anyio.Semaphore(AT_ONCE)
         self._saving = anyio.Lock()
-        # The scopes of batches that are in progress, and the open journals.
+        # The scopes of batches that wait for a place or are in progress, and the open journals.
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._journals: dict[str, tuple[int, Journal]] = {}
 
@@ -140,8 +140,11 @@ class BatchService:
     async def _run(self, record: BatchRecord) -> None:
         batch = record.object
         try:
-            async with self._places:
+            place = await self._place(record)
+            try:
                 await self._journalled(record)
+            finally:
+                place.release()
         except EngineGone:
             # The server ends, and the next one continues the batch.
             return
@@ -152,6 +155,26 @@ class BatchService:
             logger.exception("the batch %s failed", batch.id)
             await self._fail(record, error)
         say(f"batch     {batch.id} {batch.status}: {batch.request_counts.completed} of {batch.request_counts.total} lines answered")
+
+    async def _place(self, record: BatchRecord) -> anyio.Semaphore:
+        """Take a place; a batch that is cancelled or expires takes one of those that only end batches."""
+        if record.object.cancelling_at is None:
+            with self._open(record):
+                await self._places.acquire()
+                return self._places
+        await self._endings.acquire()
+        return self._endings
+
+    @contextmanager
+    def _open(self, record: BatchRecord) -> Iterator[None]:
+        """Do this until the batch expires or is cancelled."""
+        batch = record.object
+        with anyio.move_on_after(batch.expires_at - self._now()) as scope:
+            self._scopes[batch.id] = scope
+            try:
+                yield
+            finally:
+                del self._scopes[batch.id]
 
     async def _fail(self, record: BatchRecord, error: Exception) -> None:
         code, words = "internal_error", "the batch failed: see the server's log"
@@ -200,13 +223,9 @@ class BatchService:
         if batch.status == "validating":
             await self._enter(record, "in_progress")
         if batch.status == "in_progress":
-            with anyio.move_on_after(batch.expires_at - self._now()) as scope:
-                self._scopes[batch.id] = scope
-                try:
-                    lines = remaining(checked, journal.done)
-                    await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), partial(self._append, batch.id, journal))
-                finally:
-                    del self._scopes[batch.id]
+            with self._open(record):
+                lines = remaining(checked, journal.done)
+                await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), partial(self._append, batch.id, journal))
         if batch.cancelling_at is not None:
             return "cancelled"
         if len(journal.done) < checked.total and batch.expired_at is None:

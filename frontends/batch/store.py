@@ -182,23 +182,26 @@ class Store:
         self.release(self._journals.pop(batch_id, 0))
 
     def create(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
-        """Create a batch; the oldest ended one makes room for it. Raises HTTPFailure."""
+        """Create a batch; the oldest ended one, if possible of its tenant, makes room for it. Raises HTTPFailure."""
         with self._changing:
             if wanted.input_file_id not in self.files:
                 raise HTTPFailure(404, f"there is no file {wanted.input_file_id!r} (input_file_id)", "not_found")
-            self._make_room()
+            self._make_room(tenant)
             record = self._new(wanted, tenant)
             self.save(record)
             self.batches[record.object.id] = record
         return record
 
-    def _make_room(self) -> None:
-        if len(self.batches) >= MAX_BATCHES:
-            oldest = next((one.object.id for one in self.batches.values() if one.object.status in ENDED), None)
-            if oldest is None:
-                raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
-            del self.batches[oldest]
-            (self._folder / f"{oldest}.json").unlink(missing_ok=True)
+    def _make_room(self, tenant: str | None) -> None:
+        if len(self.batches) < MAX_BATCHES:
+            return
+        ended = [one for one in self.batches.values() if one.object.status in ENDED]
+        if not ended:
+            raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
+        # The tenant's own is first, so that one tenant does not remove what others have still to read.
+        oldest = min(ended, key=lambda one: one.tenant != tenant).object.id
+        del self.batches[oldest]
+        (self._folder / f"{oldest}.json").unlink(missing_ok=True)
 
     def _new(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
         created = int(self._now())

@@ -227,23 +227,26 @@ async def test_a_file_that_a_batch_needs_is_not_deleted(tmp_path):
         assert (await client.files.delete(batch.input_file_id)).deleted
 
 
-async def test_a_batch_expires(tmp_path):
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_batch_expires(tmp_path, runs):
+    """Also one that waits for a place."""
     clock = Clock()
     async with served(tmp_path, clock, runs=False) as (_, client):
         batch = await created(client, text(lines(3)))
     clock.now += 24 * 3600
-    async with served(tmp_path, clock) as (_, client):
+    async with served(tmp_path, clock, runs=runs) as (_, client):
         batch = await ended(client, batch)
         assert (batch.status, batch.expired_at, batch.output_file_id) == ("expired", int(clock.now), None)
         assert [line["error"]["code"] for line in await content(client, batch.error_file_id)] == ["batch_expired"] * 3
 
 
-async def test_a_cancelled_batch_that_waited_has_no_answers(tmp_path):
+async def test_a_cancelled_batch_that_waits_for_a_place_ends_at_once(tmp_path):
     async with served(tmp_path, runs=False) as (_, client):
         batch = await created(client, text(lines(3)))
-        assert (await client.batches.cancel(batch.id)).status == "cancelling"
-    async with served(tmp_path) as (_, client):
-        assert (await ended(client, batch)).status == "cancelled"
+        await client.batches.cancel(batch.id)
+        batch = await ended(client, batch)
+        assert (batch.status, batch.output_file_id) == ("cancelled", None)
+        assert [line["error"]["code"] for line in await content(client, batch.error_file_id)] == ["batch_cancelled"] * 3
 
 
 @pytest.mark.parametrize("method", ["keep", "create", "save"])

@@ -72,3 +72,17 @@ def test_a_journal_is_counted_until_its_batch_has_ended(store):
     assert store.bytes == 12
     store.forget(batch.id)
     assert store.bytes == 2
+
+
+@pytest.mark.parametrize(("tenant", "removed"), [("a", 1), ("b", 0), ("c", 0)])
+def test_the_oldest_batch_of_the_same_tenant_makes_room(store, monkeypatch, tenant, removed):
+    monkeypatch.setattr("frontends.batch.store.MAX_BATCHES", 3)
+    wanted = CreateBatch(input_file_id=kept(store).id, endpoint="/v1/completions", completion_window="24h")
+    found = [store.create(wanted, one) for one in ("b", "a", "a")]
+    with pytest.raises(HTTPFailure, match="at most 3 batches"):
+        store.create(wanted, tenant)
+    for one in found:
+        one.object.status = "completed"
+    made = store.create(wanted, tenant)
+    del found[removed]
+    assert list(store.batches.values()) == [*found, made]

@@ -4,6 +4,7 @@ Several batches share the room in turn. A line that was stopped for other reques
 refused, starts again before new lines do.
 """
 
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -28,6 +29,8 @@ from llmserve import (
     TenantOverloaded,
 )
 from llmserve.runtime.lifespan import first_of
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two looks at the room, while a line runs or wants to.
 LOOK_SECONDS = 0.01
@@ -165,8 +168,11 @@ class Runner:
         except LLMServeError as error:
             if isinstance(error, (EngineDead, EngineRestarted, RequestCancelled)) and (self._gone or not last):
                 raise
-            status, detail, _ = described(error, line.url)
-            return answered(line, status, "", sse.encode(detail))
+            return _refused(line, error)
+        except Exception:
+            # An error in one line must not end the batch.
+            logger.exception("line %d of a batch (%s) failed", line.number, line.url)
+            return _refused(line, LLMServeError("an internal error: see the server's log"))
         return answered(line, 200, name, body)
 
     @property
@@ -215,3 +221,8 @@ class Runner:
             count -= one.count(admitted=True)
             self.stopped += not self._started[one].cancel_called
             self._started[one].cancel()
+
+
+def _refused(line: Line, error: LLMServeError) -> Result:
+    status, detail, _ = described(error, line.url)
+    return answered(line, status, "", sse.encode(detail))

@@ -1,13 +1,14 @@
 """Runs the batches of a store, from their validation to their files, also after a kill."""
 
+import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -18,19 +19,21 @@ from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.batch.answers import Answers
 from frontends.batch.journal import Journal
-from frontends.batch.lines import name_of, read_result, unanswered
+from frontends.batch.lines import Result, name_of, read_result, unanswered, write_result
 from frontends.batch.objects import ENDED, BatchError, BatchErrors, BatchObject, BatchRecord, RequestCounts, Status
 from frontends.batch.room import Room
 from frontends.batch.runner import EngineGone, Runner
 from frontends.batch.source import Checked, check, remaining
 from frontends.batch.store import MAX_LINES, Store
 from frontends.logs.operator_log import say
+from frontends.openai.errors import HTTPFailure
 from llmserve import ConfigurationError, EngineManager
 from llmserve.runtime.lifespan import first_of
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
-# Batches that are in progress at once, and take turns; each has two open files.
+# Batches that are in progress at once, and take turns; each has two open files. As many may end meanwhile.
 AT_ONCE = 16
 WORDS = {"expired": "the batch was not complete within its completion_window", "cancelled": "the batch was cancelled"}
 
@@ -51,9 +54,9 @@ class BatchService:
         self._now = now
         self._runner = Runner(manager, Room(manager), self.answers)
         self._tasks: anyio.abc.TaskGroup
-        self._places = anyio.Semaphore(AT_ONCE)
+        self._places, self._endings = anyio.Semaphore(AT_ONCE), anyio.Semaphore(AT_ONCE)
         self._saving = anyio.Lock()
-        # The scopes of batches that are in progress, and the open journals.
+        # The scopes of batches that wait for a place or are in progress, and the open journals.
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._journals: dict[str, tuple[int, Journal]] = {}
 
@@ -91,10 +94,31 @@ class BatchService:
         """Let a batch end; its answers so far remain. It is no error if it has ended."""
         if record.object.status in ENDED or record.object.status in ("cancelling", "finalizing"):
             return
-        await self._enter(record, "cancelling")
         scope = self._scopes.get(record.object.id)
         if scope is not None:
+            # First, so that the batch ends even if its state cannot be stored.
             scope.cancel()
+        await self._enter(record, "cancelling")
+
+    async def finish(self, work: Callable[[], Awaitable[Made]]) -> Made:
+        """Let work come to its end, even if the client that waits for it leaves. Raises what the work raises."""
+        result: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+
+        async def finished() -> None:
+            try:
+                with anyio.CancelScope(shield=True):
+                    made = await work()
+            except Exception as error:
+                if result.cancelled():
+                    logger.warning("the work for a client that left failed: %r", error)
+                else:
+                    result.set_exception(error)
+            else:
+                if not result.cancelled():
+                    result.set_result(made)
+
+        self._tasks.start_soon(finished)
+        return await result
 
     async def _enter(self, record: BatchRecord, status: Status) -> None:
         changes: dict[str, Any] = {"status": status, f"{status}_at": int(self._now())}
@@ -116,12 +140,15 @@ class BatchService:
     async def _run(self, record: BatchRecord) -> None:
         batch = record.object
         try:
-            async with self._places:
+            place = await self._place(record)
+            try:
                 await self._journalled(record)
+            finally:
+                place.release()
         except EngineGone:
             # The server ends, and the next one continues the batch.
             return
-        except (ConfigurationError, OSError) as error:
+        except (ConfigurationError, HTTPFailure, OSError) as error:
             await self._fail(record, error)
         except Exception as error:
             # One batch must not end the server.
@@ -129,21 +156,47 @@ class BatchService:
             await self._fail(record, error)
         say(f"batch     {batch.id} {batch.status}: {batch.request_counts.completed} of {batch.request_counts.total} lines answered")
 
+    async def _place(self, record: BatchRecord) -> anyio.Semaphore:
+        """Take a place; a batch that is cancelled or expires takes one of those that only end batches."""
+        if record.object.cancelling_at is None:
+            with self._open(record):
+                await self._places.acquire()
+                return self._places
+        await self._endings.acquire()
+        return self._endings
+
+    @contextmanager
+    def _open(self, record: BatchRecord) -> Iterator[None]:
+        """Do this until the batch expires or is cancelled."""
+        batch = record.object
+        with anyio.move_on_after(batch.expires_at - self._now()) as scope:
+            self._scopes[batch.id] = scope
+            try:
+                yield
+            finally:
+                del self._scopes[batch.id]
+
     async def _fail(self, record: BatchRecord, error: Exception) -> None:
         code, words = "internal_error", "the batch failed: see the server's log"
         if isinstance(error, ConfigurationError):
             # The client knows the file by its id, and not by its path here.
             batch, store = record.object, self.store
             code, words = "invalid_input", str(error).replace(str(store.content(batch.input_file_id)), f"the file {batch.input_file_id}")
+        elif isinstance(error, HTTPFailure):
+            code, words = error.code, str(error)
         elif isinstance(error, OSError):
             code, words = "storage_error", f"the server could not store the answers: {error.strerror}"
         record.object.errors = BatchErrors(data=[BatchError(code=code, message=words)])
         try:
+            if self.store.journal(record.object.id).exists():
+                # The answers so far remain.
+                await self._divided(record)
             await self._enter(record, "failed")
-        except OSError:
+            await anyio.to_thread.run_sync(self.store.forget, record.object.id)
+        except Exception:
             record.object.status = "failed"
-            # The next start tries the batch again.
-            logger.exception("the state of %s could not be stored", record.object.id)
+            # The journal stays, and the next start tries the batch again.
+            logger.exception("the end of %s could not be stored", record.object.id)
 
     async def _journalled(self, record: BatchRecord) -> None:
         batch, store = record.object, self.store
@@ -153,15 +206,16 @@ class BatchService:
             self._journals[batch.id] = checked.total, journal
             end = await self._answer(record, checked, journal)
             if end != "completed":
-                await self._answer_rest(checked, journal, end)
-            self._count(record, checked.total, journal)
+                await self._answer_rest(batch.id, checked, journal, end)
         finally:
+            self.shown(record)
             self._journals.pop(batch.id, None)
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(journal.close)
-        await self._finalize(record)
+        await self._enter(record, "finalizing")
+        await self._divided(record)
         await self._enter(record, end)
-        await anyio.to_thread.run_sync(partial(store.journal(batch.id).unlink, missing_ok=True))
+        await anyio.to_thread.run_sync(store.forget, batch.id)
 
     async def _answer(self, record: BatchRecord, checked: Checked, journal: Journal) -> Status:
         """Answer the lines; return the status that the batch ends with."""
@@ -169,13 +223,9 @@ class BatchService:
         if batch.status == "validating":
             await self._enter(record, "in_progress")
         if batch.status == "in_progress":
-            with anyio.move_on_after(batch.expires_at - self._now()) as scope:
-                self._scopes[batch.id] = scope
-                try:
-                    lines = remaining(checked, journal.done)
-                    await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), journal.append)
-                finally:
-                    del self._scopes[batch.id]
+            with self._open(record):
+                lines = remaining(checked, journal.done)
+                await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), partial(self._append, batch.id, journal))
         if batch.cancelling_at is not None:
             return "cancelled"
         if len(journal.done) < checked.total and batch.expired_at is None:
@@ -183,17 +233,20 @@ class BatchService:
             await self._save(record)
         return "completed" if batch.expired_at is None else "expired"
 
-    async def _answer_rest(self, checked: Checked, journal: Journal, end: Status) -> None:
+    async def _append(self, batch_id: str, journal: Journal, result: Result) -> None:
+        """Append a line if there is room for it. Raises HTTPFailure, OSError."""
+        self.store.grow(batch_id, len(write_result(result)))
+        await journal.append(result)
+
+    async def _answer_rest(self, batch_id: str, checked: Checked, journal: Journal, end: Status) -> None:
         """Let each line that is not done have an error."""
         async for number, text in remaining(checked, journal.done):
-            await journal.append(unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
+            await self._append(batch_id, journal, unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
 
-    async def _finalize(self, record: BatchRecord) -> None:
+    async def _divided(self, record: BatchRecord) -> None:
         """Divide the journal into the files of answers and of errors."""
-        batch = record.object
-        await self._enter(record, "finalizing")
         written = await anyio.to_thread.run_sync(self._divide, record)
-        batch.output_file_id, batch.error_file_id = written
+        record.object.output_file_id, record.object.error_file_id = written
 
     def _divide(self, record: BatchRecord) -> tuple[str | None, str | None]:
         store, batch = self.store, record.object
@@ -203,16 +256,20 @@ class BatchService:
         parts = [store.content(one).with_suffix(".part").open("wb") for one in ids]
         with parts[0], parts[1], store.journal(batch.id).open("rb") as journal:
             for text in journal:
-                which = 0 if read_result(text).succeeded else 1
+                try:
+                    which = 0 if read_result(text).succeeded else 1
+                except (msgspec.DecodeError, RecursionError):
+                    # A disk that is full may have torn the last line.
+                    continue
                 sizes[which] += parts[which].write(text)
             for part in parts:
                 part.flush()
                 os.fsync(part.fileno())
         found: list[Any] = []
         for one, size, kind in zip(ids, sizes, ("output", "error"), strict=True):
-            if one in store.files:
-                store.release(store.files[one].object.bytes)
+            store.delete(one)
             if size:
+                # The journal has counted these bytes, and goes away.
                 store.release(-size)
                 store.keep(one, size, f"{batch.id}_{kind}.jsonl", "batch_output", record.tenant)
             else:

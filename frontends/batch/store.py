@@ -50,6 +50,10 @@ class Store:
         # Bytes of contents, including those that are arriving. Threads count them too.
         self.bytes = 0
         self._guard = threading.Lock()
+        # The part of them that is in the journals of batches.
+        self._journals: dict[str, int] = {}
+        # Held while a batch is created or a file is deleted, so that no batch begins without its file.
+        self._changing = threading.Lock()
 
     def open(self) -> None:
         """Lock and read the folder. Raises ConfigurationError, which names it."""
@@ -64,8 +68,9 @@ class Store:
             self.batches = {one.object.id: one for one in self._read("batch_*.json", BatchRecord)}
         except OSError as error:
             raise ConfigurationError(f"--batch-folder {self._folder} cannot be used: {error.strerror}") from None
-        self.bytes = sum(one.object.bytes for one in self.files.values())
         self._clean()
+        self._journals = {path.stem: path.stat().st_size for path in self._folder.glob("batch_*.jsonl")}
+        self.bytes = sum(one.object.bytes for one in self.files.values()) + sum(self._journals.values())
 
     def close(self) -> None:
         os.close(self._lock)
@@ -90,11 +95,15 @@ class Store:
         """Write a record to the disk."""
         path = self._folder / f"{record.object.id}.json"
         part = path.with_suffix(f".{secrets.token_hex(4)}.part")
-        with part.open("wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     # Files
 
@@ -127,19 +136,34 @@ class Store:
         self.content(file_id).with_suffix(".part").unlink(missing_ok=True)
 
     def keep(self, file_id: str, size: int, name: str, purpose: Any, tenant: str | None) -> FileObject:
-        """Keep a content that is complete; its bytes are counted already."""
-        self.content(file_id).with_suffix(".part").replace(self.content(file_id))
-        made = FileObject(id=file_id, bytes=size, created_at=int(self._now()), filename=name[:MAX_NAME], purpose=purpose)
+        """Keep a content that is complete; its bytes are counted already. After an exception nothing of it stays."""
+        # A name in a form may have bytes that are not UTF-8, which aiohttp decodes as surrogates.
+        name = name[:MAX_NAME].encode(errors="replace").decode()
+        made = FileObject(id=file_id, bytes=size, created_at=int(self._now()), filename=name, purpose=purpose)
         record = FileRecord(tenant=tenant, object=made)
-        self.save(record)
+        try:
+            self.content(file_id).with_suffix(".part").replace(self.content(file_id))
+            self.save(record)
+        except BaseException:
+            self.content(file_id).unlink(missing_ok=True)
+            self.drop(file_id, size)
+            raise
         self.files[file_id] = record
         return made
 
-    def delete(self, file_id: str) -> None:
-        record = self.files.pop(file_id)
+    def delete(self, file_id: str) -> bool:
+        """Remove a file; return False if there is none. Raises HTTPFailure if a batch that has not ended needs it."""
+        with self._changing:
+            for one in self.batches.values():
+                if one.object.input_file_id == file_id and one.object.status not in ENDED:
+                    raise HTTPFailure(409, f"the batch {one.object.id} needs the file until it ends: cancel it first", "file_in_use")
+            record = self.files.pop(file_id, None)
+        if record is None:
+            return False
         self.release(record.object.bytes)
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
         self.content(file_id).unlink(missing_ok=True)
+        return True
 
     # Batches
 
@@ -147,14 +171,39 @@ class Store:
         """Return the path of a batch's journal."""
         return self._folder / f"{batch_id}.jsonl"
 
+    def grow(self, batch_id: str, count: int) -> None:
+        """Count bytes that a journal grows by. Raises HTTPFailure if there is no room for them."""
+        self.reserve(count)
+        self._journals[batch_id] = self._journals.get(batch_id, 0) + count
+
+    def forget(self, batch_id: str) -> None:
+        """Remove the journal of a batch that has ended."""
+        self.journal(batch_id).unlink(missing_ok=True)
+        self.release(self._journals.pop(batch_id, 0))
+
     def create(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
-        """Create a batch; the oldest ended one makes room for it. Raises HTTPFailure."""
-        if len(self.batches) >= MAX_BATCHES:
-            oldest = next((one.object.id for one in self.batches.values() if one.object.status in ENDED), None)
-            if oldest is None:
-                raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
-            del self.batches[oldest]
-            (self._folder / f"{oldest}.json").unlink(missing_ok=True)
+        """Create a batch; the oldest ended one, if possible of its tenant, makes room for it. Raises HTTPFailure."""
+        with self._changing:
+            if wanted.input_file_id not in self.files:
+                raise HTTPFailure(404, f"there is no file {wanted.input_file_id!r} (input_file_id)", "not_found")
+            self._make_room(tenant)
+            record = self._new(wanted, tenant)
+            self.save(record)
+            self.batches[record.object.id] = record
+        return record
+
+    def _make_room(self, tenant: str | None) -> None:
+        if len(self.batches) < MAX_BATCHES:
+            return
+        ended = [one for one in self.batches.values() if one.object.status in ENDED]
+        if not ended:
+            raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
+        # The tenant's own is first, so that one tenant does not remove what others have still to read.
+        oldest = min(ended, key=lambda one: one.tenant != tenant).object.id
+        del self.batches[oldest]
+        (self._folder / f"{oldest}.json").unlink(missing_ok=True)
+
+    def _new(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
         created = int(self._now())
         batch = BatchObject(
             id=f"batch_{secrets.token_hex(16)}",
@@ -165,10 +214,7 @@ class Store:
             expires_at=created + WINDOW_SECONDS,
             metadata=wanted.metadata,
         )
-        record = BatchRecord(tenant=tenant, object=batch)
-        self.save(record)
-        self.batches[batch.id] = record
-        return record
+        return BatchRecord(tenant=tenant, object=batch)
 
 
 def owned(records: Iterable[Record], tenant: str | None) -> list[Record]:

@@ -1,9 +1,12 @@
 """/v1/files and /v1/batches on the simulated engine, called by the unmodified OpenAI client."""
 
+import asyncio
 import io
 import json
 import os
+import threading
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import openai
@@ -14,6 +17,8 @@ from program_support import MODULE, PATIENCE, program
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
 from frontends.batch import store as stores
+from frontends.batch.answers import Answers
+from frontends.batch.journal import Journal
 from frontends.batch.service import BatchService
 from frontends.batch.store import Store
 from llmserve import ConfigurationError
@@ -160,23 +165,149 @@ async def test_a_cancelled_batch_keeps_its_answers(tmp_path):
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
 
 
-async def test_a_batch_expires(tmp_path):
+async def test_a_failed_batch_keeps_its_answers(tmp_path, monkeypatch):
+    append, left = Journal.append, [5]
+
+    async def full(journal, result):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        await append(journal, result)
+
+    monkeypatch.setattr(Journal, "append", full)
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, await created(client, text(lines(50))))
+        assert (batch.status, batch.errors.data[0].code) == ("failed", "storage_error")
+        assert len(await content(client, batch.output_file_id)) == batch.request_counts.completed == 5
+    async with served(tmp_path) as (_, client):
+        assert len(await content(client, batch.output_file_id)) == 5
+        assert (await client.batches.retrieve(batch.id)).output_file_id == batch.output_file_id
+
+
+async def test_answers_count_as_files_and_a_batch_without_room_fails(tmp_path, monkeypatch):
+    given = text(lines(50))
+    most = len(given) + 4000
+    monkeypatch.setattr(stores, "MAX_BYTES", most)
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, await created(client, given))
+        assert (batch.status, batch.errors.data[0].code) == ("failed", "too_many_files")
+        assert 0 < len(await content(client, batch.output_file_id)) == batch.request_counts.completed < 50
+        left = most - sum([file.bytes async for file in client.files.list()])
+    # The next start counts the files, and no journal.
+    async with served(tmp_path) as (_, client):
+        with pytest.raises(openai.BadRequestError, match="bytes of files"):
+            await client.files.create(file=("x", bytes(left + 1)), purpose="batch")
+        await client.files.create(file=("x", bytes(left)), purpose="batch")
+
+
+async def test_an_unexpected_error_in_a_line_does_not_end_the_batch(tmp_path, monkeypatch):
+    answer = Answers.__call__
+
+    async def fails(answers, path, body, caller):
+        if b"break" in body:
+            raise RuntimeError("secret")
+        return await answer(answers, path, body, caller)
+
+    monkeypatch.setattr(Answers, "__call__", fails)
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, await created(client, text([*lines(3), {**lines(1, user="break")[0], "custom_id": "b"}])))
+        assert (batch.status, batch.request_counts.completed) == ("completed", 3)
+        (line,) = await content(client, batch.error_file_id)
+        assert (line["custom_id"], line["response"]["status_code"]) == ("b", 500)
+        assert "secret" not in json.dumps(line)
+
+
+async def test_a_file_that_a_batch_needs_is_not_deleted(tmp_path):
+    async with served(tmp_path, runs=False) as (_, client):
+        batch = await created(client, text(lines(1)))
+        with pytest.raises(openai.ConflictError, match=batch.id):
+            await client.files.delete(batch.input_file_id)
+    async with served(tmp_path) as (_, client):
+        assert (await ended(client, batch)).status == "completed"
+        assert (await client.files.delete(batch.input_file_id)).deleted
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_batch_expires(tmp_path, runs):
+    """Also one that waits for a place."""
     clock = Clock()
     async with served(tmp_path, clock, runs=False) as (_, client):
         batch = await created(client, text(lines(3)))
     clock.now += 24 * 3600
-    async with served(tmp_path, clock) as (_, client):
+    async with served(tmp_path, clock, runs=runs) as (_, client):
         batch = await ended(client, batch)
         assert (batch.status, batch.expired_at, batch.output_file_id) == ("expired", int(clock.now), None)
         assert [line["error"]["code"] for line in await content(client, batch.error_file_id)] == ["batch_expired"] * 3
 
 
-async def test_a_cancelled_batch_that_waited_has_no_answers(tmp_path):
+async def test_a_cancelled_batch_that_waits_for_a_place_ends_at_once(tmp_path):
     async with served(tmp_path, runs=False) as (_, client):
         batch = await created(client, text(lines(3)))
-        assert (await client.batches.cancel(batch.id)).status == "cancelling"
-    async with served(tmp_path) as (_, client):
-        assert (await ended(client, batch)).status == "cancelled"
+        await client.batches.cancel(batch.id)
+        batch = await ended(client, batch)
+        assert (batch.status, batch.output_file_id) == ("cancelled", None)
+        assert [line["error"]["code"] for line in await content(client, batch.error_file_id)] == ["batch_cancelled"] * 3
+
+
+@pytest.mark.parametrize("method", ["keep", "create", "save"])
+async def test_a_client_that_leaves_does_not_cut_what_it_asked_for(tmp_path, monkeypatch, method):
+    entered, go, left = threading.Event(), threading.Event(), anyio.Event()
+    original, finish = getattr(Store, method), BatchService.finish
+
+    def slow(*args):
+        entered.set()
+        go.wait(PATIENCE)
+        return original(*args)
+
+    async def watched(batches, work):
+        try:
+            return await finish(batches, work)
+        except asyncio.CancelledError:
+            left.set()
+            raise
+
+    monkeypatch.setattr(BatchService, "finish", watched)
+    async with served(tmp_path, time_scale=0.2) as (_, client):
+        batch = await ended(client, await created(client, text(lines(300, max_tokens=100))), "in_progress")
+        ask = {
+            "keep": partial(client.files.create, file=("x", b"x"), purpose="batch"),
+            "create": partial(client.batches.create, input_file_id=batch.input_file_id, endpoint=PATH, completion_window="24h"),
+            "save": partial(client.batches.cancel, batch.id),
+        }[method]
+        monkeypatch.setattr(Store, method, slow)
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                await anyio.to_thread.run_sync(entered.wait)
+                tasks.cancel_scope.cancel()
+            await left.wait()
+            go.set()
+            if method == "keep":
+                while len([one async for one in client.files.list()]) < 2:
+                    await anyio.sleep(0.01)
+            elif method == "create":
+                while len(found := [one async for one in client.batches.list()]) < 2 or found[0].status == "validating":
+                    await anyio.sleep(0.01)
+            else:
+                assert (await ended(client, batch)).status == "cancelled"
+
+
+async def test_a_batch_is_cancelled_even_if_its_state_cannot_be_stored(tmp_path, monkeypatch):
+    save = Store.save
+
+    def fails(store, record):
+        if record.object.status == "cancelling":
+            raise OSError(28, "No space left on device")
+        save(store, record)
+
+    monkeypatch.setattr(Store, "save", fails)
+    async with served(tmp_path, time_scale=0.2) as (_, client):
+        batch = await ended(client, await created(client, text(lines(300, max_tokens=100))), "in_progress")
+        with pytest.raises(openai.InternalServerError):
+            await client.batches.cancel(batch.id)
+        batch = await ended(client, batch)
+        assert batch.status == "cancelled"
+        assert batch.request_counts.completed < 300
 
 
 async def test_tenants_see_only_what_is_theirs(tmp_path):
@@ -233,6 +364,7 @@ FORM = b'--b\r\nContent-Disposition: form-data; name="%b"; filename="x"\r\n\r\n%
         (FORM % (b"file", b"") + FORM % (b"purpose", b"batch") + b"--b--\r\n", 400, "file"),
         (FORM % (b"other", b"x") + b"--b--\r\n", 400, "other"),
         (FORM % (b"file", b"x") + FORM % (b"file", b"y") + b"--b--\r\n", 400, "file"),
+        (FORM % (b"purpose", b"batch") + FORM % (b"purpose", b"batch") + b"--b--\r\n", 400, "purpose"),
         (FORM % (b"purpose", b"batch" * 100) + b"--b--\r\n", 400, "purpose"),
         (FORM % (b"file", b"x"), 400, None),
         (b"nonsense", 400, None),
@@ -250,17 +382,47 @@ async def test_an_invalid_form_is_refused_and_leaves_nothing(tmp_path, body, sta
         assert os.listdir(tmp_path) == ["lock"]
 
 
-async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch):
+async def test_a_file_name_that_is_not_utf_8_is_accepted(tmp_path):
+    body = (
+        FORM.replace(b'"x"', b'"a\xffb"') % (b"file", b"x")
+        + b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+    )
+    async with served(tmp_path, runs=False) as (server, client):
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        async with server.session.post("/v1/files", data=io.BytesIO(body), headers=headers) as response:
+            assert response.status == 200, await response.text()
+        assert [file.filename async for file in client.files.list()] == ["a?b"]
+
+
+async def test_two_deletions_of_one_file_at_once_are_no_error_of_the_server(tmp_path):
+    async with served(tmp_path, runs=False) as (server, client):
+        for _ in range(5):
+            file, found = await client.files.create(file=("x", b"x"), purpose="batch"), []
+
+            async def delete(file_id=file.id, found=found):
+                async with server.session.delete(f"/v1/files/{file_id}") as response:
+                    found.append(response.status)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(delete)
+                tasks.start_soon(delete)
+            assert sorted(found) == [200, 404]
+
+
+@pytest.mark.parametrize("sent", [0, 20, 80, 200])
+async def test_an_upload_that_stops_arriving_is_refused(tmp_path, monkeypatch, sent):
     monkeypatch.setattr("frontends.net.deadlines.BODY_SECONDS", 0.2)
 
     async def stalls():
-        yield FORM % (b"purpose", b"batch") + (FORM % (b"file", b"x" * 100))[:-50]
+        if sent:
+            yield (FORM % (b"purpose", b"batch") + FORM % (b"file", b"x" * 100))[:sent]
         await anyio.sleep_forever()
 
     async with served(tmp_path, runs=False) as (server, _):
         headers = {"Content-Type": "multipart/form-data; boundary=b"}
-        async with server.session.post("/v1/files", data=stalls(), headers=headers) as response:
-            assert response.status == 408
+        with anyio.fail_after(PATIENCE):
+            async with server.session.post("/v1/files", data=stalls(), headers=headers) as response:
+                assert response.status == 408
         assert os.listdir(tmp_path) == ["lock"]
 
 

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
-import anyio
 import anyio.to_thread
 from aiohttp import web
 
@@ -74,7 +74,7 @@ class BatchRoutes:
             raise HTTPFailure(503, f"at most {MAX_UPLOADS} files may arrive at once; retry later", "receiving_too_much")
         self._uploads += 1
         try:
-            return json_response(await receive_file(request, self._store))
+            return json_response(await receive_file(request, self._batches))
         finally:
             self._uploads -= 1
 
@@ -94,7 +94,8 @@ class BatchRoutes:
 
     async def delete(self, request: web.Request) -> web.Response:
         found = self._file(request, request.match_info["file_id"], "file_id").object
-        await anyio.to_thread.run_sync(self._store.delete, found.id)
+        if not await self._batches.finish(partial(anyio.to_thread.run_sync, self._store.delete, found.id)):
+            raise _missing("file", found.id, "file_id")
         return json_response(FileDeleted(id=found.id))
 
     def _file(self, request: web.Request, file_id: str, param: str) -> FileRecord:
@@ -108,10 +109,14 @@ class BatchRoutes:
             raise InvalidRequest(f"endpoint must be one of {', '.join(self._batches.answers.table)}", "endpoint")
         if self._file(request, wanted.input_file_id, "input_file_id").object.purpose != "batch":
             raise InvalidRequest("input_file_id must name a file with the purpose batch", "input_file_id")
-        record = await anyio.to_thread.run_sync(self._store.create, wanted, request[CALLER].tenant)
-        response = json_response(record.object)
-        self._batches.start(record)
-        return response
+
+        async def begin() -> web.Response:
+            record = await anyio.to_thread.run_sync(self._store.create, wanted, request[CALLER].tenant)
+            response = json_response(record.object)
+            self._batches.start(record)
+            return response
+
+        return await self._batches.finish(begin)
 
     async def batches(self, request: web.Request) -> web.Response:
         found = owned(self._store.batches.values(), request[CALLER].tenant)
@@ -124,7 +129,7 @@ class BatchRoutes:
 
     async def cancel(self, request: web.Request) -> web.Response:
         record = self._batch(request)
-        await self._batches.cancel(record)
+        await self._batches.finish(partial(self._batches.cancel, record))
         return json_response(self._batches.shown(record))
 
     def _batch(self, request: web.Request) -> BatchRecord:
@@ -148,8 +153,12 @@ def _owned_one(records: Mapping[str, Record], name: str, request: web.Request, w
     """Return the record of a name that the client sent. A tenant cannot tell others' names from unknown ones."""
     found = records.get(name)
     if found is None or found.tenant != request[CALLER].tenant:
-        raise HTTPFailure(404, f"there is no {what} {name[:64]!r} ({param})", "not_found")
+        raise _missing(what, name, param)
     return found
+
+
+def _missing(what: str, name: str, param: str) -> HTTPFailure:
+    return HTTPFailure(404, f"there is no {what} {name[:64]!r} ({param})", "not_found")
 
 
 def _page(records: Sequence[Record], request: web.Request) -> tuple[list[Record], bool]:

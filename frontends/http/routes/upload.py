@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import BinaryIO
 
@@ -12,6 +12,7 @@ import anyio.to_thread
 from aiohttp import BodyPartReader, MultipartReader, web
 
 from frontends.batch.objects import FileObject
+from frontends.batch.service import BatchService
 from frontends.batch.store import MAX_FILE, Store
 from frontends.http.authentication import CALLER
 from frontends.http.request_checks import allow_continue, too_slow
@@ -36,7 +37,7 @@ class _Arrival:
 
     async def take(self, field: BodyPartReader) -> None:
         """Take a field of the form. Raises HTTPFailure, InvalidRequest."""
-        if field.name == "purpose":
+        if field.name == "purpose" and self._purpose is None:
             self._purpose = (await _text(field)).strip()
         elif field.name == "file" and self._name is None:
             self._name = field.filename or "file.jsonl"
@@ -64,32 +65,33 @@ class _Arrival:
         return self._name
 
 
-async def receive_file(request: web.Request, store: Store) -> FileObject:
+async def receive_file(request: web.Request, batches: BatchService) -> FileObject:
     """Store the file of a form. Raises HTTPFailure, InvalidRequest; then nothing of the file stays."""
     if request.content_type != "multipart/form-data":
         raise HTTPFailure(415, "send the file as Content-Type: multipart/form-data", "unsupported_media_type")
     allow_continue(request)
-    in_thread, tenant = anyio.to_thread.run_sync, request[CALLER].tenant
+    in_thread, store = anyio.to_thread.run_sync, batches.store
     file_id, part = await in_thread(store.begin)
     arrival = _Arrival(store, part)
     try:
         with part:
-            with _invalid_forms():
+            async with _in_time():
                 reader = await request.multipart()
             async for field in _fields(reader):
                 await arrival.take(field)
             name = await in_thread(arrival.finish)
-        return await in_thread(partial(store.keep, file_id, arrival.size, name, "batch", tenant))
     except BaseException:
         with anyio.CancelScope(shield=True):
             await in_thread(store.drop, file_id, arrival.size)
         raise
+    keep = partial(store.keep, file_id, arrival.size, name, "batch", request[CALLER].tenant)
+    return await batches.finish(partial(in_thread, keep))
 
 
 async def _fields(reader: MultipartReader) -> AsyncIterator[BodyPartReader]:
     """Yield the fields of a form. Raises HTTPFailure for a form that is invalid or too slow."""
     while True:
-        with _invalid_forms():
+        async with _in_time():
             field = await reader.next()
         if field is None:
             return
@@ -102,10 +104,9 @@ async def _blocks(field: BodyPartReader) -> AsyncIterator[bytes]:
     """Yield a field's content in blocks of at most `BLOCK` bytes and a chunk."""
     block = bytearray()
     while True:
-        with _invalid_forms():
-            async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)):
-                while len(block) < BLOCK and not field.at_eof():
-                    block += await field.read_chunk(CHUNK)
+        async with _in_time():
+            while len(block) < BLOCK and not field.at_eof():
+                block += await field.read_chunk(CHUNK)
         if not block:
             return
         yield bytes(block)
@@ -122,10 +123,12 @@ async def _text(field: BodyPartReader) -> str:
     return content.decode(errors="replace")
 
 
-@contextmanager
-def _invalid_forms() -> Iterator[None]:
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Limit the time in which the next piece arrives. Raises HTTPFailure, also for an invalid form."""
     try:
-        yield
+        async with asyncio.timeout(deadlines.spread(deadlines.BODY_SECONDS)):
+            yield
     except TimeoutError:
         raise too_slow() from None
     except (ValueError, AssertionError, EOFError, web.RequestPayloadError, web.HTTPRequestEntityTooLarge):

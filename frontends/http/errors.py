@@ -43,7 +43,7 @@ def _no_route(request: web.Request) -> web.Response:
         )
     # Each path once, without its copy below the root path.
     paths = sorted(path for path in routes if request.config_dict[ROOT] + path in routes and path not in PAGES)
-    near = nearest(path[:MAX_PATH], paths)
+    near = nearest(path.removeprefix(request.config_dict[ROOT])[:MAX_PATH], paths)
     words = f"unknown path{f'; do you mean {near}?' if near else ''}; GET /openapi.json lists the {len(paths)} paths"
     return _failure(HTTPFailure(404, words, "http_error"), request)
 

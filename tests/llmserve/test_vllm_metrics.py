@@ -66,7 +66,7 @@ def series(registry):
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_series_of_two_engines_are_told_apart(registry, series, labelled):
     for number in range(2):
-        with series.of_new(number):
+        with series.of(series.start(object(), number)):
             register(registry, str(number), number + 5, labelled=labelled)
     lines = generate_latest(registry).decode().splitlines()
     assert lines.count("# TYPE vllm:running gauge") == 1
@@ -76,8 +76,9 @@ def test_the_series_of_two_engines_are_told_apart(registry, series, labelled):
 
 
 def test_an_engine_that_starts_again_replaces_its_own_series_alone(registry, series):
+    engines = object(), object()
     for number, value in ((0, 5), (1, 6), (0, 7)):
-        with series.of_new(number):
+        with series.of(series.start(engines[number], number)):
             register(registry, str(number), value)
         # vLLM registers this one when the engine is up.
         with series.of(number):
@@ -87,6 +88,20 @@ def test_an_engine_that_starts_again_replaces_its_own_series_alone(registry, ser
 
 
 def test_a_single_engine_s_series_are_those_of_vllm(registry, series):
-    with series.of_new(0):
+    with series.of(series.start(object(), 0)):
         register(registry, "0", 5, labelled=False)
     assert registry.get_sample_value("vllm:running", {"adapter": "any"}) == 5
+
+
+def test_engines_of_several_managers_do_not_replace_each_other(registry, series):
+    chat, vectors, later = object(), object(), object()
+    for engine, value in ((chat, 5), (vectors, 6)):
+        number = series.start(engine, 0)
+        with series.of(number):
+            register(registry, str(number), value)
+    assert [registry.get_sample_value("vllm:running", {"engine": number}) for number in "01"] == [5, 6]
+    # One that restarts keeps its number, and one that has ended leaves it to the next.
+    assert series.start(vectors, 0) == 1
+    series.end(chat)
+    assert series.start(later, 0) == 0
+    assert registry.get_sample_value("vllm:running", {"engine": "0"}) is None

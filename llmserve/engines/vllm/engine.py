@@ -32,7 +32,7 @@ from llmserve.engines.vllm.grammars.sandbox import vocabulary
 from llmserve.engines.vllm.info import Vocabulary, describe
 from llmserve.engines.vllm.log import quiet
 from llmserve.engines.vllm.lora import Adapters
-from llmserve.engines.vllm.metrics import make_stat_loggers
+from llmserve.engines.vllm.metrics import end_series, make_stat_loggers
 from llmserve.engines.vllm.outputs import Receiver, translate
 from llmserve.engines.vllm.params import check_version_for, sampling_params
 from llmserve.engines.vllm.placement import ALONE, Placement
@@ -156,8 +156,7 @@ class VLLMEngine(Vocabulary):
         self._death = None
         guard = self._guard = ProcessGuard() if client is None else None
         try:
-            # In a thread: the call blocks until the engine process has loaded the model, and
-            # /health must answer in that time.
+            # In a thread, so that /health answers while the engine process loads the model.
             llm = await start_in_thread(partial(quiet()(self._build), client, guard), end=self.kill, discard=discard)
             try:
                 structured = llm.vllm_config.structured_outputs_config
@@ -183,6 +182,7 @@ class VLLMEngine(Vocabulary):
                 del llm
         finally:
             self._guard = None
+            end_series(self)
             with anyio.CancelScope(shield=True):
                 if guard is not None:
                     await anyio.to_thread.run_sync(guard.close)
@@ -214,7 +214,7 @@ class VLLMEngine(Vocabulary):
         # API server and 2048 for an unknown embedder. With 2048, 128 streams of a 1.5B model left
         # requests waiting for prefill (docs/benchmarks.md).
         context = UsageContext.OPENAI_API_SERVER
-        loggers = make_stat_loggers(self._record, self._placement.number if client is None else client.engine)
+        loggers = make_stat_loggers(self, self._record, self._placement.number if client is None else client.engine)
         install()
         with start_errors(self._model, guard):
             if client is not None:

@@ -5,7 +5,8 @@ microsecond. Here the latencies are kept, and counted together after some thousa
 the histogram is read.
 
 vLLM registers a metric once in a process, and a second engine removes those of the first. Here they
-move into one collector, which joins the series of all engines. The label `engine` tells them apart.
+move into one collector, which joins the series of all engines, also those of several managers. The
+label `engine` tells them apart.
 Written against vLLM 0.25.1 and 0.32.0.
 """
 
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -26,12 +29,13 @@ logger = logging.getLogger(__name__)
 MAX_KEPT = 4096
 
 
-def make_stat_loggers(record: Callable[[int, Any, Any], None], number: int = 0) -> list[Any]:
+def make_stat_loggers(owner: object, record: Callable[[int, Any, Any], None], number: int = 0) -> list[Any]:
     """Make AsyncLLM's loggers: one calls `record`, and one replaces vLLM's for Prometheus.
 
     `record` gets the core's number in its engine, its scheduler statistics and its iteration
-    statistics. `number` is the engine's number in its pool.
+    statistics. `owner` is the engine, and `number` its number in its pool.
     """
+    number = all_series().start(owner, number)
     from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
     class StepRecorder(StatLoggerBase):  # type: ignore[misc]  # vllm is not installed where types are checked
@@ -55,7 +59,7 @@ def make_stat_loggers(record: Callable[[int, Any, Any], None], number: int = 0) 
             # The cores of all engines are counted through: engine 1 of two with two cores each has
             # the labels 2 and 3.
             self._first = number * vllm_config.parallel_config.data_parallel_size
-            with all_series().of_new(number):
+            with all_series().of(number):
                 super().__init__(vllm_config, [self._first + index for index in engine_indexes or [0]])
 
         def log_engine_initialized(self) -> None:
@@ -68,6 +72,15 @@ def make_stat_loggers(record: Callable[[int, Any, Any], None], number: int = 0) 
     return [StepRecorder, PatientPrometheus]
 
 
+@attrs.define
+class _Metrics:
+    """What vLLM has registered for one engine. `owner` is the engine's identity."""
+
+    owner: int
+    running: bool = True
+    metrics: list[Any] = attrs.field(factory=list)
+
+
 class EngineSeries:
     """Collects the metrics that vLLM has registered for each engine of this process."""
 
@@ -76,27 +89,34 @@ class EngineSeries:
     def __init__(self, registry: "CollectorRegistry") -> None:
         self._registry = registry
         self._lock = threading.RLock()
-        # Each engine's metrics by number. Those of an engine that has ended stay until the next one
-        # with its number starts.
-        self._engines: dict[int, list[Any]] = {}
+        # By number. The metrics of an engine that has ended stay until another one gets its number.
+        self._engines: dict[int, _Metrics] = {}
+
+    def start(self, owner: object, number: int) -> int:
+        """Return the number of an engine that starts: this one, or the next that no other running engine has."""
+        with self._lock:
+            self._engines = {key: one for key, one in self._engines.items() if one.owner != id(owner)}
+            while number in self._engines and self._engines[number].running:
+                number += 1
+            self._engines[number] = _Metrics(id(owner))
+            return number
+
+    def end(self, owner: object) -> None:
+        """Note that an engine does not run any more."""
+        with self._lock:
+            for one in self._engines.values():
+                one.running &= one.owner != id(owner)
 
     @contextmanager
     def of(self, engine: int) -> Iterator[None]:
-        """Take over the metrics that vLLM registers inside."""
+        """Take over the metrics that vLLM registers inside for the engine with this number."""
         with self._lock:
             yield
             names = self._registry._collector_to_names  # noqa: SLF001 - as vLLM does
             made = [one for one in list(names) if getattr(one, "_name", "").startswith(self.PREFIX)]
             for one in made:
                 self._registry.unregister(one)
-            self._engines.setdefault(engine, []).extend(made)
-
-    @contextmanager
-    def of_new(self, engine: int) -> Iterator[None]:
-        """Do the same for an engine that starts, and forget the metrics of the one before it."""
-        with self._lock, self.of(engine):
-            self._engines.pop(engine, None)
-            yield
+            self._engines[engine].metrics.extend(made)
 
     def describe(self) -> list["Metric"]:
         """Reserve no names, because vLLM registers its own first."""
@@ -104,7 +124,7 @@ class EngineSeries:
 
     def collect(self) -> list["Metric"]:
         with self._lock:
-            engines = [(number, list(metrics)) for number, metrics in sorted(self._engines.items())]
+            engines = [(number, list(one.metrics)) for number, one in sorted(self._engines.items()) if one.metrics]
         families: dict[str, Metric] = {}
         for number, metrics in engines:
             for family in (family for metric in metrics for family in metric.collect()):
@@ -125,6 +145,12 @@ def all_series() -> EngineSeries:
     series = EngineSeries(REGISTRY)
     REGISTRY.register(series)
     return series
+
+
+def end_series(owner: object) -> None:
+    """Note that an engine has ended, which may never have had series."""
+    if all_series.cache_info().currsize:
+        all_series().end(owner)
 
 
 def patient_histogram() -> type:

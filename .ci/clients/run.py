@@ -44,6 +44,8 @@ NODE = (
     "opencode-ai@1.18.33",
 )
 KEY = "sk-none"
+# LiteLLM would fetch its list of prices.
+ENVIRONMENT = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 MODEL = "bundled"
 
 
@@ -74,7 +76,7 @@ def install(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def serving(*options: str, log: pathlib.Path | None = None) -> Iterator[str]:
-    """Run our server on a free port, and yield its URL as soon as it is ready."""
+    """Run our server on port 8741, and yield its URL as soon as it is ready."""
     port = 8741
     keep = ["--request-log", str(log)] if log else []
     command = [sys.executable, "-m", "frontends.aiohttp_app", "--port", str(port), *keep, *options]
@@ -101,8 +103,7 @@ def proxy(folder: pathlib.Path, url: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(command: list[str], probe: str, cwd: pathlib.Path) -> Iterator[str]:
-    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=sys.stderr, stderr=sys.stderr) as process:
+    with subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=sys.stderr, stderr=sys.stderr) as process:
         try:
             deadline = time.monotonic() + 300
             while not answers(probe):
@@ -127,10 +128,9 @@ def clients(folder: pathlib.Path, url: str, *arguments: str) -> list[str]:
         [str(folder / "python/bin/python"), str(HERE / "python_clients.py")],
         ["node", str(folder / "node/node_clients.mjs")],
     )
-    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     lines = []
     for command in commands:
-        done = subprocess.run([*command, url, *arguments], env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+        done = subprocess.run([*command, url, *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
         lines += [line for line in done.stdout.splitlines() if line.startswith(("ok | ", "failed | "))]
     return lines
 

@@ -99,7 +99,7 @@ class Profile:
             self.decode.add(sample.running, seconds / steps)
 
     def step(self, running: float) -> float:
-        """Return the mean seconds of a step with so many sequences, and the prompts that come with them."""
+        """Return the mean seconds of a step with this number of sequences, and the prompts that come with them."""
         return self.decode.at(running) / max(0.1, 1 - self.prompts)
 
     def compute(self, prompt_tokens: float) -> float:

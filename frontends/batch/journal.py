@@ -69,10 +69,14 @@ class Journal:
         path: the file.
         resume: whether the file may exist; without it an existing file is refused.
         clock: returns monotonic seconds.
+        grow: called with the bytes of each line before it is appended; the line is not if it raises.
     """
 
-    def __init__(self, path: Path, *, resume: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, *, resume: bool, clock: Callable[[], float] = time.monotonic, grow: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.path = path
+        self._grow = grow
         self.done = Done()
         self._clock = clock
         self._waiting: list[bytes] = []
@@ -129,12 +133,14 @@ class Journal:
         return True
 
     async def append(self, result: Result) -> None:
-        """Append a line; return when the kernel has it. Raises OSError if the disk is full.
+        """Append a line; return when the kernel has it. Raises OSError if the disk is full, and what `grow` raises.
 
         A caller that is cancelled has appended the line too.
         """
+        text = write_result(result)
+        self._grow(len(text))
         with anyio.CancelScope(shield=True):
-            self._waiting.append(write_result(result))
+            self._waiting.append(text)
             async with self._turn:
                 if self._waiting and self._failure is None:
                     lines, self._waiting = self._waiting, []

@@ -19,7 +19,7 @@ from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.batch.answers import Answers
 from frontends.batch.journal import Journal
-from frontends.batch.lines import Result, name_of, read_result, unanswered, write_result
+from frontends.batch.lines import name_of, read_result, unanswered
 from frontends.batch.objects import ENDED, BatchError, BatchErrors, BatchObject, BatchRecord, RequestCounts, Status
 from frontends.batch.room import Room
 from frontends.batch.runner import EngineGone, Runner
@@ -200,13 +200,14 @@ class BatchService:
 
     async def _journalled(self, record: BatchRecord) -> None:
         batch, store = record.object, self.store
-        journal = await anyio.to_thread.run_sync(partial(Journal, store.journal(batch.id), resume=True))
+        opened = partial(Journal, store.journal(batch.id), resume=True, grow=partial(store.grow, batch.id))
+        journal = await anyio.to_thread.run_sync(opened)
         try:
             checked = await anyio.to_thread.run_sync(check, store.content(batch.input_file_id), journal.done, MAX_LINES)
             self._journals[batch.id] = checked.total, journal
             end = await self._answer(record, checked, journal)
             if end != "completed":
-                await self._answer_rest(batch.id, checked, journal, end)
+                await self._answer_rest(checked, journal, end)
         finally:
             self.shown(record)
             self._journals.pop(batch.id, None)
@@ -225,7 +226,7 @@ class BatchService:
         if batch.status == "in_progress":
             with self._open(record):
                 lines = remaining(checked, journal.done)
-                await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), partial(self._append, batch.id, journal))
+                await self._runner.run(lines, [batch.endpoint], Caller(tenant=record.tenant), journal.append)
         if batch.cancelling_at is not None:
             return "cancelled"
         if len(journal.done) < checked.total and batch.expired_at is None:
@@ -233,15 +234,10 @@ class BatchService:
             await self._save(record)
         return "completed" if batch.expired_at is None else "expired"
 
-    async def _append(self, batch_id: str, journal: Journal, result: Result) -> None:
-        """Append a line if there is room for it. Raises HTTPFailure, OSError."""
-        self.store.grow(batch_id, len(write_result(result)))
-        await journal.append(result)
-
-    async def _answer_rest(self, batch_id: str, checked: Checked, journal: Journal, end: Status) -> None:
+    async def _answer_rest(self, checked: Checked, journal: Journal, end: Status) -> None:
         """Let each line that is not done have an error."""
         async for number, text in remaining(checked, journal.done):
-            await self._append(batch_id, journal, unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
+            await journal.append(unanswered(number, name_of(text), f"batch_{end}", WORDS[end]))
 
     async def _divided(self, record: BatchRecord) -> None:
         """Divide the journal into the files of answers and of errors."""

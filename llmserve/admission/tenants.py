@@ -161,7 +161,7 @@ class Headroom:
 
     # How long room is kept after the last request that needed it.
     SECONDS = 10.0
-    # One ticket for each so many that may run. A smaller engine keeps one, and the smallest none.
+    # There is room for one ticket per PER_LIMIT tickets that may run. A smaller engine keeps one, and the smallest none.
     PER_LIMIT, MIN_LIMIT = 64, 8
     # Weight of one request in the mean prompt.
     FADE = 1 / 8

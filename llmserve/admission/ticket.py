@@ -23,7 +23,7 @@ class TicketState(Enum):
 
 
 class Room(NamedTuple):
-    """Room for some more tickets, each with so many tokens of a prompt and of an answer.
+    """Room for `tickets` more tickets, each with these numbers of tokens of a prompt and of an answer.
 
     Attributes:
         overdraft: Share of the KV cache by which a forecast may exceed its size.

@@ -27,8 +27,8 @@ AGAINST = (
     ("tcp", "http"),
     ("unix", "http"),
 )
-# With several engines the counts differ from run to run: each pool is compared with all of these.
-POOLS, PEERS = ("pool:",), ("direct:", "http", "vllm")
+# With several engines the counts differ from run to run: each pool and cluster is compared with all of these.
+POOLS, PEERS = ("pool:", "cluster:"), ("direct:", "pool:", "http", "vllm")
 
 
 class Point(msgspec.Struct, kw_only=True):
@@ -101,7 +101,13 @@ def conclude(points: Sequence[Point]) -> str:
 
 
 def _pools(point: Point) -> list[tuple[str, str]]:
-    return [(name, other) for name in point.trials if name.startswith(POOLS) for other in point.trials if other.startswith(PEERS)]
+    return [
+        (name, other)
+        for name in point.trials
+        if name.startswith(POOLS)
+        for other in point.trials
+        if other.startswith(PEERS) and other != name
+    ]
 
 
 def _ratio(point: Point, name: str, other: str) -> str:

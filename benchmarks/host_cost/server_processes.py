@@ -26,6 +26,9 @@ from llmserve.models import resolve
 from llmserve.runtime.gpus import VISIBLE, visible_gpus
 
 START_SECONDS = 300.0
+STOP_SECONDS = 60.0
+# Requests of a trial with few streams, whose TTFT would be that of one or two otherwise.
+FEWEST = 16
 # The name under which every server serves its model.
 MODEL = "side"
 # The default engine arguments of ours on a machine without a GPU, so that vLLM gets the same.
@@ -49,7 +52,7 @@ class Setting:
     """What the variants measure.
 
     Attributes:
-        requests: Consecutive requests of each stream.
+        requests: Consecutive requests of each stream; more where there would be fewer than FEWEST.
         processes: Generator processes that load a server.
     """
 
@@ -78,9 +81,8 @@ class Setting:
 
     def job(self, streams: int, number: int) -> PointPlan:
         workload = Workload(prompt=Fixed(self.prompt_tokens), output=Fixed(self.answer_tokens), vocabulary=self.vocabulary)
-        return PointPlan(
-            point=0, label=f"leg {number}", load=Load(concurrency=streams), workload=workload, requests=streams * self.requests
-        )
+        requests = streams * max(self.requests, -(-FEWEST // streams))
+        return PointPlan(point=0, label=f"leg {number}", load=Load(concurrency=streams), workload=workload, requests=requests)
 
 
 @attrs.frozen
@@ -129,6 +131,7 @@ async def open_server(name: str, setting: Setting, streams: int, *, stdout: int 
     `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N`
     for N processes. With N engines and W processes it is "llmserve-pool:N:W" or "vllm-dp:N:W";
     "llmserve-of-N:K:W" is the server of engine K where each of N engines has its own server.
+    "cluster:N:W:I" is a local Ray with N replicas of W processes each, behind I ingresses.
     Standard output goes to the descriptor `stdout`, or by default into the log, like standard
     error.
     """
@@ -155,10 +158,20 @@ async def open_server(name: str, setting: Setting, streams: int, *, stdout: int 
         try:
             yield Server(addresses, process, log)
         finally:
+            if name.startswith("cluster"):
+                # The replicas are in sessions of their own, and end their engines.
+                await _terminate(process)
             # Kill the whole session, because a killed server leaves its engine behind.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             await process.wait()
+
+
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+    with anyio.move_on_after(STOP_SECONDS, shield=True):
+        await process.wait()
 
 
 def _addresses(name: str, folder: str) -> dict[str, str]:
@@ -192,6 +205,8 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
         gpus = visible_gpus()
         place = {VISIBLE: gpus[int(engines) % len(gpus)]} if gpus else {}
         return ["frontends.aiohttp_app", *where, "--workers", count, *_our_arguments(setting)], place
+    if kind == "cluster":
+        return ["benchmarks.targets.cluster", *where, *_size(counts), *_our_arguments(setting)], {}
     model = await anyio.to_thread.run_sync(resolve, setting.model)
     arguments = [*where, "--served-model-name", MODEL, *_vllm_arguments(setting)]
     if setting.core == "stubbed":
@@ -201,6 +216,13 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
     if kind == "vllm-dp":
         arguments += ["--data-parallel-size", engines]
     return ["benchmarks.host_cost.vllm_serve", "serve", model, "--api-server-count", count, *arguments], environment
+
+
+def _size(counts: list[str]) -> list[str]:
+    """Return the arguments for the size of a cluster, whose replicas share the GPUs evenly."""
+    options = zip(("--replicas", "--workers", "--ingresses"), counts, strict=True)
+    gpus = min(1.0, len(visible_gpus()) / int(counts[0]))
+    return [*(word for option in options for word in option), "--replica-gpus", str(gpus)]
 
 
 def _sharing(engines: int) -> int:

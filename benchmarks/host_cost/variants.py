@@ -66,6 +66,7 @@ WAYS: dict[str, tuple[str, str]] = {
     "pool": ("llmserve-pool", "http"),
     "direct": ("llmserve-direct", "http"),
     "vllm-dp": ("vllm-dp", "http"),
+    "cluster": ("cluster", "http"),
 }
 # Text prompts, so that each server tokenises; on our raw socket token ids.
 PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "unix": "ids"}
@@ -73,13 +74,17 @@ PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "un
 # processes. `direct` has a server for each engine, and is loaded at all of them at the same time.
 MANY = ("http", "http-unheld", "chat", "joined", "vllm", "vllm-chat")
 ENGINES = ("pool", "direct", "vllm-dp")
-CHOICES = f"{', '.join([*IN_PROCESS, *WAYS])}, with :PROCESSES after {', '.join(MANY)}, and :ENGINES:PROCESSES after {', '.join(ENGINES)}"
+CLUSTER = "cluster"
+CHOICES = (
+    f"{', '.join([*IN_PROCESS, *WAYS])}, with :PROCESSES after {', '.join(MANY)}, :ENGINES:PROCESSES after {', '.join(ENGINES)}, "
+    f"and :REPLICAS:WORKERS:INGRESSES after {CLUSTER}"
+)
 
 
 def parse_side(name: str) -> tuple[str, str]:
     """Return server and path; `http:4` has four processes, `pool:2:8` two engines too. Raises TargetError."""
     kind, *counts = name.split(":")
-    expected = (2,) if kind in ENGINES else (0, 1) if kind in MANY else (0,)
+    expected = (3,) if kind == CLUSTER else (2,) if kind in ENGINES else (0, 1) if kind in MANY else (0,)
     if kind not in WAYS or len(counts) not in expected or not all(count.isdigit() and int(count) for count in counts):
         raise TargetError(f"unknown variant {name!r}; choose from {CHOICES}")
     server, way = WAYS[kind]

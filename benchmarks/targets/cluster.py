@@ -1,7 +1,11 @@
-"""A cluster on a local Ray, and one server with the same engine without Ray."""
+"""A cluster on a local Ray, and one server with the same engine without Ray.
+
+`python -m benchmarks.targets.cluster ARGUMENTS-OF-A-CLUSTER` runs a cluster until SIGTERM.
+"""
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -77,3 +81,18 @@ async def alone(words: dict[str, str]) -> AsyncIterator[str]:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def main(arguments: list[str]) -> None:
+    from ray import serve
+
+    from frontends.ray_app import application
+
+    with local_ray():
+        serve.run(application(arguments))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -79,6 +79,7 @@ UNKNOWN = [
     "pool:2",
     "direct:0:4",
     "vllm-dp:2:x",
+    "cluster:2:4",
 ]
 
 

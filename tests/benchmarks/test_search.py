@@ -141,6 +141,14 @@ def test_the_served_rate_of_a_failed_point_is_the_next_load():
     assert next_load(verdicts, 1.0, ERROR, whole=False) == pytest.approx(10.0, rel=ERROR)
 
 
+def test_loads_that_meet_the_slo_below_the_predicted_limit_move_the_next_one_above_it():
+    """Regression: the server met the SLO wherever the limit was predicted, and each load was 0.75 % above the one before."""
+    measured = [(1.1, 0.32), (3.686, 0.49), (4.488, 0.67), (4.598, 0.69), (4.632, 0.7)]
+    met = [verdict(load, "met", margin=margin) for load, margin in measured]
+    verdicts = [met[0], verdict(8.781, "missed", served=4.96, margin=3.4), *met[1:]]
+    assert next_load(verdicts, 1.0, ERROR, whole=False) > 4.96 * (1 + ERROR)
+
+
 def test_a_load_that_is_too_close_to_call_is_measured_again_for_twice_as_long():
     planner = search(Promise(ttft=0.3))
     last = verdict(10.0, "unlikely")

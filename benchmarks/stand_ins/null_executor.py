@@ -18,10 +18,10 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
-from benchmarks.stand_ins.null_model import NullModel
+from benchmarks.stand_ins.null_model import paced
 
-# Environment variable with the seconds per step; it reaches the engine core process that vLLM
-# starts.
+# Environment variable with the seconds per step, and optionally for each sequence and each token in
+# it ("0.004:2e-5:1e-5"); it reaches the engine core process that vLLM starts.
 PACE = "NULL_EXECUTOR_PACE"
 # The scheduler makes a Python object per block: 2 million tokens in blocks of 16, what an H100
 # holds for a model of 1.5B.
@@ -49,7 +49,7 @@ class NullExecutor(Executor):  # type: ignore[misc]  # vLLM is not installed for
     supported_tasks = ("generate",)
 
     def _init_executor(self) -> None:
-        self._model = NullModel(float(os.environ.get(PACE, "0")))
+        self._model = paced(os.environ.get(PACE, "0"))
         self._over_at = 0.0
         self._output = EMPTY_MODEL_RUNNER_OUTPUT
         # One layer with the smallest cache, because the scheduler counts blocks regardless of their

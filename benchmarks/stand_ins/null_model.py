@@ -16,12 +16,18 @@ from benchmarks.stand_ins.stub_core import TOKENS
 
 @attrs.define
 class NullModel:
-    """A model whose steps take `pace` seconds each, one after another."""
+    """A model whose steps take `pace` seconds each, one after another.
+
+    They take `per_sequence` and `per_token` seconds more for each sequence and each token.
+    """
 
     pace: float = 0.0
+    per_sequence: float = 0.0
+    per_token: float = 0.0
     clock: Callable[[], float] = time.monotonic
     _prompts: dict[str, int] = attrs.field(factory=dict)
     _tokens: Iterator[int] = attrs.field(factory=lambda: itertools.cycle(TOKENS))
+    _more: float = 0.0
     _over_at: float = 0.0
 
     def step(self, scheduled: Any) -> tuple[list[str], list[list[int]]]:
@@ -42,9 +48,16 @@ class NullModel:
         for request_id, computed, answered in zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True):
             known[request_id] = self._prompts[request_id] + answered - computed
         numbers = scheduled.num_scheduled_tokens
+        self._more = self.per_sequence * len(numbers) + self.per_token * sum(numbers.values())
         return list(numbers), [[next(self._tokens)] if number >= known[request_id] else [] for request_id, number in numbers.items()]
 
     def begin(self) -> float:
-        """Start a step and return the time at which it is over."""
-        self._over_at = max(self.clock(), self._over_at) + self.pace
+        """Start the step and return the time at which it is over."""
+        self._over_at = max(self.clock(), self._over_at) + self.pace + self._more
         return self._over_at
+
+
+def paced(words: str) -> NullModel:
+    """Return a model with the seconds of a step, and optionally those for each sequence and each token, after colons."""
+    names = ("pace", "per_sequence", "per_token")
+    return NullModel(**dict(zip(names, map(float, words.split(":")), strict=False)))  # type: ignore[arg-type]  # the names are those of floats

@@ -5,7 +5,7 @@
 
 from types import SimpleNamespace
 
-from benchmarks.stand_ins.null_model import NullModel
+from benchmarks.stand_ins.null_model import NullModel, paced
 
 
 def scheduled(numbers, new=(), cached=(), finished=()):
@@ -63,3 +63,10 @@ def test_steps_follow_one_another_at_the_pace():
     assert [model.begin(), model.begin()] == [100.5, 101.0]
     now = 200.0
     assert model.begin() == 200.5
+
+
+def test_a_step_takes_longer_for_each_sequence_and_token():
+    model = paced("0.5:0.25:0.125")
+    model.clock = lambda: 100.0
+    counts(model, {"a": 3, "b": 1}, new=[("a", 3, 0, 0), ("b", 1, 0, 0)])
+    assert model.begin() == 100.0 + 0.5 + 2 * 0.25 + 4 * 0.125

@@ -19,11 +19,17 @@ ASK_SECONDS = 1.0
 
 @attrs.define
 class AdmissionServer:
-    """The admission of one worker's requests; `send` sends messages to the worker."""
+    """The admission of one worker's requests.
+
+    Attributes:
+        send: sends messages to the worker.
+        home: the engine that its requests prefer, of several; None without a preference.
+    """
 
     controller: AdmissionController
     send: Callable[[Any], None]
     loop: asyncio.AbstractEventLoop
+    home: int | None = None
     _tickets: dict[int, Ticket] = attrs.field(factory=dict, init=False)
     _patience: dict[int, asyncio.TimerHandle] = attrs.field(factory=dict, init=False)
 
@@ -50,6 +56,7 @@ class AdmissionServer:
             deadline=math.inf if message.deadline is None else message.deadline,
             best_effort=message.best_effort,
             prefix=message.prefix,
+            home=self.home,
             wake=lambda: self._over(number),
         )
         refused = self.controller.offer(ticket, self.loop.time())

@@ -4,6 +4,7 @@ An engine that cannot be shared runs in each worker. Then the supervisor only ad
 """
 
 import asyncio
+from collections.abc import Sequence
 
 import anyio
 import anyio.abc
@@ -23,6 +24,16 @@ from llmserve import EngineDead, ManagerConfig, MetricsSnapshot
 from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
 from llmserve.engines import create_engine
 from llmserve.lifecycle.rolling_restart import restart_in_turn
+
+
+def next_home(homes: Sequence[int | None], workers: int, engines: int) -> int | None:
+    """Return the engine that one more worker prefers, beside workers with these homes.
+
+    None if there is one engine, or if each engine cannot be the home of equally many workers.
+    """
+    if engines == 1 or workers % engines:
+        return None
+    return min(range(engines), key=homes.count)
 
 
 class EngineHost:
@@ -144,9 +155,14 @@ class EngineHost:
 
     def _give_place(self, engine: HostedEngine, handle: WorkerHandle) -> None:
         if engine.has_places and handle.admission_server is None:
-            handle.admission_server = AdmissionServer(self.admission, handle.channel.send, asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            handle.admission_server = AdmissionServer(self.admission, handle.channel.send, loop, self._next_home())
             self._send_limits([handle])
         engine.give_place(handle)
+
+    def _next_home(self) -> int | None:
+        servers = (handle.admission_server for handle in self._pool.handles)
+        return next_home([server.home for server in servers if server is not None], self._pool.count, len(self._engines))
 
     def _send_limits(self, handles: list[WorkerHandle]) -> None:
         for handle in handles:

@@ -55,6 +55,7 @@ class Ticket:
         deadline: When the whole answer must be complete, on the same clock.
         prefix: The keys of the prompt's beginnings (`pool.prefixes.prefix_keys`); empty where there
             is one engine.
+        home: The engine that the ticket's process prefers, of several; None without a preference.
         best_effort: Whether to serve the ticket late instead of refusing it because of the SLO.
         wake: Called by the user of the admission when a waiting ticket got a slot or was refused. A
             controller does not call it.
@@ -89,6 +90,7 @@ class Ticket:
     arrived: float | None = None
     deadline: float = math.inf
     prefix: tuple[int, ...] = ()
+    home: int | None = None
     best_effort: bool = False
     wake: Callable[[], None] = _nothing
     generated: int = 0

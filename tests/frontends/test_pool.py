@@ -17,6 +17,7 @@ from support import pool_deaths
 
 from frontends.program import progress
 from frontends.workers.engine_core import SharedCore
+from frontends.workers.engine_host import next_home
 from llmserve import EngineDead, EngineStatistics, State
 from llmserve.state import EngineState, ManagerStatistics
 
@@ -34,6 +35,18 @@ async def test_the_death_of_one_engine_ends_its_streams_only(tmp_path, sent):
     arguments = ("--engines", "2", "--workers", "2", "--stall-timeout", "1", "--max-wait", "60")
     async with program(tmp_path, *arguments, module=MODULE, engine=ENGINE) as (process, url, _):
         await pool_deaths.one_engine_dies(process, url, cores_of, sent, tokens=120)
+
+
+@pytest.mark.parametrize(
+    ("workers", "engines", "homes"), [(4, 2, [0, 1, 0, 1]), (4, 1, [None] * 4), (3, 2, [None] * 3), (2, 4, [None] * 2)]
+)
+def test_each_engine_is_the_home_of_equally_many_workers(workers, engines, homes):
+    found: list[int | None] = []
+    for _ in range(workers):
+        found.append(next_home(found, workers, engines))
+    assert found == homes
+    # A worker that replaces another one gets its home.
+    assert next_home(found[1:], workers, engines) == homes[0]
 
 
 async def test_workers_are_ready_when_all_engines_are_up(tmp_path):

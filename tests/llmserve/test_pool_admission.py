@@ -24,7 +24,20 @@ from llmserve.admission import (
 )
 from llmserve.admission.pool.policy import FEW, PoolPolicy
 from llmserve.admission.pool.prefixes import ENDS, STEP, UNKNOWN_CACHE, PrefixIndex, bits, prefix_keys
-from llmserve.admission.pool.router import ANSWER, CANDIDATES, DELAYED, ENOUGH, LEAST, PROMPT_TOKEN, SEQUENCE, USUAL, Router, Slope
+from llmserve.admission.pool.router import (
+    ANSWER,
+    BESIDE,
+    CANDIDATES,
+    DELAYED,
+    ENOUGH,
+    LEAST,
+    PROMPT_TOKEN,
+    SEQUENCE,
+    STAY,
+    USUAL,
+    Router,
+    Slope,
+)
 
 CACHE = 6000
 # Prompts of which some begin alike.
@@ -409,6 +422,31 @@ def test_a_prompt_goes_where_its_beginning_is_and_elsewhere_when_many_wait_there
     assert {offered(controller, prompt_tokens=4096, prefix=keys).engine for _ in range(20)} == {0, 1, 2}
 
 
+def test_a_ticket_stays_at_its_home_unless_that_costs_a_tenth_more_than_elsewhere():
+    controller, pool = pool_of([Unlimited(), Unlimited()])
+    at_home = [offered(controller, prompt_tokens=128, max_tokens=128, home=number % 2) for number in range(40)]
+    assert [ticket.engine for ticket in at_home] == [0, 1] * 20
+    more = [offered(controller, prompt_tokens=128, max_tokens=128, home=0) for _ in range(40)]
+    there, here = pool.router.loads
+    assert there.running > here.running > 20
+    usual = 128, ANSWER * more[-1].expected_tokens
+    assert there.cost(*usual) == pytest.approx((1 + STAY) * here.cost(*usual), rel=0.1)
+
+
+def test_a_ticket_leaves_its_home_for_an_engine_that_has_its_prompt():
+    controller, _ = pool_of([Unlimited(), Unlimited()])
+    keys = prefix_keys(range(4096))
+    assert offered(controller, prompt_tokens=4096, prefix=keys, home=1).engine == 1
+    assert offered(controller, prompt_tokens=4100, prefix=keys, home=0).engine == 1
+    assert offered(controller, prompt_tokens=4100, home=0).engine == 0
+
+
+def test_a_home_that_takes_no_tickets_is_left():
+    controller, _ = pool_of([Unlimited(), Unlimited()])
+    controller.suspend(0.0, 1)
+    assert offered(controller, prompt_tokens=128, home=1).engine == 0
+
+
 def serve(slow, arrivals, interval):
     """Serve on two engines that compute one prompt after another, the second `slow` times slower."""
     controller, _ = pool_of([Unlimited(), Unlimited()])
@@ -436,7 +474,7 @@ def serve(slow, arrivals, interval):
 def test_work_goes_to_engines_in_proportion_to_their_speed(slow):
     """At what both carry together, neither engine falls behind the other."""
     fast, behind = serve(slow, 2000, 0.02 / (1 + 1 / slow))
-    assert fast / behind == pytest.approx(slow, rel=0.05)
+    assert fast / behind == pytest.approx(slow, rel=0.1)
 
 
 LOADS = st.tuples(st.integers(0, 3), st.integers(0, 5000), st.sampled_from([1e-5, 2e-5, 8e-5]))
@@ -458,7 +496,9 @@ def test_the_chosen_engine_is_the_cheapest_of_those_that_are_asked(loads, data):
 
     def cost(engine):
         (running, pending, _), seconds, cached = loads[engine], seconds_of[engine], router.cached(ticket, engine)
-        return seconds * (pending + 700 - cached) + ANSWER * ticket.expected_tokens * SEQUENCE * (running + 1) - others * cached
+        return (
+            seconds * (pending + 700 - cached) + ANSWER * ticket.expected_tokens * SEQUENCE * (1 + (1 + BESIDE) * running) - others * cached
+        )
 
     assert among >> best & 1
     assert len(loads) == 1 or cost(best) == pytest.approx(min(map(cost, bits(among))))

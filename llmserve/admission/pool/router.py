@@ -28,6 +28,10 @@ PROMPT_TOKEN, SEQUENCE = 2e-5, 6e-5
 # What a second of the answer counts against a second until the first token: it is read while it
 # comes, so a wait is worse.
 ANSWER = 0.25
+# One more sequence makes each token of those beside it later. What a second of their answers counts
+# against a second of its own: fully, because they may be followed by others that wait. With less, a
+# burst goes to the engine that computes fewer prompts, until the other one has little left to do.
+BESIDE = 1 / ANSWER
 # A prompt that is computed holds up the prompts behind it and the answers beside it. This is how
 # many seconds of others a second of computing costs; a cached prompt saves them. All latencies of
 # Mooncake's traces are about equal from 1 to 7, and worse with 0 (`python -m benchmarks routing`).
@@ -35,6 +39,10 @@ DELAYED = 3.0
 # A step that computes few tokens takes as long as one with about this many. Without this, an engine
 # that has all prompts cached would seem slow for each token.
 SHORT = 128
+# A ticket stays at its home while that costs at most this share more than elsewhere. A process gets
+# a message from each engine in each step in which it has a request there, so with a home it gets
+# fewer and longer ones.
+STAY = 0.1
 # Number of engines that are compared exactly, of those that have equally much of a prompt.
 CANDIDATES = 3
 # The usual ticket is the mean of about this number of tickets.
@@ -100,7 +108,7 @@ class EngineLoad:
         running: Tickets in the engine.
         pending: Prompt tokens of the tickets without a first token, without those that were cached.
         wait: Predicted seconds until their first tokens.
-        pace: Predicted seconds for each token of one more answer.
+        pace: Predicted seconds for each token of one more answer, its own and those of the others.
         token: Predicted seconds for each token of a prompt.
         rank: What the usual ticket would cost here.
     """
@@ -116,13 +124,17 @@ class EngineLoad:
     token: float = PROMPT_TOKEN
     rank: float = 0.0
 
+    def cost(self, fresh: float, answer: float) -> float:
+        """Return the seconds of one more ticket with so many tokens of a prompt to compute and of an answer."""
+        return self.wait + self.token * fresh + self.pace * answer
+
     def update(self, prompt: float, answer: float) -> None:
         """Predict again, after something changed. The tokens are those of the usual ticket."""
         prefill, decode = self.prefill, self.decode
         self.token = token = self.prefills.factor * prefill.seconds
         self.wait = self.prefills.factor * prefill.base + token * self.pending
-        self.pace = self.decodes.factor * (decode.base + decode.seconds * (self.running + 1))
-        self.rank = self.wait + self.token * prompt + ANSWER * answer * self.pace
+        self.pace = self.decodes.factor * (decode.base + decode.seconds * (1 + self.running + BESIDE * self.running))
+        self.rank = self.cost(prompt, ANSWER * answer)
 
 
 @attrs.define
@@ -172,14 +184,18 @@ class Router:
             more = CANDIDATES
             for _, engine in self._ranks if same else ():
                 if same >> engine & 1:
-                    load = loads[engine]
-                    cost = load.wait + load.token * (prompt - tokens) + load.pace * answer - tokens * others
+                    cost = loads[engine].cost(prompt - tokens, answer) - tokens * others
                     if cost < least:
                         found, least = engine, cost
                     same ^= 1 << engine
                     more -= 1
                     if not same or not more:
                         break
+        home = ticket.home
+        if home is not None and home != found and among >> home & 1:
+            tokens = self.cached(ticket, home)
+            if loads[home].cost(prompt - tokens, answer) - tokens * others <= least + STAY * abs(least):
+                return home
         return found
 
     def cached(self, ticket: Ticket, engine: int) -> int:

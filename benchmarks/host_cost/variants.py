@@ -171,10 +171,13 @@ def _server_side(fleets: Sequence[Fleet], processes: Sequence[Server], setting: 
     """Return the load of one server, or of several at the same time, each with its part of the streams."""
 
     async def run(streams: int, number: int) -> Trial:
-        found, before = [Measured() for _ in fleets], sum(process.cpu_seconds() for process in processes)
+        before = sum(process.cpu_seconds() for process in processes)
         parts = [(streams + which) // len(fleets) for which in range(len(fleets))]
+        # With fewer streams than servers, some have none.
+        loaded = [(fleet, part) for fleet, part in zip(fleets, parts, strict=True) if part]
+        found = [Measured() for _ in loaded]
         async with anyio.create_task_group() as tasks:
-            for fleet, measured, part in zip(fleets, found, parts, strict=True):
+            for (fleet, part), measured in zip(loaded, found, strict=True):
                 tasks.start_soon(fleet.run, setting.job(part, number), measured, lambda _: None)
         return _leg(found, sum(process.cpu_seconds() for process in processes) - before)
 

@@ -1,5 +1,7 @@
 """Comparisons of paths and servers, without engine work, with real processes and wires."""
 
+import itertools
+
 import pytest
 
 from benchmarks.host_cost import latency, overhead
@@ -123,7 +125,8 @@ async def test_more_connections_than_the_system_allows_are_refused():
 async def test_a_pool_and_as_many_servers_side_by_side_get_the_same_load():
     setting = Setting(core="simulated", answer_tokens=8, requests=2, engine_args={"time_scale": 0.0})
     async with open_sides(["pool:2:2", "direct:2:1"], setting, 5) as sides:
-        for side in sides.values():
-            trial = await side(5, 0)
+        # A regression: with one stream, the second server's part had none, and the run ended with ZeroDivisionError.
+        for side, streams in itertools.product(sides.values(), [1, 5]):
+            trial = await side(streams, 0)
             assert (trial.failed, trial.failure) == (0, "")
             assert trial.tokens_per_second > 0

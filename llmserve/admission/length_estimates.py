@@ -35,8 +35,9 @@ class Lengths:
 
     The first answers to end are the short ones, so their mean is too low while the long ones go on.
     Therefore this class counts, for each bucket of lengths, how many answers got that far and how
-    many ended there (the Kaplan-Meier estimate). Old counts fade. Lengths without observations use
-    a rule of thumb without a scale: an answer is expected to double the length that it has reached.
+    many ended there (the Kaplan-Meier estimate). An answer that was cut only got that far. Old
+    counts fade. Lengths without observations use a rule of thumb without a scale: an answer is
+    expected to double the length that it has reached.
     """
 
     # Number of answers after which an old one counts half.
@@ -58,9 +59,10 @@ class Lengths:
         for passed in range(before + 1, bucket + 1):
             self._reached[passed] += self._unit
 
-    def ended(self, bucket: int) -> None:
-        """Count an answer that ended in this bucket."""
-        self._ended[bucket] += self._unit
+    def ended(self, bucket: int, *, cut: bool = False) -> None:
+        """Count an answer that ended in this bucket, or was `cut` there and would have gone on."""
+        if not cut:
+            self._ended[bucket] += self._unit
         # New answers count more, instead of old ones less: the ratios are the same, and only one
         # bucket changes.
         self._unit *= 2 ** (1 / self.HALF_LIFE)
@@ -137,13 +139,17 @@ class AnswerLengths(Lengths):
         return self._running[ticket.engine].pop(ticket, None)
 
     def left(self, ticket: Ticket) -> None:
-        """Note the end of a started ticket."""
+        """Note the end of a started ticket.
+
+        An answer that reached its `max_tokens` says only that it is at least as long: clients that
+        ask for few tokens must not make the answers to others seem short.
+        """
         progress = self.lost(ticket)
         # A request for a vector has no answer.
         if ticket.complete and ticket.max_tokens != 0:
             bucket = bucket_of(ticket.generated)
             self.reached(progress.bucket if progress else -1, bucket)
-            self.ended(bucket)
+            self.ended(bucket, cut=ticket.max_tokens is not None and ticket.generated >= ticket.max_tokens)
 
     def _grow(self, ticket: Ticket, progress: _Progress, made: int) -> None:
         bucket = bucket_of(made)

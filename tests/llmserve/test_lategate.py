@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llmserve import SLO
 from llmserve.admission import AdmissionController, EngineSample, LateGate, Refusal, Ticket, TicketState
 from llmserve.admission.kv_forecast import peak
-from llmserve.admission.length_estimates import Lengths, Seen, bucket_of
+from llmserve.admission.length_estimates import AnswerLengths, Lengths, Seen, bucket_of
 from llmserve.admission.prediction import QueueState
 from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Preemptions, Reserve, Spread, StandingQueue
@@ -16,6 +16,7 @@ from llmserve.admission.service_rate import ServiceRate
 
 SEQUENCES, TOKENS, CACHE = 4, 100, 1000
 ANSWER = Lengths().mean()
+ANSWER_OF_512 = Lengths().mean(most=512)
 # Low demand; a burst of requests that passes; and lasting demand above the capacity.
 LIGHT = QueueState(0.0, 0.0, 0.0, 0.5, 0.5, ANSWER)
 LUMP = QueueState(1.5, 0.01, 1e-4, 1.2, 1.2, ANSWER)
@@ -476,6 +477,18 @@ def test_the_expected_length_is_between_the_current_one_and_the_limit(beyond, mo
     expected = Lengths().mean(beyond=beyond, most=most)
     assert expected <= most
     assert expected >= min(most, beyond + 1)
+
+
+@pytest.mark.parametrize("asked", [8, 64])
+def test_clients_that_ask_for_few_tokens_do_not_make_answers_to_others_seem_short(asked):
+    """A regression: after a warm-up with answers of 8 tokens, LateGate admitted an H200's cache twice over."""
+    lengths, natural = AnswerLengths(), AnswerLengths()
+    for _ in range(200):
+        for seen, most in ((lengths, asked), (natural, None)):
+            seen.left(Ticket(max_tokens=most, generated=asked, complete=True))
+    assert natural.mean(most=512) == pytest.approx(asked, rel=0.5)
+    assert lengths.mean(most=512) > 0.8 * ANSWER_OF_512
+    assert lengths.mean(most=asked) == pytest.approx(asked, rel=0.5)
 
 
 def test_old_lengths_fade():

@@ -4,9 +4,10 @@ The prediction has four parts. The first is the time to the first token: that of
 which the engine has not computed yet, its own and those of the prompts ahead of it. The second is
 the time of the answer's tokens, which grows with the number of sequences that share each step, and
 the third the time that the answer takes from those. The fourth is what the computing of a prompt
-costs others, which a cached beginning saves. The times of a prompt token and of a step are learned from all engines together, and for each engine how much faster or slower it is. Lines fitted
-to each engine alone would differ by chance, and the engine with the luckier line would get the
-requests of all.
+costs others, which a cached beginning saves. The times of a prompt token and of a step are learned
+from all engines together, and for each engine how much faster or slower it is. Lines fitted to each
+engine alone would differ by chance, and the engine with the luckier line would get the requests of
+all.
 """
 
 import bisect

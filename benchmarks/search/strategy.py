@@ -18,9 +18,8 @@ GROWTH, FAST_GROWTH, EASY, FLAT = 2.0, 8.0, 0.5, 1.1
 FALL = 4.0
 # Below this share of the first load, requests are alone on the server.
 LEAST_SHARE = 1 / 20
-# A probe beside the predicted limit, in multiples of the wanted width; it moves away while the
-# prediction turns out wrong.
-BESIDE, AWAY = 0.4, 2.5
+# A probe beside the predicted limit, in multiples of the wanted width.
+BESIDE = 0.4
 MISSES = ("unlikely", "missed")
 
 
@@ -79,7 +78,7 @@ def next_load(verdicts: Sequence[Verdict], first: float, width: float, *, whole:
         return None
     predicted = predict(verdicts, found.low, found.high)
     span = next((gap for gap in wide if predicted is not None and gap[0] < predicted < gap[1]), max(wide, key=lambda gap: gap[1] / gap[0]))
-    chosen = _probe(span, predicted, width, _in_a_row(verdicts))
+    chosen = _probe(span, predicted, width, _last_two(verdicts))
     return float(min(max(round(chosen), math.floor(span[0]) + 1), math.ceil(span[1]) - 1)) if whole else chosen
 
 
@@ -148,29 +147,26 @@ def _in_a_queue(verdicts: Sequence[Verdict], low: Verdict, high: Verdict, capaci
     return capacity - 1 / (idle + (1 - low.margin) / slope) if slope > 0 else capacity
 
 
-def _in_a_row(verdicts: Sequence[Verdict]) -> tuple[int, bool]:
-    """Return how many of the newest loads after the first miss agree, less one, and whether they missed."""
+def _last_two(verdicts: Sequence[Verdict]) -> list[bool]:
+    """Return whether the last two loads after the first miss missed too; fewer if there are fewer."""
     first = next(place for place, each in enumerate(verdicts) if each.outcome == "missed")
-    misses = [each.outcome in MISSES for each in verdicts[first + 1 :]]
-    if not misses:
-        return 0, True
-    agreeing = next((place for place, missed in enumerate(reversed(misses)) if missed != misses[-1]), len(misses))
-    return agreeing - 1, misses[-1]
+    return [each.outcome in MISSES for each in verdicts[first + 1 :][-2:]]
 
 
-def _probe(span: tuple[float, float], predicted: float | None, width: float, in_a_row: tuple[int, bool]) -> float:
-    """Return a load inside the span, beside the predicted limit.
+def _probe(span: tuple[float, float], predicted: float | None, width: float, missed: Sequence[bool]) -> float:
+    """Return a load inside the span: on the other side of the predicted limit than the last load.
 
-    After two loads with the same outcome it lies on the other side, because the prediction was wrong.
+    After two loads with the same outcome the prediction was wrong, so the load lies at least in the
+    middle of the rest. `missed` are the last two outcomes.
     """
     low, high = span
     middle = math.sqrt(low * high)
     if predicted is None or not low < predicted < high * (1 + width):
         return middle
-    again, missed = in_a_row
-    beside = 1 + BESIDE * width * AWAY**again
-    below = missed if again else predicted > low * (1 + width)
-    chosen = predicted / beside if below else predicted * beside
+    below = not missed or missed[-1]
+    chosen = predicted / (1 + BESIDE * width) if below else predicted * (1 + BESIDE * width)
+    if len(missed) == 2 and missed[0] == missed[1]:
+        chosen = min(chosen, middle) if below else max(chosen, middle)
     # A probe at an end of the span would not narrow it, and one far off is no better than the middle.
     least, most = low * (1 + width / 4), high / (1 + width / 4)
     return min(max(chosen, least), most) if least < most else middle

@@ -12,9 +12,15 @@ import msgspec
 from frontends.openai.sizes import MAX_MESSAGES, Undecoded
 from frontends.openai.tools import CallBody
 from llmserve import InvalidRequest
+from llmserve.images.parts import TEXT_FIELDS
 
-# The field with a part's text, for each type of part that vLLM renders as text.
-TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking"}
+IMAGE = "image_url"
+
+
+class ImageURL(msgspec.Struct):
+    """Where an image is. `detail` is ignored: the model's processor chooses the resolution."""
+
+    url: str
 
 
 class Part(msgspec.Struct, kw_only=True):
@@ -27,12 +33,19 @@ class Part(msgspec.Struct, kw_only=True):
     text: str | None = None
     refusal: str | None = None
     thinking: str | None = None
+    image_url: ImageURL | str | None = None
+
+    def plain(self) -> str | dict[str, Any]:
+        """Return the part for a `GenerationRequest`: a text, or an image. Raises InvalidRequest."""
+        if self.type != IMAGE:
+            return self.words()
+        return {"type": IMAGE, IMAGE: self.image_url.url if isinstance(self.image_url, ImageURL) else self.image_url}
 
     def words(self) -> str:
         """Return the part's text. Raises InvalidRequest for a part that is not text."""
         field = TEXT_FIELDS.get(self.type)
         if field is None:
-            raise InvalidRequest(f"messages: this model supports only text, but a part has the type {self.type[:64]!r}", "messages")
+            raise InvalidRequest(f"messages: a part of the type {self.type[:64]!r} is not supported here", "messages")
         words: str | None = getattr(self, field)
         if words is None:
             raise InvalidRequest(f"messages: a part of type {self.type} requires {field}", "messages")
@@ -70,12 +83,18 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             )
         if self.tool_calls and self.role != "assistant":
             raise InvalidRequest("messages: only a message with the role assistant may have tool_calls", "messages")
-        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.words()}
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self._parts()}
         if self.tool_calls:
             plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
         reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
         known = {"name": self.name, "reasoning": reasoning, "tool_call_id": self.tool_call_id}
         return plain | {name: value for name, value in known.items() if value is not None}
+
+    def _parts(self) -> str | list[str | dict[str, Any]]:
+        """Return the content: a text, or with images a list of parts. Raises InvalidRequest."""
+        if not isinstance(self.content, list) or all(isinstance(part, str) or part.type != IMAGE for part in self.content):
+            return self.words()
+        return [part if isinstance(part, str) else part.plain() for part in self.content]
 
     def words(self) -> str:
         """Return the message's text. Raises InvalidRequest for a part that is not text."""

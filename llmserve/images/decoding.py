@@ -29,6 +29,9 @@ MAX_SCANS = 100
 # Maximum number of requests whose images are decoded and processed at the same time. The engine
 # processes those of one request at a time, and meanwhile another one's are decoded.
 AT_ONCE = 2
+# Blocks of 16 MiB that Pillow keeps for the next image. New memory for an image of 4 megapixels held
+# the interpreter's lock for up to 50 ms on a busy virtual machine, because each page is a fault.
+KEPT_BLOCKS = 8
 FORMATS = "a PNG, JPEG, WebP or GIF image"
 
 
@@ -75,8 +78,18 @@ def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> 
     files = [(field, *_opened(field, image)) for field, image in found]
     if (pixels := sum(header.pixels for _, _, header in files)) > MAX_ALL_PIXELS:
         raise InvalidRequest(f"messages: the images have {pixels:,} pixels together, but may have at most {MAX_ALL_PIXELS:,}", "messages")
+    _keep_blocks()
     for field, data, header in files:
         images.append(Decoded(_decoded(field, data, header), data))
+
+
+def _keep_blocks() -> None:
+    """Let Pillow keep freed memory, unless the program has a setting of its own."""
+    # Pillow's manual describes the setting, which has no other name.
+    from PIL import _imaging
+
+    if not _imaging.get_blocks_max():
+        _imaging.set_blocks_max(KEPT_BLOCKS)
 
 
 def _opened(field: str, image: AnyImage) -> tuple[bytes, Header]:

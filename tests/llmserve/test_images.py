@@ -26,7 +26,7 @@ from llmserve import (
     RestartConfig,
 )
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
-from llmserve.images.decoding import MAX_PIXELS, MAX_SCANS, ImageDecoder, decode_all
+from llmserve.images.decoding import KEPT_BLOCKS, MAX_PIXELS, MAX_SCANS, ImageDecoder, decode_all
 from llmserve.images.headers import MAX_SEGMENTS, read_header
 from llmserve.images.parts import MAX_BYTES, MAX_IMAGES, PIECE, EncodedImage, images, openai_form, with_parts
 
@@ -448,6 +448,17 @@ async def test_the_pixels_are_freed_when_the_request_has_them_no_more():
             scope.cancel()
     assert found == []
     assert kept() is None
+
+
+def test_memory_is_kept_for_the_next_image_unless_the_program_has_a_setting():
+    before = Pixels.core.get_blocks_max()
+    try:
+        for own, after in ((0, KEPT_BLOCKS), (3, 3)):
+            Pixels.core.set_blocks_max(own)
+            decode(RED)
+            assert Pixels.core.get_blocks_max() == after
+    finally:
+        Pixels.core.set_blocks_max(before)
 
 
 async def test_images_are_read_in_a_few_threads_and_not_on_the_event_loop(manager):

@@ -4,7 +4,7 @@ Clients send a response's message back unchanged, with all fields that their lib
 that templates know are passed on; the others are dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from frontends.openai.sizes import MAX_MESSAGES, Undecoded
 from frontends.openai.tools import CallBody
 from llmserve import InvalidRequest
-from llmserve.images.parts import TEXT_FIELDS
+from llmserve.images.parts import TEXT_FIELDS, with_parts
 
 IMAGE = "image_url"
 
@@ -103,14 +103,15 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return self.content or ""
 
 
-def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Return the messages for chat templates. Raises InvalidRequest."""
+def plain_messages(messages: Sequence[ChatMessage]) -> Sequence[Mapping[str, Any]]:
+    """Return the messages of a `GenerationRequest`. Raises InvalidRequest."""
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
     # A message answers each call, so a valid conversation has no more calls than messages.
     if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
-    return [message.plain() for message in messages]
+    # Several choices share the images, so that their text is copied once.
+    return with_parts([message.plain() for message in messages]) or ()
 
 
 def final_message(add: bool | None, resume: bool | None) -> dict[str, bool]:  # noqa: FBT001 - the fields' own

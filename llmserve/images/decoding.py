@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from llmserve.errors import InvalidRequest
+from llmserve.errors import InvalidRequest, Overloaded
 from llmserve.images.headers import Header, read_header
 from llmserve.images.parts import AnyImage
 from llmserve.runtime.cpus import available_cpus
@@ -29,6 +29,9 @@ MAX_SCANS = 100
 # Maximum number of requests whose images are decoded and processed at the same time. The engine
 # processes those of one request at a time, and meanwhile another one's are decoded.
 AT_ONCE = 2
+# Maximum number of requests with images that wait for that. Each holds a body of up to 4 MiB.
+MAX_WAITING = 128
+RETRY_SECONDS = 1.0
 # Blocks of 16 MiB that Pillow keeps for the next image. New memory for an image of 4 megapixels held
 # the interpreter's lock for up to 50 ms on a busy virtual machine, because each page is a fault.
 KEPT_BLOCKS = 8
@@ -52,22 +55,30 @@ class ImageDecoder:
     def __init__(self, cpus: int | None = None) -> None:
         self.at_once = max(1, min(AT_ONCE, (cpus or available_cpus()) - 1))
         self._room = anyio.Semaphore(self.at_once)
+        self._inside = 0
 
     @asynccontextmanager
     async def decoded(self, found: Sequence[tuple[str, AnyImage]]) -> AsyncIterator[list[Decoded]]:
-        """Decode a request's images, each with the name of its field. Raises InvalidRequest.
+        """Decode a request's images, each with the name of its field.
 
-        The next request's turn comes when this context ends.
+        The next request's turn comes when this context ends. Raises InvalidRequest or Overloaded.
         """
+        if self._inside >= self.at_once + MAX_WAITING:
+            words = f"too many images wait to be decoded; try again in {RETRY_SECONDS} s"
+            raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
+        self._inside += 1
         images: list[Decoded] = []
-        async with self._room:
-            try:
-                await anyio.to_thread.run_sync(decode_all, found, images)
-                yield images
-            finally:
-                # Freeing the pixels of a large image takes milliseconds.
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(images.clear)
+        try:
+            async with self._room:
+                try:
+                    await anyio.to_thread.run_sync(decode_all, found, images)
+                    yield images
+                finally:
+                    # Freeing the pixels of a large image takes milliseconds.
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(images.clear)
+        finally:
+            self._inside -= 1
 
 
 def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> None:

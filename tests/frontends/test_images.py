@@ -90,6 +90,14 @@ async def test_an_image_without_a_url_is_a_400(server, wrong):
     assert body["error"]["param"] in (URL, "messages")
 
 
+@pytest.mark.parametrize(("path", "messages"), [("", asking(*[part(RED)] * 3)), ("/batch", [asking(part(RED))] * 3)])
+async def test_all_choices_together_have_a_bounded_number_of_images(server, path, messages):
+    status, body, _ = await server.post(f"/v1/chat/completions{path}", {"messages": messages, "n": 22, "max_tokens": 1})
+    assert (status, body["error"]["param"], body["error"]["message"]) == (400, "n", "images times n must be at most 64, not 66")
+    status, body, _ = await server.post(f"/v1/chat/completions{path}", {"messages": messages, "n": 3, "max_tokens": 1})
+    assert (status, len(body["choices"])) == (200, 9 if path else 3)
+
+
 async def test_a_model_without_images_says_so():
     async with running_server() as server:
         status, body, _ = await server.post("/v1/chat/completions", chat(part(RED)))

@@ -22,11 +22,12 @@ from llmserve import (
     Image,
     InvalidRequest,
     ManagerConfig,
+    Overloaded,
     RequestCancelled,
     RestartConfig,
 )
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
-from llmserve.images.decoding import KEPT_BLOCKS, MAX_PIXELS, MAX_SCANS, ImageDecoder, decode_all
+from llmserve.images.decoding import KEPT_BLOCKS, MAX_PIXELS, MAX_SCANS, MAX_WAITING, ImageDecoder, decode_all
 from llmserve.images.headers import MAX_SEGMENTS, read_header
 from llmserve.images.parts import MAX_BYTES, MAX_IMAGES, PIECE, EncodedImage, images, openai_form, with_parts
 
@@ -471,6 +472,24 @@ async def test_images_are_read_in_a_few_threads_and_not_on_the_event_loop(manage
         assert (await manager.generate(asking(), max_tokens=1)).usage.completion_tokens == 1
         gate.opened.set()
     assert gate.most == AT_ONCE
+
+
+async def test_beyond_a_number_of_waiting_images_more_are_refused():
+    gate, decoder = Gate(), ImageDecoder()
+
+    async def ask():
+        async with decoder.decoded([(FIELD, SlowImage(RED, gate=gate))]):
+            pass
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(decoder.at_once + MAX_WAITING):
+            tasks.start_soon(ask)
+        await until(lambda: gate.inside == decoder.at_once)
+        with pytest.raises(Overloaded, match="too many images wait") as caught:
+            await ask()
+        assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
+        gate.opened.set()
+    await ask()
 
 
 async def test_a_request_that_is_cancelled_meanwhile_leaves_nothing():

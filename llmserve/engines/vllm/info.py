@@ -47,7 +47,9 @@ def _max_images(llm: "AsyncLLM") -> int:
     processor = llm.renderer.mm_processor
     if processor is None or llm.model_config.is_encoder_decoder:
         return 0
-    return min(MAX_IMAGES, int(processor.info.allowed_mm_limits.get("image", 0)))
+    limits = processor.info.allowed_mm_limits
+    # Models that take images and videos as one kind of input have one limit for both.
+    return min(MAX_IMAGES, int(limits.get("image", limits.get("vision_chunk", 0))))
 
 
 class Vocabulary(ABC):

@@ -123,8 +123,10 @@ class PromptRenderer:
         _, (rendered,) = await self._renderer.render_chat_async([messages], chat, params, skip_mm_cache=True)
         # vLLM would count the time of the request's queueing here as its own.
         rendered.pop("arrival_time", None)
-        token_ids, hashes = tuple(rendered["prompt_token_ids"]), rendered["mm_hashes"]["image"]
-        return EnginePrompt(token_ids=token_ids, text=rendered.get("prompt"), images=rendered, images_key=str(hashes[0]))
+        # One kind of input, "image" or another name that the model has for it.
+        (hashes,) = rendered["mm_hashes"].values()
+        ids, text = tuple(rendered["prompt_token_ids"]), rendered.get("prompt")
+        return EnginePrompt(token_ids=ids, text=text, images=rendered, images_key=str(hashes[0]))
 
     def _without_endless(self, text: str, request: GenerationRequest) -> str:
         """Return the part of a text to be truncated that can fit the context in any tokenisation."""

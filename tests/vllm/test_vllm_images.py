@@ -78,6 +78,13 @@ async def test_the_cache_tells_pictures_apart(manager):
     assert again[2] == 0
 
 
+async def test_an_image_that_was_prepared_and_not_sent_can_be_sent_later(manager):
+    """By itself, vLLM would leave it out of the second prompt, as one that the engine has."""
+    yellow = asked(Image(picture(color="yellow", size=SIZE)))
+    await manager.tokenize(GenerationRequest(messages=yellow["request"]))
+    assert (await manager.generate(**yellow)).usage.completion_tokens == 4
+
+
 async def test_the_openai_client_sends_an_image(server):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         messages: Any = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part(RED)]}]

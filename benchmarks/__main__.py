@@ -20,7 +20,7 @@ COMMANDS: Sequence[Command] = (sweep, search, run, worker, table, compare, predi
 # Modules of `benchmarks.studies`, which the wheel omits.
 STUDIES = (
     "parity", "overhead", "latency", "calibrate", "overload", "faults", "cancels", "connections", "storms", "attacks", "grammars",
-    "cluster", "routing", "soak", "truth", "ceilings",
+    "images", "cluster", "routing", "soak", "truth", "ceilings",
 )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ without a model:
 The names, each with its own help, such as `help(llmserve.EngineManager)`:
 
     manager      EngineManager, ManagerStatistics, State, MetricsSnapshot
-    requests     GenerationRequest, PoolingRequest, Sampling, StructuredOutputs, Tools, CancellationToken
+    requests     GenerationRequest, PoolingRequest, Sampling, StructuredOutputs, Tools, Image,
+                 CancellationToken
     answers      TokenStream, Delta, Completion, Embedding, Usage, TokenLogprob, Message, ToolCall,
                  Timeline, Outcome
     errors       LLMServeError, InvalidRequest, PromptTooLong, ModelNotFound, UnknownTenant,
@@ -71,6 +72,7 @@ from llmserve.errors import RequestCancelled as RequestCancelled
 from llmserve.errors import TenantOverloaded as TenantOverloaded
 from llmserve.errors import Unavailable as Unavailable
 from llmserve.errors import UnknownTenant as UnknownTenant
+from llmserve.images.parts import Image as Image
 from llmserve.lifecycle.stream import TokenStream as TokenStream
 from llmserve.manager import EngineManager as EngineManager
 from llmserve.observability.metrics import Observer as Observer

@@ -31,6 +31,7 @@ class EngineInfo:
         dimensions: The smaller sizes of embeddings that a request may ask for; empty if the model
             has only one size.
         labels: The names of a classifier's classes.
+        max_images: Maximum number of images of a request; 0 for a model that takes none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class EngineInfo:
     embedding_size: int = 0
     dimensions: Sequence[int] = ()
     labels: tuple[str, ...] = ()
+    max_images: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -100,6 +102,8 @@ class EnginePrompt:
         trace_headers: W3C trace headers, for an engine that traces.
         adapter: One of `EngineInfo.adapters`, or None for the model itself.
         pooling: What the engine makes of the prompt; None for an answer of tokens.
+        images: The prompt's images, in the engine's own form.
+        images_key: Tells prompts with the same tokens and different images apart.
     """
 
     token_ids: tuple[int, ...]
@@ -109,6 +113,8 @@ class EnginePrompt:
     trace_headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     adapter: str | None = None
     pooling: Pooling | None = None
+    images: Any = attrs.field(default=None, repr=False, eq=False)
+    images_key: str = ""
 
 
 @attrs.define(kw_only=True)

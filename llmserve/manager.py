@@ -25,7 +25,7 @@ from llmserve.lifecycle.adapters import AdapterLoading
 from llmserve.lifecycle.admission_driver import AdmissionDriver
 from llmserve.lifecycle.engine_pool import EnginePool, PooledEngine
 from llmserve.lifecycle.manager_loop import ManagerLoop
-from llmserve.lifecycle.model_limits import check_model_limits, check_pooling, check_task
+from llmserve.lifecycle.model_limits import check_images, check_model_limits, check_pooling, check_task
 from llmserve.lifecycle.open_request import OpenRequest, arrival, note_outcome
 from llmserve.lifecycle.open_requests import OpenRequests
 from llmserve.lifecycle.recovery import Recovery
@@ -177,6 +177,7 @@ class EngineManager(Generation, Tokenization, AdapterLoading, Lifecycle):
     async def _tokenize(self, open_request: OpenRequest) -> tuple[EnginePrompt, Sampling]:
         request = open_request.request
         check_task(request, self.info)
+        check_images(request, self.info)
         with self._tokenizing.place():
             prompt = await self._recovery.tokenize(open_request)
         salt = cache_salt(request.tenant) if self.config.isolate_tenants else None

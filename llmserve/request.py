@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import attrs
 
 from llmserve.errors import InvalidRequest
+from llmserve.images.parts import with_parts
 from llmserve.structured import StructuredOutputs
 from llmserve.tools import Message, Tools
 from llmserve.validation import converters
@@ -134,7 +135,8 @@ class GenerationRequest:
 
     Attributes:
         prompt: Text or token ids. Exactly one of `prompt` and `messages` must be set.
-        messages: A conversation in OpenAI's form, rendered with the model's chat template.
+        messages: A conversation in OpenAI's form, rendered with the model's chat template. A content
+            may be a list of texts, parts in OpenAI's form and `Image`s.
         sampling: How to choose tokens and when to stop.
         tools: Functions that the model may call; only with `messages`.
         template_kwargs: Arguments of the chat template; only with `messages`
@@ -164,7 +166,7 @@ class GenerationRequest:
     """
 
     prompt: str | tuple[int, ...] | None = attrs.field(default=None, converter=converters.prompt)
-    messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=converters.messages, kw_only=True)
+    messages: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=with_parts, kw_only=True)
     sampling: Sampling = attrs.field(factory=Sampling, validator=instance(Sampling, "a Sampling"), kw_only=True)
     tools: Tools | None = attrs.field(default=None, validator=instance((Tools, NoneType), "a Tools or None"), kw_only=True)
     template_kwargs: Mapping[str, Any] = attrs.field(factory=dict, validator=template_kwargs, kw_only=True)

@@ -72,7 +72,7 @@ def texts(content: str | Sequence[Block], field: str) -> str | list[Part | str]:
         return content
     for block in content:
         if block.type != "text" or block.text is None:
-            raise _wrong(f"this model supports only text, but a content block has the type {block.type[:64]!r}", field)
+            raise _wrong(f"this route supports only text, but a content block has the type {block.type[:64]!r}", field)
     return [Part(type="text", text=block.text) for block in content]
 
 

@@ -4,7 +4,7 @@ Clients send a response's message back unchanged, with all fields that their lib
 that templates know are passed on; the others are dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,9 +12,15 @@ import msgspec
 from frontends.openai.sizes import MAX_MESSAGES, Undecoded
 from frontends.openai.tools import CallBody
 from llmserve import InvalidRequest
+from llmserve.images.parts import TEXT_FIELDS, with_parts
 
-# The field with a part's text, for each type of part that vLLM renders as text.
-TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking"}
+IMAGE = "image_url"
+
+
+class ImageURL(msgspec.Struct):
+    """Where an image is. `detail` is ignored: the model's processor chooses the resolution."""
+
+    url: str
 
 
 class Part(msgspec.Struct, kw_only=True):
@@ -27,12 +33,19 @@ class Part(msgspec.Struct, kw_only=True):
     text: str | None = None
     refusal: str | None = None
     thinking: str | None = None
+    image_url: ImageURL | str | None = None
+
+    def plain(self) -> str | dict[str, Any]:
+        """Return the part for a `GenerationRequest`: a text, or an image. Raises InvalidRequest."""
+        if self.type != IMAGE:
+            return self.words()
+        return {"type": IMAGE, IMAGE: self.image_url.url if isinstance(self.image_url, ImageURL) else self.image_url}
 
     def words(self) -> str:
         """Return the part's text. Raises InvalidRequest for a part that is not text."""
         field = TEXT_FIELDS.get(self.type)
         if field is None:
-            raise InvalidRequest(f"messages: this model supports only text, but a part has the type {self.type[:64]!r}", "messages")
+            raise InvalidRequest(f"messages: a part of the type {self.type[:64]!r} is not supported here", "messages")
         words: str | None = getattr(self, field)
         if words is None:
             raise InvalidRequest(f"messages: a part of type {self.type} requires {field}", "messages")
@@ -70,12 +83,18 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             )
         if self.tool_calls and self.role != "assistant":
             raise InvalidRequest("messages: only a message with the role assistant may have tool_calls", "messages")
-        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.words()}
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self._parts()}
         if self.tool_calls:
             plain["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
         reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
         known = {"name": self.name, "reasoning": reasoning, "tool_call_id": self.tool_call_id}
         return plain | {name: value for name, value in known.items() if value is not None}
+
+    def _parts(self) -> str | list[str | dict[str, Any]]:
+        """Return the content: a text, or with images a list of parts. Raises InvalidRequest."""
+        if not isinstance(self.content, list) or all(isinstance(part, str) or part.type != IMAGE for part in self.content):
+            return self.words()
+        return [part if isinstance(part, str) else part.plain() for part in self.content]
 
     def words(self) -> str:
         """Return the message's text. Raises InvalidRequest for a part that is not text."""
@@ -84,14 +103,15 @@ class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return self.content or ""
 
 
-def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Return the messages for chat templates. Raises InvalidRequest."""
+def plain_messages(messages: Sequence[ChatMessage]) -> Sequence[Mapping[str, Any]]:
+    """Return the messages of a `GenerationRequest`. Raises InvalidRequest."""
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold 1 to {MAX_MESSAGES} messages", "messages")
     # A message answers each call, so a valid conversation has no more calls than messages.
     if sum(len(message.tool_calls or ()) for message in messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages must hold at most {MAX_MESSAGES} tool_calls together", "messages")
-    return [message.plain() for message in messages]
+    # Several choices share the images, so that their text is copied once.
+    return with_parts([message.plain() for message in messages]) or ()
 
 
 def final_message(add: bool | None, resume: bool | None) -> dict[str, bool]:  # noqa: FBT001 - the fields' own

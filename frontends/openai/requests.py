@@ -17,6 +17,7 @@ from frontends.openai.sizes import Undecoded
 from frontends.openai.unsupported import Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
 from llmserve import GenerationRequest, InvalidRequest, ModelNotFound, Sampling
+from llmserve.images.parts import MAX_IMAGES, images
 
 # Fields with the same name in `GenerationRequest`.
 REQUEST_FIELDS = (
@@ -97,6 +98,9 @@ class Common(SamplingBody, kw_only=True, forbid_unknown_fields=True):
         n = self.choices_per_prompt
         if len(prompts) * n > MAX_CHOICES:
             raise InvalidRequest(f"prompts times n must be at most {MAX_CHOICES}", "n")
+        # Each choice decodes its images.
+        if (count := n * sum(len(images(prompt.get("messages"))) for prompt in prompts)) > MAX_IMAGES:
+            raise InvalidRequest(f"images times n must be at most {MAX_IMAGES}, not {count}", "n")
         common: dict[str, Any] = {
             "deadline": caller.deadline,
             "priority": self.priority or 0,

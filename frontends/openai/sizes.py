@@ -138,7 +138,12 @@ class _JSONCounts:
 
     def check_messages(self, name: str, value: msgspec.Raw) -> None:
         # An object has a string for each field's name, and a list has items, unless it is empty.
-        strings = _strings(bytes(value)) + sum(1 for _ in _EMPTY.finditer(value))
+        text = bytes(value)
+        strings = _strings(text)
+        # There are at most as many empty ones as opening brackets. The search for them takes ten
+        # times as long as all counts together: 8 ms for an image of 1.7 MB.
+        if strings + text.count(b"{") + text.count(b"[") > MAX_STRINGS:
+            strings += sum(1 for _ in _EMPTY.finditer(text))
         if strings > MAX_STRINGS:
             raise _too_many(name, strings, "strings, field names and empty lists included", MAX_STRINGS)
 

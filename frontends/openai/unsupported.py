@@ -20,7 +20,9 @@ Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 # Maximum bytes of a neutral value; longer values are refused without being decoded.
 MAX_NEUTRAL = 64
 
-_TEXT_ONLY = "this model supports only text"
+_NO_MEDIA = "send images as parts of a chat's messages"
+_NO_AUDIO = "the model neither reads nor writes audio"
+_PROCESSOR = "the server decides how images are read"
 _OWN_TEMPLATE = "a template is a program, and the server runs only the model's template"
 _SERVER = "the server chooses it"
 _UNUSED = "this server does not use it"
@@ -37,8 +39,8 @@ _BOTH: Unsupported = {
     "logprob_token_ids": (([],), "with it, vLLM would omit the alternatives from the logprobs of other requests"),
     "kv_transfer_params": ((), _UNUSED),
     "ec_transfer_params": ((), _UNUSED),
-    "mm_payload": (("tensors",), _TEXT_ONLY),
-    "return_mm_kwargs": ((), _TEXT_ONLY),
+    "mm_payload": (("tensors",), _NO_MEDIA),
+    "return_mm_kwargs": ((), _NO_MEDIA),
     "routed_experts_prompt_start": ((0,), _UNUSED),
     "vllm_xargs": (({},), _UNUSED),
     "repetition_detection": ((), _UNUSED),
@@ -51,10 +53,10 @@ CHAT: Unsupported = {
     **_BOTH,
     "functions": (([],), "use tools, the newer name"),
     "function_call": (("none",), "use tool_choice, the newer name"),
-    "audio": ((), _TEXT_ONLY),
-    "modalities": ((["text"], []), _TEXT_ONLY),
-    "mm_processor_kwargs": (({},), _TEXT_ONLY),
-    "media_io_kwargs": (({},), _TEXT_ONLY),
+    "audio": ((), _NO_AUDIO),
+    "modalities": ((["text"], []), _NO_AUDIO),
+    "mm_processor_kwargs": (({},), _PROCESSOR),
+    "media_io_kwargs": (({},), _PROCESSOR),
     "verbosity": (("medium",), _OPENAI),
     "prediction": ((), _OPENAI),
     "web_search_options": ((), _OPENAI),
@@ -73,8 +75,8 @@ COMPLETIONS: Unsupported = {
 }
 
 TOKENS: Unsupported = {name: _BOTH[name] for name in ("cache_salt", "kv_transfer_params", "ec_transfer_params")} | {
-    "features": ((), _TEXT_ONLY),
-    "content_parts": (([],), _TEXT_ONLY),
+    "features": ((), _NO_MEDIA),
+    "content_parts": (([],), _NO_MEDIA),
     "token_offsets": ((), _UNUSED),
     "reasoning_ended": ((), _UNUSED),
     "reasoning_parser_kwargs": ((), _UNUSED),
@@ -101,7 +103,7 @@ RESPONSES: Unsupported = {
     "background_options": ((), _STATELESS),
     "context_management": ((), _STATELESS),
     "conversation": ((), _STATELESS),
-    "image": ((), _TEXT_ONLY),
+    "image": ((), _NO_MEDIA),
     "max_tool_calls": ((), "the client runs the tools, and can count their calls"),
     "moderation": ((), _OPENAI),
     "previous_response_id": ((), _STATELESS),

@@ -27,6 +27,7 @@ from frontends.rawsocket.frames import (
     Welcome,
 )
 from llmserve import CancellationToken, Delta, EngineDead, GenerationRequest, InvalidRequest
+from llmserve.images.parts import openai_form
 
 # Seconds between pings. A server closes connections that send nothing for 300 s.
 PING_SECONDS = 100.0
@@ -190,7 +191,7 @@ def wire_request(request: GenerationRequest, deadline: float = math.inf) -> dict
         "logit_bias": dict(request.sampling.logit_bias) or None,
         "structured_outputs": None if constraint is None else body_of(constraint),
         "prompt": request.prompt,
-        "messages": None if request.messages is None else [dict(message) for message in request.messages],
+        "messages": None if request.messages is None else [openai_form(message) for message in request.messages],
         "tenant": request.tenant,
         "priority": request.priority,
         "deadline": left if left < math.inf else None,

@@ -101,7 +101,7 @@ class AdmissionDriver:
         admission, now = self.built, self._loop.now
         ticket.prompt_tokens, ticket.max_tokens = open_request.timeline.prompt_tokens, 0 if prompt.pooling else sampling.max_tokens
         if len(self._engines) > 1 and self._info().prefix_caching:
-            ticket.prefix = prefix_keys(prompt.token_ids, f"{prompt.adapter} {prompt.cache_salt}")
+            ticket.prefix = prefix_keys(prompt.token_ids, f"{prompt.adapter} {prompt.cache_salt} {prompt.images_key}")
         refused = admission.offer(ticket, now())
         if ticket.state is TicketState.WAITING:
             granted = anyio.Event()

@@ -4,6 +4,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt
 from llmserve.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from llmserve.images.parts import images
 from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, PoolingRequest
 from llmserve.request import MAX_LOGPROB_ENTRIES, MAX_TOKENS_FIELD, GenerationRequest, Sampling
 
@@ -38,6 +39,20 @@ def check_task(request: GenerationRequest, info: EngineInfo) -> None:
             raise _unsupported(verb[wanted], info)
     elif GENERATE not in info.tasks:
         raise _unsupported("generation", info)
+
+
+def check_images(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raise InvalidRequest for images that the model does not take."""
+    found = images(request.messages)
+    if not found:
+        return
+    field = found[0][0]
+    if not info.max_images:
+        raise InvalidRequest(f"{field}: the model takes no images", field)
+    if len(found) > info.max_images:
+        raise InvalidRequest(f"messages has {len(found)} images, but the model takes at most {info.max_images}", "messages")
+    if request.truncate_prompt_tokens is not None:
+        raise InvalidRequest("truncate_prompt_tokens cannot be combined with images", "truncate_prompt_tokens")
 
 
 def _unsupported(what: str, info: EngineInfo) -> InvalidRequest:
@@ -103,7 +118,8 @@ def _check_vocabulary(request: GenerationRequest, prompt: EnginePrompt, size: in
     """Raise InvalidRequest for a token id that the model does not have."""
     sampling = request.sampling
     token_ids = {
-        request.prompt_field: max(prompt.token_ids),
+        # A model may have tokens outside its vocabulary for images.
+        request.prompt_field: max(prompt.token_ids) if prompt.images is None else 0,
         "stop_token_ids": max(sampling.stop_token_ids, default=0),
         "logit_bias": max((token for token, _ in sampling.logit_bias), default=0),
         "allowed_token_ids": max(sampling.allowed_token_ids or (), default=0),

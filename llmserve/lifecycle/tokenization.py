@@ -7,7 +7,7 @@ from typing import Any
 
 from llmserve.engine import Engine, EnginePrompt, KnowsVocabulary
 from llmserve.errors import InvalidRequest
-from llmserve.lifecycle.model_limits import truncated
+from llmserve.lifecycle.model_limits import check_images, truncated
 from llmserve.lifecycle.open_request import check_type
 from llmserve.request import GenerationRequest
 
@@ -19,6 +19,7 @@ class Tokenization(ABC):
         """Return the prompt as the engine would get it. Raises InvalidRequest or Overloaded."""
         check_type(request)
         async with self._tokenizer() as engine:
+            check_images(request, engine.info)
             return truncated(request, await engine.tokenize(request), engine.info)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:

@@ -124,7 +124,10 @@ def test_a_bad_completion_field_is_named(body, param):
         ({"messages": USER * 2049}, "messages"),
         ({"messages": [{"role": "x", "content": "hi"}]}, "messages"),
         ({"messages": [{"role": "user", "content": None}]}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]},
+            "messages[0].content[0].image_url.url",
+        ),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"top_logprobs": 5}, "top_logprobs"),

@@ -68,8 +68,9 @@ def test_a_build_for_gpus_is_known_by_its_metadata(name, version, gpu, monkeypat
 
 def test_the_context_comes_from_the_model_s_config(tmp_path):
     assert _context_of(str(tmp_path)) == 2048
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 1024}')
-    assert _context_of(str(tmp_path)) == 1024
+    for config in ('{"max_position_embeddings": 1024}', '{"text_config": {"max_position_embeddings": 1024}}'):
+        (tmp_path / "config.json").write_text(config)
+        assert _context_of(str(tmp_path)) == 1024
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
     assert _context_of(str(tmp_path)) == 256
 

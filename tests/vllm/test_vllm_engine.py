@@ -10,10 +10,11 @@ import attrs
 import psutil
 import pytest
 from contracts.engine_contract import CollectingSink, EngineContract
+from image_files import picture
 from quiescence import check_quiescent
 
 from benchmarks.stand_ins.shared_engine import SharedEngine
-from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, InvalidRequest, ManagerConfig, Sampling
+from llmserve import SLO, ConfigurationError, EngineManager, GenerationRequest, Image, InvalidRequest, ManagerConfig, Sampling
 from llmserve.engines.vllm.args import GIB, MEMORY_NODES, build_engine_args
 from llmserve.engines.vllm.engine import VLLMEngine
 from llmserve.observability.metrics import Observers
@@ -34,6 +35,18 @@ async def test_the_first_questions_of_a_user_get_a_sensible_answer_on_every_proc
     # bfloat16 changes the difference by a quarter of a nat.
     best, second = said.logprobs[0].top[:2]
     assert best.logprob - second.logprob > 0.5
+
+
+async def test_a_model_of_texts_takes_lists_of_texts_and_no_images(manager):
+    assert manager.info.max_images == 0
+    whole, pieces = "What is the capital\nof France?", ["What is the capital", {"type": "text", "text": "of France?"}]
+    found = [
+        await manager.generate([{"role": "user", "content": content}], temperature=0, max_tokens=8, return_prompt_ids=True)
+        for content in (whole, pieces)
+    ]
+    assert found[0].prompt_token_ids == found[1].prompt_token_ids
+    with pytest.raises(InvalidRequest, match="the model takes no images"):
+        await manager.generate([{"role": "user", "content": [*pieces, Image(picture())]}])
 
 
 async def test_an_answer_ends_with_its_turn(manager):

@@ -17,11 +17,14 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, EngineTimings, Sink, costly
 from llmserve.engines.simulated.answers import ToolCallParser, answer, calls
+from llmserve.engines.simulated.images import image_ids
 from llmserve.engines.simulated.paging import BlockPool
 from llmserve.engines.simulated.scheduler import Scheduler, Sequence
 from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
 from llmserve.engines.simulated.vectors import SIZE, vector
 from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, ModelNotFound, PromptTooLong
+from llmserve.images.decoding import ImageDecoder
+from llmserve.images.parts import MAX_IMAGES
 from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, pair_of
 from llmserve.pooling.vectors import Pooled
 from llmserve.request import Delta, GenerationRequest, Sampling
@@ -52,6 +55,7 @@ class SimulatedConfig:
             constraints.
         adapters: Names of adapters; each gives different answers.
         tasks, labels: As in `EngineInfo`.
+        image_tokens: Number of tokens of an image; 0 for a model that takes none.
         faults: Scripted faults.
     """
 
@@ -72,6 +76,7 @@ class SimulatedConfig:
     grammar_token_seconds: float = 0.0
     adapters: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
     tasks: tuple[str, ...] = attrs.field(default=(GENERATE, EMBED), converter=tuple[str, ...])
+    image_tokens: int = 0
     labels: tuple[str, ...] = attrs.field(default=("LABEL_0",), converter=tuple[str, ...])
     faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple[Fault, ...])
 
@@ -93,6 +98,7 @@ class SimulatedEngine:
         self._nonce = 0
         # Names of the adapters, and where they came from.
         self._adapters = dict.fromkeys(self.config.adapters, "")
+        self._decoder = ImageDecoder()
         self._stepped: Callable[[], None] = lambda: None
         self._busy_steps, self._busy_seconds = 0, 0.0
         self._steps = self._prompt_tokens = self._generation_tokens = 0
@@ -139,6 +145,7 @@ class SimulatedEngine:
             embedding_size=SIZE if EMBED in config.tasks else 0,
             dimensions=range(1, SIZE + 1) if EMBED in config.tasks else (),
             labels=config.labels if CLASSIFY in config.tasks else (),
+            max_images=MAX_IMAGES if config.image_tokens else 0,
         )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -180,7 +187,8 @@ class SimulatedEngine:
             raise PromptTooLong(len(text.encode()), self.config.max_model_len, request.prompt_field)
         pair = pair_of(request)
         if pair is None:
-            return EnginePrompt(token_ids=encode(text), text=text, constraint=form)
+            ids = await image_ids(self._decoder, request, self.config.image_tokens)
+            return EnginePrompt(token_ids=ids + encode(text), text=text, constraint=form)
         pooling = Pooling(task=CLASSIFY, second=len(encode(text)) + 1)
         return EnginePrompt(token_ids=(*encode(text), END, *encode(pair)), pooling=pooling)
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmserve.images.parts import text_of
 from llmserve.request import MAX_STOP_LENGTH, Sampling, TokenLogprob
 from llmserve.structured import StructuredOutputs
 
@@ -36,7 +37,7 @@ def decode(token_ids: Sequence[int]) -> str:
 
 
 def render_chat(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(f"<{message['role']}>{message.get('content') or ''}\n" for message in messages) + "<assistant>"
+    return "".join(f"<{message['role']}>{text_of(message.get('content'))}\n" for message in messages) + "<assistant>"
 
 
 class Writer:

@@ -227,12 +227,14 @@ def _available_memory() -> int:
 def _context_of(model: str) -> int:
     """Return the context length from a model folder's configs, or the maximum if it is unknown.
 
-    The second config is that of sentence-transformers, whose limit vLLM enforces too.
+    A model of texts and images has a config for texts inside. The last one is that of
+    sentence-transformers, whose limit vLLM enforces too.
     """
-    found = [CPU_MAX_MODEL_LEN]
-    for file, name in (("config.json", "max_position_embeddings"), ("sentence_bert_config.json", "max_seq_length")):
+    found, config = [CPU_MAX_MODEL_LEN], _read(model, "config.json")
+    limits = ("max_position_embeddings", "max_position_embeddings", "max_seq_length")
+    for part, name in zip((config, config.get("text_config"), _read(model, "sentence_bert_config.json")), limits, strict=True):
         with suppress(ValueError, KeyError, TypeError):
-            found.append(int(_read(model, file)[name]))
+            found.append(int((part or {})[name]))
     return min(found)
 
 

@@ -11,6 +11,7 @@ from llmserve.engines.vllm.args import version
 from llmserve.engines.vllm.pooling.tasks import pooling_info
 from llmserve.engines.vllm.rendering import has_chat_template
 from llmserve.errors import InvalidRequest
+from llmserve.images.parts import MAX_IMAGES
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -37,8 +38,18 @@ def describe(llm: "AsyncLLM", model: str, tasks: Collection[str]) -> EngineInfo:
         kv_cache_tokens=None if cache is None else cache * cores,
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         has_chat_template=has_chat_template(llm.get_tokenizer()),
+        max_images=_max_images(llm),
         **pooling_info(llm.model_config, tasks),
     )
+
+
+def _max_images(llm: "AsyncLLM") -> int:
+    processor = llm.renderer.mm_processor
+    if processor is None or llm.model_config.is_encoder_decoder:
+        return 0
+    limits = processor.info.allowed_mm_limits
+    # Models that take images and videos as one kind of input have one limit for both.
+    return min(MAX_IMAGES, int(limits.get("image", limits.get("vision_chunk", 0))))
 
 
 class Vocabulary(ABC):

@@ -51,6 +51,9 @@ def engine_input(prompt: EnginePrompt) -> Any:
     """Return the prompt as vLLM's engine takes it."""
     from vllm.inputs import tokens_input
 
+    if prompt.images is not None:
+        # A copy, because the prompt may go to another engine if this one dies.
+        return {**prompt.images, "cache_salt": prompt.cache_salt} if prompt.cache_salt else dict(prompt.images)
     return tokens_input(list(prompt.token_ids), prompt=prompt.text, cache_salt=prompt.cache_salt)
 
 

@@ -12,6 +12,8 @@ from llmserve.engines.vllm.pooling.tasks import has_pair_template
 from llmserve.engines.vllm.prompts import GONE, PromptEncoder, PromptJob, can_encode
 from llmserve.engines.vllm.tool_parsers import template_tools
 from llmserve.errors import EngineDead, InvalidRequest, PromptTooLong
+from llmserve.images.decoding import Decoded, ImageDecoder
+from llmserve.images.parts import AnyImage, images, text_of
 from llmserve.pooling.requests import CLASSIFY, Pooling, pair_of
 from llmserve.request import GenerationRequest
 
@@ -37,6 +39,7 @@ class PromptRenderer:
         # The longest text of one token bounds the length of text that can fit the context.
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
         self.encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
+        self._decoder = ImageDecoder()
         self._has_pair_template: bool | None = None
         self._closed = False
 
@@ -96,7 +99,7 @@ class PromptRenderer:
         if not self._has_chat_template:
             raise InvalidRequest("this model has no chat template; use prompt instead of messages", "messages")
         if request.truncate_prompt_tokens is None:
-            self._refuse_endless(sum(len(message.get("content") or "") for message in messages), "messages")
+            self._refuse_endless(sum(len(text_of(message.get("content"))) for message in messages), "messages")
         kwargs = {"add_generation_prompt": True, **request.template_kwargs, "tools": tools}
         params = _unbounded(self._renderer.default_chat_tok_params, request)
         if self.encoder is not None:
@@ -105,8 +108,25 @@ class PromptRenderer:
             _, prompt = await self._renderer.render_messages_async(messages, chat)
             encoded = await self.encoder.encode(PromptJob(self._without_endless(prompt["prompt"], request), params))
             return EnginePrompt(token_ids=tuple(encoded.token_ids), text=encoded.text)
+        if found := images(messages):
+            async with self._decoder.decoded(found) as decoded:
+                return await self._with_images(_with_pixels(messages, decoded), ChatParams(chat_template_kwargs=kwargs), params)
         _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
+
+    async def _with_images(self, messages: list[dict[str, Any]], chat: Any, params: Any) -> EnginePrompt:
+        """Render messages with pixels. vLLM processes the images in a thread of its own.
+
+        Its processor would leave out the images that the engine should still have. But this prompt
+        may wait for a slot, go to another engine, or to none, so it carries its images.
+        """
+        _, (rendered,) = await self._renderer.render_chat_async([messages], chat, params, skip_mm_cache=True)
+        # vLLM would count the time of the request's queueing here as its own.
+        rendered.pop("arrival_time", None)
+        # One kind of input, "image" or another name that the model has for it.
+        (hashes,) = rendered["mm_hashes"].values()
+        ids, text = tuple(rendered["prompt_token_ids"]), rendered.get("prompt")
+        return EnginePrompt(token_ids=ids, text=text, images=rendered, images_key=str(hashes[0]))
 
     def _without_endless(self, text: str, request: GenerationRequest) -> str:
         """Return the part of a text to be truncated that can fit the context in any tokenisation."""
@@ -120,6 +140,22 @@ class PromptRenderer:
         limit = self._model.max_model_len
         if characters > limit * self._longest_token:
             raise PromptTooLong(characters // self._longest_token, limit, field)
+
+
+def _with_pixels(messages: list[dict[str, Any]], decoded: list[Decoded]) -> list[dict[str, Any]]:
+    """Return messages in vLLM's form, with the pixels in place of the images, in their order."""
+    from vllm.multimodal.media import MediaWithBytes
+
+    # vLLM hashes an image's file rather than its pixels if it has both.
+    media = iter([MediaWithBytes(one.pixels, one.data) for one in decoded])
+
+    def part(value: str | AnyImage) -> dict[str, Any]:
+        return {"type": "text", "text": value} if isinstance(value, str) else {"type": "image_pil", "image_pil": next(media)}
+
+    return [
+        message | {"content": [part(value) for value in message["content"]]} if isinstance(message.get("content"), list) else message
+        for message in messages
+    ]
 
 
 def _unbounded(params: Any, request: GenerationRequest) -> Any:

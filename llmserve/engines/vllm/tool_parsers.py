@@ -10,6 +10,7 @@ import attrs
 from llmserve.engine import EnginePrompt
 from llmserve.engines.vllm.outputs import brief
 from llmserve.errors import ConfigurationError, EngineError, InvalidRequest
+from llmserve.images.parts import without_images
 from llmserve.request import GenerationRequest
 from llmserve.structured import StructuredOutputs
 from llmserve.tools import Message, ToolCall, Tools, held_functions
@@ -64,7 +65,7 @@ class Parsers:
             raise InvalidRequest(f"tools: {words}", "tools")
         fields = {} if tools is None else _fields(tools)
         try:
-            asked = ChatCompletionRequest(messages=[dict(message) for message in request.messages or ()], **fields)
+            asked = ChatCompletionRequest(messages=[without_images(message) for message in request.messages or ()], **fields)
         except ValueError as error:
             raise InvalidRequest("messages or tools do not conform to OpenAI's API", "messages") from error
         return self._parser(

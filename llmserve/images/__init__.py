@@ -1,0 +1,1 @@
+"""Images in conversations: their parts of messages, the bounds on them, and their decoding."""

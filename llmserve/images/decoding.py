@@ -1,0 +1,154 @@
+"""Decodes images to pixels in threads, for a few requests at a time. Pillow does the work.
+
+Pillow releases the interpreter's lock while it decodes. Its other calls hold the lock for
+milliseconds, so many threads would delay the event loop.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from llmserve.errors import InvalidRequest, Overloaded
+from llmserve.images.headers import Header, read_header
+from llmserve.images.parts import AnyImage
+from llmserve.runtime.cpus import available_cpus
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Pixels
+
+# Maximum number of pixels of one image, and of all images of a request. A pixel takes 4 bytes.
+MAX_PIXELS = 2**24
+MAX_ALL_PIXELS = 2**27
+# A progressive JPEG file refines all its pixels with each scan; encoders make about ten.
+MAX_SCANS = 100
+# Maximum number of requests whose images are decoded and processed at the same time. The engine
+# processes those of one request at a time, and meanwhile another one's are decoded.
+AT_ONCE = 2
+# Maximum number of requests with images that wait for that. Each holds a body of up to 4 MiB.
+MAX_WAITING = 128
+RETRY_SECONDS = 1.0
+# Blocks of 16 MiB that Pillow keeps for the next image. New memory for an image of 4 megapixels held
+# the interpreter's lock for up to 50 ms on a busy virtual machine, because each page is a fault.
+KEPT_BLOCKS = 8
+FORMATS = "a PNG, JPEG, WebP or GIF image"
+
+
+@attrs.frozen
+class Decoded:
+    """The pixels of an image, and the file that they come from."""
+
+    pixels: "Pixels"
+    data: bytes
+
+
+class ImageDecoder:
+    """Bounds the memory and the threads that take part in decoding.
+
+    It leaves one CPU to the event loop: on two CPUs, two threads delayed the loop by up to 50 ms.
+    """
+
+    def __init__(self, cpus: int | None = None) -> None:
+        self.at_once = max(1, min(AT_ONCE, (cpus or available_cpus()) - 1))
+        self._room = anyio.Semaphore(self.at_once)
+        self._inside = 0
+
+    @asynccontextmanager
+    async def decoded(self, found: Sequence[tuple[str, AnyImage]]) -> AsyncIterator[list[Decoded]]:
+        """Decode a request's images, each with the name of its field.
+
+        The next request's turn comes when this context ends. Raises InvalidRequest or Overloaded.
+        """
+        if self._inside >= self.at_once + MAX_WAITING:
+            words = f"too many images wait to be decoded; try again in {RETRY_SECONDS} s"
+            raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
+        self._inside += 1
+        images: list[Decoded] = []
+        try:
+            async with self._room:
+                try:
+                    await anyio.to_thread.run_sync(decode_all, found, images)
+                    yield images
+                finally:
+                    # Freeing the pixels of a large image takes milliseconds.
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(images.clear)
+        finally:
+            self._inside -= 1
+
+
+def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> None:
+    """Append the pixels of images, each with the name of its field. Raises InvalidRequest.
+
+    All bounds are checked before the first image is decoded.
+    """
+    files = [(field, *_opened(field, image)) for field, image in found]
+    if (pixels := sum(header.pixels for _, _, header in files)) > MAX_ALL_PIXELS:
+        raise InvalidRequest(f"messages: the images have {pixels:,} pixels together, but may have at most {MAX_ALL_PIXELS:,}", "messages")
+    _keep_blocks()
+    for field, data, header in files:
+        images.append(Decoded(_decoded(field, data, header), data))
+
+
+def _keep_blocks() -> None:
+    """Let Pillow keep freed memory, unless the program has a setting of its own."""
+    # Pillow's manual describes the setting, which has no other name.
+    from PIL import _imaging
+
+    if not _imaging.get_blocks_max():
+        _imaging.set_blocks_max(KEPT_BLOCKS)
+
+
+def _opened(field: str, image: AnyImage) -> tuple[bytes, Header]:
+    """Return an image's file and its header, if they are within the bounds."""
+    try:
+        data = image.read()
+    except ValueError:
+        raise InvalidRequest(f"{field}: the data is not valid base64", field) from None
+    header = read_header(data)
+    if header is None:
+        raise InvalidRequest(f"{field}: the data is not {FORMATS}", field)
+    if header.pixels > MAX_PIXELS:
+        words = f"the image has {header.width:,} x {header.height:,} pixels, but may have at most {MAX_PIXELS:,}"
+        raise InvalidRequest(f"{field}: {words}", field)
+    if header.kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise InvalidRequest(f"{field}: the JPEG image has more than {MAX_SCANS} scans", field)
+    return data, header
+
+
+def _decoded(field: str, data: bytes, header: Header) -> "Pixels":
+    from PIL import Image, ImageOps
+
+    damaged = InvalidRequest(f"{field}: the {header.kind} image is damaged or incomplete", field)
+    try:
+        image = Image.open(BytesIO(data), formats=[header.kind])
+        # A second header in the file may name another size.
+        if image.size == (header.width, header.height):
+            image.load()
+            with suppress(Exception):
+                # Damaged metadata does not make the pixels wrong.
+                ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except Exception as error:
+        # Pillow's readers raise errors of many types for damaged files.
+        raise damaged from error
+    raise damaged
+
+
+def _rgb(image: "Pixels") -> "Pixels":
+    """Return the image in red, green and blue, on white where it is transparent, as in vLLM."""
+    from PIL import Image
+
+    if image.mode == "RGB":
+        # A WebP image keeps its decoder, with copies of the pixels.
+        return image.copy() if image.format == "WEBP" else image
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white

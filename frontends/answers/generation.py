@@ -22,7 +22,7 @@ from frontends.openai.wanted import ParsedBody, renamed
 from frontends.responses.requests import ParsedResponse, ResponsesRequest
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from frontends.responses.stored import ResponseStore
-from llmserve import GenerationRequest
+from llmserve import GenerationRequest, Timeline
 
 
 @attrs.frozen
@@ -81,10 +81,12 @@ class Generation:
     Args:
         served: the model that generates.
         responses: where responses are kept; None keeps none.
+        metrics: whether completions and chats have the times of their request.
     """
 
-    def __init__(self, served: ServedModel, responses: ResponseStore | None = None) -> None:
+    def __init__(self, served: ServedModel, responses: ResponseStore | None = None, *, metrics: bool = False) -> None:
         self._served = served
+        self._metrics = metrics
         self._conversations = Conversations(served, responses)
         self._background = BackgroundResponses(served)
         self._readers = {path: served.reader(route.kind) for path, route in ROUTES.items() if path != RESPONSES}
@@ -98,6 +100,9 @@ class Generation:
     async def parse(self, path: str, body: bytes, caller: Caller) -> tuple[ParsedBody, ResponseBuilder]:
         """Return a body's content and the builder of its answer. Raises LLMServeError."""
         served, manager = self._served, self._served.manager
+        timelines: list[Timeline] | None = None
+        if self._metrics:
+            timelines, caller = _observed(caller)
         if path == RESPONSES:
             wanted: ParsedBody = await self._conversations.parse(body, caller)
         else:
@@ -106,6 +111,7 @@ class Generation:
             check_answer(wanted.requests, manager.info.max_model_len)
         builder = await ROUTES[path].builder(served, wanted, wanted.requests[0].adapter or served.name)
         builder.show(wanted)
+        builder.timelines = timelines
         return wanted, builder
 
     async def whole(self, wanted: ParsedBody, builder: ResponseBuilder) -> AsyncIterator[bytes]:
@@ -133,3 +139,15 @@ class Generation:
 
         prompt = await self._served.manager.tokenize(await self._served.decode(body, self._count, make))
         return {"input_tokens": len(prompt.token_ids)}
+
+
+def _observed(caller: Caller) -> tuple[list[Timeline], Caller]:
+    """Return a list that gets the timelines of the caller's sequences, and the caller that fills it."""
+    timelines: list[Timeline] = []
+
+    def note(timeline: Timeline) -> None:
+        timelines.append(timeline)
+        if caller.on_arrival is not None:
+            caller.on_arrival(timeline)
+
+    return timelines, attrs.evolve(caller, on_arrival=note)

@@ -62,6 +62,7 @@ def build_app(
     root_path: str = "",
     batches: BatchService | None = None,
     responses: ResponseStore | None = None,
+    per_request_metrics: bool = False,
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
@@ -93,17 +94,17 @@ def build_app(
         batches: the files and batches, which the caller runs; None answers their routes with an error.
         responses: the store of the responses of /v1/responses; None creates a store for this
             application.
+        per_request_metrics: whether completions and chats have the times of their request.
     """
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)
-    logged = name_and_log(log, partial(_named_tenants, manager), probes=log_probes)
-    outer = [logged, answer_errors, *([clients] if clients else [])]
+    outer = [name_and_log(log, partial(_named_tenants, manager), probes=log_probes), answer_errors, *([clients] if clients else [])]
     checks = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=[*outer, *checks, answer_once(memory)])
     app[BUDGET], app[ORIGINS], app[ROOT] = ReceiveBudget(time.monotonic, max_incomplete), pages, root_path
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
     served, responses = ServedModel(manager, model), responses or ResponseMemory(time.monotonic)
-    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses)
+    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, metrics=per_request_metrics)
     app.on_cleanup.append(generation.close)
     handlers = generation.routes() | ResponseRoutes(responses).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()

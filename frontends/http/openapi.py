@@ -16,7 +16,7 @@ from frontends.http.responses import json_response
 from frontends.http.routes.health import Checked, ServerLoad, Version
 from frontends.http.routes.responses import PATH as RESPONSE
 from frontends.http.routes.responses import ItemList, ResponseDeleted
-from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
+from frontends.openai.bodies import ChatChoice, Metrics, PromptLogprobs, TextChoice, TokenIds, UsageBody
 from frontends.openai.chat import BatchChatRequest, ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
@@ -42,6 +42,7 @@ class TextAnswer(msgspec.Struct):
     model: str
     choices: list[TextChoice]
     usage: UsageBody
+    metrics: Metrics = msgspec.UNSET
 
 
 class ChatAnswer(msgspec.Struct):
@@ -55,6 +56,7 @@ class ChatAnswer(msgspec.Struct):
     usage: UsageBody
     prompt_token_ids: TokenIds
     prompt_logprobs: PromptLogprobs
+    metrics: Metrics = msgspec.UNSET
 
 
 class Tokens(msgspec.Struct):

@@ -112,4 +112,5 @@ def _build(
         root_path=http.root_path,
         batches=batches,
         responses=responses,
+        per_request_metrics=settings.observability.per_request_metrics,
     )

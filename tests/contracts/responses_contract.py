@@ -161,6 +161,7 @@ class ResponsesContract:
 
     async def test_a_background_response_is_cancelled_or_deleted_while_it_runs(self, client, server, asked):
         endless = asked | {"max_output_tokens": ENDLESS, "extra_body": {"ignore_eos": True}}
+        before = server.manager.metrics()["requests"]["cancelled"]
         running = [await client.responses.create(**endless, background=True) for _ in range(2)]
         cancelled = await client.responses.cancel(running[0].id)
         assert (cancelled.id, cancelled.status, cancelled.output) == (running[0].id, "cancelled", [])
@@ -168,6 +169,7 @@ class ResponsesContract:
         with anyio.fail_after(PATIENCE):
             while server.manager.statistics().open:
                 await anyio.sleep(0.01)
+        assert server.manager.metrics()["requests"]["cancelled"] == before + 2
         assert (await client.responses.retrieve(running[0].id)).to_dict() == cancelled.to_dict()
         with pytest.raises(openai.BadRequestError, match="is cancelled, and only a complete one"):
             await client.responses.create(**asked, previous_response_id=running[0].id)

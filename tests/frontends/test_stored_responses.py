@@ -228,6 +228,7 @@ async def test_a_response_that_is_dropped_is_cancelled():
         _, first, _ = await server.post(PATH, ENDLESS)
         _, second, _ = await server.post(PATH, HI)
         await quiet(server)
+        assert server.manager.metrics()["requests"]["cancelled"] == 1
         for name, status in ((first["id"], 404), (second["id"], 200)):
             async with server.session.get(f"{PATH}/{name}") as response:
                 assert response.status == status
@@ -298,7 +299,8 @@ async def test_each_worker_has_the_responses_of_all(tmp_path):
             assert (await ask("POST", f"{PATH}/{name}/cancel"))[1]["status"] == "cancelled"
         for name in running[3:]:
             assert (await ask("DELETE", f"{PATH}/{name}"))[0] == 200
-        await until(url, lambda found: found["open"] == 0)
+        found = await until(url, lambda found: found["open"] == 0)
+        assert found["requests"]["cancelled"] == 6
         assert {(await ask("GET", f"{PATH}/{name}"))[0] for name in running[3:]} == {404}
         for worker in workers_of(process)[:1]:
             worker.kill()

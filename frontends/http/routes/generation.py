@@ -31,13 +31,16 @@ class GenerationRoutes:
         scheduler: when a stream's tokens are written.
         keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
         responses: where responses are kept.
+        metrics: whether completions and chats have the times of their request.
     """
 
-    def __init__(self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore) -> None:
+    def __init__(
+        self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore, *, metrics: bool = False
+    ) -> None:
         self._served = served
         self._scheduler = scheduler
         self._keepalive = keepalive
-        self._generation = Generation(served, responses)
+        self._generation = Generation(served, responses, metrics=metrics)
 
     def routes(self) -> dict[str, Handler]:
         own: dict[str, Handler] = {"POST /v1/messages/count_tokens": self.count, "POST /generate": self.generate}

@@ -15,7 +15,6 @@ from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.http.routes.health import Checked, ServerLoad, Version
 from frontends.http.routes.responses import PATH as RESPONSE
-from frontends.http.routes.responses import ItemList, ResponseDeleted
 from frontends.openai.bodies import ChatChoice, Metrics, PromptLogprobs, TextChoice, TokenIds, UsageBody
 from frontends.openai.chat import BatchChatRequest, ChatRequest
 from frontends.openai.completions import CompletionRequest
@@ -26,6 +25,7 @@ from frontends.openai.tokens import TokensAnswer, TokensRequest
 from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, PooledAnswer, RerankAnswer, ScoreAnswer
 from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest, PoolRequest
 from frontends.pooling.scoring import RerankRequest, ScoreRequest
+from frontends.responses.objects import ItemList, ResponseDeleted
 from frontends.responses.requests import ResponsesRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__

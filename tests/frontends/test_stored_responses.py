@@ -20,11 +20,17 @@ from frontends.access.caller import Caller
 from frontends.access.control import Access
 from frontends.answers.generation import Generation
 from frontends.answers.served_model import ServedModel
+from frontends.cluster.replica_server import ReplicaSettings
+from frontends.cluster.settings import ClusterServerSettings
+from frontends.http.app import build_app
+from frontends.http.server import running
+from frontends.net.acceptor import listen
+from frontends.net.listeners import bind
 from frontends.responses import requests
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
 from frontends.responses.stored import OVERHEAD, Name, StoredResponse
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
-from llmserve import AdmissionConfig, EngineError, ManagerConfig
+from llmserve import AdmissionConfig, EngineError, EngineManager, ManagerConfig
 
 PATH = "/v1/responses"
 HI = {"input": "hi", "max_output_tokens": 5, "temperature": 0}
@@ -191,13 +197,32 @@ async def test_a_prompt_that_is_too_long_ends_it(server):
     assert (failed["status"], failed["error"]["code"]) == ("failed", "context_length_exceeded")
 
 
-async def test_the_end_of_the_server_leaves_no_task():
-    before = asyncio.all_tasks()
+async def test_the_end_of_the_application_cancels_them():
+    """Its manager may go on."""
+    async with EngineManager.open("sim", engine="simulated") as manager:
+        before = asyncio.all_tasks()
+        async with running(build_app(manager)) as acceptor, listen(acceptor, listener := bind("127.0.0.1", 0)):
+            for _ in range(3):
+                assert (await fetch(f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}", ENDLESS))[0] == 200
+            assert asyncio.all_tasks() - before
+        assert not asyncio.all_tasks() - before
+        check_quiescent(manager)
+
+
+async def test_closing_waits_for_the_responses():
     async with running_server(time_scale=1.0) as server:
+        before = asyncio.all_tasks()
+        generation = Generation(ServedModel(server.manager, "sim"), ResponseMemory(asyncio.get_running_loop().time))
         for _ in range(3):
-            await server.post(PATH, ENDLESS)
-    assert asyncio.all_tasks() == before
-    check_quiescent(server.manager)
+            async for _ in await generation.whole(*await generation.parse(PATH, msgspec.json.encode(ENDLESS), Caller())):
+                pass
+        await generation.close()
+        assert not asyncio.all_tasks() - before
+
+
+def test_replicas_on_ray_serve_keep_none():
+    settings = ReplicaSettings.of(ClusterServerSettings(), "127.0.0.1", "secret")
+    assert not ResponseMemory(lambda: 0.0, settings.http.stored_responses).keeps
 
 
 @pytest.mark.parametrize("finishes", [True, False])

@@ -1,6 +1,6 @@
 """The routes of stored responses, in OpenAI's format."""
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -11,28 +11,11 @@ from frontends.http.responses import JSON, json_response
 from frontends.http.routes.paging import page
 from frontends.openai.errors import HTTPFailure
 from frontends.openai.unsupported import NOTHING_STORED
+from frontends.responses.objects import ItemList, ResponseDeleted
 from frontends.responses.stored import Name, Operation, ResponseStore, StoredResponse
 from llmserve import InvalidRequest
 
 PATH = "/v1/responses/{response_id}"
-
-
-class ResponseDeleted(msgspec.Struct, kw_only=True):
-    """The answer to DELETE /v1/responses/{response_id}."""
-
-    id: str
-    object: Literal["response"] = "response"
-    deleted: bool = True
-
-
-class ItemList(msgspec.Struct, kw_only=True):
-    """The answer to GET /v1/responses/{response_id}/input_items, the newest item first."""
-
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class ResponseRoutes:

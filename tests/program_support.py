@@ -61,12 +61,12 @@ async def program(tmp_path, *arguments, until="  ready  ", module=(*MODULE, "--p
         process._transport.close()  # type: ignore[attr-defined]  # asyncio has no public way
 
 
-async def fetch(url, body=None, headers=None, timeout=PATIENCE):
+async def fetch(url, body=None, headers=None, timeout=PATIENCE, method=None):
     def get():
         data = None if body is None else json.dumps(body).encode()
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}), timeout=timeout
+                urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}, method=method), timeout=timeout
             ) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:

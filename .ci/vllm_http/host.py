@@ -71,7 +71,7 @@ async def serve(engine: VLLMEngine, line: str, answers: TextIO) -> str:
         manager = await stack.enter_async_context(EngineManager(engine, ManagerConfig(drain_timeout=5)))
         while line and (asked := json.loads(line))["kind"] == kind:
             access = Access(Keys.single(asked["key"])) if asked["key"] else Access()
-            app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"])
+            app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"], per_request_metrics=asked["metrics"])
             listener = bind("127.0.0.1", 0)
             server = await stack.enter_async_context(running(app))
             await stack.enter_async_context(listen(server, listener))

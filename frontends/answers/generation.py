@@ -6,6 +6,8 @@ from typing import Any
 import attrs
 
 from frontends.access.caller import Caller
+from frontends.answers.background import BackgroundResponses
+from frontends.answers.conversations import Conversations
 from frontends.answers.served_model import ServedModel
 from frontends.anthropic.requests import CountRequest, MessagesRequest
 from frontends.anthropic.response_builder import MessagesResponseBuilder
@@ -17,9 +19,10 @@ from frontends.openai.response_builder import ResponseBuilder
 from frontends.openai.sizes import check_answer
 from frontends.openai.tokens import TokensRequest, TokensResponseBuilder
 from frontends.openai.wanted import ParsedBody, renamed
-from frontends.responses.requests import ResponsesRequest
+from frontends.responses.requests import ParsedResponse, ResponsesRequest
 from frontends.responses.response_builder import ResponsesResponseBuilder
-from llmserve import GenerationRequest
+from frontends.responses.stored import ResponseStore
+from llmserve import GenerationRequest, Timeline
 
 
 @attrs.frozen
@@ -61,37 +64,64 @@ async def _tokens(served: ServedModel, wanted: ParsedBody, model: str) -> Respon
     return TokensResponseBuilder(wanted.requests[0].request_id, model, wanted.answer_id, text=wanted.text)
 
 
+RESPONSES = "/v1/responses"
 ROUTES = {
     "/v1/completions": Route(CompletionRequest, _completions),
     "/v1/chat/completions": Route(ChatRequest, _chat),
     "/v1/chat/completions/batch": Route(BatchChatRequest, _chat),
-    "/v1/responses": Route(ResponsesRequest, _responses),
+    RESPONSES: Route(ResponsesRequest, _responses),
     "/v1/messages": Route(MessagesRequest, _messages),
     "/inference/v1/generate": Route(TokensRequest, _tokens),
 }
 
 
 class Generation:
-    """Parses the bodies of `ROUTES` and writes their whole answers; also /generate and the count of tokens."""
+    """Parses the bodies of `ROUTES` and writes their whole answers; also /generate and the count of tokens.
 
-    def __init__(self, served: ServedModel) -> None:
+    Args:
+        served: the model that generates.
+        responses: where responses are kept; None keeps none.
+        metrics: whether completions and chats have the times of their request.
+    """
+
+    def __init__(self, served: ServedModel, responses: ResponseStore | None = None, *, metrics: bool = False) -> None:
         self._served = served
-        self._readers = {path: served.reader(route.kind) for path, route in ROUTES.items()}
+        self._metrics = metrics
+        self._conversations = Conversations(served, responses)
+        self._background = BackgroundResponses(served)
+        self._readers = {path: served.reader(route.kind) for path, route in ROUTES.items() if path != RESPONSES}
         self._count = served.reader(CountRequest)
         self._generate = served.reader(GenerateRequest)
+
+    async def close(self) -> None:
+        """Cancel the responses that run in the background."""
+        await self._background.close()
 
     async def parse(self, path: str, body: bytes, caller: Caller) -> tuple[ParsedBody, ResponseBuilder]:
         """Return a body's content and the builder of its answer. Raises LLMServeError."""
         served, manager = self._served, self._served.manager
-        wanted = await served.decode(body, self._readers[path], lambda sent: sent.wanted(caller, served.adapter(sent.model)))
+        timelines: list[Timeline] | None = None
+        if self._metrics:
+            timelines, caller = _observed(caller)
+        if path == RESPONSES:
+            wanted: ParsedBody = await self._conversations.parse(body, caller)
+        else:
+            wanted = await served.decode(body, self._readers[path], lambda sent: sent.wanted(caller, served.adapter(sent.model)))
         if manager.engine_is_up:
             check_answer(wanted.requests, manager.info.max_model_len)
         builder = await ROUTES[path].builder(served, wanted, wanted.requests[0].adapter or served.name)
         builder.show(wanted)
+        builder.timelines = timelines
         return wanted, builder
 
     async def whole(self, wanted: ParsedBody, builder: ResponseBuilder) -> AsyncIterator[bytes]:
-        """Generate, and return the answer as JSON, in parts. Raises LLMServeError."""
+        """Generate, and return the answer as JSON, in parts. Raises LLMServeError.
+
+        In the background, the answer says that the response is queued.
+        """
+        if isinstance(wanted, ParsedResponse) and wanted.background:
+            assert isinstance(builder, ResponsesResponseBuilder)
+            return self._background.start(wanted, builder)
         with renamed(**wanted.names):
             completions = await generate_choices(self._served.manager, wanted.requests)
         return builder.whole(completions, wanted.per_prompt, self._served.turns)
@@ -109,3 +139,15 @@ class Generation:
 
         prompt = await self._served.manager.tokenize(await self._served.decode(body, self._count, make))
         return {"input_tokens": len(prompt.token_ids)}
+
+
+def _observed(caller: Caller) -> tuple[list[Timeline], Caller]:
+    """Return a list that gets the timelines of the caller's sequences, and the caller that fills it."""
+    timelines: list[Timeline] = []
+
+    def note(timeline: Timeline) -> None:
+        timelines.append(timeline)
+        if caller.on_arrival is not None:
+            caller.on_arrival(timeline)
+
+    return timelines, attrs.evolve(caller, on_arrival=note)

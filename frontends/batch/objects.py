@@ -4,7 +4,6 @@ from typing import Literal
 
 import msgspec
 
-MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 # Statuses that do not change any more.
 ENDED = frozenset({"failed", "completed", "expired", "cancelled"})

@@ -44,8 +44,9 @@ class ReplicaSettings(HTTPServerSettings):
         # All connections come from the few addresses of the ingresses, which have the certificates.
         access = attrs.evolve(settings.access, tls_cert=None, tls_key=None, max_connections=None, max_peer_connections=spare_descriptors())
         # An ingress can try another replica only until a part of the answer has come, and a comment
-        # would be such a part.
-        http = HTTPSettings(hosts=(host,), port=0, keepalive_interval=0.0)
+        # would be such a part. A client's next request may reach a replica that does not have its
+        # responses, so none keeps them.
+        http = HTTPSettings(hosts=(host,), port=0, keepalive_interval=0.0, stored_responses=0)
         return cls(
             engine=settings.engine, limits=settings.limits, observability=settings.observability, access=access, http=http, secret=secret
         )

@@ -31,10 +31,13 @@ from frontends.http.routes.health import HealthRoutes
 from frontends.http.routes.metrics import GetSeries, MetricsRoutes
 from frontends.http.routes.models import ModelRoutes
 from frontends.http.routes.pooling import PoolingRoutes
+from frontends.http.routes.responses import ResponseRoutes
 from frontends.http.routes.served_model import ServedModel
 from frontends.logs.log_writer import dropped_lines
 from frontends.net.flush import MAX_HOLD, FlushScheduler
 from frontends.net.receive_budget import ReceiveBudget
+from frontends.responses.memory import ResponseMemory
+from frontends.responses.stored import ResponseStore
 from llmserve import EngineManager, MetricsSnapshot
 
 
@@ -58,6 +61,8 @@ def build_app(
     clients: Middleware | None = None,
     root_path: str = "",
     batches: BatchService | None = None,
+    responses: ResponseStore | None = None,
+    per_request_metrics: bool = False,
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
@@ -87,35 +92,36 @@ def build_app(
         root_path: the path prefix under which a proxy serves the server, such as "/llm". Paths are
             served with and without it.
         batches: the files and batches, which the caller runs; None answers their routes with an error.
+        responses: the store of the responses of /v1/responses; None creates a store for this
+            application.
+        per_request_metrics: whether completions and chats have the times of their request.
     """
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)
-    logged = name_and_log(log, partial(_named_tenants, manager), probes=log_probes)
-    outer = [logged, answer_errors, *([clients] if clients else [])]
+    outer = [name_and_log(log, partial(_named_tenants, manager), probes=log_probes), answer_errors, *([clients] if clients else [])]
     checks = [answer_preflights(pages), ask_for_key(access), check_form, answer_to(hosts)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=[*outer, *checks, answer_once(memory)])
     app[BUDGET], app[ORIGINS], app[ROOT] = ReceiveBudget(time.monotonic, max_incomplete), pages, root_path
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
-    served = ServedModel(manager, model)
-    handlers = GenerationRoutes(served, FlushScheduler(max_hold), keepalive).routes() | ModelRoutes(served).routes()
+    served, responses = ServedModel(manager, model), responses or ResponseMemory(time.monotonic)
+    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, metrics=per_request_metrics)
+    app.on_cleanup.append(generation.close)
+    handlers = generation.routes() | ResponseRoutes(responses).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()
-    handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes()
-    handlers |= MetricsRoutes(get_metrics, series).routes()
+    handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes() | MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()
     handlers |= PageRoutes(needs_key=access.keys is not None).routes()
     app.add_routes(_table(handlers, root_path))
-    if root_path:
-        app.add_routes([web.get(root_path, add_slash)])
     return app
 
 
 def _table(handlers: dict[str, Handler], root: str) -> list[web.RouteDef]:
-    """Return each route, with and without the prefix `root`.
+    """Return each route, with and without the prefix `root`, and that of the prefix alone.
 
     Some proxies remove the prefix before they forward a request, and some do not.
     """
     define = {"GET": web.get, "POST": web.post, "DELETE": web.delete}
-    defined = []
+    defined = [web.get(root, add_slash)] if root else []
     for route, handler in handlers.items():
         method, path = route.split(" ")
         defined += [define[method](at + path, handler, expect_handler=expect_later) for at in {"", root}]

@@ -3,13 +3,13 @@
 It knows neither HTTP nor workers. Its memory is bounded and shared fairly between tenants.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import attrs
 import msgspec
 
+from frontends.access.fair_store import FairStore
 from frontends.openai.errors import HTTPFailure
 
 HEADER = "Idempotency-Key"
@@ -43,7 +43,6 @@ class CachedResponse(msgspec.Struct, frozen=True, array_like=True):
     """A complete response, and the digest of the body that it answers."""
 
     body: bytes
-    until: float
     kind: str
     answer: bytes
 
@@ -74,13 +73,13 @@ class ResponseCache:
 
     def __init__(self, clock: Callable[[], float], max_bytes: int = KEEP_BYTES) -> None:
         self._clock = clock
-        self._max = max_bytes
-        # Responses by tenant, each tenant's oldest first.
-        self._kept: dict[str | None, OrderedDict[Name, CachedResponse]] = {}
-        self._sizes: dict[str | None, int] = {}
+        self._kept: FairStore[CachedResponse] = FairStore(clock, KEEP_SECONDS, max_bytes)
         self._claims: dict[Name, Claim] = {}
-        # Bytes of all responses of all tenants, with `OVERHEAD` for each response.
-        self.bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all responses of all tenants, with `OVERHEAD` for each response."""
+        return self._kept.bytes
 
     async def begin(self, name: Name, body: bytes) -> CachedResponse | Claim:
         return self.claim(name, body)
@@ -92,9 +91,7 @@ class ResponseCache:
         body.
         """
         now = self._clock()
-        self._drop_expired(name.tenant, now)
-        mine = self._kept.get(name.tenant)
-        kept = mine.get(name) if mine else None
+        kept = self._kept.get(name.tenant, name)
         claim = self._claims.get(name)
         if claim is not None and now - claim.since >= CLAIM_SECONDS:
             claim = None
@@ -119,24 +116,5 @@ class ResponseCache:
         del self._claims[name]
         if answer is None or len(answer) > MAX_ANSWER:
             return
-        kept = self._kept.setdefault(name.tenant, OrderedDict())[name] = CachedResponse(
-            claim.body, self._clock() + KEEP_SECONDS, kind, answer
-        )
-        self._sizes[name.tenant] = self._sizes.get(name.tenant, 0) + kept.size
-        self.bytes += kept.size
-        while self.bytes > self._max:
-            # The tenant with the most bytes loses a response, so that no tenant can displace one
-            # with less than an equal share.
-            self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__))
-
-    def _drop_expired(self, tenant: str | None, now: float) -> None:
-        while tenant in self._kept and next(iter(self._kept[tenant].values())).until <= now:
-            self._drop_oldest(tenant)
-
-    def _drop_oldest(self, tenant: str | None) -> None:
-        mine = self._kept[tenant]
-        _, kept = mine.popitem(last=False)
-        self._sizes[tenant] -= kept.size
-        self.bytes -= kept.size
-        if not mine:
-            del self._kept[tenant], self._sizes[tenant]
+        kept = CachedResponse(claim.body, kind, answer)
+        self._kept.put(name.tenant, name, kept, kept.size)

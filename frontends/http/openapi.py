@@ -14,7 +14,8 @@ from frontends.http.authentication import PROBES, ROOT
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.http.routes.health import Checked, ServerLoad, Version
-from frontends.openai.bodies import ChatChoice, PromptLogprobs, TextChoice, TokenIds, UsageBody
+from frontends.http.routes.responses import PATH as RESPONSE
+from frontends.openai.bodies import ChatChoice, Metrics, PromptLogprobs, TextChoice, TokenIds, UsageBody
 from frontends.openai.chat import BatchChatRequest, ChatRequest
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.errors import ErrorBody
@@ -24,6 +25,7 @@ from frontends.openai.tokens import TokensAnswer, TokensRequest
 from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, PooledAnswer, RerankAnswer, ScoreAnswer
 from frontends.pooling.inputs import ClassifyRequest, EmbeddingsRequest, PoolRequest
 from frontends.pooling.scoring import RerankRequest, ScoreRequest
+from frontends.responses.objects import ItemList, ResponseDeleted
 from frontends.responses.requests import ResponsesRequest
 from llmserve import Completion
 from llmserve.runtime.version import __version__
@@ -40,6 +42,7 @@ class TextAnswer(msgspec.Struct):
     model: str
     choices: list[TextChoice]
     usage: UsageBody
+    metrics: Metrics = msgspec.UNSET
 
 
 class ChatAnswer(msgspec.Struct):
@@ -53,6 +56,7 @@ class ChatAnswer(msgspec.Struct):
     usage: UsageBody
     prompt_token_ids: TokenIds
     prompt_logprobs: PromptLogprobs
+    metrics: Metrics = msgspec.UNSET
 
 
 class Tokens(msgspec.Struct):
@@ -71,15 +75,15 @@ class TokenizerInfo(msgspec.Struct):
 
 
 class ResponsesAnswer(msgspec.Struct):
-    """The complete answer to POST /v1/responses, with all further fields of OpenAI's."""
+    """The answer to POST /v1/responses, with all further fields of OpenAI's."""
 
     id: str
     object: Literal["response"]
     created_at: int
-    status: Literal["completed", "incomplete"]
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     model: str
     output: list[dict[str, Any]]
-    usage: dict[str, Any]
+    usage: dict[str, Any] | None
 
 
 class InputTokens(msgspec.Struct):
@@ -125,7 +129,7 @@ ERRORS = {
     400: "A field, a header or the body is invalid; `param` names the field.",
     401: "The API key is missing, unknown or expired.",
     403: "The tenant is unknown, or the request comes from a page of another origin.",
-    404: "The model or the path does not exist.",
+    404: "The model, the path or the object does not exist.",
     405: "The path does not support this method.",
     408: "The body did not arrive in time.",
     409: "The first request with this Idempotency-Key is still being answered.",
@@ -165,6 +169,8 @@ POSTS: dict[str, tuple[Any, Any, str]] = {
 GETS: dict[str, tuple[Any, str]] = {
     "/v1/models": (ModelList, "List the served models"),
     "/v1/models/{model}": (ModelCard, "Describe a served model"),
+    RESPONSE: (ResponsesAnswer, "Return a stored response"),
+    f"{RESPONSE}/input_items": (ItemList, "List the items that a stored response answers"),
     "/v1/files": (FileList, "List the files"),
     "/v1/files/{file_id}": (FileObject, "Describe a file"),
     "/v1/batches": (BatchList, "List the batches"),
@@ -215,12 +221,12 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     """
     gets = GETS | (CHECKS if checks else {})
     types = [kind for request, answer, _ in POSTS.values() for kind in (request, answer)] + [answer for answer, _ in gets.values()]
-    _, schemas = msgspec.json.schema_components([*types, FileDeleted, ErrorBody, MessagesErrorBody], ref_template=REF)
+    _, schemas = msgspec.json.schema_components([*types, FileDeleted, ResponseDeleted, ErrorBody, MessagesErrorBody], ref_template=REF)
     paths: dict[str, dict[str, Any]] = {path: {"get": _get(*of)} for path, of in gets.items()}
     for path, of in POSTS.items():
         paths.setdefault(path, {})["post"] = _post(path, *of)
     paths["/ping"]["post"] = paths["/ping"]["get"]
-    _add_files(paths)
+    _add_others(paths)
     for path, methods in paths.items():
         for name in re.findall(r"{(\w+)}", path):
             for operation in methods.values():
@@ -240,7 +246,7 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     }
 
 
-def _add_files(paths: dict[str, dict[str, Any]]) -> None:
+def _add_others(paths: dict[str, dict[str, Any]]) -> None:
     """Add the operations whose body or answer is not JSON, or that have another method."""
     form = {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}
     paths["/v1/files"]["post"] = _get(FileObject, "Store a file of requests") | {"requestBody": form}
@@ -248,6 +254,8 @@ def _add_files(paths: dict[str, dict[str, Any]]) -> None:
     paths["/v1/files/{file_id}/content"] = {
         "get": _operation("Return a file's content", {"application/jsonl": {"schema": {"type": "string"}}})
     }
+    paths[RESPONSE]["delete"] = _get(ResponseDeleted, "Delete a stored response")
+    paths[f"{RESPONSE}/cancel"] = {"post": _get(ResponsesAnswer, "Cancel a response that is made in the background")}
     paths["/v1/batches/{batch_id}/cancel"] = {"post": _get(BatchObject, "Let a batch end with its answers so far")}
 
 

@@ -11,7 +11,7 @@ from aiohttp.typedefs import Middleware
 from frontends.http.request_checks import REQUEST_ID, Handler
 
 ANY = "*"
-METHODS = "GET, POST"
+METHODS = "GET, POST, DELETE"
 # Response headers that a page may read, in addition to those that every page may read.
 EXPOSED = f"{REQUEST_ID}, Retry-After, Retry-After-Ms, Idempotent-Replayed"
 # Seconds for which a browser may cache the response to a preflight. Chromium caches for at most two

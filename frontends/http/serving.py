@@ -1,5 +1,6 @@
 """The HTTP server over a service, as the settings describe it."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
@@ -21,6 +22,8 @@ from frontends.net.acceptor import Acceptor
 from frontends.net.connection_limits import ConnectionLimiter
 from frontends.net.tls import TLS, followed
 from frontends.program.service import Service
+from frontends.responses.memory import ResponseMemory
+from frontends.responses.stored import ResponseStore
 
 
 @asynccontextmanager
@@ -34,6 +37,7 @@ async def serve_http(
     series: GetSeries | None = None,
     counted: GetMetrics | None = None,
     memory: IdempotencyStore | None = None,
+    responses: ResponseStore | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[Acceptor]:
     """Serve HTTP, and yield the acceptor, which the caller gives connections.
@@ -50,6 +54,7 @@ async def serve_http(
         counted: returns the metrics of all processes that share the engine, for /health/generate; None
             for those of this one.
         memory: as for `build_app`.
+        responses: as for `build_app`; None creates a store for this process, with the settings' bounds.
         quiet: whether another process logs changes of the certificates.
     """
     http, limits, log = settings.http, settings.access, open_log(settings.http.request_log)
@@ -57,7 +62,9 @@ async def serve_http(
     strangers = not http.unix_access.owner_alone
     limiter = ConnectionLimiter(limits.max_connections, limits.max_peer_connections, strangers, proxies.trusts)
     batches = None if http.batch_folder is None else BatchService(service.manager, service.name, Store(http.batch_folder))
-    app = _build(settings, service, departure, log, know_clients(proxies, limiter), metrics, series, counted, memory, batches)
+    responses = responses or ResponseMemory(time.monotonic, http.stored_responses, http.stored_response_bytes)
+    clients = know_clients(proxies, limiter)
+    app = _build(settings, service, departure, log, clients, metrics, series, counted, memory, batches, responses)
     app.middlewares[:0] = settings.guards()
     try:
         async with (
@@ -82,6 +89,7 @@ def _build(
     counted: GetMetrics | None,
     memory: IdempotencyStore | None,
     batches: BatchService | None,
+    responses: ResponseStore,
 ) -> web.Application:
     http = settings.http
     return build_app(
@@ -103,4 +111,6 @@ def _build(
         clients=clients,
         root_path=http.root_path,
         batches=batches,
+        responses=responses,
+        per_request_metrics=settings.observability.per_request_metrics,
     )

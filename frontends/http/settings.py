@@ -17,8 +17,9 @@ from frontends.http.origins import parse_origin
 from frontends.http.proxies import Network, parse_network
 from frontends.net.listeners import UnixAccess, without_brackets
 from frontends.options.definitions import group, option
-from frontends.options.parsers import AUTO, auto_or_count, seconds
+from frontends.options.parsers import AUTO, auto_or_count, count, count_or_none, seconds
 from frontends.program.settings import ProgramSettings
+from frontends.responses.memory import MAX_BYTES, MAX_RESPONSES
 
 LOOPBACK = "127.0.0.1"
 
@@ -93,6 +94,16 @@ class HTTPSettings:
         "keep the files and batches of /v1/files and /v1/batches in this folder, and run the batches in what other requests leave; "
         "one process owns the folder, so --workers is 1 (default: these routes answer an error)",
         metavar="DIR",
+    )
+    stored_responses: int = option(
+        MAX_RESPONSES,
+        "maximum number of responses of /v1/responses that are kept in memory, for a day, for clients that continue or retrieve them; "
+        "0 = keep none (default: %(default)s)",
+        metavar="N",
+        parse=count_or_none,
+    )
+    stored_response_bytes: int = option(
+        MAX_BYTES, "maximum total size in bytes of the stored responses and their inputs (default: 256 MiB)", metavar="N", parse=count
     )
     keepalive_interval: float = option(
         KEEPALIVE_SECONDS,

@@ -1,12 +1,13 @@
 """The types of answers in OpenAI's format, complete and in chunks. `response_builder.py` writes them."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
 from frontends.openai.logprobs import ChatLogprobs, RankedLogprob, TextLogprobs
 from frontends.openai.tools import CallBody
+from llmserve import Timeline
 
 # The fields of `return_token_ids` and `prompt_logprobs`. As in vLLM, a request without these
 # options gets null in a complete answer, and no such field in chunks.
@@ -23,6 +24,45 @@ class UsageBody(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+
+
+class RequestMetrics(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The times of one sequence, in milliseconds, as vLLM defines them.
+
+    A request waits in the queue until the engine schedules it; here this includes the wait for
+    admission. The generation is the time between the first and the last token. The throughput counts
+    from the scheduling on.
+    """
+
+    time_to_first_token_ms: float | None = None
+    generation_time_ms: float | None = None
+    queue_time_ms: float | None = None
+    mean_itl_ms: float | None = None
+    tokens_per_second: float | None = None
+
+    @classmethod
+    def of(cls, timeline: Timeline) -> Self:
+        """Return the metrics of a request that has ended; without those of stages that it did not reach."""
+        scheduled = timeline.submitted if timeline.engine_scheduled is None else timeline.engine_scheduled
+        first = timeline.first_token if timeline.engine_first_token is None else timeline.engine_first_token
+        last = timeline.last_token if timeline.engine_last_token is None else timeline.engine_last_token
+        generation, tokens = _milliseconds(first, last), timeline.completion_tokens
+        inference = _milliseconds(scheduled, last)
+        return cls(
+            time_to_first_token_ms=_milliseconds(scheduled, first),
+            generation_time_ms=generation,
+            queue_time_ms=_milliseconds(timeline.arrived, scheduled),
+            mean_itl_ms=None if generation is None or tokens < 2 else generation / (tokens - 1),
+            tokens_per_second=tokens / inference * 1000 if inference else None,
+        )
+
+
+def _milliseconds(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else (end - begin) * 1000
+
+
+# Absent on a server without `--per-request-metrics`; null for an answer of several sequences.
+Metrics = RequestMetrics | None | msgspec.UnsetType
 
 
 class TextChoice(msgspec.Struct):
@@ -89,3 +129,4 @@ class Answer(msgspec.Struct):
     usage: UsageBody | msgspec.UnsetType = msgspec.UNSET
     prompt_token_ids: TokenIds = msgspec.UNSET
     prompt_logprobs: PromptLogprobs = msgspec.UNSET
+    metrics: Metrics = msgspec.UNSET

@@ -57,10 +57,11 @@ class ErrorBody(msgspec.Struct, frozen=True):
 class HTTPFailure(LLMServeError):
     """An error that only HTTP has: a body too large or too slow, or an unknown path."""
 
-    def __init__(self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.param = param
         self.headers = dict(headers or {})
         if code in RETRY_AFTER:
             self.headers.setdefault("Retry-After", f"{RETRY_AFTER[code]:.0f}")
@@ -78,7 +79,7 @@ def public_message(error: LLMServeError) -> str:
 def describe(error: LLMServeError) -> tuple[int, ErrorBody, dict[str, str]]:
     """Return status, body and headers for an error."""
     if isinstance(error, HTTPFailure):
-        return error.status, ErrorBody(ErrorDetail(str(error), "invalid_request_error", None, error.code)), error.headers
+        return error.status, ErrorBody(ErrorDetail(str(error), "invalid_request_error", error.param, error.code)), error.headers
     _, status, kind, code = next(row for row in TABLE if isinstance(error, row[0]))
     headers = {}
     if isinstance(error, Overloaded):

@@ -12,11 +12,11 @@ import msgspec
 
 from frontends.net.turns import WorkQueue
 from frontends.openai import sse
-from frontends.openai.bodies import Answer, PromptTokensDetails, UsageBody
+from frontends.openai.bodies import Answer, Metrics, PromptTokensDetails, RequestMetrics, UsageBody
 from frontends.openai.errors import describe
 from frontends.openai.logprobs import by_id, in_pieces, write_prompt_logprobs
 from frontends.openai.wanted import ParsedBody
-from llmserve import Completion, Delta, LLMServeError, TokenLogprob, TokenStream, Usage
+from llmserve import Completion, Delta, LLMServeError, Timeline, TokenLogprob, TokenStream, Usage
 
 # A placeholder for the logprobs of a choice. JSON escapes this byte in strings, so it is unique.
 _HOLE = b"\0"
@@ -44,6 +44,8 @@ class ResponseBuilder:
         self.created = int(time.time())
         # Attributes of `ParsedBody`.
         self.by_id = self.token_ids = self.prompt_logprobs = False
+        # The timelines of the sequences, on a server that adds them to answers.
+        self.timelines: Sequence[Timeline] | None = None
         # Prompt token ids that a stream has not sent yet, by choice.
         self._prompts: dict[int, Sequence[int]] = {}
         self._frames: dict[int, sse.TextEvent] = {}
@@ -77,7 +79,12 @@ class ResponseBuilder:
 
     def _whole(self, completions: Sequence[Completion], choices: Sequence[Any], usage: UsageBody) -> Any:
         """Return the complete answer, without logprobs."""
-        return Answer(self.id, self.kind, self.created, self.model, choices, usage)
+        return Answer(self.id, self.kind, self.created, self.model, choices, usage, metrics=self._metrics())
+
+    def _metrics(self) -> Metrics:
+        if self.timelines is None:
+            return msgspec.UNSET
+        return RequestMetrics.of(self.timelines[0]) if len(self.timelines) == 1 else None
 
     def _leave_holes(self, answer: Any, completions: Sequence[Completion]) -> list[Fill]:
         """Put placeholders for the logprobs; return the functions that fill them, in JSON order."""
@@ -164,13 +171,16 @@ class ResponseBuilder:
         """Return the last events of a stream, with the usage if requested."""
         return (self.usage(usages, per_prompt) if usage else b"") + sse.DONE
 
+    async def complete(self) -> None:
+        """Do what must be done before the client gets the last events of a stream."""
+
     def failure(self, error: LLMServeError) -> bytes:
         """Return the last events of a stream that fails."""
         return failure(error)
 
     def usage(self, usages: Sequence[Usage], per_prompt: int) -> bytes:
         answer = self._answer()
-        answer.usage = add_usage(usages, per_prompt)
+        answer.usage, answer.metrics = add_usage(usages, per_prompt), self._metrics()
         return sse.event(answer)
 
     def _named(self, entries: Sequence[TokenLogprob]) -> Sequence[TokenLogprob]:

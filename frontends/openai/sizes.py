@@ -28,6 +28,8 @@ MAX_MESSAGES = 2048
 # function has 13. For MessagePack: maximum number of parts and calls.
 MAX_STRINGS = 16 * MAX_MESSAGES
 MAX_PARTS = 4 * MAX_MESSAGES
+# Maximum number of texts of `metadata`, and of characters of their keys and of each.
+MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 
 # `sampling_params` has a schema inside.
 SCHEMAS = frozenset({"tools", "response_format", "structured_outputs", "sampling_params"})
@@ -131,6 +133,15 @@ def _most_tokens(request: GenerationRequest, context: int) -> int:
             return min(context, len(request.prompt.encode()) + 1)
         case _:
             return min(context, len(request.prompt))
+
+
+def check_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
+    """Return what a client notes about an object, empty for None. Raises InvalidRequest."""
+    metadata = metadata or {}
+    if len(metadata) > MAX_METADATA or any(len(key) > MAX_KEY or len(value) > MAX_VALUE for key, value in metadata.items()):
+        words = f"metadata takes at most {MAX_METADATA} texts of {MAX_VALUE} characters, with keys of {MAX_KEY}"
+        raise InvalidRequest(words, "metadata")
+    return metadata
 
 
 class _JSONCounts:

@@ -7,7 +7,7 @@ import attrs
 import msgspec
 
 from frontends.access.caller import Caller
-from frontends.openai.bodies import PromptLogprobs, TokenIds, UsageBody
+from frontends.openai.bodies import Metrics, PromptLogprobs, TokenIds, UsageBody
 from frontends.openai.logprobs import ChatLogprobs, chat_logprobs, pieces
 from frontends.openai.requests import StreamOptions, nth
 from frontends.openai.response_builder import Fill, ResponseBuilder
@@ -119,7 +119,7 @@ class TokensChoice(msgspec.Struct):
 
 
 class TokensAnswer(msgspec.Struct):
-    """The answer, or a chunk of one, whose last two fields are absent unless it has them."""
+    """The answer, or a chunk of one, whose last three fields are absent unless it has them."""
 
     request_id: str
     output_mode: Literal["tokens", "text"]
@@ -129,6 +129,7 @@ class TokensAnswer(msgspec.Struct):
     usage: UsageBody | msgspec.UnsetType = msgspec.UNSET
     prompt_token_ids: TokenIds = msgspec.UNSET
     prompt_logprobs: PromptLogprobs = msgspec.UNSET
+    metrics: Metrics = msgspec.UNSET
 
 
 class TokensResponseBuilder(ResponseBuilder):
@@ -180,6 +181,7 @@ class TokensResponseBuilder(ResponseBuilder):
     def _whole(self, completions: Sequence[Completion], choices: Sequence[Any], usage: UsageBody) -> TokensAnswer:
         answer = self._answer(*choices)
         answer.usage, answer.prompt_token_ids, answer.prompt_logprobs = usage, completions[0].prompt_token_ids, None
+        answer.metrics = self._metrics()
         return answer
 
     def _answer(self, *choices: Any) -> TokensAnswer:

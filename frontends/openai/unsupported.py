@@ -95,18 +95,17 @@ MESSAGES: Unsupported = {
     "workspace_id": ((), _ANTHROPIC),
 }
 
-_STATELESS = "the server keeps no responses; send the whole conversation as input"
+# The reason for refusing what needs a stored response, where none is kept.
+NOTHING_STORED = "this server keeps no responses; send the whole conversation as input"
 
 RESPONSES: Unsupported = {
     "access_programs": ((), _OPENAI),
-    "background": ((False,), _STATELESS),
-    "background_options": ((), _STATELESS),
-    "context_management": ((), _STATELESS),
-    "conversation": ((), _STATELESS),
+    "background_options": ((), _OPENAI),
+    "context_management": ((), "the server never changes a conversation"),
+    "conversation": ((), "the server keeps responses and no conversations; use previous_response_id"),
     "image": ((), _NO_MEDIA),
     "max_tool_calls": ((), "the client runs the tools, and can count their calls"),
     "moderation": ((), _OPENAI),
-    "previous_response_id": ((), _STATELESS),
     "prompt": ((), _OPENAI),
     "top_logprobs": ((0,), "use /v1/chat/completions for logprobs"),
     "truncation": (("disabled",), "the server never removes items of a conversation"),

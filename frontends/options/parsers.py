@@ -15,6 +15,11 @@ def count(text: str) -> int:
     return number
 
 
+def count_or_none(text: str) -> int:
+    """Parse an integer of at least 0. Raises ArgumentTypeError, ValueError."""
+    return 0 if text == "0" else count(text)
+
+
 def seconds(text: str) -> float:
     """Parse a number of seconds of at least 0. Raises ArgumentTypeError, ValueError."""
     number = float(text)

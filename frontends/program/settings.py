@@ -175,6 +175,9 @@ class ObservabilitySettings:
         metavar="S",
         parse=_interval,
     )
+    per_request_metrics: bool = option(
+        False, "add the times of each request of one sequence to its answer over HTTP, as `metrics`, for completions and chats"
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -1,7 +1,7 @@
 """The items of a request's `input`, and the chat messages that they become."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,9 +13,10 @@ from llmserve import InvalidRequest
 class Item(msgspec.Struct, kw_only=True):
     """An item. Other types have other fields; they are refused by their `type`.
 
-    Clients send the items of an answer back, with ids and states, which are ignored.
+    Clients send the items of an answer back, with states, which are ignored.
     """
 
+    id: str | None = None
     type: str = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[Part] | None = None
@@ -43,6 +44,32 @@ class Item(msgspec.Struct, kw_only=True):
         raise _wrong(f"items of the type {self.type[:64]!r} are not supported")
 
 
+# Agents announce tools of other types as an item, which is ignored as in `tools`.
+IGNORED = "additional_tools"
+
+
+def listed(items: Iterable[Item], suffix: str) -> bytes:
+    """Return items as clients list them, as JSON: each with an id, which may end with `suffix`."""
+    shown = []
+    for number, item in enumerate(items):
+        if item.type == IGNORED:
+            continue
+        fields = _without_nulls(msgspec.to_builtins(item))
+        if isinstance(item.content, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            fields["content"] = [{"type": kind, "text": item.content}]
+        if item.type == "reasoning":
+            fields["summary"] = []
+        shown.append({"id": f"{item.type}-{number}-{suffix}", "status": "completed"} | fields)
+    return msgspec.json.encode(shown)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
 def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
     """Return the items as a conversation. Raises InvalidRequest.
 
@@ -50,8 +77,7 @@ def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
     """
     messages: list[ChatMessage] = []
     for item in items:
-        if item.type == "additional_tools":
-            # Agents announce tools of other types, which are ignored in `tools` too.
+        if item.type == IGNORED:
             continue
         new = item.chat()
         last = messages[-1] if messages else None

@@ -1,18 +1,22 @@
 """The body of /v1/responses, and the chat that it becomes."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import attrs
 import msgspec
 
 from frontends.access.caller import Caller
+from frontends.net.receive_budget import LARGEST
 from frontends.openai.chat import ChatRequest
 from frontends.openai.messages import ChatMessage
 from frontends.openai.response_format import JSONSchema, ObjectFormat, ResponseFormat, SchemaFormat
-from frontends.openai.sizes import Undecoded
+from frontends.openai.sizes import Undecoded, check_metadata
 from frontends.openai.tools import FunctionBody, NamedChoice, NamedFunction, ToolBody, ToolChoice
-from frontends.openai.unsupported import RESPONSES, Unsupported
+from frontends.openai.unsupported import NOTHING_STORED, RESPONSES, Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
-from frontends.responses.items import Item, chat_messages
+from frontends.responses.items import Item, chat_messages, listed
+from frontends.responses.stored import PREFIX, Name, Record, ResponseStore, joined
 from llmserve import InvalidRequest
 
 # The client's field names by those of a chat.
@@ -84,8 +88,32 @@ class Reasoning(msgspec.Struct, kw_only=True):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
+@attrs.frozen(kw_only=True)
+class ParsedResponse(ParsedBody):
+    """The parsed content of a body.
+
+    Attributes:
+        previous: the id of the response that this one continues.
+        metadata: what the client notes about the response.
+        background: whether the client does not wait for the answer.
+        record: the place where the response is kept; None if it is not.
+    """
+
+    previous: str | None
+    metadata: dict[str, str]
+    background: bool
+    record: Record | None
+
+
+# The conversation before a request, as JSON.
+EMPTY = b"[]"
+_ITEMS = msgspec.json.Decoder(list[Item])
+# Maximum bytes of the items of a response that is kept: as much as one body.
+MAX_ITEMS = LARGEST
+
+
 class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/responses. The server keeps no responses, so each has its whole input."""
+    """The body of POST /v1/responses."""
 
     unsupported: ClassVar[Unsupported] = RESPONSES
 
@@ -103,6 +131,10 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     reasoning: Reasoning | None = None
     # Encrypted reasoning and the like: what the answer could have in addition.
     include: list[Literal["reasoning.encrypted_content"]] | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    background: bool | None = None
+    metadata: dict[str, str] | None = None
     user: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
     top_k: int | None = None
@@ -120,8 +152,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
     # Without effect, as in chats. `stream_options` has only padding here, and `client_metadata` is
     # a coding agent's own.
-    store: Undecoded = msgspec.UNSET
-    metadata: Undecoded = msgspec.UNSET
     safety_identifier: Undecoded = msgspec.UNSET
     prompt_cache_key: Undecoded = msgspec.UNSET
     prompt_cache_retention: Undecoded = msgspec.UNSET
@@ -129,15 +159,48 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     client_metadata: Undecoded = msgspec.UNSET
     stream_options: Undecoded = msgspec.UNSET
 
-    def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
-        """Return the parsed content of this body. Raises InvalidRequest."""
-        with renamed(**NAMES):
-            found = self._chat().wanted(caller, adapter)
-        found.names.update(NAMES)
-        return found
+    def wanted(self, caller: Caller, adapter: str | None, before: bytes = EMPTY, store: ResponseStore | None = None) -> ParsedResponse:
+        """Return the parsed content of this body. Raises InvalidRequest.
 
-    def _chat(self) -> ChatRequest:
-        items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        Args:
+            caller: the caller.
+            adapter: the adapter that the model names.
+            before: the conversation that the input continues.
+            store: where the response is kept, if the client does not object; None keeps none.
+        """
+        own = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        with renamed(**NAMES):
+            found = self._chat([*_ITEMS.decode(before), *own]).wanted(caller, adapter)
+        found.names.update(NAMES)
+        request_id, record = found.requests[0].request_id, None
+        if store is not None and self.store is not False:
+            items = joined(before, listed(own, request_id))
+            if len(items) <= MAX_ITEMS:
+                record = Record(store, Name(caller.tenant, f"{PREFIX}-{request_id}"), items, background=bool(self.background))
+        if self.background:
+            self._check_background(store, record)
+        return ParsedResponse(
+            **attrs.asdict(found, recurse=False),
+            previous=self.previous_response_id,
+            metadata=check_metadata(self.metadata),
+            background=bool(self.background),
+            record=record,
+        )
+
+    def _check_background(self, store: ResponseStore | None, record: Record | None) -> None:
+        words = None
+        if store is None:
+            words = NOTHING_STORED
+        elif self.store is False:
+            words = "the client gets the answer from the store, so store must not be false"
+        elif record is None:
+            words = f"a response is kept only with at most {MAX_ITEMS:,} bytes of items"
+        elif self.stream:
+            words = "stream must be false; retrieve the response until it is complete"
+        if words is not None:
+            raise InvalidRequest(f"background: {words}", "background")
+
+    def _chat(self, items: Sequence[Item]) -> ChatRequest:
         messages = chat_messages(items)
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))

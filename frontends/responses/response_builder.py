@@ -7,6 +7,9 @@ from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.errors import describe
 from frontends.openai.response_builder import ResponseBuilder
+from frontends.openai.wanted import ParsedBody
+from frontends.responses.requests import ParsedResponse
+from frontends.responses.stored import PREFIX, Record
 from llmserve import Completion, Delta, GenerationRequest, LLMServeError, TokenStream, ToolCall, Usage
 
 # The types of the part of an item, of its deltas, and of the event after them.
@@ -47,7 +50,7 @@ class ResponsesResponseBuilder(ResponseBuilder):
         request: what the model generates for; the answer repeats its tools and sampling.
     """
 
-    prefix = "resp"
+    prefix = PREFIX
 
     def __init__(self, request: GenerationRequest, model: str) -> None:
         super().__init__(request.request_id, model)
@@ -56,6 +59,16 @@ class ResponsesResponseBuilder(ResponseBuilder):
         self._items: list[dict[str, Any]] = []
         self._open: OpenItem | None = None
         self._reason: str | None = None
+        # Attributes of `ParsedResponse`.
+        self._record: Record | None = None
+        self._repeated: dict[str, Any] = {"previous_response_id": None, "metadata": {}, "background": False}
+        self._last: dict[str, Any] = {}
+
+    def show(self, wanted: ParsedBody) -> None:
+        super().show(wanted)
+        assert isinstance(wanted, ParsedResponse)
+        self._record = wanted.record
+        self._repeated = {"previous_response_id": wanted.previous, "metadata": wanted.metadata, "background": wanted.background}
 
     async def whole(self, completions: Sequence[Completion], per_prompt: int, turns: WorkQueue) -> AsyncIterator[bytes]:
         (completion,) = completions
@@ -67,7 +80,10 @@ class ResponsesResponseBuilder(ResponseBuilder):
                 self._keep(OpenItem(kind, self._name(kind)), text)
         for call in message.tool_calls if message else ():
             self._keep(OpenItem("function_call", self._name("function_call"), call), call.arguments)
-        yield sse.encode(self._response(self._final, completion.usage))
+        body = sse.encode(self._response(self._final, completion.usage))
+        if self._record is not None:
+            await self._record.put(self._final, body)
+        yield body
 
     def _keep(self, item: OpenItem, text: str) -> None:
         item.pieces.append(text)
@@ -89,12 +105,27 @@ class ResponsesResponseBuilder(ResponseBuilder):
 
     def end(self, usages: Sequence[Usage], per_prompt: int, *, usage: bool) -> bytes:
         begin = self._start() + self._close()
-        return begin + self._named_event(f"response.{self._final}", response=self._response(self._final, usages[0]))
+        self._last = self._response(self._final, usages[0])
+        return begin + self._named_event(f"response.{self._final}", response=self._last)
+
+    async def complete(self) -> None:
+        if self._record is not None:
+            await self._record.put(self._final, sse.encode(self._last))
 
     def failure(self, error: LLMServeError) -> bytes:
+        return self._named_event("response.failed", response=self._failed(error))
+
+    # A response in the background
+
+    def state(self, status: str, error: LLMServeError | None = None) -> bytes:
+        """Return the response before it is complete, or failed by an error."""
+        return sse.encode(self._response(status, None) if error is None else self._failed(error))
+
+    def _failed(self, error: LLMServeError) -> dict[str, Any]:
         found = describe(error)[1].error
-        body = self._response("failed", None) | {"error": {"code": found.code or found.type, "message": found.message}}
-        return self._named_event("response.failed", response=body)
+        return self._response("failed", None) | {"error": {"code": found.code or found.type, "message": found.message}}
+
+    # Events
 
     def _start(self) -> bytes:
         """Return the stream's first events, once: with the first token, whose time clients measure."""
@@ -177,8 +208,9 @@ class ResponsesResponseBuilder(ResponseBuilder):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_output_tokens": sampling.max_tokens,
-            "store": False,
+            "store": self._record is not None,
             "usage": None if usage is None else _usage(usage),
+            **self._repeated,
         }
 
 

@@ -11,8 +11,10 @@ import attrs
 from frontends.http.settings import HTTPServerSettings
 from frontends.workers import messages
 from frontends.workers.admission_server import AdmissionServer
+from frontends.workers.channel import Channel
 from frontends.workers.idempotency import IdempotencyServer
-from frontends.workers.messages import Channel, Load
+from frontends.workers.messages import Load
+from frontends.workers.responses import ResponsesServer
 from frontends.workers.worker import work
 from llmserve import MetricsSnapshot
 
@@ -40,6 +42,7 @@ class WorkerHandle:
     handed: socket.socket
     channel: Channel = attrs.field(init=False)
     answers: IdempotencyServer = attrs.field(init=False)
+    responses: ResponsesServer = attrs.field(init=False)
     admission_server: AdmissionServer | None = None
     wants: dict[int, int] = attrs.field(factory=dict)
     engines: set[int] = attrs.field(factory=set)

@@ -1,18 +1,14 @@
-"""The messages between the supervisor and its workers, over a socket pair.
+"""The messages between the supervisor and its workers.
 
-They use the raw socket's framing. Both ends are processes of one program on one machine, so Python
-objects are pickled.
+Both ends are processes of one program on one machine, so Python objects are pickled.
 """
 
-import asyncio
-import socket
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Literal
 
 import msgspec
 
 from frontends.http.idempotency_store import CachedResponse, Name
-from frontends.rawsocket.frames import MAX_ANSWER, FrameReader, encode
+from frontends.responses import stored
 
 # From a worker
 
@@ -137,6 +133,15 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=10):
     answer: bytes | None
 
 
+class StoreRequest(msgspec.Struct, frozen=True, array_like=True, tag=29):
+    """The worker requests an operation on the store of responses."""
+
+    number: int
+    operation: stored.Operation
+    name: stored.Name
+    response: stored.StoredResponse | None
+
+
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):
     """The answer to `Check`: the worker's event loop runs."""
 
@@ -245,6 +250,19 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag=24):
     refused: tuple[int, str, str, dict[str, str]] | None
 
 
+class StoreReply(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """The answer to `StoreRequest`."""
+
+    number: int
+    response: stored.StoredResponse | None
+
+
+class StopResponse(msgspec.Struct, frozen=True, array_like=True, tag=31):
+    """A response that runs in the worker has been cancelled, deleted or dropped."""
+
+    name: stored.Name
+
+
 class Reread(msgspec.Struct, frozen=True, array_like=True, tag=25):
     """Reread the operator's files now."""
 
@@ -273,56 +291,24 @@ FromWorker = (
     | MetricsRequest
     | Claim
     | Answered
+    | StoreRequest
     | Alive
     | Parting
 )
 FromSupervisor = (
-    Start | Limits | Granted | Declined | WorkerMetricsRequest | MetricsReply | Abort | Died | Stop | Claimed | Reread | Reconfigure | Check
+    Start
+    | Limits
+    | Granted
+    | Declined
+    | WorkerMetricsRequest
+    | MetricsReply
+    | Abort
+    | Died
+    | Stop
+    | Claimed
+    | StoreReply
+    | StopResponse
+    | Reread
+    | Reconfigure
+    | Check
 )
-
-
-class Channel(asyncio.Protocol):
-    """One end of the socket pair.
-
-    After `listen()`, it calls `receive` for each message, including earlier ones. It calls `lost`
-    when the other end has closed.
-    """
-
-    def __init__(self, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> None:
-        self._reader: FrameReader[Any] = FrameReader(kind, MAX_ANSWER)
-        self._receive = receive
-        self._lost = lost
-        self._listens = False
-
-    @classmethod
-    async def open(cls, connection: socket.socket, kind: Any, receive: Callable[[Any], None], lost: Callable[[], None]) -> "Channel":
-        _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(kind, receive, lost), sock=connection)
-        return channel
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def listen(self) -> None:
-        self._listens = True
-        self._drain()
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        # The owner of the channel prepares for messages between `open()` and `listen()`. Pausing
-        # does not work: uvloop continues to read after `pause_reading()` in `connection_made`.
-        if self._listens:
-            self._drain()
-
-    def _drain(self) -> None:
-        while (message := self._reader.next()) is not None:
-            self._receive(message)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._lost()
-
-    def send(self, message: Any) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(encode(message))
-
-    def close(self) -> None:
-        self._transport.close()

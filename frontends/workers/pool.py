@@ -13,10 +13,12 @@ from frontends.http.idempotency_store import ResponseCache
 from frontends.http.settings import HTTPServerSettings
 from frontends.logs.operator_log import say
 from frontends.net.acceptor import accept_waiting
+from frontends.responses.memory import ResponseMemory
 from frontends.workers import messages
 from frontends.workers.accepting import accept, hand
 from frontends.workers.handle import WorkerHandle
 from frontends.workers.idempotency import IdempotencyServer
+from frontends.workers.responses import ResponsesServer
 from frontends.workers.state import SupervisorState
 from frontends.workers.watchdog import watch
 
@@ -53,7 +55,9 @@ class WorkerPool:
         self._state = state
         self._receive = receive
         self._on_lost = lost
-        self._answers = ResponseCache(asyncio.get_running_loop().time)
+        clock, http = asyncio.get_running_loop().time, settings.http
+        self._answers = ResponseCache(clock)
+        self._responses = ResponseMemory(clock, http.stored_responses, http.stored_response_bytes)
         self._started = 0
         self._accepting = anyio.CancelScope()
         self._tasks: anyio.abc.TaskGroup
@@ -92,6 +96,7 @@ class WorkerPool:
         settings = self._settings
         handle = await WorkerHandle.spawn(index, settings, first=not self._state.serving, receive=self._receive, lost=self._lost)
         handle.answers = IdempotencyServer(self._answers, handle.channel.send)
+        handle.responses = ResponsesServer(self._responses, handle.channel.send)
         self.handles.append(handle)
         if self._settings is not settings:
             # They were replaced before this worker could get a message about it.
@@ -102,6 +107,7 @@ class WorkerPool:
         """Handle a closed channel: the worker has ended, expectedly or not."""
         self.handles.remove(handle)
         handle.answers.close()
+        handle.responses.close()
         left = handle.admission_server.close() if handle.admission_server is not None else []
         self._state.notify()
         if self._state.stopping:

@@ -235,6 +235,8 @@ class WorkerSupervisor:
                 handle.admission_server.receive(message)
             case messages.Claim() | messages.Answered():
                 handle.answers.receive(message)
+            case messages.StoreRequest():
+                handle.responses.receive(message)
             case messages.StepCount():
                 self._engine.record(handle, message)
             case _:

@@ -31,8 +31,9 @@ from frontends.program.progress import describe_engine
 from frontends.program.service import Service, open_service, reconfigure
 from frontends.workers import messages
 from frontends.workers.admission_client import AdmissionClient
+from frontends.workers.channel import Channel
 from frontends.workers.idempotency import IdempotencyClient
-from frontends.workers.messages import Channel
+from frontends.workers.responses import ResponsesClient
 from llmserve import ConfigurationError, EngineDead, EngineError, LLMServeError, MetricsSnapshot, RestartConfig, State
 from llmserve.engines.vllm.shared_core import CoreClient
 from llmserve.runtime.heap import set_heap_aside
@@ -100,6 +101,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self.channel = await Channel.open(connection, messages.FromSupervisor, self._receive, lambda: os._exit(1))
         self._answers = IdempotencyClient(self.channel.send)
+        self._responses = ResponsesClient(self.channel.send, keeps=self._settings.http.stored_responses > 0)
         self._admission = AdmissionClient(self.channel.send)
         # With a shared engine the supervisor decides on restarts; a worker waits for the next
         # engine for any time.
@@ -123,6 +125,7 @@ class Worker:
             series=self._gather_series if self._settings.of_cluster else None,
             counted=self._gather_own,
             memory=self._answers,
+            responses=self._responses,
             quiet=True,
         )
         async with server as self._acceptor:
@@ -234,6 +237,8 @@ class Worker:
                 self.channel.send(messages.Alive())
             case messages.Claimed():
                 self._answers.claimed(message)
+            case messages.StoreReply() | messages.StopResponse():
+                self._responses.receive(message)
             case messages.Granted() | messages.Declined():
                 self._admission.receive(message, self._loop.time())
             case messages.Start():

@@ -3,6 +3,7 @@
 import json
 import typing
 
+import anyio
 import msgspec
 import openai
 import pytest
@@ -18,6 +19,9 @@ WEATHER = {
     "description": "Return the weather of a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]},
 }
+# More tokens than a response gets before its client cancels it.
+ENDLESS = 1500
+PATIENCE = 60
 # The event that must come before each of these.
 OPENED = {
     "response.output_item.done": "response.output_item.added",
@@ -84,10 +88,93 @@ class ResponsesContract:
         answer = await client.responses.create(**asked | {"text": text, "max_output_tokens": 100})
         assert json.loads(answer.output_text) == {"sky": "blue"}
 
-    async def test_what_needs_a_stored_response_is_refused(self, client, asked):
-        with pytest.raises(openai.BadRequestError, match="keeps no responses") as caught:
-            await client.responses.create(**asked, previous_response_id="resp_1")
-        assert caught.value.param == "previous_response_id"
+    async def test_three_turns_are_the_whole_conversation(self, client, asked):
+        """The model sees what a client without a store would send."""
+        first = await client.responses.create(**asked, instructions="Be brief.")
+        second = await client.responses.create(**asked | {"input": "Why?"}, previous_response_id=first.id)
+        third = await client.responses.create(
+            **asked | {"input": [{"role": "user", "content": "And then?"}]}, previous_response_id=second.id
+        )
+        assert third.previous_response_id == second.id
+        items = [QUESTION, *first.output, "Why?", *second.output, "And then?"]
+        items = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
+        whole = await client.responses.create(**asked | {"input": items}, store=False)
+        assert (whole.output_text, whole.usage.input_tokens) == (third.output_text, third.usage.input_tokens)
+        assert whole.usage.input_tokens > second.usage.input_tokens > first.usage.input_tokens
+        assert not whole.store
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(whole.id)
+
+    async def test_a_response_is_stored_until_it_is_deleted(self, client, asked):
+        answer = await client.responses.create(**asked, metadata={"topic": "geography"})
+        assert answer.store
+        assert answer.metadata == {"topic": "geography"}
+        assert (await client.responses.retrieve(answer.id)).to_dict() == answer.to_dict()
+        await client.responses.delete(answer.id)
+        for missing in (answer.id, "resp_unknown"):
+            for ask in (client.responses.retrieve, client.responses.delete, client.responses.cancel, client.responses.input_items.list):
+                with pytest.raises(openai.NotFoundError, match=f"no response '{missing}', or it is no longer kept") as caught:
+                    await ask(missing)
+                assert (caught.value.type, caught.value.param) == ("invalid_request_error", "response_id")
+            with pytest.raises(openai.BadRequestError, match="no longer kept") as refused:
+                await client.responses.create(**asked, previous_response_id=missing)
+            assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
+
+    async def test_a_stream_is_stored_before_its_last_event(self, client, asked):
+        async for event in await client.responses.create(**asked, stream=True):
+            if event.type in ("response.completed", "response.incomplete"):
+                assert (await client.responses.retrieve(event.response.id)).to_dict() == event.response.to_dict()
+                break
+        else:
+            raise AssertionError("the stream had no end")
+
+    async def test_the_items_of_the_conversation_are_listed(self, client, asked):
+        first = await client.responses.create(**asked)
+        items = [{"role": "user", "content": [{"type": "input_text", "text": "Why?"}], "id": "mine"}]
+        second = await client.responses.create(**asked | {"input": items}, previous_response_id=first.id)
+        found = [item async for item in client.responses.input_items.list(second.id, order="asc", limit=1)]
+        assert [item.role for item in found] == ["user", "assistant", "user"]
+        assert [item.content[0].text for item in found] == [QUESTION, first.output_text, "Why?"]
+        assert (found[1].id, found[2].id) == (first.output[0].id, "mine")
+        assert [item.id async for item in client.responses.input_items.list(second.id)] == [item.id for item in reversed(found)]
+        page = await client.responses.input_items.list(second.id, after="mine", limit=1)
+        assert [item.id for item in page.data] == [found[1].id]
+        for wrong, param in (({"limit": 0}, "limit"), ({"after": "other"}, "after"), ({"order": "up"}, "order")):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.responses.input_items.list(second.id, **wrong)
+            assert caught.value.param == param
+
+    async def test_a_background_response_is_retrieved_when_it_is_complete(self, client, asked):
+        whole = await client.responses.create(**asked)
+        queued = await client.responses.create(**asked, background=True)
+        assert (queued.status, queued.background, queued.output) == ("queued", True, [])
+        with anyio.fail_after(PATIENCE):
+            while (found := await client.responses.retrieve(queued.id)).status in ("queued", "in_progress"):
+                await anyio.sleep(0.01)
+        assert (found.status, found.output_text, found.usage.input_tokens) == (whole.status, whole.output_text, whole.usage.input_tokens)
+        # What has ended stays as it is, and can be continued.
+        assert (await client.responses.cancel(queued.id)).to_dict() == found.to_dict()
+        after = await client.responses.create(**asked, previous_response_id=queued.id)
+        assert after.usage.input_tokens > found.usage.input_tokens
+        with pytest.raises(openai.BadRequestError, match="background: true"):
+            await client.responses.cancel(whole.id)
+
+    async def test_a_background_response_is_cancelled_or_deleted_while_it_runs(self, client, server, asked):
+        endless = asked | {"max_output_tokens": ENDLESS, "extra_body": {"ignore_eos": True}}
+        before = server.manager.metrics()["requests"]["cancelled"]
+        running = [await client.responses.create(**endless, background=True) for _ in range(2)]
+        cancelled = await client.responses.cancel(running[0].id)
+        assert (cancelled.id, cancelled.status, cancelled.output) == (running[0].id, "cancelled", [])
+        await client.responses.delete(running[1].id)
+        with anyio.fail_after(PATIENCE):
+            while server.manager.statistics().open:
+                await anyio.sleep(0.01)
+        assert server.manager.metrics()["requests"]["cancelled"] == before + 2
+        assert (await client.responses.retrieve(running[0].id)).to_dict() == cancelled.to_dict()
+        with pytest.raises(openai.BadRequestError, match="is cancelled, and only a complete one"):
+            await client.responses.create(**asked, previous_response_id=running[0].id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(running[1].id)
 
     def test_every_field_that_the_client_sends_is_known(self):
         known = {field.encode_name for field in msgspec.structs.fields(ResponsesRequest)} | set(ResponsesRequest.unsupported)

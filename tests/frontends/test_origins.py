@@ -45,6 +45,18 @@ async def test_a_page_of_an_allowed_origin_sends_a_preflight_and_reads_answers_a
             assert "X-Request-Id" in found["Access-Control-Expose-Headers"]
 
 
+async def test_a_page_may_use_the_methods_of_all_routes():
+    """A regression: a page could not delete a file or a response."""
+    async with running_server(app={"origins": [PAGE]}) as server:
+        async with server.session.options(
+            "/v1/responses/x", headers={**preflight(PAGE), "Access-Control-Request-Method": "DELETE"}
+        ) as response:
+            allowed = response.headers["Access-Control-Allow-Methods"].split(", ")
+        async with server.session.get("/openapi.json") as response:
+            paths = (await response.json())["paths"].values()
+    assert {method.upper() for path in paths for method in path} == set(allowed)
+
+
 async def test_a_page_of_another_origin_is_refused_and_reads_nothing():
     async with running_server(app={"origins": [PAGE]}) as server:
         async with server.session.options("/v1/completions", headers=preflight(OTHER)) as response:

@@ -24,7 +24,12 @@ async def server():
 
 
 class TestResponses(ResponsesContract):
-    """The whole contract."""
+    """The whole contract, with steps that take time, so that a response can be cancelled."""
+
+    @pytest.fixture
+    async def server(self):
+        async with running_server(time_scale=1.0) as server:
+            yield server
 
 
 def request_of(**fields):
@@ -130,7 +135,9 @@ async def test_a_body_with_the_fields_that_a_coding_agent_sends_is_answered(serv
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}}, "text"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "background"),
+        ({"conversation": "c"}, "conversation"),
+        ({"metadata": {"k": "v" * 513}}, "metadata"),
         ({"truncation": "auto"}, "truncation"),
         ({"n": 2}, "n"),
     ],

@@ -5,7 +5,8 @@ import pytest
 
 from frontends.rawsocket.frames import encode
 from frontends.workers import messages
-from frontends.workers.messages import Channel, Check, Reread
+from frontends.workers.channel import Channel
+from frontends.workers.messages import Check, Reread
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,5 @@
 """The routes of files and batches, in OpenAI's format. Without a folder they answer an error."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NoReturn
@@ -9,9 +8,6 @@ import anyio.to_thread
 from aiohttp import web
 
 from frontends.batch.objects import (
-    MAX_KEY,
-    MAX_METADATA,
-    MAX_VALUE,
     BatchList,
     BatchObject,
     BatchRecord,
@@ -26,15 +22,15 @@ from frontends.batch.store import Record, owned
 from frontends.http.authentication import CALLER
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
+from frontends.http.routes.paging import page
 from frontends.http.routes.served_model import ServedModel
 from frontends.http.routes.upload import receive_file
 from frontends.openai.errors import HTTPFailure
+from frontends.openai.sizes import check_metadata
 from llmserve import InvalidRequest
 
 # Uploads at the same time; each holds up to two blocks of a MiB.
 MAX_UPLOADS = 8
-# OpenAI's default and maximum of a page of batches.
-DEFAULT_PAGE, MAX_PAGE = 20, 100
 
 
 class BatchRoutes:
@@ -81,8 +77,7 @@ class BatchRoutes:
     async def files(self, request: web.Request) -> web.Response:
         found = owned(self._store.files.values(), request[CALLER].tenant)
         purpose = request.query.get("purpose")
-        page, more = _page([one for one in found if purpose in (None, one.object.purpose)], request)
-        data = [one.object for one in page]
+        data, more = page([one.object for one in found if purpose in (None, one.object.purpose)], request, lambda one: one.id)
         return json_response(FileList(data=data, first_id=_id(data[:1]), last_id=_id(data[-1:]), has_more=more))
 
     async def file(self, request: web.Request) -> web.Response:
@@ -120,8 +115,8 @@ class BatchRoutes:
 
     async def batches(self, request: web.Request) -> web.Response:
         found = owned(self._store.batches.values(), request[CALLER].tenant)
-        page, more = _page(found, request)
-        data = [self._batches.shown(one) for one in page]
+        records, more = page(found, request, lambda one: one.object.id)
+        data = [self._batches.shown(one) for one in records]
         return json_response(BatchList(data=data, first_id=_id(data[:1]), last_id=_id(data[-1:]), has_more=more))
 
     async def batch(self, request: web.Request) -> web.Response:
@@ -142,10 +137,7 @@ def _id(objects: Sequence[FileObject | BatchObject]) -> str | None:
 
 def _checked(wanted: CreateBatch) -> CreateBatch:
     """Check the metadata. Raises InvalidRequest."""
-    metadata = wanted.metadata or {}
-    if len(metadata) > MAX_METADATA or any(len(key) > MAX_KEY or len(value) > MAX_VALUE for key, value in metadata.items()):
-        words = f"metadata takes at most {MAX_METADATA} texts of {MAX_VALUE} characters, with keys of {MAX_KEY}"
-        raise InvalidRequest(words, "metadata")
+    check_metadata(wanted.metadata)
     return wanted
 
 
@@ -159,23 +151,6 @@ def _owned_one(records: Mapping[str, Record], name: str, request: web.Request, w
 
 def _missing(what: str, name: str, param: str) -> HTTPFailure:
     return HTTPFailure(404, f"there is no {what} {name[:64]!r} ({param})", "not_found")
-
-
-def _page(records: Sequence[Record], request: web.Request) -> tuple[list[Record], bool]:
-    """Return the records of the page that the query asks for, and whether there are more. Raises InvalidRequest."""
-    query = request.query
-    limit, after, order = query.get("limit", str(DEFAULT_PAGE)), query.get("after"), query.get("order", "desc")
-    if not re.fullmatch(r"\d{1,5}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
-        raise InvalidRequest(f"limit must be a number from 1 to {MAX_PAGE}", "limit")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest("order must be asc or desc", "order")
-    found = list(records) if order == "desc" else list(records)[::-1]
-    if after:
-        places = [place for place, one in enumerate(found) if one.object.id == after]
-        if not places:
-            raise InvalidRequest("after must be the id of an object in the list", "after")
-        found = found[places[0] + 1 :]
-    return found[: int(limit)], len(found) > int(limit)
 
 
 async def _refuse(request: web.Request) -> NoReturn:

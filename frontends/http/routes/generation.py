@@ -19,6 +19,7 @@ from frontends.openai import sse
 from frontends.openai.fan_out import open_choices
 from frontends.openai.response_builder import ResponseBuilder, failure
 from frontends.openai.wanted import renamed
+from frontends.responses.stored import ResponseStore
 from llmserve import Delta, LLMServeError, TokenStream
 
 
@@ -29,17 +30,25 @@ class GenerationRoutes:
         served: the model that generates.
         scheduler: when a stream's tokens are written.
         keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
+        responses: where responses are kept.
+        metrics: whether completions and chats have the times of their request.
     """
 
-    def __init__(self, served: ServedModel, scheduler: FlushScheduler, keepalive: float) -> None:
+    def __init__(
+        self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore, *, metrics: bool = False
+    ) -> None:
         self._served = served
         self._scheduler = scheduler
         self._keepalive = keepalive
-        self._generation = Generation(served)
+        self._generation = Generation(served, responses, metrics=metrics)
 
     def routes(self) -> dict[str, Handler]:
         own: dict[str, Handler] = {"POST /v1/messages/count_tokens": self.count, "POST /generate": self.generate}
         return {f"POST {path}": partial(self.answer, path) for path in ROUTES} | own
+
+    async def close(self, app: web.Application) -> None:
+        """Cancel the responses that run in the background, when the application ends."""
+        await self._generation.close()
 
     async def answer(self, path: str, request: web.Request) -> web.StreamResponse:
         """Answer a request to one of `ROUTES`."""
@@ -56,7 +65,9 @@ class GenerationRoutes:
             await events.begin()
             builder.begin(streams)
             await events.pour(streams, partial(_chunk, builder, set(range(len(streams))), running))
-            await events.end(builder.end([stream.usage for stream in streams], wanted.per_prompt, usage=wanted.usage))
+            last = builder.end([stream.usage for stream in streams], wanted.per_prompt, usage=wanted.usage)
+            await builder.complete()
+            await events.end(last)
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:

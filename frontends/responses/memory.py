@@ -1,0 +1,68 @@
+"""The store of responses in the memory of one process, with bounds that the tenants share."""
+
+from collections.abc import Callable
+
+import attrs
+
+from frontends.access.fair_store import FairStore
+from frontends.responses.stored import Name, Operation, Stop, StoredResponse
+
+# Seconds after which a response is dropped.
+KEEP_SECONDS = 24 * 3600.0
+MAX_RESPONSES = 10_000
+MAX_BYTES = 256 * 2**20
+
+
+@attrs.frozen(eq=False)
+class _Entry:
+    response: StoredResponse
+    stop: Stop | None
+
+    def end(self) -> None:
+        if self.stop is not None and self.response.runs:
+            self.stop()
+
+
+class ResponseMemory:
+    """The store; as a `ResponseStore` it is for one process.
+
+    Args:
+        clock: returns monotonic seconds.
+        max_responses: maximum number of responses; 0 keeps none.
+        max_bytes: maximum bytes of all responses and the items that they answer.
+    """
+
+    def __init__(self, clock: Callable[[], float], max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
+        self.keeps = max_responses > 0
+        self.entries: FairStore[_Entry] = FairStore(clock, KEEP_SECONDS, max_bytes, max_responses, _Entry.end)
+
+    async def ask(
+        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+    ) -> StoredResponse | None:
+        return self.do(operation, name, response, stop)
+
+    def do(
+        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+    ) -> StoredResponse | None:
+        """Do what `ResponseStore.ask` does."""
+        found = self.entries.get(*name)
+        if operation == "add":
+            assert response is not None
+            self.entries.put(*name, _Entry(response, stop), response.size)
+            return None
+        if found is None:
+            return None
+        if operation == "replace":
+            assert response is not None
+            if found.response.runs:
+                self.entries.replace(*name, _Entry(response, found.stop), response.size)
+            return None
+        if operation == "delete":
+            self.entries.pop(*name)
+            found.end()
+        elif operation == "cancel" and found.response.runs:
+            cancelled = found.response.ended("cancelled")
+            self.entries.replace(*name, _Entry(cancelled, None), cancelled.size)
+            found.end()
+            return cancelled
+        return found.response

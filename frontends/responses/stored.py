@@ -1,0 +1,114 @@
+"""Stored responses: what the server keeps of each, and the store of them, which may be in another process."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+# The beginning of a response's id.
+PREFIX = "resp"
+# The statuses of a response that has not ended.
+RUNNING = frozenset({"queued", "in_progress"})
+# The statuses of a response that others can continue.
+COMPLETE = frozenset({"completed", "incomplete"})
+# Approximate bytes of a response in addition to its content.
+OVERHEAD = 1024
+
+# "add" keeps a new response and "replace" the next state of one that runs; both return None.
+# "cancel" ends a response that runs. "cancel", "get" and "delete" return the response, or None if
+# there is none.
+Operation = Literal["add", "replace", "get", "cancel", "delete"]
+Stop = Callable[[], object]
+
+
+class Name(NamedTuple):
+    """A response's id, and the tenant of the API key that it belongs to; None without API keys."""
+
+    tenant: str | None
+    id: str
+
+
+class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
+    """A response that the server keeps.
+
+    Attributes:
+        status: the status in `body`.
+        background: whether the client did not wait for the answer.
+        items: the items that the response answers, those of earlier responses included, as JSON.
+        body: the response as JSON.
+    """
+
+    status: str
+    background: bool
+    items: bytes
+    body: bytes
+
+    @property
+    def size(self) -> int:
+        """The bytes that the response counts for."""
+        return OVERHEAD + len(self.items) + len(self.body)
+
+    @property
+    def runs(self) -> bool:
+        return self.status in RUNNING
+
+    def ended(self, status: str, error: dict[str, str] | None = None) -> "StoredResponse":
+        """Return the response with a status that does not change any more."""
+        body = msgspec.json.decode(self.body) | {"status": status, "error": error}
+        return StoredResponse(status, self.background, self.items, msgspec.json.encode(body))
+
+    def conversation(self) -> bytes:
+        """Return the items, and those of the answer after them, as JSON."""
+        return joined(self.items, bytes(_ANSWER.decode(self.body).output))
+
+
+class ResponseStore(Protocol):
+    """A store of responses, in this process or in the one that several processes share."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps responses at all."""
+
+    async def ask(
+        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+    ) -> StoredResponse | None:
+        """Do an operation.
+
+        Args:
+            operation: what to do.
+            name: the name of the response.
+            response: the response to keep.
+            stop: called if the response ends before its last state is here: because a client cancels
+                or deletes it, or because it is dropped. Only a response that runs has it.
+        """
+
+
+class Record:
+    """The place of a new response in a store."""
+
+    def __init__(self, store: ResponseStore, name: Name, items: bytes, *, background: bool) -> None:
+        self._store = store
+        self._name = name
+        self._items = items
+        self._background = background
+        self._operation: Operation = "add"
+
+    async def put(self, status: str, body: bytes, stop: Stop | None = None) -> None:
+        """Keep the response's next state. `stop` is as in `ResponseStore.ask`."""
+        operation, self._operation = self._operation, "replace"
+        await self._store.ask(operation, self._name, StoredResponse(status, self._background, self._items, body), stop)
+
+    async def delete(self) -> None:
+        await self._store.ask("delete", self._name)
+
+
+def joined(*lists: bytes) -> bytes:
+    """Join lists that are JSON without spaces around them."""
+    return b"[" + b",".join(one[1:-1] for one in lists if len(one) > 2) + b"]"
+
+
+class _Answer(msgspec.Struct):
+    output: msgspec.Raw
+
+
+_ANSWER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Answer)

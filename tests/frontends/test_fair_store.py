@@ -1,0 +1,54 @@
+"""Bounded memory that tenants share. `test_idempotency.py` and `test_stored_responses.py` test its bounds."""
+
+import pytest
+
+from frontends.access.fair_store import FairStore
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_new_entry_drops_the_expired_ones_of_all_tenants():
+    clock, dropped = Clock(), []
+    store = FairStore(clock, 10, 100, dropped=dropped.append)
+    for tenant in "abc":
+        store.put(tenant, "x", f"{tenant}'s", 1)
+        clock.now += 4
+    store.put("d", "x", "d's", 1)
+    assert (dropped, len(store), store.bytes) == (["a's"], 3, 3)
+
+
+def test_a_replaced_entry_keeps_its_age():
+    clock = Clock()
+    store = FairStore(clock, 10, 100)
+    store.put("a", "x", "old", 1)
+    clock.now = 6
+    store.replace("a", "x", "new", 3)
+    assert (store.get("a", "x"), store.bytes) == ("new", 3)
+    clock.now = 10
+    assert (store.get("a", "x"), store.bytes) == (None, 0)
+    with pytest.raises(KeyError):
+        store.replace("a", "x", "newer", 1)
+
+
+def test_the_tenant_with_the_most_entries_loses_its_oldest():
+    dropped = []
+    store = FairStore(Clock(), 10, 100, 4, dropped.append)
+    for name in ("b1", "a1", "a2", "a3", "b2"):
+        store.put(name[0], name, name, 1)
+    assert dropped == ["a1"]
+    store.put("b", "b3", "b3", 1)
+    assert dropped == ["a1", "b1"]
+
+
+def test_what_is_taken_out_is_not_dropped():
+    dropped = []
+    store = FairStore(Clock(), 10, 100, dropped=dropped.append)
+    store.put("a", "x", "first", 1)
+    store.put("a", "x", "second", 1)
+    assert store.pop("b", "x") is None
+    assert (store.pop("a", "x"), store.pop("a", "x"), dropped, len(store)) == ("second", None, [], 0)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import signal
 from contextlib import asynccontextmanager
 
 import anyio
@@ -350,6 +351,19 @@ async def test_the_responses_of_a_worker_that_dies_have_failed(tmp_path):
                     break
                 await anyio.sleep(0.05)
         assert all(one["error"] == LOST for one in found)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_server_ends_after_its_drain_although_responses_run(tmp_path, workers):
+    options = ("--workers", workers, "--drain-timeout", "0.5", "--engine-arg", "step_seconds=1")
+    async with program(tmp_path, *options) as (process, url, lines):
+        for _ in range(3):
+            assert (await fetch(f"{url}{PATH}", ENDLESS))[0] == 200
+        await until(url, lambda found: found["open"] == 3)
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(PATIENCE):
+            assert await process.wait() == 0
+    assert "Traceback" not in "".join(lines)
 
 
 async def test_workers_without_a_store(tmp_path):

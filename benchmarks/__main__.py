@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import cast
+from typing import NoReturn, cast
 
 from benchmarks.arguments import Command
 from benchmarks.commands import compare, predict, run, sample, schema, search, self_test, sweep, table, worker
 from benchmarks.recording.storage import UnreadableRun
 from benchmarks.targets import TargetError
 from benchmarks.workload.traces import UnreadableFile
+from frontends.options.output import written
 from frontends.options.suggestions import Parser
 from llmserve import ConfigurationError, EngineError
 
@@ -52,7 +53,7 @@ def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> NoReturn:
     """Exit with code 0, 1 (regression), 2 (wrong input, unmeasurable target) or 130 (Ctrl-C)."""
     parser = build_parser(prog)
     given = parser.parse_args(argv)
@@ -65,4 +66,4 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(written(main, PROGRAM))

@@ -129,8 +129,8 @@ ALLOWED = {
     "benchmarks.targets": {"benchmarks.recording", "benchmarks.workload", "frontends", "llmserve"},
     "benchmarks.generator": {"benchmarks.recording", "benchmarks.targets", "benchmarks.workload"},
     "benchmarks": {"benchmarks", "llmserve"},
-    # Its parser names the option that was meant, as that of every program.
-    "benchmarks.__main__": {"benchmarks", "frontends.options.suggestions", "llmserve"},
+    # It names the option that was meant, and ends with the reader of its output, as every program.
+    "benchmarks.__main__": {"benchmarks", "frontends.options.output", "frontends.options.suggestions", "llmserve"},
     # The largest request that our servers accept, and the first bytes of the raw-socket protocol.
     "benchmarks.robustness.attacks.inputs": {"frontends"},
     "benchmarks.robustness.soak_clients": {"benchmarks", "frontends.rawsocket.client", "llmserve"},

@@ -3,14 +3,13 @@
 Each command imports its program when it runs, so `llmserve chat` needs no engine.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TextIO
 
 import attrs
 
+from frontends.options.output import written
 from frontends.options.suggestions import nearest
 from llmserve.runtime.version import __version__
 
@@ -68,18 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 1 if standard output's reader has ended, 2 for an unknown command, a missing package or a
     standard output that cannot be written, and 130 after Ctrl-C.
     """
-    try:
-        try:
-            return _run(*(sys.argv[1:] if argv is None else argv) or ["--help"])
-        finally:
-            # Otherwise the interpreter would do so as it exits, and report an error with a traceback.
-            if sys.stdout is not None:
-                _flush(sys.stdout)
-    except BrokenPipeError:
-        _discard(sys.stdout)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return written(lambda: _run(*(sys.argv[1:] if argv is None else argv) or ["--help"]), "llmserve")
 
 
 def _run(name: str, *rest: str) -> int:
@@ -107,18 +95,3 @@ def _run(name: str, *rest: str) -> int:
 def _fail(prog: str, message: str) -> int:
     sys.stderr.write(f"{prog}: error: {message}\n")
     return 2
-
-
-def _flush(stream: TextIO) -> None:
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard(stream)
-        sys.exit(_fail("llmserve", f"standard output cannot be written: {error.strerror}"))
-
-
-def _discard(stream: TextIO) -> None:
-    """Drop what the stream has not written, which the interpreter would write as it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -174,3 +175,13 @@ def test_what_the_wheel_has_needs_nothing_that_it_omits(tmp_path):
     assert found.returncode == 0, found.stderr
     assert "sweep" in found.stdout
     assert "soak" not in found.stdout
+
+
+def test_a_reader_that_has_ended_is_no_traceback(run):
+    """Regression: `python -m benchmarks table run.json | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "benchmarks", "table", str(run)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -142,6 +142,24 @@ async def test_a_request_that_is_being_answered_has_all_the_time_it_needs(monkey
         assert status == 200
 
 
+async def test_one_connection_s_body_does_not_fill_a_turn_of_the_event_loop(monkeypatch):
+    sizes = []
+
+    class Observed(server.GuardedHandler):
+        """Notes the sizes of reads, which no figure of the server shows."""
+
+        def data_received(self, data):
+            sizes.append(len(data))
+            super().data_received(data)
+
+    monkeypatch.setattr(server, "GuardedHandler", Observed)
+    async with running_server() as running:
+        status, _, _ = await running.post("/v1/completions", b'{"prompt": "' + b"x" * 2**21 + b'"}')
+        assert status == 400
+    assert sum(sizes) > 2**20
+    assert max(sizes) <= server.READ_BYTES
+
+
 async def test_a_missing_body_times_out(monkeypatch):
     monkeypatch.setattr(deadlines, "BODY_SECONDS", 0.2)
     async with running_server() as running, await connect(running) as stream:

@@ -265,7 +265,7 @@ def test_a_small_file_that_claims_to_be_huge_is_refused_by_its_header(size):
     data = bomb(*size)
     assert len(data) < 300
     with warnings.catch_warnings(action="error"):
-        # Pillow would warn of it, so nobody has asked Pillow.
+        # Pillow would warn of it, so it was not asked.
         assert refusal(data) == f"the image has {size[0]:,} x {size[1]:,} pixels, but may have at most {MAX_PIXELS:,}"
 
 

@@ -126,7 +126,7 @@ class EngineLoad:
     rank: float = 0.0
 
     def cost(self, fresh: float, answer: float) -> float:
-        """Return the seconds of one more ticket with so many tokens of a prompt to compute and of an answer."""
+        """Return the seconds of one more ticket: `fresh` tokens of a prompt to compute, and `answer` tokens."""
         return self.wait + self.token * fresh + self.pace * answer
 
     def update(self, prompt: float, answer: float) -> None:

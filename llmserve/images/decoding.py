@@ -5,7 +5,7 @@ milliseconds, so many threads would delay the event loop.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import attrs
 from llmserve.errors import InvalidRequest, Overloaded
 from llmserve.images.headers import Header, read_header
 from llmserve.images.parts import AnyImage
+from llmserve.images.stripping import stripped
 from llmserve.runtime.cpus import available_cpus
 
 if TYPE_CHECKING:
@@ -121,31 +122,48 @@ def _opened(field: str, image: AnyImage) -> tuple[bytes, Header]:
 
 
 def _decoded(field: str, data: bytes, header: Header) -> "Pixels":
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     damaged = InvalidRequest(f"{field}: the {header.kind} image is damaged or incomplete", field)
     try:
-        image = Image.open(BytesIO(data), formats=[header.kind])
+        file = stripped(header.kind, data)
+        image = Image.open(BytesIO(file.data), formats=[header.kind])
         # A second header in the file may name another size.
         if image.size == (header.width, header.height):
             image.load()
-            with suppress(Exception):
-                # Damaged metadata does not make the pixels wrong.
-                ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return _turned(_rgb(image), file.orientation)
     except Exception as error:
         # Pillow's readers raise errors of many types for damaged files.
         raise damaged from error
     raise damaged
 
 
+def _turned(pixels: "Pixels", orientation: int) -> "Pixels":
+    """Return the pixels upright, and nothing else of their file."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    if orientation in turns:
+        pixels = pixels.transpose(turns[orientation])
+    pixels.info.clear()
+    return pixels
+
+
 def _rgb(image: "Pixels") -> "Pixels":
-    """Return the image in red, green and blue, on white where it is transparent, as in vLLM."""
+    """Return a copy of the image in red, green and blue, on white where it is transparent, as in vLLM.
+
+    An image of a file keeps the file, and a WebP image its decoder with copies of the pixels.
+    """
     from PIL import Image
 
-    if image.mode == "RGB":
-        # A WebP image keeps its decoder, with copies of the pixels.
-        return image.copy() if image.format == "WEBP" else image
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")

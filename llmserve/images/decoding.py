@@ -4,6 +4,7 @@ Pillow releases the interpreter's lock while it decodes. Its other calls hold th
 milliseconds, so many threads would delay the event loop.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -56,18 +57,21 @@ class ImageDecoder:
     def __init__(self, cpus: int | None = None) -> None:
         self.at_once = max(1, min(AT_ONCE, (cpus or available_cpus()) - 1))
         self._room = anyio.Semaphore(self.at_once)
-        self._inside = 0
+        # The number of choices that wait or decode, by their images.
+        self._inside: Counter[tuple[int, ...]] = Counter()
 
     @asynccontextmanager
     async def decoded(self, found: Sequence[tuple[str, AnyImage]]) -> AsyncIterator[list[Decoded]]:
         """Decode a request's images, each with the name of its field.
 
-        The next request's turn comes when this context ends. Raises InvalidRequest or Overloaded.
+        The next request's turn comes when this context ends. The choices of one HTTP request have
+        the same images, and take one place together. Raises InvalidRequest or Overloaded.
         """
-        if self._inside >= self.at_once + MAX_WAITING:
+        place = tuple(id(image) for _, image in found)
+        if place not in self._inside and len(self._inside) >= self.at_once + MAX_WAITING:
             words = f"too many images wait to be decoded; try again in {RETRY_SECONDS} s"
             raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
-        self._inside += 1
+        self._inside[place] += 1
         images: list[Decoded] = []
         try:
             async with self._room:
@@ -79,7 +83,9 @@ class ImageDecoder:
                     with anyio.CancelScope(shield=True):
                         await anyio.to_thread.run_sync(images.clear)
         finally:
-            self._inside -= 1
+            self._inside[place] -= 1
+            if not self._inside[place]:
+                del self._inside[place]
 
 
 def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from llmserve.images.headers import MAX_SEGMENTS
+from llmserve.images.headers import ALONE, FRAMES, MAX_SEGMENTS
 from llmserve.images.parts import PIECE
 
 # Chunks of a PNG or WebP file, and blocks of a GIF file before its first frame. Encoders write
@@ -20,15 +20,15 @@ MAX_CHUNKS = 2**14
 MAX_ENTRIES = 512
 ORIENTATION = 0x0112
 
-_PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_PNG_KEPT = frozenset({b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _WEBP_KEPT = frozenset({b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF"})
 # The bits of a WebP file's header that announce a profile, EXIF data and XMP data.
 _WEBP_ANNOUNCED = 0x20 | 0x08 | 0x04
 _EXIF = b"Exif\0\0"
 _SCAN, _END = 0xDA, 0xD9
-# APPn segments but APP0 and APP14, which say what the colours mean, and comments.
-_JPEG_DROPPED = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
-_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+# Frames, tables, and APP0 and APP14, which say what the colours mean. Readers take the inside of
+# some other segments for further segments.
+_JPEG_KEPT = FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE}
 # Within a scan, 0xFF comes before 0, the marker of a restart, or another 0xFF.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
@@ -81,7 +81,8 @@ def _png(data: bytes) -> Stripped:
     view, turn = memoryview(data), 1
     kept = [view[:8]]
     for name, begin, end in _chunks(data, 8, ">I4s", 12):
-        if name in _PNG_KEPT:
+        # A second header may name another size.
+        if name in _PNG_KEPT or begin == 8:
             kept.append(view[begin:end])
         elif name == b"eXIf":
             turn = orientation(data[begin + 8 : end - 4])
@@ -122,7 +123,7 @@ def _chunks(data: bytes, at: int, form: str, more: int) -> Iterator[tuple[bytes,
 
 
 def _jpeg(data: bytes) -> Stripped:
-    view, at, turn = memoryview(data), 2, 0
+    view, at, turn, frames = memoryview(data), 2, 0, 0
     kept = [view[:2]]
     for _ in range(MAX_SEGMENTS):
         if data[at] != 0xFF:
@@ -134,8 +135,11 @@ def _jpeg(data: bytes) -> Stripped:
         if marker == 0xFF:
             at += 1
             continue
-        end = at + 2 if marker in _JPEG_ALONE else at + 2 + struct.unpack_from(">H", data, at + 2)[0]
-        if marker not in _JPEG_DROPPED:
+        end = at + 2 if marker in ALONE else at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        frames += marker in FRAMES
+        if frames > 1:
+            raise ValueError("two frames")
+        if marker in _JPEG_KEPT:
             kept.append(view[at:end])
         elif marker == 0xE1 and not turn and data.startswith(_EXIF, at + 4):
             turn = orientation(data[at + 4 : end])
@@ -168,7 +172,7 @@ def _next_marker(data: bytes, at: int) -> int:
 def _gif(data: bytes) -> Stripped:
     """Keep the header, the extensions that set transparency, and everything from the first frame on."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
-    kept, begin = [data[:at]], at
+    kept, begin, size = [data[:at]], at, struct.unpack_from("<HH", data, 6)
     inside = False
     for _ in range(MAX_CHUNKS):
         if inside:
@@ -178,7 +182,10 @@ def _gif(data: bytes) -> Stripped:
                 kept.append(data[begin:at])
         elif data[at] == 0x21:
             begin, at, inside = at, at + 2, True
-        elif data[at] in b",;":
+        elif data[at] == 0x2C:
+            left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+            if left + width > size[0] or top + height > size[1]:
+                raise ValueError("the frame is outside of the image")
             return Stripped(b"".join([*kept, memoryview(data)[at:]]))
         else:
             # Readers skip other bytes.

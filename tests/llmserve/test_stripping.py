@@ -77,10 +77,12 @@ METADATA = [
     ("PNG", in_png(png_chunk(b"eXIf", tiff(1, before=600) + b"SECRET"))),
     ("PNG", in_png(png_chunk(b"acTL", b"\0\0\0\2\0\0\0\0"), png_chunk(b"fdAT", b"SECRET"))),
     ("PNG", in_png(png_chunk(b"zTXt", b"SECRET\0\0" + BOMB), at=len(picture()) - 12)),
+    ("PNG", in_png(png_chunk(b"IHDR", b"SECRET"))),
     ("PNG", picture() + png_chunk(b"zTXt", b"SECRET\0\0" + BOMB)),
     ("JPEG", in_jpeg(segment(0xE1, EXIF + tiff(1) + b"SECRET"))),
     ("JPEG", in_jpeg(segment(0xE2, b"MPF\0SECRET"), segment(0xFE, b"SECRET"))),
     ("JPEG", in_jpeg(segment(0xED, b"Photoshop 3.0\0SECRET"), where=b"\xff\xda")),
+    ("JPEG", in_jpeg(segment(0xF0, segment(0xE1, EXIF + tiff(1) + b"SECRET")))),
     ("JPEG", picture("JPEG") + segment(0xFE, b"SECRET")),
     ("GIF", in_gif(b"!\xfe\6SECRET\0" * 9)),
     ("GIF", in_gif(b"!\xff\x0bNETSCAPE2.0\3\1\0\0\6SECRET\0")),
@@ -167,6 +169,18 @@ def test_a_file_of_too_many_parts_is_refused(kind, data):
         stripped(kind, data)
     with pytest.raises(InvalidRequest, match=f"the {kind} image is damaged"):
         decoded(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("JPEG", in_jpeg(segment(0xC0, b"\x08\x27\x10\x27\x10\x01\x01\x11\0"), where=b"\xff\xda")),
+        ("GIF", in_gif(b"," + struct.pack("<4HB", 0, 0, 10_000, 10_000, 0))),
+    ],
+)
+def test_a_second_size_is_refused_before_a_library_sees_it(kind, data):
+    with pytest.raises(ValueError, match=r"two frames|outside"):
+        stripped(kind, data)
 
 
 @given(st.sampled_from(METADATA), st.integers(0, 400), st.binary(min_size=1, max_size=8))

@@ -8,6 +8,7 @@ import msgspec
 from frontends.openai.messages import ChatMessage, Part
 from frontends.openai.tools import CallBody, CalledFunction
 from llmserve import InvalidRequest
+from llmserve.images.parts import TEXT_FIELDS
 
 
 class Item(msgspec.Struct, kw_only=True):
@@ -25,10 +26,10 @@ class Item(msgspec.Struct, kw_only=True):
     arguments: str | None = None
     output: str | list[Part] | None = None
 
-    def chat(self) -> ChatMessage:
-        """Return the item as a message of its own. Raises InvalidRequest."""
+    def chat(self, field: str) -> ChatMessage:
+        """Return the item as a message of its own. Raises InvalidRequest, which names its field."""
         if self.type == "message" and self.role is not None and self.content is not None:
-            return ChatMessage(role=self.role, content=_content(self.content))
+            return ChatMessage(role=self.role, content=_content(f"{field}.content", self.content))
         if self.type == "reasoning":
             # Encrypted reasoning has no content, and tells this model nothing.
             return ChatMessage(
@@ -38,7 +39,7 @@ class Item(msgspec.Struct, kw_only=True):
             function = CalledFunction(self.name, self.arguments or "{}")
             return ChatMessage(role="assistant", tool_calls=[CallBody(id=self.call_id, type="function", function=function)])
         if self.type == "function_call_output" and self.call_id is not None and self.output is not None:
-            return ChatMessage(role="tool", tool_call_id=self.call_id, content=_content(self.output))
+            return ChatMessage(role="tool", tool_call_id=self.call_id, content=_content(f"{field}.output", self.output))
         if self.type in ("message", "function_call", "function_call_output"):
             raise _wrong(f"an item of the type {self.type} lacks one of its fields")
         raise _wrong(f"items of the type {self.type[:64]!r} are not supported")
@@ -70,16 +71,18 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
-    """Return the items as a conversation. Raises InvalidRequest.
+def chat_messages(items: Iterable[Item], first: int = 0) -> list[ChatMessage]:
+    """Return the items as a conversation. Raises InvalidRequest, which names the item's number.
+
+    `first` is the number of the first item: below 0 for items of earlier responses.
 
     Reasoning, text and calls of one turn are several items, and one message of a chat.
     """
     messages: list[ChatMessage] = []
-    for item in items:
+    for number, item in enumerate(items, first):
         if item.type == IGNORED:
             continue
-        new = item.chat()
+        new = item.chat(f"input[{number}]")
         last = messages[-1] if messages else None
         if last is None or not new.role == last.role == "assistant" or (new.content and (last.content or last.tool_calls)):
             messages.append(new)
@@ -90,8 +93,13 @@ def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
     return messages
 
 
-def _content(content: str | list[Part]) -> str | list[Part | str]:
-    return content if isinstance(content, str) else list(content)
+def _content(field: str, content: str | list[Part]) -> str | list[Part | str]:
+    if isinstance(content, str):
+        return content
+    for number, part in enumerate(content):
+        if part.type not in TEXT_FIELDS:
+            raise InvalidRequest(f"{field}[{number}]: parts of the type {part.type[:64]!r} are not supported", "input")
+    return list(content)
 
 
 def _wrong(words: str) -> InvalidRequest:

@@ -170,7 +170,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         """
         own = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         with renamed(**NAMES):
-            found = self._chat([*_ITEMS.decode(before), *own]).wanted(caller, adapter)
+            earlier = _ITEMS.decode(before)
+            found = self._chat([*earlier, *own], -len(earlier)).wanted(caller, adapter)
         found.names.update(NAMES)
         request_id, record = found.requests[0].request_id, None
         if store is not None and self.store is not False:
@@ -200,8 +201,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         if words is not None:
             raise InvalidRequest(f"background: {words}", "background")
 
-    def _chat(self, items: Sequence[Item]) -> ChatRequest:
-        messages = chat_messages(items)
+    def _chat(self, items: Sequence[Item], first: int) -> ChatRequest:
+        messages = chat_messages(items, first)
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
         text, choice = self.text or TextConfig(), self.tool_choice

@@ -4,8 +4,9 @@ Pillow releases the interpreter's lock while it decodes. Its other calls hold th
 milliseconds, so many threads would delay the event loop.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import attrs
 from llmserve.errors import InvalidRequest, Overloaded
 from llmserve.images.headers import Header, read_header
 from llmserve.images.parts import AnyImage
+from llmserve.images.stripping import stripped
 from llmserve.runtime.cpus import available_cpus
 
 if TYPE_CHECKING:
@@ -55,18 +57,21 @@ class ImageDecoder:
     def __init__(self, cpus: int | None = None) -> None:
         self.at_once = max(1, min(AT_ONCE, (cpus or available_cpus()) - 1))
         self._room = anyio.Semaphore(self.at_once)
-        self._inside = 0
+        # The number of choices that wait or decode, by their images.
+        self._inside: Counter[tuple[int, ...]] = Counter()
 
     @asynccontextmanager
     async def decoded(self, found: Sequence[tuple[str, AnyImage]]) -> AsyncIterator[list[Decoded]]:
         """Decode a request's images, each with the name of its field.
 
-        The next request's turn comes when this context ends. Raises InvalidRequest or Overloaded.
+        The next request's turn comes when this context ends. The choices of one HTTP request have
+        the same images, and take one place together. Raises InvalidRequest or Overloaded.
         """
-        if self._inside >= self.at_once + MAX_WAITING:
+        place = tuple(id(image) for _, image in found)
+        if place not in self._inside and len(self._inside) >= self.at_once + MAX_WAITING:
             words = f"too many images wait to be decoded; try again in {RETRY_SECONDS} s"
             raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
-        self._inside += 1
+        self._inside[place] += 1
         images: list[Decoded] = []
         try:
             async with self._room:
@@ -78,7 +83,9 @@ class ImageDecoder:
                     with anyio.CancelScope(shield=True):
                         await anyio.to_thread.run_sync(images.clear)
         finally:
-            self._inside -= 1
+            self._inside[place] -= 1
+            if not self._inside[place]:
+                del self._inside[place]
 
 
 def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> None:
@@ -121,31 +128,48 @@ def _opened(field: str, image: AnyImage) -> tuple[bytes, Header]:
 
 
 def _decoded(field: str, data: bytes, header: Header) -> "Pixels":
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     damaged = InvalidRequest(f"{field}: the {header.kind} image is damaged or incomplete", field)
     try:
-        image = Image.open(BytesIO(data), formats=[header.kind])
+        file = stripped(header.kind, data)
+        image = Image.open(BytesIO(file.data), formats=[header.kind])
         # A second header in the file may name another size.
         if image.size == (header.width, header.height):
             image.load()
-            with suppress(Exception):
-                # Damaged metadata does not make the pixels wrong.
-                ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return _turned(_rgb(image), file.orientation)
     except Exception as error:
         # Pillow's readers raise errors of many types for damaged files.
         raise damaged from error
     raise damaged
 
 
+def _turned(pixels: "Pixels", orientation: int) -> "Pixels":
+    """Return the pixels upright, and nothing else of their file."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    if orientation in turns:
+        pixels = pixels.transpose(turns[orientation])
+    pixels.info.clear()
+    return pixels
+
+
 def _rgb(image: "Pixels") -> "Pixels":
-    """Return the image in red, green and blue, on white where it is transparent, as in vLLM."""
+    """Return a copy of the image in red, green and blue, on white where it is transparent, as in vLLM.
+
+    An image of a file keeps the file, and a WebP image its decoder with copies of the pixels.
+    """
     from PIL import Image
 
-    if image.mode == "RGB":
-        # A WebP image keeps its decoder, with copies of the pixels.
-        return image.copy() if image.format == "WEBP" else image
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")

@@ -12,8 +12,8 @@ import attrs
 # A photo has some ten segments before its size, and profiles of colours some hundred.
 MAX_SEGMENTS = 1024
 # Markers of a JPEG file that begin a frame, and those without a length.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 @attrs.frozen
@@ -74,12 +74,12 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
         if data[at] != 0xFF:
             return None
         marker = data[at + 1]
-        if marker in _FRAMES:
+        if marker in FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
             return width, height
         if marker == 0xFF:
             at += 1
-        elif marker in _ALONE:
+        elif marker in ALONE:
             at += 2
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]

@@ -190,3 +190,22 @@ async def test_reasoning_text_and_calls_are_items_of_their_own():
     assert [item["arguments"] for item in last["response"]["output"][2:]] == ['{"a":1}', "{}"]
     assert last["response"]["usage"] == expected["usage"]
     assert expected["output"][2]["call_id"] == "c0"
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_file", "input_audio"])
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [({"role": "user"}, "content"), ({"role": "assistant"}, "content"), ({"type": "function_call_output", "call_id": "c"}, "output")],
+)
+async def test_a_part_that_is_not_text_is_refused_by_its_place(server, kind, item, field):
+    parts = [{"type": "input_text", "text": "a"}, {"type": kind, "image_url": "data:image/png;base64,AAAA"}]
+    status, body, _ = await server.post("/v1/responses", {**HI, "input": [{"role": "user", "content": "a"}, item | {field: parts}]})
+    assert (status, body["error"]["param"]) == (400, "input"), body
+    assert body["error"]["message"].startswith(f"input[1].{field}[1]: parts of the type '{kind}' are not supported")
+
+
+async def test_the_items_of_earlier_responses_do_not_count_in_a_part_s_place(server):
+    _, first, _ = await server.post("/v1/responses", {**HI, "max_output_tokens": 2})
+    wrong = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+    status, body, _ = await server.post("/v1/responses", {**HI, "previous_response_id": first["id"], "input": wrong})
+    assert (status, body["error"]["message"][:20]) == (400, "input[0].content[0]:"), body

@@ -8,6 +8,7 @@ import weakref
 
 import anyio
 import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from image_files import asking, bomb, data_url, part, picture
 from PIL import Image as Pixels
 from quiescence import Audit, AuditedEngine, check_quiescent
 
+from frontends.access.caller import Caller
+from frontends.openai.chat import ChatRequest
 from llmserve import (
     CancellationToken,
     EngineManager,
@@ -490,6 +493,33 @@ async def test_beyond_a_number_of_waiting_images_more_are_refused():
         assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
         gate.opened.set()
     await ask()
+
+
+async def test_the_choices_of_a_request_take_one_place_together():
+    gate, decoder = Gate(), ImageDecoder()
+
+    async def ask(image):
+        async with decoder.decoded([(FIELD, image)]):
+            pass
+
+    async with anyio.create_task_group() as tasks:
+        shared = SlowImage(RED, gate=gate)
+        for _ in range(decoder.at_once + MAX_WAITING + 1):
+            tasks.start_soon(ask, shared)
+        await until(lambda: gate.inside == decoder.at_once)
+        for _ in range(decoder.at_once + MAX_WAITING - 1):
+            tasks.start_soon(ask, SlowImage(RED, gate=gate))
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match="too many images wait"):
+            await ask(Image(RED))
+        gate.opened.set()
+    await ask(Image(RED))
+
+
+def test_the_choices_of_a_request_have_the_same_images():
+    body = {"model": "m", "n": 3, "messages": asking(part(RED))}
+    requests = msgspec.convert(body, ChatRequest).generation_requests(Caller())
+    assert len({id(image) for request in requests for _, image in images(request.messages)}) == 1
 
 
 async def test_a_request_that_is_cancelled_meanwhile_leaves_nothing():

@@ -105,15 +105,30 @@ async def test_a_server_that_keeps_none_says_so(stream):
             assert "keeps no responses" in await response.text()
 
 
-async def test_a_response_with_too_many_items_is_not_kept(monkeypatch):
-    monkeypatch.setattr(requests, "MAX_ITEMS", 400)
+@pytest.mark.parametrize(
+    ("bound", "most", "large", "told"),
+    [("MAX_BYTES", 400, "x" * 400, "400 bytes"), ("MAX_ITEMS", 2, [{"role": "user", "content": "a"}] * 3, "2 items")],
+)
+async def test_a_response_with_too_many_items_is_not_kept(monkeypatch, bound, most, large, told):
+    monkeypatch.setattr(requests, bound, most)
     async with running_server() as server:
-        _, small, _ = await server.post(PATH, HI)
-        _, large, _ = await server.post(PATH, {**HI, "input": "x" * 400})
-        assert (small["store"], large["store"]) == (True, False)
-        status, error, _ = await server.post(PATH, {**HI, "input": "x" * 400, "background": True})
+        _, kept, _ = await server.post(PATH, HI)
+        _, not_kept, _ = await server.post(PATH, {**HI, "input": large})
+        assert (kept["store"], not_kept["store"]) == (True, False)
+        status, error, _ = await server.post(PATH, {**HI, "input": large, "background": True})
         assert (status, error["error"]["param"]) == (400, "background")
-        assert "400 bytes" in error["error"]["message"]
+        assert told in error["error"]["message"]
+
+
+async def test_the_items_of_the_conversation_count_too(monkeypatch):
+    monkeypatch.setattr(requests, "MAX_ITEMS", 4)
+    async with running_server() as server:
+        kept, name = [], None
+        while len(kept) < 3:
+            _, answer, _ = await server.post(PATH, {**HI, "previous_response_id": name})
+            kept.append(answer["store"])
+            name = answer["id"] if answer["store"] else name
+        assert kept == [True, True, False]
 
 
 async def test_an_answer_that_fails_or_is_left_is_not_kept():

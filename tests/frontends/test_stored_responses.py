@@ -207,6 +207,17 @@ async def test_an_unexpected_error_ends_it_too(monkeypatch, caplog):
         assert queued["id"] in caplog.text
 
 
+async def test_an_idempotency_key_cancels_each_response_that_a_path_names():
+    async with running_server(time_scale=1.0) as server:
+        for _ in range(2):
+            _, queued, _ = await server.post(PATH, ENDLESS)
+            for replayed in (None, "true"):
+                async with server.session.post(f"{PATH}/{queued['id']}/cancel", headers={"Idempotency-Key": "k"}) as response:
+                    found = await response.json()
+                assert (found["id"], found["status"]) == (queued["id"], "cancelled")
+                assert response.headers.get("Idempotent-Replayed") == replayed
+
+
 async def test_a_prompt_that_is_too_long_ends_it(server):
     _, queued, _ = await server.post(PATH, {**HI, "background": True, "input": "x" * 5000})
     failed = await ended(server, queued["id"])

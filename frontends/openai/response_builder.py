@@ -171,8 +171,9 @@ class ResponseBuilder:
         """Return the last events of a stream, with the usage if requested."""
         return (self.usage(usages, per_prompt) if usage else b"") + sse.DONE
 
-    async def complete(self) -> None:
-        """Do what must be done before the client gets the last events of a stream."""
+    async def complete(self) -> bytes:
+        """Do what must be done before the client gets the last events of a stream; return events after them."""
+        return b""
 
     def failure(self, error: LLMServeError) -> bytes:
         """Return the last events of a stream that fails."""

@@ -198,7 +198,7 @@ async def test_reasoning_text_and_calls_are_items_of_their_own():
     builder.begin([None])
     sent = b"".join(builder.chunk(0, Delta("", (1,), message=message)) for message in deltas)
     assert builder.chunk(0, Delta("", (1,), "stop", message=Message())) == b""
-    last = decoded(sent + builder.end([Usage(7, 5, 3)], 1, usage=False))[-1]
+    last = decoded(sent + builder.end([Usage(7, 5, 3)], 1, usage=False) + await builder.complete())[-1]
     whole: Any = ResponsesResponseBuilder(GenerationRequest("x", request_id="x"), "m")
     answer = parsed("so it is", "hm.", (0, "c0", "f", '{"a":1}'), (1, "c1", "g", "{}"))
     (body,) = [part async for part in whole.whole([Completion("x", "", (1,), "stop", Usage(7, 5, 3), message=answer)], 1, None)]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import signal
+import weakref
 from contextlib import asynccontextmanager
 
 import anyio
@@ -129,6 +130,23 @@ async def test_the_items_of_the_conversation_count_too(monkeypatch):
             kept.append(answer["store"])
             name = answer["id"] if answer["store"] else name
         assert kept == [True, True, False]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_without_room_leaves_the_others(stream):
+    memory = ResponseMemory(asyncio.get_running_loop().time, max_bytes=3000)
+    async with running_server(app={"responses": memory}) as server:
+        _, small, _ = await server.post(PATH, HI)
+        async with server.session.post(PATH, json={**HI, "input": "x" * 1500, "stream": stream}) as response:
+            last = (await response.text()).strip().splitlines()[-1].removeprefix("data: ")
+        found = json.loads(last).get("response") or json.loads(last)
+        assert (found["status"], found["store"]) == ("incomplete", False)
+        status, error, _ = await server.post(PATH, {**HI, "input": "x" * 1500, "background": True})
+        assert (status, error["error"]["param"]) == (400, "background")
+        assert "--stored-response-bytes" in error["error"]["message"]
+        async with server.session.get(f"{PATH}/{small['id']}") as response:
+            assert await response.json() == small
+        assert (len(memory.entries), server.manager.statistics().open) == (1, 0)
 
 
 async def test_an_answer_that_fails_or_is_left_is_not_kept():
@@ -403,8 +421,7 @@ def response_of(status="completed", size=0, background=False):
     return StoredResponse(status, background, b"[]", msgspec.json.encode({"status": status, "text": "x" * size}))
 
 
-async def test_a_response_that_is_dropped_at_once_stops():
-    """The message that it was dropped comes before the answer to its worker."""
+async def test_a_response_without_room_is_not_kept_and_not_stopped():
     mail = []
     memory = ResponseMemory(asyncio.get_running_loop().time, max_bytes=OVERHEAD)
     client = ResponsesClient(mail.append, keeps=True)
@@ -414,9 +431,42 @@ async def test_a_response_that_is_dropped_at_once_stops():
     await asyncio.sleep(0)
     server.receive(mail.pop())
     assert await asking is None
-    assert stopped.is_set()
+    assert not client._stops
     server.close()
+    assert not stopped.is_set()
     assert len(memory.entries) == 0
+
+
+async def test_a_response_that_is_dropped_while_its_worker_learns_that_it_is_kept_stops():
+    mail = []
+    memory = ResponseMemory(lambda: 0.0)
+    client = ResponsesClient(mail.append, keeps=True)
+    server = ResponsesServer(memory, client.receive)
+    stopped = asyncio.Event()
+    asking = asyncio.create_task(client.ask("add", Name(None, "x"), response_of("queued"), stopped.set))
+    await asyncio.sleep(0)
+    server.receive(mail.pop())
+    memory.do("delete", Name(None, "x"))
+    assert stopped.is_set()
+    assert (await asking).status == "queued"
+
+
+def test_a_response_that_has_ended_has_nothing_to_stop():
+    """Its task, which `stop` refers to, can go."""
+    memory, name = ResponseMemory(lambda: 0.0), Name(None, "x")
+    task = Task()
+    memory.do("add", name, response_of("queued"), task.cancel)
+    alive = weakref.ref(task)
+    del task
+    memory.do("replace", name, response_of("in_progress"))
+    assert alive() is not None
+    memory.do("replace", name, response_of("completed"))
+    assert alive() is None
+
+
+class Task:
+    def cancel(self):
+        pass
 
 
 # The bounds
@@ -437,18 +487,25 @@ class Bounds(RuleBasedStateMachine):
         self.running: set[Name] = set()
         self.stopped: list[Name] = []
 
-    @rule(name=names, size=st.integers(0, 3 * OVERHEAD), background=st.booleans())
+    @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), background=st.booleans())
     def add(self, name, size, background):
         if name in self.kept:
             return
         response = response_of("queued" if background else "completed", size, background)
-        self.kept[name] = response, self.now
-        if background:
-            self.running.add(name)
-        assert self.memory.do("add", name, response, lambda: self.stopped.append(name)) is None
+        found = self.memory.do("add", name, response, lambda: self.stopped.append(name))
+        if found is None:
+            assert self.memory.do("get", name) is None
+        else:
+            assert self.memory.do("get", name) is response
+            self.kept[name] = response, self.now
+            if background:
+                self.running.add(name)
+        if response.size > self.BYTES:
+            assert found is None
+            assert not self.stopped
         self._note_dropped()
 
-    @rule(name=names, size=st.integers(0, 3 * OVERHEAD), status=st.sampled_from(["in_progress", "completed"]))
+    @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), status=st.sampled_from(["in_progress", "completed"]))
     def replace(self, name, size, status):
         response = response_of(status, size, background=True)
         if name in self.running:

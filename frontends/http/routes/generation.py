@@ -66,8 +66,7 @@ class GenerationRoutes:
             builder.begin(streams)
             await events.pour(streams, partial(_chunk, builder, set(range(len(streams))), running))
             last = builder.end([stream.usage for stream in streams], wanted.per_prompt, usage=wanted.usage)
-            await builder.complete()
-            await events.end(last)
+            await events.end(last + await builder.complete())
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:

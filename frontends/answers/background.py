@@ -25,7 +25,7 @@ class BackgroundResponses:
         """Keep a response as queued and start it; yield its JSON. Raises InvalidRequest if there is no room for it."""
         assert wanted.record is not None
         queued: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._run(wanted, wanted.record, builder, queued))
+        task = builder.task = asyncio.create_task(self._run(wanted, wanted.record, builder, queued))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         body = await queued

@@ -16,8 +16,9 @@ OVERHEAD = 1024
 
 # "add" keeps a new response, and returns it without its content, or None if there is no room for it.
 # "replace" keeps the next state of one that runs, and returns None. "cancel" ends a response that
-# runs. "cancel", "get" and "delete" return the response, or None if there is none.
-Operation = Literal["add", "replace", "get", "cancel", "delete"]
+# runs. "get", "body", "cancel" and "delete" return the response, or None if there is none; only that
+# of "get" surely has its items, which may be large.
+Operation = Literal["add", "replace", "get", "body", "cancel", "delete"]
 Stop = Callable[[], object]
 
 

@@ -70,6 +70,8 @@ class ResponsesServer:
             self._running.discard(name)
         elif message.operation == "add" and found is not None:
             self._running.add(name)
+        if found is not None and message.operation != "get":
+            found = found.bare(found.body)
         self._send(StoreReply(message.number, found))
 
     def _stop(self, name: Name) -> None:

@@ -31,6 +31,7 @@ from frontends.net.listeners import bind
 from frontends.responses import requests
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
 from frontends.responses.stored import OVERHEAD, Name, StoredResponse
+from frontends.workers.messages import StoreReply, StoreRequest
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, EngineError, EngineManager, ManagerConfig
 
@@ -449,6 +450,15 @@ async def test_a_response_that_is_dropped_while_its_worker_learns_that_it_is_kep
     memory.do("delete", Name(None, "x"))
     assert stopped.is_set()
     assert (await asking).status == "queued"
+
+
+@pytest.mark.parametrize(("operation", "items"), [("get", b"[1]"), ("body", b""), ("cancel", b""), ("delete", b"")])
+def test_a_worker_gets_the_items_only_where_it_needs_them(operation, items):
+    memory, name, mail = ResponseMemory(lambda: 0.0), Name(None, "x"), []
+    kept = StoredResponse("completed", True, b"[1]", b"{}")
+    memory.do("add", name, kept)
+    ResponsesServer(memory, mail.append).receive(StoreRequest(1, operation, name, None))
+    assert mail == [StoreReply(1, StoredResponse("completed", True, items, b"{}"))]
 
 
 def test_a_response_that_has_ended_has_nothing_to_stop():

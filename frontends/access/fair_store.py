@@ -61,16 +61,26 @@ class FairStore(Generic[Entry]):
         found = mine.get(name) if mine else None
         return found.entry if found else None
 
-    def put(self, tenant: str | None, name: Hashable, entry: Entry, size: int) -> None:
-        """Keep an entry of `size` bytes as the newest one."""
+    def put(self, tenant: str | None, name: Hashable, entry: Entry, size: int) -> bool:
+        """Keep an entry of `size` bytes as the newest one; return whether it is kept.
+
+        It is not if it alone has more than the maximum, which drops no other entry, or if its tenant
+        has the most and no older entry.
+        """
         self.pop(tenant, name)
         self._drop_expired()
+        if size > self._max_bytes:
+            return False
         self._ends[tenant, name] = self._clock() + self._seconds
         self._kept.setdefault(tenant, OrderedDict())
         self._set(tenant, name, entry, size)
+        return (tenant, name) in self._ends
 
     def replace(self, tenant: str | None, name: Hashable, entry: Entry, size: int) -> None:
-        """Replace an entry, whose age does not change. Raises KeyError if there is none."""
+        """Replace an entry, whose age does not change. Raises KeyError if there is none.
+
+        An entry that alone has more than the maximum is dropped.
+        """
         before = self._kept[tenant][name].size
         self._sizes[tenant] -= before
         self.bytes -= before
@@ -93,6 +103,8 @@ class FairStore(Generic[Entry]):
         self._kept[tenant][name] = _Sized(entry, size)
         self._sizes[tenant] = self._sizes.get(tenant, 0) + size
         self.bytes += size
+        if size > self._max_bytes:
+            self._drop(tenant, name)
         while self.bytes > self._max_bytes:
             self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__))
         while self._max_entries is not None and len(self) > self._max_entries:

@@ -9,7 +9,7 @@ from frontends.openai.wanted import renamed
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from frontends.responses.stored import Record
-from llmserve import LLMServeError
+from llmserve import InvalidRequest, LLMServeError
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +22,17 @@ class BackgroundResponses:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, wanted: ParsedResponse, builder: ResponsesResponseBuilder) -> AsyncIterator[bytes]:
-        """Keep a response as queued and start it; yield its JSON."""
+        """Keep a response as queued and start it; yield its JSON. Raises InvalidRequest if there is no room for it."""
         assert wanted.record is not None
         queued: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._run(wanted, wanted.record, builder, queued))
+        task = builder.task = asyncio.create_task(self._run(wanted, wanted.record, builder, queued))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        yield await queued
+        body = await queued
+        if not body:
+            words = "the server has no room for the response (--stored-response-bytes), and background needs it"
+            raise InvalidRequest(f"background: {words}", "background")
+        yield body
 
     async def close(self) -> None:
         """Cancel the responses that run."""
@@ -39,27 +43,30 @@ class BackgroundResponses:
     async def _run(self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes]) -> None:
         body, task = builder.state("queued"), asyncio.current_task()
         assert task is not None
+        kept = True
         try:
-            await record.put("queued", body, task.cancel)
+            kept = await record.add("queued", body, task.cancel)
         finally:
             if not queued.done():
-                queued.set_result(body)
+                queued.set_result(body if kept else b"")
         if queued.cancelled():
             # The client left before it could learn the response's id.
             await record.delete()
             return
+        if not kept:
+            return
         try:
             await self._generate(wanted, record, builder)
         except LLMServeError as error:
-            await record.put("failed", builder.state("failed", error))
+            await record.replace("failed", builder.state("failed", error))
         except Exception:
             logger.exception("the background response %s failed", builder.id)
-            await record.put("failed", builder.state("failed", LLMServeError("an internal error: see the server's log")))
+            await record.replace("failed", builder.state("failed", LLMServeError("an internal error: see the server's log")))
 
     async def _generate(self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder) -> None:
         with renamed(**wanted.names):
             async with self._served.manager.stream(wanted.requests[0]) as stream:
-                await record.put("in_progress", builder.state("in_progress"))
+                await record.replace("in_progress", builder.state("in_progress"))
                 completion = await stream.collect()
         async for _ in builder.whole([completion], 1, self._served.turns):
             # The builder has put the response into the store.

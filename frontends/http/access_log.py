@@ -5,6 +5,7 @@ checked name or from a closed set; no other client input is written. Probes are 
 default.
 """
 
+import asyncio
 import sys
 import time
 import uuid
@@ -36,6 +37,8 @@ ANSWER = web.RequestKey("answer", str)
 # The number of sequences per prompt of an answer.
 PER_PROMPT = web.RequestKey("per_prompt", int)
 SENT = web.RequestKey("sent", int)
+# What still makes the answer after the client got its first state.
+TASK = web.RequestKey[asyncio.Task[None]]("task", asyncio.Task)
 
 # The status of an unexpected error.
 UNFORESEEN = 500
@@ -72,7 +75,7 @@ def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = t
 
     The name is the client's, if that is valid. `tenants` returns the tenants that the operator has
     named; other names are client input and not logged. A probe is logged if `probes` is True or the
-    server failed.
+    server failed. The line of a response in the background follows when that has ended.
     """
 
     @web.middleware
@@ -94,9 +97,17 @@ def name_and_log(write: Write | None, tenants: Callable[[], Collection[str]] = t
             return response
         finally:
             if write is not None and (probes or status == UNFORESEEN or route_of(request) not in PROBES):
-                write(_line(request, status, time.monotonic() - began, tenants()))
+                _at_end(request, lambda *_: write(_line(request, status, time.monotonic() - began, tenants())))
 
     return log
+
+
+def _at_end(request: web.Request, end: Callable[..., object]) -> None:
+    task = request.get(TASK)
+    if task is None:
+        end()
+    else:
+        task.add_done_callback(end)
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

@@ -53,6 +53,11 @@ def route_of(request: web.Request) -> str | None:
     return resource.canonical.removeprefix(request.config_dict.get(ROOT, "")) if resource is not None else None
 
 
+def path_of(request: web.Request) -> str:
+    """Return the path without the prefix under which a proxy serves the server."""
+    return request.path.removeprefix(request.config_dict.get(ROOT, ""))
+
+
 def is_open(path: str) -> bool:
     """Return whether a path, as the client sent it, may need no key; the route decides."""
     return path in PROBES | PAGES or path.startswith("/page/")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from frontends.http.authentication import CALLER, route_of
+from frontends.http.authentication import CALLER, path_of
 from frontends.http.event_stream import RECORD
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER, CachedResponse, Name, ResponseCache
 from frontends.http.request_checks import Handler, read, takes_form
@@ -55,7 +55,7 @@ def answer_once(memory: IdempotencyStore | None) -> Middleware:
             memories.append(ResponseCache(asyncio.get_running_loop().time))
         (mine,) = memories
         caller = request[CALLER]
-        name = Name(caller.tenant, caller.key, route_of(request), key)
+        name = Name(caller.tenant, caller.key, path_of(request), key)
         found = await mine.begin(name, hashlib.sha256(await read(request)).digest())
         if isinstance(found, CachedResponse):
             return web.Response(body=found.answer, headers={"Content-Type": found.kind, REPLAYED: "true"})

@@ -28,14 +28,15 @@ REUSED, CONFLICT = "idempotency_key_reused", "idempotency_conflict"
 
 
 class Name(NamedTuple):
-    """The full name of an `Idempotency-Key`, which depends on its sender and its route.
+    """The full name of an `Idempotency-Key`, which depends on its sender and its path.
 
-    `tenant` and `key` are those of the API key; None without an API key.
+    The path may name what the request changes, such as a batch to cancel. `tenant` and `key` are
+    those of the API key; None without an API key.
     """
 
     tenant: str | None
     key: str | None
-    route: str | None
+    path: str
     value: str
 
 

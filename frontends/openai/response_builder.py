@@ -3,6 +3,7 @@
 `bodies.py` has the types of the answers.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -46,6 +47,8 @@ class ResponseBuilder:
         self.by_id = self.token_ids = self.prompt_logprobs = False
         # The timelines of the sequences, on a server that adds them to answers.
         self.timelines: Sequence[Timeline] | None = None
+        # What still makes the answer after the client got its first state.
+        self.task: asyncio.Task[None] | None = None
         # Prompt token ids that a stream has not sent yet, by choice.
         self._prompts: dict[int, Sequence[int]] = {}
         self._frames: dict[int, sse.TextEvent] = {}
@@ -171,8 +174,9 @@ class ResponseBuilder:
         """Return the last events of a stream, with the usage if requested."""
         return (self.usage(usages, per_prompt) if usage else b"") + sse.DONE
 
-    async def complete(self) -> None:
-        """Do what must be done before the client gets the last events of a stream."""
+    async def complete(self) -> bytes:
+        """Do what must be done before the client gets the last events of a stream; return events after them."""
+        return b""
 
     def failure(self, error: LLMServeError) -> bytes:
         """Return the last events of a stream that fails."""

@@ -1,6 +1,6 @@
 """The items of a request's `input`, and the chat messages that they become."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -79,17 +79,25 @@ def chat_messages(items: Iterable[Item], first: int = 0) -> list[ChatMessage]:
     Reasoning, text and calls of one turn are several items, and one message of a chat.
     """
     messages: list[ChatMessage] = []
+    # The reasoning and the calls of the last message, which become its own at once: a message may
+    # have thousands of items.
+    reasoning: list[str] = []
+    calls: list[CallBody] = []
     for number, item in enumerate(items, first):
         if item.type == IGNORED:
             continue
         new = item.chat(f"input[{number}]")
         last = messages[-1] if messages else None
-        if last is None or not new.role == last.role == "assistant" or (new.content and (last.content or last.tool_calls)):
+        if last is None or not new.role == last.role == "assistant" or (new.content and (last.content or calls)):
+            _complete(messages, reasoning, calls)
             messages.append(new)
-            continue
-        last.content = new.content or last.content
-        last.reasoning = "".join((last.reasoning or "", new.reasoning or "")) or None
-        last.tool_calls = [*(last.tool_calls or ()), *(new.tool_calls or ())] or None
+            reasoning, calls = [], []
+        elif new.content:
+            last.content = new.content
+        if new.reasoning:
+            reasoning.append(new.reasoning)
+        calls += new.tool_calls or ()
+    _complete(messages, reasoning, calls)
     return messages
 
 
@@ -100,6 +108,13 @@ def _content(field: str, content: str | list[Part]) -> str | list[Part | str]:
         if part.type not in TEXT_FIELDS:
             raise InvalidRequest(f"{field}[{number}]: parts of the type {part.type[:64]!r} are not supported", "input")
     return list(content)
+
+
+def _complete(messages: Sequence[ChatMessage], reasoning: Sequence[str], calls: list[CallBody]) -> None:
+    """Give the last message its reasoning and calls."""
+    if messages:
+        messages[-1].reasoning = "".join(reasoning) or None
+        messages[-1].tool_calls = calls or None
 
 
 def _wrong(words: str) -> InvalidRequest:

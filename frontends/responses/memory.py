@@ -13,10 +13,10 @@ MAX_RESPONSES = 10_000
 MAX_BYTES = 256 * 2**20
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Entry:
     response: StoredResponse
-    stop: Stop | None
+    stop: Stop | None = None
 
     def end(self) -> None:
         if self.stop is not None and self.response.runs:
@@ -48,21 +48,25 @@ class ResponseMemory:
         found = self.entries.get(*name)
         if operation == "add":
             assert response is not None
-            self.entries.put(*name, _Entry(response, stop), response.size)
-            return None
+            new = _Entry(response)
+            if not self.entries.put(*name, new, response.size):
+                return None
+            # Only now: the answer says that a response was not kept, and `stop` that it was dropped later.
+            new.stop = stop if response.runs else None
+            return response.bare(body=b"")
         if found is None:
             return None
         if operation == "replace":
             assert response is not None
             if found.response.runs:
-                self.entries.replace(*name, _Entry(response, found.stop), response.size)
+                self.entries.replace(*name, _Entry(response, found.stop if response.runs else None), response.size)
             return None
         if operation == "delete":
             self.entries.pop(*name)
             found.end()
         elif operation == "cancel" and found.response.runs:
             cancelled = found.response.ended("cancelled")
-            self.entries.replace(*name, _Entry(cancelled, None), cancelled.size)
+            self.entries.replace(*name, _Entry(cancelled), cancelled.size)
             found.end()
             return cancelled
         return found.response

@@ -108,8 +108,10 @@ class ParsedResponse(ParsedBody):
 # The conversation before a request, as JSON.
 EMPTY = b"[]"
 _ITEMS = msgspec.json.Decoder(list[Item])
-# Maximum bytes of the items of a response that is kept: as much as one body.
-MAX_ITEMS = LARGEST
+# Maximum bytes of the items of a response that is kept: as much as one body. A small request can
+# continue it, and each item costs time then, so their number has a maximum too.
+MAX_BYTES = LARGEST
+MAX_ITEMS = 4096
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -169,14 +171,15 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
             store: where the response is kept, if the client does not object; None keeps none.
         """
         own = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        earlier = _ITEMS.decode(before)
+        every = [*earlier, *own]
         with renamed(**NAMES):
-            earlier = _ITEMS.decode(before)
-            found = self._chat([*earlier, *own], -len(earlier)).wanted(caller, adapter)
+            found = self._chat(every, -len(earlier)).wanted(caller, adapter)
         found.names.update(NAMES)
         request_id, record = found.requests[0].request_id, None
-        if store is not None and self.store is not False:
+        if store is not None and self.store is not False and len(every) <= MAX_ITEMS:
             items = joined(before, listed(own, request_id))
-            if len(items) <= MAX_ITEMS:
+            if len(items) <= MAX_BYTES:
                 record = Record(store, Name(caller.tenant, f"{PREFIX}-{request_id}"), items, background=bool(self.background))
         if self.background:
             self._check_background(store, record)
@@ -195,7 +198,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         elif self.store is False:
             words = "the client gets the answer from the store, so store must not be false"
         elif record is None:
-            words = f"a response is kept only with at most {MAX_ITEMS:,} bytes of items"
+            words = f"a response is kept only with at most {MAX_ITEMS:,} items of at most {MAX_BYTES:,} bytes"
         elif self.stream:
             words = "stream must be false; retrieve the response until it is complete"
         if words is not None:

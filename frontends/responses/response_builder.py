@@ -80,10 +80,9 @@ class ResponsesResponseBuilder(ResponseBuilder):
                 self._keep(OpenItem(kind, self._name(kind)), text)
         for call in message.tool_calls if message else ():
             self._keep(OpenItem("function_call", self._name("function_call"), call), call.arguments)
-        body = sse.encode(self._response(self._final, completion.usage))
-        if self._record is not None:
-            await self._record.put(self._final, body)
-        yield body
+        response = self._response(self._final, completion.usage)
+        body = sse.encode(response)
+        yield body if await self._put(body) else sse.encode(response | {"store": False})
 
     def _keep(self, item: OpenItem, text: str) -> None:
         item.pieces.append(text)
@@ -106,14 +105,24 @@ class ResponsesResponseBuilder(ResponseBuilder):
     def end(self, usages: Sequence[Usage], per_prompt: int, *, usage: bool) -> bytes:
         begin = self._start() + self._close()
         self._last = self._response(self._final, usages[0])
-        return begin + self._named_event(f"response.{self._final}", response=self._last)
+        return begin
 
-    async def complete(self) -> None:
-        if self._record is not None:
-            await self._record.put(self._final, sse.encode(self._last))
+    async def complete(self) -> bytes:
+        if not await self._put(sse.encode(self._last)):
+            self._last["store"] = False
+        return self._named_event(f"response.{self._final}", response=self._last)
 
     def failure(self, error: LLMServeError) -> bytes:
         return self._named_event("response.failed", response=self._failed(error))
+
+    async def _put(self, body: bytes) -> bool:
+        """Put the complete response into its store, if it has one; return False if that has no room for it."""
+        if self._record is None:
+            return True
+        if not self._record.background:
+            return await self._record.add(self._final, body)
+        await self._record.replace(self._final, body)
+        return True
 
     # A response in the background
 

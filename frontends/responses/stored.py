@@ -14,10 +14,11 @@ COMPLETE = frozenset({"completed", "incomplete"})
 # Approximate bytes of a response in addition to its content.
 OVERHEAD = 1024
 
-# "add" keeps a new response and "replace" the next state of one that runs; both return None.
-# "cancel" ends a response that runs. "cancel", "get" and "delete" return the response, or None if
-# there is none.
-Operation = Literal["add", "replace", "get", "cancel", "delete"]
+# "add" keeps a new response, and returns it without its content, or None if there is no room for it.
+# "replace" keeps the next state of one that runs, and returns None. "cancel" ends a response that
+# runs. "get", "body", "cancel" and "delete" return the response, or None if there is none; only that
+# of "get" surely has its items, which may be large.
+Operation = Literal["add", "replace", "get", "body", "cancel", "delete"]
 Stop = Callable[[], object]
 
 
@@ -57,6 +58,10 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
         body = msgspec.json.decode(self.body) | {"status": status, "error": error}
         return StoredResponse(status, self.background, self.items, msgspec.json.encode(body))
 
+    def bare(self, body: bytes) -> "StoredResponse":
+        """Return the response with this body and without its items."""
+        return StoredResponse(self.status, self.background, b"", body)
+
     def conversation(self) -> bytes:
         """Return the items, and those of the answer after them, as JSON."""
         return joined(self.items, bytes(_ANSWER.decode(self.body).output))
@@ -78,8 +83,9 @@ class ResponseStore(Protocol):
             operation: what to do.
             name: the name of the response.
             response: the response to keep.
-            stop: called if the response ends before its last state is here: because a client cancels
-                or deletes it, or because it is dropped. Only a response that runs has it.
+            stop: called if the response, once kept, ends before its last state is here: because a
+                client cancels or deletes it, or because it is dropped. Only a response that runs has
+                it.
         """
 
 
@@ -90,16 +96,21 @@ class Record:
         self._store = store
         self._name = name
         self._items = items
-        self._background = background
-        self._operation: Operation = "add"
+        self.background = background
 
-    async def put(self, status: str, body: bytes, stop: Stop | None = None) -> None:
-        """Keep the response's next state. `stop` is as in `ResponseStore.ask`."""
-        operation, self._operation = self._operation, "replace"
-        await self._store.ask(operation, self._name, StoredResponse(status, self._background, self._items, body), stop)
+    async def add(self, status: str, body: bytes, stop: Stop | None = None) -> bool:
+        """Keep the response; return whether there is room for it. `stop` is as in `ResponseStore.ask`."""
+        return await self._store.ask("add", self._name, self._state(status, body), stop) is not None
+
+    async def replace(self, status: str, body: bytes) -> None:
+        """Keep the next state of a response that runs."""
+        await self._store.ask("replace", self._name, self._state(status, body))
 
     async def delete(self) -> None:
         await self._store.ask("delete", self._name)
+
+    def _state(self, status: str, body: bytes) -> StoredResponse:
+        return StoredResponse(status, self.background, self._items, body)
 
 
 def joined(*lists: bytes) -> bytes:

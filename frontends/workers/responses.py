@@ -38,7 +38,10 @@ class ResponsesClient:
         elif response is not None and not response.runs:
             self._stops.pop(name, None)
         self._send(StoreRequest(number, operation, name, response))
-        return await replied
+        found = await replied
+        if operation == "add" and found is None:
+            self._stops.pop(name, None)
+        return found
 
     def receive(self, message: StoreReply | StopResponse) -> None:
         match message:
@@ -61,13 +64,14 @@ class ResponsesServer:
         self._running: set[Name] = set()
 
     def receive(self, message: StoreRequest) -> None:
-        stop, response, name = None, message.response, message.name
-        if message.operation == "add" and response is not None and response.runs:
-            self._running.add(name)
-            stop = partial(self._stop, name)
-        elif response is not None and not response.runs:
+        response, name = message.response, message.name
+        found = self._memory.do(message.operation, name, response, partial(self._stop, name))
+        if response is not None and not response.runs:
             self._running.discard(name)
-        found = self._memory.do(message.operation, name, response, stop)
+        elif message.operation == "add" and found is not None:
+            self._running.add(name)
+        if found is not None and message.operation != "get":
+            found = found.bare(found.body)
         self._send(StoreReply(message.number, found))
 
     def _stop(self, name: Name) -> None:

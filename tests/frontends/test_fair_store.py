@@ -52,3 +52,21 @@ def test_what_is_taken_out_is_not_dropped():
     store.put("a", "x", "second", 1)
     assert store.pop("b", "x") is None
     assert (store.pop("a", "x"), store.pop("a", "x"), dropped, len(store)) == ("second", None, [], 0)
+
+
+def test_an_entry_larger_than_the_store_drops_no_other():
+    dropped = []
+    store = FairStore(Clock(), 10, 100, dropped=dropped.append)
+    assert store.put("a", "x", "small", 50)
+    assert not store.put("a", "y", "large", 101)
+    assert (dropped, store.get("a", "x"), store.get("a", "y"), store.bytes) == ([], "small", None, 50)
+    assert store.put("a", "z", "small", 50)
+    store.replace("a", "z", "large", 101)
+    assert (dropped, store.get("a", "x"), store.get("a", "z"), store.bytes) == (["large"], "small", None, 50)
+
+
+def test_an_entry_that_is_dropped_at_once_is_not_kept():
+    store = FairStore(Clock(), 10, 100)
+    assert all(store.put(tenant, "x", "small", 40) for tenant in "ab")
+    assert not store.put("c", "x", "large", 60)
+    assert (len(store), store.bytes) == (2, 80)

@@ -157,3 +157,24 @@ async def test_a_tenant_is_logged_by_its_key_or_if_the_operator_has_named_it(log
     async with running_server(app={"log": keyed, "access": Access(Keys([Key("one", digest("k"), "acme")]))}) as server:
         await server.post("/v1/completions", TEXT, headers={"Authorization": "Bearer k"})
     assert (await line(keyed))["tenant"] == "acme"
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_the_line_of_a_response_in_the_background_has_its_end(log, cancel):
+    engine, path = ScriptedEngine(), "/v1/responses"
+    async with running_server(engine, app={"log": log}) as server:
+        _, queued, _ = await server.post(path, {"input": "hello", "background": True})
+        with anyio.fail_after(5):
+            while not engine.sinks:
+                await anyio.sleep(0.001)
+        assert log == []
+        if cancel:
+            await server.post(f"{path}/{queued['id']}/cancel", {})
+        else:
+            (name,) = engine.sinks
+            engine.finish(name, "a")
+        await line(log, 1 + cancel)
+    (found,) = [one for one in log if one["route"] == path]
+    assert (found["answer"], found["status"]) == (queued["id"], 200)
+    assert (found["outcome"], found["completion_tokens"] > 0) == (("cancelled", False) if cancel else ("completed", True))
+    assert found["prompt_tokens"] > 0

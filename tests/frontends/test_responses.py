@@ -9,6 +9,8 @@ from engines import ScriptedEngine
 from http_support import running_server
 
 from frontends.access.caller import Caller
+from frontends.openai.messages import ChatMessage
+from frontends.responses import items
 from frontends.responses.requests import ResponsesRequest
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from llmserve import Completion, Delta, EngineError, GenerationRequest, Message, ToolCall, Usage
@@ -73,6 +75,23 @@ def reasoning(text):
 )
 def test_items_become_chat_messages(items, plain):
     assert list(request_of(input=items).messages) == plain
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "function_call"])
+def test_a_message_of_many_items_is_put_together_once(monkeypatch, kind):
+    """The work is proportional to the items: a stored conversation may have thousands of a few bytes each."""
+    assigned = []
+
+    class Counted(ChatMessage):
+        def __setattr__(self, name, value):
+            assigned.append(len(value or ()))
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(items, "ChatMessage", Counted)
+    one = reasoning("ab") if kind == "reasoning" else CALL
+    (message,) = items.chat_messages(msgspec.convert([one] * 1000, list[items.Item]))
+    assert len(message.reasoning or "") + len(message.tool_calls or ()) == (2000 if kind == "reasoning" else 1000)
+    assert sum(assigned) <= 2000
 
 
 def test_the_other_fields_become_those_of_a_chat():
@@ -179,7 +198,7 @@ async def test_reasoning_text_and_calls_are_items_of_their_own():
     builder.begin([None])
     sent = b"".join(builder.chunk(0, Delta("", (1,), message=message)) for message in deltas)
     assert builder.chunk(0, Delta("", (1,), "stop", message=Message())) == b""
-    last = decoded(sent + builder.end([Usage(7, 5, 3)], 1, usage=False))[-1]
+    last = decoded(sent + builder.end([Usage(7, 5, 3)], 1, usage=False) + await builder.complete())[-1]
     whole: Any = ResponsesResponseBuilder(GenerationRequest("x", request_id="x"), "m")
     answer = parsed("so it is", "hm.", (0, "c0", "f", '{"a":1}'), (1, "c1", "g", "{}"))
     (body,) = [part async for part in whole.whole([Completion("x", "", (1,), "stop", Usage(7, 5, 3), message=answer)], 1, None)]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import signal
+import weakref
 from contextlib import asynccontextmanager
 
 import anyio
@@ -30,6 +31,7 @@ from frontends.net.listeners import bind
 from frontends.responses import requests
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
 from frontends.responses.stored import OVERHEAD, Name, StoredResponse
+from frontends.workers.messages import StoreReply, StoreRequest
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, EngineError, EngineManager, ManagerConfig
 
@@ -105,15 +107,47 @@ async def test_a_server_that_keeps_none_says_so(stream):
             assert "keeps no responses" in await response.text()
 
 
-async def test_a_response_with_too_many_items_is_not_kept(monkeypatch):
-    monkeypatch.setattr(requests, "MAX_ITEMS", 400)
+@pytest.mark.parametrize(
+    ("bound", "most", "large", "told"),
+    [("MAX_BYTES", 400, "x" * 400, "400 bytes"), ("MAX_ITEMS", 2, [{"role": "user", "content": "a"}] * 3, "2 items")],
+)
+async def test_a_response_with_too_many_items_is_not_kept(monkeypatch, bound, most, large, told):
+    monkeypatch.setattr(requests, bound, most)
     async with running_server() as server:
-        _, small, _ = await server.post(PATH, HI)
-        _, large, _ = await server.post(PATH, {**HI, "input": "x" * 400})
-        assert (small["store"], large["store"]) == (True, False)
-        status, error, _ = await server.post(PATH, {**HI, "input": "x" * 400, "background": True})
+        _, kept, _ = await server.post(PATH, HI)
+        _, not_kept, _ = await server.post(PATH, {**HI, "input": large})
+        assert (kept["store"], not_kept["store"]) == (True, False)
+        status, error, _ = await server.post(PATH, {**HI, "input": large, "background": True})
         assert (status, error["error"]["param"]) == (400, "background")
-        assert "400 bytes" in error["error"]["message"]
+        assert told in error["error"]["message"]
+
+
+async def test_the_items_of_the_conversation_count_too(monkeypatch):
+    monkeypatch.setattr(requests, "MAX_ITEMS", 4)
+    async with running_server() as server:
+        kept, name = [], None
+        while len(kept) < 3:
+            _, answer, _ = await server.post(PATH, {**HI, "previous_response_id": name})
+            kept.append(answer["store"])
+            name = answer["id"] if answer["store"] else name
+        assert kept == [True, True, False]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_without_room_leaves_the_others(stream):
+    memory = ResponseMemory(asyncio.get_running_loop().time, max_bytes=3000)
+    async with running_server(app={"responses": memory}) as server:
+        _, small, _ = await server.post(PATH, HI)
+        async with server.session.post(PATH, json={**HI, "input": "x" * 1500, "stream": stream}) as response:
+            last = (await response.text()).strip().splitlines()[-1].removeprefix("data: ")
+        found = json.loads(last).get("response") or json.loads(last)
+        assert (found["status"], found["store"]) == ("incomplete", False)
+        status, error, _ = await server.post(PATH, {**HI, "input": "x" * 1500, "background": True})
+        assert (status, error["error"]["param"]) == (400, "background")
+        assert "--stored-response-bytes" in error["error"]["message"]
+        async with server.session.get(f"{PATH}/{small['id']}") as response:
+            assert await response.json() == small
+        assert (len(memory.entries), server.manager.statistics().open) == (1, 0)
 
 
 async def test_an_answer_that_fails_or_is_left_is_not_kept():
@@ -190,6 +224,17 @@ async def test_an_unexpected_error_ends_it_too(monkeypatch, caplog):
             failed = await ended(server, queued["id"])
         assert (failed["status"], "internal error" in failed["error"]["message"]) == ("failed", True)
         assert queued["id"] in caplog.text
+
+
+async def test_an_idempotency_key_cancels_each_response_that_a_path_names():
+    async with running_server(time_scale=1.0) as server:
+        for _ in range(2):
+            _, queued, _ = await server.post(PATH, ENDLESS)
+            for replayed in (None, "true"):
+                async with server.session.post(f"{PATH}/{queued['id']}/cancel", headers={"Idempotency-Key": "k"}) as response:
+                    found = await response.json()
+                assert (found["id"], found["status"]) == (queued["id"], "cancelled")
+                assert response.headers.get("Idempotent-Replayed") == replayed
 
 
 async def test_a_prompt_that_is_too_long_ends_it(server):
@@ -377,8 +422,7 @@ def response_of(status="completed", size=0, background=False):
     return StoredResponse(status, background, b"[]", msgspec.json.encode({"status": status, "text": "x" * size}))
 
 
-async def test_a_response_that_is_dropped_at_once_stops():
-    """The message that it was dropped comes before the answer to its worker."""
+async def test_a_response_without_room_is_not_kept_and_not_stopped():
     mail = []
     memory = ResponseMemory(asyncio.get_running_loop().time, max_bytes=OVERHEAD)
     client = ResponsesClient(mail.append, keeps=True)
@@ -388,9 +432,51 @@ async def test_a_response_that_is_dropped_at_once_stops():
     await asyncio.sleep(0)
     server.receive(mail.pop())
     assert await asking is None
-    assert stopped.is_set()
+    assert not client._stops
     server.close()
+    assert not stopped.is_set()
     assert len(memory.entries) == 0
+
+
+async def test_a_response_that_is_dropped_while_its_worker_learns_that_it_is_kept_stops():
+    mail = []
+    memory = ResponseMemory(lambda: 0.0)
+    client = ResponsesClient(mail.append, keeps=True)
+    server = ResponsesServer(memory, client.receive)
+    stopped = asyncio.Event()
+    asking = asyncio.create_task(client.ask("add", Name(None, "x"), response_of("queued"), stopped.set))
+    await asyncio.sleep(0)
+    server.receive(mail.pop())
+    memory.do("delete", Name(None, "x"))
+    assert stopped.is_set()
+    assert (await asking).status == "queued"
+
+
+@pytest.mark.parametrize(("operation", "items"), [("get", b"[1]"), ("body", b""), ("cancel", b""), ("delete", b"")])
+def test_a_worker_gets_the_items_only_where_it_needs_them(operation, items):
+    memory, name, mail = ResponseMemory(lambda: 0.0), Name(None, "x"), []
+    kept = StoredResponse("completed", True, b"[1]", b"{}")
+    memory.do("add", name, kept)
+    ResponsesServer(memory, mail.append).receive(StoreRequest(1, operation, name, None))
+    assert mail == [StoreReply(1, StoredResponse("completed", True, items, b"{}"))]
+
+
+def test_a_response_that_has_ended_has_nothing_to_stop():
+    """Its task, which `stop` refers to, can go."""
+    memory, name = ResponseMemory(lambda: 0.0), Name(None, "x")
+    task = Task()
+    memory.do("add", name, response_of("queued"), task.cancel)
+    alive = weakref.ref(task)
+    del task
+    memory.do("replace", name, response_of("in_progress"))
+    assert alive() is not None
+    memory.do("replace", name, response_of("completed"))
+    assert alive() is None
+
+
+class Task:
+    def cancel(self):
+        pass
 
 
 # The bounds
@@ -411,18 +497,25 @@ class Bounds(RuleBasedStateMachine):
         self.running: set[Name] = set()
         self.stopped: list[Name] = []
 
-    @rule(name=names, size=st.integers(0, 3 * OVERHEAD), background=st.booleans())
+    @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), background=st.booleans())
     def add(self, name, size, background):
         if name in self.kept:
             return
         response = response_of("queued" if background else "completed", size, background)
-        self.kept[name] = response, self.now
-        if background:
-            self.running.add(name)
-        assert self.memory.do("add", name, response, lambda: self.stopped.append(name)) is None
+        found = self.memory.do("add", name, response, lambda: self.stopped.append(name))
+        if found is None:
+            assert self.memory.do("get", name) is None
+        else:
+            assert self.memory.do("get", name) is response
+            self.kept[name] = response, self.now
+            if background:
+                self.running.add(name)
+        if response.size > self.BYTES:
+            assert found is None
+            assert not self.stopped
         self._note_dropped()
 
-    @rule(name=names, size=st.integers(0, 3 * OVERHEAD), status=st.sampled_from(["in_progress", "completed"]))
+    @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), status=st.sampled_from(["in_progress", "completed"]))
     def replace(self, name, size, status):
         response = response_of(status, size, background=True)
         if name in self.running:

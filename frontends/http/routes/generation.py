@@ -7,7 +7,7 @@ from functools import partial
 from aiohttp import web
 
 from frontends.answers.generation import ROUTES, Generation
-from frontends.http.access_log import name_answer
+from frontends.http.access_log import TASK, name_answer
 from frontends.http.authentication import CALLER
 from frontends.http.event_stream import EventStream
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
@@ -55,7 +55,10 @@ class GenerationRoutes:
         wanted, builder = await self._generation.parse(path, await take(request), request[CALLER])
         name_answer(request, builder.id, wanted.per_prompt)
         if not wanted.stream:
-            return await whole_response(await self._generation.whole(wanted, builder))
+            response = await whole_response(await self._generation.whole(wanted, builder))
+            if builder.task is not None:
+                request[TASK] = builder.task
+            return response
         async with (
             self._events(request, builder.failure) as events,
             renamed(**wanted.names),
@@ -66,8 +69,7 @@ class GenerationRoutes:
             builder.begin(streams)
             await events.pour(streams, partial(_chunk, builder, set(range(len(streams))), running))
             last = builder.end([stream.usage for stream in streams], wanted.per_prompt, usage=wanted.usage)
-            await builder.complete()
-            await events.end(last)
+            await events.end(last + await builder.complete())
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:

@@ -35,7 +35,7 @@ class ResponseRoutes:
     async def retrieve(self, request: web.Request) -> web.Response:
         if request.query.get("stream", "false").lower() != "false":
             raise InvalidRequest("stream: a stored response is returned whole", "stream")
-        return _whole(await self._ask("get", request))
+        return _whole(await self._ask("body", request))
 
     async def delete(self, request: web.Request) -> web.Response:
         await self._ask("delete", request)

@@ -165,6 +165,14 @@ async def test_a_cancelled_batch_keeps_its_answers(tmp_path):
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
 
 
+async def test_an_idempotency_key_cancels_each_batch_that_a_path_names(tmp_path):
+    async with served(tmp_path, runs=False) as (_, client):
+        for _ in range(2):
+            batch = await created(client, text(lines(1)))
+            cancelled = await client.batches.cancel(batch.id, extra_headers={"Idempotency-Key": "k"})
+            assert (cancelled.id, cancelled.status != batch.status) == (batch.id, True)
+
+
 async def test_a_failed_batch_keeps_its_answers(tmp_path, monkeypatch):
     append, left = Journal.append, [5]
 

@@ -93,8 +93,11 @@ def _png(data: bytes) -> Stripped:
 
 def _webp(data: bytes) -> Stripped:
     view, turn, frames = memoryview(data), 1, 0
-    kept = [view[8:12]]
+    kept, last = [view[8:12]], 8 + struct.unpack_from("<I", data, 4)[0]
     for name, begin, end in _chunks(data, 12, "<4sI", 8):
+        if begin >= last:
+            # Libraries ignore what follows the container.
+            break
         if end > len(data) + 1:
             raise ValueError("a chunk ends early")
         frames += name == b"ANMF"

@@ -170,21 +170,23 @@ async def test_a_connection_that_breaks_is_an_outcome():
     assert record.outcome == "connection"
 
 
-# Seconds that a busy machine may add; the median of several requests must stay within them.
+# Seconds that a busy machine may add between a write and its arrival; the median of several requests
+# must stay within them.
 TOLERANCE = 0.03
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
 async def test_known_times_come_back_within_the_tolerance(tokens):
-    gaps = [0.25, 0.4, 0.1, 0.4, 0.1]
+    """The truth are the times of the server's writes: a busy machine also makes its waits longer."""
+    gaps, written = [0.25, 0.4, 0.1, 0.4, 0.1], []
 
     async def completions(request):
-        due = anyio.current_time()
+        written.append(row := [anyio.current_time()])
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for number, gap in enumerate(gaps, 1):
-            due += gap
-            await anyio.sleep(due - anyio.current_time())
+            await anyio.sleep(gap)
+            row.append(anyio.current_time())
             await response.write(b'data: {"choices": [{"text": "x"}], "usage": {"completion_tokens": %d}}\n\n' % (number * tokens))
         await response.write(DONE)
         return response
@@ -194,8 +196,10 @@ async def test_known_times_come_back_within_the_tolerance(tokens):
     assert {record.outcome for record in records} == {"ok"}
     assert all([count for _, count in record.deliveries] == [tokens] * 5 for record in records)
     times = [[record.intended, *(time for time, _ in record.deliveries)] for record in records]
-    for index, gap in enumerate(gaps):
-        assert statistics.median(row[index + 1] - row[index] for row in times) == pytest.approx(gap, abs=TOLERANCE)
+    for index in range(len(gaps)):
+        found, truth = (statistics.median(row[index + 1] - row[index] for row in rows) for rows in (times, written))
+        # The first time begins when the client sends, before the server has the request.
+        assert truth - TOLERANCE < found < truth + (TOLERANCE if index else 1.0)
 
 
 async def measure_scripted(completions, requests=1, concurrency=1, workload=WORKLOAD):

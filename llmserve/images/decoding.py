@@ -1,7 +1,7 @@
 """Decodes images to pixels in threads, for a few requests at a time. Pillow does the work.
 
 Pillow releases the interpreter's lock while it decodes. Its other calls hold the lock for
-milliseconds, so many threads would delay the event loop.
+milliseconds, and with many threads these add up to a delay of the event loop.
 """
 
 from collections import Counter

@@ -176,8 +176,12 @@ class Router:
         if not among & (among - 1):
             return among.bit_length() - 1
         self._rank()
-        loads, prompt, answer = self.loads, ticket.prompt_tokens, ANSWER * ticket.expected_tokens
-        others = DELAYED * self._token / len(loads)
+        prompt, answer = ticket.prompt_tokens, ANSWER * ticket.expected_tokens
+        others = DELAYED * self._token / len(self.loads)
+
+        def cost(engine: int, cached: int) -> float:
+            return self.loads[engine].cost(prompt - cached, answer) - cached * others
+
         found, least, rest = 0, math.inf, among
         for holders, tokens in (*self.holders(ticket), (among, 0)):
             same = holders & rest
@@ -185,19 +189,16 @@ class Router:
             more = CANDIDATES
             for _, engine in self._ranks if same else ():
                 if same >> engine & 1:
-                    cost = loads[engine].cost(prompt - tokens, answer) - tokens * others
-                    if cost < least:
-                        found, least = engine, cost
+                    if (seconds := cost(engine, tokens)) < least:
+                        found, least = engine, seconds
                     same ^= 1 << engine
                     more -= 1
                     if not same or not more:
                         break
         home = ticket.home
-        if home is not None and home != found and among >> home & 1:
-            tokens = self.cached(ticket, home)
-            if loads[home].cost(prompt - tokens, answer) - tokens * others <= least + STAY * abs(least):
-                return home
-        return found
+        if home is None or home == found or not among >> home & 1:
+            return found
+        return home if cost(home, self.cached(ticket, home)) <= least + STAY * abs(least) else found
 
     def cached(self, ticket: Ticket, engine: int) -> int:
         """Return how many of the ticket's prompt tokens the engine's cache is expected to have."""

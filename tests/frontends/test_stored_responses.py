@@ -422,15 +422,20 @@ def response_of(status="completed", size=0, background=False):
     return StoredResponse(status, background, b"[]", msgspec.json.encode({"status": status, "text": "x" * size}))
 
 
-async def test_a_response_without_room_is_not_kept_and_not_stopped():
-    mail = []
-    memory = ResponseMemory(asyncio.get_running_loop().time, max_bytes=OVERHEAD)
+async def adding(memory):
+    """Add a worker's response; return both sides, the worker's question and what its end sets."""
+    mail, stopped = [], asyncio.Event()
     client = ResponsesClient(mail.append, keeps=True)
     server = ResponsesServer(memory, client.receive)
-    stopped = asyncio.Event()
     asking = asyncio.create_task(client.ask("add", Name(None, "x"), response_of("queued"), stopped.set))
     await asyncio.sleep(0)
     server.receive(mail.pop())
+    return client, server, asking, stopped
+
+
+async def test_a_response_without_room_is_not_kept_and_not_stopped():
+    memory = ResponseMemory(asyncio.get_running_loop().time, max_bytes=OVERHEAD)
+    client, server, asking, stopped = await adding(memory)
     assert await asking is None
     assert not client._stops
     server.close()
@@ -439,14 +444,8 @@ async def test_a_response_without_room_is_not_kept_and_not_stopped():
 
 
 async def test_a_response_that_is_dropped_while_its_worker_learns_that_it_is_kept_stops():
-    mail = []
     memory = ResponseMemory(lambda: 0.0)
-    client = ResponsesClient(mail.append, keeps=True)
-    server = ResponsesServer(memory, client.receive)
-    stopped = asyncio.Event()
-    asking = asyncio.create_task(client.ask("add", Name(None, "x"), response_of("queued"), stopped.set))
-    await asyncio.sleep(0)
-    server.receive(mail.pop())
+    _, _, asking, stopped = await adding(memory)
     memory.do("delete", Name(None, "x"))
     assert stopped.is_set()
     assert (await asking).status == "queued"

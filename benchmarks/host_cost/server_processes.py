@@ -129,8 +129,8 @@ async def open_server(name: str, setting: Setting, streams: int, *, stdout: int 
     """Start a server.
 
     `name` is "llmserve", "llmserve-socket", "joined", "vllm" or "vllm-rust", some of them with `:N`
-    for N processes. With N engines and W processes it is "llmserve-pool:N:W" or "vllm-dp:N:W";
-    "llmserve-of-N:K:W" is the server of engine K where each of N engines has its own server.
+    for N processes. With N engines and W processes it is "llmserve-pool:N:W", "vllm-dp:N:W" or
+    "vllm-rust-dp:N:W"; "llmserve-of-N:K:W" is the server of engine K where each of N engines has its own server.
     "cluster:N:W:I" is a local Ray with N replicas of W processes each, behind I ingresses.
     Standard output goes to the descriptor `stdout`, or by default into the log, like standard
     error.
@@ -212,8 +212,8 @@ async def _command(name: str, setting: Setting, addresses: dict[str, str]) -> tu
     if setting.core == "stubbed":
         # The API server runs in one process, the one with the stubbed core.
         return ["vllm.entrypoints.openai.api_server", "--model", model, *arguments], {}
-    environment = {"VLLM_USE_RUST_FRONTEND": "1"} if kind == "vllm-rust" else {}
-    if kind == "vllm-dp":
+    environment = {"VLLM_USE_RUST_FRONTEND": "1"} if "rust" in kind else {}
+    if "dp" in kind:
         arguments += ["--data-parallel-size", engines]
     return ["benchmarks.host_cost.vllm_serve", "serve", model, "--api-server-count", count, *arguments], environment
 

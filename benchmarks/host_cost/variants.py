@@ -66,6 +66,7 @@ WAYS: dict[str, tuple[str, str]] = {
     "pool": ("llmserve-pool", "http"),
     "direct": ("llmserve-direct", "http"),
     "vllm-dp": ("vllm-dp", "http"),
+    "vllm-rust-dp": ("vllm-rust-dp", "http"),
     "cluster": ("cluster", "http"),
 }
 # Text prompts, so that each server tokenises; on our raw socket token ids.
@@ -73,7 +74,7 @@ PROMPTS: dict[str, Prompts] = {"http": "text", "chat": "chat", "tcp": "ids", "un
 # Variants that may have several processes, and those with a number of engines before that of the
 # processes. `direct` has a server for each engine, and is loaded at all of them at the same time.
 MANY = ("http", "http-unheld", "chat", "joined", "vllm", "vllm-chat")
-ENGINES = ("pool", "direct", "vllm-dp")
+ENGINES = ("pool", "direct", "vllm-dp", "vllm-rust-dp")
 CLUSTER = "cluster"
 CHOICES = (
     f"{', '.join([*IN_PROCESS, *WAYS])}, with :PROCESSES after {', '.join(MANY)}, :ENGINES:PROCESSES after {', '.join(ENGINES)}, "

@@ -24,7 +24,8 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.processes.guard import ProcessGuard
-from llmserve.engines.vllm.args import build_engine_args, check_version, require_asyncio
+from llmserve.engines.vllm.args import check_version, require_asyncio
+from llmserve.engines.vllm.core_config import build_config
 from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.grammars.admission import Grammars
 from llmserve.engines.vllm.grammars.ejection import Constrained
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
 # Seconds between two checks for the engine's death while no request is submitted. Open requests
 # learn of it at once.
 WATCH_SECONDS = 0.25
+# The engine arguments that are not part of vLLM's configuration.
+LOG_ARGUMENTS = ("disable_log_stats", "enable_log_requests")
 
 
 class VLLMEngine(Vocabulary):
@@ -210,9 +213,6 @@ class VLLMEngine(Vocabulary):
         check_version(vllm.__version__)
         check_tool_parser(self._tool_parser)
         check()
-        # vLLM's defaults depend on the usage context: on an H200 a step holds 8192 tokens for its
-        # API server and 2048 for an unknown embedder. With 2048, 128 streams of a 1.5B model left
-        # requests waiting for prefill (docs/benchmarks.md).
         context = UsageContext.OPENAI_API_SERVER
         loggers = make_stat_loggers(self, self._record, self._placement.number if client is None else client.engine)
         install()
@@ -220,10 +220,11 @@ class VLLMEngine(Vocabulary):
             if client is not None:
                 arguments = client.arguments()
                 return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)
-            args = build_engine_args(resolve(self._model, check), self._engine_args, self._placement.sharing)
+            config = build_config(resolve(self._model, check), self._engine_args, self._placement.sharing)
             check()
             with self._placement.loading(check), interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
-                return AsyncLLM.from_engine_args(args, usage_context=context, stat_loggers=loggers)
+                logs = {name: self._engine_args[name] for name in LOG_ARGUMENTS if name in self._engine_args}
+                return AsyncLLM.from_vllm_config(config, usage_context=context, stat_loggers=loggers, **{"disable_log_stats": True, **logs})
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         if self._llm is None or self._renderer is None:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from llmserve.engines.processes.guard import ProcessGuard
-from llmserve.engines.vllm.args import build_engine_args, check_version
+from llmserve.engines.vllm.args import check_version
+from llmserve.engines.vllm.core_config import build_config
 from llmserve.engines.vllm.placement import ALONE, Placement
 from llmserve.engines.vllm.shutdown import END_SECONDS
 from llmserve.engines.vllm.start_checks import check_host, check_model
@@ -85,17 +86,13 @@ class VLLMCore:
         check_model(self._model, self._engine_args)
         try:
             import vllm
-            from vllm.usage.usage_lib import UsageContext
             from vllm.utils.network_utils import get_open_zmq_ipc_path
             from vllm.v1.engine.utils import EngineZmqAddresses
         except ImportError as error:
             raise ConfigurationError(f"the engine vllm cannot be imported ({error}); install llmserve[cuda] or llmserve[cpu]") from error
         check_version(vllm.__version__)
         with start_errors(self._model):
-            args = build_engine_args(resolve(self._model, check), self._engine_args, self._placement.sharing)
-            args._api_process_count = self._at_once  # noqa: SLF001 - as vLLM's own launcher does
-            args._api_process_rank = -1  # noqa: SLF001 - vLLM has no public name for it
-            self._config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+            self._config = build_config(resolve(self._model, check), self._engine_args, self._placement.sharing, self._at_once)
         paths = [get_open_zmq_ipc_path() for _ in range(2 * self._in_all)]
         self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
 

@@ -10,6 +10,7 @@ from llmserve.admission.controller import AdmissionController
 from llmserve.admission.lategate import LateGate
 from llmserve.admission.policies import FixedLimit, Policy, Unlimited
 from llmserve.admission.pool.policy import PoolPolicy
+from llmserve.admission.pool.router import Router
 from llmserve.admission.protocol import Admission
 from llmserve.admission.tenants import Tenants
 from llmserve.config import SLO, AdmissionConfig
@@ -119,7 +120,8 @@ def build_admission(
     if engines == 1:
         whole = policy or setup.policy()
     else:
-        whole = PoolPolicy([deepcopy(policy) if policy else setup.policy() for _ in range(engines)], config.max_wait)
+        policies = [deepcopy(policy) if policy else setup.policy() for _ in range(engines)]
+        whole = PoolPolicy(policies, config.max_wait, Router(engines, max_num_seqs))
     limit = whole.limit
     if limit is None:
         limit = engines * max_num_seqs if policy else 0

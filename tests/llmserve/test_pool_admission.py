@@ -523,6 +523,17 @@ def test_among_many_engines_the_usual_ticket_shows_which_are_fast(slow):
     router.left(last, 7, 1.0)
 
 
+@pytest.mark.parametrize(("slots", "engines"), [(64, [64, 64]), (None, [65, 63])])
+def test_no_ticket_waits_at_its_home_while_another_engine_has_a_free_slot(slots, engines):
+    """A regression: with 2,048 streams on two engines of 1,024, some waited seconds for a slot at home."""
+    router = Router(2, slots)
+    for number in range(128):
+        ticket = Ticket(prompt_tokens=128, home=number % 2 if number < 126 else 0)
+        ticket.expected_tokens = 128
+        router.started(ticket, router.best(ticket, 0b11))
+    assert [load.running for load in router.loads] == engines
+
+
 @pytest.mark.parametrize("last", [1, 10_000])
 def test_the_times_of_an_engine_are_learned(last):
     """A regression: a short prompt at the time of a fit made each token seem a hundred times as slow."""

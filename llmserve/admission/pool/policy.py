@@ -74,6 +74,7 @@ class PoolPolicy:
     Args:
         policies: One unused policy for each engine, in the order of their numbers.
         max_wait: Longest wait in seconds under policies that only count and have no own one.
+        router: The router; by default one that knows no number of slots.
     """
 
     def __init__(self, policies: Sequence[Policy], max_wait: float = 30.0, router: Router | None = None) -> None:

@@ -153,9 +153,16 @@ class Router:
 
     Sets of engines are bits, and the engines are kept in the order of what the usual ticket would
     cost, so that a choice takes about as long among many engines as among few.
+
+    Args:
+        slots: Number of sequences that each engine computes at once; None if unknown. Further
+            tickets wait in the engine, so they get another engine while one has a slot.
     """
 
-    def __init__(self, engines: int) -> None:
+    def __init__(self, engines: int, slots: int | None = None) -> None:
+        self._slots = math.inf if slots is None else slots
+        # The engines with a free slot, as bits.
+        self._free = (1 << engines) - 1
         self.prefixes = PrefixIndex(engines)
         self._prefill, self._decode = Slope(PROMPT_TOKEN), Slope(SEQUENCE)
         self.loads = [EngineLoad(self._prefill, self._decode) for _ in range(engines)]
@@ -173,6 +180,7 @@ class Router:
 
     def best(self, ticket: Ticket, among: int) -> int:
         """Return the engine on which a ticket costs least, of a set that is not empty."""
+        among = among & self._free or among
         if not among & (among - 1):
             return among.bit_length() - 1
         self._rank()
@@ -230,6 +238,8 @@ class Router:
         self._answer += (ticket.expected_tokens - self._answer) / USUAL
         self._placed[ticket] = _Placed(fresh, load.pending + fresh, load.running + 1)
         load.running += 1
+        if load.running >= self._slots:
+            self._free &= ~(1 << engine)
         load.pending += fresh
         self.prefixes.remember(engine, ticket.prefix, ticket.prompt_tokens + int(ticket.expected_tokens))
         self._changed.add(engine)
@@ -248,6 +258,8 @@ class Router:
     def left(self, ticket: Ticket, engine: int, now: float) -> None:
         placed, load = self._placed.pop(ticket), self.loads[engine]
         load.running -= 1
+        if load.running < self._slots:
+            self._free |= 1 << engine
         if placed.first_token is None:
             load.pending -= placed.fresh
         elif ticket.complete and ticket.generated > 1 and self._samples[engine] is None:

@@ -24,8 +24,7 @@ import attrs
 
 from llmserve.engine import EngineInfo, EnginePrompt, EngineStatistics, Sink
 from llmserve.engines.processes.guard import ProcessGuard
-from llmserve.engines.vllm.args import check_version, require_asyncio
-from llmserve.engines.vllm.core_config import build_config
+from llmserve.engines.vllm.args import build_config, check_version, require_asyncio
 from llmserve.engines.vllm.fast_path import FastPath, PathCounts, is_plain
 from llmserve.engines.vllm.grammars.admission import Grammars
 from llmserve.engines.vllm.grammars.ejection import Constrained

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from llmserve.engines.processes.guard import ProcessGuard
-from llmserve.engines.vllm.args import check_version
-from llmserve.engines.vllm.core_config import build_config
+from llmserve.engines.vllm.args import build_config, check_version
 from llmserve.engines.vllm.placement import ALONE, Placement
 from llmserve.engines.vllm.shutdown import END_SECONDS
 from llmserve.engines.vllm.start_checks import check_host, check_model

@@ -2,8 +2,7 @@
 
 import pytest
 
-from llmserve.engines.vllm.args import build_engine_args
-from llmserve.engines.vllm.core_config import build_config, graph_size
+from llmserve.engines.vllm.args import build_config, build_engine_args, graph_size
 from llmserve.models import resolve
 
 

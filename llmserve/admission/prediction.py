@@ -3,7 +3,7 @@
 The controller makes the tuples here for every request, and attrs takes four times as long for it.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 
@@ -84,11 +84,18 @@ class PolicyFigures(NamedTuple):
         counting: Why the policy only counts although it could predict; None otherwise.
         margin: Share of the target time per token that the policy uses; None if it has none.
         step_seconds: Duration of the engine's mean step; None if unknown.
+        step_tokens: Maximum number of tokens in a step that the policy asks of its engine; None if
+            it asks for none.
     """
 
     counting: str | None = None
     margin: float | None = None
     step_seconds: float | None = None
+    step_tokens: int | None = None
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the figures of `AdmissionStatistics` that a policy has."""
+        return {"counting": self.counting, "step_tokens": self.step_tokens}
 
 
 class Predictor(Protocol):

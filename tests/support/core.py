@@ -63,6 +63,8 @@ class CoreProcess:
         self._listener.bind(self._address)
         self._listener.listen(100)
 
+    min_step_tokens = None
+
     @property
     def batch(self):
         return self.config.max_num_seqs, self.config.max_num_batched_tokens

@@ -242,10 +242,12 @@ class LateGate:
                     slack = TTFT_SHARE * (self.slo.ttft or math.inf)
                     self.step_size.learn(self._recent.mean_running, self._target, self.slo.tpot, slack, self._long_prompt())
             # Whether the step had no prompt: all that were there would have been complete with it.
-            if sample.prompt_tokens == last.prompt_tokens and self._were_pending + sample.running <= self.step_size.tokens:
+            could_be_complete = not self._were_pending or self._were_pending + sample.running <= self.step_size.tokens
+            if sample.prompt_tokens == last.prompt_tokens and could_be_complete:
                 self._step.add(sample.running, seconds / steps)
-            if self.slo.tpot is not None:
+            else:
                 self.step_size.stepped(steps, seconds, sample.running)
+            if self.slo.tpot is not None:
                 self.stalls.stepped(steps, seconds, self._target)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
         self._were_pending = self._pending

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 LATE_SHARE = 0.003
 # A loss of prompt tokens per second that is worth a line in the log, and the unit of the advice.
 REPORTED, ROUND = 0.03, 64
-# Number of steps that the time of a prompt token is averaged over, and of prompts that it needs.
-MEMORY, ENOUGH = 2000, 32
+# Number of steps with prompts that the time of a prompt token is averaged over, and of prompts that
+# it needs.
+MEMORY, ENOUGH = 400, 8
 # The maximum number of tokens in a step stays while the fitting one is between these multiples of it.
 LOWER, HIGHER = 0.85, 1.2
 
@@ -126,7 +127,7 @@ class StepSize:
         self._prompt_tokens += prompt_tokens
 
     def stepped(self, steps: float, seconds: float, running: int) -> None:
-        """Note steps that took some seconds in total, before the prompts that are complete with them."""
+        """Note steps with prompts that took some seconds in total."""
         fade = max(0.0, 1 - steps / MEMORY)
         self._prompts *= fade
         self._prompt_tokens *= fade

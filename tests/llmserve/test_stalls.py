@@ -171,9 +171,11 @@ def step_size(most=8192, least=256, plain=PLAIN):
 def compute(size, token, count=40, prompt_tokens=1000, tokens_in_a_step=500, plain=PLAIN):
     """Compute prompts beside 10 answers, in steps of some tokens."""
     for _ in range(count):
-        steps = prompt_tokens / tokens_in_a_step
-        size.computed(prompt_tokens)
-        size.stepped(steps, steps * plain + token * prompt_tokens, 10)
+        for done in range(0, prompt_tokens, tokens_in_a_step):
+            tokens = min(tokens_in_a_step, prompt_tokens - done)
+            if done + tokens == prompt_tokens:
+                size.computed(prompt_tokens)
+            size.stepped(1, plain + token * tokens, 10)
 
 
 def learn(size, target=TARGET, ttft=math.inf, prompt_tokens=4000):
@@ -191,7 +193,7 @@ def test_the_size_fits_the_target_whatever_the_steps_were_that_it_was_learnt_fro
 
 def test_the_size_is_the_engine_s_own_until_enough_is_learnt():
     size = step_size()
-    compute(size, 2e-5, count=30)
+    compute(size, 2e-5, count=7)
     assert learn(size) == 8192
     early = StepSize(LinearFit(), 8192, 256, 256)
     compute(early, 2e-5)

@@ -142,8 +142,7 @@ def config(**changes):
     [
         ({}, 16),
         ({"drafts": 3}, 64),
-        ({"mamba_cache_mode": "align"}, 128),
-        ({"mamba_cache_mode": "align", "max_num_seqs": 256}, 256),
+        ({"mamba_cache_mode": "align"}, 144),
         ({"enable_chunked_prefill": False}, None),
         ({"disable_chunked_mm_input": True}, None),
         ({"scheduler_cls": "vllm.v1.core.sched.diffusion_scheduler.DiffusionScheduler"}, None),

@@ -94,7 +94,8 @@ def least_of_core(config: Any) -> int | None:
     if not scheduler.enable_chunked_prefill or scheduler.disable_chunked_mm_input:
         return None
     drafts = 0 if speculation is None else int(speculation.num_speculative_tokens or 0)
+    # A token for each sequence, and as many as it drafts.
     least = int(scheduler.max_num_seqs) * (1 + drafts)
-    # In this mode a prompt advances by whole blocks.
+    # In this mode a prompt advances by whole blocks, beside the answers.
     is_aligned = getattr(config.cache_config, "mamba_cache_mode", None) == "align"
-    return max(least, int(config.cache_config.block_size)) if is_aligned else least
+    return least + int(config.cache_config.block_size) if is_aligned else least

@@ -179,6 +179,7 @@ class StepEngine:
             kv_tokens=self.size.kv_tokens,
             preemptions=self.preemptions,
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             generation_tokens=self.generation_tokens,
         )
 

@@ -61,8 +61,7 @@ class LateGate:
         max_num_seqs: Maximum number of sequences in the engine's batch.
         max_num_batched_tokens: Maximum number of tokens in one of its steps, None if unknown.
         max_wait: Longest wait in seconds if the SLO has no TTFT target.
-        min_step_tokens: The smallest maximum that the engine accepts while it is up; None if it
-            accepts none.
+        min_step_tokens: Smallest such maximum that the engine accepts while it is up, None if none.
     """
 
     name = "lategate"
@@ -206,7 +205,7 @@ class LateGate:
         self.budget.earn()
         running.steps = self._sample.steps if self._sample else 0
         self._pending -= running.fresh
-        self.step_size.computed(running.fresh)
+        self.step_size.computed(ticket.prompt_tokens)
         self.stalls.computed(running.lot, running.fresh)
         self.stalls.answers(ticket)
         if ticket.granted is not None:
@@ -236,6 +235,7 @@ class LateGate:
         # A new process counts from 0 again.
         if steps > 0 and seconds >= 0:
             self._recent.add(seconds, steps, sample.running)
+            self.step_size.found(sample.cached_tokens - last.cached_tokens)
             if sample.steps // LOOK > last.steps // LOOK:
                 self.cache.grown(self._live)
                 if self.slo.tpot is not None:

@@ -17,7 +17,8 @@ class EngineSample:
 
     `steps` and `busy_seconds` count only steps that followed another one without a pause, so their
     quotient is the duration of a step. `kv_usage` is the share of the KV cache in use, 0 to 1.
-    `kv_tokens` is its size, None if unknown. `engine` is the engine's number in its pool.
+    `kv_tokens` is its size, None if unknown. `cached_tokens` are those of the prompts that the prefix
+    cache had. `engine` is the engine's number in its pool.
     """
 
     engine: int = 0
@@ -29,6 +30,7 @@ class EngineSample:
     kv_tokens: int | None = None
     preemptions: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
 
 

@@ -122,9 +122,13 @@ class StepSize:
         return None if self._least is None else self.tokens
 
     def computed(self, prompt_tokens: int) -> None:
-        """Note that a prompt is complete, of which the engine has computed these tokens."""
+        """Note that a prompt of these tokens is complete."""
         self._prompts += 1
         self._prompt_tokens += prompt_tokens
+
+    def found(self, cached_tokens: int) -> None:
+        """Note that the engine has not had to compute these prompt tokens, because its cache had them."""
+        self._prompt_tokens -= cached_tokens
 
     def stepped(self, steps: float, seconds: float, running: int) -> None:
         """Note steps with prompts that took some seconds in total."""
@@ -144,7 +148,9 @@ class StepSize:
             prompt_tokens: Length of a long prompt.
         """
         plain = self._step.at(running)
-        if not self.most or not self._step.learnt or self._prompts < ENOUGH or self._seconds <= 0 or plain >= target:
+        if not self.most or not self._step.learnt or self._prompts < ENOUGH or plain >= target:
+            return
+        if self._prompt_tokens <= 0 or self._seconds <= 0:
             return
         model = StepModel(target - plain, self._seconds / self._prompt_tokens, self.most)
         if self._least is None:

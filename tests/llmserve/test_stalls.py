@@ -191,6 +191,21 @@ def test_the_size_fits_the_target_whatever_the_steps_were_that_it_was_learnt_fro
     assert learn(size) == 1984
 
 
+def test_prompt_tokens_that_the_cache_had_take_no_time():
+    size = step_size()
+    for _ in range(40):
+        size.computed(1000)
+        size.found(900)
+        size.stepped(1, PLAIN + 2e-5 * 100, 10)
+    assert learn(size) == 1984
+    for _ in range(40):
+        size.computed(1000)
+        size.found(1000)
+    # Their times say nothing.
+    size.found(10**6)
+    assert learn(size, 0.02) == 1984
+
+
 def test_the_size_is_the_engine_s_own_until_enough_is_learnt():
     size = step_size()
     compute(size, 2e-5, count=7)

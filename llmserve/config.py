@@ -256,6 +256,11 @@ class ManagerConfig:
         return value
 
     @property
+    def limits_steps(self) -> bool:
+        """Whether admission limits the tokens in a step of an engine to meet the TPOT target."""
+        return self.slo.tpot is not None and self.admission.policy_for(self.slo) == "lategate"
+
+    @property
     def predicts(self) -> bool:
         """Whether admission predicts latency to meet the SLO, instead of using a fixed limit."""
         return self.slo != SLO() and self.admission.policy_for(self.slo) not in ("fixed", "unlimited")

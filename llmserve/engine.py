@@ -26,6 +26,8 @@ class EngineInfo:
     are the names that a request may select in place of the model itself.
 
     Attributes:
+        min_step_tokens: The smallest number that `LimitsSteps.limit_step` takes; None if the
+            maximum cannot change while the engine is up.
         tasks: What the model does: "generate", "embed" or "classify".
         embedding_size: Number of elements of an embedding; 0 if the model makes none.
         dimensions: The smaller sizes of embeddings that a request may ask for; empty if the model
@@ -42,6 +44,7 @@ class EngineInfo:
     vocab_size: int
     max_num_seqs: int
     max_num_batched_tokens: int | None = None
+    min_step_tokens: int | None = None
     kv_cache_tokens: int | None = None
     has_chat_template: bool = True
     prefix_caching: bool = True
@@ -232,6 +235,24 @@ class LoadsAdapters(Protocol):
         """Remove an adapter, if the engine has it; its started requests go on.
 
         Raises EngineDead if the engine dies meanwhile.
+        """
+
+
+@runtime_checkable
+class LimitsSteps(Protocol):
+    """What an engine may offer in addition: a smaller maximum of tokens in a step while it is up."""
+
+    def allow_step_limit(self) -> None:
+        """Prepare for `limit_step`; called before the first start.
+
+        After a start, `info.min_step_tokens` is a number, unless the operator has set
+        `max_num_batched_tokens`, or the engine cannot limit its steps with these settings.
+        """
+
+    def limit_step(self, tokens: int) -> None:
+        """Compute at most so many tokens in a step while a request is answered, also after a restart.
+
+        Cheap, because it is called at every step. It never raises `max_num_batched_tokens`.
         """
 
 

@@ -61,6 +61,8 @@ class StepEngine:
     def __init__(self, size: EngineSize, law: Law, seed: int, number: int = 0) -> None:
         self.number = number
         self.size = size
+        # Maximum number of tokens in a step while a sequence decodes.
+        self.step_tokens = size.max_num_batched_tokens
         self.law = law
         self.slowness = 1.0
         self._random = random.Random(seed)
@@ -107,11 +109,10 @@ class StepEngine:
     def start(self) -> float:
         """Choose what runs in the next step; returns its duration in seconds."""
         size = self.size
-        budget = size.max_num_batched_tokens
         while self._decoding and self._held + len(self._decoding) + self._slack() > size.kv_tokens:
             self._preempt()
         decoding = len(self._decoding)
-        budget -= decoding
+        budget = (self.step_tokens if decoding else size.max_num_batched_tokens) - decoding
         chunks = []
         for sequence in self._prefilling:
             if budget <= 0:
@@ -178,6 +179,7 @@ class StepEngine:
             kv_tokens=self.size.kv_tokens,
             preemptions=self.preemptions,
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             generation_tokens=self.generation_tokens,
         )
 

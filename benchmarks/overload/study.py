@@ -75,7 +75,7 @@ def setup(scenario: Scenario, seed: int = 0, known: Known | None = None) -> Setu
     """Return what a policy may know in a scenario."""
     size = scenario.size
     limits = {"max_num_seqs": size.max_num_seqs, "max_num_batched_tokens": size.max_num_batched_tokens, "kv_tokens": size.kv_tokens}
-    return Setup(slo=scenario.slo, **limits, known=known, seed=seed)
+    return Setup(slo=scenario.slo, **limits, min_step_tokens=size.max_num_seqs, known=known, seed=seed)
 
 
 def play(cell: Cell, watch: Callable[[AdmissionController], None] | None = None) -> tuple[list[Request], StepEngine]:

@@ -11,7 +11,7 @@ import attrs
 from benchmarks.overload import engine as simulated
 from benchmarks.overload.engine import StepEngine
 from benchmarks.overload.traffic import Request
-from llmserve.admission import Admission, Ticket, TicketState
+from llmserve.admission import AdmissionController, Ticket, TicketState, step_tokens
 
 Retry = Literal["none", "obey", "naive"]
 # Number of retries before a client gives up.
@@ -34,7 +34,7 @@ class World:
     """
 
     engines: Sequence[StepEngine]
-    admission: Admission
+    admission: AdmissionController
     patience: float = 10.0
     retry: Retry = "none"
     slowness: tuple[tuple[float, float], ...] = ()
@@ -176,5 +176,7 @@ class World:
             ticket.generated, ticket.complete = sequence.output, True
             self._wake(self.admission.leave(ticket, self.now))
         self._wake(self.admission.record(engine.metrics_snapshot(), self.now))
+        if (tokens := step_tokens(self.admission.policy, number)) is not None:
+            engine.step_tokens = tokens
         if self.watch is not None:
             self.watch()

@@ -38,6 +38,7 @@ class Setup:
     slo: SLO
     max_num_seqs: int
     max_num_batched_tokens: int | None = None
+    min_step_tokens: int | None = None
     kv_tokens: int | None = None
     known: Known | None = None
     seed: int = 0

@@ -21,7 +21,7 @@ from frontends.workers.pool import WorkerPool
 from frontends.workers.state import SupervisorState
 from frontends.workers.step_totals import StepAggregator
 from llmserve import EngineDead, ManagerConfig, MetricsSnapshot
-from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, wake
+from llmserve.admission import AdmissionController, AdmissionStatistics, build_admission, step_tokens, wake
 from llmserve.engines import create_engine
 from llmserve.lifecycle.rolling_restart import restart_in_turn
 
@@ -66,6 +66,7 @@ class EngineHost:
                 config.restart,
                 self._clock,
                 count=count,
+                limits_steps=config.limits_steps,
                 open=self._open,
                 busy=self._busy,
                 up=self._engine_up,
@@ -183,9 +184,12 @@ class EngineHost:
 
     def record(self, handle: WorkerHandle, message: StepCount) -> None:
         """Record an engine's steps that a worker has seen."""
-        steps, now = self._engines[message.engine].steps, self._clock()
-        steps.take(handle.index, message)
-        wake(self.admission.record(steps.together(now), now))
+        engine, now = self._engines[message.engine], self._clock()
+        engine.steps.take(handle.index, message)
+        wake(self.admission.record(engine.steps.together(now), now))
+        tokens = step_tokens(self.admission.policy, engine.number)
+        if tokens is not None:
+            engine.step_limit.set(tokens)
 
     def lost(self, handle: WorkerHandle, left: list[tuple[int, str]]) -> None:
         """Forget a worker that has ended, and abort the requests that it has left in the engines."""
@@ -195,21 +199,23 @@ class EngineHost:
 
     # The shared cores
 
-    def _admit(self, max_num_seqs: int, max_num_batched_tokens: int | None) -> None:
+    def _admit(self, max_num_seqs: int, max_num_batched_tokens: int | None, min_step_tokens: int | None = None) -> None:
         self._batch = max_num_seqs, max_num_batched_tokens
+        self._min_step_tokens = min_step_tokens
         self._admission = self._build(self._config)
         for engine in self._engines:
             if not engine.up:
                 self._admission.suspend(self._clock(), engine.number)
 
     def _build(self, config: ManagerConfig) -> AdmissionController:
-        return build_admission(config.admission, config.slo, *self._batch, engines=len(self._engines))
+        count, least = len(self._engines), self._min_step_tokens
+        return build_admission(config.admission, config.slo, *self._batch, engines=count, min_step_tokens=least)
 
     def _open(self, engine: HostedEngine) -> None:
         assert engine.core is not None
         assert engine.core.core is not None
         if self._admission is None:
-            self._admit(*engine.core.core.batch)
+            self._admit(*engine.core.core.batch, engine.core.core.min_step_tokens)
         for handle in self._pool.handles:
             self._give_place(engine, handle)
 

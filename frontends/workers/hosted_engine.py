@@ -14,6 +14,7 @@ from frontends.workers.pool import SPARES, WorkerPool
 from frontends.workers.step_totals import StepAggregator
 from llmserve import EngineDead, RestartConfig
 from llmserve.engines.vllm.placement import Placement, place
+from llmserve.engines.vllm.scheduling.step_limit import StepLimit
 from llmserve.engines.vllm.shared_core import VLLMCore
 from llmserve.lifecycle.supervisor import Supervisor
 
@@ -29,6 +30,7 @@ class HostedEngine:
         supervisor: restarts the core.
         up: whether all workers take requests with it.
         has_failed: whether it will not be started again.
+        step_limit: the maximum of tokens in a step of its core, which the supervisor's admission may set.
     """
 
     number: int
@@ -37,6 +39,7 @@ class HostedEngine:
     supervisor: Supervisor | None = None
     up: bool = False
     has_failed: bool = False
+    step_limit: StepLimit = attrs.field(factory=StepLimit)
     _orphans: list[str] = attrs.field(factory=list)
 
     @property
@@ -84,16 +87,23 @@ def host_cores(
     clock: Callable[[], float],
     *,
     count: int,
+    limits_steps: bool,
     open: Callable[[HostedEngine], None],  # noqa: A002 - as of `SharedCore`
     busy: Callable[[HostedEngine], int],
     up: Callable[[HostedEngine], None],
     down: Callable[[HostedEngine, EngineDead, float | None], None],
 ) -> list[HostedEngine]:
-    """Return `count` engines whose cores the workers share. Raises ConfigurationError."""
+    """Return `count` engines whose cores the workers share. Raises ConfigurationError.
+
+    `limits_steps` says that admission may limit the tokens in their steps.
+    """
 
     def host(placement: Placement) -> HostedEngine:
         engine = HostedEngine(placement.number, StepAggregator(number=placement.number, one_engine=True))
-        make = partial(VLLMCore, model, args, at_once=pool.count, in_all=pool.count + SPARES, placement=placement)
+        if limits_steps:
+            engine.step_limit.allow(args)
+        places = {"at_once": pool.count, "in_all": pool.count + SPARES}
+        make = partial(VLLMCore, model, args, **places, placement=placement, step_limit=engine.step_limit)
         joined = partial(pool.all_up, placement.number)
 
         def died(error: EngineDead) -> None:

@@ -64,6 +64,7 @@ class StepCount(msgspec.Struct, frozen=True, array_like=True, tag=8):
     kv_tokens: int | None
     preemptions: int
     prompt_tokens: int
+    cached_tokens: int
     generation_tokens: int
 
 

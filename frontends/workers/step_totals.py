@@ -24,6 +24,7 @@ class StepAggregator:
     _seconds: float = attrs.field(default=0.0, init=False)
     _preemptions: int = attrs.field(default=0, init=False)
     _prompt_tokens: int = attrs.field(default=0, init=False)
+    _cached_tokens: int = attrs.field(default=0, init=False)
     _generation_tokens: int = attrs.field(default=0, init=False)
 
     def take(self, worker: int, steps: StepCount) -> None:
@@ -38,6 +39,7 @@ class StepAggregator:
         self._seconds += (steps.busy_seconds - last.busy_seconds) / listeners
         self._preemptions += steps.preemptions - last.preemptions
         self._prompt_tokens += steps.prompt_tokens - last.prompt_tokens
+        self._cached_tokens += steps.cached_tokens - last.cached_tokens
         self._generation_tokens += steps.generation_tokens - last.generation_tokens
 
     @property
@@ -64,6 +66,7 @@ class StepAggregator:
             kv_tokens=None if None in sizes else sum(size for size in sizes if size is not None),
             preemptions=self._preemptions,
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
             generation_tokens=self._generation_tokens,
         )
 

@@ -14,6 +14,7 @@ from llmserve.admission.lategate import LateGate as LateGate
 from llmserve.admission.policies import FixedLimit as FixedLimit
 from llmserve.admission.policies import Policy as Policy
 from llmserve.admission.policies import Unlimited as Unlimited
+from llmserve.admission.pool.policy import step_tokens as step_tokens
 from llmserve.admission.prediction import EngineSample as EngineSample
 from llmserve.admission.prediction import PolicyFigures as PolicyFigures
 from llmserve.admission.prediction import Predictor as Predictor
@@ -32,5 +33,5 @@ from llmserve.admission.usage import UsageDelta as UsageDelta
 __all__ = (
     "POLICIES", "Admission", "AdmissionController", "AdmissionStatistics", "Decision", "EngineSample", "FixedLimit", "LateGate", "Policy",
     "PolicyFigures", "PolicySetup", "Predictor", "QueueState", "Refusal", "Refused", "Tenants", "Terms", "Ticket", "TicketState",
-    "Unlimited", "UsageDelta", "build_admission", "check_policy", "separate", "wake",
+    "Unlimited", "UsageDelta", "build_admission", "check_policy", "separate", "step_tokens", "wake",
 )  # fmt: skip

@@ -57,6 +57,7 @@ class PolicySetup:
     slo: SLO
     max_num_seqs: int
     max_num_batched_tokens: int | None = None
+    min_step_tokens: int | None = None
 
     def policy(self) -> Policy:
         """Make the policy that the settings name. Raises ConfigurationError."""
@@ -73,7 +74,7 @@ def _lategate(setup: PolicySetup) -> Policy:
         raise ConfigurationError("the policy lategate needs an SLO: set ttft or tpot")
     if setup.config.max_running is not None:
         raise ConfigurationError("the policy lategate finds its own limit: remove max_running")
-    return LateGate(setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens, setup.config.max_wait)
+    return LateGate(setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens, setup.config.max_wait, setup.min_step_tokens)
 
 
 def _fixed(setup: PolicySetup) -> Policy:
@@ -109,14 +110,16 @@ def build_admission(
     max_num_batched_tokens: int | None = None,
     policy: Policy | None = None,
     engines: int = 1,
+    min_step_tokens: int | None = None,
 ) -> AdmissionController:
     """Build a controller for engines that each batch `max_num_seqs` sequences.
 
     `AdmissionConfig` describes the meaning of None. A `policy` is used unchanged by one engine, and
-    copied for each of several engines. Raises ConfigurationError if the settings name an unknown
+    copied for each of several engines. `min_step_tokens` is the smallest maximum of tokens in a step
+    that the engines accept while they are up, None if they accept none. Raises ConfigurationError if the settings name an unknown
     policy, or do not fit the one that they name.
     """
-    setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens)
+    setup = PolicySetup(config, slo, max_num_seqs, max_num_batched_tokens, min_step_tokens)
     if engines == 1:
         whole = policy or setup.policy()
     else:

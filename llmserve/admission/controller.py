@@ -341,9 +341,9 @@ class AdmissionController:
         return self.log.of(request_id)
 
     def statistics(self, now: float) -> AdmissionStatistics:
-        counts: dict[str, Any] = {"running": len(self._running), "waiting": len(self._line), **self.log.counts(), **self.forecast.figures()}
-        policy, counting = self.policy, self._predictor.figures().counting
-        return AdmissionStatistics(policy=policy.name, counting=counting, limit=policy.limit, max_waiting=self.max_waiting, **counts)
+        counts: dict[str, Any] = {**self.log.counts(), **self.forecast.figures(), **self._predictor.figures().statistics()}
+        counts |= {"policy": self.policy.name, "limit": self.policy.limit, "max_waiting": self.max_waiting}
+        return AdmissionStatistics(running=len(self._running), waiting=len(self._line), **counts)
 
     def _note(self, ticket: Ticket, verdict: str, now: float, constraint: str | None = None, *predicted: float | None) -> None:
         figures = self._predictor.figures()

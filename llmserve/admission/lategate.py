@@ -17,7 +17,7 @@ from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueStat
 from llmserve.admission.refusals import Refusal
 from llmserve.admission.regression import LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Reserve, Spread, StandingQueue
-from llmserve.admission.stalls import Lot, StallBudget, StepModel, StepReport
+from llmserve.admission.stalls import Lot, StallBudget, StepModel, StepSize
 from llmserve.admission.ticket import Ticket
 from llmserve.config import SLO
 
@@ -29,6 +29,8 @@ OUTPUT_WEIGHT = 2.0
 LATE = 2.0
 # For each such number of sequences, one more may wait in the engine.
 SPARE = 32
+# Share of the TTFT target that the steps of a long prompt may take together.
+TTFT_SHARE = 0.5
 # Number of standard deviations of the prompts' time that is kept free before the TTFT target.
 DEVIATIONS = 2.5
 
@@ -59,17 +61,24 @@ class LateGate:
         max_num_seqs: Maximum number of sequences in the engine's batch.
         max_num_batched_tokens: Maximum number of tokens in one of its steps, None if unknown.
         max_wait: Longest wait in seconds if the SLO has no TTFT target.
+        min_step_tokens: Smallest such maximum that the engine accepts while it is up, None if none.
     """
 
     name = "lategate"
     sized = "kv", "stall", "tpot"
 
-    def __init__(self, slo: SLO, max_num_seqs: int, max_num_batched_tokens: int | None, max_wait: float = 30.0) -> None:
+    def __init__(
+        self,
+        slo: SLO,
+        max_num_seqs: int,
+        max_num_batched_tokens: int | None,
+        max_wait: float = 30.0,
+        min_step_tokens: int | None = None,
+    ) -> None:
         self.slo = slo
         self.limit = max_num_seqs
         self._departures: deque[float] = deque(maxlen=max_num_seqs // SPARE)
         self.max_wait = max_wait
-        self._step_tokens = max_num_batched_tokens or 0
         self._live: dict[Ticket, _Running] = {}
         # Tickets that may be served late: a ticket gets this only once.
         self._late: WeakSet[Ticket] = WeakSet()
@@ -82,7 +91,7 @@ class LateGate:
         self._recent = Recent(seconds=_memory(slo))
         self._step = LinearFit()
         self._prefill = LinearFit()
-        self._report = StepReport(self._step, self._prefill, self._step_tokens, max_num_seqs)
+        self.step_size = StepSize(self._step, max_num_batched_tokens or 0, max_num_seqs, min_step_tokens)
         self.prompts = Seen()
         self.spread = Spread()
         self.cache = CacheForecast()
@@ -98,8 +107,14 @@ class LateGate:
         if self.slo.tpot != other.slo.tpot:
             # Running tickets were admitted under another bound, and do not show how requests differ.
             self.spread.ignore(now)
+            self.step_size.tokens = self.step_size.most
         self.slo, self.max_wait = other.slo, other.max_wait
         self._recent.seconds = _memory(other.slo)
+
+    @property
+    def step_tokens(self) -> int | None:
+        """The maximum number of tokens in a step that the engine should use; None if it accepts none."""
+        return self.step_size.wanted
 
     # Decisions
 
@@ -116,7 +131,7 @@ class LateGate:
         if running + ticket.room.tickets >= self.limit + self._spare(now):
             return "sequences"
         # A step's worth of prompts is on its way, and more would only wait in the engine.
-        if self._pending > self._step_tokens:
+        if self._pending > self.step_size.tokens:
             return "prefill"
         if self._sample and self.cache.lacks_room(ticket, self._size(ticket), self._live, self._sample, pending=self._pending > 0):
             return "kv"
@@ -190,6 +205,7 @@ class LateGate:
         self.budget.earn()
         running.steps = self._sample.steps if self._sample else 0
         self._pending -= running.fresh
+        self.step_size.computed(ticket.prompt_tokens)
         self.stalls.computed(running.lot, running.fresh)
         self.stalls.answers(ticket)
         if ticket.granted is not None:
@@ -219,13 +235,18 @@ class LateGate:
         # A new process counts from 0 again.
         if steps > 0 and seconds >= 0:
             self._recent.add(seconds, steps, sample.running)
+            self.step_size.found(sample.cached_tokens - last.cached_tokens)
             if sample.steps // LOOK > last.steps // LOOK:
                 self.cache.grown(self._live)
                 if self.slo.tpot is not None:
-                    self._report.learn(sample.running, self._target, self.slo.tpot)
+                    slack = TTFT_SHARE * (self.slo.ttft or math.inf)
+                    self.step_size.learn(self._recent.mean_running, self._target, self.slo.tpot, slack, self._long_prompt())
             # Whether the step had no prompt: all that were there would have been complete with it.
-            if sample.prompt_tokens == last.prompt_tokens and self._were_pending <= self._step_tokens:
+            could_be_complete = not self._were_pending or self._were_pending + sample.running <= self.step_size.tokens
+            if sample.prompt_tokens == last.prompt_tokens and could_be_complete:
                 self._step.add(sample.running, seconds / steps)
+            else:
+                self.step_size.stepped(steps, seconds, sample.running)
             if self.slo.tpot is not None:
                 self.stalls.stepped(steps, seconds, self._target)
                 self.spread.watch((self._recent.step or 0.0) / self.slo.tpot, now)
@@ -234,7 +255,7 @@ class LateGate:
 
     def figures(self) -> PolicyFigures:
         counting = "the engine does not report its steps" if self._sample is None else None
-        return PolicyFigures(counting, self.spread.margin, self._recent.step)
+        return PolicyFigures(counting, self.spread.margin, self._recent.step, self.step_tokens)
 
     # Predictions
 
@@ -311,7 +332,7 @@ class LateGate:
         if self._sample is None or not 0 < spare < math.inf:
             return None
         # A step takes longer than its mean as often as not.
-        return StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self._step_tokens)
+        return StepModel(spare, self._prefill.b * (1 + self._prefill.relative_deviation), self.step_size.tokens)
 
     def _head_wait(self, prompt_tokens: int, queue: QueueState) -> float:
         """Return the seconds that a prompt waits at the head of the queue, for room and for running answers."""

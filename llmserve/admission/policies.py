@@ -22,6 +22,9 @@ class Policy(Protocol):
     A policy whose answer changes only when something changes in its engine may have `sized`: the
     constraints that hold larger tickets too, where its others hold every ticket. Then it is asked
     less often if there are several engines.
+
+    A policy that limits the tokens in a step of its engine has `step_tokens`, which is asked for
+    after every step: an int, or None for the engine's own maximum.
     """
 
     @property

@@ -3,7 +3,7 @@
 The controller makes the tuples here for every request, and attrs takes four times as long for it.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 
@@ -17,7 +17,8 @@ class EngineSample:
 
     `steps` and `busy_seconds` count only steps that followed another one without a pause, so their
     quotient is the duration of a step. `kv_usage` is the share of the KV cache in use, 0 to 1.
-    `kv_tokens` is its size, None if unknown. `engine` is the engine's number in its pool.
+    `kv_tokens` is its size, None if unknown. `cached_tokens` are those of the prompts that the prefix
+    cache had. `engine` is the engine's number in its pool.
     """
 
     engine: int = 0
@@ -29,6 +30,7 @@ class EngineSample:
     kv_tokens: int | None = None
     preemptions: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
 
 
@@ -84,11 +86,18 @@ class PolicyFigures(NamedTuple):
         counting: Why the policy only counts although it could predict; None otherwise.
         margin: Share of the target time per token that the policy uses; None if it has none.
         step_seconds: Duration of the engine's mean step; None if unknown.
+        step_tokens: Maximum number of tokens in a step that the policy asks of its engine; None if
+            it asks for none.
     """
 
     counting: str | None = None
     margin: float | None = None
     step_seconds: float | None = None
+    step_tokens: int | None = None
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the figures of `AdmissionStatistics` that a policy has."""
+        return {"counting": self.counting, "step_tokens": self.step_tokens}
 
 
 class Predictor(Protocol):

@@ -25,6 +25,8 @@ class AdmissionStatistics:
         refused: Number of refusals by reason.
         held: How often each constraint held the queue's head.
         drain_rate: Tickets per second that leave the queue while there is one, None if unknown.
+        step_tokens: Maximum number of tokens in a step that the policy asks of the engine, with
+            several engines of that which got the last ticket; None if it asks for none.
         predicted_wait: Wait of a newcomer of a new tenant in seconds; None if unknown.
     """
 
@@ -37,6 +39,7 @@ class AdmissionStatistics:
     admitted: int
     refused: dict[str, int]
     held: dict[str, int] = attrs.field(factory=dict)
+    step_tokens: int | None = None
     drain_rate: float | None
     predicted_wait: float | None = None
 

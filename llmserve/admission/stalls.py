@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 LATE_SHARE = 0.003
 # A loss of prompt tokens per second that is worth a line in the log, and the unit of the advice.
 REPORTED, ROUND = 0.03, 64
+# Number of steps with prompts that the time of a prompt token is averaged over, and of prompts that
+# it needs.
+MEMORY, ENOUGH = 400, 8
+# The maximum number of tokens in a step stays while the fitting one is between these multiples of it.
+LOWER, HIGHER = 0.85, 1.2
 
 
 @attrs.define(eq=False)
@@ -84,24 +89,87 @@ class StepModel:
         )
 
 
-@attrs.define
-class StepReport:
-    """Logs once, as soon as the times of steps are learnt, what the engine's largest step costs."""
+class StepSize:
+    """The maximum number of tokens in a step: the engine's own, or fewer so that it meets the target.
 
-    step: LinearFit
-    prefill: LinearFit
-    tokens: int
-    sequences: int
-    _complete: bool = False
+    What a prompt token takes is what steps take longer than without prompts. The time to the first
+    token would not do: it contains the steps of answers beside the prompt, and the more of them,
+    the smaller the steps are.
 
-    def learn(self, running: int, target: float, tpot: float) -> None:
-        """Note that the fits have changed."""
-        if self._complete or not (self.tokens and self.step.learnt and self.prefill.learnt):
+    Args:
+        step: The fit of the seconds of a step without prompts, by the running sequences.
+        most: The engine's own maximum, 0 if unknown.
+        sequences: Maximum number of sequences in a step.
+        least: The smallest maximum that the engine accepts while it is up; None if it accepts none.
+            The log then says what its own maximum costs.
+
+    Attributes:
+        tokens: The maximum in use.
+    """
+
+    def __init__(self, step: LinearFit, most: int, sequences: int, least: int | None = None) -> None:
+        self._step = step
+        self.most = self.tokens = most
+        self._sequences = sequences
+        self._least = least
+        self._reported = False
+        # Prompts and their tokens, and the seconds that they took; old ones fade.
+        self._prompts = self._prompt_tokens = self._seconds = 0.0
+
+    @property
+    def wanted(self) -> int | None:
+        """The maximum that the engine should use; None if it accepts none while it is up."""
+        return None if self._least is None else self.tokens
+
+    def computed(self, prompt_tokens: int) -> None:
+        """Note that a prompt of these tokens is complete."""
+        self._prompts += 1
+        self._prompt_tokens += prompt_tokens
+
+    def found(self, cached_tokens: int) -> None:
+        """Note that the engine has not had to compute these prompt tokens, because its cache had them."""
+        self._prompt_tokens -= cached_tokens
+
+    def stepped(self, steps: float, seconds: float, running: int) -> None:
+        """Note steps with prompts that took some seconds in total."""
+        fade = max(0.0, 1 - steps / MEMORY)
+        self._prompts *= fade
+        self._prompt_tokens *= fade
+        self._seconds = self._seconds * fade + seconds - steps * self._step.at(running)
+
+    def learn(self, running: float, target: float, tpot: float, slack: float, prompt_tokens: int) -> None:
+        """Set the maximum, or report it, once the times are learnt.
+
+        Args:
+            running: Sequences in a step.
+            target: Seconds that a step may take.
+            tpot: The TPOT target in seconds.
+            slack: Seconds that a long prompt may take, infinite without a TTFT target.
+            prompt_tokens: Length of a long prompt.
+        """
+        plain = self._step.at(running)
+        if not self.most or not self._step.learnt or self._prompts < ENOUGH or plain >= target:
             return
-        plain = self.step.at(running)
-        if plain < target and self.prefill.b > 0:
-            self._complete = True
-            words = StepModel(target - plain, self.prefill.b, self.tokens).report(plain, tpot, self.sequences)
+        if self._prompt_tokens <= 0 or self._seconds <= 0:
+            return
+        model = StepModel(target - plain, self._seconds / self._prompt_tokens, self.most)
+        if self._least is None:
+            self._log(model.report(plain, tpot, self._sequences))
+            return
+        fitting = model.spare / model.token
+        # The steps of answers beside a long prompt must leave it enough of its time.
+        left = slack - model.token * prompt_tokens
+        fitting = max(fitting, plain * prompt_tokens / left if left > 0 else math.inf) + running
+        tokens = int(min(self.most, max(fitting // ROUND * ROUND, self._least)))
+        if not LOWER * self.tokens < tokens < HIGHER * self.tokens:
+            self.tokens = tokens
+            words = f"beside answers, a step now has at most {tokens} of max_num_batched_tokens={self.most} tokens, as slo.tpot allows"
+            self._log(words if tokens < self.most else None)
+
+    def _log(self, words: str | None) -> None:
+        """Log the first words, and no later ones."""
+        if not self._reported:
+            self._reported = True
             if words:
                 logger.info(words)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
 
 import anyio
 import anyio.lowlevel
@@ -15,12 +16,13 @@ from llmserve.admission import (
     TicketState,
     build_admission,
     separate,
+    step_tokens,
     wake,
 )
 from llmserve.admission.pool.policy import PoolPolicy
 from llmserve.admission.pool.prefixes import prefix_keys
 from llmserve.config import ManagerConfig, TenantTable
-from llmserve.engine import Engine, EngineInfo, EnginePrompt
+from llmserve.engine import Engine, EngineInfo, EnginePrompt, LimitsSteps
 from llmserve.errors import ConfigurationError
 from llmserve.lifecycle.manager_loop import ManagerLoop
 from llmserve.lifecycle.open_request import OpenRequest
@@ -55,6 +57,10 @@ class AdmissionDriver:
         self._engines = engines
         self._info = info
         self._loop = loop
+        if self._builds and self.policy is None and config.limits_steps:
+            for engine in engines:
+                if isinstance(engine, LimitsSteps):
+                    engine.allow_step_limit()
 
     def build(self, config: ManagerConfig) -> None:
         if self.admission is None:
@@ -62,7 +68,8 @@ class AdmissionDriver:
 
     def _build(self, config: ManagerConfig) -> AdmissionController:
         info, count = self._info(), len(self._engines)
-        return build_admission(config.admission, config.slo, info.max_num_seqs, info.max_num_batched_tokens, self.policy, count)
+        sizes = info.max_num_seqs, info.max_num_batched_tokens
+        return build_admission(config.admission, config.slo, *sizes, self.policy, count, info.min_step_tokens)
 
     @property
     def built(self) -> Admission:
@@ -154,9 +161,17 @@ class AdmissionDriver:
         engine = self._engines[number]
         try:
             wake(self.admission.record(engine_facts(engine.statistics(), engine.info, number), self._loop.now()))
+            self._limit_step(number)
         except Exception:
             # This runs in the engine's own loop, and vLLM's loop would not survive an exception.
             logger.exception("admission failed to process the engine's statistics")
+
+    def _limit_step(self, number: int) -> None:
+        """Give an engine the maximum of tokens in a step that the policy has found for it."""
+        if isinstance(self.admission, AdmissionController):
+            tokens = step_tokens(self.admission.policy, number)
+            if tokens is not None:
+                cast("LimitsSteps", self._engines[number]).limit_step(tokens)
 
     def engine_up(self, number: int) -> None:
         if self.admission is not None:

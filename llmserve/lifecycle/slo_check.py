@@ -33,6 +33,7 @@ def engine_facts(statistics: EngineStatistics, info: EngineInfo, number: int = 0
         kv_tokens=info.kv_cache_tokens,
         preemptions=statistics.preemptions,
         prompt_tokens=statistics.prompt_tokens,
+        cached_tokens=statistics.prefix_cache_hits,
         generation_tokens=statistics.generation_tokens,
     )
 

@@ -93,6 +93,9 @@ def _state(snapshot: dict[str, Any]) -> Iterator["Metric"]:
     admission = snapshot["admission"]
     yield GaugeMetricFamily("llmserve_requests_running", "Requests that hold a slot.", value=admission.get("running", 0))
     yield GaugeMetricFamily("llmserve_requests_waiting", "Requests that wait for a slot.", value=admission.get("waiting", 0))
+    if admission.get("step_tokens"):
+        words = "Maximum number of tokens in a step of the engine that admission has set."
+        yield GaugeMetricFamily("llmserve_step_tokens", words, value=admission["step_tokens"])
     yield _build()
     yield GaugeMetricFamily("llmserve_ready", "1 while requests are accepted.", value=float(snapshot["state"] == "ready"))
     yield CounterMetricFamily("llmserve_engine_restarts", "Number of restarts of the engine.", value=snapshot["restarts"])

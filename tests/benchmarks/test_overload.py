@@ -8,6 +8,7 @@ import inspect
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 from typing import Any
@@ -396,6 +397,45 @@ def test_short_answers_are_in_time_beside_prompts_that_fill_a_large_step():
     (share, good), (share_without, good_without) = late(StallBudget()), late(NoStalls())
     assert share < 0.01 < 0.05 < share_without
     assert good > good_without
+
+
+def test_the_step_size_that_the_slo_allows_serves_more_and_hardly_changes():
+    def served(min_step_tokens):
+        policy = LateGate(SLO_, 256, 8192, min_step_tokens=min_step_tokens)
+        engine = StepEngine(EngineSize(max_num_batched_tokens=8192), H200_8B, 1)
+        sizes = []
+        asked = list(requests(SHORT_ANSWERS, arrivals(20.0, 0.0, 60.0, 1), 1))
+        world = World([engine], AdmissionController(policy, max_waiting=1024), watch=lambda: sizes.append(engine.step_tokens))
+        world.run(asked, 100.0)
+        verdict = judge([request for request in asked if request.due >= 15.0], ["all"], SLO_, 45.0, 0)
+        return verdict, [size for size, _ in itertools.groupby(sizes)]
+
+    (fitting, sizes), (whole, unchanged) = served(256), served(None)
+    assert unchanged == [8192]
+    assert sizes[0] == 8192
+    assert 1000 < min(sizes[1:]) <= max(sizes[1:]) < 2200
+    assert len(sizes) <= 6
+    assert fitting.miss_share < 0.01
+    assert fitting.goodput > 1.03 * whole.goodput
+
+
+def test_a_step_without_answers_is_as_large_as_the_engine_allows():
+    engine = StepEngine(EngineSize(max_num_batched_tokens=1000, kv_tokens=10_000), EVEN, 1)
+    engine.step_tokens = 100
+    engine.submit(Sequence("first", 900, 50))
+    engine.start()
+    engine.finish()
+    engine.start()
+    assert engine.finish()[0]
+    engine.submit(Sequence("second", 450, 5))
+    steps = 0
+    while True:
+        engine.start()
+        steps += 1
+        if engine.finish()[0]:
+            break
+    # One step is scheduled before the prompt comes.
+    assert steps == 1 + math.ceil(450 / 99)
 
 
 @pytest.mark.parametrize(("tokens", "reported"), [(8192, 1), (1024, 0)])

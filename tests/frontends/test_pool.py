@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from frontends.program import progress
 from frontends.workers.engine_core import SharedCore
 from frontends.workers.engine_host import next_home
 from llmserve import EngineDead, EngineStatistics, State
+from llmserve.engines.vllm.scheduling.step_limit import VARIABLE
 from llmserve.state import EngineState, ManagerStatistics
 
 MODULE = (sys.executable, "-m", "tests.support.core_program", "--port", "0")
@@ -205,3 +207,27 @@ async def test_the_routes_of_other_clients_answer_with_workers_and_several_engin
             assert found == [found[0]] * 4
         status, body = await fetch(f"{url}/v1/messages", {**chat, "model": "other"})
         assert (status, json.loads(body)["type"]) == (404, "error")
+
+
+async def test_the_cores_of_workers_get_the_step_size_that_the_slo_allows_also_after_a_death(tmp_path):
+    # A step of 512 prompt tokens takes 205 ms, and 100 fit the target.
+    settings = ("prefill_token_seconds=4e-4", "prefix_caching=false", "max_model_len=4096")
+    engine = ("--engine", "core", "--model", "sim", *(word for one in settings for word in ("--engine-arg", one)))
+    arguments = ("--workers", "2", "--slo-ttft", "30", "--slo-tpot", "0.05")
+
+    def size_in(core):
+        return int.from_bytes(Path(core.environ()[VARIABLE]).read_bytes(), "little")
+
+    async with program(tmp_path, *arguments, module=MODULE, engine=engine) as (process, url, _):
+        (core,) = cores_of(process)
+        body = {"model": "sim", "prompt": "x" * 300, "max_tokens": 24, "ignore_eos": True}
+        with anyio.fail_after(PATIENCE):
+            while size_in(core) not in range(1, 400):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(4):
+                        tasks.start_soon(fetch, f"{url}/v1/completions", body)
+        assert (await metrics(url))["admission"]["step_tokens"] == size_in(core)
+        core.kill()
+        await until(url, lambda found: found["restarts"] == 1 and found["state"] == "ready")
+        (successor,) = cores_of(process)
+        assert size_in(successor) in range(1, 400)

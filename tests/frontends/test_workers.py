@@ -501,6 +501,7 @@ def told(at, steps, seconds, **more):
         "kv_tokens": 100,
         "preemptions": 0,
         "prompt_tokens": 0,
+        "cached_tokens": 0,
         "generation_tokens": 0,
     }
     return StepCount(told=at, steps=steps, busy_seconds=seconds, **(fields | more))
@@ -511,9 +512,9 @@ def test_a_step_that_several_workers_saw_is_one_step():
     for worker in (0, 1):
         together.take(worker, told(0.0, 100, 1.0))
     for worker in (0, 1):
-        together.take(worker, told(0.5 + worker / 100, 150, 1.5, running=8 + worker, generation_tokens=200))
+        together.take(worker, told(0.5 + worker / 100, 150, 1.5, running=8 + worker, cached_tokens=30, generation_tokens=200))
     facts = together.together(0.51)
-    assert (facts.steps, facts.busy_seconds, facts.generation_tokens) == (50, 0.5, 400)
+    assert (facts.steps, facts.busy_seconds, facts.cached_tokens, facts.generation_tokens) == (50, 0.5, 60, 400)
     # Each step reports the running requests to one worker: the one with the last report.
     assert (facts.running, facts.kv_tokens) == (9, 100)
 

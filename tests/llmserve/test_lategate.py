@@ -247,6 +247,24 @@ def test_an_idle_engine_starts_any_ticket():
     assert offer(controller, prompt_tokens=5000).state is TicketState.RUNNING
 
 
+def test_it_learns_the_times_of_an_engine_whose_largest_step_is_unknown():
+    policy = LateGate(SLO(ttft=1.0, tpot=0.05), 16, None)
+    controller = AdmissionController(policy)
+    for number in range(4):
+        ticket = Ticket(prompt_tokens=1, max_tokens=1000)
+        assert controller.offer(ticket, 0.0) is None
+        controller.first_token(ticket, 0.01)
+        controller.record(EngineSample(running=4), 0.01 * number)
+    busy = 0.0
+    for number in range(1, 401):
+        # A step takes 10 ms for each sequence; in the end four of them run.
+        running = 2 if number < 200 and number % 2 else 4
+        busy += 0.01 * running
+        controller.record(EngineSample(steps=number, busy_seconds=busy, running=running), busy)
+    # A fifth would take the step from 40 to 50 ms, which is more than the target with its margin.
+    assert policy.holds(Ticket(prompt_tokens=1, expected_tokens=10.0), busy) == "tpot"
+
+
 def test_without_reports_of_steps_it_only_counts_and_says_so():
     controller = AdmissionController(LateGate(SLO(ttft=1.0, tpot=0.05), 2, None))
     assert "does not report its steps" in controller.statistics(0.0).counting

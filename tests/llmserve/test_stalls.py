@@ -1,9 +1,13 @@
 """The stalls that running answers can bear while prompts are computed."""
 
+import logging
+import math
+
 import pytest
 
 from llmserve.admission import Ticket
-from llmserve.admission.stalls import StallBudget, StepModel
+from llmserve.admission.regression import LinearFit
+from llmserve.admission.stalls import StallBudget, StepModel, StepSize
 
 TARGET, PLAIN = 0.05, 0.01
 # A prompt of 5,000 tokens takes 0.1 s, of which 0.04 s are in the time of its step below the target.
@@ -151,3 +155,105 @@ def test_ended_answers_are_forgotten():
     assert len(stalls._old) < 50
     assert len(stalls._young) < 2
     assert not stalls._lots
+
+
+# The size of a step
+
+
+def step_size(most=8192, least=256, plain=PLAIN):
+    """A size after 200 steps of 10 running sequences without prompts."""
+    fit = LinearFit()
+    for _ in range(200):
+        fit.add(10, plain)
+    return StepSize(fit, most, 256, least)
+
+
+def compute(size, token, count=40, prompt_tokens=1000, tokens_in_a_step=500, plain=PLAIN):
+    """Compute prompts beside 10 answers, in steps of some tokens."""
+    for _ in range(count):
+        for done in range(0, prompt_tokens, tokens_in_a_step):
+            tokens = min(tokens_in_a_step, prompt_tokens - done)
+            if done + tokens == prompt_tokens:
+                size.computed(prompt_tokens)
+            size.stepped(1, plain + token * tokens, 10)
+
+
+def learn(size, target=TARGET, ttft=math.inf, prompt_tokens=4000):
+    size.learn(10, target, TARGET, ttft / 2, prompt_tokens)
+    return size.tokens
+
+
+@pytest.mark.parametrize("tokens_in_a_step", [100, 500, 5000])
+def test_the_size_fits_the_target_whatever_the_steps_were_that_it_was_learnt_from(tokens_in_a_step):
+    size = step_size()
+    compute(size, 2e-5, tokens_in_a_step=tokens_in_a_step)
+    # 2,000 tokens take the 0.04 s that a step without prompts leaves, and 10 answers take one each.
+    assert learn(size) == 1984
+
+
+def test_prompt_tokens_that_the_cache_had_take_no_time():
+    size = step_size()
+    for _ in range(40):
+        size.computed(1000)
+        size.found(900)
+        size.stepped(1, PLAIN + 2e-5 * 100, 10)
+    assert learn(size) == 1984
+    for _ in range(40):
+        size.computed(1000)
+        size.found(1000)
+    # Their times say nothing.
+    size.found(10**6)
+    assert learn(size, 0.02) == 1984
+
+
+def test_the_size_is_the_engine_s_own_until_enough_is_learnt():
+    size = step_size()
+    compute(size, 2e-5, count=7)
+    assert learn(size) == 8192
+    early = StepSize(LinearFit(), 8192, 256, 256)
+    compute(early, 2e-5)
+    assert learn(early) == 8192
+
+
+@pytest.mark.parametrize(
+    ("most", "least", "token", "plain", "ttft", "tokens"),
+    [
+        (1024, 256, 2e-5, PLAIN, 1.0, 1024),
+        (8192, 2500, 2e-5, PLAIN, 1.0, 2500),
+        # Prompts of 4,000 tokens take 0.4 s, and their steps may take 0.1 s more: 4 of 0.025 s.
+        (8192, 16, 1e-4, 0.025, 1.0, 960),
+        # They may take no more.
+        (8192, 16, 1e-4, 0.025, 0.5, 8192),
+        (8192, 16, 1e-4, 0.025, math.inf, 256),
+        # A step without prompts takes longer than the target, so no size meets it.
+        (8192, 16, 1e-4, 0.06, 1.0, 8192),
+    ],
+)
+def test_the_size_has_bounds(most, least, token, plain, ttft, tokens):
+    size = step_size(most, least, plain)
+    compute(size, token, plain=plain)
+    assert learn(size, ttft=ttft) == tokens
+
+
+def test_the_size_changes_only_by_more_than_a_sixth():
+    size = step_size()
+    compute(size, 2e-5)
+    sizes = [learn(size, target) for target in (0.05, 0.046, 0.053, 0.045, 0.04, 0.043, 0.05)]
+    assert sizes == [1984, 1984, 1984, 1984, 1472, 1472, 1984]
+
+
+def test_the_log_says_once_which_size_is_set(caplog):
+    caplog.set_level(logging.INFO, logger="llmserve.admission")
+    size = step_size()
+    compute(size, 2e-5)
+    assert [learn(size, target) for target in (0.05, 0.04)] == [1984, 1472]
+    assert caplog.messages == ["beside answers, a step now has at most 1984 of max_num_batched_tokens=8192 tokens, as slo.tpot allows"]
+
+
+def test_an_engine_with_a_fixed_size_gets_none_and_the_log_says_what_it_costs(caplog):
+    caplog.set_level(logging.INFO, logger="llmserve.admission")
+    size = step_size(least=None)
+    compute(size, 2e-5)
+    assert [learn(size), learn(size)] == [8192, 8192]
+    assert size.wanted is None
+    assert caplog.messages == [MODEL.report(PLAIN, TARGET, 256)]

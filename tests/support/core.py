@@ -24,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 
 from llmserve import EngineDead
 from llmserve.engines.simulated.engine import SimulatedEngine
+from llmserve.engines.vllm.scheduling.step_limit import VARIABLE, StepLimit
 
 HELLO = "hello"
 # Bound of an orderly end, which takes a moment unless the core hangs.
@@ -49,8 +51,9 @@ async def receive(reader):
 class CoreProcess:
     """The owner's side. `launch`, `check`, `kill` and `stop` are called by turns, as with `VLLMCore`."""
 
-    def __init__(self, config, launched=lambda _: None):
+    def __init__(self, config, launched=lambda _: None, step_limit=None):
         self.config = config
+        self._step_limit = step_limit or StepLimit()
         self.process = None
         self._launched = launched
         self._up = False
@@ -62,6 +65,10 @@ class CoreProcess:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._address)
         self._listener.listen(100)
+
+    @property
+    def min_step_tokens(self):
+        return self.config.max_num_seqs if self._step_limit.variables() else None
 
     @property
     def batch(self):
@@ -76,7 +83,8 @@ class CoreProcess:
         # -P: the modules beside this one are no top-level modules.
         command = [sys.executable, "-P", __file__, str(descriptor), config]
         # The core ends when its standard input does, so it does not outlive its owner.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(descriptor,))
+        environment = {**os.environ, **self._step_limit.variables()}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(descriptor,), env=environment)
         # After the core's death, clients that it has not accepted are disconnected too.
         self._listener.close()
         self._launched(self.process)
@@ -111,6 +119,7 @@ class CoreProcess:
                 self.process.wait()
             self.process.stdin.close()
         self._folder.cleanup()
+        self._step_limit.close()
         return in_time
 
 
@@ -130,6 +139,7 @@ class Core:
 
     def __init__(self, config):
         self._engine = SimulatedEngine(config)
+        self._step_limit = os.environ.get(VARIABLE)
         self._engine.watch(self._stepped)
         # The outputs of each client since the last step.
         self._outputs = {}
@@ -154,6 +164,9 @@ class Core:
         writer.close()
 
     def _stepped(self):
+        if self._step_limit is not None:
+            tokens = int.from_bytes(Path(self._step_limit).read_bytes(), "little")
+            self._engine.limit_step(tokens or self._engine.config.max_num_batched_tokens)
         statistics = self._engine.statistics()
         for writer, outputs in self._outputs.items():
             if outputs:

@@ -22,8 +22,8 @@ class CoreSpec(SimulatedSpec):
         return CoreEngine(SimulatedEngine.from_args(model, args).config, model=model)
 
 
-def core_process(model, args, **_):
-    return CoreProcess(SimulatedEngine.from_args(model, args).config)
+def core_process(model, args, *, step_limit, **_):
+    return CoreProcess(SimulatedEngine.from_args(model, args).config, step_limit=step_limit)
 
 
 ENGINES["core"] = CoreSpec()

@@ -18,4 +18,5 @@ SIGNALS = {
 
 
 def make(setup: Setup) -> AdmissionController:
-    return build_admission(AdmissionConfig(policy="lategate"), setup.slo, setup.max_num_seqs, setup.max_num_batched_tokens)
+    sizes = setup.max_num_seqs, setup.max_num_batched_tokens
+    return build_admission(AdmissionConfig(policy="lategate"), setup.slo, *sizes, min_step_tokens=setup.min_step_tokens)

@@ -56,6 +56,12 @@ class _Open:
         return self.engines
 
 
+def step_tokens(policy: Policy, engine: int) -> int | None:
+    """Return the maximum number of tokens in a step that a policy asks of an engine; None if it asks for none."""
+    mine = policy.members[engine].policy if isinstance(policy, PoolPolicy) else policy
+    return getattr(mine, "step_tokens", None)
+
+
 # Number of tickets among which a free engine chooses, and that may overtake one. With four times as
 # many, Mooncake's traces under overload are not served better.
 FEW = 8

@@ -20,9 +20,10 @@ from llmserve.engines.simulated.answers import ToolCallParser, answer, calls
 from llmserve.engines.simulated.images import image_ids
 from llmserve.engines.simulated.paging import BlockPool
 from llmserve.engines.simulated.scheduler import Scheduler, Sequence
-from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, decode, encode, render_chat
+from llmserve.engines.simulated.text import END, VOCAB_SIZE, StopWatcher, Writer, encode, render_chat
 from llmserve.engines.simulated.vectors import SIZE, vector
-from llmserve.errors import ConfigurationError, EngineDead, EngineError, InvalidRequest, ModelNotFound, PromptTooLong
+from llmserve.engines.simulated.vocabulary import Vocabulary
+from llmserve.errors import ConfigurationError, EngineDead, EngineError, ModelNotFound, PromptTooLong
 from llmserve.images.decoding import ImageDecoder
 from llmserve.images.parts import MAX_IMAGES
 from llmserve.pooling.requests import CLASSIFY, EMBED, GENERATE, Pooling, pair_of
@@ -88,10 +89,13 @@ class SimulatedConfig:
             raise ConfigurationError("num_blocks * block_size must hold at least max_model_len tokens")
 
 
-class SimulatedEngine:
-    """An `llmserve.engine.Engine` that passes the same contract tests as vLLM's."""
+class SimulatedEngine(Vocabulary):
+    """An `llmserve.engine.Engine` that passes the same contract tests as vLLM's.
 
-    def __init__(self, config: SimulatedConfig | None = None, *, model: str = "simulated") -> None:
+    With `fixed_step`, the number of tokens in a step is the operator's choice.
+    """
+
+    def __init__(self, config: SimulatedConfig | None = None, *, model: str = "simulated", fixed_step: bool = False) -> None:
         self.config = config or SimulatedConfig()
         self._model = model
         self._faults = {fault.step: fault for fault in self.config.faults}
@@ -103,6 +107,8 @@ class SimulatedEngine:
         self._busy_steps, self._busy_seconds = 0, 0.0
         self._steps = self._prompt_tokens = self._generation_tokens = 0
         self.scheduler = Scheduler(self._empty_cache(), self.config.max_num_seqs, self.config.max_num_batched_tokens)
+        self._fixed_step = fixed_step
+        self._least: int | None = None
         self._life: anyio.CancelScope | None = None
         self._up = False
         self._arrival: anyio.Event | None = None
@@ -119,7 +125,7 @@ class SimulatedEngine:
             same = type(value) is type(default) or (type(default), type(value)) in ((float, int), (tuple, list))
             if not same:
                 raise ConfigurationError(f"the engine argument {name} must be of type {type(default).__name__}, not {value!r}")
-        return cls(SimulatedConfig(**args), model=model)
+        return cls(SimulatedConfig(**args), model=model, fixed_step="max_num_batched_tokens" in args)
 
     def _empty_cache(self) -> BlockPool:
         return BlockPool(self.config.num_blocks, self.config.block_size, prefix_caching=self.config.prefix_caching)
@@ -138,6 +144,7 @@ class SimulatedEngine:
             vocab_size=VOCAB_SIZE,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            min_step_tokens=self._least,
             kv_cache_tokens=config.num_blocks * config.block_size,
             prefix_caching=config.prefix_caching,
             adapters=tuple(self._adapters),
@@ -194,17 +201,6 @@ class SimulatedEngine:
 
     def reader(self, request: GenerationRequest, prompt: EnginePrompt) -> ToolCallParser | None:
         return ToolCallParser() if calls(request) else None
-
-    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        if any(not 0 <= token < VOCAB_SIZE for token in token_ids):
-            raise InvalidRequest(f"a token id is outside the vocabulary of {VOCAB_SIZE}", "tokens")
-        return decode(token_ids)
-
-    async def token_strings(self, token_ids: tuple[int, ...]) -> list[str]:
-        return [await self.detokenize((token,)) for token in token_ids]
-
-    async def tokenizer_info(self) -> dict[str, Any]:
-        return {"tokenizer_class": "simulated"}
 
     async def load_adapter(self, name: str, path: str) -> None:
         if not await anyio.Path(path).is_dir():
@@ -264,6 +260,12 @@ class SimulatedEngine:
 
     def watch(self, stepped: Callable[[], None]) -> None:
         self._stepped = stepped
+
+    def allow_step_limit(self) -> None:
+        self._least = None if self._fixed_step else self.config.max_num_seqs
+
+    def limit_step(self, tokens: int) -> None:
+        self.scheduler.step_tokens = tokens
 
     async def suspects(self, step_seconds: float) -> list[str]:
         await anyio.lowlevel.checkpoint()

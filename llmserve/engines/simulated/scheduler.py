@@ -49,6 +49,8 @@ class Scheduler:
         self.pool = pool
         self._max_sequences = max_sequences
         self._max_tokens = max_tokens
+        # Maximum number of tokens of a step in which a sequence is answered.
+        self.step_tokens = max_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = self.queries = self.hits = 0
@@ -65,7 +67,8 @@ class Scheduler:
         Running sequences come first, the oldest first, then new ones by priority.
         """
         work: list[tuple[Sequence, int]] = []
-        budget = self._max_tokens
+        answering = any(sequence.computed >= sequence.prompt_length for sequence in self.running)
+        budget = min(self._max_tokens, max(self.step_tokens, self._max_sequences)) if answering else self._max_tokens
         for sequence in list(self.running):
             count = min(budget, len(sequence.tokens) - sequence.computed)
             if count and sequence in self.running and self._make_room(sequence, sequence.computed + count):

@@ -5,9 +5,8 @@ Only this module and its neighbours import vllm, and only inside functions.
 `AsyncLLM.add_request()` returns a collector, whose `put()` vLLM's output handler calls for every
 step of the request. vLLM's `generate()` would wrap it in a generator and an event. Here the
 collector's `put` is the request's own receiver, which converts each output to a Delta and passes it
-on at once. Outputs, errors and the engine's death all arrive this way.
-
-Written against vLLM 0.25.1 and 0.32.0.
+on at once. Outputs, errors and the engine's death all arrive this way. Written against vLLM 0.25.1 and
+0.32.0.
 """
 
 import time
@@ -39,6 +38,7 @@ from llmserve.engines.vllm.placement import ALONE, Placement
 from llmserve.engines.vllm.pooling.outputs import VectorReceiver, pooling_params
 from llmserve.engines.vllm.prompts import GONE, engine_input
 from llmserve.engines.vllm.rendering import PromptRenderer
+from llmserve.engines.vllm.scheduling.step_limit import LimitedSteps, StepLimit
 from llmserve.engines.vllm.shared_core import PROCESS_NAMES, CoreClient, abort_in_all, interrupts_blocked, start_errors
 from llmserve.engines.vllm.shutdown import END_SECONDS, discard, end
 from llmserve.engines.vllm.start_checks import check_host, check_model
@@ -64,7 +64,7 @@ WATCH_SECONDS = 0.25
 LOG_ARGUMENTS = ("disable_log_stats", "enable_log_requests")
 
 
-class VLLMEngine(Vocabulary):
+class VLLMEngine(Vocabulary, LimitedSteps):
     """vLLM for one model: "bundled", a folder or a hub name.
 
     `engine_args` are vLLM's own arguments, by name. The engine needs asyncio. Hosts must guard
@@ -89,8 +89,7 @@ class VLLMEngine(Vocabulary):
         self._renderer: PromptRenderer | None = None
         self._open: set[str] = set()
         self._constrained = Constrained(self._open)
-        self._steps = CoreSteps()
-        self._paths = PathCounts()
+        self._steps, self._paths, self._limit = CoreSteps(), PathCounts(), StepLimit()
         self._death: EngineDead | None = None
         # Requests that vLLM aborted on its own, and when.
         self._dropped: deque[tuple[float, Sink]] = deque()
@@ -132,7 +131,7 @@ class VLLMEngine(Vocabulary):
         names = self._tool_parser, llm.vllm_config.structured_outputs_config.reasoning_parser
         self._parsers = await anyio.to_thread.run_sync(Parsers, *names, llm.model_config, llm.get_tokenizer())
         await self._adapters.load_all(llm)
-        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, await llm.get_supported_tasks())
+        self._info = await anyio.to_thread.run_sync(describe, llm, self._model, await llm.get_supported_tasks(), self._limit)
         await anyio.to_thread.run_sync(set_heap_aside, self)
         if self._guard is not None:
             await anyio.to_thread.run_sync(self._guard.note)
@@ -185,6 +184,7 @@ class VLLMEngine(Vocabulary):
         finally:
             self._guard = None
             end_series(self)
+            self._limit.close()
             with anyio.CancelScope(shield=True):
                 if guard is not None:
                     await anyio.to_thread.run_sync(guard.close)
@@ -221,9 +221,10 @@ class VLLMEngine(Vocabulary):
                 return AsyncLLM.from_vllm_config(usage_context=context, stat_loggers=loggers, disable_log_stats=True, **arguments)
             config = build_config(resolve(self._model, check), self._engine_args, self._placement.sharing)
             check()
-            with self._placement.loading(check), interrupts_blocked(), guard.launching(*PROCESS_NAMES) if guard else nullcontext():
-                logs = {name: self._engine_args[name] for name in LOG_ARGUMENTS if name in self._engine_args}
-                return AsyncLLM.from_vllm_config(config, usage_context=context, stat_loggers=loggers, **{"disable_log_stats": True, **logs})
+            guarded = guard.launching(*PROCESS_NAMES) if guard else nullcontext()
+            logs = {"disable_log_stats": True} | {name: self._engine_args[name] for name in LOG_ARGUMENTS if name in self._engine_args}
+            with self._placement.loading(check, self._limit.variables()), interrupts_blocked(), guarded:
+                return AsyncLLM.from_vllm_config(config, usage_context=context, stat_loggers=loggers, **logs)
 
     async def tokenize(self, request: GenerationRequest) -> EnginePrompt:
         if self._llm is None or self._renderer is None:

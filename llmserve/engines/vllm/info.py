@@ -10,6 +10,7 @@ from llmserve.engine import EngineInfo
 from llmserve.engines.vllm.args import version
 from llmserve.engines.vllm.pooling.tasks import pooling_info
 from llmserve.engines.vllm.rendering import has_chat_template
+from llmserve.engines.vllm.scheduling.step_limit import StepLimit
 from llmserve.errors import InvalidRequest
 from llmserve.images.parts import MAX_IMAGES
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
-def describe(llm: "AsyncLLM", model: str, tasks: Collection[str]) -> EngineInfo:
+def describe(llm: "AsyncLLM", model: str, tasks: Collection[str], limit: StepLimit) -> EngineInfo:
     """Return the figures of an engine that is up, and of its tasks. Blocks."""
     from vllm.platforms import current_platform
 
@@ -35,6 +36,7 @@ def describe(llm: "AsyncLLM", model: str, tasks: Collection[str]) -> EngineInfo:
         # vLLM reports these figures for each core.
         max_num_seqs=config.scheduler_config.max_num_seqs * cores,
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens * cores,
+        min_step_tokens=limit.least(config),
         kv_cache_tokens=None if cache is None else cache * cores,
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         has_chat_template=has_chat_template(llm.get_tokenizer()),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
@@ -48,8 +49,10 @@ class Placement:
     device: str | None = None
 
     @contextmanager
-    def loading(self, check: Callable[[], None]) -> Iterator[None]:
+    def loading(self, check: Callable[[], None], variables: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
         """Wait for the device, and give the cores that this thread starts inside their environment.
+
+        `variables` are more of it.
 
         Raises what `check` raises, which is called while this waits.
         """
@@ -57,7 +60,7 @@ class Placement:
         lock = _device(self.device)
         while not lock.acquire(timeout=LOOK_SECONDS):
             check()
-        token = _environment.set(self.environment)
+        token = _environment.set({**self.environment, **variables})
         try:
             yield
         finally:

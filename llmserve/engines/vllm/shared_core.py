@@ -23,6 +23,7 @@ import attrs
 from llmserve.engines.processes.guard import ProcessGuard
 from llmserve.engines.vllm.args import build_config, check_version
 from llmserve.engines.vllm.placement import ALONE, Placement
+from llmserve.engines.vllm.scheduling.step_limit import StepLimit
 from llmserve.engines.vllm.shutdown import END_SECONDS
 from llmserve.engines.vllm.start_checks import check_host, check_model
 from llmserve.engines.vllm.start_errors import Failure, first_report, install
@@ -61,16 +62,25 @@ class CoreClient:
 class VLLMCore:
     """A core for `at_once` concurrent clients, and `in_all` with the replacements of dead ones.
 
-    `placement` is the place of one of several cores (`llmserve.engines.vllm.placement.place`).
+    `placement` is the place of one of several cores (`llmserve.engines.vllm.placement.place`), and
+    `step_limit` may limit the tokens in a step.
     Long calls block, so run them in a thread: first `configure`, then `launch` while the clients
     start, `check` from time to time, and `stop` at the end.
     """
 
     def __init__(
-        self, model: str, engine_args: Mapping[str, Any], *, at_once: int, in_all: int, placement: Placement | None = None
+        self,
+        model: str,
+        engine_args: Mapping[str, Any],
+        *,
+        at_once: int,
+        in_all: int,
+        placement: Placement | None = None,
+        step_limit: StepLimit | None = None,
     ) -> None:
         self._model = model
         self._placement = placement or ALONE
+        self._step_limit = step_limit or StepLimit()
         self._engine_args = dict(engine_args)
         self._at_once = at_once
         self._in_all = in_all
@@ -92,6 +102,8 @@ class VLLMCore:
         check_version(vllm.__version__)
         with start_errors(self._model):
             self._config = build_config(resolve(self._model, check), self._engine_args, self._placement.sharing, self._at_once)
+        # The smallest maximum of tokens in a step that `step_limit` can set; None if it can set none.
+        self.min_step_tokens = self._step_limit.least(self._config)
         paths = [get_open_zmq_ipc_path() for _ in range(2 * self._in_all)]
         self._addresses = EngineZmqAddresses(inputs=paths[::2], outputs=paths[1::2])
 
@@ -110,7 +122,11 @@ class VLLMCore:
         from vllm.v1.executor import Executor
 
         install()
-        with self._placement.loading(check), start_errors(self._model, self._guard), ExitStack() as until_up:
+        with (
+            self._placement.loading(check, self._step_limit.variables()),
+            start_errors(self._model, self._guard),
+            ExitStack() as until_up,
+        ):
             until_up.enter_context(interrupts_blocked())
             until_up.enter_context(self._guard.launching(*PROCESS_NAMES))
             launched = until_up.enter_context(
@@ -154,6 +170,7 @@ class VLLMCore:
         if self._coordinator is not None:
             self._coordinator.shutdown(END_SECONDS)
             self._coordinator = None
+        self._step_limit.close()
         self._guard.close()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from llmserve.engines.processes.socket_files import PREFIX, VARIABLE
+from llmserve.engines.vllm.scheduling import limited_scheduler
 from llmserve.errors import ConfigurationError, EngineDead, LLMServeError
 
 # Maximum number of characters of an error's text.
@@ -157,6 +158,7 @@ def run_core(*args: Any, **kwargs: Any) -> None:
 
     _originals[WORKER] = WorkerProc.worker_main
     WorkerProc.worker_main = staticmethod(run_worker)
+    limited_scheduler.install()
     with _reporting(os.getpid()):
         _originals.get(CORE, EngineCoreProc.run_engine_core)(*args, **kwargs)
 

@@ -20,6 +20,7 @@ from quiescence import check_quiescent
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.caller import Caller
 from frontends.access.control import Access
+from frontends.answers import background
 from frontends.answers.generation import Generation
 from frontends.answers.served_model import ServedModel
 from frontends.cluster.replica_server import ReplicaSettings
@@ -205,8 +206,20 @@ async def test_a_background_response_runs_when_it_is_admitted():
         assert (failed["status"], failed["error"]) == ("failed", {"code": "engine_error", "message": "bad luck"})
 
 
-async def test_a_refused_background_response_has_failed():
+async def test_a_background_response_that_is_refused_at_once_is_not_kept(monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", PATIENCE)
+    memory = ResponseMemory(asyncio.get_running_loop().time)
     config = ManagerConfig(drain_timeout=1, admission=AdmissionConfig(max_running=1, max_waiting=0))
+    async with running_server(ScriptedEngine(), config, app={"responses": memory}) as server:
+        assert (await server.post(PATH, {**HI, "background": True}))[0] == 200
+        status, error, headers = await server.post(PATH, {**HI, "background": True})
+        assert (status, error["error"]["code"], int(headers["Retry-After"]) > 0) == (503, "overloaded", True)
+        assert len(memory.entries) == 1
+
+
+async def test_a_background_response_that_is_refused_later_has_failed(monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", 0)
+    config = ManagerConfig(drain_timeout=1, admission=AdmissionConfig(max_running=1, max_wait=0.2))
     async with running_server(ScriptedEngine(), config) as server:
         names = [(await server.post(PATH, {**HI, "background": True}))[1]["id"] for _ in range(2)]
         failed = await ended(server, names[1])
@@ -237,10 +250,10 @@ async def test_an_idempotency_key_cancels_each_response_that_a_path_names():
                 assert response.headers.get("Idempotent-Replayed") == replayed
 
 
-async def test_a_prompt_that_is_too_long_ends_it(server):
-    _, queued, _ = await server.post(PATH, {**HI, "background": True, "input": "x" * 5000})
-    failed = await ended(server, queued["id"])
-    assert (failed["status"], failed["error"]["code"]) == ("failed", "context_length_exceeded")
+async def test_a_prompt_that_is_too_long_is_refused_at_once(server, monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", PATIENCE)
+    status, error, _ = await server.post(PATH, {**HI, "background": True, "input": "x" * 5000})
+    assert (status, error["error"]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_the_end_of_the_application_cancels_them():

@@ -31,7 +31,7 @@ from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
 from frontends.responses import requests
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
-from frontends.responses.stored import OVERHEAD, Name, StoredResponse
+from frontends.responses.stored import OVERHEAD, RUNNING, Name, StoredResponse
 from frontends.workers.messages import StoreReply, StoreRequest
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, EngineError, EngineManager, ManagerConfig
@@ -306,16 +306,35 @@ async def test_while_a_server_drains_its_background_responses_end(finishes):
         assert (found["status"], found["error"]) == ("failed", {"code": "unavailable", "message": "the server is stopping"})
 
 
-async def test_a_response_that_is_dropped_is_cancelled():
-    memory = ResponseMemory(asyncio.get_running_loop().time, max_responses=1)
-    async with running_server(app={"responses": memory}, time_scale=1.0) as server:
-        _, first, _ = await server.post(PATH, ENDLESS)
-        _, second, _ = await server.post(PATH, HI)
+def of_tenants(*tenants):
+    """Return an access with a key for each tenant, and each one's headers."""
+    access = Access(Keys(Key(name, digest(name), name) for name in tenants))
+    return access, [{"Authorization": f"Bearer {name}"} for name in tenants]
+
+
+async def test_responses_that_run_are_spared_unless_another_tenant_needs_their_room():
+    access, (a, b) = of_tenants("a", "b")
+    memory = ResponseMemory(asyncio.get_running_loop().time, max_responses=2)
+    async with running_server(app={"responses": memory, "access": access}, time_scale=1.0) as server:
+        first, second = [(await server.post(PATH, ENDLESS, headers=a))[1] for _ in range(2)]
+        assert (await server.post(PATH, ENDLESS, headers=a))[0] == 400
+        assert (await server.post(PATH, HI, headers=a))[1]["store"] is False
+        _, other, _ = await server.post(PATH, HI, headers=b)
+        found = {}
+        for name, headers in ((first["id"], a), (second["id"], a), (other["id"], b)):
+            async with server.session.get(f"{PATH}/{name}", headers=headers) as response:
+                found[name] = response.status
+        assert found == {first["id"]: 200, second["id"]: 404, other["id"]: 200}
+        async with server.session.post(f"{PATH}/{first['id']}/cancel", headers=a) as response:
+            assert (await response.json())["status"] == "cancelled"
         await quiet(server)
-        assert server.manager.metrics()["requests"]["cancelled"] == 1
-        for name, status in ((first["id"], 404), (second["id"], 200)):
-            async with server.session.get(f"{PATH}/{name}") as response:
-                assert response.status == status
+        # The one without room, the dropped one and the last one.
+        assert server.manager.metrics()["requests"]["cancelled"] == 3
+
+
+def test_a_response_that_begins_to_run_needs_no_more_room():
+    sizes = {status: StoredResponse(status, True, b"[]", msgspec.json.encode({"status": status})).size for status in RUNNING}
+    assert len(set(sizes.values())) == 1
 
 
 class SlowStore:
@@ -525,7 +544,7 @@ class Bounds(RuleBasedStateMachine):
         if response.size > self.BYTES:
             assert found is None
             assert not self.stopped
-        self._note_dropped()
+        self._note_dropped(spared=name.tenant)
 
     @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), status=st.sampled_from(["in_progress", "completed"]))
     def replace(self, name, size, status):
@@ -573,9 +592,13 @@ class Bounds(RuleBasedStateMachine):
             self.stopped.remove(name)
             self.running.remove(name)
 
-    def _note_dropped(self):
-        """Forget what the store has dropped; exactly the responses of these that ran were stopped."""
+    def _note_dropped(self, spared=()):
+        """Forget what the store has dropped; exactly the responses of these that ran were stopped.
+
+        None of the tenant `spared` is among them.
+        """
         gone = {name for name in self.kept if self.memory.do("get", name) is None}
+        assert not any(name.tenant == spared for name in gone & self.running)
         assert sorted(map(str, self.stopped)) == sorted(map(str, gone & self.running))
         for name in gone:
             del self.kept[name]

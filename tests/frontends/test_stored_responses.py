@@ -26,6 +26,8 @@ from frontends.answers.served_model import ServedModel
 from frontends.cluster.replica_server import ReplicaSettings
 from frontends.cluster.settings import ClusterServerSettings
 from frontends.http.app import build_app
+from frontends.http.responses import PIECE
+from frontends.http.routes.responses import PAGE_BYTES
 from frontends.http.server import running
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
@@ -179,6 +181,27 @@ async def test_a_large_conversation_can_be_continued(server):
         first = after
         async with server.session.get(f"{PATH}/{first['id']}/input_items", params={"limit": 100}) as response:
             assert len((await response.json())["data"]) == 60 + 2 * (count - 1)
+
+
+async def test_a_page_of_items_is_short_and_a_client_that_does_not_read_holds_it_once():
+    texts = [*(str(number) * 1000 for number in range(1000)), "x" * (2 * PAGE_BYTES)]
+    items = msgspec.json.encode([{"id": f"item-{number}", "text": text} for number, text in enumerate(texts)])
+    memory = ResponseMemory(asyncio.get_running_loop().time)
+    memory.do("add", Name(None, "x"), StoredResponse("completed", False, items, items))
+    async with running_server(app={"responses": memory}) as server:
+        query, found, more = {"limit": "100", "order": "asc"}, [], True
+        while more:
+            async with server.session.get(f"{PATH}/x/input_items", params=query) as response:
+                # A longer body has no length: it is written in pieces.
+                assert (response.content_length or 0) <= PIECE
+                body = await response.read()
+            shown = json.loads(body)
+            more, query["after"] = shown["has_more"], shown["last_id"]
+            assert len(body) < PAGE_BYTES + 1000 or len(shown["data"]) == 1
+            found += [item["text"] for item in shown["data"]]
+        assert found == texts
+        async with server.session.get(f"{PATH}/x") as response:
+            assert (response.content_length, await response.read()) == (None, items)
 
 
 # In the background

@@ -109,7 +109,7 @@ class PromptRenderer:
             encoded = await self.encoder.encode(PromptJob(self._without_endless(prompt["prompt"], request), params))
             return EnginePrompt(token_ids=tuple(encoded.token_ids), text=encoded.text)
         if found := images(messages):
-            async with self._decoder.decoded(found) as decoded:
+            async with self._decoder.decoded(found, request.tenant) as decoded:
                 return await self._with_images(_with_pixels(messages, decoded), ChatParams(chat_template_kwargs=kwargs), params)
         _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))

@@ -28,6 +28,7 @@ from frontends.http.request_checks import BUDGET, MAX_BODY, ORIGINS, Handler, ch
 from frontends.http.routes.batches import BatchRoutes
 from frontends.http.routes.generation import GenerationRoutes
 from frontends.http.routes.health import HealthRoutes
+from frontends.http.routes.invocations import InvocationRoute
 from frontends.http.routes.metrics import GetSeries, MetricsRoutes
 from frontends.http.routes.models import ModelRoutes
 from frontends.http.routes.pooling import PoolingRoutes
@@ -110,7 +111,7 @@ def build_app(
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes() | MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()
-    handlers |= PageRoutes(needs_key=access.keys is not None).routes()
+    handlers |= InvocationRoute(served, handlers).routes() | PageRoutes(needs_key=access.keys is not None).routes()
     app.add_routes(_table(handlers, root_path))
     return app
 

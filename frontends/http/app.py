@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from frontends.access.control import Access
+from frontends.answers.generation import Extras
 from frontends.batch.service import BatchService
 from frontends.http.access_log import Write, name_and_log, sign
 from frontends.http.authentication import ROOT, ask_for_key
@@ -63,7 +64,7 @@ def build_app(
     root_path: str = "",
     batches: BatchService | None = None,
     responses: ResponseStore | None = None,
-    per_request_metrics: bool = False,
+    extras: Extras | None = None,
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
@@ -95,7 +96,7 @@ def build_app(
         batches: the files and batches, which the caller runs; None answers their routes with an error.
         responses: the store of the responses of /v1/responses; None creates a store for this
             application.
-        per_request_metrics: whether completions and chats have the times of their request.
+        extras: what the answers of completions and chats have in addition; None adds nothing.
     """
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)
@@ -105,7 +106,7 @@ def build_app(
     app[BUDGET], app[ORIGINS], app[ROOT] = ReceiveBudget(time.monotonic, max_incomplete), pages, root_path
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
     served, responses = ServedModel(manager, model), responses or ResponseMemory(time.monotonic)
-    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, metrics=per_request_metrics)
+    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, extras)
     app.on_cleanup.append(generation.close)
     handlers = generation.routes() | ResponseRoutes(responses, served.turns).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()

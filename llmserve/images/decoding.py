@@ -40,9 +40,9 @@ AT_ONCE = 2
 MAX_WAITING = 128
 MAX_OF_ONE = MAX_WAITING // 2
 RETRY_SECONDS = 1.0
-# Share of the memory that processed images may take before more are refused. Those of one request
-# have up to 24 bytes for each pixel.
-HELD_SHARE = 0.25
+# Share of the memory that the processed images of one process may take before more are refused. Those
+# of one request have up to 24 bytes for each pixel.
+HELD_SHARE = 0.125
 # Blocks of 16 MiB that Pillow keeps for the next image. New memory for an image of 4 megapixels held
 # the interpreter's lock for up to 50 ms on a busy virtual machine, because each page is a fault.
 KEPT_BLOCKS = 8

@@ -3,6 +3,7 @@
 import base64
 import json
 from array import array
+from typing import Any
 
 import anyio
 import msgspec
@@ -16,7 +17,7 @@ from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, PooledAns
 from llmserve import AdmissionConfig, GenerationRequest, ManagerConfig, TenantLimits, TenantTable
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
 
-BASE = {
+BASE: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "hi"},
     "/pooling": {"input": "hi"},
     "/classify": {"input": "hi"},
@@ -138,6 +139,15 @@ async def test_a_wrong_field_is_named_and_nothing_is_held(path, body, param):
         status, answer, _ = await server.post(path, body)
         assert (status, answer["error"]["param"]) == (400, param), answer
         check_quiescent(server.manager)
+
+
+@pytest.mark.parametrize("path", BASE)
+async def test_the_error_for_a_long_text_has_the_words_that_clients_look_for(path):
+    async with running_server(tasks=["classify"] if path == "/classify" else ["embed"]) as server:
+        name = next(iter(BASE[path]))
+        status, answer, _ = await server.post(path, {**BASE[path], name: "x" * 5000})
+        assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, name, "context_length_exceeded")
+        assert answer["error"]["message"].endswith("Please reduce the length of the input prompt.")
 
 
 @pytest.mark.parametrize("task", ["embed", "classify"])

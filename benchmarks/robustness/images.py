@@ -65,7 +65,7 @@ def file_of(kind: str, side: int, most: int | None = None) -> bytes:
 
     # Noise of single pixels would make a file that no camera makes.
     grain, out = 2, io.BytesIO()
-    while not out.tell() or (most is not None and out.tell() > most):
+    while not out.tell() or (most is not None and out.tell() > most and grain <= side):
         out = io.BytesIO()
         coarse = [Pixels.effect_noise((max(1, side // grain), max(1, side // grain)), 60) for _ in range(3)]
         Pixels.merge("RGB", coarse).resize((side, side)).save(out, kind)

@@ -52,9 +52,9 @@ class PromptTooLong(InvalidRequest):
 
     def __init__(self, prompt_tokens: int, limit: int, param: str = "prompt") -> None:
         # LiteLLM and other clients recognise the error by the words before the full stop, which are
-        # OpenAI's.
+        # OpenAI's, or by the last words, which are vLLM's.
         words = f"This model's maximum context length is {limit} tokens. However, the prompt has {prompt_tokens} tokens, "
-        super().__init__(f"{words}which leaves no room for an answer. Shorten the prompt.", param)
+        super().__init__(f"{words}which leaves no room for an answer. Please reduce the length of the input prompt.", param)
         self.prompt_tokens = prompt_tokens
         self.limit = limit
 

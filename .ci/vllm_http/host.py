@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
+from frontends.answers.generation import Extras
 from frontends.http.app import build_app
 from frontends.http.server import running
 from frontends.net.acceptor import listen
@@ -31,7 +32,7 @@ from vllm_classifier_files import write_classifier
 
 # The classes of the models that score, by the kind of the engine.
 LABELS = {"reranker": ("LABEL_0",), "classifier": ("Default", "Spoiled")}
-ADAPTERS = ("zephyr-lora", "qwen3-lora")
+ADAPTERS = ("zephyr-lora", "qwen3-lora", "Alice", "Bob")
 # The context with which most of the tests start vLLM.
 CONTEXT = 8192
 VECTOR_CONTEXT = 100
@@ -71,7 +72,7 @@ async def serve(engine: VLLMEngine, line: str, answers: TextIO) -> str:
         manager = await stack.enter_async_context(EngineManager(engine, ManagerConfig(drain_timeout=5)))
         while line and (asked := json.loads(line))["kind"] == kind:
             access = Access(Keys.single(asked["key"])) if asked["key"] else Access()
-            app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"], per_request_metrics=asked["metrics"])
+            app = build_app(manager, asked["name"], access=access, root_path=asked["root_path"], extras=Extras(**asked["extras"]))
             listener = bind("127.0.0.1", 0)
             server = await stack.enter_async_context(running(app))
             await stack.enter_async_context(listen(server, listener))

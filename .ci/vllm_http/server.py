@@ -30,10 +30,10 @@ class Host:
     asked = 0
 
     @classmethod
-    def open(cls, name: str, root_path: str = "", key: str | None = None, *, kind: str = "chat", metrics: bool = False) -> int:
+    def open(cls, name: str, root_path: str = "", key: str | None = None, *, kind: str = "chat", **extras: bool) -> int:
         """Return the port of an application with an engine of a kind; clients need `key`.
 
-        The applications of another kind end. With `metrics` answers have the times of their request.
+        The applications of another kind end. `extras` are those of answers, by name.
         """
         if cls.process is None:
             command = [sys.executable, os.environ["LLMSERVE_TESTS_HOST"]]
@@ -42,7 +42,7 @@ class Host:
         assert cls.process.stdout is not None
         cls.asked += 1
         print(
-            json.dumps({"number": cls.asked, "name": name, "root_path": root_path, "key": key, "kind": kind, "metrics": metrics}),
+            json.dumps({"number": cls.asked, "name": name, "root_path": root_path, "key": key, "kind": kind, "extras": extras}),
             file=cls.process.stdin,
             flush=True,
         )
@@ -68,7 +68,9 @@ class RemoteOpenAIServer:
 
         name, key = after("--served-model-name", model), (env_dict or {}).get("VLLM_API_KEY")
         kind = "adapters" if "--enable-lora" in vllm_serve_args else VECTORS.get(model, "chat")
-        port = Host.open(name, after("--root-path", ""), key, kind=kind, metrics="--enable-per-request-metrics" in vllm_serve_args)
+        flags = {"metrics": "--enable-per-request-metrics", "usage": "--enable-force-include-usage"}
+        extras = {extra: flag in vllm_serve_args for extra, flag in flags.items()}
+        port = Host.open(name, after("--root-path", ""), key, kind=kind, **extras)
         self.host, self.port = "127.0.0.1", port
         self.uds = None
         self.show_hidden_metrics = False

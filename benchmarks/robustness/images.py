@@ -1,20 +1,33 @@
 """The event loop's lag while many images are prepared: `python -m benchmarks images`."""
 
 import io
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
+from anyio.streams.buffered import BufferedByteReceiveStream
 
+from benchmarks.robustness import image_sender
+from benchmarks.robustness.image_sender import distinct
+from benchmarks.targets.local_server import serve_here
 from llmserve import EngineManager, GenerationRequest, Image, Sampling
+from llmserve.runtime.heap import release, set_heap_aside
 
 KINDS = ("JPEG", "PNG", "WEBP")
+# Maximum bytes of a body for our server, and of a file in it as base64.
+MAX_BODY = 4 * 2**20
+MAX_SENT = MAX_BODY // 4 * 3 - 2**12
 # Seconds between two looks at the clock, and of the quiet phase.
 TICK = 1e-3
 QUIET = 2.0
+# Maximum bytes of a line of the process that sends.
+LINE = 1000
 # Linux's figures of the thread that opens it.
 SCHEDULED = Path("/proc/thread-self/schedstat")
 
@@ -43,39 +56,67 @@ class Images(msgspec.Struct, kw_only=True):
     count: int
     pixels: int
     found: list[Lag]
+    http: bool = False
 
 
-def file_of(kind: str, side: int) -> bytes:
-    """Return a square image of a kind. It has noise in each channel, so it compresses badly."""
+def file_of(kind: str, side: int, most: int | None = None) -> bytes:
+    """Return a square image of a kind, of at most `most` bytes. It has noise in each channel, so it compresses badly."""
     from PIL import Image as Pixels
 
-    out = io.BytesIO()
     # Noise of single pixels would make a file that no camera makes.
-    coarse = [Pixels.effect_noise((side // 2, side // 2), 60) for _ in range(3)]
-    Pixels.merge("RGB", coarse).resize((side, side)).save(out, kind)
+    grain, out = 2, io.BytesIO()
+    while not out.tell() or (most is not None and out.tell() > most and grain <= side):
+        out = io.BytesIO()
+        coarse = [Pixels.effect_noise((max(1, side // grain), max(1, side // grain)), 60) for _ in range(3)]
+        Pixels.merge("RGB", coarse).resize((side, side)).save(out, kind)
+        grain *= 2
     return out.getvalue()
 
 
-def distinct(data: bytes, number: int) -> bytes:
-    """Return a file with the same image that no cache takes for the same."""
-    # Readers ignore bytes after an image's end. The container of WebP has an even length.
-    return data + number.to_bytes(8)
-
-
-async def measure(manager: EngineManager, count: int, megapixels: float, kinds: Sequence[str], say: Callable[[str], None]) -> Images:
-    """Send `count` images of each kind at once."""
+async def measure(
+    manager: EngineManager, count: int, megapixels: float, kinds: Sequence[str], say: Callable[[str], None], *, http: bool = False
+) -> Images:
+    """Send `count` images of each kind at once, over HTTP from another process if `http` is True."""
     side = round((megapixels * 1e6) ** 0.5)
-    async with manager:
+    async with manager, AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serve_here(manager, "images", max_incomplete=count * MAX_BODY)) if http else None
         # The first image takes the time of imports and warming up.
         await _ask(manager, file_of("PNG", 64))
+        # As the server programs do.
+        set_heap_aside(manager)
+        stack.callback(release, manager)
         found = [(await _watched(anyio.sleep, QUIET))[0]]
         for kind in kinds:
-            data = await anyio.to_thread.run_sync(file_of, kind, side)
+            data = await anyio.to_thread.run_sync(file_of, kind, side, MAX_SENT if http else None)
             say(f"{count} {kind} images of {side} x {side} pixels, {len(data):,} bytes each")
-            lag, tokens = await _watched(_all_at_once, manager, [distinct(data, number) for number in range(count)])
+            if url is None:
+                lag, tokens = await _watched(_all_at_once, manager, [distinct(data, number) for number in range(count)])
+            else:
+                lag, tokens = await _over_http(url, data, count)
             lag.kind, lag.file_bytes, lag.prompt_tokens = kind, len(data), tokens
             found.append(lag)
-    return Images(count=count, pixels=side * side, found=found)
+    return Images(count=count, pixels=side * side, found=found, http=http)
+
+
+async def _over_http(url: str, data: bytes, count: int) -> tuple[Lag, int]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        command = [sys.executable, "-m", image_sender.__name__, url, file.name, str(count)]
+        async with await anyio.open_process(command, stderr=None) as process:
+            begin, stdout = process.stdin, process.stdout
+            assert begin is not None
+            assert stdout is not None
+            printed = BufferedByteReceiveStream(stdout)
+            # It has read the file then.
+            await printed.receive_until(b"\n", LINE)
+
+            async def send() -> bytes:
+                await begin.send(b"\n")
+                return await printed.receive_until(b"\n", LINE)
+
+            lag, answer = await _watched(send)
+    return lag, int(answer.split()[0])
 
 
 async def _ask(manager: EngineManager, data: bytes) -> int:
@@ -124,8 +165,9 @@ def _unscheduled() -> float:
 
 def conclude(images: Images) -> str:
     """Return the results as a table."""
+    way = " over HTTP" if images.http else ""
     lines = [
-        f"{images.count} images of {images.pixels / 1e6:.1f} megapixels at once; the event loop's lag in milliseconds,",
+        f"{images.count} images of {images.pixels / 1e6:.1f} megapixels at once{way}; the event loop's lag in milliseconds,",
         "also without the time for which its thread had no CPU, which other programs take",
         f"{'images':8} {'p50':>7} {'p99':>7} {'longest':>8} {'with a CPU':>10}",
     ]

@@ -44,11 +44,16 @@ class Timelines:
 
 
 @asynccontextmanager
-async def serve_here(manager: EngineManager, model: str, keep_bytes: int = KEEP_BYTES) -> AsyncIterator[str]:
-    """Serve and yield the URL; `keep_bytes` bounds the answers for `Idempotency-Key`."""
+async def serve_here(
+    manager: EngineManager, model: str, keep_bytes: int = KEEP_BYTES, max_incomplete: int | None = None
+) -> AsyncIterator[str]:
+    """Serve and yield the URL.
+
+    `keep_bytes` bounds the answers for `Idempotency-Key`, and `max_incomplete` the incomplete bodies.
+    """
     listener = bind("127.0.0.1", 0)
     memory = ResponseCache(asyncio.get_running_loop().time, keep_bytes)
-    async with running(build_app(manager, model, memory=memory)) as acceptor, listen(acceptor, listener):
+    async with running(build_app(manager, model, memory=memory, max_incomplete=max_incomplete)) as acceptor, listen(acceptor, listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 

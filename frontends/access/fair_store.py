@@ -18,8 +18,9 @@ class _Sized(Generic[Entry]):
 class FairStore(Generic[Entry]):
     """The entries, each of a tenant and with a name.
 
-    When there are too many, the tenant with the most loses its oldest entry, so that no tenant can
-    displace another one that has less than an equal share.
+    When there are too many, the tenant with the most loses its oldest entry that is not spared, or
+    its newest one if it has no other. So no tenant can displace another one that has less than an
+    equal share, and a tenant with nothing but spared entries gets no more of them.
 
     Args:
         clock: returns monotonic seconds.
@@ -27,6 +28,7 @@ class FairStore(Generic[Entry]):
         max_bytes: maximum bytes of all entries.
         max_entries: maximum number of entries; None is any number.
         dropped: called with each entry that the store drops.
+        spared: whether an entry is dropped last. Expired entries are not spared.
 
     Attributes:
         bytes: the bytes of all entries.
@@ -39,12 +41,14 @@ class FairStore(Generic[Entry]):
         max_bytes: int,
         max_entries: int | None = None,
         dropped: Callable[[Entry], object] = lambda _: None,
+        spared: Callable[[Entry], bool] = lambda _: False,
     ) -> None:
         self._clock = clock
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._dropped = dropped
+        self._spared = spared
         # Entries by tenant, and the ages of all entries; the oldest come first.
         self._kept: dict[str | None, OrderedDict[Hashable, _Sized[Entry]]] = {}
         self._sizes: dict[str | None, int] = {}
@@ -65,7 +69,7 @@ class FairStore(Generic[Entry]):
         """Keep an entry of `size` bytes as the newest one; return whether it is kept.
 
         It is not if it alone has more than the maximum, which drops no other entry, or if its tenant
-        has the most and no older entry.
+        has the most and no older entry that is not spared.
         """
         self.pop(tenant, name)
         self._drop_expired()
@@ -106,9 +110,9 @@ class FairStore(Generic[Entry]):
         if size > self._max_bytes:
             self._drop(tenant, name)
         while self.bytes > self._max_bytes:
-            self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__))
+            self._drop_one(max(self._sizes, key=self._sizes.__getitem__))
         while self._max_entries is not None and len(self) > self._max_entries:
-            self._drop_oldest(max(self._kept, key=lambda one: len(self._kept[one])))
+            self._drop_one(max(self._kept, key=lambda one: len(self._kept[one])))
 
     def _drop_expired(self) -> None:
         now = self._clock()
@@ -118,8 +122,9 @@ class FairStore(Generic[Entry]):
                 return
             self._drop(tenant, name)
 
-    def _drop_oldest(self, tenant: str | None) -> None:
-        self._drop(tenant, next(iter(self._kept[tenant])))
+    def _drop_one(self, tenant: str | None) -> None:
+        mine = self._kept[tenant]
+        self._drop(tenant, next((name for name, one in mine.items() if not self._spared(one.entry)), next(reversed(mine))))
 
     def _drop(self, tenant: str | None, name: Hashable) -> None:
         entry = self.pop(tenant, name)

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from frontends.answers.served_model import ServedModel
 from frontends.openai.wanted import renamed
@@ -13,6 +14,10 @@ from llmserve import InvalidRequest, LLMServeError
 
 logger = logging.getLogger(__name__)
 
+# Seconds for which a client's answer waits for the request's admission. A refusal in that time is the
+# client's answer; what happens later is the status of the response.
+REFUSAL_SECONDS = 0.5
+
 
 class BackgroundResponses:
     """The responses of this process. Each is a task, which the store cancels with the response."""
@@ -22,17 +27,15 @@ class BackgroundResponses:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, wanted: ParsedResponse, builder: ResponsesResponseBuilder) -> AsyncIterator[bytes]:
-        """Keep a response as queued and start it; yield its JSON. Raises InvalidRequest if there is no room for it."""
+        """Start a response and keep it as queued; yield its JSON.
+
+        Raises LLMServeError, and keeps nothing, if the request is refused at once or there is no
+        room for the response.
+        """
         assert wanted.record is not None
         queued: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        task = builder.task = asyncio.create_task(self._run(wanted, wanted.record, builder, queued))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        body = await queued
-        if not body:
-            words = "the server has no room for the response (--stored-response-bytes), and background needs it"
-            raise InvalidRequest(f"background: {words}", "background")
-        yield body
+        builder.task = self._task(self._run(wanted, wanted.record, builder, queued))
+        yield await queued
 
     async def close(self) -> None:
         """Cancel the responses that run."""
@@ -40,32 +43,66 @@ class BackgroundResponses:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def _run(self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes]) -> None:
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        kept = asyncio.Event()
+        generating = self._task(self._generate(wanted, record, builder, opened, kept))
+        try:
+            await asyncio.wait([generating, opened], timeout=REFUSAL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if generating.done():
+                await generating
+            if not await self._keep(record, builder, queued):
+                return
+            kept.set()
+            await generating
+        except LLMServeError as error:
+            await self._failed(record, builder, queued, error)
+        except Exception:
+            logger.exception("the background response %s failed", builder.id)
+            await self._failed(record, builder, queued, LLMServeError("an internal error: see the server's log"))
+        finally:
+            queued.cancel()
+            if not generating.done():
+                generating.cancel()
+                await asyncio.wait([generating])
+
+    async def _keep(self, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes]) -> bool:
+        """Keep the response and answer the client; return whether both succeeded. Raises InvalidRequest without room."""
         body, task = builder.state("queued"), asyncio.current_task()
         assert task is not None
-        kept = True
-        try:
-            kept = await record.add("queued", body, task.cancel)
-        finally:
-            if not queued.done():
-                queued.set_result(body if kept else b"")
+        if queued.cancelled():
+            return False
+        if not await record.add("queued", body, task.cancel):
+            words = "the server has no room for the response (--stored-response-bytes), and background needs it"
+            raise InvalidRequest(f"background: {words}", "background")
         if queued.cancelled():
             # The client left before it could learn the response's id.
             await record.delete()
-            return
-        if not kept:
-            return
-        try:
-            await self._generate(wanted, record, builder)
-        except LLMServeError as error:
-            await record.replace("failed", builder.state("failed", error))
-        except Exception:
-            logger.exception("the background response %s failed", builder.id)
-            await record.replace("failed", builder.state("failed", LLMServeError("an internal error: see the server's log")))
+            return False
+        queued.set_result(body)
+        return True
 
-    async def _generate(self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder) -> None:
+    async def _failed(self, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes], error: LLMServeError) -> None:
+        """Report an error to the client, which waits for its answer or has it already."""
+        if queued.done():
+            await record.replace("failed", builder.state("failed", error))
+        else:
+            queued.set_exception(error)
+
+    async def _generate(
+        self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder, opened: asyncio.Future[None], kept: asyncio.Event
+    ) -> None:
+        """Generate the answer. `opened` is set when the request is admitted; only a response that is `kept` has other states."""
         with renamed(**wanted.names):
             async with self._served.manager.stream(wanted.requests[0]) as stream:
+                opened.set_result(None)
+                await kept.wait()
                 await record.replace("in_progress", builder.state("in_progress"))
                 completion = await stream.collect()
         async for _ in builder.whole([completion], 1, self._served.turns):

@@ -75,18 +75,32 @@ ROUTES = {
 }
 
 
+@attrs.frozen
+class Extras:
+    """What the operator has the server add to answers.
+
+    Attributes:
+        metrics: whether completions and chats have the times of their request.
+        usage: whether every event of a stream of completions or chats has the usage so far, as if
+            each client asked for it.
+    """
+
+    metrics: bool = False
+    usage: bool = False
+
+
 class Generation:
     """Parses the bodies of `ROUTES` and writes their whole answers; also /generate and the count of tokens.
 
     Args:
         served: the model that generates.
         responses: where responses are kept; None keeps none.
-        metrics: whether completions and chats have the times of their request.
+        extras: what answers have in addition.
     """
 
-    def __init__(self, served: ServedModel, responses: ResponseStore | None = None, *, metrics: bool = False) -> None:
+    def __init__(self, served: ServedModel, responses: ResponseStore | None = None, extras: Extras | None = None) -> None:
         self._served = served
-        self._metrics = metrics
+        self._extras = extras or Extras()
         self._conversations = Conversations(served, responses)
         self._background = BackgroundResponses(served)
         self._readers = {path: served.reader(route.kind) for path, route in ROUTES.items() if path != RESPONSES}
@@ -101,12 +115,14 @@ class Generation:
         """Return a body's content and the builder of its answer. Raises LLMServeError."""
         served, manager = self._served, self._served.manager
         timelines: list[Timeline] | None = None
-        if self._metrics:
+        if self._extras.metrics:
             timelines, caller = _observed(caller)
         if path == RESPONSES:
             wanted: ParsedBody = await self._conversations.parse(body, caller)
         else:
             wanted = await served.decode(body, self._readers[path], lambda sent: sent.wanted(caller, served.adapter(sent.model)))
+        if self._extras.usage:
+            wanted = attrs.evolve(wanted, usage=True, running_usage=True)
         if manager.engine_is_up:
             check_answer(wanted.requests, manager.info.max_model_len)
         builder = await ROUTES[path].builder(served, wanted, wanted.requests[0].adapter or served.name)

@@ -68,7 +68,10 @@ class Vectors:
 
     async def parse(self, path: str, body: bytes | msgspec.Raw, caller: Caller) -> WantedVectors:
         """Return a body's content. Raises LLMServeError."""
-        return await self._served.decode(body, self._readers[path], partial(self._wanted, caller))
+        wanted = await self._served.decode(body, self._readers[path], partial(self._wanted, caller))
+        if isinstance(wanted.inputs, Scoring) and any(wanted.inputs.most):
+            return attrs.evolve(wanted, inputs=await wanted.inputs.shortened(self._served.manager))
+        return wanted
 
     async def whole(self, wanted: WantedVectors, at_once: int | None = None) -> AsyncIterator[bytes]:
         """Make the vectors, at most `at_once` together, and return the answer as JSON, in parts.

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from frontends.access.control import Access
+from frontends.answers.generation import Extras
 from frontends.batch.service import BatchService
 from frontends.http.access_log import Write, name_and_log, sign
 from frontends.http.authentication import ROOT, ask_for_key
@@ -28,6 +29,7 @@ from frontends.http.request_checks import BUDGET, MAX_BODY, ORIGINS, Handler, ch
 from frontends.http.routes.batches import BatchRoutes
 from frontends.http.routes.generation import GenerationRoutes
 from frontends.http.routes.health import HealthRoutes
+from frontends.http.routes.invocations import InvocationRoute
 from frontends.http.routes.metrics import GetSeries, MetricsRoutes
 from frontends.http.routes.models import ModelRoutes
 from frontends.http.routes.pooling import PoolingRoutes
@@ -62,7 +64,7 @@ def build_app(
     root_path: str = "",
     batches: BatchService | None = None,
     responses: ResponseStore | None = None,
-    per_request_metrics: bool = False,
+    extras: Extras | None = None,
 ) -> web.Application:
     """Build an aiohttp application over a manager, which the caller enters and leaves.
 
@@ -94,7 +96,7 @@ def build_app(
         batches: the files and batches, which the caller runs; None answers their routes with an error.
         responses: the store of the responses of /v1/responses; None creates a store for this
             application.
-        per_request_metrics: whether completions and chats have the times of their request.
+        extras: what the answers of completions and chats have in addition; None adds nothing.
     """
     access, departure, pages = access or Access(), departure or Departure(), Origins(frozenset(origins))
     get_metrics = metrics or partial(_own_metrics, manager)
@@ -104,13 +106,13 @@ def build_app(
     app[BUDGET], app[ORIGINS], app[ROOT] = ReceiveBudget(time.monotonic, max_incomplete), pages, root_path
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
     served, responses = ServedModel(manager, model), responses or ResponseMemory(time.monotonic)
-    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, metrics=per_request_metrics)
+    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, extras)
     app.on_cleanup.append(generation.close)
-    handlers = generation.routes() | ResponseRoutes(responses).routes() | ModelRoutes(served).routes()
+    handlers = generation.routes() | ResponseRoutes(responses, served.turns).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes() | MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()
-    handlers |= PageRoutes(needs_key=access.keys is not None).routes()
+    handlers |= InvocationRoute(served, handlers).routes() | PageRoutes(needs_key=access.keys is not None).routes()
     app.add_routes(_table(handlers, root_path))
     return app
 

@@ -249,6 +249,11 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
 def _add_others(paths: dict[str, dict[str, Any]]) -> None:
     """Add the operations whose body or answer is not JSON, or that have another method."""
     form = {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}
+    anything: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    paths["/invocations"] = {
+        "post": _operation("Answer a request to another route, by its fields, for SageMaker", anything)
+        | {"requestBody": {"required": True, "content": anything}, "parameters": HEADERS}
+    }
     paths["/v1/files"]["post"] = _get(FileObject, "Store a file of requests") | {"requestBody": form}
     paths["/v1/files/{file_id}"]["delete"] = _get(FileDeleted, "Delete a file")
     paths["/v1/files/{file_id}/content"] = {

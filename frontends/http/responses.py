@@ -11,10 +11,23 @@ from frontends.openai import sse
 from llmserve.runtime.heap import return_free_pages
 
 JSON = "application/json"
+# Bytes of a body that a connection buffers, because its client may not read. The rest follows as the
+# client reads.
+PIECE = 2**16
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(body=sse.encode(body), status=status, content_type=JSON, headers=headers)
+
+
+def in_pieces(body: bytes) -> web.Response:
+    """Return a response with JSON, of which a client that does not read takes no second copy."""
+    return web.Response(body=body if len(body) <= PIECE else _pieces(body), content_type=JSON)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), PIECE):
+        yield body[begin : begin + PIECE]
 
 
 async def whole_response(parts: AsyncIterator[bytes]) -> web.Response:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, nullcontext
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from frontends.answers.generation import Extras
 from frontends.batch.service import BatchService
 from frontends.batch.store import Store
 from frontends.http.access_log import Write, open_log
@@ -112,5 +113,5 @@ def _build(
         root_path=http.root_path,
         batches=batches,
         responses=responses,
-        per_request_metrics=settings.observability.per_request_metrics,
+        extras=Extras(metrics=settings.observability.per_request_metrics, usage=settings.observability.force_include_usage),
     )

@@ -108,14 +108,24 @@ def _ranked(entry: TokenLogprob) -> dict[str, RankedLogprob]:
     return found
 
 
+def response_logprobs(entries: Sequence[TokenLogprob]) -> bytes:
+    """Return the logprobs of a response as a list in JSON."""
+    return msgspec.json.encode(chat_logprobs(entries).content)
+
+
 async def write_prompt_logprobs(entries: Sequence[TokenLogprob], turns: WorkQueue) -> bytes:
+    return await write_list(entries, lambda piece: msgspec.json.encode(ranked_logprobs(piece)), turns)
+
+
+async def write_list(entries: Sequence[TokenLogprob], encode: Callable[[Sequence[TokenLogprob]], bytes], turns: WorkQueue) -> bytes:
+    """Return the JSON of a list, of which `encode` makes each piece as a list."""
     left = pieces(entries)
     written: list[bytes] = []
 
     def write() -> bool:
         piece = next(left, None)
         if piece:
-            written.append(msgspec.json.encode(ranked_logprobs(piece))[1:-1])
+            written.append(encode(piece)[1:-1])
         return piece is not None
 
     await in_pieces(write, len(entries), turns)

@@ -217,7 +217,9 @@ def _strings(text: bytes) -> int:
 
     Texts that end in a backslash are miscounted, but at least half of all strings are counted.
     """
-    return (text.count(b'"') - text.count(b'\\"')) // 2
+    # Two bytes take ten times as long to count as one: 4 ms for an image of 3 MB, which has no backslash.
+    escaped = text.count(b'\\"') if b"\\" in text else 0
+    return (text.count(b'"') - escaped) // 2
 
 
 def _length(value: msgspec.Raw) -> int:

@@ -107,7 +107,6 @@ RESPONSES: Unsupported = {
     "max_tool_calls": ((), "the client runs the tools, and can count their calls"),
     "moderation": ((), _OPENAI),
     "prompt": ((), _OPENAI),
-    "top_logprobs": ((0,), "use /v1/chat/completions for logprobs"),
     "truncation": (("disabled",), "the server never removes items of a conversation"),
 }
 

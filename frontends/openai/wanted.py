@@ -2,7 +2,7 @@
 
 import attrs
 
-from llmserve import GenerationRequest, InvalidRequest
+from llmserve import GenerationRequest, InvalidRequest, PromptTooLong
 
 
 @attrs.frozen(kw_only=True)
@@ -63,5 +63,7 @@ class renamed:  # noqa: N801 - reads as a phrase, like contextlib's own
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, InvalidRequest) and error.param in self._names:
             name = self._names[error.param]
-            error.args = (str(error).replace(error.param, name),)
+            if not isinstance(error, PromptTooLong):
+                # That error's text is fixed, because clients recognise it.
+                error.args = (str(error).replace(error.param, name),)
             error.param = name

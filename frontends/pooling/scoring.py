@@ -15,17 +15,14 @@ from frontends.net.turns import WorkQueue
 from frontends.openai.unsupported import Unsupported
 from frontends.pooling.answers import RankedDocument, RankedItem
 from frontends.pooling.requests import MAX_INPUTS, UNSUPPORTED, ParsedInputs, PoolingBody
-from llmserve import Embedding, InvalidRequest, PoolingRequest
+from llmserve import Embedding, EngineManager, GenerationRequest, InvalidRequest, PoolingRequest
 from llmserve.engine import EngineInfo
 from llmserve.pooling.requests import CLASSIFY, EMBED
 from llmserve.pooling.vectors import cosine
 
-_TRUNCATE = "use truncate_prompt_tokens"
 _TEMPLATE = "the model reads the two texts without a template"
 _UNSUPPORTED: Unsupported = {
     **UNSUPPORTED,
-    "max_tokens_per_query": ((0,), _TRUNCATE),
-    "max_tokens_per_doc": ((0,), _TRUNCATE),
     "instruction": ((), _TEMPLATE),
     "chat_template_kwargs": (({},), _TEMPLATE),
 }
@@ -52,9 +49,12 @@ class Pairs:
 
 
 class ScoringBody(PoolingBody, kw_only=True, forbid_unknown_fields=True):
-    """What both bodies share."""
+    """What both bodies share. Zero tokens are no limit, as in vLLM."""
 
     unsupported: ClassVar[Unsupported] = _UNSUPPORTED
+
+    max_tokens_per_query: int | None = None
+    max_tokens_per_doc: int | None = None
 
     def pairs(self) -> Pairs:
         """Return the pairs. Raises InvalidRequest."""
@@ -62,15 +62,21 @@ class ScoringBody(PoolingBody, kw_only=True, forbid_unknown_fields=True):
 
     def scoring(self, caller: Caller, adapter: str | None, info: EngineInfo) -> "Scoring":
         """Return the requests for the scores. Raises InvalidRequest, also if the model has no scores."""
-        pairs = self.pairs()
+        pairs, most = self.pairs(), (self._most("max_tokens_per_query"), self._most("max_tokens_per_doc"))
         if EMBED in info.tasks:
             first, of_first, of_second = len(pairs.first), *({"prompt": name} for name in pairs.names)
-            return Scoring(self._of_texts(pairs, caller, adapter), lambda index: of_first if index < first else of_second, first)
+            return Scoring(self._of_texts(pairs, caller, adapter), lambda index: of_first if index < first else of_second, most, first)
         if CLASSIFY in info.tasks and len(info.labels) == 1:
             both = dict(zip(("prompt", "pair"), pairs.names, strict=True))
-            return Scoring(self._of_pairs(pairs, caller, adapter, both), lambda _: both)
+            return Scoring(self._of_pairs(pairs, caller, adapter, both), lambda _: both, most)
         words = "a score needs an embedding model, or a classifier with one class"
         raise InvalidRequest(f"the model does not support scores: {words}; its tasks are: {', '.join(info.tasks)}", "model")
+
+    def _most(self, name: str) -> int:
+        most: int = getattr(self, name) or 0
+        if most < 0:
+            raise InvalidRequest(f"{name} must be a non-negative integer", name)
+        return most
 
     def _of_texts(self, pairs: Pairs, caller: Caller, adapter: str | None) -> list[PoolingRequest]:
         sides = zip(pairs.names, (pairs.first, pairs.second), strict=True)
@@ -142,10 +148,27 @@ class RerankRequest(ScoringBody, kw_only=True, forbid_unknown_fields=True):
 class Scoring(ParsedInputs):
     """The requests for the scores: of both sides' texts, of which `first` are the first side's, or of pairs.
 
-    For pairs `first` is 0.
+    For pairs `first` is 0. `most` are the maximum tokens of each text of both sides; 0 is no limit.
     """
 
+    most: tuple[int, int] = (0, 0)
     first: int = 0
+
+    async def shortened(self, manager: EngineManager) -> "Scoring":
+        """Return the requests with the beginnings of their texts, within `most`. Raises Overloaded."""
+        queries: dict[str, str] = {}
+        query, document = self.most
+        requests = []
+        for index, request in enumerate(self.requests):
+            text = str(request.prompt)
+            if self.first and index >= self.first:
+                requests.append(attrs.evolve(request, prompt=await _beginning(manager, text, document)))
+                continue
+            if text not in queries:
+                queries[text] = await _beginning(manager, text, query)
+            pair = None if request.pair is None else await _beginning(manager, request.pair, document)
+            requests.append(attrs.evolve(request, prompt=queries[text], pair=pair))
+        return attrs.evolve(self, requests=requests)
 
     async def scores(self, found: Sequence[Embedding], turns: WorkQueue) -> list[float]:
         """Return the score of each pair, from the vectors of the requests."""
@@ -156,6 +179,16 @@ class Scoring(ParsedInputs):
         for index, other in enumerate(found[self.first :]):
             scores.append(await turns.run(cosine, first[index if self.first > 1 else 0], other.vector))
         return scores
+
+
+async def _beginning(manager: EngineManager, text: str, most: int) -> str:
+    """Return a text's first `most` tokens, without special tokens; all for 0."""
+    if not 0 < most < manager.info.max_model_len:
+        return text
+    request = GenerationRequest(prompt=text, add_special_tokens=False, truncate_prompt_tokens=most, truncation_side="right")
+    found = (await manager.tokenize(request)).token_ids
+    # The text of tokens may differ from the original, so a short text stays.
+    return text if len(found) < most else await manager.detokenize(found)
 
 
 def _listed(name: str, given: Any) -> list[str]:

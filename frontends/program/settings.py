@@ -178,6 +178,9 @@ class ObservabilitySettings:
     per_request_metrics: bool = option(
         False, "add the times of each request of one sequence to its answer over HTTP, as `metrics`, for completions and chats"
     )
+    force_include_usage: bool = option(
+        False, "add the usage so far to every event of a stream of completions or chats over HTTP, also for clients that do not ask"
+    )
 
 
 @attrs.frozen(kw_only=True)

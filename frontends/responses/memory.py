@@ -1,4 +1,8 @@
-"""The store of responses in the memory of one process, with bounds that the tenants share."""
+"""The store of responses in the memory of one process, with bounds that the tenants share.
+
+It makes room by dropping responses that have ended. One that runs is dropped only if its tenant has
+more than all others and nothing else, and another tenant needs the room.
+"""
 
 from collections.abc import Callable
 
@@ -18,6 +22,9 @@ class _Entry:
     response: StoredResponse
     stop: Stop | None = None
 
+    def runs(self) -> bool:
+        return self.response.runs
+
     def end(self) -> None:
         if self.stop is not None and self.response.runs:
             self.stop()
@@ -34,7 +41,7 @@ class ResponseMemory:
 
     def __init__(self, clock: Callable[[], float], max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self.keeps = max_responses > 0
-        self.entries: FairStore[_Entry] = FairStore(clock, KEEP_SECONDS, max_bytes, max_responses, _Entry.end)
+        self.entries: FairStore[_Entry] = FairStore(clock, KEEP_SECONDS, max_bytes, max_responses, _Entry.end, _Entry.runs)
 
     async def ask(
         self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None

@@ -112,6 +112,10 @@ _ITEMS = msgspec.json.Decoder(list[Item])
 # continue it, and each item costs time then, so their number has a maximum too.
 MAX_BYTES = LARGEST
 MAX_ITEMS = 4096
+# What `include` names for the logprobs of an answer, and the maximum number of those, alternatives
+# included. They take 3 MB in each of a stream's last events.
+LOGPROBS = "message.output_text.logprobs"
+MAX_LOGPROB_ENTRIES = 2**15
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -131,8 +135,9 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    # Encrypted reasoning and the like: what the answer could have in addition.
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    # What the answer has in addition. It has no encrypted reasoning.
+    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
+    top_logprobs: int | None = None
     store: bool | None = None
     previous_response_id: str | None = None
     background: bool | None = None
@@ -170,6 +175,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
             before: the conversation that the input continues.
             store: where the response is kept, if the client does not object; None keeps none.
         """
+        if self.top_logprobs and LOGPROBS not in (self.include or ()):
+            raise InvalidRequest(f"top_logprobs requires include to have {LOGPROBS}", "top_logprobs")
         own = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         earlier = _ITEMS.decode(before)
         every = [*earlier, *own]
@@ -204,16 +211,26 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         if words is not None:
             raise InvalidRequest(f"background: {words}", "background")
 
+    def _max_tokens(self) -> int:
+        """Return the maximum number of tokens of an answer with logprobs. Raises InvalidRequest."""
+        most = MAX_LOGPROB_ENTRIES // (1 + max(0, self.top_logprobs or 0))
+        if (self.max_output_tokens or 0) > most:
+            words = f"max_output_tokens x (1 + top_logprobs) must be at most {MAX_LOGPROB_ENTRIES:,} with {LOGPROBS}"
+            raise InvalidRequest(words, "max_output_tokens")
+        return self.max_output_tokens or most
+
     def _chat(self, items: Sequence[Item], first: int) -> ChatRequest:
         messages = chat_messages(items, first)
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
-        text, choice = self.text or TextConfig(), self.tool_choice
+        text, choice, logprobs = self.text or TextConfig(), self.tool_choice, LOGPROBS in (self.include or ())
         tools = [tool.chat() for tool in self.tools or () if tool.type == "function"] or None
         named: ToolChoice | None = NamedChoice("function", NamedFunction(choice.name)) if isinstance(choice, NamedTool) else choice
         return ChatRequest(
             messages=messages,
-            max_tokens=self.max_output_tokens,
+            max_tokens=self._max_tokens() if logprobs else self.max_output_tokens,
+            logprobs=logprobs,
+            top_logprobs=self.top_logprobs,
             tools=tools,
             # Clients send "auto" without tools too.
             tool_choice=named if tools or named != "auto" else None,

@@ -3,14 +3,17 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.errors import describe
+from frontends.openai.logprobs import response_logprobs, write_list
 from frontends.openai.response_builder import ResponseBuilder
 from frontends.openai.wanted import ParsedBody
 from frontends.responses.requests import ParsedResponse
-from frontends.responses.stored import PREFIX, Record
-from llmserve import Completion, Delta, GenerationRequest, LLMServeError, TokenStream, ToolCall, Usage
+from frontends.responses.stored import PREFIX, Record, joined
+from llmserve import Completion, Delta, GenerationRequest, LLMServeError, TokenLogprob, TokenStream, ToolCall, Usage
 
 # The types of the part of an item, of its deltas, and of the event after them.
 PARTS = {
@@ -18,6 +21,7 @@ PARTS = {
     "reasoning": ("reasoning_text", "response.reasoning_text"),
     "function_call": (None, "response.function_call_arguments"),
 }
+NONE = msgspec.Raw(b"[]")
 
 
 class OpenItem:
@@ -28,6 +32,8 @@ class OpenItem:
         self.id = name
         self.call = call
         self.pieces: list[str] = []
+        # JSON lists of the tokens' logprobs, if the client asked for them.
+        self.logprobs: list[bytes] = []
 
     def body(self, status: str) -> dict[str, Any]:
         """Return the item; while it is in progress, without its content."""
@@ -40,7 +46,10 @@ class OpenItem:
 
     def part(self, text: str) -> dict[str, Any]:
         kind, _ = PARTS[self.kind]
-        return {"type": kind, "text": text} | ({"annotations": [], "logprobs": []} if self.kind == "message" else {})
+        return {"type": kind, "text": text} | ({"annotations": [], "logprobs": self.all_logprobs()} if self.kind == "message" else {})
+
+    def all_logprobs(self) -> msgspec.Raw:
+        return msgspec.Raw(joined(*self.logprobs))
 
 
 class ResponsesResponseBuilder(ResponseBuilder):
@@ -59,6 +68,8 @@ class ResponsesResponseBuilder(ResponseBuilder):
         self._items: list[dict[str, Any]] = []
         self._open: OpenItem | None = None
         self._reason: str | None = None
+        # Logprobs of a stream's tokens that no event has had. A token may have no text of its own.
+        self._unsent: list[TokenLogprob] = []
         # Attributes of `ParsedResponse`.
         self._record: Record | None = None
         self._repeated: dict[str, Any] = {"previous_response_id": None, "metadata": {}, "background": False}
@@ -77,7 +88,10 @@ class ResponsesResponseBuilder(ResponseBuilder):
         texts = [("reasoning", message.reasoning if message else ""), ("message", message.content if message else completion.text)]
         for kind, text in texts:
             if text:
-                self._keep(OpenItem(kind, self._name(kind)), text)
+                item = OpenItem(kind, self._name(kind))
+                if kind == "message" and completion.logprobs:
+                    item.logprobs.append(await write_list(completion.logprobs, response_logprobs, turns))
+                self._keep(item, text)
         for call in message.tool_calls if message else ():
             self._keep(OpenItem("function_call", self._name("function_call"), call), call.arguments)
         response = self._response(self._final, completion.usage)
@@ -145,6 +159,7 @@ class ResponsesResponseBuilder(ResponseBuilder):
 
     def _content(self, delta: Delta) -> Iterator[bytes]:
         message = delta.message
+        self._unsent += delta.logprobs or ()
         yield from self._piece("reasoning", "" if message is None else message.reasoning)
         yield from self._piece("message", delta.text if message is None else message.content)
         for call in () if message is None else message.tool_calls:
@@ -169,8 +184,17 @@ class ResponsesResponseBuilder(ResponseBuilder):
 
     def _delta(self, item: OpenItem, text: str) -> bytes:
         item.pieces.append(text)
-        more: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
+        more: dict[str, Any] = {"logprobs": self._take_logprobs(item)} if item.kind == "message" else {}
         return self._named_event(f"{PARTS[item.kind][1]}.delta", delta=text, **more, **self._place(item))
+
+    def _take_logprobs(self, item: OpenItem) -> msgspec.Raw:
+        """Return the logprobs of the tokens since the last event of a message, and add them to it."""
+        if not self._unsent:
+            return NONE
+        found = response_logprobs(self._unsent)
+        self._unsent.clear()
+        item.logprobs.append(found)
+        return msgspec.Raw(found)
 
     def _close(self) -> bytes:
         item, self._open = self._open, None
@@ -180,7 +204,10 @@ class ResponsesResponseBuilder(ResponseBuilder):
         if item.call is not None:
             done = self._named_event(kind, arguments=text, name=item.call.name, **place)
         else:
-            more: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
+            more: dict[str, Any] = {}
+            if item.kind == "message":
+                self._take_logprobs(item)
+                more["logprobs"] = item.all_logprobs()
             done = self._named_event(kind, text=text, **more, **place) + self._named_event(
                 "response.content_part.done", part=item.part(text), **place
             )
@@ -217,6 +244,7 @@ class ResponsesResponseBuilder(ResponseBuilder):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_output_tokens": sampling.max_tokens,
+            "top_logprobs": sampling.logprobs or 0,
             "store": self._record is not None,
             "usage": None if usage is None else _usage(usage),
             **self._repeated,

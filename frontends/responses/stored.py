@@ -46,8 +46,8 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def size(self) -> int:
-        """The bytes that the response counts for."""
-        return OVERHEAD + len(self.items) + len(self.body)
+        """The bytes that the response counts for; the same before it runs and while it runs."""
+        return OVERHEAD + len(self.items) + len(self.body) - len(self.status)
 
     @property
     def runs(self) -> bool:

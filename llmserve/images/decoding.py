@@ -4,6 +4,8 @@ Pillow releases the interpreter's lock while it decodes. Its other calls hold th
 milliseconds, and with many threads these add up to a delay of the event loop.
 """
 
+import os
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +20,9 @@ from llmserve.errors import InvalidRequest, Overloaded
 from llmserve.images.headers import Header, read_header
 from llmserve.images.parts import AnyImage
 from llmserve.images.stripping import stripped
+from llmserve.runtime.cgroups import memory_limit
 from llmserve.runtime.cpus import available_cpus
+from llmserve.runtime.fair_semaphore import FairSemaphore
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
@@ -31,9 +35,14 @@ MAX_SCANS = 100
 # Maximum number of requests whose images are decoded and processed at the same time. The engine
 # processes those of one request at a time, and meanwhile another one's are decoded.
 AT_ONCE = 2
-# Maximum number of requests with images that wait for that. Each holds a body of up to 4 MiB.
+# Maximum number of requests with images that wait for that, and of those of one tenant. Each holds a
+# body of up to 4 MiB.
 MAX_WAITING = 128
+MAX_OF_ONE = MAX_WAITING // 2
 RETRY_SECONDS = 1.0
+# Share of the memory that the processed images of one process may take before more are refused. Those
+# of one request have up to 24 bytes for each pixel.
+HELD_SHARE = 0.125
 # Blocks of 16 MiB that Pillow keeps for the next image. New memory for an image of 4 megapixels held
 # the interpreter's lock for up to 50 ms on a busy virtual machine, because each page is a fault.
 KEPT_BLOCKS = 8
@@ -49,32 +58,50 @@ class Decoded:
 
 
 class ImageDecoder:
-    """Bounds the memory and the threads that take part in decoding.
+    """Bounds the memory and the threads that take part in decoding, and shares them between tenants.
 
     It leaves one CPU to the event loop: on two CPUs, two threads delayed the loop by up to 50 ms.
+
+    Args:
+        cpus: number of CPUs; None counts them.
+        max_held: bytes of processed images that requests hold, from which on more are refused; None
+            is a share of the memory.
     """
 
-    def __init__(self, cpus: int | None = None) -> None:
+    def __init__(self, cpus: int | None = None, max_held: int | None = None) -> None:
         self.at_once = max(1, min(AT_ONCE, (cpus or available_cpus()) - 1))
-        self._room = anyio.Semaphore(self.at_once)
-        # The number of choices that wait or decode, by their images.
-        self._inside: Counter[tuple[int, ...]] = Counter()
+        self._room = FairSemaphore(self.at_once)
+        # The number of choices that wait or decode, by their tenant and images.
+        self._inside: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        self._max_held = int(_memory() * HELD_SHARE) if max_held is None else max_held
+        self._held = 0
+
+    def hold(self, owner: object, size: int) -> None:
+        """Count `size` bytes of processed images until `owner` is freed."""
+        self._held += size
+        weakref.finalize(owner, self._release, size).atexit = False
+
+    def _release(self, size: int) -> None:
+        self._held -= size
 
     @asynccontextmanager
-    async def decoded(self, found: Sequence[tuple[str, AnyImage]]) -> AsyncIterator[list[Decoded]]:
-        """Decode a request's images, each with the name of its field.
+    async def decoded(self, found: Sequence[tuple[str, AnyImage]], tenant: str) -> AsyncIterator[list[Decoded]]:
+        """Decode the images of a tenant's request, each with the name of its field.
 
         The next request's turn comes when this context ends. The choices of one HTTP request have
         the same images, and take one place together. Raises InvalidRequest or Overloaded.
         """
-        place = tuple(id(image) for _, image in found)
-        if place not in self._inside and len(self._inside) >= self.at_once + MAX_WAITING:
+        place = tenant, tuple(id(image) for _, image in found)
+        if place not in self._inside and self._is_full(tenant):
             words = f"too many images wait to be decoded; try again in {RETRY_SECONDS} s"
             raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
         self._inside[place] += 1
         images: list[Decoded] = []
         try:
-            async with self._room:
+            async with self._room.place(tenant):
+                if self._held >= self._max_held:
+                    words = f"the images of other requests take all memory for images; try again in {RETRY_SECONDS} s"
+                    raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
                 try:
                     await anyio.to_thread.run_sync(decode_all, found, images)
                     yield images
@@ -86,6 +113,10 @@ class ImageDecoder:
             self._inside[place] -= 1
             if not self._inside[place]:
                 del self._inside[place]
+
+    def _is_full(self, tenant: str) -> bool:
+        mine = sum(one == tenant for one, _ in self._inside)
+        return mine >= self.at_once + MAX_OF_ONE or len(self._inside) >= self.at_once + MAX_WAITING
 
 
 def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> None:
@@ -99,6 +130,11 @@ def decode_all(found: Sequence[tuple[str, AnyImage]], images: list[Decoded]) -> 
     _keep_blocks()
     for field, data, header in files:
         images.append(Decoded(_decoded(field, data, header), data))
+
+
+def _memory() -> int:
+    """Return the bytes of memory that this process may use."""
+    return memory_limit() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _keep_blocks() -> None:

@@ -1,6 +1,8 @@
 """A response in the background is cancelled, deleted or dropped, and the engine dies, at every suspension point."""
 
+import asyncio
 import itertools
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -10,12 +12,13 @@ from cancellation.interrupt import Reached, interrupted
 from quiescence import Audit, AuditedEngine, check_quiescent
 
 from frontends.access.caller import Caller
+from frontends.answers import background
 from frontends.answers.background import BackgroundResponses
 from frontends.answers.generation import Generation
 from frontends.answers.served_model import ServedModel
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
 from frontends.responses.stored import Name
-from llmserve import AdmissionConfig, EngineManager, ManagerConfig, RestartConfig
+from llmserve import AdmissionConfig, EngineManager, LLMServeError, ManagerConfig, RestartConfig
 from llmserve.engines.simulated.engine import SimulatedConfig
 
 pytestmark = pytest.mark.anyio
@@ -29,35 +32,44 @@ def anyio_backend():
 
 
 class Rig:
-    """Makes responses whose task is interrupted."""
+    """Makes responses; one of the two tasks of each is interrupted."""
 
-    def __init__(self, manager, monkeypatch):
+    def __init__(self, manager, monkeypatch, method):
         self.manager = manager
         self.now = 0.0
         self.memory = ResponseMemory(lambda: self.now)
         self.generation = Generation(ServedModel(manager, "sim"), self.memory)
-        run = BackgroundResponses._run
+        work = getattr(BackgroundResponses, method)
 
         async def interrupt(background, *args):
-            await interrupted(run(background, *args), self.points, self.reached)
+            await interrupted(work(background, *args), self.points, self.reached)
 
-        monkeypatch.setattr(BackgroundResponses, "_run", interrupt)
+        monkeypatch.setattr(BackgroundResponses, method, interrupt)
 
     async def make(self, point, fault):
-        """Return whether the task had such a suspension point, and the response in the end."""
+        """Return whether the task had such a suspension point, whether the response was kept then, and its status in the end."""
         wanted, builder = await self.generation.parse("/v1/responses", BODY, Caller())
-        self.name = Name(None, builder.id)
-        self.points, self.reached = {point}, Reached(lambda: fault(self))
-        async for body in await self.generation.whole(wanted, builder):
-            assert msgspec.json.decode(body)["status"] == "queued"
+        self.name, self.kept = Name(None, builder.id), False
+        self.points, self.reached = {point}, Reached(lambda: self.act(fault))
+        answered = False
+        with suppress(LLMServeError, asyncio.CancelledError):
+            async for body in await self.generation.whole(wanted, builder):
+                assert msgspec.json.decode(body)["status"] == "queued"
+                answered = True
         with anyio.fail_after(10):
             while self.generation._background._tasks or self.manager.statistics().open or self.manager.state == "restarting":
                 await anyio.sleep(0.001)
-        return self.reached.times > 0, self.memory.do("get", self.name)
+        found = self.memory.do("get", self.name)
+        assert answered or found is None
+        return self.reached.times > 0, self.kept, found.status if found else None
+
+    def act(self, fault):
+        self.kept = self.memory.do("get", self.name) is not None
+        fault(self)
 
 
 def cancelled(rig):
-    assert rig.memory.do("cancel", rig.name).status == "cancelled"
+    rig.memory.do("cancel", rig.name)
 
 
 def deleted(rig):
@@ -78,30 +90,33 @@ def closed(rig):
         task.cancel()
 
 
-ENDS: dict[Any, set[str | None]] = {
-    cancelled: {"cancelled"},
-    deleted: {None},
-    dropped: {None},
+# The statuses of a response that was kept when the fault came, and of one that was not.
+ENDS: dict[Any, tuple[set[str], set[str | None]]] = {
+    cancelled: ({"cancelled"}, {"incomplete"}),
+    deleted: (set(), {"incomplete"}),
+    dropped: (set(), {"incomplete"}),
     # A response that nothing was read of starts again.
-    engine_died: {"incomplete", "failed"},
-    closed: {"queued", "in_progress"},
+    engine_died: ({"incomplete", "failed"}, {"incomplete", "failed", None}),
+    closed: ({"queued", "in_progress"}, {None}),
 }
 
 
+@pytest.mark.parametrize("method", ["_run", "_generate"])
 @pytest.mark.parametrize("fault", ENDS)
-async def test_at_every_suspension(fault, monkeypatch):
+async def test_at_every_suspension(fault, method, monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", 10)
     engine, audit = AuditedEngine(SimulatedConfig(time_scale=0.1, abort_seconds=0.01)), Audit()
     config = ManagerConfig(
         admission=AdmissionConfig(max_running=4), restart=RestartConfig(most=1000, first_pause=0.001, longest_pause=0.001), drain_timeout=5
     )
     async with EngineManager(engine, config, [audit]) as manager:
-        rig = Rig(manager, monkeypatch)
+        rig = Rig(manager, monkeypatch, method)
         for point in itertools.count(1):
-            reached, found = await rig.make(point, fault)
+            reached, kept, status = await rig.make(point, fault)
             if not reached:
-                assert found is not None
-                assert found.status == "incomplete"
+                assert status == "incomplete"
                 break
-            assert (found.status if found else None) in ENDS[fault]
+            after, before = ENDS[fault]
+            assert status in ((after or {None}) if kept else before)
             check_quiescent(manager, audit)
         assert point >= 2

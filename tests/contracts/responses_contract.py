@@ -51,6 +51,24 @@ class ResponsesContract:
         assert (answer.status, answer.incomplete_details and answer.incomplete_details.reason) == ended
         assert (answer.usage.input_tokens, answer.usage.total_tokens) == (chat["usage"]["prompt_tokens"], chat["usage"]["total_tokens"])
 
+    async def test_logprobs_are_those_of_the_chat(self, client, server, asked):
+        more = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+        answer = await client.responses.create(**asked, **more)
+        body = {
+            "messages": [{"role": "user", "content": QUESTION}],
+            "max_tokens": 16,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 2,
+        }
+        _, chat, _ = await server.post("/v1/chat/completions", body)
+        expected = chat["choices"][0]["logprobs"]["content"]
+        assert [one.token for one in answer.output[0].content[0].logprobs] == [one["token"] for one in expected]
+        assert all(len(one.top_logprobs) == 2 for one in answer.output[0].content[0].logprobs)
+        events = [event async for event in await client.responses.create(**asked, **more, stream=True)]
+        (done,) = (event for event in events if event.type == "response.output_text.done")
+        assert [one.token for one in done.logprobs] == [one["token"] for one in expected]
+
     async def test_a_stream_has_the_same_items_and_ordered_events(self, client, asked):
         whole = await client.responses.create(**asked)
         events = [event async for event in await client.responses.create(**asked, stream=True)]

@@ -241,6 +241,7 @@ async def test_the_error_for_a_prompt_beyond_the_context_has_the_text_that_clien
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.BadRequestError, match="This model's maximum context length is") as caught:
             await client.completions.create(model="sim", prompt="x" * server.manager.info.max_model_len)
+    assert "Please reduce the length of the input prompt." in caught.value.message
     assert caught.value.code == "context_length_exceeded"
 
 

@@ -70,3 +70,23 @@ def test_an_entry_that_is_dropped_at_once_is_not_kept():
     assert all(store.put(tenant, "x", "small", 40) for tenant in "ab")
     assert not store.put("c", "x", "large", 60)
     assert (len(store), store.bytes) == (2, 80)
+
+
+def test_spared_entries_go_last():
+    dropped = []
+    store = FairStore(Clock(), 10, 100, 3, dropped.append, str.isupper)
+    for name in ("X", "a", "Y", "b"):
+        assert store.put("one", name, name, 1)
+    assert store.put("one", "Z", "Z", 1)
+    assert dropped == ["a", "b"]
+    # A tenant with nothing but spared entries gets no more of them, nor of others.
+    assert not store.put("one", "V", "V", 1)
+    assert not store.put("one", "c", "c", 1)
+    assert dropped == ["a", "b", "V", "c"]
+    # Another tenant gets its share.
+    assert store.put("two", "x", "x", 1)
+    assert dropped[4:] == ["Z"]
+    store.replace("one", "Y", "Y", 98)
+    assert (dropped[5:], store.bytes) == ([], 100)
+    store.replace("one", "Y", "y", 99)
+    assert (dropped[5:], store.bytes) == (["y"], 2)

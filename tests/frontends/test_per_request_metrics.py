@@ -1,4 +1,4 @@
-"""The times of a request in its answer, with `--per-request-metrics`."""
+"""What the operator adds to answers: the times of a request (`--per-request-metrics`), and usage (`--force-include-usage`)."""
 
 import json
 from typing import Any
@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from http_support import running_server
 
+from frontends.answers.generation import Extras
 from frontends.openai.bodies import RequestMetrics
 from llmserve import Timeline
 
@@ -19,7 +20,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 async def server():
-    async with running_server(app={"per_request_metrics": True}, time_scale=1.0) as server:
+    async with running_server(app={"extras": Extras(metrics=True)}, time_scale=1.0) as server:
         yield server
 
 
@@ -64,7 +65,7 @@ async def test_without_the_option_an_answer_has_none(path):
 
 async def test_the_request_log_has_the_times_too():
     lines = []
-    async with running_server(app={"per_request_metrics": True, "log": lines.append}) as server:
+    async with running_server(app={"extras": Extras(metrics=True), "log": lines.append}) as server:
         await server.post("/v1/completions", BODIES["/v1/completions"])
     (line,) = map(json.loads, lines)
     assert (line["outcome"], line["completion_tokens"]) == ("completed", 3)
@@ -94,3 +95,30 @@ async def test_the_request_log_has_the_times_too():
 )
 def test_they_follow_from_the_timeline(times, found):
     assert msgspec.to_builtins(RequestMetrics.of(Timeline(arrived=1.0, **times))) == found
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("options", [None, {"include_usage": False}])
+async def test_every_event_has_a_usage_although_the_client_does_not_ask(path, options):
+    async with running_server(app={"extras": Extras(usage=True)}) as server:
+        body = {**BODIES[path], "stream": True, "stream_options": options}
+        async with server.session.post(path, json=body) as response:
+            events = [json.loads(line[6:]) async for line in response.content if line.startswith(b"data: {")]
+        counts = [event["usage"]["completion_tokens"] for event in events]
+        assert counts == sorted(counts)
+        assert (counts[-1], events[-1]["choices"]) == (3, [])
+        status, answer, _ = await server.post(path, BODIES[path])
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 3)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_other_streams_stay_as_they_are(path):
+    body = (
+        {"input": "hi", "stream": True} if path == "/v1/responses" else {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    )
+    found = []
+    for extras in (Extras(), Extras(usage=True)):
+        async with running_server(app={"extras": extras}) as server, server.session.post(path, json={**body, "stream": True}) as response:
+            assert response.status == 200
+            found.append([line async for line in response.content if line.startswith(b"event: ")])
+    assert found[0] == found[1]

@@ -3,6 +3,7 @@
 import base64
 import json
 from array import array
+from typing import Any
 
 import anyio
 import msgspec
@@ -13,10 +14,10 @@ from http_support import running_server
 from quiescence import check_quiescent
 
 from frontends.pooling.answers import ClassesAnswer, EmbeddingsAnswer, PooledAnswer, RerankAnswer, ScoreAnswer
-from llmserve import AdmissionConfig, ManagerConfig, TenantLimits, TenantTable
+from llmserve import AdmissionConfig, GenerationRequest, ManagerConfig, TenantLimits, TenantTable
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
 
-BASE = {
+BASE: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "hi"},
     "/pooling": {"input": "hi"},
     "/classify": {"input": "hi"},
@@ -123,7 +124,8 @@ async def test_a_model_that_generates_refuses_with_one_error(path):
         ("/score", {"queries": ["a", "b"], "documents": ["a", "b", "c"]}, "queries"),
         ("/score", {"queries": "a", "documents": []}, "documents"),
         ("/score", {"queries": "a", "documents": ["b", ""]}, "documents"),
-        ("/score", {"queries": "a", "documents": "b", "max_tokens_per_doc": 3}, "max_tokens_per_doc"),
+        ("/score", {"queries": "a", "documents": "b", "max_tokens_per_doc": -1}, "max_tokens_per_doc"),
+        ("/rerank", {"query": "a", "documents": ["b"], "max_tokens_per_query": -1}, "max_tokens_per_query"),
         ("/score", {"text_1": "a", "text_2": ["b", "x" * 5000]}, "text_2"),
         ("/score", {"text_1": "x" * 5000, "text_2": "b"}, "text_1"),
         ("/rerank", {"query": "a"}, "documents"),
@@ -137,6 +139,45 @@ async def test_a_wrong_field_is_named_and_nothing_is_held(path, body, param):
         status, answer, _ = await server.post(path, body)
         assert (status, answer["error"]["param"]) == (400, param), answer
         check_quiescent(server.manager)
+
+
+@pytest.mark.parametrize("path", BASE)
+async def test_the_error_for_a_long_text_has_the_words_that_clients_look_for(path):
+    async with running_server(tasks=["classify"] if path == "/classify" else ["embed"]) as server:
+        name = next(iter(BASE[path]))
+        status, answer, _ = await server.post(path, {**BASE[path], name: "x" * 5000})
+        assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, name, "context_length_exceeded")
+        assert answer["error"]["message"].endswith("Please reduce the length of the input prompt.")
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+@pytest.mark.parametrize(
+    ("path", "queries", "documents"),
+    [("/score", "queries", "documents"), ("/score", "text_1", "text_2"), ("/rerank", "query", "documents")],
+)
+async def test_each_text_is_cut_to_its_side_s_limit(task, path, queries, documents):
+    """The answer is that for the beginnings of the texts."""
+    limits = {"max_tokens_per_query": 3, "max_tokens_per_doc": 5}
+    async with running_server(tasks=[task]) as server:
+
+        async def found(query, texts, **more):
+            more |= {"return_documents": False} if path == "/rerank" else {}
+            status, answer, _ = await server.post(path, {queries: query, documents: texts, **more})
+            assert status == 200, answer
+            return answer.get("data") or answer["results"], answer["usage"]["prompt_tokens"]
+
+        async def beginning(text, most):
+            return await server.manager.detokenize((await server.manager.tokenize(GenerationRequest(text))).token_ids[:most])
+
+        query, texts = TEXT, [TEXT * 2, "hi", TEXT]
+        cut = [await beginning(text, 5) for text in texts]
+        expected = await found(await beginning(query, 3), cut)
+        assert await found(query, texts, **limits) == expected
+        # Zero is no limit, and neither is the context.
+        whole = await found(query, texts)
+        for most in (0, 10**6):
+            assert await found(query, texts, max_tokens_per_query=most, max_tokens_per_doc=most) == whole
+        assert whole[1] > expected[1]
 
 
 async def test_an_answer_that_would_be_too_large_is_refused_before_any_work(monkeypatch):

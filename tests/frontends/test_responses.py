@@ -11,9 +11,9 @@ from http_support import running_server
 from frontends.access.caller import Caller
 from frontends.openai.messages import ChatMessage
 from frontends.responses import items
-from frontends.responses.requests import ResponsesRequest
+from frontends.responses.requests import LOGPROBS, ResponsesRequest
 from frontends.responses.response_builder import ResponsesResponseBuilder
-from llmserve import Completion, Delta, EngineError, GenerationRequest, Message, ToolCall, Usage
+from llmserve import Completion, Delta, EngineError, GenerationRequest, Message, TokenLogprob, ToolCall, Usage
 
 HI = {"input": "hi", "max_output_tokens": 5, "temperature": 0}
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
@@ -153,7 +153,10 @@ async def test_a_body_with_the_fields_that_a_coding_agent_sends_is_answered(serv
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}}, "text"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["file_search_call.results"]}, "include"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21, "include": [LOGPROBS]}, "top_logprobs"),
+        ({"top_logprobs": 15, "include": [LOGPROBS], "max_output_tokens": 2049}, "max_output_tokens"),
         ({"background": True, "store": False}, "background"),
         ({"conversation": "c"}, "conversation"),
         ({"metadata": {"k": "v" * 513}}, "metadata"),
@@ -209,6 +212,42 @@ async def test_reasoning_text_and_calls_are_items_of_their_own():
     assert [item["arguments"] for item in last["response"]["output"][2:]] == ['{"a":1}', "{}"]
     assert last["response"]["usage"] == expected["usage"]
     assert expected["output"][2]["call_id"] == "c0"
+
+
+async def test_a_stream_has_the_logprobs_of_the_whole_answer(server):
+    body = {**HI, "max_output_tokens": 40, "ignore_eos": True, "include": [LOGPROBS], "top_logprobs": 2}
+    _, whole, _ = await server.post("/v1/responses", body)
+    async with server.session.post("/v1/responses", json={**body, "stream": True}) as response:
+        events = decoded(await response.read())
+    (part,) = whole["output"][0]["content"]
+    assert [(len(one["top_logprobs"]), one["logprob"] <= 0) for one in part["logprobs"]] == [(2, True)] * 40
+    assert "".join(one["token"] for one in part["logprobs"]) == part["text"]
+    sent = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [one for event in sent for one in event["logprobs"]] == part["logprobs"]
+    by_type = {event["type"]: event for event in events}
+    assert by_type["response.output_text.done"]["logprobs"] == part["logprobs"]
+    assert by_type["response.content_part.done"]["part"] == by_type["response.output_item.done"]["item"]["content"][0] == part
+    assert events[-1]["response"]["output"][0]["content"] == [part]
+    assert (whole["top_logprobs"], events[-1]["response"]["top_logprobs"]) == (2, 2)
+
+
+def test_the_number_of_logprobs_bounds_an_answer():
+    assert request_of(include=[LOGPROBS], top_logprobs=3, max_output_tokens=None).sampling.max_tokens == 2**13
+    assert request_of(include=[LOGPROBS]).sampling.logprobs == 0
+    assert request_of(include=[]).sampling.logprobs is None
+
+
+async def test_a_token_without_text_is_in_the_next_event_or_in_the_last_ones():
+    deltas = [Delta("a", (1,)), Delta("", (2,)), Delta("b", (3,)), Delta("", (4,), "stop")]
+    builder: Any = ResponsesResponseBuilder(GenerationRequest("x", request_id="x"), "m")
+    builder.begin([None])
+    sent = b""
+    for delta in deltas:
+        token = TokenLogprob(delta.token_ids[0], f"t{delta.token_ids[0]}", -1.0)
+        sent += builder.chunk(0, msgspec.structs.replace(delta, logprobs=[token]))
+    found = decoded(sent + builder.end([Usage(7, 5, 3)], 1, usage=False))
+    tokens = [[one["token"] for one in event["logprobs"]] for event in found if "logprobs" in event]
+    assert tokens == [["t1"], ["t2", "t3"], ["t1", "t2", "t3", "t4"]]
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_image", "input_file", "input_audio"])

@@ -20,17 +20,20 @@ from quiescence import check_quiescent
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.caller import Caller
 from frontends.access.control import Access
+from frontends.answers import background
 from frontends.answers.generation import Generation
 from frontends.answers.served_model import ServedModel
 from frontends.cluster.replica_server import ReplicaSettings
 from frontends.cluster.settings import ClusterServerSettings
 from frontends.http.app import build_app
+from frontends.http.responses import PIECE
+from frontends.http.routes.responses import PAGE_BYTES
 from frontends.http.server import running
 from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
 from frontends.responses import requests
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
-from frontends.responses.stored import OVERHEAD, Name, StoredResponse
+from frontends.responses.stored import OVERHEAD, RUNNING, Name, StoredResponse
 from frontends.workers.messages import StoreReply, StoreRequest
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, EngineError, EngineManager, ManagerConfig
@@ -180,6 +183,27 @@ async def test_a_large_conversation_can_be_continued(server):
             assert len((await response.json())["data"]) == 60 + 2 * (count - 1)
 
 
+async def test_a_page_of_items_is_short_and_a_client_that_does_not_read_holds_it_once():
+    texts = [*(str(number) * 1000 for number in range(1000)), "x" * (2 * PAGE_BYTES)]
+    items = msgspec.json.encode([{"id": f"item-{number}", "text": text} for number, text in enumerate(texts)])
+    memory = ResponseMemory(asyncio.get_running_loop().time)
+    memory.do("add", Name(None, "x"), StoredResponse("completed", False, items, items))
+    async with running_server(app={"responses": memory}) as server:
+        query, found, more = {"limit": "100", "order": "asc"}, [], True
+        while more:
+            async with server.session.get(f"{PATH}/x/input_items", params=query) as response:
+                # A longer body has no length: it is written in pieces.
+                assert (response.content_length or 0) <= PIECE
+                body = await response.read()
+            shown = json.loads(body)
+            more, query["after"] = shown["has_more"], shown["last_id"]
+            assert len(body) < PAGE_BYTES + 1000 or len(shown["data"]) == 1
+            found += [item["text"] for item in shown["data"]]
+        assert found == texts
+        async with server.session.get(f"{PATH}/x") as response:
+            assert (response.content_length, await response.read()) == (None, items)
+
+
 # In the background
 
 
@@ -205,8 +229,20 @@ async def test_a_background_response_runs_when_it_is_admitted():
         assert (failed["status"], failed["error"]) == ("failed", {"code": "engine_error", "message": "bad luck"})
 
 
-async def test_a_refused_background_response_has_failed():
+async def test_a_background_response_that_is_refused_at_once_is_not_kept(monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", PATIENCE)
+    memory = ResponseMemory(asyncio.get_running_loop().time)
     config = ManagerConfig(drain_timeout=1, admission=AdmissionConfig(max_running=1, max_waiting=0))
+    async with running_server(ScriptedEngine(), config, app={"responses": memory}) as server:
+        assert (await server.post(PATH, {**HI, "background": True}))[0] == 200
+        status, error, headers = await server.post(PATH, {**HI, "background": True})
+        assert (status, error["error"]["code"], int(headers["Retry-After"]) > 0) == (503, "overloaded", True)
+        assert len(memory.entries) == 1
+
+
+async def test_a_background_response_that_is_refused_later_has_failed(monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", 0)
+    config = ManagerConfig(drain_timeout=1, admission=AdmissionConfig(max_running=1, max_wait=0.2))
     async with running_server(ScriptedEngine(), config) as server:
         names = [(await server.post(PATH, {**HI, "background": True}))[1]["id"] for _ in range(2)]
         failed = await ended(server, names[1])
@@ -237,10 +273,10 @@ async def test_an_idempotency_key_cancels_each_response_that_a_path_names():
                 assert response.headers.get("Idempotent-Replayed") == replayed
 
 
-async def test_a_prompt_that_is_too_long_ends_it(server):
-    _, queued, _ = await server.post(PATH, {**HI, "background": True, "input": "x" * 5000})
-    failed = await ended(server, queued["id"])
-    assert (failed["status"], failed["error"]["code"]) == ("failed", "context_length_exceeded")
+async def test_a_prompt_that_is_too_long_is_refused_at_once(server, monkeypatch):
+    monkeypatch.setattr(background, "REFUSAL_SECONDS", PATIENCE)
+    status, error, _ = await server.post(PATH, {**HI, "background": True, "input": "x" * 5000})
+    assert (status, error["error"]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_the_end_of_the_application_cancels_them():
@@ -293,16 +329,35 @@ async def test_while_a_server_drains_its_background_responses_end(finishes):
         assert (found["status"], found["error"]) == ("failed", {"code": "unavailable", "message": "the server is stopping"})
 
 
-async def test_a_response_that_is_dropped_is_cancelled():
-    memory = ResponseMemory(asyncio.get_running_loop().time, max_responses=1)
-    async with running_server(app={"responses": memory}, time_scale=1.0) as server:
-        _, first, _ = await server.post(PATH, ENDLESS)
-        _, second, _ = await server.post(PATH, HI)
+def of_tenants(*tenants):
+    """Return an access with a key for each tenant, and each one's headers."""
+    access = Access(Keys(Key(name, digest(name), name) for name in tenants))
+    return access, [{"Authorization": f"Bearer {name}"} for name in tenants]
+
+
+async def test_responses_that_run_are_spared_unless_another_tenant_needs_their_room():
+    access, (a, b) = of_tenants("a", "b")
+    memory = ResponseMemory(asyncio.get_running_loop().time, max_responses=2)
+    async with running_server(app={"responses": memory, "access": access}, time_scale=1.0) as server:
+        first, second = [(await server.post(PATH, ENDLESS, headers=a))[1] for _ in range(2)]
+        assert (await server.post(PATH, ENDLESS, headers=a))[0] == 400
+        assert (await server.post(PATH, HI, headers=a))[1]["store"] is False
+        _, other, _ = await server.post(PATH, HI, headers=b)
+        found = {}
+        for name, headers in ((first["id"], a), (second["id"], a), (other["id"], b)):
+            async with server.session.get(f"{PATH}/{name}", headers=headers) as response:
+                found[name] = response.status
+        assert found == {first["id"]: 200, second["id"]: 404, other["id"]: 200}
+        async with server.session.post(f"{PATH}/{first['id']}/cancel", headers=a) as response:
+            assert (await response.json())["status"] == "cancelled"
         await quiet(server)
-        assert server.manager.metrics()["requests"]["cancelled"] == 1
-        for name, status in ((first["id"], 404), (second["id"], 200)):
-            async with server.session.get(f"{PATH}/{name}") as response:
-                assert response.status == status
+        # The one without room, the dropped one and the last one.
+        assert server.manager.metrics()["requests"]["cancelled"] == 3
+
+
+def test_a_response_that_begins_to_run_needs_no_more_room():
+    sizes = {status: StoredResponse(status, True, b"[]", msgspec.json.encode({"status": status})).size for status in RUNNING}
+    assert len(set(sizes.values())) == 1
 
 
 class SlowStore:
@@ -512,7 +567,7 @@ class Bounds(RuleBasedStateMachine):
         if response.size > self.BYTES:
             assert found is None
             assert not self.stopped
-        self._note_dropped()
+        self._note_dropped(spared=name.tenant)
 
     @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), status=st.sampled_from(["in_progress", "completed"]))
     def replace(self, name, size, status):
@@ -560,9 +615,13 @@ class Bounds(RuleBasedStateMachine):
             self.stopped.remove(name)
             self.running.remove(name)
 
-    def _note_dropped(self):
-        """Forget what the store has dropped; exactly the responses of these that ran were stopped."""
+    def _note_dropped(self, spared=()):
+        """Forget what the store has dropped; exactly the responses of these that ran were stopped.
+
+        None of the tenant `spared` is among them.
+        """
         gone = {name for name in self.kept if self.memory.do("get", name) is None}
+        assert not any(name.tenant == spared for name in gone & self.running)
         assert sorted(map(str, self.stopped)) == sorted(map(str, gone & self.running))
         for name in gone:
             del self.kept[name]

@@ -7,6 +7,7 @@ import warnings
 import weakref
 
 import anyio
+import anyio.lowlevel
 import attrs
 import msgspec
 import pytest
@@ -30,7 +31,7 @@ from llmserve import (
     RestartConfig,
 )
 from llmserve.engines.simulated.engine import Fault, SimulatedConfig, SimulatedEngine
-from llmserve.images.decoding import KEPT_BLOCKS, MAX_PIXELS, MAX_SCANS, MAX_WAITING, ImageDecoder, decode_all
+from llmserve.images.decoding import KEPT_BLOCKS, MAX_OF_ONE, MAX_PIXELS, MAX_SCANS, MAX_WAITING, ImageDecoder, decode_all
 from llmserve.images.headers import MAX_SEGMENTS, read_header
 from llmserve.images.parts import MAX_BYTES, MAX_IMAGES, PIECE, EncodedImage, images, openai_form, with_parts
 
@@ -447,7 +448,7 @@ def test_decoding_leaves_a_cpu_to_the_event_loop(cpus, at_once):
 async def test_the_pixels_are_freed_when_the_request_has_them_no_more():
     decoder = ImageDecoder()
     with anyio.CancelScope() as scope:
-        async with decoder.decoded([(FIELD, Image(RED))]) as found:
+        async with decoder.decoded([(FIELD, Image(RED))], "a") as found:
             kept = weakref.ref(found[0].pixels)
             scope.cancel()
     assert found == []
@@ -478,36 +479,56 @@ async def test_images_are_read_in_a_few_threads_and_not_on_the_event_loop(manage
 
 
 async def test_beyond_a_number_of_waiting_images_more_are_refused():
-    gate, decoder = Gate(), ImageDecoder()
+    gate, decoder, order = Gate(), ImageDecoder(), []
 
-    async def ask():
-        async with decoder.decoded([(FIELD, SlowImage(RED, gate=gate))]):
-            pass
+    async def ask(tenant, image=None):
+        async with decoder.decoded([(FIELD, image or SlowImage(RED, gate=gate))], tenant):
+            order.append(tenant)
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(decoder.at_once + MAX_WAITING):
-            tasks.start_soon(ask)
+        for _ in range(decoder.at_once + MAX_OF_ONE):
+            tasks.start_soon(ask, "flood")
         await until(lambda: gate.inside == decoder.at_once)
-        with pytest.raises(Overloaded, match="too many images wait") as caught:
-            await ask()
-        assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
+        for _ in range(MAX_WAITING - MAX_OF_ONE):
+            with pytest.raises(Overloaded, match="too many images wait") as caught:
+                await ask("flood")
+            assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
+            tasks.start_soon(ask, "other")
+            await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match="too many images wait"):
+            await ask("third")
         gate.opened.set()
-    await ask()
+    # The other tenant's first image does not wait for all of the flood.
+    assert order.index("other") <= 2 * decoder.at_once
+    await ask("flood")
+
+
+async def test_images_are_refused_while_others_hold_the_memory():
+    decoder, owner = ImageDecoder(max_held=100), Gate()
+    decoder.hold(owner, 100)
+    with pytest.raises(Overloaded, match="the images of other requests take all memory") as caught:
+        async with decoder.decoded([(FIELD, Image(RED))], "a"):
+            pass
+    assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
+    del owner
+    async with decoder.decoded([(FIELD, Image(RED))], "a") as found:
+        assert len(found) == 1
 
 
 async def test_the_choices_of_a_request_take_one_place_together():
     gate, decoder = Gate(), ImageDecoder()
 
     async def ask(image):
-        async with decoder.decoded([(FIELD, image)]):
+        async with decoder.decoded([(FIELD, image)], "a"):
             pass
 
     async with anyio.create_task_group() as tasks:
         shared = SlowImage(RED, gate=gate)
-        for _ in range(decoder.at_once + MAX_WAITING + 1):
+        for _ in range(decoder.at_once + MAX_OF_ONE + 1):
             tasks.start_soon(ask, shared)
         await until(lambda: gate.inside == decoder.at_once)
-        for _ in range(decoder.at_once + MAX_WAITING - 1):
+        for _ in range(decoder.at_once + MAX_OF_ONE - 1):
             tasks.start_soon(ask, SlowImage(RED, gate=gate))
         await anyio.wait_all_tasks_blocked()
         with pytest.raises(Overloaded, match="too many images wait"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual import VirtualLoop
 
-from llmserve.engines.vllm.grammars.fair_semaphore import FairSemaphore
+from llmserve.runtime.fair_semaphore import FairSemaphore
 
 
 class Rig:

@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from llmserve import EngineDead
+from llmserve.engines.vllm.pooling.outputs import second_text
 from llmserve.engines.vllm.prompts import MAX_CHARACTERS, Encoded, PromptEncoder, PromptJob
 
 
@@ -149,3 +150,8 @@ async def test_a_bad_pair_does_not_fail_the_others(encoder, renderer):
     jobs = [PromptJob(words, Params(), "x") for words in ("a", "bad", "bb")]
     found = await asyncio.gather(*await begin(encoder, *jobs), return_exceptions=True)
     assert [one.token_ids if isinstance(one, Encoded) else repr(one) for one in found] == [[1, 1], "TypeError('bad text')", [2, 1]]
+
+
+@pytest.mark.parametrize(("version", "expected"), [("0.25.1", 4), ("0.32.0", 4), ("0.33.0+cpu", (4, 9)), ("1.0", (4, 9))])
+def test_each_version_of_vllm_gets_the_place_of_a_pair_s_second_text_in_its_form(version, expected):
+    assert second_text(4, 9, version) == expected

@@ -1,5 +1,6 @@
 """Images on real vLLM: a small LLaVA with random weights, whose answers depend on the pictures."""
 
+import gc
 import json
 from typing import Any
 
@@ -83,6 +84,16 @@ async def test_an_image_that_was_prepared_and_not_sent_can_be_sent_later(manager
     yellow = asked(Image(picture(color="yellow", size=SIZE)))
     await manager.tokenize(GenerationRequest(messages=yellow["request"]))
     assert (await manager.generate(**yellow)).usage.completion_tokens == 4
+
+
+async def test_the_bytes_of_processed_images_count_as_long_as_a_prompt_has_them(manager):
+    decoder = manager.engine._renderer._decoder
+    prompt = await manager.tokenize(GenerationRequest(messages=asked(Image(RED))["request"]))
+    # Three colours in at least one byte for each pixel of the model's resolution.
+    assert decoder._held > 3 * 20 * 20
+    del prompt
+    gc.collect()
+    assert decoder._held == 0
 
 
 async def test_the_openai_client_sends_an_image(server):

@@ -6,7 +6,7 @@ from functools import partial
 
 from aiohttp import web
 
-from frontends.answers.generation import ROUTES, Generation
+from frontends.answers.generation import ROUTES, Extras, Generation
 from frontends.http.access_log import TASK, name_answer
 from frontends.http.authentication import CALLER
 from frontends.http.event_stream import EventStream
@@ -31,16 +31,16 @@ class GenerationRoutes:
         scheduler: when a stream's tokens are written.
         keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
         responses: where responses are kept.
-        metrics: whether completions and chats have the times of their request.
+        extras: what answers have in addition.
     """
 
     def __init__(
-        self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore, *, metrics: bool = False
+        self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore, extras: Extras | None = None
     ) -> None:
         self._served = served
         self._scheduler = scheduler
         self._keepalive = keepalive
-        self._generation = Generation(served, responses, metrics=metrics)
+        self._generation = Generation(served, responses, extras)
 
     def routes(self) -> dict[str, Handler]:
         own: dict[str, Handler] = {"POST /v1/messages/count_tokens": self.count, "POST /generate": self.generate}

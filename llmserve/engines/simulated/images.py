@@ -14,7 +14,7 @@ async def image_ids(decoder: ImageDecoder, request: GenerationRequest, count: in
     found = images(request.messages)
     if not found:
         return ()
-    async with decoder.decoded(found) as decoded:
+    async with decoder.decoded(found, request.tenant) as decoded:
         return await anyio.to_thread.run_sync(_ids, decoded, count)
 
 

@@ -269,14 +269,14 @@ class VLLMEngine(Vocabulary, LimitedSteps):
 
     async def submit(self, request_id: str, prompt: EnginePrompt, sampling: Sampling, priority: int, sink: Sink) -> None:
         llm = self.running_llm
-        pooling, decode = prompt.pooling, llm.get_tokenizer().decode
-        receiver = (VectorReceiver if pooling else Receiver)(request_id, sink, sampling, self._open, decode, self._drop)
+        pooling, tokenizer = prompt.pooling, llm.get_tokenizer()
+        receiver = (VectorReceiver if pooling else Receiver)(request_id, sink, sampling, self._open, tokenizer.decode, self._drop)
         self._open.add(request_id)
         if (constraint := prompt.constraint or sampling.structured_outputs) is not None:
             self._constrained.add(request_id, constraint, receiver)
         try:
             inputs = engine_input(prompt)
-            params = pooling_params(pooling) if pooling else sampling_params(sampling, constraint, self._defaults, llm.get_tokenizer())
+            params = pooling_params(pooling, prompt) if pooling else sampling_params(sampling, constraint, self._defaults, tokenizer)
             traces = llm.vllm_config.observability_config.otlp_traces_endpoint is not None
             headers = dict(prompt.trace_headers) if traces and prompt.trace_headers else None
             adapter = self._adapters.request(prompt.adapter, self.info.model)

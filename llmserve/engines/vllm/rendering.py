@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -109,7 +110,7 @@ class PromptRenderer:
             encoded = await self.encoder.encode(PromptJob(self._without_endless(prompt["prompt"], request), params))
             return EnginePrompt(token_ids=tuple(encoded.token_ids), text=encoded.text)
         if found := images(messages):
-            async with self._decoder.decoded(found) as decoded:
+            async with self._decoder.decoded(found, request.tenant) as decoded:
                 return await self._with_images(_with_pixels(messages, decoded), ChatParams(chat_template_kwargs=kwargs), params)
         _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
@@ -125,8 +126,9 @@ class PromptRenderer:
         rendered.pop("arrival_time", None)
         # One kind of input, "image" or another name that the model has for it.
         (hashes,) = rendered["mm_hashes"].values()
-        ids, text = tuple(rendered["prompt_token_ids"]), rendered.get("prompt")
-        return EnginePrompt(token_ids=ids, text=text, images=rendered, images_key=str(hashes[0]))
+        ids, text, processed = tuple(rendered["prompt_token_ids"]), rendered.get("prompt"), _Processed(rendered)
+        self._decoder.hold(processed, _size([element.data for item in _items(rendered) for element in item.values()]))
+        return EnginePrompt(token_ids=ids, text=text, images=processed, images_key=str(hashes[0]))
 
     def _without_endless(self, text: str, request: GenerationRequest) -> str:
         """Return the part of a text to be truncated that can fit the context in any tokenisation."""
@@ -140,6 +142,22 @@ class PromptRenderer:
         limit = self._model.max_model_len
         if characters > limit * self._longest_token:
             raise PromptTooLong(characters // self._longest_token, limit, field)
+
+
+class _Processed(dict[str, Any]):
+    """A prompt with processed images in vLLM's form. Unlike a dictionary it can be referred to weakly."""
+
+
+def _items(rendered: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what vLLM has of each image; None is an image that vLLM has in its cache."""
+    return (item for items in rendered["mm_kwargs"].values() for item in items if item is not None)
+
+
+def _size(value: object) -> int:
+    """Return the bytes of tensors, which may be in lists."""
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return int(getattr(value, "nbytes", 0))
 
 
 def _with_pixels(messages: list[dict[str, Any]], decoded: list[Decoded]) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ import anyio
 import anyio.to_thread
 
 from llmserve.admission import Refusal, Refused
-from llmserve.engines.vllm.grammars.fair_semaphore import FairSemaphore
 from llmserve.engines.vllm.grammars.sandbox import GrammarSandbox
 from llmserve.errors import InvalidRequest
 from llmserve.runtime.cpus import available_cpus
+from llmserve.runtime.fair_semaphore import FairSemaphore
 from llmserve.structured import FIELD, StructuredOutputs
 
 # Number of verdicts to remember. Refusals are remembered too, because their tests cost most.

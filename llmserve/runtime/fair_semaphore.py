@@ -17,8 +17,8 @@ class FairSemaphore:
         self._held: dict[str, float] = {}
 
     @asynccontextmanager
-    async def place(self, tenant: str, patience: float) -> AsyncIterator[None]:
-        """Hold a slot. Raises TimeoutError after `patience` seconds without one."""
+    async def place(self, tenant: str, patience: float | None = None) -> AsyncIterator[None]:
+        """Hold a slot. Raises TimeoutError after `patience` seconds without one; None waits longer."""
         if self._free:
             self._free -= 1
         else:
@@ -30,7 +30,7 @@ class FairSemaphore:
             self._held[tenant] = self._held.get(tenant, 0.0) + self._clock() - began
             self._hand_over()
 
-    async def _wait(self, tenant: str, patience: float) -> None:
+    async def _wait(self, tenant: str, patience: float | None) -> None:
         mine = anyio.Event()
         if tenant not in self._waiting:
             # A tenant starts level with those that wait, so that no tenant saves up credit while

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -57,10 +57,12 @@ class AdmissionDriver:
         self._engines = engines
         self._info = info
         self._loop = loop
-        if self._builds and self.policy is None and config.limits_steps:
-            for engine in engines:
-                if isinstance(engine, LimitsSteps):
-                    engine.allow_step_limit()
+        chosen = self.admission.policy if isinstance(self.admission, AdmissionController) else self.policy
+        wanted = hasattr(chosen, "step_tokens") if chosen is not None else self._builds and config.limits_steps
+        # The engines whose steps the policy may limit, by their numbers.
+        self._limited = {number: engine for number, engine in enumerate(engines) if wanted and isinstance(engine, LimitsSteps)}
+        for engine in self._limited.values():
+            engine.allow_step_limit()
 
     def build(self, config: ManagerConfig) -> None:
         if self.admission is None:
@@ -69,7 +71,17 @@ class AdmissionDriver:
     def _build(self, config: ManagerConfig) -> AdmissionController:
         info, count = self._info(), len(self._engines)
         sizes = info.max_num_seqs, info.max_num_batched_tokens
-        return build_admission(config.admission, config.slo, *sizes, self.policy, count, info.min_step_tokens)
+        return build_admission(config.admission, config.slo, *sizes, self.policy, count, self._min_step_tokens())
+
+    def _min_step_tokens(self) -> int | None:
+        """Return the smallest maximum of tokens in a step that every engine accepts; None if one accepts none."""
+        found: list[int | None] = []
+        for engine in self._engines:
+            # An engine that has not been up yet is like the others.
+            with suppress(RuntimeError):
+                found.append(engine.info.min_step_tokens)
+        numbers = [number for number in found if number is not None]
+        return max(numbers) if numbers and len(numbers) == len(found) else None
 
     @property
     def built(self) -> Admission:
@@ -170,8 +182,8 @@ class AdmissionDriver:
         """Give an engine the maximum of tokens in a step that the policy has found for it."""
         if isinstance(self.admission, AdmissionController):
             tokens = step_tokens(self.admission.policy, number)
-            if tokens is not None:
-                cast("LimitsSteps", self._engines[number]).limit_step(tokens)
+            if tokens is not None and number in self._limited:
+                self._limited[number].limit_step(tokens)
 
     def engine_up(self, number: int) -> None:
         if self.admission is not None:

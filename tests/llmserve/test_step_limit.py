@@ -120,6 +120,30 @@ async def test_without_the_target_the_engine_gets_its_own_size_back():
         assert engine.scheduler.step_tokens == SIZES["max_num_batched_tokens"]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("fixed", [0, 1])
+async def test_engines_are_limited_only_if_all_can_be(fixed):
+    """A regression: the first engine decided for all, and LateGate counted with a size that the others did not have."""
+    engines = [SimulatedEngine(SimulatedConfig(**SIZES), fixed_step=number == fixed) for number in range(2)]
+    async with EngineManager(engines, ManagerConfig(slo=TPOT, drain_timeout=30)) as manager:
+        await load(manager, count=160, rate=16.0)
+        assert manager.statistics().admission.step_tokens is None
+        assert [engine.scheduler.step_tokens for engine in engines] == [SIZES["max_num_batched_tokens"]] * 2
+
+
+class Choosing(FixedLimit):
+    step_tokens = 1024
+
+
+@pytest.mark.anyio
+async def test_a_policy_of_one_s_own_may_limit_the_steps():
+    engine = SimulatedEngine(SimulatedConfig(**SIZES))
+    async with EngineManager(engine, admission=Choosing(8)) as manager:
+        await load(manager, count=2)
+        assert manager.info.min_step_tokens is not None
+        assert engine.scheduler.step_tokens == 1024
+
+
 # The memory that vLLM's processes read
 
 

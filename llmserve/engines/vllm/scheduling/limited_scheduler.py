@@ -29,7 +29,7 @@ def install() -> None:
     try:
         with open(path, "rb") as file:
             memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logger.warning("steps keep their size, because %s cannot be read: %s", path, error)
         return
     choose = SchedulerConfig.get_scheduler_cls

@@ -8,6 +8,7 @@ scheduler. Written against vLLM 0.25.1, 0.32.0 and 0.33.0.
 
 import mmap
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,10 +28,12 @@ class StepLimit:
         self._tokens = 0
         self._descriptor: int | None = None
         self._memory: mmap.mmap | None = None
+        # A thread closes the memory while the event loop may write to it.
+        self._lock = threading.Lock()
 
     def allow(self, engine_args: Mapping[str, Any]) -> None:
         """Let the next start prepare for a maximum, unless the operator's arguments have one of `CHOICES`."""
-        self._possible = hasattr(os, "memfd_create") and not any(engine_args.get(name) is not None for name in CHOICES)
+        self._possible = _is_readable() and not any(engine_args.get(name) is not None for name in CHOICES)
 
     def variables(self) -> dict[str, str]:
         """Return the environment variable of the engine's processes. They may read the memory until `close()`."""
@@ -57,15 +60,17 @@ class StepLimit:
             self._write()
 
     def _write(self) -> None:
-        if self._memory is not None:
-            self._memory[:] = (self._tokens // self._cores).to_bytes(SIZE, "little")
+        with self._lock:
+            if self._memory is not None:
+                self._memory[:] = (self._tokens // self._cores).to_bytes(SIZE, "little")
 
     def close(self) -> None:
         """Close the memory. The next `variables()` opens it again, with the same maximum."""
-        if self._memory is not None and self._descriptor is not None:
-            self._memory.close()
-            os.close(self._descriptor)
-            self._memory = self._descriptor = None
+        with self._lock:
+            if self._memory is not None and self._descriptor is not None:
+                self._memory.close()
+                os.close(self._descriptor)
+                self._memory = self._descriptor = None
 
 
 class LimitedSteps:
@@ -79,6 +84,14 @@ class LimitedSteps:
 
     def limit_step(self, tokens: int) -> None:
         self._limit.set(tokens)
+
+
+def _is_readable() -> bool:
+    """Whether another process of this user can read memory of this one by its path in /proc.
+
+    The system gives the folder of a process that must not be inspected to root.
+    """
+    return hasattr(os, "memfd_create") and os.stat("/proc/self").st_uid == os.geteuid()
 
 
 def least_of_core(config: Any) -> int | None:

@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 # The share of answers that may be late: a third of the one in a hundred that an SLO usually allows.
 LATE_SHARE = 0.003
-# A loss of prompt tokens per second that is worth a line in the log, and the unit of the advice.
-REPORTED, ROUND = 0.03, 64
+# A loss of prompt tokens per second that is worth a line in the log, and the units of the advice and
+# of the size.
+REPORTED, ROUND, FINE = 0.03, 64, 16
 # Number of steps with prompts that the time of a prompt token is averaged over, and of prompts that
 # it needs.
 MEMORY, ENOUGH = 400, 8
@@ -160,7 +161,7 @@ class StepSize:
         # The steps of answers beside a long prompt must leave it enough of its time.
         left = slack - model.token * prompt_tokens
         fitting = max(fitting, plain * prompt_tokens / left if left > 0 else math.inf) + running
-        tokens = int(min(self.most, max(fitting // ROUND * ROUND, self._least)))
+        tokens = int(min(self.most, max(fitting // FINE * FINE, self._least)))
         if not LOWER * self.tokens < tokens < HIGHER * self.tokens:
             self.tokens = tokens
             words = f"beside answers, a step now has at most {tokens} of max_num_batched_tokens={self.most} tokens, as slo.tpot allows"

@@ -43,12 +43,14 @@ class _Running:
         fresh: Prompt tokens that the engine must compute.
         ahead: The same of all prompts in the engine before its first token, including its own.
         lot: The prompts that started together with its own.
+        timed: The tokens of its prompt, cached ones included, that are computed in timed steps.
         first_token, steps: When the first token came, and the engine's step count then.
     """
 
     fresh: int
     ahead: int
     lot: Lot
+    timed: int
     first_token: float | None = None
     steps: float = 0.0
 
@@ -194,7 +196,9 @@ class LateGate:
         self._usually_pending += (self._pending - self._usually_pending) / 64
         fresh = self._fresh(ticket)
         self._pending += fresh
-        self._live[ticket] = _Running(fresh, self._pending, self.stalls.started(fresh))
+        # An idle engine's first step is not timed, so its tokens say nothing about their time.
+        timed = ticket.prompt_tokens if self._live else max(0, fresh - self.step_size.most)
+        self._live[ticket] = _Running(fresh, self._pending, self.stalls.started(fresh), timed)
         self.cache.started(ticket)
 
     def first_token(self, ticket: Ticket, now: float) -> None:
@@ -205,7 +209,7 @@ class LateGate:
         self.budget.earn()
         running.steps = self._sample.steps if self._sample else 0
         self._pending -= running.fresh
-        self.step_size.computed(ticket.prompt_tokens)
+        self.step_size.computed(running.timed)
         self.stalls.computed(running.lot, running.fresh)
         self.stalls.answers(ticket)
         if ticket.granted is not None:

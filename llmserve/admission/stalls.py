@@ -30,6 +30,8 @@ REPORTED, ROUND, FINE = 0.03, 64, 16
 MEMORY, ENOUGH = 400, 8
 # The maximum number of tokens in a step stays while the fitting one is between these multiples of it.
 LOWER, HIGHER = 0.85, 1.2
+# The fewest prompt tokens of a step that are worth a smaller maximum.
+PIECE = 128
 
 
 @attrs.define(eq=False)
@@ -80,8 +82,9 @@ class StepModel:
         full = plain + self.token * self.tokens
         making_up = self.making_up(self.tokens, plain)
         lost = making_up / (full + making_up)
-        fitting = max(int(self.spare / self.token) // ROUND * ROUND, sequences)
-        if lost < REPORTED or fitting >= self.tokens:
+        room = int(self.spare / self.token)
+        fitting = max(room // ROUND * ROUND, sequences)
+        if lost < REPORTED or room < PIECE or fitting >= self.tokens:
             return None
         return (
             f"a step of max_num_batched_tokens={self.tokens} takes {full:.2g} s, {full / tpot:.2g} times slo.tpot: "
@@ -123,8 +126,8 @@ class StepSize:
         return None if self._least is None else self.tokens
 
     def computed(self, prompt_tokens: int) -> None:
-        """Note that a prompt of these tokens is complete."""
-        self._prompts += 1
+        """Note that a prompt is complete of which timed steps have computed these tokens."""
+        self._prompts += prompt_tokens > 0
         self._prompt_tokens += prompt_tokens
 
     def found(self, cached_tokens: int) -> None:
@@ -157,11 +160,16 @@ class StepSize:
         if self._least is None:
             self._log(model.report(plain, tpot, self._sequences))
             return
-        fitting = model.spare / model.token
         # The steps of answers beside a long prompt must leave it enough of its time.
         left = slack - model.token * prompt_tokens
-        fitting = max(fitting, plain * prompt_tokens / left if left > 0 else math.inf) + running
-        tokens = int(min(self.most, max(fitting // FINE * FINE, self._least)))
+        room = max(model.spare / model.token, plain * prompt_tokens / left if left > 0 else math.inf)
+        # In smaller pieces prompts take too many steps. In large ones they are soon over, and the
+        # running answers make up for it.
+        enough = room >= PIECE * (1.0 if self.tokens < self.most else HIGHER)
+        # A sequence takes as many tokens of a step as of the smallest one.
+        fitting = room + running * max(1.0, self._least / self._sequences)
+        tokens = max(int(fitting) // FINE * FINE, self._least) if enough and fitting < self.most else self.most
+        tokens = min(tokens, self.most)
         if not LOWER * self.tokens < tokens < HIGHER * self.tokens:
             self.tokens = tokens
             words = f"beside answers, a step now has at most {tokens} of max_num_batched_tokens={self.most} tokens, as slo.tpot allows"

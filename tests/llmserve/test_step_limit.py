@@ -121,6 +121,38 @@ async def test_without_the_target_the_engine_gets_its_own_size_back():
 
 
 @pytest.mark.anyio
+async def test_an_engine_whose_prompts_would_get_small_pieces_keeps_its_size():
+    """A regression: 30 tokens fitted beside 16 answers, and rounded down none were left for prompts."""
+    engine = SimulatedEngine(SimulatedConfig(max_num_seqs=16, prefix_caching=False, step_seconds=0.02, prefill_token_seconds=1e-3))
+    seconds = []
+
+    async def ask(manager, number):
+        start = anyio.current_time()
+        # With the small size, LateGate refuses some of the long ones.
+        await manager.generate(GenerationRequest((1,) * (20 if number % 10 else 300), sampling=Sampling(max_tokens=100, ignore_eos=True)))
+        seconds.append(anyio.current_time() - start)
+
+    async with EngineManager(engine, ManagerConfig(slo=TPOT, drain_timeout=30)) as manager, anyio.create_task_group() as tasks:
+        for number in range(120):
+            tasks.start_soon(ask, manager, number)
+            await anyio.sleep(0.3)
+    assert engine.scheduler.step_tokens == engine.config.max_num_batched_tokens
+    assert len(seconds) == 120
+    assert max(seconds) < 1 + 100 * 0.05
+
+
+@pytest.mark.anyio
+async def test_prompts_of_an_idle_engine_do_not_count_as_computed_in_no_time():
+    """A regression: their steps are not timed, so a token seemed to take a tenth of its time, for minutes."""
+    engine = SimulatedEngine(SimulatedConfig(**SIZES))
+    async with EngineManager(engine, ManagerConfig(slo=TPOT, drain_timeout=30)) as manager:
+        for _ in range(100):
+            await manager.generate(GenerationRequest((1,) * 2000, sampling=Sampling(max_tokens=3, ignore_eos=True)))
+        await load(manager)
+        assert 850 < engine.scheduler.step_tokens < 1400
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("fixed", [0, 1])
 async def test_engines_are_limited_only_if_all_can_be(fixed):
     """A regression: the first engine decided for all, and LateGate counted with a size that the others did not have."""

@@ -20,7 +20,8 @@ class FairStore(Generic[Entry]):
 
     When there are too many, the tenant with the most loses its oldest entry that is not spared, or
     its newest one if it has no other. So no tenant can displace another one that has less than an
-    equal share, and a tenant with nothing but spared entries gets no more of them.
+    equal share, and a tenant with nothing but spared entries gets no more of them. An entry that is
+    replaced by a larger one goes last.
 
     Args:
         clock: returns monotonic seconds.
@@ -88,7 +89,7 @@ class FairStore(Generic[Entry]):
         before = self._kept[tenant][name].size
         self._sizes[tenant] -= before
         self.bytes -= before
-        self._set(tenant, name, entry, size)
+        self._set(tenant, name, entry, size, keep=name)
 
     def pop(self, tenant: str | None, name: Hashable) -> Entry | None:
         """Remove and return an entry, if there is one."""
@@ -103,14 +104,15 @@ class FairStore(Generic[Entry]):
             del self._kept[tenant], self._sizes[tenant]
         return found.entry
 
-    def _set(self, tenant: str | None, name: Hashable, entry: Entry, size: int) -> None:
+    def _set(self, tenant: str | None, name: Hashable, entry: Entry, size: int, keep: Hashable = None) -> None:
         self._kept[tenant][name] = _Sized(entry, size)
         self._sizes[tenant] = self._sizes.get(tenant, 0) + size
         self.bytes += size
         if size > self._max_bytes:
             self._drop(tenant, name)
         while self.bytes > self._max_bytes:
-            self._drop_one(max(self._sizes, key=self._sizes.__getitem__))
+            most = max(self._sizes, key=self._sizes.__getitem__)
+            self._drop_one(most, keep if most == tenant else None)
         while self._max_entries is not None and len(self) > self._max_entries:
             self._drop_one(max(self._kept, key=lambda one: len(self._kept[one])))
 
@@ -122,9 +124,11 @@ class FairStore(Generic[Entry]):
                 return
             self._drop(tenant, name)
 
-    def _drop_one(self, tenant: str | None) -> None:
+    def _drop_one(self, tenant: str | None, keep: Hashable = None) -> None:
         mine = self._kept[tenant]
-        self._drop(tenant, next((name for name, one in mine.items() if not self._spared(one.entry)), next(reversed(mine))))
+        unspared = (name for name, one in mine.items() if name != keep and not self._spared(one.entry))
+        newest = next((name for name in reversed(mine) if name != keep), keep)
+        self._drop(tenant, next(unspared, newest))
 
     def _drop(self, tenant: str | None, name: Hashable) -> None:
         entry = self.pop(tenant, name)

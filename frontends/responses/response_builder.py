@@ -13,7 +13,7 @@ from frontends.openai.response_builder import ResponseBuilder
 from frontends.openai.wanted import ParsedBody
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.stored import PREFIX, Record, joined
-from llmserve import Completion, Delta, GenerationRequest, LLMServeError, TokenLogprob, TokenStream, ToolCall, Usage
+from llmserve import Completion, Delta, GenerationRequest, LLMServeError, TokenStream, ToolCall, Usage
 
 # The types of the part of an item, of its deltas, and of the event after them.
 PARTS = {
@@ -68,8 +68,9 @@ class ResponsesResponseBuilder(ResponseBuilder):
         self._items: list[dict[str, Any]] = []
         self._open: OpenItem | None = None
         self._reason: str | None = None
-        # Logprobs of a stream's tokens that no event has had. A token may have no text of its own.
-        self._unsent: list[TokenLogprob] = []
+        # Logprobs of a stream's tokens that no event has had, as JSON lists. A token may have no text
+        # of its own.
+        self._unsent: list[bytes] = []
         # Attributes of `ParsedResponse`.
         self._record: Record | None = None
         self._repeated: dict[str, Any] = {"previous_response_id": None, "metadata": {}, "background": False}
@@ -159,7 +160,9 @@ class ResponsesResponseBuilder(ResponseBuilder):
 
     def _content(self, delta: Delta) -> Iterator[bytes]:
         message = delta.message
-        self._unsent += delta.logprobs or ()
+        if delta.logprobs:
+            # At once, because a reasoning's tokens would take 100 ms together.
+            self._unsent.append(response_logprobs(delta.logprobs))
         yield from self._piece("reasoning", "" if message is None else message.reasoning)
         yield from self._piece("message", delta.text if message is None else message.content)
         for call in () if message is None else message.tool_calls:
@@ -191,7 +194,7 @@ class ResponsesResponseBuilder(ResponseBuilder):
         """Return the logprobs of the tokens since the last event of a message, and add them to it."""
         if not self._unsent:
             return NONE
-        found = response_logprobs(self._unsent)
+        found = joined(*self._unsent)
         self._unsent.clear()
         item.logprobs.append(found)
         return msgspec.Raw(found)

@@ -40,9 +40,9 @@ AT_ONCE = 2
 MAX_WAITING = 128
 MAX_OF_ONE = MAX_WAITING // 2
 RETRY_SECONDS = 1.0
-# Share of the memory that the processed images of one process may take before more are refused. Those
-# of one request have up to 24 bytes for each pixel.
-HELD_SHARE = 0.125
+# Share of the memory that the processed images of one process may take before more are refused; those
+# of one tenant may take half of it. Those of one request have up to 24 bytes for each pixel.
+HELD_SHARE = 0.25
 # Blocks of 16 MiB that Pillow keeps for the next image. New memory for an image of 4 megapixels held
 # the interpreter's lock for up to 50 ms on a busy virtual machine, because each page is a fault.
 KEPT_BLOCKS = 8
@@ -64,8 +64,8 @@ class ImageDecoder:
 
     Args:
         cpus: number of CPUs; None counts them.
-        max_held: bytes of processed images that requests hold, from which on more are refused; None
-            is a share of the memory.
+        max_held: bytes of processed images that requests hold, from which on more are refused, and
+            those of one tenant from half of it on; None is a share of the memory.
     """
 
     def __init__(self, cpus: int | None = None, max_held: int | None = None) -> None:
@@ -74,15 +74,18 @@ class ImageDecoder:
         # The number of choices that wait or decode, by their tenant and images.
         self._inside: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._max_held = int(_memory() * HELD_SHARE) if max_held is None else max_held
-        self._held = 0
+        # Bytes by tenant.
+        self._held: Counter[str] = Counter()
 
-    def hold(self, owner: object, size: int) -> None:
-        """Count `size` bytes of processed images until `owner` is freed."""
-        self._held += size
-        weakref.finalize(owner, self._release, size).atexit = False
+    def hold(self, owner: object, size: int, tenant: str) -> None:
+        """Count `size` bytes of a tenant's processed images until `owner` is freed."""
+        self._held[tenant] += size
+        weakref.finalize(owner, self._release, size, tenant).atexit = False
 
-    def _release(self, size: int) -> None:
-        self._held -= size
+    def _release(self, size: int, tenant: str) -> None:
+        self._held[tenant] -= size
+        if not self._held[tenant]:
+            del self._held[tenant]
 
     @asynccontextmanager
     async def decoded(self, found: Sequence[tuple[str, AnyImage]], tenant: str) -> AsyncIterator[list[Decoded]]:
@@ -99,7 +102,7 @@ class ImageDecoder:
         images: list[Decoded] = []
         try:
             async with self._room.place(tenant):
-                if self._held >= self._max_held:
+                if self._held[tenant] >= self._max_held / 2 or self._held.total() >= self._max_held:
                     words = f"the images of other requests take all memory for images; try again in {RETRY_SECONDS} s"
                     raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
                 try:

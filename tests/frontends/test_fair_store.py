@@ -88,5 +88,8 @@ def test_spared_entries_go_last():
     assert dropped[4:] == ["Z"]
     store.replace("one", "Y", "Y", 98)
     assert (dropped[5:], store.bytes) == ([], 100)
+    # A regression: the answer that had just become complete was dropped in favour of those that still ran.
     store.replace("one", "Y", "y", 99)
-    assert (dropped[5:], store.bytes) == (["y"], 2)
+    assert (dropped[5:], store.bytes) == (["X"], 100)
+    store.replace("one", "Y", "y", 100)
+    assert (dropped[6:], store.bytes) == (["y"], 1)

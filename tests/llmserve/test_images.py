@@ -504,16 +504,27 @@ async def test_beyond_a_number_of_waiting_images_more_are_refused():
     await ask("flood")
 
 
-async def test_images_are_refused_while_others_hold_the_memory():
-    decoder, owner = ImageDecoder(max_held=100), Gate()
-    decoder.hold(owner, 100)
-    with pytest.raises(Overloaded, match="the images of other requests take all memory") as caught:
-        async with decoder.decoded([(FIELD, Image(RED))], "a"):
-            pass
-    assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
-    del owner
-    async with decoder.decoded([(FIELD, Image(RED))], "a") as found:
-        assert len(found) == 1
+async def test_images_are_refused_while_others_hold_the_memory_and_a_tenant_may_hold_half():
+    """A regression: what one tenant held refused the images of all others."""
+    decoder, flood, other = ImageDecoder(max_held=100), Gate(), Gate()
+
+    async def ask(tenant):
+        async with decoder.decoded([(FIELD, Image(RED))], tenant) as found:
+            return len(found)
+
+    async def refused(tenant):
+        with pytest.raises(Overloaded, match="the images of other requests take all memory") as caught:
+            await ask(tenant)
+        assert (caught.value.reason, caught.value.retry_after) == ("tokenizer_busy", 1.0)
+
+    decoder.hold(flood, 50, "flood")
+    await refused("flood")
+    assert await ask("other") == 1
+    decoder.hold(other, 50, "other")
+    await refused("third")
+    del flood
+    assert await ask("third") == 1
+    assert await ask("flood") == 1
 
 
 async def test_the_choices_of_a_request_take_one_place_together():

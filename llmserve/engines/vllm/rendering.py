@@ -111,11 +111,13 @@ class PromptRenderer:
             return EnginePrompt(token_ids=tuple(encoded.token_ids), text=encoded.text)
         if found := images(messages):
             async with self._decoder.decoded(found, request.tenant) as decoded:
-                return await self._with_images(_with_pixels(messages, decoded), ChatParams(chat_template_kwargs=kwargs), params)
+                return await self._with_images(
+                    _with_pixels(messages, decoded), ChatParams(chat_template_kwargs=kwargs), params, request.tenant
+                )
         _, (rendered,) = await self._renderer.render_chat_async([messages], ChatParams(chat_template_kwargs=kwargs), params)
         return EnginePrompt(token_ids=tuple(rendered["prompt_token_ids"]), text=rendered.get("prompt"))
 
-    async def _with_images(self, messages: list[dict[str, Any]], chat: Any, params: Any) -> EnginePrompt:
+    async def _with_images(self, messages: list[dict[str, Any]], chat: Any, params: Any, tenant: str) -> EnginePrompt:
         """Render messages with pixels. vLLM processes the images in a thread of its own.
 
         Its processor would leave out the images that the engine should still have. But this prompt
@@ -127,7 +129,7 @@ class PromptRenderer:
         # One kind of input, "image" or another name that the model has for it.
         (hashes,) = rendered["mm_hashes"].values()
         ids, text, processed = tuple(rendered["prompt_token_ids"]), rendered.get("prompt"), _Processed(rendered)
-        self._decoder.hold(processed, _size([element.data for item in _items(rendered) for element in item.values()]))
+        self._decoder.hold(processed, _size([element.data for item in _items(rendered) for element in item.values()]), tenant)
         return EnginePrompt(token_ids=ids, text=text, images=processed, images_key=str(hashes[0]))
 
     def _without_endless(self, text: str, request: GenerationRequest) -> str:

@@ -184,7 +184,7 @@ def learn(size, target=TARGET, ttft=math.inf, prompt_tokens=4000):
 
 
 @pytest.mark.parametrize("tokens_in_a_step", [100, 500, 5000])
-def test_the_size_fits_the_target_whatever_the_steps_were_that_it_was_learnt_from(tokens_in_a_step):
+def test_the_size_fits_the_target_of_any_steps_that_it_is_learnt_from(tokens_in_a_step):
     size = step_size()
     compute(size, 2e-5, tokens_in_a_step=tokens_in_a_step)
     # 2,000 tokens take the 0.04 s that a step without prompts leaves, and 10 answers take one each.

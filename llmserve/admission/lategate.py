@@ -29,8 +29,6 @@ OUTPUT_WEIGHT = 2.0
 LATE = 2.0
 # For each such number of sequences, one more may wait in the engine.
 SPARE = 32
-# Share of the TTFT target that the steps of a long prompt may take together.
-TTFT_SHARE = 0.5
 # Number of standard deviations of the prompts' time that is kept free before the TTFT target.
 DEVIATIONS = 2.5
 
@@ -242,9 +240,7 @@ class LateGate:
             self.step_size.found(sample.cached_tokens - last.cached_tokens)
             if sample.steps // LOOK > last.steps // LOOK:
                 self.cache.grown(self._live)
-                if self.slo.tpot is not None:
-                    slack = TTFT_SHARE * (self.slo.ttft or math.inf)
-                    self.step_size.learn(self._recent.mean_running, self._target, self.slo.tpot, slack, self._long_prompt())
+                self.step_size.learn(self._recent.mean_running, self._target, self.slo, self._long_prompt())
             # Whether the step had no prompt: all that were there would have been complete with it.
             could_be_complete = not self._were_pending or self._were_pending + sample.running <= self.step_size.tokens
             if sample.prompt_tokens == last.prompt_tokens and could_be_complete:

@@ -17,6 +17,7 @@ import attrs
 from llmserve.admission.length_estimates import Seen
 from llmserve.admission.regression import LinearFit
 from llmserve.admission.ticket import Ticket
+from llmserve.config import SLO
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ MEMORY, ENOUGH = 400, 8
 LOWER, HIGHER = 0.85, 1.2
 # The fewest prompt tokens of a step that are worth a smaller maximum.
 PIECE = 128
+# Share of the TTFT target that the steps of a long prompt may take together.
+TTFT_SHARE = 0.5
 
 
 @attrs.define(eq=False)
@@ -141,27 +144,26 @@ class StepSize:
         self._prompt_tokens *= fade
         self._seconds = self._seconds * fade + seconds - steps * self._step.at(running)
 
-    def learn(self, running: float, target: float, tpot: float, slack: float, prompt_tokens: int) -> None:
+    def learn(self, running: float, target: float, slo: SLO, prompt_tokens: int) -> None:
         """Set the maximum, or report it, once the times are learnt.
 
         Args:
             running: Sequences in a step.
             target: Seconds that a step may take.
-            tpot: The TPOT target in seconds.
-            slack: Seconds that a long prompt may take, infinite without a TTFT target.
+            slo: The targets in seconds; without one for each token the maximum stays.
             prompt_tokens: Length of a long prompt.
         """
         plain = self._step.at(running)
-        if not self.most or not self._step.learnt or self._prompts < ENOUGH or plain >= target:
+        if slo.tpot is None or not self.most or not self._step.learnt or self._prompts < ENOUGH or plain >= target:
             return
         if self._prompt_tokens <= 0 or self._seconds <= 0:
             return
         model = StepModel(target - plain, self._seconds / self._prompt_tokens, self.most)
         if self._least is None:
-            self._log(model.report(plain, tpot, self._sequences))
+            self._log(model.report(plain, slo.tpot, self._sequences))
             return
         # The steps of answers beside a long prompt must leave it enough of its time.
-        left = slack - model.token * prompt_tokens
+        left = TTFT_SHARE * (slo.ttft or math.inf) - model.token * prompt_tokens
         room = max(model.spare / model.token, plain * prompt_tokens / left if left > 0 else math.inf)
         # In smaller pieces prompts take too many steps. In large ones they are soon over, and the
         # running answers make up for it.

@@ -210,8 +210,8 @@ async def test_the_routes_of_other_clients_answer_with_workers_and_several_engin
 
 
 async def test_the_cores_of_workers_get_the_step_size_that_the_slo_allows_also_after_a_death(tmp_path):
-    # A step of 512 prompt tokens takes 205 ms, and 100 fit the target.
-    settings = ("prefill_token_seconds=4e-4", "prefix_caching=false", "max_model_len=4096")
+    # A step of 512 prompt tokens takes 67 ms more than one without, and some 300 fit the target.
+    settings = ("prefill_token_seconds=1.3e-4", "prefix_caching=false", "max_model_len=4096")
     engine = ("--engine", "core", "--model", "sim", *(word for one in settings for word in ("--engine-arg", one)))
     arguments = ("--workers", "2", "--slo-ttft", "30", "--slo-tpot", "0.05")
 
@@ -222,7 +222,7 @@ async def test_the_cores_of_workers_get_the_step_size_that_the_slo_allows_also_a
         (core,) = cores_of(process)
         body = {"model": "sim", "prompt": "x" * 300, "max_tokens": 24, "ignore_eos": True}
         with anyio.fail_after(PATIENCE):
-            while size_in(core) not in range(1, 400):
+            while size_in(core) not in range(1, 450):
                 async with anyio.create_task_group() as tasks:
                     for _ in range(4):
                         tasks.start_soon(fetch, f"{url}/v1/completions", body)
@@ -230,4 +230,4 @@ async def test_the_cores_of_workers_get_the_step_size_that_the_slo_allows_also_a
         core.kill()
         await until(url, lambda found: found["restarts"] == 1 and found["state"] == "ready")
         (successor,) = cores_of(process)
-        assert size_in(successor) in range(1, 400)
+        assert size_in(successor) in range(1, 450)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from llmserve import SLO
 from llmserve.admission import Ticket
 from llmserve.admission.regression import LinearFit
 from llmserve.admission.stalls import StallBudget, StepModel, StepSize
@@ -179,7 +180,7 @@ def compute(size, token, count=40, prompt_tokens=1000, tokens_in_a_step=500, pla
 
 
 def learn(size, target=TARGET, ttft=math.inf, prompt_tokens=4000):
-    size.learn(10, target, TARGET, ttft / 2, prompt_tokens)
+    size.learn(10, target, SLO(ttft=None if ttft == math.inf else ttft, tpot=TARGET), prompt_tokens)
     return size.tokens
 
 

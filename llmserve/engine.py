@@ -250,7 +250,7 @@ class LimitsSteps(Protocol):
         """
 
     def limit_step(self, tokens: int) -> None:
-        """Compute at most so many tokens in a step while a request is answered, also after a restart.
+        """Compute at most `tokens` in a step while a request is answered, also after a restart.
 
         Cheap, because it is called at every step. It never raises `max_num_batched_tokens`.
         """

@@ -58,10 +58,10 @@ def limited(base: Any, memory: mmap.mmap) -> Any:
             self._least = least_of_core(vllm_config) or self._most
 
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
-            tokens = int.from_bytes(memory[:], "little")
-            answering = any(one.num_computed_tokens >= one.num_prompt_tokens for one in self.running)
             # The host's number is 0 as long as it has not set one.
-            self.max_num_scheduled_tokens = min(self._most, max(tokens, self._least)) if tokens and answering else self._most
+            tokens = int.from_bytes(memory[:], "little")
+            limits = tokens and any(one.num_computed_tokens >= one.num_prompt_tokens for one in self.running)
+            self.max_num_scheduled_tokens = min(self._most, max(tokens, self._least)) if limits else self._most
             return super().schedule(*args, **kwargs)
 
     return LimitedScheduler

@@ -54,7 +54,7 @@ class StepLimit:
         return None if least is None else least * self._cores
 
     def set(self, tokens: int) -> None:
-        """Let the engine compute at most so many tokens in a step, from the next one on."""
+        """Let the engine compute at most `tokens` in a step, from the next one on."""
         if tokens != self._tokens:
             self._tokens = tokens
             self._write()

@@ -99,7 +99,9 @@ def entry(name: str) -> str:
     value = getattr(llmserve, name)
     made = (
         f"`{name}{call(value)}`\n\n"
-        if attrs.has(value) or issubclass(value, (msgspec.Struct, llmserve.EngineManager, llmserve.CancellationToken))
+        if attrs.has(value)
+        or hasattr(value, "_fields")  # a named tuple
+        or issubclass(value, (msgspec.Struct, llmserve.EngineManager, llmserve.CancellationToken))
         else ""
     )
     return "\n".join([f"### {name}\n", f"{made}{prose(value)}\n", *members(value)])

@@ -1,16 +1,13 @@
 """A log of admission decisions and their reasons."""
 
-from collections import Counter, deque
-from typing import Any
-
-import attrs
+from collections import defaultdict, deque
+from typing import Any, NamedTuple
 
 from llmserve.admission.prediction import PolicyFigures
 from llmserve.admission.ticket import Ticket
 
 
-@attrs.frozen(kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """One decision and its inputs.
 
     Attributes:
@@ -50,8 +47,8 @@ class DecisionLog:
     def __init__(self, size: int = 1024) -> None:
         self._decisions: deque[Decision] = deque(maxlen=size)
         self.admitted = 0
-        self.refused: Counter[str] = Counter()
-        self.held: Counter[str] = Counter()
+        self.refused: defaultdict[str, int] = defaultdict(int)
+        self.held: defaultdict[str, int] = defaultdict(int)
 
     def add(
         self,
@@ -70,22 +67,23 @@ class DecisionLog:
             self.admitted += 1
         elif verdict == "refused" and constraint is not None:
             self.refused[constraint] += 1
+        # By position, which takes half as long as by name.
         self._decisions.append(
             Decision(
-                at=at,
-                request_id=ticket.request_id,
-                tenant=ticket.tenant,
-                priority=ticket.priority,
-                prompt_tokens=ticket.prompt_tokens,
-                expected_tokens=ticket.expected_tokens,
-                verdict=verdict,
-                constraint=constraint,
-                running=running,
-                waiting=waiting,
-                wait=wait,
-                patience=patience,
-                margin=figures.margin,
-                step_seconds=figures.step_seconds,
+                at,
+                ticket.request_id,
+                ticket.tenant,
+                ticket.priority,
+                ticket.prompt_tokens,
+                ticket.expected_tokens,
+                verdict,
+                constraint,
+                running,
+                waiting,
+                wait,
+                patience,
+                figures.margin,
+                figures.step_seconds,
             )
         )
 

@@ -11,7 +11,8 @@ from llmserve.admission.refusals import Refusal
 from llmserve.admission.ticket import Ticket
 
 
-@attrs.frozen(kw_only=True)
+# Not frozen, because that takes twice as long to make, and every step makes one.
+@attrs.define(kw_only=True)
 class EngineSample:
     """The engine's figures after one or several steps: counters since its start, and its state.
 

@@ -1,8 +1,7 @@
 """The reasons for a refusal, and the error for each."""
 
 from enum import StrEnum
-
-import attrs
+from typing import NamedTuple
 
 from llmserve.admission.retry_after import RETRY_AFTER
 from llmserve.errors import LLMServeError, Overloaded, TenantOverloaded, UnknownTenant
@@ -42,8 +41,7 @@ _WORDS = {
 }
 
 
-@attrs.frozen
-class Refused:
+class Refused(NamedTuple):
     """A refusal. `retry_after` and `wait` are in seconds; `wait` is None without a prediction."""
 
     reason: Refusal

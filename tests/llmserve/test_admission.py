@@ -422,11 +422,12 @@ def test_a_worse_band_gets_its_turn_eventually():
 
 def test_a_decision_explains_itself():
     controller, tickets = moving(max_wait=1.0)
-    controller.offer(Ticket(request_id="no", prompt_tokens=7, priority=2), 1.0)
+    controller.offer(Ticket(request_id="no", prompt_tokens=7, priority=2, max_tokens=5), 1.0)
     (decision,) = controller.explain("no")
     assert (decision.verdict, decision.constraint) == ("refused", "would_wait_too_long")
+    assert (decision.at, decision.request_id, decision.tenant, decision.expected_tokens) == (1.0, "no", "default", 5.0)
     assert (decision.running, decision.waiting, decision.prompt_tokens, decision.priority) == (1, 3, 7, 2)
-    assert decision.wait == pytest.approx(4 / 3)
+    assert (decision.wait, decision.patience) == (pytest.approx(4 / 3), None)
     waits = Ticket(request_id="yes", priority=-1)
     controller.offer(waits, 1.0)
     controller.leave(tickets[2], 1.0)

@@ -84,6 +84,7 @@ async def test_every_decision_can_be_asked_for():
         (decision,) = one.admission.explain("mine")
     assert (decision.verdict, decision.constraint, decision.prompt_tokens) == ("started", None, 5)
     assert decision.step_seconds > 0
+    assert decision.margin == 0.9
 
 
 async def test_best_effort_requests_are_served_late():

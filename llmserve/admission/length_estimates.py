@@ -1,6 +1,7 @@
 """Estimates of answer and prompt lengths, from fading counts in buckets that grow by a quarter."""
 
 import math
+from bisect import bisect
 from collections import defaultdict
 
 import attrs
@@ -9,25 +10,19 @@ from llmserve.admission.ticket import Ticket
 
 GROWTH = 1.25
 BUCKETS = 64  # up to 1.6 million tokens
-_SCALE = 1 / math.log(GROWTH)
-
-
-def bucket_of(tokens: float) -> int:
-    """Return the bucket of a length."""
-    return min(BUCKETS - 1, int(math.log(max(tokens, 1)) * _SCALE))
-
-
-def _first_in(bucket: int) -> int:
-    """Return the smallest number of tokens in this bucket or a later one."""
-    tokens = max(1, int(GROWTH**bucket) - 1)
-    while bucket_of(tokens) < bucket:
-        tokens += 1
-    return tokens
-
-
-_FIRST = (*map(_first_in, range(BUCKETS)), math.inf)
+# The smallest number of tokens in each bucket or a later one.
+_FIRST = (*(math.ceil(GROWTH**bucket) for bucket in range(BUCKETS)), math.inf)
+# Where each bucket begins in tokens, the last bucket first.
+_BEGINS = tuple(GROWTH**bucket for bucket in reversed(range(BUCKETS)))
 # Number of steps between two looks at the progress of the running answers.
 LOOK = 16
+# How much more each new length counts than the one before it: 500 lengths later, one counts half.
+FRESHER = 2 ** (1 / 500)
+
+
+def bucket_of(tokens: int) -> int:
+    """Return the bucket of a length."""
+    return bisect(_FIRST, tokens, 1) - 1
 
 
 class Lengths:
@@ -40,8 +35,6 @@ class Lengths:
     expected to double the length that it has reached.
     """
 
-    # Number of answers after which an old one counts half.
-    HALF_LIFE = 500
     # The rule of thumb's chance that an answer ends within a bucket, which doubles the expected
     # length. Below `COMMON`, a usual length for chats, the chance is `EARLY_CHANCE`. The rule
     # counts as much as two answers.
@@ -65,7 +58,7 @@ class Lengths:
             self._ended[bucket] += self._unit
         # New answers count more, instead of old ones less: the ratios are the same, and only one
         # bucket changes.
-        self._unit *= 2 ** (1 / self.HALF_LIFE)
+        self._unit *= FRESHER
         if self._unit > 1e100:
             self._reached = [count / self._unit for count in self._reached]
             self._ended = [count / self._unit for count in self._ended]
@@ -82,15 +75,15 @@ class Lengths:
     def _expect(self) -> list[float]:
         """Return for each bucket the expected length of the answers that reach it."""
         self._fresh = 0
-        means = [0.0] * BUCKETS
+        means = []
         beyond = GROWTH**BUCKETS
-        for bucket in reversed(range(BUCKETS)):
-            low = GROWTH**bucket
-            prior = self.WEIGHT * self._unit
-            chance = self.EARLY_CHANCE if low < self.COMMON else self.CHANCE
-            ends = (self._ended[bucket] + prior * chance) / (self._reached[bucket] + prior)
-            ends = min(ends, 1.0)
-            beyond = means[bucket] = ends * low * 1.12 + (1 - ends) * beyond
+        prior = self.WEIGHT * self._unit
+        early, later = prior * self.EARLY_CHANCE, prior * self.CHANCE
+        for low, ended, reached in zip(_BEGINS, reversed(self._ended), reversed(self._reached), strict=True):
+            ends = min((ended + (early if low < self.COMMON else later)) / (reached + prior), 1.0)
+            beyond = ends * low * 1.12 + (1 - ends) * beyond
+            means.append(beyond)
+        means.reverse()
         return means
 
 
@@ -162,8 +155,6 @@ class AnswerLengths(Lengths):
 class Seen:
     """Quantiles of whole numbers, in buckets that grow by a quarter. Old values fade."""
 
-    HALF_LIFE = 500
-
     def __init__(self) -> None:
         self._lengths = [0.0] * BUCKETS
         self._unit = 1.0
@@ -175,7 +166,7 @@ class Seen:
         bucket = bucket_of(value)
         self._lengths[bucket] += self._unit
         self._total += self._unit
-        self._unit *= 2 ** (1 / self.HALF_LIFE)
+        self._unit *= FRESHER
         if self._unit > 1e100:
             self._lengths = [count / self._unit for count in self._lengths]
             self._total /= self._unit
@@ -191,9 +182,10 @@ class Seen:
 
     def quantile(self, share: float) -> float:
         """Return the upper end of the bucket with the quantile `share` (0 to 1); 0 without data."""
-        if share not in self._cached:
-            self._cached[share] = self._find(share)
-        return self._cached[share]
+        found = self._cached.get(share)
+        if found is None:
+            found = self._cached[share] = self._find(share)
+        return found
 
     def _find(self, share: float) -> float:
         if not self._total:

@@ -509,6 +509,11 @@ def test_clients_that_ask_for_few_tokens_do_not_make_answers_to_others_seem_shor
     assert lengths.mean(most=asked) == pytest.approx(asked, rel=0.5)
 
 
+@pytest.mark.parametrize(("tokens", "bucket"), [(0, 0), (1, 0), (2, 3), (3, 4), (10, 10), (1_270_000, 62), (1_280_000, 63), (10**9, 63)])
+def test_a_bucket_of_lengths_begins_a_quarter_above_the_one_before(tokens, bucket):
+    assert bucket_of(tokens) == bucket
+
+
 def test_old_lengths_fade():
     lengths = Lengths()
     for tokens in [1000] * 3000 + [10] * 6000:

@@ -73,13 +73,13 @@ class AdmissionController:
 
     def __repr__(self) -> str:
         limit = self.policy.limit
-        return f"<AdmissionController {len(self._running)}/{limit if limit is not None else 'inf'} running, {len(self._line)} waiting>"
+        return f"<AdmissionController {len(self._running)}/{limit if limit is not None else 'inf'} running, {self._line.length} waiting>"
 
     # One ticket
 
     def screen(self, ticket: Ticket, now: float) -> Refused | None:
         """Refuse a ticket that would be refused at any prompt length, before its tokenisation."""
-        if not self._line or ticket.best_effort:
+        if not self._line.length or ticket.best_effort:
             return None
         self._rate.advance(now, full=True)
         wait = self.forecast.wait(ticket.tenant, ticket.priority)
@@ -95,7 +95,7 @@ class AdmissionController:
         """Accept a new ticket, which then runs or waits; or refuse it and return the reason."""
         if ticket.state is not TicketState.NEW:
             raise RuntimeError(f"a ticket is offered once; this one is {ticket.state.value}")
-        self._rate.advance(now, full=self._full or bool(self._line))
+        self._rate.advance(now, full=self._full or self._line.length > 0)
         ticket.expected_tokens = self.answers.mean(most=ticket.max_tokens)
         # The state of the queue without this ticket. Otherwise a long prompt would look like an
         # overload, and be refused for it.
@@ -139,7 +139,7 @@ class AdmissionController:
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
         """Remove a ticket, running or waiting; return the tickets that stop waiting. Idempotent."""
-        self._rate.advance(now, full=self._full or bool(self._line))
+        self._rate.advance(now, full=self._full or self._line.length > 0)
         state, ticket.state = ticket.state, TicketState.DONE
         if state is TicketState.RUNNING:
             self._running.remove(ticket)
@@ -182,7 +182,7 @@ class AdmissionController:
         Without any engine, patience does not run out until one is back.
         """
         if self._suspended is None:
-            self._rate.advance(now, full=self._full or bool(self._line))
+            self._rate.advance(now, full=self._full or self._line.length > 0)
         if not (self._pool and self._pool.suspend(engine)) and self._suspended is None:
             self._suspended = now
 
@@ -219,7 +219,7 @@ class AdmissionController:
 
         The state of each ticket shows its kind.
         """
-        if not self._line and not self._full and not self._displaced:
+        if not (self._full or self._line.length or self._displaced):
             return []
         self._rate.advance(now, full=True)
         return self._pump(now)
@@ -229,9 +229,8 @@ class AdmissionController:
         if self._suspended is not None:
             return over
         line = self._line
-        if line:
-            line.age(now)
-        while line:
+        line.age(now)
+        while line.length:
             ticket = line.head()
             if now > ticket.expires and not (ticket.best_effort and not ticket.relegated) and not self._may_be_late(ticket, now):
                 self._reject_waiting(ticket, Refusal.WAITED_TOO_LONG, now)
@@ -245,7 +244,7 @@ class AdmissionController:
                 ticket = self._pool.fitting(ticket, line.behind(ticket, FEW), now)
             self._start(ticket, now)
             over.append(ticket)
-        if not line and self._full:
+        if self._full and not line.length:
             self._full = self._last is not None and self.policy.holds(self._last, now) is not None
         return over
 
@@ -273,8 +272,8 @@ class AdmissionController:
     def _refusal_reason(self, ticket: Ticket, terms: Terms, wait: float | None, patience: float, now: float) -> Refusal | None:
         # Where others wait, a ticket waits too, even if it could start at once. Otherwise small
         # ones would pass and large ones would not.
-        would_wait = bool(self._line) or self._holds(ticket, now) is not None
-        if would_wait and self.max_waiting is not None and len(self._line) >= self.max_waiting:
+        would_wait = self._line.length > 0 or self._holds(ticket, now) is not None
+        if would_wait and self.max_waiting is not None and self._line.length >= self.max_waiting:
             return Refusal.QUEUE_FULL
         return terms.objection(ticket, wait if would_wait else None, patience, now)
 
@@ -343,8 +342,8 @@ class AdmissionController:
     def statistics(self, now: float) -> AdmissionStatistics:
         counts: dict[str, Any] = {**self.log.counts(), **self.forecast.figures(), **self._predictor.figures().statistics()}
         counts |= {"policy": self.policy.name, "limit": self.policy.limit, "max_waiting": self.max_waiting}
-        return AdmissionStatistics(running=len(self._running), waiting=len(self._line), **counts)
+        return AdmissionStatistics(running=len(self._running), waiting=self._line.length, **counts)
 
     def _note(self, ticket: Ticket, verdict: str, now: float, constraint: str | None = None, *predicted: float | None) -> None:
         figures = self._predictor.figures()
-        self.log.add(ticket, verdict, now, len(self._running), len(self._line), figures, constraint, *predicted)
+        self.log.add(ticket, verdict, now, len(self._running), self._line.length, figures, constraint, *predicted)

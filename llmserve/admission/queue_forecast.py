@@ -49,15 +49,18 @@ class QueueForecast:
 
     def state(self, tenant: str, now: float) -> QueueState:
         """Return the queue as this tenant's tickets find it; also set the credit of tenants."""
-        rate = self.rate
-        pace = 1 / rate.per_second if rate.per_second else 0.0
+        rate, answer_tokens = self.rate, self.answers.mean()
+        per_second = rate.per_second
+        if not per_second:
+            return QueueState(rate.backlog, 0.0, 0.0, 0.0, 0.0, answer_tokens)
+        pace = 1 / per_second
         pressure = own = rate.pressure
-        if rate.backlog and rate.per_second:
+        if rate.backlog:
             weight = self.tenants.weight(tenant)
             weights = rate.demanding(tenant, weight, now)
-            self.line.credit = CREDIT * rate.per_second / weights
+            self.line.credit = CREDIT * per_second / weights
             own = rate.pressure_of(tenant, weight / weights, now)
-        return QueueState(rate.backlog, pace * rate.mean_cost, pace, pressure, own, self.answers.mean())
+        return QueueState(rate.backlog, pace * rate.mean_cost, pace, pressure, own, answer_tokens)
 
     def refused(self, reason: Refusal, ticket: Ticket, wait: float | None, patience: float, now: float) -> Refused:
         """Return a refusal with the time for a retry. `wait` and `patience` are in seconds."""

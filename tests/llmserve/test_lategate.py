@@ -110,7 +110,7 @@ class LateGateMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_who_might_run(self):
-        if self.controller._line:
+        if self.controller._line.length:
             assert self.policy.holds(self.controller._line.head(), self.now) is not None
 
     @invariant()

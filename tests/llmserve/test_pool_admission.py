@@ -213,7 +213,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def no_ticket_waits_that_an_engine_would_let_start(self):
         line = self.controller._line
-        if line:
+        if line.length:
             assert all(self.policies[engine].holds(line.head(), self.now) is not None for engine in self.up)
 
     @invariant()

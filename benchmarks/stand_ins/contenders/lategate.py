@@ -11,7 +11,7 @@ SIGNALS = {
     "margin": lambda one: one.policy.figures().margin,
     "demand over capacity": lambda one: one.forecast.rate.pressure,
     "backlog, s": lambda one: one.forecast.rate.backlog,
-    "waiting": lambda one: len(one.forecast.line),
+    "waiting": lambda one: one.forecast.line.length,
     "share of the slack": lambda one: one.policy.queue.share,
     "KV margin": lambda one: one.policy.cache.preemptions.margin,
 }

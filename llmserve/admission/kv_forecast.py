@@ -13,31 +13,19 @@ from llmserve.admission.safety_margins import Preemptions
 from llmserve.admission.ticket import Room, Ticket
 
 
-def peak(sequences: Iterable[tuple[float, float]], part: float = 1.0, *, enough: float = float("inf")) -> float:
-    """Return the maximum number of tokens that will be in the cache at one time.
+def exceeds(sequences: Iterable[tuple[float, float]], most: float, part: float = 1.0) -> bool:
+    """Whether more than `most` tokens will be in the cache at one time.
 
     Each sequence is given as (tokens still to come, tokens so far). The cache holds a `part` of the
-    tokens so far, 0 to 1: less than 1 because prompts with the same beginning share it. The search
-    stops when the result exceeds `enough`.
+    tokens so far, 0 to 1: less than 1 because prompts with the same beginning share it.
     """
-    used = found = 0.0
+    used = 0.0
     for count, (remaining, so_far) in enumerate(sorted(sequences, reverse=True), start=1):
         used += so_far * part
         # When this sequence leaves, those that stay longer have grown by as many tokens.
-        found = max(found, used + count * remaining)
-        if found > enough:
-            break
-    return found
-
-
-def growth(sequences: Iterable[tuple[Ticket, float]]) -> tuple[list[tuple[float, float]], float]:
-    """Return (tokens still to come, tokens so far) for each (ticket, tokens of its answer), and the sum so far."""
-    found, total = [], 0.0
-    for ticket, made in sequences:
-        used = ticket.prompt_tokens + made
-        total += used
-        found.append((max(ticket.expected_tokens - made, 1.0), used))
-    return found, total
+        if used + count * remaining > most:
+            return True
+    return False
 
 
 class Live(Protocol):
@@ -45,6 +33,17 @@ class Live(Protocol):
 
     first_token: float | None
     steps: float
+
+
+def growth(live: Mapping[Ticket, Live], steps: float) -> tuple[list[tuple[float, float]], float]:
+    """Return (tokens still to come, tokens so far) for each ticket at this step count, and the sum so far."""
+    found, total = [], 0.0
+    for ticket, at in live.items():
+        made = 0.0 if at.first_token is None else steps - at.steps
+        used = ticket.prompt_tokens + made
+        total += used
+        found.append((max(ticket.expected_tokens - made, 1.0), used))
+    return found, total
 
 
 class CacheForecast:
@@ -57,7 +56,7 @@ class CacheForecast:
         # The number of starts and departures; what the last plan depended on; and whether the cache
         # was too full then.
         self._changes = 0
-        self._looked: tuple[Ticket, Room, int, int] | None = None
+        self._looked: tuple[Ticket, Room, int, float] | None = None
         self._full = False
 
     def started(self, ticket: Ticket) -> None:
@@ -79,19 +78,19 @@ class CacheForecast:
         """
         if sample.kv_tokens is None:
             return False
-        room = ticket.room
-        most = (self.preemptions.margin + room.overdraft) * sample.kv_tokens
-        if self.committed + size + ticket.expected_tokens + room.tickets * (room.prompt_tokens + room.answer_tokens) <= most:
+        tickets, prompt_tokens, answer_tokens, overdraft = ticket.room
+        most = (self.preemptions.margin + overdraft) * sample.kv_tokens
+        if self.committed + size + ticket.expected_tokens + tickets * (prompt_tokens + answer_tokens) <= most:
             return False
-        # Planning takes some 50 us for 256 sequences. Until a ticket starts or leaves, and for a
+        # Planning takes 75 us for 256 sequences. Until a ticket starts or leaves, and for a
         # few steps, the result would be the same.
-        looked = (ticket, room, self._changes, int(sample.steps) // LOOK)
+        looked = (ticket, ticket.room, self._changes, sample.steps // LOOK)
         if looked != self._looked:
             self._looked = looked
-            found, cached = growth((one, 0 if at.first_token is None else sample.steps - at.steps) for one, at in live.items())
+            found, cached = growth(live, sample.steps)
             # While new prompts are being computed, the cache seems emptier than it is.
             known = cached > 0 and not pending
-            found += [(ticket.expected_tokens, size), *[(room.answer_tokens, float(room.prompt_tokens))] * room.tickets]
+            found += [(ticket.expected_tokens, size), *[(answer_tokens, float(prompt_tokens))] * tickets]
             part = min(1.0, sample.kv_usage * sample.kv_tokens / cached) if known else 1.0
-            self._full = peak(found, part, enough=most) > most
+            self._full = exceeds(found, most, part)
         return self._full

@@ -6,6 +6,7 @@ leave: the times of steps and prompts, the lengths of answers and the queue's sp
 """
 
 import math
+from bisect import bisect
 from collections import deque
 from weakref import WeakSet
 
@@ -15,7 +16,7 @@ from llmserve.admission.kv_forecast import CacheForecast
 from llmserve.admission.length_estimates import LOOK, Seen
 from llmserve.admission.prediction import EngineSample, PolicyFigures, QueueState, Terms
 from llmserve.admission.refusals import Refusal
-from llmserve.admission.regression import LinearFit, Recent
+from llmserve.admission.regression import FitWithError, LinearFit, Recent
 from llmserve.admission.safety_margins import ErrorBudget, Reserve, Spread, StandingQueue
 from llmserve.admission.stalls import Lot, StallBudget, StepModel, StepSize
 from llmserve.admission.ticket import Ticket
@@ -90,7 +91,7 @@ class LateGate:
         self._sample: EngineSample | None = None
         self._recent = Recent(seconds=_memory(slo))
         self._step = LinearFit()
-        self._prefill = LinearFit()
+        self._prefill = FitWithError()
         self.step_size = StepSize(self._step, max_num_batched_tokens or 0, max_num_seqs, min_step_tokens)
         self.prompts = Seen()
         self.spread = Spread()
@@ -128,7 +129,8 @@ class LateGate:
         running = len(self._live)
         if not running:
             return None
-        if running + ticket.room.tickets >= self.limit + self._spare(now):
+        above = running + ticket.room.tickets - self.limit
+        if above >= 0 and above >= self._spare(now):
             return "sequences"
         # A step's worth of prompts is on its way, and more would only wait in the engine.
         if self._pending > self.step_size.tokens:
@@ -279,7 +281,7 @@ class LateGate:
         that filled the engine, no ticket leaves for a long time.
         """
         recent = now - 0.1 * (self.slo.ttft or 1.0)
-        return sum(1 for left in self._departures if left > recent)
+        return len(self._departures) - bisect(self._departures, recent)
 
     def _first_token_within(self, prompt_tokens: int, deviations: float = DEVIATIONS) -> float:
         """Return the seconds from the start to the first token that are hardly ever exceeded."""
@@ -314,12 +316,8 @@ class LateGate:
         # the number of sequences.
         slope = min(self._step.b, step / mean) if mean else 0.0
         more = slope * (len(self._live) + 1 - mean)
-        prompts = (
-            self._prefill.b
-            * (self._pending + self._size(ticket, ticket.cached_tokens) + ticket.room.prompt_tokens)
-            / max(recent.steps, 1.0)
-        )
-        return step + more + prompts
+        prompts = self._pending + self._size(ticket, ticket.cached_tokens) + ticket.room.prompt_tokens
+        return step + more + self._prefill.b * prompts / max(recent.steps, 1.0)
 
     @property
     def _target(self) -> float:

@@ -169,5 +169,5 @@ class Preemptions:
         self._since = now
         if count > 0:
             self.margin = max(self.LOWEST, self.margin - self.LOWER)
-        elif usage > self.FULL * min(self.margin, 1.0):
+        elif usage > self.FULL or usage > self.FULL * self.margin:
             self.margin = min(self.HIGHEST, self.margin + self.HIGHER * passed)

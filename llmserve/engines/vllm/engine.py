@@ -72,7 +72,7 @@ class VLLMEngine(Vocabulary, LimitedSteps):
 
     `run()` raises ConfigurationError for wrong engine arguments, models and host processes
     (docs/embedding.md). While it runs, the garbage collector ignores the objects that the host had
-    when the engine was up (`gc.freeze`). `placement` is its place in a pool.
+    when the process's first engine was up (`gc.freeze`). `placement` is its place in a pool.
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any] | None = None, placement: Placement | None = None) -> None:

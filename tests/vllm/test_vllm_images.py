@@ -90,10 +90,10 @@ async def test_the_bytes_of_processed_images_count_as_long_as_a_prompt_has_them(
     decoder = manager.engine._renderer._decoder
     prompt = await manager.tokenize(GenerationRequest(messages=asked(Image(RED))["request"]))
     # Three colours in at least one byte for each pixel of the model's resolution.
-    assert decoder._held.total() > 3 * 20 * 20
+    assert decoder.held().total() > 3 * 20 * 20
     del prompt
     gc.collect()
-    assert not decoder._held
+    assert not decoder.held()
 
 
 async def test_the_openai_client_sends_an_image(server):

@@ -73,7 +73,7 @@ class GenerationRoutes:
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:
-        return json_response(await self._generation.count_tokens(await take(request)))
+        return json_response(await self._generation.count_tokens(await take(request), request[CALLER]))
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         manager = self._served.manager

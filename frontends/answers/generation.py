@@ -133,7 +133,8 @@ class Generation:
     async def whole(self, wanted: ParsedBody, builder: ResponseBuilder) -> AsyncIterator[bytes]:
         """Generate, and return the answer as JSON, in parts. Raises LLMServeError.
 
-        In the background, the answer says that the response is queued.
+        In the background, the answer says that the response is queued; a stream's events come from
+        the store.
         """
         if isinstance(wanted, ParsedResponse) and wanted.background:
             assert isinstance(builder, ResponsesResponseBuilder)

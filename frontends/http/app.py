@@ -108,7 +108,7 @@ def build_app(
     served, responses = ServedModel(manager, model), responses or ResponseMemory(time.monotonic)
     generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, extras)
     app.on_cleanup.append(generation.close)
-    handlers = generation.routes() | ResponseRoutes(responses, served.turns).routes() | ModelRoutes(served).routes()
+    handlers = generation.routes() | ResponseRoutes(responses, served.turns, generation.follow).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes() | MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()

@@ -260,10 +260,12 @@ def _add_others(paths: dict[str, dict[str, Any]]) -> None:
         "get": _operation("Return a file's content", {"application/jsonl": {"schema": {"type": "string"}}})
     }
     paths[RESPONSE]["delete"] = _get(ResponseDeleted, "Delete a stored response")
+    paths[RESPONSE]["get"]["responses"]["200"]["content"] |= EVENTS
     paths[f"{RESPONSE}/cancel"] = {"post": _get(ResponsesAnswer, "Cancel a response that is made in the background")}
     paths["/v1/batches/{batch_id}/cancel"] = {"post": _get(BatchObject, "Let a batch end with its answers so far")}
 
 
+EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 HEADERS = [
     {"name": name, "in": "header", "schema": schema, "description": words}
     for name, schema, words in (
@@ -283,7 +285,7 @@ HEADERS = [
 
 
 def _post(path: str, request: Any, answer: Any, words: str) -> dict[str, Any]:
-    content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
+    content = _json(answer) | (EVENTS if path in STREAMED else {})
     error = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
     return _operation(words, content, error) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
 

@@ -208,8 +208,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
             words = "the client gets the answer from the store, so store must not be false"
         elif record is None:
             words = f"a response is kept only with at most {MAX_ITEMS:,} items of at most {MAX_BYTES:,} bytes"
-        elif self.stream:
-            words = "stream must be false; retrieve the response until it is complete"
         if words is not None:
             raise InvalidRequest(f"background: {words}", "background")
 

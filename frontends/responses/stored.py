@@ -15,10 +15,11 @@ COMPLETE = frozenset({"completed", "incomplete"})
 OVERHEAD = 1024
 
 # "add" keeps a new response, and returns it without its content, or None if there is no room for it.
-# "replace" keeps the next state of one that runs, and returns None. "cancel" ends a response that
-# runs. "get", "body", "cancel" and "delete" return the response, or None if there is none; only that
-# of "get" surely has its items, which may be large.
-Operation = Literal["add", "replace", "get", "body", "cancel", "delete"]
+# "replace" keeps the next state of one that runs, and "append" more events of it; both return None.
+# "cancel" ends a response that runs. "get", "body", "cancel" and "delete" return the response, or
+# None if there is none; only that of "get" surely has its items, which may be large. "events" returns
+# the response with some of its events as its body.
+Operation = Literal["add", "replace", "append", "get", "body", "events", "cancel", "delete"]
 Stop = Callable[[], object]
 
 
@@ -75,7 +76,13 @@ class ResponseStore(Protocol):
         """Whether it keeps responses at all."""
 
     async def ask(
-        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+        self,
+        operation: Operation,
+        name: Name,
+        response: StoredResponse | None = None,
+        stop: Stop | None = None,
+        events: bytes = b"",
+        number: int = 0,
     ) -> StoredResponse | None:
         """Do an operation.
 
@@ -86,6 +93,9 @@ class ResponseStore(Protocol):
             stop: called if the response, once kept, ends before its last state is here: because a
                 client cancels or deletes it, or because it is dropped. Only a response that runs has
                 it.
+            events: the next events of a response that clients follow. The store adds the last one,
+                when the response ends.
+            number: the `sequence_number` of the first event to return.
         """
 
 
@@ -98,13 +108,21 @@ class Record:
         self._items = items
         self.background = background
 
-    async def add(self, status: str, body: bytes, stop: Stop | None = None) -> bool:
-        """Keep the response; return whether there is room for it. `stop` is as in `ResponseStore.ask`."""
-        return await self._store.ask("add", self._name, self._state(status, body), stop) is not None
+    @property
+    def name(self) -> Name:
+        return self._name
 
-    async def replace(self, status: str, body: bytes) -> None:
+    async def add(self, status: str, body: bytes, stop: Stop | None = None, events: bytes = b"") -> bool:
+        """Keep the response; return whether there is room for it. `stop` and `events` are as in `ResponseStore.ask`."""
+        return await self._store.ask("add", self._name, self._state(status, body), stop, events) is not None
+
+    async def replace(self, status: str, body: bytes, events: bytes = b"") -> None:
         """Keep the next state of a response that runs."""
-        await self._store.ask("replace", self._name, self._state(status, body))
+        await self._store.ask("replace", self._name, self._state(status, body), events=events)
+
+    async def append(self, events: bytes) -> None:
+        """Keep more events of a response that runs."""
+        await self._store.ask("append", self._name, events=events)
 
     async def delete(self) -> None:
         await self._store.ask("delete", self._name)

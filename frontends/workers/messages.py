@@ -141,6 +141,8 @@ class StoreRequest(msgspec.Struct, frozen=True, array_like=True, tag=29):
     operation: stored.Operation
     name: stored.Name
     response: stored.StoredResponse | None
+    events: bytes = b""
+    event_number: int = 0
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):

@@ -6,6 +6,7 @@ from functools import partial
 
 from aiohttp import web
 
+from frontends.answers.background import follow
 from frontends.answers.generation import ROUTES, Extras, Generation
 from frontends.http.access_log import TASK, name_answer
 from frontends.http.authentication import CALLER
@@ -19,7 +20,8 @@ from frontends.openai import sse
 from frontends.openai.fan_out import open_choices
 from frontends.openai.response_builder import ResponseBuilder, failure
 from frontends.openai.wanted import renamed
-from frontends.responses.stored import ResponseStore
+from frontends.responses.requests import ParsedResponse
+from frontends.responses.stored import Name, ResponseStore
 from llmserve import Delta, LLMServeError, TokenStream
 
 
@@ -40,6 +42,7 @@ class GenerationRoutes:
         self._served = served
         self._scheduler = scheduler
         self._keepalive = keepalive
+        self._responses = responses
         self._generation = Generation(served, responses, extras)
 
     def routes(self) -> dict[str, Handler]:
@@ -54,6 +57,8 @@ class GenerationRoutes:
         """Answer a request to one of `ROUTES`."""
         wanted, builder = await self._generation.parse(path, await take(request), request[CALLER])
         name_answer(request, builder.id, wanted.per_prompt)
+        if isinstance(wanted, ParsedResponse) and wanted.background and wanted.stream:
+            return await self._answer_background(request, wanted, builder)
         if not wanted.stream:
             response = await whole_response(await self._generation.whole(wanted, builder))
             if builder.task is not None:
@@ -70,6 +75,24 @@ class GenerationRoutes:
             await events.pour(streams, partial(_chunk, builder, set(range(len(streams))), running))
             last = builder.end([stream.usage for stream in streams], wanted.per_prompt, usage=wanted.usage)
             await events.end(last + await builder.complete())
+        return events.response
+
+    async def _answer_background(self, request: web.Request, wanted: ParsedResponse, builder: ResponseBuilder) -> web.StreamResponse:
+        assert wanted.record is not None
+        async for _ in await self._generation.whole(wanted, builder):
+            # What is in the store is also the client's answer.
+            pass
+        assert builder.task is not None
+        request[TASK] = builder.task
+        return await self.follow(request, wanted.record.name)
+
+    async def follow(self, request: web.Request, name: Name, number: int = 0) -> web.StreamResponse:
+        """Answer with the events of a response in the background, from a `sequence_number` on."""
+        async with self._events(request, failure) as events:
+            await events.begin()
+            async for found in follow(self._responses, name, number):
+                await events.send(found)
+            await events.end()
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:

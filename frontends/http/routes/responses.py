@@ -1,5 +1,7 @@
 """The routes of stored responses, in OpenAI's format."""
 
+import re
+from collections.abc import Awaitable, Callable
 from itertools import accumulate
 from typing import Any
 
@@ -32,11 +34,20 @@ _NAMED = msgspec.json.Decoder(_Named)
 
 
 class ResponseRoutes:
-    """The handlers. `turns` alternates the work on many items with the event loop."""
+    """The handlers.
 
-    def __init__(self, store: ResponseStore, turns: WorkQueue) -> None:
+    Args:
+        store: where responses are kept.
+        turns: alternates the work on many items with the event loop.
+        follow: answers with the events of a response from a `sequence_number` on.
+    """
+
+    def __init__(
+        self, store: ResponseStore, turns: WorkQueue, follow: Callable[[web.Request, Name, int], Awaitable[web.StreamResponse]]
+    ) -> None:
         self._store = store
         self._turns = turns
+        self._follow = follow
 
     def routes(self) -> dict[str, Handler]:
         return {
@@ -46,10 +57,15 @@ class ResponseRoutes:
             f"POST {PATH}/cancel": self.cancel,
         }
 
-    async def retrieve(self, request: web.Request) -> web.Response:
-        if request.query.get("stream", "false").lower() != "false":
-            raise InvalidRequest("stream: a stored response is returned whole", "stream")
-        return in_pieces((await self._ask("body", request)).body)
+    async def retrieve(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("stream", "false").lower() == "false":
+            return in_pieces((await self._ask("body", request)).body)
+        after = request.query.get("starting_after")
+        if after is not None and not re.fullmatch(r"\d{1,9}", after, re.ASCII):
+            raise InvalidRequest("starting_after must be the sequence_number of an event", "starting_after")
+        if not (await self._ask("events", request)).body:
+            raise InvalidRequest("stream: only a response with background: true and stream: true can be followed", "stream")
+        return await self._follow(request, self._name(request), 0 if after is None else int(after) + 1)
 
     async def delete(self, request: web.Request) -> web.Response:
         await self._ask("delete", request)
@@ -69,22 +85,25 @@ class ResponseRoutes:
         """Return the response that the path names. A tenant cannot tell others' responses from unknown ones."""
         if not self._store.keeps:
             raise HTTPFailure(404, NOTHING_STORED, "not_found", param="response_id")
-        name = request.match_info["response_id"]
-        found = await self._store.ask(operation, Name(request[CALLER].tenant, name))
+        name = self._name(request)
+        found = await self._store.ask(operation, name)
         if found is None:
-            words = f"there is no response {name[:64]!r}, or it is no longer kept"
+            words = f"there is no response {name.id[:64]!r}, or it is no longer kept"
             raise HTTPFailure(404, words, "not_found", param="response_id")
         return found
+
+    def _name(self, request: web.Request) -> Name:
+        return Name(request[CALLER].tenant, request.match_info["response_id"])
 
 
 def _page(items: bytes, request: web.Request) -> bytes:
     """Return the page of items that a query asks for, which may be shorter. Raises InvalidRequest."""
-    data, more = page(_ITEMS.decode(items)[::-1], request, _name)
+    data, more = page(_ITEMS.decode(items)[::-1], request, _id)
     count = max(1, sum(size <= PAGE_BYTES for size in accumulate(len(memoryview(one)) for one in data)))
     shown = data[:count]
-    first, last = (_name(shown[0]), _name(shown[-1])) if shown else (None, None)
+    first, last = (_id(shown[0]), _id(shown[-1])) if shown else (None, None)
     return sse.encode(ItemList(data=shown, first_id=first, last_id=last, has_more=more or count < len(data)))
 
 
-def _name(item: msgspec.Raw) -> str:
+def _id(item: msgspec.Raw) -> str:
     return _NAMED.decode(item).id

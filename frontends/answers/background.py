@@ -7,7 +7,7 @@ from typing import Any
 
 from frontends.answers.served_model import ServedModel
 from frontends.openai.wanted import renamed
-from frontends.responses.events import count, lost
+from frontends.responses.events import Place, lost
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from frontends.responses.stored import Name, Record, ResponseStore
@@ -129,13 +129,16 @@ class BackgroundResponses:
 
 
 async def follow(store: ResponseStore, name: Name, number: int = 0) -> AsyncIterator[bytes]:
-    """Yield the events of a response from a `sequence_number` on, as they come, until its last one."""
-    while found := await store.ask("events", name, number=number):
+    """Yield the events of a response from a `sequence_number` on, in pieces, as they come, until its last one."""
+    place = Place(number)
+    while found := await store.ask("events", name, place=place):
         if found.body:
-            number += count(found.body)
+            place = place.after(found.body)
             yield found.body
         elif found.runs:
             await asyncio.sleep(EVENT_SECONDS)
         else:
             return
-    yield lost(number)
+    # Clients discard an event that has no end, and could not tell an error behind it from its rest.
+    if not place.offset:
+        yield lost(place.number)

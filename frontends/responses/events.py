@@ -2,14 +2,29 @@
 
 from array import array
 from bisect import bisect_right
+from typing import NamedTuple
 
 from frontends.openai import sse
 
 END = b"\n\n"
-# Maximum bytes that a client gets at once, and holds while it does not read; one event may have more.
+# Maximum bytes that a client gets at once, and holds while it does not read.
 PIECE = 2**16
 # The last event of a response, by its status. The format has none of its own for a cancelled one.
 LAST = {status: f"response.{status}" for status in ("completed", "incomplete", "failed")} | {"cancelled": "response.failed"}
+
+
+class Place(NamedTuple):
+    """How far a client has read: the `sequence_number` of its next event, and the bytes of that event that it has."""
+
+    number: int
+    offset: int = 0
+
+    def after(self, piece: bytes) -> "Place":
+        """Return the place behind a piece that was read here."""
+        return Place(self.number + piece.count(END)) if piece.endswith(END) else Place(self.number, self.offset + len(piece))
+
+
+START = Place(0)
 
 
 class Events:
@@ -36,17 +51,17 @@ class Events:
         kind = LAST[status].encode()
         self.add(b'event: %b\ndata: {"type":"%b","sequence_number":%d,"response":%b}\n\n' % (kind, kind, len(self._ends), body))
 
-    def read(self, number: int) -> bytes:
-        """Return events from a `sequence_number` on; empty if there are none yet."""
-        if number >= len(self._ends):
+    def read(self, place: Place) -> bytes:
+        """Return what is behind a place: whole events, or a part of one; empty if there is nothing yet.
+
+        A part never has the end of its event, so a piece that ends with `END` has only whole events.
+        """
+        if place.number >= len(self._ends):
             return b""
-        begin = self._ends[number - 1] if number else 0
-        last = max(number, bisect_right(self._ends, begin + PIECE) - 1)
-        return bytes(memoryview(self._data)[begin : self._ends[last]])
-
-
-def count(events: bytes) -> int:
-    return events.count(END)
+        begin = (self._ends[place.number - 1] if place.number else 0) + place.offset
+        last = bisect_right(self._ends, begin + PIECE) - 1
+        end = self._ends[last] if last >= place.number else min(begin + PIECE, self._ends[place.number] - len(END))
+        return bytes(memoryview(self._data)[begin:end])
 
 
 def lost(number: int) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import attrs
 
 from frontends.access.fair_store import FairStore
-from frontends.responses.events import Events
+from frontends.responses.events import START, Events, Place
 from frontends.responses.stored import Name, Operation, Stop, StoredResponse
 
 # Seconds after which a response is dropped.
@@ -57,9 +57,9 @@ class ResponseMemory:
         response: StoredResponse | None = None,
         stop: Stop | None = None,
         events: bytes = b"",
-        number: int = 0,
+        place: Place = START,
     ) -> StoredResponse | None:
-        return self.do(operation, name, response, stop, events, number)
+        return self.do(operation, name, response, stop, events, place)
 
     def do(
         self,
@@ -68,7 +68,7 @@ class ResponseMemory:
         response: StoredResponse | None = None,
         stop: Stop | None = None,
         events: bytes = b"",
-        number: int = 0,
+        place: Place = START,
     ) -> StoredResponse | None:
         """Do what `ResponseStore.ask` does."""
         found = self.entries.get(*name)
@@ -89,7 +89,7 @@ class ResponseMemory:
                 self._change(name, found, response or found.response, events)
             return None
         if operation == "events":
-            return found.response.bare(b"" if found.events is None else found.events.read(number))
+            return found.response.bare(b"" if found.events is None else found.events.read(place))
         if operation == "delete":
             self.entries.pop(*name)
             found.end()

@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from frontends.responses.events import START, Place
+
 # The beginning of a response's id.
 PREFIX = "resp"
 # The statuses of a response that has not ended.
@@ -82,7 +84,7 @@ class ResponseStore(Protocol):
         response: StoredResponse | None = None,
         stop: Stop | None = None,
         events: bytes = b"",
-        number: int = 0,
+        place: Place = START,
     ) -> StoredResponse | None:
         """Do an operation.
 
@@ -95,7 +97,7 @@ class ResponseStore(Protocol):
                 it.
             events: the next events of a response that clients follow. The store adds the last one,
                 when the response ends.
-            number: the `sequence_number` of the first event to return.
+            place: where the events to return begin.
         """
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from frontends.http.idempotency_store import CachedResponse, Name
 from frontends.responses import stored
+from frontends.responses.events import START, Place
 
 # From a worker
 
@@ -142,7 +143,7 @@ class StoreRequest(msgspec.Struct, frozen=True, array_like=True, tag=29):
     name: stored.Name
     response: stored.StoredResponse | None
     events: bytes = b""
-    event_number: int = 0
+    place: Place = START
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from frontends.responses.events import START, Place
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.stored import Name, Operation, Stop, StoredResponse
 from frontends.workers.messages import StopResponse, StoreReply, StoreRequest
@@ -34,7 +35,7 @@ class ResponsesClient:
         response: StoredResponse | None = None,
         stop: Stop | None = None,
         events: bytes = b"",
-        number: int = 0,
+        place: Place = START,
     ) -> StoredResponse | None:
         asked = next(self._numbers)
         replied: asyncio.Future[StoredResponse | None] = asyncio.get_running_loop().create_future()
@@ -43,7 +44,7 @@ class ResponsesClient:
             self._stops[name] = stop
         elif response is not None and not response.runs:
             self._stops.pop(name, None)
-        self._send(StoreRequest(asked, operation, name, response, events, number))
+        self._send(StoreRequest(asked, operation, name, response, events, place))
         found = await replied
         if operation == "add" and found is None:
             self._stops.pop(name, None)
@@ -71,7 +72,7 @@ class ResponsesServer:
 
     def receive(self, message: StoreRequest) -> None:
         response, name = message.response, message.name
-        found = self._memory.do(message.operation, name, response, partial(self._stop, name), message.events, message.event_number)
+        found = self._memory.do(message.operation, name, response, partial(self._stop, name), message.events, message.place)
         if response is not None and not response.runs:
             self._running.discard(name)
         elif message.operation == "add" and found is not None:

@@ -9,19 +9,22 @@ import signal
 
 import aiohttp
 import anyio
+import msgspec
 import pytest
 from engines import ScriptedEngine
 from http_support import running_server
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from program_support import fetch, program, until, workers_of
 
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
 from frontends.answers import background
-from frontends.responses.events import PIECE, Events, count
+from frontends.responses.events import END, PIECE, Events, Place
 from frontends.responses.memory import ResponseMemory
-from frontends.workers.responses import LOST
+from frontends.responses.stored import Name, StoredResponse
+from frontends.workers.messages import StoreReply
+from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, Delta, EngineError, ManagerConfig
 
 PATH = "/v1/responses"
@@ -191,18 +194,66 @@ async def test_a_response_that_outgrows_the_store_ends():
 
 
 @given(st.lists(st.lists(st.integers(0, 2 * PIECE), max_size=6), max_size=6), st.integers(0, 40))
+@example([[PIECE - len(b"data: ") + size for size in range(-2, 3)]], 0)
 def test_events_are_read_in_pieces_from_any_number(additions, number):
     events, expected = Events(), []
     for addition in additions:
         new = [b"data: %b\n\n" % (b"x" * size) for size in addition]
         events.add(b"".join(new))
         expected += new
-    found: list[bytes] = []
-    while piece := events.read(number + sum(count(one) for one in found)):
-        assert len(piece) <= PIECE or count(piece) == 1
-        found.append(piece)
-    assert b"".join(found) == b"".join(expected[number:])
+    found, place = b"", Place(number)
+    while piece := events.read(place):
+        assert len(piece) <= PIECE
+        assert piece.endswith(END) or END not in piece
+        found += piece
+        place = place.after(piece)
+    assert found == b"".join(expected[number:])
+    assert place == Place(max(number, len(expected)))
     assert events.size == sum(map(len, expected)) + 8 * len(expected)
+
+
+def shared(memory):
+    """Return a worker's store over the supervisor's `memory`, and the supervisor's messages."""
+    sent: list[StoreReply] = []
+
+    def reply(message):
+        sent.append(message)
+        client.receive(message)
+
+    server = ResponsesServer(memory, reply)
+    client = ResponsesClient(server.receive, keeps=True)
+    return client, sent
+
+
+LARGE = b"data: %b\n\n" % (b"x" * 5 * PIECE)
+NAME = Name(None, "resp-a")
+
+
+async def keep(memory, events, status="completed"):
+    await memory.ask("add", NAME, StoredResponse("queued", background=True, items=b"", body=b"{}"), events=events)
+    await memory.ask("replace", NAME, StoredResponse(status, background=True, items=b"", body=b"{}"))
+
+
+@pytest.mark.parametrize("workers", [False, True])
+async def test_a_follower_gets_a_large_event_in_pieces(workers):
+    """A regression: it held the whole event, so 150 clients that did not read one of 2.4 MB held 650 MB."""
+    memory = ResponseMemory(lambda: 0.0)
+    store, sent = shared(memory)
+    await keep(memory, LARGE + b"data: b\n\n")
+    found = [piece async for piece in background.follow(store if workers else memory, NAME)]
+    assert b"".join(found).startswith(LARGE + b"data: b\n\nevent: response.completed\n")
+    assert max(map(len, found)) == PIECE
+    assert all(len(msgspec.msgpack.encode(message)) < PIECE + 100 for message in sent)
+
+
+async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_further_one():
+    """A client would take it for the rest of the event."""
+    memory = ResponseMemory(lambda: 0.0)
+    await keep(memory, LARGE)
+    following = background.follow(memory, NAME)
+    assert await anext(following) == LARGE[:PIECE]
+    await memory.ask("delete", NAME)
+    assert [piece async for piece in following] == []
 
 
 async def test_any_worker_continues_a_stream_and_a_worker_s_end_is_its_last_event(tmp_path):

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from frontends.answers.served_model import ServedModel
 from frontends.openai.wanted import renamed
-from frontends.responses.events import Place, lost
+from frontends.responses.events import Place, lost, stopping
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from frontends.responses.stored import Name, Record, ResponseStore
@@ -128,17 +128,23 @@ class BackgroundResponses:
         await record.replace(*builder.result(), last)
 
 
-async def follow(store: ResponseStore, name: Name, number: int = 0) -> AsyncIterator[bytes]:
-    """Yield the events of a response from a `sequence_number` on, in pieces, as they come, until its last one."""
+async def follow(store: ResponseStore, name: Name, number: int = 0, *, leaves: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
+    """Yield the events of a response from a `sequence_number` on, in pieces, as they come, until its last one.
+
+    Once `leaves` returns True, an `error` event is the last one of a response that runs.
+    """
     place = Place(number)
     while found := await store.ask("events", name, place=place):
+        if not (found.body or found.runs):
+            return
+        if found.runs and leaves() and not place.offset:
+            yield stopping(place.number)
+            return
         if found.body:
             place = place.after(found.body)
             yield found.body
-        elif found.runs:
-            await asyncio.sleep(EVENT_SECONDS)
         else:
-            return
+            await asyncio.sleep(EVENT_SECONDS)
     # Clients discard an event that has no end, and could not tell an error behind it from its rest.
     if not place.offset:
         yield lost(place.number)

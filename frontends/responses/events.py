@@ -66,6 +66,17 @@ class Events:
 
 def lost(number: int) -> bytes:
     """Return the last event for a client whose response has been deleted or dropped."""
-    words = "the response is no longer kept"
-    fields = {"type": "error", "code": "not_found", "message": words, "param": None, "sequence_number": number}
-    return b"event: error\n" + sse.event(fields)
+    return _error(number, "not_found", "the response is no longer kept")
+
+
+def stopping(number: int) -> bytes:
+    """Return the last event for a client whose next event would have this number, and who may continue.
+
+    It repeats the number before, so a client that continues after the last number that it has seen
+    misses nothing.
+    """
+    return _error(max(number - 1, 0), "unavailable", "the server is stopping; continue the stream on a new connection")
+
+
+def _error(number: int, code: str, words: str) -> bytes:
+    return b"event: error\n" + sse.event({"type": "error", "code": code, "message": words, "param": None, "sequence_number": number})

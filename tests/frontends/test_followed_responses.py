@@ -20,6 +20,7 @@ from program_support import fetch, program, until, workers_of
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
 from frontends.answers import background
+from frontends.http.departure import Departure
 from frontends.responses.events import END, PIECE, Events, Place
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.stored import Name, StoredResponse
@@ -256,6 +257,53 @@ async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_furth
     assert [piece async for piece in following] == []
 
 
+async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_server_has_to_end():
+    memory = ResponseMemory(lambda: 0.0)
+    await keep(memory, LARGE + b"data: b\n\n", "in_progress")
+    leaves = False
+    following = background.follow(memory, NAME, leaves=lambda: leaves)
+    found = await anext(following)
+    leaves = True
+    # The event that it has begun is complete.
+    found += b"".join([piece async for piece in following])
+    assert found.startswith(LARGE)
+    (error,) = decoded(found.removeprefix(LARGE).removeprefix(b"data: b\n\n").decode())
+    assert (error["type"], error["code"]) == ("error", "unavailable")
+    # A client that continues after the last number that it has seen misses nothing.
+    assert error["sequence_number"] == 1
+    await memory.ask("cancel", NAME)
+    _, last = [piece async for piece in background.follow(memory, NAME, 1, leaves=lambda: True)][-1].split(b"event: ")
+    assert last.startswith(b"response.failed")
+
+
+@pytest.mark.parametrize("end", ["leave", "dismiss"])
+async def test_a_departure_waits_for_followers_until_they_are_dismissed(end):
+    departure = Departure()
+    with anyio.fail_after(PATIENCE):
+        await departure.followed()
+    waiting = asyncio.create_task(departure.followed())
+    with departure.follower():
+        with departure.follower():
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        if end == "dismiss":
+            departure.dismiss()
+            await waiting
+    await waiting
+
+
+async def test_a_drain_waits_for_the_followers_of_another_worker_s_response(tmp_path):
+    """A regression: a worker without requests of its own ended, and cut them off."""
+    options = ("--workers", "2", "--drain-timeout", str(PATIENCE), "--engine-arg", "step_seconds=0.1")
+    async with program(tmp_path, *options) as (process, url, _):
+        name = await begin_at(url, {**ENDLESS, "max_output_tokens": 60})
+        found = await followed_until_the_end(process, url, name)
+    assert [one[-1]["type"] for one in found] == ["response.incomplete"] * 4
+
+
 async def test_any_worker_continues_a_stream_and_a_worker_s_end_is_its_last_event(tmp_path):
     options = ("--workers", "2", "--engine-arg", "step_seconds=0.02")
     async with program(tmp_path, *options) as (process, url, _):
@@ -286,15 +334,21 @@ async def test_a_server_that_ends_ends_the_streams(tmp_path, workers):
     options = ("--workers", workers, "--drain-timeout", "0.5", "--engine-arg", "step_seconds=0.1")
     async with program(tmp_path, *options) as (process, url, lines):
         name = await begin_at(url, ENDLESS)
-        following = asyncio.create_task(follow_at(url, name))
-        await until(url, lambda found: found["open"] == 1)
-        await anyio.sleep(2 * background.EVENT_SECONDS)
+        found = await followed_until_the_end(process, url, name)
+    assert {(one[0]["type"], one[-1]["type"]) for one in found} == {("response.created", "response.failed")}
+    assert "Traceback" not in "".join(lines)
+
+
+async def followed_until_the_end(process, url, name):
+    """Return the events of four followers, on all workers, of a server that gets a SIGTERM."""
+    async with aiohttp.ClientSession(url) as session:
+        # The supervisor gives each connection to the worker with the fewest.
+        following = [await session.get(f"{PATH}/{name}", params={"stream": "true"}) for _ in range(4)]
         process.send_signal(signal.SIGTERM)
         with anyio.fail_after(PATIENCE):
+            found = [decoded(await one.text()) for one in following]
             assert await process.wait() == 0
-            found = await following
-    assert (found[0]["type"], found[-1]["type"]) == ("response.created", "response.failed")
-    assert "Traceback" not in "".join(lines)
+    return found
 
 
 async def begin_at(url, body):

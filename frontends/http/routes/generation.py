@@ -10,6 +10,7 @@ from frontends.answers.background import follow
 from frontends.answers.generation import ROUTES, Extras, Generation
 from frontends.http.access_log import TASK, name_answer
 from frontends.http.authentication import CALLER
+from frontends.http.departure import Departure
 from frontends.http.event_stream import EventStream
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
 from frontends.http.request_checks import Handler, take
@@ -33,16 +34,24 @@ class GenerationRoutes:
         scheduler: when a stream's tokens are written.
         keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
         responses: where responses are kept.
+        departure: tells when clients that follow a response have to leave.
         extras: what answers have in addition.
     """
 
     def __init__(
-        self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore, extras: Extras | None = None
+        self,
+        served: ServedModel,
+        scheduler: FlushScheduler,
+        keepalive: float,
+        responses: ResponseStore,
+        departure: Departure,
+        extras: Extras | None = None,
     ) -> None:
         self._served = served
         self._scheduler = scheduler
         self._keepalive = keepalive
         self._responses = responses
+        self._departure = departure
         self._generation = Generation(served, responses, extras)
 
     def routes(self) -> dict[str, Handler]:
@@ -88,11 +97,12 @@ class GenerationRoutes:
 
     async def follow(self, request: web.Request, name: Name, number: int = 0) -> web.StreamResponse:
         """Answer with the events of a response in the background, from a `sequence_number` on."""
-        async with self._events(request, failure) as events:
-            await events.begin()
-            async for found in follow(self._responses, name, number):
-                await events.send(found)
-            await events.end()
+        with self._departure.follower():
+            async with self._events(request, failure) as events:
+                await events.begin()
+                async for found in follow(self._responses, name, number, leaves=lambda: self._departure.dismissed):
+                    await events.send(found)
+                await events.end()
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:

@@ -10,7 +10,7 @@ from frontends.openai.wanted import renamed
 from frontends.responses.events import Place, lost, stopping
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
-from frontends.responses.stored import Name, Record, ResponseStore
+from frontends.responses.stored import COMPLETE, Name, Record, ResponseStore
 from llmserve import InvalidRequest, LLMServeError, TokenStream
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,12 @@ class BackgroundResponses:
         await record.replace(*builder.result(), last)
 
 
-async def follow(store: ResponseStore, name: Name, number: int = 0, *, leaves: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
+async def follow(
+    store: ResponseStore, name: Name, number: int = 0, *, leaves: Callable[[], bool] = lambda: False
+) -> AsyncIterator[tuple[bytes, bool]]:
     """Yield the events of a response from a `sequence_number` on, in pieces, as they come, until its last one.
 
+    Each piece comes with whether the response is complete; the last piece's answer is final.
     Once `leaves` returns True, an `error` event is the last one of a response that runs.
     """
     place = Place(number)
@@ -138,13 +141,12 @@ async def follow(store: ResponseStore, name: Name, number: int = 0, *, leaves: C
         if not (found.body or found.runs):
             return
         if found.runs and leaves() and not place.offset:
-            yield stopping(place.number)
+            yield stopping(place.number), False
             return
         if found.body:
             place = place.after(found.body)
-            yield found.body
+            yield found.body, found.status in COMPLETE
         else:
             await asyncio.sleep(EVENT_SECONDS)
     # Clients discard an event that has no end, and could not tell an error behind it from its rest.
-    if not place.offset:
-        yield lost(place.number)
+    yield b"" if place.offset else lost(place.number), False

@@ -146,8 +146,8 @@ class EventStream:
         if self._record is not None:
             self.response[RECORD] = b"".join(self._record)
 
-    async def fail(self, last: bytes) -> None:
-        """Send the event that ends a failed stream."""
+    async def fail(self, last: bytes = b"") -> None:
+        """End a failed stream, which is not recorded, with the last event if that has not been sent."""
         self._record = None
         await self.end(last)
 

@@ -21,6 +21,7 @@ from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
 from frontends.answers import background
 from frontends.http.departure import Departure
+from frontends.http.event_stream import EventStream
 from frontends.responses.events import END, PIECE, Events, Place
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.stored import Name, StoredResponse
@@ -213,6 +214,46 @@ def test_events_are_read_in_pieces_from_any_number(additions, number):
     assert events.size == sum(map(len, expected)) + 8 * len(expected)
 
 
+KEY = {"Idempotency-Key": "one"}
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+async def test_a_stream_that_failed_runs_again_with_the_same_key(end):
+    """A regression: its last event was recorded as that of a complete answer."""
+    async with running_server(time_scale=1.0) as server:
+        names = []
+        for _ in range(2):
+            async with server.session.post(PATH, json=ENDLESS, headers=KEY) as response:
+                assert "Idempotent-Replayed" not in response.headers
+                line = await anext(line async for line in response.content if line.startswith(b"data: "))
+                names.append(json.loads(line[6:])["response"]["id"])
+                path = f"{PATH}/{names[-1]}"
+                async with server.session.post(f"{path}/cancel") if end == "cancel" else server.session.delete(path) as ended:
+                    assert ended.status == 200
+                await response.read()
+        assert len(set(names)) == 2
+
+
+async def test_only_a_complete_stream_of_a_post_is_recorded(server, monkeypatch):
+    """A regression: each follower that sent a key had the server record its stream, for nothing."""
+    recording = []
+    real = EventStream.record
+
+    def record(self, max_bytes):
+        recording.append(self)
+        real(self, max_bytes)
+
+    monkeypatch.setattr(EventStream, "record", record)
+    answers = []
+    for replayed in (None, "true"):
+        async with server.session.post(PATH, json=STREAM, headers=KEY) as response:
+            assert response.headers.get("Idempotent-Replayed") == replayed
+            answers.append(await response.text())
+    assert answers[0] == answers[1]
+    assert await follow(server.session, decoded(answers[0])[0]["response"]["id"], headers=KEY) == (200, decoded(answers[0]))
+    assert len(recording) == 1
+
+
 def shared(memory):
     """Return a worker's store over the supervisor's `memory`, and the supervisor's messages."""
     sent: list[StoreReply] = []
@@ -241,7 +282,7 @@ async def test_a_follower_gets_a_large_event_in_pieces(workers):
     memory = ResponseMemory(lambda: 0.0)
     store, sent = shared(memory)
     await keep(memory, LARGE + b"data: b\n\n")
-    found = [piece async for piece in background.follow(store if workers else memory, NAME)]
+    found = [piece async for piece, _ in background.follow(store if workers else memory, NAME)]
     assert b"".join(found).startswith(LARGE + b"data: b\n\nevent: response.completed\n")
     assert max(map(len, found)) == PIECE
     assert all(len(msgspec.msgpack.encode(message)) < PIECE + 100 for message in sent)
@@ -252,9 +293,9 @@ async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_furth
     memory = ResponseMemory(lambda: 0.0)
     await keep(memory, LARGE)
     following = background.follow(memory, NAME)
-    assert await anext(following) == LARGE[:PIECE]
+    assert await anext(following) == (LARGE[:PIECE], True)
     await memory.ask("delete", NAME)
-    assert [piece async for piece in following] == []
+    assert [one async for one in following] == [(b"", False)]
 
 
 async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_server_has_to_end():
@@ -262,18 +303,18 @@ async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_
     await keep(memory, LARGE + b"data: b\n\n", "in_progress")
     leaves = False
     following = background.follow(memory, NAME, leaves=lambda: leaves)
-    found = await anext(following)
+    found, _ = await anext(following)
     leaves = True
     # The event that it has begun is complete.
-    found += b"".join([piece async for piece in following])
+    found += b"".join([piece async for piece, _ in following])
     assert found.startswith(LARGE)
     (error,) = decoded(found.removeprefix(LARGE).removeprefix(b"data: b\n\n").decode())
     assert (error["type"], error["code"]) == ("error", "unavailable")
     # A client that continues after the last number that it has seen misses nothing.
     assert error["sequence_number"] == 1
     await memory.ask("cancel", NAME)
-    _, last = [piece async for piece in background.follow(memory, NAME, 1, leaves=lambda: True)][-1].split(b"event: ")
-    assert last.startswith(b"response.failed")
+    ((found, complete),) = [one async for one in background.follow(memory, NAME, 1, leaves=lambda: True)]
+    assert (b"event: response.failed" in found, complete) == (True, False)
 
 
 @pytest.mark.parametrize("end", ["leave", "dismiss"])

@@ -100,9 +100,11 @@ class GenerationRoutes:
         with self._departure.follower():
             async with self._events(request, failure) as events:
                 await events.begin()
-                async for found in follow(self._responses, name, number, leaves=lambda: self._departure.dismissed):
-                    await events.send(found)
-                await events.end()
+                complete = False
+                async for piece, is_complete in follow(self._responses, name, number, leaves=lambda: self._departure.dismissed):
+                    await events.send(piece)
+                    complete = is_complete
+                await (events.end() if complete else events.fail())
         return events.response
 
     async def count(self, request: web.Request) -> web.StreamResponse:
@@ -128,7 +130,7 @@ class GenerationRoutes:
         last.
         """
         events = EventStream(request, self._scheduler, self._keepalive)
-        if HEADER in request.headers:
+        if HEADER in request.headers and request.method == "POST":
             events.record(MAX_ANSWER)
         try:
             yield events

@@ -18,9 +18,12 @@ logger = logging.getLogger(__name__)
 # Seconds for which a client's answer waits for the request's admission. A refusal in that time is the
 # client's answer; what happens later is the status of the response.
 REFUSAL_SECONDS = 0.5
-# Seconds between two additions to the events of a response, and between two looks at them. The store
-# may be in another process, and would get a message for each token otherwise.
+# Seconds between two additions to the events of a response, and at least between two looks at them.
+# The store may be in another process, and would get a message for each token otherwise.
 EVENT_SECONDS = 0.05
+# Maximum seconds between two looks at events. A server that ends waits longer for its last followers
+# (`frontends.http.departure`).
+MAX_LOOK_SECONDS = 0.5
 
 
 class BackgroundResponses:
@@ -136,7 +139,7 @@ async def follow(
     Each piece comes with whether the response is complete; the last piece's answer is final.
     Once `leaves` returns True, an `error` event is the last one of a response that runs.
     """
-    place = Place(number)
+    place, pause = Place(number), EVENT_SECONDS
     while found := await store.ask("events", name, place=place):
         if not (found.body or found.runs):
             return
@@ -144,9 +147,11 @@ async def follow(
             yield stopping(place.number), False
             return
         if found.body:
-            place = place.after(found.body)
+            place, pause = place.after(found.body), EVENT_SECONDS
             yield found.body, found.status in COMPLETE
         else:
-            await asyncio.sleep(EVENT_SECONDS)
+            # Looks become rarer during a silence, because thousands of them may reach one process.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_LOOK_SECONDS)
     # Clients discard an event that has no end, and could not tell an error behind it from its rest.
     yield b"" if place.offset else lost(place.number), False

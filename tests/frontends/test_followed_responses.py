@@ -6,6 +6,7 @@
 import asyncio
 import json
 import signal
+from itertools import pairwise
 
 import aiohttp
 import anyio
@@ -16,6 +17,7 @@ from http_support import running_server
 from hypothesis import example, given
 from hypothesis import strategies as st
 from program_support import fetch, program, until, workers_of
+from virtual import VirtualLoop
 
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
@@ -296,6 +298,34 @@ async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_furth
     assert await anext(following) == (LARGE[:PIECE], True)
     await memory.ask("delete", NAME)
     assert [one async for one in following] == [(b"", False)]
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})])
+async def test_a_follower_looks_rarely_during_a_silence_and_often_after_news(anyio_backend):
+    """A regression: 1,000 followers of a silent response cost the supervisor a fifth of a core."""
+    memory = ResponseMemory(lambda: 0.0)
+    await keep(memory, b"data: a\n\n", "in_progress")
+    looks = []
+
+    class Watched(ResponseMemory):
+        async def ask(self, *operation, **more):
+            looks.append(anyio.current_time())
+            return await memory.ask(*operation, **more)
+
+    following = background.follow(Watched(lambda: 0.0), NAME)
+    for _ in range(2):
+        assert (await anext(following))[0].startswith(b"data:")
+        begin = len(looks)
+        asking = asyncio.ensure_future(anext(following))
+        await anyio.sleep(60)
+        pauses = [after - before for before, after in pairwise(looks[begin:])]
+        assert pauses[0] == pytest.approx(background.EVENT_SECONDS)
+        assert max(pauses) == pytest.approx(background.MAX_LOOK_SECONDS)
+        assert len(pauses) < 60 / background.MAX_LOOK_SECONDS + 5
+        await memory.ask("append", NAME, events=b"data: b\n\n")
+        with anyio.fail_after(background.MAX_LOOK_SECONDS):
+            assert await asking == (b"data: b\n\n", False)
+        await memory.ask("append", NAME, events=b"data: c\n\n")
 
 
 async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_server_has_to_end():

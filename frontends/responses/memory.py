@@ -89,7 +89,7 @@ class ResponseMemory:
                 self._change(name, found, response or found.response, events)
             return None
         if operation == "events":
-            return found.response.bare(b"" if found.events is None else found.events.read(place))
+            return None if found.events is None else found.response.bare(found.events.read(place))
         if operation == "delete":
             self.entries.pop(*name)
             found.end()

@@ -20,7 +20,7 @@ OVERHEAD = 1024
 # "replace" keeps the next state of one that runs, and "append" more events of it; both return None.
 # "cancel" ends a response that runs. "get", "body", "cancel" and "delete" return the response, or
 # None if there is none; only that of "get" surely has its items, which may be large. "events" returns
-# the response with some of its events as its body.
+# the response with some of its events as its body, or None if it has none.
 Operation = Literal["add", "replace", "append", "get", "body", "events", "cancel", "delete"]
 Stop = Callable[[], object]
 
@@ -49,7 +49,10 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def size(self) -> int:
-        """The bytes that the response counts for; the same before it runs and while it runs."""
+        """The bytes that the response counts for, without its events.
+
+        `status` is subtracted because `body` has it too: so a change from queued to in_progress needs no room.
+        """
         return OVERHEAD + len(self.items) + len(self.body) - len(self.status)
 
     @property

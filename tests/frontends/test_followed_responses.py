@@ -101,6 +101,26 @@ async def test_a_wrong_place_is_a_400(server, after):
     assert (status, error["param"]) == (400, "starting_after")
 
 
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("stream=True", "stream"),
+        ("stream=1", "stream"),
+        ("stream=", "stream"),
+        ("stream=true&stream=true", "stream"),
+        ("starting_after=1", "starting_after"),
+        ("stream=false&starting_after=1", "starting_after"),
+        ("stream=true&starting_after=1&starting_after=1", "starting_after"),
+    ],
+)
+async def test_a_wrong_query_is_a_400(server, query, field):
+    name = await begin(server.session, STREAM)
+    async with server.session.get(f"{PATH}/{name}?{query}") as response:
+        assert (response.status, (await response.json())["error"]["param"]) == (400, field)
+    async with server.session.get(f"{PATH}/{name}?stream=false") as response:
+        assert (await response.json())["id"] == name
+
+
 async def test_only_a_stream_can_be_followed(server):
     _, queued, _ = await server.post(PATH, {**HI, "background": True})
     for name, found in ((queued["id"], (400, "stream")), ("resp-x", (404, "response_id"))):

@@ -16,6 +16,7 @@ from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.errors import HTTPFailure
 from frontends.openai.unsupported import NOTHING_STORED
+from frontends.responses.events import Place
 from frontends.responses.objects import ItemList, ResponseDeleted
 from frontends.responses.stored import Name, Operation, ResponseStore, StoredResponse
 from llmserve import InvalidRequest
@@ -58,14 +59,15 @@ class ResponseRoutes:
         }
 
     async def retrieve(self, request: web.Request) -> web.StreamResponse:
-        if request.query.get("stream", "false").lower() == "false":
+        if not _streams(request):
+            if "starting_after" in request.query:
+                raise InvalidRequest("starting_after requires stream=true", "starting_after")
             return in_pieces((await self._ask("body", request)).body)
-        after = request.query.get("starting_after")
-        if after is not None and not re.fullmatch(r"\d{1,9}", after, re.ASCII):
-            raise InvalidRequest("starting_after must be the sequence_number of an event", "starting_after")
-        if not (await self._ask("events", request)).body:
+        number, name = _first_number(request), self._name(request)
+        if await self._store.ask("events", name, place=Place(number)) is None:
+            await self._ask("body", request)
             raise InvalidRequest("stream: only a response with background: true and stream: true can be followed", "stream")
-        return await self._follow(request, self._name(request), 0 if after is None else int(after) + 1)
+        return await self._follow(request, name, number)
 
     async def delete(self, request: web.Request) -> web.Response:
         await self._ask("delete", request)
@@ -94,6 +96,24 @@ class ResponseRoutes:
 
     def _name(self, request: web.Request) -> Name:
         return Name(request[CALLER].tenant, request.match_info["response_id"])
+
+
+def _streams(request: web.Request) -> bool:
+    """Return whether a query asks for events. Raises InvalidRequest."""
+    sent = request.query.getall("stream", ["false"])
+    if sent not in (["true"], ["false"]):
+        raise InvalidRequest("stream must be true or false", "stream")
+    return sent == ["true"]
+
+
+def _first_number(request: web.Request) -> int:
+    """Return the `sequence_number` of the first event that a query asks for. Raises InvalidRequest."""
+    sent = request.query.getall("starting_after", [])
+    if not sent:
+        return 0
+    if len(sent) != 1 or not re.fullmatch(r"\d{1,9}", sent[0], re.ASCII):
+        raise InvalidRequest("starting_after must be the sequence_number of an event", "starting_after")
+    return int(sent[0]) + 1
 
 
 def _page(items: bytes, request: web.Request) -> bytes:

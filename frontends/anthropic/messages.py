@@ -18,6 +18,9 @@ class Source(msgspec.Struct, kw_only=True):
     data: str | None = None
 
 
+_SOURCE = msgspec.json.Decoder(Source)
+
+
 class Block(msgspec.Struct, kw_only=True):
     """A content block. Other types have other fields; they are refused by their `type`.
 
@@ -33,8 +36,8 @@ class Block(msgspec.Struct, kw_only=True):
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     tool_use_id: str | None = None
     content: "str | list[Block] | None" = None
-    # Blocks of a type that is refused may have a text here.
-    source: Source | str | None = None
+    # Decoded for an image only: blocks of a type that is refused may have anything here.
+    source: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
     def call(self) -> CallBody:
         """Return the tool call of a block of type tool_use. Raises InvalidRequest."""
@@ -57,7 +60,7 @@ class Block(msgspec.Struct, kw_only=True):
             return Part(type="text", text=self.text)
         if self.type != "image":
             raise _wrong(f"this route supports only text and images, but a content block has the type {self.type[:64]!r}")
-        source = self.source if isinstance(self.source, Source) else Source()
+        source = self._source(f"{field}.source")
         if source.type != "base64":
             words = f"the server fetches no image and keeps none; send it with a source of the type base64, not {source.type[:64]!r}"
             raise _wrong(words, f"{field}.source.type")
@@ -67,6 +70,15 @@ class Block(msgspec.Struct, kw_only=True):
             raise _wrong("an image requires data", f"{field}.source.data")
         # As in chats, the format is found in the file.
         return sent_image(f"data:image/unknown;base64,{source.data}", f"{field}.source.data")
+
+    def _source(self, field: str) -> Source:
+        """Return where an image is. Raises InvalidRequest, which names the field."""
+        if self.source is msgspec.UNSET:
+            raise _wrong("an image requires source", field)
+        try:
+            return _SOURCE.decode(self.source)
+        except msgspec.ValidationError as error:
+            raise _wrong(str(error), field) from None
 
 
 class MessageBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +92,7 @@ class MessageBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
         `number` is the message's place. Raises InvalidRequest.
         """
-        blocks = [Block(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        blocks = self.content if isinstance(self.content, list) else [Block(type="text", text=self.content)] if self.content else []
         calls: list[CallBody] = []
         parts: list[Part | str] = []
         thinking: list[str] = []

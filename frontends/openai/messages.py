@@ -148,7 +148,8 @@ def images_after_tools(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
     for message in messages:
         if images and message.role != "tool":
             if message.role == "user":
-                message.content = images + (message.content if isinstance(message.content, list) else [message.content or ""])
+                content = [message.content] if isinstance(message.content, str) else message.content
+                message.content = images + [part for part in content or () if part]
             else:
                 found.append(ChatMessage(role="user", content=images))
             images = []

@@ -1,6 +1,7 @@
 """Images through /v1/messages and /v1/responses, as coding agents send them: the same prompt and errors as a chat's."""
 
 import base64
+import re
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from frontends.anthropic.requests import CountRequest
 from frontends.openai.chat import ChatRequest
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.requests import ResponsesRequest
+from llmserve import InvalidRequest
 
 RED, BLUE, GREEN = (picture(color=color) for color in ("red", "blue", "green"))
 TOKENS = 16
@@ -106,6 +108,32 @@ def test_an_answer_after_a_result_does_not_get_the_image():
     ]  # fmt: skip
 
 
+def test_an_empty_message_after_a_result_has_only_the_image():
+    """A regression: an empty text was behind it."""
+    messages = [{"role": "assistant", "content": [CALL]}, user(RESULT | {"content": [block(RED)]}), {"role": "user", "content": ""}]
+    items = [FUNCTION_CALL, OUTPUT | {"output": [item(RED)]}, {"role": "user", "content": ""}]
+    for found in (plain(CountRequest, messages=messages), plain(ResponsesRequest, input=items)):
+        assert [one["role"] for one in found] == ["assistant", "tool", "user"]
+        assert len(found[-1]["content"]) == 1
+    assert plain(CountRequest, messages=messages[2:]) == [{"role": "user", "content": ""}]
+
+
+@pytest.mark.parametrize("source", [5, "a", None, [], {"type": 5}])
+def test_only_an_image_s_source_is_read(source):
+    """A regression: a stray one of another block was a type error of `source`."""
+    assert plain(CountRequest, messages=[user(text("a") | {"source": source})]) == [{"role": "user", "content": "a"}]
+    with pytest.raises(InvalidRequest, match="a content block has the type 'search_result'"):
+        plain(CountRequest, messages=[user({"type": "search_result", "source": source})])
+    with pytest.raises(InvalidRequest, match=re.escape("messages[0].content[0].source: Expected `")) as caught:
+        plain(CountRequest, messages=[user({"type": "image", "source": source})])
+    assert caught.value.param == "messages[0].content[0].source"
+
+
+def test_a_missing_source_of_an_image_is_named():
+    with pytest.raises(InvalidRequest, match=re.escape("messages[0].content[0].source: an image requires source")):
+        plain(CountRequest, messages=[user({"type": "image"})])
+
+
 async def test_the_three_apis_give_the_same_answer(server, anthropics, openais):
     for data in (RED, BLUE):
         _, chat, _ = await server.post(
@@ -156,7 +184,6 @@ BASE64 = "the server fetches no image and keeps none; send it with a source of t
     [
         (block(b"", type="url", url="https://example.com/a.png"), "type", f"{BASE64} 'url'"),
         (block(b"", type="file", file_id="f"), "type", f"{BASE64} 'file'"),
-        ({"type": "image"}, "type", f"{BASE64} ''"),
         (block(RED, media_type="text/html"), "media_type", "must be image/png, image/jpeg, image/webp or image/gif"),
         (block(RED, data=None), "data", "an image requires data"),
         (block(RED, data="AAA"), "data", "the data is not valid base64"),
@@ -263,5 +290,6 @@ async def test_a_background_response_has_its_image(openais):
 
 
 def test_the_tenant_of_the_caller_counts_for_an_image_that_is_only_counted():
-    (request,) = msgspec.convert({"messages": [user(block(RED))]}, CountRequest).wanted(Caller(tenant="a"), None).requests
+    body = msgspec.json.encode({"messages": [user(block(RED))]})
+    (request,) = msgspec.json.decode(body, type=CountRequest).wanted(Caller(tenant="a"), None).requests
     assert request.tenant == "a"

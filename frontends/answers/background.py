@@ -1,22 +1,29 @@
-"""Responses that are made in the background, for clients that retrieve them later."""
+"""Responses that are made in the background, for clients that retrieve or follow them later."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from frontends.answers.served_model import ServedModel
 from frontends.openai.wanted import renamed
+from frontends.responses.events import Place, lost, stopping
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
-from frontends.responses.stored import Record
-from llmserve import InvalidRequest, LLMServeError
+from frontends.responses.stored import COMPLETE, Name, Record, ResponseStore
+from llmserve import InvalidRequest, LLMServeError, TokenStream
 
 logger = logging.getLogger(__name__)
 
 # Seconds for which a client's answer waits for the request's admission. A refusal in that time is the
 # client's answer; what happens later is the status of the response.
 REFUSAL_SECONDS = 0.5
+# Seconds between two additions to the events of a response, and at least between two looks at them.
+# The store may be in another process, and would get a message for each token otherwise.
+EVENT_SECONDS = 0.05
+# Maximum seconds between two looks at events. A server that ends waits longer for its last followers
+# (`frontends.http.departure`).
+MAX_LOOK_SECONDS = 0.5
 
 
 class BackgroundResponses:
@@ -57,7 +64,7 @@ class BackgroundResponses:
             await asyncio.wait([generating, opened], timeout=REFUSAL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if generating.done():
                 await generating
-            if not await self._keep(record, builder, queued):
+            if not await self._keep(record, builder, queued, stream=wanted.stream):
                 return
             kept.set()
             await generating
@@ -72,13 +79,13 @@ class BackgroundResponses:
                 generating.cancel()
                 await asyncio.wait([generating])
 
-    async def _keep(self, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes]) -> bool:
+    async def _keep(self, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes], *, stream: bool) -> bool:
         """Keep the response and answer the client; return whether both succeeded. Raises InvalidRequest without room."""
         body, task = builder.state("queued"), asyncio.current_task()
         assert task is not None
         if queued.cancelled():
             return False
-        if not await record.add("queued", body, task.cancel):
+        if not await record.add("queued", body, task.cancel, builder.queued() if stream else b""):
             words = "the server has no room for the response (--stored-response-bytes), and background needs it"
             raise InvalidRequest(f"background: {words}", "background")
         if queued.cancelled():
@@ -103,8 +110,48 @@ class BackgroundResponses:
             async with self._served.manager.stream(wanted.requests[0]) as stream:
                 opened.set_result(None)
                 await kept.wait()
-                await record.replace("in_progress", builder.state("in_progress"))
+                await record.replace("in_progress", builder.state("in_progress"), builder.in_progress() if wanted.stream else b"")
+                if wanted.stream:
+                    await self._record(stream, record, builder)
+                    return
                 completion = await stream.collect()
         async for _ in builder.whole([completion], 1, self._served.turns):
             # The builder has put the response into the store.
             pass
+
+    async def _record(self, stream: TokenStream, record: Record, builder: ResponsesResponseBuilder) -> None:
+        """Keep a stream's events. Tokens that come between two additions share an event."""
+        builder.begin([stream])
+        async for delta in stream:
+            if events := builder.chunk(0, delta):
+                await record.append(events)
+            if delta.finish_reason is None:
+                await asyncio.sleep(EVENT_SECONDS)
+        last = builder.end([stream.usage], 1, usage=False)
+        await record.replace(*builder.result(), last)
+
+
+async def follow(
+    store: ResponseStore, name: Name, number: int = 0, *, leaves: Callable[[], bool] = lambda: False
+) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield the events of a response from a `sequence_number` on, in pieces, as they come, until its last one.
+
+    Each piece comes with whether the response is complete; the last piece's answer is final.
+    Once `leaves` returns True, an `error` event is the last one of a response that runs.
+    """
+    place, pause = Place(number), EVENT_SECONDS
+    while found := await store.ask("events", name, place=place):
+        if not (found.body or found.runs):
+            return
+        if found.runs and leaves() and not place.offset:
+            yield stopping(place.number), False
+            return
+        if found.body:
+            place, pause = place.after(found.body), EVENT_SECONDS
+            yield found.body, found.status in COMPLETE
+        else:
+            # Looks become rarer during a silence, because thousands of them may reach one process.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_LOOK_SECONDS)
+    # Clients discard an event that has no end, and could not tell an error behind it from its rest.
+    yield b"" if place.offset else lost(place.number), False

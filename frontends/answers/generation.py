@@ -133,7 +133,8 @@ class Generation:
     async def whole(self, wanted: ParsedBody, builder: ResponseBuilder) -> AsyncIterator[bytes]:
         """Generate, and return the answer as JSON, in parts. Raises LLMServeError.
 
-        In the background, the answer says that the response is queued.
+        In the background, the answer says that the response is queued; a stream's events come from
+        the store.
         """
         if isinstance(wanted, ParsedResponse) and wanted.background:
             assert isinstance(builder, ResponsesResponseBuilder)
@@ -146,14 +147,12 @@ class Generation:
         """Return the request in a body of /generate, and whether it asks for a stream. Raises LLMServeError."""
         return await self._served.decode(body, self._generate, lambda sent: (sent.generation_request(caller), sent.stream))
 
-    async def count_tokens(self, body: bytes) -> dict[str, int]:
+    async def count_tokens(self, body: bytes, caller: Caller) -> dict[str, int]:
         """Return the answer of /v1/messages/count_tokens. Raises LLMServeError."""
-
-        def make(sent: CountRequest) -> GenerationRequest:
-            self._served.adapter(sent.model)
-            return sent.generation_request()
-
-        prompt = await self._served.manager.tokenize(await self._served.decode(body, self._count, make))
+        served = self._served
+        wanted = await served.decode(body, self._count, lambda sent: sent.wanted(caller, served.adapter(sent.model)))
+        with renamed(**wanted.names):
+            prompt = await served.manager.tokenize(wanted.requests[0])
         return {"input_tokens": len(prompt.token_ids)}
 
 

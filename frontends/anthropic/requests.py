@@ -7,13 +7,13 @@ import msgspec
 from frontends.access.caller import Caller
 from frontends.anthropic.messages import Block, MessageBody, texts
 from frontends.openai.chat import ChatRequest
-from frontends.openai.messages import ChatMessage
+from frontends.openai.messages import ChatMessage, image_names, images_after_tools
 from frontends.openai.response_format import JSONSchema, SchemaFormat
 from frontends.openai.sizes import Undecoded
 from frontends.openai.tools import FunctionBody, NamedChoice, NamedFunction, ToolBody, ToolChoice
 from frontends.openai.unsupported import MESSAGES, Unsupported
 from frontends.openai.wanted import ParsedBody, renamed
-from llmserve import GenerationRequest, InvalidRequest
+from llmserve import InvalidRequest
 
 BILLING = "x-anthropic-billing-header:"
 # The client's field names by those of a chat.
@@ -93,9 +93,18 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_control: Undecoded = msgspec.UNSET
     context_management: Undecoded = msgspec.UNSET
 
-    def chat(self, **more: Any) -> ChatRequest:
+    def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
+        """Return the parsed content of this body. Raises InvalidRequest."""
+        chat = self._chat()
+        names = NAMES | image_names(chat.messages)
+        with renamed(**names):
+            found = chat.wanted(caller, adapter)
+        found.names.update(names)
+        return found
+
+    def _chat(self, **more: Any) -> ChatRequest:
         """Return the chat that this body asks for. Raises InvalidRequest."""
-        messages = [message for body in self.messages for message in body.chat()]
+        messages = images_after_tools(message for number, body in enumerate(self.messages) for message in body.chat(number))
         if system := _without_billing(self.system or ""):
             messages.insert(0, ChatMessage(role="system", content=texts(system, "system")))
         choice, output = self.tool_choice, self.output_config or OutputConfig()
@@ -112,11 +121,6 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             response_format=schema,
             **more,
         )
-
-    def generation_request(self) -> GenerationRequest:
-        """Return a request whose prompt is to be counted. Raises InvalidRequest."""
-        with renamed(**NAMES):
-            return self.chat().generation_requests(Caller())[0]
 
 
 def _without_billing(system: str | list[Block]) -> str | list[Block]:
@@ -140,18 +144,14 @@ class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
     # Anthropic's tiers mean the normal service.
     service_tier: Literal["auto", "standard_only"] | None = None
 
-    def wanted(self, caller: Caller, adapter: str | None) -> ParsedBody:
-        """Return the parsed content of this body. Raises InvalidRequest."""
-        with renamed(**NAMES):
-            chat = self.chat(
-                max_tokens=self.max_tokens,
-                stream=self.stream,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                stop=self.stop_sequences,
-                user=None if self.metadata is None else self.metadata.user_id,
-            )
-            found = chat.wanted(caller, adapter)
-        found.names.update(NAMES)
-        return found
+    def _chat(self, **more: Any) -> ChatRequest:
+        return super()._chat(
+            max_tokens=self.max_tokens,
+            stream=self.stream,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            stop=self.stop_sequences,
+            user=None if self.metadata is None else self.metadata.user_id,
+            **more,
+        )

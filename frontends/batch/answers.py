@@ -50,7 +50,7 @@ class Answers:
         return wanted.request_id, sse.encode(await self._manager.generate(_last(wanted)))
 
     async def _count(self, body: bytes, caller: Caller) -> tuple[str, bytes]:
-        return "", sse.encode(await self._generation.count_tokens(body))
+        return "", sse.encode(await self._generation.count_tokens(body, caller))
 
     async def _embed(self, path: str, body: bytes, caller: Caller) -> tuple[str, bytes]:
         wanted = await self._vectors.parse(path, body, caller)

@@ -106,9 +106,9 @@ def build_app(
     app[BUDGET], app[ORIGINS], app[ROOT] = ReceiveBudget(time.monotonic, max_incomplete), pages, root_path
     app.on_response_prepare.extend((sign, departure.sign, pages.sign, report_load(get_metrics)))
     served, responses = ServedModel(manager, model), responses or ResponseMemory(time.monotonic)
-    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, extras)
+    generation = GenerationRoutes(served, FlushScheduler(max_hold), keepalive, responses, departure, extras)
     app.on_cleanup.append(generation.close)
-    handlers = generation.routes() | ResponseRoutes(responses, served.turns).routes() | ModelRoutes(served).routes()
+    handlers = generation.routes() | ResponseRoutes(responses, served.turns, generation.follow).routes() | ModelRoutes(served).routes()
     handlers |= PoolingRoutes(served).routes() | BatchRoutes(served, batches).routes()
     handlers |= HealthRoutes(manager, access, departure, get_metrics, check).routes() | MetricsRoutes(get_metrics, series).routes()
     handlers |= OpenAPIRoute(keys=access.keys is not None, checks=check is not None).routes()

@@ -45,7 +45,7 @@ class _LateHeaders(web.StreamResponse):
 
 
 class EventStream:
-    """The event stream of one request: call `begin`, `pour`, `end`.
+    """The event stream of one request: call `begin`, `pour`, `end`; or without tokens `begin` and `send`.
 
     Before the first event an error becomes a status, after it an event.
     """
@@ -133,15 +133,21 @@ class EventStream:
             self._flush()
             await self._turn
 
-    async def end(self, last: bytes) -> None:
-        """Send the last events, after all tokens."""
-        self._write(last)
+    async def send(self, events: bytes) -> None:
+        """Send events, and wait until the client has taken enough. Raises ConnectionResetError if it has gone."""
+        self._write(events)
         await self._drain()
+
+    async def end(self, last: bytes = b"") -> None:
+        """Send the last events, after all tokens. A stream without any event has its headers alone."""
+        if not last:
+            self._send_headers()
+        await self.send(last)
         if self._record is not None:
             self.response[RECORD] = b"".join(self._record)
 
-    async def fail(self, last: bytes) -> None:
-        """Send the event that ends a failed stream."""
+    async def fail(self, last: bytes = b"") -> None:
+        """End a failed stream, which is not recorded, with the last event if that has not been sent."""
         self._record = None
         await self.end(last)
 

@@ -230,7 +230,8 @@ def document(llmserve: str, *, keys: bool, checks: bool, root: str) -> dict[str,
     for path, methods in paths.items():
         for name in re.findall(r"{(\w+)}", path):
             for operation in methods.values():
-                operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+                path_parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                operation["parameters"] = [path_parameter, *operation.get("parameters", ())]
     paths["/metrics"] = {"get": _operation("Return all metrics", TEXT_METRICS | JSON_METRICS)}
     paths["/metrics.json"] = {"get": _operation("Return all metrics as JSON", JSON_METRICS)}
     if keys:
@@ -260,10 +261,24 @@ def _add_others(paths: dict[str, dict[str, Any]]) -> None:
         "get": _operation("Return a file's content", {"application/jsonl": {"schema": {"type": "string"}}})
     }
     paths[RESPONSE]["delete"] = _get(ResponseDeleted, "Delete a stored response")
+    paths[RESPONSE]["get"]["responses"]["200"]["content"] |= EVENTS
+    paths[RESPONSE]["get"]["parameters"] = FOLLOWING
     paths[f"{RESPONSE}/cancel"] = {"post": _get(ResponsesAnswer, "Cancel a response that is made in the background")}
     paths["/v1/batches/{batch_id}/cancel"] = {"post": _get(BatchObject, "Let a batch end with its answers so far")}
 
 
+EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+FOLLOWING = [
+    {"name": name, "in": "query", "schema": schema, "description": words}
+    for name, schema, words in (
+        ("stream", {"type": "boolean", "default": False}, "Whether to return the events of a response in the background."),
+        (
+            "starting_after",
+            {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+            "The sequence_number of the event before the first one to return; only with `stream`.",
+        ),
+    )
+]
 HEADERS = [
     {"name": name, "in": "header", "schema": schema, "description": words}
     for name, schema, words in (
@@ -283,7 +298,7 @@ HEADERS = [
 
 
 def _post(path: str, request: Any, answer: Any, words: str) -> dict[str, Any]:
-    content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {})
+    content = _json(answer) | (EVENTS if path in STREAMED else {})
     error = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
     return _operation(words, content, error) | {"requestBody": {"required": True, "content": _json(request)}, "parameters": HEADERS}
 

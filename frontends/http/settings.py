@@ -103,7 +103,10 @@ class HTTPSettings:
         parse=count_or_none,
     )
     stored_response_bytes: int = option(
-        MAX_BYTES, "maximum total size in bytes of the stored responses and their inputs (default: 256 MiB)", metavar="N", parse=count
+        MAX_BYTES,
+        "maximum total size in bytes of the stored responses, their inputs and their events (default: 256 MiB)",
+        metavar="N",
+        parse=count,
     )
     keepalive_interval: float = option(
         KEEPALIVE_SECONDS,

@@ -4,7 +4,7 @@ Clients send a response's message back unchanged, with all fields that their lib
 that templates know are passed on; the others are dropped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -50,6 +50,12 @@ class Part(msgspec.Struct, kw_only=True):
         if words is None:
             raise InvalidRequest(f"messages: a part of type {self.type} requires {field}", "messages")
         return words
+
+
+class SentImage(Part, kw_only=True):
+    """An image of another API's request. `sent_as` is the client's name of the field that has it."""
+
+    sent_as: str
 
 
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -121,3 +127,45 @@ def final_message(add: bool | None, resume: bool | None) -> dict[str, bool]:  # 
     if resume:
         return {"add_generation_prompt": False, "continue_final_message": True}
     return {} if add is None else {"add_generation_prompt": add}
+
+
+# Chats that requests of other APIs become
+
+
+def sent_image(url: ImageURL | str | None, sent_as: str) -> SentImage:
+    """Return the part of a chat for an image, whose URL the chat checks."""
+    return SentImage(type=IMAGE, image_url=url if isinstance(url, str) else None, sent_as=sent_as)
+
+
+def images_after_tools(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
+    """Move the images of tools' results into a message of the user behind them.
+
+    In OpenAI's chats the message of a tool has only text, and many chat templates leave out an image
+    that is elsewhere than in a message of the user.
+    """
+    found: list[ChatMessage] = []
+    images: list[Part | str] = []
+    for message in messages:
+        if images and message.role != "tool":
+            if message.role == "user":
+                content = [message.content] if isinstance(message.content, str) else message.content
+                message.content = images + [part for part in content or () if part]
+            else:
+                found.append(ChatMessage(role="user", content=images))
+            images = []
+        if message.role == "tool" and isinstance(message.content, list):
+            images += (part for part in message.content if isinstance(part, SentImage))
+            message.content = [part for part in message.content if not isinstance(part, SentImage)]
+        found.append(message)
+    return [*found, ChatMessage(role="user", content=images)] if images else found
+
+
+def image_names(messages: Sequence[ChatMessage]) -> dict[str, str]:
+    """Return the client's names of the images by those of the chat's fields."""
+    return {
+        f"messages[{number}].content[{index}].image_url.url": part.sent_as
+        for number, message in enumerate(messages)
+        if isinstance(message.content, list)
+        for index, part in enumerate(message.content)
+        if isinstance(part, SentImage)
+    }

@@ -5,10 +5,32 @@ from typing import Any, Literal
 
 import msgspec
 
-from frontends.openai.messages import ChatMessage, Part
+from frontends.openai.messages import ChatMessage, Part, sent_image
 from frontends.openai.tools import CallBody, CalledFunction
 from llmserve import InvalidRequest
 from llmserve.images.parts import TEXT_FIELDS
+
+IMAGE = "input_image"
+
+
+class ItemPart(Part, kw_only=True):
+    """A part of an item. `detail` is ignored, as in chats, and only repeated among stored items."""
+
+    detail: str | None = None
+    file_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.type == IMAGE and self.detail is None:
+            self.detail = "auto"
+
+    def chat(self, field: str) -> Part:
+        """Return the part of a chat, for a text or an image. Raises InvalidRequest."""
+        if self.type != IMAGE:
+            return self
+        if self.file_id is not None:
+            name = f"{field}.file_id"
+            raise InvalidRequest(f"{name}: the server reads no image from a file; send it as a data URL in image_url", name)
+        return sent_image(self.image_url, f"{field}.image_url")
 
 
 class Item(msgspec.Struct, kw_only=True):
@@ -20,16 +42,16 @@ class Item(msgspec.Struct, kw_only=True):
     id: str | None = None
     type: str = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Part] | None = None
+    content: str | list[ItemPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[Part] | None = None
+    output: str | list[ItemPart] | None = None
 
     def chat(self, field: str) -> ChatMessage:
         """Return the item as a message of its own. Raises InvalidRequest, which names its field."""
         if self.type == "message" and self.role is not None and self.content is not None:
-            return ChatMessage(role=self.role, content=_content(f"{field}.content", self.content))
+            return ChatMessage(role=self.role, content=_content(f"{field}.content", self.content, images=self.role != "assistant"))
         if self.type == "reasoning":
             # Encrypted reasoning has no content, and tells this model nothing.
             return ChatMessage(
@@ -101,13 +123,13 @@ def chat_messages(items: Iterable[Item], first: int = 0) -> list[ChatMessage]:
     return messages
 
 
-def _content(field: str, content: str | list[Part]) -> str | list[Part | str]:
+def _content(field: str, content: str | list[ItemPart], *, images: bool = True) -> str | list[Part | str]:
     if isinstance(content, str):
         return content
     for number, part in enumerate(content):
-        if part.type not in TEXT_FIELDS:
+        if part.type not in TEXT_FIELDS and not (images and part.type == IMAGE):
             raise InvalidRequest(f"{field}[{number}]: parts of the type {part.type[:64]!r} are not supported", "input")
-    return list(content)
+    return [part.chat(f"{field}[{number}]") for number, part in enumerate(content)]
 
 
 def _complete(messages: Sequence[ChatMessage], reasoning: Sequence[str], calls: list[CallBody]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import attrs
 
 from frontends.access.fair_store import FairStore
+from frontends.responses.events import START, Events, Place
 from frontends.responses.stored import Name, Operation, Stop, StoredResponse
 
 # Seconds after which a response is dropped.
@@ -21,6 +22,12 @@ MAX_BYTES = 256 * 2**20
 class _Entry:
     response: StoredResponse
     stop: Stop | None = None
+    # Only of a response that clients may follow.
+    events: Events | None = None
+
+    @property
+    def size(self) -> int:
+        return self.response.size + (0 if self.events is None else self.events.size)
 
     def runs(self) -> bool:
         return self.response.runs
@@ -36,7 +43,7 @@ class ResponseMemory:
     Args:
         clock: returns monotonic seconds.
         max_responses: maximum number of responses; 0 keeps none.
-        max_bytes: maximum bytes of all responses and the items that they answer.
+        max_bytes: maximum bytes of all responses, the items that they answer, and their events.
     """
 
     def __init__(self, clock: Callable[[], float], max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
@@ -44,36 +51,60 @@ class ResponseMemory:
         self.entries: FairStore[_Entry] = FairStore(clock, KEEP_SECONDS, max_bytes, max_responses, _Entry.end, _Entry.runs)
 
     async def ask(
-        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+        self,
+        operation: Operation,
+        name: Name,
+        response: StoredResponse | None = None,
+        stop: Stop | None = None,
+        events: bytes = b"",
+        place: Place = START,
     ) -> StoredResponse | None:
-        return self.do(operation, name, response, stop)
+        return self.do(operation, name, response, stop, events, place)
 
     def do(
-        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+        self,
+        operation: Operation,
+        name: Name,
+        response: StoredResponse | None = None,
+        stop: Stop | None = None,
+        events: bytes = b"",
+        place: Place = START,
     ) -> StoredResponse | None:
         """Do what `ResponseStore.ask` does."""
         found = self.entries.get(*name)
         if operation == "add":
             assert response is not None
-            new = _Entry(response)
-            if not self.entries.put(*name, new, response.size):
+            new = _Entry(response, events=Events() if events else None)
+            if new.events is not None:
+                new.events.add(events)
+            if not self.entries.put(*name, new, new.size):
                 return None
             # Only now: the answer says that a response was not kept, and `stop` that it was dropped later.
             new.stop = stop if response.runs else None
             return response.bare(body=b"")
         if found is None:
             return None
-        if operation == "replace":
-            assert response is not None
+        if operation in ("replace", "append"):
             if found.response.runs:
-                self.entries.replace(*name, _Entry(response, found.stop if response.runs else None), response.size)
+                self._change(name, found, response or found.response, events)
             return None
+        if operation == "events":
+            return None if found.events is None else found.response.bare(found.events.read(place))
         if operation == "delete":
             self.entries.pop(*name)
             found.end()
         elif operation == "cancel" and found.response.runs:
             cancelled = found.response.ended("cancelled")
-            self.entries.replace(*name, _Entry(cancelled), cancelled.size)
+            self._change(name, found, cancelled)
             found.end()
             return cancelled
         return found.response
+
+    def _change(self, name: Name, found: _Entry, response: StoredResponse, events: bytes = b"") -> None:
+        """Give a response its next state, and more events."""
+        new = _Entry(response, found.stop if response.runs else None, found.events)
+        if new.events is not None:
+            new.events.add(events)
+            if not response.runs:
+                new.events.close(response.status, response.body)
+        self.entries.replace(*name, new, new.size)

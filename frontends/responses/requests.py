@@ -9,7 +9,7 @@ import msgspec
 from frontends.access.caller import Caller
 from frontends.net.receive_budget import LARGEST
 from frontends.openai.chat import ChatRequest
-from frontends.openai.messages import ChatMessage
+from frontends.openai.messages import ChatMessage, image_names, images_after_tools
 from frontends.openai.response_format import JSONSchema, ObjectFormat, ResponseFormat, SchemaFormat
 from frontends.openai.sizes import Undecoded, check_metadata
 from frontends.openai.tools import FunctionBody, NamedChoice, NamedFunction, ToolBody, ToolChoice
@@ -180,9 +180,11 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         own = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         earlier = _ITEMS.decode(before)
         every = [*earlier, *own]
-        with renamed(**NAMES):
-            found = self._chat(every, -len(earlier)).wanted(caller, adapter)
-        found.names.update(NAMES)
+        chat = self._chat(every, -len(earlier))
+        names = NAMES | image_names(chat.messages)
+        with renamed(**names):
+            found = chat.wanted(caller, adapter)
+        found.names.update(names)
         request_id, record = found.requests[0].request_id, None
         if store is not None and self.store is not False and len(every) <= MAX_ITEMS:
             items = joined(before, listed(own, request_id))
@@ -206,8 +208,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
             words = "the client gets the answer from the store, so store must not be false"
         elif record is None:
             words = f"a response is kept only with at most {MAX_ITEMS:,} items of at most {MAX_BYTES:,} bytes"
-        elif self.stream:
-            words = "stream must be false; retrieve the response until it is complete"
         if words is not None:
             raise InvalidRequest(f"background: {words}", "background")
 
@@ -220,7 +220,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
         return self.max_output_tokens or most
 
     def _chat(self, items: Sequence[Item], first: int) -> ChatRequest:
-        messages = chat_messages(items, first)
+        messages = images_after_tools(chat_messages(items, first))
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
         text, choice, logprobs = self.text or TextConfig(), self.tool_choice, LOGPROBS in (self.include or ())

@@ -141,6 +141,19 @@ class ResponsesResponseBuilder(ResponseBuilder):
 
     # A response in the background
 
+    def queued(self) -> bytes:
+        """Return the first events of a stream, before the response is admitted."""
+        body = self._response("queued", None)
+        return self._named_event("response.created", response=body) + self._named_event("response.queued", response=body)
+
+    def in_progress(self) -> bytes:
+        """Return the event after those of `queued`."""
+        return self._named_event("response.in_progress", response=self._response("in_progress", None))
+
+    def result(self) -> tuple[str, bytes]:
+        """Return the status and the JSON of a response whose stream has had its `end`."""
+        return self._final, sse.encode(self._last)
+
     def state(self, status: str, error: LLMServeError | None = None) -> bytes:
         """Return the response before it is complete, or failed by an error."""
         return sse.encode(self._response(status, None) if error is None else self._failed(error))

@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from frontends.responses.events import START, Place
+
 # The beginning of a response's id.
 PREFIX = "resp"
 # The statuses of a response that has not ended.
@@ -15,10 +17,11 @@ COMPLETE = frozenset({"completed", "incomplete"})
 OVERHEAD = 1024
 
 # "add" keeps a new response, and returns it without its content, or None if there is no room for it.
-# "replace" keeps the next state of one that runs, and returns None. "cancel" ends a response that
-# runs. "get", "body", "cancel" and "delete" return the response, or None if there is none; only that
-# of "get" surely has its items, which may be large.
-Operation = Literal["add", "replace", "get", "body", "cancel", "delete"]
+# "replace" keeps the next state of one that runs, and "append" more events of it; both return None.
+# "cancel" ends a response that runs. "get", "body", "cancel" and "delete" return the response, or
+# None if there is none; only that of "get" surely has its items, which may be large. "events" returns
+# the response with some of its events as its body, or None if it has none.
+Operation = Literal["add", "replace", "append", "get", "body", "events", "cancel", "delete"]
 Stop = Callable[[], object]
 
 
@@ -46,7 +49,10 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def size(self) -> int:
-        """The bytes that the response counts for; the same before it runs and while it runs."""
+        """The bytes that the response counts for, without its events.
+
+        `status` is subtracted because `body` has it too: so a change from queued to in_progress needs no room.
+        """
         return OVERHEAD + len(self.items) + len(self.body) - len(self.status)
 
     @property
@@ -75,7 +81,13 @@ class ResponseStore(Protocol):
         """Whether it keeps responses at all."""
 
     async def ask(
-        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+        self,
+        operation: Operation,
+        name: Name,
+        response: StoredResponse | None = None,
+        stop: Stop | None = None,
+        events: bytes = b"",
+        place: Place = START,
     ) -> StoredResponse | None:
         """Do an operation.
 
@@ -86,6 +98,9 @@ class ResponseStore(Protocol):
             stop: called if the response, once kept, ends before its last state is here: because a
                 client cancels or deletes it, or because it is dropped. Only a response that runs has
                 it.
+            events: the next events of a response that clients follow. The store adds the last one,
+                when the response ends.
+            place: where the events to return begin.
         """
 
 
@@ -98,13 +113,21 @@ class Record:
         self._items = items
         self.background = background
 
-    async def add(self, status: str, body: bytes, stop: Stop | None = None) -> bool:
-        """Keep the response; return whether there is room for it. `stop` is as in `ResponseStore.ask`."""
-        return await self._store.ask("add", self._name, self._state(status, body), stop) is not None
+    @property
+    def name(self) -> Name:
+        return self._name
 
-    async def replace(self, status: str, body: bytes) -> None:
+    async def add(self, status: str, body: bytes, stop: Stop | None = None, events: bytes = b"") -> bool:
+        """Keep the response; return whether there is room for it. `stop` and `events` are as in `ResponseStore.ask`."""
+        return await self._store.ask("add", self._name, self._state(status, body), stop, events) is not None
+
+    async def replace(self, status: str, body: bytes, events: bytes = b"") -> None:
         """Keep the next state of a response that runs."""
-        await self._store.ask("replace", self._name, self._state(status, body))
+        await self._store.ask("replace", self._name, self._state(status, body), events=events)
+
+    async def append(self, events: bytes) -> None:
+        """Keep more events of a response that runs."""
+        await self._store.ask("append", self._name, events=events)
 
     async def delete(self) -> None:
         await self._store.ask("delete", self._name)

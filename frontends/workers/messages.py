@@ -9,6 +9,7 @@ import msgspec
 
 from frontends.http.idempotency_store import CachedResponse, Name
 from frontends.responses import stored
+from frontends.responses.events import START, Place
 
 # From a worker
 
@@ -141,6 +142,8 @@ class StoreRequest(msgspec.Struct, frozen=True, array_like=True, tag=29):
     operation: stored.Operation
     name: stored.Name
     response: stored.StoredResponse | None
+    events: bytes = b""
+    place: Place = START
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from frontends.responses.events import START, Place
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.stored import Name, Operation, Stop, StoredResponse
 from frontends.workers.messages import StopResponse, StoreReply, StoreRequest
@@ -28,16 +29,22 @@ class ResponsesClient:
         self._stops: dict[Name, Stop] = {}
 
     async def ask(
-        self, operation: Operation, name: Name, response: StoredResponse | None = None, stop: Stop | None = None
+        self,
+        operation: Operation,
+        name: Name,
+        response: StoredResponse | None = None,
+        stop: Stop | None = None,
+        events: bytes = b"",
+        place: Place = START,
     ) -> StoredResponse | None:
-        number = next(self._numbers)
+        asked = next(self._numbers)
         replied: asyncio.Future[StoredResponse | None] = asyncio.get_running_loop().create_future()
-        self._asked[number] = replied
+        self._asked[asked] = replied
         if stop is not None:
             self._stops[name] = stop
         elif response is not None and not response.runs:
             self._stops.pop(name, None)
-        self._send(StoreRequest(number, operation, name, response))
+        self._send(StoreRequest(asked, operation, name, response, events, place))
         found = await replied
         if operation == "add" and found is None:
             self._stops.pop(name, None)
@@ -65,7 +72,7 @@ class ResponsesServer:
 
     def receive(self, message: StoreRequest) -> None:
         response, name = message.response, message.name
-        found = self._memory.do(message.operation, name, response, partial(self._stop, name))
+        found = self._memory.do(message.operation, name, response, partial(self._stop, name), message.events, message.place)
         if response is not None and not response.runs:
             self._running.discard(name)
         elif message.operation == "add" and found is not None:

@@ -180,14 +180,22 @@ class Worker:
 
     def _end(self, *, now: bool) -> None:
         self._departure.begin()
+        limits = self._settings.limits
+        # When the other workers have ended their responses, or cancelled them, followers here learn it a moment later.
+        others = 0 if now else limits.drain_delay + limits.drain_timeout
+        self._loop.call_later(others + PART_SECONDS, self._departure.dismiss)
         if now:
             self._manager.cancel_all("the server is stopping")
             self._stop.set()
         else:
-            self._loop.call_later(self._settings.limits.drain_delay, self._stop.set)
+            self._loop.call_later(limits.drain_delay, self._stop.set)
 
     async def _part(self) -> None:
-        """Tell clients that their connections close, including those on their way."""
+        """Tell clients that their connections close, including those on their way.
+
+        Clients that follow another worker's response stay until its end.
+        """
+        await self._departure.followed()
         self.channel.send(messages.Parting())
         with anyio.move_on_after(PART_SECONDS):
             await self._closed.wait()

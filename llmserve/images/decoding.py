@@ -6,7 +6,7 @@ milliseconds, and with many threads these add up to a delay of the event loop.
 
 import os
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -74,18 +74,25 @@ class ImageDecoder:
         # The number of choices that wait or decode, by their tenant and images.
         self._inside: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._max_held = int(_memory() * HELD_SHARE) if max_held is None else max_held
-        # Bytes by tenant.
+        # Bytes by tenant, and those that were freed since the last look.
         self._held: Counter[str] = Counter()
+        self._freed: deque[tuple[str, int]] = deque()
 
     def hold(self, owner: object, size: int, tenant: str) -> None:
-        """Count `size` bytes of a tenant's processed images until `owner` is freed."""
+        """Count `size` bytes of a tenant's processed images until `owner` is freed, in any thread."""
         self._held[tenant] += size
-        weakref.finalize(owner, self._release, size, tenant).atexit = False
+        # The thread that frees the owner, or collects garbage, only notes it: between two steps of a
+        # subtraction there it would lose what the event loop adds.
+        weakref.finalize(owner, self._freed.append, (tenant, size)).atexit = False
 
-    def _release(self, size: int, tenant: str) -> None:
-        self._held[tenant] -= size
-        if not self._held[tenant]:
-            del self._held[tenant]
+    def held(self) -> Counter[str]:
+        """Return the bytes of processed images that requests hold, by tenant. For the event loop's thread."""
+        while self._freed:
+            tenant, size = self._freed.popleft()
+            self._held[tenant] -= size
+            if not self._held[tenant]:
+                del self._held[tenant]
+        return self._held
 
     @asynccontextmanager
     async def decoded(self, found: Sequence[tuple[str, AnyImage]], tenant: str) -> AsyncIterator[list[Decoded]]:
@@ -102,9 +109,7 @@ class ImageDecoder:
         images: list[Decoded] = []
         try:
             async with self._room.place(tenant):
-                if self._held[tenant] >= self._max_held / 2 or self._held.total() >= self._max_held:
-                    words = f"the images of other requests take all memory for images; try again in {RETRY_SECONDS} s"
-                    raise Overloaded(words, retry_after=RETRY_SECONDS, reason="tokenizer_busy")
+                self._check_memory(tenant)
                 try:
                     await anyio.to_thread.run_sync(decode_all, found, images)
                     yield images
@@ -116,6 +121,17 @@ class ImageDecoder:
             self._inside[place] -= 1
             if not self._inside[place]:
                 del self._inside[place]
+
+    def _check_memory(self, tenant: str) -> None:
+        """Raise Overloaded if requests hold as much memory as they may."""
+        held = self.held()
+        if held[tenant] >= self._max_held / 2:
+            whose = "the images of this tenant's other requests take its half of the memory for images"
+        elif held.total() >= self._max_held:
+            whose = "the images of other requests take all memory for images"
+        else:
+            return
+        raise Overloaded(f"{whose}; try again in {RETRY_SECONDS} s", retry_after=RETRY_SECONDS, reason="tokenizer_busy")
 
     def _is_full(self, tenant: str) -> bool:
         mine = sum(one == tenant for one, _ in self._inside)

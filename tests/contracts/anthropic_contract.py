@@ -79,9 +79,9 @@ class AnthropicContract:
     async def test_errors_are_the_client_s_own(self, client, asked):
         with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
             await client.messages.create(**asked | {"model": "other"})
-        image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
-        with pytest.raises(anthropic.BadRequestError, match="supports only text, but a content block has the type 'image'"):
-            await client.messages.create(**asked | {"messages": [{"role": "user", "content": [image]}]})
+        document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}}
+        with pytest.raises(anthropic.BadRequestError, match="only text and images, but a content block has the type 'document'"):
+            await client.messages.create(**asked | {"messages": [{"role": "user", "content": [document]}]})
 
     def test_every_field_that_the_client_sends_is_known(self):
         known = {field.encode_name for field in msgspec.structs.fields(MessagesRequest)} | set(MessagesRequest.unsupported)

@@ -177,6 +177,25 @@ class ResponsesContract:
         with pytest.raises(openai.BadRequestError, match="background: true"):
             await client.responses.cancel(whole.id)
 
+    async def test_a_background_stream_is_left_and_continued(self, client, asked):
+        whole = await client.responses.create(**asked)
+        first = []
+        async with await client.responses.create(**asked, background=True, stream=True) as stream:
+            async for event in stream:
+                first.append(event)
+                if event.type == "response.in_progress":
+                    break
+        assert [event.type for event in first] == ["response.created", "response.queued", "response.in_progress"]
+        name = first[0].response.id
+        with anyio.fail_after(PATIENCE):
+            rest = [event async for event in await client.responses.retrieve(name, stream=True, starting_after=2)]
+            again = [event async for event in await client.responses.retrieve(name, stream=True)]
+        assert [event.to_dict() for event in again] == [event.to_dict() for event in first + rest]
+        assert [event.sequence_number for event in again] == list(range(len(again)))
+        assert "".join(event.delta for event in rest if event.type == "response.output_text.delta") == whole.output_text
+        assert (rest[-1].type, rest[-1].response.output_text) == (f"response.{whole.status}", whole.output_text)
+        assert (await client.responses.retrieve(name)).to_dict() == rest[-1].response.to_dict()
+
     async def test_a_background_response_is_cancelled_or_deleted_while_it_runs(self, client, server, asked):
         endless = asked | {"max_output_tokens": ENDLESS, "extra_body": {"ignore_eos": True}}
         before = server.manager.metrics()["requests"]["cancelled"]

@@ -105,8 +105,10 @@ async def server():
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [IMAGE]}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "search_result", "source": "a", "content": [text("b")]}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [CALL]}]}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "messages"),
+        ({"messages": [{"role": "system", "content": [IMAGE]}]}, "messages"),
         ({"messages": [{"role": "user", "content": [CALL]}]}, "messages"),
         ({"messages": [{"role": "assistant", "content": [{**CALL, "input": "x"}]}]}, "messages"),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "c1"}]}]}, "messages"),

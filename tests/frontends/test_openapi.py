@@ -65,6 +65,13 @@ async def test_it_lists_the_routes_that_require_a_key():
     assert "security" not in document["paths"]["/metrics"]["get"]
 
 
+async def test_the_query_that_continues_a_stream_is_documented():
+    async with running_server() as server, server.session.get("/openapi.json") as response:
+        methods = (await response.json())["paths"]["/v1/responses/{response_id}"]
+    names = {method: [one["name"] for one in operation["parameters"]] for method, operation in methods.items()}
+    assert names == {"get": ["response_id", "stream", "starting_after"], "delete": ["response_id"]}
+
+
 async def test_answers_have_the_documented_types():
     """Decode without allowing unknown fields."""
     user = [{"role": "user", "content": "hi"}]

@@ -142,7 +142,6 @@ async def test_a_body_with_the_fields_that_a_coding_agent_sends_is_answered(serv
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input"),
         ({"input": [{"role": "user"}]}, "input"),
@@ -250,7 +249,7 @@ async def test_a_token_without_text_is_in_the_next_event_or_in_the_last_ones():
     assert tokens == [["t1"], ["t2", "t3"], ["t1", "t2", "t3", "t4"]]
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_file", "input_audio"])
+@pytest.mark.parametrize("kind", ["image_url", "input_file", "input_audio"])
 @pytest.mark.parametrize(
     ("item", "field"),
     [({"role": "user"}, "content"), ({"role": "assistant"}, "content"), ({"type": "function_call_output", "call_id": "c"}, "output")],

@@ -370,10 +370,10 @@ class SlowStore:
         self.go = asyncio.Event()
         self.asked = []
 
-    async def ask(self, operation, name, response=None, stop=None):
+    async def ask(self, operation, name, response=None, stop=None, events=b"", number=0):
         self.asked.append(operation)
         await self.go.wait()
-        return self.memory.do(operation, name, response, stop)
+        return self.memory.do(operation, name, response, stop, events, number)
 
 
 async def test_a_client_that_leaves_before_it_knows_the_id_leaves_nothing():
@@ -535,6 +535,8 @@ class Task:
 
 # The bounds
 
+EVENT = b"event: a\ndata: {}\n\n"
+
 
 class Bounds(RuleBasedStateMachine):
     """In any order of operations the store keeps its bounds, and each tenant has only its own responses."""
@@ -551,12 +553,13 @@ class Bounds(RuleBasedStateMachine):
         self.running: set[Name] = set()
         self.stopped: list[Name] = []
 
-    @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), background=st.booleans())
-    def add(self, name, size, background):
+    @rule(name=names, size=st.integers(0, 3 * OVERHEAD) | st.just(BYTES), background=st.booleans(), followed=st.booleans())
+    def add(self, name, size, background, followed):
         if name in self.kept:
             return
         response = response_of("queued" if background else "completed", size, background)
-        found = self.memory.do("add", name, response, lambda: self.stopped.append(name))
+        events = EVENT if background and followed else b""
+        found = self.memory.do("add", name, response, lambda: self.stopped.append(name), events)
         if found is None:
             assert self.memory.do("get", name) is None
         else:
@@ -577,6 +580,11 @@ class Bounds(RuleBasedStateMachine):
             if status == "completed":
                 self.running.remove(name)
         self.memory.do("replace", name, response)
+        self._note_dropped()
+
+    @rule(name=names, count=st.integers(1, 30))
+    def append(self, name, count):
+        self.memory.do("append", name, events=EVENT * count)
         self._note_dropped()
 
     @rule(name=names)
@@ -610,6 +618,11 @@ class Bounds(RuleBasedStateMachine):
         self.now += seconds
         self._note_dropped()
 
+    def _size(self, name):
+        entry = self.memory.entries.get(*name)
+        assert (entry.response, entry.events is None or self.memory.do("events", name).body != b"") == (self.kept[name][0], True)
+        return entry.size
+
     def _check_stopped(self, names):
         for name in names:
             self.stopped.remove(name)
@@ -630,7 +643,7 @@ class Bounds(RuleBasedStateMachine):
 
     @invariant()
     def the_bounds_hold(self):
-        assert self.memory.entries.bytes == sum(response.size for response, _ in self.kept.values()) <= self.BYTES
+        assert self.memory.entries.bytes == sum(self._size(name) for name in self.kept) <= self.BYTES
         assert len(self.memory.entries) == len(self.kept) <= self.MOST
         assert all(self.now - since < KEEP_SECONDS for _, since in self.kept.values())
 

@@ -9,6 +9,7 @@ from engines import ScriptedEngine
 from http_support import running_server
 from socket_support import running_socket
 
+from frontends.access.caller import Caller
 from frontends.openai.tokenization import TokenizeRequest
 from frontends.rawsocket.client import SocketClient
 from llmserve import EngineManager, GenerationRequest, InvalidRequest
@@ -47,10 +48,11 @@ async def test_an_engine_without_a_vocabulary_says_so_by_field():
 def test_a_conversation_s_fields_reach_its_request():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     fields = {"tools": tools, "add_special_tokens": True, "continue_final_message": True, "chat_template_kwargs": {"date": "today"}}
-    request = msgspec.convert({"messages": USER, **fields}, TokenizeRequest).generation_request()
+    request = msgspec.convert({"messages": USER, **fields}, TokenizeRequest).generation_request(Caller(tenant="a"))
     assert request.tools is not None
     assert request.tools.functions[0]["name"] == "f"
     assert request.add_special_tokens
+    assert request.tenant == "a"
     assert request.template_kwargs == {"date": "today", "add_generation_prompt": False, "continue_final_message": True}
 
 

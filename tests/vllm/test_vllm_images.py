@@ -1,9 +1,11 @@
 """Images on real vLLM: a small LLaVA with random weights, whose answers depend on the pictures."""
 
+import base64
 import gc
 import json
 from typing import Any
 
+import anthropic
 import anyio
 import openai
 import psutil
@@ -90,10 +92,10 @@ async def test_the_bytes_of_processed_images_count_as_long_as_a_prompt_has_them(
     decoder = manager.engine._renderer._decoder
     prompt = await manager.tokenize(GenerationRequest(messages=asked(Image(RED))["request"]))
     # Three colours in at least one byte for each pixel of the model's resolution.
-    assert decoder._held.total() > 3 * 20 * 20
+    assert decoder.held().total() > 3 * 20 * 20
     del prompt
     gc.collect()
-    assert not decoder._held
+    assert not decoder.held()
 
 
 async def test_the_openai_client_sends_an_image(server):
@@ -116,6 +118,49 @@ async def test_the_openai_client_sends_an_image(server):
             with pytest.raises(openai.BadRequestError, match=words) as caught:
                 await client.chat.completions.create(model="sim", messages=messages)
             assert caught.value.param == "messages[0].content[1].image_url.url"
+
+
+async def test_the_three_apis_give_the_same_answer(server):
+    """The answer has likely tokens of its own for each picture, so no other prompt would give it."""
+    async with (
+        openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as openais,
+        anthropic.AsyncAnthropic(base_url=server.url, api_key="none") as anthropics,
+    ):
+
+        async def three(data):
+            """Return the answers about a picture: to a chat, a message and a response."""
+            messages: Any = [{"role": "user", "content": ["What is this?", part(data)]}]
+            chat = await openais.chat.completions.create(model="sim", messages=messages, max_tokens=8, temperature=0)
+            source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(data).decode()}
+            blocks: Any = [{"type": "text", "text": "What is this?"}, {"type": "image", "source": source}]
+            asked: Any = {"model": "sim", "messages": [{"role": "user", "content": blocks}]}
+            message: Any = await anthropics.messages.create(**asked, max_tokens=8, extra_body={"temperature": 0})
+            items: Any = [{"type": "input_text", "text": "What is this?"}, {"type": "input_image", "image_url": data_url(data)}]
+            items = [{"role": "user", "content": items}]
+            response: Any = await openais.responses.create(model="sim", input=items, max_output_tokens=8, temperature=0)
+            counted = (await anthropics.messages.count_tokens(**asked)).input_tokens
+            assert counted == response.usage.input_tokens == (chat.usage and chat.usage.prompt_tokens)
+            return [chat.choices[0].message.content, message.content[0].text, response.output_text]
+
+        red, blue = await three(RED), await three(BLUE)
+        assert len(set(red)) == len(set(blue)) == 1
+        assert red != blue
+
+
+@pytest.mark.parametrize("follows", [False, True])
+async def test_a_picture_in_a_tool_s_result_is_read(server, follows):
+    call = {"type": "tool_use", "id": "c1", "name": "read", "input": {}}
+    counts = []
+    for data in (None, RED):
+        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(data or b"").decode()}
+        content = [{"type": "text", "text": "a"}, *([{"type": "image", "source": source}] if data else [])]
+        result = [{"type": "tool_result", "tool_use_id": "c1", "content": content}, *([{"type": "text", "text": "b"}] if follows else [])]
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": [call]}, {"role": "user", "content": result}]
+        status, answer, _ = await server.post("/v1/messages", {"messages": messages, "max_tokens": 4, "temperature": 0})
+        assert status == 200, answer
+        counts.append(answer["usage"]["input_tokens"] + answer["usage"]["cache_read_input_tokens"])
+    # Without a text of the user behind it, the image makes a message of its own.
+    assert counts[1] == counts[0] + IMAGE_TOKENS + (0 if follows else len("<user>"))
 
 
 async def test_what_does_not_fit_is_refused_and_the_engine_goes_on(manager):

@@ -6,9 +6,11 @@ from functools import partial
 
 from aiohttp import web
 
+from frontends.answers.background import follow
 from frontends.answers.generation import ROUTES, Extras, Generation
 from frontends.http.access_log import TASK, name_answer
 from frontends.http.authentication import CALLER
+from frontends.http.departure import Departure
 from frontends.http.event_stream import EventStream
 from frontends.http.idempotency_store import HEADER, MAX_ANSWER
 from frontends.http.request_checks import Handler, take
@@ -19,7 +21,8 @@ from frontends.openai import sse
 from frontends.openai.fan_out import open_choices
 from frontends.openai.response_builder import ResponseBuilder, failure
 from frontends.openai.wanted import renamed
-from frontends.responses.stored import ResponseStore
+from frontends.responses.requests import ParsedResponse
+from frontends.responses.stored import Name, ResponseStore
 from llmserve import Delta, LLMServeError, TokenStream
 
 
@@ -31,15 +34,24 @@ class GenerationRoutes:
         scheduler: when a stream's tokens are written.
         keepalive: seconds of silence after which a stream gets its status and a comment; 0 = never.
         responses: where responses are kept.
+        departure: tells when clients that follow a response have to leave.
         extras: what answers have in addition.
     """
 
     def __init__(
-        self, served: ServedModel, scheduler: FlushScheduler, keepalive: float, responses: ResponseStore, extras: Extras | None = None
+        self,
+        served: ServedModel,
+        scheduler: FlushScheduler,
+        keepalive: float,
+        responses: ResponseStore,
+        departure: Departure,
+        extras: Extras | None = None,
     ) -> None:
         self._served = served
         self._scheduler = scheduler
         self._keepalive = keepalive
+        self._responses = responses
+        self._departure = departure
         self._generation = Generation(served, responses, extras)
 
     def routes(self) -> dict[str, Handler]:
@@ -54,6 +66,8 @@ class GenerationRoutes:
         """Answer a request to one of `ROUTES`."""
         wanted, builder = await self._generation.parse(path, await take(request), request[CALLER])
         name_answer(request, builder.id, wanted.per_prompt)
+        if isinstance(wanted, ParsedResponse) and wanted.background and wanted.stream:
+            return await self._answer_background(request, wanted, builder)
         if not wanted.stream:
             response = await whole_response(await self._generation.whole(wanted, builder))
             if builder.task is not None:
@@ -72,8 +86,29 @@ class GenerationRoutes:
             await events.end(last + await builder.complete())
         return events.response
 
+    async def _answer_background(self, request: web.Request, wanted: ParsedResponse, builder: ResponseBuilder) -> web.StreamResponse:
+        assert wanted.record is not None
+        async for _ in await self._generation.whole(wanted, builder):
+            # What is in the store is also the client's answer.
+            pass
+        assert builder.task is not None
+        request[TASK] = builder.task
+        return await self.follow(request, wanted.record.name)
+
+    async def follow(self, request: web.Request, name: Name, number: int = 0) -> web.StreamResponse:
+        """Answer with the events of a response in the background, from a `sequence_number` on."""
+        with self._departure.follower():
+            async with self._events(request, failure) as events:
+                await events.begin()
+                complete = False
+                async for piece, is_complete in follow(self._responses, name, number, leaves=lambda: self._departure.dismissed):
+                    await events.send(piece)
+                    complete = is_complete
+                await (events.end() if complete else events.fail())
+        return events.response
+
     async def count(self, request: web.Request) -> web.StreamResponse:
-        return json_response(await self._generation.count_tokens(await take(request)))
+        return json_response(await self._generation.count_tokens(await take(request), request[CALLER]))
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         manager = self._served.manager
@@ -95,7 +130,7 @@ class GenerationRoutes:
         last.
         """
         events = EventStream(request, self._scheduler, self._keepalive)
-        if HEADER in request.headers:
+        if HEADER in request.headers and request.method == "POST":
             events.record(MAX_ANSWER)
         try:
             yield events

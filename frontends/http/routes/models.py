@@ -5,6 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
+from frontends.http.authentication import CALLER
 from frontends.http.request_checks import Handler
 from frontends.http.responses import json_response
 from frontends.http.routes.served_model import ServedModel
@@ -39,7 +40,7 @@ class ModelRoutes:
     async def tokenize(self, request: web.Request) -> web.Response:
         def make(body: TokenizeRequest) -> tuple[GenerationRequest, bool]:
             self._served.adapter(body.model)
-            return body.generation_request(), bool(body.return_token_strs)
+            return body.generation_request(request[CALLER]), bool(body.return_token_strs)
 
         manager = self._served.manager
         wanted, strings = await self._served.read(request, self._tokenize, make)

@@ -40,6 +40,11 @@ class ScriptedEngine:
     def info(self):
         return EngineInfo(name="scripted", version="0", model="none", max_model_len=100, vocab_size=256, max_num_seqs=self.max_num_seqs)
 
+    async def asked(self):
+        """Wait until a request has reached the engine."""
+        while not self.sinks:
+            await anyio.sleep(0.001)
+
     async def run(self, *, task_status=anyio.TASK_STATUS_IGNORED):
         self.starts += 1
         if self.starts in self.fails_to_start:

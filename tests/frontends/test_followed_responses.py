@@ -141,8 +141,7 @@ async def test_a_client_that_leaves_ends_nothing_and_others_follow():
     async with running_server(engine) as server:
         name = await begin(server.session)
         with anyio.fail_after(PATIENCE):
-            while not engine.sinks:
-                await anyio.sleep(0.01)
+            await engine.asked()
         followers = [asyncio.create_task(follow(server.session, name, after)) for after in (None, 2)]
         (request_id,) = engine.sinks
         engine.sinks[request_id].put(Delta("so", (1,)))
@@ -160,8 +159,7 @@ async def test_an_error_of_the_engine_is_the_last_event():
     async with running_server(engine) as server:
         name = await begin(server.session)
         with anyio.fail_after(PATIENCE):
-            while not engine.sinks:
-                await anyio.sleep(0.01)
+            await engine.asked()
         (sink,) = engine.sinks.values()
         sink.put(Delta("a", (1,)))
         sink.fail(EngineError("bad luck"))

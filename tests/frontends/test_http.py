@@ -286,8 +286,7 @@ async def test_an_engine_that_is_paused_is_503_and_when_to_come_back():
     async with running_server(engine) as server, anyio.create_task_group() as tasks:
 
         async def refuse():
-            while not engine.sinks:
-                await anyio.sleep(0.001)
+            await engine.asked()
             (sink,) = engine.sinks.values()
             sink.fail(translate(RetryableRequestError("Generation is paused.")))
 
@@ -322,8 +321,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_its_last_event():
     async with running_server(engine) as server, anyio.create_task_group() as tasks:
 
         async def script():
-            while not engine.sinks:
-                await anyio.sleep(0.001)
+            await engine.asked()
             (sink,) = engine.sinks.values()
             sink.put(Delta("a", (1,)))
             await anyio.sleep(0.05)
@@ -341,8 +339,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_its_last_event():
 async def test_a_slow_reader_gets_missed_tokens_as_one_chunk():
     engine = ScriptedEngine()
     async with running_server(engine) as server, server.session.post("/v1/completions", json={**TEXT, "stream": True}) as response:
-        while not engine.sinks:
-            await anyio.sleep(0.001)
+        await engine.asked()
         (sink,) = engine.sinks.values()
         # In one step, like an engine that generates several tokens per step.
         for text in "abc":
@@ -360,8 +357,7 @@ async def test_a_reader_that_stalls_costs_no_more_than_its_answer_and_is_given_u
         async with await anyio.connect_tcp("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:
             body = b'{"prompt": "hi", "max_tokens": 50, "stream": true}'
             await stream.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-            while not engine.sinks:
-                await anyio.sleep(0.001)
+            await engine.asked()
             (sink,) = engine.sinks.values()
             with anyio.fail_after(20):
                 while server.manager.statistics().open:

@@ -27,8 +27,7 @@ async def comments(response, number=2):
 
 async def first_sink(engine):
     with anyio.fail_after(10):
-        while not engine.sinks:
-            await anyio.sleep(0.001)
+        await engine.asked()
     return next(iter(engine.sinks.values()))
 
 

@@ -136,8 +136,7 @@ async def test_a_probe_that_leaves_does_not_end_the_check_and_others_join_it():
     async with running_server(engine, ManagerConfig(drain_timeout=0.01), app_of=checking()) as server:
         async with anyio.create_task_group() as probe:
             probe.start_soon(get, server, "/health/generate")
-            while not engine.sinks:
-                await anyio.sleep(0.001)
+            await engine.asked()
             probe.cancel_scope.cancel()
         answers = []
         async with anyio.create_task_group() as tasks:

@@ -89,8 +89,7 @@ async def test_a_client_that_leaves_is_cancelled_and_a_failed_engine_has_failed(
             engine.sinks.clear()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(server.post, "/generate", TEXT)
-                while not engine.sinks:
-                    await anyio.sleep(0.001)
+                await engine.asked()
                 if end == "leave":
                     tasks.cancel_scope.cancel()
                 else:
@@ -165,8 +164,7 @@ async def test_the_line_of_a_response_in_the_background_has_its_end(log, cancel)
     async with running_server(engine, app={"log": log}) as server:
         _, queued, _ = await server.post(path, {"input": "hello", "background": True})
         with anyio.fail_after(5):
-            while not engine.sinks:
-                await anyio.sleep(0.001)
+            await engine.asked()
         assert log == []
         if cancel:
             await server.post(f"{path}/{queued['id']}/cancel", {})

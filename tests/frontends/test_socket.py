@@ -50,8 +50,7 @@ def pieces_of(messages, number):
 
 async def scripted(engine):
     """Return the engine's only sink, when a request has reached the engine."""
-    while not engine.sinks:
-        await anyio.sleep(0.001)
+    await engine.asked()
     (sink,) = engine.sinks.values()
     return sink
 

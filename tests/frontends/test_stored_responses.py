@@ -212,8 +212,7 @@ async def test_a_background_response_runs_when_it_is_admitted():
     async with running_server(engine, ManagerConfig(drain_timeout=1, admission=AdmissionConfig(max_running=1))) as server:
         _, first, _ = await server.post(PATH, {**HI, "background": True})
         with anyio.fail_after(PATIENCE):
-            while not engine.sinks:
-                await anyio.sleep(0.01)
+            await engine.asked()
         _, second, _ = await server.post(PATH, {**HI, "background": True})
         found = {}
         with anyio.fail_after(PATIENCE):
@@ -313,8 +312,7 @@ async def test_while_a_server_drains_its_background_responses_end(finishes):
     async with running_server(engine) as server:
         _, queued, _ = await server.post(PATH, {**HI, "background": True})
         with anyio.fail_after(PATIENCE):
-            while not engine.sinks:
-                await anyio.sleep(0.01)
+            await engine.asked()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.manager.drain)
             if finishes:

@@ -214,7 +214,7 @@ async def test_the_end_of_the_application_waits_for_open_answers(deploy, workers
                 while not all(events):
                     await asyncio.sleep(0.01)
             await asyncio.to_thread(serve.delete, "default")
-        assert all(stream[-1] == b"[DONE]" and len(stream) == 101 for stream in events)
+        assert [(count(stream), stream[-1]) for stream in events] == [(100, b"[DONE]")] * 4
 
 
 async def test_an_application_is_replaced_on_its_port(deploy):
@@ -266,6 +266,6 @@ async def test_a_replica_serves_from_several_engines(deploy):
             events = [[] for _ in range(2 * 2 * SLOTS)]
             for stream in events:
                 tasks.start_soon(read, cluster, 60, stream)
-        assert all(stream[-1] == b"[DONE]" and len(stream) == 61 for stream in events)
+        assert [(count(stream), stream[-1]) for stream in events] == [(60, b"[DONE]")] * len(events)
         found = await cluster.until(lambda found: found["open"] == 0)
         assert all(engine["generation_tokens"] for engine in found["engines"])

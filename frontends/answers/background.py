@@ -10,7 +10,7 @@ from frontends.openai.wanted import renamed
 from frontends.responses.events import Place, lost, stopping
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
-from frontends.responses.stored import COMPLETE, Name, Record, ResponseStore
+from frontends.responses.stored import COMPLETE, Name, Operation, Record, ResponseStore
 from llmserve import InvalidRequest, LLMServeError, TokenStream
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ async def follow(
     Once `leaves` returns True, an `error` event is the last one of a response that runs.
     """
     place, pause = Place(number), EVENT_SECONDS
-    while found := await store.ask("events", name, place=place):
+    while found := await store.ask(Operation("events", name, place=place)):
         if not (found.body or found.runs):
             return
         if found.runs and leaves() and not place.offset:

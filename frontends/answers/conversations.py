@@ -8,7 +8,7 @@ from frontends.openai.decoding import SMALL
 from frontends.openai.errors import HTTPFailure
 from frontends.openai.unsupported import NOTHING_STORED
 from frontends.responses.requests import EMPTY, ParsedResponse, ResponsesRequest
-from frontends.responses.stored import COMPLETE, Name, ResponseStore
+from frontends.responses.stored import COMPLETE, Name, Operation, ResponseStore
 from llmserve import InvalidRequest
 
 PARAM = "previous_response_id"
@@ -39,7 +39,7 @@ class Conversations:
         """Return the conversation that ends with a response."""
         if self._store is None:
             raise InvalidRequest(f"{PARAM}: {NOTHING_STORED}", PARAM)
-        found = await self._store.ask("get", Name(caller.tenant, name))
+        found = await self._store.ask(Operation("get", Name(caller.tenant, name)))
         if found is None:
             words = f"{PARAM}: there is no response {name[:64]!r}, or it is no longer kept"
             raise HTTPFailure(400, words, "previous_response_not_found", param=PARAM)

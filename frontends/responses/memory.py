@@ -9,7 +9,7 @@ from collections.abc import Callable
 import attrs
 
 from frontends.access.fair_store import FairStore
-from frontends.responses.events import START, Events, Place
+from frontends.responses.events import Events
 from frontends.responses.stored import Name, Operation, Stop, StoredResponse
 
 # Seconds after which a response is dropped.
@@ -50,29 +50,13 @@ class ResponseMemory:
         self.keeps = max_responses > 0
         self.entries: FairStore[_Entry] = FairStore(clock, KEEP_SECONDS, max_bytes, max_responses, _Entry.end, _Entry.runs)
 
-    async def ask(
-        self,
-        operation: Operation,
-        name: Name,
-        response: StoredResponse | None = None,
-        stop: Stop | None = None,
-        events: bytes = b"",
-        place: Place = START,
-    ) -> StoredResponse | None:
-        return self.do(operation, name, response, stop, events, place)
+    async def ask(self, operation: Operation, stop: Stop | None = None) -> StoredResponse | None:
+        return self.do(operation, stop)
 
-    def do(
-        self,
-        operation: Operation,
-        name: Name,
-        response: StoredResponse | None = None,
-        stop: Stop | None = None,
-        events: bytes = b"",
-        place: Place = START,
-    ) -> StoredResponse | None:
+    def do(self, operation: Operation, stop: Stop | None = None) -> StoredResponse | None:
         """Do what `ResponseStore.ask` does."""
-        found = self.entries.get(*name)
-        if operation == "add":
+        name, response, events = operation.name, operation.response, operation.events
+        if operation.kind == "add":
             assert response is not None
             new = _Entry(response, events=Events() if events else None)
             if new.events is not None:
@@ -82,22 +66,24 @@ class ResponseMemory:
             # Only now: the answer says that a response was not kept, and `stop` that it was dropped later.
             new.stop = stop if response.runs else None
             return response.bare(body=b"")
+        found = self.entries.get(*name)
         if found is None:
             return None
-        if operation in ("replace", "append"):
-            if found.response.runs:
-                self._change(name, found, response or found.response, events)
-            return None
-        if operation == "events":
-            return None if found.events is None else found.response.bare(found.events.read(place))
-        if operation == "delete":
-            self.entries.pop(*name)
-            found.end()
-        elif operation == "cancel" and found.response.runs:
-            cancelled = found.response.ended("cancelled")
-            self._change(name, found, cancelled)
-            found.end()
-            return cancelled
+        match operation.kind:
+            case "replace" | "append":
+                if found.response.runs:
+                    self._change(name, found, response or found.response, events)
+                return None
+            case "events":
+                return None if found.events is None else found.response.bare(found.events.read(operation.place))
+            case "cancel" if found.response.runs:
+                cancelled = found.response.ended("cancelled")
+                self._change(name, found, cancelled)
+                found.end()
+                return cancelled
+            case "delete":
+                self.entries.pop(*name)
+                found.end()
         return found.response
 
     def _change(self, name: Name, found: _Entry, response: StoredResponse, events: bytes = b"") -> None:

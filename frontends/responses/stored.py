@@ -21,7 +21,7 @@ OVERHEAD = 1024
 # "cancel" ends a response that runs. "get", "body", "cancel" and "delete" return the response, or
 # None if there is none; only that of "get" surely has its items, which may be large. "events" returns
 # the response with some of its events as its body, or None if it has none.
-Operation = Literal["add", "replace", "append", "get", "body", "events", "cancel", "delete"]
+Kind = Literal["add", "replace", "append", "get", "body", "events", "cancel", "delete"]
 Stop = Callable[[], object]
 
 
@@ -73,6 +73,25 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
         return joined(self.items, bytes(_ANSWER.decode(self.body).output))
 
 
+class Operation(msgspec.Struct, frozen=True, array_like=True):
+    """What a store does with a response.
+
+    Attributes:
+        kind: what it does.
+        name: the name of the response.
+        response: the response to add, or its next state.
+        events: the next events of a response that clients follow. The store adds the last one, when
+            the response ends.
+        place: where the events to return begin.
+    """
+
+    kind: Kind
+    name: Name
+    response: StoredResponse | None = None
+    events: bytes = b""
+    place: Place = START
+
+
 class ResponseStore(Protocol):
     """A store of responses, in this process or in the one that several processes share."""
 
@@ -80,27 +99,11 @@ class ResponseStore(Protocol):
     def keeps(self) -> bool:
         """Whether it keeps responses at all."""
 
-    async def ask(
-        self,
-        operation: Operation,
-        name: Name,
-        response: StoredResponse | None = None,
-        stop: Stop | None = None,
-        events: bytes = b"",
-        place: Place = START,
-    ) -> StoredResponse | None:
+    async def ask(self, operation: Operation, stop: Stop | None = None) -> StoredResponse | None:
         """Do an operation.
 
-        Args:
-            operation: what to do.
-            name: the name of the response.
-            response: the response to keep.
-            stop: called if the response, once kept, ends before its last state is here: because a
-                client cancels or deletes it, or because it is dropped. Only a response that runs has
-                it.
-            events: the next events of a response that clients follow. The store adds the last one,
-                when the response ends.
-            place: where the events to return begin.
+        `stop` comes with a new response that runs. It is called if the response, once kept, ends
+        before its last state is here: a client cancels or deletes it, or the store drops it.
         """
 
 
@@ -118,19 +121,19 @@ class Record:
         return self._name
 
     async def add(self, status: str, body: bytes, stop: Stop | None = None, events: bytes = b"") -> bool:
-        """Keep the response; return whether there is room for it. `stop` and `events` are as in `ResponseStore.ask`."""
-        return await self._store.ask("add", self._name, self._state(status, body), stop, events) is not None
+        """Keep the response; return whether there is room for it. `stop` is as in `ResponseStore.ask`."""
+        return await self._store.ask(Operation("add", self._name, self._state(status, body), events), stop) is not None
 
     async def replace(self, status: str, body: bytes, events: bytes = b"") -> None:
         """Keep the next state of a response that runs."""
-        await self._store.ask("replace", self._name, self._state(status, body), events=events)
+        await self._store.ask(Operation("replace", self._name, self._state(status, body), events))
 
     async def append(self, events: bytes) -> None:
         """Keep more events of a response that runs."""
-        await self._store.ask("append", self._name, events=events)
+        await self._store.ask(Operation("append", self._name, events=events))
 
     async def delete(self) -> None:
-        await self._store.ask("delete", self._name)
+        await self._store.ask(Operation("delete", self._name))
 
     def _state(self, status: str, body: bytes) -> StoredResponse:
         return StoredResponse(status, self.background, self._items, body)

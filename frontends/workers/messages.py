@@ -9,7 +9,6 @@ import msgspec
 
 from frontends.http.idempotency_store import CachedResponse, Name
 from frontends.responses import stored
-from frontends.responses.events import START, Place
 
 # From a worker
 
@@ -140,10 +139,6 @@ class StoreRequest(msgspec.Struct, frozen=True, array_like=True, tag=29):
 
     number: int
     operation: stored.Operation
-    name: stored.Name
-    response: stored.StoredResponse | None
-    events: bytes = b""
-    place: Place = START
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=12):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from frontends.responses.events import START, Place
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.stored import Name, Operation, Stop, StoredResponse
 from frontends.workers.messages import StopResponse, StoreReply, StoreRequest
@@ -28,25 +27,17 @@ class ResponsesClient:
         # What stops the responses that run here.
         self._stops: dict[Name, Stop] = {}
 
-    async def ask(
-        self,
-        operation: Operation,
-        name: Name,
-        response: StoredResponse | None = None,
-        stop: Stop | None = None,
-        events: bytes = b"",
-        place: Place = START,
-    ) -> StoredResponse | None:
-        asked = next(self._numbers)
+    async def ask(self, operation: Operation, stop: Stop | None = None) -> StoredResponse | None:
+        asked, name, response = next(self._numbers), operation.name, operation.response
         replied: asyncio.Future[StoredResponse | None] = asyncio.get_running_loop().create_future()
         self._asked[asked] = replied
         if stop is not None:
             self._stops[name] = stop
         elif response is not None and not response.runs:
             self._stops.pop(name, None)
-        self._send(StoreRequest(asked, operation, name, response, events, place))
+        self._send(StoreRequest(asked, operation))
         found = await replied
-        if operation == "add" and found is None:
+        if operation.kind == "add" and found is None:
             self._stops.pop(name, None)
         return found
 
@@ -71,13 +62,14 @@ class ResponsesServer:
         self._running: set[Name] = set()
 
     def receive(self, message: StoreRequest) -> None:
-        response, name = message.response, message.name
-        found = self._memory.do(message.operation, name, response, partial(self._stop, name), message.events, message.place)
+        operation = message.operation
+        name, response = operation.name, operation.response
+        found = self._memory.do(operation, partial(self._stop, name))
         if response is not None and not response.runs:
             self._running.discard(name)
-        elif message.operation == "add" and found is not None:
+        elif operation.kind == "add" and found is not None:
             self._running.add(name)
-        if found is not None and message.operation != "get":
+        if found is not None and operation.kind != "get":
             found = found.bare(found.body)
         self._send(StoreReply(message.number, found))
 
@@ -89,6 +81,6 @@ class ResponsesServer:
         """End the worker's responses, after its end."""
         while self._running:
             name = self._running.pop()
-            found = self._memory.do("get", name)
+            found = self._memory.do(Operation("get", name))
             if found is not None:
-                self._memory.do("replace", name, found.ended("failed", LOST))
+                self._memory.do(Operation("replace", name, found.ended("failed", LOST)))

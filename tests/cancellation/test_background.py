@@ -17,7 +17,7 @@ from frontends.answers.background import BackgroundResponses
 from frontends.answers.generation import Generation
 from frontends.answers.served_model import ServedModel
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
-from frontends.responses.stored import Name
+from frontends.responses.stored import Name, Operation
 from llmserve import AdmissionConfig, EngineManager, LLMServeError, ManagerConfig, RestartConfig
 from llmserve.engines.simulated.engine import SimulatedConfig
 
@@ -59,26 +59,26 @@ class Rig:
         with anyio.fail_after(10):
             while self.generation._background._tasks or self.manager.statistics().open or self.manager.state == "restarting":
                 await anyio.sleep(0.001)
-        found = self.memory.do("get", self.name)
+        found = self.memory.do(Operation("get", self.name))
         assert answered or found is None
         return self.reached.times > 0, self.kept, found.status if found else None
 
     def act(self, fault):
-        self.kept = self.memory.do("get", self.name) is not None
+        self.kept = self.memory.do(Operation("get", self.name)) is not None
         fault(self)
 
 
 def cancelled(rig):
-    rig.memory.do("cancel", rig.name)
+    rig.memory.do(Operation("cancel", rig.name))
 
 
 def deleted(rig):
-    rig.memory.do("delete", rig.name)
+    rig.memory.do(Operation("delete", rig.name))
 
 
 def dropped(rig):
     rig.now += KEEP_SECONDS
-    assert rig.memory.do("get", rig.name) is None
+    assert rig.memory.do(Operation("get", rig.name)) is None
 
 
 def engine_died(rig):

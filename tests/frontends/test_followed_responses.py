@@ -26,7 +26,7 @@ from frontends.http.departure import Departure
 from frontends.http.event_stream import EventStream
 from frontends.responses.events import END, PIECE, Events, Place
 from frontends.responses.memory import ResponseMemory
-from frontends.responses.stored import Name, StoredResponse
+from frontends.responses.stored import Name, Operation, StoredResponse
 from frontends.workers.messages import StoreReply
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, Delta, EngineError, ManagerConfig
@@ -292,8 +292,8 @@ NAME = Name(None, "resp-a")
 
 
 async def keep(memory, events, status="completed"):
-    await memory.ask("add", NAME, StoredResponse("queued", background=True, items=b"", body=b"{}"), events=events)
-    await memory.ask("replace", NAME, StoredResponse(status, background=True, items=b"", body=b"{}"))
+    await memory.ask(Operation("add", NAME, StoredResponse("queued", background=True, items=b"", body=b"{}"), events))
+    await memory.ask(Operation("replace", NAME, StoredResponse(status, background=True, items=b"", body=b"{}")))
 
 
 @pytest.mark.parametrize("workers", [False, True])
@@ -314,7 +314,7 @@ async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_furth
     await keep(memory, LARGE)
     following = background.follow(memory, NAME)
     assert await anext(following) == (LARGE[:PIECE], True)
-    await memory.ask("delete", NAME)
+    await memory.ask(Operation("delete", NAME))
     assert [one async for one in following] == [(b"", False)]
 
 
@@ -326,9 +326,9 @@ async def test_a_follower_looks_rarely_during_a_silence_and_often_after_news(any
     looks = []
 
     class Watched(ResponseMemory):
-        async def ask(self, *operation, **more):
+        async def ask(self, operation, stop=None):
             looks.append(anyio.current_time())
-            return await memory.ask(*operation, **more)
+            return await memory.ask(operation, stop)
 
     following = background.follow(Watched(lambda: 0.0), NAME)
     for _ in range(2):
@@ -340,10 +340,10 @@ async def test_a_follower_looks_rarely_during_a_silence_and_often_after_news(any
         assert pauses[0] == pytest.approx(background.EVENT_SECONDS)
         assert max(pauses) == pytest.approx(background.MAX_LOOK_SECONDS)
         assert len(pauses) < 60 / background.MAX_LOOK_SECONDS + 5
-        await memory.ask("append", NAME, events=b"data: b\n\n")
+        await memory.ask(Operation("append", NAME, events=b"data: b\n\n"))
         with anyio.fail_after(background.MAX_LOOK_SECONDS):
             assert await asking == (b"data: b\n\n", False)
-        await memory.ask("append", NAME, events=b"data: c\n\n")
+        await memory.ask(Operation("append", NAME, events=b"data: c\n\n"))
 
 
 async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_server_has_to_end():
@@ -360,7 +360,7 @@ async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_
     assert (error["type"], error["code"]) == ("error", "unavailable")
     # A client that continues after the last number that it has seen misses nothing.
     assert error["sequence_number"] == 1
-    await memory.ask("cancel", NAME)
+    await memory.ask(Operation("cancel", NAME))
     ((found, complete),) = [one async for one in background.follow(memory, NAME, 1, leaves=lambda: True)]
     assert (b"event: response.failed" in found, complete) == (True, False)
 

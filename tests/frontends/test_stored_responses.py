@@ -33,7 +33,7 @@ from frontends.net.acceptor import listen
 from frontends.net.listeners import bind
 from frontends.responses import requests
 from frontends.responses.memory import KEEP_SECONDS, ResponseMemory
-from frontends.responses.stored import OVERHEAD, RUNNING, Name, StoredResponse
+from frontends.responses.stored import OVERHEAD, RUNNING, Name, Operation, StoredResponse
 from frontends.workers.messages import StoreReply, StoreRequest
 from frontends.workers.responses import LOST, ResponsesClient, ResponsesServer
 from llmserve import AdmissionConfig, EngineError, EngineManager, ManagerConfig
@@ -187,7 +187,7 @@ async def test_a_page_of_items_is_short_and_a_client_that_does_not_read_holds_it
     texts = [*(str(number) * 1000 for number in range(1000)), "x" * (2 * PAGE_BYTES)]
     items = msgspec.json.encode([{"id": f"item-{number}", "text": text} for number, text in enumerate(texts)])
     memory = ResponseMemory(asyncio.get_running_loop().time)
-    memory.do("add", Name(None, "x"), StoredResponse("completed", False, items, items))
+    memory.do(Operation("add", Name(None, "x"), StoredResponse("completed", False, items, items)))
     async with running_server(app={"responses": memory}) as server:
         query, found, more = {"limit": "100", "order": "asc"}, [], True
         while more:
@@ -368,10 +368,10 @@ class SlowStore:
         self.go = asyncio.Event()
         self.asked = []
 
-    async def ask(self, operation, name, response=None, stop=None, events=b"", number=0):
-        self.asked.append(operation)
+    async def ask(self, operation, stop=None):
+        self.asked.append(operation.kind)
         await self.go.wait()
-        return self.memory.do(operation, name, response, stop, events, number)
+        return self.memory.do(operation, stop)
 
 
 async def test_a_client_that_leaves_before_it_knows_the_id_leaves_nothing():
@@ -480,7 +480,7 @@ async def adding(memory):
     mail, stopped = [], asyncio.Event()
     client = ResponsesClient(mail.append, keeps=True)
     server = ResponsesServer(memory, client.receive)
-    asking = asyncio.create_task(client.ask("add", Name(None, "x"), response_of("queued"), stopped.set))
+    asking = asyncio.create_task(client.ask(Operation("add", Name(None, "x"), response_of("queued")), stopped.set))
     await asyncio.sleep(0)
     server.receive(mail.pop())
     return client, server, asking, stopped
@@ -499,17 +499,17 @@ async def test_a_response_without_room_is_not_kept_and_not_stopped():
 async def test_a_response_that_is_dropped_while_its_worker_learns_that_it_is_kept_stops():
     memory = ResponseMemory(lambda: 0.0)
     _, _, asking, stopped = await adding(memory)
-    memory.do("delete", Name(None, "x"))
+    memory.do(Operation("delete", Name(None, "x")))
     assert stopped.is_set()
     assert (await asking).status == "queued"
 
 
-@pytest.mark.parametrize(("operation", "items"), [("get", b"[1]"), ("body", b""), ("cancel", b""), ("delete", b"")])
-def test_a_worker_gets_the_items_only_where_it_needs_them(operation, items):
+@pytest.mark.parametrize(("kind", "items"), [("get", b"[1]"), ("body", b""), ("cancel", b""), ("delete", b"")])
+def test_a_worker_gets_the_items_only_where_it_needs_them(kind, items):
     memory, name, mail = ResponseMemory(lambda: 0.0), Name(None, "x"), []
     kept = StoredResponse("completed", True, b"[1]", b"{}")
-    memory.do("add", name, kept)
-    ResponsesServer(memory, mail.append).receive(StoreRequest(1, operation, name, None))
+    memory.do(Operation("add", name, kept))
+    ResponsesServer(memory, mail.append).receive(StoreRequest(1, Operation(kind, name)))
     assert mail == [StoreReply(1, StoredResponse("completed", True, items, b"{}"))]
 
 
@@ -517,12 +517,12 @@ def test_a_response_that_has_ended_has_nothing_to_stop():
     """Its task, which `stop` refers to, can go."""
     memory, name = ResponseMemory(lambda: 0.0), Name(None, "x")
     task = Task()
-    memory.do("add", name, response_of("queued"), task.cancel)
+    memory.do(Operation("add", name, response_of("queued")), task.cancel)
     alive = weakref.ref(task)
     del task
-    memory.do("replace", name, response_of("in_progress"))
+    memory.do(Operation("replace", name, response_of("in_progress")))
     assert alive() is not None
-    memory.do("replace", name, response_of("completed"))
+    memory.do(Operation("replace", name, response_of("completed")))
     assert alive() is None
 
 
@@ -557,11 +557,11 @@ class Bounds(RuleBasedStateMachine):
             return
         response = response_of("queued" if background else "completed", size, background)
         events = EVENT if background and followed else b""
-        found = self.memory.do("add", name, response, lambda: self.stopped.append(name), events)
+        found = self.memory.do(Operation("add", name, response, events), lambda: self.stopped.append(name))
         if found is None:
-            assert self.memory.do("get", name) is None
+            assert self.memory.do(Operation("get", name)) is None
         else:
-            assert self.memory.do("get", name) is response
+            assert self.memory.do(Operation("get", name)) is response
             self.kept[name] = response, self.now
             if background:
                 self.running.add(name)
@@ -577,17 +577,17 @@ class Bounds(RuleBasedStateMachine):
             self.kept[name] = response, self.kept[name][1]
             if status == "completed":
                 self.running.remove(name)
-        self.memory.do("replace", name, response)
+        self.memory.do(Operation("replace", name, response))
         self._note_dropped()
 
     @rule(name=names, count=st.integers(1, 30))
     def append(self, name, count):
-        self.memory.do("append", name, events=EVENT * count)
+        self.memory.do(Operation("append", name, events=EVENT * count))
         self._note_dropped()
 
     @rule(name=names)
     def cancel(self, name):
-        found = self.memory.do("cancel", name)
+        found = self.memory.do(Operation("cancel", name))
         if found is not None:
             assert not found.runs
             assert found.status == ("cancelled" if name in self.running else self.kept[name][0].status)
@@ -597,16 +597,16 @@ class Bounds(RuleBasedStateMachine):
 
     @rule(name=names)
     def delete(self, name):
-        found = self.memory.do("delete", name)
+        found = self.memory.do(Operation("delete", name))
         if found is not None:
             assert found == self.kept.pop(name)[0]
             self._check_stopped([name] if name in self.running else [])
         self._note_dropped()
-        assert self.memory.do("get", name) is None
+        assert self.memory.do(Operation("get", name)) is None
 
     @rule(name=names)
     def get(self, name):
-        found = self.memory.do("get", name)
+        found = self.memory.do(Operation("get", name))
         assert found is None or found == self.kept[name][0]
         self._note_dropped()
 
@@ -618,7 +618,7 @@ class Bounds(RuleBasedStateMachine):
 
     def _size(self, name):
         entry = self.memory.entries.get(*name)
-        assert (entry.response, entry.events is None or self.memory.do("events", name).body != b"") == (self.kept[name][0], True)
+        assert (entry.response, entry.events is None or self.memory.do(Operation("events", name)).body != b"") == (self.kept[name][0], True)
         return entry.size
 
     def _check_stopped(self, names):
@@ -631,7 +631,7 @@ class Bounds(RuleBasedStateMachine):
 
         None of the tenant `spared` is among them.
         """
-        gone = {name for name in self.kept if self.memory.do("get", name) is None}
+        gone = {name for name in self.kept if self.memory.do(Operation("get", name)) is None}
         assert not any(name.tenant == spared for name in gone & self.running)
         assert sorted(map(str, self.stopped)) == sorted(map(str, gone & self.running))
         for name in gone:

@@ -18,7 +18,7 @@ from frontends.openai.errors import HTTPFailure
 from frontends.openai.unsupported import NOTHING_STORED
 from frontends.responses.events import Place
 from frontends.responses.objects import ItemList, ResponseDeleted
-from frontends.responses.stored import Name, Operation, ResponseStore, StoredResponse
+from frontends.responses.stored import Kind, Name, Operation, ResponseStore, StoredResponse
 from llmserve import InvalidRequest
 
 PATH = "/v1/responses/{response_id}"
@@ -64,7 +64,7 @@ class ResponseRoutes:
                 raise InvalidRequest("starting_after requires stream=true", "starting_after")
             return in_pieces((await self._ask("body", request)).body)
         number, name = _first_number(request), self._name(request)
-        if await self._store.ask("events", name, place=Place(number)) is None:
+        if await self._store.ask(Operation("events", name, place=Place(number))) is None:
             await self._ask("body", request)
             raise InvalidRequest("stream: only a response with background: true and stream: true can be followed", "stream")
         return await self._follow(request, name, number)
@@ -83,12 +83,12 @@ class ResponseRoutes:
             raise InvalidRequest("response_id: only a response with background: true can be cancelled", "response_id")
         return web.Response(body=found.body, content_type=JSON)
 
-    async def _ask(self, operation: Operation, request: web.Request) -> StoredResponse:
+    async def _ask(self, kind: Kind, request: web.Request) -> StoredResponse:
         """Return the response that the path names. A tenant cannot tell others' responses from unknown ones."""
         if not self._store.keeps:
             raise HTTPFailure(404, NOTHING_STORED, "not_found", param="response_id")
         name = self._name(request)
-        found = await self._store.ask(operation, name)
+        found = await self._store.ask(Operation(kind, name))
         if found is None:
             words = f"there is no response {name.id[:64]!r}, or it is no longer kept"
             raise HTTPFailure(404, words, "not_found", param="response_id")

@@ -25,6 +25,8 @@ class Place(NamedTuple):
 
 
 START = Place(0)
+# Behind all events. A read from here returns none, and so tells only whether the response can be followed.
+BEHIND = Place(2**63 - 1)
 
 
 class Events:

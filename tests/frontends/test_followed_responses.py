@@ -296,6 +296,29 @@ async def keep(memory, events, status="completed"):
     await memory.ask(Operation("replace", NAME, StoredResponse(status, background=True, items=b"", body=b"{}")))
 
 
+class Watched(ResponseMemory):
+    """Notes what it returns of events, and when."""
+
+    def __init__(self):
+        super().__init__(lambda: 0.0)
+        self.reads = []
+
+    async def ask(self, operation, stop=None):
+        found = await super().ask(operation, stop)
+        if operation.kind == "events":
+            self.reads.append((found.body, anyio.current_time()))
+        return found
+
+
+@pytest.mark.parametrize("query", ["stream=true", "stream=true&starting_after=0"])
+async def test_a_follower_reads_each_piece_once(query):
+    """A regression: the route read the first piece too, and discarded it."""
+    memory = Watched()
+    await keep(memory, LARGE)
+    async with running_server(app={"responses": memory}) as server, server.session.get(f"{PATH}/{NAME.id}?{query}") as response:
+        assert await response.read() == b"".join(piece for piece, _ in memory.reads)
+
+
 @pytest.mark.parametrize("workers", [False, True])
 async def test_a_follower_gets_a_large_event_in_pieces(workers):
     """A regression: it held the whole event, so 150 clients that did not read one of 2.4 MB held 650 MB."""
@@ -321,22 +344,15 @@ async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_furth
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})])
 async def test_a_follower_looks_rarely_during_a_silence_and_often_after_news(anyio_backend):
     """A regression: 1,000 followers of a silent response cost the supervisor a fifth of a core."""
-    memory = ResponseMemory(lambda: 0.0)
+    memory = Watched()
     await keep(memory, b"data: a\n\n", "in_progress")
-    looks = []
-
-    class Watched(ResponseMemory):
-        async def ask(self, operation, stop=None):
-            looks.append(anyio.current_time())
-            return await memory.ask(operation, stop)
-
-    following = background.follow(Watched(lambda: 0.0), NAME)
+    following = background.follow(memory, NAME)
     for _ in range(2):
         assert (await anext(following))[0].startswith(b"data:")
-        begin = len(looks)
+        memory.reads.clear()
         asking = asyncio.ensure_future(anext(following))
         await anyio.sleep(60)
-        pauses = [after - before for before, after in pairwise(looks[begin:])]
+        pauses = [after - before for (_, before), (_, after) in pairwise(memory.reads)]
         assert pauses[0] == pytest.approx(background.EVENT_SECONDS)
         assert max(pauses) == pytest.approx(background.MAX_LOOK_SECONDS)
         assert len(pauses) < 60 / background.MAX_LOOK_SECONDS + 5

@@ -16,7 +16,7 @@ from frontends.net.turns import WorkQueue
 from frontends.openai import sse
 from frontends.openai.errors import HTTPFailure
 from frontends.openai.unsupported import NOTHING_STORED
-from frontends.responses.events import Place
+from frontends.responses.events import BEHIND
 from frontends.responses.objects import ItemList, ResponseDeleted
 from frontends.responses.stored import Kind, Name, Operation, ResponseStore, StoredResponse
 from llmserve import InvalidRequest
@@ -64,7 +64,7 @@ class ResponseRoutes:
                 raise InvalidRequest("starting_after requires stream=true", "starting_after")
             return in_pieces((await self._ask("body", request)).body)
         number, name = _first_number(request), self._name(request)
-        if await self._store.ask(Operation("events", name, place=Place(number))) is None:
+        if await self._store.ask(Operation("events", name, place=BEHIND)) is None:
             await self._ask("body", request)
             raise InvalidRequest("stream: only a response with background: true and stream: true can be followed", "stream")
         return await self._follow(request, name, number)

@@ -150,6 +150,7 @@ async def follow(
             place, pause = place.after(found.body), EVENT_SECONDS
             yield found.body, found.status in COMPLETE
         else:
+            # Followers look, because a store that they wait in would wake all of them in one turn of its event loop.
             # Looks become rarer during a silence, because thousands of them may reach one process.
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_LOOK_SECONDS)

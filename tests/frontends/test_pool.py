@@ -34,7 +34,7 @@ def cores_of(process):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 async def test_the_death_of_one_engine_ends_its_streams_only(tmp_path, sent):
-    arguments = ("--engines", "2", "--workers", "2", "--stall-timeout", "1", "--max-wait", "60")
+    arguments = ("--engines", "2", "--workers", "2", "--stall-timeout", "5", "--max-wait", "60")
     async with program(tmp_path, *arguments, module=MODULE, engine=ENGINE) as (process, url, _):
         await pool_deaths.one_engine_dies(process, url, cores_of, sent, tokens=120)
 

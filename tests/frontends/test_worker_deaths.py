@@ -30,7 +30,7 @@ async def test_a_dead_worker_s_requests_are_aborted_in_the_core(tmp_path):
 
 
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost(tmp_path):
-    async with serving(tmp_path, "--stall-timeout", "2", "--drain-timeout", "60") as (process, url, _):
+    async with serving(tmp_path, "--stall-timeout", "5", "--drain-timeout", "60") as (process, url, _):
         await worker_deaths.a_restarted_core_serves_the_same_workers(process, url, core_of)
 
 

@@ -34,15 +34,20 @@ HOST = """
 # Like a core and its worker: a process with its own shared memory, and another process that it has
 # started.
 FAMILY = """
-    import multiprocessing, subprocess, sys, time
+    import mmap, multiprocessing, os, subprocess, sys, time
     from multiprocessing import resource_tracker, shared_memory
     # The host's own tracker removes the segment only at the host's end, after the test.
     made = shared_memory.SharedMemory(create=True, size=4096)
     resource_tracker.unregister(made._name, "shared_memory")
     lock = multiprocessing.get_context("spawn").Lock()
     resource_tracker.unregister(lock._semlock.name, "semaphore")
+    # Like the memory of vLLM's CPU workers, which Python does not know.
+    exchange = f"vllm_dist_{os.getpid()}-tp:0-[0-1]-cpushm_0"
+    with open("/dev/shm/" + exchange, "wb+") as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 0)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print(made.name, "sem." + lock._semlock.name[1:], child.pid, flush=True)
+    print(made.name, "sem." + lock._semlock.name[1:], exchange, child.pid, flush=True)
     time.sleep(600)
 """
 

@@ -77,8 +77,9 @@ async def test_a_small_machine_s_cache_is_a_quarter_of_what_vllm_finds_available
     assert build_engine_args("nowhere", {}).kv_cache_memory_bytes == cache
 
 
+@pytest.mark.parametrize("kind", ["data_parallel_size", "tensor_parallel_size"])
 @pytest.mark.parametrize(("given", "nodes"), [("", "0,1,0"), ("1,1,1", "1,1,1")])
-async def test_engine_cores_share_the_numa_nodes_where_they_are_more(engine, monkeypatch, given, nodes):
+async def test_workers_share_the_numa_nodes_where_they_are_more(engine, monkeypatch, given, nodes, kind):
     from vllm.utils import cpu_resource_utils
 
     if engine.info.device != "cpu":
@@ -86,9 +87,9 @@ async def test_engine_cores_share_the_numa_nodes_where_they_are_more(engine, mon
     cpus = [cpu_resource_utils.LogicalCPUInfo(id=node, physical_core=node, numa_node=node) for node in (0, 1)]
     monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: cpus)
     monkeypatch.setenv(MEMORY_NODES, given)
-    build_engine_args("nowhere", {"data_parallel_size": 2})
+    build_engine_args("nowhere", {kind: 2})
     assert os.environ[MEMORY_NODES] == given
-    build_engine_args("nowhere", {"data_parallel_size": 3})
+    build_engine_args("nowhere", {kind: 3})
     assert os.environ[MEMORY_NODES] == nodes
 
 

@@ -1,12 +1,14 @@
-"""Two cores behind one AsyncLLM (`data_parallel_size=2`) act as one engine of double size."""
+"""Engines of several processes: two cores behind one AsyncLLM, and one core with several workers."""
 
+from pathlib import Path
 from typing import Any
 
 import anyio
 import psutil
 import pytest
 
-from llmserve import EngineDead, EngineManager, GenerationRequest, ManagerConfig, RestartConfig, Sampling
+from llmserve import EngineDead, EngineManager, EngineRestarted, GenerationRequest, ManagerConfig, RestartConfig, Sampling
+from llmserve.engines.processes.shared_memory import made_by
 
 pytestmark = pytest.mark.nightly
 
@@ -45,3 +47,26 @@ async def test_two_cores_have_the_room_of_two_and_die_as_one():
             cores[1].kill()
         assert len(ended) == 2 * SLOTS
     assert not any(core.is_running() and core.status() != psutil.STATUS_ZOMBIE for core in cores)
+
+
+async def test_three_workers_of_a_core_answer_and_leave_nothing_when_one_is_killed():
+    """The bundled model's attention has three groups of heads."""
+    args = {"tensor_parallel_size": 3, "max_num_seqs": SLOTS, "max_model_len": 2048}
+    question = GenerationRequest("The capital of France is", sampling=Sampling(max_tokens=8, temperature=0))
+    manager: Any
+    async with EngineManager.open("bundled", engine_args=args) as manager:
+        assert "Paris" in (await manager.generate(question)).text
+        (core,) = manager.engine.processes()
+        workers = psutil.Process(core).children(recursive=True)
+        assert len(workers) == 3
+        made = made_by(workers[0].pid)
+        assert any(name.startswith("vllm_dist_") for name in made)
+        async with manager.stream(GenerationRequest("x", sampling=Sampling(max_tokens=1500, ignore_eos=True))) as stream:
+            workers[1].kill()
+            with pytest.raises(EngineRestarted):
+                await stream.collect()
+        # This waits for the next engine.
+        assert "Paris" in (await manager.generate(question)).text
+        assert not any(Path("/dev/shm", name).exists() for name in made)
+        made = made_by(psutil.Process(manager.engine.processes()[0]).children(recursive=True)[0].pid)
+    assert not any(Path("/dev/shm", name).exists() for name in made)

@@ -29,7 +29,7 @@ async def test_the_death_of_one_core_ends_its_streams_only():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_one_core_dies_then_hangs_and_then_both_are_restarted(workers):
-    async with serving("--workers", workers, "--stall-timeout", "5") as (process, url, _):
+    async with serving("--workers", workers, "--stall-timeout", "8") as (process, url, _):
         await pool_deaths.one_engine_dies(process, url, cores_of, signal.SIGKILL, TOKENS)
         # Other programs may have slowed one engine down by now.
         await pool_deaths.one_engine_dies(process, url, cores_of, signal.SIGSTOP, TOKENS, equal=False)

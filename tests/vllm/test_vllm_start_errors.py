@@ -12,6 +12,7 @@ import pytest
 
 from llmserve import ConfigurationError
 from llmserve.engines.vllm.args import build_engine_args
+from llmserve.engines.vllm.rendering import texts
 from llmserve.engines.vllm.shared_core import start_errors
 from llmserve.models import resolve
 
@@ -120,3 +121,19 @@ def test_a_wrong_engine_argument_is_named_in_one_line(arguments, words):
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "bert"])
+def test_a_folder_without_a_tokenizer_is_named(tmp_path, kind):
+    """A regression: the engine started, and refused each text, or read each as unknown tokens."""
+    from transformers import AutoTokenizer
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ConfigurationError) as caught:
+        texts(AutoTokenizer.from_pretrained(tmp_path), "folder")
+    assert str(caught.value) == (
+        "folder has no tokenizer that knows any text: "
+        "copy its files (such as tokenizer.json) into that folder, or set the engine argument 'tokenizer'"
+    )
+    whole = AutoTokenizer.from_pretrained(resolve("bundled"))
+    assert len(texts(whole, "bundled")) == len(whole)

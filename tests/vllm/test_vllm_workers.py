@@ -76,7 +76,7 @@ async def test_they_share_the_engine_and_a_dead_one_s_requests_are_aborted_in_it
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 async def test_the_core_is_started_again_for_all_workers_and_nothing_is_lost():
-    async with serving("--stall-timeout", "3", "--drain-timeout", "120") as (process, url, _):
+    async with serving("--stall-timeout", "8", "--drain-timeout", "120") as (process, url, _):
         await worker_deaths.a_restarted_core_serves_the_same_workers(process, url, core_of)
 
 

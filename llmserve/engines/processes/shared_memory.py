@@ -1,7 +1,8 @@
 """Removes shared memory and semaphores that a killed process leaves in /dev/shm.
 
 Each of vLLM's message queues leaves 160 MiB. Their creator would have removed them, and Python's
-resource tracker removes them only when the host ends.
+resource tracker removes them only when the host ends. The memory through which vLLM's CPU workers
+of one engine exchange tensors has 4 MiB for each worker, and stays forever.
 """
 
 import os
@@ -10,9 +11,9 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 
 FOLDER = "/dev/shm/"  # noqa: S108 - not a folder for temporary files
-# The prefixes of multiprocessing's names, and the tracker's name for each kind. Other files are not
-# ours to remove.
-KINDS = {"psm_": "shared_memory", "sem.mp-": "semaphore"}
+# The prefixes of the names of multiprocessing and vLLM, and the resource tracker's name for each kind
+# that it knows. Other files are not ours to remove.
+KINDS = {"psm_": "shared_memory", "sem.mp-": "semaphore", "vllm_dist_": None}
 
 
 def mapped_by(pid: int | str) -> set[int]:
@@ -38,4 +39,5 @@ def remove(names: Iterable[str]) -> None:
             # Otherwise the tracker, which the host shares with its processes, would report it as
             # missing. It knows a semaphore without "sem.".
             kind = next(word for prefix, word in KINDS.items() if name.startswith(prefix))
-            resource_tracker.unregister("/" + name.removeprefix("sem."), kind)
+            if kind is not None:
+                resource_tracker.unregister("/" + name.removeprefix("sem."), kind)

@@ -121,7 +121,7 @@ def build_engine_args(model: str, given: Mapping[str, Any], sharing: int = 1) ->
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"vLLM rejects its engine arguments: {one_line(error)}") from error
     _share_memory(args, given, sharing)
-    if _on_cpu() and args.data_parallel_size > 1:
+    if _on_cpu():
         _share_nodes(args.data_parallel_size * args.tensor_parallel_size * args.pipeline_parallel_size)
     return args
 
@@ -264,8 +264,8 @@ def _share_memory(args: "AsyncEngineArgs", given: Mapping[str, Any], sharing: in
 def _share_nodes(workers: int) -> None:
     """Let workers share NUMA nodes if there are too few.
 
-    vLLM 0.33 gives each worker of its engine cores its own node, and a core without a free node
-    does not start.
+    vLLM gives each worker of an engine its own node, and without a free one the engine does not
+    start. From vLLM 0.33 on this is so for the workers of all cores.
     """
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list
 

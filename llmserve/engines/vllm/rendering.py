@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -12,7 +12,7 @@ from llmserve.engines.vllm.outputs import brief
 from llmserve.engines.vllm.pooling.tasks import has_pair_template
 from llmserve.engines.vllm.prompts import GONE, PromptEncoder, PromptJob, can_encode
 from llmserve.engines.vllm.tool_parsers import template_tools
-from llmserve.errors import EngineDead, InvalidRequest, PromptTooLong
+from llmserve.errors import ConfigurationError, EngineDead, InvalidRequest, PromptTooLong
 from llmserve.images.decoding import Decoded, ImageDecoder
 from llmserve.images.parts import AnyImage, images, text_of
 from llmserve.pooling.requests import CLASSIFY, Pooling, pair_of
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 
 def has_chat_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
+
+
+def texts(tokenizer: Any, name: str) -> Collection[str]:
+    """Return the tokens' texts. Raises ConfigurationError if only special tokens have one.
+
+    From a folder without its files, transformers makes such a tokenizer.
+    """
+    found: Mapping[str, int] = tokenizer.get_vocab()
+    if found.keys() <= set(tokenizer.all_special_tokens):
+        remedy = "copy its files (such as tokenizer.json) into that folder, or set the engine argument 'tokenizer'"
+        raise ConfigurationError(f"{name} has no tokenizer that knows any text: {remedy}")
+    return found
 
 
 class PromptRenderer:
@@ -38,7 +50,7 @@ class PromptRenderer:
         tokenizer = llm.get_tokenizer()
         self._has_chat_template = has_chat_template(tokenizer)
         # The longest text of one token bounds the length of text that can fit the context.
-        self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
+        self._longest_token = max(map(len, texts(tokenizer, self._model.tokenizer)))
         self.encoder = PromptEncoder(llm.renderer) if can_encode(llm.renderer) else None
         self._decoder = ImageDecoder()
         self._has_pair_template: bool | None = None

@@ -23,11 +23,16 @@ ALL = -(2**31)
 TOKEN_BYTES = 4
 
 
+def expected_tokens(body: bytes) -> int:
+    """Return about how many tokens the prompt of a line with this body has."""
+    return len(body) // TOKEN_BYTES
+
+
 @attrs.define(eq=False)
 class Started:
-    """A line that has started: the size of its body in bytes, and the timelines of its sequences."""
+    """A line that has started: the expected tokens of its prompt, and the timelines of its sequences."""
 
-    size: int
+    tokens: int
     timelines: list[Timeline] = attrs.field(factory=list)
 
     @property
@@ -35,13 +40,11 @@ class Started:
         return sum(timeline.completion_tokens for timeline in self.timelines)
 
     @property
-    def pending(self) -> float:
+    def pending(self) -> int:
         """Prompt tokens without a first token."""
         if not self.timelines:
-            return self.size / TOKEN_BYTES
-        return sum(
-            one.prompt_tokens or self.size / TOKEN_BYTES for one in self.timelines if one.first_token is None and one.outcome is None
-        )
+            return self.tokens
+        return sum(one.prompt_tokens or self.tokens for one in self.timelines if one.first_token is None and one.outcome is None)
 
     def count(self, *, admitted: bool) -> int:
         """Return how many of its sequences are open, and have been admitted or not."""
@@ -76,8 +79,8 @@ class Room:
         """Return whether a line has more choices than ever fit beside others. Once it runs, it is not stopped."""
         return len(started.timelines) > self._most
 
-    def look(self, started: Collection[Started], size: int) -> int:
-        """Return 1 if a line with a body of `size` bytes may start, 0 if not, and -n if n sequences of lines must stop."""
+    def look(self, started: Collection[Started], tokens: int) -> int:
+        """Return 1 if a line with a prompt of about `tokens` tokens may start, 0 if not, and -n if n sequences of lines must stop."""
         found = self._manager.statistics()
         if found.state is State.FAILED:
             # The line fails at once, and with it the batch.
@@ -100,7 +103,7 @@ class Room:
         if max(found.running, running) + waiting + coming >= self._most:
             return 0
         pending = sum(one.pending for one in started)
-        return int(pending == 0 or pending + size / TOKEN_BYTES <= self._prompt_tokens)
+        return int(pending == 0 or pending + tokens <= self._prompt_tokens)
 
     def _batch(self, engines: int, limit: int | None) -> tuple[int, int]:
         """Return how many sequences the engines batch, and how many slots of them stay free."""

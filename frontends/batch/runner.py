@@ -1,11 +1,11 @@
 """Answers the lines of batches, each until it has its result, however often it must start again.
 
-Several batches share the room in turn. A line that was stopped for other requests, or that admission
-refused, starts again before new lines do.
+Tenants share the room in turn, by their weights, and the batches of a tenant share its turns. A line
+that was stopped for other requests, or that admission refused, starts again before new lines do.
 """
 
 import logging
-from collections import deque
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
@@ -15,7 +15,7 @@ import attrs
 from frontends.access.caller import Caller
 from frontends.answers.errors import described
 from frontends.batch.lines import InvalidLine, Line, Result, answered, read_line, refuse_streams
-from frontends.batch.room import ALL, Room, Started
+from frontends.batch.room import ALL, Room, Started, expected_tokens
 from frontends.openai import sse
 from llmserve import (
     EngineDead,
@@ -28,6 +28,8 @@ from llmserve import (
     State,
     TenantOverloaded,
 )
+from llmserve.admission.fair_queue import FairQueue
+from llmserve.admission.ticket import Ticket
 from llmserve.runtime.lifespan import first_of
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,11 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.01
 # How often a line may be in an engine that dies, before its error is the answer.
 MAX_DEATHS = 3
+# The bands of lines that want to start.
+AGAIN, NEW = 0, 1
+# Turns, at a weight of 1, that a tenant may make up for after it had no line to start: its only batch
+# has none after each turn, until it has read the next one.
+CREDIT = 16.0
 
 # Takes a path, a body and a caller; returns the answer's id and its JSON. Raises LLMServeError.
 Answer = Callable[[str, bytes, Caller], Awaitable[tuple[str, bytes]]]
@@ -44,14 +51,6 @@ Put = Callable[[Result], Awaitable[None]]
 
 class EngineGone(Exception):
     """No engine will answer any more lines."""
-
-
-@attrs.define(eq=False)
-class _Want:
-    """A line that wants to start; `go` is set when it may."""
-
-    size: int
-    go: anyio.Event = attrs.field(factory=anyio.Event)
 
 
 @attrs.define
@@ -80,9 +79,9 @@ class Runner:
         self._room = room
         self._answer = answer
         self._started: dict[Started, anyio.CancelScope] = {}
-        # New lines of all batches in turn, and before them the lines that start again.
-        self._wants: deque[_Want] = deque()
-        self._again: deque[_Want] = deque()
+        # The lines that want to start; a ticket costs one turn.
+        self._queue = FairQueue(weight=self._weight, aging=math.inf)
+        self._queue.credit = CREDIT
         self._pause_until = 0.0
         self._change = anyio.Event()
         self.stopped = 0
@@ -117,7 +116,7 @@ class Runner:
                         await put(error.result)
                         continue
                     await job.pause()
-                    await self._turn(self._wants, line)
+                    await self._turn(NEW, line, job)
                     tasks.start_soon(self._until_answered, line, self._begin(line), job)
         except BaseExceptionGroup as group:
             raise first_of(group) from None
@@ -125,12 +124,12 @@ class Runner:
     # One line
 
     def _begin(self, line: Line) -> Started:
-        started = Started(len(line.body))
+        started = Started(expected_tokens(line.body))
         self._started[started] = anyio.CancelScope()
         self._change.set()
         return started
 
-    async def _until_answered(self, line: Line, started: Started, job: "_Job") -> None:
+    async def _until_answered(self, line: Line, started: Started, job: _Job) -> None:
         deaths = 0
         while True:
             try:
@@ -153,7 +152,7 @@ class Runner:
             if self._gone:
                 raise EngineGone("the engine died and will not be restarted")
             await job.pause()
-            await self._turn(self._again, line)
+            await self._turn(AGAIN, line, job)
             started = self._begin(line)
         await job.put(result)
 
@@ -181,20 +180,25 @@ class Runner:
 
     # All lines
 
-    async def _turn(self, queue: deque[_Want], line: Line) -> None:
+    def _weight(self, tenant: str) -> float:
+        limits = self._manager.config.admission.table.of(tenant)
+        return limits.weight if limits else 1.0
+
+    async def _turn(self, band: int, line: Line, job: _Job) -> None:
         """Return when a line may start."""
-        want = _Want(len(line.body))
-        queue.append(want)
+        go = anyio.Event()
+        ticket = Ticket(tenant=job.caller.tenant or "", band=band, prompt_tokens=expected_tokens(line.body), wake=go.set)
+        self._queue.push(ticket, 0.0)
         self._change.set()
         try:
-            await want.go.wait()
+            await go.wait()
         finally:
-            if want in queue:
-                queue.remove(want)
+            if not go.is_set():
+                self._queue.remove(ticket, 0.0)
 
     async def _watch(self) -> None:
         while True:
-            if not (self._started or self._wants or self._again):
+            if not (self._started or self._queue.length):
                 self._change = anyio.Event()
                 await self._change.wait()
             self._look()
@@ -203,12 +207,14 @@ class Runner:
                 await self._change.wait()
 
     def _look(self) -> None:
-        queue = self._again or self._wants
-        found = self._room.look(self._started, queue[0].size if queue else 0)
+        first = self._queue.head() if self._queue.length else None
+        found = self._room.look(self._started, first.prompt_tokens if first else 0)
         if found < 0:
             self._stop(-found)
-        elif found and queue and anyio.current_time() >= self._pause_until:
-            queue.popleft().go.set()
+        elif found and first and anyio.current_time() >= self._pause_until:
+            self._queue.remove(first, 0.0)
+            self._queue.charge(first.tenant, first.cost)
+            first.wake()
 
     def _stop(self, count: int) -> None:
         """Stop lines with `count` sequences in total, or all; those that have generated least are first."""

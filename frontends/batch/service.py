@@ -21,6 +21,7 @@ from frontends.batch.answers import Answers
 from frontends.batch.journal import Journal
 from frontends.batch.lines import name_of, read_result, unanswered
 from frontends.batch.objects import ENDED, BatchError, BatchErrors, BatchObject, BatchRecord, RequestCounts, Status
+from frontends.batch.places import Places
 from frontends.batch.room import Room
 from frontends.batch.runner import EngineGone, Runner
 from frontends.batch.source import Checked, check, remaining
@@ -33,8 +34,11 @@ from llmserve.runtime.lifespan import first_of
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
-# Batches that are in progress at once, and take turns; each has two open files. As many may end meanwhile.
-AT_ONCE = 16
+# Batches that are in progress at once, and how many if each further one is the only one
+# of its tenant. Each has two open files, and in memory some 120 bytes for each line that is done.
+AT_ONCE, MOST_AT_ONCE = 16, 64
+# Batches that end at once.
+ENDINGS = 16
 WORDS = {"expired": "the batch was not complete within its completion_window", "cancelled": "the batch was cancelled"}
 
 
@@ -54,7 +58,7 @@ class BatchService:
         self._now = now
         self._runner = Runner(manager, Room(manager), self.answers)
         self._tasks: anyio.abc.TaskGroup
-        self._places, self._endings = anyio.Semaphore(AT_ONCE), anyio.Semaphore(AT_ONCE)
+        self._places, self._endings = Places(AT_ONCE, MOST_AT_ONCE), Places(ENDINGS, ENDINGS)
         self._saving = anyio.Lock()
         # The scopes of batches that wait for a place or are in progress, and the open journals.
         self._scopes: dict[str, anyio.CancelScope] = {}
@@ -140,11 +144,11 @@ class BatchService:
     async def _run(self, record: BatchRecord) -> None:
         batch = record.object
         try:
-            place = await self._place(record)
+            places = await self._place(record)
             try:
                 await self._journalled(record)
             finally:
-                place.release()
+                places.release(record.tenant)
         except EngineGone:
             # The server ends, and the next one continues the batch.
             return
@@ -156,13 +160,13 @@ class BatchService:
             await self._fail(record, error)
         say(f"batch     {batch.id} {batch.status}: {batch.request_counts.completed} of {batch.request_counts.total} lines answered")
 
-    async def _place(self, record: BatchRecord) -> anyio.Semaphore:
+    async def _place(self, record: BatchRecord) -> Places:
         """Take a place; a batch that is cancelled or expires takes one of those that only end batches."""
         if record.object.cancelling_at is None:
             with self._open(record):
-                await self._places.acquire()
+                await self._places.acquire(record.tenant)
                 return self._places
-        await self._endings.acquire()
+        await self._endings.acquire(record.tenant)
         return self._endings
 
     @contextmanager

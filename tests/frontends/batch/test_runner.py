@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from functools import partial
 
 import anyio
@@ -131,6 +132,8 @@ async def test_lines_stop_when_others_need_their_slots_and_start_again():
                 assert batch.manager.statistics().running == 16
                 assert batch.engine.statistics().waiting == 0
             assert batch.runner.stopped >= 14
+    # New lines wait until those have started again.
+    assert {result.number for result in batch.results[:14]} == set(range(1, 15))
     assert sorted(result.number for result in batch.results) == list(range(1, 41))
     assert all(result.succeeded for result in batch.results)
 
@@ -269,3 +272,54 @@ async def test_batches_take_turns():
     # The short batch waits for about as many lines of the long one as it has itself.
     assert ends["short"] <= 50
     assert ends["long"] == 120
+
+
+async def shares(batches, config=None):
+    """Run batches of 100 lines each until one tenant has all its lines; return the number of lines of each tenant until then."""
+    batch, counts, left = Batch(config, max_num_seqs=4), Counter(), Counter(batches)
+
+    async with batch.manager, batch.runner.running():
+        async with anyio.create_task_group() as tasks:
+
+            async def run(tenant):
+                async def put(_):
+                    counts[tenant] += 1
+
+                await batch.runner.run(texts(100), batch.answers.table, Caller(tenant=tenant), put)
+                left[tenant] -= 1
+                if not left[tenant]:
+                    tasks.cancel_scope.cancel()
+
+            for tenant in Counter(batches).elements():
+                tasks.start_soon(run, tenant)
+    return counts
+
+
+async def test_a_tenant_with_many_batches_has_no_more_turns_than_one_with_a_single_batch():
+    counts = await shares({"many": 16, "single": 1})
+    assert counts["single"] == 100
+    assert 90 <= counts["many"] <= 110
+
+
+async def test_turns_go_by_the_weights_of_tenants():
+    table = TenantTable({"light": TenantLimits(weight=0.2)})
+    counts = await shares({"light": 4, "heavy": 1}, ManagerConfig(admission=AdmissionConfig(tenants=table)))
+    assert counts["heavy"] == 100
+    assert 16 <= counts["light"] <= 26
+
+
+async def test_a_tenant_that_comes_later_does_not_make_up_for_the_turns_before():
+    batch, ends = Batch(max_num_seqs=4), {}
+
+    async def run(tenant, count):
+        begin = len(batch.results)
+        await batch.runner.run(texts(count), batch.answers.table, Caller(tenant=tenant), batch.put)
+        ends[tenant] = len(batch.results) - begin
+
+    async with batch.manager, batch.runner.running():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, "early", 300)
+            await anyio.sleep(3)
+            assert 30 < len(batch.results) < 100
+            tasks.start_soon(run, "late", 60)
+    assert 95 <= ends["late"] <= 130

@@ -19,6 +19,7 @@ from frontends.access.control import Access
 from frontends.batch import store as stores
 from frontends.batch.answers import Answers
 from frontends.batch.journal import Journal
+from frontends.batch.places import Places
 from frontends.batch.service import BatchService
 from frontends.batch.store import Store
 from llmserve import ConfigurationError
@@ -55,7 +56,7 @@ async def served(folder, clock=None, *, runs=True, **more):
 
     async with running_server(app_of=app_of, **more) as server:
         if not runs:
-            made[0]._places = anyio.Semaphore(0)
+            made[0]._places = Places(0, 0)
         async with made[0].running(), openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             yield server, client
 
@@ -318,9 +319,29 @@ async def test_a_batch_is_cancelled_even_if_its_state_cannot_be_stored(tmp_path,
         assert batch.request_counts.completed < 300
 
 
+KEYS = Keys([Key(name, digest(f"lls_{name}"), name) for name in ("alice", "bob")])
+
+
+async def test_a_tenant_s_batch_does_not_wait_for_those_of_another_one(tmp_path, monkeypatch):
+    """Also after a restart, which begins with the oldest."""
+    monkeypatch.setattr("frontends.batch.service.AT_ONCE", 2)
+    clock, hers = Clock(), []
+    async with served(tmp_path, clock, time_scale=0.2, app={"access": Access(KEYS)}) as (_, client):
+        alice = client.with_options(api_key="lls_alice")
+        for _ in range(4):
+            clock.now += 1
+            hers.append(await created(alice, text(lines(300, max_tokens=100))))
+        for batch in hers[:2]:
+            await ended(alice, batch, "in_progress")
+    async with served(tmp_path, clock, time_scale=0.2, app={"access": Access(KEYS)}) as (_, client):
+        alice, bob = client.with_options(api_key="lls_alice"), client.with_options(api_key="lls_bob")
+        assert (await ended(bob, await created(bob, text(lines(10))))).status == "completed"
+        found = [(await alice.batches.retrieve(batch.id)).status for batch in hers]
+        assert found == ["in_progress", "in_progress", "validating", "validating"]
+
+
 async def test_tenants_see_only_what_is_theirs(tmp_path):
-    keys = Keys([Key(name, digest(f"lls_{name}"), name) for name in ("alice", "bob")])
-    async with served(tmp_path, app={"access": Access(keys)}) as (_, client):
+    async with served(tmp_path, app={"access": Access(KEYS)}) as (_, client):
         alice, bob = client.with_options(api_key="lls_alice"), client.with_options(api_key="lls_bob")
         batch = await ended(alice, await created(alice, text(lines(2))))
         assert batch.status == "completed"

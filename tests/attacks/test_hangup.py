@@ -65,6 +65,8 @@ async def test_the_end_of_its_terminal_drains_the_server(tmp_path):
     def take_terminal():
         os.setsid()
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        # The tests may run under nohup.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     command = [*MODULE, *SIMULATED, "--port", "0"]
     environment = {**os.environ, "LLMSERVE_CACHE": str(tmp_path)}

@@ -73,13 +73,21 @@ def url(tmp_path_factory):
             ip("link", "del", link, check=False)
 
 
-def streams_on(host):
-    """Return the number of ingresses' connections to the server of a host's replica.
+def sent_on(host):
+    """Return the bytes that the server of a host's replica has sent on each ingress's connection.
 
     Neither Ray nor a client probes its connections (keepalive), and clients are connected to PORT.
     """
-    lines = ip("netns", "exec", host, "ss", "-Htno", "state", "established").splitlines()
-    return sum("keepalive" in line and f":{PORT}" not in line.split()[2] for line in lines)
+    lines = ip("netns", "exec", host, "ss", "-HtnoiO", "state", "established").splitlines()
+    ours = [line.split() for line in lines if "keepalive" in line and f":{PORT}" not in line.split()[2]]
+    return {words[3]: next(word for word in words if word.startswith("bytes_sent:")) for words in ours}
+
+
+async def has_stream(host):
+    """Return whether a stream is open on a host: an idle connection sends nothing."""
+    before = sent_on(host)
+    await asyncio.sleep(0.2)
+    return any(sent != before.get(peer, sent) for peer, sent in sent_on(host).items())
 
 
 class Load:
@@ -109,10 +117,9 @@ class Load:
         async with asyncio.TaskGroup() as tasks:
             async with asyncio.timeout(60):
                 # The router does not use an unreachable replica immediately after its return.
-                while not all(streams_on(host) for host in HOSTS):
+                while not all([await has_stream(host) for host in HOSTS]):
                     tasks.create_task(self.stream(begun))
                     await begun.acquire()
-                    await asyncio.sleep(0.2)
             event()
             for _ in range(int(seconds / 0.1)):
                 tasks.create_task(self.ask())

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from llmserve import EngineDead, EngineManager, ManagerConfig, RestartConfig, Sampling
+from llmserve.engines.processes.shared_memory import KINDS
 
 # Range of the seconds after which a start is given up: from before the import of vLLM until after a
 # core has loaded its model.
@@ -31,8 +32,6 @@ EARLIEST, LATEST = 0.3, 20.0
 # some hundred bytes.
 NOT_OURS = ("torchinductor", "vllm_dist_")
 
-MADE = ("psm_", "sem.mp-")
-
 
 def left():
     """Return everything that a process could leave behind in the system, and in itself."""
@@ -40,7 +39,9 @@ def left():
     others = [child for child in me.children(recursive=True) if "resource_tracker" not in " ".join(command_of(child))]
     return {
         "processes": len(others),
-        "segments": sorted(file.name for file in Path("/dev/shm").iterdir() if file.name.startswith(MADE) and file.stat().st_ctime > BEGAN),
+        "segments": sorted(
+            file.name for file in Path("/dev/shm").iterdir() if file.name.startswith(tuple(KINDS)) and file.stat().st_ctime > BEGAN
+        ),
         "files": sorted(name for name in os.listdir(tempfile.gettempdir()) if not name.startswith(NOT_OURS)),
         "descriptors": me.num_fds(),
         "threads": me.num_threads(),

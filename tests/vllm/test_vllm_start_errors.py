@@ -132,7 +132,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path, kind):
     with pytest.raises(ConfigurationError) as caught:
         texts(AutoTokenizer.from_pretrained(tmp_path), "folder")
     assert str(caught.value) == (
-        "folder has no tokenizer that knows any text: "
+        "the tokenizer of folder knows no text: "
         "copy its files (such as tokenizer.json) into that folder, or set the engine argument 'tokenizer'"
     )
     whole = AutoTokenizer.from_pretrained(resolve("bundled"))

@@ -121,8 +121,9 @@ def build_engine_args(model: str, given: Mapping[str, Any], sharing: int = 1) ->
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"vLLM rejects its engine arguments: {one_line(error)}") from error
     _share_memory(args, given, sharing)
-    if _on_cpu():
-        _share_nodes(args.data_parallel_size * args.tensor_parallel_size * args.pipeline_parallel_size)
+    workers = args.data_parallel_size * args.tensor_parallel_size * args.pipeline_parallel_size
+    if _on_cpu() and workers > 1:
+        _share_nodes(workers)
     return args
 
 

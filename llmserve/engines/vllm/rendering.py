@@ -27,14 +27,14 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def texts(tokenizer: Any, name: str) -> Collection[str]:
-    """Return the tokens' texts. Raises ConfigurationError if only special tokens have one.
+    """Return the tokens' texts. Raises ConfigurationError if all tokens are special.
 
-    From a folder without its files, transformers makes such a tokenizer.
+    transformers makes such a tokenizer from a folder that lacks the tokenizer's files.
     """
     found: Mapping[str, int] = tokenizer.get_vocab()
     if found.keys() <= set(tokenizer.all_special_tokens):
         remedy = "copy its files (such as tokenizer.json) into that folder, or set the engine argument 'tokenizer'"
-        raise ConfigurationError(f"{name} has no tokenizer that knows any text: {remedy}")
+        raise ConfigurationError(f"the tokenizer of {name} knows no text: {remedy}")
     return found
 
 

@@ -6,6 +6,7 @@ of one engine exchange tensors has 4 MiB for each worker, and stays forever.
 """
 
 import os
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import resource_tracker
@@ -41,3 +42,14 @@ def remove(names: Iterable[str]) -> None:
             kind = next(word for prefix, word in KINDS.items() if name.startswith(prefix))
             if kind is not None:
                 resource_tracker.unregister("/" + name.removeprefix("sem."), kind)
+
+
+def keep_progress_bars_private() -> None:
+    """Give this process's progress bars (tqdm) a lock that no other process shares.
+
+    torch shows one when it compiles, which may be during a request, after the guard's last look.
+    tqdm's own lock is a semaphore in /dev/shm, which a killed process would leave there.
+    """
+    from tqdm import tqdm  # vLLM needs it as well
+
+    tqdm.set_lock(threading.RLock())

@@ -16,6 +16,7 @@ from typing import Any
 
 import attrs
 
+from llmserve.engines.processes.shared_memory import keep_progress_bars_private
 from llmserve.engines.processes.socket_files import PREFIX, VARIABLE
 from llmserve.engines.vllm.scheduling import limited_scheduler
 from llmserve.errors import ConfigurationError, EngineDead, LLMServeError
@@ -159,6 +160,7 @@ def run_core(*args: Any, **kwargs: Any) -> None:
     _originals[WORKER] = WorkerProc.worker_main
     WorkerProc.worker_main = staticmethod(run_worker)
     limited_scheduler.install()
+    keep_progress_bars_private()
     with _reporting(os.getpid()):
         _originals.get(CORE, EngineCoreProc.run_engine_core)(*args, **kwargs)
 
@@ -176,5 +178,6 @@ def run_worker(*args: Any, **kwargs: Any) -> None:
         with _reporting(os.getppid()):
             make(self, *args, **kwargs)
 
+    keep_progress_bars_private()
     WorkerProc.__init__ = make_or_report
     _originals.get(WORKER, WorkerProc.worker_main)(*args, **kwargs)

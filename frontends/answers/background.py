@@ -143,7 +143,8 @@ async def follow(
     while found := await store.ask(Operation("events", name, place=place)):
         if not (found.body or found.runs):
             return
-        if found.runs and leaves() and not place.offset:
+        # Not before the first event, because an error's number would be that event's own.
+        if found.runs and leaves() and place.number and not place.offset:
             yield stopping(place.number), False
             return
         if found.body:

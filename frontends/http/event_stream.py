@@ -30,8 +30,9 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 KEEPALIVE_SECONDS = 15.0
 # Minimum seconds between two looks at a client that does not read.
 MIN_SECONDS = 0.1
-# A comment, which clients of server-sent events skip.
+# A comment, which clients of server-sent events skip, and the end of each event.
 COMMENT = b": keep-alive\n\n"
+END = b"\n\n"
 RECORD = web.ResponseKey("record", bytes)
 
 # Writes a choice's delta as events; empty where there is nothing to show yet.
@@ -70,6 +71,8 @@ class EventStream:
         # Bytes by which the record may still grow.
         self._recordable = 0
         self._closed = False
+        # Whether the bytes that were sent last end within an event.
+        self._within = False
         self._keepalive = keepalive
         self._loop = asyncio.get_running_loop()
         # The time of the last write, or of the request.
@@ -134,7 +137,12 @@ class EventStream:
             await self._turn
 
     async def send(self, events: bytes) -> None:
-        """Send events, and wait until the client has taken enough. Raises ConnectionResetError if it has gone."""
+        """Send events, and wait until the client has taken enough. Raises ConnectionResetError if it has gone.
+
+        A large event may come in several pieces.
+        """
+        if events:
+            self._within = not events.endswith(END)
         self._write(events)
         await self._drain()
 
@@ -213,10 +221,11 @@ class EventStream:
     def _keep_alive(self) -> None:
         """Write a comment if the response has been silent for the interval.
 
-        A client that does not read gets none, because it would only fill the buffer.
+        A client that does not read gets none, because it would only fill the buffer. Within an event
+        the comment would become a part of it.
         """
         silent = self._loop.time() - self._written
-        if silent < self._keepalive or self._protocol.writing_paused:
+        if silent < self._keepalive or self._protocol.writing_paused or self._within:
             self._silence = self._loop.call_later(max(self._keepalive - silent, MIN_SECONDS), self._keep_alive)
             return
         if self._gone():

@@ -381,6 +381,15 @@ async def test_a_follower_of_a_response_that_runs_leaves_with_an_error_when_its_
     assert (b"event: response.failed" in found, complete) == (True, False)
 
 
+async def test_a_follower_who_comes_too_late_gets_the_first_events_before_the_error():
+    """A regression: the error had the number of the first event, which a client that continued after it missed."""
+    memory = ResponseMemory(lambda: 0.0)
+    await keep(memory, b"data: a\n\ndata: b\n\n", "in_progress")
+    begun, error = [piece async for piece, _ in background.follow(memory, NAME, leaves=lambda: True)]
+    assert begun == b"data: a\n\ndata: b\n\n"
+    assert (decoded(error.decode())[0]["code"], decoded(error.decode())[0]["sequence_number"]) == ("unavailable", 1)
+
+
 @pytest.mark.parametrize("end", ["leave", "dismiss"])
 async def test_a_departure_waits_for_followers_until_they_are_dismissed(end):
     departure = Departure()

@@ -7,6 +7,9 @@ from engines import ScriptedEngine
 from http_support import running_server
 
 from frontends.http.event_stream import COMMENT
+from frontends.responses.events import PIECE
+from frontends.responses.memory import ResponseMemory
+from frontends.responses.stored import Name, Operation, StoredResponse
 from llmserve import AdmissionConfig, Delta, ManagerConfig
 
 pytestmark = pytest.mark.anyio
@@ -99,3 +102,27 @@ async def test_an_answer_that_is_given_again_has_no_comments():
             assert again.headers["Idempotent-Replayed"] == "true"
             assert COMMENT not in (body := await again.read())
             assert body.endswith(b"data: [DONE]\n\n")
+
+
+class Slow(ResponseMemory):
+    """Takes a while, like the store of a busy supervisor."""
+
+    async def ask(self, operation, stop=None):
+        if operation.kind == "events":
+            await anyio.sleep(5 * SOON["keepalive"])
+        return await super().ask(operation, stop)
+
+
+async def test_a_large_event_that_comes_in_pieces_has_no_comment_in_it():
+    """A regression: the comment ended the event, and the client could not read it."""
+    memory, name = Slow(lambda: 0.0), Name(None, "resp-a")
+    large = b"data: %b\n\n" % (b"x" * 2 * PIECE)
+    await memory.ask(Operation("add", name, StoredResponse("queued", background=True, items=b"", body=b"{}"), large))
+    await memory.ask(Operation("replace", name, StoredResponse("completed", background=True, items=b"", body=b"{}")))
+    async with running_server(app={**SOON, "responses": memory}) as server:
+        async with server.session.get(f"/v1/responses/{name.id}", params={"stream": "true"}) as response:
+            await comments(response, 1)
+            text = await response.read()
+    assert large in text
+    # Before it and behind it there are some.
+    assert COMMENT in text.partition(large)[2]

@@ -24,6 +24,8 @@ EVENT_SECONDS = 0.05
 # Maximum seconds between two looks at events. A server that ends waits longer for its last followers
 # (`frontends.http.departure`).
 MAX_LOOK_SECONDS = 0.5
+# Maximum seconds that the end of a server waits for the store to have the responses that are complete.
+KEEP_SECONDS = 1.0
 
 
 class BackgroundResponses:
@@ -32,6 +34,8 @@ class BackgroundResponses:
     def __init__(self, served: ServedModel) -> None:
         self._served = served
         self._tasks: set[asyncio.Task[None]] = set()
+        # For each task of a response, its stream once that is admitted.
+        self._opened: dict[asyncio.Task[None], asyncio.Future[TokenStream]] = {}
 
     async def start(self, wanted: ParsedResponse, builder: ResponsesResponseBuilder) -> AsyncIterator[bytes]:
         """Start a response and keep it as queued; yield its JSON.
@@ -45,7 +49,13 @@ class BackgroundResponses:
         yield await queued
 
     async def close(self) -> None:
-        """Cancel the responses that run."""
+        """Cancel the responses that run.
+
+        Those that have all their tokens get the time to be kept: clients follow them at other workers.
+        """
+        complete = [task for task, opened in self._opened.items() if opened.done() and opened.result().ended]
+        if complete:
+            await asyncio.wait(complete, timeout=KEEP_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -57,11 +67,14 @@ class BackgroundResponses:
         return task
 
     async def _run(self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder, queued: asyncio.Future[bytes]) -> None:
-        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        kept = asyncio.Event()
+        task, kept = asyncio.current_task(), asyncio.Event()
+        assert task is not None
+        opened: asyncio.Future[TokenStream] = asyncio.get_running_loop().create_future()
+        self._opened[task] = opened
         generating = self._task(self._generate(wanted, record, builder, opened, kept))
+        either: list[asyncio.Future[Any]] = [generating, opened]
         try:
-            await asyncio.wait([generating, opened], timeout=REFUSAL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=REFUSAL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if generating.done():
                 await generating
             if not await self._keep(record, builder, queued, stream=wanted.stream):
@@ -74,6 +87,7 @@ class BackgroundResponses:
             logger.exception("the background response %s failed", builder.id)
             await self._failed(record, builder, queued, LLMServeError("an internal error: see the server's log"))
         finally:
+            del self._opened[task]
             queued.cancel()
             if not generating.done():
                 generating.cancel()
@@ -103,12 +117,17 @@ class BackgroundResponses:
             queued.set_exception(error)
 
     async def _generate(
-        self, wanted: ParsedResponse, record: Record, builder: ResponsesResponseBuilder, opened: asyncio.Future[None], kept: asyncio.Event
+        self,
+        wanted: ParsedResponse,
+        record: Record,
+        builder: ResponsesResponseBuilder,
+        opened: asyncio.Future[TokenStream],
+        kept: asyncio.Event,
     ) -> None:
-        """Generate the answer. `opened` is set when the request is admitted; only a response that is `kept` has other states."""
+        """Generate the answer. `opened` gets the stream when the request is admitted; only a response that is `kept` has other states."""
         with renamed(**wanted.names):
             async with self._served.manager.stream(wanted.requests[0]) as stream:
-                opened.set_result(None)
+                opened.set_result(stream)
                 await kept.wait()
                 await record.replace("in_progress", builder.state("in_progress"), builder.in_progress() if wanted.stream else b"")
                 if wanted.stream:

@@ -409,6 +409,24 @@ async def test_a_departure_waits_for_followers_until_they_are_dismissed(end):
     await waiting
 
 
+async def test_a_response_that_is_complete_is_kept_although_its_server_ends(monkeypatch):
+    """A regression: clients that followed it at another worker got the failure of a lost process."""
+    engine, memory = ScriptedEngine(), ResponseMemory(asyncio.get_running_loop().time)
+    async with running_server(engine, app={"responses": memory}) as server:
+        name = Name(None, await begin(server.session))
+        monkeypatch.setattr(background, "EVENT_SECONDS", 0.2)
+        with anyio.fail_after(PATIENCE):
+            await engine.asked()
+            (request_id,) = engine.sinks
+            engine.sinks[request_id].put(Delta("so", (1,)))
+            while b'"delta":"so"' not in (await memory.ask(Operation("events", name))).body:
+                await anyio.sleep(0.001)
+        # The task that keeps the events pauses.
+        engine.finish(request_id, "a")
+    found = await memory.ask(Operation("body", name))
+    assert (found.status, json.loads(found.body)["output"][0]["content"][0]["text"]) == ("completed", "soa")
+
+
 async def test_a_drain_waits_for_the_followers_of_another_worker_s_response(tmp_path):
     """A regression: a worker without requests of its own ended, and cut them off."""
     options = ("--workers", "2", "--drain-timeout", str(PATIENCE), "--engine-arg", "step_seconds=0.1")

@@ -7,7 +7,7 @@ from typing import Any
 
 from frontends.answers.served_model import ServedModel
 from frontends.openai.wanted import renamed
-from frontends.responses.events import Place, lost, stopping
+from frontends.responses.events import Place, begin_of_end, is_last, lost, stopping
 from frontends.responses.requests import ParsedResponse
 from frontends.responses.response_builder import ResponsesResponseBuilder
 from frontends.responses.stored import COMPLETE, Name, Operation, Record, ResponseStore
@@ -158,7 +158,7 @@ async def follow(
     Each piece comes with whether the response is complete; the last piece's answer is final.
     Once `leaves` returns True, an `error` event is the last one of a response that runs.
     """
-    place, pause = Place(number), EVENT_SECONDS
+    place, pause, begin = Place(number), EVENT_SECONDS, b""
     while found := await store.ask(Operation("events", name, place=place)):
         if not (found.body or found.runs):
             return
@@ -167,8 +167,12 @@ async def follow(
             yield stopping(place.number), False
             return
         if found.body:
+            begin = begin_of_end(found.body, place, begin)
             place, pause = place.after(found.body), EVENT_SECONDS
             yield found.body, found.status in COMPLETE
+            # The client may have been slow, and the response may not be kept any more.
+            if not place.offset and is_last(begin):
+                return
         else:
             # Followers look, because a store that they wait in would wake all of them in one turn of its event loop.
             # Looks become rarer during a silence, because thousands of them may reach one process.

@@ -12,6 +12,9 @@ PIECE = 2**16
 # The last event of a response, by its status. The format has none of its own for a cancelled one.
 LAST = {status: f"response.{status}" for status in ("completed", "incomplete", "failed")} | {"cancelled": "response.failed"}
 
+# How such an event begins.
+_LAST = tuple({f"event: {kind}\n".encode() for kind in LAST.values()})
+
 
 class Place(NamedTuple):
     """How far a client has read: the `sequence_number` of its next event, and the bytes of that event that it has."""
@@ -64,6 +67,21 @@ class Events:
         last = bisect_right(self._ends, begin + PIECE) - 1
         end = self._ends[last] if last >= place.number else min(begin + PIECE, self._ends[place.number] - len(END))
         return bytes(memoryview(self._data)[begin:end])
+
+
+def begin_of_end(piece: bytes, place: Place, before: bytes = b"") -> bytes:
+    """Return how the event begins in which a piece ends. `before` is the result for the piece before."""
+    begin = piece.rfind(END, 0, -len(END)) + len(END)
+    if begin < len(END):
+        if place.offset:
+            return before
+        begin = 0
+    return piece[begin : begin + max(map(len, _LAST))]
+
+
+def is_last(begin: bytes) -> bool:
+    """Return whether an event that begins like this is the last one of a response."""
+    return begin.startswith(_LAST)
 
 
 def lost(number: int) -> bytes:

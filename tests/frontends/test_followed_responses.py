@@ -291,9 +291,9 @@ LARGE = b"data: %b\n\n" % (b"x" * 5 * PIECE)
 NAME = Name(None, "resp-a")
 
 
-async def keep(memory, events, status="completed"):
+async def keep(memory, events, status="completed", body=b"{}"):
     await memory.ask(Operation("add", NAME, StoredResponse("queued", background=True, items=b"", body=b"{}"), events))
-    await memory.ask(Operation("replace", NAME, StoredResponse(status, background=True, items=b"", body=b"{}")))
+    await memory.ask(Operation("replace", NAME, StoredResponse(status, background=True, items=b"", body=body)))
 
 
 class Watched(ResponseMemory):
@@ -339,6 +339,24 @@ async def test_a_response_that_is_deleted_in_the_middle_of_an_event_has_no_furth
     assert await anext(following) == (LARGE[:PIECE], True)
     await memory.ask(Operation("delete", NAME))
     assert [one async for one in following] == [(b"", False)]
+
+
+@pytest.mark.parametrize("events", [b"data: a\n\n", LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("size", [2, 3 * PIECE])
+@pytest.mark.parametrize("status", ["completed", "incomplete", "failed", "cancelled"])
+async def test_a_client_that_has_the_last_event_gets_no_error_behind_it(events, size, status):
+    """A regression: the response was deleted or dropped while a slow client took its last piece."""
+    memory = ResponseMemory(lambda: 0.0)
+    await keep(memory, events, status, b'"%b"' % (b"x" * size))
+    expected = b"".join([piece async for piece, _ in background.follow(memory, NAME)])
+    assert f'"sequence_number":1,"response":"{"x" * size}"'.encode() in expected
+    found = b""
+    async for piece, complete in background.follow(memory, NAME):
+        found += piece
+        assert complete == (status in ("completed", "incomplete"))
+        if len(found) == len(expected):
+            await memory.ask(Operation("delete", NAME))
+    assert found == expected
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})])

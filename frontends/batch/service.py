@@ -183,9 +183,10 @@ class BatchService:
     async def _fail(self, record: BatchRecord, error: Exception) -> None:
         code, words = "internal_error", "the batch failed: see the server's log"
         if isinstance(error, ConfigurationError):
-            # The client knows the file by its id, and not by its path here.
+            # The client knows the files by their ids, and not by their paths here.
             batch, store = record.object, self.store
             code, words = "invalid_input", str(error).replace(str(store.content(batch.input_file_id)), f"the file {batch.input_file_id}")
+            words = words.replace(str(store.journal(batch.id)), f"the journal of {batch.id}")
         elif isinstance(error, HTTPFailure):
             code, words = error.code, str(error)
         elif isinstance(error, OSError):

@@ -152,6 +152,16 @@ async def test_an_invalid_file_fails_the_batch_and_names_no_path(tmp_path, given
         assert batch.input_file_id in batch.errors.data[0].message
 
 
+async def test_a_damaged_journal_fails_the_batch_and_names_no_path(tmp_path):
+    async with served(tmp_path, runs=False) as (_, client):
+        batch = await created(client, text(lines(1)))
+    (tmp_path / f"{batch.id}.jsonl").write_bytes(b"nonsense\n")
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, batch)
+        assert batch.status == "failed"
+        assert batch.errors.data[0].message.startswith(f"the journal of {batch.id}, line 1, is not a line of a batch's output")
+
+
 async def test_a_cancelled_batch_keeps_its_answers(tmp_path):
     async with served(tmp_path, time_scale=0.2) as (_, client):
         batch = await created(client, text(lines(300, max_tokens=100)))

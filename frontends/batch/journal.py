@@ -9,6 +9,7 @@ then computed again.
 Memory: some 120 bytes for each line that is done.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -24,6 +25,8 @@ from frontends.batch.lines import PREFIX, Result, read_result, write_result
 from llmserve import ConfigurationError
 
 SYNC_SECONDS = 1.0
+# What opening a file raises if the process or the machine has no descriptor left; it is no fault of the file.
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 # How each line of an output begins.
 BEGIN = b'{"id":"' + PREFIX.encode()
 CHUNK = 2**20
@@ -63,7 +66,7 @@ class Journal:
     """An open output file, which no other process can write in the meantime.
 
     Opening it reads and locks it, and cuts off a torn line; call `open` in a thread. Raises
-    ConfigurationError, which names the file.
+    ConfigurationError, which names the file, and OSError if there is no descriptor left.
 
     Args:
         path: the file.
@@ -89,6 +92,8 @@ class Journal:
         except FileExistsError:
             raise ConfigurationError(f"{path} exists: continue it with --resume, or name another file") from None
         except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise
             raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
         try:
             self._lock()

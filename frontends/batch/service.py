@@ -18,7 +18,7 @@ import msgspec
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.batch.answers import Answers
-from frontends.batch.journal import Journal
+from frontends.batch.journal import NO_DESCRIPTOR, Journal
 from frontends.batch.lines import name_of, read_result, unanswered
 from frontends.batch.objects import ENDED, BatchError, BatchErrors, BatchObject, BatchRecord, RequestCounts, Status
 from frontends.batch.places import Places
@@ -39,6 +39,8 @@ Made = TypeVar("Made")
 AT_ONCE, MOST_AT_ONCE = 16, 64
 # Batches that end at once.
 ENDINGS = 16
+# Seconds until a batch tries again to open its files, after the process had no descriptor left.
+RETRY_SECONDS = 1.0
 WORDS = {"expired": "the batch was not complete within its completion_window", "cancelled": "the batch was cancelled"}
 
 
@@ -146,7 +148,7 @@ class BatchService:
         try:
             places = await self._place(record)
             try:
-                await self._journalled(record)
+                await self._until_ended(record)
             finally:
                 places.release(record.tenant)
         except EngineGone:
@@ -202,6 +204,20 @@ class BatchService:
             record.object.status = "failed"
             # The journal stays, and the next start tries the batch again.
             logger.exception("the end of %s could not be stored", record.object.id)
+
+    async def _until_ended(self, record: BatchRecord) -> None:
+        """Bring a batch to its end. While there is no descriptor for a file, it waits and continues, as after a kill."""
+        waits = False
+        while True:
+            try:
+                return await self._journalled(record)
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTOR:
+                    raise
+                if not waits:
+                    logger.warning("the batch %s waits until it can open its files: %s (see ulimit -n)", record.object.id, error.strerror)
+                waits = True
+            await anyio.sleep(RETRY_SECONDS)
 
     async def _journalled(self, record: BatchRecord) -> None:
         batch, store = record.object, self.store

@@ -199,7 +199,7 @@ class BatchService:
                 # The answers so far remain.
                 await self._divided(record)
             await self._enter(record, "failed")
-            await anyio.to_thread.run_sync(self.store.forget, record.object.id)
+            await anyio.to_thread.run_sync(self.store.forget, record)
         except Exception:
             record.object.status = "failed"
             # The journal stays, and the next start tries the batch again.
@@ -221,7 +221,7 @@ class BatchService:
 
     async def _journalled(self, record: BatchRecord) -> None:
         batch, store = record.object, self.store
-        opened = partial(Journal, store.journal(batch.id), resume=True, grow=partial(store.grow, batch.id))
+        opened = partial(Journal, store.journal(batch.id), resume=True, grow=partial(store.grow, record))
         journal = await anyio.to_thread.run_sync(opened)
         try:
             checked = await anyio.to_thread.run_sync(check, store.content(batch.input_file_id), journal.done, MAX_LINES)
@@ -237,7 +237,7 @@ class BatchService:
         await self._enter(record, "finalizing")
         await self._divided(record)
         await self._enter(record, end)
-        await anyio.to_thread.run_sync(store.forget, batch.id)
+        await anyio.to_thread.run_sync(store.forget, record)
 
     async def _answer(self, record: BatchRecord, checked: Checked, journal: Journal) -> Status:
         """Answer the lines; return the status that the batch ends with."""
@@ -287,9 +287,9 @@ class BatchService:
             store.delete(one)
             if size:
                 # The journal has counted these bytes, and goes away.
-                store.release(-size)
+                store.release(-size, record.tenant)
                 store.keep(one, size, f"{batch.id}_{kind}.jsonl", "batch_output", record.tenant)
             else:
-                store.drop(one, 0)
+                store.drop(one, 0, record.tenant)
             found.append(one if size else None)
         return found[0], found[1]

@@ -28,8 +28,9 @@ MAX_FIELD = 256
 class _Arrival:
     """A file that is arriving: its name and purpose, and the bytes that the store has counted."""
 
-    def __init__(self, store: Store, part: BinaryIO) -> None:
+    def __init__(self, store: Store, part: BinaryIO, tenant: str | None) -> None:
         self._store = store
+        self._tenant = tenant
         self._part = part
         self.size = 0
         self._name: str | None = None
@@ -50,7 +51,7 @@ class _Arrival:
     async def _write(self, block: bytes) -> None:
         if self.size + len(block) > MAX_FILE:
             raise HTTPFailure(413, f"the file is larger than {MAX_FILE} bytes", "body_too_large")
-        self._store.reserve(len(block))
+        self._store.reserve(len(block), self._tenant)
         self.size += len(block)
         await anyio.to_thread.run_sync(self._part.write, block)
 
@@ -70,9 +71,9 @@ async def receive_file(request: web.Request, batches: BatchService) -> FileObjec
     if request.content_type != "multipart/form-data":
         raise HTTPFailure(415, "send the file as Content-Type: multipart/form-data", "unsupported_media_type")
     allow_continue(request)
-    in_thread, store = anyio.to_thread.run_sync, batches.store
-    file_id, part = await in_thread(store.begin)
-    arrival = _Arrival(store, part)
+    in_thread, store, tenant = anyio.to_thread.run_sync, batches.store, request[CALLER].tenant
+    file_id, part = await in_thread(store.begin, tenant)
+    arrival = _Arrival(store, part, tenant)
     try:
         with part:
             async with _in_time():
@@ -82,9 +83,9 @@ async def receive_file(request: web.Request, batches: BatchService) -> FileObjec
             name = await in_thread(arrival.finish)
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await in_thread(store.drop, file_id, arrival.size)
+            await in_thread(store.drop, file_id, arrival.size, tenant)
         raise
-    keep = partial(store.keep, file_id, arrival.size, name, "batch", request[CALLER].tenant)
+    keep = partial(store.keep, file_id, arrival.size, name, "batch", tenant)
     return await batches.finish(partial(in_thread, keep))
 
 

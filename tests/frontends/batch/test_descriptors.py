@@ -44,10 +44,10 @@ async def test_a_batch_waits_for_a_descriptor(tmp_path, monkeypatch, caplog, ope
     manager = EngineManager(SimulatedEngine(SimulatedConfig(), model="sim"))
     service = BatchService(manager, "sim", store)
     async with manager, service.running():
-        file_id, part = store.begin()
+        file_id, part = store.begin(None)
         with part:
             part.write(LINES)
-        store.reserve(len(LINES))
+        store.reserve(len(LINES), None)
         store.keep(file_id, len(LINES), "in.jsonl", "batch", None)
         record = store.create(CreateBatch(input_file_id=file_id, endpoint=PATH, completion_window="24h"), None)
         original, tries = pkgutil.resolve_name(f"frontends.batch.{opens}"), []

@@ -82,7 +82,7 @@ class Journal:
         self._grow = grow
         self.done = Done()
         self._clock = clock
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[Result, bytes]] = []
         self._turn = anyio.Lock()
         self._failure: OSError | None = None
         # A file without lines is removed at the end only if this object made it.
@@ -145,14 +145,17 @@ class Journal:
         text = write_result(result)
         self._grow(len(text))
         with anyio.CancelScope(shield=True):
-            self._waiting.append(text)
+            self._waiting.append((result, text))
             async with self._turn:
                 if self._waiting and self._failure is None:
                     lines, self._waiting = self._waiting, []
-                    await anyio.to_thread.run_sync(self._write, b"".join(lines))
-            if self._failure is not None:
+                    await anyio.to_thread.run_sync(self._write, b"".join(text for _, text in lines))
+                    if self._failure is None:
+                        for one, _ in lines:
+                            self.done.add(one)
+            # Another caller may have written the line, before a later write failed.
+            if self._failure is not None and result.number not in self.done:
                 raise self._failure
-            self.done.add(result)
 
     def _write(self, data: bytes) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import BinaryIO
 
@@ -72,7 +72,7 @@ async def receive_file(request: web.Request, batches: BatchService) -> FileObjec
         raise HTTPFailure(415, "send the file as Content-Type: multipart/form-data", "unsupported_media_type")
     allow_continue(request)
     in_thread, store, tenant = anyio.to_thread.run_sync, batches.store, request[CALLER].tenant
-    file_id, part = await in_thread(store.begin, tenant)
+    file_id, part = await begun(store, tenant)
     arrival = _Arrival(store, part, tenant)
     try:
         with part:
@@ -87,6 +87,19 @@ async def receive_file(request: web.Request, batches: BatchService) -> FileObjec
         raise
     keep = partial(store.keep, file_id, arrival.size, name, "batch", tenant)
     return await batches.finish(partial(in_thread, keep))
+
+
+async def begun(store: Store, tenant: str | None) -> tuple[str, BinaryIO]:
+    """Begin a file. Raises HTTPFailure. Nothing of it stays if the client leaves in the meantime."""
+    beginning = asyncio.ensure_future(anyio.to_thread.run_sync(store.begin, tenant))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        with suppress(HTTPFailure, OSError):
+            file_id, part = await beginning
+            part.close()
+            await anyio.to_thread.run_sync(store.drop, file_id, 0, tenant)
+        raise
 
 
 async def _fields(reader: MultipartReader) -> AsyncIterator[BodyPartReader]:

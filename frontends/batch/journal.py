@@ -9,6 +9,7 @@ then computed again.
 Memory: some 120 bytes for each line that is done.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -24,6 +25,8 @@ from frontends.batch.lines import PREFIX, Result, read_result, write_result
 from llmserve import ConfigurationError
 
 SYNC_SECONDS = 1.0
+# What opening a file raises if the process or the machine has no descriptor left; it is no fault of the file.
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 # How each line of an output begins.
 BEGIN = b'{"id":"' + PREFIX.encode()
 CHUNK = 2**20
@@ -63,7 +66,7 @@ class Journal:
     """An open output file, which no other process can write in the meantime.
 
     Opening it reads and locks it, and cuts off a torn line; call `open` in a thread. Raises
-    ConfigurationError, which names the file.
+    ConfigurationError, which names the file, and OSError if there is no descriptor left.
 
     Args:
         path: the file.
@@ -79,7 +82,7 @@ class Journal:
         self._grow = grow
         self.done = Done()
         self._clock = clock
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[Result, bytes]] = []
         self._turn = anyio.Lock()
         self._failure: OSError | None = None
         # A file without lines is removed at the end only if this object made it.
@@ -89,6 +92,8 @@ class Journal:
         except FileExistsError:
             raise ConfigurationError(f"{path} exists: continue it with --resume, or name another file") from None
         except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise
             raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
         try:
             self._lock()
@@ -140,14 +145,17 @@ class Journal:
         text = write_result(result)
         self._grow(len(text))
         with anyio.CancelScope(shield=True):
-            self._waiting.append(text)
+            self._waiting.append((result, text))
             async with self._turn:
                 if self._waiting and self._failure is None:
                     lines, self._waiting = self._waiting, []
-                    await anyio.to_thread.run_sync(self._write, b"".join(lines))
-            if self._failure is not None:
+                    await anyio.to_thread.run_sync(self._write, b"".join(text for _, text in lines))
+                    if self._failure is None:
+                        for one, _ in lines:
+                            self.done.add(one)
+            # Another caller may have written the line, before a later write failed.
+            if self._failure is not None and result.number not in self.done:
                 raise self._failure
-            self.done.add(result)
 
     def _write(self, data: bytes) -> None:
         try:

@@ -18,7 +18,7 @@ import msgspec
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.batch.answers import Answers
-from frontends.batch.journal import Journal
+from frontends.batch.journal import NO_DESCRIPTOR, Journal
 from frontends.batch.lines import name_of, read_result, unanswered
 from frontends.batch.objects import ENDED, BatchError, BatchErrors, BatchObject, BatchRecord, RequestCounts, Status
 from frontends.batch.places import Places
@@ -39,6 +39,8 @@ Made = TypeVar("Made")
 AT_ONCE, MOST_AT_ONCE = 16, 64
 # Batches that end at once.
 ENDINGS = 16
+# Seconds until a batch tries again to open its files, after the process had no descriptor left.
+RETRY_SECONDS = 1.0
 WORDS = {"expired": "the batch was not complete within its completion_window", "cancelled": "the batch was cancelled"}
 
 
@@ -146,7 +148,7 @@ class BatchService:
         try:
             places = await self._place(record)
             try:
-                await self._journalled(record)
+                await self._until_ended(record)
             finally:
                 places.release(record.tenant)
         except EngineGone:
@@ -183,9 +185,10 @@ class BatchService:
     async def _fail(self, record: BatchRecord, error: Exception) -> None:
         code, words = "internal_error", "the batch failed: see the server's log"
         if isinstance(error, ConfigurationError):
-            # The client knows the file by its id, and not by its path here.
+            # The client knows the files by their ids, and not by their paths here.
             batch, store = record.object, self.store
             code, words = "invalid_input", str(error).replace(str(store.content(batch.input_file_id)), f"the file {batch.input_file_id}")
+            words = words.replace(str(store.journal(batch.id)), f"the journal of {batch.id}")
         elif isinstance(error, HTTPFailure):
             code, words = error.code, str(error)
         elif isinstance(error, OSError):
@@ -196,15 +199,29 @@ class BatchService:
                 # The answers so far remain.
                 await self._divided(record)
             await self._enter(record, "failed")
-            await anyio.to_thread.run_sync(self.store.forget, record.object.id)
+            await anyio.to_thread.run_sync(self.store.forget, record)
         except Exception:
             record.object.status = "failed"
             # The journal stays, and the next start tries the batch again.
             logger.exception("the end of %s could not be stored", record.object.id)
 
+    async def _until_ended(self, record: BatchRecord) -> None:
+        """Bring a batch to its end. While there is no descriptor for a file, it waits and continues, as after a kill."""
+        waits = False
+        while True:
+            try:
+                return await self._journalled(record)
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTOR:
+                    raise
+                if not waits:
+                    logger.warning("the batch %s waits until it can open its files: %s (see ulimit -n)", record.object.id, error.strerror)
+                waits = True
+            await anyio.sleep(RETRY_SECONDS)
+
     async def _journalled(self, record: BatchRecord) -> None:
         batch, store = record.object, self.store
-        opened = partial(Journal, store.journal(batch.id), resume=True, grow=partial(store.grow, batch.id))
+        opened = partial(Journal, store.journal(batch.id), resume=True, grow=partial(store.grow, record))
         journal = await anyio.to_thread.run_sync(opened)
         try:
             checked = await anyio.to_thread.run_sync(check, store.content(batch.input_file_id), journal.done, MAX_LINES)
@@ -220,7 +237,7 @@ class BatchService:
         await self._enter(record, "finalizing")
         await self._divided(record)
         await self._enter(record, end)
-        await anyio.to_thread.run_sync(store.forget, batch.id)
+        await anyio.to_thread.run_sync(store.forget, record)
 
     async def _answer(self, record: BatchRecord, checked: Checked, journal: Journal) -> Status:
         """Answer the lines; return the status that the batch ends with."""
@@ -270,9 +287,9 @@ class BatchService:
             store.delete(one)
             if size:
                 # The journal has counted these bytes, and goes away.
-                store.release(-size)
+                store.release(-size, record.tenant)
                 store.keep(one, size, f"{batch.id}_{kind}.jsonl", "batch_output", record.tenant)
             else:
-                store.drop(one, 0)
+                store.drop(one, 0, record.tenant)
             found.append(one if size else None)
         return found[0], found[1]

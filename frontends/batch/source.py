@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio.to_thread
 import attrs
 
-from frontends.batch.journal import Done, digest
+from frontends.batch.journal import NO_DESCRIPTOR, Done, digest
 from frontends.batch.lines import MAX_LINE, name_of
 from llmserve import ConfigurationError
 
@@ -63,7 +63,8 @@ def _piece(found: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
 def check(path: Path, done: Done, most: int | None = None) -> Checked:
     """Check that no two lines have one name, and that the lines that are done are of this input.
 
-    Call it in a thread. Raises ConfigurationError, which names the file and the lines.
+    Call it in a thread. Raises ConfigurationError, which names the file and the lines, and OSError if
+    there is no descriptor left.
 
     Args:
         path: the file.
@@ -83,6 +84,8 @@ def check(path: Path, done: Done, most: int | None = None) -> Checked:
             if name is not None and (first := names.setdefault(digest(name), number)) != number:
                 raise ConfigurationError(f"{path}, lines {first} and {number}, have the same custom_id {name[:64]!r}")
     except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     if not total:
         raise ConfigurationError(f"{path} has no lines")

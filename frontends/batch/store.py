@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -17,16 +18,18 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 from frontends.batch.objects import ENDED, BatchObject, BatchRecord, CreateBatch, FileObject, FileRecord
+from frontends.batch.shares import LITTLE, excess
 from frontends.openai.errors import HTTPFailure
 from llmserve import ConfigurationError
 
 # OpenAI's limit of a file, and of a batch's lines.
 MAX_FILE = 200 * 2**20
 MAX_LINES = 50_000
-# All contents together, and the numbers of records.
+# All contents together, and the numbers of records. No batch is created beside MAX_ANSWERS files of answers.
 MAX_BYTES = 20 * 2**30
 MAX_FILES = 1000
 MAX_BATCHES = 1000
+MAX_ANSWERS = 2 * MAX_BATCHES
 MAX_NAME = 255
 WINDOW_SECONDS = 24 * 3600
 
@@ -49,6 +52,7 @@ class Store:
         self.batches: dict[str, BatchRecord] = {}
         # Bytes of contents, including those that are arriving. Threads count them too.
         self.bytes = 0
+        self._held: Counter[str | None] = Counter()
         self._guard = threading.Lock()
         # The part of them that is in the journals of batches.
         self._journals: dict[str, int] = {}
@@ -70,7 +74,11 @@ class Store:
             raise ConfigurationError(f"--batch-folder {self._folder} cannot be used: {error.strerror}") from None
         self._clean()
         self._journals = {path.stem: path.stat().st_size for path in self._folder.glob("batch_*.jsonl")}
-        self.bytes = sum(one.object.bytes for one in self.files.values()) + sum(self._journals.values())
+        self.bytes, self._held = 0, Counter()
+        for file in self.files.values():
+            self.release(-file.object.bytes, file.tenant)
+        for batch_id, count in self._journals.items():
+            self.release(-count, self.batches[batch_id].tenant)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -111,28 +119,39 @@ class Store:
         """Return the path of a file's content."""
         return self._folder / f"{file_id}.jsonl"
 
-    def begin(self) -> tuple[str, BinaryIO]:
+    def begin(self, tenant: str | None) -> tuple[str, BinaryIO]:
         """Begin a new file; return its id and where to write its content. Raises HTTPFailure."""
-        if len(self.files) >= MAX_FILES:
-            raise HTTPFailure(400, f"this server keeps at most {MAX_FILES} files: delete some", "too_many_files")
+        self._check_files(MAX_FILES, list(self.files.values()), 1, tenant, "files")
         file_id = f"file-{secrets.token_hex(16)}"
         return file_id, self.content(file_id).with_suffix(".part").open("xb")
 
-    def reserve(self, count: int) -> None:
-        """Count bytes of a content that is arriving. Raises HTTPFailure if there is no room for them."""
-        with self._guard:
-            if self.bytes + count > MAX_BYTES:
-                raise HTTPFailure(400, f"this server keeps at most {MAX_BYTES} bytes of files: delete some", "too_many_files")
-            self.bytes += count
+    def _check_files(self, most: int, files: list[FileRecord], more: int, tenant: str | None, what: str) -> None:
+        """Raise HTTPFailure if there is no room for `more` files of a tenant beside these."""
+        mine = sum(one.tenant == tenant for one in files)
+        if words := excess(most, len(files) + more, mine + more, tenant, what):
+            raise HTTPFailure(400, f"this server keeps {words}: delete some", "too_many_files")
 
-    def release(self, count: int) -> None:
-        """Count bytes that are no longer kept."""
+    def reserve(self, count: int, tenant: str | None) -> None:
+        """Count bytes of a tenant's content that is arriving. Raises HTTPFailure if there is no room for them."""
         with self._guard:
-            self.bytes -= count
+            if words := excess(MAX_BYTES, self.bytes + count, self._held[tenant] + count, tenant, "bytes of files"):
+                raise HTTPFailure(400, f"this server keeps {words}: delete some", "too_many_files")
+            self._add(count, tenant)
 
-    def drop(self, file_id: str, count: int) -> None:
-        """Remove a content of which `count` bytes have arrived."""
-        self.release(count)
+    def release(self, count: int, tenant: str | None) -> None:
+        """Count bytes of a tenant that are no longer kept."""
+        with self._guard:
+            self._add(-count, tenant)
+
+    def _add(self, count: int, tenant: str | None) -> None:
+        self.bytes += count
+        self._held[tenant] += count
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+    def drop(self, file_id: str, count: int, tenant: str | None) -> None:
+        """Remove a content of which `count` bytes of a tenant have arrived."""
+        self.release(count, tenant)
         self.content(file_id).with_suffix(".part").unlink(missing_ok=True)
 
     def keep(self, file_id: str, size: int, name: str, purpose: Any, tenant: str | None) -> FileObject:
@@ -146,7 +165,7 @@ class Store:
             self.save(record)
         except BaseException:
             self.content(file_id).unlink(missing_ok=True)
-            self.drop(file_id, size)
+            self.drop(file_id, size, tenant)
             raise
         self.files[file_id] = record
         return made
@@ -160,7 +179,7 @@ class Store:
             record = self.files.pop(file_id, None)
         if record is None:
             return False
-        self.release(record.object.bytes)
+        self.release(record.object.bytes, record.tenant)
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
         self.content(file_id).unlink(missing_ok=True)
         return True
@@ -171,21 +190,24 @@ class Store:
         """Return the path of a batch's journal."""
         return self._folder / f"{batch_id}.jsonl"
 
-    def grow(self, batch_id: str, count: int) -> None:
-        """Count bytes that a journal grows by. Raises HTTPFailure if there is no room for them."""
-        self.reserve(count)
-        self._journals[batch_id] = self._journals.get(batch_id, 0) + count
+    def grow(self, batch: BatchRecord, count: int) -> None:
+        """Count bytes that a batch's journal grows by. Raises HTTPFailure if there is no room for them."""
+        self.reserve(count, batch.tenant)
+        self._journals[batch.object.id] = self._journals.get(batch.object.id, 0) + count
 
-    def forget(self, batch_id: str) -> None:
+    def forget(self, batch: BatchRecord) -> None:
         """Remove the journal of a batch that has ended."""
-        self.journal(batch_id).unlink(missing_ok=True)
-        self.release(self._journals.pop(batch_id, 0))
+        self.journal(batch.object.id).unlink(missing_ok=True)
+        self.release(self._journals.pop(batch.object.id, 0), batch.tenant)
 
     def create(self, wanted: CreateBatch, tenant: str | None) -> BatchRecord:
         """Create a batch; the oldest ended one, if possible of its tenant, makes room for it. Raises HTTPFailure."""
         with self._changing:
             if wanted.input_file_id not in self.files:
                 raise HTTPFailure(404, f"there is no file {wanted.input_file_id!r} (input_file_id)", "not_found")
+            # A batch needs no room among the files until it ends, so without this check they would have no bound.
+            answers = [one for one in list(self.files.values()) if one.object.purpose == "batch_output"]
+            self._check_files(MAX_ANSWERS, answers, 1, tenant, "files of answers")
             self._make_room(tenant)
             record = self._new(wanted, tenant)
             self.save(record)
@@ -193,13 +215,16 @@ class Store:
         return record
 
     def _make_room(self, tenant: str | None) -> None:
+        working = [one.tenant for one in self.batches.values() if one.object.status not in ENDED]
+        if words := excess(MAX_BATCHES, len(working) + 1, working.count(tenant) + 1, tenant, "batches"):
+            raise HTTPFailure(400, f"this server works on {words}: wait for one", "too_many_batches")
         if len(self.batches) < MAX_BATCHES:
             return
         ended = [one for one in self.batches.values() if one.object.status in ENDED]
-        if not ended:
-            raise HTTPFailure(400, f"this server works on at most {MAX_BATCHES} batches: wait for one", "too_many_batches")
-        # The tenant's own is first, so that one tenant does not remove what others have still to read.
-        oldest = min(ended, key=lambda one: one.tenant != tenant).object.id
+        held = Counter(one.tenant for one in self.batches.values())
+        # The tenant's own is first, so that one tenant does not remove what others have still to read; what tenants
+        # with few have is last.
+        oldest = min(ended, key=lambda one: (one.tenant != tenant, held[one.tenant] <= MAX_BATCHES // LITTLE)).object.id
         del self.batches[oldest]
         (self._folder / f"{oldest}.json").unlink(missing_ok=True)
 

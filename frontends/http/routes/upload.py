@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import BinaryIO
 
@@ -28,8 +28,9 @@ MAX_FIELD = 256
 class _Arrival:
     """A file that is arriving: its name and purpose, and the bytes that the store has counted."""
 
-    def __init__(self, store: Store, part: BinaryIO) -> None:
+    def __init__(self, store: Store, part: BinaryIO, tenant: str | None) -> None:
         self._store = store
+        self._tenant = tenant
         self._part = part
         self.size = 0
         self._name: str | None = None
@@ -50,7 +51,7 @@ class _Arrival:
     async def _write(self, block: bytes) -> None:
         if self.size + len(block) > MAX_FILE:
             raise HTTPFailure(413, f"the file is larger than {MAX_FILE} bytes", "body_too_large")
-        self._store.reserve(len(block))
+        self._store.reserve(len(block), self._tenant)
         self.size += len(block)
         await anyio.to_thread.run_sync(self._part.write, block)
 
@@ -70,9 +71,9 @@ async def receive_file(request: web.Request, batches: BatchService) -> FileObjec
     if request.content_type != "multipart/form-data":
         raise HTTPFailure(415, "send the file as Content-Type: multipart/form-data", "unsupported_media_type")
     allow_continue(request)
-    in_thread, store = anyio.to_thread.run_sync, batches.store
-    file_id, part = await in_thread(store.begin)
-    arrival = _Arrival(store, part)
+    in_thread, store, tenant = anyio.to_thread.run_sync, batches.store, request[CALLER].tenant
+    file_id, part = await begun(store, tenant)
+    arrival = _Arrival(store, part, tenant)
     try:
         with part:
             async with _in_time():
@@ -82,10 +83,23 @@ async def receive_file(request: web.Request, batches: BatchService) -> FileObjec
             name = await in_thread(arrival.finish)
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await in_thread(store.drop, file_id, arrival.size)
+            await in_thread(store.drop, file_id, arrival.size, tenant)
         raise
-    keep = partial(store.keep, file_id, arrival.size, name, "batch", request[CALLER].tenant)
+    keep = partial(store.keep, file_id, arrival.size, name, "batch", tenant)
     return await batches.finish(partial(in_thread, keep))
+
+
+async def begun(store: Store, tenant: str | None) -> tuple[str, BinaryIO]:
+    """Begin a file. Raises HTTPFailure. Nothing of it stays if the client leaves in the meantime."""
+    beginning = asyncio.ensure_future(anyio.to_thread.run_sync(store.begin, tenant))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        with suppress(HTTPFailure, OSError):
+            file_id, part = await beginning
+            part.close()
+            await anyio.to_thread.run_sync(store.drop, file_id, 0, tenant)
+        raise
 
 
 async def _fields(reader: MultipartReader) -> AsyncIterator[BodyPartReader]:

@@ -121,6 +121,34 @@ async def test_a_full_disk_leaves_whole_lines_and_is_an_error(tmp_path, monkeypa
     assert numbers(path) == ["batch_req_3"]
 
 
+async def test_lines_that_were_written_count_although_a_later_write_fails(tmp_path, monkeypatch):
+    journal, write, failed = Journal(tmp_path / "out.jsonl", resume=False), os.write, []
+
+    async def append(number):
+        try:
+            await journal.append(unanswered(number, f"r{number}", "code", "message"))
+        except OSError:
+            failed.append(number)
+
+    async with anyio.create_task_group() as tasks:
+
+        def full(file, data):
+            if b"r4" in bytes(data):
+                raise OSError(28, "No space left on device")
+            if b"r3" in bytes(data):
+                # The line comes while two others are written together; the second of them writes it.
+                anyio.from_thread.run_sync(tasks.start_soon, append, 4)
+            return write(file, data)
+
+        monkeypatch.setattr("frontends.batch.journal.os.write", full)
+        for number in (1, 2, 3):
+            tasks.start_soon(append, number)
+    monkeypatch.undo()
+    journal.close()
+    assert (failed, len(journal.done)) == ([4], 3)
+    assert len(numbers(tmp_path / "out.jsonl")) == 3
+
+
 def test_the_disk_is_synchronised_at_most_once_a_second(tmp_path, monkeypatch):
     now, synced = [0.0], []
     monkeypatch.setattr("frontends.batch.journal.os.fsync", lambda file: synced.append(now[0]))

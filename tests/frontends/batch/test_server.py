@@ -22,6 +22,7 @@ from frontends.batch.journal import Journal
 from frontends.batch.places import Places
 from frontends.batch.service import BatchService
 from frontends.batch.store import Store
+from frontends.http.routes.upload import begun
 from llmserve import ConfigurationError
 
 PATH = "/v1/chat/completions"
@@ -150,6 +151,16 @@ async def test_an_invalid_file_fails_the_batch_and_names_no_path(tmp_path, given
         assert message in batch.errors.data[0].message
         assert str(tmp_path) not in batch.errors.data[0].message
         assert batch.input_file_id in batch.errors.data[0].message
+
+
+async def test_a_damaged_journal_fails_the_batch_and_names_no_path(tmp_path):
+    async with served(tmp_path, runs=False) as (_, client):
+        batch = await created(client, text(lines(1)))
+    (tmp_path / f"{batch.id}.jsonl").write_bytes(b"nonsense\n")
+    async with served(tmp_path) as (_, client):
+        batch = await ended(client, batch)
+        assert batch.status == "failed"
+        assert batch.errors.data[0].message.startswith(f"the journal of {batch.id}, line 1, is not a line of a batch's output")
 
 
 async def test_a_cancelled_batch_keeps_its_answers(tmp_path):
@@ -299,6 +310,30 @@ async def test_a_client_that_leaves_does_not_cut_what_it_asked_for(tmp_path, mon
                     await anyio.sleep(0.01)
             else:
                 assert (await ended(client, batch)).status == "cancelled"
+
+
+async def test_a_client_that_leaves_while_its_file_begins_leaves_nothing(tmp_path, monkeypatch):
+    entered, go, opened, begin = threading.Event(), threading.Event(), threading.Event(), Store.begin
+
+    def slow(*args):
+        entered.set()
+        go.wait(PATIENCE)
+        try:
+            return begin(*args)
+        finally:
+            opened.set()
+
+    monkeypatch.setattr(Store, "begin", slow)
+    beginning = asyncio.create_task(begun(Store(tmp_path), None))
+    await anyio.to_thread.run_sync(entered.wait)
+    # As aiohttp does when the connection is gone.
+    beginning.cancel()
+    await asyncio.wait([beginning], timeout=0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    await anyio.to_thread.run_sync(opened.wait)
+    assert os.listdir(tmp_path) == []
 
 
 async def test_a_batch_is_cancelled_even_if_its_state_cannot_be_stored(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ COMMANDS: Sequence[Command] = (sweep, search, run, worker, table, compare, predi
 # Modules of `benchmarks.studies`, which the wheel omits.
 STUDIES = (
     "parity", "overhead", "latency", "calibrate", "overload", "faults", "cancels", "connections", "storms", "attacks", "grammars",
-    "images", "cluster", "routing", "soak", "truth", "ceilings",
+    "images", "batch", "cluster", "routing", "soak", "truth", "ceilings",
 )  # fmt: skip
 
 

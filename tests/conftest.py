@@ -6,7 +6,8 @@ import subprocess
 import hypothesis
 import pytest
 import trio.testing
-from virtual import VirtualLoop
+
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 
 # A shared machine is slow at times, which must not fail a test.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=100)

@@ -7,8 +7,8 @@ import pytest
 from anyio import fail_after
 from hypothesis import given
 from quiescence import Audit, AuditedEngine, check_quiescent
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from llmserve import CancellationToken, EngineManager, GenerationRequest, InvalidRequest, Sampling
 from llmserve.engines.simulated.engine import SimulatedConfig
 

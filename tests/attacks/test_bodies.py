@@ -16,8 +16,8 @@ from attacks.canary import check_error, probe
 from http_support import running_server
 from quiescence import check_quiescent
 from socket_support import running_socket
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.net.turns import WorkQueue
 from frontends.openai.completions import CompletionRequest
 from frontends.openai.decoding import SMALL, BodyReader

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.access.api_keys import Keys
 from frontends.access.control import Access
 from frontends.cluster.ingress_server import IngressServer, open_listeners

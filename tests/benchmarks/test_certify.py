@@ -6,12 +6,12 @@ import attrs
 import msgspec
 import pytest
 from benchmarks_support import WORKLOAD, closed, generate, sent
-from virtual import VirtualLoop
 
 from benchmarks.analysis import summary, validity
 from benchmarks.analysis.stages import Waterfall
 from benchmarks.generator.run import Measured
 from benchmarks.recording.results import Point, Worker
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from benchmarks.sweep import session
 from benchmarks.sweep.generator_ceiling import http_rig
 from benchmarks.workload.plan import Load, PointPlan

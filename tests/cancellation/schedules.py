@@ -7,7 +7,7 @@ themselves. Callbacks stay in place, because asyncio promises their order and co
 import asyncio
 import random
 
-from virtual import VirtualLoop
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 
 
 class ShuffledLoop(VirtualLoop):

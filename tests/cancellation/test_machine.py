@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 from quiescence import Audit, AuditedEngine, check_quiescent
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from llmserve import (
     AdmissionConfig,
     CancellationToken,

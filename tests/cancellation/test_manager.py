@@ -11,8 +11,8 @@ import pytest
 from cancellation.interrupt import Reached, interrupted
 from quiescence import Audit, AuditedEngine, check_quiescent
 from trio.testing import MockClock
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.openai.fan_out import generate_choices, open_choices
 from llmserve import (
     AdmissionConfig,

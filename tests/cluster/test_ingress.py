@@ -9,9 +9,9 @@ import aiohttp
 import attrs
 import pytest
 from aiohttp import web
-from virtual import VirtualLoop
 from yarl import URL
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.cluster.autoscaling import desired_ingresses
 from frontends.cluster.ingress import SILENT_SECONDS, Relay
 from frontends.cluster.ingress_server import IngressServer, open_listeners

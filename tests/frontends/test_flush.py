@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.net.flush import CAUGHT_UP, FALLING_BEHIND, MAX_HOLD, WINDOW, FlushScheduler
 
 

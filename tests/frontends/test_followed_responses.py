@@ -17,8 +17,8 @@ from http_support import running_server
 from hypothesis import example, given
 from hypothesis import strategies as st
 from program_support import fetch, program, until, workers_of
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.access.api_keys import Key, Keys, digest
 from frontends.access.control import Access
 from frontends.answers import background

@@ -2,8 +2,8 @@
 
 import anyio
 import pytest
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.program import spare_gpu
 from frontends.program.spare_gpu import LOOK_SECONDS, LOOKS, Look
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from program_support import MODULE, Streams, connections, fetch, metrics, program, read_to_end_of_answer, until, workers_of
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.aiohttp_app import choose_workers
 from frontends.workers import watchdog
 from frontends.workers.admission_client import AdmissionClient

@@ -5,8 +5,8 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from llmserve.lifecycle.deadlines import MAX_RELEASED, Deadlines
 
 

@@ -12,8 +12,8 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from engines import ScriptedEngine
 from quiescence import check_quiescent
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from llmserve import (
     SLO,
     AdmissionConfig,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from quiescence import Audit, check_quiescent
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from llmserve import (
     CancellationToken,
     Delta,

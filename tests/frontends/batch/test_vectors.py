@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from virtual import VirtualLoop
 
+from benchmarks.stand_ins.virtual_clock import VirtualLoop
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
 from frontends.answers.vectors import Vectors

@@ -12,7 +12,7 @@ class _Selector(selectors.SelectSelector):
 
     now = 0.0
 
-    def select(self, timeout=None):
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         events = super().select(0)
         if not events:
             if timeout is None:
@@ -22,13 +22,13 @@ class _Selector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self):
+    def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
 
-    def time(self):
+    def time(self) -> float:
         return self._virtual.now
 
-    def spend(self, seconds):
+    def spend(self, seconds: float) -> None:
         """Let time pass without yielding to another task, like work that keeps the core busy."""
         self._virtual.now += seconds

@@ -17,7 +17,7 @@ from llmserve import EngineManager
 SETTLE = 2.0
 # Seconds for which lines run before a measurement begins.
 WARM = 30.0
-# More than any engine tokenizes into control tokens, and fewer than any vocabulary has.
+# Prompts are of these token ids, which are text in the vocabularies of the models that we measure.
 FIRST_TOKEN, LAST_TOKEN = 20, 200
 URL = "/v1/completions"
 
@@ -69,15 +69,8 @@ class Row(msgspec.Struct, kw_only=True):
 
 def conclude(rows: Sequence[Row]) -> str:
     """Return a table of the rows."""
-    head = [
-        "other requests",
-        "their share of the engine",
-        "lines, of the idle capacity",
-        "TTFT p50",
-        "with lines",
-        "TTFT p99",
-        "with lines",
-    ]
+    head = ["other requests", "their share of the engine", "lines, of the idle capacity"]
+    head += ["TTFT p50", "with lines", "TTFT p99", "with lines"]
     return markdown(head, [_cells(row) for row in rows])
 
 
@@ -138,11 +131,11 @@ async def _trial(
     return Trial(lines=lines, others=others, seconds=passed, rate=rate, first_tokens=first_tokens, stopped=batch.stopped)
 
 
-async def _texts(source: random.Random, kind: Kind) -> AsyncIterator[bytes]:
-    """Yield the lines of a batch without an end."""
+async def _texts(source: random.Random, kind: Kind) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield the numbers and texts of the lines of an endless batch."""
     for number in itertools.count(1):
         body = {"prompt": _prompt(source, kind), "max_tokens": kind.output, "ignore_eos": True}
-        yield json.dumps({"custom_id": str(number), "method": "POST", "url": URL, "body": body}).encode()
+        yield number, json.dumps({"custom_id": str(number), "method": "POST", "url": URL, "body": body}).encode()
 
 
 def _prompt(source: random.Random, kind: Kind) -> list[int]:

@@ -1,7 +1,7 @@
 """The lines of a batch, run on a manager in process as the server runs them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from frontends.access.caller import Caller
 from frontends.answers.served_model import ServedModel
@@ -20,32 +20,25 @@ class LocalBatch:
     """
 
     def __init__(self, manager: EngineManager, *, alone: bool = False) -> None:
-        self._answers = Answers(ServedModel(manager, manager.info.model))
-        self._runner = Runner(manager, Room(manager, alone=alone), self._answers)
+        answers = Answers(ServedModel(manager, manager.info.model))
+        self._urls = frozenset(answers.table)
+        self._runner = Runner(manager, Room(manager, alone=alone), answers)
         self.answered = 0
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["LocalBatch"]:
-        async with self._runner.running():
-            yield self
+    def running(self) -> AbstractAsyncContextManager[object]:
+        """Return the context in which lines start and stop."""
+        return self._runner.running()
 
     @property
     def stopped(self) -> int:
         """How often a line was stopped for other requests."""
         return self._runner.stopped
 
-    async def run(self, lines: AsyncIterator[bytes]) -> None:
-        """Answer the lines, in OpenAI's format. Raises RuntimeError if one fails."""
-        await self._runner.run(_numbered(lines), self._answers.table, Caller(), self._put)
+    async def run(self, lines: AsyncIterator[tuple[int, bytes]]) -> None:
+        """Answer the lines, each with its number, in OpenAI's format. Raises RuntimeError if one fails."""
+        await self._runner.run(lines, self._urls, Caller(), self._put)
 
     async def _put(self, result: Result) -> None:
         if not result.succeeded:
             raise RuntimeError(f"a line failed: {result}")
         self.answered += 1
-
-
-async def _numbered(lines: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes]]:
-    number = 0
-    async for line in lines:
-        number += 1
-        yield number, line

@@ -18,6 +18,7 @@ from frontends.cluster.relay import SECRET, RelayedRequest, ResponseHead, end_to
 from frontends.cluster.replica_directory import ReplicaAddress
 from frontends.http.errors import last_event
 from frontends.net.listeners import probe
+from frontends.openai.sse import END
 from llmserve import EngineRestarted
 
 T = TypeVar("T")
@@ -33,7 +34,6 @@ GATHERED = ("/metrics", "/load", "/health/generate")
 # Seconds of silence before the kernel's first probe of a connection, then between probes, and their
 # number. A replica that is about to end reports no more, so its silence says nothing.
 UNREACHABLE = {socket.TCP_KEEPIDLE: 4, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 10_000}
-END = b"\n\n"
 
 
 class Lost(Exception):

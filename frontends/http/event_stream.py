@@ -19,6 +19,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http_writer import StreamWriter
 
 from frontends.net.flush import FlushScheduler
+from frontends.openai.sse import END
 from llmserve import Delta, TokenStream
 
 # Long enough for the first token of a server without overload, and short enough for a client that
@@ -30,9 +31,8 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 KEEPALIVE_SECONDS = 15.0
 # Minimum seconds between two looks at a client that does not read.
 MIN_SECONDS = 0.1
-# A comment, which clients of server-sent events skip, and the end of each event.
-COMMENT = b": keep-alive\n\n"
-END = b"\n\n"
+# A comment, which clients of server-sent events skip.
+COMMENT = b": keep-alive" + END
 RECORD = web.ResponseKey("record", bytes)
 
 # Writes a choice's delta as events; empty where there is nothing to show yet.

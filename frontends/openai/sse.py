@@ -7,7 +7,9 @@ import msgspec
 
 from llmserve.lifecycle.logprobs import unpacked
 
-DONE = b"data: [DONE]\n\n"
+# The end of each event.
+END = b"\n\n"
+DONE = b"data: [DONE]" + END
 
 # A marker that no generated text contains: unescaped, it is not valid in JSON.
 _MARKER = "\x00text\x00"
@@ -21,7 +23,7 @@ encode = msgspec.json.Encoder(enc_hook=unpacked).encode
 
 def event(payload: Any) -> bytes:
     """One event with a payload of any type that msgspec encodes."""
-    return b"data: " + encode(payload) + b"\n\n"
+    return b"data: " + encode(payload) + END
 
 
 class TextEvent:

@@ -5,8 +5,8 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from frontends.openai import sse
+from frontends.openai.sse import END
 
-END = b"\n\n"
 # Maximum bytes that a client gets at once, and holds while it does not read.
 PIECE = 2**16
 # The last event of a response, by its status. The format has none of its own for a cancelled one.
@@ -69,7 +69,7 @@ class Events:
         return bytes(memoryview(self._data)[begin:end])
 
 
-def begin_of_end(piece: bytes, place: Place, before: bytes = b"") -> bytes:
+def begin_of_end(piece: bytes, place: Place, before: bytes) -> bytes:
     """Return how the event begins in which a piece ends. `before` is the result for the piece before."""
     begin = piece.rfind(END, 0, -len(END)) + len(END)
     if begin < len(END):

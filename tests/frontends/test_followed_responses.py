@@ -24,7 +24,8 @@ from frontends.access.control import Access
 from frontends.answers import background
 from frontends.http.departure import Departure
 from frontends.http.event_stream import EventStream
-from frontends.responses.events import END, PIECE, Events, Place
+from frontends.openai.sse import END
+from frontends.responses.events import PIECE, Events, Place
 from frontends.responses.memory import ResponseMemory
 from frontends.responses.stored import Name, Operation, StoredResponse
 from frontends.workers.messages import StoreReply

@@ -26,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--lines", type=kind(rate=False), default=Kind(24, 32), metavar="IN/OUT", help=words)
     words = "other requests: tokens in, tokens out, and how many come per second; repeatable (default: four kinds)"
     command.add_argument("--others", action="append", type=kind(rate=True), metavar="IN/OUT/RATE", help=words)
-    words = "seconds of each measurement, without wall time on the simulated engine (default: %(default)s)"
+    words = "seconds of each measurement, of virtual time on the simulated engine (default: %(default)s)"
     command.add_argument("--seconds", type=positive(float), default=2000.0, help=words)
     add_out(command)
 
@@ -37,9 +37,11 @@ def kind(*, rate: bool) -> Callable[[str], Kind]:
 
     def parse(text: str) -> Kind:
         words = text.split("/")
-        if len(words) != 2 + rate:
-            raise argparse.ArgumentTypeError(f"{text!r}: write {form}")
-        return Kind(positive(int)(words[0]), positive(int)(words[1]), *map(positive(float), words[2:]))
+        numbers = [int, int, float][: len(form.split("/"))]
+        try:
+            return Kind(*(positive(number)(word) for number, word in zip(numbers, words, strict=True)))
+        except (ValueError, argparse.ArgumentTypeError):
+            raise argparse.ArgumentTypeError(f"{text!r}: write {form}, each a number above 0") from None
 
     return parse
 
